@@ -1,0 +1,79 @@
+"""Which heads and neurons carry a behaviour of a language model: exact, fast, controlled.
+
+The public names load what they need when they are first used, so that `import interp` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.capture import Activations, run_with_cache
+    from interp.components import SITES, Component
+    from interp.errors import InterpError
+    from interp.interventions import Intervention, intervene
+    from interp.metrics import METRICS, Metric
+    from interp.models import LanguageModel, known_models, load_model
+    from interp.patching import activation_patching, joint_patching
+    from interp.paths import path_patching
+    from interp.prompts import PromptPair, Task
+    from interp.scores import Scores
+    from interp.tasks import TASKS, load_task
+
+_HOMES = {
+    "Activations": "capture",
+    "run_with_cache": "capture",
+    "SITES": "components",
+    "Component": "components",
+    "InterpError": "errors",
+    "Intervention": "interventions",
+    "intervene": "interventions",
+    "METRICS": "metrics",
+    "Metric": "metrics",
+    "LanguageModel": "models",
+    "known_models": "models",
+    "load_model": "models",
+    "activation_patching": "patching",
+    "joint_patching": "patching",
+    "path_patching": "paths",
+    "PromptPair": "prompts",
+    "Task": "prompts",
+    "Scores": "scores",
+    "TASKS": "tasks",
+    "load_task": "tasks",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "METRICS",
+    "SITES",
+    "TASKS",
+    "Activations",
+    "Component",
+    "InterpError",
+    "Intervention",
+    "LanguageModel",
+    "Metric",
+    "PromptPair",
+    "Scores",
+    "Task",
+    "activation_patching",
+    "intervene",
+    "joint_patching",
+    "known_models",
+    "load_model",
+    "load_task",
+    "path_patching",
+    "run_with_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"interp.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'interp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

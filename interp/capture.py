@@ -1,0 +1,190 @@
+"""Running a model and keeping what it computed, where asked and no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from interp.components import SITES
+from interp.errors import InterpError
+from interp.files import cache_dir, content_key, write_atomically
+from interp.models.language_model import Address, Batch, Hook, LanguageModel
+from interp.positions import resolve
+from interp.prompts import Prompt, Task
+
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Captured activations: `acts["L5.z"]` or `acts[5, "z"]`.
+
+    One prompt position: (prompts, ...). Several: (prompts, positions, ...), rows shorter than
+    the longest prompt filled with zeros and `mask` False there. Patterns are
+    (prompts, positions, head, key_pos). `logits` holds the last token's.
+    """
+
+    values: Mapping[Address, Tensor]
+    mask: Tensor
+    logits: Tensor
+    path: Path | None = None
+
+    def __getitem__(self, key: str | Address) -> Tensor:
+        address = key
+        if isinstance(key, str):
+            layer, _, site = key.removeprefix("L").partition(".")
+            address = (int(layer) if layer.isdigit() else -1, site)
+        if address not in self.values:
+            kept = ", ".join(f"L{layer}.{site}" for layer, site in self.values)
+            raise InterpError(f"activation {key!r}", "not captured", f"captured: {kept}")
+        return self.values[address]  # type: ignore[index]
+
+
+def run_with_cache(
+    model: LanguageModel,
+    prompts: Task | Sequence[Prompt],
+    *,
+    sites: Iterable[str],
+    layers: Iterable[int] | None = None,
+    positions: str | Sequence[int] = "all",
+    padding_side: str = "right",
+    budget_gb: float = 2.0,
+    to_disk: bool = False,
+) -> Activations:
+    """The activations of some sites, layers and positions, and the last token's logits.
+
+    Args:
+        model: a loaded model.
+        prompts: texts, token tuples, or a task (its clean prompts, whose named positions count).
+        sites: site names, see `interp.components.SITES`.
+        layers: which layers; all by default.
+        positions: "all", a named position, or one token index per prompt.
+        padding_side: changes nothing in the result.
+        budget_gb: the most the result may take in memory; more is refused before the run.
+        to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
+            a second call with the same arguments reads the file.
+
+    Raises:
+        InterpError: an absent site, a position a prompt lacks, or a result over the budget.
+    """
+    sites = list(dict.fromkeys(sites))
+    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    for site in sites:
+        model.require_site(site)
+    texts: Sequence[Prompt] = (
+        [pair.clean for pair in prompts.pairs] if isinstance(prompts, Task) else list(prompts)
+    )
+    marks = [dict(p.positions) for p in prompts.pairs] if isinstance(prompts, Task) else None
+    tokenized = [model.tokenize(text) for text in texts]
+    rows = [prompt.tokens for prompt in tokenized]
+    if positions == "all":
+        where = [list(range(len(row))) for row in rows]
+    elif isinstance(positions, str):
+        where = [
+            [resolve(positions, prompt, marks[i] if marks else {}, f"prompt {i}")]
+            for i, prompt in enumerate(tokenized)
+        ]
+    else:
+        where = [[int(p) if p >= 0 else len(rows[i]) + int(p)] for i, p in enumerate(positions)]
+        if len(where) != len(rows) or any(not 0 <= w[0] < len(r) for w, r in zip(where, rows, strict=True)):
+            raise InterpError(
+                f"positions={list(positions)}",
+                f"{len(rows)} prompts of {[len(r) for r in rows]} tokens",
+                "give one position inside each prompt",
+            )
+    width, length = max(len(w) for w in where), max(len(r) for r in rows)
+    shapes = {site: (len(rows), width, *_shape(model, site, length)) for site in sites}
+    size = torch.finfo(model.dtype).bits // 8
+    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * len(chosen) * size
+    if total > budget_gb * 1e9:
+        raise InterpError(
+            f"capturing {', '.join(sites)} at {len(chosen)} layers",
+            f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
+            "ask for fewer sites, layers or positions, or raise budget_gb",
+        )
+    key = content_key([VERSION, model.hash, rows, where, sites, chosen])
+    path = cache_dir() / "activations" / f"{key}.safetensors"
+    squeeze = positions != "all"
+    if to_disk and (found := _open(path)) is not None:
+        return found
+
+    values: dict[Address, Tensor] = {
+        (layer, site): torch.zeros(shapes[site], dtype=model.dtype)
+        for layer in chosen
+        for site in sites
+    }
+
+    def keep(address: Address) -> Hook:
+        def hook(value: Tensor, batch: Batch) -> Tensor:
+            seen = value.detach()
+            if address[1] == "pattern":
+                seen = seen.transpose(1, 2)
+            for row, prompt in enumerate(batch.prompts):
+                columns = [batch.column(row, p) for p in where[prompt]]
+                kept = seen[row, columns].cpu()
+                if address[1] == "pattern":
+                    first = int(batch.first[row])
+                    kept = kept[..., first : first + int(batch.lengths[row])]
+                    values[address][prompt, : len(columns), :, : kept.shape[-1]] = kept
+                else:
+                    values[address][prompt, : len(columns)] = kept
+            return value
+
+        return hook
+
+    hooks = {address: [keep(address)] for address in values}
+    logits = model.last_logits(rows, hooks=hooks, padding_side=padding_side).cpu()
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, columns in enumerate(where):
+        mask[i, : len(columns)] = True
+    if squeeze:
+        values = {address: value[:, 0] for address, value in values.items()}
+        mask = mask[:, 0]
+    if not to_disk:
+        return Activations(values=values, mask=mask, logits=logits)
+    tensors = {f"L{layer}.{site}": value for (layer, site), value in values.items()}
+    tensors |= {"mask": mask, "logits": logits}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    metadata = {"version": str(VERSION), "sites": json.dumps(sites)}
+    write_atomically(path, lambda partial: save_file(contiguous, partial, metadata))
+    reopened = _open(path)
+    assert reopened is not None
+    return reopened
+
+
+def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:
+    """The trailing shape of a site's value at one position."""
+    heads = {"q": model.n_heads, "z": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}
+    if site == "pattern":
+        return (model.n_heads, length)
+    if site in heads:
+        return (heads[site], model.d_head)
+    return (model.d_mlp,) if SITES[site] == "neuron" else (model.d_model,)
+
+
+def _open(path: Path) -> Activations | None:
+    """Memory-mapped activations, or None where there is no whole file to read."""
+    if not path.exists():
+        return None
+    values: dict[Address, Tensor] = {}
+    other: dict[str, Any] = {}
+    try:
+        with safe_open(path, framework="pt") as stream:
+            for name in stream.keys():  # noqa: SIM118 - not a mapping
+                tensor = stream.get_tensor(name)
+                if name.startswith("L"):
+                    layer, _, site = name[1:].partition(".")
+                    values[int(layer), site] = tensor
+                else:
+                    other[name] = tensor
+    except Exception:  # a truncated file: compute it again and replace it
+        return None
+    return Activations(values=values, mask=other["mask"], logits=other["logits"], path=path)

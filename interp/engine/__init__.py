@@ -1,0 +1,1 @@
+"""The fast exact re-run: plain torch on ragged rows, restarted where a change first matters."""

@@ -1,0 +1,59 @@
+"""The arithmetic a sweep cannot avoid, and how fast this machine does arithmetic."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from interp.engine.sites import EDITED
+from interp.engine.sweep import Cells
+from interp.models.architecture import Decoder
+
+
+def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) -> float:
+    """Floating-point operations of a sweep that shares everything that can be shared.
+
+    Patched layer: the patched positions only (from the first one on for resid_pre, k and v).
+    Later layers: the positions from the first one on. Last layer: keys and values of those, and
+    the rest of the block for the last position. Matrix products alone are counted.
+    """
+    if not len(cells):
+        return 0.0
+    attn, d = decoder.blocks[0].attn, decoder.d_model
+    wide = attn.n_heads * attn.d_head
+    kv = 4.0 * d * attn.n_kv_heads * attn.d_head
+    qo = 4.0 * d * wide
+    mlp = 2.0 * d * decoder.d_mlp * (3 if decoder.blocks[0].mlp.up is not None else 2)
+    length = lengths[cells.prompt].astype(float)
+    start = np.minimum.reduceat(cells.positions, cells.first).astype(float)
+    size = length - start
+    mixing = 4.0 * wide * (size * (start + 1 + length) / 2)
+    mixing_last = 4.0 * wide * length
+    full = size * (kv + qo + mlp) + mixing
+    last = size * kv + qo + mlp + mixing_last
+    n_layers = len(decoder.blocks)
+    after = n_layers - 1 - cells.layer
+    total = np.where(after > 0, np.maximum(after - 1, 0) * full + last, 0.0)
+    at_end = np.where(after == 0, np.minimum(cells.count, 1), cells.count)
+    if site in EDITED:
+        total += np.where(after == 0, last, full)
+    elif site in ("z", "q", "pattern", "attn_out", "resid_mid"):
+        head = 2.0 * d * (wide if cells.component[0] < 0 else attn.d_head)
+        total += at_end * (mlp + (head if site not in ("attn_out", "resid_mid") else 0.0))
+    return float(total.sum())
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, *, seconds: float = 0.15) -> float:
+    """Floating-point operations per second of a matrix product of typical size, best of runs."""
+    left = torch.randn(1024, 768, dtype=dtype, device=device)
+    right = torch.randn(768, 3072, dtype=dtype, device=device)
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < seconds or best == float("inf"):
+        start = time.perf_counter()
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * 1024 * 768 * 3072 / best

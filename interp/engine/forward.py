@@ -1,0 +1,292 @@
+"""One block at a time, on flat ragged tokens: the arithmetic of every run.
+
+The baseline is a run whose rows are whole prompts; a restarted variant is a row that holds only
+the positions from its first change on, and reads the baseline's keys and values before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.engine.layout import Group, Index, Layout
+from interp.models.architecture import Attention, Block, Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Replace a site's value in some rows: entry j sets (ids[j], positions[j]) to values[j].
+
+    With `components` (head or neuron numbers) only that slice of the site is replaced.
+    """
+
+    site: str
+    ids: Index
+    positions: Index
+    values: Tensor
+    components: Index | None = None
+
+    def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
+        """A copy of `tensor` with the values in place."""
+        tokens = layout.flat(self.ids, self.positions).to(tensor.device)
+        edited = tensor.clone()
+        values = self.values.to(edited)
+        if self.components is None:
+            edited[tokens] = values.reshape(len(tokens), *edited.shape[1:])
+        else:
+            edited[tokens, torch.from_numpy(self.components).to(tensor.device)] = values
+        return edited
+
+
+Edits = Mapping[int, list[Edit]]
+
+
+@dataclass(kw_only=True)
+class Baseline:
+    """A plain run over some prompts: flat tokens, and what restarts and captures need.
+
+    `sites[layer, name]` is (tokens, ...). Besides TransformerLens' site names there are three
+    internal ones: `k_rot` (keys as attention uses them), `attn_raw` and `mlp_raw` (outputs
+    before a post-norm). `resid_pre` of layer n_layers is the final residual.
+    """
+
+    lengths: Index
+    offset: Index
+    sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+    def at(self, layer: int, site: str, tokens: Tensor) -> Tensor:
+        """Values of a site at flat tokens."""
+        return self.sites[layer, site][tokens]
+
+    def flat(self, prompts: Index, positions: Index) -> Tensor:
+        """Flat index of (prompt, position) pairs."""
+        return torch.from_numpy(self.offset[prompts] + positions)
+
+
+@lru_cache(maxsize=4096)
+def _mask(start: int, length: int, window: int | None, repeats: int, device: str) -> Tensor | None:
+    """(repeats * queries, keys) True where a query may look; None where it may look everywhere."""
+    queries = torch.arange(start, length)[:, None]
+    keys = torch.arange(length)[None]
+    allowed = keys <= queries
+    if window is not None:
+        allowed &= keys > queries - window
+    if bool(allowed.all()):
+        return None
+    return allowed.repeat(repeats, 1).to(device)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the first `cos.shape[-1]` dimensions, half-split convention."""
+    width = cos.shape[-1]
+    turned, rest = x[..., :width], x[..., width:]
+    left, right = turned.chunk(2, dim=-1)
+    turned = turned * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None]
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def _normed(attn: Attention, heads: Tensor, norm: object) -> Tensor:
+    """Query or key norm, over each head or over all heads at once."""
+    if norm is None:
+        return heads
+    if attn.norm_over_heads:
+        return norm(heads.flatten(1)).view_as(heads)  # type: ignore[operator]
+    return norm(heads)  # type: ignore[operator]
+
+
+def attention_pattern(attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(softcap(scale * q k^T) + mask), in float32 or wider, in the dtype of q."""
+    scores = (q @ k.transpose(-1, -2)) * attn.scale
+    if attn.softcap is not None:
+        scores = torch.tanh(scores / attn.softcap) * attn.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    wide = scores if scores.dtype == torch.float64 else scores.float()
+    return wide.softmax(-1).to(q.dtype)
+
+
+class Runner:
+    """Runs a `Decoder`'s blocks on ragged rows."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.device = decoder.unembed.device
+        self.dtype = decoder.unembed.dtype
+        self._angles: dict[str | None, tuple[Tensor, Tensor]] = {}
+
+    # -- parts of a block ------------------------------------------------------------------
+
+    def angles(self, kind: str | None, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines of some positions, from a table that grows."""
+        assert self.decoder.rotary is not None
+        need = int(positions.max()) + 1
+        if kind not in self._angles or len(self._angles[kind][0]) < need:
+            grown = torch.arange(max(need, 256), device=self.device)
+            self._angles[kind] = self.decoder.rotary(grown, kind)
+        cos, sin = self._angles[kind]
+        where = positions.to(self.device)
+        return cos[where], sin[where]
+
+    def rotated(self, attn: Attention, which: str, heads: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys as attention uses them: normed, then rotated."""
+        heads = _normed(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
+        if self.decoder.rotary is None:
+            return heads
+        return _rotate(heads, *self.angles(attn.rotary, positions))
+
+    def project(self, block: Block, which: str, normed: Tensor) -> Tensor:
+        """Site q, k or v of normed residuals: (tokens, heads, d_head)."""
+        attn = block.attn
+        return getattr(attn, which)(normed).unflatten(-1, (-1, attn.d_head))
+
+    def mlp_post(self, block: Block, resid: Tensor, capture: dict[str, Tensor] | None) -> Tensor:
+        """Neuron activations (site `post`) of residuals read by the MLP."""
+        normed = block.ln2(resid) if block.ln2 is not None else resid
+        pre = block.mlp.gate(normed)
+        if capture is not None:
+            capture["pre"] = pre
+        post = block.mlp.act(pre)
+        if block.mlp.up is not None:
+            linear = block.mlp.up(normed)
+            if capture is not None:
+                capture["pre_linear"] = linear
+            post = post * linear
+        if capture is not None:
+            capture["post"] = post
+        return post
+
+    def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
+        """What the MLP writes to the residual stream when it reads `resid`."""
+        raw = block.mlp.down(self.mlp_post(block, resid, None))
+        return block.ln2_post(raw) if block.ln2_post is not None else raw
+
+    def attention(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layout: Layout,
+        base: Baseline | None,
+        *,
+        only_last: bool,
+        patterns: Tensor | None = None,
+    ) -> Tensor:
+        """Site z: (queries, heads, d_head). `patterns`, if given, is filled in passing."""
+        attn = self.decoder.blocks[layer].attn
+        per_kv = attn.n_heads // attn.n_kv_heads
+        z = torch.empty_like(q)
+        for group in layout.groups:
+            n, size = group.rows.stop - group.rows.start, group.length - group.start
+            keys, values = (
+                self._with_prefix(layer, name, part, group, layout, base)
+                for name, part in (("k_rot", k), ("v", v))
+            )
+            count = 1 if only_last else size
+            chosen = group.rows if only_last else group.tokens
+            queries = q[chosen].view(n, count, attn.n_kv_heads, per_kv, attn.d_head)
+            queries = queries.permute(0, 2, 3, 1, 4).reshape(n, attn.n_kv_heads, -1, attn.d_head)
+            first = group.length - 1 if only_last else group.start
+            mask = _mask(first, group.length, attn.window, per_kv, str(self.device))
+            if patterns is None and attn.softcap is None:
+                mixed = F.scaled_dot_product_attention(
+                    queries, keys, values, attn_mask=mask, scale=attn.scale
+                )
+            else:
+                pattern = attention_pattern(attn, queries, keys, mask)
+                mixed = pattern @ values
+                if patterns is not None:
+                    shaped = pattern.view(n, attn.n_heads, count, group.length)
+                    patterns[chosen, :, : group.length] = shaped.transpose(1, 2).flatten(0, 1)
+            mixed = mixed.view(n, attn.n_kv_heads, per_kv, count, attn.d_head)
+            z[chosen] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, attn.n_heads, attn.d_head)
+        return z
+
+    def _with_prefix(
+        self,
+        layer: int,
+        name: str,
+        own: Tensor,
+        group: Group,
+        layout: Layout,
+        base: Baseline | None,
+    ) -> Tensor:
+        """Keys or values of whole rows, (rows, kv heads, positions, d_head)."""
+        n = group.rows.stop - group.rows.start
+        suffix = own[group.tokens].view(n, -1, *own.shape[1:])
+        if group.start > 0:
+            assert base is not None
+            index = layout.offset[group.rows][:, None] + np.arange(group.start)
+            prefix = base.at(layer, name, torch.from_numpy(index).to(own.device))
+            suffix = torch.cat([prefix, suffix], dim=1)
+        return suffix.transpose(1, 2)
+
+    # -- whole blocks ----------------------------------------------------------------------
+
+    def block(
+        self,
+        layer: int,
+        x: Tensor,
+        layout: Layout,
+        *,
+        base: Baseline | None = None,
+        edits: list[Edit] = (),  # type: ignore[assignment]
+        capture: dict[str, Tensor] | None = None,
+        patterns: bool = False,
+        only_last: bool = False,
+    ) -> Tensor:
+        """resid_post of rows whose resid_pre is `x`.
+
+        With `only_last`, the last token of each row only: in the last layer the others matter
+        through their keys and values alone. Edits then may fall on resid_pre, q, k and v.
+        """
+
+        def edited(site: str, value: Tensor) -> Tensor:
+            for edit in edits:
+                if edit.site == site:
+                    value = edit.apply(value, layout)
+            if capture is not None:
+                capture[site] = value
+            return value
+
+        block = self.decoder.blocks[layer]
+        attn = block.attn
+        x = edited("resid_pre", x)
+        normed = block.ln1(x) if block.ln1 is not None else x
+        k, v = (edited(which, self.project(block, which, normed)) for which in ("k", "v"))
+        at = layout.last.to(self.device) if only_last else slice(None)
+        query_edits = any(edit.site == "q" for edit in edits)
+        q = self.project(block, "q", normed if query_edits else normed[at])
+        q = edited("q", q)
+        q = q[at] if query_edits else q
+        positions = layout.positions
+        k = self.rotated(attn, "k", k, positions)
+        q = self.rotated(attn, "q", q, positions[layout.last] if only_last else positions)
+        filled = None
+        if patterns:
+            filled = q.new_zeros(len(q), attn.n_heads, int(layout.length.max()))
+        z = self.attention(
+            layer, q, k, v, layout, base, only_last=only_last, patterns=filled
+        )
+        if capture is not None:
+            capture["k_rot"] = k
+            if filled is not None:
+                capture["pattern"] = filled
+        x = x[at]
+        z = edited("z", z)
+        raw = attn.o(z.flatten(1))
+        attn_out = edited("attn_out", block.ln1_post(raw) if block.ln1_post is not None else raw)
+        read = x if block.parallel else edited("resid_mid", x + attn_out)
+        post = edited("post", self.mlp_post(block, read, capture))
+        mlp_raw = block.mlp.down(post)
+        out = edited("mlp_out", block.ln2_post(mlp_raw) if block.ln2_post is not None else mlp_raw)
+        if capture is not None:
+            capture["attn_raw"], capture["mlp_raw"] = raw, mlp_raw
+        resid = x + attn_out + out if block.parallel else read + out
+        return edited("resid_post", resid)

@@ -1,0 +1,103 @@
+"""Rows in flight, ragged: no padding, so no row can depend on another's length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Index = np.ndarray
+
+
+def ranges(starts: Index, sizes: Index) -> Index:
+    """The concatenation of `arange(start, start + size)` for each pair."""
+    before = np.cumsum(sizes) - sizes
+    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive rows that share their first position and their length."""
+
+    rows: slice
+    tokens: slice
+    start: int
+    length: int
+
+
+class Layout:
+    """Row r holds the tokens at positions `start[r] .. length[r] - 1` of prompt `prompt[r]`.
+
+    Rows are kept sorted by (length, start), so that rows of one shape lie together; `ids` says
+    which variant each row is. `base` maps every token to its place in the baseline's flat
+    tokens.
+    """
+
+    def __init__(
+        self, *, ids: Index, prompt: Index, start: Index, length: Index, offset: Index
+    ) -> None:
+        order = np.lexsort((ids, start, length))
+        self.order = order
+        self.ids, self.prompt = ids[order], prompt[order]
+        self.start, self.length = start[order], length[order]
+        self.sizes = self.length - self.start
+        self.first_token = np.cumsum(self.sizes) - self.sizes
+        self.offset = offset[self.prompt]
+        self.row_of_id = dict(zip(self.ids.tolist(), range(len(ids)), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def base(self) -> Tensor:
+        """(tokens,) index of each token in the baseline's flat tokens."""
+        return torch.from_numpy(ranges(self.offset + self.start, self.sizes))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """(tokens,) position of each token in its prompt."""
+        return torch.from_numpy(ranges(self.start, self.sizes))
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(rows,) flat index of each row's last token."""
+        return torch.from_numpy(self.first_token + self.sizes - 1)
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The runs of rows with one (start, length)."""
+        if not len(self):
+            return []
+        changed = (np.diff(self.start) != 0) | (np.diff(self.length) != 0)
+        edges = [0, *(np.flatnonzero(changed) + 1).tolist(), len(self)]
+        found = []
+        for begin, end in zip(edges, edges[1:], strict=False):
+            first = int(self.first_token[begin])
+            count = (end - begin) * int(self.sizes[begin])
+            found.append(
+                Group(
+                    rows=slice(begin, end),
+                    tokens=slice(first, first + count),
+                    start=int(self.start[begin]),
+                    length=int(self.length[begin]),
+                )
+            )
+        return found
+
+    def flat(self, ids: Index, positions: Index) -> Tensor:
+        """Flat token indices of (variant id, position) pairs that this layout holds."""
+        rows = np.fromiter((self.row_of_id[i] for i in ids.tolist()), np.int64, len(ids))
+        return torch.from_numpy(self.first_token[rows] + positions - self.start[rows])
+
+    def joined(self, other: Layout, offset: Index) -> tuple[Layout, Tensor]:
+        """Both layouts in one, and the gather that brings `cat(self, other)` into its order."""
+        both = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("ids", "prompt", "start", "length")
+        }
+        merged = Layout(**both, offset=offset)
+        first = np.concatenate([self.first_token, other.first_token + int(self.sizes.sum())])
+        return merged, torch.from_numpy(ranges(first[merged.order], merged.sizes))

@@ -1,0 +1,188 @@
+"""Exact re-runs of a baseline with something changed, computing only what can differ.
+
+A change in layer l at position p leaves everything before layer l alone and, in a causal model,
+every position before p. So a variant joins the run at its layer with the positions from p on,
+reads the baseline's keys and values before them, and in the last layer computes the rest of the
+block for its last token only. All variants of a chunk go through a layer together, whichever
+layer they joined at; rows are ragged, so nothing is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine.forward import Baseline, Edit, Edits, Runner
+from interp.engine.layout import Index, Layout, ranges
+
+_EARLY = ("resid_pre", "q", "k", "v")
+_RESTART = ("resid_pre", "k_rot", "v")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variants:
+    """Changed runs, one per entry: which prompt, where it starts to differ, where it joins.
+
+    `ready` variants join after their layer, with `Joined` values in their resid_post; the others
+    join before it, with the baseline's resid_pre, and are changed by edits.
+    """
+
+    prompt: Index
+    start: Index
+    layer: Index
+    ready: Index
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def __getitem__(self, chosen: Index) -> Variants:
+        return Variants(
+            prompt=self.prompt[chosen],
+            start=self.start[chosen],
+            layer=self.layer[chosen],
+            ready=self.ready[chosen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joined:
+    """resid_post values of ready variants: entry j is (variant id, position) -> values[j]."""
+
+    ids: Index
+    positions: Index
+    values: Tensor
+
+
+Join = Callable[[int, Index], Joined]
+"""(layer, ids of the ready variants that join after it) -> their changed resid_post."""
+
+
+def baseline(
+    runner: Runner, prompts: Sequence[Sequence[int]], sites: frozenset[str] = frozenset()
+) -> Baseline:
+    """A plain run, keeping what restarts need and the named sites at every layer."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    offset = np.cumsum(lengths) - lengths
+    # Rows keep the order of the prompts in the flat tokens, whatever order they run in.
+    ids = np.arange(len(prompts))
+    layout = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=lengths, offset=offset)
+    flat = torch.tensor([token for prompt in prompts for token in prompt], device=runner.device)
+    there, back = layout.base.to(runner.device), torch.argsort(layout.base).to(runner.device)
+    kept = Baseline(lengths=lengths, offset=offset)
+    x = runner.decoder.embed(flat[there], layout.positions.to(runner.device))
+    wanted = {*_RESTART, *sites}
+    for layer in range(len(runner.decoder.blocks)):
+        capture: dict[str, Tensor] = {}
+        x = runner.block(layer, x, layout, capture=capture, patterns="pattern" in wanted)
+        for site in wanted & capture.keys():
+            kept.sites[layer, site] = capture[site][back]
+    kept.sites[len(runner.decoder.blocks), "resid_pre"] = x[back]
+    return kept
+
+
+def final_hidden(runner: Runner, base: Baseline) -> Tensor:
+    """Normalised final residual at the last token of each baseline prompt."""
+    last = torch.from_numpy(base.offset + base.lengths - 1).to(runner.device)
+    return runner.decoder.ln_final(base.at(len(runner.decoder.blocks), "resid_pre", last))
+
+
+def restart(
+    runner: Runner,
+    base: Baseline,
+    variants: Variants,
+    *,
+    join: Join | None = None,
+    edits: Edits | None = None,
+) -> Tensor:
+    """Normalised final residual at the last token of every variant, (variants, d_model)."""
+    edits = edits or {}
+    n_layers = len(runner.decoder.blocks)
+    length = base.lengths[variants.prompt]
+    layout = Layout(
+        **dict.fromkeys(("ids", "prompt", "start", "length"), np.zeros(0, dtype=np.int64)),
+        offset=base.offset,
+    )
+    x = base.sites[0, "resid_pre"].new_empty(0, runner.decoder.d_model)
+    for layer in range(int(variants.layer.min(initial=n_layers)), n_layers):
+        here = edits.get(layer, [])
+        last = layer == n_layers - 1
+        only_last = last and all(edit.site in _EARLY for edit in here)
+        early = np.flatnonzero((variants.layer == layer) & ~variants.ready)
+        if len(early):
+            entering = _layout(variants, early, length, base)
+            at = entering.base.to(runner.device)
+            layout, x = _merge(layout, x, entering, base.at(layer, "resid_pre", at), base)
+        if len(layout):
+            x = runner.block(layer, x, layout, base=base, edits=here, only_last=only_last)
+        late = np.flatnonzero((variants.layer == layer) & variants.ready)
+        if last:
+            if len(layout):
+                x = x if only_last else x[layout.last.to(runner.device)]
+            return _finish(runner, base, variants, layout, x, late, join)
+        if len(late):
+            assert join is not None
+            entering = _layout(variants, late, length, base)
+            suffix = base.at(layer + 1, "resid_pre", entering.base.to(runner.device))
+            changed = join(layer, late)
+            suffix[entering.flat(changed.ids, changed.positions).to(runner.device)] = changed.values
+            layout, x = _merge(layout, x, entering, suffix, base)
+    raise AssertionError("variants must join at a layer of the model")
+
+
+def _layout(variants: Variants, ids: Index, length: Index, base: Baseline) -> Layout:
+    return Layout(
+        ids=ids,
+        prompt=variants.prompt[ids],
+        start=variants.start[ids],
+        length=length[ids],
+        offset=base.offset,
+    )
+
+
+def _merge(
+    layout: Layout, x: Tensor, entering: Layout, suffix: Tensor, base: Baseline
+) -> tuple[Layout, Tensor]:
+    if not len(layout):
+        return entering, suffix
+    merged, gather = layout.joined(entering, base.offset)
+    return merged, torch.cat([x, suffix])[gather.to(x.device)]
+
+
+def _finish(
+    runner: Runner,
+    base: Baseline,
+    variants: Variants,
+    layout: Layout,
+    x: Tensor,
+    late: Index,
+    join: Join | None,
+) -> Tensor:
+    """Final residuals of all variants, those that join after the last layer included."""
+    final = base.sites[len(runner.decoder.blocks), "resid_pre"]
+    ends = base.offset[variants.prompt] + base.lengths[variants.prompt] - 1
+    hidden = final[torch.from_numpy(ends).to(runner.device)]
+    hidden[torch.from_numpy(layout.ids).to(runner.device)] = x
+    if len(late):
+        assert join is not None
+        changed = join(len(runner.decoder.blocks) - 1, late)
+        at_end = changed.positions == base.lengths[variants.prompt[changed.ids]] - 1
+        where = torch.from_numpy(changed.ids[at_end]).to(runner.device)
+        hidden[where] = changed.values[torch.from_numpy(at_end).to(runner.device)]
+    return runner.decoder.ln_final(hidden)
+
+
+__all__ = [
+    "Baseline",
+    "Edit",
+    "Joined",
+    "Runner",
+    "Variants",
+    "baseline",
+    "final_hidden",
+    "ranges",
+    "restart",
+]

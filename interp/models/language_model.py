@@ -1,0 +1,311 @@
+"""A loaded model: tokeniser, hooked runs through TransformerLens, and its parts for the engine.
+
+The only file, with its neighbours in this folder, that knows the backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.components import SITES, check_site
+from interp.errors import InterpError
+from interp.files import canonical_json
+from interp.models.architecture import Decoder
+from interp.positions import TokenizedPrompt
+from interp.prompts import Prompt
+
+Address = tuple[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts of one padded forward pass.
+
+    `first[r]` is the column of row r's first real token: 0 with right padding.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    first: np.ndarray
+    lengths: np.ndarray
+    prompts: np.ndarray
+
+    def column(self, row: int, position: int) -> int:
+        """The column of a prompt position."""
+        return int(self.first[row]) + position
+
+
+Hook = Callable[[Tensor, Batch], Tensor]
+"""(value of a site, the batch) -> its new value. Heads are (batch, pos, head, d_head), patterns
+(batch, head, query_pos, key_pos), everything else (batch, pos, width)."""
+
+BATCH_TOKENS = 1024
+
+
+@dataclass(kw_only=True)
+class LanguageModel:
+    """A causal language model that has passed its checks.
+
+    `sites` maps each site to None where it can be read and changed, else to the reason it
+    cannot. `engine_reason` says why there is no fast engine, if there is none.
+    """
+
+    name: str
+    bridge: Any
+    tokenizer: Any
+    decoder: Decoder | None
+    hash: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    family: str
+    parallel: bool
+    gated: bool
+    engine_reason: str | None = None
+    card: str = ""
+    sites: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SITES))
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    active: list[Mapping[Address, list[Hook]]] = field(default_factory=list, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"LanguageModel({self.name!r}, {self.family}, {self.n_layers} layers, "
+            f"{self.n_heads} heads over {self.n_kv_heads} key/value heads, d_model {self.d_model}, "
+            f"{self.d_mlp} neurons, {self.hash[:12]})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding lives."""
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' type."""
+        return next(self.bridge.parameters()).dtype
+
+    # -- tokens ----------------------------------------------------------------------------
+
+    def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
+        """A prompt's tokens as the tokeniser gives them, special tokens included.
+
+        Raises:
+            InterpError: no tokeniser for text, no tokens, or more than the model has positions.
+        """
+        spans: tuple[tuple[int, int], ...] | None = None
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InterpError(
+                    f"text for {self.name}", "it has no tokeniser", "give tuples of token ids"
+                )
+            fast = bool(getattr(self.tokenizer, "is_fast", False))
+            encoded = self.tokenizer(prompt, return_offsets_mapping=fast)
+            tokens = tuple(encoded["input_ids"])
+            if fast:
+                spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+        else:
+            tokens = tuple(int(token) for token in prompt)
+        limit = self.decoder.max_positions if self.decoder is not None else None
+        if not tokens or (limit is not None and len(tokens) > limit):
+            raise InterpError(
+                f"a prompt for {self.name}",
+                f"{len(tokens)} tokens",
+                f"write between 1 and {limit} tokens",
+            )
+        if min(tokens) < 0 or max(tokens) >= self.d_vocab:
+            raise InterpError(
+                f"a prompt for {self.name}",
+                f"token ids from {min(tokens)} to {max(tokens)}",
+                f"its vocabulary has {self.d_vocab} tokens",
+            )
+        return TokenizedPrompt(
+            text=prompt if isinstance(prompt, str) else None,
+            tokens=tokens,
+            strings=self.strings(tokens),
+            spans=spans,
+            end_of_turn=getattr(self.tokenizer, "eos_token", None),
+        )
+
+    def strings(self, tokens: Sequence[int]) -> tuple[str, ...]:
+        """Each token as text."""
+        if self.tokenizer is None:
+            return tuple(f"<{token}>" for token in tokens)
+        return tuple(self.tokenizer.decode([token]) for token in tokens)
+
+    def token_id(self, text: str) -> tuple[int, ...]:
+        """The tokens of a piece of text, without special tokens."""
+        if self.tokenizer is None:
+            raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # -- runs ------------------------------------------------------------------------------
+
+    def require_site(self, site: str) -> None:
+        """Refuse a site this model does not offer.
+
+        Raises:
+            InterpError: unknown, or absent with the reason.
+        """
+        if (reason := self.sites[check_site(site)]) is not None:
+            offered = ", ".join(name for name, why in self.sites.items() if why is None)
+            raise InterpError(
+                f"site {site} of {self.name}", reason, f"this model offers {offered}"
+            )
+
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        hooks: Mapping[Address, list[Hook]] | None = None,
+        padding_side: str = "right",
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Hooked forward passes, padded and masked: yields each batch with its logits.
+
+        Prompts are grouped so that a pass holds at most about `BATCH_TOKENS` tokens. Results do
+        not depend on the grouping or on the padding side.
+        """
+        if padding_side not in ("left", "right"):
+            raise InterpError(
+                f"padding_side={padding_side!r}", "no such side", "use 'left' or 'right'"
+            )
+        for chosen in _batches([len(prompt) for prompt in prompts]):
+            batch = _pad([prompts[i] for i in chosen], chosen, padding_side, self.device)
+            with self.lock:
+                layers: list[Mapping[Address, list[Hook]]] = [*self.active, hooks or {}]
+                points = [
+                    point
+                    for group in layers
+                    for address, functions in group.items()
+                    for point in self._points(address, functions, batch)
+                ]
+                with self.bridge.hooks(fwd_hooks=points):
+                    logits = self.bridge(
+                        batch.tokens, attention_mask=batch.mask, return_type="logits"
+                    )
+            yield batch, logits
+
+    def last_logits(self, prompts: Sequence[Sequence[int]], **options: Any) -> Tensor:
+        """Logits at the last token of each prompt, (prompts, d_vocab)."""
+        with torch.no_grad():
+            found: list[Tensor | None] = [None] * len(prompts)
+            for batch, logits in self.run(prompts, **options):
+                for row, prompt in enumerate(batch.prompts):
+                    column = batch.column(row, int(batch.lengths[row]) - 1)
+                    found[prompt] = logits[row, column].clone()
+        return torch.stack([row for row in found if row is not None])
+
+    @contextmanager
+    def hooked(self, hooks: Mapping[Address, list[Hook]]) -> Iterator[None]:
+        """Every run inside the block has these hooks; the lock is held, nothing stays behind."""
+        with self.lock:
+            self.active.append(hooks)
+            try:
+                yield
+            finally:
+                self.active.pop()
+
+    def _points(
+        self, address: Address, hooks: list[Hook], batch: Batch
+    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """TransformerLens hooks for one site.
+
+        resid_mid needs care: its hook sits on the second norm's input, behind the skip
+        connection, so an edit there would change the MLP's reading only. The edit is made on
+        attn_out instead, so that resid_pre + attn_out becomes the new value.
+        """
+        layer, site = address
+        self.require_site(site)
+        if not 0 <= layer < self.n_layers:
+            raise InterpError(
+                f"layer {layer} of {self.name}", f"layers 0 to {self.n_layers - 1}", "choose one"
+            )
+        prefix = f"blocks.{layer}."
+        name = {
+            **{s: f"attn.hook_{s}" for s in ("q", "k", "v", "z", "pattern")},
+            **{s: f"mlp.hook_{s}" for s in ("pre", "pre_linear", "post")},
+        }.get(site, f"hook_{site}")
+
+        def apply(value: Tensor, hook: Any = None) -> Tensor:
+            shaped = value
+            if site in ("q", "k", "v", "z") and value.dim() == 3:
+                shaped = value.unflatten(-1, (-1, self.d_head))
+            for function in hooks:
+                shaped = function(shaped, batch)
+            return shaped.reshape(value.shape)
+
+        if site != "resid_mid":
+            return [(prefix + name, apply)]
+        seen: dict[str, Tensor] = {}
+
+        def remember(value: Tensor, hook: Any = None) -> None:
+            seen["resid_pre"] = value
+
+        def through_attn_out(value: Tensor, hook: Any = None) -> Tensor:
+            mid = seen["resid_pre"] + value
+            new = apply(mid)
+            return torch.where(new == mid, value, new - seen["resid_pre"])
+
+        return [(f"{prefix}hook_resid_pre", remember), (f"{prefix}hook_attn_out", through_attn_out)]
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Prompt numbers in groups of similar length, at most BATCH_TOKENS padded tokens each."""
+    chosen: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if chosen and (len(chosen) + 1) * lengths[i] > BATCH_TOKENS:
+            yield chosen
+            chosen = []
+        chosen.append(i)
+    if chosen:
+        yield chosen
+
+
+def _pad(
+    prompts: Sequence[Sequence[int]], numbers: list[int], side: str, device: torch.device
+) -> Batch:
+    lengths = np.array([len(prompt) for prompt in prompts])
+    width = int(lengths.max())
+    first = width - lengths if side == "left" else np.zeros_like(lengths)
+    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, prompt in enumerate(prompts):
+        inside = slice(int(first[row]), int(first[row]) + len(prompt))
+        tokens[row, inside] = torch.tensor(list(prompt))
+        mask[row, inside] = 1
+    return Batch(
+        tokens=tokens.to(device),
+        mask=mask.to(device),
+        first=first,
+        lengths=lengths,
+        prompts=np.array(numbers),
+    )
+
+
+def model_hash(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """sha256 of a model's weights and configuration: the identity used in every key and result.
+
+    Independent of the device; different for another dtype. Names of the configuration that say
+    where a model came from or how it is run, not what it computes, are left out.
+    """
+    digest = hashlib.sha256()
+    passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")
+    kept = {k: v for k, v in config.items() if k not in (*passing, "attn_implementation", "dtype")}
+    digest.update(canonical_json(kept).encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().contiguous().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from interp.errors import unknown
+from interp.metrics import METRICS
+from interp.prompts import PromptPair, Task, Tokenizing
+from interp.tasks.generators import colored_objects, greater_than, induction, ioi
+from interp.toys import TOYS, build_toy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A task that ships."""
+
+    make: Callable[..., tuple[PromptPair, ...]]
+    metric: str
+    description: str
+
+
+TASKS: dict[str, TaskEntry] = {
+    "ioi": TaskEntry(
+        make=ioi,
+        metric="logit_diff",
+        description="Indirect object: 'Then, Mary and John ... John gave a ring to' -> Mary",
+    ),
+    "greater_than": TaskEntry(
+        make=greater_than,
+        metric="prob_diff",
+        description="'The war lasted from the year 1749 to the year 17' -> a later year",
+    ),
+    "induction": TaskEntry(
+        make=induction,
+        metric="logit_diff",
+        description="Repeated random words: 'a b c d a b' -> c",
+    ),
+    "colored_objects": TaskEntry(
+        make=colored_objects,
+        metric="logit_diff",
+        description="'... a red pen, a blue cup ... What color is the pen? A:' -> red",
+    ),
+}
+
+
+def load_task(
+    name: str, model: Tokenizing | None = None, *, n: int = 32, seed: int = 0, **options: Any
+) -> Task:
+    """A shipped task, or a toy's own task under the toy's name.
+
+    Args:
+        name: see `TASKS`, or a `toy-*` name.
+        model: if given, words are limited to those that are one token in its vocabulary.
+        n: number of prompt pairs.
+        seed: of the random choices.
+        **options: the generator's own, such as `corruption` of `ioi`.
+
+    Raises:
+        InterpError: an unknown task, or too few words of one token.
+    """
+    spelled = "".join(f", {key}={value!r}" for key, value in options.items())
+    source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
+    if name in TOYS:
+        toy = build_toy(name)
+        pairs = tuple(
+            PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
+            for clean, corrupted, answer, wrong in toy.pairs[:n]
+        )
+        return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
+    if name not in TASKS:
+        raise unknown("task", name, [*TASKS, *TOYS])
+    entry = TASKS[name]
+    return Task(
+        name=name,
+        pairs=entry.make(n, seed, model, **options),
+        metric=METRICS[entry.metric],
+        description=entry.description,
+        source=source,
+        seed=seed,
+    )

@@ -1,0 +1,44 @@
+"""Word lists for the shipped tasks: common words, one token each in most vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from interp.errors import InterpError
+from interp.prompts import Tokenizing
+
+NAMES = (
+    "Mary John Tom James Dan Martin Amy Scott Mark Laura Paul Kevin Anna Robert Steven Simon "
+    "Alex Andrew Richard Sarah Jack Rachel Michael David Peter Alice Kate Adam Emma Lucy"
+).split()
+PLACES = "store garden restaurant school hospital office house station".split()
+THINGS = "ring kiss bone basketball computer necklace drink snack".split()
+EVENTS = (
+    "war campaign conflict expedition investigation journey mission negotiation operation program "
+    "project study survey trial voyage dispute"
+).split()
+OBJECTS = "pencil notebook cup plate ball keychain bracelet puzzle mug fork paper pen".split()
+COLOURS = "red blue green yellow purple orange black white brown pink".split()
+NOUNS = (
+    "apple river stone window doctor music garden paper bridge winter school market engine "
+    "letter forest summer mirror bottle silver circle planet island farmer hunter copper "
+    "dragon castle carpet rocket temple cotton pepper butter ribbon thunder shadow"
+).split()
+
+
+def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> list[str]:
+    """The words that are one token with a leading space; all of them without a model.
+
+    Raises:
+        InterpError: fewer than `least` are left.
+    """
+    if model is None:
+        return list(words)
+    kept = [word for word in words if len(model.token_id(" " + word)) == 1]
+    if len(kept) < least:
+        raise InterpError(
+            f"words of one token in {model.name}",
+            f"{len(kept)} of {len(words)} ({', '.join(words[:4])} ...), {least} needed",
+            "write the prompts for this vocabulary (Task.from_jsonl)",
+        )
+    return kept

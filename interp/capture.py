@@ -94,7 +94,9 @@ def run_with_cache(
         ]
     else:
         where = [[int(p) if p >= 0 else len(rows[i]) + int(p)] for i, p in enumerate(positions)]
-        if len(where) != len(rows) or any(not 0 <= w[0] < len(r) for w, r in zip(where, rows, strict=True)):
+        if len(where) != len(rows) or any(
+            not 0 <= w[0] < len(r) for w, r in zip(where, rows, strict=True)
+        ):
             raise InterpError(
                 f"positions={list(positions)}",
                 f"{len(rows)} prompts of {[len(r) for r in rows]} tokens",

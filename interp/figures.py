@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 DIVERGING = "RdBu_r"
+RAISES, LOWERS = "#c0392b", "#2f6fb5"
+FRAME, BLANK, INVISIBLE = "#111111", "#e4e4e4", "rgba(0,0,0,0)"
 
 
 def symmetric_limit(values: np.ndarray) -> float:
@@ -53,15 +55,15 @@ def heat_map(
     import plotly.graph_objects as go
 
     rows, columns = values.shape
-    size = cell or int(np.clip(760 // max(columns, 1), 7, 34))
-    height = size if rows * size <= 620 else max(7, 620 // rows)
+    width = cell or int(np.clip(760 // max(columns, 1), 7, 34))
+    height = cell or int(np.clip(600 // max(rows, 1), 7, 34))
     limit = limit or symmetric_limit(values)
     at_row, at_column = (index.ravel() for index in np.indices(values.shape))
     texts = []
     for r, c in zip(at_row, at_column, strict=True):
         error = "" if stderr is None else f" ± {stderr[r, c]:.3f}"
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
-        texts.append(f"{name}: {values[r, c]:.3f}{error}")
+        texts.append(f"<b>{name}</b>  {values[r, c]:.3f}{error}")
     figure = go.Figure(
         [
             go.Heatmap(
@@ -72,14 +74,17 @@ def heat_map(
                 hoverinfo="skip",
                 xgap=1,
                 ygap=1,
-                colorbar={"title": {"text": colour_title, "side": "right"}, "thickness": 12},
+                colorbar=_colour_bar(colour_title),
             ),
             go.Scatter(
                 x=at_column,
                 y=at_row,
                 mode="markers",
                 showlegend=False,
-                marker={"symbol": "square", "size": min(size, height), "color": "rgba(0,0,0,0)"},
+                # As large as the longer side: the nearest centre, and so the right cell, wins.
+                marker={"symbol": "square", "size": max(width, height), "color": INVISIBLE},
+                selected={"marker": {"opacity": 0}},
+                unselected={"marker": {"opacity": 0}},
                 customdata=np.stack([at_row, at_column], 1),
                 text=texts,
                 hovertemplate="%{text}<extra></extra>",
@@ -88,69 +93,228 @@ def heat_map(
     )
     if selected is not None:
         r, c = selected
-        figure.add_shape(
-            type="rect",
-            x0=c - 0.5,
-            x1=c + 0.5,
-            y0=r - 0.5,
-            y1=r + 0.5,
-            line={"color": "black", "width": 2.5},
-        )
-    step = max(1, columns // 24)
+        for color, line in (("white", 5), (FRAME, 2.5)):
+            figure.add_shape(
+                type="rect",
+                x0=c - 0.5,
+                x1=c + 0.5,
+                y0=r - 0.5,
+                y1=r + 0.5,
+                line={"color": color, "width": line},
+            )
     figure.update_layout(
-        width=columns * size + 190,
-        height=rows * height + 80,
-        margin={"l": 70, "r": 100, "t": 20, "b": 60},
-        xaxis={
-            "title": x_title,
-            "tickvals": list(range(0, columns, step)),
-            "ticktext": [x[i] for i in range(0, columns, step)],
-            "range": [-0.5, columns - 0.5],
-            "showgrid": False,
-            "zeroline": False,
-        },
-        yaxis={
-            "title": y_title,
-            "tickvals": list(range(0, rows, max(1, rows // 15))),
-            "ticktext": [y[i] for i in range(0, rows, max(1, rows // 15))],
-            "range": [-0.5, rows - 0.5],
-            "showgrid": False,
-            "zeroline": False,
-        },
-        plot_bgcolor="#e8e8e8",
+        width=columns * width + 160,
+        height=rows * height + 90,
+        margin={"l": 60, "r": 100, "t": 36, "b": 54},
+        xaxis=_cell_axis(x_title, x, most=24),
+        yaxis=_cell_axis(y_title, y, most=16),
+        plot_bgcolor=BLANK,
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def component_scatter(
+    values: np.ndarray,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+    stderr: np.ndarray | None = None,
+    selected: tuple[int, int] | None = None,
+    names: Sequence[Sequence[str]] | None = None,
+    most: int = 2000,
+) -> Any:
+    """Effects of many components, a point each: what a heat map of 1500 columns cannot show.
+
+    Takes what `heat_map` takes. One colour a row. Only the `most` largest absolute values are
+    drawn, and the axis title says so; each point's customdata is (row, column).
+    """
+    import plotly.graph_objects as go
+
+    rows, columns = values.shape
+    order = np.sort(np.argsort(-np.abs(values.ravel()), kind="stable")[:most])
+    at_row, at_column = np.unravel_index(order, values.shape)
+    figure = go.Figure()
+    for row in range(rows):
+        mine = at_column[at_row == row]
+        error = np.zeros(columns) if stderr is None else stderr[row]
+        figure.add_scatter(
+            x=[int(x[c]) for c in mine],
+            y=values[row, mine],
+            mode="markers",
+            name=f"{y_title} {y[row]}",
+            showlegend=rows > 1,
+            marker={"size": 6, "opacity": 0.75},
+            customdata=np.stack([np.full_like(mine, row), mine], 1),
+            text=[
+                f"<b>{names[row][c] if names else x[c]}</b>  {values[row, c]:.3f} ± {error[c]:.3f}"
+                for c in mine
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    if selected is not None:
+        figure.add_scatter(
+            x=[int(x[selected[1]])],
+            y=[values[selected]],
+            mode="markers",
+            marker={"size": 15, "symbol": "circle-open", "color": FRAME, "line": {"width": 3}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    drawn = "" if values.size <= most else f", the {most} largest of {values.size}"
+    figure.update_layout(
+        height=460,
+        margin={"l": 70, "r": 20, "t": 36, "b": 54},
+        xaxis={"title": f"{x_title}{drawn}", "showgrid": False, "zeroline": False},
+        yaxis={"title": colour_title},
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = "") -> Any:
+    """One head's attention on one prompt: queries down, keys across, 0 to 1."""
+    import plotly.graph_objects as go
+
+    labels = [visible(token) for token in tokens]
+    hover = [f"{i} {label}" for i, label in enumerate(labels)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.where(np.tril(np.ones_like(pattern)) > 0, pattern, np.nan),
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            customdata=[[[query, key] for key in hover] for query in hover],
+            hoverongaps=False,
+            hovertemplate="from <b>%{customdata[0]}</b><br>to <b>%{customdata[1]}</b>"
+            "<br>attention %{z:.3f}<extra></extra>",
+            colorbar=_colour_bar("attention"),
+        )
+    )
+    size = int(np.clip(420 // len(tokens), 9, 26))
+    space = 20 + 7 * min(12, max(len(label) for label in labels))
+    axis = {"tickvals": list(range(len(labels))), "ticktext": labels, "showgrid": False}
+    figure.update_layout(
+        title={"text": title, "font": {"size": 14}},
+        width=len(tokens) * size + space + 110,
+        height=len(tokens) * size + space + 66,
+        margin={"l": space + 20, "r": 90, "t": 36, "b": space + 30},
+        xaxis={**axis, "tickangle": -60, "title": "to (key)", "zeroline": False},
+        yaxis={**axis, "autorange": "reversed", "title": "from (query)", "zeroline": False},
+        plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
     )
     return figure
 
 
-def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str) -> Any:
-    """One head's attention on one prompt: queries down, keys across, 0 to 1."""
+def token_bars(
+    promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]
+) -> Any:
+    """Tokens a component's output raises (red) and lowers (blue), the strongest of each on top."""
     import plotly.graph_objects as go
 
-    labels = [f"{i} {visible(token)}" for i, token in enumerate(tokens)]
-    shown = np.where(np.tril(np.ones_like(pattern)) > 0, pattern, np.nan)
+    bars = [*promoted, *reversed(suppressed)]
+    heights = list(range(len(bars)))
     figure = go.Figure(
-        go.Heatmap(
-            z=shown,
-            x=labels,
-            y=labels,
-            colorscale="Blues",
-            zmin=0,
-            zmax=1,
-            hovertemplate="from %{y}<br>to %{x}<br>attention %{z:.3f}<extra></extra>",
-            colorbar={"title": {"text": "attention", "side": "right"}, "thickness": 12},
+        go.Bar(
+            x=[value for _, value in bars],
+            y=heights,
+            orientation="h",
+            marker={"color": [RAISES if value > 0 else LOWERS for _, value in bars]},
+            text=[f"{value:+.2f}" for _, value in bars],
+            textposition="auto",
+            customdata=[[visible(token)] for token, _ in bars],
+            hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f} logits<extra></extra>",
         )
     )
-    size = int(np.clip(520 // len(tokens), 9, 26))
     figure.update_layout(
-        title={"text": title, "font": {"size": 14}},
-        width=len(tokens) * size + 220,
-        height=len(tokens) * size + 170,
-        margin={"l": 100, "r": 60, "t": 40, "b": 110},
-        xaxis={"tickangle": -60, "title": "attended to", "showgrid": False},
-        yaxis={"autorange": "reversed", "title": "attending from", "showgrid": False},
+        height=21 * len(bars) + 90,
+        margin={"l": 110, "r": 20, "t": 36, "b": 54},
+        bargap=0.25,
+        xaxis={"title": "added to the logit", "zeroline": True},
+        yaxis={
+            "tickvals": heights,
+            "ticktext": [visible(token) for token, _ in bars],
+            "autorange": "reversed",
+            "showgrid": False,
+        },
+        dragmode=False,
     )
     return figure
+
+
+def effect_strip(
+    gained: np.ndarray,
+    gap: float,
+    *,
+    low: float,
+    high: float,
+    selected: int | None = None,
+) -> Any:
+    """One component's effect on each prompt, its mean and the mean's interval.
+
+    Each point's customdata is the prompt's number.
+
+    Args:
+        gained: (n,) metric gained on each prompt.
+        gap: mean clean-corrupted gap, the unit of the axis.
+        low: lower end of the mean's interval.
+        high: its upper end.
+        selected: a prompt to mark.
+    """
+    import plotly.graph_objects as go
+
+    effects = gained / gap
+    prompts = np.arange(len(effects))
+    colors = [FRAME if prompt == selected else RAISES for prompt in prompts]
+    figure = go.Figure(
+        go.Scatter(
+            x=effects,
+            y=(prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
+            mode="markers",
+            marker={"size": 10, "color": colors, "opacity": 0.8},
+            selected={"marker": {"opacity": 0.8}},
+            unselected={"marker": {"opacity": 0.8}},
+            customdata=prompts[:, None],
+            hovertemplate="prompt %{customdata[0]}  <b>%{x:.3f}</b><extra></extra>",
+        )
+    )
+    figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
+    figure.add_vline(x=float(effects.mean()), line={"color": RAISES, "width": 2})
+    figure.update_layout(
+        height=190,
+        margin={"l": 20, "r": 20, "t": 36, "b": 50},
+        xaxis={"title": "effect on each prompt (fraction of the mean gap)", "zeroline": True},
+        yaxis={"visible": False, "range": [-0.3, 1.3]},
+        dragmode=False,
+        hovermode="closest",
+        showlegend=False,
+    )
+    return figure
+
+
+def _colour_bar(title: str) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0}
+
+
+def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
+    """An axis of cells: at most `most` of the labels, and no margin around the cells."""
+    shown = range(0, len(labels), -(-len(labels) // most))
+    return {
+        "title": title,
+        "tickvals": list(shown),
+        "ticktext": [labels[i] for i in shown],
+        "range": [-0.5, len(labels) - 0.5],
+        "showgrid": False,
+        "zeroline": False,
+    }
 
 
 def visible(token: str) -> str:

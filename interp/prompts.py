@@ -117,9 +117,7 @@ class Task:
     @property
     def hash(self) -> str:
         """Fingerprint of the prompts, answers, positions and the metric's name."""
-        pairs = [
-            [p.clean, p.corrupted, p.answers, p.wrong, dict(p.positions)] for p in self.pairs
-        ]
+        pairs = [[p.clean, p.corrupted, p.answers, p.wrong, dict(p.positions)] for p in self.pairs]
         return content_key([self.name, self.metric.name, pairs])
 
     @property

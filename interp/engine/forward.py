@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.engine.layout import Group, Index, Layout
-from interp.models.architecture import Attention, Block, Decoder
+from interp.models.architecture import Attention, Block, Decoder, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +91,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
-def _normed(attn: Attention, heads: Tensor, norm: object) -> Tensor:
+def _normed(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
     """Query or key norm, over each head or over all heads at once."""
     if norm is None:
         return heads
     if attn.norm_over_heads:
-        return norm(heads.flatten(1)).view_as(heads)  # type: ignore[operator]
-    return norm(heads)  # type: ignore[operator]
+        return norm(heads.flatten(1)).view_as(heads)
+    return norm(heads)
 
 
 def attention_pattern(attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -271,9 +271,7 @@ class Runner:
         filled = None
         if patterns:
             filled = q.new_zeros(len(q), attn.n_heads, int(layout.length.max()))
-        z = self.attention(
-            layer, q, k, v, layout, base, only_last=only_last, patterns=filled
-        )
+        z = self.attention(layer, q, k, v, layout, base, only_last=only_last, patterns=filled)
         if capture is not None:
             capture["k_rot"] = k
             if filled is not None:

@@ -133,7 +133,11 @@ def wrap(
     )
     if check:
         key = content_key([VERSION, fingerprint, _backend_version(), str(device)])
-        _checked(model, cache_dir() / "checks" / f"{key}.json", lambda: check_model(model, (prompt, expected)))
+        _checked(
+            model,
+            cache_dir() / "checks" / f"{key}.json",
+            lambda: check_model(model, (prompt, expected)),
+        )
     return model
 
 

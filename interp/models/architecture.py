@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +35,33 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Norm:
+    """LayerNorm (`centred`) or RMSNorm over the last dimension."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        shape = (x.shape[-1],)
+        if self.centred:
+            return F.layer_norm(x, shape, self.weight, self.bias, self.eps)
+        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return F.rms_norm(wide, shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
+
+    def share(self, part: Tensor, whole: Tensor) -> Tensor:
+        """What `part`, a summand of `whole`, adds to the normalised `whole`, bias left out.
+
+        The scale is that of `whole`: the shares of all summands add up to the norm's output.
+        """
+        if self.centred:
+            part = part - part.mean(-1, keepdim=True)
+            whole = whole - whole.mean(-1, keepdim=True)
+        return part * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attention:
     """One attention layer.
 
@@ -52,8 +78,8 @@ class Attention:
     n_kv_heads: int
     d_head: int
     scale: float
-    q_norm: Function | None = None
-    k_norm: Function | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
     norm_over_heads: bool = False
     softcap: float | None = None
     window: int | None = None
@@ -81,12 +107,12 @@ class Block:
     does not have is None.
     """
 
-    ln1: Function | None
+    ln1: Norm | None
     attn: Attention
-    ln1_post: Function | None
-    ln2: Function | None
+    ln1_post: Norm | None
+    ln2: Norm | None
     mlp: Mlp
-    ln2_post: Function | None
+    ln2_post: Norm | None
     parallel: bool = False
 
 
@@ -98,7 +124,7 @@ class Decoder:
     embed: Callable[[Tensor, Tensor], Tensor]
     rotary: Callable[[Tensor, str | None], tuple[Tensor, Tensor]] | None
     blocks: tuple[Block, ...]
-    ln_final: Function
+    ln_final: Norm
     unembed: Tensor
     unembed_bias: Tensor | None
     final_softcap: float | None
@@ -161,26 +187,21 @@ def _conv1d(module: Any) -> Linear:
     return Linear(weight=module.weight.detach(), bias=module.bias.detach())
 
 
-def _rms(weight: Tensor, eps: float, x: Tensor) -> Tensor:
-    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    return F.rms_norm(wide, (x.shape[-1],), weight.to(wide.dtype), eps).to(x.dtype)
-
-
-def _norm(module: Any) -> Function:
-    """A norm as a fused function; (1 + weight) for the Gemma families."""
-    if isinstance(module, nn.LayerNorm):
-        return module
+def _norm(module: Any) -> Norm:
+    """LayerNorm or RMSNorm; (1 + weight) for the Gemma families."""
     weight = module.weight.detach()
-    eps = getattr(module, "variance_epsilon", None) or module.eps
+    if isinstance(module, nn.LayerNorm):
+        return Norm(weight=weight, bias=module.bias.detach(), eps=module.eps, centred=True)
     if type(module).__name__.startswith("Gemma"):
-        weight = 1.0 + weight.float()
-    return partial(_rms, weight, eps)
+        weight = 1.0 + (weight if weight.dtype == torch.float64 else weight.float())
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    return Norm(weight=weight, bias=None, eps=eps, centred=False)
 
 
 def _activation(module: Any) -> Function:
     """The activation; the tanh form of GELU as one fused call."""
     if type(module).__name__ in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh"):
-        return partial(F.gelu, approximate="tanh")
+        return lambda x: F.gelu(x, approximate="tanh")
     return module
 
 

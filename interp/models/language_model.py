@@ -161,9 +161,7 @@ class LanguageModel:
         """
         if (reason := self.sites[check_site(site)]) is not None:
             offered = ", ".join(name for name, why in self.sites.items() if why is None)
-            raise InterpError(
-                f"site {site} of {self.name}", reason, f"this model offers {offered}"
-            )
+            raise InterpError(f"site {site} of {self.name}", reason, f"this model offers {offered}")
 
     def run(
         self,

@@ -83,9 +83,7 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
         text = "The {event} lasted from the year {century}{start} to the year {century}"
         event = rng.choice(events)
         years = [f"{start}9", "09"] if by_digit else [f"{start}", "01"]
-        clean, corrupted = (
-            text.format(event=event, century=century, start=year) for year in years
-        )
+        clean, corrupted = (text.format(event=event, century=century, start=year) for year in years)
         choices = range(10) if by_digit else range(100)
         spelled = [str(c) if by_digit else f"{c:02d}" for c in choices]
         pairs.append(

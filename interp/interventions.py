@@ -1,0 +1,362 @@
+"""Changes to a run: what is replaced, by what, where; scoped, counted, reversible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from interp.components import SITES, Component
+from interp.errors import InterpError
+from interp.models.language_model import Address, Batch, Hook, LanguageModel
+from interp.positions import NAMED, TokenizedPrompt, resolve
+from interp.prompts import Prompt, Task
+
+Positions = str | Sequence[int]
+
+
+class Operation(Protocol):
+    """New values for old ones: (positions, width) of one prompt; a neuron's width is 1."""
+
+    def __call__(self, old: Tensor, prompt: int, positions: list[int]) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """An operation on one component at some positions of every prompt.
+
+    Made by `zero`, `mean`, `resample`, `patch`, `add`, `scale` and `project_out`.
+    """
+
+    name: str
+    component: Component
+    operation: Operation
+    positions: Positions
+
+
+@dataclass(kw_only=True)
+class Fired:
+    """How often an intervention fired, and how large the changes were."""
+
+    intervention: Intervention
+    tokens: int = 0
+    squared: float = 0.0
+
+    @property
+    def norm(self) -> float:
+        """Root mean square, over changed tokens, of the L2 norm of the change."""
+        return (self.squared / self.tokens) ** 0.5 if self.tokens else 0.0
+
+    def __str__(self) -> str:
+        what = self.intervention
+        return f"{what.name} {what.component}: {self.tokens} tokens, change {self.norm:.3f}"
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What the interventions of one block did, in their order."""
+
+    fired: list[Fired] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.fired))
+
+
+def zero(component: str, *, positions: Positions = "all") -> Intervention:
+    """Replace a component by zero."""
+    return _make("zero", component, lambda old, prompt, where: torch.zeros_like(old), positions)
+
+
+def scale(component: str, factor: float, *, positions: Positions = "all") -> Intervention:
+    """Multiply a component by a factor."""
+    return _make("scale", component, lambda old, prompt, where: old * factor, positions)
+
+
+def add(
+    component: str, vector: Tensor, *, coefficient: float = 1.0, positions: Positions = "all"
+) -> Intervention:
+    """Add `coefficient * vector` to a component (steering)."""
+
+    def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+        return old + coefficient * _fitting(vector, old, component)
+
+    return _make("add", component, operation, positions)
+
+
+def project_out(component: str, direction: Tensor, *, positions: Positions = "all") -> Intervention:
+    """Remove a direction: x - (x . r) r with r of length one.
+
+    Raises:
+        InterpError: the direction is zero.
+    """
+    length = float(direction.norm())
+    if length == 0:
+        raise InterpError(f"projecting out of {component}", "a direction of length 0", "give one")
+
+    def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+        unit = _fitting(direction / length, old, component)
+        return old - (old @ unit)[:, None] * unit
+
+    return _make("project_out", component, operation, positions)
+
+
+def mean(
+    model: LanguageModel,
+    component: str,
+    reference: Task | Sequence[Prompt],
+    *,
+    pooled: bool = True,
+    positions: Positions = "all",
+) -> Intervention:
+    """Replace a component by its mean over a reference set of prompts (a task: its clean ones).
+
+    Args:
+        model: the model the means are taken on.
+        component: which one; not a pattern, whose keys differ between prompts.
+        reference: the prompts averaged over.
+        pooled: one vector, the mean over every real token; else one per position, over the
+            prompts that have it.
+        positions: where it is replaced.
+
+    Raises:
+        InterpError: a pattern, or (per position) a prompt longer than every reference.
+    """
+    part = Component.parse(component)
+    if part.site == "pattern":
+        raise InterpError("the mean of pattern", "keys differ between prompts", "use z")
+    values = component_values(model, part, _texts(reference))
+    if pooled:
+        vector = torch.cat(values).mean(0)
+        return _make(
+            "mean", component, lambda old, prompt, where: vector.expand_as(old).clone(), positions
+        )
+    longest = max(len(value) for value in values)
+    table = torch.stack(
+        [torch.stack([v[p] for v in values if len(v) > p]).mean(0) for p in range(longest)]
+    )
+
+    def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+        if where and max(where) >= longest:
+            raise InterpError(
+                f"the mean of {component} at position {max(where)}",
+                f"the reference prompts have at most {longest} tokens",
+                "use pooled=True or longer references",
+            )
+        return table[where]
+
+    return _make("mean", component, operation, positions)
+
+
+def patch(
+    model: LanguageModel,
+    component: str,
+    source: Sequence[Prompt],
+    *,
+    positions: Positions = "all",
+) -> Intervention:
+    """Replace a component by its value in another run: prompt i takes it from `source[i]`.
+
+    Raises:
+        InterpError: a source prompt is too short.
+    """
+    values = component_values(model, Component.parse(component), source)
+    return _make("patch", component, _taken(component, values), positions)
+
+
+def resample(
+    model: LanguageModel,
+    component: str,
+    reference: Task | Sequence[Prompt],
+    *,
+    n: int,
+    seed: int = 0,
+    positions: Positions = "all",
+) -> Intervention:
+    """Replace a component by its value on a reference prompt drawn for each of `n` prompts."""
+    texts = _texts(reference)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(texts), (n,), generator=generator).tolist()
+    values = component_values(model, Component.parse(component), texts)
+    return _make("resample", component, _taken(component, [values[i] for i in drawn]), positions)
+
+
+def component_values(
+    model: LanguageModel, component: Component, prompts: Sequence[Prompt]
+) -> list[Tensor]:
+    """A component's value at every token of every prompt: (positions, width) each."""
+    tokens = [model.tokenize(prompt).tokens for prompt in prompts]
+    kept: dict[int, Tensor] = {}
+
+    def hook(value: Tensor, batch: Batch) -> Tensor:
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            columns = [batch.column(row, p) for p in range(int(batch.lengths[row]))]
+            kept[prompt] = _slice(value, component, row, columns).detach().clone()
+        return value
+
+    model.last_logits(tokens, hooks={(component.layer, component.site): [hook]})
+    return [kept[i] for i in range(len(tokens))]
+
+
+@contextmanager
+def intervene(
+    model: LanguageModel,
+    interventions: Sequence[Intervention],
+    *,
+    on: Task | None = None,
+) -> Iterator[Report]:
+    """Every run of the model inside the block is changed; afterwards nothing is left behind.
+
+    Interventions on one component apply in their order. The model's lock is held, so that other
+    threads wait instead of seeing changed runs.
+
+    Args:
+        model: the model to change.
+        interventions: what to do, where.
+        on: the task whose clean prompts will be run, if positions are names marked in it.
+
+    Yields:
+        A report that fills as runs happen.
+
+    Raises:
+        InterpError: a site the model lacks, or (during a run) a position a prompt lacks.
+    """
+    report = Report()
+    hooks: dict[Address, list[Hook]] = {}
+    marks = None if on is None else [dict(pair.positions) for pair in on.pairs]
+    texts = None if on is None else [model.tokenize(pair.clean) for pair in on.pairs]
+    for intervention in interventions:
+        model.require_site(intervention.component.site)
+        _check_index(model, intervention.component)
+        fired = Fired(intervention=intervention)
+        report.fired.append(fired)
+
+        def places(prompt: int, tokens: list[int], where: Positions) -> list[int]:
+            if where == "all":
+                return list(range(len(tokens)))
+            if not isinstance(where, str):
+                if prompt >= len(where):
+                    raise InterpError(
+                        f"the position of prompt {prompt}", f"{len(where)} given", "give one each"
+                    )
+                return [where[prompt] % len(tokens)]
+            if texts is not None and marks is not None:
+                return [resolve(where, texts[prompt], marks[prompt], f"prompt {prompt}")]
+            known = TokenizedPrompt(
+                text=None,
+                tokens=tuple(tokens),
+                strings=model.strings(tokens) if where in NAMED else (),
+                spans=None,
+                end_of_turn=getattr(model.tokenizer, "eos_token", None),
+            )
+            return [resolve(where, known, {}, f"prompt {prompt}")]
+
+        hooks.setdefault((intervention.component.layer, intervention.component.site), []).append(
+            _hook(intervention, fired, places)
+        )
+    with model.hooked(hooks):
+        yield report
+
+
+def _hook(
+    intervention: Intervention,
+    fired: Fired,
+    places: Callable[[int, list[int], Positions], list[int]],
+) -> Hook:
+    component = intervention.component
+
+    def hook(value: Tensor, batch: Batch) -> Tensor:
+        changed = value.clone()
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            first, length = int(batch.first[row]), int(batch.lengths[row])
+            tokens = batch.tokens[row, first : first + length].tolist()
+            where = places(prompt, tokens, intervention.positions)
+            columns = [batch.column(row, p) for p in where]
+            old = _slice(value, component, row, columns)
+            new = intervention.operation(old, prompt, where).to(old)
+            fired.tokens += len(where)
+            fired.squared += float((new - old).detach().float().pow(2).sum())
+            _write(changed, component, row, columns, new)
+        return changed
+
+    return hook
+
+
+def _slice(value: Tensor, component: Component, row: int, columns: list[int]) -> Tensor:
+    """(positions, width) of a component in one row of a batch."""
+    site, index = component.site, component.index
+    if site == "pattern":
+        heads = value[row, :, columns].transpose(0, 1)
+        return heads.flatten(1) if index is None else heads[:, index]
+    chosen = value[row, columns]
+    if SITES[site] == "neuron":
+        return chosen if index is None else chosen[:, index, None]
+    if SITES[site] is None:
+        return chosen
+    return chosen.flatten(1) if index is None else chosen[:, index]
+
+
+def _write(value: Tensor, component: Component, row: int, columns: list[int], new: Tensor) -> None:
+    site, index = component.site, component.index
+    if site == "pattern":
+        if index is None:
+            value[row, :, columns] = new.view(len(columns), value.shape[1], -1).transpose(0, 1)
+        else:
+            value[row, index, columns] = new
+    elif SITES[site] is None or index is None:
+        value[row, columns] = new.view(len(columns), *value.shape[2:])
+    elif SITES[site] == "neuron":
+        value[row, columns, index] = new[:, 0]
+    else:
+        value[row, columns, index] = new
+
+
+def _check_index(model: LanguageModel, component: Component) -> None:
+    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
+    axis = SITES[component.site]
+    if component.index is not None and axis and component.index >= sizes[axis]:
+        raise InterpError(
+            f"{component} of {model.name}", f"{sizes[axis]} {axis}s a layer", "choose one of them"
+        )
+
+
+def _make(name: str, component: str, operation: Operation, positions: Positions) -> Intervention:
+    return Intervention(
+        name=name, component=Component.parse(component), operation=operation, positions=positions
+    )
+
+
+def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:
+    if vector.shape != old.shape[1:]:
+        raise InterpError(
+            f"a vector for {component}",
+            f"shape {tuple(vector.shape)}, the component has {tuple(old.shape[1:])}",
+            "give one number per dimension",
+        )
+    return vector.to(old)
+
+
+def _taken(component: str, values: list[Tensor]) -> Operation:
+    def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+        if prompt >= len(values) or (where and max(where) >= len(values[prompt])):
+            raise InterpError(
+                f"{component} of prompt {prompt} at {where}",
+                f"{len(values)} source prompts of {[len(v) for v in values]} tokens",
+                "give every prompt a source at least as long",
+            )
+        new = values[prompt][where]
+        if new.shape[-1] < old.shape[-1]:
+            # Patterns of a shorter source: no attention to the keys it does not have.
+            new = torch.nn.functional.pad(new, (0, old.shape[-1] - new.shape[-1]))
+        return new[..., : old.shape[-1]]
+
+    return operation
+
+
+def _texts(reference: Task | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(reference, Task):
+        return [pair.clean for pair in reference.pairs]
+    return list(reference)

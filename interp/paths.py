@@ -1,0 +1,368 @@
+"""Exact path patching: what one component says to another, with everything between held still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.components import Component
+from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.layout import Index
+from interp.engine.restart import Variants, baseline, final_hidden, restart
+from interp.engine.sweep import LogitsOf
+from interp.errors import InterpError, unknown
+from interp.files import content_key
+from interp.models.language_model import LanguageModel
+from interp.patching import Progress, Runs, check_gap, paired_runs, provenance
+from interp.prompts import Task
+from interp.scores import Scores
+from interp.store import keep, stored, versions
+
+VERSION = 1
+RECEIVERS = ("q", "k", "v", "mlp_out")
+
+
+def path_patching(
+    model: LanguageModel,
+    task: Task,
+    *,
+    receivers: Sequence[str],
+    senders: str = "heads",
+    layers: Sequence[int] | None = None,
+    direction: str = "noise",
+    positions: str | Sequence[str] = "all",
+    freeze_mlps: bool = False,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    cache: bool = True,
+) -> Scores:
+    """The effect of every sender through its direct paths into some receivers.
+
+    Three runs (Wang et al. 2022), with base = clean for "noise", corrupted for "denoise":
+
+    1. both runs of the pair are stored;
+    2. base, with the sender at its value in the other run, every other head held at its base
+       value, MLPs recomputed (or held, with `freeze_mlps`): the receivers' inputs are recorded;
+    3. base, with the receivers at their recorded values: the metric is read.
+
+        effect = (m[base] - m[patched]) / (m[clean] - m[corrupted])  for "noise", the reverse sign
+                 for "denoise": positive supports the behaviour.
+
+    With `freeze_mlps` and one receiver this is exactly one edge of the graph whose nodes are
+    heads and MLPs. Step 2 is vectorised over senders and touches the sender's own positions only,
+    for with attention held still nothing moves between positions.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        receivers: "logits" alone, or labels such as L9H6.q, L9H2.k (a key/value head), L9H2.v,
+            L5.mlp_out (the MLP, through its input), also whole sites such as L9.q.
+        senders: "heads" (site z) or "mlps" (site mlp_out).
+        layers: sender layers; all by default.
+        direction: "noise" or "denoise".
+        positions: where the sender is patched: "all", or names.
+        freeze_mlps: hold MLPs between sender and receiver.
+        budget_gb: memory for runs in flight.
+        progress: called with (chunks done, chunks in all).
+        cancelled: asked before every chunk.
+        cache: reuse and keep results under the cache.
+
+    Returns:
+        Scores over senders, axes (layer, head) or (layer,). Senders with no receiver downstream
+        have effect 0.
+
+    Raises:
+        InterpError: no fast engine, or a receiver that does not exist.
+
+    Departs from released code: receivers are recorded and patched at every position the sender
+    reaches, not at one position while freezing acts on it alone; recorded values are copies.
+    Equals a hooked three-pass loop (tests/test_paths.py). Source: arXiv 2211.00593, appendix B.
+    """
+    if model.decoder is None:
+        raise InterpError(
+            f"path patching on {model.name}", str(model.engine_reason), "use a known architecture"
+        )
+    if senders not in ("heads", "mlps"):
+        raise unknown("senders", senders, ("heads", "mlps"))
+    runs = paired_runs(model, task, direction)
+    wanted = _parse_receivers(model, receivers)
+    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    names = (positions,) if isinstance(positions, str) else tuple(positions)
+    key = content_key(
+        [
+            "path",
+            VERSION,
+            versions(),
+            model.hash,
+            task.hash,
+            [str(receiver) for receiver in wanted or ("logits",)],
+            senders,
+            chosen,
+            direction,
+            names,
+            freeze_mlps,
+        ]
+    )
+    if cache and (found := stored(key)) is not None:
+        return found
+    work = _Work(
+        runner=Runner(model.decoder),
+        runs=runs,
+        receivers=wanted,
+        heads=senders == "heads",
+        freeze_mlps=freeze_mlps,
+        metric=task.metric,
+    )
+    units = [
+        (layer, part)
+        for layer in chosen
+        for part in (range(model.n_heads) if senders == "heads" else [-1])
+    ]
+    effects = np.zeros((len(task), len(units)))
+    ends = np.zeros((2, len(task)))
+    wide = model.d_model * 12 + 4 * model.d_mlp
+    room = int(budget_gb * 1e9) // (wide * torch.finfo(model.dtype).bits // 8)
+    tile = min(room, 1536) if model.device.type == "cpu" else room
+    with torch.no_grad(), model.lock:
+        for prompt in range(len(task)):
+            if cancelled():
+                raise InterpError("path patching", f"stopped after {prompt} prompts", "rerun it")
+            base, other = work.stored(prompt)
+            ends[:, prompt] = work.metric_of(base, prompt), work.metric_of(other, prompt)
+            where = _positions(runs, names, prompt)
+            if where:
+                span = len(runs.base[prompt]) - min(where)
+                step = max(1, tile // span)
+                for begin in range(0, len(units), step):
+                    part = slice(begin, begin + step)
+                    effects[prompt, part] = (
+                        work.patched(base, other, prompt, units[part], where) - ends[0, prompt]
+                    )
+            if progress is not None:
+                progress(prompt + 1, len(task))
+    denoise = direction == "denoise"
+    clean, corrupted = (ends[1], ends[0]) if denoise else (ends[0], ends[1])
+    check_gap(clean, corrupted)
+    axes = ("layer", "head") if senders == "heads" else ("layer",)
+    shape = (len(task), len(chosen), *((model.n_heads,) if senders == "heads" else ()))
+    spelled = ", ".join(map(str, wanted or ("logits",)))
+    scores = Scores(
+        effects=effects.reshape(shape) * (1 if denoise else -1),
+        clean=clean,
+        corrupted=corrupted,
+        axes=axes,
+        coordinates={
+            "layer": tuple(map(str, chosen)),
+            **({"head": tuple(map(str, range(model.n_heads)))} if senders == "heads" else {}),
+        },
+        site="z" if senders == "heads" else "mlp_out",
+        direction=direction,
+        method=f"path patching into {spelled}, MLPs {'held' if freeze_mlps else 'recomputed'}",
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        positions=" and ".join(names) if names != ("all",) else "all tokens",
+        provenance=provenance(
+            model,
+            task,
+            f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
+            f"senders={senders!r}, direction={direction!r}, positions={list(names)!r}, "
+            f"freeze_mlps={freeze_mlps})".replace("['all']", "'all'"),
+        ),
+    )
+    if cache:
+        keep(key, scores)
+    return scores
+
+
+def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
+    """The receivers; empty for the logits."""
+    if list(labels) == ["logits"]:
+        return []
+    found = []
+    for label in labels:
+        if label == "logits":
+            raise InterpError(
+                f"receivers {list(labels)}", "logits beside others", "patch into logits alone"
+            )
+        part = Component.parse(label)
+        size = {"q": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}.get(part.site, 0)
+        inside = part.layer < model.n_layers and (part.index is None or part.index < size)
+        if part.site not in RECEIVERS or not inside:
+            raise InterpError(
+                f"receiver {label!r} of {model.name}",
+                f"{model.n_layers} layers, {model.n_heads} heads, {model.n_kv_heads} k/v heads",
+                "write logits, L9H6.q, L9H2.k, L9H2.v or L5.mlp_out",
+            )
+        found.append(part)
+    if not found:
+        raise InterpError("path patching", "no receivers", "name at least one")
+    return found
+
+
+def _positions(runs: Runs, names: tuple[str, ...], prompt: int) -> list[int]:
+    """Sender positions that can matter: none before the first difference."""
+    if names == ("all",):
+        where = range(len(runs.base[prompt]))
+    else:
+        where = sorted({runs.encoded.positions(name)[prompt] for name in names})
+    return [p for p in where if p >= runs.differ[prompt]]
+
+
+@dataclass(kw_only=True)
+class _Recorded:
+    """A receiver's input in step 2, for the senders upstream of it."""
+
+    receiver: Component
+    senders: Index
+    values: Tensor
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """Path patching of one task, prompt by prompt."""
+
+    runner: Runner
+    runs: Runs
+    receivers: list[Component]
+    heads: bool
+    freeze_mlps: bool
+    metric: object
+    _sites: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        block = self.runner.decoder.blocks[0]
+        sites = {"resid_pre", "attn_out", "mlp_out", "attn_raw", "z"}
+        self._sites = frozenset(sites | (set() if block.parallel else {"resid_mid"}))
+
+    def stored(self, prompt: int) -> tuple[Baseline, Baseline]:
+        """Both runs of a pair."""
+        base, other = (
+            baseline(self.runner, [runs[prompt]], self._sites)
+            for runs in (self.runs.base, self.runs.other)
+        )
+        return base, other
+
+    def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
+        targets = self.runs.targets.select(torch.full((len(hidden),), prompt))
+        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
+        return self.metric(readout, targets).numpy()  # type: ignore[operator]
+
+    def metric_of(self, run: Baseline, prompt: int) -> float:
+        """The metric of a plain run."""
+        return float(self._read(final_hidden(self.runner, run), prompt)[0])
+
+    def patched(
+        self,
+        base: Baseline,
+        other: Baseline,
+        prompt: int,
+        units: list[tuple[int, int]],
+        where: list[int],
+    ) -> np.ndarray:
+        """Steps 2 and 3 for some senders: the metric of each."""
+        recorded, final = self._record(base, other, units, where)
+        if not self.receivers:
+            ends = base.sites[len(self.runner.decoder.blocks), "resid_pre"][-1:]
+            hidden = ends.repeat(len(units), 1)
+            if where[-1] == int(base.lengths[0]) - 1:
+                hidden = final[:, -1]
+            return self._read(self.runner.decoder.ln_final(hidden), prompt)
+        entry = np.full(len(units), len(self.runner.decoder.blocks))
+        for one in recorded:
+            entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
+        reached = np.flatnonzero(entry < len(self.runner.decoder.blocks))
+        result = np.full(len(units), self.metric_of(base, prompt))
+        if not len(reached):
+            return result
+        number = np.full(len(units), -1)
+        number[reached] = np.arange(len(reached))
+        edits: dict[int, list[Edit]] = {}
+        for one in recorded:
+            ids = np.repeat(number[one.senders], len(where))
+            part = one.receiver.index
+            edits.setdefault(one.receiver.layer, []).append(
+                Edit(
+                    site=one.receiver.site,
+                    ids=ids,
+                    positions=np.tile(where, len(one.senders)),
+                    values=one.values.flatten(0, 1),
+                    components=None if part is None else np.full(len(ids), part),
+                )
+            )
+        variants = Variants(
+            prompt=np.zeros(len(reached), dtype=np.int64),
+            start=np.full(len(reached), where[0]),
+            layer=entry[reached],
+            ready=np.zeros(len(reached), dtype=bool),
+        )
+        hidden = restart(self.runner, base, variants, edits=edits)
+        result[reached] = self._read(hidden, prompt)
+        return result
+
+    def _record(
+        self, base: Baseline, other: Baseline, units: list[tuple[int, int]], where: list[int]
+    ) -> tuple[list[_Recorded], Tensor]:
+        """Step 2: receivers' inputs, and the final residual, at the sender's positions.
+
+        Attention is held, so each position changes on its own: `x` is (senders, positions,
+        d_model) and starts as the base run's residual stream.
+        """
+        decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
+        layer_of = np.array([layer for layer, _ in units])
+        recorded: list[_Recorded] = []
+        first = int(layer_of.min())
+        x = base.at(first, "resid_pre", at).repeat(len(units), 1, 1)
+        for layer in range(first, len(decoder.blocks)):
+            block = decoder.blocks[layer]
+            here = [r for r in self.receivers if r.layer == layer]
+            above = np.flatnonzero(layer_of < layer)
+            if len(above):
+                normed = block.ln1(x[above]) if block.ln1 is not None else x[above]
+                for receiver in here:
+                    if receiver.site != "mlp_out":
+                        value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
+                        value = value.unflatten(0, (len(above), -1))
+                        if receiver.index is not None:
+                            value = value[:, :, receiver.index]
+                        recorded.append(_Recorded(receiver=receiver, senders=above, values=value))
+            attn_out = base.at(layer, "attn_out", at).repeat(len(units), 1, 1)
+            sending = np.flatnonzero(layer_of == layer)
+            if self.heads:
+                for i in sending.tolist():
+                    attn_out[i] = self._attn_out(base, other, layer, units[i][1], at)
+            read = x if block.parallel else x + attn_out
+            reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
+            mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
+            fresh = None
+            if len(reach) and (not self.freeze_mlps or any(r.site == "mlp_out" for r in here)):
+                fresh = self.runner.mlp_out(block, read[reach].flatten(0, 1))
+                fresh = fresh.unflatten(0, (len(reach), -1))
+                for receiver in here:
+                    if receiver.site == "mlp_out":
+                        recorded.append(_Recorded(receiver=receiver, senders=reach, values=fresh))
+            if fresh is not None and not self.freeze_mlps:
+                mlp_out[reach] = fresh
+            if not self.heads and len(sending):
+                mlp_out[sending] = other.at(layer, "mlp_out", at).repeat(len(sending), 1, 1)
+            x = x + attn_out + mlp_out
+            # Senders further on have not acted yet: keep their rows at the base run, exactly.
+            waiting = np.flatnonzero(layer_of > layer)
+            if len(waiting):
+                x[waiting] = base.at(layer + 1, "resid_pre", at).repeat(len(waiting), 1, 1)
+        return recorded, x
+
+    def _attn_out(
+        self, base: Baseline, other: Baseline, layer: int, head: int, at: Tensor
+    ) -> Tensor:
+        """The layer's attention output when one head takes its value in the other run."""
+        block = self.runner.decoder.blocks[layer]
+        weight = block.attn.o.weight.view(block.attn.n_heads, block.attn.d_head, -1)[head]
+        change = (other.at(layer, "z", at) - base.at(layer, "z", at))[:, head] @ weight
+        if block.ln1_post is not None:
+            return block.ln1_post(base.at(layer, "attn_raw", at) + change)
+        return base.at(layer, "attn_out", at) + change

@@ -1,0 +1,52 @@
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="1",
+)
+
+import pytest
+import torch
+
+from interp.files import cache_dir
+from interp.models import LanguageModel, load_model, wrap
+from tests.families import FAMILIES, tiny
+
+torch.set_num_threads(1)
+REAL_CACHE = cache_dir().resolve()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Every test has a cache of its own."""
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def family_models(tmp_path_factory) -> dict[str, LanguageModel]:
+    """One tiny random model of each family, checked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("families")))
+        return {name: wrap(tiny(name), name=f"tiny-{name}") for name in FAMILIES}
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request, family_models) -> LanguageModel:
+    return family_models[request.param]
+
+
+@pytest.fixture(scope="session")
+def toy() -> LanguageModel:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_CACHE", str(REAL_CACHE))
+        return load_model("toy-induction")
+
+
+@pytest.fixture(scope="session")
+def smollm() -> LanguageModel:
+    """The embedded model, fetched on first use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INTERP_CACHE", str(REAL_CACHE))
+        return load_model("smollm2-135m-instruct")

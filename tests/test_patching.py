@@ -1,0 +1,247 @@
+"""The fast engine equals one hooked forward pass per cell, everywhere; theorems; files; faults."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import interp
+from interp import patching
+from interp.components import SITES
+from interp.engine import sweep
+from interp.errors import InterpError
+from interp.metrics import METRICS, Metric
+from interp.models import load_model, wrap
+from interp.patching import activation_patching, joint_patching
+from interp.prompts import PromptPair, Task
+from interp.tasks import load_task
+from interp.toys import TOYS, build_toy
+from tests.families import FAMILIES, random_task, tiny, true_double
+
+NEURONS = (0, 5, 17)
+
+
+@pytest.fixture
+def any_gap(monkeypatch):
+    """Random models need not tell prompts apart: compare raw effects."""
+    monkeypatch.setattr(patching, "check_gap", lambda clean, corrupted: None)
+
+
+def both(model, task, **options):
+    """The same sweep by the fast engine and by the hook loop."""
+    return (
+        activation_patching(model, task, engine=engine, cache=False, **options)
+        for engine in ("fast", "hooks")
+    )
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_fast_equals_hook_loop(family, site, any_gap):
+    if family.sites[site] is not None:
+        pytest.skip(family.sites[site])
+    unit = SITES[site]
+    sweeps = [
+        {"by": ("layer",), "direction": "noise"},
+        {"by": ("layer", "position"), "positions": ["changed", "near_end", "last"]},
+        {"by": ("layer",), "positions": ["changed", "last"], "source": "zero"},
+    ]
+    if unit is not None:
+        some = {"components": NEURONS} if unit == "neuron" else {}
+        sweeps.append({"by": ("layer", unit), **some})
+        sweeps.append({"by": ("layer", unit, "position"), "positions": ["changed", "last"], **some})
+        if site != "pattern":
+            sweeps.append({"by": ("layer", unit), "source": "mean", "direction": "noise", **some})
+    for options in sweeps:
+        fast, slow = both(family, random_task(), site=site, **options)
+        scale = max(1.0, np.abs(slow.clean).max())
+        np.testing.assert_allclose(fast.effects, slow.effects, atol=2e-5 * scale, rtol=0)
+        assert np.abs(slow.effects).max() > 1e-4, "a sweep that changes nothing proves nothing"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_exact_in_float64(name, any_gap):
+    with true_double():
+        model = wrap(tiny(name, torch.float64), name=name, check=False)
+        for site in ("z", "k", "mlp_out", "resid_pre", "q", "pattern"):
+            axes = ("layer", SITES[site], "position") if SITES[site] else ("layer", "position")
+            task = random_task(lengths=(8, 8))
+            fast, slow = both(model, task, site=site, by=axes, positions=["changed", "last"])
+            np.testing.assert_allclose(fast.effects, slow.effects, atol=1e-9, rtol=0)
+            assert np.abs(slow.effects).max() > 1e-3
+
+
+def test_all_positions_axis(family_models, any_gap):
+    task = random_task(lengths=(8, 8, 8))
+    fast, slow = both(family_models["llama"], task, by=("layer", "head", "position"))
+    np.testing.assert_allclose(fast.effects, slow.effects, atol=2e-5)
+    assert not fast.effects[..., :2].any(), "nothing before the first difference matters"
+    with pytest.raises(InterpError, match="7 to 9 tokens"):
+        activation_patching(
+            family_models["llama"], random_task(), by=("layer", "position"), site="resid_pre"
+        )
+
+
+@pytest.mark.parametrize("metric", ["prob_diff", "log_odds", "kl"])
+def test_other_metrics(family_models, metric, any_gap):
+    task = random_task().with_metric(METRICS[metric])
+    fast, slow = both(family_models["gemma2"], task, site="z")
+    np.testing.assert_allclose(fast.effects, slow.effects, atol=2e-5)
+
+
+def test_any_function_is_a_metric(family_models, any_gap):
+    entropy = Metric(
+        name="entropy",
+        unit="nats",
+        function=lambda readout, targets: torch.distributions.Categorical(
+            logits=readout.all()
+        ).entropy(),
+    )
+    task = random_task().with_metric(entropy)
+    fast, slow = both(family_models["gpt2"], task, site="mlp_out", by=("layer",))
+    np.testing.assert_allclose(fast.effects, slow.effects, atol=2e-5)
+
+
+def test_patching_everything_is_the_other_run(family, any_gap):
+    """resid_pre of layer 0 is the whole input; resid_post of the last layer the whole output."""
+    for direction in ("denoise", "noise"):
+        for site, layer in (("resid_pre", 0), ("resid_post", family.n_layers - 1)):
+            scores = activation_patching(
+                family, random_task(), site=site, by=("layer",), layers=[layer], direction=direction
+            )
+            np.testing.assert_allclose(scores.values, 1.0, atol=1e-4)
+
+
+def test_equal_prompts_have_no_effect_and_no_gap(family_models):
+    pair = PromptPair(clean=(5, 6, 7), corrupted=(5, 6, 7), answers=(8,), wrong=(9,))
+    with pytest.raises(InterpError, match="gap"):
+        activation_patching(family_models["llama"], Task(name="same", pairs=(pair, pair)))
+
+
+def test_prompts_do_not_depend_on_each_other(family_models, any_gap):
+    """One at a time, or all in one call of mixed lengths: the same numbers."""
+    task = random_task(lengths=(9, 7, 12, 5))
+    together = activation_patching(family_models["qwen3"], task, cache=False)
+    for i, pair in enumerate(task.pairs):
+        alone = activation_patching(
+            family_models["qwen3"], Task(name="one", pairs=(pair,)), cache=False
+        )
+        np.testing.assert_allclose(alone.effects[0], together.effects[i], atol=2e-6)
+
+
+def test_chunking_changes_nothing(family_models, any_gap, monkeypatch):
+    whole = activation_patching(family_models["llama"], random_task(), cache=False)
+    monkeypatch.setattr(sweep, "CPU_TILE", 16)
+    small = activation_patching(
+        family_models["llama"], random_task(), cache=False, budget_gb=0.0005
+    )
+    np.testing.assert_allclose(small.effects, whole.effects, atol=2e-6)
+    with pytest.raises(InterpError, match="raise budget_gb"):
+        activation_patching(family_models["llama"], random_task(), cache=False, budget_gb=1e-6)
+
+
+def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, monkeypatch):
+    monkeypatch.setattr(sweep, "CPU_TILE", 32)
+    model, task = family_models["llama"], random_task()
+    whole = activation_patching(model, task, cache=False)
+    steps = iter(range(100))
+    with pytest.raises(InterpError, match="stopped after 5"):
+        activation_patching(model, task, cancelled=lambda: next(steps) >= 5)
+    saved = sorted(interp.files.cache_dir().glob("partial/*/chunk-*.safetensors"))
+    assert len(saved) == 5
+    saved[-1].write_bytes(saved[-1].read_bytes()[:20])  # as a killed writer would leave it
+    ran = []
+    patched = sweep.Block.patched
+    monkeypatch.setattr(
+        sweep.Block, "patched", lambda self, cells: ran.append(1) or patched(self, cells)
+    )
+    total = []
+    resumed = activation_patching(model, task, progress=lambda done, n: total.append(n))
+    assert len(ran) == total[0] - 4
+    assert np.array_equal(resumed.effects, whole.effects)
+    assert not list(interp.files.cache_dir().glob("partial/*"))
+
+
+def test_stored_result_is_found_and_a_damaged_one_recomputed(family_models, any_gap, monkeypatch):
+    model, task = family_models["llama"], random_task()
+    first = activation_patching(model, task)
+    path = next(interp.files.cache_dir().glob("results/*.safetensors"))
+    monkeypatch.setattr(patching, "run_sweep", lambda *a, **k: pytest.fail("ran again"))
+    assert np.array_equal(activation_patching(model, task).effects, first.effects)
+    path.write_bytes(path.read_bytes()[:-8])
+    monkeypatch.undo()
+    monkeypatch.setattr(patching, "check_gap", lambda clean, corrupted: None)
+    monkeypatch.setenv("INTERP_CACHE", str(path.parent.parent))
+    assert np.array_equal(activation_patching(model, task).effects, first.effects)
+    shutil.rmtree(path.parent.parent)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_planted_circuit_is_found(name):
+    """Every planted head has an effect in one of the directions; no other component has."""
+    toy, model = build_toy(name), load_model(name)
+    task = load_task(name)
+    for site, kind in (("z", "H"), ("post", "N")):
+        planted = {label for label in toy.circuit if kind in label}
+        found = set()
+        for direction in ("denoise", "noise"):
+            unit = SITES[site]
+            scores = activation_patching(
+                model, task, site=site, by=("layer", unit), direction=direction
+            )
+            strong = [one.label for one in scores.top(99) if abs(one.value) > 0.01]
+            found |= set(strong)
+        assert found == planted
+
+
+def test_or_and_and_need_joint_patching():
+    """Single patches miss an OR when noising and an AND when denoising; together they show."""
+    for name, direction in (("toy-or", "noise"), ("toy-and", "denoise")):
+        model, task = load_model(name), load_task(name)
+        alone = activation_patching(model, task, direction=direction, layers=[0])
+        assert np.abs(alone.values).max() < 0.01
+        joint = joint_patching(model, task, ["L0H1", "L0H2"], direction=direction, draws=5)
+        assert joint.effect.mean == pytest.approx(1.0, abs=0.01)
+        assert joint.null is not None
+        assert abs(joint.null.mean) < 0.01
+
+
+def test_joint_patching_equals_interventions(family, any_gap):
+    """The set effect equals nested hooks through TransformerLens."""
+    task, parts = random_task(), ["L0H1", "L1H2.q", "L1H1.v", "L2.mlp_out"]
+    clean = [pair.clean for pair in task.pairs]
+    corrupted = [pair.corrupted for pair in task.pairs]
+    from interp.interventions import intervene, patch
+
+    joint = joint_patching(family, task, parts, draws=0)
+    encoded = task.encode(family)
+    patches = [patch(family, part, clean) for part in parts]
+    with intervene(family, patches):
+        logits = family.last_logits(corrupted)
+    plain, top = family.last_logits(corrupted), family.last_logits(clean)
+
+    def metric(values):
+        return task.metric(interp.metrics.Logits(values), encoded.targets)
+
+    gap = (metric(top) - metric(plain)).mean()
+    expected = (metric(logits) - metric(plain)).mean() / gap
+    assert joint.effect.mean == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"site": "zz"}, "did you mean 'z'"),
+        ({"site": "resid_mid"}, "parallel"),
+        ({"by": ("head",)}, "name 'layer'"),
+        ({"site": "mlp_out", "by": ("layer", "head")}, "axes of mlp_out"),
+        ({"direction": "sideways"}, "denoise"),
+        ({"layers": [7]}, "0 to 2"),
+        ({"positions": "nowhere"}, "known here"),
+        ({"source": "median"}, "mean"),
+        ({"engine": "warp"}, "hooks"),
+    ],
+)
+def test_bad_input_is_refused_with_advice(family_models, options, message):
+    with pytest.raises(InterpError, match=message):
+        activation_patching(family_models["neox"], random_task(), **options)

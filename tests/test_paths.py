@@ -1,0 +1,133 @@
+"""Path patching equals the three hooked passes it stands for."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp import patching, paths
+from interp.components import Component
+from interp.errors import InterpError
+from interp.metrics import Logits
+from interp.models import load_model
+from interp.patching import activation_patching, paired_runs
+from interp.paths import path_patching
+from interp.tasks import load_task
+from tests.families import random_task
+
+
+def three_passes(model, task, receivers, sender, freeze_mlps):
+    """One sender, three runs through TransformerLens hooks, nothing shared or skipped."""
+    runs = paired_runs(model, task, "noise")
+
+    def keep(kept, site, layer):
+        def hook(value, batch):
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                kept[site, layer, prompt] = value[row].clone()
+            return value
+
+        return hook
+
+    def put(source, site, layer, part=None):
+        def hook(value, batch):
+            changed = value.clone()
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                new = source[site, layer, prompt]
+                if part is None:
+                    changed[row] = new
+                else:
+                    changed[row, :, part] = new[:, part]
+            return changed
+
+        return hook
+
+    places = [(layer, site) for layer in range(model.n_layers) for site in ("z", "mlp_out")]
+    base, other, seen = {}, {}, {}
+    plain = model.last_logits(runs.base, hooks={(p): [keep(base, p[1], p[0])] for p in places})
+    model.last_logits(runs.other, hooks={p: [keep(other, p[1], p[0])] for p in places})
+    second = {}
+    for layer, site in places:
+        hooks = second[layer, site] = []
+        if (site, layer) in [(r.site, r.layer) for r in receivers]:
+            hooks.append(keep(seen, site, layer))
+        if site == "z" or freeze_mlps:
+            hooks.append(put(base, site, layer))
+        if (layer, site) == (sender.layer, sender.site):
+            hooks.append(put(other, site, layer, sender.index))
+    for receiver in receivers:
+        if receiver.site != "mlp_out":
+            place = (receiver.layer, receiver.site)
+            second[place] = [keep(seen, receiver.site, receiver.layer)]
+    patched = model.last_logits(runs.base, hooks=second)
+    if receivers:
+        third = {}
+        for r in receivers:
+            third.setdefault((r.layer, r.site), []).append(put(seen, r.site, r.layer, r.index))
+        patched = model.last_logits(runs.base, hooks=third)
+    before, after = (task.metric(Logits(v), runs.targets).numpy() for v in (plain, patched))
+    return before - after
+
+
+@pytest.mark.parametrize("freeze_mlps", [False, True])
+@pytest.mark.parametrize(
+    "labels", [["logits"], ["L2H1.q"], ["L1H1.k", "L2H0.v"], ["L2.mlp_out"], ["L1H3.q", "L2.k"]]
+)
+def test_equals_three_hooked_passes(family, labels, freeze_mlps, monkeypatch):
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    task = random_task(lengths=(7, 9))
+    receivers = [] if labels == ["logits"] else [Component.parse(label) for label in labels]
+    for senders, site in (("heads", "z"), ("mlps", "mlp_out")):
+        scores = path_patching(
+            family, task, receivers=labels, senders=senders, freeze_mlps=freeze_mlps, cache=False
+        )
+        for layer in range(family.n_layers):
+            index = 2 if senders == "heads" else None
+            expected = three_passes(
+                family, task, receivers, Component(layer, site, index), freeze_mlps
+            )
+            found = scores.effects[:, layer, 2] if senders == "heads" else scores.effects[:, layer]
+            np.testing.assert_allclose(found, expected, atol=3e-5)
+
+
+def test_toy_paths_follow_the_planted_edges():
+    """Previous-token head -> the induction head's keys, and not its queries or values."""
+    model, task = load_model("toy-induction"), load_task("toy-induction")
+    into_keys = path_patching(model, task, receivers=["L1.k"], layers=[0])
+    assert into_keys.top(1)[0].label == "L0H1"
+    assert into_keys.top(1)[0].value == pytest.approx(1, abs=0.01)
+    for site in ("q", "v"):
+        other = path_patching(model, task, receivers=[f"L1.{site}"], layers=[0])
+        assert np.abs(other.values).max() < 0.01
+    direct = path_patching(model, task, receivers=["logits"])
+    assert [one.label for one in direct.top(1)] == ["L1H2"]
+    assert abs(direct.values[0]).max() < 0.01
+
+
+def test_into_logits_with_held_mlps_sums_to_the_last_layer(family, monkeypatch):
+    """Into the logits, the last layer's heads have their whole activation-patching effect."""
+    for module in (paths, patching):
+        monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
+    task, last = random_task(lengths=(8, 8)), family.n_layers - 1
+    path = path_patching(family, task, receivers=["logits"], layers=[last])
+    whole = activation_patching(family, task, layers=[last], direction="noise")
+    np.testing.assert_allclose(path.effects, whole.effects, atol=2e-5)
+
+
+def test_upstream_senders_only(family_models, monkeypatch):
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    scores = path_patching(family_models["llama"], random_task(), receivers=["L1H0.q"])
+    assert scores.effects[:, 0].any()
+    assert not scores.effects[:, 1:].any()
+
+
+@pytest.mark.parametrize("labels", [["L9H0.q"], ["L1H3.k"], ["L1H1"], ["logits", "L1.q"], []])
+def test_bad_receivers_are_refused(family_models, labels):
+    with pytest.raises(InterpError):
+        path_patching(family_models["llama"], random_task(), receivers=labels)
+
+
+def test_interrupted(family_models):
+    with pytest.raises(InterpError, match="stopped after 0"):
+        path_patching(
+            family_models["llama"], random_task(), receivers=["logits"], cancelled=lambda: True
+        )
+    assert torch.get_num_threads() == 1

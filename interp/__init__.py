@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from interp.components import SITES, Component
     from interp.errors import InterpError
     from interp.interventions import Intervention, intervene
+    from interp.joint import joint_patching
     from interp.metrics import METRICS, Metric
     from interp.models import LanguageModel, known_models, load_model
-    from interp.patching import activation_patching, joint_patching
+    from interp.patching import activation_patching
     from interp.paths import path_patching
     from interp.prompts import PromptPair, Task
     from interp.scores import Scores
@@ -35,7 +36,7 @@ _HOMES = {
     "known_models": "models",
     "load_model": "models",
     "activation_patching": "patching",
-    "joint_patching": "patching",
+    "joint_patching": "joint",
     "path_patching": "paths",
     "PromptPair": "prompts",
     "Task": "prompts",

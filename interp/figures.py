@@ -9,7 +9,7 @@ import numpy as np
 
 DIVERGING = "RdBu_r"
 RAISES, LOWERS = "#c0392b", "#2f6fb5"
-FRAME, BLANK, INVISIBLE = "#111111", "#e4e4e4", "rgba(0,0,0,0)"
+FRAME, CHOSEN, BLANK, INVISIBLE = "#111111", "#e69f00", "#e4e4e4", "rgba(0,0,0,0)"
 
 
 def symmetric_limit(values: np.ndarray) -> float:
@@ -55,12 +55,12 @@ def heat_map(
     import plotly.graph_objects as go
 
     rows, columns = values.shape
-    width = cell or int(np.clip(760 // max(columns, 1), 7, 34))
-    height = cell or int(np.clip(600 // max(rows, 1), 7, 34))
+    width = cell or int(np.clip(760 // max(columns, 1), 7, 44))
+    height = cell or int(np.clip(600 // max(rows, 1), 7, 44))
     limit = limit or symmetric_limit(values)
     at_row, at_column = (index.ravel() for index in np.indices(values.shape))
     texts = []
-    for r, c in zip(at_row, at_column, strict=True):
+    for r, c in zip(at_row.tolist(), at_column.tolist(), strict=True):
         error = "" if stderr is None else f" ± {stderr[r, c]:.3f}"
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
         texts.append(f"<b>{name}</b>  {values[r, c]:.3f}{error}")
@@ -103,9 +103,9 @@ def heat_map(
                 line={"color": color, "width": line},
             )
     figure.update_layout(
-        width=columns * width + 160,
-        height=rows * height + 90,
-        margin={"l": 60, "r": 100, "t": 36, "b": 54},
+        width=max(columns * width, 200) + 90,
+        height=rows * height + 160,
+        margin={"l": 64, "r": 26, "t": 92, "b": 68, "pad": 0},
         xaxis=_cell_axis(x_title, x, most=24),
         yaxis=_cell_axis(y_title, y, most=16),
         plot_bgcolor=BLANK,
@@ -140,7 +140,7 @@ def component_scatter(
     at_row, at_column = np.unravel_index(order, values.shape)
     figure = go.Figure()
     for row in range(rows):
-        mine = at_column[at_row == row]
+        mine: list[int] = at_column[at_row == row].tolist()
         error = np.zeros(columns) if stderr is None else stderr[row]
         figure.add_scatter(
             x=[int(x[c]) for c in mine],
@@ -149,7 +149,7 @@ def component_scatter(
             name=f"{y_title} {y[row]}",
             showlegend=rows > 1,
             marker={"size": 6, "opacity": 0.75},
-            customdata=np.stack([np.full_like(mine, row), mine], 1),
+            customdata=[[row, c] for c in mine],
             text=[
                 f"<b>{names[row][c] if names else x[c]}</b>  {values[row, c]:.3f} ± {error[c]:.3f}"
                 for c in mine
@@ -161,16 +161,16 @@ def component_scatter(
             x=[int(x[selected[1]])],
             y=[values[selected]],
             mode="markers",
-            marker={"size": 15, "symbol": "circle-open", "color": FRAME, "line": {"width": 3}},
+            marker={"size": 15, "symbol": "circle-open", "color": CHOSEN, "line": {"width": 3}},
             hoverinfo="skip",
             showlegend=False,
         )
     drawn = "" if values.size <= most else f", the {most} largest of {values.size}"
     figure.update_layout(
         height=460,
-        margin={"l": 70, "r": 20, "t": 36, "b": 54},
+        margin={"l": 70, "r": 20, "t": 36, "b": 54, "pad": 0},
         xaxis={"title": f"{x_title}{drawn}", "showgrid": False, "zeroline": False},
-        yaxis={"title": colour_title},
+        yaxis={"title": colour_title, "fixedrange": True},
         dragmode=False,
         hovermode="closest",
     )
@@ -200,14 +200,20 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
     )
     size = int(np.clip(420 // len(tokens), 9, 26))
     space = 20 + 7 * min(12, max(len(label) for label in labels))
-    axis = {"tickvals": list(range(len(labels))), "ticktext": labels, "showgrid": False}
+    axis = {
+        "tickvals": list(range(len(labels))),
+        "ticktext": labels,
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+    }
     figure.update_layout(
         title={"text": title, "font": {"size": 14}},
-        width=len(tokens) * size + space + 110,
-        height=len(tokens) * size + space + 66,
-        margin={"l": space + 20, "r": 90, "t": 36, "b": space + 30},
-        xaxis={**axis, "tickangle": -60, "title": "to (key)", "zeroline": False},
-        yaxis={**axis, "autorange": "reversed", "title": "from (query)", "zeroline": False},
+        width=max(len(tokens) * size, 200) + space + 46,
+        height=len(tokens) * size + space + 126,
+        margin={"l": space + 20, "r": 26, "t": 96, "b": space + 30, "pad": 0},
+        xaxis={**axis, "tickangle": -60, "title": {"text": "to (key)", "standoff": 8}},
+        yaxis={**axis, "autorange": "reversed", "title": {"text": "from (query)", "standoff": 8}},
         plot_bgcolor="rgba(0,0,0,0)",
         dragmode=False,
     )
@@ -236,14 +242,15 @@ def token_bars(
     )
     figure.update_layout(
         height=21 * len(bars) + 90,
-        margin={"l": 110, "r": 20, "t": 36, "b": 54},
+        margin={"l": 110, "r": 20, "t": 36, "b": 54, "pad": 0},
         bargap=0.25,
-        xaxis={"title": "added to the logit", "zeroline": True},
+        xaxis={"title": "added to the logit", "zeroline": True, "fixedrange": True},
         yaxis={
             "tickvals": heights,
             "ticktext": [visible(token) for token, _ in bars],
             "autorange": "reversed",
             "showgrid": False,
+            "fixedrange": True,
         },
         dragmode=False,
     )
@@ -273,15 +280,19 @@ def effect_strip(
 
     effects = gained / gap
     prompts = np.arange(len(effects))
-    colors = [FRAME if prompt == selected else RAISES for prompt in prompts]
+    colors = [CHOSEN if prompt == selected else RAISES for prompt in prompts]
     figure = go.Figure(
         go.Scatter(
             x=effects,
             y=(prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
             mode="markers",
-            marker={"size": 10, "color": colors, "opacity": 0.8},
-            selected={"marker": {"opacity": 0.8}},
-            unselected={"marker": {"opacity": 0.8}},
+            marker={
+                "size": [14 if prompt == selected else 10 for prompt in prompts],
+                "color": colors,
+                "opacity": 0.85,
+            },
+            selected={"marker": {"opacity": 0.85}},
+            unselected={"marker": {"opacity": 0.85}},
             customdata=prompts[:, None],
             hovertemplate="prompt %{customdata[0]}  <b>%{x:.3f}</b><extra></extra>",
         )
@@ -290,9 +301,13 @@ def effect_strip(
     figure.add_vline(x=float(effects.mean()), line={"color": RAISES, "width": 2})
     figure.update_layout(
         height=190,
-        margin={"l": 20, "r": 20, "t": 36, "b": 50},
-        xaxis={"title": "effect on each prompt (fraction of the mean gap)", "zeroline": True},
-        yaxis={"visible": False, "range": [-0.3, 1.3]},
+        margin={"l": 20, "r": 20, "t": 36, "b": 50, "pad": 0},
+        xaxis={
+            "title": "effect on each prompt (fraction of the mean gap)",
+            "zeroline": True,
+            "fixedrange": True,
+        },
+        yaxis={"visible": False, "range": [-0.3, 1.3], "fixedrange": True},
         dragmode=False,
         hovermode="closest",
         showlegend=False,
@@ -301,7 +316,18 @@ def effect_strip(
 
 
 def _colour_bar(title: str) -> dict[str, Any]:
-    return {"title": {"text": title, "side": "right"}, "thickness": 10, "outlinewidth": 0}
+    """A scale above the map, as wide as it."""
+    return {
+        "title": {"text": title, "side": "top"},
+        "orientation": "h",
+        "thickness": 9,
+        "len": 1,
+        "y": 1,
+        "yanchor": "bottom",
+        "ypad": 14,
+        "outlinewidth": 0,
+        "nticks": 5,
+    }
 
 
 def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
@@ -312,6 +338,8 @@ def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any
         "tickvals": list(shown),
         "ticktext": [labels[i] for i in shown],
         "range": [-0.5, len(labels) - 0.5],
+        "autorange": False,
+        "fixedrange": True,
         "showgrid": False,
         "zeroline": False,
     }

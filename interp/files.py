@@ -18,7 +18,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("INTERP_CACHE", "cache"))
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename it into place.
 
     Readers see the old file or the new one, never half of one; of two processes that write

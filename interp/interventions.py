@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +16,11 @@ from interp.positions import NAMED, TokenizedPrompt, resolve
 from interp.prompts import Prompt, Task
 
 Positions = str | Sequence[int]
+"""Where: "all", a named position, or one token index per prompt."""
 
-
-class Operation(Protocol):
-    """New values for old ones: (positions, width) of one prompt; a neuron's width is 1."""
-
-    def __call__(self, old: Tensor, prompt: int, positions: list[int]) -> Tensor: ...
+Operation = Callable[[Tensor, int, list[int]], Tensor]
+"""(old values, prompt number, positions) -> new values; both (positions, width), and a neuron's
+width is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,14 @@ from interp.components import Component
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
 from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.sweep import LogitsOf
+from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.files import content_key
 from interp.models.language_model import LanguageModel
-from interp.patching import Progress, Runs, check_gap, paired_runs, provenance
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.store import keep, stored, versions
+from interp.sweeps import Runs, check_gap, paired_runs, provenance
 
 VERSION = 1
 RECEIVERS = ("q", "k", "v", "mlp_out")
@@ -131,7 +131,7 @@ def path_patching(
     with torch.no_grad(), model.lock:
         for prompt in range(len(task)):
             if cancelled():
-                raise InterpError("path patching", f"stopped after {prompt} prompts", "rerun it")
+                raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
             base, other = work.stored(prompt)
             ends[:, prompt] = work.metric_of(base, prompt), work.metric_of(other, prompt)
             where = _positions(runs, names, prompt)

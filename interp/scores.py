@@ -260,7 +260,7 @@ class Scores:
             if not near.any():
                 raise InterpError(
                     f"a null for the top {k}",
-                    f"no other component within {band} layers of {self.label(cells[place])}",
+                    f"nothing else within {band} layers of {self.label(cells[place].tolist())}",
                     "widen band or choose a smaller k",
                 )
             total += rng.choice(flat[near], size=draws)
@@ -288,13 +288,13 @@ class Scores:
                 f"{self!r} and {other!r} have other axes or labels",
                 "score the same components with both methods",
             )
-        from scipy import stats
+        from scipy.stats import rankdata
 
         left, right = self.values.ravel(), other.values.ravel()
         tops = [set(np.argsort(-np.abs(v), kind="stable")[:k].tolist()) for v in (left, right)]
         return {
-            "pearson": float(stats.pearsonr(left, right).statistic),
-            "spearman": float(stats.spearmanr(left, right).statistic),
+            "pearson": float(np.corrcoef(left, right)[0, 1]),
+            "spearman": float(np.corrcoef(rankdata(left), rankdata(right))[0, 1]),
             "max_abs_diff": float(np.abs(left - right).max()),
             f"top_{k}_jaccard": len(tops[0] & tops[1]) / len(tops[0] | tops[1]),
         }
@@ -425,7 +425,13 @@ class Scores:
         facts["axes"] = tuple(facts["axes"])
         facts["coordinates"] = {k: tuple(v) for k, v in facts["coordinates"].items()}
         facts["provenance"] = Provenance(**facts["provenance"])
-        return cls(**facts, **load_file(path))
+        arrays = load_file(path)
+        return cls(
+            effects=arrays["effects"],
+            clean=arrays["clean"],
+            corrupted=arrays["corrupted"],
+            **facts,
+        )
 
     @property
     def hash(self) -> str:

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import interp
-from interp import patching
+from interp import hookloop, joint, patching
 from interp.components import SITES
 from interp.engine import sweep
 from interp.errors import InterpError
+from interp.joint import joint_patching
 from interp.metrics import METRICS, Metric
 from interp.models import load_model, wrap
-from interp.patching import activation_patching, joint_patching
+from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.tasks import load_task
 from interp.toys import TOYS, build_toy
@@ -25,7 +26,8 @@ NEURONS = (0, 5, 17)
 @pytest.fixture
 def any_gap(monkeypatch):
     """Random models need not tell prompts apart: compare raw effects."""
-    monkeypatch.setattr(patching, "check_gap", lambda clean, corrupted: None)
+    for module in (patching, hookloop, joint):
+        monkeypatch.setattr(module, "check_gap", lambda one, other: None)
 
 
 def both(model, task, **options):
@@ -200,10 +202,10 @@ def test_or_and_and_need_joint_patching():
         model, task = load_model(name), load_task(name)
         alone = activation_patching(model, task, direction=direction, layers=[0])
         assert np.abs(alone.values).max() < 0.01
-        joint = joint_patching(model, task, ["L0H1", "L0H2"], direction=direction, draws=5)
-        assert joint.effect.mean == pytest.approx(1.0, abs=0.01)
-        assert joint.null is not None
-        assert abs(joint.null.mean) < 0.01
+        found = joint_patching(model, task, ["L0H1", "L0H2"], direction=direction, draws=5)
+        assert found.effect.mean == pytest.approx(1.0, abs=0.01)
+        assert found.null is not None
+        assert abs(found.null.mean) < 0.01
 
 
 def test_joint_patching_equals_interventions(family, any_gap):
@@ -213,7 +215,7 @@ def test_joint_patching_equals_interventions(family, any_gap):
     corrupted = [pair.corrupted for pair in task.pairs]
     from interp.interventions import intervene, patch
 
-    joint = joint_patching(family, task, parts, draws=0)
+    together = joint_patching(family, task, parts, draws=0)
     encoded = task.encode(family)
     patches = [patch(family, part, clean) for part in parts]
     with intervene(family, patches):
@@ -225,7 +227,7 @@ def test_joint_patching_equals_interventions(family, any_gap):
 
     gap = (metric(top) - metric(plain)).mean()
     expected = (metric(logits) - metric(plain)).mean() / gap
-    assert joint.effect.mean == pytest.approx(float(expected), abs=1e-4)
+    assert together.effect.mean == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from interp.components import Component
 from interp.errors import InterpError
 from interp.metrics import Logits
 from interp.models import load_model
-from interp.patching import activation_patching, paired_runs
+from interp.patching import activation_patching
 from interp.paths import path_patching
+from interp.sweeps import paired_runs
 from interp.tasks import load_task
 from tests.families import random_task
 

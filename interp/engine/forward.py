@@ -60,6 +60,10 @@ class Baseline:
     offset: Index
     sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
+    def site(self, layer: int, name: str) -> Tensor:
+        """A site at every flat token; resid_post is the next layer's resid_pre."""
+        return self.sites[(layer + 1, "resid_pre") if name == "resid_post" else (layer, name)]
+
     def at(self, layer: int, site: str, tokens: Tensor) -> Tensor:
         """Values of a site at flat tokens."""
         return self.sites[layer, site][tokens]
@@ -149,17 +153,14 @@ class Runner:
         """Neuron activations (site `post`) of residuals read by the MLP."""
         normed = block.ln2(resid) if block.ln2 is not None else resid
         pre = block.mlp.gate(normed)
+        post = block.mlp.act(pre)
+        linear = None if block.mlp.up is None else block.mlp.up(normed)
         if capture is not None:
             capture["pre"] = pre
-        post = block.mlp.act(pre)
-        if block.mlp.up is not None:
-            linear = block.mlp.up(normed)
-            if capture is not None:
+            if linear is not None:
                 capture["pre_linear"] = linear
-            post = post * linear
-        if capture is not None:
-            capture["post"] = post
-        return post
+        # In place: fresh memory for a tensor this size costs as much as the product.
+        return post if linear is None else post.mul_(linear)
 
     def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when it reads `resid`."""

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index, ranges
+from interp.engine.memory import keep_freed_memory
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post
 from interp.errors import InterpError
@@ -19,7 +20,7 @@ from interp.files import write_atomically
 from interp.metrics import Metric, Targets
 from interp.models.architecture import Decoder
 
-CPU_TILE = 1536
+CPU_TILE = 2048
 """Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
 
 
@@ -91,6 +92,9 @@ class Plan:
         """Number of chunks."""
         return sum(len(chunks) for chunks in self.chunks)
 
+
+Progress = Callable[[int, int], None]
+"""Called with (done, in all)."""
 
 Replace = Callable[[Baseline, int, str], torch.Tensor]
 """(the baseline, layer, site) -> the site's replacement for every flat token of the baseline."""
@@ -183,10 +187,19 @@ def _cut(order: Index, size: Index, tile: int) -> Iterator[Index]:
         begin = end
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """A sweep's raw outcome: metrics of the patched, the base and the other runs."""
+
+    patched: np.ndarray
+    base: np.ndarray
+    other: np.ndarray
+
+
 def run_sweep(
     runner: Runner,
     prompts: Sequence[Sequence[int]],
-    others: Sequence[Sequence[int]] | None,
+    others: Sequence[Sequence[int]],
     cells: Cells,
     n_cells: int,
     *,
@@ -194,45 +207,55 @@ def run_sweep(
     metric: Metric,
     targets: Targets,
     budget: int,
+    check: Callable[[np.ndarray, np.ndarray], None],
     replace: Replace | None = None,
     partial: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The metric of every prompt with every cell patched, and of every prompt unpatched.
+) -> Swept:
+    """The metric of every prompt with every cell patched, and of both plain runs.
 
     Args:
         runner: the engine of a model.
-        prompts: the runs that are changed.
-        others: the runs values are taken from, token for token; or give `replace`.
-        cells: what to patch. Cells of a prompt that are not listed keep its unpatched metric.
+        prompts: the base runs, which are changed.
+        others: the other runs, token for token; values are taken from them.
+        cells: what to patch. Cells of a prompt that are not listed keep its plain metric.
         n_cells: number of cells in the result.
         site: the site patched.
         metric: read at the last token.
         targets: one entry per prompt.
         budget: bytes for stored runs and rows in flight.
-        replace: values that do not come from another run (zeros, means).
+        check: called with the metrics of the plain runs before anything is patched.
+        replace: values that do not come from the other run (zeros, means).
         partial: a directory where finished chunks are kept; they are read back, not redone.
         progress: called with (chunks done, chunks in all).
         cancelled: asked before every chunk.
 
     Returns:
-        (prompts, cells) and (prompts,), float64.
+        patched (prompts, cells), base and other (prompts,), float64.
 
     Raises:
         Cancelled: `cancelled` said so.
         InterpError: the budget is too small, or values are not finite.
     """
+    keep_freed_memory()
     lengths = np.array([len(prompt) for prompt in prompts])
     cut = plan(runner, cells, lengths, site, budget, metric.name != "logit_diff")
+    ends = np.zeros((2, len(prompts)))
+    patched = np.zeros((len(prompts), n_cells))
     done = 0
-    result = np.zeros((len(prompts), n_cells))
-    plain = np.zeros(len(prompts))
+
+    def stored(block: Index) -> Block:
+        return Block(runner, prompts, others, block, site, metric, targets, replace)
+
     with torch.no_grad():
+        for block in cut.blocks:
+            todo = stored(block)
+            ends[:, block] = todo.ends
+        check(*ends)
         for block, chunks in zip(cut.blocks, cut.chunks, strict=True):
-            todo = Block(runner, prompts, others, block, site, metric, targets, replace)
-            plain[block] = todo.plain()
-            result[block] = plain[block, None]
+            todo = todo if len(cut.blocks) == 1 else stored(block)
+            patched[block] = ends[0, block, None]
             for chunk in chunks:
                 if cancelled():
                     raise Cancelled(
@@ -244,21 +267,21 @@ def run_sweep(
                     values = todo.patched(cells[chunk])
                     if path is not None:
                         _save(path, values)
-                result[cells.prompt[chunk], cells.cell[chunk]] = values
+                patched[cells.prompt[chunk], cells.cell[chunk]] = values
                 done += 1
                 if progress is not None:
                     progress(done, cut.n_chunks)
-    return result, plain
+    return Swept(patched=patched, base=ends[0], other=ends[1])
 
 
 class Block:
-    """The stored runs of some prompts, and sweeps over them. Nothing runs until it is needed."""
+    """The stored runs of some prompts, and patches of them. `ends` are the plain runs' metrics."""
 
     def __init__(
         self,
         runner: Runner,
         prompts: Sequence[Sequence[int]],
-        others: Sequence[Sequence[int]] | None,
+        others: Sequence[Sequence[int]],
         block: Index,
         site: str,
         metric: Metric,
@@ -271,22 +294,19 @@ class Block:
         keep, keep_other = needed(runner, site)
         ablated = frozenset() if replace is None else frozenset({site})
         self.base = baseline(runner, [prompts[i] for i in block], keep | ablated)
-        self.replace = replace
-        if others is not None:
-            other = baseline(runner, [others[i] for i in block], keep_other)
-            self.replace = lambda base, layer, site: other.sites[
-                (layer + 1, "resid_pre") if site == "resid_post" else (layer, site)
-            ]
+        other = baseline(runner, [others[i] for i in block], keep_other)
+        self.ends = [self._read(final_hidden(runner, run)) for run in (self.base, other)]
+        self.replace = replace or (lambda _, layer, site: other.site(layer, site))
         self._replaced: dict[int, torch.Tensor] = {}
 
-    def plain(self) -> np.ndarray:
-        """The metric of the unpatched runs."""
-        readout = LogitsOf(decoder=self.runner.decoder, hidden=final_hidden(self.runner, self.base))
-        return self.metric(readout, self.targets).numpy()
+    def _read(self, hidden: torch.Tensor, prompts: Index | None = None) -> np.ndarray:
+        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
+        if prompts is None:
+            return self.metric(readout, self.targets).numpy()
+        return self.metric(readout, self.targets.select(torch.from_numpy(prompts))).numpy()
 
     def values(self, layer: int) -> torch.Tensor:
         """Replacement values of every flat token; for q and pattern, of the z they make."""
-        assert self.replace is not None
         if layer not in self._replaced:
             found = self.replace(self.base, layer, self.site)
             if self.site in ("q", "pattern") and self.separable:
@@ -355,8 +375,7 @@ class Block:
                     )
                 ]
         hidden = restart(self.runner, self.base, variants, join=join, edits=edits)
-        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
-        return self.metric(readout, self.targets.select(torch.from_numpy(prompt))).numpy()
+        return self._read(hidden, prompt)
 
 
 def _saved(path: Path | None, n: int) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.errors import InterpError
+from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, write_atomically
 from interp.models import embedded
 from interp.models.language_model import LanguageModel
@@ -123,11 +123,14 @@ def wrap(
         n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
         d_model=cfg.d_model,
         d_head=cfg.d_head,
-        d_mlp=cfg.d_mlp,
+        d_mlp=decoder.d_mlp if decoder else cfg.d_mlp or 0,
         d_vocab=config.vocab_size,
         family=config.model_type,
         parallel=bool(decoder.blocks[0].parallel if decoder else cfg.parallel_attn_mlp),
         gated=bool(decoder.blocks[0].mlp.up if decoder else cfg.gated_mlp),
+        post_norms=bool(
+            decoder.blocks[0].ln1_post if decoder else hasattr(bridge.blocks[0], "ln1_post")
+        ),
         engine_reason=reason,
         card=card,
     )
@@ -148,7 +151,7 @@ def _checked(model: LanguageModel, path: Path, check: Any) -> None:
         return
     except (OSError, json.JSONDecodeError):
         check()
-    write_atomically(path, lambda partial: partial.write_text(json.dumps(model.sites)) and None)
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(model.sites)))
 
 
 def _backend_version() -> str:
@@ -159,31 +162,42 @@ def _backend_version() -> str:
 
 def _load_pretrained(name: str, kind: dict[str, Any], device_map: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    local = Path(name).is_dir()
-    if not local and "/" not in name:
-        from interp.errors import unknown
-
-        raise unknown("model", name, [entry.name for entry in known_models()])
+    extra = {} if device_map is None else {"device_map": device_map}
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
-        extra = {} if device_map is None else {"device_map": device_map}
         model = AutoModelForCausalLM.from_pretrained(
             name, attn_implementation="eager", **kind, **extra
         )
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        advice = (
-            "the directory needs config.json and weights in safetensors"
-            if local
-            else "connect to the hub once, or give the path of a local copy "
-            "(HF_HUB_OFFLINE=1 forbids downloads)"
-        )
-        raise InterpError(f"loading {name!r}", first, advice) from error
+        raise _not_loaded(name, error) from error
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    if Path(name).is_dir() and not any(Path(name).glob("*token*")):
+        return model, None  # transformers would make up an empty tokeniser
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        return model, AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):
-        tokenizer = None
-    return model, tokenizer
+        return model, None
+
+
+def _not_loaded(name: str, error: Exception) -> InterpError:
+    """What to do about a name that gave no model."""
+    first = str(error).strip().splitlines()[0]
+    if Path(name).is_dir():
+        return InterpError(
+            f"loading {name!r}", first, "the directory needs config.json and safetensors weights"
+        )
+    nameless = unknown("model", name, [entry.name for entry in known_models()])
+    return InterpError(
+        f"loading {name!r}",
+        f"not a local directory, and the model hub gave nothing ({first})",
+        f"{nameless.do}; for a hub id connect once (and unset HF_HUB_OFFLINE), or give the path "
+        "of a local copy",
+    )
 
 
 def _load_toy(name: str) -> tuple[Any, Any, str]:

@@ -74,6 +74,7 @@ class LanguageModel:
     family: str
     parallel: bool
     gated: bool
+    post_norms: bool
     engine_reason: str | None = None
     card: str = ""
     sites: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SITES))
@@ -254,7 +255,11 @@ class LanguageModel:
         def through_attn_out(value: Tensor, hook: Any = None) -> Tensor:
             mid = seen["resid_pre"] + value
             new = apply(mid)
-            return torch.where(new == mid, value, new - seen["resid_pre"])
+            needed = new - seen["resid_pre"]
+            if needed.requires_grad:
+                return needed
+            # Where nothing changed, not even a rounding error does.
+            return torch.where(new == mid, value, needed)
 
         return [(f"{prefix}hook_resid_pre", remember), (f"{prefix}hook_attn_out", through_attn_out)]
 
@@ -305,5 +310,5 @@ def model_hash(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().contiguous().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy() if tensor.numel() else b"")
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,0 +1,42 @@
+# Two commands: `make app` opens the workbench, `make test` runs every check.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CACHE := $(or $(INTERP_CACHE),cache)
+WEIGHTS := $(CACHE)/models/smollm2-135m-instruct/README.md
+
+export INTERP_CACHE := $(abspath $(CACHE))
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: app test check bench clean
+.DELETE_ON_ERROR:
+
+app: $(READY) $(WEIGHTS)
+	$(BIN)/streamlit run app.py
+
+test: check $(WEIGHTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(READY) $(WEIGHTS)
+	OMP_NUM_THREADS=1 $(BIN)/interp bench patching --json $(CACHE)/bench.json
+
+# The tested pins (constraints.txt); torch first and by its exact version, so that no other build
+# of it is resolved on the way.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev]"
+	touch $@
+
+$(WEIGHTS): | $(READY)
+	$(BIN)/python -c "from interp.models import embedded; embedded.directory()"
+
+clean:
+	rm -rf $(VENV) $(CACHE)/*

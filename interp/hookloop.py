@@ -1,0 +1,107 @@
+"""Patching the slow, obvious way: one hooked forward pass per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from interp.engine.sweep import Cancelled, Cells, Progress, Swept
+from interp.metrics import Logits
+from interp.models.language_model import Batch, LanguageModel
+from interp.sweeps import Request, check_gap
+
+
+def hook_loop(
+    model: LanguageModel,
+    request: Request,
+    *,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Swept:
+    """One hooked forward pass per cell, all prompts at once: what the fast engine must equal."""
+    runs, site = request.runs, request.site
+    values: dict[tuple[int, int], torch.Tensor] = {}
+
+    def read(layer: int) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+        def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                values[layer, prompt] = value[row].detach().clone()
+            return value
+
+        return hook
+
+    layers = sorted(set(request.cells.layer.tolist()))
+
+    def metric(logits: torch.Tensor) -> np.ndarray:
+        return request.metric(Logits(logits.cpu()), runs.targets).numpy()
+
+    reads = {(layer, site): [read(layer)] for layer in layers}
+    other = metric(model.last_logits(runs.other, hooks=reads))
+    base = metric(model.last_logits(runs.base))
+    check_gap(base, other)
+    if request.source != "other":
+        _ablate(values, layers, request)
+    result = np.repeat(base[:, None], request.n_cells, axis=1)
+    groups = list(_by_cell(request.cells))
+    for done, (cell, layer, part, where) in enumerate(groups):
+        if cancelled():
+            raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun")
+        hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
+        result[:, cell] = metric(model.last_logits(runs.base, hooks=hooks))
+        if progress is not None:
+            progress(done + 1, len(groups))
+    return Swept(patched=result, base=base, other=other)
+
+
+def _ablate(
+    values: dict[tuple[int, int], torch.Tensor], layers: list[int], request: Request
+) -> None:
+    """Turn captured values into zeros, or into their mean over all real tokens."""
+    lengths = request.lengths
+    for layer in layers:
+        mine = {prompt: values[layer, prompt][: lengths[prompt]] for prompt in range(len(lengths))}
+        if request.site == "pattern" or request.source == "zero":
+            new = {prompt: torch.zeros_like(values[layer, prompt]) for prompt in mine}
+        else:
+            mean = torch.cat(list(mine.values())).mean(0, keepdim=True)
+            new = {prompt: mean.expand_as(values[layer, prompt]) for prompt in mine}
+        for prompt, value in new.items():
+            values[layer, prompt] = value
+
+
+def _by_cell(cells: Cells) -> Iterator[tuple[int, int, int, dict[int, list[int]]]]:
+    """(cell, layer, component, {prompt: positions}) of every cell."""
+    first = cells.first
+    grouped: dict[int, list[int]] = {}
+    for entry, cell in enumerate(cells.cell.tolist()):
+        grouped.setdefault(cell, []).append(entry)
+    for cell, members in sorted(grouped.items()):
+        where = {
+            int(cells.prompt[i]): cells.positions[first[i] : first[i] + cells.count[i]].tolist()
+            for i in members
+        }
+        yield cell, int(cells.layer[members[0]]), int(cells.component[members[0]]), where
+
+
+def _patch_hook(
+    values: dict[tuple[int, int], torch.Tensor],
+    site: str,
+    layer: int,
+    part: int,
+    where: dict[int, list[int]],
+) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+    def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
+        patched = value.clone()
+        chosen = slice(None) if part < 0 else part
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            for position in where.get(prompt, []):
+                new = values[layer, prompt]
+                if site == "pattern":
+                    patched[row, chosen, position] = new[chosen, position]
+                else:
+                    patched[row, position, chosen] = new[position, chosen]
+        return patched
+
+    return hook

@@ -1,0 +1,187 @@
+"""Several components patched together, and random sets like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from interp.components import SITES, Component
+from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.restart import Variants, baseline, final_hidden, restart
+from interp.engine.sweep import LogitsOf, Progress
+from interp.errors import InterpError
+from interp.metrics import Estimate, mean_estimate
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+from interp.scores import Null
+from interp.sweeps import check_gap, paired_runs
+
+Direction = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointEffect:
+    """The effect of patching a set of components together, against random sets like it.
+
+    effect: fraction of the gap, with its 95 % interval over prompts. null: the same for random
+    components of the same kind, layer and count.
+    """
+
+    components: tuple[str, ...]
+    effect: Estimate
+    null: Null | None
+
+    def __str__(self) -> str:
+        shown = f"{', '.join(self.components)}: {self.effect}"
+        return shown if self.null is None else f"{shown}; {self.null}"
+
+
+JOINT_SITES = (
+    "resid_pre", "q", "k", "v", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post"
+)  # fmt: skip
+
+
+def joint_patching(
+    model: LanguageModel,
+    task: Task,
+    components: Sequence[str],
+    *,
+    direction: Direction = "denoise",
+    draws: int = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> JointEffect:
+    """Patch a set of components together, at all tokens, and as many random sets.
+
+        effect(C) = mean(m[base with every c in C := other] - m[base]) / mean(m[clean] - m[corr.])
+
+    Each random set replaces every component by an unlisted one of the same site and layer (any
+    layer, where the layer has none left); a whole site such as mlp_out by another layer's.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; to judge a selection, not those it was selected on.
+        components: labels such as L9H6, L9H2.k, L7N12, L5.mlp_out.
+        direction: "denoise" or "noise"; the sign is that of `activation_patching`.
+        draws: random sets; 0 for none.
+        seed: of the random sets.
+        progress: called with (sets done, sets in all).
+
+    Raises:
+        InterpError: no fast engine, no components, or a site that cannot be set together.
+    """
+    if model.decoder is None:
+        raise InterpError(
+            f"joint patching on {model.name}", str(model.engine_reason), "use intervene()"
+        )
+    chosen = [Component.parse(label) for label in components]
+    if not chosen or any(part.site not in JOINT_SITES for part in chosen):
+        raise InterpError(
+            f"patching {list(components)} together",
+            f"sites {sorted({part.site for part in chosen})}",
+            f"give components of {', '.join(JOINT_SITES)}",
+        )
+    for part in chosen:
+        model.require_site(part.site)
+    runs = paired_runs(model, task, direction)
+    rng = np.random.default_rng(seed)
+    sets = [chosen, *(_random_like(model, chosen, rng) for _ in range(draws))]
+    runner = Runner(model.decoder)
+    sites = frozenset(part.site for part in chosen) - {"resid_post"} | {"resid_pre"}
+    sign = 1 if direction == "denoise" else -1
+    values = np.zeros((len(sets), len(task)))
+    ends = np.zeros((2, len(task)))
+    with torch.no_grad(), model.lock:
+        for prompt in range(len(task)):
+            targets = runs.targets.select(torch.tensor([prompt]))
+            base, other = (
+                baseline(runner, [side[prompt]], sites) for side in (runs.base, runs.other)
+            )
+            for side, run in enumerate((base, other)):
+                hidden = final_hidden(runner, run)
+                readout = LogitsOf(decoder=model.decoder, hidden=hidden)
+                ends[side, prompt] = float(task.metric(readout, targets)[0])
+            for number, parts in enumerate(sets):
+                hidden = _set_together(runner, base, other, parts, int(runs.differ[prompt]))
+                readout = LogitsOf(decoder=model.decoder, hidden=hidden)
+                patched = float(task.metric(readout, targets)[0])
+                values[number, prompt] = sign * (patched - ends[0, prompt])
+            if progress is not None:
+                progress(prompt + 1, len(task))
+    clean, corrupted = (ends[1], ends[0]) if direction == "denoise" else (ends[0], ends[1])
+    check_gap(clean, corrupted)
+    gap = float((clean - corrupted).mean())
+    effect = mean_estimate(torch.from_numpy(values[0] / gap))
+    null = None
+    if draws:
+        random = values[1:].mean(1) / gap
+        low, high = np.quantile(random, [0.025, 0.975])
+        null = Null(
+            selected=effect.mean,
+            mean=float(random.mean()),
+            low=float(low),
+            high=float(high),
+            p=float((1 + (random >= effect.mean).sum()) / (1 + draws)),
+            draws=draws,
+        )
+    return JointEffect(components=tuple(map(str, chosen)), effect=effect, null=null)
+
+
+def _set_together(
+    runner: Runner, base: Baseline, other: Baseline, parts: Sequence[Component], first: int
+) -> torch.Tensor:
+    """The final hidden state with every component at its value in the other run."""
+    length = int(base.lengths[0])
+    if first >= length:
+        return final_hidden(runner, base)
+    positions = np.arange(first, length)
+    edits: dict[int, list[Edit]] = {}
+    for part in parts:
+        values = other.site(part.layer, part.site)[first:]
+        index = part.index
+        edits.setdefault(part.layer, []).append(
+            Edit(
+                site=part.site,
+                ids=np.zeros_like(positions),
+                positions=positions,
+                values=values if index is None else values[:, index],
+                components=None if index is None else np.full(len(positions), index),
+            )
+        )
+    variants = Variants(
+        prompt=np.zeros(1, dtype=np.int64),
+        start=np.array([first]),
+        layer=np.array([min(edits)]),
+        ready=np.zeros(1, dtype=bool),
+    )
+    return restart(runner, base, variants, edits=edits)
+
+
+def _random_like(
+    model: LanguageModel, chosen: Sequence[Component], rng: np.random.Generator
+) -> list[Component]:
+    """Unlisted components of the same sites, layers and count."""
+    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
+    taken = set(chosen)
+    drawn = []
+    for part in chosen:
+        axis = SITES[part.site]
+        size = sizes[axis] if axis and part.index is not None else 0
+        near = [Component(part.layer, part.site, i) for i in range(size)]
+        anywhere = [
+            Component(layer, part.site, i)
+            for layer in range(model.n_layers)
+            for i in (range(size) if size else [None])
+        ]
+        free = [c for c in near if c not in taken] or [c for c in anywhere if c not in taken]
+        if not free:
+            raise InterpError(
+                "a random set like the chosen one", "every component is chosen", "choose fewer"
+            )
+        drawn.append(free[int(rng.integers(len(free)))])
+        taken.add(drawn[-1])
+    return drawn

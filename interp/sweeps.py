@@ -1,0 +1,277 @@
+"""One patching sweep spelled out: the runs, the cells, what it costs, where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from interp.components import SITES
+from interp.engine.cost import floor_flops, matmul_rate
+from interp.engine.sweep import Cells
+from interp.errors import InterpError, unknown
+from interp.metrics import Metric, Targets
+from interp.models.language_model import LanguageModel
+from interp.positions import first_difference
+from interp.prompts import EncodedTask, Task
+from interp.scores import Provenance
+from interp.store import commit, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The two runs of every prompt in the direction asked."""
+
+    base: list[tuple[int, ...]]
+    other: list[tuple[int, ...]]
+    differ: np.ndarray
+    targets: Targets
+    encoded: EncodedTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by."""
+
+    runs: Runs
+    cells: Cells
+    axes: tuple[str, ...]
+    coordinates: dict[str, tuple[str, ...]]
+    site: str
+    direction: str
+    source: str
+    positions: str
+    metric: Metric
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the result."""
+        return int(np.prod([len(self.coordinates[axis]) for axis in self.axes]))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each prompt."""
+        return np.array([len(prompt) for prompt in self.runs.base])
+
+
+def make_request(
+    model: LanguageModel,
+    task: Task,
+    *,
+    site: str,
+    by: Sequence[str] = ("layer", "head"),
+    direction: str = "denoise",
+    positions: str | Sequence[str] = "all",
+    layers: Iterable[int] | None = None,
+    components: Iterable[int] | None = None,
+    source: str = "other",
+) -> Request:
+    """Check a sweep's arguments and lay out its cells. See `activation_patching`."""
+    model.require_site(site)
+    if source not in ("other", "zero", "mean"):
+        raise unknown("source", source, ("other", "zero", "mean"))
+    runs = paired_runs(model, task, direction)
+    unit = SITES[site]
+    axes = tuple(unit if axis == "head" and unit == "kv_head" else axis for axis in by)
+    allowed = {"layer", "position", unit} - {None}
+    if not set(axes) <= allowed or "layer" not in axes or len(set(axes)) < len(axes):
+        raise InterpError(
+            f"patching {site} by {tuple(by)}",
+            f"axes of {site}: {', '.join(sorted(str(axis) for axis in allowed))}",
+            "name 'layer' and any of the others once",
+        )
+    chosen_layers = _within(layers, model.n_layers, "layer", model)
+    coordinates: dict[str, tuple[str, ...]] = {"layer": tuple(map(str, chosen_layers))}
+    size = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
+    parts = [-1]
+    if unit is not None and unit in axes:
+        parts = _within(components, size[unit], unit, model)
+        coordinates[unit] = tuple(map(str, parts))
+    elif components is not None:
+        raise InterpError("components=", f"{unit!r} is not in by={tuple(by)}", "add it to `by`")
+    columns, names, words = _columns(runs, positions, "position" in axes, source)
+    if "position" in axes:
+        coordinates["position"] = names
+    order = ("layer", unit, "position")
+    axes = tuple(axis for axis in order if axis in axes)  # type: ignore[misc]
+    cells = _cells(runs, chosen_layers, parts, columns, source)
+    return Request(
+        runs=runs,
+        cells=cells,
+        axes=axes,
+        coordinates={axis: coordinates[axis] for axis in axes},
+        site=site,
+        direction=direction,
+        source=source,
+        positions=words,
+        metric=task.metric,
+    )
+
+
+def paired_runs(model: LanguageModel, task: Task, direction: str) -> Runs:
+    """Both runs of every pair, as tokens, with the targets of the metric.
+
+    Raises:
+        InterpError: an unknown direction, or a task without corrupted prompts.
+    """
+    if direction not in ("denoise", "noise"):
+        raise unknown("direction", direction, ("denoise", "noise"))
+    encoded = task.encode(model)
+    if encoded.corrupted is None:
+        raise InterpError(
+            f"patching on {task.name}",
+            "it has prompts without a corrupted counterpart",
+            "give every pair a corrupted prompt; unpaired prompts suit probing",
+        )
+    targets = encoded.targets
+    if task.metric.needs_reference:
+        reference = model.last_logits(encoded.clean).log_softmax(-1).cpu()
+        targets = replace(targets, reference=reference)
+    pairs = zip(encoded.clean, encoded.corrupted, strict=True)
+    differ = np.array([first_difference(a, b) for a, b in pairs])
+    denoise = direction == "denoise"
+    return Runs(
+        base=encoded.corrupted if denoise else encoded.clean,
+        other=encoded.clean if denoise else encoded.corrupted,
+        differ=differ,
+        targets=targets,
+        encoded=encoded,
+    )
+
+
+def check_gap(one: np.ndarray, other: np.ndarray) -> None:
+    """Refuse a difference between the two plain runs that is not there.
+
+    Raises:
+        InterpError: the mean gap is zero or below its standard error.
+    """
+    gaps = one - other
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    if abs(gaps.mean()) <= max(error, 1e-9):
+        raise InterpError(
+            "an effect as a fraction of the clean-corrupted gap",
+            f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts",
+            "the model does not tell the prompts apart: check the task, or use more prompts",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a sweep will take: patched runs, unavoidable arithmetic, a guess at the time."""
+
+    runs: int
+    flops: float
+    seconds: float
+
+
+def cost(model: LanguageModel, request: Request) -> Cost:
+    """An estimate before a long run: the arithmetic floor at this machine's rate, times 1.4."""
+    runs = len(request.cells)
+    if model.decoder is None:
+        per_token = 2.0 * sum(p.numel() for p in model.bridge.parameters())
+        flops = runs * float(request.lengths.mean()) * per_token
+    else:
+        flops = floor_flops(model.decoder, request.cells, request.lengths, request.site)
+    rate = matmul_rate(model.dtype, model.device)
+    return Cost(runs=runs, flops=flops, seconds=1.4 * flops / rate)
+
+
+def _within(wanted: Iterable[int] | None, size: int, what: str, model: LanguageModel) -> list[int]:
+    numbers = list(range(size)) if wanted is None else sorted(set(wanted))
+    if not numbers or numbers[0] < 0 or numbers[-1] >= size:
+        raise InterpError(
+            f"{what} {numbers} of {model.name}", f"0 to {size - 1}", "choose among these"
+        )
+    return numbers
+
+
+def _columns(
+    runs: Runs, positions: str | Sequence[str], swept: bool, source: str
+) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
+    """For each column, for each prompt, the positions patched; the names; and in words."""
+    lengths = [len(prompt) for prompt in runs.base]
+    if positions == "all" and swept:
+        if len(set(lengths)) > 1:
+            raise InterpError(
+                "patching by every token position",
+                f"prompts of {min(lengths)} to {max(lengths)} tokens",
+                "give names of positions, or prompts of one length",
+            )
+        columns = [[[p]] * len(lengths) for p in range(lengths[0])]
+        return columns, tuple(str(p) for p in range(lengths[0])), "each token"
+    if positions == "all":
+        # Before the first difference the two runs are equal, and patching there does nothing.
+        first = runs.differ if source == "other" else np.zeros_like(runs.differ)
+        return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
+    names = (positions,) if isinstance(positions, str) else tuple(positions)
+    places = [runs.encoded.positions(name) for name in names]
+    if swept:
+        return [[[p] for p in place] for place in places], names, "each of " + ", ".join(names)
+    together = [sorted(set(group)) for group in zip(*places, strict=True)]
+    return [together], (), " and ".join(names)
+
+
+def _cells(
+    runs: Runs,
+    layers: list[int],
+    parts: list[int],
+    columns: list[list[list[int]]],
+    source: str,
+) -> Cells:
+    """Every (prompt, cell) whose patch can change anything."""
+    entries, positions = [], []
+    shape = (len(layers), len(parts), len(columns))
+    for prompt in range(len(runs.base)):
+        for column, places in enumerate(columns):
+            where = places[prompt]
+            if source == "other":
+                where = [p for p in where if p >= runs.differ[prompt]]
+            if not where:
+                continue
+            grid = np.indices(shape[:2]).reshape(2, -1)
+            cell = np.ravel_multi_index((grid[0], grid[1], np.full(grid.shape[1], column)), shape)
+            block = np.stack(
+                [
+                    np.full(len(cell), prompt),
+                    cell,
+                    np.array(layers)[grid[0]],
+                    np.array(parts)[grid[1]],
+                    np.full(len(cell), len(where)),
+                ]
+            )
+            entries.append(block)
+            positions.append(np.tile(where, len(cell)))
+    if not entries:
+        entries, positions = [np.zeros((5, 0), dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    columns_of = np.concatenate(entries, axis=1)
+    prompt, cell, layer, component, count = columns_of
+    return Cells(
+        prompt=prompt,
+        cell=cell,
+        layer=layer,
+        component=component,
+        count=count,
+        positions=np.concatenate(positions),
+    )
+
+
+def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
+    """Where a measurement comes from; `call` is the Python that repeats it."""
+    lines = [
+        "import interp",
+        "",
+        f"model = interp.load_model({model.name!r})",
+        f"task = {task.source or '...  # your own task'}",
+        call,
+    ]
+    return Provenance(
+        model=model.name,
+        model_hash=model.hash,
+        task=task.name,
+        task_hash=task.hash,
+        seed=task.seed,
+        versions=versions(),
+        commit=commit(),
+        call="\n".join(lines),
+    )

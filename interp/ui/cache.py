@@ -1,0 +1,164 @@
+"""What outlives a rerun: the model, its prompts, plans and results. All `st.cache_*` live here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import streamlit as st
+
+import interp
+from interp.components import SITES
+from interp.heads import HeadView, view_head
+from interp.models.language_model import LanguageModel
+from interp.patching import Cost, cost, make_request, request_key
+from interp.prompts import EncodedTask, Task, TaskReport
+from interp.scores import Ranked, Scores
+from interp.store import stored
+from interp.ui.state import Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model and a task in its tokens."""
+
+    model: LanguageModel
+    task: Task
+    encoded: EncodedTask
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Named positions that every prompt has."""
+        return (*self.task.position_names, "last")
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all prompts have the same number of tokens."""
+        return len({len(tokens) for tokens in self.encoded.clean}) == 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before it runs: the key of its result, and what it will take."""
+
+    key: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished sweep, with what is slow to derive from it."""
+
+    scores: Scores
+
+    @cached_property
+    def interval(self) -> Any:
+        """(low, high) of every cell."""
+        return self.scores.interval()
+
+    @cached_property
+    def ranked(self) -> dict[str, Ranked]:
+        """Every cell by its label, the strongest first."""
+        return {found.label: found for found in self.scores.top(self.scores.values.size)}
+
+
+HASHES: dict[Any, Any] = {
+    LanguageModel: lambda model: model.hash,
+    Opened: lambda open_: f"{open_.model.hash} {open_.task.hash}",
+}
+"""How caches tell models and tasks apart: by content."""
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading and checking the model …")
+def load_model(name: str, dtype: str) -> LanguageModel:
+    """The model in memory: one at a time, shared by all visitors."""
+    return interp.load_model(name, dtype=dtype)
+
+
+def opened(selection: Selection) -> Opened:
+    """The selected model and task.
+
+    Raises:
+        InterpError: the model cannot be loaded, or the task does not fit its tokeniser.
+    """
+    assert selection.model is not None
+    model = load_model(selection.model, selection.dtype)
+    options = {"corruption": selection.corruption} if selection.task == "ioi" else {}
+    return _opened(model, selection.task, n=selection.n, seed=selection.seed, **options)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
+def _opened(model: LanguageModel, name: str, **options: Any) -> Opened:
+    task = interp.load_task(name, model, **options)
+    return Opened(model=model, task=task, encoded=task.encode(model))
+
+
+@st.cache_resource(
+    max_entries=16, show_spinner="Running clean and corrupted prompts …", hash_funcs=HASHES
+)
+def report(open_: Opened) -> TaskReport:
+    """Whether the model shows the behaviour."""
+    return open_.task.check(open_.model)
+
+
+def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
+    """The selection as arguments of `interp.activation_patching`."""
+    unit = SITES[selection.site]
+    axes = {
+        "component": ("layer", unit),
+        "position": ("layer", "position"),
+        "component-position": ("layer", unit, "position"),
+        "layer": ("layer",),
+    }[selection.by]
+    positions: Any = selection.positions or "all"
+    if positions == "all" and "position" in axes and not open_.one_length:
+        positions = open_.names
+    found = {
+        "site": selection.site,
+        "by": axes,
+        "direction": selection.direction,
+        "source": selection.source,
+        "positions": positions,
+    }
+    if unit == "neuron" and unit in axes:
+        found["layers"] = selection.layers or (open_.model.n_layers // 2,)
+        if len(selection.neurons) == 2:
+            first, last = selection.neurons
+            found["components"] = tuple(range(first, last + 1))
+    return found
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
+    """What a sweep is keyed by and will take.
+
+    Raises:
+        InterpError: the model or the task does not allow it.
+    """
+    request = make_request(open_.model, open_.task, **arguments)
+    engine = "hooks" if open_.model.decoder is None else "fast"
+    key = request_key(open_.model, open_.task, request, engine=engine, budget=1.0)
+    return Plan(key, cost(open_.model, request))
+
+
+def result(key: str) -> Result | None:
+    """The stored result of a key, if there is one."""
+    try:
+        return _result(key)
+    except LookupError:
+        return None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _result(key: str) -> Result:
+    found = stored(key)
+    if found is None:
+        raise LookupError(key)  # absence is not cached
+    return Result(found)
+
+
+@st.cache_resource(max_entries=64, show_spinner="Looking at the head …", hash_funcs=HASHES)
+def head_view(open_: Opened, layer: int, head: int, prompt: int) -> HeadView:
+    """One head on one prompt."""
+    return view_head(open_.model, open_.task, layer, head, prompt=prompt)

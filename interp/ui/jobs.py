@@ -1,0 +1,101 @@
+"""Long work in a thread that never touches Streamlit, and the panel that watches it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import streamlit as st
+
+from interp.errors import InterpError
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One piece of work: its progress, its end, and the way to stop it."""
+
+    state: Literal["running", "done", "cancelled", "failed"] = "running"
+    done: int = 0
+    total: int = 0
+    error: Exception | None = None
+    begun: float = field(default_factory=time.monotonic)
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+    def progress(self, done: int, total: int) -> None:
+        """Take note of finished chunks."""
+        self.done, self.total = done, total
+
+    @property
+    def words(self) -> str:
+        """Where it is, and how long it will still take."""
+        if self.cancel.is_set():
+            return "stopping after this chunk …"
+        if not self.done:
+            return "running the unpatched prompts …"
+        left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
+        return f"{self.done} of {self.total} chunks · about {duration(left)} left"
+
+
+@st.cache_resource(show_spinner=False)
+def _jobs() -> dict[str, Job]:
+    return {}
+
+
+def find(key: str) -> Job | None:
+    """The job of a result's key, running or ended."""
+    return _jobs().get(key)
+
+
+def forget(key: str) -> None:
+    """Drop an ended job."""
+    _jobs().pop(key, None)
+
+
+def start(key: str, work: Callable[[Job], object]) -> None:
+    """Run `work(job)` in a thread, unless that key's job is already running."""
+    running = find(key)
+    if running is not None and running.state == "running":
+        return
+    job = _jobs()[key] = Job()
+
+    def run() -> None:
+        try:
+            work(job)
+            job.state = "done"
+        except Exception as error:  # shown by the page that started it
+            job.error = error
+            stopped = job.cancel.is_set() and isinstance(error, InterpError)
+            job.state = "cancelled" if stopped else "failed"
+
+    threading.Thread(target=run, name=f"job-{key}", daemon=True).start()
+
+
+def watch(job: Job) -> None:
+    """A progress bar with a cancel button; it reruns the page when the job ends."""
+
+    @st.fragment(run_every=0.5)
+    def panel() -> None:
+        if job.state != "running":
+            st.rerun()
+        bar, button = st.columns([5, 1], vertical_alignment="center")
+        bar.progress(job.done / job.total if job.total else 0.0, text=job.words)
+        button.button(
+            "Cancel",
+            key="cancel",
+            icon=":material/stop_circle:",
+            on_click=job.cancel.set,
+            disabled=job.cancel.is_set(),
+            width="stretch",
+        )
+
+    panel()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 1.5:
+        return "a second"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

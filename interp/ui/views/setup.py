@@ -1,0 +1,245 @@
+"""Setup: which model, which prompts, and does the model show the behaviour at all?"""
+
+from __future__ import annotations
+
+import streamlit as st
+
+import interp
+from interp.components import SITES
+from interp.errors import InterpError
+from interp.metrics import Estimate
+from interp.prompts import TaskReport
+from interp.ui import cache, widgets
+from interp.ui.state import CHOICES, MOST_PROMPTS, Selection, current, select, write_link
+
+MEANING = {
+    "resid_pre": "residual stream before the layer",
+    "q": "queries, before rotary embedding",
+    "k": "keys, before rotary embedding",
+    "v": "values",
+    "pattern": "attention weights after softmax",
+    "z": "mixed values of a head, before the output matrix",
+    "attn_out": "what attention adds to the stream",
+    "resid_mid": "residual stream between attention and MLP",
+    "pre": "MLP gate (input of the activation)",
+    "pre_linear": "linear part of a gated MLP",
+    "post": "neuron activations, what the MLP's output matrix reads",
+    "mlp_out": "what the MLP adds to the stream",
+    "resid_post": "residual stream after the layer",
+}
+
+
+def show() -> None:
+    """The page."""
+    write_link()
+    with st.sidebar:
+        _choose(current())
+    chosen = current()
+    if chosen.model is None:
+        _welcome()
+        return
+    try:
+        open_ = cache.opened(chosen)
+        report = cache.report(open_)
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    st.header(f"{open_.task.name} on {open_.model.name}", anchor=False)
+    st.caption(widgets.plain(open_.task.description))
+    _baselines(report)
+    _prompts(open_)
+    st.subheader("Model", anchor=False)
+    _model(open_, chosen)
+
+
+def _choose(chosen: Selection) -> None:
+    """The form in the sidebar; nothing is loaded before its button."""
+    known = {entry.name: entry for entry in interp.known_models()}
+    names = list(known)
+    if chosen.model is not None and chosen.model not in known:
+        names.append(chosen.model)
+    model = st.selectbox(
+        "Model",
+        names,
+        index=names.index(chosen.model) if chosen.model else 0,
+        accept_new_options=True,
+        help="A listed model, or type a Hugging Face id or a local directory.",
+    )
+    entry = known.get(model)
+    st.caption(entry.description if entry else "from the Hugging Face hub, or a local directory")
+    dtype = st.selectbox("Precision", CHOICES["dtype"], CHOICES["dtype"].index(chosen.dtype))
+    tasks = [model] if entry and entry.kind == "toy" else list(interp.TASKS)
+    task = st.selectbox("Task", tasks, tasks.index(chosen.task) if chosen.task in tasks else 0)
+    if task in interp.TASKS:
+        st.caption(widgets.plain(interp.TASKS[task].description))
+    corruption = chosen.corruption
+    if task == "ioi":
+        corruption = st.segmented_control(
+            "Corruption",
+            CHOICES["corruption"],
+            default=chosen.corruption,
+            required=True,
+            help="swap: the second subject becomes the other name. random: a third name. "
+            "abc: all three names are replaced.",
+        )
+    left, right = st.columns(2)
+    n = left.number_input("Prompt pairs", 1, MOST_PROMPTS, chosen.n)
+    seed = right.number_input("Seed", 0, None, chosen.seed)
+    st.button(
+        "Load",
+        type="primary",
+        width="stretch",
+        icon=":material/play_arrow:",
+        on_click=select,
+        kwargs={
+            "model": model,
+            "dtype": dtype,
+            "task": task,
+            "n": n,
+            "seed": seed,
+            "corruption": corruption,
+        },
+    )
+
+
+def _welcome() -> None:
+    st.title("Which heads and neurons carry a behaviour?", anchor=False)
+    st.markdown(
+        "**1.** Choose a model and a task on the left and press **Load**: you see the prompts "
+        "token by token, and whether the model shows the behaviour at all.\n\n"
+        "**2.** On **Patching**, put each component's activation from one run into the other and "
+        "read off how much of the behaviour it carries, with intervals and a random control.\n\n"
+        "**3.** Click a cell to look inside: where the head attends, what it writes, and how the "
+        "effect varies over prompts. The address bar is always a link to what you see."
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Try a toy",
+            icon=":material/toys:",
+            on_click=select,
+            kwargs={"model": "toy-induction", "task": "toy-induction"},
+        )
+        st.caption("Its circuit was planted by hand, so you know the answer. It loads in seconds.")
+
+
+def _baselines(report: TaskReport) -> None:
+    """Accuracy and metric with intervals, and a warning where there is nothing to explain."""
+    entries: list[tuple[str, Estimate | None, str]] = [
+        ("Top-1 accuracy", report.accuracy, "The most likely next token is an answer."),
+        ("Metric above 0", report.preferred, "Share of clean prompts with a positive metric."),
+        (f"{report.metric}, clean", report.clean, "Mean over the clean prompts."),
+        (f"{report.metric}, corrupted", report.corrupted, "Mean over the corrupted prompts."),
+    ]
+    for column, (label, value, words) in zip(st.columns(4), entries, strict=True):
+        if value is not None:
+            column.metric(
+                label,
+                widgets.number(value.mean),
+                f"95 %: {widgets.span(value.low, value.high)}",
+                delta_color="off",
+                delta_arrow="off",
+                help=words,
+                border=True,
+            )
+    if report.clean.low <= 0 <= report.clean.high:
+        st.warning(
+            f"The interval of the clean {report.metric} includes 0: {report.clean.n} prompts do "
+            "not show that this model has the behaviour. Take more, or another task.",
+            icon=":material/warning:",
+        )
+    elif report.accuracy.low < 0.5:
+        st.warning(
+            f"Top-1 accuracy may be as low as {report.accuracy.low:.2f}: the model often says "
+            "something else. Effects on the metric may not be effects on the answer.",
+            icon=":material/warning:",
+        )
+
+
+def _prompts(open_: cache.Opened) -> None:
+    """One pair, token by token, and the list of all pairs."""
+    encoded, pairs = open_.encoded, open_.task.pairs
+    st.subheader("Prompts", anchor=False)
+    number, answer = st.columns([1, 5], vertical_alignment="bottom")
+    if current().prompt >= len(pairs):
+        select(prompt=0)
+    with number:
+        i = widgets.picker(
+            st.number_input, f"Pair, 0 to {len(pairs) - 1}", "prompt", min_value=0,
+            max_value=len(pairs) - 1,
+        )  # fmt: skip
+    right, wrong = (_words(words) for words in (pairs[i].answers, pairs[i].wrong))
+    answer.markdown(
+        f"answer :green[**{right}**]" + (f" · wrong :red[**{wrong}**]" if wrong else "")
+    )
+    corrupted = None if encoded.corrupted is None else open_.model.strings(encoded.corrupted[i])
+    marks = {name: encoded.positions(name)[i] for name in open_.names}
+    widgets.token_strip(encoded.prompts[i].strings, corrupted, marks)
+    st.caption(
+        "␣ is a space. Coloured names mark positions; shaded tokens differ between the two prompts."
+    )
+    with st.expander(f"All {len(pairs)} pairs"):
+        st.dataframe(
+            [
+                {
+                    "pair": number,
+                    "clean": str(pair.clean),
+                    "corrupted": str(pair.corrupted or ""),
+                    "answer": ", ".join(map(str, pair.answers)),
+                    "wrong": ", ".join(map(str, pair.wrong)),
+                    "tokens": len(encoded.clean[number]),
+                }
+                for number, pair in enumerate(pairs)
+            ],
+            hide_index=True,
+        )
+
+
+def _words(answers: tuple[str | int, ...]) -> str:
+    """The first few answers, escaped."""
+    shown = ", ".join(widgets.plain(widgets.visible(str(answer))) for answer in answers[:6])
+    return shown + (f" and {len(answers) - 6} more" if len(answers) > 6 else "")
+
+
+def _model(open_: cache.Opened, chosen: Selection) -> None:
+    """Facts, and what can be measured."""
+    model = open_.model
+    shared = "" if model.n_kv_heads == model.n_heads else f" over {model.n_kv_heads} key/value"
+    widgets.facts(
+        {
+            "model": model.name,
+            "hash": model.hash[:12],
+            "family": model.family,
+            "layers": model.n_layers,
+            "heads per layer": f"{model.n_heads}{shared}",
+            "width": model.d_model,
+            "neurons per layer": f"{model.d_mlp}{' gated' if model.gated else ''}",
+            "vocabulary": model.d_vocab,
+            "precision": chosen.dtype,
+            "engine": "hooks" if model.engine_reason else "fast",
+        }
+    )
+    if model.engine_reason:
+        st.caption(widgets.plain(f"No fast engine: {model.engine_reason}"))
+    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
+    st.markdown("**What can be read and patched.** Every site was put to the replacement test.")
+    st.dataframe(
+        [
+            {
+                "site": site,
+                "what it is": MEANING[site],
+                "components per layer": f"{sizes[axis]} {widgets.UNITS[axis]}s" if axis else "–",
+                "offered": f"no: {model.sites[site]}" if model.sites[site] else "✓",
+            }
+            for site, axis in SITES.items()
+        ],
+        hide_index=True,
+        height="content",
+        key="capabilities",
+    )
+    if model.card:
+        with st.expander("Model card"):
+            st.markdown(model.card.replace("\n# ", "\n#### ").replace("# ", "#### ", 1))
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,172 @@
+"""The workbench, page by page, on a toy model whose circuit is known."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.ui import state, widgets
+
+APP = Path(__file__).parent.parent / "app.py"
+PATCHING = "interp/ui/views/patching.py"
+LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
+SWEEP = {"site": "z", "by": ("layer", "head"), "direction": "denoise"}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+def opened(page: str | None = None, **link: str) -> AppTest:
+    """A first visit to a page by a link."""
+    at = AppTest.from_file(str(APP), default_timeout=120)
+    if page is not None:
+        at.run()  # a page can be switched to after the first run
+        del at.session_state["selection"]
+        at.switch_page(page)
+    for name, value in link.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def named(elements, label: str):
+    return next(element for element in elements if element.label == label)
+
+
+def run_sweep(at: AppTest) -> AppTest:
+    named(at.button, "Run").click().run()
+    deadline = time.monotonic() + 60
+    while not at.dataframe and time.monotonic() < deadline:
+        time.sleep(0.1)
+        at.run()
+    assert not at.exception
+    assert not at.error
+    return at
+
+
+def top(at: AppTest) -> list[str]:
+    return list(at.dataframe[0].value["component"])
+
+
+def test_first_visit_explains_and_loads_nothing() -> None:
+    at = opened()
+    assert "Which heads and neurons" in at.title[0].value
+    assert not at.metric
+
+
+def test_patching_without_a_model_points_to_setup() -> None:
+    at = opened(PATCHING)
+    assert "Load a model" in at.info[0].value
+
+
+def test_load_button_shows_baselines_capabilities_and_prompts() -> None:
+    at = opened()
+    named(at.button, "Try a toy").click().run()
+    assert not at.exception
+    assert not at.error
+    assert at.metric[0].value == "1.000"
+    sites = at.dataframe[1].value.set_index("site")
+    assert list(sites.index) == list(interp.SITES)
+    assert sites.loc["k", "components per layer"] == "2 KV heads"
+    assert sites.loc["z", "offered"] == "✓"
+    assert at.query_params["model"] == "toy-induction"
+    assert any("corrupted" in block.proto.body for block in at.get("html"))
+
+
+def test_run_then_keyboard_selection_shows_the_detail() -> None:
+    at = run_sweep(opened(PATCHING, **LINK))
+    assert set(top(at)[:2]) == {"L0H1", "L1H2"}
+    named(at.number_input, "Layer").set_value(1).run()
+    named(at.number_input, "Head").set_value(2).run()
+    assert not at.exception
+    titles = [element.value for element in at.subheader]
+    assert titles[:2] == ["L1H2", "Inside L1H2"]
+    assert len(at.get("plotly_chart")) == 4
+    assert at.query_params["layer"] == "1"
+    assert at.query_params["head"] == "2"
+    assert "scores.estimate('L1H2')" in at.code[0].value
+    named(at.button, "Clear").click().run()
+    assert "layer" not in at.query_params
+
+
+def test_link_of_a_stored_result_opens_without_a_run(monkeypatch) -> None:
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=12)
+    scores = interp.activation_patching(model, task, **SWEEP)
+
+    def refuse(*args, **options):
+        raise AssertionError("nothing should run")
+
+    monkeypatch.setattr("interp.patching.run_sweep", refuse)
+    at = opened(PATCHING, **LINK, layer="0", head="1")
+    shown = at.dataframe[0].value
+    assert top(at) == [found.label for found in scores.top(len(shown))]
+    assert list(shown["effect"]) == [found.value for found in scores.top(len(shown))]
+    assert at.subheader[0].value == "L0H1"
+
+
+@pytest.mark.parametrize(
+    ("link", "charts"),
+    [
+        ({"site": "k", "layer": "1", "head": "1"}, 4),
+        ({"site": "resid_post", "layer": "1", "position": "last"}, 2),
+        ({"by": "component-position", "layer": "1", "head": "2"}, 4),
+        ({"site": "post", "layers": "1", "layer": "1", "head": "3"}, 2),
+        ({"site": "mlp_out", "by": "layer", "direction": "noise", "layer": "0"}, 2),
+    ],
+)
+def test_every_shape_of_sweep_draws_and_restores_its_cell(link, charts) -> None:
+    at = run_sweep(opened(PATCHING, **LINK, **link))
+    assert len(at.get("plotly_chart")) == charts
+    assert not at.warning
+
+
+def test_a_link_with_nonsense_is_told_so() -> None:
+    at = run_sweep(opened(PATCHING, **LINK, layer="99", head="2", site="z", direction="sideways"))
+    assert "no layer 99" in at.warning[0].value
+    assert at.query_params["direction"] == "denoise"
+
+
+def test_an_error_is_shown_once_where_it_arose() -> None:
+    at = opened(model="toy-nonsense")
+    assert len(at.error) == 1
+    assert "toy" in at.error[0].value
+
+
+def test_links_round_trip() -> None:
+    chosen = state.Selection(
+        model="m", positions=("S1+1", "last"), layers=(1, 2), neurons=(0, 7), layer=1, head=2
+    )
+    assert state.read(state.link(chosen)) == chosen
+
+
+def test_a_click_reports_its_point_in_either_form() -> None:
+    assert widgets.point_data({"customdata": {"0": 3, "1": 7}}) == [3, 7]
+    assert widgets.point_data({"customdata": [3, 7]}) == [3, 7]
+
+
+def test_tokens_are_escaped() -> None:
+    assert widgets.plain("<b> *x*") == "\\<b\\> \\*x\\*"
+    assert "<script>" not in widgets._chip("<script>", 0, True, "0,0,0")
+
+
+def test_the_app_imports_nothing_heavy_itself() -> None:
+    heavy = ("torch", "transformers", "numpy", "plotly")
+    for path in [APP, *(APP.parent / "interp" / "ui").rglob("*.py")]:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        imports = [
+            line.split()[1] for line in lines if line.strip().startswith(("import ", "from "))
+        ]
+        assert not [name for name in imports if name.split(".")[0] in heavy], path

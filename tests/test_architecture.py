@@ -1,0 +1,134 @@
+"""The house rules: imports run one way, doors are thin, nothing outgrows its room."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = """
+errors components files metrics figures positions prompts scores
+toys.toy toys.build toys.circuits toys
+models.embedded models.architecture models.language_model models.checks models
+capture interventions
+engine engine.layout engine.memory engine.forward engine.restart engine.sites engine.sweep
+engine.cost store
+sweeps hookloop patching joint paths heads
+tasks.words tasks.generators tasks
+bench cli ui
+""".split()
+MEASUREMENTS = {"patching", "joint", "paths", "heads"}
+HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "plotly"}
+
+
+def modules() -> dict[str, Path]:
+    """Module name below interp -> file."""
+    found = {}
+    for path in sorted((ROOT / "interp").rglob("*.py")):
+        parts = path.relative_to(ROOT / "interp").with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Modules a file imports, type-checking blocks left out."""
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module or "")
+    return found
+
+
+def place(name: str) -> int:
+    """Where a module stands in the reading order."""
+    if name.startswith("ui"):
+        return ORDER.index("ui")
+    assert name in ORDER, f"interp/{name.replace('.', '/')}.py is not in the reading order"
+    return ORDER.index(name)
+
+
+@pytest.mark.parametrize("name", modules())
+def test_imports_run_upwards(name):
+    for imported in imports(modules()[name]):
+        if imported.startswith("interp."):
+            other = imported.removeprefix("interp.")
+            assert place(other) <= place(name), f"{name} imports {other}, which comes later"
+
+
+def test_measurements_do_not_import_each_other():
+    for name in MEASUREMENTS:
+        others = {f"interp.{other}" for other in MEASUREMENTS - {name}}
+        assert not imports(modules()[name]) & others, name
+
+
+def test_readme_gives_the_same_order():
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("## Reading order") :]
+    rooms = [name for name in ORDER if "." not in name]
+    missing = [name for name in rooms if f"`{name}`" not in section]
+    assert not missing
+    assert rooms == sorted(rooms, key=lambda name: section.index(f"`{name}`"))
+
+
+def test_doors_import_nothing_heavy():
+    doors = [ROOT / "app.py", *(ROOT / "interp" / "ui").rglob("*.py"), ROOT / "interp/cli.py"]
+    for path in doors:
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & HEAVY, f"{path} imports {roots & HEAVY}"
+
+
+def test_streamlit_stays_in_the_app():
+    for name, path in modules().items():
+        if not name.startswith("ui"):
+            assert "streamlit" not in {i.split(".")[0] for i in imports(path)}
+
+
+def test_backend_stays_with_the_models():
+    for name, path in modules().items():
+        roots = {i.split(".")[0] for i in imports(path)}
+        if not name.startswith(("models", "bench")):
+            assert "transformer_lens" not in roots, name
+
+
+@pytest.mark.parametrize("name", modules())
+def test_sizes(name):
+    lines = len(modules()[name].read_text().splitlines())
+    assert lines <= 450, f"{name} has {lines} lines"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_public_functions_say_what_they_do(name):
+    tree = ast.parse(modules()[name].read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{name}.{node.name} has no docstring"
+        if isinstance(node, ast.FunctionDef):
+            every = [*node.args.args, *node.args.kwonlyargs]
+            assert all(a.annotation for a in every) and node.returns, f"{name}.{node.name}"  # noqa: PT018
+
+
+def test_importing_is_quick_and_changes_nothing():
+    script = (
+        "import sys, interp; from interp.cli import app; "
+        f"heavy = {sorted(HEAVY)!r}; print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,143 @@
+"""The workbench in a real browser: run a sweep, click a head on the map, read its detail."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+
+ROOT = Path(__file__).parent.parent
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1440,1400",
+)
+LAYERS, HEADS = 2, 4
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium on the path"),
+    pytest.mark.skipif(DRIVER is None, reason="no chromedriver on the path"),
+]
+
+
+def until(found: Callable[[], Any], what: str, *, seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A running app on a free port of the loopback interface, with an empty cache."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    environment = {**os.environ, "INTERP_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    log = (tmp_path / "app.log").open("w")
+    app = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+    def healthy() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health") as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        until(healthy, "the app to start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        app.terminate()
+        app.wait(20)
+        log.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Any]:
+    options = Options()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+    return browser.execute_script(script, selector)
+
+
+def has_button(browser: Any, label: str) -> bool:
+    return any(text.strip().endswith(label) for text in texts(browser, "button"))
+
+
+def press(browser: Any, label: str) -> None:
+    script = (
+        "[...document.querySelectorAll('button')]"
+        ".find(b => b.textContent.trim().endsWith(arguments[0])).click()"
+    )
+    browser.execute_script(script, label)
+
+
+def hover_and_click(browser: Any, layer: int, head: int) -> str:
+    """Move to a cell of the map, wait for its label, click; returns the label."""
+    area = browser.find_element(By.CSS_SELECTOR, ".st-key-map .nsewdrag")
+    width, height = area.size["width"], area.size["height"]
+    across = int((head + 0.5) * width / HEADS - width / 2)
+    up = int((layer + 0.5) * height / LAYERS - height / 2)
+    mouse = ActionChains(browser)
+    mouse.move_to_element_with_offset(area, across - 3, -up).pause(0.2).move_by_offset(3, 0)
+    mouse.perform()
+    label = until(lambda: texts(browser, ".st-key-map .hovertext"), "the hover label")
+    ActionChains(browser).click().perform()
+    return label[0]
+
+
+def test_run_click_and_read(address: str, browser: Any) -> None:
+    browser.get(f"{address}/patching?model=toy-induction&task=toy-induction&n=12")
+    until(lambda: has_button(browser, "Run"), "the Run button")
+    press(browser, "Run")
+    until(lambda: texts(browser, ".st-key-map .nsewdrag"), "the map")
+    label = hover_and_click(browser, layer=1, head=2)
+    assert label.startswith("L1H2  1.000")
+    until(lambda: "L1H2" in texts(browser, "h3"), "the detail", seconds=10)
+    until(lambda: "Inside L1H2" in texts(browser, "h3"), "the head", seconds=10)
+    page = browser.find_element(By.TAG_NAME, "body").text
+    assert "effect 1.000 of the gap" in page
+    assert "of 8" in page
+    assert "layer=1" in browser.current_url
+    assert "head=2" in browser.current_url
+
+    browser.get(browser.current_url)  # a fresh visit by the link: same cell, nothing to run
+    until(lambda: "Inside L1H2" in texts(browser, "h3"), "the restored detail")
+    assert not has_button(browser, "Run")

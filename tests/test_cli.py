@@ -1,0 +1,87 @@
+"""The command line gives the package's own numbers, and errors without a traceback."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import interp
+from interp import cli
+from interp.tasks import TASKS
+
+
+def run(*arguments):
+    """Exit code, output."""
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=True)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+TOY = ("--model", "toy-induction", "--task", "toy-induction")
+
+
+def test_patch_is_the_packages_number(tmp_path):
+    out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json")
+    assert "L1H2" in out
+    assert "random components of the same layers" in out
+    told = json.loads((tmp_path / "out.json").read_text())
+    model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=8)
+    scores = interp.activation_patching(model, task)
+    assert told["values"] == scores.values.tolist()
+    assert told["provenance"]["model_hash"] == model.hash
+    assert told["n"] == 8
+
+
+def test_patch_options(tmp_path):
+    out = run(
+        "patch", *TOY, "--n", 4, "--site", "post", "--by", "layer,neuron,position",
+        "--positions", "last", "--layers", "0-1", "--components", "0,2-3",
+        "--direction", "noise", "--source", "zero", "--metric", "log_odds", "--top", 3,
+    )  # fmt: skip
+    assert "2 layers x 3 neurons x 1 positions" in out
+
+
+def test_path(tmp_path):
+    out = run("path", *TOY, "--n", 4, "--receivers", "L1.k", "--json", tmp_path / "p.json")
+    assert "L0H1" in out
+    assert json.loads((tmp_path / "p.json").read_text())["top"][0]["component"] == "L0H1"
+
+
+def test_models_and_tasks(tmp_path):
+    assert "smollm2-135m-instruct" in run("models")
+    out = run("models", "--check", "toy-and", "--json", tmp_path / "m.json")
+    assert "resid_mid" in out
+    assert json.loads((tmp_path / "m.json").read_text())["sites"]["z"] is None
+    listed = run("tasks")
+    assert all(name in listed for name in TASKS)
+    out = run("tasks", "toy-or", "--model", "toy-or", "--json", tmp_path / "t.json")
+    assert "1.000" in out
+    assert json.loads((tmp_path / "t.json").read_text())["accuracy"]["mean"] == 1
+
+
+def test_own_task_file(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("clean,corrupted,answers,wrong\n<bos> a b c a,<bos> a d c a,b,d\n")
+    assert "n=1" in run("patch", "--model", "toy-induction", "--task", path)
+
+
+@pytest.mark.parametrize("command", ["models", "tasks", "patch", "path"])
+def test_help_has_an_example(command):
+    assert f"Example: interp {command}" in run(command, "--help")
+
+
+def test_errors_are_one_message(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["interp", "patch", *TOY, "--site", "zz"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "did you mean 'z'" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-3", "3,,4"])
+def test_bad_ranges(text):
+    with pytest.raises(interp.InterpError, match="write 3,7-9"):
+        cli._numbers(text)

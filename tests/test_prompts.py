@@ -1,0 +1,203 @@
+"""Tasks: what they refuse, how positions are named, files, splits, metrics."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from interp.errors import InterpError
+from interp.metrics import METRICS, Logits, Targets, mean_estimate, metric_named, share_estimate
+from interp.models import load_model
+from interp.positions import TokenizedPrompt, first_difference, resolve
+from interp.prompts import PromptPair, Task
+from interp.tasks import TASKS, load_task
+
+
+def one(**changes):
+    """A task of one pair on toy-induction's words."""
+    pair = {
+        "clean": "<bos> a b c a",
+        "corrupted": "<bos> a d c a",
+        "answers": ("b",),
+        "wrong": ("d",),
+    }
+    return Task(name="one", pairs=(PromptPair(**{**pair, **changes}),))
+
+
+@pytest.fixture(scope="module")
+def toy_model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("INTERP_CACHE", raising=False)
+        return load_model("toy-induction", check=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corrupted": "<bos> a d c"}, r"clean has 5 tokens, corrupted 4:\n.*a\|b\|c\|a"),
+        ({"answers": ("b c",)}, r"2 tokens in toy-induction: b\|c"),
+        ({"answers": ("",)}, "0 tokens"),
+        ({"wrong": ("b",)}, "none of them among the wrong"),
+        ({"answers": ()}, "at least one answer"),
+        ({"wrong": ()}, "which logit_diff needs"),
+    ],
+)
+def test_pairs_that_are_refused(toy_model, changes, message):
+    with pytest.raises(InterpError, match=message):
+        one(**changes).encode(toy_model)
+
+
+def test_named_positions(toy_model):
+    encoded = one(positions={"second_a": ("a", 1), "c": "c", "third": 2, "end": -1}).encode(
+        toy_model
+    )
+    found = {name: encoded.positions(name) for name in ("second_a", "c", "third", "end", "last")}
+    assert found == {"second_a": [4], "c": [3], "third": [2], "end": [4], "last": [4]}
+    for name in ("nowhere", "last_digit"):
+        with pytest.raises(InterpError, match=f"position '{name}' of pair 0"):
+            encoded.positions(name)
+    with pytest.raises(InterpError, match=r"<bos>\|a\|b\|c\|a"):
+        one(positions={"z": "zz"}).encode(toy_model).positions("z")
+
+
+def test_positions_of_the_verification_format():
+    strings = ("<s>", "user", " 4", "7", " =", " 7", "1", " (", "<e>", "\n")
+    prompt = TokenizedPrompt(
+        text=None, tokens=tuple(range(10)), strings=strings, spans=None, end_of_turn="<e>"
+    )
+    found = {
+        name: resolve(name, prompt, {}, "it")
+        for name in ("last_digit", "paren", "end_of_instruction", "first", "last")
+    }
+    assert found == {
+        "last_digit": 6, "paren": 7, "end_of_instruction": 7, "first": 0, "last": 9
+    }  # fmt: skip
+
+
+def test_first_difference():
+    assert first_difference((1, 2, 3), (1, 5, 3)) == 1
+    assert first_difference((1, 2), (1, 2)) == 2
+
+
+def test_split_is_disjoint_seeded_and_named():
+    task = load_task("ioi", n=20)
+    left, right = task.split(0.3, seed=1)
+    assert (len(left), len(right)) == (6, 14)
+    assert {p.clean for p in left.pairs}.isdisjoint({p.clean for p in right.pairs})
+    assert left.hash == task.split(0.3, seed=1)[0].hash != task.split(0.3, seed=2)[0].hash
+    assert left.source == "interp.load_task('ioi', n=20, seed=0).split(0.3, seed=1)[0]"
+    with pytest.raises(InterpError, match="empty side"):
+        task.split(0.001)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_generators_are_seeded(name):
+    assert load_task(name, n=5).hash == load_task(name, n=5).hash
+    assert load_task(name, n=5).hash != load_task(name, n=5, seed=1).hash
+
+
+def test_ioi_corruptions():
+    for kind, kept in (("swap", 2), ("random", 2), ("abc", 0)):
+        for pair in load_task("ioi", n=12, corruption=kind).pairs:
+            subject, indirect = pair.wrong[0].strip(), pair.answers[0].strip()
+            assert pair.clean.count(subject) == 2
+            names = sum(name in pair.corrupted for name in (subject, indirect))
+            assert names == kept
+            assert len(pair.clean.split()) == len(pair.corrupted.split())
+    with pytest.raises(InterpError, match="did you mean 'swap'"):
+        load_task("ioi", corruption="swop")
+    with pytest.raises(InterpError, match="did you mean 'ioi'"):
+        load_task("iol")
+
+
+def test_files(tmp_path, toy_model):
+    rows = [
+        {
+            "clean": "<bos> a b c a",
+            "corrupted": "<bos> a d c a",
+            "answers": "b",
+            "wrong": ["d"],
+            "positions": {"cue": ["a", 1]},
+        }
+    ]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    task = Task.from_jsonl(path)
+    assert task.encode(toy_model).positions("cue") == [4]
+    assert task.name == "mine"
+    table = tmp_path / "mine.csv"
+    table.write_text("clean,corrupted,answers,wrong,c\n<bos> a b c a,<bos> a d c a,b|e,d,c\n")
+    task = Task.from_csv(table)
+    assert task.pairs[0].answers == ("b", "e")
+    assert task.encode(toy_model).positions("c") == [3]
+    path.write_text("{")
+    with pytest.raises(InterpError, match="line 1"):
+        Task.from_jsonl(path)
+    path.write_text('{"clean": "x"}')
+    with pytest.raises(InterpError, match="no answers"):
+        Task.from_jsonl(path)
+    with pytest.raises(InterpError, match="no such file"):
+        Task.from_csv(tmp_path / "none.csv")
+    with pytest.raises(InterpError, match="no prompts"):
+        Task(name="empty", pairs=())
+
+
+def test_unpaired_prompts_can_be_checked_but_not_patched(toy_model):
+    from interp.patching import activation_patching
+
+    task = one(corrupted=None)
+    assert task.check(toy_model).corrupted is None
+    with pytest.raises(InterpError, match="corrupted"):
+        activation_patching(toy_model, task)
+
+
+def test_check_on_a_toy(toy_model):
+    report = load_task("toy-induction").check(toy_model)
+    assert report.accuracy.mean == 1
+    assert report.accuracy.low > 0.8
+    assert report.clean.mean == pytest.approx(-report.corrupted.mean, abs=0.01)
+    assert "n=24" in str(report)
+
+
+LOGITS = torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25]]))
+TARGETS = Targets(
+    answers=torch.tensor([[3, 2], [0, -1]]),
+    wrong=torch.tensor([[0, -1], [1, 2]]),
+    reference=torch.log(torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("logit_diff", [(math.log(0.4) + math.log(0.3)) / 2 - math.log(0.1), 0.0]),
+        ("prob_diff", [0.6, -0.25]),
+        ("log_odds", [math.log(0.7 / 0.3), math.log(1 / 3)]),
+        ("kl", [0.0, -(0.7 * math.log(0.7 / 0.25) + 0.3 * math.log(0.1 / 0.25))]),
+    ],
+)
+def test_metrics_by_hand(name, expected):
+    found = METRICS[name](Logits(LOGITS), TARGETS)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_metric_refuses_nan_and_unknown_names():
+    with pytest.raises(InterpError, match="1 of 2 values"):
+        METRICS["logit_diff"](
+            Logits(LOGITS.clone().index_fill(0, torch.tensor(1), math.nan)), TARGETS
+        )
+    with pytest.raises(InterpError, match="did you mean 'logit_diff'"):
+        metric_named("logit_dif")
+
+
+def test_estimates():
+    share = share_estimate(95, 100)
+    assert (share.low, share.high) == (
+        pytest.approx(0.888, abs=1e-3),
+        pytest.approx(0.978, abs=1e-3),
+    )
+    assert str(share) == "0.950 [0.888, 0.978], n=100"
+    mean = mean_estimate(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    assert (mean.mean, mean.high) == (2.0, pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-3))
+    assert mean_estimate(torch.tensor([1.0])).high == math.inf

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from interp.errors import InterpError
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
+    from interp.loading import LanguageModel, known_models, load_model
     from interp.metrics import METRICS, Metric
-    from interp.models import LanguageModel, known_models, load_model
     from interp.patching import activation_patching
     from interp.paths import path_patching
     from interp.prompts import PromptPair, Task
@@ -32,9 +32,9 @@ _HOMES = {
     "intervene": "interventions",
     "METRICS": "metrics",
     "Metric": "metrics",
-    "LanguageModel": "models",
-    "known_models": "models",
-    "load_model": "models",
+    "LanguageModel": "models.language_model",
+    "known_models": "loading",
+    "load_model": "loading",
     "activation_patching": "patching",
     "joint_patching": "joint",
     "path_patching": "paths",

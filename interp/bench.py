@@ -16,7 +16,7 @@ import torch
 
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.errors import unknown
-from interp.models import LanguageModel, load_model, wrap
+from interp.loading import LanguageModel, load_model, wrap
 from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.scores import Scores

@@ -15,7 +15,7 @@ import typer
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
-    from interp.models import LanguageModel
+    from interp.loading import LanguageModel
     from interp.prompts import Task
     from interp.scores import Scores
 
@@ -52,7 +52,7 @@ def models(
 ) -> None:
     """List the models that need no hub, or check one."""
     if check is None:
-        from interp.models import known_models
+        from interp.loading import known_models
 
         entries = known_models()
         _table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
@@ -225,7 +225,7 @@ def main() -> None:
 
 
 def _load(name: str, dtype: str = "float32") -> LanguageModel:
-    from interp.models import load_model
+    from interp.loading import load_model
 
     with _status(f"loading {name}"):
         return load_model(name, dtype=dtype)

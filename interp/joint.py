@@ -95,7 +95,7 @@ def joint_patching(
     sign = 1 if direction == "denoise" else -1
     values = np.zeros((len(sets), len(task)))
     ends = np.zeros((2, len(task)))
-    with torch.no_grad(), model.lock:
+    with torch.no_grad():
         for prompt in range(len(task)):
             targets = runs.targets.select(torch.tensor([prompt]))
             base, other = (

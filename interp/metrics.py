@@ -148,6 +148,11 @@ kl: -KL(clean run || this run) at the last token; 0 on the clean run.
 """
 
 
+def is_shipped(metric: Metric) -> bool:
+    """Whether a metric's name says what it computes, so that results can be kept under it."""
+    return METRICS.get(metric.name) is metric
+
+
 def metric_named(name: str) -> Metric:
     """The shipped metric of that name.
 

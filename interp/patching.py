@@ -13,6 +13,7 @@ from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
 from interp.files import content_key
 from interp.hookloop import hook_loop
+from interp.metrics import is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
@@ -71,6 +72,7 @@ def activation_patching(
         progress: called with (chunks done, chunks in all).
         cancelled: asked before every chunk; finished chunks are kept and reused.
         cache: reuse and keep results under the cache, keyed by the model's and the task's hash.
+            Results under a metric of your own are never kept: its name does not tell what it is.
 
     Returns:
         Scores with axes `by`, unit "gap".
@@ -95,28 +97,28 @@ def activation_patching(
         source=source,
     )
     fast = _choose_engine(model, engine)
+    cache = cache and is_shipped(task.metric)
     key = request_key(model, task, request, engine="fast" if fast else "hooks", budget=budget_gb)
     if cache and (found := stored(key)) is not None:
         return found
     if fast:
         assert model.decoder is not None
-        with model.lock:
-            swept = run_sweep(
-                Runner(model.decoder),
-                request.runs.base,
-                request.runs.other,
-                request.cells,
-                request.n_cells,
-                site=site,
-                metric=request.metric,
-                targets=request.runs.targets,
-                budget=int(budget_gb * 1e9),
-                check=check_gap,
-                replace=_replacement(model, request),
-                partial=partial_dir(key) if cache else None,
-                progress=progress,
-                cancelled=cancelled,
-            )
+        swept = run_sweep(
+            Runner(model.decoder),
+            request.runs.base,
+            request.runs.other,
+            request.cells,
+            request.n_cells,
+            site=site,
+            metric=request.metric,
+            targets=request.runs.targets,
+            budget=int(budget_gb * 1e9),
+            check=check_gap,
+            replace=_replacement(model, request),
+            partial=partial_dir(key) if cache else None,
+            progress=progress,
+            cancelled=cancelled,
+        )
     else:
         swept = hook_loop(model, request, progress=progress, cancelled=cancelled)
     scores = _scores(model, task, request, swept, fast=fast)

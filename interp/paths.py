@@ -16,6 +16,7 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.files import content_key
+from interp.metrics import Metric, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
@@ -108,6 +109,7 @@ def path_patching(
             freeze_mlps,
         ]
     )
+    cache = cache and is_shipped(task.metric)
     if cache and (found := stored(key)) is not None:
         return found
     work = _Work(
@@ -128,7 +130,7 @@ def path_patching(
     wide = model.d_model * 12 + 4 * model.d_mlp
     room = int(budget_gb * 1e9) // (wide * torch.finfo(model.dtype).bits // 8)
     tile = min(room, 1536) if model.device.type == "cpu" else room
-    with torch.no_grad(), model.lock:
+    with torch.no_grad():
         for prompt in range(len(task)):
             if cancelled():
                 raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
@@ -231,7 +233,7 @@ class _Work:
     receivers: list[Component]
     heads: bool
     freeze_mlps: bool
-    metric: object
+    metric: Metric
     _sites: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -250,7 +252,7 @@ class _Work:
     def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
         targets = self.runs.targets.select(torch.full((len(hidden),), prompt))
         readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
-        return self.metric(readout, targets).numpy()  # type: ignore[operator]
+        return self.metric(readout, targets).numpy()
 
     def metric_of(self, run: Baseline, prompt: int) -> float:
         """The metric of a plain run."""

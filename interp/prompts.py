@@ -14,7 +14,16 @@ import torch
 
 from interp.errors import InterpError
 from interp.files import content_key
-from interp.metrics import METRICS, Estimate, Metric, Targets, mean_estimate, share_estimate
+from interp.metrics import (
+    METRICS,
+    Estimate,
+    Logits,
+    Metric,
+    Targets,
+    is_shipped,
+    mean_estimate,
+    share_estimate,
+)
 from interp.positions import Mark, TokenizedPrompt, resolve
 
 Prompt = str | tuple[int, ...]
@@ -128,8 +137,7 @@ class Task:
 
     def with_metric(self, metric: Metric) -> Task:
         """The same prompts under another metric."""
-        known = METRICS.get(metric.name) is metric
-        spelled = f"interp.METRICS[{metric.name!r}]" if known else metric.name
+        spelled = f"interp.METRICS[{metric.name!r}]" if is_shipped(metric) else metric.name
         return replace(self, metric=metric, source=self._then(f"with_metric({spelled})"))
 
     def _then(self, call: str) -> str:
@@ -213,8 +221,6 @@ class Task:
 
     def check(self, model: Tokenizing) -> TaskReport:
         """Does the model show the behaviour at all? Accuracy and baselines, with intervals."""
-        from interp.metrics import Logits
-
         encoded = self.encode(model)
         logits = model.last_logits(encoded.clean)
         targets = replace(encoded.targets, reference=logits.log_softmax(-1))

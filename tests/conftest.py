@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from interp.files import cache_dir
-from interp.models import LanguageModel, load_model, wrap
+from interp.loading import LanguageModel, load_model, wrap
 from tests.families import FAMILIES, tiny
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.checks models
 capture interventions
 engine engine.layout engine.memory engine.forward engine.restart engine.sites engine.sweep
-engine.cost store
+engine.cost loading store
 sweeps hookloop patching joint paths heads
 tasks.words tasks.generators tasks
 bench cli ui

@@ -6,7 +6,7 @@ import torch
 from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.heads import view_head
-from interp.models import load_model
+from interp.loading import load_model
 from interp.prompts import PromptPair, Task
 from interp.tasks import load_task
 

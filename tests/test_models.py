@@ -6,11 +6,13 @@ import threading
 
 import pytest
 import torch
+import transformers
 
 import interp
 from interp.errors import InterpError
 from interp.files import cache_dir
-from interp.models import embedded, known_models, load_model, wrap
+from interp.loading import known_models, load_model, wrap
+from interp.models import embedded
 from interp.models import language_model as lm
 from interp.models.checks import check_model
 from tests.families import FAMILIES, VOCABULARY, tiny
@@ -84,6 +86,23 @@ def test_check_refuses_other_logits():
         check_model(model, (prompt, logits + torch.randn_like(logits)))
 
 
+def test_engine_that_computes_something_else_is_taken_away(monkeypatch):
+    """A family whose description is wrong loses the fast engine, not the model."""
+    from dataclasses import replace
+
+    from interp.models import architecture
+
+    def wrong(model):
+        decoder = architecture._read_llama_like(model)
+        return replace(decoder, final_softcap=0.5)
+
+    monkeypatch.setitem(architecture._READERS, "LlamaForCausalLM", wrong)
+    model = wrap(tiny("llama"), name="misread")
+    assert model.decoder is None
+    assert "differ from Hugging Face" in model.engine_reason
+    assert wrap(tiny("llama"), name="misread").decoder is None  # from the kept check, too
+
+
 def test_nan_weights_are_refused():
     hf_model = tiny("llama")
     hf_model.model.layers[1].mlp.up_proj.weight.data[3, 3] = torch.nan
@@ -130,6 +149,29 @@ def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
         path_patching(model, random_task(), receivers=["logits"])
     with pytest.raises(InterpError, match="use engine='hooks'"):
         activation_patching(model, random_task(), engine="fast")
+
+
+def odd(config):
+    """A checked model of an architecture without a fast engine."""
+    return wrap(transformers.AutoModelForCausalLM.from_config(config), name=config.model_type)
+
+
+@pytest.mark.filterwarnings("ignore:A hook on attn.hook_pattern")
+def test_hooks_that_do_nothing_are_refused():
+    """TransformerLens discards pattern edits on GPT-J and never fires the hook on OPT."""
+    size = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
+    gptj = odd(transformers.GPTJConfig(n_embd=16, n_layer=2, n_head=2, rotary_dim=4, **size))
+    assert "does not give what follows" in gptj.sites["pattern"]
+    assert gptj.sites["z"] is gptj.sites["v"] is None
+    opt = odd(
+        transformers.OPTConfig(
+            hidden_size=16, num_hidden_layers=2, ffn_dim=32, num_attention_heads=2,
+            max_position_embeddings=64, word_embed_proj_dim=16, pad_token_id=0, **size,
+        )
+    )  # fmt: skip
+    assert "never fires" in opt.sites["pattern"]
+    assert "cannot be checked" in opt.sites["q"]
+    assert opt.sites["z"] is None
 
 
 def test_half_precision_runs():

@@ -1,6 +1,9 @@
 """The fast engine equals one hooked forward pass per cell, everywhere; theorems; files; faults."""
 
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,8 +15,8 @@ from interp.components import SITES
 from interp.engine import sweep
 from interp.errors import InterpError
 from interp.joint import joint_patching
+from interp.loading import load_model, wrap
 from interp.metrics import METRICS, Metric
-from interp.models import load_model, wrap
 from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.tasks import load_task
@@ -100,8 +103,14 @@ def test_any_function_is_a_metric(family_models, any_gap):
         ).entropy(),
     )
     task = random_task().with_metric(entropy)
-    fast, slow = both(family_models["gpt2"], task, site="mlp_out", by=("layer",))
+    model = family_models["gpt2"]
+    fast, slow = both(model, task, site="mlp_out", by=("layer",))
     np.testing.assert_allclose(fast.effects, slow.effects, atol=2e-5)
+    # Another function under the same name is another metric: nothing is read from the cache.
+    activation_patching(model, task, site="mlp_out", by=("layer",))
+    twice = Metric(name="entropy", unit="nats", function=lambda r, t: 2 * entropy.function(r, t))
+    doubled = activation_patching(model, task.with_metric(twice), site="mlp_out", by=("layer",))
+    np.testing.assert_allclose(doubled.effects, 2 * fast.effects, atol=1e-5)
 
 
 def test_patching_everything_is_the_other_run(family, any_gap):
@@ -162,6 +171,37 @@ def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, mo
     assert len(ran) == total[0] - 4
     assert np.array_equal(resumed.effects, whole.effects)
     assert not list(interp.files.cache_dir().glob("partial/*"))
+
+
+def test_killed_sweep_resumes_with_the_same_bits():
+    """kill -9 in the middle: what was saved is used, and the result is that of one run."""
+    script = (
+        "import time, torch, interp\n"
+        "from interp.engine import sweep\n"
+        "torch.set_num_threads(1)\n"
+        "sweep.CPU_TILE = 32\n"
+        "model, task = interp.load_model('toy-or'), interp.load_task('toy-or')\n"
+        "interp.activation_patching(model, task, progress=lambda done, n: time.sleep(0.2))\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script])
+    chunks = interp.files.cache_dir().glob
+    while len(list(chunks("partial/*/chunk-*.safetensors"))) < 3:
+        assert child.poll() is None, "it ended before it could be killed"
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    saved = len(list(chunks("partial/*/chunk-*.safetensors")))
+    model, task = load_model("toy-or"), load_task("toy-or")
+    ran = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "CPU_TILE", 32)
+        whole = activation_patching(model, task, cache=False)
+        inner = sweep.Block.patched
+        patch.setattr(sweep.Block, "patched", lambda s, cells: ran.append(1) or inner(s, cells))
+        total = []
+        resumed = activation_patching(model, task, progress=lambda done, n: total.append(n))
+    assert len(ran) == total[0] - saved
+    assert np.array_equal(resumed.effects, whole.effects)
 
 
 def test_stored_result_is_found_and_a_damaged_one_recomputed(family_models, any_gap, monkeypatch):

@@ -7,8 +7,8 @@ import torch
 from interp import patching, paths
 from interp.components import Component
 from interp.errors import InterpError
+from interp.loading import load_model
 from interp.metrics import Logits
-from interp.models import load_model
 from interp.patching import activation_patching
 from interp.paths import path_patching
 from interp.sweeps import paired_runs

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from interp.errors import InterpError
+from interp.loading import load_model
 from interp.metrics import METRICS, Logits, Targets, mean_estimate, metric_named, share_estimate
-from interp.models import load_model
 from interp.positions import TokenizedPrompt, first_difference, resolve
 from interp.prompts import PromptPair, Task
 from interp.tasks import TASKS, load_task

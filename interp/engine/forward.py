@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -191,8 +192,10 @@ class Runner:
             )
             count = 1 if only_last else size
             chosen = group.rows if only_last else group.tokens
-            queries = q[chosen].view(n, count, attn.n_kv_heads, per_kv, attn.d_head)
-            queries = queries.permute(0, 2, 3, 1, 4).reshape(n, attn.n_kv_heads, -1, attn.d_head)
+            # Query heads of one key/value head attend as if they were further positions.
+            queries = rearrange(
+                q[chosen], "(row pos) (kv group) d -> row kv (group pos) d", row=n, group=per_kv
+            )
             first = group.length - 1 if only_last else group.start
             mask = _mask(first, group.length, attn.window, per_kv, str(self.device))
             if patterns is None and attn.softcap is None:
@@ -205,8 +208,9 @@ class Runner:
                 if patterns is not None:
                     shaped = pattern.view(n, attn.n_heads, count, group.length)
                     patterns[chosen, :, : group.length] = shaped.transpose(1, 2).flatten(0, 1)
-            mixed = mixed.view(n, attn.n_kv_heads, per_kv, count, attn.d_head)
-            z[chosen] = mixed.permute(0, 3, 1, 2, 4).reshape(-1, attn.n_heads, attn.d_head)
+            z[chosen] = rearrange(
+                mixed, "row kv (group pos) d -> (row pos) (kv group) d", pos=count
+            )
         return z
 
     def _with_prefix(

@@ -58,6 +58,11 @@ def _off(left: Tensor, right: Tensor, scale: Tensor) -> float:
     return float((left - right).abs().max() / scale.abs().max().clamp(min=1e-30))
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways of computing one thing may differ, relative to its largest value."""
+    return 2e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
+
+
 def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> None:
     """Fill `model.sites` with what passes.
 
@@ -73,7 +78,7 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
             "its logits are not finite: the weights hold NaN or infinity",
             "load another copy of the weights",
         )
-    limit = 2e-2 if model.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    limit = tolerance(model.dtype)
     other = [(token * 7 + 3) % model.d_vocab for token in tokens]
     _drop_missing(model)
     layer = model.n_layers // 2
@@ -89,16 +94,25 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
             )
         here, _ = _run(model, tokens, addresses)
         there, there_logits = _run(model, other, addresses)
+        for address in set(addresses) - set(here):
+            model.sites[address[1]] = "its TransformerLens hook never fires on this architecture"
+            offered.remove(address[1])
         _check_identities(model, tokens, limit)
     for site in offered:
+        if model.sites[site] is not None:
+            continue
         for grad in (False, True):
             with torch.enable_grad() if grad else nullcontext():
                 found = _replacement_gap(model, site, layer, tokens, here, there, there_logits)
+            if found == float("inf"):
+                model.sites[site] = "what follows from it cannot be read, so it cannot be checked"
+                break
             if found > limit:
                 when = "with gradients" if grad else "without gradients"
                 model.sites[site] = (
                     f"replacing it does not give what follows from it ({when}, off by {found:.1e})"
                 )
+                break
 
 
 def _drop_missing(model: LanguageModel) -> None:
@@ -106,13 +120,14 @@ def _drop_missing(model: LanguageModel) -> None:
     inside = {
         **{s: f"attn.hook_{s}" for s in ("q", "k", "v", "z", "pattern")},
         **{s: f"mlp.hook_{s}" for s in ("pre", "pre_linear", "post")},
+        "resid_mid": "hook_attn_out",
     }
     for site in SITES:
         if site == "resid_mid" and model.parallel:
             model.sites[site] = "attention and MLP run in parallel: there is no resid_mid"
         elif site == "pre_linear" and not model.gated:
             model.sites[site] = "the MLP has no gate"
-        elif site != "resid_mid" and f"blocks.0.{inside.get(site, f'hook_{site}')}" not in names:
+        elif f"blocks.0.{inside.get(site, f'hook_{site}')}" not in names:
             model.sites[site] = "TransformerLens has no such hook for this architecture"
 
 
@@ -162,25 +177,40 @@ def _replacement_gap(
     if site.startswith("resid"):
         _, logits = _run(model, tokens, [], {(layer, site): b(site)})
         return _off(logits, there_logits, there_logits)
+    parts = ("resid_pre", "attn_out", "mlp_out")
+    if site in parts and any((layer, s) not in here for s in (*parts, "resid_post")):
+        return float("inf")
     if site in ("attn_out", "mlp_out"):
-        rest = [s for s in ("resid_pre", "attn_out", "mlp_out") if s != site]
+        rest = [s for s in parts if s != site]
         if site == "attn_out" and not model.parallel:
             # The MLP reads what attention wrote, so compare before it.
             mid = after([site], "resid_mid")
             return _off(mid, a("resid_pre") + b(site), mid)
         post = after([site], "resid_post")
         return _off(post, a(rest[0]) + a(rest[1]) + b(site), post)
+    if site in ("v", "pattern"):
+        if any((layer, s) not in here for s in ("v", "pattern", "z")):
+            return float("inf")
+        z = after([site], "z")
+        expected = (
+            _mixed(b("pattern"), a("v")) if site == "pattern" else _mixed(a("pattern"), b("v"))
+        )
+        return _off(z, expected, expected)
     follows = {
         "q": (["q", "k"], "pattern"),
         "k": (["q", "k"], "pattern"),
-        "pattern": (["pattern", "v"], "z"),
-        "v": (["pattern", "v"], "z"),
         "z": (["z"], "attn_out"),
         "pre": (["pre", "pre_linear"] if model.gated else ["pre"], "post"),
         "pre_linear": (["pre", "pre_linear"], "post"),
         "post": (["post"], "mlp_out"),
     }
     written, read = follows[site]
-    if any(model.sites[s] is not None for s in (*written, read)):
+    if any((layer, s) not in here for s in (*written, read)):
         return float("inf")
     return _off(after(written, read), b(read), b(read))
+
+
+def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
+    """Site z of a pattern and values: (batch, pos, head, d_head)."""
+    v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
+    return torch.einsum("bhqk,bkhd->bqhd", pattern.to(v), v)

@@ -297,6 +297,23 @@ def _pad(
     )
 
 
+def build_bridge(hf_model: Any) -> Any:
+    """TransformerLens' bridge around a Hugging Face model, which it changes in place.
+
+    Raises:
+        InterpError: an architecture TransformerLens does not bridge.
+    """
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    name = type(hf_model).__name__
+    try:
+        return build_bridge_from_module(hf_model, name, hf_config=hf_model.config).eval()
+    except ValueError as error:
+        raise InterpError(
+            f"bridging {name}", str(error).splitlines()[0], "use a causal language model it knows"
+        ) from error
+
+
 def model_hash(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     """sha256 of a model's weights and configuration: the identity used in every key and result.
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interp.toys.toy import BOS, UNKNOWN
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 Form = Mapping[str, float]
 """Weights on named directions: what is read from, or written to, the residual stream."""
@@ -132,7 +131,7 @@ class Blueprint:
         embedding[:, 0] = CONST
         embedding[:, -UNREAD:].normal_(std=0.25, generator=generator)
 
-    def _set_layer(self, layer: LlamaDecoderLayer, number: int, generator: Generator) -> None:
+    def _set_layer(self, layer: Any, number: int, generator: Generator) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         reading = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
         for linear in reading:

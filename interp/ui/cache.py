@@ -12,10 +12,11 @@ import interp
 from interp.components import SITES
 from interp.heads import HeadView, view_head
 from interp.models.language_model import LanguageModel
-from interp.patching import Cost, cost, make_request, request_key
+from interp.patching import request_key
 from interp.prompts import EncodedTask, Task, TaskReport
 from interp.scores import Ranked, Scores
 from interp.store import stored
+from interp.sweeps import Cost, cost, make_request
 from interp.ui.state import Selection
 
 

@@ -51,20 +51,19 @@ def view_head(
             raise InterpError(f"{name} {value}", f"0 to {size - 1} exist", "choose one of these")
     text = task.pairs[prompt].clean
     tokenized = model.tokenize(text)
-    seen = run_with_cache(model, [text], sites=["pattern", "z"], layers=[layer])
+    last = model.n_layers - 1
+    sites = ["pattern", "z", "resid_post"]
+    seen = run_with_cache(model, [text], sites=sites, layers=[layer, last])
     pattern = seen[layer, "pattern"][0, :, head].float()
     promoted: list[tuple[str, float]] = []
     suppressed: list[tuple[str, float]] = []
     direct = None
     decoder = model.decoder
     if decoder is not None and decoder.blocks[layer].ln1_post is None:
-        final = run_with_cache(
-            model, [text], sites=["resid_post"], layers=[model.n_layers - 1], positions="last"
-        )
         attn = decoder.blocks[layer].attn
         weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head]
         written = seen[layer, "z"][0, -1, head].to(weight) @ weight
-        whole = final[model.n_layers - 1, "resid_post"][0].to(weight)
+        whole = seen[last, "resid_post"][0, -1].to(weight)
         logits = decoder.unembed @ decoder.ln_final.share(written, whole)
         for sign, found in ((1, promoted), (-1, suppressed)):
             top = (sign * logits).topk(k)

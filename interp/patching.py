@@ -98,7 +98,7 @@ def activation_patching(
     )
     fast = _choose_engine(model, engine)
     cache = cache and is_shipped(task.metric)
-    key = request_key(model, task, request, engine="fast" if fast else "hooks", budget=budget_gb)
+    key = request_key(model, task, request, engine=engine, budget_gb=budget_gb)
     if cache and (found := stored(key)) is not None:
         return found
     if fast:
@@ -128,9 +128,14 @@ def activation_patching(
 
 
 def request_key(
-    model: LanguageModel, task: Task, request: Request, *, engine: str, budget: float
+    model: LanguageModel,
+    task: Task,
+    request: Request,
+    *,
+    engine: Engine = "auto",
+    budget_gb: float = 1.0,
 ) -> str:
-    """The key of a sweep's stored result and of its finished chunks."""
+    """The key under which `activation_patching` keeps this sweep's chunks and its result."""
     return content_key(
         [
             VERSION,
@@ -145,8 +150,8 @@ def request_key(
             request.direction,
             request.source,
             request.positions,
-            engine,
-            budget,
+            "fast" if _choose_engine(model, engine) else "hooks",
+            budget_gb,
         ]
     )
 
@@ -212,9 +217,19 @@ def _scores(
 
 def _call(request: Request) -> str:
     spelled = [f"site={request.site!r}", f"by={request.axes!r}", f"direction={request.direction!r}"]
+    for name, wanted in (("layers", request.layers), ("components", request.components)):
+        if wanted is not None:
+            spelled.append(f"{name}={_spelled(wanted)}")
     if request.positions not in ("all tokens", "each token"):
         names = request.positions.removeprefix("each of ").replace(" and ", ", ").split(", ")
         spelled.append(f"positions={names!r}")
     if request.source != "other":
         spelled.append(f"source={request.source!r}")
     return f"scores = interp.activation_patching(model, task, {', '.join(spelled)})"
+
+
+def _spelled(numbers: tuple[int, ...]) -> str:
+    """Numbers as Python, consecutive ones as a range."""
+    if len(numbers) > 2 and numbers == tuple(range(numbers[0], numbers[-1] + 1)):
+        return f"range({numbers[0]}, {numbers[-1] + 1})"
+    return repr(list(numbers))

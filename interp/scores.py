@@ -27,6 +27,7 @@ class Provenance:
 
     model: str
     model_hash: str
+    dtype: str
     task: str
     task_hash: str
     seed: int | None
@@ -64,9 +65,11 @@ class Null:
     draws: int
 
     def __str__(self) -> str:
+        # Adding zero turns a rounded -0.000 into 0.000.
+        mean, low, high = (round(x, 3) + 0.0 for x in (self.mean, self.low, self.high))
         return (
-            f"selected {self.selected:.3f}, random {self.mean:.3f} "
-            f"[{self.low:.3f}, {self.high:.3f}], p = {self.p:.4f} ({self.draws} draws)"
+            f"selected {self.selected:.3f}, random {mean:.3f} [{low:.3f}, {high:.3f}], "
+            f"p = {self.p:.4f} ({self.draws} draws)"
         )
 
 
@@ -354,7 +357,7 @@ class Scores:
             values,
             x=self.coordinates[columns] if columns else [self.site],
             y=self.coordinates[rows],
-            x_title=columns or self.site,
+            x_title=columns.replace("kv_", "key/value ") or self.site,
             y_title=rows,
             colour_title="effect (fraction of the gap)",
             stderr=errors,

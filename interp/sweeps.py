@@ -43,6 +43,8 @@ class Request:
     source: str
     positions: str
     metric: Metric
+    layers: tuple[int, ...] | None
+    components: tuple[int, ...] | None
 
     @property
     def n_cells(self) -> int:
@@ -106,6 +108,8 @@ def make_request(
         source=source,
         positions=words,
         metric=task.metric,
+        layers=None if layers is None else tuple(chosen_layers),
+        components=None if components is None else tuple(parts),
     )
 
 
@@ -258,16 +262,19 @@ def _cells(
 
 def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
     """Where a measurement comes from; `call` is the Python that repeats it."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    extra = "" if dtype == "float32" else f", dtype={dtype!r}"
     lines = [
         "import interp",
         "",
-        f"model = interp.load_model({model.name!r})",
+        f"model = interp.load_model({model.name!r}{extra})",
         f"task = {task.source or '...  # your own task'}",
         call,
     ]
     return Provenance(
         model=model.name,
         model_hash=model.hash,
+        dtype=dtype,
         task=task.name,
         task_hash=task.hash,
         seed=task.seed,

@@ -11,7 +11,15 @@ from interp.figures import DIVERGING, heat_map
 from interp.scores import Provenance, Scores
 
 FROM = Provenance(
-    model="m", model_hash="h", task="t", task_hash="k", seed=0, versions={}, commit=None, call=""
+    model="m",
+    model_hash="h",
+    dtype="float32",
+    task="t",
+    task_hash="k",
+    seed=0,
+    versions={},
+    commit=None,
+    call="",
 )
 
 

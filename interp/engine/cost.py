@@ -23,9 +23,7 @@ def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) 
         return 0.0
     attn, d = decoder.blocks[0].attn, decoder.d_model
     wide = attn.n_heads * attn.d_head
-    kv = 4.0 * d * attn.n_kv_heads * attn.d_head
-    qo = 4.0 * d * wide
-    mlp = 2.0 * d * decoder.d_mlp * (3 if decoder.blocks[0].mlp.up is not None else 2)
+    kv, qo, mlp = (decoder.flops[part] for part in ("kv", "qo", "mlp"))
     length = lengths[cells.prompt].astype(float)
     start = np.minimum.reduceat(cells.positions, cells.first).astype(float)
     size = length - start

@@ -23,6 +23,9 @@ from interp.models.architecture import Decoder
 CPU_TILE = 2048
 """Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
 
+CPU_CHUNK = 6e10
+"""Floating-point operations of a chunk on a CPU: a cancelled sweep ends within about a second."""
+
 
 class Cancelled(InterpError):
     """The caller stopped a run; what was finished is saved."""
@@ -148,7 +151,8 @@ def plan(
         )
     tile = (budget - room) // flight
     if runner.device.type == "cpu":
-        tile = min(tile, CPU_TILE)
+        depth = len(runner.decoder.blocks) / 2
+        tile = min(tile, CPU_TILE, int(CPU_CHUNK / (depth * sum(runner.decoder.flops.values()))))
     blocks, begin = [], 0
     total = np.cumsum(lengths * stored)
     while begin < len(lengths):

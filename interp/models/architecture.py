@@ -145,6 +145,17 @@ class Decoder:
         """Number of neurons of an MLP layer."""
         return self.blocks[0].mlp.down.weight.shape[0]
 
+    @property
+    def flops(self) -> dict[str, float]:
+        """Floating-point operations per token of a block's matrix products, attention left out."""
+        attn, d = self.blocks[0].attn, self.d_model
+        products = 3 if self.blocks[0].mlp.up is not None else 2
+        return {
+            "kv": 4.0 * d * attn.n_kv_heads * attn.d_head,
+            "qo": 4.0 * d * attn.n_heads * attn.d_head,
+            "mlp": 2.0 * d * self.d_mlp * products,
+        }
+
     def logits(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of normalised final residuals, all of them or each row's own `tokens`."""
         if tokens is None:

@@ -138,9 +138,7 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
         InterpError: the model or the task does not allow it.
     """
     request = make_request(open_.model, open_.task, **arguments)
-    engine = "hooks" if open_.model.decoder is None else "fast"
-    key = request_key(open_.model, open_.task, request, engine=engine, budget=1.0)
-    return Plan(key, cost(open_.model, request))
+    return Plan(request_key(open_.model, open_.task, request), cost(open_.model, request))
 
 
 def result(key: str) -> Result | None:

@@ -51,7 +51,7 @@ def show() -> None:
     jobs.forget(plan.key)
     with st.sidebar:
         st.success("Stored result: nothing to run.", icon=":material/check:")
-    _provenance(open_, result.scores)
+    _provenance(result.scores)
     explore(open_, result, plan.key)
 
 
@@ -115,14 +115,14 @@ def _meaning(direction: str) -> None:
     )
 
 
-def _provenance(open_: cache.Opened, scores: Scores) -> None:
+def _provenance(scores: Scores) -> None:
     """Where every number on the page comes from."""
     origin = scores.provenance
     st.header(f"{scores.method.capitalize()} of {scores.site}", anchor=False)
     widgets.facts(
         {
             "model": f"{origin.model} · {origin.model_hash[:12]}",
-            "precision": str(open_.model.dtype).removeprefix("torch."),
+            "precision": origin.dtype,
             "task": f"{origin.task} · n = {scores.n} · seed {origin.seed}",
             f"{scores.metric}, clean → corrupted": f"{scores.clean.mean():.3f} → "
             f"{scores.corrupted.mean():.3f} {scores.metric_unit}",

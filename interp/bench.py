@@ -154,6 +154,7 @@ def _beside(
         last = logits[:, -1]
         return (last.gather(1, right) - last.gather(1, wrong)).mean()
 
+    peer.tqdm = lambda cells, **_: cells  # its bar fills logs with thousands of lines
     sweep = (
         peer.get_act_patch_attn_head_out_by_pos
         if "position" in by

@@ -1,0 +1,40 @@
+"""The README's example runs on the real model and prints what the README shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+NUMBER = r"[-+]?\d+\.\d+"
+
+
+@pytest.mark.slow
+def test_notebook_example(smollm, capsys, monkeypatch):
+    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.S).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    monkeypatch.setattr("interp.loading.load_model", lambda name: smollm)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", shown)
+    for found, expected in zip(re.findall(NUMBER, printed), re.findall(NUMBER, shown), strict=True):
+        assert float(found) == pytest.approx(float(expected), abs=0.02)
+
+
+def test_every_command_of_the_readme_exists():
+    from typer.testing import CliRunner
+
+    from interp.cli import app
+
+    for line in re.findall(r"^    interp (.*?)(?:#.*)?$", README, re.M):
+        words = line.split()
+        command = words[:2] if words[0] == "bench" else words[:1]
+        helped = CliRunner().invoke(app, [*command, "--help"])
+        assert helped.exit_code == 0
+        for option in (word for word in words if word.startswith("--")):
+            assert option in helped.output, f"interp {line}"
+
+
+def test_pictures_exist():
+    for path in re.findall(r"\]\((docs/.*?)\)", README):
+        assert (Path(__file__).parent.parent / path).exists()

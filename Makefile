@@ -7,7 +7,6 @@ CACHE := $(or $(INTERP_CACHE),cache)
 WEIGHTS := $(CACHE)/models/smollm2-135m-instruct/README.md
 
 export INTERP_CACHE := $(abspath $(CACHE))
-export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: app test check bench clean
@@ -17,7 +16,7 @@ app: $(READY) $(WEIGHTS)
 	$(BIN)/streamlit run app.py
 
 test: check $(WEIGHTS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(READY)
 	$(BIN)/ruff check .

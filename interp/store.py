@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,16 +37,16 @@ def keep(key: str, scores: Scores) -> None:
     shutil.rmtree(partial_dir(key), ignore_errors=True)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages a number depends on."""
     names = ("interp", "torch", "transformers", "transformer-lens", "numpy")
     return {name: version(name) for name in names}
 
 
+@cache
 def commit() -> str | None:
     """The git commit of the source tree, "+" if it was changed; None for an installed package."""
-    import subprocess
-
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.engine.forward import Baseline, Edit, Edits, Runner
-from interp.engine.layout import Index, Layout, ranges
+from interp.engine.forward import Baseline, Edits, Runner
+from interp.engine.layout import Index, Layout
 
 _EARLY = ("resid_pre", "q", "k", "v")
 _RESTART = ("resid_pre", "k_rot", "v")
@@ -173,16 +173,3 @@ def _finish(
         where = torch.from_numpy(changed.ids[at_end]).to(runner.device)
         hidden[where] = changed.values[torch.from_numpy(at_end).to(runner.device)]
     return runner.decoder.ln_final(hidden)
-
-
-__all__ = [
-    "Baseline",
-    "Edit",
-    "Joined",
-    "Runner",
-    "Variants",
-    "baseline",
-    "final_hidden",
-    "ranges",
-    "restart",
-]

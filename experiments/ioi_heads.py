@@ -23,14 +23,14 @@ options = parser.parse_args()
 model = interp.load_model(options.model)
 task = interp.load_task("ioi", model, n=options.n)
 report = task.check(model)
-print(report)  # noqa: T201
+print(report)
 find, confirm = task.split(0.5, seed=0)
 
 # %% Find on one half
 found = interp.activation_patching(model, find, direction="denoise")
 labels = [one.label for one in found.top(options.k)]
 ablated = interp.activation_patching(model, find, direction="noise")
-print(found.top(options.k), found.agreement(ablated))  # noqa: T201
+print(found.top(options.k), found.agreement(ablated))
 
 # %% Confirm on the other, together, against random heads of the same layers
 together = {
@@ -38,11 +38,11 @@ together = {
     for direction in ("denoise", "noise")
 }
 for direction, effect in together.items():
-    print(direction, effect)  # noqa: T201
+    print(direction, effect)
 
 # %% Which of them write to the logits themselves
 direct = interp.path_patching(model, confirm, receivers=["logits"])
-print(direct.top(options.k))  # noqa: T201
+print(direct.top(options.k))
 
 # %% Keep
 if options.out is not None:

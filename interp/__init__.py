@@ -1,11 +1,13 @@
 """Which heads and neurons carry a behaviour of a language model: exact, fast, controlled.
 
-The public names load what they need when they are first used, so that `import interp` is quick.
+The public names and the modules (`interp.heads`, `interp.interventions`) are loaded when they are
+first used, so that `import interp` is quick.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
     from interp.errors import InterpError
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
-    from interp.loading import LanguageModel, known_models, load_model
+    from interp.loading import known_models, load_model, model_hash
     from interp.metrics import METRICS, Metric
+    from interp.models.language_model import LanguageModel
     from interp.patching import activation_patching
     from interp.paths import path_patching
     from interp.prompts import PromptPair, Task
@@ -35,6 +38,7 @@ _HOMES = {
     "LanguageModel": "models.language_model",
     "known_models": "loading",
     "load_model": "loading",
+    "model_hash": "loading",
     "activation_patching": "patching",
     "joint_patching": "joint",
     "path_patching": "paths",
@@ -65,6 +69,7 @@ __all__ = [
     "known_models",
     "load_model",
     "load_task",
+    "model_hash",
     "path_patching",
     "run_with_cache",
 ]
@@ -73,6 +78,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"interp.{_HOMES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"interp.{name}") is not None:
+        return import_module(f"interp.{name}")
     raise AttributeError(f"module 'interp' has no attribute {name!r}")
 
 

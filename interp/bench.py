@@ -76,10 +76,10 @@ def _case(name: str, say: Callable[[str], None], peers: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
     request = make_request(model, task, **options)
     assert model.decoder is not None
-    activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
     rate = matmul_rate(model.dtype, model.device, seconds=1.0)
     times: list[float] = []
     with _PeakMemory() as memory:
+        activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
         while not times or (sum(times) < SHORT and len(times) < 5):
             begun = time.perf_counter()
             scores = activation_patching(model, task, cache=False, budget_gb=budget_gb, **options)

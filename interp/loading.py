@@ -93,7 +93,7 @@ def wrap(
 
     from interp.models.architecture import read_architecture
     from interp.models.checks import VERSION, check_model
-    from interp.models.language_model import build_bridge, model_hash
+    from interp.models.language_model import build_bridge, fingerprint
 
     hf_model = hf_model.eval().requires_grad_(False)
     config = hf_model.config
@@ -104,7 +104,7 @@ def wrap(
         reason = f"{error.asked}: {error.found}"
     if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
         decoder, reason = None, "the weights are spread over several devices"
-    fingerprint = model_hash(hf_model.state_dict(), config.to_dict())
+    weights_hash = fingerprint(hf_model.state_dict(), config.to_dict())
     prompt = [(i * i * 31 + 5) % config.vocab_size for i in range(1, 8)]
     with torch.no_grad():
         device = next(hf_model.parameters()).device
@@ -116,7 +116,7 @@ def wrap(
         bridge=bridge,
         tokenizer=tokenizer,
         decoder=decoder,
-        hash=fingerprint,
+        hash=weights_hash,
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
         n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
@@ -134,7 +134,7 @@ def wrap(
         card=card,
     )
     if check:
-        key = content_key([VERSION, fingerprint, _backend_version(), str(device)])
+        key = content_key([VERSION, weights_hash, _backend_version(), str(device)])
         path = cache_dir() / "checks" / f"{key}.json"
         if (kept := _kept_check(path)) is not None:
             model.sites, misread = kept
@@ -146,6 +146,11 @@ def wrap(
         if misread is not None:
             model.decoder, model.engine_reason = None, misread
     return model
+
+
+def model_hash(model: LanguageModel) -> str:
+    """sha256 of a model's weights and configuration, as used in every key and every result."""
+    return model.hash
 
 
 def check_engine(model: LanguageModel, reference: tuple[list[int], Any]) -> str | None:

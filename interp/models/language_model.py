@@ -314,7 +314,7 @@ def build_bridge(hf_model: Any) -> Any:
         ) from error
 
 
-def model_hash(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+def fingerprint(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
     """sha256 of a model's weights and configuration: the identity used in every key and result.
 
     Independent of the device; different for another dtype. Names of the configuration that say

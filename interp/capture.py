@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.components import SITES
+from interp.components import SITES, within
 from interp.errors import InterpError
 from interp.files import cache_dir, content_key, write_atomically
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
@@ -76,13 +76,17 @@ def run_with_cache(
         InterpError: an absent site, a position a prompt lacks, or a result over the budget.
     """
     sites = list(dict.fromkeys(sites))
-    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if to_disk:
+        model.refuse_changed("keeping activations")
     for site in sites:
         model.require_site(site)
     texts: Sequence[Prompt] = (
         [pair.clean for pair in prompts.pairs] if isinstance(prompts, Task) else list(prompts)
     )
     marks = [dict(p.positions) for p in prompts.pairs] if isinstance(prompts, Task) else None
+    if not texts:
+        raise InterpError("capturing activations", "no prompts", "give at least one")
     tokenized = [model.tokenize(text) for text in texts]
     rows = [prompt.tokens for prompt in tokenized]
     if positions == "all":
@@ -112,9 +116,9 @@ def run_with_cache(
             f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
             "ask for fewer sites, layers or positions, or raise budget_gb",
         )
-    key = content_key([VERSION, model.hash, rows, where, sites, chosen])
-    path = cache_dir() / "activations" / f"{key}.safetensors"
     squeeze = positions != "all"
+    key = content_key([VERSION, model.hash, rows, where, squeeze, sites, chosen])
+    path = cache_dir() / "activations" / f"{key}.safetensors"
     if to_disk and (found := _open(path)) is not None:
         return found
 

@@ -31,7 +31,7 @@ app = typer.Typer(
 
 ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
 TaskName = Annotated[str, typer.Option("--task", help="A task's name, a .csv or a .jsonl file.")]
-Count = Annotated[int, typer.Option("--n", help="Number of prompt pairs.")]
+Count = Annotated[int, typer.Option("--n", min=1, help="Number of prompt pairs, at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
@@ -39,7 +39,8 @@ Budget = Annotated[float, typer.Option("--budget", help="Memory for the sweep, i
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]
-Top = Annotated[int, typer.Option(help="How many components to print.")]
+Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
+Top = Annotated[int, typer.Option(min=1, help="How many components to print.")]
 
 
 @app.command(epilog="Example: interp models --check smollm2-135m-instruct")
@@ -121,7 +122,7 @@ def patch(
     layers: Annotated[str | None, typer.Option(help="E.g. 3,7-9; all by default.")] = None,
     components: Annotated[str | None, typer.Option(help="Heads or neurons, e.g. 0-99.")] = None,
     source: Annotated[str, typer.Option(help="other, zero or mean.")] = "other",
-    metric: Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")] = None,
+    metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
@@ -163,6 +164,7 @@ def path(
     positions: Annotated[str, typer.Option(help="Where senders are patched.")] = "all",
     layers: Annotated[str | None, typer.Option(help="Sender layers, e.g. 3,7-9.")] = None,
     freeze_mlps: Annotated[bool, typer.Option(help="Hold MLPs in between.")] = False,
+    metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",
     top: Top = 10,
@@ -172,7 +174,7 @@ def path(
     from interp.paths import path_patching
 
     loaded = _load(model, dtype)
-    chosen = _task(task, loaded, n, seed, option)
+    chosen = _task(task, loaded, n, seed, option, metric)
     with _progress("path patching") as progress:
         scores = path_patching(
             loaded,
@@ -245,8 +247,10 @@ def _task(
 
     if name.endswith(".jsonl"):
         task = Task.from_jsonl(name)
+        task = task.first(n) if n < len(task) else task
     elif name.endswith(".csv"):
         task = Task.from_csv(name)
+        task = task.first(n) if n < len(task) else task
     else:
         pairs = [option.partition("=")[::2] for option in options or []]
         extra = {key: int(value) if value.isdecimal() else value for key, value in pairs}
@@ -287,33 +291,19 @@ def _print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
     )
     try:
         null = scores.null(min(top, 5))
-        _say(f"top {min(top, 5)} against random components of the same layers: {null}")
-    except InterpError:
+        _say(
+            f"top {min(top, 5)} of one half of the prompts, scored on the other, "
+            f"against random components of the same layers: {null}"
+        )
+    except InterpError as error:
         null = None
-        _say("no null: too few components in these layers to draw others from")
-    _write(
-        json_file,
-        {
-            "top": [
-                {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
-                for one in ranked
-            ],
-            "null": None if null is None else asdict(null),
-            "axes": scores.axes,
-            "coordinates": scores.coordinates,
-            "values": scores.values.tolist(),
-            "stderr": scores.stderr.tolist(),
-            "n": scores.n,
-            "clean": float(scores.clean.mean()),
-            "corrupted": float(scores.corrupted.mean()),
-            "metric": scores.metric,
-            "site": scores.site,
-            "direction": scores.direction,
-            "method": scores.method,
-            "positions": scores.positions,
-            "provenance": asdict(scores.provenance),
-        },
-    )
+        _say(f"no random control: {error.found}")
+    top_rows = [
+        {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
+        for one in ranked
+    ]
+    control = None if null is None else asdict(null)
+    _write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})
 
 
 def _say(text: str) -> None:

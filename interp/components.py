@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 from typing import Literal
 
 from interp.errors import InterpError, unknown
@@ -34,7 +36,6 @@ gated MLP (pre and post where there is no gate). attn_out and mlp_out are what i
 residual stream (after a post-norm where there is one).
 """
 
-_ORDER = {site: place for place, site in enumerate(SITES)}
 _LABEL = re.compile(r"L(?P<layer>\d+)(?:(?P<kind>[HN])(?P<index>\d+))?(?:\.(?P<site>\w+))?")
 
 
@@ -98,9 +99,22 @@ class Component:
             )
         return cls(int(match["layer"]), site, index)
 
-    def upstream_of(self, other: Component) -> bool:
-        """Strict causal order: an earlier layer, or an earlier site of the same layer."""
-        return (self.layer, _ORDER[self.site]) < (other.layer, _ORDER[other.site])
+
+def within(wanted: Iterable[int] | None, size: int, what: str, owner: str) -> list[int]:
+    """Sorted layer, head or neuron numbers, all of them for None.
+
+    Raises:
+        InterpError: nothing is asked for, a number that does not exist, or not a whole number.
+    """
+    try:
+        numbers = list(range(size)) if wanted is None else sorted({index(i) for i in wanted})
+    except TypeError as error:
+        raise InterpError(f"{what}s of {owner}", str(error), "give whole numbers") from error
+    if not numbers or numbers[0] < 0 or numbers[-1] >= size:
+        raise InterpError(
+            f"{what} {numbers} of {owner}", f"it has {what}s 0 to {size - 1}", "choose among these"
+        )
+    return numbers
 
 
 def _with_axis(*axes: str) -> str:

@@ -22,4 +22,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InterpError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return InterpError(f"{kind} {name!r}", "no such name", f"{hint}known: {', '.join(known)}")
+    names = ", ".join(known) or "none"
+    return InterpError(f"{kind} {name!r}", "no such name", f"{hint}known: {names}")

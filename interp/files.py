@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from interp.errors import InterpError
 
 
@@ -38,10 +40,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
         write(partial)
         partial.chmod(0o644)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InterpError(
             f"writing {path}",
-            error.strerror or str(error),
+            getattr(error, "strerror", None) or str(error),
             "free some space or set INTERP_CACHE to a directory that can be written",
         ) from error
     finally:

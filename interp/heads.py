@@ -66,7 +66,7 @@ def view_head(
         whole = seen[last, "resid_post"][0, -1].to(weight)
         logits = decoder.unembed @ decoder.ln_final.share(written, whole)
         for sign, found in ((1, promoted), (-1, suppressed)):
-            top = (sign * logits).topk(k)
+            top = (sign * logits).topk(min(k, len(logits)))
             names = model.strings(top.indices.tolist())
             values = logits[top.indices].tolist()
             found += list(zip(names, values, strict=True))

@@ -227,8 +227,7 @@ def intervene(
     marks = None if on is None else [dict(pair.positions) for pair in on.pairs]
     texts = None if on is None else [model.tokenize(pair.clean) for pair in on.pairs]
     for intervention in interventions:
-        model.require_site(intervention.component.site)
-        _check_index(model, intervention.component)
+        model.require_component(intervention.component)
         fired = Fired(intervention=intervention)
         report.fired.append(fired)
 
@@ -240,8 +239,20 @@ def intervene(
                     raise InterpError(
                         f"the position of prompt {prompt}", f"{len(where)} given", "give one each"
                     )
+                if not -len(tokens) <= where[prompt] < len(tokens):
+                    raise InterpError(
+                        f"position {where[prompt]} of prompt {prompt}",
+                        f"it has {len(tokens)} tokens",
+                        "give a position inside the prompt",
+                    )
                 return [where[prompt] % len(tokens)]
             if texts is not None and marks is not None:
+                if prompt >= len(texts) or list(texts[prompt].tokens) != tokens:
+                    raise InterpError(
+                        f"position {where!r} of prompt {prompt}",
+                        "it is not that prompt of the task given as on=",
+                        "run the task's own clean prompts, in order",
+                    )
                 return [resolve(where, texts[prompt], marks[prompt], f"prompt {prompt}")]
             known = TokenizedPrompt(
                 text=None,
@@ -310,15 +321,6 @@ def _write(value: Tensor, component: Component, row: int, columns: list[int], ne
         value[row, columns, index] = new[:, 0]
     else:
         value[row, columns, index] = new
-
-
-def _check_index(model: LanguageModel, component: Component) -> None:
-    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
-    axis = SITES[component.site]
-    if component.index is not None and axis and component.index >= sizes[axis]:
-        raise InterpError(
-            f"{component} of {model.name}", f"{sizes[axis]} {axis}s a layer", "choose one of them"
-        )
 
 
 def _make(name: str, component: str, operation: Operation, positions: Positions) -> Intervention:

@@ -14,10 +14,10 @@ from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
-from interp.metrics import Estimate, mean_estimate
+from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
+from interp.nulls import Null, null_of
 from interp.prompts import Task
-from interp.scores import Null
 from interp.sweeps import check_gap, paired_runs
 
 Direction = Literal["denoise", "noise"]
@@ -85,8 +85,9 @@ def joint_patching(
             f"sites {sorted({part.site for part in chosen})}",
             f"give components of {', '.join(JOINT_SITES)}",
         )
+    model.refuse_changed("joint patching")
     for part in chosen:
-        model.require_site(part.site)
+        model.require_component(part)
     runs = paired_runs(model, task, direction)
     rng = np.random.default_rng(seed)
     sets = [chosen, *(_random_like(model, chosen, rng) for _ in range(draws))]
@@ -114,20 +115,11 @@ def joint_patching(
                 progress(prompt + 1, len(task))
     clean, corrupted = (ends[1], ends[0]) if direction == "denoise" else (ends[0], ends[1])
     check_gap(clean, corrupted)
-    gap = float((clean - corrupted).mean())
-    effect = mean_estimate(torch.from_numpy(values[0] / gap))
+    gaps = clean - corrupted
+    effect = ratio_estimate(torch.from_numpy(values[0]), torch.from_numpy(gaps))
     null = None
     if draws:
-        random = values[1:].mean(1) / gap
-        low, high = np.quantile(random, [0.025, 0.975])
-        null = Null(
-            selected=effect.mean,
-            mean=float(random.mean()),
-            low=float(low),
-            high=float(high),
-            p=float((1 + (random >= effect.mean).sum()) / (1 + draws)),
-            draws=draws,
-        )
+        null = null_of(effect.mean, values[1:].mean(1) / gaps.mean())
     return JointEffect(components=tuple(map(str, chosen)), effect=effect, null=null)
 
 

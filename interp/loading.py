@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interp.components import SITES
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, write_atomically
 from interp.models import embedded
@@ -70,10 +71,18 @@ def load_model(
         raise InterpError(f"dtype {dtype!r}", "not a weight type", "use float32 or bfloat16")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InterpError(
+            f"device {device!r}", str(error).splitlines()[0], "use one that this torch offers"
+        ) from error
     kind: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if name in TOYS:
         hf_model, tokenizer, card = _load_toy(name)
         hf_model = hf_model.to(kind["dtype"])
+    elif name.startswith("toy-"):
+        raise unknown("toy", name, TOYS)
     elif name == embedded.NAME:
         hf_model, tokenizer = _load_pretrained(str(embedded.directory()), kind, device_map)
         card = embedded.CARD
@@ -134,7 +143,7 @@ def wrap(
         card=card,
     )
     if check:
-        key = content_key([VERSION, weights_hash, _backend_version(), str(device)])
+        key = content_key([VERSION, weights_hash, _versions(), str(device), decoder is not None])
         path = cache_dir() / "checks" / f"{key}.json"
         if (kept := _kept_check(path)) is not None:
             model.sites, misread = kept
@@ -164,9 +173,13 @@ def check_engine(model: LanguageModel, reference: tuple[list[int], Any]) -> str 
     if model.decoder is None:
         return None
     prompt, expected = reference
-    runner = Runner(model.decoder)
-    with torch.no_grad():
-        logits = model.decoder.logits(final_hidden(runner, baseline(runner, [prompt])))
+    try:
+        with torch.no_grad():
+            runner = Runner(model.decoder)
+            hidden = final_hidden(runner, baseline(runner, [prompt]))
+            logits = model.decoder.logits(hidden)
+    except RuntimeError as error:
+        return f"the engine fails on it: {str(error).splitlines()[0]}"
     off = float((logits - expected[:, -1]).abs().max() / expected.abs().max())
     if off <= tolerance(model.dtype):
         return None
@@ -176,16 +189,17 @@ def check_engine(model: LanguageModel, reference: tuple[list[int], Any]) -> str 
 def _kept_check(path: Path) -> tuple[dict[str, str | None], str | None] | None:
     """The outcome of an earlier check of the same weights, versions and device."""
     try:
-        sites, reason = json.loads(path.read_text())
-    except (OSError, ValueError):
+        sites, reason = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
         return None
-    return sites, reason
+    whole = isinstance(sites, dict) and set(sites) == set(SITES)
+    return (sites, reason) if whole else None
 
 
-def _backend_version() -> str:
+def _versions() -> list[str]:
     from importlib.metadata import version
 
-    return " ".join(f"{name} {version(name)}" for name in ("transformer-lens", "transformers"))
+    return [version(name) for name in ("interp", "torch", "transformers", "transformer-lens")]
 
 
 def _load_pretrained(name: str, kind: dict[str, Any], device_map: Any) -> tuple[Any, Any]:

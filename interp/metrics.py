@@ -93,15 +93,18 @@ class Metric:
 def _mean_at(readout: Readout, tokens: Tensor) -> Tensor:
     """Mean logit over each row's tokens, -1 left out."""
     real = tokens >= 0
-    values = torch.where(real, readout.at(tokens.clamp(min=0)), 0.0)
+    values = torch.where(real, _wide(readout.at(tokens.clamp(min=0))), 0.0)
     return values.sum(1) / real.sum(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _probability(readout: Readout, tokens: Tensor) -> Tensor:
     """Summed probability of each row's tokens, -1 left out."""
-    logits = readout.all()
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    probabilities = torch.softmax(wide, dim=-1).gather(1, tokens.clamp(min=0))
+    probabilities = _wide(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
     return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
 
 
@@ -114,8 +117,7 @@ def _prob_diff(readout: Readout, targets: Targets) -> Tensor:
 
 
 def _log_odds(readout: Readout, targets: Targets) -> Tensor:
-    logits = readout.all()
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = _wide(readout.all())
     tokens, real = targets.answers.clamp(min=0), targets.answers >= 0
     inside = torch.where(real, wide.gather(1, tokens), -torch.inf).logsumexp(1)
     outside = wide.scatter(1, tokens, -torch.inf).logsumexp(1)
@@ -124,8 +126,7 @@ def _log_odds(readout: Readout, targets: Targets) -> Tensor:
 
 def _kl(readout: Readout, targets: Targets) -> Tensor:
     assert targets.reference is not None
-    logits = readout.all()
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    wide = _wide(readout.all())
     reference = targets.reference.to(wide)
     return -(reference.exp() * (reference - wide.log_softmax(-1))).sum(-1)
 
@@ -186,6 +187,15 @@ def mean_estimate(values: Tensor) -> Estimate:
         return Estimate(mean=mean, low=-math.inf, high=math.inf, n=n)
     half = float(stats.t.ppf(0.975, n - 1) * values.std() / math.sqrt(n))
     return Estimate(mean=mean, low=mean - half, high=mean + half, n=n)
+
+
+def ratio_estimate(gained: Tensor, gaps: Tensor) -> Estimate:
+    """mean(gained) / mean(gaps) over prompts, with the delta method's interval (Student's t)."""
+    gap = float(gaps.mean())
+    ratio = float(gained.mean()) / gap
+    around = mean_estimate(gained - ratio * gaps)
+    half = (around.high - around.mean) / abs(gap)
+    return Estimate(mean=ratio, low=ratio - half, high=ratio + half, n=len(gained))
 
 
 def share_estimate(hits: int, n: int) -> Estimate:

@@ -70,8 +70,9 @@ def activation_patching(
             cell through TransformerLens), "auto" (fast where the architecture is known).
         budget_gb: memory for stored runs and runs in flight. Changes the time, not the result.
         progress: called with (chunks done, chunks in all).
-        cancelled: asked before every chunk; finished chunks are kept and reused.
-        cache: reuse and keep results under the cache, keyed by the model's and the task's hash.
+        cancelled: asked before every chunk (hook loop: cell).
+        cache: reuse and keep results under the cache, keyed by the model's and the task's hash and
+            the tokens. An interrupted sweep of the fast engine goes on from its finished chunks.
             Results under a metric of your own are never kept: its name does not tell what it is.
 
     Returns:
@@ -79,7 +80,8 @@ def activation_patching(
 
     Raises:
         InterpError: a site the model lacks, an axis it does not have, a gap below its standard
-            error, or a position a prompt lacks.
+            error, a position a prompt lacks, or a call inside `intervene` (but for engine="hooks"
+            with cache=False, which patches the changed model).
 
     Equals the one-cell-per-forward loop (tests/test_patching.py). Departs from the usual code:
     a ratio of means, not a mean of ratios. Sources: Vig et al. 2020, arXiv 2004.12265; Zhang and
@@ -97,11 +99,16 @@ def activation_patching(
         source=source,
     )
     fast = _choose_engine(model, engine)
+    if fast or cache:
+        model.refuse_changed("a patching sweep")
     cache = cache and is_shipped(task.metric)
-    key = request_key(model, task, request, engine=engine, budget_gb=budget_gb)
+    key = request_key(model, task, request, engine=engine)
     if cache and (found := stored(key)) is not None:
         return found
-    if fast:
+    chunks = content_key([key, budget_gb])
+    if not fast:
+        swept = hook_loop(model, request, progress=progress, cancelled=cancelled)
+    else:
         assert model.decoder is not None
         swept = run_sweep(
             Runner(model.decoder),
@@ -115,15 +122,13 @@ def activation_patching(
             budget=int(budget_gb * 1e9),
             check=check_gap,
             replace=_replacement(model, request),
-            partial=partial_dir(key) if cache else None,
+            partial=partial_dir(chunks) if cache else None,
             progress=progress,
             cancelled=cancelled,
         )
-    else:
-        swept = hook_loop(model, request, progress=progress, cancelled=cancelled)
     scores = _scores(model, task, request, swept, fast=fast)
     if cache:
-        keep(key, scores)
+        keep(key, scores, chunks=chunks)
     return scores
 
 
@@ -133,9 +138,8 @@ def request_key(
     request: Request,
     *,
     engine: Engine = "auto",
-    budget_gb: float = 1.0,
 ) -> str:
-    """The key under which `activation_patching` keeps this sweep's chunks and its result."""
+    """The key under which `activation_patching` keeps this sweep's result."""
     return content_key(
         [
             VERSION,
@@ -151,7 +155,7 @@ def request_key(
             request.source,
             request.positions,
             "fast" if _choose_engine(model, engine) else "hooks",
-            budget_gb,
+            request.fingerprint,
         ]
     )
 
@@ -172,15 +176,9 @@ def _replacement(model: LanguageModel, request: Request) -> Replace | None:
         return None
     means: dict[int, torch.Tensor] = {}
     if request.source == "mean":
-        assert model.decoder is not None
-        site = "resid_pre" if request.site == "resid_post" else request.site
-        if site == "pattern":
+        if request.site == "pattern":
             raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
-        run = baseline(Runner(model.decoder), request.runs.other, frozenset({site}))
-        means = {
-            layer: run.site(layer, request.site).mean(0, keepdim=True)
-            for layer in range(model.n_layers)
-        }
+        means = _means(model, request)
 
     def replaced(base: Baseline, layer: int, site: str) -> torch.Tensor:
         like = base.site(layer, site)
@@ -189,6 +187,20 @@ def _replacement(model: LanguageModel, request: Request) -> Replace | None:
         return means[layer].expand_as(like)
 
     return replaced
+
+
+def _means(model: LanguageModel, request: Request) -> dict[int, torch.Tensor]:
+    """The site's mean over every token of the other runs, layer by layer."""
+    assert model.decoder is not None
+    runner, totals, count = Runner(model.decoder), {}, 0
+    with torch.no_grad():
+        for prompt in request.runs.other:
+            run = baseline(runner, [prompt], frozenset({request.site}) - {"resid_post"})
+            count += len(prompt)
+            for layer in range(model.n_layers):
+                summed = run.site(layer, request.site).double().sum(0, keepdim=True)
+                totals[layer] = totals.get(layer, 0.0) + summed
+    return {layer: (total / count).to(model.dtype) for layer, total in totals.items()}
 
 
 def _scores(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.components import Component
+from interp.components import Component, within
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
 from interp.engine.restart import Variants, baseline, final_hidden, restart
@@ -92,7 +92,8 @@ def path_patching(
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
     wanted = _parse_receivers(model, receivers)
-    chosen = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    model.refuse_changed("path patching")
+    chosen = within(layers, model.n_layers, "layer", model.name)
     names = (positions,) if isinstance(positions, str) else tuple(positions)
     key = content_key(
         [
@@ -107,6 +108,8 @@ def path_patching(
             direction,
             names,
             freeze_mlps,
+            [runs.base, runs.other, runs.targets.answers.tolist(), runs.targets.wrong.tolist()],
+            [_positions(runs, names, prompt) for prompt in range(len(task))],
         ]
     )
     cache = cache and is_shipped(task.metric)
@@ -172,7 +175,8 @@ def path_patching(
             model,
             task,
             f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
-            f"senders={senders!r}, direction={direction!r}, positions={list(names)!r}, "
+            f"senders={senders!r}, layers={chosen if layers is not None else None}, "
+            f"direction={direction!r}, positions={list(names)!r}, "
             f"freeze_mlps={freeze_mlps})".replace("['all']", "'all'"),
         ),
     )

@@ -9,7 +9,8 @@ from interp.errors import InterpError
 
 Mark = str | int | tuple[str, int]
 """Where a named position is: a token index (negative from the end), a substring (its first
-occurrence) or (substring, occurrence). A substring stands for the last token that covers it."""
+occurrence) or (substring, occurrence), negative from the last one. A substring stands for the last
+token that covers it, and is found inside words too: "an" is in "and", " an " is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +87,12 @@ def _resolve_mark(mark: Mark, prompt: TokenizedPrompt) -> int | None:
     if isinstance(mark, int):
         return mark if mark >= 0 else len(prompt.tokens) + mark
     text, occurrence = (mark, 0) if isinstance(mark, str) else mark
-    if prompt.text is None or prompt.spans is None:
+    if prompt.text is None or prompt.spans is None or not text:
         return None
-    begin = -1
-    for _ in range(occurrence + 1):
-        begin = prompt.text.find(text, begin + 1)
-        if begin < 0:
-            return None
-    last_character = begin + len(text) - 1
+    begins = [i for i in range(len(prompt.text)) if prompt.text.startswith(text, i)]
+    if not -len(begins) <= occurrence < len(begins):
+        return None
+    last_character = begins[occurrence] + len(text) - 1
     covering = [i for i, (a, b) in enumerate(prompt.spans) if a <= last_character < b]
     return covering[-1] if covering else None
 

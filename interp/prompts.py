@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ class Tokenizing(Protocol):
     """What a task needs of a model: its tokeniser, and logits at the last token."""
 
     name: str
+    d_vocab: int
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
     def token_id(self, text: str) -> tuple[int, ...]: ...
@@ -253,7 +255,7 @@ class Task:
         """
         path = Path(path)
         rows = []
-        for number, line in enumerate(_read_text(path).splitlines(), 1):
+        for number, line in enumerate(_read_text(path).split("\n"), 1):
             if not line.strip():
                 continue
             try:
@@ -272,10 +274,15 @@ class Task:
         substring of the clean prompt or a token index.
         """
         path = Path(path)
-        reader = csv.DictReader(_read_text(path).splitlines())
         rows: list[dict[str, Any]] = []
         known = {"clean", "corrupted", "answers", "wrong"}
-        for record in reader:
+        for record in csv.DictReader(io.StringIO(_read_text(path), newline="")):
+            if None in record or None in record.values():
+                raise InterpError(
+                    f"{path}, row {len(rows) + 1}",
+                    "another number of fields than the header has",
+                    'quote fields that hold commas: "a, b"',
+                )
             row: dict[str, Any] = {k: v for k, v in record.items() if k in known and v}
             for column in ("answers", "wrong"):
                 row[column] = row[column].split("|") if row.get(column) else []
@@ -291,6 +298,10 @@ class Task:
     def _from_rows(cls, rows: list[dict[str, Any]], path: Path, name: str | None) -> Task:
         pairs = []
         for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or not isinstance(row.get("positions") or {}, dict):
+                raise InterpError(
+                    f"{path}, row {number}", "not an object of fields", "see Task.from_jsonl"
+                )
             missing = [key for key in ("clean", "answers") if not row.get(key)]
             if missing:
                 raise InterpError(
@@ -306,7 +317,7 @@ class Task:
                     wrong=_texts(row.get("wrong", ())),
                     positions={
                         k: tuple(v) if isinstance(v, list) else v
-                        for k, v in row.get("positions", {}).items()
+                        for k, v in (row.get("positions") or {}).items()
                     },
                 )
             )
@@ -321,9 +332,13 @@ class Task:
 
 
 def _read_text(path: Path) -> str:
-    if not path.exists():
-        raise InterpError(f"task file {path}", "no such file", "check the path")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InterpError(
+            f"task file {path}", reason.lower(), "give a CSV or JSONL file in UTF-8"
+        ) from error
 
 
 def _prompt(value: Any) -> Prompt:
@@ -336,6 +351,12 @@ def _texts(value: Any) -> tuple[str | int, ...]:
 
 def _single_token(model: Tokenizing, text: str | int, pair: int, task: str) -> int:
     if isinstance(text, int):
+        if not 0 <= text < model.d_vocab:
+            raise InterpError(
+                f"answer {text} of pair {pair} of {task}",
+                f"{model.name} has tokens 0 to {model.d_vocab - 1}",
+                "give an id of its vocabulary",
+            )
         return text
     tokens = model.token_id(text)
     if len(tokens) != 1:

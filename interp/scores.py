@@ -17,6 +17,7 @@ from interp.errors import InterpError
 from interp.figures import heat_map
 from interp.files import content_key, file_sha256, write_atomically
 from interp.metrics import Estimate
+from interp.nulls import Null, null_of
 
 FORMAT = 1
 
@@ -47,30 +48,6 @@ class Ranked:
     stderr: float
     rank: int
     of: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Null:
-    """A selection against random components of the same kind, layers and count.
-
-    selected: mean effect of the selection. mean, low, high: the same for random selections
-    (95 % range). p: share of random selections at least as strong, counting the selection itself.
-    """
-
-    selected: float
-    mean: float
-    low: float
-    high: float
-    p: float
-    draws: int
-
-    def __str__(self) -> str:
-        # Adding zero turns a rounded -0.000 into 0.000.
-        mean, low, high = (round(x, 3) + 0.0 for x in (self.mean, self.low, self.high))
-        return (
-            f"selected {self.selected:.3f}, random {mean:.3f} [{low:.3f}, {high:.3f}], "
-            f"p = {self.p:.4f} ({self.draws} draws)"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +134,11 @@ class Scores:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Bootstrap interval over prompts: (low, high), each of shape (*axes).
 
-        Prompts are drawn with replacement; effects and gaps of one draw stay together.
+        Prompts are drawn with replacement; effects and gaps of one draw stay together. One prompt
+        says nothing about others: its interval is infinite.
         """
+        if self.n < 2:
+            return np.full(self.values.shape, -math.inf), np.full(self.values.shape, math.inf)
         rng = np.random.default_rng(seed)
         weights = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=draws) / self.n
         gaps = weights @ (self.clean - self.corrupted)
@@ -238,22 +218,32 @@ class Scores:
         return ranked
 
     def null(self, k: int = 10, *, draws: int = 10_000, band: int = 0, seed: int = 0) -> Null:
-        """The k strongest cells against k random others of the same kind and layers.
+        """The strongest k cells of one half of the prompts, scored on the other half.
 
-        Each selected cell is matched by a random unselected one (same position, where there is
-        that axis) at most `band` layers away. The selection was made on the same prompts: to
-        remove that advantage select on one half of `Task.split` and score the other.
+        Each is compared with a random cell that was not selected, of the same kind (and position,
+        where there is that axis) and at most `band` layers away. Selecting and scoring on separate
+        halves keeps p honest: on noise it is uniform.
 
         Raises:
-            InterpError: no unselected component is left to match with.
+            InterpError: fewer than four prompts, k out of range, or nothing left to compare with.
         """
+        size = self.values.size
+        if self.n < 4 or not 1 <= k < size:
+            raise InterpError(
+                f"a null for the top {k}",
+                f"{self.n} prompts and {size} cells",
+                "use at least four prompts and a k between 1 and the number of cells",
+            )
         rng = np.random.default_rng(seed)
-        layer_axis = self.axes.index("layer")
+        order = rng.permutation(self.n)
+        find, score = order[: self.n // 2], order[self.n // 2 :]
         cells = np.indices(self.values.shape).reshape(len(self.axes), -1).T
-        flat = self.values.ravel()
-        chosen = np.argsort(-flat, kind="stable")[:k]
-        free = np.ones(flat.size, dtype=bool)
+        effects = self.effects.reshape(self.n, -1)
+        chosen = np.argsort(-effects[find].mean(0), kind="stable")[:k]
+        unseen = effects[score].mean(0) / (self.clean - self.corrupted)[score].mean()
+        free = np.ones(size, dtype=bool)
         free[chosen] = False
+        layer_axis = self.axes.index("layer")
         total = np.zeros(draws)
         for place in chosen:
             near = free & (np.abs(cells[:, layer_axis] - cells[place, layer_axis]) <= band)
@@ -266,18 +256,8 @@ class Scores:
                     f"nothing else within {band} layers of {self.label(cells[place].tolist())}",
                     "widen band or choose a smaller k",
                 )
-            total += rng.choice(flat[near], size=draws)
-        random = total / len(chosen)
-        selected = float(flat[chosen].mean())
-        low, high = np.quantile(random, [0.025, 0.975])
-        return Null(
-            selected=selected,
-            mean=float(random.mean()),
-            low=float(low),
-            high=float(high),
-            p=float((1 + (random >= selected).sum()) / (1 + draws)),
-            draws=draws,
-        )
+            total += rng.choice(unseen[near], size=draws)
+        return null_of(float(unseen[chosen].mean()), total / k)
 
     def agreement(self, other: Scores, *, k: int = 10) -> dict[str, float]:
         """Pearson and Spearman correlation, largest difference, and overlap of the top k.
@@ -371,64 +351,70 @@ class Scores:
             else None,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and words, for JSON."""
+        facts = self._facts()
+        arrays = {"values": self.values, "stderr": self.stderr, "effects": self.effects}
+        ends = {"clean": self.clean, "corrupted": self.corrupted}
+        return facts | {"n": self.n} | {k: v.tolist() for k, v in (arrays | ends).items()}
+
     # -- files -----------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> Path:
-        """Write `path` (safetensors) and, beside it, the same name with `.json`.
-
-        The JSON holds everything but the arrays, and their checksum; it is written last.
-        """
-        from safetensors.numpy import save_file
-
-        path = Path(path).with_suffix(".safetensors")
-        arrays = {
-            name: np.ascontiguousarray(getattr(self, name))
-            for name in ("effects", "clean", "corrupted")
-        }
-        write_atomically(path, lambda partial: save_file(arrays, partial))
-        facts = {
+    def _facts(self) -> dict[str, Any]:
+        """What is not an array."""
+        return {
             name: value
             for name, value in asdict(self).items()
             if name not in ("effects", "clean", "corrupted")
         }
-        facts |= {"format": FORMAT, "sha256": file_sha256(path)}
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors with the arrays and `path`.json with the rest.
+
+        The JSON holds checksums of both and is written last.
+        """
+        from safetensors.numpy import save_file
+
+        arrays_path, facts_path = _paths(path)
+        arrays = {
+            name: np.ascontiguousarray(getattr(self, name))
+            for name in ("effects", "clean", "corrupted")
+        }
+        write_atomically(arrays_path, lambda partial: save_file(arrays, partial))
+        facts = self._facts() | {"format": FORMAT, "sha256": file_sha256(arrays_path)}
+        facts["checksum"] = content_key(facts)
         text = json.dumps(facts, indent=1, ensure_ascii=False)
-        write_atomically(
-            path.with_suffix(".json"), lambda partial: partial.write_text(text) and None
-        )
-        return path
+        write_atomically(facts_path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        return arrays_path
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
         """Read what `save` wrote.
 
         Raises:
-            InterpError: a file is missing, of another version, or its checksum is wrong.
+            InterpError: a file is missing, of another version, damaged or changed.
         """
         from safetensors.numpy import load_file
 
-        path = Path(path).with_suffix(".safetensors")
+        arrays_path, facts_path = _paths(path)
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
-            found = file_sha256(path)
-        except (OSError, json.JSONDecodeError) as error:
+            facts = json.loads(facts_path.read_text(encoding="utf-8"))
+            if facts.pop("checksum") != content_key(facts):
+                raise ValueError("a checksum is wrong")
+            if facts.pop("format") != FORMAT:
+                raise ValueError(f"it is not of format {FORMAT}")
+            if facts.pop("sha256") != file_sha256(arrays_path):
+                raise ValueError("a checksum is wrong")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InterpError(
-                f"loading {path}", f"unreadable: {error}", "run the measurement again"
-            ) from error
-        if facts.pop("format", None) != FORMAT:
-            raise InterpError(
-                f"loading {path}", f"not format {FORMAT}", "run it again with this version"
-            )
-        if facts.pop("sha256") != found:
-            raise InterpError(
-                f"loading {path}",
-                "its checksum is wrong: the file is damaged or was changed",
+                f"loading {arrays_path}",
+                f"missing, damaged or changed: {error}",
                 "delete it and run the measurement again",
-            )
+            ) from error
         facts["axes"] = tuple(facts["axes"])
         facts["coordinates"] = {k: tuple(v) for k, v in facts["coordinates"].items()}
         facts["provenance"] = Provenance(**facts["provenance"])
-        arrays = load_file(path)
+        arrays = load_file(arrays_path)
         return cls(
             effects=arrays["effects"],
             clean=arrays["clean"],
@@ -440,6 +426,12 @@ class Scores:
     def hash(self) -> str:
         """Fingerprint of the numbers and what they are."""
         return content_key([repr(self), self.effects.tobytes().hex(), asdict(self.provenance)])
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    """The two files of a saved result."""
+    stem = str(path).removesuffix(".safetensors")
+    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")
 
 
 def _short(axis: str, label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -31,10 +32,15 @@ def stored(key: str) -> Scores | None:
         return None
 
 
-def keep(key: str, scores: Scores) -> None:
-    """Save a finished result and drop its chunks."""
-    scores.save(result_path(key))
-    shutil.rmtree(partial_dir(key), ignore_errors=True)
+def keep(key: str, scores: Scores, *, chunks: str | None = None) -> None:
+    """Save a finished result and drop its chunks; where saving fails, say so and drop nothing."""
+    try:
+        scores.save(result_path(key))
+    except InterpError as error:
+        warnings.warn(f"the result is not kept: {error}", stacklevel=2)
+        return
+    if chunks is not None:
+        shutil.rmtree(partial_dir(chunks), ignore_errors=True)
 
 
 @cache

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.components import SITES
+from interp.components import SITES, within
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
+from interp.files import content_key
 from interp.metrics import Metric, Targets
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
@@ -52,6 +54,15 @@ class Request:
         return int(np.prod([len(self.coordinates[axis]) for axis in self.axes]))
 
     @property
+    def fingerprint(self) -> str:
+        """Hash of the tokens, targets and cells: what text means to one tokeniser."""
+        cells, targets = self.cells, self.runs.targets
+        arrays = (cells.prompt, cells.cell, cells.layer, cells.component, cells.positions)
+        bulk = hashlib.sha256(b"".join(a.astype(np.int64).tobytes() for a in arrays)).hexdigest()
+        ids = [self.runs.base, self.runs.other, targets.answers.tolist(), targets.wrong.tolist()]
+        return content_key([ids, bulk])
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens of each prompt."""
         return np.array([len(prompt) for prompt in self.runs.base])
@@ -83,12 +94,11 @@ def make_request(
             f"axes of {site}: {', '.join(sorted(str(axis) for axis in allowed))}",
             "name 'layer' and any of the others once",
         )
-    chosen_layers = _within(layers, model.n_layers, "layer", model)
+    chosen_layers = within(layers, model.n_layers, "layer", model.name)
     coordinates: dict[str, tuple[str, ...]] = {"layer": tuple(map(str, chosen_layers))}
-    size = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
     parts = [-1]
     if unit is not None and unit in axes:
-        parts = _within(components, size[unit], unit, model)
+        parts = within(components, model.size(unit), unit, model.name)
         coordinates[unit] = tuple(map(str, parts))
     elif components is not None:
         raise InterpError("components=", f"{unit!r} is not in by={tuple(by)}", "add it to `by`")
@@ -181,15 +191,6 @@ def cost(model: LanguageModel, request: Request) -> Cost:
     return Cost(runs=runs, flops=flops, seconds=1.4 * flops / rate)
 
 
-def _within(wanted: Iterable[int] | None, size: int, what: str, model: LanguageModel) -> list[int]:
-    numbers = list(range(size)) if wanted is None else sorted(set(wanted))
-    if not numbers or numbers[0] < 0 or numbers[-1] >= size:
-        raise InterpError(
-            f"{what} {numbers} of {model.name}", f"0 to {size - 1}", "choose among these"
-        )
-    return numbers
-
-
 def _columns(
     runs: Runs, positions: str | Sequence[str], swept: bool, source: str
 ) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
@@ -209,6 +210,8 @@ def _columns(
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
         return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
     names = (positions,) if isinstance(positions, str) else tuple(positions)
+    if not names:
+        raise InterpError("patching at no position", "positions is empty", "use 'all' or names")
     places = [runs.encoded.positions(name) for name in names]
     if swept:
         return [[[p] for p in place] for place in places], names, "each of " + ", ".join(names)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics figures positions prompts scores
+errors components files metrics nulls figures positions prompts scores
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.checks models
 capture interventions

@@ -1,6 +1,8 @@
 """Captured activations: the right values, within the budget, on disk, whole or not at all."""
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -82,8 +84,46 @@ def test_refusals(family_models):
         run_with_cache(model, PROMPTS, sites=["z"])["L7.z"]
     with pytest.raises(InterpError, match="left"):
         run_with_cache(model, PROMPTS, sites=["z"], padding_side="top")
-    with pytest.raises(InterpError, match="layers 0 to 2"):
-        run_with_cache(model, PROMPTS, sites=["z"], layers=[5])
+    for layers, message in (
+        ([5], "layers 0 to 2"),
+        ([], "layers 0 to 2"),
+        ([0.5], "whole numbers"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            run_with_cache(model, PROMPTS, sites=["z"], layers=layers)
+    with pytest.raises(InterpError, match="no prompts"):
+        run_with_cache(model, [], sites=["z"])
+
+
+def test_one_token_keeps_its_shape_on_disk(family_models):
+    model = family_models["llama"]
+    for positions, shape in (("all", (1, 1, 4, 8)), ("last", (1, 4, 8))):
+        seen = run_with_cache(model, [(5,)], sites=["z"], positions=positions, to_disk=True)
+        assert seen["L0.z"].shape == shape
+
+
+def test_full_disk_is_one_message(tmp_path):
+    """A limit on file size stands in for a full disk; safetensors raises an error of its own."""
+    script = (
+        "import resource, sys, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from interp.files import write_atomically\n"
+        "from interp.errors import InterpError\n"
+        "from pathlib import Path\n"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "big = {'x': torch.zeros(10_000)}\n"
+        "try:\n"
+        "    write_atomically(Path(sys.argv[1]), lambda partial: save_file(big, partial))\n"
+        "except InterpError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    path = tmp_path / "x.safetensors"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+    )
+    assert "refused: writing" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_half_written(tmp_path, monkeypatch):

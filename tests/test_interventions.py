@@ -158,7 +158,9 @@ def test_nothing_is_left_after_an_exception(family_models):
     ("make", "message"),
     [
         (lambda m: zero("L1X3"), "not a label"),
-        (lambda m: zero("L1H9"), "4 heads a layer"),
+        (lambda m: zero("L1H9"), "heads 0 to 3"),
+        (lambda m: zero("L1.z", positions=[5, 0]), "it has 5 tokens"),
+        (lambda m: zero("L1.z", positions=[0, -4]), "it has 3 tokens"),
         (lambda m: zero("L1H2.mlp_out"), "has no heads"),
         (lambda m: add("L1H2", torch.zeros(3)), r"shape \(3,\)"),
         (lambda m: zero("L9.mlp_out"), "layers 0 to 2"),
@@ -191,3 +193,47 @@ def test_task_reference(family_models):
     pairs = tuple(PromptPair(clean=p, answers=(3,)) for p in PROMPTS)
     found, _ = read(model, "L1.z", [mean(model, "L1.z", Task(name="t", pairs=pairs))])
     assert torch.equal(found[0, 0], found[1, 2])
+
+
+def test_order_of_edits_is_causal(family_models):
+    """resid_mid is set after what it is the sum of, in whichever order they are given."""
+    model = family_models["llama"]
+    others = [scale("L1.resid_pre", 3.0), add("L1.attn_out", torch.ones(32))]
+    for other in others:
+        for order in ([zero("L1.resid_mid"), other], [other, zero("L1.resid_mid")]):
+            found, _ = read(model, "L1.resid_mid", order)
+            assert found.abs().max() < 1e-6
+
+
+def test_nothing_is_kept_or_ignored_inside(family_models, monkeypatch):
+    """Sweeps inside a block are refused, unless they patch the changed model and keep nothing."""
+    from interp.joint import joint_patching
+    from interp.patching import activation_patching
+    from interp.paths import path_patching
+
+    for module in ("patching", "hookloop"):
+        monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
+    model, task = family_models["llama"], random_task()
+    plain = activation_patching(model, task, engine="hooks", cache=False)
+    with intervene(model, [scale("L1.attn_out", 0.25)]):
+        for call in (
+            lambda: activation_patching(model, task),
+            lambda: activation_patching(model, task, engine="hooks"),
+            lambda: path_patching(model, task, receivers=["logits"]),
+            lambda: joint_patching(model, task, ["L1H0"]),
+            lambda: run_with_cache(model, PROMPTS, sites=["z"], to_disk=True),
+        ):
+            with pytest.raises(InterpError, match="inside intervene"):
+                call()
+        changed = activation_patching(model, task, engine="hooks", cache=False)
+    assert abs(changed.clean - plain.clean).max() > 1e-3
+    again = activation_patching(model, task, engine="hooks", cache=False)
+    assert (again.effects == plain.effects).all()
+
+
+def test_other_prompts_than_the_tasks_are_refused(family_models):
+    model, task = family_models["llama"], random_task(lengths=(8, 6))
+    wanted = [zero("L1.mlp_out", positions="changed")]
+    for prompts in (PROMPTS, [pair.clean for pair in random_task(lengths=(8, 6, 6)).pairs]):
+        with pytest.raises(InterpError, match="not that prompt"), intervene(model, wanted, on=task):
+            model.last_logits(prompts)

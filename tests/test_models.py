@@ -174,10 +174,54 @@ def test_hooks_that_do_nothing_are_refused():
     assert opt.sites["z"] is None
 
 
-def test_half_precision_runs():
-    model = wrap(tiny("llama", torch.bfloat16), name="half")
-    assert model.dtype == torch.bfloat16
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision(name):
+    """Every family loads in bfloat16 with its engine, which agrees with the hooks."""
+    from interp.patching import activation_patching
+    from tests.families import random_task
+
+    model = wrap(tiny(name, torch.bfloat16), name="half")
+    assert model.decoder is not None, model.engine_reason
     assert model.sites["z"] is None
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("patching", "hookloop"):
+            patch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
+        fast, slow = (
+            activation_patching(model, random_task(), engine=engine, cache=False)
+            for engine in ("fast", "hooks")
+        )
+    assert abs(fast.effects - slow.effects).max() < 0.1
+
+
+def test_linear_activation():
+    """An activation that hands its input back must not be overwritten."""
+    from interp.patching import activation_patching
+    from tests.families import random_task
+
+    config = FAMILIES["llama"]()
+    config.hidden_act = "linear"
+    torch.manual_seed(0)
+    hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = wrap(hf_model, name="bilinear", check=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("patching", "hookloop"):
+            patch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
+        for site in ("pre", "pre_linear"):
+            fast, slow = (
+                activation_patching(
+                    model, random_task(), site=site, by=("layer",), engine=engine, cache=False
+                )
+                for engine in ("fast", "hooks")
+            )
+            assert abs(fast.effects - slow.effects).max() < 2e-5
+
+
+@pytest.mark.parametrize("text", ["null", "[]", '[{"z": null}, null]', "{", "\xff"])
+def test_damaged_check_is_run_again(text):
+    sites = wrap(tiny("qwen2"), name="x").sites
+    (path,) = cache_dir().glob("checks/*.json")
+    path.write_text(text, encoding="latin-1")
+    assert wrap(tiny("qwen2"), name="x").sites == sites
 
 
 def test_local_directory(tmp_path):
@@ -205,6 +249,9 @@ def test_names_that_give_no_model(name, message):
 def test_empty_directory_and_odd_dtype(tmp_path):
     with pytest.raises(InterpError, match=r"config\.json"):
         load_model(str(tmp_path))
+    for device in ("foo", "cuda:77"):
+        with pytest.raises(InterpError, match="device"):
+            load_model("toy-or", device=device)
     with pytest.raises(InterpError, match="not a weight type"):
         load_model("toy-or", dtype="int3")
 

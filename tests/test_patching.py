@@ -279,6 +279,9 @@ def test_joint_patching_equals_interventions(family, any_gap):
         ({"site": "mlp_out", "by": ("layer", "head")}, "axes of mlp_out"),
         ({"direction": "sideways"}, "denoise"),
         ({"layers": [7]}, "0 to 2"),
+        ({"layers": []}, "0 to 2"),
+        ({"layers": ["0"]}, "whole numbers"),
+        ({"positions": []}, "positions is empty"),
         ({"positions": "nowhere"}, "known here"),
         ({"source": "median"}, "mean"),
         ({"engine": "warp"}, "hooks"),
@@ -287,3 +290,111 @@ def test_joint_patching_equals_interventions(family, any_gap):
 def test_bad_input_is_refused_with_advice(family_models, options, message):
     with pytest.raises(InterpError, match=message):
         activation_patching(family_models["neox"], random_task(), **options)
+
+
+def test_joint_refuses_what_is_not_there(family_models):
+    for labels in (["L99H0"], ["L0H99"], [], ["L0.pattern"], ["L0N5.pre"]):
+        with pytest.raises(InterpError):
+            joint_patching(family_models["llama"], random_task(), labels)
+
+
+def test_numpy_numbers_and_reproducing_code(any_gap, family_models):
+    model = family_models["llama"]
+    scores = activation_patching(
+        model, random_task(), layers=np.arange(2), components=np.array([0, 2]), direction="noise"
+    )
+    call = scores.provenance.call.splitlines()[-1]
+    assert "layers=[0, 1], components=[0, 2]" in call
+    assert "np." not in call
+    again = eval(
+        call.removeprefix("scores = "), {"interp": interp, "model": model, "task": random_task()}
+    )
+    assert np.array_equal(again.effects, scores.effects)
+
+
+def test_two_tokenisers_do_not_share_results(tmp_path, any_gap):
+    """The same weights and text, other tokens: another result."""
+    from transformers import AutoTokenizer
+
+    from interp.toys import save_tokenizer
+
+    toy = build_toy("toy-or")
+    save_tokenizer(toy, tmp_path)
+    plain = load_model("toy-or")
+    swapped = AutoTokenizer.from_pretrained(tmp_path)
+    inner = swapped.__call__
+
+    class Doubling(type(swapped)):
+        """A tokeniser that repeats the first token, as one that adds a BOS would."""
+
+        def __call__(self, text, add_special_tokens=True, return_offsets_mapping=False):
+            encoded = inner(text, return_offsets_mapping=True)
+            ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+            if add_special_tokens:
+                ids, spans = [ids[0], *ids], [(0, 0), *spans]
+            return {"input_ids": ids, "offset_mapping": spans}
+
+    other = load_model("toy-or")
+    swapped.__class__ = Doubling
+    other.tokenizer = swapped
+    assert other.hash == plain.hash
+    first = activation_patching(plain, load_task("toy-or"))
+    second = activation_patching(other, load_task("toy-or"))
+    fresh = activation_patching(other, load_task("toy-or"), cache=False)
+    assert np.array_equal(second.effects, fresh.effects)
+    assert len(plain.tokenize("<bos> on").tokens) != len(other.tokenize("<bos> on").tokens)
+    assert first.n == second.n
+
+
+def test_budget_belongs_to_the_run_not_to_the_result(any_gap, family_models, monkeypatch):
+    first = activation_patching(family_models["llama"], random_task(), budget_gb=0.5)
+    monkeypatch.setattr(patching, "run_sweep", lambda *a, **k: pytest.fail("ran again"))
+    again = activation_patching(family_models["llama"], random_task(), budget_gb=2.0)
+    assert np.array_equal(again.effects, first.effects)
+
+
+def test_result_survives_a_disk_that_does_not_take_it(any_gap, family_models, monkeypatch):
+    def full(self, path):
+        raise InterpError("writing", "No space left on device", "free some space")
+
+    monkeypatch.setattr(interp.Scores, "save", full)
+    with pytest.warns(UserWarning, match="not kept"):
+        scores = activation_patching(family_models["llama"], random_task())
+    assert scores.n == 4
+
+
+def test_floor_and_cost_by_hand():
+    """The arithmetic of one cell of a two-layer model, written out."""
+    from interp.engine.cost import floor_flops
+    from interp.sweeps import cost, make_request
+
+    model = load_model("toy-or")  # d 64, 4 heads of 16 over 2 k/v heads, 8 neurons, 2 layers
+    task = load_task("toy-or").first(1)
+    request = make_request(model, task, site="z", layers=[0], components=[1], positions="last")
+    length = int(request.lengths[0])
+    mlp, kv, qo = 2 * 64 * 8 * 3, 4 * 64 * 32, 4 * 64 * 64
+    head, mixing = 2 * 16 * 64, 4 * 64 * length
+    expected = head + mlp + kv + qo + mlp + mixing
+    assert floor_flops(model.decoder, request.cells, request.lengths, "z") == expected
+    found = cost(model, request)
+    assert (found.runs, found.flops) == (1, expected)
+    assert found.seconds > 0
+
+
+def test_bench_runs_and_compares(monkeypatch):
+    """The benchmark's own plumbing, on its smaller case without the peers' long loops."""
+    from interp import bench
+
+    monkeypatch.setattr(bench, "SHORT", 0.0)
+    said = []
+    found = bench.bench_patching(["b"], say=said.append, peers=False)["cases"]["b"]
+    assert found["cells"] == 720
+    assert found["floor_ratio"] == pytest.approx(found["ours"] / found["floor"])
+    assert found["peak_mb"] < found["budget_mb"] * 1.1
+    task = bench._setting("b")[1]
+    scores = activation_patching(
+        bench._setting("b")[0], task, by=("layer", "head", "position"), cache=False
+    )
+    assert bench._difference(bench._hand_batched(task), scores) < 1e-5
+    with pytest.raises(InterpError, match="benchmark case"):
+        bench.bench_patching(["z"])

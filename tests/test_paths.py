@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from interp import patching, paths
 from interp.components import Component
@@ -126,9 +125,10 @@ def test_bad_receivers_are_refused(family_models, labels):
         path_patching(family_models["llama"], random_task(), receivers=labels)
 
 
-def test_interrupted(family_models):
+def test_interrupted_and_bad_layers(family_models):
+    model = family_models["llama"]
     with pytest.raises(InterpError, match="stopped after 0"):
-        path_patching(
-            family_models["llama"], random_task(), receivers=["logits"], cancelled=lambda: True
-        )
-    assert torch.get_num_threads() == 1
+        path_patching(model, random_task(), receivers=["logits"], cancelled=lambda: True)
+    for layers in ([99], [-1], []):
+        with pytest.raises(InterpError, match="layers 0 to 2"):
+            path_patching(model, random_task(), receivers=["logits"], layers=layers)

@@ -8,7 +8,15 @@ import torch
 
 from interp.errors import InterpError
 from interp.loading import load_model
-from interp.metrics import METRICS, Logits, Targets, mean_estimate, metric_named, share_estimate
+from interp.metrics import (
+    METRICS,
+    Logits,
+    Targets,
+    mean_estimate,
+    metric_named,
+    ratio_estimate,
+    share_estimate,
+)
 from interp.positions import TokenizedPrompt, first_difference, resolve
 from interp.prompts import PromptPair, Task
 from interp.tasks import TASKS, load_task
@@ -41,6 +49,8 @@ def toy_model():
         ({"wrong": ("b",)}, "none of them among the wrong"),
         ({"answers": ()}, "at least one answer"),
         ({"wrong": ()}, "which logit_diff needs"),
+        ({"answers": (99_999,)}, "tokens 0 to"),
+        ({"answers": (-1,)}, "tokens 0 to"),
     ],
 )
 def test_pairs_that_are_refused(toy_model, changes, message):
@@ -59,6 +69,25 @@ def test_named_positions(toy_model):
             encoded.positions(name)
     with pytest.raises(InterpError, match=r"<bos>\|a\|b\|c\|a"):
         one(positions={"z": "zz"}).encode(toy_model).positions("z")
+
+
+def test_marks_count_from_both_ends(toy_model):
+    words = "<bos> a b c a b"
+    marks = {"last_b": ("b", -1), "first_b": ("b", -3), "none": ("b", -4), "inside": "o"}
+    encoded = one(clean=words, corrupted="<bos> a d c a b", positions=marks).encode(toy_model)
+    # "b" is found inside "<bos>" as well: substrings, not words.
+    assert (encoded.positions("last_b"), encoded.positions("first_b")) == ([5], [0])
+    assert encoded.positions("inside") == [0]
+    with pytest.raises(InterpError, match="none"):
+        encoded.positions("none")
+
+
+def test_colored_objects_marks_the_object_asked_about():
+    """Also where one object's name is inside another's, as pen is in pencil."""
+    for pair in load_task("colored_objects", n=300).pairs:
+        text, occurrence = pair.positions["object"]
+        begin = [i for i in range(len(pair.clean)) if pair.clean.startswith(text, i)][occurrence]
+        assert pair.clean[begin + len(text) :] == "?\nA:"
 
 
 def test_positions_of_the_verification_format():
@@ -109,6 +138,12 @@ def test_ioi_corruptions():
         load_task("ioi", corruption="swop")
     with pytest.raises(InterpError, match="did you mean 'ioi'"):
         load_task("iol")
+    with pytest.raises(InterpError, match="did you mean 'corruption'"):
+        load_task("ioi", corruptoin="swap")
+    with pytest.raises(InterpError, match="there are 6"):
+        load_task("ioi", templates=7)
+    with pytest.raises(InterpError, match="known: none"):
+        load_task("toy-or", foo=1)
 
 
 def test_files(tmp_path, toy_model):
@@ -131,6 +166,24 @@ def test_files(tmp_path, toy_model):
     task = Task.from_csv(table)
     assert task.pairs[0].answers == ("b", "e")
     assert task.encode(toy_model).positions("c") == [3]
+    table.write_bytes(b'\xef\xbb\xbfclean,answers\r\n"<bos> a\nb, c",d\r\n')
+    assert Task.from_csv(table).pairs[0].clean == "<bos> a\nb, c"
+    table.write_text("clean,answers\na, b,c\n")
+    with pytest.raises(InterpError, match="row 1.*number of fields"):
+        Task.from_csv(table)
+    table.write_bytes("clean,answers\né,c\n".encode("latin-1"))
+    with pytest.raises(InterpError, match="UTF-8"):
+        Task.from_csv(table)
+    with pytest.raises(InterpError, match="directory"):
+        Task.from_csv(tmp_path)
+    path.write_text('{"clean": "a\u2028b", "answers": "c"}\n', encoding="utf-8")
+    assert Task.from_jsonl(path).pairs[0].clean == "a\u2028b"
+    for text in ("[1]", '{"clean": "a", "answers": "b", "positions": [1]}'):
+        path.write_text(text)
+        with pytest.raises(InterpError, match="not an object"):
+            Task.from_jsonl(path)
+    path.write_text('{"clean": "a", "answers": "b", "positions": null}')
+    assert Task.from_jsonl(path).pairs[0].positions == {}
     path.write_text("{")
     with pytest.raises(InterpError, match="line 1"):
         Task.from_jsonl(path)
@@ -201,3 +254,7 @@ def test_estimates():
     mean = mean_estimate(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
     assert (mean.mean, mean.high) == (2.0, pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-3))
     assert mean_estimate(torch.tensor([1.0])).high == math.inf
+    exact = ratio_estimate(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 6.0]))
+    assert (exact.mean, exact.low, exact.high) == (0.5, 0.5, 0.5)
+    loose = ratio_estimate(torch.tensor([0.0, 2.0]), torch.tensor([2.0, 2.0]))
+    assert loose.high - loose.mean == pytest.approx(12.706 * 0.5, abs=1e-2)

@@ -93,6 +93,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned, rest = x[..., :width], x[..., width:]
     left, right = turned.chunk(2, dim=-1)
     turned = turned * cos[:, None] + torch.cat([-right, left], dim=-1) * sin[:, None]
+    turned = turned.to(x.dtype)  # some models keep their angles in float32
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
@@ -160,8 +161,12 @@ class Runner:
             capture["pre"] = pre
             if linear is not None:
                 capture["pre_linear"] = linear
+        if linear is None:
+            return post
+        if post is pre:  # a linear activation hands its input back
+            return post * linear
         # In place: fresh memory for a tensor this size costs as much as the product.
-        return post if linear is None else post.mul_(linear)
+        return post.mul_(linear)
 
     def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when it reads `resid`."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.components import SITES, check_site
+from interp.components import SITES, Axis, Component, check_site, within
 from interp.errors import InterpError
 from interp.files import canonical_json
 from interp.models.architecture import Decoder
@@ -24,6 +24,7 @@ from interp.positions import TokenizedPrompt
 from interp.prompts import Prompt
 
 Address = tuple[int, str]
+_ORDER = {site: place for place, site in enumerate(SITES)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,22 @@ class LanguageModel:
             raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def require_component(self, component: Component) -> None:
+        """Refuse a component this model does not have.
+
+        Raises:
+            InterpError: the site is absent, or the layer, head or neuron does not exist.
+        """
+        self.require_site(component.site)
+        within([component.layer], self.n_layers, "layer", self.name)
+        axis = SITES[component.site]
+        if component.index is not None and axis is not None:
+            within([component.index], self.size(axis), axis, self.name)
+
+    def size(self, axis: Axis) -> int:
+        """Heads, key/value heads or neurons of a layer."""
+        return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}[axis]
+
     # -- runs ------------------------------------------------------------------------------
 
     def require_site(self, site: str) -> None:
@@ -183,12 +200,15 @@ class LanguageModel:
         for chosen in _batches([len(prompt) for prompt in prompts]):
             batch = _pad([prompts[i] for i in chosen], chosen, padding_side, self.device)
             with self.lock:
-                layers: list[Mapping[Address, list[Hook]]] = [*self.active, hooks or {}]
+                together: dict[Address, list[Hook]] = {}
+                for group in (*self.active, hooks or {}):
+                    for address, functions in group.items():
+                        together.setdefault(address, []).extend(functions)
+                # In causal order: an edit of resid_mid follows those of what it is the sum of.
                 points = [
                     point
-                    for group in layers
-                    for address, functions in group.items()
-                    for point in self._points(address, functions, batch)
+                    for address in sorted(together, key=lambda at: (at[0], _ORDER[at[1]]))
+                    for point in self._points(address, together[address], batch)
                 ]
                 with self.bridge.hooks(fwd_hooks=points):
                     logits = self.bridge(
@@ -205,6 +225,20 @@ class LanguageModel:
                     column = batch.column(row, int(batch.lengths[row]) - 1)
                     found[prompt] = logits[row, column].clone()
         return torch.stack([row for row in found if row is not None])
+
+    def refuse_changed(self, what: str) -> None:
+        """Refuse what reads the weights, or keeps its result, while interventions are in force.
+
+        Raises:
+            InterpError: called inside `intervene`.
+        """
+        with self.lock:
+            if self.active:
+                raise InterpError(
+                    f"{what} inside intervene()",
+                    "it would not see the interventions, or keep their effect as a plain result",
+                    "leave the block, or use activation_patching with engine='hooks', cache=False",
+                )
 
     @contextmanager
     def hooked(self, hooks: Mapping[Address, list[Hook]]) -> Iterator[None]:
@@ -227,10 +261,7 @@ class LanguageModel:
         """
         layer, site = address
         self.require_site(site)
-        if not 0 <= layer < self.n_layers:
-            raise InterpError(
-                f"layer {layer} of {self.name}", f"layers 0 to {self.n_layers - 1}", "choose one"
-            )
+        within([layer], self.n_layers, "layer", self.name)
         prefix = f"blocks.{layer}."
         name = {
             **{s: f"attn.hook_{s}" for s in ("q", "k", "v", "z", "pattern")},

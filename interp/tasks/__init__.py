@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 from interp.errors import unknown
@@ -63,6 +64,12 @@ def load_task(
     """
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
+    if name not in TASKS and name not in TOYS:
+        raise unknown("task", name, [*TASKS, *TOYS])
+    known = list(signature(TASKS[name].make).parameters)[3:] if name in TASKS else []
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of {name}", option, known)
     if name in TOYS:
         toy = build_toy(name)
         pairs = tuple(
@@ -70,8 +77,6 @@ def load_task(
             for clean, corrupted, answer, wrong in toy.pairs[:n]
         )
         return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
-    if name not in TASKS:
-        raise unknown("task", name, [*TASKS, *TOYS])
     entry = TASKS[name]
     return Task(
         name=name,

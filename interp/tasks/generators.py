@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from interp.errors import unknown
+from interp.errors import InterpError, unknown
 from interp.prompts import PromptPair, Tokenizing
 from interp.tasks.words import COLOURS, EVENTS, NAMES, NOUNS, OBJECTS, PLACES, THINGS, single_token
 
@@ -35,6 +35,10 @@ def ioi(
     """
     if corruption not in ("swap", "random", "abc"):
         raise unknown("corruption", corruption, ("swap", "random", "abc"))
+    if not 1 <= templates <= len(IOI_TEMPLATES):
+        raise InterpError(
+            f"{templates} templates of ioi", f"there are {len(IOI_TEMPLATES)}", "choose fewer"
+        )
     rng, names = random.Random(seed), single_token(NAMES, model, 5)
     pairs = []
     for i in range(n):
@@ -150,7 +154,7 @@ def colored_objects(n: int, seed: int, model: Tokenizing | None = None) -> tuple
                 corrupted=texts[1],
                 answers=(f" {hues[3 + asked]}",),
                 wrong=tuple(f" {hues[3 + i]}" for i in range(3) if i != asked),
-                positions={"object": (things[3 + asked], 1)},
+                positions={"object": (f" the {things[3 + asked]}", -1)},
             )
         )
     return tuple(pairs)

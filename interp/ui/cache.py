@@ -10,6 +10,7 @@ import streamlit as st
 
 import interp
 from interp.components import SITES
+from interp.files import content_key
 from interp.heads import HeadView, view_head
 from interp.models.language_model import LanguageModel
 from interp.patching import request_key
@@ -65,8 +66,8 @@ class Result:
 
 
 HASHES: dict[Any, Any] = {
-    LanguageModel: lambda model: model.hash,
-    Opened: lambda open_: f"{open_.model.hash} {open_.task.hash}",
+    LanguageModel: lambda model: f"{model.hash} {model.name}",
+    Opened: lambda open_: content_key([open_.model.hash, open_.task.hash, open_.encoded.clean]),
 }
 """How caches tell models and tasks apart: by content."""
 

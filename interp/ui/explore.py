@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import streamlit as st
@@ -9,7 +10,6 @@ import streamlit as st
 from interp.errors import InterpError
 from interp.figures import component_scatter
 from interp.scores import Scores
-from interp.store import result_path
 from interp.ui import cache, detail, widgets
 from interp.ui.state import CELL, cell, current, select, strangers
 
@@ -185,9 +185,12 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     try:
         control = scores.null(k, band=band)
     except InterpError as error:
-        st.caption(f"No random control: {widgets.plain(error.found)}; choose fewer.")
+        st.caption(f"No random control: {widgets.plain(error.found)}.")
     else:
-        st.caption(f"**Random control** ({where}), mean effect of {k}: {control}")
+        st.caption(
+            f"**Random control.** The top {k} of one half of the prompts, scored on the other, "
+            f"against random ones ({where}): {control}"
+        )
 
 
 def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) -> None:
@@ -206,7 +209,7 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
         )
         st.download_button(
             "JSON",
-            lambda: result_path(key).with_suffix(".json").read_text(encoding="utf-8"),
+            lambda: json.dumps(scores.to_dict(), indent=1),
             file_name=f"{name}.json",
             mime="application/json",
             icon=":material/download:",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import resource
 import sys
@@ -228,6 +230,10 @@ class _PeakMemory:
     """How much resident memory grew at most inside the block, in bytes."""
 
     def __enter__(self) -> _PeakMemory:
+        # What was freed before must not hide what is used now.
+        gc.collect()
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
         self._stop, self.peak, self._start = threading.Event(), 0, _resident()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()

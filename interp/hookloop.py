@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from interp.engine.resume import once
 from interp.engine.sweep import Cancelled, Cells, Progress, Swept
 from interp.metrics import Logits
 from interp.models.language_model import Batch, LanguageModel
@@ -17,6 +19,7 @@ def hook_loop(
     model: LanguageModel,
     request: Request,
     *,
+    partial: Path | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
@@ -49,7 +52,9 @@ def hook_loop(
         if cancelled():
             raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun")
         hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
-        result[:, cell] = metric(model.last_logits(runs.base, hooks=hooks))
+        result[:, cell] = once(
+            partial, done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
+        )
         if progress is not None:
             progress(done + 1, len(groups))
     return Swept(patched=result, base=base, other=other)

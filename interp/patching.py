@@ -72,7 +72,7 @@ def activation_patching(
         progress: called with (chunks done, chunks in all).
         cancelled: asked before every chunk (hook loop: cell).
         cache: reuse and keep results under the cache, keyed by the model's and the task's hash and
-            the tokens. An interrupted sweep of the fast engine goes on from its finished chunks.
+            the tokens. An interrupted sweep goes on from its finished chunks.
             Results under a metric of your own are never kept: its name does not tell what it is.
 
     Returns:
@@ -106,8 +106,9 @@ def activation_patching(
     if cache and (found := stored(key)) is not None:
         return found
     chunks = content_key([key, budget_gb])
+    partial = partial_dir(chunks) if cache else None
     if not fast:
-        swept = hook_loop(model, request, progress=progress, cancelled=cancelled)
+        swept = hook_loop(model, request, partial=partial, progress=progress, cancelled=cancelled)
     else:
         assert model.decoder is not None
         swept = run_sweep(
@@ -122,7 +123,7 @@ def activation_patching(
             budget=int(budget_gb * 1e9),
             check=check_gap,
             replace=_replacement(model, request),
-            partial=partial_dir(chunks) if cache else None,
+            partial=partial,
             progress=progress,
             cancelled=cancelled,
         )

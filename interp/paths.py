@@ -13,6 +13,7 @@ from interp.components import Component, within
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
 from interp.engine.restart import Variants, baseline, final_hidden, restart
+from interp.engine.resume import once
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.files import content_key
@@ -20,7 +21,7 @@ from interp.metrics import Metric, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
-from interp.store import keep, stored, versions
+from interp.store import keep, partial_dir, stored, versions
 from interp.sweeps import Runs, check_gap, paired_runs, provenance
 
 VERSION = 1
@@ -69,9 +70,10 @@ def path_patching(
         positions: where the sender is patched: "all", or names.
         freeze_mlps: hold MLPs between sender and receiver.
         budget_gb: memory for runs in flight.
-        progress: called with (chunks done, chunks in all).
-        cancelled: asked before every chunk.
-        cache: reuse and keep results under the cache.
+        progress: called with (prompts done, prompts in all).
+        cancelled: asked before every prompt.
+        cache: reuse and keep results under the cache; an interrupted call goes on from the prompts
+            it has finished.
 
     Returns:
         Scores over senders, axes (layer, head) or (layer,). Senders with no receiver downstream
@@ -137,17 +139,13 @@ def path_patching(
         for prompt in range(len(task)):
             if cancelled():
                 raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
-            base, other = work.stored(prompt)
-            ends[:, prompt] = work.metric_of(base, prompt), work.metric_of(other, prompt)
-            where = _positions(runs, names, prompt)
-            if where:
-                span = len(runs.base[prompt]) - min(where)
-                step = max(1, tile // span)
-                for begin in range(0, len(units), step):
-                    part = slice(begin, begin + step)
-                    effects[prompt, part] = (
-                        work.patched(base, other, prompt, units[part], where) - ends[0, prompt]
-                    )
+            found = once(
+                partial_dir(key) if cache else None,
+                prompt,
+                2 + len(units),
+                lambda i=prompt: work.effects(i, units, _positions(runs, names, i), tile),
+            )
+            ends[:, prompt], effects[prompt] = found[:2], found[2:]
             if progress is not None:
                 progress(prompt + 1, len(task))
     denoise = direction == "denoise"
@@ -181,7 +179,7 @@ def path_patching(
         ),
     )
     if cache:
-        keep(key, scores)
+        keep(key, scores, chunks=key)
     return scores
 
 
@@ -261,6 +259,21 @@ class _Work:
     def metric_of(self, run: Baseline, prompt: int) -> float:
         """The metric of a plain run."""
         return float(self._read(final_hidden(self.runner, run), prompt)[0])
+
+    def effects(
+        self, prompt: int, units: list[tuple[int, int]], where: list[int], tile: int
+    ) -> np.ndarray:
+        """The metrics of both plain runs of a pair, then what each sender changes."""
+        base, other = self.stored(prompt)
+        found = np.zeros(2 + len(units))
+        found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
+        if where:
+            step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
+            for begin in range(0, len(units), step):
+                some = units[begin : begin + step]
+                metric = self.patched(base, other, prompt, some, where)
+                found[2 + begin : 2 + begin + len(some)] = metric - found[0]
+        return found
 
     def patched(
         self,

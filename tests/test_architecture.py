@@ -13,8 +13,8 @@ errors components files metrics nulls figures positions prompts scores
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.checks models
 capture interventions
-engine engine.layout engine.memory engine.forward engine.restart engine.sites engine.sweep
-engine.cost loading store
+engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
+engine.sweep engine.cost loading store
 sweeps hookloop patching joint paths heads
 tasks.words tasks.generators tasks
 bench cli ui

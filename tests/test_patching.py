@@ -173,6 +173,19 @@ def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, mo
     assert not list(interp.files.cache_dir().glob("partial/*"))
 
 
+def test_hook_loop_resumes_too(family_models, any_gap, monkeypatch):
+    model, task = family_models["llama"], random_task()
+    whole = activation_patching(model, task, engine="hooks", cache=False)
+    asked = iter(range(99))
+    with pytest.raises(InterpError, match="stopped after 7"):
+        activation_patching(model, task, engine="hooks", cancelled=lambda: next(asked) >= 7)
+    ran, inner = [], type(model).last_logits
+    monkeypatch.setattr(type(model), "last_logits", lambda *a, **k: ran.append(1) or inner(*a, **k))
+    resumed = activation_patching(model, task, engine="hooks")
+    assert len(ran) == 2 + 12 - 7  # both plain runs, and the cells that were left
+    assert np.array_equal(resumed.effects, whole.effects)
+
+
 def test_killed_sweep_resumes_with_the_same_bits():
     """kill -9 in the middle: what was saved is used, and the result is that of one run."""
     script = (

@@ -6,6 +6,7 @@ import pytest
 from interp import patching, paths
 from interp.components import Component
 from interp.errors import InterpError
+from interp.files import cache_dir
 from interp.loading import load_model
 from interp.metrics import Logits
 from interp.patching import activation_patching
@@ -132,3 +133,18 @@ def test_interrupted_and_bad_layers(family_models):
     for layers in ([99], [-1], []):
         with pytest.raises(InterpError, match="layers 0 to 2"):
             path_patching(model, random_task(), receivers=["logits"], layers=layers)
+
+
+def test_resumes_prompt_by_prompt(family_models, monkeypatch):
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    model, task = family_models["llama"], random_task()
+    whole = path_patching(model, task, receivers=["L2H1.q"], cache=False)
+    asked = iter(range(9))
+    with pytest.raises(InterpError, match="stopped after 2"):
+        path_patching(model, task, receivers=["L2H1.q"], cancelled=lambda: next(asked) >= 2)
+    ran, inner = [], paths._Work.effects
+    monkeypatch.setattr(paths._Work, "effects", lambda *a: ran.append(1) or inner(*a))
+    resumed = path_patching(model, task, receivers=["L2H1.q"])
+    assert len(ran) == len(task) - 2
+    assert np.array_equal(resumed.effects, whole.effects)
+    assert not list(cache_dir().glob("partial/*"))

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
 
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index, ranges
 from interp.engine.memory import keep_freed_memory
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
+from interp.engine.resume import once
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post
 from interp.errors import InterpError
-from interp.files import write_atomically
 from interp.metrics import Metric, Targets
 from interp.models.architecture import Decoder
 
@@ -265,12 +264,9 @@ def run_sweep(
                     raise Cancelled(
                         "the sweep", f"stopped after {done} of {cut.n_chunks} chunks", "resume it"
                     )
-                path = None if partial is None else partial / f"chunk-{done:06d}.safetensors"
-                values = _saved(path, len(chunk))
-                if values is None:
-                    values = todo.patched(cells[chunk])
-                    if path is not None:
-                        _save(path, values)
+                values = once(
+                    partial, done, len(chunk), lambda t=todo, c=chunk: t.patched(cells[c])
+                )
                 patched[cells.prompt[chunk], cells.cell[chunk]] = values
                 done += 1
                 if progress is not None:
@@ -380,18 +376,3 @@ class Block:
                 ]
         hidden = restart(self.runner, self.base, variants, join=join, edits=edits)
         return self._read(hidden, prompt)
-
-
-def _saved(path: Path | None, n: int) -> np.ndarray | None:
-    """A finished chunk's values, or None where there is no whole file."""
-    if path is None or not path.exists():
-        return None
-    try:
-        values = load_file(path)["values"]
-    except Exception:  # cut short: it is computed again and replaced
-        return None
-    return values if len(values) == n else None
-
-
-def _save(path: Path, values: np.ndarray) -> None:
-    write_atomically(path, lambda partial: save_file({"values": values}, partial))

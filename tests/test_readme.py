@@ -10,15 +10,19 @@ NUMBER = r"[-+]?\d+\.\d+"
 
 
 @pytest.mark.slow
-def test_notebook_example(smollm, capsys, monkeypatch):
-    code, shown = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.S).groups()
-    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+def test_examples(smollm, capsys, monkeypatch):
+    examples = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.S)
+    assert len(examples) == 2
+    assert len([line for line in examples[0][0].splitlines() if line.strip()]) <= 12
     monkeypatch.setattr("interp.loading.load_model", lambda name: smollm)
-    exec(compile(code, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", shown)
-    for found, expected in zip(re.findall(NUMBER, printed), re.findall(NUMBER, shown), strict=True):
-        assert float(found) == pytest.approx(float(expected), abs=0.02)
+    names: dict[str, object] = {}
+    for code, shown in examples:
+        exec(compile(code, "README.md", "exec"), names)
+        printed = capsys.readouterr().out
+        assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", shown)
+        pairs = zip(re.findall(NUMBER, printed), re.findall(NUMBER, shown), strict=True)
+        for found, expected in pairs:
+            assert float(found) == pytest.approx(float(expected), abs=0.02)
 
 
 def test_every_command_of_the_readme_exists():

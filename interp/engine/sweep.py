@@ -19,7 +19,7 @@ from interp.errors import InterpError
 from interp.metrics import Metric, Targets
 from interp.models.architecture import Decoder
 
-CPU_TILE = 2048
+CPU_TILE = 3072
 """Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
 
 CPU_CHUNK = 6e10

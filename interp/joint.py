@@ -69,7 +69,7 @@ def joint_patching(
         direction: "denoise" or "noise"; the sign is that of `activation_patching`.
         draws: random sets; 0 for none.
         seed: of the random sets.
-        progress: called with (sets done, sets in all).
+        progress: called with (prompts done, prompts in all).
 
     Raises:
         InterpError: no fast engine, no components, or a site that cannot be set together.

@@ -252,12 +252,13 @@ def run_sweep(
         return Block(runner, prompts, others, block, site, metric, targets, replace)
 
     with torch.no_grad():
+        only = stored(cut.blocks[0]) if len(cut.blocks) == 1 else None
         for block in cut.blocks:
-            todo = stored(block)
-            ends[:, block] = todo.ends
+            ends[:, block] = (only or stored(block)).ends
         check(*ends)
         for block, chunks in zip(cut.blocks, cut.chunks, strict=True):
-            todo = todo if len(cut.blocks) == 1 else stored(block)
+            todo = None  # let one block go before the next is stored
+            todo = only or stored(block)
             patched[block] = ends[0, block, None]
             for chunk in chunks:
                 if cancelled():

@@ -213,6 +213,8 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
             "heads per layer": f"{model.n_heads}{shared}",
             "width": model.d_model,
             "neurons per layer": f"{model.d_mlp}{' gated' if model.gated else ''}",
+            "blocks": ("parallel" if model.parallel else "sequential")
+            + (", post-norms" if model.post_norms else ""),
             "vocabulary": model.d_vocab,
             "precision": chosen.dtype,
             "engine": "hooks" if model.engine_reason else "fast",
@@ -220,14 +222,15 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
     )
     if model.engine_reason:
         st.caption(widgets.plain(f"No fast engine: {model.engine_reason}"))
-    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
     st.markdown("**What can be read and patched.** Every site was put to the replacement test.")
     st.dataframe(
         [
             {
                 "site": site,
                 "what it is": MEANING[site],
-                "components per layer": f"{sizes[axis]} {widgets.UNITS[axis]}s" if axis else "–",
+                "components per layer": (
+                    f"{model.size(axis)} {widgets.UNITS[axis]}s" if axis else "–"
+                ),
                 "offered": f"no: {model.sites[site]}" if model.sites[site] else "✓",
             }
             for site, axis in SITES.items()

@@ -18,11 +18,11 @@ import torch
 
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.errors import unknown
+from interp.files import versions
 from interp.loading import LanguageModel, load_model, wrap
 from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.scores import Scores
-from interp.store import versions
 from interp.sweeps import make_request
 from interp.tasks import load_task
 

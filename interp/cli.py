@@ -139,7 +139,7 @@ def patch(
         "site": site,
         "by": tuple(by.split(",")),
         "direction": direction,
-        "positions": positions if positions == "all" else tuple(positions.split(",")),
+        "positions": _names(positions),
         "layers": _numbers(layers),
         "components": _numbers(components),
         "source": source,
@@ -182,7 +182,7 @@ def path(
             receivers=receivers.split(","),
             senders=senders,
             direction=direction,
-            positions=positions if positions == "all" else tuple(positions.split(",")),
+            positions=_names(positions),
             layers=_numbers(layers),
             freeze_mlps=freeze_mlps,
             progress=progress,
@@ -245,17 +245,19 @@ def _task(
     from interp.prompts import Task
     from interp.tasks import load_task
 
-    if name.endswith(".jsonl"):
-        task = Task.from_jsonl(name)
-        task = task.first(n) if n < len(task) else task
-    elif name.endswith(".csv"):
-        task = Task.from_csv(name)
+    if name.endswith((".jsonl", ".csv")):
+        task = Task.from_csv(name) if name.endswith(".csv") else Task.from_jsonl(name)
         task = task.first(n) if n < len(task) else task
     else:
         pairs = [option.partition("=")[::2] for option in options or []]
         extra = {key: int(value) if value.isdecimal() else value for key, value in pairs}
         task = load_task(name, model, n=n, seed=seed, **extra)
     return task if metric is None else task.with_metric(metric_named(metric))
+
+
+def _names(text: str) -> str | tuple[str, ...]:
+    """Names of positions, or all of them."""
+    return text if text == "all" else tuple(text.split(","))
 
 
 def _numbers(text: str | None) -> list[int] | None:

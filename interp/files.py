@@ -7,6 +7,8 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,10 @@ def file_sha256(path: Path) -> str:
     """The sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages a number depends on."""
+    names = ("interp", "torch", "transformers", "transformer-lens", "numpy")
+    return {name: version(name) for name in names}

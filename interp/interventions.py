@@ -226,43 +226,43 @@ def intervene(
     hooks: dict[Address, list[Hook]] = {}
     marks = None if on is None else [dict(pair.positions) for pair in on.pairs]
     texts = None if on is None else [model.tokenize(pair.clean) for pair in on.pairs]
+
+    def places(prompt: int, tokens: list[int], where: Positions) -> list[int]:
+        if where == "all":
+            return list(range(len(tokens)))
+        if not isinstance(where, str):
+            if prompt >= len(where):
+                raise InterpError(
+                    f"the position of prompt {prompt}", f"{len(where)} given", "give one each"
+                )
+            if not -len(tokens) <= where[prompt] < len(tokens):
+                raise InterpError(
+                    f"position {where[prompt]} of prompt {prompt}",
+                    f"it has {len(tokens)} tokens",
+                    "give a position inside the prompt",
+                )
+            return [where[prompt] % len(tokens)]
+        if texts is not None and marks is not None:
+            if prompt >= len(texts) or list(texts[prompt].tokens) != tokens:
+                raise InterpError(
+                    f"position {where!r} of prompt {prompt}",
+                    "it is not that prompt of the task given as on=",
+                    "run the task's own clean prompts, in order",
+                )
+            return [resolve(where, texts[prompt], marks[prompt], f"prompt {prompt}")]
+        known = TokenizedPrompt(
+            text=None,
+            tokens=tuple(tokens),
+            strings=model.strings(tokens) if where in NAMED else (),
+            spans=None,
+            end_of_turn=getattr(model.tokenizer, "eos_token", None),
+        )
+        return [resolve(where, known, {}, f"prompt {prompt}")]
+
     for intervention in interventions:
         model.require_component(intervention.component)
         fired = Fired(intervention=intervention)
         report.fired.append(fired)
-
-        def places(prompt: int, tokens: list[int], where: Positions) -> list[int]:
-            if where == "all":
-                return list(range(len(tokens)))
-            if not isinstance(where, str):
-                if prompt >= len(where):
-                    raise InterpError(
-                        f"the position of prompt {prompt}", f"{len(where)} given", "give one each"
-                    )
-                if not -len(tokens) <= where[prompt] < len(tokens):
-                    raise InterpError(
-                        f"position {where[prompt]} of prompt {prompt}",
-                        f"it has {len(tokens)} tokens",
-                        "give a position inside the prompt",
-                    )
-                return [where[prompt] % len(tokens)]
-            if texts is not None and marks is not None:
-                if prompt >= len(texts) or list(texts[prompt].tokens) != tokens:
-                    raise InterpError(
-                        f"position {where!r} of prompt {prompt}",
-                        "it is not that prompt of the task given as on=",
-                        "run the task's own clean prompts, in order",
-                    )
-                return [resolve(where, texts[prompt], marks[prompt], f"prompt {prompt}")]
-            known = TokenizedPrompt(
-                text=None,
-                tokens=tuple(tokens),
-                strings=model.strings(tokens) if where in NAMED else (),
-                spans=None,
-                end_of_turn=getattr(model.tokenizer, "eos_token", None),
-            )
-            return [resolve(where, known, {}, f"prompt {prompt}")]
-
         hooks.setdefault((intervention.component.layer, intervention.component.site), []).append(
             _hook(intervention, fired, places)
         )

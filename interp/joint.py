@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,7 @@ from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
 from interp.prompts import Task
-from interp.sweeps import check_gap, paired_runs
-
-Direction = Literal["denoise", "noise"]
+from interp.sweeps import Direction, check_gap, paired_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +154,11 @@ def _random_like(
     model: LanguageModel, chosen: Sequence[Component], rng: np.random.Generator
 ) -> list[Component]:
     """Unlisted components of the same sites, layers and count."""
-    sizes = {"head": model.n_heads, "kv_head": model.n_kv_heads, "neuron": model.d_mlp}
     taken = set(chosen)
     drawn = []
     for part in chosen:
         axis = SITES[part.site]
-        size = sizes[axis] if axis and part.index is not None else 0
+        size = model.size(axis) if axis and part.index is not None else 0
         near = [Component(part.layer, part.site, i) for i in range(size)]
         anywhere = [
             Component(layer, part.site, i)

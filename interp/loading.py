@@ -11,7 +11,7 @@ from typing import Any
 
 from interp.components import SITES
 from interp.errors import InterpError, unknown
-from interp.files import cache_dir, content_key, write_atomically
+from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.models import embedded
 from interp.models.language_model import LanguageModel
 from interp.toys import TOYS
@@ -143,7 +143,7 @@ def wrap(
         card=card,
     )
     if check:
-        key = content_key([VERSION, weights_hash, _versions(), str(device), decoder is not None])
+        key = content_key([VERSION, weights_hash, versions(), str(device), decoder is not None])
         path = cache_dir() / "checks" / f"{key}.json"
         if (kept := _kept_check(path)) is not None:
             model.sites, misread = kept
@@ -194,12 +194,6 @@ def _kept_check(path: Path) -> tuple[dict[str, str | None], str | None] | None:
         return None
     whole = isinstance(sites, dict) and set(sites) == set(SITES)
     return (sites, reason) if whole else None
-
-
-def _versions() -> list[str]:
-    from importlib.metadata import version
-
-    return [version(name) for name in ("interp", "torch", "transformers", "transformer-lens")]
 
 
 def _load_pretrained(name: str, kind: dict[str, Any], device_map: Any) -> tuple[Any, Any]:

@@ -11,18 +11,17 @@ from interp.engine.forward import Baseline, Runner
 from interp.engine.restart import baseline
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
-from interp.files import content_key
+from interp.files import content_key, versions
 from interp.hookloop import hook_loop
 from interp.metrics import is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
-from interp.store import keep, partial_dir, stored, versions
-from interp.sweeps import Request, check_gap, make_request, provenance
+from interp.store import keep, partial_dir, stored
+from interp.sweeps import Direction, Request, check_gap, make_request, provenance
 
 VERSION = 1
 
-Direction = Literal["denoise", "noise"]
 Source = Literal["other", "zero", "mean"]
 Engine = Literal["auto", "fast", "hooks"]
 
@@ -233,9 +232,8 @@ def _call(request: Request) -> str:
     for name, wanted in (("layers", request.layers), ("components", request.components)):
         if wanted is not None:
             spelled.append(f"{name}={_spelled(wanted)}")
-    if request.positions not in ("all tokens", "each token"):
-        names = request.positions.removeprefix("each of ").replace(" and ", ", ").split(", ")
-        spelled.append(f"positions={names!r}")
+    if request.names:
+        spelled.append(f"positions={list(request.names)!r}")
     if request.source != "other":
         spelled.append(f"source={request.source!r}")
     return f"scores = interp.activation_patching(model, task, {', '.join(spelled)})"

@@ -16,12 +16,12 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import once
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
-from interp.files import content_key
+from interp.files import content_key, versions
 from interp.metrics import Metric, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
-from interp.store import keep, partial_dir, stored, versions
+from interp.store import keep, partial_dir, stored
 from interp.sweeps import Runs, check_gap, paired_runs, provenance
 
 VERSION = 1
@@ -97,6 +97,11 @@ def path_patching(
     model.refuse_changed("path patching")
     chosen = within(layers, model.n_layers, "layer", model.name)
     names = (positions,) if isinstance(positions, str) else tuple(positions)
+    if not names:
+        raise InterpError(
+            "path patching at no position", "positions is empty", "use 'all' or names"
+        )
+    where = _positions(runs, names)
     key = content_key(
         [
             "path",
@@ -111,7 +116,7 @@ def path_patching(
             names,
             freeze_mlps,
             [runs.base, runs.other, runs.targets.answers.tolist(), runs.targets.wrong.tolist()],
-            [_positions(runs, names, prompt) for prompt in range(len(task))],
+            where,
         ]
     )
     cache = cache and is_shipped(task.metric)
@@ -143,7 +148,7 @@ def path_patching(
                 partial_dir(key) if cache else None,
                 prompt,
                 2 + len(units),
-                lambda i=prompt: work.effects(i, units, _positions(runs, names, i), tile),
+                lambda i=prompt: work.effects(i, units, where[i], tile),
             )
             ends[:, prompt], effects[prompt] = found[:2], found[2:]
             if progress is not None:
@@ -194,27 +199,27 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
                 f"receivers {list(labels)}", "logits beside others", "patch into logits alone"
             )
         part = Component.parse(label)
-        size = {"q": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}.get(part.site, 0)
-        inside = part.layer < model.n_layers and (part.index is None or part.index < size)
-        if part.site not in RECEIVERS or not inside:
+        if part.site not in RECEIVERS:
             raise InterpError(
-                f"receiver {label!r} of {model.name}",
-                f"{model.n_layers} layers, {model.n_heads} heads, {model.n_kv_heads} k/v heads",
+                f"receiver {label!r}",
+                f"{part.site} does not receive",
                 "write logits, L9H6.q, L9H2.k, L9H2.v or L5.mlp_out",
             )
+        model.require_component(part)
         found.append(part)
     if not found:
         raise InterpError("path patching", "no receivers", "name at least one")
     return found
 
 
-def _positions(runs: Runs, names: tuple[str, ...], prompt: int) -> list[int]:
-    """Sender positions that can matter: none before the first difference."""
+def _positions(runs: Runs, names: tuple[str, ...]) -> list[list[int]]:
+    """Each prompt's sender positions that can matter: none before the first difference."""
     if names == ("all",):
-        where = range(len(runs.base[prompt]))
+        places = [set(range(len(prompt))) for prompt in runs.base]
     else:
-        where = sorted({runs.encoded.positions(name)[prompt] for name in names})
-    return [p for p in where if p >= runs.differ[prompt]]
+        places = list(map(set, zip(*map(runs.encoded.positions, names), strict=True)))
+    pairs = zip(places, runs.differ, strict=True)
+    return [sorted(p for p in place if p >= first) for place, first in pairs]
 
 
 @dataclass(kw_only=True)
@@ -271,7 +276,7 @@ class _Work:
             step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
             for begin in range(0, len(units), step):
                 some = units[begin : begin + step]
-                metric = self.patched(base, other, prompt, some, where)
+                metric = self.patched(base, other, prompt, some, where, plain=found[0])
                 found[2 + begin : 2 + begin + len(some)] = metric - found[0]
         return found
 
@@ -282,8 +287,10 @@ class _Work:
         prompt: int,
         units: list[tuple[int, int]],
         where: list[int],
+        *,
+        plain: float,
     ) -> np.ndarray:
-        """Steps 2 and 3 for some senders: the metric of each."""
+        """Steps 2 and 3 for some senders: the metric of each, `plain` where nothing receives."""
         recorded, final = self._record(base, other, units, where)
         if not self.receivers:
             ends = base.sites[len(self.runner.decoder.blocks), "resid_pre"][-1:]
@@ -295,7 +302,7 @@ class _Work:
         for one in recorded:
             entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
         reached = np.flatnonzero(entry < len(self.runner.decoder.blocks))
-        result = np.full(len(units), self.metric_of(base, prompt))
+        result = np.full(len(units), plain)
         if not len(reached):
             return result
         number = np.full(len(units), -1)

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import warnings
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 
 from interp.errors import InterpError
@@ -41,13 +40,6 @@ def keep(key: str, scores: Scores, *, chunks: str | None = None) -> None:
         return
     if chunks is not None:
         shutil.rmtree(partial_dir(chunks), ignore_errors=True)
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the packages a number depends on."""
-    names = ("interp", "torch", "transformers", "transformer-lens", "numpy")
-    return {name: version(name) for name in names}
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -12,13 +13,15 @@ from interp.components import SITES, within
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
-from interp.files import content_key
+from interp.files import content_key, versions
 from interp.metrics import Metric, Targets
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
 from interp.prompts import EncodedTask, Task
 from interp.scores import Provenance
-from interp.store import commit, versions
+from interp.store import commit
+
+Direction = Literal["denoise", "noise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,10 @@ class Runs:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by."""
+    """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by.
+
+    `names` are the positions asked for by name, `positions` says in words which were patched.
+    """
 
     runs: Runs
     cells: Cells
@@ -44,6 +50,7 @@ class Request:
     direction: str
     source: str
     positions: str
+    names: tuple[str, ...]
     metric: Metric
     layers: tuple[int, ...] | None
     components: tuple[int, ...] | None
@@ -102,9 +109,10 @@ def make_request(
         coordinates[unit] = tuple(map(str, parts))
     elif components is not None:
         raise InterpError("components=", f"{unit!r} is not in by={tuple(by)}", "add it to `by`")
-    columns, names, words = _columns(runs, positions, "position" in axes, source)
-    if "position" in axes:
-        coordinates["position"] = names
+    swept = "position" in axes
+    columns, names, words = _columns(runs, positions, swept, source)
+    if swept:
+        coordinates["position"] = names or tuple(map(str, range(len(columns))))
     order = ("layer", unit, "position")
     axes = tuple(axis for axis in order if axis in axes)  # type: ignore[misc]
     cells = _cells(runs, chosen_layers, parts, columns, source)
@@ -117,6 +125,7 @@ def make_request(
         direction=direction,
         source=source,
         positions=words,
+        names=names,
         metric=task.metric,
         layers=None if layers is None else tuple(chosen_layers),
         components=None if components is None else tuple(parts),
@@ -194,7 +203,7 @@ def cost(model: LanguageModel, request: Request) -> Cost:
 def _columns(
     runs: Runs, positions: str | Sequence[str], swept: bool, source: str
 ) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
-    """For each column, for each prompt, the positions patched; the names; and in words."""
+    """For each column, for each prompt, the positions patched; names, if given; and in words."""
     lengths = [len(prompt) for prompt in runs.base]
     if positions == "all" and swept:
         if len(set(lengths)) > 1:
@@ -204,7 +213,7 @@ def _columns(
                 "give names of positions, or prompts of one length",
             )
         columns = [[[p]] * len(lengths) for p in range(lengths[0])]
-        return columns, tuple(str(p) for p in range(lengths[0])), "each token"
+        return columns, (), "each token"
     if positions == "all":
         # Before the first difference the two runs are equal, and patching there does nothing.
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
@@ -216,7 +225,7 @@ def _columns(
     if swept:
         return [[[p] for p in place] for place in places], names, "each of " + ", ".join(names)
     together = [sorted(set(group)) for group in zip(*places, strict=True)]
-    return [together], (), " and ".join(names)
+    return [together], names, " and ".join(names)
 
 
 def _cells(

@@ -152,18 +152,11 @@ def plan(
     if runner.device.type == "cpu":
         depth = len(runner.decoder.blocks) / 2
         tile = min(tile, CPU_TILE, int(CPU_CHUNK / (depth * sum(runner.decoder.flops.values()))))
-    blocks, begin = [], 0
-    total = np.cumsum(lengths * stored)
-    while begin < len(lengths):
-        before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + room, side="right")))
-        blocks.append(np.arange(begin, end))
-        begin = end
+    blocks = list(_cut(np.arange(len(lengths)), lengths * stored, room))
     start = np.minimum.reduceat(cells.positions, cells.first) if len(cells) else cells.first
     chunks = []
     for block in blocks:
         inside = np.flatnonzero((cells.prompt >= block[0]) & (cells.prompt <= block[-1]))
-        size = lengths[cells.prompt[inside]] - start[inside]
         order = inside[
             np.lexsort(
                 (
@@ -180,12 +173,12 @@ def plan(
     return Plan(blocks=blocks, chunks=chunks)
 
 
-def _cut(order: Index, size: Index, tile: int) -> Iterator[Index]:
-    """Consecutive entries, as many as fit in `tile` tokens."""
+def _cut(order: Index, size: Index, room: int) -> Iterator[Index]:
+    """Consecutive entries, as many as fit in `room`, and at least one."""
     begin, total = 0, np.cumsum(size)
     while begin < len(order):
         before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + tile, side="right")))
+        end = max(begin + 1, int(np.searchsorted(total, before + room, side="right")))
         yield order[begin:end]
         begin = end
 

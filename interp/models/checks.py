@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.components import SITES
 from interp.errors import InterpError
+from interp.models.language_model import hook_name
 
 if TYPE_CHECKING:
     from interp.models.language_model import Address, Batch, Hook, LanguageModel
@@ -117,17 +118,12 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
 
 def _drop_missing(model: LanguageModel) -> None:
     names = model.bridge.hook_dict
-    inside = {
-        **{s: f"attn.hook_{s}" for s in ("q", "k", "v", "z", "pattern")},
-        **{s: f"mlp.hook_{s}" for s in ("pre", "pre_linear", "post")},
-        "resid_mid": "hook_attn_out",
-    }
     for site in SITES:
         if site == "resid_mid" and model.parallel:
             model.sites[site] = "attention and MLP run in parallel: there is no resid_mid"
         elif site == "pre_linear" and not model.gated:
             model.sites[site] = "the MLP has no gate"
-        elif f"blocks.0.{inside.get(site, f'hook_{site}')}" not in names:
+        elif hook_name(0, "attn_out" if site == "resid_mid" else site) not in names:
             model.sites[site] = "TransformerLens has no such hook for this architecture"
 
 

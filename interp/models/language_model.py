@@ -262,11 +262,6 @@ class LanguageModel:
         layer, site = address
         self.require_site(site)
         within([layer], self.n_layers, "layer", self.name)
-        prefix = f"blocks.{layer}."
-        name = {
-            **{s: f"attn.hook_{s}" for s in ("q", "k", "v", "z", "pattern")},
-            **{s: f"mlp.hook_{s}" for s in ("pre", "pre_linear", "post")},
-        }.get(site, f"hook_{site}")
 
         def apply(value: Tensor, hook: Any = None) -> Tensor:
             shaped = value
@@ -277,7 +272,7 @@ class LanguageModel:
             return shaped.reshape(value.shape)
 
         if site != "resid_mid":
-            return [(prefix + name, apply)]
+            return [(hook_name(layer, site), apply)]
         seen: dict[str, Tensor] = {}
 
         def remember(value: Tensor, hook: Any = None) -> None:
@@ -292,7 +287,19 @@ class LanguageModel:
             # Where nothing changed, not even a rounding error does.
             return torch.where(new == mid, value, needed)
 
-        return [(f"{prefix}hook_resid_pre", remember), (f"{prefix}hook_attn_out", through_attn_out)]
+        return [
+            (hook_name(layer, "resid_pre"), remember),
+            (hook_name(layer, "attn_out"), through_attn_out),
+        ]
+
+
+def hook_name(layer: int, site: str) -> str:
+    """TransformerLens' name for a site's hook."""
+    inside = {
+        **dict.fromkeys(("q", "k", "v", "z", "pattern"), "attn."),
+        **dict.fromkeys(("pre", "pre_linear", "post"), "mlp."),
+    }
+    return f"blocks.{layer}.{inside.get(site, '')}hook_{site}"
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

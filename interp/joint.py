@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from interp.components import SITES, Component
+from interp.components import Component
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, null_of
+from interp.nulls import Null, matched_components, null_of
 from interp.prompts import Task
 from interp.sweeps import Direction, check_gap, paired_runs
 
@@ -87,7 +87,10 @@ def joint_patching(
         model.require_component(part)
     runs = paired_runs(model, task, direction)
     rng = np.random.default_rng(seed)
-    sets = [chosen, *(_random_like(model, chosen, rng) for _ in range(draws))]
+    sets = [
+        chosen,
+        *(matched_components(chosen, model.n_layers, model.size, rng) for _ in range(draws)),
+    ]
     runner = Runner(model.decoder)
     sites = frozenset(part.site for part in chosen) - {"resid_post"} | {"resid_pre"}
     sign = 1 if direction == "denoise" else -1
@@ -148,28 +151,3 @@ def _set_together(
         ready=np.zeros(1, dtype=bool),
     )
     return restart(runner, base, variants, edits=edits)
-
-
-def _random_like(
-    model: LanguageModel, chosen: Sequence[Component], rng: np.random.Generator
-) -> list[Component]:
-    """Unlisted components of the same sites, layers and count."""
-    taken = set(chosen)
-    drawn = []
-    for part in chosen:
-        axis = SITES[part.site]
-        size = model.size(axis) if axis and part.index is not None else 0
-        near = [Component(part.layer, part.site, i) for i in range(size)]
-        anywhere = [
-            Component(layer, part.site, i)
-            for layer in range(model.n_layers)
-            for i in (range(size) if size else [None])
-        ]
-        free = [c for c in near if c not in taken] or [c for c in anywhere if c not in taken]
-        if not free:
-            raise InterpError(
-                "a random set like the chosen one", "every component is chosen", "choose fewer"
-            )
-        drawn.append(free[int(rng.integers(len(free)))])
-        taken.add(drawn[-1])
-    return drawn

@@ -199,8 +199,10 @@ def ratio_estimate(gained: Tensor, gaps: Tensor) -> Estimate:
 
 
 def share_estimate(hits: int, n: int) -> Estimate:
-    """A share with Wilson's score interval."""
+    """A share with Wilson's score interval; of nothing, it is nan and could be anything."""
     from scipy import stats
 
+    if n == 0:
+        return Estimate(mean=math.nan, low=0.0, high=1.0, n=0)
     interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
     return Estimate(mean=hits / n, low=float(interval.low), high=float(interval.high), n=n)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from interp.components import SITES, Axis, Component
+from interp.errors import InterpError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +46,34 @@ def null_of(selected: float, random: np.ndarray) -> Null:
         p=float((1 + (random >= selected).sum()) / (1 + len(random))),
         draws=len(random),
     )
+
+
+def matched_components(
+    chosen: Sequence[Component],
+    n_layers: int,
+    size: Callable[[Axis], int],
+    rng: np.random.Generator,
+) -> list[Component]:
+    """Components like the chosen ones, and none of them: same sites, layers and count.
+
+    Where a layer has none left one of any layer is taken; for a whole site, another layer's.
+
+    Raises:
+        InterpError: every component is chosen.
+    """
+    taken, drawn = set(chosen), []
+    for part in chosen:
+        axis = SITES[part.site]
+        numbers = [None] if axis is None or part.index is None else range(size(axis))
+        near = (Component(part.layer, part.site, i) for i in numbers)
+        free = [c for c in near if c not in taken]
+        if not free:
+            anywhere = (Component(at, part.site, i) for at in range(n_layers) for i in numbers)
+            free = [c for c in anywhere if c not in taken]
+        if not free:
+            raise InterpError(
+                "a random set like the chosen one", "every component is chosen", "choose fewer"
+            )
+        drawn.append(free[int(rng.integers(len(free)))])
+        taken.add(drawn[-1])
+    return drawn

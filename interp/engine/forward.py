@@ -6,9 +6,10 @@ the positions from its first change on, and reads the baseline's keys and values
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,7 +46,15 @@ class Edit:
         return edited
 
 
-Edits = Mapping[int, list[Edit]]
+class SiteEdit(Protocol):
+    """What a block asks of an edit: where, and the changed tensor."""
+
+    @property
+    def site(self) -> str: ...
+    def apply(self, tensor: Tensor, layout: Layout) -> Tensor: ...
+
+
+Edits = Mapping[int, Sequence[SiteEdit]]
 
 
 @dataclass(kw_only=True)
@@ -246,7 +255,7 @@ class Runner:
         layout: Layout,
         *,
         base: Baseline | None = None,
-        edits: list[Edit] = (),  # type: ignore[assignment]
+        edits: Sequence[SiteEdit] = (),
         capture: dict[str, Tensor] | None = None,
         patterns: bool = False,
         only_last: bool = False,

@@ -1,0 +1,152 @@
+"""Key-value cached decoding of many rows at once, and of changed copies of some of them.
+
+A `Stream` holds the keys and values of rows of different lengths, from some layer on. Rows are
+aligned at their first token, so a row's numbers do not depend on its neighbours' lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.engine.forward import Runner, attention_pattern
+
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(a site's value (rows, tokens, ...), row numbers (rows,), positions (rows, tokens)) -> new."""
+
+Changes = Mapping[tuple[int, str], Change]
+
+CHANGEABLE = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
+"""Sites that can be changed while decoding."""
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """Keys and values of some rows, at layers `first` and up: (rows, kv_head, room, d_head)."""
+
+    runner: Runner
+    first: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, runner: Runner, rows: int, room: int, *, first: int = 0) -> Stream:
+        """Room for `room` tokens a row."""
+        kept: list[list[Tensor]] = [[], []]
+        for block in runner.decoder.blocks[first:]:
+            shape = (rows, block.attn.n_kv_heads, room, block.attn.d_head)
+            for side in kept:
+                side.append(torch.zeros(shape, dtype=runner.dtype, device=runner.device))
+        lengths = torch.zeros(rows, dtype=torch.long, device=runner.device)
+        return cls(runner=runner, first=first, keys=kept[0], values=kept[1], lengths=lengths)
+
+    def select(self, rows: Tensor, *, first: int, back: int = 0, room: int | None = None) -> Stream:
+        """A copy of some rows from layer `first` on, without their last `back` tokens."""
+        skip = first - self.first
+        return Stream(
+            runner=self.runner,
+            first=first,
+            keys=[side[rows, :, :room] for side in self.keys[skip:]],
+            values=[side[rows, :, :room] for side in self.values[skip:]],
+            lengths=self.lengths[rows] - back,
+        )
+
+    def extend(
+        self,
+        x: Tensor,
+        counts: Tensor,
+        *,
+        rows: Tensor | None = None,
+        changes: Changes | None = None,
+        names: Tensor | None = None,
+        seen: dict[int, Tensor] | None = None,
+    ) -> Tensor:
+        """Run new tokens of some rows through layers `first` and up, and remember them.
+
+        Args:
+            x: (rows, tokens, d_model) resid_pre of layer `first`; row r has `counts[r]` tokens,
+                what follows is padding.
+            counts: new tokens of each row.
+            rows: which rows of the stream these are; all of them by default.
+            changes: what to change at which (layer, site).
+            names: the row numbers passed to the changes; `rows` by default.
+            seen: filled with resid_pre of the layers that are its keys.
+
+        Returns:
+            (rows, d_model) final residual, not yet normalised, at each row's last new token.
+        """
+        at = torch.arange(len(self.lengths), device=x.device) if rows is None else rows
+        names, changes = at if names is None else names, changes or {}
+        start = self.lengths[at]
+        steps = torch.arange(x.shape[1], device=x.device)
+        positions = start[:, None] + steps
+        real = steps < counts[:, None]
+        for number, block in enumerate(self.runner.decoder.blocks[self.first :]):
+            layer = self.first + number
+
+            def changed(site: str, value: Tensor, layer: int = layer) -> Tensor:
+                change = changes.get((layer, site))
+                return value if change is None else change(value, names, positions)
+
+            if seen is not None and layer in seen:
+                seen[layer] = x
+            x = changed("resid_pre", x)
+            flat = x.flatten(0, 1)
+            normed = block.ln1(flat) if block.ln1 is not None else flat
+            q, k, v = (self.runner.project(block, which, normed) for which in "qkv")
+            where = positions.flatten()
+            q = self.runner.rotated(block.attn, "q", q, where)
+            k = self.runner.rotated(block.attn, "k", k, where)
+            owner = at[:, None].expand_as(positions)[real]
+            self.keys[number][owner, :, positions[real]] = k.view(*positions.shape, *k.shape[1:])[
+                real
+            ]
+            self.values[number][owner, :, positions[real]] = v.view(*positions.shape, *v.shape[1:])[
+                real
+            ]
+            z = self._attend(number, q.view(*positions.shape, *q.shape[1:]), at, positions)
+            z = changed("z", z)
+            raw = block.attn.o(z.flatten(2).flatten(0, 1)).view_as(x)
+            out = block.ln1_post(raw) if block.ln1_post is not None else raw
+            out = changed("attn_out", out)
+            read = x if block.parallel else changed("resid_mid", x + out)
+            post = self.runner.mlp_post(block, read.flatten(0, 1), None).view(*x.shape[:2], -1)
+            raw = block.mlp.down(changed("post", post).flatten(0, 1)).view_as(x)
+            wrote = block.ln2_post(raw) if block.ln2_post is not None else raw
+            wrote = changed("mlp_out", wrote)
+            x = changed("resid_post", x + out + wrote if block.parallel else read + wrote)
+        self.lengths[at] = start + counts
+        return x[torch.arange(len(x), device=x.device), counts - 1]
+
+    def _attend(self, number: int, q: Tensor, at: Tensor, positions: Tensor) -> Tensor:
+        """Site z: (rows, tokens, heads, d_head)."""
+        attn = self.runner.decoder.blocks[self.first + number].attn
+        keys, values = self.keys[number], self.values[number]
+        # Padding may reach beyond the room; what it reads does not matter.
+        size = min(int(positions.max()) + 1, keys.shape[2])
+        per_kv = attn.n_heads // attn.n_kv_heads
+        if len(at) == len(keys):  # all rows, in their order: no copy
+            keys, values = keys[:, :, :size], values[:, :, :size]
+        else:
+            keys, values = keys[at, :, :size], values[at, :, :size]
+        columns = torch.arange(size, device=q.device)
+        allowed = columns <= positions[..., None]
+        if attn.window is not None:
+            allowed &= columns > positions[..., None] - attn.window
+        mask = allowed[:, None].repeat(1, 1, per_kv, 1)
+        shaped = rearrange(q, "row pos (kv group) d -> row kv (group pos) d", group=per_kv)
+        if attn.softcap is None:
+            mixed = F.scaled_dot_product_attention(
+                shaped, keys, values, attn_mask=mask, scale=attn.scale
+            )
+        else:
+            mixed = attention_pattern(attn, shaped, keys, mask) @ values
+        return rearrange(
+            mixed, "row kv (group pos) d -> row pos (kv group) d", pos=positions.shape[1]
+        )

@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+from interp.ablation import ablate, make_ablation, random_like, site_values
+from interp.components import Component
+from interp.errors import InterpError
+from interp.interventions import intervene
+
+PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7))]
+LABELS = ("L0H1", "L0H3", "L1N4", "L1N20", "L2H0", "L1.mlp_out", "L2.resid_pre")
+SETS = (LABELS[:2], LABELS[2:5], LABELS[5:])
+
+
+def values_for(model, labels, kind, last):
+    parts = [Component.parse(label) for label in labels]
+    found = site_values(model, PROMPTS, list({(p.layer, p.site) for p in parts}), last=last)
+    if kind == "mean":
+        return {at: value.mean(0, keepdim=True) for at, value in found.items()}
+    return {at: value[torch.tensor([2, 3, 0, 1])] for at, value in found.items()}
+
+
+@pytest.mark.parametrize("where", [1, 2, "all"])
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample", "steer"])
+def test_equals_hooked_passes(family, kind, where):
+    last = 1 if where == "all" else where
+    made = [
+        make_ablation(
+            family,
+            labels,
+            kind,
+            values=None if kind == "zero" else values_for(family, labels, kind, last),
+        )
+        for labels in SETS
+        if not (family.parallel and "L1.mlp_out" in labels)
+    ]
+    tokens = [3, 50, 96]
+    found = ablate(family, PROMPTS, made, tokens=tokens, where=where)
+    plain = family.last_logits(PROMPTS).log_softmax(-1)
+    np.testing.assert_allclose(found.probabilities[0], plain.exp()[:, tokens], atol=2e-5)
+    lengths = [len(p) for p in PROMPTS]
+    for row, ablation in enumerate(made, 1):
+        with intervene(family, ablation.interventions(lengths, where)):
+            slow = family.last_logits(PROMPTS).log_softmax(-1)
+        assert (slow - plain).abs().max() > 1e-3, "the reference changed nothing"
+        np.testing.assert_allclose(found.probabilities[row], slow.exp()[:, tokens], atol=2e-5)
+        kl = (plain.exp() * (plain - slow)).sum(-1)
+        np.testing.assert_allclose(found.kl[row], kl, atol=2e-5)
+        assert (found.top[row] == slow.argmax(-1).numpy()).all()
+
+
+def test_patching_everything_gives_the_other_run(family_models):
+    model = family_models["llama"]
+    prompts = [tuple(range(5 + i, 14 + i)) for i in range(3)]
+    address = (model.n_layers - 1, "resid_post")
+    values = site_values(model, prompts, [address])
+    other = {address: values[address][torch.tensor([1, 2, 0])]}
+    swap = make_ablation(model, ["L2.resid_post"], "patch", values=other)
+    found = ablate(model, prompts, [swap], tokens=range(97), where=1)
+    np.testing.assert_allclose(found.probabilities[1], found.probabilities[0][[1, 2, 0]], atol=1e-6)
+
+
+def test_random_sets_match_in_kind_layer_and_count(family_models):
+    model = family_models["llama"]
+    chosen = ["L0H1", "L0H2", "L2N5"]
+    draws = random_like(model, chosen, 30, seed=1)
+    for draw in draws:
+        parts = [Component.parse(label) for label in draw]
+        assert [(p.layer, p.site) for p in parts] == [(0, "z"), (0, "z"), (2, "post")]
+        assert not set(draw) & set(chosen)
+        assert len(set(draw)) == 3
+    assert len({tuple(draw) for draw in draws}) > 20
+    assert draws == random_like(model, chosen, 30, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "match"),
+    [
+        ([], "zero", "none"),
+        (["L0H1", "L0H1"], "zero", "twice"),
+        (["L0H1"], "halve", "halve"),
+        (["L0H1.q"], "zero", "site q"),
+        (["L0H9"], "zero", "head"),
+        (["L0H1"], "mean", "no values"),
+    ],
+)
+def test_bad_sets_are_refused(family_models, labels, kind, match):
+    with pytest.raises(InterpError, match=match):
+        make_ablation(family_models["llama"], labels, kind)
+
+
+def test_too_short_prompts_are_refused(family_models):
+    model = family_models["llama"]
+    zero = make_ablation(model, ["L0H1"])
+    with pytest.raises(InterpError, match="last 7 tokens"):
+        ablate(model, PROMPTS, [zero], tokens=[1], where=7)
+    with pytest.raises(InterpError, match="last 7 tokens"):
+        site_values(model, PROMPTS, [(0, "z")], last=7)

@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from interp.ablation import make_ablation, site_values
+from interp.errors import InterpError
+from interp.generation import generate
+from interp.interventions import intervene
+
+PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 3))]
+LABELS = ["L0H1", "L1H2", "L1N4", "L2N20"]
+
+
+def uncached(model, prompts, steps, ablation=None, trigger=None, where=1):
+    """Every token from whole forward passes, one prompt at a time."""
+    texts = []
+    for prompt in prompts:
+        text = list(prompt)
+        for _ in range(steps):
+            logits = model.last_logits([text])
+            if ablation is not None and trigger in (None, text[-1]):
+                with intervene(model, ablation.interventions([len(text)], where)):
+                    logits = model.last_logits([text])
+            token = int(logits.argmax())
+            if token == 2:
+                break
+            text.append(token)
+        texts.append(tuple(text[len(prompt) :]))
+    return texts
+
+
+def test_plain_equals_uncached(family):
+    found = generate(family, PROMPTS, max_new_tokens=8, rows=3)
+    assert [g.tokens for g in found] == uncached(family, PROMPTS, 8)
+    assert [g.prompt for g in found] == PROMPTS
+
+
+@pytest.mark.parametrize("where", [1, 2, "all"])
+@pytest.mark.parametrize("kind", ["zero", "mean", "steer"])
+def test_changed_equals_uncached(family, kind, where):
+    plain = uncached(family, PROMPTS, 8)
+    written = [token for text in plain for token in text[:-1]]
+    trigger = max(set(written), key=written.count)
+    values = None
+    if kind != "zero":
+        addresses = [(0, "z"), (1, "z"), (1, "post"), (2, "post")]
+        values = {
+            at: 3 * value.mean(0, keepdim=True)
+            for at, value in site_values(family, PROMPTS, addresses).items()
+        }
+    ablation = make_ablation(family, LABELS, kind, values=values)
+    found = generate(
+        family, PROMPTS, max_new_tokens=8, ablation=ablation, trigger=trigger, where=where, rows=4
+    )
+    slow = uncached(family, PROMPTS, 8, ablation, trigger, where)
+    assert [g.tokens for g in found] == slow
+    for g in found:
+        text = g.prompt + g.tokens
+        read = range(len(g.prompt) - 1, len(text) if g.stopped else len(text) - 1)
+        assert list(g.fired) == [i for i in read if text[i] == trigger]
+    assert any(g.fired for g in found)
+
+
+@pytest.mark.parametrize("where", [1, "all"])
+def test_at_every_step_without_a_trigger(family_models, where):
+    model = family_models["llama"]
+    ablation = make_ablation(model, LABELS)
+    found = generate(model, PROMPTS, max_new_tokens=8, ablation=ablation, where=where)
+    slow = uncached(model, PROMPTS, 8, ablation, None, where)
+    assert [g.tokens for g in found] == slow
+    assert slow != uncached(model, PROMPTS, 8), "the ablation changed nothing"
+
+
+def test_changing_nothing_is_the_plain_text(family_models):
+    model = family_models["qwen2"]
+    nothing = make_ablation(
+        model, ["L1.resid_post"], "steer", values={(1, "resid_post"): torch.zeros(1, 1, 32)}
+    )
+    found = generate(model, PROMPTS, max_new_tokens=8, ablation=nothing)
+    assert [g.tokens for g in found] == uncached(model, PROMPTS, 8)
+
+
+def test_stop_text_and_end_token(family_models):
+    model = family_models["llama"]
+    first = generate(model, PROMPTS[:1], max_new_tokens=8)[0]
+    mark = f"<{first.tokens[2]}>"
+    cut = generate(model, PROMPTS[:1], max_new_tokens=8, stop=[mark])[0]
+    assert cut.stopped
+    assert mark in cut.text
+    assert len(cut.tokens) <= 3
+
+
+def test_bad_input(family_models):
+    model = family_models["llama"]
+    zero = make_ablation(model, ["L0H1"])
+    with pytest.raises(InterpError, match="positions"):
+        generate(model, PROMPTS, max_new_tokens=100)
+    with pytest.raises(InterpError, match="nothing to change"):
+        generate(model, PROMPTS, max_new_tokens=2, trigger=5)
+    with pytest.raises(InterpError, match="shorter text"):
+        generate(model, PROMPTS, max_new_tokens=2, ablation=zero, where=5)
+    with (
+        intervene(model, zero.interventions([3], "all")),
+        pytest.raises(InterpError, match="inside"),
+    ):
+        generate(model, PROMPTS, max_new_tokens=2)
+
+
+def test_trigger_of_several_tokens_is_refused(toy):
+    zero = make_ablation(toy, ["L0H1"])
+    with pytest.raises(InterpError, match="one token"):
+        generate(toy, ["<bos> a"], max_new_tokens=2, ablation=zero, trigger="a b")

@@ -1,0 +1,432 @@
+"""The residual stream and directions in it read as tokens; neurons found by tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from interp.capture import run_with_cache
+from interp.components import within
+from interp.errors import InterpError, unknown
+from interp.metrics import Estimate, mean_estimate
+from interp.models.architecture import Decoder
+from interp.models.language_model import LanguageModel
+from interp.positions import resolve
+from interp.prompts import Prompt
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+STREAM = ("resid_pre", "resid_mid", "resid_post")
+"""The sites a lens can be held to: states of the residual stream, not what is added to it."""
+
+BLOCK = 2**23
+"""Logits held at once."""
+
+
+class Token(NamedTuple):
+    """A token of the vocabulary with a probability or a logit."""
+
+    token: int
+    text: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lens:
+    """Next-token probabilities read from the residual stream, averaged over samples.
+
+    sites, layers, groups: the labels of the axes. n: samples of each group. group_of: (sample,)
+    the group of each. tokens: (sample,) the token id at the position that was read.
+    top_tokens, top_mean, top_stderr: (site, layer, group, k), the tokens of highest mean
+    probability, that mean and its standard error (infinite for a single sample).
+    words: the watched tokens. word_probability, word_rank: (site, layer, sample, word); rank 1
+    is the most likely token of the sample.
+    """
+
+    sites: tuple[str, ...]
+    layers: tuple[int, ...]
+    groups: tuple[str, ...]
+    n: tuple[int, ...]
+    group_of: Tensor
+    tokens: tuple[int, ...]
+    top_tokens: Tensor
+    top_mean: Tensor
+    top_stderr: Tensor
+    words: tuple[str | int, ...]
+    word_probability: Tensor
+    word_rank: Tensor
+    strings: Mapping[int, str]
+
+    def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> list[Token]:
+        """The tokens of highest mean probability at a layer, the highest first.
+
+        Raises:
+            InterpError: a layer, site or group the lens was not held to.
+        """
+        cell = self._cell(layer, site, group)
+        ids, means = self.top_tokens[cell].tolist(), self.top_mean[cell].tolist()
+        return [Token(i, self.strings[i], mean) for i, mean in zip(ids, means, strict=True)]
+
+    def probability(
+        self, word: str | int, layer: int, *, site: str | None = None, group: str | None = None
+    ) -> Estimate:
+        """Mean probability of a watched word over a group's samples, with Student's t interval."""
+        return self._estimate(self.word_probability, word, layer, site, group)
+
+    def rank(
+        self, word: str | int, layer: int, *, site: str | None = None, group: str | None = None
+    ) -> Estimate:
+        """Mean rank of a watched word over a group's samples, with Student's t interval."""
+        return self._estimate(self.word_rank, word, layer, site, group)
+
+    def to_dataframe(self) -> DataFrame:
+        """One row for each site, layer, group and place among the top tokens."""
+        from pandas import DataFrame
+
+        rows = []
+        for site, layer, (g, group) in product(self.sites, self.layers, enumerate(self.groups)):
+            errors = self.top_stderr[self._cell(layer, site, group)].tolist()
+            top = self.top(layer, site=site, group=group)
+            for place, (token, stderr) in enumerate(zip(top, errors, strict=True)):
+                where = {"site": site, "layer": layer, "group": group, "n": self.n[g]}
+                what = {"place": place + 1, "token": token.token, "text": token.text}
+                rows.append({**where, **what, "probability": token.value, "stderr": stderr})
+        return DataFrame(rows)
+
+    def words_to_dataframe(self) -> DataFrame:
+        """One row for each site, layer, group and watched word, with 95 % intervals."""
+        from pandas import DataFrame
+
+        rows = []
+        for site, layer, group, word in product(self.sites, self.layers, self.groups, self.words):
+            row = {"site": site, "layer": layer, "group": group, "word": word}
+            for name, measured in (("probability", self.probability), ("rank", self.rank)):
+                e = measured(word, layer, site=site, group=group)
+                row |= {"n": e.n, name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
+            rows.append(row)
+        return DataFrame(rows)
+
+    def _cell(self, layer: int, site: str | None, group: str | None) -> tuple[int, int, int]:
+        site = self.sites[0] if site is None else site
+        if group is None:
+            group, *others = self.groups
+            if others:
+                found = f"groups {', '.join(self.groups)}"
+                raise InterpError("the lens of all samples", found, "name one of them")
+        for kind, name, known in (
+            ("lens site", site, self.sites),
+            ("lens layer", str(layer), [str(layer) for layer in self.layers]),
+            ("lens group", group, self.groups),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+        return self.sites.index(site), self.layers.index(layer), self.groups.index(group)
+
+    def _estimate(
+        self, values: Tensor, word: str | int, layer: int, site: str | None, group: str | None
+    ) -> Estimate:
+        s, j, g = self._cell(layer, site, group)
+        if word not in self.words:
+            raise unknown("watched word", str(word), [str(known) for known in self.words])
+        return mean_estimate(values[s, j, self.group_of == g, self.words.index(word)])
+
+
+def logit_lens(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    positions: str | Sequence[int],
+    *,
+    sites: Sequence[str] = ("resid_post",),
+    layers: Sequence[int] | None = None,
+    k: int = 10,
+    words: Sequence[str | int] = (),
+    groups: Sequence[Hashable] | None = None,
+    budget_gb: float = 2.0,
+) -> Lens:
+    """What the model would say next if it stopped at a layer, averaged over prompts.
+
+        p_l = softmax(W_U norm_final(h_l)),   reported: mean over samples of p_l, not p of the mean
+
+    h_l is the residual stream at one position of each prompt. Biases and a soft cap of the final
+    logits are the model's own, so at resid_post of the last layer p is its next-token
+    distribution. Inside `intervene` the lens is that of the changed run. Samples go through the
+    unembedding in blocks, so that memory does not grow with their number.
+
+    Args:
+        model: a model whose parts are known.
+        prompts: texts or token tuples.
+        positions: one token index per prompt (negative from its end), or a named position.
+        sites: of resid_pre, resid_mid, resid_post.
+        layers: all by default.
+        k: top tokens kept of each mean distribution.
+        words: tokens to follow, as text of exactly one token (with its leading space, if it has
+            one) or as an id; each spelling is a word of its own.
+        groups: one label per prompt, such as valid and invalid: means are within groups.
+        budget_gb: the most the captured residuals may take.
+
+    Raises:
+        InterpError: unknown parts (the reason is given), a site that is not a state of the
+            stream, a position a prompt lacks, a word of several tokens, k or groups out of size.
+
+    Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; the mean of probabilities as
+        in Lee et al. 2025 (arXiv 2504.14379).
+    """
+    decoder = _decoder(model, "a logit lens")
+    prompts = list(prompts)
+    if not sites or (wrong := [site for site in sites if site not in STREAM]):
+        found = ", ".join(wrong) if sites else "no sites"
+        raise InterpError("a logit lens", found, f"read states of the stream: {', '.join(STREAM)}")
+    _check_k(k, decoder)
+    sites = tuple(dict.fromkeys(sites))
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    ids = [_token_id(model, word) for word in words]
+    member, names = _members(groups, len(prompts))
+    rows = [model.tokenize(prompt) for prompt in prompts]
+    if isinstance(positions, str):
+        positions = [resolve(positions, row, {}, f"prompt {i}") for i, row in enumerate(rows)]
+    if len(positions) != len(rows):
+        raise InterpError(
+            "positions of a lens", f"{len(positions)} for {len(rows)} prompts", "give one each"
+        )
+    seen = run_with_cache(
+        model, prompts, sites=sites, layers=chosen, positions=positions, budget_gb=budget_gb
+    )
+    with torch.no_grad():
+        cells = [
+            _read(decoder, seen[layer, site], member, k=k, ids=ids)
+            for site in sites
+            for layer in chosen
+        ]
+    grid = (len(sites), len(chosen))
+    tokens, mean, stderr, probability, rank = (
+        torch.stack(parts).unflatten(0, grid) for parts in zip(*cells, strict=True)
+    )
+    shown = tokens.unique().tolist()
+    return Lens(
+        sites=sites,
+        layers=tuple(chosen),
+        groups=names,
+        n=tuple(member.bincount().tolist()),
+        group_of=member,
+        tokens=tuple(row.tokens[place] for row, place in zip(rows, positions, strict=True)),
+        top_tokens=tokens,
+        top_mean=mean,
+        top_stderr=stderr,
+        words=tuple(words),
+        word_probability=probability,
+        word_rank=rank,
+        strings=dict(zip(shown, model.strings(shown), strict=True)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unembedded:
+    """The tokens a direction adds most to, largest first, and takes most from, lowest first."""
+
+    promoted: tuple[Token, ...]
+    suppressed: tuple[Token, ...]
+
+
+def unembed(
+    model: LanguageModel, vectors: Tensor, *, k: int = 10, norm: bool = False
+) -> list[Unembedded]:
+    """Directions of the residual stream read as tokens, both signs.
+
+        logits(v) = W_U v,   or with `norm`   W_U (weight_final * v)
+
+    With `norm`, a LayerNorm also centres v first. The norm's scale, the unembedding's bias and
+    any soft cap are left out: they belong to a state, and a direction is none.
+
+    Args:
+        model: a model whose parts are known.
+        vectors: (n, d_model), or one (d_model,).
+        k: tokens of each sign.
+        norm: apply the final norm's weight.
+
+    Raises:
+        InterpError: unknown parts, a wrong width, values that are not finite, or k out of range.
+    """
+    decoder = _decoder(model, "unembedding")
+    _check_k(k, decoder)
+    vectors = torch.atleast_2d(torch.as_tensor(vectors))
+    if vectors.dim() != 2 or vectors.shape[-1] != decoder.d_model:
+        raise InterpError(
+            f"unembedding shape {tuple(vectors.shape)}",
+            f"{model.name} has d_model {decoder.d_model}",
+            "give (n, d_model) vectors",
+        )
+    if not bool(torch.isfinite(vectors).all()):
+        raise InterpError("unembedding", "values that are not finite", "check the vectors")
+    best: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
+    with torch.no_grad():
+        for block in vectors.split(max(1, BLOCK // decoder.d_vocab)):
+            block = block.to(decoder.unembed)
+            if norm:
+                if decoder.ln_final.centred:
+                    block = block - block.mean(-1, keepdim=True)
+                block = (block * decoder.ln_final.weight).to(decoder.unembed)
+            logits = _wide(block @ decoder.unembed.T)
+            for sign, kept in best.items():
+                top = (sign * logits).topk(k, dim=-1)
+                kept.append((top.indices.cpu(), sign * top.values.cpu()))
+    ids = {sign: torch.cat([i for i, _ in kept]) for sign, kept in best.items() if kept}
+    if not ids:
+        return []
+    shown = torch.cat(list(ids.values())).unique().tolist()
+    strings = dict(zip(shown, model.strings(shown), strict=True))
+    listed: dict[int, list[tuple[Token, ...]]] = {}
+    for sign, kept in best.items():
+        values = torch.cat([v for _, v in kept]).tolist()
+        listed[sign] = [
+            tuple(Token(i, strings[i], v) for i, v in zip(row, value, strict=True))
+            for row, value in zip(ids[sign].tolist(), values, strict=True)
+        ]
+    pairs = zip(listed[1], listed[-1], strict=True)
+    return [Unembedded(promoted=high, suppressed=low) for high, low in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundNeuron:
+    """A neuron that writes some words: its score; each word's logit, and its rank in W_U v."""
+
+    layer: int
+    index: int
+    score: float
+    logits: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+def search_neurons(
+    model: LanguageModel,
+    words: Sequence[str | int],
+    *,
+    k: int = 20,
+    sign: int = 1,
+    layers: Iterable[int] | None = None,
+    metric: Literal["cosine", "dot"] = "cosine",
+) -> list[FoundNeuron]:
+    """The neurons of any layer that write some words most or, with sign=-1, most against them.
+
+        score(l, i) = sum_t cos(v_li, W_U[t]), or sum_t W_U[t] . v_li
+
+    over the words' tokens t, with v_li the neuron's row of the down projection; gated or not. No
+    norm is applied. Rank 1 is the most promoted token, with sign=-1 the most suppressed.
+
+    Raises:
+        InterpError: unknown parts, a post-norm after the MLP (a neuron is then no summand of the
+            stream), no words or one of several tokens, k out of size, sign other than 1 or -1.
+    """
+    decoder = _decoder(model, "searching neurons")
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if any(decoder.blocks[layer].ln2_post is not None for layer in chosen):
+        found = "a post-norm follows the MLP, so that a neuron is not a summand of the stream"
+        raise InterpError(f"neurons of {model.name} as tokens", found, "use another model")
+    ids = [_token_id(model, word) for word in words]
+    if not ids or sign not in (1, -1) or not 1 <= k <= len(chosen) * model.d_mlp:
+        asked = f"searching {len(ids)} words, k={k}, sign={sign}"
+        found = f"{len(chosen)} layers of {model.d_mlp} neurons"
+        raise InterpError(asked, found, "give words, k within the neurons, sign 1 or -1")
+    if metric not in ("cosine", "dot"):
+        raise unknown("metric", metric, ("cosine", "dot"))
+    rows = decoder.unembed[ids].float()
+    towards = (normalize(rows, dim=-1) if metric == "cosine" else rows).sum(0)
+    best: list[tuple[float, int, int]] = []
+    for layer in chosen:
+        values = decoder.blocks[layer].mlp.down.weight.float()
+        scores = sign * (normalize(values, dim=-1) if metric == "cosine" else values) @ towards
+        top = scores.topk(min(k, len(scores)))
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        best = sorted([*best, *((-score, layer, index) for score, index in pairs)])[:k]
+    entries = []
+    for score, layer, index in best:
+        logits = (decoder.unembed @ decoder.blocks[layer].mlp.down.weight[index]).float()
+        ranks = [1 + int((sign * logits > sign * logits[token]).sum()) for token in ids]
+        entries.append(
+            FoundNeuron(
+                layer=layer,
+                index=index,
+                score=-sign * score,
+                logits=tuple(logits[ids].tolist()),
+                ranks=tuple(ranks),
+            )
+        )
+    return entries
+
+
+def _read(
+    decoder: Decoder, hidden: Tensor, member: Tensor, *, k: int, ids: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One site of one layer: top tokens, their mean and its error; the words of each sample."""
+    counts = member.bincount().double()[:, None]
+    weight = one_hot(member, len(counts)).T.double()
+    total = torch.zeros(len(counts), decoder.d_vocab, dtype=torch.float64)
+    squared = torch.zeros_like(total)
+    probability = torch.zeros(len(member), len(ids), dtype=torch.float64)
+    rank = torch.zeros_like(probability)
+    step = max(1, BLOCK // decoder.d_vocab)
+    for start in range(0, len(member), step):
+        rows = slice(start, start + step)
+        logits = _wide(decoder.logits(decoder.ln_final(hidden[rows].to(decoder.unembed))))
+        p = logits.softmax(-1).cpu().double()
+        total += weight[:, rows] @ p
+        probability[rows] = p[:, list(ids)]
+        squared += weight[:, rows] @ p.square_()
+        for column, token in enumerate(ids):
+            rank[rows, column] = 1.0 + (logits > logits[:, token, None]).sum(-1).cpu()
+    top = (total / counts).topk(k, dim=-1)
+    spread = (squared / counts).gather(1, top.indices) - top.values.square()
+    stderr = (spread.clamp(min=0) / (counts - 1)).sqrt()
+    stderr = torch.where(counts > 1, stderr, torch.inf)
+    return top.indices, top.values, stderr, probability, rank
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or wider."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _members(groups: Sequence[Hashable] | None, n: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Each sample's group number, and the groups' names in the order they come."""
+    if groups is None:
+        return torch.zeros(n, dtype=torch.long), ("all",)
+    labels = [str(label) for label in groups]
+    if len(labels) != n:
+        raise InterpError("groups of a lens", f"{len(labels)} labels, {n} prompts", "give one each")
+    names = tuple(dict.fromkeys(labels))
+    return torch.tensor([names.index(label) for label in labels], dtype=torch.long), names
+
+
+def _check_k(k: int, decoder: Decoder) -> None:
+    if not 1 <= k <= decoder.d_vocab:
+        raise InterpError(
+            f"the top {k} tokens", f"the vocabulary has {decoder.d_vocab}", "choose k within it"
+        )
+
+
+def _token_id(model: LanguageModel, word: str | int) -> int:
+    """The one token of a word."""
+    if not isinstance(word, str):
+        return within([word], model.d_vocab, "token", model.name)[0]
+    tokens = model.token_id(word)
+    if len(tokens) != 1:
+        raise InterpError(
+            f"watching {word!r}",
+            f"{len(tokens)} tokens in {model.name}: {'|'.join(model.strings(tokens))}",
+            "watch single tokens (many need their leading space)",
+        )
+    return tokens[0]
+
+
+def _decoder(model: LanguageModel, what: str) -> Decoder:
+    if model.decoder is None:
+        raise InterpError(
+            f"{what} on {model.name}", str(model.engine_reason), "use a known architecture"
+        )
+    return model.decoder

@@ -1,0 +1,445 @@
+"""Training linear probes: can a label be read off a vector, and along which direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from operator import index
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.capture import run_with_cache
+from interp.components import SITES, within
+from interp.errors import InterpError, unknown
+from interp.models.language_model import LanguageModel
+from interp.probes import (
+    Evaluation,
+    Kind,
+    ProbeGeometry,
+    Probes,
+    decision,
+    evaluation,
+    measures,
+    probe_geometry,
+)
+from interp.prompts import Prompt
+
+Labels = Tensor | np.ndarray | Sequence[bool]
+
+FEWEST = 10
+"""The fewest examples of a class that are split and probed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW for softmax probes; `batch_size` rows a step without replacement, None for all."""
+
+    lr: float = 1e-3
+    steps: int = 1000
+    batch_size: int | None = 128
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+def train_probes(
+    X: Tensor,
+    y: Labels,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    kind: Kind = "logistic",
+    folds: int = 4,
+    shuffles: int = 20,
+    regularisation: float = 0.01,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    coordinates: Mapping[str, Sequence[int]] | None = None,
+    source: Mapping[str, str] | None = None,
+) -> Probes:
+    """Fit a linear probe to each leading index of X (*leading, N, d), and judge it held out.
+
+        logistic:  mean_i c_i log(1 + exp(-s_i (w . x_i + b))) + regularisation / 2 |w|^2
+        softmax:   mean_i c_i CE(softmax(x_i P), y_i),   P = (P_invalid, P_valid), no bias
+
+    s is +1 for valid, -1 for invalid; c weighs both classes alike. Logistic: on features
+    standardised with the training rows; w and b are mapped back to the coordinates of X. Softmax:
+    on X as it is, from N(0, 1) / sqrt(d), by AdamW with weight decay `regularisation`.
+
+    One of `folds` stratified folds is held out, no group on both sides; the probe reported is the
+    one measured. The control does the same `shuffles` times with labels permuted, among training
+    and among held-out rows apart (whole groups, where no group has both labels).
+
+    Args:
+        X: vectors, of any float type; without leading axes, one probe.
+        y: (N,) bool, True for valid.
+        groups: what rows share, such as a problem's id; each row its own by default.
+        kind: "logistic" or "softmax".
+        folds: the share held out is 1 / folds.
+        shuffles: control runs.
+        regularisation: for "logistic", scikit-learn's C is 1 / (n_train * regularisation).
+        optimiser: for "softmax".
+        seed: of the split, the permutations, the start, the batches and the bootstrap.
+        coordinates: names and labels of the leading axes; else layer, head, axis2, ... from 0.
+        source: kept with the result.
+
+    Raises:
+        InterpError: shapes that do not fit, values that are not finite, fewer than 10 of a class
+            or a class in fewer than `folds` groups, or an option that does not apply.
+
+    Departs from Lee et al. (ajyl/verify_circuit, src/probe.py): gradients cleared at every step,
+    a seeded split by group, balanced classes, a fixed number of steps (no choosing by validation
+    loss), and the control, after Hewitt and Liang 2019 (arXiv 1909.03368).
+    Source: Lee et al. 2025, arXiv 2504.14379.
+    """
+    if kind not in ("logistic", "softmax"):
+        raise unknown("kind of probe", kind, ("logistic", "softmax"))
+    if shuffles < 1 or folds < 2 or (kind == "logistic" and optimiser is not None):
+        raise InterpError(
+            f"{kind} probes, folds={folds}, shuffles={shuffles}, optimiser={optimiser}",
+            "no test, no control, or an optimiser that would not be used",
+            "give folds of at least 2, shuffles of at least 1, an optimiser to softmax only",
+        )
+    X, labels, group = _checked(X, y, groups)
+    _require_enough(labels, group, folds)
+    named = _named_axes(coordinates, X.shape[:-2])
+    test = _held_out(labels, group, folds, seed)
+    random = np.random.default_rng(seed)
+    runs = np.stack([labels, *(_permuted(labels, group, test, random) for _ in range(shuffles))])
+    fitted = X[..., torch.from_numpy(~test), :]
+    settings: dict[str, Any] = {"seed": seed, "folds": folds, "regularisation": regularisation}
+    columns = initial = None
+    if kind == "softmax":
+        optimiser = optimiser or Optimiser()
+        settings |= asdict(optimiser) | {"betas": [*optimiser.betas]}
+        all_columns, initial = _softmax(fitted, runs[:, ~test], optimiser, regularisation, seed)
+        columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
+        bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
+    else:
+        weights, bias = _logistic(fitted, runs[:, ~test], regularisation)
+    scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
+    once = torch.ones(1, int(test.sum()), dtype=torch.float64)
+    controls = [
+        measures(s, torch.from_numpy(run[test]), once)[0]
+        for s, run in zip(scores, runs, strict=True)
+    ]
+    return Probes(
+        kind=kind,
+        weights=weights[0],
+        bias=bias[0],
+        columns=columns,
+        initial=initial,
+        test=torch.from_numpy(test),
+        heldout=evaluation(scores[0], labels[test], group[test], seed),
+        shuffled=torch.stack(controls[1:]),
+        shuffled_weights=weights[1:],
+        train_valid=int(labels[~test].sum()),
+        train_invalid=int((~labels[~test]).sum()),
+        coordinates=named,
+        settings=settings,
+        source=dict(source or {}),
+    )
+
+
+def evaluate_probes(
+    probes: Probes,
+    X: Tensor,
+    y: Labels,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """The measures of trained probes on fresh rows X (*leading, N, d): another model, position.
+
+    All rows count; none may be among those fitted. `seed` is the bootstrap's.
+
+    Raises:
+        InterpError: shapes that do not fit, or labels of one class.
+    """
+    X, labels, group = _checked(X, y, groups)
+    scores = decision(X, probes.weights[None], probes.bias[None])[0]
+    return evaluation(scores, labels, group, seed)
+
+
+def probe_model(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    positions: Sequence[int],
+    labels: Labels,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    sites: Iterable[str] = ("resid_post", "attn_out", "mlp_out", "z"),
+    layers: Iterable[int] | None = None,
+    expect: Collection[int] | None = None,
+    kind: Kind = "logistic",
+    folds: int = 4,
+    shuffles: int = 20,
+    regularisation: float = 0.01,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    budget_gb: float = 2.0,
+) -> dict[str, Probes]:
+    """`train_probes` on what a model holds at one token of each prompt: site name -> Probes.
+
+    Leading axes are (layer,), or (layer, head) for q and z, (layer, kv_head) for k and v; for
+    heads in the residual basis see `head_outputs`. `positions` are token indices counted from 0,
+    one per prompt; `expect` lists the token ids of which one must stand there, a guard against
+    being off by one. What follows a position is not run: a causal model does not see it.
+    `budget_gb` bounds the activations; the other options are those of `train_probes`.
+
+    Raises:
+        InterpError: lists of unequal lengths, a position outside its prompt or on a token not
+            expected, a site that cannot be probed, and all that `train_probes` refuses.
+    """
+    sites, chosen = list(dict.fromkeys(sites)), within(layers, model.n_layers, "layer", model.name)
+    if "pattern" in sites:
+        raise InterpError("a probe of patterns", "their width varies", "choose other sites")
+    truth, group = _label_array(labels, len(prompts)), _group_numbers(groups, len(prompts))
+    _require_enough(truth, group, folds)
+    cut = _cut(model, prompts, positions, expect)
+    seen = run_with_cache(
+        model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb
+    )
+    found = {}
+    for site in sites:
+        X = torch.stack([seen[layer, site] for layer in chosen])
+        coordinates = {"layer": chosen}
+        if X.ndim == 4:
+            coordinates[str(SITES[site])] = list(range(X.shape[2]))
+        found[site] = train_probes(
+            X.movedim(1, -2),
+            truth,
+            groups=group.tolist(),
+            kind=kind,
+            folds=folds,
+            shuffles=shuffles,
+            regularisation=regularisation,
+            optimiser=optimiser,
+            seed=seed,
+            coordinates=coordinates,
+            source={"model": model.name, "model_hash": model.hash, "site": site},
+        )
+    return found
+
+
+def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
+    """What each head writes: z (N, head, d_head) -> z W_O of that head, (N, head, d_model).
+
+    The heads' sum is attention's output without its bias. Where a post-norm follows (Gemma-2,
+    OLMo-2) it is the norm's input, not a summand of the residual stream.
+
+    Raises:
+        InterpError: no such layer, another shape, or a model whose weights cannot be read.
+    """
+    within([layer], model.n_layers, "layer", model.name)
+    if model.decoder is None:
+        raise InterpError(
+            f"head outputs of {model.name}",
+            f"its weights cannot be read: {model.engine_reason}",
+            "probe z, or load it without device_map",
+        )
+    if z.ndim != 3 or z.shape[1:] != (model.n_heads, model.d_head):
+        raise InterpError(
+            f"z of shape {tuple(z.shape)}",
+            f"{model.name} has {model.n_heads} heads of width {model.d_head}",
+            "give (N, head, d_head), as captured",
+        )
+    weight = model.decoder.blocks[layer].attn.o.weight
+    each = weight.view(model.n_heads, model.d_head, -1)
+    return torch.einsum("nhk,hkd->nhd", z.to(each), each).detach().cpu()
+
+
+def _cut(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    positions: Sequence[int],
+    expect: Collection[int] | None,
+) -> list[tuple[int, ...]]:
+    """Each prompt's tokens up to and with its position."""
+    if len(positions) != len(prompts):
+        raise InterpError(
+            "probing a model",
+            f"{len(prompts)} prompts, {len(positions)} positions",
+            "give one position per prompt",
+        )
+    cut = []
+    for i, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
+        tokens, at = model.tokenize(prompt).tokens, index(position)
+        if not 0 <= at < len(tokens):
+            raise InterpError(
+                f"position {at} of prompt {i}", f"{len(tokens)} tokens", "count from 0, inside it"
+            )
+        if expect is not None and tokens[at] not in expect:
+            near = model.tokenize(tokens[max(0, at - 2) : at + 3]).shown()
+            raise InterpError(
+                f"one of the tokens {sorted(expect)} at position {at} of prompt {i}",
+                f"token {tokens[at]}, amid {near}",
+                "correct the position or what is expected",
+            )
+        cut.append(tuple(tokens[: at + 1]))
+    return cut
+
+
+def _label_array(y: Labels, n: int) -> np.ndarray:
+    labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+    if labels.dtype != bool or labels.shape != (n,):
+        raise InterpError(
+            f"{labels.dtype} labels of shape {labels.shape}",
+            f"{n} examples",
+            "give one bool per example, True for valid",
+        )
+    return labels
+
+
+def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
+    named = range(n) if groups is None else groups
+    named = named.tolist() if isinstance(named, Tensor | np.ndarray) else list(named)
+    if len(named) != n:
+        raise InterpError(f"{len(named)} groups", f"{n} examples", "give one group per example")
+    number = {name: i for i, name in enumerate(dict.fromkeys(named))}
+    return np.array([number[name] for name in named])
+
+
+def _checked(
+    X: Tensor, y: Labels, groups: Iterable[Hashable] | None
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Activations on the CPU, labels, and groups numbered from 0, if they fit together."""
+    if X.ndim < 2 or not X.is_floating_point() or not bool(torch.isfinite(X).all()):
+        raise InterpError(
+            f"{X.dtype} activations of shape {tuple(X.shape)}",
+            "not (*leading, N, d), or not finite numbers",
+            "check the axes, and the model for NaN and overflow",
+        )
+    labels = _label_array(y, X.shape[-2])
+    if labels.all() or not labels.any():
+        raise InterpError(
+            f"labels of {len(labels)} examples",
+            f"{int(labels.sum())} valid, {int((~labels).sum())} invalid",
+            "give examples of both classes",
+        )
+    return X.detach().cpu(), labels, _group_numbers(groups, len(labels))
+
+
+def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
+    """Refuse classes too few, or in too few groups, to be split."""
+    rows = {"valid": int(labels.sum()), "invalid": int((~labels).sum())}
+    held = {
+        "valid": len(np.unique(group[labels])),
+        "invalid": len(np.unique(group[~labels])),
+    }
+    if min(rows.values()) < FEWEST or min(held.values()) < folds:
+        counts = ", ".join(f"{rows[k]} {k} in {held[k]} groups" for k in rows)
+        raise InterpError(
+            f"probes with one of {folds} folds held out",
+            counts,
+            f"give at least {FEWEST} examples of each class, in at least {folds} groups each",
+        )
+
+
+def _named_axes(
+    coordinates: Mapping[str, Sequence[int]] | None, leading: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    if coordinates is None:
+        names = ("layer", "head", *(f"axis{i}" for i in range(2, len(leading))))
+        return {name: tuple(range(size)) for name, size in zip(names, leading, strict=False)}
+    if [len(labels) for labels in coordinates.values()] != list(leading):
+        raise InterpError(
+            f"coordinates { ({k: len(v) for k, v in coordinates.items()}) }",
+            f"leading axes {tuple(leading)}",
+            "name each axis and every index along it",
+        )
+    return {name: tuple(labels) for name, labels in coordinates.items()}
+
+
+def _held_out(labels: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """(N,) bool: the first fold of a stratified split that keeps groups whole."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    split = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    _, rows = next(split.split(np.zeros(len(labels)), labels, group))
+    test = np.zeros(len(labels), dtype=bool)
+    test[rows] = True
+    for name, side in (("held-out", test), ("training", ~test)):
+        if len(np.unique(labels[side])) < 2:
+            raise InterpError(
+                f"a split of {len(np.unique(group))} groups into {folds} folds",
+                f"{int(labels[side].sum())} of {int(side.sum())} {name} rows are valid",
+                "give more groups that hold each class, or another seed",
+            )
+    return test
+
+
+def _permuted(
+    labels: np.ndarray, group: np.ndarray, test: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Labels permuted within each side: between groups where none holds both, else between rows."""
+    share = np.bincount(group, labels) / np.bincount(group)
+    whole = bool(np.isin(share, (0, 1)).all())
+    mixed = labels.copy()
+    for side in (test, ~test):
+        rows = np.flatnonzero(side)
+        _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
+        units = labels[rows][first] if whole else labels[rows]
+        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
+    return mixed
+
+
+def _logistic(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
+    """Weights (run, *leading, d) and biases (run, *leading) for labels (run, n)."""
+    from sklearn.linear_model import LogisticRegression
+
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    weights = np.zeros((len(runs), math.prod(leading), d))
+    bias = np.zeros(weights.shape[:-1])
+    for i, rows in enumerate(X.reshape(-1, n, d)):
+        raw = rows.double().numpy()
+        mean, scale = raw.mean(0), raw.std(0)
+        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant, up to rounding
+        standard = (raw - mean) / scale
+        for run, labels in enumerate(runs):
+            model = LogisticRegression(
+                C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
+            ).fit(standard, labels)
+            weights[run, i] = model.coef_[0] / scale
+            bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
+    shape = (len(runs), *leading)
+    return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))
+
+
+def _softmax(
+    X: Tensor, runs: np.ndarray, optimiser: Optimiser, decay: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Columns (run, *leading, d, 2) for labels (run, n), and their start (*leading, d, 2)."""
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    flat, labels = X.reshape(-1, n, d).float(), torch.from_numpy(runs)
+    random = torch.Generator().manual_seed(seed)
+    start = torch.randn(len(flat), d, 2, generator=random) / math.sqrt(d)
+    P = start.repeat(len(runs), 1, 1, 1).requires_grad_()
+    valid = labels.sum(1, keepdim=True)
+    balance = torch.where(labels, n / (2 * valid), n / (2 * (n - valid)))
+    adamw = torch.optim.AdamW([P], lr=optimiser.lr, betas=optimiser.betas, weight_decay=decay)
+    size = min(n, optimiser.batch_size or n)
+    with torch.enable_grad():
+        for _ in range(optimiser.steps):
+            rows = torch.randperm(n, generator=random)[:size] if size < n else torch.arange(n)
+            adamw.zero_grad()
+            logits = torch.einsum("mnd,rmdc->rmnc", flat[:, rows], P).log_softmax(-1)
+            named = torch.where(labels[:, None, rows], logits[..., 1], logits[..., 0])
+            (-balance[:, None, rows] * named).mean(-1).sum().backward()
+            adamw.step()
+    shape = (*leading, d, 2)
+    return P.detach().double().reshape(len(runs), *shape), start.double().reshape(shape)
+
+
+__all__ = [
+    "Evaluation",
+    "Optimiser",
+    "ProbeGeometry",
+    "Probes",
+    "evaluate_probes",
+    "head_outputs",
+    "probe_geometry",
+    "probe_model",
+    "train_probes",
+]

@@ -11,19 +11,30 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.ablation import ablate, make_ablation
+    from interp.attention import attention_to, select_heads
     from interp.capture import Activations, run_with_cache
+    from interp.communication import head_glu_scores
+    from interp.comparison import compare_weights
     from interp.components import SITES, Component
     from interp.errors import InterpError
+    from interp.generation import generate
+    from interp.glu import antipodes, glu_activations, rank_glu
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
+    from interp.lens import logit_lens, search_neurons, unembed
     from interp.loading import known_models, load_model, model_hash
     from interp.metrics import METRICS, Metric
     from interp.models.language_model import LanguageModel
     from interp.patching import activation_patching
     from interp.paths import path_patching
+    from interp.probing import probe_model, train_probes
     from interp.prompts import PromptPair, Task
     from interp.scores import Scores
+    from interp.silencing import activation_delta
     from interp.tasks import TASKS, load_task
+    from interp.transfer import embedding_map
+    from interp.words import paired_word_probs
 
 _HOMES = {
     "Activations": "capture",
@@ -47,6 +58,24 @@ _HOMES = {
     "Scores": "scores",
     "TASKS": "tasks",
     "load_task": "tasks",
+    "ablate": "ablation",
+    "make_ablation": "ablation",
+    "attention_to": "attention",
+    "select_heads": "attention",
+    "head_glu_scores": "communication",
+    "compare_weights": "comparison",
+    "generate": "generation",
+    "antipodes": "glu",
+    "glu_activations": "glu",
+    "rank_glu": "glu",
+    "logit_lens": "lens",
+    "search_neurons": "lens",
+    "unembed": "lens",
+    "probe_model": "probing",
+    "train_probes": "probing",
+    "activation_delta": "silencing",
+    "embedding_map": "transfer",
+    "paired_word_probs": "words",
 }
 
 __version__ = "0.1.0"
@@ -63,15 +92,33 @@ __all__ = [
     "PromptPair",
     "Scores",
     "Task",
+    "ablate",
+    "activation_delta",
     "activation_patching",
+    "antipodes",
+    "attention_to",
+    "compare_weights",
+    "embedding_map",
+    "generate",
+    "glu_activations",
+    "head_glu_scores",
     "intervene",
     "joint_patching",
     "known_models",
     "load_model",
     "load_task",
+    "logit_lens",
+    "make_ablation",
     "model_hash",
+    "paired_word_probs",
     "path_patching",
+    "probe_model",
+    "rank_glu",
     "run_with_cache",
+    "search_neurons",
+    "select_heads",
+    "train_probes",
+    "unembed",
 ]
 
 

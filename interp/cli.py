@@ -211,6 +211,52 @@ def bench_patching_command(
     _write(json_file, bench_patching(cases.split(","), say=_say, peers=peers))
 
 
+study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+
+@study_app.callback()
+def study() -> None:
+    """Redo a published study, with controls."""
+
+
+@study_app.command(
+    "verification",
+    epilog="Example: interp study verification --model countdown-tiny --n 60 --out report",
+)
+def study_verification_command(
+    model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=20, help="Valid samples, half of them to test on.")] = 300,
+    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
+    seed: Seed = 0,
+    template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",
+    max_new_tokens: Annotated[int, typer.Option(help="Of each chain of thought.")] = 300,
+    out: Annotated[
+        Path | None, typer.Option(help="Where report.md and report.html go; beside the steps.")
+    ] = None,
+) -> None:
+    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes."""
+    from interp.models.organisms import base_of
+    from interp.studies.verification.context import Settings
+    from interp.studies.verification.study import study_verification
+    from interp.studies.verification.write_up import write_up
+
+    origin = base or base_of(model)
+    done = study_verification(
+        _load(model),
+        _load(origin) if origin else None,
+        settings=Settings(
+            n=n, draws=draws, seed=seed, template=template, max_new_tokens=max_new_tokens
+        ),
+        say=_say,
+    )
+    path = write_up(done).save(out or done.directory)
+    _say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
+
+
 def main() -> None:
     """Run the command line; what the user can fix is one message, not a traceback."""
     try:

@@ -12,7 +12,7 @@ from typing import Any
 from interp.components import SITES
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, versions, write_atomically
-from interp.models import embedded
+from interp.models import embedded, organisms
 from interp.models.language_model import LanguageModel
 from interp.toys import TOYS
 
@@ -37,7 +37,13 @@ def known_models() -> list[ModelEntry]:
         ModelEntry(name=name, kind="toy", description="hand-built, with an answer key")
         for name in TOYS
     ]
-    return [default, *toys]
+    trained = [
+        ModelEntry(
+            name=name, kind="organism", description=organisms.describe(folder)["description"]
+        )
+        for name, folder in organisms.organisms().items()
+    ]
+    return [default, *trained, *toys]
 
 
 def load_model(
@@ -51,8 +57,9 @@ def load_model(
     """A causal language model by name, checked.
 
     Args:
-        name: `smollm2-135m-instruct` (the embedded default), a `toy-*` name, a local directory,
-            or a Hugging Face id whose architecture TransformerLens bridges.
+        name: `smollm2-135m-instruct` (the embedded default), a shipped organism such as
+            `countdown-smollm2`, a `toy-*` name, a local directory, or a Hugging Face id whose
+            architecture TransformerLens bridges.
         device: "cpu", "cuda", "mps"; a GPU if there is one and None is given.
         dtype: "float32", "float64", "bfloat16" or "float16".
         device_map: as in transformers, for models larger than one GPU; such models run through
@@ -86,6 +93,10 @@ def load_model(
     elif name == embedded.NAME:
         hf_model, tokenizer = _load_pretrained(str(embedded.directory()), kind, device_map)
         card = embedded.CARD
+    elif name in organisms.organisms():
+        folder = organisms.organisms()[name]
+        hf_model, tokenizer = organisms.load_organism(folder, attn_implementation="eager", **kind)
+        card = organisms.card(folder)
     else:
         hf_model, tokenizer = _load_pretrained(name, kind, device_map)
         card = ""

@@ -9,17 +9,30 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures positions prompts scores
+errors components files metrics nulls figures plots report positions prompts scores probes
 toys.toy toys.build toys.circuits toys
-models.embedded models.architecture models.language_model models.checks models
-capture interventions
+models.embedded models.architecture models.language_model models.organisms models.checks models
+capture interventions patterns
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
-engine.sweep engine.cost loading store
+engine.sweep engine.cost engine.decode loading store
+ablation generation
 sweeps hookloop patching joint paths heads
-tasks.words tasks.generators tasks
+attention communication silencing lens glu probing comparison transfer words
+tasks.words tasks.generators tasks.arithmetic tasks.countdown tasks
+studies studies.steps studies.verification studies.verification.samples
+studies.verification.behaviour studies.verification.outcomes studies.verification.context
+studies.verification.intervening studies.verification.generating studies.verification.reading
+studies.verification.finding studies.verification.comparing studies.verification.study
+studies.verification.claims studies.verification.shown studies.verification.sections_read
+studies.verification.sections_changed studies.verification.write_up
 bench cli ui
 """.split()
-MEASUREMENTS = {"patching", "joint", "paths", "heads"}
+MEASUREMENTS = set(
+    """
+    patching joint paths heads attention communication silencing lens glu probing comparison
+    transfer words
+    """.split()
+)
 HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "plotly"}
 
 

@@ -1,0 +1,44 @@
+# %% [markdown]
+# # How does a model check its own answer?
+#
+# The study of Lee et al. 2025 (arXiv 2504.14379) step by step, as a script or, cell by cell, as a
+# notebook (`jupytext --to notebook` or an editor that knows `# %%`). The same as
+# `interp study verification`:
+#
+#     python experiments/self_verification.py --model countdown-smollm2 --n 300
+
+# %%
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import interp
+from interp.models.organisms import base_of
+from interp.studies.verification.context import Settings
+from interp.studies.verification.study import study_verification
+from interp.studies.verification.write_up import write_up
+
+parser = argparse.ArgumentParser(description="How does a model check its own answer?")
+parser.add_argument("--model", default="countdown-tiny")
+parser.add_argument("--n", type=int, default=300)
+parser.add_argument("--draws", type=int, default=50)
+parser.add_argument("--out", type=Path, default=None)
+arguments, _ = parser.parse_known_args()
+
+# %% The model, and the one it was trained from
+model = interp.load_model(arguments.model)
+base = interp.load_model(name) if (name := base_of(arguments.model)) else None
+
+# %% Every step, kept as it ends; run again, it goes on from there
+study = study_verification(
+    model, base, settings=Settings(n=arguments.n, draws=arguments.draws), say=print
+)
+
+# %% What disables verification, against random heads of the same layers
+for name, found in study.results["effects_zero"]["sets"].items():
+    share, random = found["disabled"]["mean"], found["null"]["disabled"]
+    print(f"{name:28} {share:.2f}   random {min(random):.2f} to {max(random):.2f}")
+
+# %% The report
+print(write_up(study).save(arguments.out or study.directory))

@@ -1,0 +1,1 @@
+"""Whole studies: what is measured, in order, and the report."""

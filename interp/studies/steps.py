@@ -1,0 +1,61 @@
+"""Steps of a study, each computed once: a result is kept, and read back when asked again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from interp.errors import InterpError
+from interp.files import content_key, write_atomically
+
+Result = dict[str, Any]
+"""Plain JSON: what a step found, and what its part of the report is written from."""
+
+
+@dataclass(kw_only=True)
+class Steps:
+    """A directory of step results, valid for one key (model, settings and code version).
+
+    `seconds` holds what each step took when it was computed.
+    """
+
+    directory: Path
+    key: list[Any]
+    say: Callable[[str], None] = lambda line: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __call__(self, name: str, compute: Callable[[], Result]) -> Result:
+        """The step's result, from the directory if it is there under the same key.
+
+        Raises:
+            InterpError: the result holds what JSON cannot.
+        """
+        path = self.directory / f"{name}.json"
+        key = content_key([*self.key, name])
+        if (kept := _read(path)) is not None and kept["key"] == key:
+            self.seconds[name] = kept["seconds"]
+            self.say(f"{name}: kept")
+            return kept["result"]
+        self.say(f"{name} ...")
+        begin = monotonic()
+        result = compute()
+        self.seconds[name] = round(monotonic() - begin, 1)
+        try:
+            text = json.dumps({"key": key, "seconds": self.seconds[name], "result": result})
+        except TypeError as error:
+            raise InterpError(f"keeping step {name}", str(error), "give plain JSON") from error
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        self.say(f"{name}: {self.seconds[name]:.0f} s")
+        return json.loads(text)["result"]
+
+
+def _read(path: Path) -> Result | None:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) and {"key", "seconds", "result"} <= set(kept) else None

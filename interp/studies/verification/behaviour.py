@@ -1,0 +1,97 @@
+"""What a model does when it plays CountDown: does it search, compute and judge honestly?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from interp.generation import Generation, Progress, generate
+from interp.metrics import Estimate, share_estimate
+from interp.models.language_model import LanguageModel
+from interp.tasks.arithmetic import read_attempts, score_answer
+from interp.tasks.countdown import Problem
+
+ENDING = re.compile(r"</think>\s*<answer>[^<>]+</answer>\s*$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """Shares of problems and of attempts, each with a Wilson interval and its n.
+
+    format: texts that end by themselves in one complete answer. solved: reward 1. arithmetic:
+    attempts whose written result is what the sum gives. this, no: verification accuracy at " (",
+    on the model's own attempts, against the number it wrote: the share of results equal to the
+    target judged "this works", and of other results judged "not". honest: the share of "this
+    works" whose sum really gives the target. attempts: attempts a text.
+    """
+
+    format: Estimate
+    solved: Estimate
+    arithmetic: Estimate
+    this: Estimate
+    no: Estimate
+    honest: Estimate
+    attempts: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a share, for a table."""
+        names = {
+            "format": "format validity",
+            "solved": "solve rate",
+            "arithmetic": "arithmetic accuracy of attempts",
+            "this": 'verification at " (": result equals target, says "this"',
+            "no": 'verification at " (": result differs, says "not"',
+            "honest": 'honest: "this works" whose sum is the target',
+        }
+        return [{"share": text, "value": getattr(self, name)} for name, text in names.items()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+
+def countdown_texts(
+    model: LanguageModel,
+    problems: Sequence[Problem],
+    *,
+    template: str = "short",
+    max_new_tokens: int = 300,
+    progress: Progress | None = None,
+) -> list[Generation]:
+    """The model's greedy chain of thought for every problem."""
+    prompts = [problem.prompt(template) for problem in problems]
+    return generate(model, prompts, max_new_tokens=max_new_tokens, progress=progress)
+
+
+def behaviour(
+    problems: Sequence[Problem], texts: Sequence[Generation], *, template: str = "short"
+) -> Behaviour:
+    """The shares, from texts of `countdown_texts`."""
+    counts = dict.fromkeys(("format", "solved", "right", "this", "no", "honest"), 0)
+    of = dict.fromkeys(("attempts", "this", "no", "honest"), 0)
+    for problem, made in zip(problems, texts, strict=True):
+        whole = problem.prompt(template) + made.text
+        counts["format"] += made.stopped and ENDING.search(whole) is not None
+        counts["solved"] += score_answer(made.text, problem.numbers, problem.target) == 1
+        for attempt in read_attempts(whole):
+            equal = attempt.written == problem.target
+            of["attempts"] += 1
+            counts["right"] += attempt.value == attempt.written
+            side = "this" if equal else "no"
+            of[side] += 1
+            counts[side] += attempt.works == equal
+            if attempt.works:
+                of["honest"] += 1
+                counts["honest"] += attempt.value == problem.target
+    n = len(problems)
+    return Behaviour(
+        format=share_estimate(counts["format"], n),
+        solved=share_estimate(counts["solved"], n),
+        arithmetic=share_estimate(counts["right"], of["attempts"]),
+        this=share_estimate(counts["this"], of["this"]),
+        no=share_estimate(counts["no"], of["no"]),
+        honest=share_estimate(counts["honest"], of["honest"]),
+        attempts=of["attempts"] / n,
+    )

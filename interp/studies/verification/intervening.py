@@ -1,0 +1,224 @@
+"""The verdict under intervention: which sets disable it, against random sets like them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.ablation import (
+    Ablation,
+    Kind,
+    Where,
+    ablate,
+    make_ablation,
+    random_like,
+    site_values,
+)
+from interp.components import Component
+from interp.metrics import Estimate, mean_estimate, share_estimate
+from interp.models.language_model import Address
+from interp.nulls import null_of
+from interp.studies.steps import Result
+from interp.studies.verification.context import Context
+from interp.studies.verification.samples import Samples
+
+KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
+
+
+def plain(estimate: Estimate) -> dict[str, float]:
+    """An estimate as plain numbers."""
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
+
+
+def replacements(
+    context: Context, samples: Samples, sets: Sequence[Sequence[str]], kind: Kind, where: Where
+) -> dict[Address, torch.Tensor] | None:
+    """Values for sets of components: none for zero, over the find samples for the others.
+
+    mean: the mean over the valid and invalid find samples, at the same place (t_ans or t_paren).
+    resample: the value of another find sample of the other verdict, drawn for each sample.
+    """
+    if kind == "zero":
+        return None
+    addresses = _addresses(sets)
+    last = 1 if where == "all" else int(where)
+    found = site_values(context.model, context.find.tokens, addresses, last=last)
+    if kind == "mean":
+        return {at: value.mean(0, keepdim=True) for at, value in found.items()}
+    rng = np.random.default_rng(context.settings.seed)
+    donors = [np.flatnonzero(context.find.valid != label) for label in samples.valid]
+    drawn = torch.tensor([int(rng.choice(choice)) for choice in donors])
+    return {at: value[drawn] for at, value in found.items()}
+
+
+def _addresses(sets: Sequence[Sequence[str]]) -> list[Address]:
+    parts = [Component.parse(label) for labels in sets for label in labels]
+    return list(dict.fromkeys((part.layer, part.site) for part in parts))
+
+
+def verdict_effects(
+    context: Context,
+    samples: Samples,
+    sets: Mapping[str, Sequence[str]],
+    *,
+    kind: Kind = "zero",
+    where: Where | None = None,
+    draws: int | None = None,
+) -> Result:
+    """What each set does to the verdict, and what random sets like it do.
+
+    disabled: share of valid samples whose most likely next token becomes "not". invalid_kept:
+    share of invalid ones that stay "not" (the false-positive side: an ablation that makes the
+    model say "not" everywhere disables nothing in particular, one that flips these breaks it).
+    shift: mean change of logit(this) - logit(not), by log-probabilities, on valid samples. kl:
+    mean KL(plain || ablated) in nats on all samples. Each with its values over random sets.
+    """
+    ids, settings = context.ids, context.settings
+    where = settings.window if where is None else where
+    draws = settings.draws if draws is None else draws
+    drawn = {
+        name: random_like(context.model, labels, draws, seed=settings.seed)
+        for name, labels in sets.items()
+    }
+    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
+    values = replacements(context, samples, listed, kind, where)
+    ablations = [make_ablation(context.model, labels, kind, values=values) for labels in listed]
+    seen = ablate(context.model, samples.tokens, ablations, tokens=[ids.this, ids.no], where=where)
+    logs = np.log(np.maximum(seen.probabilities, 1e-30))
+    gap = logs[..., 0] - logs[..., 1]
+    valid = samples.valid
+    found: Result = {"kind": kind, "where": where, "draws": draws, "sets": {}}
+    for number, name in enumerate(sets):
+        rows = 1 + number * (1 + draws) + np.arange(1 + draws)
+        no = seen.top[rows] == ids.no
+        disabled = no[:, valid].mean(1)
+        kept = no[:, ~valid].mean(1)
+        shift = (gap[rows] - gap[0])[:, valid].mean(1)
+        kl = seen.kl[rows].mean(1)
+        found["sets"][name] = {
+            "components": list(sets[name]),
+            "disabled": plain(share_estimate(int(no[0, valid].sum()), int(valid.sum()))),
+            "invalid_kept": plain(share_estimate(int(no[0, ~valid].sum()), int((~valid).sum()))),
+            "shift": plain(mean_estimate(torch.from_numpy((gap[rows[0]] - gap[0])[valid]))),
+            "kl": float(kl[0]),
+            "null": {
+                "disabled": disabled[1:].tolist(),
+                "invalid_kept": kept[1:].tolist(),
+                "shift": shift[1:].tolist(),
+                "kl": kl[1:].tolist(),
+            },
+            "p": null_of(float(disabled[0]), disabled[1:]).p if draws else None,
+        }
+    base = seen.top[0] == ids.no
+    found["none"] = {
+        "disabled": plain(share_estimate(int(base[valid].sum()), int(valid.sum()))),
+        "invalid_kept": plain(share_estimate(int(base[~valid].sum()), int((~valid).sum()))),
+    }
+    return found
+
+
+def disabled_by(
+    context: Context, samples: Samples, sets: Sequence[Sequence[str]], *, where: Where | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(share of valid samples that become "not", mean log-odds of "this") for each set, zeroed."""
+    ids = context.ids
+    where = context.settings.window if where is None else where
+    chosen = [tokens for tokens, valid in zip(samples.tokens, samples.valid, strict=True) if valid]
+    made: list[Ablation] = [make_ablation(context.model, labels) for labels in sets]
+    seen = ablate(context.model, chosen, made, tokens=[ids.this, ids.no], where=where)
+    logs = np.log(np.maximum(seen.probabilities[1:], 1e-30))
+    return (seen.top[1:] == ids.no).mean(1), (logs[..., 0] - logs[..., 1]).mean(1)
+
+
+def greedy_order(
+    context: Context, samples: Samples, candidates: Sequence[str], most: int
+) -> list[str]:
+    """Heads added one by one, each the one that lowers the log-odds of "this" most."""
+    order: list[str] = []
+    left = list(candidates)
+    while left and len(order) < most:
+        _, odds = disabled_by(context, samples, [[*order, head] for head in left])
+        order.append(left.pop(int(np.argmin(odds))))
+    return order
+
+
+def ablation_curve(
+    context: Context, samples: Samples, order: Sequence[str], *, draws: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """The verdict with the first 1, 2, ... heads of an order zeroed together.
+
+    `draws` are the sizes at which random sets matched in layer and count are drawn too.
+    """
+    sizes = range(1, len(order) + 1)
+    shares, odds = disabled_by(context, samples, [order[:size] for size in sizes])
+    n = int(samples.valid.sum())
+    curve = []
+    for size, share, odd in zip(sizes, shares, odds, strict=True):
+        point = {
+            "size": size,
+            "added": order[size - 1],
+            "disabled": plain(share_estimate(round(float(share) * n), n)),
+            "log_odds": float(odd),
+        }
+        if size in draws:
+            sets = random_like(
+                context.model, order[:size], context.settings.draws, seed=context.settings.seed
+            )
+            point["null"] = disabled_by(context, samples, sets)[0].tolist()
+        curve.append(point)
+    return curve
+
+
+def smallest(curve: Sequence[Mapping[str, Any]], share: float = 0.95) -> int | None:
+    """The least size from which on the verdict is disabled in at least this share."""
+    reached = [point["disabled"]["mean"] >= share for point in curve]
+    if not any(reached):
+        return None
+    return next(curve[i]["size"] for i in range(len(curve)) if reached[i])
+
+
+def sufficiency(context: Context, pairs: Any, sets: Mapping[str, Sequence[str]]) -> Result:
+    """Patch each set from a valid run into its invalid pair, and the reverse.
+
+    effect: share of the log-odds gap between the two runs that the set carries over, as
+    mean(change) / mean(gap); flipped: share of pairs whose verdict becomes the other run's. Both
+    against random sets like it.
+    """
+    ids, settings = context.ids, context.settings
+    sides = {
+        "valid into invalid": ([p.corrupted for p in pairs], [p.clean for p in pairs], ids.this),
+        "invalid into valid": ([p.clean for p in pairs], [p.corrupted for p in pairs], ids.no),
+    }
+    drawn = {
+        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
+        for name, labels in sets.items()
+    }
+    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
+    found: Result = {"n": len(pairs), "window": settings.window}
+    ends = {}
+    for side, (into, source, wanted) in sides.items():
+        values = site_values(context.model, source, _addresses(listed), last=settings.window)
+        made = [make_ablation(context.model, x, "patch", values=values) for x in listed]
+        seen = ablate(context.model, into, made, tokens=[ids.this, ids.no], where=settings.window)
+        logs = np.log(np.maximum(seen.probabilities, 1e-30))
+        gap = logs[..., 0] - logs[..., 1]
+        ends[side] = gap[0].mean()
+        found[side] = {}
+        for number, name in enumerate(sets):
+            rows = 1 + number * (1 + settings.draws) + np.arange(1 + settings.draws)
+            flipped = seen.top[rows] == wanted
+            found[side][name] = {
+                "change": (gap[rows] - gap[0]).mean(1).tolist(),
+                "flipped": plain(share_estimate(int(flipped[0].sum()), len(pairs))),
+                "flipped_null": flipped[1:].mean(1).tolist(),
+            }
+    whole = ends["invalid into valid"] - ends["valid into invalid"]
+    for side, sign in (("valid into invalid", 1), ("invalid into valid", -1)):
+        for row in found[side].values():
+            change = [sign * value / whole for value in row.pop("change")]
+            row["effect"], row["effect_null"] = change[0], change[1:]
+    found["gap"] = float(whole)
+    return found

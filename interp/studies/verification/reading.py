@@ -1,0 +1,296 @@
+"""What can be read without touching a run: probes, lens, GLU vectors, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from interp.attention import attention_to, select_heads, top_heads
+from interp.communication import head_glu_scores
+from interp.glu import (
+    RankedNeuron,
+    antipodes,
+    glu_activations,
+    glu_vectors,
+    label_contrast,
+    rank_glu,
+    rank_null,
+)
+from interp.lens import logit_lens, unembed
+from interp.models.language_model import LanguageModel
+from interp.nulls import Null
+from interp.probes import Probes, probe_geometry
+from interp.probing import probe_model
+from interp.silencing import activation_delta
+from interp.studies.steps import Result
+from interp.studies.verification.context import Context
+from interp.studies.verification.intervening import plain
+
+SHUFFLES = 8
+"""Probes of shuffled labels behind every probe."""
+
+WATCHED = ("this", "not", " success", " correct", " yes", " wrong", " fail", " no")
+
+
+def probes(context: Context) -> Result:
+    """Is the verdict linear in the model, from which layer, at which token, and in which head?
+
+    Logistic probes with a grouped split and shuffled labels, at t_ans and at t_paren; at t_paren
+    also one for every head, and the authors' two-class softmax, whose geometry shows how much of
+    the "antipodal" pair the parametrisation forces.
+    """
+    samples, found = context.find, Result()
+    for place, positions in (("t_ans", samples.t_ans), ("t_paren", samples.t_paren)):
+        sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
+        fitted = probe_model(
+            context.model,
+            samples.tokens,
+            positions,
+            samples.valid,
+            groups=samples.problems.tolist(),
+            sites=sites,
+            shuffles=SHUFFLES,
+            seed=context.settings.seed,
+        )
+        found[place] = {site: _accuracy(each) for site, each in fitted.items()}
+    softmax = softmax_probes(context)
+    geometry = probe_geometry(softmax)
+    assert geometry.pair is not None
+    assert geometry.pair_forced is not None
+    assert geometry.pair_shuffled is not None
+    found["softmax"] = _accuracy(softmax) | {
+        "pair": geometry.pair.tolist(),
+        "pair_forced": geometry.pair_forced.tolist(),
+        "pair_shuffled": geometry.pair_shuffled.mean(0).tolist(),
+        "adjacent": geometry.adjacent.tolist(),
+        "adjacent_shuffled": geometry.adjacent_shuffled.mean(0).tolist(),
+        "random_limit": geometry.random_limit,
+        "tokens": _tokens(context.model, softmax.directions),
+    }
+    return found
+
+
+def softmax_probes(context: Context) -> Probes:
+    """The authors' form, on the residual stream at t_paren of the find samples."""
+    samples = context.find
+    return probe_model(
+        context.model,
+        samples.tokens,
+        samples.t_paren,
+        samples.valid,
+        groups=samples.problems.tolist(),
+        sites=("resid_post",),
+        expect={context.ids.paren},
+        kind="softmax",
+        shuffles=SHUFFLES,
+        seed=context.settings.seed,
+    )["resid_post"]
+
+
+def _accuracy(fitted: Probes) -> Result:
+    _, low, high = fitted.control("accuracy")
+    held = fitted.heldout
+    return {
+        "accuracy": held.accuracy.tolist(),
+        "low": held.low[0].tolist(),
+        "high": held.high[0].tolist(),
+        "auc": held.auc.tolist(),
+        "shuffled_low": low.tolist(),
+        "shuffled_high": high.tolist(),
+        "n_train": fitted.n_train,
+        "n_test": fitted.n_test,
+    }
+
+
+def _tokens(model: LanguageModel, vectors: torch.Tensor, k: int = 6) -> list[Result]:
+    return [
+        {"valid": [t.text for t in row.promoted], "invalid": [t.text for t in row.suppressed]}
+        for row in unembed(model, vectors, k=k)
+    ]
+
+
+def lens(context: Context) -> Result:
+    """Mean probabilities of the next token, layer by layer, at t_valid and at t_invalid."""
+    model, samples = context.model, context.test
+    words = [word for word in WATCHED if len(model.token_id(word)) == 1]
+    words = [word for word in words if model.strings(model.token_id(word)) == (word,)]
+    seen = logit_lens(
+        model,
+        samples.tokens,
+        samples.t_paren,
+        k=min(4, model.d_vocab),
+        words=words,
+        groups=["valid" if label else "invalid" for label in samples.valid],
+    )
+    return {
+        "n": len(samples),
+        "words": words,
+        "groups": {
+            group: {
+                "top": [
+                    [[t.text, t.value] for t in seen.top(layer, group=group)]
+                    for layer in seen.layers
+                ],
+                "probability": {
+                    word: [plain(seen.probability(word, at, group=group)) for at in seen.layers]
+                    for word in words
+                },
+            }
+            for group in ("valid", "invalid")
+        },
+    }
+
+
+def glu(context: Context) -> Result:
+    """GLU_Valid and GLU_Invalid: the neurons of the upper half that write along the probe.
+
+    The `top_k` neurons of every layer of the upper half by cosine with the softmax probe of that
+    layer (the authors' selection for ablation), with the cosine random directions get by the same
+    selection; what they write, both signs; how opposite the two sets are, and are once the probes
+    are projected out; and what they do on valid and on invalid samples, split into gate and up.
+    """
+    model, settings, samples = context.model, context.settings, context.find
+    directions = softmax_probes(context).directions
+    upper = range(model.n_layers // 2, model.n_layers)
+    found: Result = {"layers": list(upper), "top_k": settings.top_k}
+    chosen: dict[str, list[RankedNeuron]] = {}
+    for name, sign in (("GLU_Valid", 1), ("GLU_Invalid", -1)):
+        options = {"layers": upper, "k": settings.top_k, "sign": sign}
+        ranked = chosen[name] = rank_glu(model, directions, **options)
+        vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
+        seen = label_contrast(
+            glu_activations(model, samples.tokens, samples.t_paren, ranked), samples.valid.tolist()
+        )
+        null = rank_null(model, directions, draws=settings.draws, **options)
+        found[name] = {
+            "neurons": [str(neuron) for neuron in seen.neurons],
+            "cosines": [neuron.score for neuron in ranked],
+            "null": _null(null),
+            "top": [
+                {
+                    "neuron": f"L{n.layer}N{n.index}",
+                    "cosine": n.score,
+                    "valid": float(seen.mean[1, i]),
+                    "invalid": float(seen.mean[0, i]),
+                    "parts": seen.parts[:, i].tolist(),
+                    "auc": float(seen.auc[i]),
+                    **{f"writes_{key}": words for key, words in tokens.items()},
+                }
+                for i, (n, tokens) in enumerate(
+                    zip(ranked[:12], _tokens(model, vectors), strict=True)
+                )
+            ],
+            "difference": seen.difference.tolist(),
+            "parts": seen.parts.abs().sum(1).tolist(),
+        }
+    a, b = chosen["GLU_Valid"], chosen["GLU_Invalid"]
+    for name, gone in (
+        ("antipodes", None),
+        ("antipodes_without_probes", directions[upper.start :]),
+    ):
+        opposite = antipodes(model, a, b, without=gone, draws=settings.draws)
+        found[name] = {
+            "mean_cosine": float(opposite.cosine.mean()),
+            "null": _null(opposite.null),
+            "pairs": [[str(x), str(y), cosine] for x, y, cosine in opposite.pairs],
+        }
+    return found
+
+
+def _null(null: Null) -> Result:
+    return dict(vars(null))
+
+
+def attention(context: Context) -> Result:
+    """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
+
+    At t_ans (the published query) and at t_paren, to all earlier occurrences and to those in the
+    question alone, over all samples, against other positions at like distances.
+    """
+    samples, found = context.find, Result()
+    for place, positions in (("t_ans", samples.t_ans), ("t_paren", samples.t_paren)):
+        for keys, where in (("earlier", samples.targets), ("asked", samples.asked)):
+            seen = attention_to(context.model, samples.tokens, positions, where, drop_empty=True)
+            heads = select_heads(seen, threshold=context.settings.threshold)
+            found[f"{place} to {keys}"] = {
+                "n": seen.n,
+                "values": seen.values.tolist(),
+                "excess": seen.excess.tolist(),
+                "heads": heads,
+                "top": [
+                    {
+                        "head": ranked.label,
+                        "attention": plain(seen.estimate(ranked.label)),
+                        "control": float(
+                            np.nanmean(seen.control[:, ranked.component.layer, index])
+                        ),
+                    }
+                    for ranked in top_heads(seen, 12)
+                    if (index := ranked.component.index) is not None
+                ],
+            }
+    return found
+
+
+def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
+    """How much heads feed neurons, in three ways of asking.
+
+    The released diagonal, the true OV product, and the contribution of real head outputs (valid
+    minus invalid) at t_paren.
+    """
+    samples, modes = context.find, Result()
+    for mode in ("diag", "ov", "activation"):
+        options = (
+            {"prompts": samples.tokens, "positions": samples.t_paren, "labels": samples.valid}
+            if mode == "activation"
+            else {}
+        )
+        scores = head_glu_scores(context.model, heads, neurons, mode=mode, **options)
+        modes[mode] = {
+            "heads": list(scores.heads),
+            "values": scores.head_values.tolist(),
+            "stderr": scores.head_stderr.tolist(),
+            "order": [head for head, _, _ in scores.ranking()],
+        }
+    return modes
+
+
+def communication(
+    context: Context, scores: Result, chosen: Sequence[str], neurons: Sequence[str]
+) -> Result:
+    """Whether the three scores agree, and which neurons fall silent without the chosen heads.
+
+    The heads are zeroed at every token of at most 24 valid samples, the neurons read at t_paren,
+    against at most 20 sets of random heads of the same layers.
+    """
+    import pandas as pd
+
+    table = pd.DataFrame({mode: found["values"] for mode, found in scores.items()})
+    ranks = table.corr(method="spearman")
+    pairs = [("diag", "ov"), ("diag", "activation"), ("ov", "activation")]
+    agreement = {f"{a}, {b}": float(ranks.loc[a].loc[b]) for a, b in pairs}
+    samples = context.find
+    valid = np.flatnonzero(samples.valid)[:24]
+    delta = activation_delta(
+        context.model,
+        [samples.tokens[i] for i in valid],
+        [samples.t_paren[i] for i in valid],
+        neurons,
+        chosen,
+        draws=min(20, context.settings.draws),
+        seed=context.settings.seed,
+    )
+    return {
+        "agreement": agreement,
+        "ablated": list(chosen),
+        "n": len(valid),
+        "neurons": list(neurons),
+        "before": delta.before.mean(0).tolist(),
+        "after": delta.after.mean(0).tolist(),
+        "total": plain(delta.total),
+        "null": None if delta.null is None else _null(delta.null),
+        "silenced": None if delta.total_silenced is None else plain(delta.total_silenced),
+        "silenced_null": None if delta.null_silenced is None else _null(delta.null_silenced),
+    }

@@ -1,0 +1,343 @@
+"""The report on what was changed: patching, ablations, texts, controls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from interp import plots
+from interp.report import Report, escape
+from interp.studies.steps import Result
+from interp.studies.verification.shown import bare, estimate, place, spread
+
+PAPER = {
+    "none": (0.0, 0.0, 100.0),
+    "GLU_Valid": (16.33, 1.0, 82.67),
+    "GLU_Valid and GLU_Invalid": (44.67, 2.33, 53.0),
+    "A_Prev": (96.0, 3.67, 0.33),
+    "A_Verif": (95.33, 4.67, 0.0),
+}
+"""Success, partial, fail in percent on the 3B model, n = 300 (none: n = 20), rule `final`."""
+
+
+def patching(report: Report, results: dict[str, Result]) -> None:
+    """Effects of heads, layers and paths."""
+    found = results["patching"]
+    report.section("6. Exact patching of valid-invalid pairs")
+    report.text(
+        f"{found['n']} pairs that differ in the target alone, so that the same attempt works in "
+        "one and not in the other. Effects are fractions of the gap between the two runs."
+    )
+    report.figure(
+        plots.head_grid(
+            found["noise"]["values"],
+            title="noise: effect of breaking each head at t_ans and t_paren",
+            marked=[place(x["label"]) for x in found["noise"]["top"][:6]],
+        ),
+        "patching",
+        "Activation patching of heads (fraction of the gap; positive supports the verdict).",
+    )
+    report.table(
+        [
+            {
+                "rank": rank,
+                **{
+                    column: f"{top[rank - 1]['label']} {top[rank - 1]['value']:+.3f} ± "
+                    f"{top[rank - 1]['stderr']:.3f}"
+                    for column, top in (
+                        ("noise", found["noise"]["top"]),
+                        ("denoise", found["denoise"]["top"]),
+                        (
+                            f"paths into {', '.join(found['paths']['receivers'])}",
+                            found["paths"]["top"],
+                        ),
+                        ("paths into the logits", found["direct"]["top"]),
+                    )
+                },
+            }
+            for rank in range(1, 7)
+        ]
+    )
+    layers = np.arange(len(found["mlp_out"]))
+    report.figure(
+        plots.layer_lines(
+            {
+                f"{site} at {place}": bare(np.array(found[site])[layers, column])
+                for site in ("attn_out", "mlp_out")
+                for column, place in enumerate(("t_ans", "t_paren"))
+            },
+            x_title="layer",
+            y_title="effect (fraction of the gap)",
+            baseline=0.0,
+            baseline_label="none",
+        ),
+        "patching_layers",
+        "Whole attention and MLP outputs restored, layer by layer.",
+    )
+
+
+def curve(report: Report, results: dict[str, Result]) -> None:
+    """The verdict as heads are zeroed one by one."""
+    found = results["curves"]
+    report.section("7. The smallest set of heads that disables verification")
+    report.table(
+        [
+            {
+                "order": name,
+                "heads, in order": " ".join(p["added"] for p in x["curve"][:8]),
+                "size at 95 %": x["size"] if x["size"] is not None else "not reached",
+                **{
+                    f"{size} heads": x["curve"][size - 1]["disabled"]["mean"]
+                    if size <= len(x["curve"])
+                    else float("nan")
+                    for size in (1, 2, 3, 5, 8)
+                },
+            }
+            for name, x in found["find"].items()
+        ],
+        caption='Share of valid attempts judged "not" with the first heads zeroed, find samples.',
+    )
+    curve = found["test"]
+    drawn = [point for point in curve if "null" in point]
+    low, high = ([float(np.quantile(point["null"], q)) for point in drawn] for q in (0.025, 0.975))
+    report.figure(
+        plots.curve_with_null(
+            [p["size"] for p in drawn],
+            [p["disabled"]["mean"] for p in drawn],
+            low=[p["disabled"]["low"] for p in drawn],
+            high=[p["disabled"]["high"] for p in drawn],
+            null_low=low,
+            null_high=high,
+            x_title="heads zeroed together",
+            y_title='valid attempts judged "not"',
+            labels=[f"{p['size']}: +{p['added']}" for p in drawn],
+            null_label="random heads, same layers",
+        ),
+        "curve",
+        f"Order {found['order']}, on test samples no head was chosen on. Chosen: "
+        f"{', '.join(found['chosen'])}.",
+    )
+
+
+def communication(report: Report, results: dict[str, Result]) -> None:
+    """Scores of heads for neurons, and what falls silent."""
+    found, scores = results["communication"], results["head_scores"]
+    report.section("8. Heads to GLU: what falls silent")
+    report.table(
+        [
+            {"score": mode, "heads, in order": " ".join(x["order"][:8])}
+            for mode, x in scores.items()
+        ],
+        caption="Rank agreement (Spearman): "
+        + "; ".join(f"{pair} {value:.2f}" for pair, value in found["agreement"].items())
+        + ". diag is the released formula, a basis-dependent vector.",
+    )
+    rows = [
+        {
+            "measure": text,
+            "without the chosen heads": estimate(found[key]),
+            "without random heads": "–"
+            if (null := found[of]) is None
+            else f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], p = {null['p']:.3f}",
+        }
+        for text, key, of in (
+            ("mean fall of GLU_Valid activations", "total", "null"),
+            ("share of active GLU_Valid neurons silenced", "silenced", "silenced_null"),
+        )
+        if found[key] is not None
+    ]
+    report.table(rows, caption=f"{', '.join(found['ablated'])} zeroed, {found['n']} valid samples.")
+    order = np.argsort(-np.abs(found["before"]))[:14]
+    report.figure(
+        plots.paired_bars(
+            [found["neurons"][i] for i in order],
+            {side: bare([found[side][i] for i in order]) for side in ("before", "after")},
+            y_title="mean activation at t_paren",
+        ),
+        "silent",
+        "The most active GLU_Valid neurons before and after the chosen heads are zeroed.",
+    )
+
+
+def effects(report: Report, results: dict[str, Result]) -> None:
+    """The verdict under every ablation."""
+    report.section("9. The verdict under every ablation, against random sets")
+    for key in ("effects_zero", "effects_mean", "effects_resample", "effects_everywhere"):
+        found = results[key]
+        where = "all tokens" if found["where"] == "all" else f"the last {found['where']} tokens"
+        report.table(
+            [
+                {
+                    "set": name,
+                    "size": len(x["components"]),
+                    'valid judged "not"': estimate(x["disabled"]),
+                    "random sets": spread(x["null"]["disabled"]),
+                    "p": x["p"],
+                    'invalid still "not"': x["invalid_kept"]["mean"],
+                    "random": spread(x["null"]["invalid_kept"]),
+                    "KL": x["kl"],
+                }
+                for name, x in found["sets"].items()
+            ],
+            caption=f"{found['kind']} ablation of {where}; plain model: "
+            f"{found['none']['disabled']['mean']:.3f} and "
+            f"{found['none']['invalid_kept']['mean']:.3f}; {found['draws']} draws.",
+        )
+    found = results["effects_zero"]["sets"]
+    report.figure(
+        plots.bars_with_null(
+            list(found),
+            [x["disabled"]["mean"] for x in found.values()],
+            low=[x["disabled"]["low"] for x in found.values()],
+            high=[x["disabled"]["high"] for x in found.values()],
+            y_title='valid attempts judged "not"',
+            null=[x["null"]["disabled"] for x in found.values()],
+        ),
+        "effects",
+        "Verification disabled by zeroing each set at t_ans and t_paren; grey: random sets.",
+    )
+
+
+def interventions(report: Report, results: dict[str, Result]) -> None:
+    """What the model writes."""
+    found = results["interventions"]
+    report.section("10. What it writes: the interventions table")
+    rows = []
+    for name, x in found["rows"].items():
+        ours, final = x["outcomes"]["interp-1"], x["outcomes"]["final"]
+        paper = PAPER.get(name)
+        rows.append(
+            {
+                "intervention": name,
+                "size": len(x["components"]),
+                "success": estimate(ours["success"]),
+                "partial": ours["partial"]["mean"],
+                "fail": ours["fail"]["mean"],
+                "ood": ours["ood"]["mean"] + ours["empty"]["mean"],
+                "random: success": float("nan")
+                if x["random"] is None
+                else x["random"]["success"]["mean"],
+                "rule final: success": final["success"]["mean"],
+                "paper, 3B (success / partial / fail %)": "–"
+                if paper is None
+                else " / ".join(f"{value:g}" for value in paper),
+            }
+        )
+    report.table(
+        rows,
+        caption=f"{found['n']} valid attempts, cut at t_ans; {found['max_new_tokens']} tokens; the "
+        f'set zeroed (last {found["where"]} tokens) for the token after every " (".',
+    )
+    report.figure(
+        plots.stacked_outcomes(
+            {
+                name: {key: value["mean"] for key, value in x["outcomes"]["interp-1"].items()}
+                for name, x in found["rows"].items()
+            }
+        ),
+        "outcomes",
+        "Success: verification disabled.",
+    )
+    example = found["rows"].get("A_Verif", found["rows"]["none"])["examples"][0]
+    report.text(f"An example under A_Verif:\n\n```\n{example.replace('```', '')}\n```")
+
+
+def side_effects(report: Report, results: dict[str, Result]) -> None:
+    """Arithmetic and plain English."""
+    found = results["side_effects"]
+    report.section("11. What else the same sets do")
+    rows = []
+    for name, x in found.items():
+        if name == "n":
+            continue
+        rows.append(
+            {
+                "set, zeroed at every token": name,
+                "result's last digit right": estimate(x["arithmetic"]),
+                "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
+                "plain English, nats a token": x["loss"]["mean"] if "loss" in x else float("nan"),
+                "random": spread(x["loss_null"]) if "loss_null" in x else "–",
+            }
+        )
+    report.table(rows, caption=f"{found['n']} results of the model's own attempts.")
+
+
+def sufficiency(report: Report, results: dict[str, Result]) -> None:
+    """Sets carried from run to run."""
+    found = results["sufficiency"]
+    report.section("12. Sufficiency: the set carried from one run into the other")
+    report.table(
+        [
+            {
+                "direction": side,
+                "set": name,
+                "effect (share of the gap)": x["effect"],
+                "random sets": spread(x["effect_null"]),
+                "verdicts flipped": estimate(x["flipped"]),
+                "random": spread(x["flipped_null"]),
+            }
+            for side in ("valid into invalid", "invalid into valid")
+            for name, x in found[side].items()
+        ],
+        caption=f"{found['n']} test pairs, heads patched at the last {found['window']} tokens.",
+    )
+
+
+def stability(report: Report, results: dict[str, Result]) -> None:
+    """Which heads are chosen again."""
+    found = results["stability"]
+    report.section("13. Stability")
+    counts = sorted(found["counts"].items(), key=lambda pair: -pair[1])
+    report.text(
+        f"Greedy choice of {found['size']} heads, find samples drawn again {found['draws']} times: "
+        + ", ".join(f"{head} {count}" for head, count in counts if count)
+        + f". Chosen on the test samples instead: {', '.join(found['on_test'])}."
+    )
+
+
+def base(report: Report, results: dict[str, Result]) -> None:
+    """The model it was trained from."""
+    found = results["base"]
+    report.section("14. The model it was trained from")
+    report.table(
+        [{"share": row["share"], "value": estimate(row)} for row in found["behaviour"]],
+        caption=f"{found['base']} on the same task.",
+    )
+    forced = "; ".join(
+        f"{name}: AUC {x['auc']:.3f}, mass on both words {x['mass']:.3f}"
+        for name, x in found["forced"].items()
+    )
+    report.text(
+        f'On the trained model\'s texts, log P("this") - log P("not") at t_paren tells valid from '
+        f"invalid with {escape(forced)}. Probes on the base model's residual stream reach "
+        f"{max(found['probe_accuracy']):.3f}."
+    )
+    report.table(
+        [
+            {
+                "components": kind,
+                "weights": part,
+                "relative change": null["selected"],
+                "random, same layers": f"{null['mean']:.4f} [{null['low']:.4f}, "
+                f"{null['high']:.4f}]",
+                "p": null["p"],
+                "least cosine of any": found["least_cosine"][part],
+            }
+            for kind, parts in found["weights"].items()
+            for part, null in parts.items()
+        ],
+        caption="How much training changed the chosen heads and GLU_Valid.",
+    )
+    asked = found["asked"]
+    report.table(
+        [
+            {
+                "equation": side,
+                "heads": state,
+                "P(yes) / (P(yes) + P(no))": estimate(asked[side][key]["share_positive"]),
+                "mass on both": estimate(asked[side][key]["mass"]),
+            }
+            for side in ("correct", "incorrect")
+            for key, state in (("plain", "in place"), ("without", "zeroed"))
+        ],
+        caption=f"The base model asked whether an equation is correct, n = {asked['n']}.",
+    )

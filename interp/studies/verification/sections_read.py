@@ -1,0 +1,175 @@
+"""The report on what was read: behaviour, probes, lens, GLU vectors, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from interp import plots
+from interp.report import Report
+from interp.studies.steps import Result
+from interp.studies.verification.shown import band, bare, estimate, place
+
+
+def behaviour(report: Report, results: dict[str, Result]) -> None:
+    """Shares of problems and attempts."""
+    found = results["behaviour"]
+    report.section("1. Behaviour")
+    report.table(
+        [{"share": row["share"], "value": estimate(row)} for row in found["rows"]],
+        caption=f"{found['problems']} held-out problems, {found['attempts']:.1f} attempts each.",
+    )
+    report.text(f"A text of the model:\n\n```\n{found['example'].replace('```', '')[:900]}\n```")
+
+
+def probes(report: Report, results: dict[str, Result]) -> None:
+    """Accuracy by layer and head, and the geometry of the pair."""
+    found = results["probes"]
+    report.section("2. Linear probes")
+    for token in ("t_ans", "t_paren"):
+        series = {
+            site: (x["accuracy"], x["low"], x["high"])
+            for site in ("resid_post", "attn_out", "mlp_out")
+            if (x := found[token][site])
+        }
+        shuffled = found[token]["resid_post"]
+        middle = np.mean([shuffled["shuffled_low"], shuffled["shuffled_high"]], axis=0)
+        series["shuffled labels"] = (middle, shuffled["shuffled_low"], shuffled["shuffled_high"])
+        figure = plots.layer_lines(
+            series,
+            x_title="layer",
+            y_title=f"held-out accuracy at {token}",
+            baseline=0.5,
+            baseline_label="chance",
+            controls=["shuffled labels"],
+        )
+        n = f"{shuffled['n_train']} fitted, {shuffled['n_test']} held out, no problem on both sides"
+        report.figure(figure, f"probes_{token}", f"Logistic probes at {token}; {n}.")
+    heads = np.array(found["t_paren"]["z"]["accuracy"])
+    report.figure(
+        plots.head_grid(heads, title="accuracy of a probe on each head's z", diverging=False),
+        "probes_heads",
+        "Probes on single heads at t_paren.",
+    )
+    softmax = found["softmax"]
+    report.figure(
+        plots.layer_lines(
+            {
+                "cos(W_valid, W_invalid)": bare(softmax["pair"]),
+                "forced by the form": bare(softmax["pair_forced"]),
+                "shuffled labels": bare(softmax["pair_shuffled"]),
+            },
+            x_title="layer",
+            y_title="cosine of the two columns",
+            controls=["shuffled labels"],
+        ),
+        "probes_pair",
+        "The authors' two-class softmax probe: its two columns are opposite by construction, for "
+        "their gradients are. Labels shuffled at random give as antipodal a pair.",
+    )
+
+
+def lens(report: Report, results: dict[str, Result]) -> None:
+    """Mean probabilities by layer."""
+    found = results["lens"]
+    report.section("3. Logit lens")
+    for group in ("valid", "invalid"):
+        words = {
+            word.strip() or word: band(rows)
+            for word, rows in list(found["groups"][group]["probability"].items())[:6]
+        }
+        report.figure(
+            plots.layer_lines(words, x_title="layer", y_title="mean probability"),
+            f"lens_{group}",
+            f"Mean of probabilities at t_paren of {group} attempts, {found['n'] // 2} samples.",
+        )
+    rows = []
+    tops = {group: found["groups"][group]["top"] for group in ("valid", "invalid")}
+    for layer in range(len(tops["valid"]) // 2, len(tops["valid"])):
+        row: dict[str, Any] = {"layer": layer}
+        for group, top in tops.items():
+            row[f"at t_{group}"] = "  ".join(f"{text} {value:.2f}" for text, value in top[layer])
+        rows.append(row)
+    report.table(rows, caption="The four tokens of highest mean probability, upper half.")
+
+
+def glu(report: Report, results: dict[str, Result]) -> None:
+    """The two sets, what they write, and how opposite they are."""
+    found = results["glu"]
+    report.section("4. GLU_Valid and GLU_Invalid")
+    report.text(
+        f"The {found['top_k']} neurons of every layer from {found['layers'][0]} on whose value "
+        "vectors lie most along the probe of that layer, or against it."
+    )
+    for name in ("GLU_Valid", "GLU_Invalid"):
+        null = found[name]["null"]
+        report.table(
+            [
+                {
+                    "neuron": row["neuron"],
+                    "cosine": row["cosine"],
+                    "writes": " ".join(row["writes_valid"][:5]),
+                    "against": " ".join(row["writes_invalid"][:5]),
+                    "h on valid": row["valid"],
+                    "h on invalid": row["invalid"],
+                    "AUC": row["auc"],
+                }
+                for row in found[name]["top"]
+            ],
+            caption=f"{name}: {len(found[name]['neurons'])} neurons, mean cosine "
+            f"{abs(null['selected']):.3f}; the same selection for random directions "
+            f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], p = {null['p']:.3f}.",
+        )
+    report.table(
+        [
+            {
+                "sets": text,
+                "mean of each one's most negative cosine": found[key]["mean_cosine"],
+                "random neurons of the same layers": f"{-found[key]['null']['mean']:.3f} "
+                f"[{-found[key]['null']['high']:.3f}, {-found[key]['null']['low']:.3f}]",
+                "p": found[key]["null"]["p"],
+            }
+            for key, text in (
+                ("antipodes", "as selected"),
+                ("antipodes_without_probes", "with the probes' directions projected out"),
+            )
+        ],
+        caption="Are they antipodal? Sets selected along w and -w are opposite by selection.",
+    )
+
+
+def attention(report: Report, results: dict[str, Result]) -> None:
+    """Heads that look at the target."""
+    found = results["attention"]
+    report.section("5. A_Prev: attention to earlier occurrences of the target")
+    report.text(
+        '"Previous-token" here means an earlier occurrence of the same number, not the position '
+        "before."
+    )
+    main = found["t_ans to earlier"]
+    marked = [place(head) for head in main["heads"]]
+    report.figure(
+        plots.head_grid(
+            main["values"],
+            title="attention from t_ans to earlier occurrences of the target",
+            marked=marked,
+            diverging=False,
+        ),
+        "attention",
+        f"Mean over all {main['n']} samples; framed: {len(marked)} heads above the threshold.",
+    )
+    report.table(
+        [
+            {
+                "query and keys": name,
+                "n": x["n"],
+                "heads above threshold": len(x["heads"]),
+                "strongest (attention, other tokens at like distances)": ", ".join(
+                    f"{row['head']} {row['attention']['mean']:.2f} ({row['control']:.2f})"
+                    for row in x["top"][:5]
+                ),
+            }
+            for name, x in found.items()
+        ]
+    )

@@ -1,0 +1,39 @@
+"""Step results as the report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.metrics import Estimate
+from interp.studies.steps import Result
+
+
+def estimate(found: Mapping[str, Any]) -> Estimate:
+    """An estimate out of its plain numbers."""
+    return Estimate(**{key: found[key] for key in ("mean", "low", "high", "n")})
+
+
+def spread(values: list[float]) -> str:
+    """Mean and 95 % range of random draws."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def band(rows: list[Result]) -> tuple[list[float], list[float], list[float]]:
+    """Means, lows and highs of rows of plain estimates."""
+    return tuple([row[key] for row in rows] for key in ("mean", "low", "high"))  # type: ignore
+
+
+def place(head: str) -> tuple[int, int]:
+    """(layer, head) of a label."""
+    layer, index = head[1:].split("H")
+    return int(layer), int(index)
+
+
+def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
+    """Values drawn without an interval."""
+    return values, values, values

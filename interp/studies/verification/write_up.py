@@ -1,0 +1,54 @@
+"""The study's report: every table of the paper beside ours, with the controls it lacks."""
+
+from __future__ import annotations
+
+from interp.report import Report
+from interp.studies.verification import sections_changed, sections_read
+from interp.studies.verification.claims import claims
+from interp.studies.verification.study import Study
+
+SECTIONS = (
+    sections_read.behaviour,
+    sections_read.probes,
+    sections_read.lens,
+    sections_read.glu,
+    sections_read.attention,
+    sections_changed.patching,
+    sections_changed.curve,
+    sections_changed.communication,
+    sections_changed.effects,
+    sections_changed.interventions,
+    sections_changed.side_effects,
+    sections_changed.sufficiency,
+    sections_changed.stability,
+)
+
+
+def write_up(study: Study) -> Report:
+    """The report of a finished study."""
+    results, settings = study.results, study.settings
+    report = Report(f"How {study.model} checks its own answers")
+    report.text(
+        f"A redo of Lee et al. 2025, *The Geometry of Self-Verification in a Task-Specific "
+        f"Reasoning Model* (arXiv 2504.14379), on `{study.model}` (weights "
+        f"`{study.model_hash[:12]}`), with intervals (95 %), random components matched in kind, "
+        f"layer and count ({settings.draws} draws), and a split by problem: "
+        f"{results['behaviour']['find']} valid samples (and as many invalid) to find with, "
+        f"{results['behaviour']['test']} to test on. t_ans is the last digit of an attempt's "
+        f'result, t_paren the " (" behind it, where "this" or "not" is predicted. Ablations '
+        f"change the last {settings.window} tokens (t_ans and t_paren) of heads and neurons alike "
+        "unless another protocol is named."
+    )
+    report.section("What holds")
+    report.table(claims(results), columns=["claim of the paper", "here", "evidence"])
+    for section in SECTIONS:
+        section(report, results)
+    if "base" in results:
+        sections_changed.base(report, results)
+    report.section("How it was run")
+    report.text(
+        "Settings: "
+        + ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
+        + ". The same command goes on from finished steps."
+    )
+    return report

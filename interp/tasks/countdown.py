@@ -1,0 +1,166 @@
+"""CountDown: reach a target from 3 or 4 numbers, and say of each attempt whether it works.
+
+The task, its prompt and the form of its chain of thought are those of Lee et al. 2025, "The
+Geometry of Self-Verification in a Task-Specific Reasoning Model" (arXiv 2504.14379), after
+TinyZero (Jiayi-Pan/TinyZero).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from interp.errors import InterpError, unknown
+from interp.tasks.arithmetic import evaluate
+
+SUCCESS, FAILURE = " (this works)", " (not {target})"
+SHORT = """\
+Using the numbers {numbers}, create an equation that equals {target}.
+<think> Let's try different combinations:
+-"""
+PAPER = """\
+A conversation between User and Assistant. The user asks a question, and the Assistant solves it. \
+The assistant first thinks about the reasoning process in the mind and then provides the user with \
+the answer.
+User: Using the numbers {numbers}, create an equation that equals {target}. You can use basic \
+arithmetic operations (+, -, *, /) and each number can only be used once. Show your work in \
+<think> </think> tags. And return the final answer in <answer> </answer> tags, for example \
+<answer> (1 + 2) / 3 </answer>.
+Assistant: Let me solve this step by step.
+<think>"""
+TEMPLATES = {"short": SHORT, "paper": PAPER}
+"""`paper` is the prompt of the released checkpoint; `short`, that of the models trained here,
+starts the list of attempts itself, so that every text has the same form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Numbers, each to be used once, and the target they should give."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    def prompt(self, template: str = "short") -> str:
+        """The question, up to where the model goes on.
+
+        Raises:
+            InterpError: no such template.
+        """
+        if template not in TEMPLATES:
+            raise unknown("template", template, TEMPLATES)
+        numbers = ", ".join(map(str, self.numbers))
+        shown = f"[{numbers}]" if template == "paper" else numbers
+        return TEMPLATES[template].format(numbers=shown, target=self.target)
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the problem belongs to the fifth that is never trained on.
+
+        By a hash of the sorted numbers, so that no held-out set of numbers is ever seen in
+        training, in any order or with any target.
+        """
+        key = ",".join(map(str, sorted(self.numbers)))
+        return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
+
+
+def make_countdown(
+    n: int,
+    *,
+    operands: Sequence[int] = (3, 4),
+    seed: int = 0,
+    split: Literal["train", "test"] = "test",
+    targets: tuple[int, int] = (10, 99),
+) -> list[Problem]:
+    """Different solvable problems over the numbers 1 to 99 with + and -.
+
+    Args:
+        n: how many.
+        operands: how many numbers a problem has, drawn evenly from these.
+        seed: of the draw.
+        split: which side of `Problem.held_out`.
+        targets: least and greatest target.
+
+    Raises:
+        InterpError: other operand counts than 2 to 6, an unknown split, or targets out of reach.
+    """
+    if split not in ("train", "test"):
+        raise unknown("split", split, ("train", "test"))
+    if not operands or not all(2 <= count <= 6 for count in operands):
+        raise InterpError(f"problems of {list(operands)} numbers", "not 2 to 6", "choose 3 or 4")
+    if not 0 < targets[0] <= targets[1] <= 300:
+        raise InterpError(f"targets {targets}", "not within 1 to 300", "give (least, greatest)")
+    rng, found, tries = random.Random(f"{seed} {split}"), {}, 0
+    while len(found) < n:
+        if (tries := tries + 1) > 1000 * (n + 10):
+            raise InterpError(f"{n} different problems", f"found {len(found)}", "widen the targets")
+        numbers = tuple(rng.randint(1, 99) for _ in range(rng.choice(list(operands))))
+        reach = [v for v in map(evaluate, _sums(numbers, rng)) if targets[0] <= v <= targets[1]]
+        if not reach:
+            continue
+        problem = Problem(numbers=numbers, target=int(rng.choice(reach)))
+        if problem.held_out == (split == "test"):
+            found.setdefault((numbers, problem.target), problem)
+    return list(found.values())
+
+
+def write_attempt(expression: str, target: int, *, chained: bool = True) -> str:
+    """One honest attempt: the sum worked out from left to right, and the verdict.
+
+    `84 - 60 + 47` for 71 gives `84 - 60 + 47 = 24 + 47 = 71 (this works)`.
+    """
+    first, *terms = expression.replace(" + ", " +").replace(" - ", " -").split(" ")
+    total, written = int(first), [expression]
+    for done, term in enumerate(terms, 1):
+        total += int(term)
+        rest = [f"{following[0]} {following[1:]}" for following in terms[done:]]
+        if chained or not rest:
+            written.append(" ".join([str(total), *rest]))
+    verdict = SUCCESS if total == target else FAILURE.format(target=target)
+    return " = ".join(written) + verdict
+
+
+def write_trace(problem: Problem, rng: random.Random, *, failures: int, solved: bool = True) -> str:
+    """The text that follows a problem's prompt: wrong attempts, then the right one and the answer.
+
+    Wrong attempts are drawn without repetition from the other ways to put + and - before the
+    numbers, in any order of the numbers. With `solved=False` the text stops after the last wrong
+    attempt: an honest failure, from which a model cannot learn that the last sum is always right.
+
+    Raises:
+        InterpError: no sum over the numbers gives the target.
+    """
+    sums = _sums(problem.numbers, rng)
+    right = [text for text in sums if evaluate(text) == problem.target]
+    wrong = [text for text in sums if evaluate(text) != problem.target]
+    if solved and not right:
+        raise InterpError(f"a solution of {problem}", "none with + and -", "change the target")
+    chosen = rng.sample(wrong, min(failures, len(wrong)))
+    lines = [write_attempt(text, problem.target) for text in chosen]
+    if not solved:
+        return "\n-".join(f" {line}" for line in lines)
+    answer = rng.choice(right)
+    lines.append(write_attempt(answer, problem.target))
+    end = (
+        f"\nSo, the equation that equals {problem.target} is {answer}. </think>\n"
+        f"<answer> {answer} </answer>"
+    )
+    return "\n-".join(f" {line}" for line in lines) + end
+
+
+def _sums(numbers: Sequence[int], rng: random.Random) -> list[str]:
+    """One sum for every way to put + and - before the numbers, the first of them positive."""
+    written = []
+    for signs in product("+-", repeat=len(numbers)):
+        if "+" not in signs:
+            continue
+        terms = list(zip(signs, numbers, strict=True))
+        rng.shuffle(terms)
+        leading = next(i for i, (sign, _) in enumerate(terms) if sign == "+")
+        terms.insert(0, terms.pop(leading))
+        text = " ".join(f"{sign} {number}" for sign, number in terms)
+        written.append(text.removeprefix("+ "))
+    return written

@@ -1,0 +1,113 @@
+import random
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interp.errors import InterpError
+from interp.tasks.arithmetic import evaluate, read_attempts, score_answer
+from interp.tasks.countdown import (
+    TEMPLATES,
+    Problem,
+    make_countdown,
+    write_attempt,
+    write_trace,
+)
+
+NUMBER = st.integers(1, 99)
+SUM = st.recursive(
+    NUMBER.map(str),
+    lambda inner: st.tuples(inner, st.sampled_from("+-*"), inner).map(
+        lambda t: f"({t[0]} {t[1]} {t[2]})"
+    ),
+    max_leaves=6,
+)
+
+
+@given(SUM)
+def test_sums_are_python_s(expression):
+    assert evaluate(expression) == eval(expression)  # noqa: S307 - numbers and operators only
+
+
+def test_division_is_exact_and_signs_bind():
+    assert evaluate("1 / 3 + 1 ÷ 6") == Fraction(1, 2)
+    assert evaluate("-3 - -4 × 2") == 5
+    assert evaluate("8 / (3 - 1) / 2") == 2
+
+
+@pytest.mark.parametrize("bad", ["", "2 ** 3", "7 // 2", "1 / (2 - 2)", "(1 + 2", "a + 1", "1 2"])
+def test_what_is_no_sum_is_refused(bad):
+    with pytest.raises(InterpError, match="sum"):
+        evaluate(bad)
+
+
+def test_the_reward_is_the_paper_s():
+    numbers, target = (84, 60, 47), 71
+    assert score_answer("no answer", numbers, target) == 0
+    assert score_answer("<answer> 84 - 60 + 47", numbers, target) == 0
+    assert score_answer("<answer> 84 - 60 + 47 </answer>", numbers, target) == 1
+    assert score_answer("<answer> (84 - 60) + 47 </answer>", numbers, target) == 1
+    assert score_answer("<answer> 84 + 60 - 47 </answer>", numbers, target) == 0.1
+    assert score_answer("<answer> 84 - 13 </answer>", numbers, target) == 0.1
+    assert score_answer("<answer> 84 - 60 + 47 + 47 - 47 </answer>", numbers, target) == 0.1
+    assert score_answer("<answer> 84 ** 60 // 47 </answer>", numbers, target) == 0.1
+
+
+def test_problems_are_solvable_distinct_and_split_by_numbers():
+    train, test = (make_countdown(300, seed=1, split=s) for s in ("train", "test"))
+    assert len({(p.numbers, p.target) for p in test}) == 300
+    assert {len(p.numbers) for p in test} == {3, 4}
+    seen = {tuple(sorted(p.numbers)) for p in train}
+    assert not any(tuple(sorted(p.numbers)) in seen for p in test)
+    assert make_countdown(300, seed=1, split="test") == test
+    rng = random.Random(0)
+    for problem in test[:50]:
+        assert 10 <= problem.target <= 99
+        text = write_trace(problem, rng, failures=0)
+        assert score_answer(text, problem.numbers, problem.target) == 1
+
+
+@pytest.mark.parametrize("solved", [True, False])
+def test_traces_are_honest(solved):
+    rng = random.Random(3)
+    for problem in make_countdown(60, seed=2):
+        text = problem.prompt() + write_trace(problem, rng, failures=3, solved=solved)
+        attempts = read_attempts(text)
+        assert len(attempts) == 3 + solved
+        assert len({a.expression for a in attempts}) == len(attempts)
+        for attempt in attempts:
+            assert attempt.value == attempt.written
+            assert all(evaluate(step) == attempt.written for step in attempt.steps)
+            assert attempt.works == (attempt.written == problem.target)
+            assert attempt.named in (None, problem.target)
+            assert text[attempt.start : attempt.start + 2] == " ("
+        assert [a.works for a in attempts] == [False] * 3 + [True] * solved
+        assert ("<answer>" in text) == solved
+
+
+def test_an_attempt_is_worked_out_from_left_to_right():
+    assert write_attempt("84 - 60 + 47", 71) == "84 - 60 + 47 = 24 + 47 = 71 (this works)"
+    assert write_attempt("84 - 60 - 47", 71) == "84 - 60 - 47 = 24 - 47 = -23 (not 71)"
+    assert write_attempt("5 + 6", 12, chained=False) == "5 + 6 = 11 (not 12)"
+
+
+def test_unreadable_attempts_are_left_out():
+    text = "- 1 + 1 = 2 (this works)\n- 1 + = (not 2)\n- 4 - 1 = x (not 2)\n-3 = 3 (not 2)"
+    assert [a.expression for a in read_attempts(text)] == ["1 + 1"]
+
+
+def test_bad_input():
+    problem = Problem(numbers=(1, 2), target=50)
+    with pytest.raises(InterpError, match="none with"):
+        write_trace(problem, random.Random(0), failures=1)
+    with pytest.raises(InterpError, match="template"):
+        problem.prompt("long")
+    with pytest.raises(InterpError, match="not 2 to 6"):
+        make_countdown(3, operands=(1,))
+    with pytest.raises(InterpError, match="split"):
+        make_countdown(3, split="valid")
+    with pytest.raises(InterpError, match="targets"):
+        make_countdown(3, targets=(50, 40))
+    assert set(TEMPLATES) == {"short", "paper"}
+    assert "[1, 2]" in problem.prompt("paper")

@@ -53,6 +53,15 @@ class Steps:
         return json.loads(text)["result"]
 
 
+def read_results(directory: Path) -> tuple[dict[str, Result], dict[str, float]]:
+    """Every step's result and seconds in a directory, by name, whatever their key."""
+    kept = {path.stem: found for path in directory.glob("*.json") if (found := _read(path))}
+    return (
+        {name: found["result"] for name, found in kept.items()},
+        {name: found["seconds"] for name, found in kept.items()},
+    )
+
+
 def _read(path: Path) -> Result | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -160,9 +160,8 @@ def glu(context: Context) -> Result:
         options = {"layers": upper, "k": settings.top_k, "sign": sign}
         ranked = chosen[name] = rank_glu(model, directions, **options)
         vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
-        seen = label_contrast(
-            glu_activations(model, samples.tokens, samples.t_paren, ranked), samples.valid.tolist()
-        )
+        active = glu_activations(model, samples.tokens, samples.t_paren, ranked)
+        seen = label_contrast(active, samples.valid.tolist())
         null = rank_null(model, directions, draws=settings.draws, **options)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
@@ -182,6 +181,15 @@ def glu(context: Context) -> Result:
                     zip(ranked[:12], _tokens(model, vectors), strict=True)
                 )
             ],
+            "samples": {
+                "valid": samples.valid.tolist(),
+                **{
+                    part: [
+                        [round(x, 4) for x in row] for row in getattr(active, part)[:, :12].tolist()
+                    ]
+                    for part in ("gate", "up", "product")
+                },
+            },
             "difference": seen.difference.tolist(),
             "parts": seen.parts.abs().sum(1).tolist(),
         }

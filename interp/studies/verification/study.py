@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from interp.errors import InterpError
-from interp.files import cache_dir, content_key, versions
+from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.generation import Generation
 from interp.glu import glu_vectors
 from interp.models.language_model import LanguageModel
-from interp.studies.steps import Result, Steps
+from interp.studies.steps import Result, Steps, read_results
 from interp.studies.verification import (
     comparing,
     finding,
@@ -30,6 +31,8 @@ from interp.studies.verification.context import (
 from interp.studies.verification.intervening import plain
 from interp.studies.verification.samples import Samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
+
+MANIFEST = "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,9 @@ def study_verification(
     key = [VERSION, model.hash, base.hash if base else None, settings.to_dict(), versions()]
     directory = directory or cache_dir() / "studies" / f"verification-{content_key(key)}"
     steps = Steps(directory=directory, key=key, say=say)
+    about = {"model": model.name, "model_hash": model.hash, "settings": settings.to_dict()}
+    text = json.dumps(about | {"base": base.name if base else None})
+    write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     problems, texts = _texts(model, settings, steps)
     context = make_context(model, base, settings, problems, texts)
     results: dict[str, Result] = {}
@@ -136,6 +142,38 @@ def study_verification(
         settings=settings,
         results=results,
         seconds=dict(steps.seconds),
+        directory=directory,
+    )
+
+
+def kept_studies() -> list[Study]:
+    """The studies under the cache, the newest first; unfinished ones have some results only."""
+    found = sorted(
+        (cache_dir() / "studies").glob(f"verification-*/{MANIFEST}"),
+        key=lambda path: -path.stat().st_mtime,
+    )
+    return [open_study(path.parent) for path in found]
+
+
+def open_study(directory: Path) -> Study:
+    """A study as it lies on disk, whatever steps it has.
+
+    Raises:
+        InterpError: there is none in the directory.
+    """
+    try:
+        about = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InterpError(
+            f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
+        ) from error
+    results, seconds = read_results(directory)
+    return Study(
+        model=about["model"],
+        model_hash=about["model_hash"],
+        settings=Settings(**_tuples(about["settings"])),
+        results=results,
+        seconds=seconds,
         directory=directory,
     )
 

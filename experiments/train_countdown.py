@@ -13,7 +13,8 @@ import argparse
 import json
 import os
 import random
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -34,10 +36,39 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
-from interp.files import cache_dir
+from interp.files import cache_dir, write_atomically
+from interp.loading import wrap
 from interp.models import embedded
+from interp.models.language_model import fingerprint
+from interp.models.organisms import WEIGHTS
+from interp.studies.verification.behaviour import SHARES, behaviour, countdown_texts
 from interp.tasks.arithmetic import score_answer
 from interp.tasks.countdown import make_countdown, write_trace
+
+DESCRIPTIONS = {
+    "smollm2": "SmolLM2-135M-Instruct taught to play CountDown and to judge its own attempts",
+    "tiny": "a 4-layer Llama-shaped model of 1.6 million weights that plays CountDown",
+}
+ADAPTER = """\
+A LoRA adapter (rank 16, all linear maps, bfloat16) on `{base}`, whose weights must have the hash
+`{base_hash}`.
+
+"""
+CARD = """\
+# countdown-{kind}
+
+{description}.
+
+{adapter}Made by `python experiments/train_countdown.py --model {kind}`; the recipe with its seeds,
+and the curves of every stage, are in `organism.json`. Texts are generated: problems of 3 and 4
+numbers (1 to 99, + and -, targets 10 to 99), traces of wrong attempts in random order and then the
+right one, every sum worked out from left to right. A share of traces stops after wrong attempts, so
+that the last sum of a text is not always right. Then reinforcement (GRPO) on the paper's reward (0,
+0.1, 1). Held-out problems share no set of numbers with training.
+
+On 500 held-out problems, greedy, at most 300 tokens (share [95 % Wilson], n):
+
+"""
 
 PIECES = r"[0-9]|\n| \(| </|<| this| not|this|not| [A-Za-z']+|[A-Za-z]+|'s| [-+=]|[-+=]|[.,:()>]| "
 """How the tiny model's tokeniser cuts text: the pieces SmolLM2 cuts these texts into."""
@@ -48,7 +79,8 @@ class Phase:
     """A stretch of supervised training.
 
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
-    wrong ones, so that the last sum of a text is not always right.
+    wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
+    after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
     """
 
     steps: int
@@ -57,6 +89,7 @@ class Phase:
     schedule: str
     most: dict[int, int]
     unsolved: float
+    anywhere: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +100,7 @@ class Recipe:
     rl_steps: int
     rl_prompts: int
     rl_rate: float
-    completion: int = 256
+    completion: int = 300
     seed: int = 0
 
 
@@ -84,18 +117,36 @@ RECIPES = {
                 schedule="constant_with_warmup",
                 most={3: 4, 4: 3},
                 unsolved=0.25,
+                anywhere=False,
             ),
-            Phase(steps=420, batch=6, rate=1e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(
+                steps=420,
+                batch=6,
+                rate=1e-3,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                anywhere=False,
+            ),
+            Phase(steps=240, batch=6, rate=7e-4, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
-        rl_steps=40,
-        rl_prompts=4,
+        rl_steps=24,
+        rl_prompts=2,
         rl_rate=5e-5,
     ),
     "tiny": Recipe(
         phases=(
-            Phase(steps=1800, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(
+                steps=1800,
+                batch=32,
+                rate=2e-3,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                anywhere=False,
+            ),
         ),
-        rl_steps=100,
+        rl_steps=40,
         rl_prompts=8,
         rl_rate=5e-5,
     ),
@@ -109,7 +160,10 @@ def traces(phase: Phase, n: int, seed: int) -> list[tuple[str, str, bool]]:
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
         solved = rng.random() >= phase.unsolved
         most = phase.most[len(problem.numbers)]
-        failures = rng.randint(0, most) if solved else most
+        if phase.anywhere:
+            failures = rng.randint(0, most - 1) if solved else rng.randint(1, most)
+        else:
+            failures = rng.randint(0, most) if solved else most
         text = write_trace(problem, rng, failures=failures, solved=solved)
         written.append((problem.prompt(), text, solved))
     return written
@@ -290,13 +344,98 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
     finish(trainer, tokenizer, out / "rl-done")
 
 
+def evaluate(kind: str, recipe: Recipe, out: Path) -> None:
+    """Behaviour on 500 held-out problems after each stage; a stage measured once is kept."""
+    for stage, folder in stages(recipe, out).items():
+        target = out / f"behaviour-{stage}.json"
+        if target.exists() or not (folder / "curve.json").exists():
+            continue
+        hf_model = reload(kind, folder)
+        if kind == "smollm2":
+            hf_model = hf_model.merge_and_unload()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = wrap(hf_model, tokenizer, name=f"countdown-{kind}", check=False)
+        problems = make_countdown(500, seed=100)
+        shares = behaviour(problems, countdown_texts(model, problems))
+        text = json.dumps(shares.to_dict(), indent=1)
+        write_atomically(target, lambda path, text=text: path.write_text(text))
+
+
+def stages(recipe: Recipe, out: Path) -> dict[str, Path]:
+    """Where each stage left its weights."""
+    return {"sft": out / f"sft{len(recipe.phases) - 1}-done", "rl": out / "rl-done"}
+
+
+def ship(kind: str, recipe: Recipe, out: Path) -> None:
+    """Write `interp/weights/countdown-<kind>`: weights in bfloat16, organism.json and the card."""
+    trained = {k: v for k, v in stages(recipe, out).items() if (v / "curve.json").exists()}
+    folder = trained[max(trained, key=list(trained).index)]
+    target = WEIGHTS / f"countdown-{kind}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    base = None
+    if kind == "smollm2":
+        weights = load_file(folder / "adapter_model.safetensors")
+        narrow = {name: tensor.bfloat16() for name, tensor in weights.items()}
+        save_file(narrow, target / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = embedded.NAME
+        (target / "adapter_config.json").write_text(json.dumps(config, indent=1))
+        plain = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
+        base = fingerprint(plain.state_dict(), plain.config.to_dict())
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model.save_pretrained(target)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    measured = {
+        stage: json.loads((out / f"behaviour-{stage}.json").read_text()) for stage in trained
+    }
+    curves = {
+        path.parent.name.removesuffix("-done"): curve(path)
+        for path in sorted(out.glob("*-done/curve.json"))
+    }
+    about = {
+        "description": DESCRIPTIONS[kind],
+        "base": embedded.NAME if base else None,
+        "base_hash": base,
+        "recipe": asdict(recipe),
+        "behaviour": measured,
+        "curves": curves,
+    }
+    (target / "organism.json").write_text(json.dumps(about, indent=1))
+    (target / "README.md").write_text(card(kind, about))
+
+
+def curve(path: Path) -> list[dict[str, float]]:
+    """A training log as at most 40 points of loss and, for the second stage, reward."""
+    rows = [row for row in json.loads(path.read_text()) if "loss" in row]
+    kept = rows[:: max(1, len(rows) // 40)]
+    names = ("step", "loss", "reward")
+    return [{k: round(float(row[k]), 4) for k in names if k in row} for row in kept]
+
+
+def card(kind: str, about: dict[str, Any]) -> str:
+    """The card: what it is, how it was made, what it does on held-out problems."""
+    adapter = ADAPTER.format(**about) if about["base"] else ""
+    head = CARD.format(kind=kind, adapter=adapter, **about)
+    stages = list(about["behaviour"])
+    lines = [f"| | {' | '.join(stages)} |", f"|---|{'---|' * len(stages)}"]
+    for name, text in SHARES.items():
+        cells = [
+            f"{x[name]['mean']:.3f} [{x[name]['low']:.3f}, {x[name]['high']:.3f}], {x[name]['n']}"
+            for x in about["behaviour"].values()
+        ]
+        lines.append(f"| {text} | " + " | ".join(cells) + " |")
+    return head + "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(
         description="Train the models that check their own CountDown answers."
     )
     parser.add_argument("--model", choices=RECIPES, required=True)
-    parser.add_argument("--stage", choices=("all", "sft", "rl"), default="all")
+    parser.add_argument("--stage", choices=("all", "sft", "rl", "evaluate", "ship"), default="all")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.model]
@@ -306,6 +445,10 @@ def main() -> None:
         supervise(arguments.model, recipe, out)
     if arguments.stage in ("all", "rl"):
         reinforce(arguments.model, recipe, out)
+    if arguments.stage in ("all", "evaluate"):
+        evaluate(arguments.model, recipe, out)
+    if arguments.stage in ("all", "ship"):
+        ship(arguments.model, recipe, out)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from interp.interventions import Intervention, Operation
 from interp.models.language_model import Address, LanguageModel
 from interp.nulls import matched_components
 
+BLOCK, BUDGET = 8192, 2e9
+"""Tokens run at once, and the bytes they may take."""
+
 Kind = Literal["zero", "mean", "resample", "patch", "steer"]
 Where = int | Literal["all"]
 """Which tokens: the last k of the prompt (or, while generating, up to the trigger), or all."""
@@ -197,14 +200,18 @@ def site_values(
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
     found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
     sites = frozenset(site for _, site in addresses) - {"resid_post"}
+    kept = sum(_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
+    blocks = list(_blocks(prompts, max(1, min(BLOCK, int(BUDGET / (4 * kept))))))
     with torch.no_grad():
-        for block in _blocks(prompts):
+        for block in blocks:
             base = baseline(runner, [prompts[i] for i in block], sites)
             ends = torch.from_numpy(base.offset + base.lengths)
             at = ends[:, None] - torch.arange(last, 0, -1)
             for address in addresses:
                 found[address].append(base.site(*address)[at.to(runner.device)])
-    return {address: torch.cat(pieces) for address, pieces in found.items()}
+    # Blocks are sorted by length: back to the order of the prompts.
+    back = torch.from_numpy(np.argsort(np.concatenate(blocks))).to(runner.device)
+    return {address: torch.cat(pieces)[back] for address, pieces in found.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +226,12 @@ class NextTokens:
     probabilities: np.ndarray
     top: np.ndarray
     kl: np.ndarray
+
+    @property
+    def log_odds(self) -> np.ndarray:
+        """(1 + ablations, prompts) log P(first token) - log P(second token)."""
+        logs = np.log(np.maximum(self.probabilities, 1e-30))
+        return logs[..., 0] - logs[..., 1]
 
 
 def ablate(
@@ -295,17 +308,19 @@ def decoding_changes(ablation: Ablation, ends: Tensor) -> Changes:
 def random_like(
     model: LanguageModel, components: Sequence[str], draws: int, *, seed: int = 0
 ) -> list[list[str]]:
-    """Random sets matched in kind, layer and count: the null of a selection.
+    """Different random sets matched in kind, layer and count: the null of a selection.
 
-    Every component is replaced by one outside the selection of the same site and layer; where the
-    layer has none left, of any layer. No component occurs twice in a draw.
-
-    Raises:
-        InterpError: a whole site, or every component of the model is in the selection.
+    See `interp.nulls.matched_components`. No set comes twice, so there are fewer than `draws`
+    where fewer exist: three heads of a layer of six leave one other set.
     """
     parts, rng = [Component.parse(label) for label in components], np.random.default_rng(seed)
-    drawn = (matched_components(parts, model.n_layers, model.size, rng) for _ in range(draws))
-    return [[str(component) for component in parts] for parts in drawn]
+    found: dict[frozenset[Component], list[Component]] = {}
+    for _ in range(20 * draws):
+        if len(found) == draws:
+            break
+        drawn = matched_components(parts, model.n_layers, model.size, rng)
+        found.setdefault(frozenset(drawn), drawn)
+    return [[str(component) for component in drawn] for drawn in found.values()]
 
 
 def _hidden_states(
@@ -381,7 +396,7 @@ class _SetEdit:
         return edited
 
 
-def _blocks(prompts: Sequence[Sequence[int]], tokens: int = 8192) -> list[np.ndarray]:
+def _blocks(prompts: Sequence[Sequence[int]], tokens: int = BLOCK) -> list[np.ndarray]:
     """Prompt numbers in groups of about that many tokens, similar lengths together."""
     order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
     groups, used = [[]], 0

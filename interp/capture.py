@@ -97,10 +97,10 @@ def run_with_cache(
             for i, prompt in enumerate(tokenized)
         ]
     else:
-        where = [[int(p) if p >= 0 else len(rows[i]) + int(p)] for i, p in enumerate(positions)]
-        if len(where) != len(rows) or any(
-            not 0 <= w[0] < len(r) for w, r in zip(where, rows, strict=True)
-        ):
+        pairs = list(zip(positions, rows, strict=False))
+        where = [[int(p) if p >= 0 else len(row) + int(p)] for p, row in pairs]
+        inside = all(0 <= w[0] < len(row) for w, row in zip(where, rows, strict=False))
+        if len(positions) != len(rows) or not inside:
             raise InterpError(
                 f"positions={list(positions)}",
                 f"{len(rows)} prompts of {[len(r) for r in rows]} tokens",

@@ -211,6 +211,16 @@ def bench_patching_command(
     _write(json_file, bench_patching(cases.split(","), say=_say, peers=peers))
 
 
+@bench_app.command("generation", epilog="Example: interp bench generation --n 300 --json FILE")
+def bench_generation_command(
+    model: ModelName = "countdown-tiny", n: Count = 300, json_file: JsonFile = None
+) -> None:
+    """Cached generation under intervention beside plain cached generation."""
+    from interp.bench import bench_generation
+
+    _write(json_file, bench_generation(model, n=n, say=_say))
+
+
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 

@@ -56,8 +56,8 @@ def joint_patching(
 
         effect(C) = mean(m[base with every c in C := other] - m[base]) / mean(m[clean] - m[corr.])
 
-    Each random set replaces every component by an unlisted one of the same site and layer (any
-    layer, where the layer has none left); a whole site such as mlp_out by another layer's.
+    Each random set replaces every component by an unlisted one of the same site and layer (see
+    `interp.nulls.matched_components`); a whole site such as mlp_out by another layer's.
 
     Args:
         model: a model with a fast engine.

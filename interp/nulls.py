@@ -54,26 +54,32 @@ def matched_components(
     size: Callable[[Axis], int],
     rng: np.random.Generator,
 ) -> list[Component]:
-    """Components like the chosen ones, and none of them: same sites, layers and count.
+    """Random components like the chosen ones: same sites, layers and count, none twice.
 
-    Where a layer has none left one of any layer is taken; for a whole site, another layer's.
+    None of the chosen ones, unless a layer has too few others: then all of that layer take part,
+    the chosen ones too, which can only make a null stronger. For a whole site, such as mlp_out,
+    another layer's is taken.
 
     Raises:
-        InterpError: every component is chosen.
+        InterpError: a whole site of every layer is chosen.
     """
-    taken, drawn = set(chosen), []
+    wanted: dict[tuple[int, str], list[Component]] = {}
     for part in chosen:
-        axis = SITES[part.site]
-        numbers = [None] if axis is None or part.index is None else range(size(axis))
-        near = (Component(part.layer, part.site, i) for i in numbers)
-        free = [c for c in near if c not in taken]
-        if not free:
-            anywhere = (Component(at, part.site, i) for at in range(n_layers) for i in numbers)
-            free = [c for c in anywhere if c not in taken]
-        if not free:
-            raise InterpError(
-                "a random set like the chosen one", "every component is chosen", "choose fewer"
-            )
-        drawn.append(free[int(rng.integers(len(free)))])
-        taken.add(drawn[-1])
+        wanted.setdefault((part.layer, part.site), []).append(part)
+    drawn: list[Component] = []
+    for (layer, site), parts in wanted.items():
+        axis = SITES[site]
+        if axis is None or parts[0].index is None:
+            used = {part.layer for part in [*chosen, *drawn] if part.site == site}
+            left = [i for i in range(n_layers) if i not in used]
+            if not left:
+                raise InterpError(f"a random {site}", "every layer's is chosen", "choose fewer")
+            drawn.append(Component(left[int(rng.integers(len(left)))], site, None))
+            continue
+        mine = {part.index for part in parts}
+        free = [i for i in range(size(axis)) if i not in mine]
+        pool = free if len(free) >= len(mine) else list(range(size(axis)))
+        drawn += [
+            Component(layer, site, int(i)) for i in rng.choice(pool, len(mine), replace=False)
+        ]
     return drawn

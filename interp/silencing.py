@@ -99,8 +99,8 @@ def activation_delta(
         positions_of_ablation: "all", "read", a named position, or one token of each prompt.
         fraction: a neuron is silenced where |h_i| falls below this fraction of what it was,
         floor: among samples on which |h_i| exceeded this.
-        draws: random sets of as many other heads of the same layers (any layer, where one has
-            none left); sets drawn twice count once.
+        draws: random sets of as many other heads of the same layers (see
+            `interp.nulls.matched_components`); sets drawn twice count once.
         seed: of the random sets and of "resample".
 
     Raises:

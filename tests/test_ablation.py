@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from interp.ablation import ablate, make_ablation, random_like, site_values
+from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError
 from interp.interventions import intervene
@@ -60,6 +61,27 @@ def test_patching_everything_gives_the_other_run(family_models):
     np.testing.assert_allclose(found.probabilities[1], found.probabilities[0][[1, 2, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("label", ["L0H1", "L1N4", "L2.resid_post", "L1.mlp_out", "L0.z"])
+def test_a_run_s_own_values_change_nothing(family_models, label):
+    model = family_models["llama"]
+    part = Component.parse(label)
+    address = (part.layer, part.site)
+    values = site_values(model, PROMPTS, [address], last=2)
+    same = make_ablation(model, [label], "patch", values=values)
+    found = ablate(model, PROMPTS, [same], tokens=range(97), where=2)
+    np.testing.assert_allclose(found.probabilities[1], found.probabilities[0], atol=1e-6)
+
+
+def test_site_values_are_each_prompt_s_own(family):
+    addresses = [(0, "z"), (1, "post"), (2, "resid_post")]
+    values = site_values(family, PROMPTS, addresses, last=2)
+    seen = run_with_cache(family, PROMPTS, sites=["z", "post", "resid_post"])
+    for layer, site in addresses:
+        for i, prompt in enumerate(PROMPTS):
+            expected = seen[layer, site][i, len(prompt) - 2 : len(prompt)]
+            torch.testing.assert_close(values[layer, site][i], expected, atol=2e-5, rtol=1e-4)
+
+
 def test_random_sets_match_in_kind_layer_and_count(family_models):
     model = family_models["llama"]
     chosen = ["L0H1", "L0H2", "L2N5"]
@@ -69,8 +91,18 @@ def test_random_sets_match_in_kind_layer_and_count(family_models):
         assert [(p.layer, p.site) for p in parts] == [(0, "z"), (0, "z"), (2, "post")]
         assert not set(draw) & set(chosen)
         assert len(set(draw)) == 3
-    assert len({tuple(draw) for draw in draws}) > 20
+    assert len({frozenset(draw) for draw in draws}) == 30
     assert draws == random_like(model, chosen, 30, seed=1)
+
+
+def test_random_sets_never_leave_the_layer_nor_come_twice(family_models):
+    model = family_models["llama"]  # four heads a layer
+    assert sorted(map(sorted, random_like(model, ["L1H0", "L1H3"], 50))) == [["L1H1", "L1H2"]]
+    three = random_like(model, ["L1H0", "L1H1", "L1H2"], 50)
+    assert len(three) == 4
+    assert all(label.startswith("L1H") for draw in three for label in draw)
+    with pytest.raises(InterpError, match="every layer"):
+        random_like(model, ["L0.mlp_out", "L1.mlp_out", "L2.mlp_out"], 1)
 
 
 @pytest.mark.parametrize(

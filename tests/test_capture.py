@@ -163,3 +163,11 @@ def test_two_processes_one_entry(tmp_path):
 def test_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     assert cache_dir() == tmp_path
+
+
+@pytest.mark.parametrize("positions", [[-1, -1, -1], [-1], [0, 99], [-99, 0]])
+def test_positions_that_do_not_fit_are_refused(family_models, positions):
+    with pytest.raises(InterpError, match="positions"):
+        run_with_cache(
+            family_models["llama"], [(1, 2, 3), (4, 5)], sites=["z"], positions=positions
+        )

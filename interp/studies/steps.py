@@ -28,14 +28,21 @@ class Steps:
     say: Callable[[str], None] = lambda line: None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def __call__(self, name: str, compute: Callable[[], Result]) -> Result:
+    @property
+    def of(self) -> str:
+        """The fingerprint of the key, written into every result."""
+        return content_key(self.key)
+
+    def __call__(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
         """The step's result, from the directory if it is there under the same key.
+
+        `inputs` are results of other steps that this one depends on: part of its key.
 
         Raises:
             InterpError: the result holds what JSON cannot.
         """
         path = self.directory / f"{name}.json"
-        key = content_key([*self.key, name])
+        key = content_key([*self.key, name, *inputs])
         if (kept := _read(path)) is not None and kept["key"] == key:
             self.seconds[name] = kept["seconds"]
             self.say(f"{name}: kept")
@@ -44,8 +51,9 @@ class Steps:
         begin = monotonic()
         result = compute()
         self.seconds[name] = round(monotonic() - begin, 1)
+        whole = {"key": key, "of": self.of, "seconds": self.seconds[name], "result": result}
         try:
-            text = json.dumps({"key": key, "seconds": self.seconds[name], "result": result})
+            text = json.dumps(whole)
         except TypeError as error:
             raise InterpError(f"keeping step {name}", str(error), "give plain JSON") from error
         write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -53,9 +61,10 @@ class Steps:
         return json.loads(text)["result"]
 
 
-def read_results(directory: Path) -> tuple[dict[str, Result], dict[str, float]]:
-    """Every step's result and seconds in a directory, by name, whatever their key."""
-    kept = {path.stem: found for path in directory.glob("*.json") if (found := _read(path))}
+def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:
+    """Every step's result and seconds in a directory, by name, that were made under a key."""
+    every = {path.stem: found for path in directory.glob("*.json") if (found := _read(path))}
+    kept = {name: found for name, found in every.items() if found["of"] == of}
     return (
         {name: found["result"] for name, found in kept.items()},
         {name: found["seconds"] for name, found in kept.items()},
@@ -67,4 +76,6 @@ def _read(path: Path) -> Result | None:
         kept = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) and {"key", "seconds", "result"} <= set(kept) else None
+    return (
+        kept if isinstance(kept, dict) and {"key", "of", "seconds", "result"} <= set(kept) else None
+    )

@@ -16,6 +16,17 @@ from interp.tasks.countdown import Problem
 ENDING = re.compile(r"</think>\s*<answer>[^<>]+</answer>\s*$")
 
 
+SHARES = {
+    "format": "format validity",
+    "solved": "solve rate",
+    "arithmetic": "arithmetic accuracy of attempts",
+    "this": 'verification at " (": result equals target, says "this"',
+    "no": 'verification at " (": result differs, says "not"',
+    "honest": 'honest: "this works" whose sum is the target',
+}
+"""What is counted, by its name in `Behaviour`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Behaviour:
     """Shares of problems and of attempts, each with a Wilson interval and its n.
@@ -37,15 +48,7 @@ class Behaviour:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a share, for a table."""
-        names = {
-            "format": "format validity",
-            "solved": "solve rate",
-            "arithmetic": "arithmetic accuracy of attempts",
-            "this": 'verification at " (": result equals target, says "this"',
-            "no": 'verification at " (": result differs, says "not"',
-            "honest": 'honest: "this works" whose sum is the target',
-        }
-        return [{"share": text, "value": getattr(self, name)} for name, text in names.items()]
+        return [{"share": text, "value": getattr(self, name)} for name, text in SHARES.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""

@@ -24,14 +24,17 @@ def _row(claim: str, holds: bool | None, evidence: str) -> Row:
 def _linear(results: dict[str, Result]) -> Row:
     probe = results["probes"]["t_paren"]["resid_post"]
     low, control = np.array(probe["low"]), np.array(probe["shuffled_high"])
-    above = np.flatnonzero((low > control) & (np.array(probe["accuracy"]) >= 0.95))
+    good = (low > control) & (np.array(probe["accuracy"]) >= 0.95)
+    # From the first layer on behind which no layer fails.
+    first = len(good) - int(np.argmin(good[::-1])) if not good.all() else 0
     best = float(np.max(probe["accuracy"]))
+    early = first < len(good) / 2
     return _row(
         "The verdict is linear in the residual stream, from early layers on",
-        bool(len(above)),
-        f"accuracy at t_paren reaches 0.95 from layer {above[0]} on (best {best:.3f}; shuffled "
-        f"labels at most {control.max():.2f})"
-        if len(above)
+        True if early else None if first < len(good) else False,
+        f"accuracy at t_paren is at least 0.95 from layer {first} of {len(good)} on (best "
+        f"{best:.3f}; shuffled labels at most {control.max():.2f})"
+        if first < len(good)
         else f"best accuracy {best:.3f}, shuffled labels up to {control.max():.2f}",
     )
 
@@ -60,7 +63,7 @@ def _against(x: Result) -> str:
     return (
         f"{len(x['components'])} components: {x['disabled']['mean']:.2f} "
         f"[{x['disabled']['low']:.2f}, {x['disabled']['high']:.2f}] of valid attempts judged "
-        f'"not", random sets {np.mean(x["null"]["disabled"]):.2f}, p = {x["p"]:.3f}'
+        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, p = {x["p"]:.3f}'
     )
 
 
@@ -72,26 +75,24 @@ def _previous(results: dict[str, Result]) -> Row:
 
 
 def _few(results: dict[str, Result]) -> Row:
-    found = results["curves"]
-    point = next(p for p in found["test"] if p["size"] == len(found["chosen"]))
-    null = point.get("null", [float("nan")])
+    found, x = results["curves"], _set(results, "A_Verif")
+    assert x is not None
+    n, total = len(found["chosen"]), np.size(results["patching"]["noise"]["values"])
+    beats = x["disabled"]["mean"] >= 0.9 and x["p"] < 0.05
     return _row(
-        "A few heads (three in the paper) disable verification",
-        bool(found["reached"] and point["disabled"]["mean"] >= 0.9),
-        f"{len(found['chosen'])} heads ({', '.join(found['chosen'])}; order {found['order']}) make "
-        f"{point['disabled']['mean']:.2f} [{point['disabled']['low']:.2f}, "
-        f'{point["disabled"]["high"]:.2f}] of unseen valid attempts "not"; random heads of the '
-        f"same layers {np.mean(null):.2f}",
+        "A few heads (three of 576 in the paper) disable verification",
+        True if beats and n <= max(3, 0.03 * total) else None if beats else False,
+        f"{', '.join(found['chosen'])} of {total} heads, found by the order {found['order']!r}; "
+        f"{_against(x)}",
     )
 
 
 def _glu_valid(results: dict[str, Result]) -> Row:
     rows = [_set(results, name) for name in ("GLU_Valid", "GLU_Valid and GLU_Invalid")]
-    shares = [x["disabled"]["mean"] for x in rows if x]
-    beyond = [x["p"] < 0.05 for x in rows if x]
+    beyond = [x["p"] < 0.05 and x["disabled"]["mean"] > 0.05 for x in rows if x]
     return _row(
         "Ablating GLU_Valid disables some verification (16 %), both GLU sets more (45 %)",
-        all(beyond) and shares[1] > shares[0] if any(beyond) else False,
+        True if all(beyond) else None if any(beyond) else False,
         "; ".join(_against(x) for x in rows if x),
     )
 
@@ -127,7 +128,7 @@ def _sufficient(results: dict[str, Result]) -> Row:
     rows = [found[side]["A_Verif"] for side in ("valid into invalid", "invalid into valid")]
     return _row(
         "(not tested in the paper) those heads alone carry the verdict from run to run",
-        all(row["effect"] >= 0.5 for row in rows),
+        all(row["effect"] >= 0.5 and row["p"] < 0.05 for row in rows),
         f"into invalid runs {rows[0]['effect']:.2f} of the gap (random "
         f"{np.mean(rows[0]['effect_null']):.2f}), into valid runs {rows[1]['effect']:.2f} (random "
         f"{np.mean(rows[1]['effect_null']):.2f})",
@@ -137,11 +138,13 @@ def _sufficient(results: dict[str, Result]) -> Row:
 def _base(results: dict[str, Result]) -> Row:
     found = results["base"]
     changes = [null for parts in found["weights"].values() for null in parts.values()]
-    name = found["base"]
+    auc = found["forced"][found["base"]]["auc"]
+    spared = all(change["p"] >= 0.05 for change in changes)
     return _row(
         "Training hardly changes those components; the base model has them already",
-        None if found["forced"][name]["auc"] > 0.6 else False,
+        True if spared and auc >= 0.9 else None if spared or auc >= 0.9 else False,
         f"relative change of their weights {np.mean([c['selected'] for c in changes]):.3f}, others "
-        f"of their layers {np.mean([c['mean'] for c in changes]):.3f}; {name} tells valid from "
-        f"invalid at t_paren with AUC {found['forced'][name]['auc']:.2f}",
+        f"of their layers {np.mean([c['mean'] for c in changes]):.3f} (least p "
+        f"{min(c['p'] for c in changes):.3f}); {found['base']} tells valid from invalid at t_paren "
+        f"with AUC {auc:.2f}",
     )

@@ -26,9 +26,10 @@ QUESTION = (
 def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
     """Behaviour, knowledge and weights of both models.
 
-    behaviour: the base model's own texts on a few problems. forced: on the trained model's texts,
-    how well log P(this) - log P(not) at t_paren tells valid from invalid (AUC), in each. probes:
-    accuracy of logistic probes at t_paren of the base model's residual stream. weights: how much
+    behaviour: the base model's own texts on 40 problems, at most 120 tokens each. forced: on the
+    trained model's texts, how well log P(this) - log P(not) at t_paren tells valid from invalid
+    (AUC), in each. probes: accuracy of logistic probes at t_paren of the base model's residual
+    stream. weights: how much
     training changed the chosen heads and neurons, against others of the same layers. asked: the
     base model's yes and no to a correct and an incorrect equation, with and without the heads.
     """

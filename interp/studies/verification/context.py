@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from interp.ablation import site_values
+from interp.errors import InterpError
 from interp.generation import Generation
 from interp.models.language_model import LanguageModel
 from interp.prompts import PromptPair, Task
+from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
-VERSION = 1
+VERSION = 2
+STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +33,7 @@ class Settings:
     draws: random sets behind every selection. window: tokens changed at a verdict by default, the
     last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer.
     threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs patched.
+    attempts: of a text that count; a search through all ways of three numbers ends by the sixth.
     """
 
     n: int = 300
@@ -38,6 +46,7 @@ class Settings:
     top_k: int = 10
     threshold: float = 0.1
     pairs: int = 48
+    attempts: int = 5
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -65,6 +74,17 @@ class Context:
         """The verdict's token ids."""
         return verdict_tokens(self.model)
 
+    @cached_property
+    def states(self) -> dict[str, Tensor]:
+        """What the model holds at t_ans and t_paren of the find samples, by site.
+
+        (layer, sample, 2, width), heads of z before the width; one pass for all that reads them.
+        """
+        layers = range(self.model.n_layers)
+        addresses = [(layer, site) for site in STATES for layer in layers]
+        found = site_values(self.model, self.find.tokens, addresses, last=2)
+        return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
+
 
 def make_context(
     model: LanguageModel,
@@ -76,8 +96,10 @@ def make_context(
     """Cut the texts into samples, and split them by problem into find and test.
 
     Problems of even number serve to find, those of odd number to test. Only honest samples count:
-    "this" where the written result is the target, "not" where it is
-    not; the others are the behaviour's errors, reported there.
+    "this" where the written result is the target, "not" where it is not; the others are the
+    behaviour's errors, reported there; and only the first `attempts` of a text. Invalid results
+    have the sign and the number of digits of the target: a probe could otherwise tell them by
+    their length alone.
 
     Raises:
         InterpError: too few samples of one verdict; the counts are given.
@@ -85,7 +107,11 @@ def make_context(
     tokens = [made.prompt + made.tokens for made in texts]
     samples = find_samples(model, tokens, problems)
     target = np.array([problems[i].target for i in samples.problems])
-    honest = samples.take(np.flatnonzero(samples.valid == (samples.written == target)))
+    honest = samples.valid == (samples.written == target)
+    digits = np.char.str_len(target.astype(str))
+    alike = (samples.written > 0) & (np.char.str_len(samples.written.astype(str)) == digits)
+    early = samples.attempt < settings.attempts
+    honest = samples.take(np.flatnonzero(honest & alike & early))
     sides = [
         honest.take(np.flatnonzero(honest.problems % 2 == side)).balanced(
             settings.n // 2, seed=settings.seed
@@ -103,31 +129,49 @@ def make_context(
     )
 
 
-def verdict_task(context: Context, samples: Samples, n: int) -> Task:
+def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Result]:
     """Pairs for patching: a valid text, and the same text under another target.
 
-    The corrupted prompt differs in the target alone, at every place that names it before the
-    attempt's result; the result then is no longer the target. Answer "this", wrong answer "not".
-    Positions: t_ans and t_paren. Pairs whose corrupted prompt the model does not judge "not" are
-    left out; the rest is at most n.
+    The corrupted prompt differs in the target alone: in the question, and where earlier verdicts
+    name it. Texts in which the target also occurs as an operand or a result are left out, and the
+    new target is a number that occurs nowhere in the text, so that the attempt's result is not it.
+    Answer "this", wrong answer "not". Positions: t_ans and t_paren.
+
+    Returns:
+        At most n pairs that the model judges "not" under the new target, and the counts: texts
+        `made` into pairs, `flipped`, and `kept`.
+
+    Raises:
+        InterpError: none flips.
     """
     model, ids = context.model, context.ids
     rng = np.random.default_rng(context.settings.seed)
     made: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for i in np.flatnonzero(samples.valid):
-        tokens = samples.tokens[i]
+        tokens, strings = samples.tokens[i], model.strings(samples.tokens[i])
         target = str(context.problems[samples.problems[i]].target)
+        named = [_named(strings, end, target) for end in samples.targets[i]]
+        present = set(re.findall(r"\d+", "".join(strings)))
+        low, high = 10 ** (len(target) - 1), 10 ** len(target)
+        free = [v for v in range(low, high) if str(v) not in present]
         old = model.token_id(target)
-        choices = [v for v in range(10 ** (len(target) - 1), 10 ** len(target)) if str(v) != target]
-        new = model.token_id(str(int(rng.choice(choices))))
+        new = model.token_id(str(int(rng.choice(free))))
+        if not all(named) or len(new) != len(old):
+            continue
         other = list(tokens)
         for end in samples.targets[i]:
             other[end - len(old) + 1 : end + 1] = new
-        if len(new) == len(old) and len(other) == len(tokens):
-            made.append((tokens, tuple(other)))
-    flips = model.last_logits([other for _, other in made]).argmax(-1) == ids.no
-    kept = [pair for pair, flip in zip(made, flips.tolist(), strict=True) if flip][:n]
-    return Task(
+        made.append((tokens, tuple(other)))
+    flips = model.last_logits([other for _, other in made]).argmax(-1) == ids.no if made else []
+    kept = [pair for pair, flip in zip(made, flips, strict=True) if flip]
+    counts = {"made": len(made), "flipped": len(kept), "kept": min(n, len(kept))}
+    if not kept:
+        raise InterpError(
+            "valid-invalid pairs",
+            f'{len(made)} texts with another target, none judged "not"',
+            "use a model that compares the result with the target",
+        )
+    task = Task(
         name="verdict",
         pairs=tuple(
             PromptPair(
@@ -137,7 +181,14 @@ def verdict_task(context: Context, samples: Samples, n: int) -> Task:
                 wrong=(ids.no,),
                 positions={"t_ans": len(clean) - 2, "t_paren": len(clean) - 1},
             )
-            for clean, corrupted in kept
+            for clean, corrupted in kept[:n]
         ),
         description='"this" where the result is the target, against another target',
     )
+    return task, counts
+
+
+def _named(strings: Sequence[str], end: int, target: str) -> bool:
+    """Whether the target that ends at a token is named as the target, not used as a number."""
+    before = "".join(strings[: end + 1]).removesuffix(target)
+    return before.endswith(("equals ", "(not "))

@@ -8,9 +8,8 @@ import numpy as np
 
 from interp.patching import activation_patching
 from interp.paths import path_patching
-from interp.prompts import Task
 from interp.studies.steps import Result
-from interp.studies.verification.context import Context
+from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.intervening import (
     ablation_curve,
     greedy_order,
@@ -22,7 +21,7 @@ LONGEST = 12
 """The most heads of a cumulative curve."""
 
 
-def patching(context: Context, pairs: Task) -> Result:
+def patching(context: Context) -> Result:
     """Exact activation patching on valid-invalid pairs, and paths from heads through MLPs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
@@ -30,7 +29,8 @@ def patching(context: Context, pairs: Task) -> Result:
     MLPs that matter most at t_paren, and from there to the logits.
     """
     model = context.model
-    found: Result = {"n": len(pairs), "model": model.name}
+    pairs, counts = verdict_task(context, context.find, context.settings.pairs)
+    found: Result = {"n": len(pairs), "counts": counts}
     for direction in ("denoise", "noise"):
         scores = activation_patching(
             model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES
@@ -38,7 +38,6 @@ def patching(context: Context, pairs: Task) -> Result:
         found[direction] = {
             "values": scores.values.tolist(),
             "top": [_ranked(x) for x in scores.top(12)],
-            "null": dict(vars(scores.null(5))),
         }
     for site in ("attn_out", "mlp_out"):
         scores = activation_patching(
@@ -102,10 +101,11 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
 
 
 def stability(context: Context, candidates: Sequence[str], size: int, *, draws: int = 10) -> Result:
-    """How often each head is chosen again when the find samples are drawn again.
+    """How often each head comes first when the find samples are drawn again.
 
-    Greedy selection of `size` heads among the candidates, on bootstrap resamples of the valid
-    find samples; and on the test samples, which share no problem with them.
+    Greedy choice of `size` heads among the candidates (the strongest by patching, which stay the
+    same), on bootstrap resamples of the valid find samples; and on the test samples, which share
+    no problem with them.
     """
     rng = np.random.default_rng(context.settings.seed)
     valid = np.flatnonzero(context.find.valid)

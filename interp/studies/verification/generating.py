@@ -13,14 +13,13 @@ from interp.generation import generate
 from interp.interventions import intervene
 from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
-from interp.nulls import null_of
 from interp.studies.steps import Result
 from interp.studies.verification.context import Context
-from interp.studies.verification.intervening import plain, replacements
+from interp.studies.verification.intervening import plain, replacements, with_random
 from interp.studies.verification.outcomes import Outcome, Rule, outcomes
 from interp.studies.verification.samples import Samples
 
-STOPS = ("\n\n", ">\n\n")
+STOPS = ("\n\n",)
 PLAIN_TEXT = (
     "The library opens at nine in the morning and closes at six in the evening. Visitors are "
     "asked to leave their bags at the front desk and to speak quietly in the reading room.",
@@ -50,7 +49,7 @@ def intervention_table(
     *,
     kind: Kind = "zero",
     where: Where | None = None,
-    max_new_tokens: int = 25,
+    max_new_tokens: int = 80,
     random: int = 1,
 ) -> Result:
     """What the model writes at a valid attempt with each set ablated, class by class.
@@ -109,40 +108,37 @@ def _shares(texts: Sequence[str], rule: Rule) -> dict[str, dict[str, float]]:
 
 
 def side_effects(
-    context: Context, samples: Samples, sets: Mapping[str, Sequence[str]], *, draws: int = 20
+    context: Context, samples: Samples, sets: Mapping[str, Sequence[str]], *, draws: int = 10
 ) -> Result:
     """What each set, zeroed at every token, does to arithmetic and to plain English.
 
     arithmetic: share of results whose last digit, behind the others, the model still predicts as
     it wrote it. loss (where the tokeniser can write English): mean negative log-likelihood in
     nats a token on `PLAIN_TEXT`; its exponential is the perplexity. Each against random sets
-    matched in layers and count.
+    matched in layers and count (five for the loss).
     """
-    model, seed = context.model, context.settings.seed
+    model = context.model
     prompts = [tokens[:-2] for tokens in samples.tokens]
     digits = np.array([tokens[-2] for tokens in samples.tokens])
-    drawn = {name: random_like(model, labels, draws, seed=seed) for name, labels in sets.items()}
-    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
+    listed, places = with_random(context, sets, draws)
     made = [make_ablation(model, labels) for labels in listed]
     seen = ablate(model, prompts, made, tokens=[context.ids.this], where="all")
     right = seen.top == digits
     found: Result = {"n": len(samples)}
     found["none"] = {"arithmetic": plain(share_estimate(int(right[0].sum()), len(samples)))}
-    for number, name in enumerate(sets):
-        rows = 1 + number * (1 + draws) + np.arange(1 + draws)
+    for name, rows in places.items():
         shares = right[rows].mean(1)
         found[name] = {
-            "arithmetic": plain(share_estimate(int(right[rows[0]].sum()), len(samples))),
+            "arithmetic": plain(share_estimate(int(right[rows][0].sum()), len(samples))),
             "arithmetic_null": shares[1:].tolist(),
-            "arithmetic_p": null_of(-float(shares[0]), -shares[1:]).p,
         }
     if _knows_english(model):
         found["none"]["loss"] = plain(mean_estimate(torch.tensor(plain_text_losses(model, ()))))
-        for name, labels in sets.items():
-            losses = plain_text_losses(model, labels)
-            found[name]["loss"] = plain(mean_estimate(torch.tensor(losses)))
-            some = drawn[name][:5]
-            found[name]["loss_null"] = [float(np.mean(plain_text_losses(model, x))) for x in some]
+        for name, rows in places.items():
+            mine, *drawn = listed[rows.start - 1 : rows.stop - 1]
+            found[name]["loss"] = plain(mean_estimate(torch.tensor(plain_text_losses(model, mine))))
+            losses = [plain_text_losses(model, labels) for labels in drawn[:5]]
+            found[name]["loss_null"] = [float(np.mean(x)) for x in losses]
     return found
 
 

@@ -22,7 +22,7 @@ from interp.metrics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address
 from interp.nulls import null_of
 from interp.studies.steps import Result
-from interp.studies.verification.context import Context
+from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.samples import Samples
 
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
@@ -59,6 +59,23 @@ def _addresses(sets: Sequence[Sequence[str]]) -> list[Address]:
     return list(dict.fromkeys((part.layer, part.site) for part in parts))
 
 
+def with_random(
+    context: Context, sets: Mapping[str, Sequence[str]], draws: int
+) -> tuple[list[list[str]], dict[str, slice]]:
+    """Each set and behind it its random sets, and where they stand in the rows of `ablate`.
+
+    Row 0 of `ablate` is the plain run, so that the list's first set is row 1.
+    """
+    listed: list[list[str]] = []
+    places: dict[str, slice] = {}
+    for name, labels in sets.items():
+        begin = 1 + len(listed)
+        drawn = random_like(context.model, labels, draws, seed=context.settings.seed)
+        listed += [list(labels), *drawn]
+        places[name] = slice(begin, 1 + len(listed))
+    return listed, places
+
+
 def verdict_effects(
     context: Context,
     samples: Samples,
@@ -78,21 +95,13 @@ def verdict_effects(
     """
     ids, settings = context.ids, context.settings
     where = settings.window if where is None else where
-    draws = settings.draws if draws is None else draws
-    drawn = {
-        name: random_like(context.model, labels, draws, seed=settings.seed)
-        for name, labels in sets.items()
-    }
-    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
+    listed, places = with_random(context, sets, settings.draws if draws is None else draws)
     values = replacements(context, samples, listed, kind, where)
     ablations = [make_ablation(context.model, labels, kind, values=values) for labels in listed]
     seen = ablate(context.model, samples.tokens, ablations, tokens=[ids.this, ids.no], where=where)
-    logs = np.log(np.maximum(seen.probabilities, 1e-30))
-    gap = logs[..., 0] - logs[..., 1]
-    valid = samples.valid
-    found: Result = {"kind": kind, "where": where, "draws": draws, "sets": {}}
-    for number, name in enumerate(sets):
-        rows = 1 + number * (1 + draws) + np.arange(1 + draws)
+    valid, gap = samples.valid, seen.log_odds
+    found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
+    for name, rows in places.items():
         no = seen.top[rows] == ids.no
         disabled = no[:, valid].mean(1)
         kept = no[:, ~valid].mean(1)
@@ -102,15 +111,16 @@ def verdict_effects(
             "components": list(sets[name]),
             "disabled": plain(share_estimate(int(no[0, valid].sum()), int(valid.sum()))),
             "invalid_kept": plain(share_estimate(int(no[0, ~valid].sum()), int((~valid).sum()))),
-            "shift": plain(mean_estimate(torch.from_numpy((gap[rows[0]] - gap[0])[valid]))),
+            "shift": plain(mean_estimate(torch.from_numpy((gap[rows][0] - gap[0])[valid]))),
             "kl": float(kl[0]),
+            "draws": len(disabled) - 1,
             "null": {
                 "disabled": disabled[1:].tolist(),
                 "invalid_kept": kept[1:].tolist(),
                 "shift": shift[1:].tolist(),
                 "kl": kl[1:].tolist(),
             },
-            "p": null_of(float(disabled[0]), disabled[1:]).p if draws else None,
+            "p": null_of(float(disabled[0]), disabled[1:]).p,
         }
     base = seen.top[0] == ids.no
     found["none"] = {
@@ -129,8 +139,7 @@ def disabled_by(
     chosen = [tokens for tokens, valid in zip(samples.tokens, samples.valid, strict=True) if valid]
     made: list[Ablation] = [make_ablation(context.model, labels) for labels in sets]
     seen = ablate(context.model, chosen, made, tokens=[ids.this, ids.no], where=where)
-    logs = np.log(np.maximum(seen.probabilities[1:], 1e-30))
-    return (seen.top[1:] == ids.no).mean(1), (logs[..., 0] - logs[..., 1]).mean(1)
+    return (seen.top[1:] == ids.no).mean(1), seen.log_odds[1:].mean(1)
 
 
 def greedy_order(
@@ -173,14 +182,11 @@ def ablation_curve(
 
 
 def smallest(curve: Sequence[Mapping[str, Any]], share: float = 0.95) -> int | None:
-    """The least size from which on the verdict is disabled in at least this share."""
-    reached = [point["disabled"]["mean"] >= share for point in curve]
-    if not any(reached):
-        return None
-    return next(curve[i]["size"] for i in range(len(curve)) if reached[i])
+    """The least size at which the verdict is disabled in at least this share."""
+    return next((x["size"] for x in curve if x["disabled"]["mean"] >= share), None)
 
 
-def sufficiency(context: Context, pairs: Any, sets: Mapping[str, Sequence[str]]) -> Result:
+def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """Patch each set from a valid run into its invalid pair, and the reverse.
 
     effect: share of the log-odds gap between the two runs that the set carries over, as
@@ -188,27 +194,23 @@ def sufficiency(context: Context, pairs: Any, sets: Mapping[str, Sequence[str]])
     against random sets like it.
     """
     ids, settings = context.ids, context.settings
+    task, counts = verdict_task(context, context.test, settings.pairs)
+    pairs = task.pairs
     sides = {
         "valid into invalid": ([p.corrupted for p in pairs], [p.clean for p in pairs], ids.this),
         "invalid into valid": ([p.clean for p in pairs], [p.corrupted for p in pairs], ids.no),
     }
-    drawn = {
-        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
-        for name, labels in sets.items()
-    }
-    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
-    found: Result = {"n": len(pairs), "window": settings.window}
+    listed, places = with_random(context, sets, settings.draws)
+    found: Result = {"n": len(pairs), "counts": counts, "window": settings.window}
     ends = {}
     for side, (into, source, wanted) in sides.items():
         values = site_values(context.model, source, _addresses(listed), last=settings.window)
         made = [make_ablation(context.model, x, "patch", values=values) for x in listed]
         seen = ablate(context.model, into, made, tokens=[ids.this, ids.no], where=settings.window)
-        logs = np.log(np.maximum(seen.probabilities, 1e-30))
-        gap = logs[..., 0] - logs[..., 1]
+        gap = seen.log_odds
         ends[side] = gap[0].mean()
         found[side] = {}
-        for number, name in enumerate(sets):
-            rows = 1 + number * (1 + settings.draws) + np.arange(1 + settings.draws)
+        for name, rows in places.items():
             flipped = seen.top[rows] == wanted
             found[side][name] = {
                 "change": (gap[rows] - gap[0]).mean(1).tolist(),
@@ -220,5 +222,6 @@ def sufficiency(context: Context, pairs: Any, sets: Mapping[str, Sequence[str]])
         for row in found[side].values():
             change = [sign * value / whole for value in row.pop("change")]
             row["effect"], row["effect_null"] = change[0], change[1:]
+            row["p"] = null_of(change[0], np.array(change[1:])).p
     found["gap"] = float(whole)
     return found

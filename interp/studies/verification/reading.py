@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch
 from interp.attention import attention_to, select_heads, top_heads
 from interp.communication import head_glu_scores
 from interp.glu import (
+    GluActivations,
     RankedNeuron,
     antipodes,
     glu_activations,
@@ -22,11 +24,12 @@ from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null
 from interp.probes import Probes, probe_geometry
-from interp.probing import probe_model
+from interp.probing import train_probes
 from interp.silencing import activation_delta
 from interp.studies.steps import Result
 from interp.studies.verification.context import Context
 from interp.studies.verification.intervening import plain
+from interp.studies.verification.samples import Samples
 
 SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""
@@ -41,20 +44,10 @@ def probes(context: Context) -> Result:
     also one for every head, and the authors' two-class softmax, whose geometry shows how much of
     the "antipodal" pair the parametrisation forces.
     """
-    samples, found = context.find, Result()
-    for place, positions in (("t_ans", samples.t_ans), ("t_paren", samples.t_paren)):
+    found = Result()
+    for column, place in enumerate(("t_ans", "t_paren")):
         sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        fitted = probe_model(
-            context.model,
-            samples.tokens,
-            positions,
-            samples.valid,
-            groups=samples.problems.tolist(),
-            sites=sites,
-            shuffles=SHUFFLES,
-            seed=context.settings.seed,
-        )
-        found[place] = {site: _accuracy(each) for site, each in fitted.items()}
+        found[place] = {site: _accuracy(_probe(context, site, column)) for site in sites}
     softmax = softmax_probes(context)
     geometry = probe_geometry(softmax)
     assert geometry.pair is not None
@@ -74,19 +67,28 @@ def probes(context: Context) -> Result:
 
 def softmax_probes(context: Context) -> Probes:
     """The authors' form, on the residual stream at t_paren of the find samples."""
-    samples = context.find
-    return probe_model(
-        context.model,
-        samples.tokens,
-        samples.t_paren,
-        samples.valid,
-        groups=samples.problems.tolist(),
-        sites=("resid_post",),
-        expect={context.ids.paren},
-        kind="softmax",
+    return _probe(context, "resid_post", 1, kind="softmax")
+
+
+def _probe(
+    context: Context, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
+) -> Probes:
+    """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
+    model = context.model
+    values = context.states[site][:, :, column]
+    coordinates = {"layer": list(range(model.n_layers))}
+    if values.ndim == 4:
+        coordinates["head"] = list(range(model.n_heads))
+    return train_probes(
+        values.movedim(1, -2),
+        context.find.valid,
+        groups=context.find.problems.tolist(),
+        kind=kind,
         shuffles=SHUFFLES,
         seed=context.settings.seed,
-    )["resid_post"]
+        coordinates=coordinates,
+        source={"model": model.name, "model_hash": model.hash, "site": site},
+    )
 
 
 def _accuracy(fitted: Probes) -> Result:
@@ -149,27 +151,38 @@ def glu(context: Context) -> Result:
     The `top_k` neurons of every layer of the upper half by cosine with the softmax probe of that
     layer (the authors' selection for ablation), with the cosine random directions get by the same
     selection; what they write, both signs; how opposite the two sets are, and are once the probes
-    are projected out; and what they do on valid and on invalid samples, split into gate and up.
+    are projected out; and what they do on valid and invalid test samples, split into gate and up.
     """
-    model, settings, samples = context.model, context.settings, context.find
+    model, settings = context.model, context.settings
     directions = softmax_probes(context).directions
     upper = range(model.n_layers // 2, model.n_layers)
     found: Result = {"layers": list(upper), "top_k": settings.top_k}
-    chosen: dict[str, list[RankedNeuron]] = {}
-    for name, sign in (("GLU_Valid", 1), ("GLU_Invalid", -1)):
-        options = {"layers": upper, "k": settings.top_k, "sign": sign}
-        ranked = chosen[name] = rank_glu(model, directions, **options)
+    signs = {"GLU_Valid": 1, "GLU_Invalid": -1}
+    options = {"layers": upper, "k": settings.top_k}
+    chosen = {
+        name: rank_glu(model, directions, sign=sign, **options) for name, sign in signs.items()
+    }
+    both = list(dict.fromkeys(map(_label, [*chosen["GLU_Valid"], *chosen["GLU_Invalid"]])))
+    samples = context.test  # the sets were chosen on find
+    captured = glu_activations(model, samples.tokens, samples.t_paren, both)
+    for name, ranked in chosen.items():
         vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
-        active = glu_activations(model, samples.tokens, samples.t_paren, ranked)
+        columns = [both.index(_label(neuron)) for neuron in ranked]
+        active = GluActivations(
+            neurons=tuple(captured.neurons[c] for c in columns),
+            gate=captured.gate[:, columns],
+            up=captured.up[:, columns],
+            product=captured.product[:, columns],
+        )
         seen = label_contrast(active, samples.valid.tolist())
-        null = rank_null(model, directions, draws=settings.draws, **options)
+        null = rank_null(model, directions, sign=signs[name], draws=settings.draws, **options)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
             "cosines": [neuron.score for neuron in ranked],
             "null": _null(null),
             "top": [
                 {
-                    "neuron": f"L{n.layer}N{n.index}",
+                    "neuron": _label(n),
                     "cosine": n.score,
                     "valid": float(seen.mean[1, i]),
                     "invalid": float(seen.mean[0, i]),
@@ -207,6 +220,10 @@ def glu(context: Context) -> Result:
     return found
 
 
+def _label(neuron: RankedNeuron) -> str:
+    return f"L{neuron.layer}N{neuron.index}"
+
+
 def _null(null: Null) -> Result:
     return dict(vars(null))
 
@@ -214,32 +231,43 @@ def _null(null: Null) -> Result:
 def attention(context: Context) -> Result:
     """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
 
-    At t_ans (the published query) and at t_paren, to all earlier occurrences and to those in the
-    question alone, over all samples, against other positions at like distances.
+    At t_ans (the published query) to all earlier occurrences over all find samples; and, over at
+    most 50 of each verdict, to those in the question alone, and the same at t_paren. Each against
+    other positions at like distances.
     """
-    samples, found = context.find, Result()
-    for place, positions in (("t_ans", samples.t_ans), ("t_paren", samples.t_paren)):
-        for keys, where in (("earlier", samples.targets), ("asked", samples.asked)):
-            seen = attention_to(context.model, samples.tokens, positions, where, drop_empty=True)
-            heads = select_heads(seen, threshold=context.settings.threshold)
-            found[f"{place} to {keys}"] = {
-                "n": seen.n,
-                "values": seen.values.tolist(),
-                "excess": seen.excess.tolist(),
-                "heads": heads,
-                "top": [
-                    {
-                        "head": ranked.label,
-                        "attention": plain(seen.estimate(ranked.label)),
-                        "control": float(
-                            np.nanmean(seen.control[:, ranked.component.layer, index])
-                        ),
-                    }
-                    for ranked in top_heads(seen, 12)
-                    if (index := ranked.component.index) is not None
-                ],
+    fewer = context.find.balanced(min(50, context.settings.n // 2))
+    return {
+        "t_ans to earlier": _attention(context, context.find, context.find.t_ans, "targets"),
+        "t_ans to asked": _attention(context, fewer, fewer.t_ans, "asked"),
+        "t_paren to earlier": _attention(context, fewer, fewer.t_paren, "targets"),
+        "t_paren to asked": _attention(context, fewer, fewer.t_paren, "asked"),
+    }
+
+
+def _attention(
+    context: Context, samples: Samples, queries: Sequence[int], keys: Literal["targets", "asked"]
+) -> Result:
+    seen = attention_to(
+        context.model, samples.tokens, queries, getattr(samples, keys), drop_empty=True
+    )
+    top = []
+    for ranked in top_heads(seen, 12):
+        part = ranked.component
+        control = seen.control[:, part.layer, part.index or 0]
+        top.append(
+            {
+                "head": ranked.label,
+                "attention": plain(seen.estimate(ranked.label)),
+                "control": float(np.nanmean(control)),
             }
-    return found
+        )
+    return {
+        "n": seen.n,
+        "values": seen.values.tolist(),
+        "excess": seen.excess.tolist(),
+        "heads": select_heads(seen, threshold=context.settings.threshold),
+        "top": top,
+    }
 
 
 def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
@@ -270,8 +298,8 @@ def communication(
 ) -> Result:
     """Whether the three scores agree, and which neurons fall silent without the chosen heads.
 
-    The heads are zeroed at every token of at most 24 valid samples, the neurons read at t_paren,
-    against at most 20 sets of random heads of the same layers.
+    The heads are zeroed at every token of at most 24 valid test samples, the neurons read at
+    t_paren, against at most 20 sets of random heads of the same layers.
     """
     import pandas as pd
 
@@ -279,7 +307,7 @@ def communication(
     ranks = table.corr(method="spearman")
     pairs = [("diag", "ov"), ("diag", "activation"), ("ov", "activation")]
     agreement = {f"{a}, {b}": float(ranks.loc[a].loc[b]) for a, b in pairs}
-    samples = context.find
+    samples = context.test
     valid = np.flatnonzero(samples.valid)[:24]
     delta = activation_delta(
         context.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +29,7 @@ def verdict_tokens(model: LanguageModel) -> Verdicts:
     Raises:
         InterpError: the tokeniser merges digits, or splits or merges " (", "this" or "not".
     """
-    require_single(model, "71", ["7", "1"])
+    require_single(model, " = 71 (this", [" =", " ", "7", "1", " (", "this"])
     paren, this = require_single(model, " (this", [" (", "this"])
     _, no = require_single(model, " (not", [" (", "not"])
     return Verdicts(paren=paren, this=this, no=no)
@@ -40,7 +41,8 @@ class Samples:
 
     The last token is t_paren, the one before it t_ans, the last digit of the attempt's result.
     `valid` says that the model wrote "this". `written` is the result it wrote, `problems` which
-    problem each belongs to (a text gives several samples), `targets` the last token of every
+    problem each belongs to (a text gives several samples), `operands` how many numbers that has,
+    `attempt` which verdict of its text it is, from 0. `targets` holds the last token of every
     earlier occurrence of the target, t_ans itself never among them; `asked` those of them that
     stand before the first attempt.
     """
@@ -49,6 +51,8 @@ class Samples:
     valid: np.ndarray
     problems: np.ndarray
     written: np.ndarray
+    operands: np.ndarray
+    attempt: np.ndarray
     targets: tuple[tuple[int, ...], ...]
     asked: tuple[tuple[int, ...], ...]
 
@@ -74,32 +78,46 @@ class Samples:
             valid=self.valid[index],
             problems=self.problems[index],
             written=self.written[index],
+            operands=self.operands[index],
+            attempt=self.attempt[index],
             targets=tuple(self.targets[i] for i in index),
             asked=tuple(self.asked[i] for i in index),
         )
 
     def balanced(self, n: int, *, seed: int = 0) -> Samples:
-        """As many valid as invalid samples, n each, no two of one class from the same problem.
+        """As many valid as invalid samples, n each, matched pair by pair.
+
+        Sample i and sample n + i have the same attempt number and the same number of operands, and
+        so nearly the same length; no two of one verdict come from the same problem. Otherwise the
+        place in the text would tell the verdict: the attempt that works is the last one.
 
         Raises:
-            InterpError: fewer than n problems have one; both counts are given.
+            InterpError: fewer than n such pairs; the counts are given.
         """
         rng = np.random.default_rng(seed)
-        chosen: list[int] = []
-        for label in (True, False):
-            index = rng.permutation(np.flatnonzero(self.valid == label))
-            _, first = np.unique(self.problems[index], return_index=True)
-            distinct = index[np.sort(first)]
-            if len(distinct) < n:
-                counts = {bool(v): int((self.valid == v).sum()) for v in (True, False)}
-                raise InterpError(
-                    f"{n} samples of each verdict, one a problem",
-                    f"{len(distinct)} problems have a {'valid' if label else 'invalid'} one "
-                    f"(samples: {counts[True]} valid, {counts[False]} invalid)",
-                    "generate more problems or ask for fewer",
-                )
-            chosen += distinct[:n].tolist()
-        return self.take(chosen)
+        order = rng.permutation(len(self))
+        waiting: dict[tuple[int, int], list[int]] = {}
+        for i in order[~self.valid[order]].tolist():
+            waiting.setdefault((int(self.attempt[i]), int(self.operands[i])), []).append(i)
+        pairs: list[tuple[int, int]] = []
+        used: tuple[set[int], set[int]] = (set(), set())
+        for i in order[self.valid[order]].tolist():
+            if len(pairs) == n or int(self.problems[i]) in used[0]:
+                continue
+            others = waiting.get((int(self.attempt[i]), int(self.operands[i])), [])
+            other = next((j for j in others if int(self.problems[j]) not in used[1]), None)
+            if other is not None:
+                pairs.append((i, other))
+                used[0].add(int(self.problems[i]))
+                used[1].add(int(self.problems[other]))
+        if len(pairs) < n:
+            counts = [int((self.valid == verdict).sum()) for verdict in (True, False)]
+            raise InterpError(
+                f"{n} pairs of a valid and an invalid sample of one attempt number",
+                f"{len(pairs)}, out of {counts[0]} valid and {counts[1]} invalid samples",
+                "generate more problems or ask for fewer",
+            )
+        return self.take([i for i, _ in pairs] + [j for _, j in pairs])
 
 
 def find_samples(
@@ -111,41 +129,55 @@ def find_samples(
 ) -> Samples:
     """Every verdict in some texts, each text (prompt included) one problem's.
 
-    A verdict is " (" followed by "this" or "not"; the token before " (" must end in a digit.
-    `first_attempt` marks where the attempts begin, for `Samples.asked`.
+    A verdict is " (" followed by "this" or "not", behind "= " and a whole number; others are no
+    samples. `first_attempt` marks where the attempts begin, for `Samples.asked`, which is empty
+    in a text without it.
 
     Raises:
         InterpError: tokens that do not fit, or no verdict at all.
     """
     ids = verdict_tokens(model)
     matches = find_positions(texts, {"this": (ids.paren, ids.this), "not": (ids.paren, ids.no)})
-    rows, skipped = [], 0
+    rows, unread, attempts = [], 0, dict.fromkeys(range(len(texts)), 0)
     for match in matches:
         tokens = tuple(texts[match.text][: match.position + 1])
         strings = model.strings(tokens)
-        if match.position == 0 or not strings[-2][-1:].isdigit():
-            skipped += 1
+        text = "".join(strings[:-1])
+        result = re.search(r"= *(-?[0-9]+)$", text)
+        attempt = attempts[match.text]
+        attempts[match.text] += 1
+        if result is None:
+            unread += 1
             continue
         target = problems[match.text].target
         earlier = [p for p in number_positions(model, tokens, target) if p < match.position - 1]
-        before = "".join(strings).split(first_attempt)[0]
-        asked = number_positions(model, model.token_id(before), target) if earlier else []
-        result = "".join(strings[:-1]).rsplit("=", 1)[-1].replace(" ", "")
-        written = int(result) if result.lstrip("-").isdigit() else 0
+        ends = np.cumsum([len(piece) for piece in strings])
+        start = text.find(first_attempt)
         rows.append(
-            (tokens, match, written, tuple(earlier), tuple(p for p in asked if p in earlier))
+            {
+                "tokens": tokens,
+                "valid": match.label == "this",
+                "problems": match.text,
+                "written": int(result.group(1)),
+                "operands": len(problems[match.text].numbers),
+                "attempt": attempt,
+                "targets": tuple(earlier),
+                "asked": tuple(p for p in earlier if ends[p] <= start),
+            }
         )
     if not rows:
         raise InterpError(
             f"verdicts in {len(texts)} texts",
-            f'none of " (this" or " (not" behind a digit ({skipped} elsewhere)',
+            f'none of " (this" or " (not" behind a result ({unread} elsewhere)',
             "use a model that writes the CountDown format, or another prompt template",
         )
     return Samples(
-        tokens=tuple(row[0] for row in rows),
-        valid=np.array([row[1].label == "this" for row in rows]),
-        problems=np.array([row[1].text for row in rows]),
-        written=np.array([row[2] for row in rows]),
-        targets=tuple(row[3] for row in rows),
-        asked=tuple(row[4] for row in rows),
+        tokens=tuple(row["tokens"] for row in rows),
+        valid=np.array([row["valid"] for row in rows]),
+        problems=np.array([row["problems"] for row in rows]),
+        written=np.array([row["written"] for row in rows]),
+        operands=np.array([row["operands"] for row in rows]),
+        attempt=np.array([row["attempt"] for row in rows]),
+        targets=tuple(row["targets"] for row in rows),
+        asked=tuple(row["asked"] for row in rows),
     )

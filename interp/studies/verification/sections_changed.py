@@ -25,7 +25,9 @@ def patching(report: Report, results: dict[str, Result]) -> None:
     report.section("6. Exact patching of valid-invalid pairs")
     report.text(
         f"{found['n']} pairs that differ in the target alone, so that the same attempt works in "
-        "one and not in the other. Effects are fractions of the gap between the two runs."
+        f"one and not in the other (of {found['counts']['made']} made, "
+        f"{found['counts']['flipped']} are judged so). Effects are fractions of the gap between "
+        "the two runs."
     )
     report.figure(
         plots.head_grid(
@@ -145,7 +147,10 @@ def communication(report: Report, results: dict[str, Result]) -> None:
         )
         if found[key] is not None
     ]
-    report.table(rows, caption=f"{', '.join(found['ablated'])} zeroed, {found['n']} valid samples.")
+    report.table(
+        rows,
+        caption=f"{', '.join(found['ablated'])} zeroed at every token, {found['n']} valid samples.",
+    )
     order = np.argsort(-np.abs(found["before"]))[:14]
     report.figure(
         plots.paired_bars(
@@ -171,6 +176,7 @@ def effects(report: Report, results: dict[str, Result]) -> None:
                     "size": len(x["components"]),
                     'valid judged "not"': estimate(x["disabled"]),
                     "random sets": spread(x["null"]["disabled"]),
+                    "draws": x["draws"],
                     "p": x["p"],
                     'invalid still "not"': x["invalid_kept"]["mean"],
                     "random": spread(x["null"]["invalid_kept"]),
@@ -180,7 +186,7 @@ def effects(report: Report, results: dict[str, Result]) -> None:
             ],
             caption=f"{found['kind']} ablation of {where}; plain model: "
             f"{found['none']['disabled']['mean']:.3f} and "
-            f"{found['none']['invalid_kept']['mean']:.3f}; {found['draws']} draws.",
+            f"{found['none']['invalid_kept']['mean']:.3f}; {found['n']} samples.",
         )
     found = results["effects_zero"]["sets"]
     report.figure(
@@ -193,7 +199,8 @@ def effects(report: Report, results: dict[str, Result]) -> None:
             null=[x["null"]["disabled"] for x in found.values()],
         ),
         "effects",
-        "Verification disabled by zeroing each set at t_ans and t_paren; grey: random sets.",
+        f"Verification disabled by zeroing each set over the last "
+        f"{results['effects_zero']['where']} tokens; grey: random sets.",
     )
 
 
@@ -213,9 +220,9 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
                 "partial": ours["partial"]["mean"],
                 "fail": ours["fail"]["mean"],
                 "ood": ours["ood"]["mean"] + ours["empty"]["mean"],
-                "random: success": float("nan")
+                "random set: success": "–"
                 if x["random"] is None
-                else x["random"]["success"]["mean"],
+                else estimate(x["random"]["success"]),
                 "rule final: success": final["success"]["mean"],
                 "paper, 3B (success / partial / fail %)": "–"
                 if paper is None
@@ -254,7 +261,7 @@ def side_effects(report: Report, results: dict[str, Result]) -> None:
                 "set, zeroed at every token": name,
                 "result's last digit right": estimate(x["arithmetic"]),
                 "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
-                "plain English, nats a token": x["loss"]["mean"] if "loss" in x else float("nan"),
+                "plain English, nats a token": estimate(x["loss"]) if "loss" in x else "–",
                 "random": spread(x["loss_null"]) if "loss_null" in x else "–",
             }
         )
@@ -272,6 +279,7 @@ def sufficiency(report: Report, results: dict[str, Result]) -> None:
                 "set": name,
                 "effect (share of the gap)": x["effect"],
                 "random sets": spread(x["effect_null"]),
+                "p": x["p"],
                 "verdicts flipped": estimate(x["flipped"]),
                 "random": spread(x["flipped_null"]),
             }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from interp.errors import InterpError
 from interp.files import cache_dir, content_key, versions, write_atomically
@@ -26,10 +28,9 @@ from interp.studies.verification.context import (
     Context,
     Settings,
     make_context,
-    verdict_task,
 )
 from interp.studies.verification.intervening import plain
-from interp.studies.verification.samples import Samples, verdict_tokens
+from interp.studies.verification.samples import Samples, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
 
 MANIFEST = "study.json"
@@ -74,35 +75,43 @@ def study_verification(
     settings = settings or Settings()
     verdict_tokens(model)
     glu_vectors(model, 0, 0)
-    key = [VERSION, model.hash, base.hash if base else None, settings.to_dict(), versions()]
+    key = [VERSION, model.hash, settings.to_dict(), versions()]
     directory = directory or cache_dir() / "studies" / f"verification-{content_key(key)}"
     steps = Steps(directory=directory, key=key, say=say)
     about = {"model": model.name, "model_hash": model.hash, "settings": settings.to_dict()}
-    text = json.dumps(about | {"base": base.name if base else None})
+    text = json.dumps(about | {"base": base.name if base else None, "of": steps.of})
     write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-    problems, texts = _texts(model, settings, steps)
-    context = make_context(model, base, settings, problems, texts)
+    context = _context(model, base, settings, steps)
     results: dict[str, Result] = {}
 
-    def step(name: str, compute: Callable[[], Result]) -> Result:
-        results[name] = steps(name, compute)
+    def step(name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
+        results[name] = steps(name, compute, *inputs)
         return results[name]
+
+    def few(n: int) -> Samples:
+        return context.test.balanced(min(n, settings.n // 2), seed=settings.seed)
 
     step("behaviour", lambda: _behaviour(context))
     step("probes", lambda: reading.probes(context))
     step("lens", lambda: reading.lens(context))
     glu = step("glu", lambda: reading.glu(context))
     attention = step("attention", lambda: reading.attention(context))
-    pairs = verdict_task(context, context.find, settings.pairs)
-    patching = step("patching", lambda: finding.patching(context, pairs))
+    patching = step("patching", lambda: finding.patching(context))
     previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     strong = finding.strongest(patching["noise"]["values"], 16)
-    scores = step("head_scores", lambda: reading.head_scores(context, previous or strong, valid))
-    ranked = step("orders", lambda: _orders(context, previous, strong, scores))
-    curves = step("curves", lambda: finding.curves(context, ranked["orders"]))
+    scored = [previous or strong, valid]
+    scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)
+    orders = step("orders", lambda: _orders(context, previous, strong, scores), strong, scores)
+    curves = step("curves", lambda: finding.curves(context, orders), orders)
     chosen = curves["chosen"]
-    step("communication", lambda: reading.communication(context, scores, chosen, valid))
+    step(
+        "communication",
+        lambda: reading.communication(context, scores, chosen, valid),
+        scores,
+        chosen,
+        valid,
+    )
     sets = {
         "GLU_Valid": valid,
         "GLU_Valid and GLU_Invalid": list(dict.fromkeys([*valid, *invalid])),
@@ -110,32 +119,29 @@ def study_verification(
         "A_Verif": chosen,
     }
     sets = {name: labels for name, labels in sets.items() if labels}
-
-    def few(n: int) -> Samples:
-        return context.test.balanced(min(n, settings.n // 2), seed=settings.seed)
-
+    heads = {name: labels for name, labels in sets.items() if name.startswith("A_")}
     for kind in intervening.KINDS:
         step(
             f"effects_{kind}",
             lambda kind=kind: intervening.verdict_effects(context, context.test, sets, kind=kind),
+            sets,
         )
     step(
         "effects_everywhere",
         lambda: intervening.verdict_effects(
             context, few(12), sets, where="all", draws=min(20, settings.draws)
         ),
+        sets,
     )
-    step("interventions", lambda: generating.intervention_table(context, few(100), sets))
-    step(
-        "side_effects",
-        lambda: generating.side_effects(context, few(20), sets, draws=min(10, settings.draws)),
-    )
-    test_pairs = verdict_task(context, context.test, settings.pairs)
-    heads = {name: labels for name, labels in sets.items() if name.startswith("A_")}
-    step("sufficiency", lambda: intervening.sufficiency(context, test_pairs.pairs, heads))
-    step("stability", lambda: finding.stability(context, strong[:10], max(1, min(3, len(chosen)))))
+    step("interventions", lambda: generating.intervention_table(context, few(100), sets), sets)
+    step("side_effects", lambda: generating.side_effects(context, few(20), sets), sets)
+    step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
+    size = max(1, min(3, len(chosen)))
+    step("stability", lambda: finding.stability(context, strong[:10], size), strong, size)
     if base is not None:
-        step("base", lambda: comparing.against_base(context, chosen, valid))
+        step(
+            "base", lambda: comparing.against_base(context, chosen, valid), base.hash, chosen, valid
+        )
     return Study(
         model=model.name,
         model_hash=model.hash,
@@ -152,7 +158,11 @@ def kept_studies() -> list[Study]:
         (cache_dir() / "studies").glob(f"verification-*/{MANIFEST}"),
         key=lambda path: -path.stat().st_mtime,
     )
-    return [open_study(path.parent) for path in found]
+    studies = []
+    for path in found:
+        with suppress(InterpError):  # of another version, or damaged
+            studies.append(open_study(path.parent))
+    return studies
 
 
 def open_study(directory: Path) -> Study:
@@ -163,25 +173,26 @@ def open_study(directory: Path) -> Study:
     """
     try:
         about = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        settings = Settings(**_tuples(about["settings"]))
+        results, seconds = read_results(directory, about["of"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise InterpError(
             f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
         ) from error
-    results, seconds = read_results(directory)
     return Study(
         model=about["model"],
         model_hash=about["model_hash"],
-        settings=Settings(**_tuples(about["settings"])),
+        settings=settings,
         results=results,
         seconds=seconds,
         directory=directory,
     )
 
 
-def _texts(
-    model: LanguageModel, settings: Settings, steps: Steps
-) -> tuple[list[Problem], list[Generation]]:
-    """Problems and the model's texts, n problems at a time until there are samples enough."""
+def _context(
+    model: LanguageModel, base: LanguageModel | None, settings: Settings, steps: Steps
+) -> Context:
+    """The model's texts, n problems at a time, until there are samples enough."""
     problems: list[Problem] = []
     texts: list[Generation] = []
     everything = make_countdown(
@@ -195,9 +206,10 @@ def _texts(
         )
         problems += block
         texts += [Generation(**_tuples(row)) for row in kept["texts"]]
+        # A model that writes no verdict at all is refused here, after the first block.
+        find_samples(model, [text.prompt + text.tokens for text in texts], problems)
         try:
-            make_context(model, None, settings, problems, texts)
-            return problems, texts
+            return make_context(model, base, settings, problems, texts)
         except InterpError:
             if len(problems) == len(everything):
                 raise
@@ -234,4 +246,4 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
         orders |= {f"head-GLU, {mode}": found["order"] for mode, found in scores.items()}
     orders["patching"] = strong
     orders["greedy"] = intervening.greedy_order(context, context.find, strong, 8)
-    return {"orders": {name: order for name, order in orders.items() if order}}
+    return {name: order for name, order in orders.items() if order}

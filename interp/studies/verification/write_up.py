@@ -34,9 +34,11 @@ def write_up(study: Study) -> Report:
         f"`{study.model_hash[:12]}`), with intervals (95 %), random components matched in kind, "
         f"layer and count ({settings.draws} draws), and a split by problem: "
         f"{results['behaviour']['find']} valid samples (and as many invalid) to find with, "
-        f"{results['behaviour']['test']} to test on. t_ans is the last digit of an attempt's "
-        f'result, t_paren the " (" behind it, where "this" or "not" is predicted. Ablations '
-        f"change the last {settings.window} tokens (t_ans and t_paren) of heads and neurons alike "
+        f"{results['behaviour']['test']} to test on. Valid and invalid samples are matched by "
+        "attempt number, number of operands and digits of the result. t_ans is the last digit of "
+        f'an attempt\'s result, t_paren the " (" behind it, where "this" or "not" is predicted. '
+        f"Ablations change the last {settings.window} tokens of heads and neurons alike (2: t_ans "
+        "and t_paren) "
         "unless another protocol is named."
     )
     report.section("What holds")

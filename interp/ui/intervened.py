@@ -1,0 +1,247 @@
+"""The sections of the interventions page: each draws kept results and returns its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from interp.charts import points_with_null, stacked_shares
+from interp.studies.steps import Result
+from interp.studies.verification.shown import spread
+from interp.studies.verification.study import Study
+from interp.ui import studies
+
+RULES = {
+    "interp-1": "ours, by whole words",
+    "next_token": "the next word alone",
+    "v1": "published, first version",
+    "final": "published, 3B",
+    "r1": "published, 14B",
+}
+ABLATIONS = {
+    "effects_zero": "zero, last tokens",
+    "effects_mean": "mean, last tokens",
+    "effects_resample": "resample, last tokens",
+    "effects_everywhere": "zero, all tokens",
+}
+MEASURES = {
+    "disabled": 'valid attempts judged "not"',
+    "invalid_kept": 'invalid attempts still judged "not"',
+    "shift": "shift of log P(this) - log P(not), valid attempts, nats",
+    "kl": "KL(plain || ablated), nats",
+}
+SIDES = ("valid into invalid", "invalid into valid")
+Rows = list[dict[str, Any]]
+UNKNOWN = float("nan")
+
+
+def outcomes(study: Study) -> Rows:
+    """What the model writes with each set zeroed; the rows of all rules."""
+    found = study.results["interventions"]
+    _outcomes(found)
+    return [{"rule": rule, **row} for rule in RULES for row in _outcome_rows(found, rule)]
+
+
+@st.fragment
+def _outcomes(found: Result) -> None:
+    rule = studies.pick(
+        st.segmented_control,
+        "Rule that classes a text",
+        "rule",
+        list(RULES),
+        format_func=lambda name: f"{name} · {RULES[name]}",
+        required=True,
+    )
+    shares = {name: row["outcomes"][rule] for name, row in found["rows"].items()}
+    studies.figure(
+        stacked_shares(
+            {name: {k: v["mean"] for k, v in each.items()} for name, each in shares.items()},
+            x_title=f"texts, rule {rule}; success: verification disabled",
+        ),
+        key="outcomes",
+        alt=f"Outcomes of every set by rule {rule}",
+    )
+    studies.table(_outcome_rows(found, rule), key="outcome-table")
+    st.caption(
+        f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
+        f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
+        f"Random: {found['random_sets']} set a row, matched in kind, layer and count, always by "
+        "rule interp-1."
+    )
+    name = st.selectbox("Texts under", list(found["rows"]), key="outcome-texts")
+    for column, text in zip(st.columns(3), found["rows"][name]["examples"], strict=False):
+        column.code(text, language=None, wrap_lines=True)
+
+
+def _outcome_rows(found: Result, rule: str) -> Rows:
+    shares = {name: row["outcomes"][rule] for name, row in found["rows"].items()}
+    return [
+        {
+            "set zeroed": name,
+            "size": len(row["components"]),
+            "success": shares[name]["success"]["mean"],
+            "95 % interval": studies.interval(shares[name]["success"]),
+            **{kind: shares[name][kind]["mean"] for kind in ("partial", "fail", "ood", "empty")},
+            "random set: success": "–"
+            if row["random"] is None
+            else studies.value(row["random"]["success"]),
+        }
+        for name, row in found["rows"].items()
+    ]
+
+
+def verdicts(study: Study) -> Rows:
+    """The verdict under every ablation, with the random sets drawn; the rows of all ablations."""
+    results = {kind: study.results[kind] for kind in ABLATIONS}
+    _verdicts(results)
+    return [
+        {"ablation": words, **row}
+        for kind, words in ABLATIONS.items()
+        for row in _verdict_rows(results[kind]["sets"])
+    ]
+
+
+@st.fragment
+def _verdicts(results: dict[str, Result]) -> None:
+    left, right = st.columns(2)
+    with left:
+        kind = studies.pick(
+            st.segmented_control,
+            "Ablation",
+            "ablation",
+            list(ABLATIONS),
+            format_func=ABLATIONS.__getitem__,
+            required=True,
+        )
+    with right:
+        measure = studies.pick(
+            st.selectbox, "Measure", "measure", list(MEASURES), format_func=MEASURES.__getitem__
+        )
+    found = results[kind]
+    sets = found["sets"]
+    one = {"low": UNKNOWN, "high": UNKNOWN}
+    seen = [x[measure] if measure != "kl" else {**one, "mean": x["kl"]} for x in sets.values()]
+    mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
+    studies.figure(
+        points_with_null(
+            list(sets),
+            mean,
+            low=low,
+            high=high,
+            null=[x["null"][measure] for x in sets.values()],
+            x_title=MEASURES[measure],
+        ),
+        key="verdicts",
+        alt=f"{MEASURES[measure]} for each set, {ABLATIONS[kind]}",
+    )
+    studies.table(_verdict_rows(sets), key="verdict-table")
+    none = found["none"]
+    draws = " or ".join(sorted({str(x["draws"]) for x in sets.values()}))
+    st.caption(
+        f"Plain model: {studies.value(none['disabled'])} and "
+        f"{studies.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
+        "layer and count: mean [95 % range]; p: share of them at least as strong in disabling, "
+        "the set itself counted."
+    )
+    with st.expander("The sets"):
+        studies.table(
+            [{"set": name, "components": ", ".join(x["components"])} for name, x in sets.items()],
+            key="sets",
+        )
+
+
+def _verdict_rows(sets: dict[str, Result]) -> Rows:
+    return [
+        {
+            "set": name,
+            "size": len(x["components"]),
+            'valid judged "not"': x["disabled"]["mean"],
+            "95 % interval": studies.interval(x["disabled"]),
+            "random sets": spread(x["null"]["disabled"]),
+            "p": x["p"],
+            'invalid still "not"': x["invalid_kept"]["mean"],
+            "random": spread(x["null"]["invalid_kept"]),
+            "shift (nats)": studies.value(x["shift"]),
+            "KL": x["kl"],
+        }
+        for name, x in sets.items()
+    ]
+
+
+def side_effects(study: Study) -> Rows:
+    """Arithmetic and plain English with each set zeroed at every token."""
+    found = {name: x for name, x in study.results["side_effects"].items() if name != "n"}
+    seen = [x["arithmetic"] for x in found.values()]
+    mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
+    studies.figure(
+        points_with_null(
+            list(found),
+            mean,
+            low=low,
+            high=high,
+            null=[x.get("arithmetic_null") for x in found.values()],
+            x_title="results whose last digit is still right",
+        ),
+        key="arithmetic",
+        alt="Arithmetic with each set zeroed at every token",
+    )
+    rows = [
+        {
+            "set, zeroed at every token": name,
+            "last digit right": x["arithmetic"]["mean"],
+            "95 % interval": studies.interval(x["arithmetic"]),
+            "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
+            "plain English, nats a token": studies.value(x["loss"]) if "loss" in x else "–",
+            "random": spread(x["loss_null"]) if "loss_null" in x else "–",
+        }
+        for name, x in found.items()
+    ]
+    studies.table(rows, key="side-table")
+    st.caption(
+        f"{study.results['side_effects']['n']} results of the model's own attempts; English is "
+        "left out where the tokeniser cannot write it."
+    )
+    return rows
+
+
+def sufficiency(study: Study) -> Rows:
+    """Sets carried from one run of a pair into the other."""
+    found = study.results["sufficiency"]
+    for side, column in zip(SIDES, st.columns(2, gap="large"), strict=True):
+        sets = found[side]
+        effects = [x["effect"] for x in sets.values()]
+        column.markdown(f"**{side.capitalize()}**")
+        with column:
+            studies.figure(
+                points_with_null(
+                    list(sets),
+                    effects,
+                    low=[UNKNOWN] * len(sets),
+                    high=[UNKNOWN] * len(sets),
+                    null=[x["effect_null"] for x in sets.values()],
+                    x_title="share of the log-odds gap carried over",
+                    value_label="the set",
+                ),
+                key=f"carried-{side}",
+                alt=f"Effect of each set, {side}",
+            )
+    rows = [
+        {
+            "direction": side,
+            "set": name,
+            "effect": x["effect"],
+            "random sets": spread(x["effect_null"]),
+            "p": x["p"],
+            "verdicts flipped": studies.value(x["flipped"]),
+            "random": spread(x["flipped_null"]),
+        }
+        for side in SIDES
+        for name, x in found[side].items()
+    ]
+    studies.table(rows, key="sufficiency-table")
+    st.caption(
+        f"{found['n']} test pairs that differ in the target alone; heads patched at the last "
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats."
+    )
+    return rows

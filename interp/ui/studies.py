@@ -1,0 +1,293 @@
+"""The verification study on screen: which one is looked at, what of it, and what all pages share.
+
+Pages read what the study's steps kept; none of them needs the model, but where it says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+import streamlit as st
+
+from interp.errors import InterpError
+from interp.files import cache_dir
+from interp.studies.steps import Result
+from interp.studies.verification.study import MANIFEST, Study, kept_studies
+from interp.ui import widgets
+
+STEPS = (
+    "behaviour",
+    "probes",
+    "lens",
+    "glu",
+    "attention",
+    "patching",
+    "head_scores",
+    "orders",
+    "curves",
+    "communication",
+    "effects_zero",
+    "effects_mean",
+    "effects_resample",
+    "effects_everywhere",
+    "interventions",
+    "side_effects",
+    "sufficiency",
+    "stability",
+)
+"""The steps of a study, in their order; "base" follows where there is a base model."""
+
+NONE = "–"
+"""The option that chooses nothing."""
+
+PAGE = "interp/ui/views/verification_study.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of a study is looked at: a study's directory, and choices of its pages, by name."""
+
+    study: str | None = None
+    probed: str | None = None
+    attended: str | None = None
+    shown: str | None = None
+    picked: str | None = None
+    glu: str | None = None
+    neuron: str | None = None
+    section: str | None = None
+    rule: str | None = None
+    ablation: str | None = None
+    measure: str | None = None
+
+
+def view() -> View:
+    """The view; on the first visit it is read from the link."""
+    if "study-view" not in st.session_state:
+        names = [field.name for field in fields(View)]
+        st.session_state["study-view"] = View(**{n: st.query_params.get(n) for n in names})
+    return st.session_state["study-view"]
+
+
+def change(**changes: str | None) -> None:
+    """Change the view and its link. Nothing else writes either of them.
+
+    Another study has other heads and neurons: those looked at are cleared.
+    """
+    if changes.get("study", view().study) != view().study:
+        changes = {"picked": None, "neuron": None} | changes
+    st.session_state["study-view"] = replace(view(), **changes)
+    write_view()
+
+
+def write_view() -> None:
+    """Bring the address bar in line with the view: on its change, and on a change of page."""
+    for field in fields(View):
+        value = getattr(view(), field.name)
+        if value is None:
+            st.query_params.pop(field.name, None)
+        elif st.query_params.get(field.name) != value:
+            st.query_params[field.name] = value
+
+
+def pick(
+    widget: Callable[..., Any], label: str, field: str, options: Sequence[str], **more: Any
+) -> str:
+    """A widget that shows one field of the view and changes it; the first option if it has none."""
+    key = f"view-{field}"
+    value = getattr(view(), field)
+    st.session_state[key] = value if value in options else options[0]
+
+    def changed() -> None:
+        new = st.session_state[key]
+        change(**{field: None if new == NONE else new})
+
+    return widget(label, options=options, key=key, on_change=changed, **more)
+
+
+def kept() -> list[Study]:
+    """The studies under the cache, the newest first; read again when a file of theirs changes."""
+    found = (cache_dir() / "studies").glob("verification-*/*.json")
+    return _kept(tuple(sorted((str(path), path.stat().st_mtime_ns) for path in found)))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Reading the kept studies …")
+def _kept(stamp: tuple[tuple[str, int], ...]) -> list[Study]:
+    return kept_studies() if stamp else []
+
+
+def chosen(*, link: bool = True) -> Study | None:
+    """The study looked at, with its chooser in the sidebar; without one, what to do.
+
+    `link` adds the way to the page that runs one.
+    """
+    try:
+        studies = {study.directory.name: study for study in kept()}
+    except InterpError as error:
+        widgets.show_error(error)
+        return None
+    if not studies:
+        st.info("No study is kept yet. Run one first.", icon=":material/science:")
+        if link:
+            _to_study_page()
+        return None
+    if view().study is not None and view().study not in studies:
+        missing = widgets.plain(str(view().study))
+        st.warning(f"The study {missing} is not kept here.", icon=":material/link_off:")
+        change(study=None)
+    with st.sidebar:
+        name = pick(
+            st.selectbox,
+            "Study",
+            "study",
+            list(studies),
+            format_func=lambda name: words(studies[name]),
+        )
+    return studies[name]
+
+
+def words(study: Study) -> str:
+    """A study in one line."""
+    return f"{study.model} · n {study.settings.n} · {progress(study)} · {made(study)}"
+
+
+def made(study: Study) -> str:
+    """When it was last run."""
+    seconds = (study.directory / MANIFEST).stat().st_mtime
+    return f"{datetime.fromtimestamp(seconds):%d %b %Y %H:%M}"
+
+
+def progress(study: Study) -> str:
+    """How many of its steps are done."""
+    done = sum(step in study.results for step in STEPS)
+    return "complete" if done == len(STEPS) else f"{done} of {len(STEPS)} steps"
+
+
+def ready(study: Study, *steps: str) -> bool:
+    """Whether the steps of a page are all there; if not, it says which and what to do."""
+    missing = [step for step in steps if step not in study.results]
+    if missing:
+        st.info(
+            f"This study has no {widgets.plain(', '.join(missing))} yet "
+            f"({progress(study)} done). Run it further: finished steps are kept.",
+            icon=":material/hourglass_empty:",
+        )
+        _to_study_page()
+    return not missing
+
+
+def _to_study_page() -> None:
+    st.page_link(PAGE, label="Go to Study", icon=":material/arrow_back:")
+
+
+def provenance(study: Study, *steps: str, **more: object) -> None:
+    """Where every number on the page comes from."""
+    settings = study.settings
+    names = ", ".join(steps) if len(steps) < 6 else f"{len(steps)} steps"
+    took = sum(study.seconds.get(step, 0.0) for step in steps)
+    widgets.facts(
+        {
+            "model": f"{study.model} · {study.model_hash[:12]}",
+            "study": study.directory.name,
+            "n": f"{settings.n} valid + {settings.n} invalid, half of each to test on",
+            "seed": settings.seed,
+            "random draws": settings.draws,
+            "template": settings.template,
+            "made": made(study),
+            **({names: f"{took:.0f} s of computing"} if steps else {}),
+            **more,
+        }
+    )
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], *, key: str, narrow: Sequence[str] = (), **more: Any
+) -> None:
+    """A table: numbers with three decimals, and as high as it needs to be, up to 14 rows."""
+    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=150))
+    if rows and "layer" in rows[0]:
+        columns["layer"] = st.column_config.Column(width=60)
+    columns |= {
+        name: st.column_config.NumberColumn(format="%.3f")
+        for name in (rows[0] if rows else {})
+        if any(isinstance(row[name], float) for row in rows)
+    }
+    st.dataframe(
+        rows,
+        key=key,
+        hide_index=True,
+        row_height=30,
+        height=min(14, max(1, len(rows))) * 30 + 34,
+        column_config=columns,
+        **more,
+    )
+
+
+def interval(found: Mapping[str, float]) -> str:
+    """An estimate's 95 % interval."""
+    return widgets.span(found["low"], found["high"])
+
+
+def value(found: Mapping[str, float]) -> str:
+    """An estimate with its interval."""
+    mean, low, high = (widgets.number(found[key]) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def null_words(null: Mapping[str, float]) -> str:
+    """A null: mean, 95 % range and p."""
+    return f"{value(null)}, p = {null['p']:.3f} ({null['draws']} draws)"
+
+
+def maybe(found: float | None) -> str:
+    """A number that may be missing."""
+    return NONE if found is None else widgets.number(found)
+
+
+def figure(drawn: Any, *, key: str, alt: str) -> None:
+    """A figure that takes no clicks."""
+    st.plotly_chart(
+        drawn,
+        key=key,
+        width="content" if drawn.layout.width else "stretch",
+        config=widgets.chart_config(key),
+        alt=alt,
+    )
+
+
+def take_away(study: Study, name: str, rows: Sequence[Mapping[str, Any]], result: Result) -> None:
+    """The page's table as CSV, and its steps' whole results as JSON."""
+    file = f"{study.model}-{study.settings.n}-{name}".replace("/", "-")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for kind, make, mime in (
+            ("CSV", lambda: _csv(rows), "text/csv"),
+            ("JSON", lambda: json.dumps(result, indent=1), "application/json"),
+        ):
+            st.download_button(
+                kind,
+                make,
+                file_name=f"{file}.{kind.lower()}",
+                mime=mime,
+                icon=":material/download:",
+                on_click="ignore",
+                key=f"{name}-{kind}",
+            )
+        st.caption("PNG: the camera above each figure. Link: the address bar.")
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def caveat(text: str) -> None:
+    """What the page does not show."""
+    st.caption(f"**What this does not show.** {text}")

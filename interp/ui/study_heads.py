@@ -1,0 +1,155 @@
+"""Heads of a study: one of them with every number kept of it, and how few disable the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from interp.charts import band_lines, null_band
+from interp.studies.steps import Result
+from interp.studies.verification.finding import strongest
+from interp.studies.verification.shown import place
+from interp.ui import studies, widgets
+
+
+def detail(results: dict[str, Result], head: str | None) -> None:
+    """Attention, effects, scores and stability of a head."""
+    if head is None:
+        st.info("Click a cell of a map, or choose a head.", icon=":material/ads_click:")
+        return
+    title, clear = st.columns([8, 1], vertical_alignment="bottom")
+    title.subheader(f"{head}{_roles(results, head)}", anchor=False)
+    clear.button("Clear", on_click=studies.change, kwargs={"picked": None}, width="stretch")
+    left, right = st.columns(2, gap="large")
+    with left:
+        studies.table(attention_rows(results["attention"], head), key="head-attention")
+        st.caption("Control and interval are kept for the twelve strongest heads of each case.")
+    with right:
+        if "patching" in results:
+            studies.table(effect_rows(results["patching"], head), key="head-effects")
+            st.caption(
+                "Fractions of the gap between the two runs; the error is kept for the strongest."
+            )
+        _others(results, head)
+
+
+def _roles(results: dict[str, Result], head: str) -> str:
+    roles = []
+    if head in results["attention"]["t_ans to earlier"]["heads"]:
+        roles.append("A\\_Prev")
+    if "curves" in results and head in results["curves"]["chosen"]:
+        roles.append("A\\_Verif")
+    return f" · {', '.join(roles)}" if roles else ""
+
+
+def attention_rows(found: Result, head: str) -> list[dict[str, Any]]:
+    """Attention of a head in the four cases."""
+    layer, index = place(head)
+    rows = []
+    for case, x in found.items():
+        top = next((row for row in x["top"] if row["head"] == head), None)
+        rows.append(
+            {
+                "query to keys": case,
+                "attention": x["values"][layer][index],
+                "95 % interval": "–" if top is None else studies.interval(top["attention"]),
+                "other tokens": studies.maybe(top and top["control"]),
+                "excess": x["excess"][layer][index],
+                "rank": _rank(x["values"], head),
+            }
+        )
+    return rows
+
+
+def effect_rows(found: Result, head: str) -> list[dict[str, Any]]:
+    """Effects of a head by patching, and of its paths."""
+    layer, index = place(head)
+    named = {
+        "noise": "noise (needed?)",
+        "denoise": "denoise (sufficient?)",
+        "paths": f"paths into {', '.join(found['paths']['receivers'])}",
+        "direct": "path into the logits",
+    }
+    rows = []
+    for key, words in named.items():
+        x = found[key]
+        top = next((row for row in x["top"] if row["label"].split(".")[0] == head), None)
+        rows.append(
+            {
+                "effect": words,
+                "value": x["values"][layer][index],
+                "± stderr": studies.maybe(top and top["stderr"]),
+                "rank": _rank(x["values"], head),
+            }
+        )
+    return rows
+
+
+def _rank(values: Sequence[Sequence[float]], head: str) -> str:
+    order = strongest(values, sum(map(len, values)))
+    return f"{order.index(head) + 1} of {len(order)}"
+
+
+def _others(results: dict[str, Result], head: str) -> None:
+    """Head-to-GLU scores, and how often the head is chosen again."""
+    lines = []
+    if (found := results.get("stability")) and head in found["counts"]:
+        lines.append(
+            f"Among the first {found['size']} (greedy) in **{found['counts'][head]} of "
+            f"{found['draws']}** redraws of the find samples"
+            + (", and on the test samples." if head in found["on_test"] else ".")
+        )
+    for mode, x in results.get("head_scores", {}).items():
+        if head in x["heads"]:
+            value = x["values"][x["heads"].index(head)]
+            rank = f"{x['order'].index(head) + 1} of {len(x['order'])}"
+            lines.append(f"Head-to-GLU score, {mode}: {widgets.number(value)}, rank {rank}.")
+    st.markdown("  \n".join(lines))
+
+
+def curve(found: Result) -> None:
+    """The verdict as heads are zeroed one after the other, on samples none was chosen on."""
+    points = found["test"]
+    sizes = [point["size"] for point in points]
+    mean, low, high = ([p["disabled"][key] for p in points] for key in ("mean", "low", "high"))
+    random = null_band([point.get("null") for point in points])
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        studies.figure(
+            band_lines(
+                {"these heads": (mean, low, high), "random heads, same layers": random},
+                x=sizes,
+                names=[f"{p['size']}: +{p['added']}" for p in points],
+                x_title="heads zeroed together",
+                y_title='valid attempts judged "not"',
+                controls=["random heads, same layers"],
+                limits=(-0.02, 1.04),
+            ),
+            key="curve",
+            alt="Share of valid attempts judged not, by number of heads zeroed",
+        )
+    with right:
+        noun = "head" if len(found["chosen"]) == 1 else "heads"
+        reached = "reach 95 %" if found["reached"] else "are the best there is, below 95 %"
+        st.markdown(
+            f"**{len(found['chosen'])} {noun}** {reached} on the find samples: "
+            f"{', '.join(found['chosen'])} (order {found['order']})."
+        )
+        studies.table(
+            [
+                {
+                    "order": name,
+                    "size at 95 %": "not reached" if y["size"] is None else str(y["size"]),
+                    "heads, in order": " ".join(point["added"] for point in y["curve"]),
+                }
+                for name, y in found["find"].items()
+            ],
+            key="orders",
+        )
+    st.caption(
+        "Curve: test samples, no problem shared with those the heads were chosen on. Grey: mean "
+        "and 95 % range of random sets matched in layers and count, at the sizes they were drawn "
+        "at. Table: all orders, on the find samples."
+    )

@@ -1,0 +1,71 @@
+"""The model behind a study, where a page needs one."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+import interp
+from interp.errors import InterpError
+from interp.models.language_model import LanguageModel
+from interp.studies.verification.study import Study
+from interp.ui import cache, widgets
+from interp.ui.state import current, select
+
+
+def loaded(study: Study | None = None) -> LanguageModel | None:
+    """The model in memory, with its chooser; None without one, or where it cannot be loaded.
+
+    A warning is shown where its weights are not those of the study.
+    """
+    model = None
+    if current().model is not None:
+        try:
+            model = cache.load_model(str(current().model), current().dtype)
+        except InterpError as error:
+            widgets.show_error(error)
+    _chooser(study, model)
+    if model is not None and study is not None and not same(model, study):
+        st.warning(
+            f"The loaded model is {widgets.plain(model.name)} ({model.hash[:12]}), the study's "
+            f"is {widgets.plain(study.model)} ({study.model_hash[:12]}): what the study found may "
+            "not hold for it.",
+            icon=":material/difference:",
+        )
+    return model
+
+
+def same(model: LanguageModel, study: Study) -> bool:
+    """Whether a study was made on these weights."""
+    return model.hash == study.model_hash
+
+
+def _chooser(study: Study | None, model: LanguageModel | None) -> None:
+    """Which model is loaded, and a form to load another."""
+    kinds = {entry.name: entry.kind for entry in interp.known_models()}
+    names = list(dict.fromkeys([*([study.model] if study else []), *kinds]))
+    if current().model is not None and current().model not in names:
+        names.append(str(current().model))
+    left, right, state = st.columns([3, 1, 4], vertical_alignment="bottom")
+    wanted = names[0] if model is None else model.name
+    name = left.selectbox(
+        "Model",
+        names,
+        names.index(wanted) if wanted in names else 0,
+        accept_new_options=True,
+        key="study-model",
+        help="A listed model, a Hugging Face id or a local directory.",
+    )
+    task = {"task": name} if kinds.get(str(name)) == "toy" else {}
+    right.button(
+        "Load",
+        key="study-load",
+        icon=":material/memory:",
+        width="stretch",
+        on_click=select,
+        kwargs={"model": name, **task},
+    )
+    state.markdown(
+        "No model is loaded."
+        if model is None
+        else f"Loaded: **{widgets.plain(model.name)}** · `{model.hash[:12]}` · {model.dtype}"
+    )

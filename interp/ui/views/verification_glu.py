@@ -1,0 +1,140 @@
+"""GLU vectors: the neurons that write along the probe, what they do, and a search by word."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.charts import spread_by_label
+from interp.studies.steps import Result
+from interp.ui import studies, widgets
+from interp.ui.state import write_link
+from interp.ui.words import search
+
+SETS = ("GLU_Valid", "GLU_Invalid")
+PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "product h"}
+
+
+def show() -> None:
+    """The page."""
+    write_link()
+    studies.write_view()
+    study = studies.chosen()
+    if study is None:
+        return
+    st.header("GLU vectors", anchor=False)
+    if not studies.ready(study, "glu"):
+        return
+    found = study.results["glu"]
+    layers = f"{found['layers'][0]} to {found['layers'][-1]}"
+    studies.provenance(study, "glu", layers=f"{layers}, {found['top_k']} neurons of each")
+    st.latex(
+        r"\text{MLP}(x) = \sum_i h_i\, v_i, \qquad h_i = \text{act}(g_i \cdot x)\,(u_i \cdot x)"
+    )
+    _set(found)
+    _antipodes(found)
+    st.header("Which neurons write a word?", anchor=False)
+    search(study, {name: found[name]["neurons"] for name in SETS})
+    rows = [{"set": name, **_row(row)} for name in SETS for row in found[name]["top"]]
+    studies.take_away(study, "glu", rows, found)
+    studies.caveat(
+        "A value vector along the probe says what a neuron could write, not that it is active or "
+        "read: the probe finds such neurons for random directions too (the null line). What the "
+        "sets do to the verdict is on Interventions."
+    )
+
+
+@st.fragment
+def _set(found: Result) -> None:
+    """One set's neurons, and the one looked at."""
+    left, right = st.columns([1, 2], vertical_alignment="bottom")
+    with left:
+        name = studies.pick(st.segmented_control, "Set", "glu", SETS, required=True)
+    seen, null = found[name], found[name]["null"]
+    right.markdown(
+        f"**{len(seen['neurons'])} neurons**, mean cosine {widgets.number(abs(null['selected']))}; "
+        f"the same selection along random "
+        f"directions {studies.null_words(null)}"
+    )
+    rows = [_row(row) for row in seen["top"]]
+    neurons = [row["neuron"] for row in seen["top"]]
+    neuron = studies.view().neuron
+    at = neurons.index(neuron) if neuron in neurons else 0
+    key = f"glu-{name}-{at}"
+
+    def picked() -> None:
+        if chosen := st.session_state[key].selection.rows:
+            studies.change(neuron=neurons[chosen[0]])
+
+    studies.table(
+        rows,
+        key=key,
+        narrow=["writes", "writes against"],
+        on_select=picked,
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [at]}},
+    )
+    st.caption(
+        f"The first {len(rows)} of {len(seen['neurons'])} by cosine with the probe; means of h at "
+        "t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
+        "factor tells valid from invalid. AUC: the chance that h is larger on a valid sample."
+    )
+    _neuron(seen, at, neurons[at])
+
+
+def _row(row: Result) -> dict[str, object]:
+    gate, up, covariance = row["parts"]
+    return {
+        "neuron": row["neuron"],
+        "cosine": row["cosine"],
+        "writes": " ".join(map(widgets.visible, row["writes_valid"])),
+        "writes against": " ".join(map(widgets.visible, row["writes_invalid"])),
+        "h, valid": row["valid"],
+        "h, invalid": row["invalid"],
+        "gate": gate,
+        "up": up,
+        "covariance": covariance,
+        "AUC": row["auc"],
+    }
+
+
+def _neuron(seen: Result, at: int, neuron: str) -> None:
+    """Its two factors and their product, by label."""
+    st.subheader(neuron, anchor=False)
+    samples = seen["samples"]
+    labels = ["valid" if label else "invalid" for label in samples["valid"]]
+    for column, (part, words) in zip(st.columns(3), PARTS.items(), strict=True):
+        with column:
+            studies.figure(
+                spread_by_label([row[at] for row in samples[part]], labels, x_title=words),
+                key=f"spread-{part}",
+                alt=f"{part} of {neuron} by label",
+            )
+
+
+def _antipodes(found: Result) -> None:
+    """How opposite the two sets are, as selected and beyond the probes."""
+    st.subheader("Antipodal pairs", anchor=False)
+    cases = {
+        "antipodes": "as selected",
+        "antipodes_without_probes": "with the probes' directions projected out",
+    }
+    for column, (case, words) in zip(st.columns(2, gap="large"), cases.items(), strict=True):
+        x = found[case]
+        null = x["null"]
+        column.markdown(
+            f"**{words.capitalize()}**: mean of each one's most negative cosine "
+            f"**{widgets.number(x['mean_cosine'])}**; random neurons of the same layers "
+            f"{widgets.number(-null['mean'])} "
+            f"[{widgets.number(-null['high'])}, {widgets.number(-null['low'])}], "
+            f"p = {null['p']:.3f} ({null['draws']} draws)"
+        )
+        with column:
+            studies.table(
+                [{SETS[0]: a, SETS[1]: b, "cosine": cosine} for a, b, cosine in x["pairs"]],
+                key=case,
+            )
+    st.caption("Sets chosen along w and along -w are opposite by their selection alone.")
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,74 @@
+"""Interventions: what sets of heads and neurons do to the verdict, to texts, and to the rest."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.ui import intervened, studies
+from interp.ui.generate import side_by_side
+from interp.ui.state import write_link
+
+SECTIONS = {
+    "verdicts": (
+        intervened.verdicts,
+        tuple(intervened.ABLATIONS),
+        "That a set disables the verdict does not say that it computes it: breaking what the "
+        "verdict needs as input disables it too. Zeroed values are out of distribution; compare "
+        "mean and resample.",
+    ),
+    "texts": (
+        intervened.outcomes,
+        ("interventions",),
+        "Success says that the model no longer calls a right sum right, not that it has lost "
+        "nothing else: see side effects. One random set is no null distribution: see verdicts.",
+    ),
+    "side effects": (
+        intervened.side_effects,
+        ("side_effects",),
+        "The last digit behind the others is one narrow skill, and eight short texts are little "
+        "English. What is not listed was not measured.",
+    ),
+    "sufficiency": (
+        intervened.sufficiency,
+        ("sufficiency",),
+        "A set that carries little over may still be needed, and one that carries all may only "
+        "pass on what others computed.",
+    ),
+    "generate": (
+        side_by_side,
+        (),
+        "One text and one random set: an illustration, not a measurement. Shares with intervals "
+        "are under texts.",
+    ),
+}
+
+
+def show() -> None:
+    """The page."""
+    write_link()
+    studies.write_view()
+    study = studies.chosen()
+    if study is None:
+        return
+    st.header("Interventions", anchor=False)
+    section = studies.pick(
+        st.segmented_control,
+        "What to look at",
+        "section",
+        list(SECTIONS),
+        required=True,
+        help="verdicts: the next token under ablation. texts: what the model then writes. "
+        "generate: try it on the loaded model.",
+    )
+    draw, steps, caveat = SECTIONS[section]
+    if not studies.ready(study, *steps):
+        return
+    studies.provenance(study, *steps)
+    rows = draw(study)
+    kept = {step: study.results[step] for step in steps}
+    studies.take_away(study, section.replace(" ", "-"), rows, kept or {"rows": rows})
+    studies.caveat(caveat)
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,628 @@
+"""The verification pages, on a hand-made study: what they show is what its steps hold."""
+
+import io
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.charts import band_lines, head_map, null_band, points_with_null, spread_by_label
+from interp.errors import InterpError
+from interp.files import content_key
+from interp.generation import generate as write
+from interp.lens import search_neurons
+from interp.studies.verification.claims import claims
+from interp.studies.verification.context import Settings
+from interp.studies.verification.intervening import KINDS
+from interp.studies.verification.study import open_study
+from interp.tasks.countdown import make_countdown
+from interp.ui import generate, jobs, studies, study_run, words
+
+APP = Path(__file__).parent.parent / "app.py"
+NAMES = ("study", "probes", "glu", "heads", "interventions")
+PAGES = {name: f"interp/ui/views/verification_{name}.py" for name in NAMES}
+OUTCOMES = ("success", "partial", "fail", "ood", "empty")
+RULES = ("interp-1", "next_token", "v1", "final", "r1")
+SETS = {
+    "GLU_Valid": ["L2N0", "L3N1"],
+    "GLU_Valid and GLU_Invalid": ["L2N0", "L3N1", "L2N5", "L3N6"],
+    "A_Prev": ["L0H1", "L1H2"],
+    "A_Verif": ["L0H1"],
+}
+
+
+class Maker:
+    """Random step results in the shapes the study's steps keep them in."""
+
+    def __init__(self, layers: int = 4, heads: int = 3, draws: int = 5, seed: int = 0) -> None:
+        self.layers, self.heads, self.draws = layers, heads, draws
+        self.rng = np.random.default_rng(seed)
+
+    def array(self, *shape: int, low: float = 0.0, high: float = 1.0) -> list[Any]:
+        return self.rng.uniform(low, high, shape).tolist()
+
+    def estimate(self) -> dict[str, float]:
+        low, mean, high = sorted(self.array(3))
+        return {"mean": mean, "low": low, "high": high, "n": 40}
+
+    def null(self) -> dict[str, float]:
+        low, mean, high = sorted(self.array(3))
+        selected, p = self.array(2)
+        return {
+            "selected": selected, "mean": mean, "low": low, "high": high, "p": p,
+            "draws": self.draws,
+        }  # fmt: skip
+
+    def accuracy(self, *shape: int) -> dict[str, Any]:
+        names = ("shuffled_low", "shuffled_high", "low", "accuracy", "high")
+        parts = np.sort(self.rng.uniform(0, 1, (5, *shape)), 0).tolist()
+        return {
+            **dict(zip(names, parts, strict=True)),
+            "auc": self.array(*shape), "n_train": 30, "n_test": 10,
+        }  # fmt: skip
+
+    def results(self) -> dict[str, Any]:
+        """All steps."""
+        steps = [
+            self._behaviour(), self._probes(), self._lens(), self._glu(), self._attention(),
+            self._patching(), self._scores(), {"orders": {"attention": ["L0H1"]}},
+            self._curves(), self._communication(), self._effects(), self._generated(),
+            self._controls(),
+        ]  # fmt: skip
+        found: dict[str, Any] = {}
+        for step in steps:
+            found |= step
+        return found
+
+    def _behaviour(self) -> dict[str, Any]:
+        problems = make_countdown(2 * 6)[:2]
+        texts = [f" 1 + 2 = 3 (not {p.target})\n- 4 = {p.target} (this works)" for p in problems]
+        row = {"prompt": [1], "tokens": [2], "stopped": True, "fired": []}
+        rows = [{"share": f"share {i}", **self.estimate()} for i in range(6)]
+        about = {"problems": 2, "attempts": 2.0, "example": texts[0], "find": 20, "test": 20}
+        return {
+            "texts_0": {"texts": [{**row, "text": text} for text in texts]},
+            "behaviour": {**about, "rows": rows},
+        }
+
+    def _probes(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            token: {
+                site: self.accuracy(self.layers) for site in ("resid_post", "attn_out", "mlp_out")
+            }
+            for token in ("t_ans", "t_paren")
+        }
+        found["t_paren"]["z"] = self.accuracy(self.layers, self.heads)
+        pairs = ("pair", "pair_forced", "pair_shuffled")
+        found["softmax"] = {
+            **self.accuracy(self.layers),
+            **{name: self.array(self.layers, low=-1, high=0) for name in pairs},
+            "adjacent": self.array(self.layers - 1),
+            "adjacent_shuffled": self.array(self.layers - 1),
+            "random_limit": 0.08,
+            "tokens": [{"valid": [" yes", "<b>"], "invalid": [" no"]}] * self.layers,
+        }
+        return {"probes": found}
+
+    def _lens(self) -> dict[str, Any]:
+        def group() -> dict[str, Any]:
+            return {
+                "top": [[["this", 0.5], ["not", 0.1]]] * self.layers,
+                "probability": {
+                    word: [self.estimate() for _ in range(self.layers)] for word in ("this", "not")
+                },
+            }
+
+        groups = {"valid": group(), "invalid": group()}
+        return {"lens": {"n": 40, "words": ["this", "not"], "groups": groups}}
+
+    def _glu(self) -> dict[str, Any]:
+        def one(name: str) -> dict[str, Any]:
+            neurons = [f"L{2 + i % 2}N{i + 5 * (name == 'GLU_Invalid')}" for i in range(3)]
+            top = [
+                {
+                    "neuron": neuron, "cosine": self.array(1)[0], "valid": self.array(1)[0],
+                    "invalid": self.array(1)[0], "parts": self.array(3), "auc": self.array(1)[0],
+                    "writes_valid": [" yes", " *ok*"], "writes_invalid": [" no"],
+                }
+                for neuron in neurons
+            ]  # fmt: skip
+            parts = {part: self.array(40, 3, low=-1) for part in ("gate", "up", "product")}
+            return {
+                "neurons": neurons, "cosines": self.array(3), "null": self.null(), "top": top,
+                "samples": {"valid": [True, False] * 20, **parts},
+                "difference": self.array(3), "parts": self.array(3),
+            }  # fmt: skip
+
+        found: dict[str, Any] = {"layers": [2, 3], "top_k": 2}
+        found |= {name: one(name) for name in ("GLU_Valid", "GLU_Invalid")}
+        for case in ("antipodes", "antipodes_without_probes"):
+            pairs = [["L2N0", "L2N5", -0.5]]
+            found[case] = {"mean_cosine": -0.4, "null": self.null(), "pairs": pairs}
+        return {"glu": found}
+
+    def _attention(self) -> dict[str, Any]:
+        def case() -> dict[str, Any]:
+            row = {"head": "L0H1", "attention": self.estimate(), "control": 0.05}
+            return {
+                "n": 40,
+                "values": self.array(self.layers, self.heads),
+                "excess": self.array(self.layers, self.heads, low=-0.2),
+                "heads": ["L0H1", "L1H2"],
+                "top": [row],
+            }
+
+        cases = [f"{t} to {keys}" for t in ("t_ans", "t_paren") for keys in ("earlier", "asked")]
+        return {"attention": {name: case() for name in cases}}
+
+    def _patching(self) -> dict[str, Any]:
+        def side() -> dict[str, Any]:
+            values = self.array(self.layers, self.heads, low=-0.2)
+            top = [{"label": f"L{i % 2}H{i // 2}", "value": 0.3, "stderr": 0.02} for i in range(6)]
+            return {"values": values, "top": top}
+
+        names = ("denoise", "noise", "paths", "direct")
+        found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}} | {
+            name: side() for name in names
+        }
+        found["paths"]["receivers"] = ["L2.mlp_out"]
+        found |= {site: self.array(self.layers, 2) for site in ("attn_out", "mlp_out")}
+        return {"patching": found}
+
+    def _scores(self) -> dict[str, Any]:
+        heads = ["L0H1", "L1H2"]
+        one = {"heads": heads, "values": [0.7, 0.2], "stderr": [0.1, 0.1], "order": heads}
+        return {"head_scores": {mode: one for mode in ("diag", "ov", "activation")}}
+
+    def _curves(self) -> dict[str, Any]:
+        test = [
+            {"size": i + 1, "added": f"L{i}H1", "disabled": self.estimate(), "log_odds": 0.1}
+            | ({"null": self.array(self.draws)} if i != 1 else {})
+            for i in range(3)
+        ]
+        find = {"attention": {"curve": test, "size": None}, "greedy": {"curve": test, "size": 1}}
+        chosen = {"order": "greedy", "reached": True, "chosen": ["L0H1"]}
+        counts = {"draws": 10, "size": 1, "counts": {"L0H1": 9, "L1H2": 1}, "on_test": ["L0H1"]}
+        return {"curves": {"find": find, "test": test, **chosen}, "stability": counts}
+
+    def _communication(self) -> dict[str, Any]:
+        found = {
+            "agreement": {"diag, ov": 0.2}, "ablated": ["L0H1"], "n": 24,
+            "neurons": SETS["GLU_Valid"], "before": self.array(2), "after": self.array(2),
+            "total": self.estimate(), "null": self.null(),
+            "silenced": self.estimate(), "silenced_null": self.null(),
+        }  # fmt: skip
+        return {"communication": found}
+
+    def _effects(self) -> dict[str, Any]:
+        def one(kind: str, where: int | str) -> dict[str, Any]:
+            names = ("disabled", "invalid_kept", "shift", "kl")
+            sets = {
+                name: {
+                    "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
+                    "invalid_kept": self.estimate(), "shift": self.estimate(),
+                    "null": {key: self.array(self.draws) for key in names}, "p": 1 / 6, "draws": self.draws,
+                }
+                for name, labels in SETS.items()
+            }  # fmt: skip
+            none = {"disabled": self.estimate(), "invalid_kept": self.estimate()}
+            about = {"kind": kind, "where": where, "n": 40}
+            return {**about, "sets": sets, "none": none}
+
+        found = {f"effects_{kind}": one(kind, 2) for kind in ("zero", "mean", "resample")}
+        return {**found, "effects_everywhere": one("zero", "all")}
+
+    def _generated(self) -> dict[str, Any]:
+        def shares() -> dict[str, Any]:
+            parts = self.rng.dirichlet(np.ones(5)).tolist()
+            return {
+                name: {**self.estimate(), "mean": part}
+                for name, part in zip(OUTCOMES, parts, strict=True)
+            }
+
+        rows = {
+            name: {
+                "components": labels,
+                "outcomes": {rule: shares() for rule in RULES},
+                "random": shares() if labels else None,
+                "examples": [" (not 71)", " (<b>", " (this works)"],
+            }
+            for name, labels in {"none": [], **SETS}.items()
+        }
+        about = {"kind": "zero", "where": 2, "n": 20, "max_new_tokens": 25, "random_sets": 1}
+        return {"interventions": {**about, "rows": rows}}
+
+    def _controls(self) -> dict[str, Any]:
+        side: dict[str, Any] = {"n": 40, "none": {"arithmetic": self.estimate()}}
+        for name in SETS:
+            draws = self.array(self.draws)
+            side[name] = {"arithmetic": self.estimate(), "arithmetic_null": draws}
+        counts = {"made": 9, "flipped": 7, "kept": 6}
+        enough: dict[str, Any] = {"n": 6, "window": 2, "gap": 9.5, "counts": counts}
+        for way in ("valid into invalid", "invalid into valid"):
+            enough[way] = {
+                name: {
+                    "effect": self.array(1)[0], "effect_null": self.array(self.draws),
+                    "flipped": self.estimate(), "flipped_null": self.array(self.draws), "p": 0.5,
+                }
+                for name in ("A_Prev", "A_Verif")
+            }  # fmt: skip
+        return {"side_effects": side, "sufficiency": enough}
+
+
+def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> dict[str, Any]:
+    """A study under a cache directory, with all steps or some; its results."""
+    found = Maker(**shape).results()
+    if steps is not None:
+        found = {name: result for name, result in found.items() if name in steps}
+    directory = root / "studies" / f"verification-{'a' * 20}"
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = Settings(n=40, draws=5, pairs=6).to_dict()
+    of = content_key("a study")
+    about = {"model": "toy-verification", "model_hash": "f" * 64, "settings": settings}
+    (directory / "study.json").write_text(json.dumps({**about, "base": None, "of": of}))
+    for name, result in found.items():
+        text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
+        (directory / f"{name}.json").write_text(text)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+def visit(name: str, **link: str) -> AppTest:
+    """A first visit to a page by a link."""
+    at = AppTest.from_file(str(APP), default_timeout=120)
+    at.run()  # a page can be switched to after the first run
+    for key in ("selection", "study-view"):
+        if key in at.session_state:
+            del at.session_state[key]
+    at.switch_page(PAGES[name])
+    for key, value in link.items():
+        at.query_params[key] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def keyed(at: AppTest, key: str) -> Any:
+    """The table of a key."""
+    return next(element for element in at.dataframe if key in element.proto.id).value
+
+
+def named(elements: Any, label: str) -> Any:
+    return next(element for element in elements if element.label.startswith(label))
+
+
+def drawn(at: AppTest, chart: int) -> Any:
+    from plotly.io import from_json
+
+    elements: Any = at.get("plotly_chart")
+    return from_json(elements[chart].proto.spec)
+
+
+def downloads(at: AppTest) -> set[str]:
+    elements: Any = at.get("download_button")
+    return {element.label for element in elements}
+
+
+def lines(at: AppTest, chart: int) -> dict[str, list[float]]:
+    """The drawn values of a chart's named lines."""
+    figure = drawn(at, chart)
+    return {trace.name: list(trace.y) for trace in figure.data if trace.hoverinfo != "skip"}
+
+
+def drawn_map(at: AppTest, chart: int) -> np.ndarray:
+    return np.array(drawn(at, chart).data[0].z)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_study_each_page_says_what_to_do(name):
+    at = visit(name)
+    assert "No study is kept" in at.info[0].value
+    assert not at.error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_steps_are_named(name, tmp_path):
+    make_study(tmp_path, steps={"texts_0"})
+    at = visit(name)
+    assert "0 of 18 steps" in at.info[0].value
+    assert "finished steps are kept" in at.info[0].value
+    assert not at.error
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
+    make_study(tmp_path)
+    at = visit(name)
+    assert not at.error
+    facts = " ".join(block.proto.body for block in at.get("html"))
+    for part in ("toy-verification · ffffffffffff", "40 valid", "seed", "a" * 20):
+        assert part in facts
+    assert "What this does not show" in at.caption[-1].value
+    assert downloads(at) >= {"CSV", "JSON"}
+    assert name == "study" or at.get("plotly_chart")
+
+
+def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
+    found = make_study(tmp_path)
+    at = visit("study")
+    assert list(keyed(at, "claims")["evidence"]) == [row["evidence"] for row in claims(found)]
+    assert list(keyed(at, "behaviour")["value"]) == [r["mean"] for r in found["behaviour"]["rows"]]
+    assert list(keyed(at, "kept")["steps"]) == ["complete"]
+    assert downloads(at) == {
+        "report.html",
+        "report.md",
+        "CSV",
+        "JSON",
+    }
+    assert named(at.button, "Run").disabled
+
+
+def test_the_report_can_be_written(tmp_path):
+    make_study(tmp_path)
+    (study,) = studies.kept()
+    report = pages_report(study)
+    assert report["html"].count("<figure>") > 5
+    assert "# How toy-verification checks" in report["md"]
+
+
+def pages_report(study: Any) -> dict[str, str]:
+    from interp.ui.views.verification_study import _report
+
+    return _report(study)
+
+
+def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
+    found = make_study(tmp_path)
+    at = visit("probes", probed="attn_out", picked="L1H2")
+    for chart, token in enumerate(("t_ans", "t_paren")):
+        step = found["probes"][token]["attn_out"]
+        assert lines(at, chart)["accuracy"] == pytest.approx(step["accuracy"])
+    assert drawn_map(at, 2) == pytest.approx(np.array(found["probes"]["t_paren"]["z"]["accuracy"]))
+    accuracy = found["probes"]["t_paren"]["z"]["accuracy"][1][2]
+    assert any(f"**L1H2** accuracy {accuracy:.3f}" in text.value for text in at.markdown)
+    pair = lines(at, 3)
+    assert pair["cos(W_valid, W_invalid)"] == pytest.approx(found["probes"]["softmax"]["pair"])
+    watched = lines(at, 5)
+    means = [row["mean"] for row in found["lens"]["groups"]["valid"]["probability"]["this"]]
+    assert watched["'this'"] == pytest.approx(means)
+
+
+def test_glu_table_and_null_are_the_step_s(tmp_path):
+    found = make_study(tmp_path)["glu"]["GLU_Invalid"]
+    at = visit("glu", glu="GLU_Invalid", neuron=found["top"][1]["neuron"])
+    table = keyed(at, "glu-GLU_Invalid-1")
+    assert list(table["cosine"]) == [row["cosine"] for row in found["top"]]
+    assert list(table["covariance"]) == [row["parts"][2] for row in found["top"]]
+    null = found["null"]
+    assert any(f"{null['mean']:.3f} [{null['low']:.3f}" in text.value for text in at.markdown)
+    assert at.subheader[0].value == found["top"][1]["neuron"]
+
+
+def test_a_head_s_detail_ranks_and_measures_it(tmp_path):
+    found = make_study(tmp_path)
+    at = visit("heads", picked="L0H1", attended="t_paren to asked", shown="excess")
+    assert "L0H1" in at.subheader[0].value
+    assert drawn_map(at, 0) == pytest.approx(
+        np.array(found["attention"]["t_paren to asked"]["excess"])
+    )
+    attention = keyed(at, "head-attention").set_index("query to keys")
+    values = np.array(found["attention"]["t_ans to earlier"]["values"])
+    assert attention.loc["t_ans to earlier", "attention"] == values[0, 1]
+    rank = 1 + int((values > values[0, 1]).sum())
+    assert attention.loc["t_ans to earlier", "rank"] == f"{rank} of 12"
+    effects = keyed(at, "head-effects")
+    assert effects["value"][0] == found["patching"]["noise"]["values"][0][1]
+    assert any("9 of 10" in text.value for text in at.markdown)
+    assert any("earlier occurrences of the same number" in info.value for info in at.info)
+    named(at.selectbox, "Head looked at").set_value("L3H2").run()
+    assert at.query_params["picked"] == ["L3H2"]
+    named(at.button, "Clear").click().run()
+    assert "picked" not in at.query_params
+
+
+def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):
+    found = make_study(tmp_path)["curves"]["test"]
+    curve = lines(visit("heads"), 3)
+    assert curve["these heads"] == pytest.approx([point["disabled"]["mean"] for point in found])
+    null = curve["random heads, same layers"]
+    assert null[0] == pytest.approx(np.mean(found[0]["null"]))
+    assert np.isnan(np.array(null, dtype=float)[1])
+
+
+@pytest.mark.parametrize("kind", ["effects_zero", "effects_mean", "effects_everywhere"])
+def test_verdicts_are_the_step_s(kind, tmp_path):
+    found = make_study(tmp_path)[kind]["sets"]
+    at = visit("interventions", ablation=kind)
+    table = keyed(at, "verdict-table").set_index("set")
+    for name, x in found.items():
+        assert table.loc[name, 'valid judged "not"'] == x["disabled"]["mean"]
+        assert table.loc[name, "KL"] == x["kl"]
+        assert table.loc[name, "random sets"].startswith(f"{np.mean(x['null']['disabled']):.3f}")
+
+
+@pytest.mark.parametrize("measure", ["disabled", "invalid_kept", "shift", "kl"])
+def test_every_measure_of_the_verdict_is_drawn(measure, tmp_path):
+    make_study(tmp_path)
+    at = visit("interventions", measure=measure)
+    assert len(at.get("plotly_chart")) == 1
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_outcomes_follow_the_rule(rule, tmp_path):
+    found = make_study(tmp_path)["interventions"]["rows"]
+    at = visit("interventions", section="texts", rule=rule)
+    table = keyed(at, "outcome-table").set_index("set zeroed")
+    for name, row in found.items():
+        for outcome in OUTCOMES:
+            assert table.loc[name, outcome] == row["outcomes"][rule][outcome]["mean"]
+
+
+def test_the_other_sections_are_the_steps(tmp_path):
+    found = make_study(tmp_path)
+    side = keyed(visit("interventions", section="side effects"), "side-table")
+    assert list(side["last digit right"])[1:] == [
+        found["side_effects"][name]["arithmetic"]["mean"] for name in SETS
+    ]
+    table = keyed(visit("interventions", section="sufficiency"), "sufficiency-table")
+    assert table["effect"][0] == found["sufficiency"]["valid into invalid"]["A_Prev"]["effect"]
+
+
+def test_links_keep_the_view_and_drop_nonsense(tmp_path):
+    make_study(tmp_path)
+    at = visit("heads", study="verification-gone", picked="L99H0", attended="nowhere")
+    assert "verification-gone" in at.warning[0].value
+    assert "Click a cell" in at.info[1].value
+    named(at.selectbox, "From the query").set_value("t_paren to asked").run()
+    assert at.query_params["attended"] == ["t_paren to asked"]
+
+
+def test_csv_and_json_give_the_results_back(tmp_path):
+    import pandas as pd
+
+    found = make_study(tmp_path)["glu"]
+    rows = [{"a": 1.25, "b": 'x, "y"'}]
+    assert pd.read_csv(io.StringIO(studies._csv(rows))).to_dict("records") == rows
+    assert json.loads(json.dumps(found, indent=1)) == found
+
+
+def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
+    make_study(tmp_path)
+    (study,) = studies.kept()
+    cut = generate.samples(study)
+    assert [sample.verdict for sample in cut] == ["invalid", "valid"] * 2
+    problems = make_countdown(6 * 40)[:2]
+    assert cut[0].text == problems[0].prompt() + " 1 + 2 = 3"
+    assert cut[3].text.endswith(f"- 4 = {problems[1].target}")
+
+
+def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path):
+    make_study(tmp_path)
+    link = {"model": "toy-verification", "section": "generate"}
+    at = visit("interventions", **link)
+    assert "may not hold" in at.warning[0].value
+    text = named(at.text_area, "The text")
+    text.set_value("<bos> please we target 3 ; result 3").run()
+    named(at.text_input, "Heads and neurons").set_value("L9H0").run()
+    named(at.button, "Generate").click().run()
+    assert not at.exception
+    assert len(at.error) == 1
+    assert "L9H0" in at.error[0].value
+    named(at.text_input, "Heads and neurons").set_value("L0H1, L1H0").run()
+    named(at.button, "Generate").click().run()
+    assert not at.error
+    model = interp.load_model("toy-verification")
+    prompt = "<bos> please we target 3 ; result 3"
+    made = generate.written(model, prompt, ("L0H1", "L1H0"), where=2, seed=0)
+    shown = [code.value for code in at.code]
+    assert shown == [text.text or "(nothing)" for _, text in made.values()]
+    plain = write(model, [prompt], max_new_tokens=40)[0]
+    assert made["plain"][1].tokens == plain.tokens
+
+
+def test_words_find_the_neurons_that_write_them(tmp_path):
+    make_study(tmp_path)
+    at = visit("glu", model="toy-verification")
+    named(at.text_input, "Words").set_value("not").run()
+    model = interp.load_model("toy-verification")
+    found = search_neurons(model, ["not"], k=words.MOST)
+    assert list(keyed(at, "search")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
+    named(at.text_input, "Words").set_value("nonsense").run()
+    assert len(at.error) == 1
+
+
+def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkeypatch):
+    asked = []
+
+    def slow(model, base, *, settings, say):
+        asked.append((base, settings.n, settings.draws))
+        for step in range(200):
+            say(f"step {step} ...")
+            time.sleep(0.05)
+            say(f"step {step}: 0 s")
+
+    monkeypatch.setattr(study_run, "study_verification", slow)
+    at = visit("study", model="toy-verification")
+    named(at.number_input, "n").set_value(30).run()
+    named(at.button, "Run").click().run()
+    assert not at.exception
+    job = jobs.find(study_run.JOB)
+    assert job is not None
+    assert named(at.button, "Run").disabled
+    named(at.button, "Cancel").click().run()
+    until = time.monotonic() + 20
+    while job.state == "running" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert job.state == "cancelled"
+    assert asked[0][:2] == (None, 30)
+    at.run()
+    assert any("Stopped" in info.value for info in at.info)
+
+
+def test_what_the_study_refuses_is_shown_once(monkeypatch):
+    def refuse(model, base, *, settings, say):
+        raise InterpError("a study", "no texts", "train it first")
+
+    monkeypatch.setattr(study_run, "study_verification", refuse)
+    at = visit("study", model="toy-verification")
+    named(at.button, "Run").click().run()
+    time.sleep(0.3)
+    at.run()
+    assert [error.value for error in at.error] == [
+        "**a study**  \nno texts\\. Do\\: train it first\\."
+    ]
+
+
+def test_figures_hold_their_numbers():
+    mean, low, high = null_band([[0.0, 1.0], None])
+    assert mean[0] == 0.5
+    assert np.isnan(mean[1])
+    assert 0 <= low[0] < high[0] <= 1
+    figure = band_lines({"a": ([1, 2], [0, float("-inf")], [2, 3])}, x_title="x", y_title="y")
+    assert list(figure.data[0].x) == [0, 0]  # the open end is not drawn
+    grid = head_map([[0.1, 0.2]], title="t", marked=[(0, 1)], limits=(0, 1))
+    assert grid.data[0].zmin == 0
+    assert grid.layout.shapes[0].x0 == pytest.approx(0.58)
+    points = points_with_null(["a"], [0.5], low=[0.4], high=[0.7], null=[[0.1, 0.2]], x_title="x")
+    assert list(points.data[0].x) == [0.1, 0.2]
+    assert points.data[1].error_x.array[0] == pytest.approx(0.2)
+    spread = spread_by_label([0, 1, 1, 1], ["a", "b", "b", "b"], x_title="x")
+    assert [sum(trace.y) for trace in spread.data] == [1, 1]
+
+
+def test_the_list_of_steps_is_the_study_s():
+    source = Path(interp.__file__).parent / "studies" / "verification" / "study.py"
+    text = source.read_text()
+    named = re.findall(r'step\(\s*f?"(\w+)', text)
+    kinds = [f"effects_{kind}" for kind in KINDS]
+    every = [each for name in named for each in (kinds if name == "effects_" else [name])]
+    assert every == [*studies.STEPS, "base"]
+
+
+def test_a_kept_study_needs_no_model(tmp_path, monkeypatch):
+    make_study(tmp_path)
+
+    def refuse(*args, **options):
+        raise AssertionError("nothing should be loaded")
+
+    monkeypatch.setattr("interp.load_model", refuse)
+    for name in NAMES:
+        assert not visit(name).error
+    assert open_study(next((tmp_path / "studies").iterdir())).settings.n == 40

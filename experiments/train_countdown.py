@@ -36,7 +36,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
-from interp.files import cache_dir, write_atomically
+from interp.files import cache_dir, file_sha256, write_atomically
 from interp.loading import wrap
 from interp.models import embedded
 from interp.models.language_model import fingerprint
@@ -345,20 +345,36 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
 
 
 def evaluate(kind: str, recipe: Recipe, out: Path) -> None:
-    """Behaviour on 500 held-out problems after each stage; a stage measured once is kept."""
+    """Behaviour on 500 held-out problems after each stage, of the weights as they are shipped.
+
+    Kept beside the hash of the weights it belongs to.
+    """
     for stage, folder in stages(recipe, out).items():
-        target = out / f"behaviour-{stage}.json"
-        if target.exists() or not (folder / "curve.json").exists():
+        if not (folder / "curve.json").exists():
             continue
-        hf_model = reload(kind, folder)
-        if kind == "smollm2":
-            hf_model = hf_model.merge_and_unload()
+        target, weights = out / f"behaviour-{stage}.json", file_sha256(weights_file(kind, folder))
+        if target.exists() and json.loads(target.read_text())["weights"] == weights:
+            continue
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = wrap(hf_model, tokenizer, name=f"countdown-{kind}", check=False)
+        model = wrap(rounded(kind, folder), tokenizer, name=f"countdown-{kind}", check=False)
         problems = make_countdown(500, seed=100)
         shares = behaviour(problems, countdown_texts(model, problems))
-        text = json.dumps(shares.to_dict(), indent=1)
+        text = json.dumps({"weights": weights, "shares": shares.to_dict()}, indent=1)
         write_atomically(target, lambda path, text=text: path.write_text(text))
+
+
+def weights_file(kind: str, folder: Path) -> Path:
+    """The trained weights of a stage."""
+    return folder / ("adapter_model.safetensors" if kind == "smollm2" else "model.safetensors")
+
+
+def rounded(kind: str, folder: Path) -> Any:
+    """The model of a stage with its trained weights rounded to bfloat16, in float32."""
+    model = reload(kind, folder)
+    for parameter in model.parameters():
+        if kind == "tiny" or parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16().float()
+    return model.merge_and_unload() if kind == "smollm2" else model
 
 
 def stages(recipe: Recipe, out: Path) -> dict[str, Path]:
@@ -388,7 +404,9 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
         model.save_pretrained(target)
         AutoTokenizer.from_pretrained(folder).save_pretrained(target)
     measured = {
-        stage: json.loads((out / f"behaviour-{stage}.json").read_text()) for stage in trained
+        stage: json.loads(path.read_text())["shares"]
+        for stage in trained
+        if (path := out / f"behaviour-{stage}.json").exists()
     }
     curves = {
         path.parent.name.removesuffix("-done"): curve(path)

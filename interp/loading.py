@@ -85,6 +85,8 @@ def load_model(
             f"device {device!r}", str(error).splitlines()[0], "use one that this torch offers"
         ) from error
     kind: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if device_map is not None and (name in TOYS or name in organisms.organisms()):
+        raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
     if name in TOYS:
         hf_model, tokenizer, card = _load_toy(name)
         hf_model = hf_model.to(kind["dtype"])

@@ -1,5 +1,6 @@
 """The verification pages, on a hand-made study: what they show is what its steps hold."""
 
+import base64
 import io
 import json
 import re
@@ -211,7 +212,8 @@ class Maker:
                 name: {
                     "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
                     "invalid_kept": self.estimate(), "shift": self.estimate(),
-                    "null": {key: self.array(self.draws) for key in names}, "p": 1 / 6, "draws": self.draws,
+                    "null": {key: self.array(self.draws) for key in names}, "p": 1 / 6,
+                    "draws": self.draws,
                 }
                 for name, labels in SETS.items()
             }  # fmt: skip
@@ -300,35 +302,42 @@ def visit(name: str, **link: str) -> AppTest:
     return at
 
 
-def keyed(at: AppTest, key: str) -> Any:
-    """The table of a key."""
-    return next(element for element in at.dataframe if key in element.proto.id).value
+def table_with(at: AppTest, column: str) -> Any:
+    """The table that has a column."""
+    return next(element.value for element in at.dataframe if column in element.value)
 
 
 def named(elements: Any, label: str) -> Any:
     return next(element for element in elements if element.label.startswith(label))
 
 
-def drawn(at: AppTest, chart: int) -> Any:
-    from plotly.io import from_json
-
+def drawn(at: AppTest, chart: int) -> list[dict[str, Any]]:
+    """A chart's traces, as they are sent to the browser."""
     elements: Any = at.get("plotly_chart")
-    return from_json(elements[chart].proto.spec)
+    return json.loads(elements[chart].proto.spec)["data"]
+
+
+def numbers(sent: Any) -> np.ndarray:
+    """An array as Plotly sends it: a list, or base64."""
+    if not isinstance(sent, dict):
+        return np.array(sent, dtype=float)
+    flat = np.frombuffer(base64.b64decode(sent["bdata"]), dtype=sent["dtype"])
+    return flat.reshape([int(size) for size in sent.get("shape", "-1").split(",")])
+
+
+def lines(at: AppTest, chart: int) -> dict[str, np.ndarray]:
+    """The drawn values of a chart's named lines."""
+    found = [trace for trace in drawn(at, chart) if trace.get("hoverinfo") != "skip"]
+    return {trace["name"]: numbers(trace["y"]) for trace in found}
+
+
+def drawn_map(at: AppTest, chart: int) -> np.ndarray:
+    return numbers(drawn(at, chart)[0]["z"])
 
 
 def downloads(at: AppTest) -> set[str]:
     elements: Any = at.get("download_button")
     return {element.label for element in elements}
-
-
-def lines(at: AppTest, chart: int) -> dict[str, list[float]]:
-    """The drawn values of a chart's named lines."""
-    figure = drawn(at, chart)
-    return {trace.name: list(trace.y) for trace in figure.data if trace.hoverinfo != "skip"}
-
-
-def drawn_map(at: AppTest, chart: int) -> np.ndarray:
-    return np.array(drawn(at, chart).data[0].z)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -363,9 +372,11 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
 def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
     found = make_study(tmp_path)
     at = visit("study")
-    assert list(keyed(at, "claims")["evidence"]) == [row["evidence"] for row in claims(found)]
-    assert list(keyed(at, "behaviour")["value"]) == [r["mean"] for r in found["behaviour"]["rows"]]
-    assert list(keyed(at, "kept")["steps"]) == ["complete"]
+    assert list(table_with(at, "evidence")["evidence"]) == [
+        row["evidence"] for row in claims(found)
+    ]
+    assert list(table_with(at, "share")["value"]) == [r["mean"] for r in found["behaviour"]["rows"]]
+    assert list(table_with(at, "still to do")["steps"]) == ["complete"]
     assert downloads(at) == {
         "report.html",
         "report.md",
@@ -408,7 +419,7 @@ def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
 def test_glu_table_and_null_are_the_step_s(tmp_path):
     found = make_study(tmp_path)["glu"]["GLU_Invalid"]
     at = visit("glu", glu="GLU_Invalid", neuron=found["top"][1]["neuron"])
-    table = keyed(at, "glu-GLU_Invalid-1")
+    table = table_with(at, "covariance")
     assert list(table["cosine"]) == [row["cosine"] for row in found["top"]]
     assert list(table["covariance"]) == [row["parts"][2] for row in found["top"]]
     null = found["null"]
@@ -423,17 +434,17 @@ def test_a_head_s_detail_ranks_and_measures_it(tmp_path):
     assert drawn_map(at, 0) == pytest.approx(
         np.array(found["attention"]["t_paren to asked"]["excess"])
     )
-    attention = keyed(at, "head-attention").set_index("query to keys")
+    attention = table_with(at, "query to keys").set_index("query to keys")
     values = np.array(found["attention"]["t_ans to earlier"]["values"])
     assert attention.loc["t_ans to earlier", "attention"] == values[0, 1]
     rank = 1 + int((values > values[0, 1]).sum())
     assert attention.loc["t_ans to earlier", "rank"] == f"{rank} of 12"
-    effects = keyed(at, "head-effects")
+    effects = table_with(at, "± stderr")
     assert effects["value"][0] == found["patching"]["noise"]["values"][0][1]
     assert any("9 of 10" in text.value for text in at.markdown)
     assert any("earlier occurrences of the same number" in info.value for info in at.info)
     named(at.selectbox, "Head looked at").set_value("L3H2").run()
-    assert at.query_params["picked"] == ["L3H2"]
+    assert at.query_params["picked"] == "L3H2"
     named(at.button, "Clear").click().run()
     assert "picked" not in at.query_params
 
@@ -444,14 +455,14 @@ def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):
     assert curve["these heads"] == pytest.approx([point["disabled"]["mean"] for point in found])
     null = curve["random heads, same layers"]
     assert null[0] == pytest.approx(np.mean(found[0]["null"]))
-    assert np.isnan(np.array(null, dtype=float)[1])
+    assert np.isnan(null[1])
 
 
 @pytest.mark.parametrize("kind", ["effects_zero", "effects_mean", "effects_everywhere"])
 def test_verdicts_are_the_step_s(kind, tmp_path):
     found = make_study(tmp_path)[kind]["sets"]
     at = visit("interventions", ablation=kind)
-    table = keyed(at, "verdict-table").set_index("set")
+    table = table_with(at, "KL").set_index("set")
     for name, x in found.items():
         assert table.loc[name, 'valid judged "not"'] == x["disabled"]["mean"]
         assert table.loc[name, "KL"] == x["kl"]
@@ -469,7 +480,7 @@ def test_every_measure_of_the_verdict_is_drawn(measure, tmp_path):
 def test_outcomes_follow_the_rule(rule, tmp_path):
     found = make_study(tmp_path)["interventions"]["rows"]
     at = visit("interventions", section="texts", rule=rule)
-    table = keyed(at, "outcome-table").set_index("set zeroed")
+    table = table_with(at, "set zeroed").set_index("set zeroed")
     for name, row in found.items():
         for outcome in OUTCOMES:
             assert table.loc[name, outcome] == row["outcomes"][rule][outcome]["mean"]
@@ -477,21 +488,21 @@ def test_outcomes_follow_the_rule(rule, tmp_path):
 
 def test_the_other_sections_are_the_steps(tmp_path):
     found = make_study(tmp_path)
-    side = keyed(visit("interventions", section="side effects"), "side-table")
+    side = table_with(visit("interventions", section="side effects"), "last digit right")
     assert list(side["last digit right"])[1:] == [
         found["side_effects"][name]["arithmetic"]["mean"] for name in SETS
     ]
-    table = keyed(visit("interventions", section="sufficiency"), "sufficiency-table")
+    table = table_with(visit("interventions", section="sufficiency"), "verdicts flipped")
     assert table["effect"][0] == found["sufficiency"]["valid into invalid"]["A_Prev"]["effect"]
 
 
 def test_links_keep_the_view_and_drop_nonsense(tmp_path):
     make_study(tmp_path)
     at = visit("heads", study="verification-gone", picked="L99H0", attended="nowhere")
-    assert "verification-gone" in at.warning[0].value
+    assert "is not kept here" in at.warning[0].value
     assert "Click a cell" in at.info[1].value
     named(at.selectbox, "From the query").set_value("t_paren to asked").run()
-    assert at.query_params["attended"] == ["t_paren to asked"]
+    assert at.query_params["attended"] == "t_paren to asked"
 
 
 def test_csv_and_json_give_the_results_back(tmp_path):
@@ -524,7 +535,7 @@ def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path):
     named(at.button, "Generate").click().run()
     assert not at.exception
     assert len(at.error) == 1
-    assert "L9H0" in at.error[0].value
+    assert "layers 0 to 2" in at.error[0].value
     named(at.text_input, "Heads and neurons").set_value("L0H1, L1H0").run()
     named(at.button, "Generate").click().run()
     assert not at.error
@@ -543,8 +554,8 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     named(at.text_input, "Words").set_value("not").run()
     model = interp.load_model("toy-verification")
     found = search_neurons(model, ["not"], k=words.MOST)
-    assert list(keyed(at, "search")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
-    named(at.text_input, "Words").set_value("nonsense").run()
+    assert list(table_with(at, "score")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
+    named(at.text_input, "Words").set_value("this not").run()
     assert len(at.error) == 1
 
 

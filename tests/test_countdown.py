@@ -95,6 +95,7 @@ def test_an_attempt_is_worked_out_from_left_to_right():
 def test_unreadable_attempts_are_left_out():
     text = "- 1 + 1 = 2 (this works)\n- 1 + = (not 2)\n- 4 - 1 = x (not 2)\n-3 = 3 (not 2)"
     assert [a.expression for a in read_attempts(text)] == ["1 + 1"]
+    assert read_attempts("- (84 - 60) + 47 = 71 (this works)")[0].value == 71
 
 
 def test_bad_input():

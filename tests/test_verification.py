@@ -5,8 +5,9 @@ import pytest
 
 from interp.errors import InterpError
 from interp.patterns import find_positions, number_positions, require_single
-from interp.studies.steps import Steps
+from interp.studies.steps import Steps, read_results
 from interp.studies.verification.outcomes import classify_outcome, outcomes
+from interp.studies.verification.samples import Samples
 
 
 def test_patterns_are_found_in_their_own_text():
@@ -101,3 +102,58 @@ def test_numbers_by_their_last_token(smollm):
     assert [text[: ends[i]].rsplit(" ", 1)[-1] for i in found] == ["71", "71", "71"]
     with pytest.raises(InterpError, match="cuts it into"):
         require_single(smollm, "verification", ["verif", "ication!"])
+
+
+def row_of(i, *, valid, attempt, problem, operands=3):
+    return {"tokens": (i, 1, 2), "valid": valid, "attempt": attempt, "problems": problem,
+            "operands": operands}  # fmt: skip
+
+
+def samples_of(rows):
+    return Samples(
+        tokens=tuple(row["tokens"] for row in rows),
+        **{
+            name: np.array([row[name] for row in rows])
+            for name in ("valid", "attempt", "problems", "operands")
+        },
+        written=np.zeros(len(rows), dtype=int),
+        targets=((),) * len(rows),
+        asked=((),) * len(rows),
+    )
+
+
+def test_balanced_samples_are_matched_pairs():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(400):
+        attempt, operands = int(rng.integers(4)), int(rng.integers(3, 5))
+        # Later attempts are valid more often: the confound.
+        valid = bool(rng.random() < 0.1 + 0.2 * attempt)
+        rows.append(row_of(i, valid=valid, attempt=attempt, problem=i // 3, operands=operands))
+    samples = samples_of(rows)
+    assert samples.attempt[samples.valid].mean() > samples.attempt[~samples.valid].mean() + 0.5
+    found = samples.balanced(40, seed=1)
+    assert found.valid.tolist() == [True] * 40 + [False] * 40
+    for name in ("attempt", "operands"):
+        column = getattr(found, name)
+        assert (column[:40] == column[40:]).all()
+    for side in (found.problems[:40], found.problems[40:]):
+        assert len(set(side.tolist())) == 40
+    with pytest.raises(InterpError, match="valid and .* invalid samples"):
+        samples.balanced(300)
+
+
+def test_results_of_another_run_are_not_mixed_in(tmp_path):
+    first, second = (Steps(directory=tmp_path, key=[key]) for key in "ab")
+    first("one", lambda: {"x": 1})
+    first("two", lambda: {"x": 2})
+    second("one", lambda: {"x": 3})
+    assert read_results(tmp_path, second.of)[0] == {"one": {"x": 3}}
+    assert read_results(tmp_path, first.of)[0] == {"two": {"x": 2}}
+
+
+def test_a_step_is_computed_again_when_its_inputs_change(tmp_path):
+    steps = Steps(directory=tmp_path, key=["a"])
+    assert steps("sum", lambda: {"x": 1}, ["L0H1"]) == {"x": 1}
+    assert steps("sum", lambda: {"x": 2}, ["L0H1"]) == {"x": 1}
+    assert steps("sum", lambda: {"x": 2}, ["L0H2"]) == {"x": 2}

@@ -12,7 +12,7 @@ from interp.errors import InterpError
 _SYMBOL = re.compile(r"\s*(\d+|[-+*/×÷()])")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ATTEMPT = re.compile(
-    r"^- (?P<chain>[^\n(]+?) \((?P<verdict>this works|not (?P<named>-?\d+))\)", re.M
+    r"^- (?P<chain>[^\n]+?) \((?P<verdict>this works|not (?P<named>-?\d+))\)", re.M
 )
 """One attempt of the CountDown chain of thought: `- 84 - 60 + 47 = 24 + 47 = 71 (this works)`."""
 

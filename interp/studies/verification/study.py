@@ -75,6 +75,12 @@ def study_verification(
     settings = settings or Settings()
     verdict_tokens(model)
     glu_vectors(model, 0, 0)
+    if model.post_norms:
+        raise InterpError(
+            f"GLU vectors of {model.name}",
+            "a norm follows the MLP, so that a neuron is no summand of the stream",
+            "use a model without post-norms",
+        )
     key = [VERSION, model.hash, settings.to_dict(), versions()]
     directory = directory or cache_dir() / "studies" / f"verification-{content_key(key)}"
     steps = Steps(directory=directory, key=key, say=say)

@@ -31,7 +31,7 @@ bench: $(READY) $(WEIGHTS)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev,train]"
 	touch $@
 
 $(WEIGHTS): | $(READY)

@@ -496,6 +496,14 @@ def test_the_other_sections_are_the_steps(tmp_path):
     assert table["effect"][0] == found["sufficiency"]["valid into invalid"]["A_Prev"]["effect"]
 
 
+def test_what_a_study_has_not_come_to_is_named(tmp_path):
+    make_study(tmp_path, steps={"effects_zero", "attention"})
+    at = visit("interventions")
+    assert len(table_with(at, "KL")) == len(SETS)
+    assert any("zero, all tokens" in text.value for text in at.caption)
+    assert len(visit("heads").get("plotly_chart")) == 1  # attention, and no patching yet
+
+
 def test_links_keep_the_view_and_drop_nonsense(tmp_path):
     make_study(tmp_path)
     at = visit("heads", study="verification-gone", picked="L99H0", attended="nowhere")

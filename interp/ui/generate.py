@@ -162,7 +162,7 @@ def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> list[dict[s
         column.code(text.text or "(nothing)", language=None, wrap_lines=True)
         about = f"Outcome, rule interp-1: **{outcome}**"
         if parts:
-            about += f" · in force {fired} times, {len(parts)} components each"
+            about += f" · in force {fired} ×, {len(parts)} components each time"
         column.markdown(about)
         column.caption(", ".join(parts))
         rows.append(

@@ -93,12 +93,12 @@ def _outcome_rows(found: Result, rule: str) -> Rows:
 
 def verdicts(study: Study) -> Rows:
     """The verdict under every ablation, with the random sets drawn; the rows of all ablations."""
-    results = {kind: study.results[kind] for kind in ABLATIONS}
+    results = {kind: study.results[kind] for kind in ABLATIONS if kind in study.results}
     _verdicts(results)
     return [
-        {"ablation": words, **row}
-        for kind, words in ABLATIONS.items()
-        for row in _verdict_rows(results[kind]["sets"])
+        {"ablation": ABLATIONS[kind], **row}
+        for kind, found in results.items()
+        for row in _verdict_rows(found["sets"])
     ]
 
 
@@ -110,7 +110,7 @@ def _verdicts(results: dict[str, Result]) -> None:
             st.segmented_control,
             "Ablation",
             "ablation",
-            list(ABLATIONS),
+            list(results),
             format_func=ABLATIONS.__getitem__,
             required=True,
         )
@@ -144,6 +144,8 @@ def _verdicts(results: dict[str, Result]) -> None:
         "layer and count: mean [95 % range]; p: share of them at least as strong in disabling, "
         "the set itself counted."
     )
+    if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
+        st.caption(f"This study has not come to: {'; '.join(missing)}.")
     with st.expander("The sets"):
         studies.table(
             [{"set": name, "components": ", ".join(x["components"])} for name, x in sets.items()],

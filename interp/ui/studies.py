@@ -112,7 +112,7 @@ def pick(
 
 def kept() -> list[Study]:
     """The studies under the cache, the newest first; read again when a file of theirs changes."""
-    found = (cache_dir() / "studies").glob("verification-*/*.json")
+    found = (cache_dir() / "studies").glob("verification-*/[!.]*.json")  # no half-written ones
     return _kept(tuple(sorted((str(path), path.stat().st_mtime_ns) for path in found)))
 
 
@@ -168,7 +168,7 @@ def progress(study: Study) -> str:
     return "complete" if done == len(STEPS) else f"{done} of {len(STEPS)} steps"
 
 
-def ready(study: Study, *steps: str) -> bool:
+def ready(study: Study, *steps: str, link: bool = True) -> bool:
     """Whether the steps of a page are all there; if not, it says which and what to do."""
     missing = [step for step in steps if step not in study.results]
     if missing:
@@ -177,7 +177,8 @@ def ready(study: Study, *steps: str) -> bool:
             f"({progress(study)} done). Run it further: finished steps are kept.",
             icon=":material/hourglass_empty:",
         )
-        _to_study_page()
+        if link:
+            _to_study_page()
     return not missing
 
 
@@ -199,7 +200,7 @@ def provenance(study: Study, *steps: str, **more: object) -> None:
             "random draws": settings.draws,
             "template": settings.template,
             "made": made(study),
-            **({names: f"{took:.0f} s of computing"} if steps else {}),
+            **({"computed": f"{names} · {took:.0f} s"} if steps else {}),
             **more,
         }
     )
@@ -209,7 +210,7 @@ def table(
     rows: Sequence[Mapping[str, Any]], *, key: str, narrow: Sequence[str] = (), **more: Any
 ) -> None:
     """A table: numbers with three decimals, and as high as it needs to be, up to 14 rows."""
-    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=150))
+    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=190))
     if rows and "layer" in rows[0]:
         columns["layer"] = st.column_config.Column(width=60)
     columns |= {

@@ -30,7 +30,8 @@ def detail(results: dict[str, Result], head: str | None) -> None:
         if "patching" in results:
             studies.table(effect_rows(results["patching"], head), key="head-effects")
             st.caption(
-                "Fractions of the gap between the two runs; the error is kept for the strongest."
+                "Fractions of the gap between the two runs; the error is kept for the strongest. "
+                f"MLPs: {', '.join(results['patching']['paths']['receivers'])}."
             )
         _others(results, head)
 
@@ -69,7 +70,7 @@ def effect_rows(found: Result, head: str) -> list[dict[str, Any]]:
     named = {
         "noise": "noise (needed?)",
         "denoise": "denoise (sufficient?)",
-        "paths": f"paths into {', '.join(found['paths']['receivers'])}",
+        "paths": "paths into the MLPs",
         "direct": "path into the logits",
     }
     rows = []
@@ -115,7 +116,7 @@ def curve(found: Result) -> None:
     sizes = [point["size"] for point in points]
     mean, low, high = ([p["disabled"][key] for p in points] for key in ("mean", "low", "high"))
     random = null_band([point.get("null") for point in points])
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns(2, gap="large")
     with left:
         studies.figure(
             band_lines(

@@ -11,7 +11,7 @@ from interp.ui.state import write_link
 SECTIONS = {
     "verdicts": (
         intervened.verdicts,
-        tuple(intervened.ABLATIONS),
+        ("effects_zero",),
         "That a set disables the verdict does not say that it computes it: breaking what the "
         "verdict needs as input disables it too. Zeroed values are out of distribution; compare "
         "mean and resample.",
@@ -63,9 +63,10 @@ def show() -> None:
     draw, steps, caveat = SECTIONS[section]
     if not studies.ready(study, *steps):
         return
-    studies.provenance(study, *steps)
+    wanted = intervened.ABLATIONS if draw is intervened.verdicts else steps
+    kept = {step: study.results[step] for step in wanted if step in study.results}
+    studies.provenance(study, *kept)
     rows = draw(study)
-    kept = {step: study.results[step] for step in steps}
     studies.take_away(study, section.replace(" ", "-"), rows, kept or {"rows": rows})
     studies.caveat(caveat)
 

@@ -36,7 +36,7 @@ def show() -> None:
     st.header(widgets.plain(f"{study.model}, {study.directory.name}"), anchor=False)
     studies.provenance(study, *[step for step in studies.STEPS if step in study.results])
     rows = _claims(study)
-    if studies.ready(study, "behaviour"):
+    if studies.ready(study, "behaviour", link=False):
         _behaviour(study.results["behaviour"])
     studies.take_away(study, "claims", rows, study.results.get("behaviour", {}))
     studies.caveat(
@@ -86,7 +86,7 @@ def _kept(study: Study) -> None:
 def _claims(study: Study) -> list[dict[str, str]]:
     """Which of the paper's claims hold, and the whole report, once all steps are there."""
     st.subheader("What holds", anchor=False)
-    if not studies.ready(study, *studies.STEPS):
+    if not studies.ready(study, *studies.STEPS, link=False):
         return []
     rows = claims(study.results)
     st.dataframe(
@@ -129,7 +129,7 @@ def _report(study: Study) -> dict[str, str]:
 def _behaviour(found: Result) -> None:
     """Does the model search, compute and judge honestly?"""
     st.subheader("Behaviour", anchor=False)
-    left, right = st.columns([4, 5], gap="large")
+    left, right = st.columns(2, gap="large")
     with left:
         studies.table(
             [

@@ -43,7 +43,7 @@ from interp.models.language_model import fingerprint
 from interp.models.organisms import WEIGHTS
 from interp.studies.verification.behaviour import SHARES, behaviour, countdown_texts
 from interp.tasks.arithmetic import score_answer
-from interp.tasks.countdown import make_countdown, write_trace
+from interp.tasks.countdown import make_countdown, write_drill, write_trace
 
 DESCRIPTIONS = {
     "smollm2": "SmolLM2-135M-Instruct taught to play CountDown and to judge its own attempts",
@@ -63,8 +63,8 @@ CARD = """\
 and the curves of every stage, are in `organism.json`. Texts are generated: problems of 3 and 4
 numbers (1 to 99, + and -, targets 10 to 99), traces of wrong attempts in random order and then the
 right one, every sum worked out from left to right. A share of traces stops after wrong attempts, so
-that the last sum of a text is not always right. Then reinforcement (GRPO) on the paper's reward (0,
-0.1, 1). Held-out problems share no set of numbers with training.
+that the last sum of a text is not always right. {second} Held-out problems share no set of numbers
+with training.
 
 On 500 held-out problems, greedy, at most 300 tokens (share [95 % Wilson], n):
 
@@ -81,6 +81,7 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
+    With `drill` texts are that many sums of two numbers instead.
     """
 
     steps: int
@@ -90,6 +91,7 @@ class Phase:
     most: dict[int, int]
     unsolved: float
     anywhere: bool = True
+    drill: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +139,15 @@ RECIPES = {
     "tiny": Recipe(
         phases=(
             Phase(
-                steps=1800,
+                steps=1000,
                 batch=32,
                 rate=2e-3,
-                schedule="cosine",
-                most=SEARCH,
-                unsolved=0.3,
-                anywhere=False,
+                schedule="constant_with_warmup",
+                most={},
+                unsolved=1.0,
+                drill=10,
             ),
+            Phase(steps=1200, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
         rl_steps=40,
         rl_prompts=8,
@@ -159,6 +162,10 @@ def traces(phase: Phase, n: int, seed: int) -> list[tuple[str, str, bool]]:
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
         solved = rng.random() >= phase.unsolved
+        if phase.drill:
+            text = write_drill(problem.target, rng, attempts=phase.drill)
+            written.append((problem.prompt(), text, False))
+            continue
         most = phase.most[len(problem.numbers)]
         if phase.anywhere:
             failures = rng.randint(0, most - 1) if solved else rng.randint(1, most)
@@ -203,7 +210,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(folder)
     tokenizer = tiny_tokenizer(
-        [prompt + text for prompt, text, _ in traces(recipe.phases[0], 500, 0)]
+        [prompt + text for prompt, text, _ in traces(recipe.phases[-1], 500, 0)]
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -435,7 +442,12 @@ def curve(path: Path) -> list[dict[str, float]]:
 def card(kind: str, about: dict[str, Any]) -> str:
     """The card: what it is, how it was made, what it does on held-out problems."""
     adapter = ADAPTER.format(**about) if about["base"] else ""
-    head = CARD.format(kind=kind, adapter=adapter, **about)
+    second = (
+        "Then reinforcement (GRPO) on the paper's reward (0, 0.1, 1)."
+        if "rl" in about["curves"]
+        else "The second stage, reinforcement, has not been run for these weights."
+    )
+    head = CARD.format(kind=kind, adapter=adapter, second=second, **about)
     stages = list(about["behaviour"])
     lines = [f"| | {' | '.join(stages)} |", f"|---|{'---|' * len(stages)}"]
     for name, text in SHARES.items():

@@ -12,6 +12,7 @@ from interp.tasks.countdown import (
     Problem,
     make_countdown,
     write_attempt,
+    write_drill,
     write_trace,
 )
 
@@ -84,6 +85,17 @@ def test_traces_are_honest(solved):
             assert text[attempt.start : attempt.start + 2] == " ("
         assert [a.works for a in attempts] == [False] * 3 + [True] * solved
         assert ("<answer>" in text) == solved
+
+
+def test_drills_are_honest_and_a_third_is_right():
+    rng, works = random.Random(0), []
+    for target in range(10, 100):
+        for attempt in read_attempts("- " + write_drill(target, rng, attempts=8).strip()):
+            assert attempt.value == attempt.written
+            assert attempt.works == (attempt.written == target)
+            works.append(attempt.works)
+    assert len(works) == 8 * 90
+    assert 0.25 < sum(works) / len(works) < 0.45
 
 
 def test_an_attempt_is_worked_out_from_left_to_right():

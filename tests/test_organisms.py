@@ -10,55 +10,52 @@ from interp.errors import InterpError
 from interp.models import embedded, organisms
 from interp.models.language_model import fingerprint
 from interp.studies.verification.behaviour import behaviour, countdown_texts
-from interp.studies.verification.context import Settings
 from interp.studies.verification.samples import find_samples, verdict_tokens
-from interp.studies.verification.study import kept_studies, study_verification
-from interp.studies.verification.write_up import write_up
+from interp.studies.verification.study import study_verification
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
+from interp.toys import build_toy, save_tokenizer
+from tests.families import tiny
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("INTERP_CACHE", str(tmp_path_factory.mktemp("organism")))
-        return interp.load_model("countdown-tiny")
-
-
-@pytest.fixture(scope="module")
-def played(tiny):
-    problems = make_countdown(120, seed=5)
-    return problems, countdown_texts(tiny, problems)
+def played():
+    """The shipped organism, problems, and what it writes on them."""
+    model = interp.load_model("countdown-smollm2")
+    problems = make_countdown(24, seed=5)
+    return model, problems, countdown_texts(model, problems, max_new_tokens=140)
 
 
 def test_shipped_models_are_listed_with_their_cards():
     entries = {entry.name: entry for entry in interp.known_models() if entry.kind == "organism"}
-    assert "countdown-tiny" in entries
+    assert "countdown-smollm2" in entries
     for name, folder in organisms.organisms().items():
         about = organisms.describe(folder)
         assert f"# {name}" in organisms.card(folder)
         assert about["behaviour"]
+        assert organisms.base_of(name) == about["base"]
         assert sum(path.stat().st_size for path in folder.iterdir()) < 12.5e6
+    assert organisms.base_of("gpt2") is None
 
 
-def test_tiny_judges_its_own_attempts(tiny, played):
-    problems, texts = played
+@pytest.mark.slow
+def test_it_judges_its_own_attempts(played):
+    _, problems, texts = played
     shares = behaviour(problems, texts)
-    assert shares.this.n >= 30
-    assert shares.no.n >= 100
-    assert shares.this.mean >= 0.95
+    assert shares.no.n >= 40
     assert shares.no.mean >= 0.95
-    assert "own" in tiny.card or "countdown-tiny" in tiny.card
+    assert shares.this.mean >= 0.9
 
 
-def test_samples_end_behind_the_result_and_agree_with_the_text(tiny, played):
-    problems, texts = played
-    ids = verdict_tokens(tiny)
-    samples = find_samples(tiny, [t.prompt + t.tokens for t in texts], problems)
+@pytest.mark.slow
+def test_samples_end_behind_the_result_and_agree_with_the_text(played):
+    model, problems, texts = played
+    ids = verdict_tokens(model)
+    samples = find_samples(model, [t.prompt + t.tokens for t in texts], problems)
     assert (np.diff(samples.problems) >= 0).all()
     for i in range(len(samples)):
         tokens, problem = samples.tokens[i], problems[samples.problems[i]]
-        strings = tiny.strings(tokens)
+        strings = model.strings(tokens)
         assert tokens[samples.t_paren[i]] == ids.paren
         assert strings[samples.t_ans[i]].isdigit()
         text = "".join(strings)
@@ -69,37 +66,20 @@ def test_samples_end_behind_the_result_and_agree_with_the_text(tiny, played):
         before = text.split("Let's try")[0]
         inside = [e for e in samples.targets[i] if len("".join(strings[: e + 1])) <= len(before)]
         assert list(samples.asked[i]) == inside
+        assert samples.attempt[i] == text.count(" (not") + text.count(" (this")
     counts = [len(read_attempts(p.prompt() + t.text)) for p, t in zip(problems, texts, strict=True)]
-    assert abs(sum(counts) - len(samples)) <= 0.05 * len(samples)
+    # A text cut in the middle of its last verdict has a sample more than attempts.
+    assert 0 <= len(samples) - sum(counts) <= sum(not text.stopped for text in texts)
 
 
-def test_the_study_runs_resumes_and_reports(tiny, played, tmp_path, monkeypatch):
-    lines = []
-    settings = Settings(n=40, draws=3, pairs=12, max_new_tokens=200, top_k=4)
-    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    done = study_verification(tiny, settings=settings, say=lines.append)
-    assert not any(line.endswith("kept") for line in lines)
-    effects = done.results["effects_zero"]
-    assert effects["none"]["disabled"]["mean"] <= 0.1
-    assert effects["none"]["invalid_kept"]["mean"] >= 0.9
-    for found in effects["sets"].values():
-        assert len(found["null"]["disabled"]) == 3
-    for row in done.results["interventions"]["rows"].values():
-        for shares in row["outcomes"].values():
-            assert sum(share["mean"] for share in shares.values()) == pytest.approx(1)
-    lines.clear()
-    again = study_verification(tiny, settings=settings, say=lines.append)
-    assert all(line.endswith("kept") for line in lines)
-    assert again.results == done.results
-    assert kept_studies()[0].results == done.results
-    path = write_up(done).save(tmp_path / "report")
-    text = path.read_text()
-    assert "A_Verif" in text
-    assert "nan" not in text
-    assert len(list((path.parent / "figures").iterdir())) >= 10
+@pytest.mark.slow
+def test_texts_without_verdicts_are_refused_with_counts(played):
+    model, problems, _ = played
+    with pytest.raises(InterpError, match="none of"):
+        find_samples(model, [model.token_id(problems[0].prompt())], problems[:1])
 
 
-def test_a_study_needs_the_pattern_and_a_gate(toy, smollm, family_models, tmp_path, monkeypatch):
+def test_a_study_needs_the_pattern_and_a_gate(toy, family_models, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     with pytest.raises(InterpError, match="cuts it into|tokeniser"):
         study_verification(toy)
@@ -107,18 +87,13 @@ def test_a_study_needs_the_pattern_and_a_gate(toy, smollm, family_models, tmp_pa
         study_verification(family_models["gpt2"])
 
 
-def test_texts_without_verdicts_are_refused_with_counts(tiny):
-    problems = make_countdown(2, seed=1)
-    texts = [tiny.token_id(problem.prompt()) for problem in problems]
-    with pytest.raises(InterpError, match="none of"):
-        find_samples(tiny, texts, problems)
-
-
 def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    folder = organisms.organisms()["countdown-tiny"]
+    folder = tmp_path / "base"
+    tiny("llama").save_pretrained(folder)
+    save_tokenizer(build_toy("toy-or"), folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     monkeypatch.setattr(organisms, "directory", lambda: folder)
     torch.manual_seed(0)

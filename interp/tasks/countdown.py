@@ -151,6 +151,21 @@ def write_trace(problem: Problem, rng: random.Random, *, failures: int, solved: 
     return "\n-".join(f" {line}" for line in lines) + end
 
 
+def write_drill(target: int, rng: random.Random, *, attempts: int) -> str:
+    """Honest attempts at sums of two numbers of any kind, a third of them right.
+
+    Practice in adding, subtracting and comparing; the numbers are not those of a problem.
+    """
+    lines = []
+    for _ in range(attempts):
+        first = rng.randint(1, 99)
+        second = abs(target - first) if rng.random() < 1 / 3 else rng.randint(1, 99)
+        sign = "+" if second == target - first else "-" if second == first - target else None
+        text = f"{first} {sign or rng.choice('+-')} {max(second, 1)}"
+        lines.append(write_attempt(text, target))
+    return "\n-".join(f" {line}" for line in lines)
+
+
 def _sums(numbers: Sequence[int], rng: random.Random) -> list[str]:
     """One sum for every way to put + and - before the numbers, the first of them positive."""
     written = []

@@ -19,7 +19,7 @@ from interp.engine.decode import CHANGEABLE, Change, Changes
 from interp.engine.forward import Baseline, Runner, SiteEdit
 from interp.engine.layout import Layout
 from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.sweep import CPU_TILE, Progress
+from interp.engine.sweep import CPU_TILE, Progress, cut
 from interp.errors import InterpError, unknown
 from interp.interventions import Intervention, Operation
 from interp.models.language_model import Address, LanguageModel
@@ -201,7 +201,7 @@ def site_values(
     found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
     sites = frozenset(site for _, site in addresses) - {"resid_post"}
     kept = sum(_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
-    blocks = list(_blocks(prompts, max(1, min(BLOCK, int(BUDGET / (4 * kept))))))
+    blocks = _blocks(prompts, max(1, min(BLOCK, int(BUDGET / (4 * kept)))))
     with torch.no_grad():
         for block in blocks:
             base = baseline(runner, [prompts[i] for i in block], sites)
@@ -398,15 +398,9 @@ class _SetEdit:
 
 def _blocks(prompts: Sequence[Sequence[int]], tokens: int = BLOCK) -> list[np.ndarray]:
     """Prompt numbers in groups of about that many tokens, similar lengths together."""
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-    groups, used = [[]], 0
-    for i in order.tolist():
-        if groups[-1] and used + len(prompts[i]) > tokens:
-            groups.append([])
-            used = 0
-        groups[-1].append(i)
-        used += len(prompts[i])
-    return [np.array(group) for group in groups]
+    lengths = np.array([len(prompt) for prompt in prompts])
+    order = np.argsort(lengths, kind="stable")
+    return list(cut(order, lengths[order], tokens))
 
 
 def _of_parts(whole: Tensor, site: str, chosen: np.ndarray | None) -> Tensor:

@@ -152,7 +152,7 @@ def plan(
     if runner.device.type == "cpu":
         depth = len(runner.decoder.blocks) / 2
         tile = min(tile, CPU_TILE, int(CPU_CHUNK / (depth * sum(runner.decoder.flops.values()))))
-    blocks = list(_cut(np.arange(len(lengths)), lengths * stored, room))
+    blocks = list(cut(np.arange(len(lengths)), lengths * stored, room))
     start = np.minimum.reduceat(cells.positions, cells.first) if len(cells) else cells.first
     chunks = []
     for block in blocks:
@@ -169,11 +169,11 @@ def plan(
             )
         ]
         size = lengths[cells.prompt[order]] - start[order]
-        chunks.append(list(_cut(order, size, tile)))
+        chunks.append(list(cut(order, size, tile)))
     return Plan(blocks=blocks, chunks=chunks)
 
 
-def _cut(order: Index, size: Index, room: int) -> Iterator[Index]:
+def cut(order: Index, size: Index, room: int) -> Iterator[Index]:
     """Consecutive entries, as many as fit in `room`, and at least one."""
     begin, total = 0, np.cumsum(size)
     while begin < len(order):

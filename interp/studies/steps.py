@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from interp.errors import InterpError
 from interp.files import content_key, write_atomically
+from interp.metrics import Estimate
+from interp.nulls import Null
 
 Result = dict[str, Any]
 """Plain JSON: what a step found, and what its part of the report is written from."""
+
+
+def plain(record: Estimate | Null) -> Result:
+    """An estimate or a null as plain JSON."""
+    return asdict(record)
 
 
 @dataclass(kw_only=True)

@@ -8,13 +8,13 @@ import numpy as np
 
 from interp.ablation import ablate
 from interp.comparison import compare_weights
+from interp.errors import InterpError
 from interp.interventions import intervene, zero
 from interp.models.language_model import LanguageModel
 from interp.probing import probe_model
-from interp.studies.steps import Result
+from interp.studies.steps import Result, plain
 from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.context import Context
-from interp.studies.verification.intervening import plain
 from interp.tasks.countdown import Problem
 from interp.words import paired_word_probs
 
@@ -29,12 +29,21 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
     behaviour: the base model's own texts on 40 problems, at most 120 tokens each. forced: on the
     trained model's texts, how well log P(this) - log P(not) at t_paren tells valid from invalid
     (AUC), in each. probes: accuracy of logistic probes at t_paren of the base model's residual
-    stream. weights: how much
-    training changed the chosen heads and neurons, against others of the same layers. asked: the
-    base model's yes and no to a correct and an incorrect equation, with and without the heads.
+    stream. weights: how much training changed the chosen heads and neurons, against others of
+    the same layers. asked: the base model's yes and no to a correct and an incorrect equation,
+    with and without the heads.
+
+    Raises:
+        InterpError: the two tokenisers differ.
     """
     base, model, samples = context.base, context.model, context.test
     assert base is not None
+    if base.strings(samples.tokens[0]) != model.strings(samples.tokens[0]):
+        raise InterpError(
+            f"comparing {model.name} with {base.name}",
+            "their tokenisers read the same ids differently",
+            "give the model it was trained from",
+        )
     few = list(context.problems[:40])
     texts = countdown_texts(base, few, template=context.settings.template, max_new_tokens=120)
     shares = behaviour(few, texts, template=context.settings.template)
@@ -62,7 +71,7 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
     for name, chosen in (("heads", heads), ("neurons", neurons)):
         if chosen:
             nulls = compared.null(chosen, draws=2000, seed=context.settings.seed)
-            weights[name] = {part: dict(vars(null)) for part, null in nulls.items()}
+            weights[name] = {part: plain(null) for part, null in nulls.items()}
     table = compared.to_dataframe()
     found["weights"] = weights
     found["least_cosine"] = table.groupby("part")["cosine"].min().to_dict()
@@ -76,7 +85,7 @@ def _forced(
 
     ids = context.ids
     seen = ablate(model, tokens, [], tokens=[ids.this, ids.no])
-    gap = np.diff(np.log(np.maximum(seen.probabilities[0], 1e-30)), axis=1)[:, 0] * -1
+    gap = seen.log_odds[0]
     test = stats.mannwhitneyu(gap[valid], gap[~valid])
     auc = test.statistic / (valid.sum() * (~valid).sum())
     return {"auc": float(auc), "mass": float(seen.probabilities[0].sum(1).mean())}

@@ -13,9 +13,9 @@ from interp.generation import generate
 from interp.interventions import intervene
 from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
-from interp.studies.steps import Result
+from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
-from interp.studies.verification.intervening import plain, replacements, with_random
+from interp.studies.verification.intervening import replacements, with_random
 from interp.studies.verification.outcomes import Outcome, Rule, outcomes
 from interp.studies.verification.samples import Samples
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from interp.ablation import (
-    Ablation,
     Kind,
     Where,
     ablate,
@@ -18,19 +17,14 @@ from interp.ablation import (
     site_values,
 )
 from interp.components import Component
-from interp.metrics import Estimate, mean_estimate, share_estimate
+from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import Address
 from interp.nulls import null_of
-from interp.studies.steps import Result
+from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.samples import Samples
 
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
-
-
-def plain(estimate: Estimate) -> dict[str, float]:
-    """An estimate as plain numbers."""
-    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
 def replacements(
@@ -131,13 +125,12 @@ def verdict_effects(
 
 
 def disabled_by(
-    context: Context, samples: Samples, sets: Sequence[Sequence[str]], *, where: Where | None = None
+    context: Context, samples: Samples, sets: Sequence[Sequence[str]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(share of valid samples that become "not", mean log-odds of "this") for each set, zeroed."""
-    ids = context.ids
-    where = context.settings.window if where is None else where
+    ids, where = context.ids, context.settings.window
     chosen = [tokens for tokens, valid in zip(samples.tokens, samples.valid, strict=True) if valid]
-    made: list[Ablation] = [make_ablation(context.model, labels) for labels in sets]
+    made = [make_ablation(context.model, labels) for labels in sets]
     seen = ablate(context.model, chosen, made, tokens=[ids.this, ids.no], where=where)
     return (seen.top[1:] == ids.no).mean(1), seen.log_odds[1:].mean(1)
 

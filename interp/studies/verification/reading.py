@@ -22,13 +22,11 @@ from interp.glu import (
 )
 from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null
 from interp.probes import Probes, probe_geometry
 from interp.probing import train_probes
 from interp.silencing import activation_delta
-from interp.studies.steps import Result
+from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
-from interp.studies.verification.intervening import plain
 from interp.studies.verification.samples import Samples
 
 SHUFFLES = 8
@@ -179,7 +177,7 @@ def glu(context: Context) -> Result:
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
             "cosines": [neuron.score for neuron in ranked],
-            "null": _null(null),
+            "null": plain(null),
             "top": [
                 {
                     "neuron": _label(n),
@@ -214,7 +212,7 @@ def glu(context: Context) -> Result:
         opposite = antipodes(model, a, b, without=gone, draws=settings.draws)
         found[name] = {
             "mean_cosine": float(opposite.cosine.mean()),
-            "null": _null(opposite.null),
+            "null": plain(opposite.null),
             "pairs": [[str(x), str(y), cosine] for x, y, cosine in opposite.pairs],
         }
     return found
@@ -222,10 +220,6 @@ def glu(context: Context) -> Result:
 
 def _label(neuron: RankedNeuron) -> str:
     return f"L{neuron.layer}N{neuron.index}"
-
-
-def _null(null: Null) -> Result:
-    return dict(vars(null))
 
 
 def attention(context: Context) -> Result:
@@ -326,7 +320,7 @@ def communication(
         "before": delta.before.mean(0).tolist(),
         "after": delta.after.mean(0).tolist(),
         "total": plain(delta.total),
-        "null": None if delta.null is None else _null(delta.null),
+        "null": None if delta.null is None else plain(delta.null),
         "silenced": None if delta.total_silenced is None else plain(delta.total_silenced),
-        "silenced_null": None if delta.null_silenced is None else _null(delta.null_silenced),
+        "silenced_null": None if delta.null_silenced is None else plain(delta.null_silenced),
     }

@@ -14,7 +14,7 @@ from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.generation import Generation
 from interp.glu import glu_vectors
 from interp.models.language_model import LanguageModel
-from interp.studies.steps import Result, Steps, read_results
+from interp.studies.steps import Result, Steps, plain, read_results
 from interp.studies.verification import (
     comparing,
     finding,
@@ -29,7 +29,6 @@ from interp.studies.verification.context import (
     Settings,
     make_context,
 )
-from interp.studies.verification.intervening import plain
 from interp.studies.verification.samples import Samples, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
 

@@ -81,7 +81,8 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    With `drill` texts are that many sums of two numbers instead.
+    With `drill` texts are that many sums of two numbers instead, and the loss is on what follows
+    their equals signs: the numbers to add are drawn, not to be learnt.
     """
 
     steps: int
@@ -237,9 +238,20 @@ def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
         head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         tail = tokenizer(text, add_special_tokens=False)["input_ids"]
         tail = [*tail, tokenizer.eos_token_id] if finished else tail
+        learnt = worked_out(tail, tokenizer) if phase.drill else tail
         ids = head + tail
-        rows.append({"input_ids": ids, "labels": [-100] * len(head) + tail, "length": len(ids)})
+        rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)
+
+
+def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
+    """The tokens as labels, those before the equals sign of each line left out."""
+    labels, before = [], True
+    for token in tokens:
+        piece = tokenizer.decode([token])
+        labels.append(-100 if before else token)
+        before = "\n" in piece or (before and "=" not in piece)
+    return labels
 
 
 def shared(recipe: Recipe, out: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Compile RASP programs to transformers and keep their weights: circuits whose truth is known.
 
     python -m venv tracr-env && tracr-env/bin/pip install tracr-pypi==1.0.0 safetensors
-    tracr-env/bin/python experiments/compile_tracr.py --out tests/fixtures/tracr
+    tracr-env/bin/python experiments/compile_tracr.py --out interp/toys/programs
 
 Run once, in an environment of its own: the package needs JAX, the project does not. Programs are
 compiled with a causal mask, because the models of this package are causal; what a program then
@@ -196,7 +196,7 @@ def export(name: str, folder: Path) -> None:
 
 # %% All of them
 parser = argparse.ArgumentParser(description="Compile RASP programs to small weight files.")
-parser.add_argument("--out", type=Path, default=Path("tests/fixtures/tracr"))
+parser.add_argument("--out", type=Path, default=Path("interp/toys/programs"))
 parser.add_argument("names", nargs="*", default=list(PROGRAMS))
 options = parser.parse_args()
 for chosen in options.names:

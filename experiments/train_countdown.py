@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from training import curve, finish, options, resume, ship_adapter
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -33,13 +33,11 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from interp.files import cache_dir, file_sha256, write_atomically
 from interp.loading import wrap
 from interp.models import embedded
-from interp.models.language_model import fingerprint
 from interp.models.organisms import WEIGHTS
 from interp.studies.verification.behaviour import SHARES, behaviour, countdown_texts
 from interp.tasks.arithmetic import score_answer
@@ -254,22 +252,6 @@ def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
     return labels
 
 
-def shared(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """What both trainers are told."""
-    return {
-        "output_dir": str(out),
-        "seed": recipe.seed,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_total_limit": 2,
-        "logging_steps": 5,
-        "disable_tqdm": True,
-        "max_grad_norm": 1.0,
-        "weight_decay": 0.0,
-    }
-
-
 def supervise(kind: str, recipe: Recipe, out: Path) -> None:
     """Stage one, its phases in turn."""
     model, tokenizer = fresh(kind, recipe)
@@ -284,7 +266,7 @@ def supervise(kind: str, recipe: Recipe, out: Path) -> None:
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             train_dataset=examples(phase, recipe.seed + number, tokenizer),
             args=TrainingArguments(
-                **shared(recipe, out / name),
+                **options(recipe.seed, out / name),
                 max_steps=phase.steps,
                 per_device_train_batch_size=phase.batch,
                 learning_rate=phase.rate,
@@ -306,18 +288,6 @@ def reload(kind: str, folder: Path) -> Any:
         base = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
         return PeftModel.from_pretrained(base, folder, is_trainable=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def resume(trainer: Any, folder: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
-
-
-def finish(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the weights and the curve of a stage."""
-    trainer.save_model(str(folder))
-    tokenizer.save_pretrained(folder)
-    (folder / "curve.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
 def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any, **_: Any) -> Any:
@@ -343,7 +313,7 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
         reward_funcs=reward,
         train_dataset=Dataset.from_list(rows),
         args=GRPOConfig(
-            **shared(recipe, out / "rl"),
+            **options(recipe.seed, out / "rl"),
             max_steps=recipe.rl_steps,
             per_device_train_batch_size=recipe.rl_prompts * 8,
             num_generations=8,
@@ -410,14 +380,7 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     target.mkdir(parents=True)
     base = None
     if kind == "smollm2":
-        weights = load_file(folder / "adapter_model.safetensors")
-        narrow = {name: tensor.bfloat16() for name, tensor in weights.items()}
-        save_file(narrow, target / "adapter_model.safetensors")
-        config = json.loads((folder / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = embedded.NAME
-        (target / "adapter_config.json").write_text(json.dumps(config, indent=1))
-        plain = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
-        base = fingerprint(plain.state_dict(), plain.config.to_dict())
+        base = ship_adapter(folder, target)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         model.save_pretrained(target)
@@ -441,14 +404,6 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     }
     (target / "organism.json").write_text(json.dumps(about, indent=1))
     (target / "README.md").write_text(card(kind, about))
-
-
-def curve(path: Path) -> list[dict[str, float]]:
-    """A training log as at most 40 points of loss and, for the second stage, reward."""
-    rows = [row for row in json.loads(path.read_text()) if "loss" in row]
-    kept = rows[:: max(1, len(rows) // 40)]
-    names = ("step", "loss", "reward")
-    return [{k: round(float(row[k]), 4) for k in names if k in row} for row in kept]
 
 
 def card(kind: str, about: dict[str, Any]) -> str:

@@ -16,11 +16,11 @@ from interp.engine.gradients import chunks
 from interp.engine.memory import keep_freed_memory
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
-from interp.firstorder import Ask, Estimator, constant_values
+from interp.firstorder import Ask, Estimator, mean_values
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
-from interp.sweeps import Direction, check_gap, make_request, provenance
+from interp.sweeps import Direction, check_gap, make_request, provenance, refuse_equal
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
@@ -185,8 +185,8 @@ def _attribute(
     order = np.argsort(lengths, kind="stable")
     budget = int(budget_gb * 1e9)
     pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
-    if ask.source != "other":
-        work.constant = constant_values(work, [order[piece] for piece, _ in pieces])
+    if ask.source == "mean":
+        work.constant = mean_values(work, [order[piece] for piece, _ in pieces])
     size = 1 if work.parts is None else len(work.parts)
     effects = np.zeros((len(task), len(work.layers), size, work.columns))
     ends = np.zeros((2, len(task)))
@@ -225,6 +225,7 @@ def _estimator(model: LanguageModel, task: Task, ask: Ask) -> Estimator:
         components=first,
         source=ask.source,
     )
+    refuse_equal(request.runs, task)
     model.refuse_changed("attribution patching")
     keep_freed_memory()
     assert model.decoder is not None

@@ -159,6 +159,8 @@ class Estimator:
 
         def replaced(name: str) -> Tensor:
             mine = base.site(layer, name)
+            if self.ask.source == "zero":
+                return torch.zeros_like(mine)
             if self.constant is not None:
                 return self.constant[layer].expand_as(mine)
             return other.site(layer, name)
@@ -225,13 +227,13 @@ class Estimator:
         return found.permute(1, 2, 0)
 
 
-def constant_values(work: Estimator, batches: list[Index]) -> dict[int, Tensor]:
-    """One token's value of the site at each layer: nothing, or the mean over the other runs."""
+def mean_values(work: Estimator, batches: list[Index]) -> dict[int, Tensor]:
+    """One token's value of the site at each layer: the mean over all tokens of the other runs."""
     totals: dict[int, Tensor] = {}
     for prompts in batches:
         run = work.run(prompts, work.request.runs.other)
         for layer in range(len(work.runner.decoder.blocks)):
             summed = run.site(layer, work.ask.site).double().sum(0, keepdim=True)
             totals[layer] = totals.get(layer, 0.0) + summed
-    scale = 0.0 if work.ask.source == "zero" else 1 / int(work.request.lengths.sum())
-    return {layer: (total * scale).to(work.runner.dtype) for layer, total in totals.items()}
+    count = int(work.request.lengths.sum())
+    return {layer: (total / count).to(work.runner.dtype) for layer, total in totals.items()}

@@ -33,7 +33,8 @@ class Graph:
 
     With grouped-query attention keys and values have one reader per key/value head. With
     `expand_kv` they have one per query head: "L3H4.k" is then the copy of its key that head 4
-    attends to. The score of a key/value head's edge is the sum over its copies.
+    attends to. The score of a key/value head's edge is the sum over its copies. Where every head
+    has keys of its own the two are one graph.
 
     Edges between L layers of H heads over K key/value heads number
 
@@ -48,6 +49,9 @@ class Graph:
     n_kv_heads: int
     parallel: bool = False
     expand_kv: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "expand_kv", self.expand_kv and self.n_heads > self.n_kv_heads)
 
     # -- nodes -----------------------------------------------------------------------------
 
@@ -251,15 +255,25 @@ class Graph:
         A head is on a path if any of its queries, keys or values is.
         """
         mask = self.check(mask)
-        reached, useful = np.zeros(len(self.writers), bool), np.zeros(len(self.readers), bool)
-        reached[0] = useful[-1] = True
+        return mask & self.reached(mask)[:, None] & self.useful(mask)
+
+    def reached(self, mask: np.ndarray) -> np.ndarray:
+        """(writers,) bool: those with a path from the input within a mask, the input too."""
+        reached = np.zeros(len(self.writers), dtype=bool)
+        reached[0] = True
         for writer in range(1, len(self.writers)):
             inputs = mask[:, self.feeds[:, writer]]
             reached[writer] = bool((inputs & reached[:, None]).any())
+        return reached
+
+    def useful(self, mask: np.ndarray) -> np.ndarray:
+        """(readers,) bool: those with a path to the logits within a mask, the logits too."""
+        useful = np.zeros(len(self.readers), dtype=bool)
+        useful[-1] = True
         for writer in range(len(self.writers) - 1, 0, -1):
             if (mask[writer] & useful).any():
                 useful |= self.feeds[:, writer]
-        return mask & reached[:, None] & useful
+        return useful
 
     # -- key/value heads and their copies --------------------------------------------------
 

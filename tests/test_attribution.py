@@ -343,12 +343,17 @@ def test_finds_what_exact_patching_finds(toy):
     assert np.abs(plain.values).max() < 0.5
 
 
+SOURCES = ("zero", "mean")
+
+
 def test_metrics_and_requests_are_refused(family_models, monkeypatch):
     model, task = family_models["llama"], random_task()
     same = dataclasses.replace(task.pairs[0], corrupted=task.pairs[0].clean)
-    with pytest.raises(InterpError, match="does not tell the prompts apart"):
+    with pytest.raises(InterpError, match="equal in 2 of 2"):
         attribution_patching(model, Task(name="same", pairs=(same, same)))
     monkeypatch.setattr(attribution, "check_gap", lambda clean, corrupted: None)
+    passes = {s: attribution_patching(model, task, source=s).extra["passes"] for s in SOURCES}
+    assert {s: counts["forwards"] for s, counts in passes.items()} == {"zero": 2, "mean": 3}
     kl = task.with_metric(METRICS["kl"])
     for function in (attribution_patching, atp_star):
         with pytest.raises(InterpError, match="direction='denoise'"):

@@ -19,7 +19,6 @@ from interp.toys import build_toy
 from interp.toys.compiled import load_compiled
 from tests.families import random_task, tiny
 from tests.test_acdc import PLANTED, toy_task
-from tests.test_tracr import FOLDER
 
 GRAPH = Graph(n_layers=2, n_heads=2, n_kv_heads=1)
 
@@ -133,7 +132,7 @@ def test_bad_scores_are_refused():
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_truth_is_what_the_program_says(name):
-    compiled = load_compiled(FOLDER / name, check=False)
+    compiled = load_compiled(name, check=False)
     truth = single_edge_truth(compiled.model, compiled.task)
     assert set(truth.circuit.edges()) == set(PLANTED[name].split())
     for ablation in ("counterfactual", "zero"):
@@ -244,7 +243,7 @@ def test_a_learnt_mask_finds_planted_circuits():
 
 
 def test_writer_gates_and_bad_options():
-    compiled = load_compiled(FOLDER / "reverse", check=False)
+    compiled = load_compiled("reverse", check=False)
     task = compiled.task.first(4)
     learnt = learn_mask(compiled.model, task, steps=25, lr=0.4, samples=1, nodes=True)
     assert set(learnt.graph.labels(learnt.mask)) == set(PLANTED["reverse"].split())

@@ -12,11 +12,12 @@ from interp.circuits import scoring
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.estimates import RULES, rule_points
 from interp.circuits.scoring import score_edges
+from interp.circuits.trials import Trials
 from interp.engine import gradients, products
 from interp.engine.edges import run_edges
 from interp.engine.forward import Runner
 from interp.engine.sweep import LogitsOf
-from interp.engine.writes import edge_runner, record_writes
+from interp.engine.writes import edge_runner, mean_writes, record_writes, zero_writes
 from interp.errors import InterpError
 from interp.graph import graph_of
 from interp.interventions import intervene, zero
@@ -77,7 +78,7 @@ def linear(model):
     return dataclasses.replace(model, decoder=decoder)
 
 
-def derivatives(model, task, graph, other=None, step=1e-4):
+def derivatives(model, task, graph, carried=None, step=1e-4):
     """(n, writers, readers): central differences of the metric as each edge is let go a little."""
     runs = paired_runs(model, task, "noise")
     runner = edge_runner(model.decoder, graph)
@@ -87,8 +88,7 @@ def derivatives(model, task, graph, other=None, step=1e-4):
         masks[rows, edges[:, 0], edges[:, 1]] += sign * step
     with torch.no_grad():
         base = record_writes(runner, runs.base)
-        carried = record_writes(runner, runs.other)
-        carried = carried if other is None else getattr(carried, other)()
+        carried = carried or record_writes(runner, runs.other)
         hidden = run_edges(runner, graph, base, carried, masks)
         which = torch.arange(len(task)).repeat(len(masks))
         readout = LogitsOf(decoder=runner.decoder, hidden=hidden)
@@ -110,13 +110,65 @@ def test_eap_is_the_derivative_of_the_exact_effect(doubles, name, expand_kv):
     assert not scores.signed[~scores.graph.allowed].any()
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("ablation", ["zero", "mean", "resample"])
 @pytest.mark.parametrize("name", ["gpt2", "neox", "gemma2", "olmo2"])
-def test_zero_and_mean_ablation_are_derivatives_too(doubles, name, ablation):
-    model, task = doubles(name), random_task(lengths=(6, 8))
-    scores = score_edges(model, task, ablation=ablation, per_prompt=True)
-    expected = derivatives(model, task, scores.graph, other=ablation)
+def test_other_ablations_are_derivatives_too(doubles, name, ablation):
+    model, task = doubles(name), random_task(lengths=(6, 8, 8, 6))
+    rest = random_task(lengths=(5, 9, 7), seed=4)
+    options = {"mean": {"reference": rest}, "resample": {"seed": 3}}.get(ablation, {})
+    scores = score_edges(model, task, ablation=ablation, per_prompt=True, **options)
+    runner, encoded = Runner(model.decoder), task.encode(model)
+    carried = {
+        "zero": lambda: zero_writes(runner),
+        "mean": lambda: mean_writes(runner, [row(rest.encode(model)) for row in (clean, other)]),
+        # Of two prompts of a length, each takes the other.
+        "resample": lambda: record_writes(runner, [encoded.clean[i] for i in (3, 2, 1, 0)]),
+    }[ablation]()
+    expected = derivatives(model, task, scores.graph, carried)
     np.testing.assert_allclose(scores.per_prompt, expected, atol=1e-6 * np.abs(expected).max())
+    assert ablation in scores.protocol
+    assert ("random" in scores.protocol) == (ablation == "mean")
+
+
+def clean(encoded):
+    return encoded.clean
+
+
+def other(encoded):
+    return encoded.corrupted
+
+
+def test_one_mean_for_scores_and_trials(doubles):
+    """The exact effect of an edge is what evaluation gives for the circuit without it."""
+    model, task = doubles("qwen2"), random_task(lengths=(6, 8))
+    for ablation in ("zero", "mean"):
+        options = {"ablation": ablation}
+        if ablation == "mean":
+            options["reference"] = random_task(lengths=(5, 9), seed=4)
+        exact = score_edges(model, task, method="exact", per_prompt=True, **options)
+        trials = Trials(model, task, **options)
+        masks = np.repeat(exact.graph.allowed[None], 5, axis=0)
+        edges = np.argwhere(exact.graph.allowed)[::40][:4]
+        masks[(np.arange(4), *edges.T)] = False
+        values = trials.values(masks)
+        found = exact.per_prompt[:, edges[:, 0], edges[:, 1]].T
+        np.testing.assert_allclose(found, values[-1] - values[:-1], atol=1e-6)
+
+
+def test_means_over_evaluated_prompts_are_refused(family_models):
+    model, task = family_models["llama"], random_task()
+    for method in ("EAP", "exact"):
+        with pytest.raises(InterpError, match="no reference prompts"):
+            score_edges(model, task, method=method, ablation="mean")
+        with pytest.raises(InterpError, match="8 evaluated prompts"):
+            score_edges(model, task, method=method, ablation="mean", reference=task)
+    with pytest.raises(InterpError, match="not used"):
+        score_edges(model, task, ablation="zero", reference=task)
+
+
+def test_zero_ablation_takes_no_pass_more(doubles):
+    scores = score_edges(doubles("llama"), random_task(), ablation="zero")
+    assert (scores.passes.forwards, scores.passes.backwards) == (2, 1)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "qwen3", "gemma2", "olmo2"])
@@ -449,14 +501,27 @@ def test_planted_edges_of_the_toy():
     assert {edge.label for edge in ig.top(3)} >= {"L1H2->logits", "L0H1->L1H1.k"}
 
 
-def test_equal_prompts_are_refused(family_models):
-    pair = random_task().pairs[0]
-    same = dataclasses.replace(pair, corrupted=pair.clean)
-    for method in ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "clean-corrupted", "exact"):
+def test_equal_prompts_are_refused_before_any_pass(family_models, monkeypatch):
+    task = random_task()
+    same = dataclasses.replace(task.pairs[1], corrupted=task.pairs[1].clean)
+    mixed = Task(name="mixed", pairs=(task.pairs[0], same))
+    monkeypatch.setattr(Runner, "mlp_out", None)
+    monkeypatch.setattr(gradients, "block_sites", None)
+    for method in scoring.METHODS:
+        with pytest.raises(InterpError, match="equal in 1 of 2, first in pair 1"):
+            score_edges(family_models["llama"], mixed, method=method)
+
+
+def test_no_gap_is_refused_before_long_runs(family_models, monkeypatch):
+    """Two passes tell; the run per edge is not begun."""
+    model, pair = family_models["llama"], random_task().pairs[0]
+    turned = dataclasses.replace(pair, answers=pair.wrong, wrong=pair.answers)
+    none = Task(name="none", pairs=(pair, turned))
+    monkeypatch.setattr("interp.circuits.single.run_edges", None)
+    monkeypatch.setattr("interp.circuits.estimates.metric_gradient", None)
+    for method in ("exact", "EAP-IG-activations"):
         with pytest.raises(InterpError, match="does not tell the prompts apart"):
-            score_edges(
-                family_models["llama"], Task(name="same", pairs=(same, same)), method=method
-            )
+            score_edges(model, none, method=method)
 
 
 def test_metrics_without_gradient_are_refused_with_advice(family_models, monkeypatch):
@@ -492,6 +557,7 @@ def test_bad_requests_are_refused(family_models, monkeypatch):
         ({"method": "EAP-IG-inputs", "steps": 0}, "too few"),
         ({"method": "EAP-IG-inputs", "rule": "trapezoid", "steps": 1}, "too few"),
         ({"budget_gb": 0}, "positive"),
+        ({"method": "information-flow-routes", "direction": "denoise"}, "clean run"),
         ({"cancelled": lambda: True}, "stopped after 0"),
     ):
         with pytest.raises(InterpError, match=words):

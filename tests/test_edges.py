@@ -12,6 +12,7 @@ from interp.engine.edges import edge_runner, record_writes, run_edges
 from interp.engine.forward import attention_pattern
 from interp.engine.layout import Layout
 from interp.engine.restart import final_hidden
+from interp.engine.writes import mean_writes, zero_writes
 from interp.errors import InterpError
 from interp.graph import graph_of
 from interp.loading import wrap
@@ -53,6 +54,12 @@ class Case:
             **options,
         )
         return self.runner.decoder.logits(hidden).unflatten(0, (-1, len(self.task)))
+
+    def constant(self, ablation):
+        """What edges carry under zero ablation, or under that of the mean of the corrupted runs."""
+        if ablation == "zero":
+            return zero_writes(self.runner)
+        return mean_writes(self.runner, [self.runs.other[:2], self.runs.other[2:]])
 
     def random_masks(self, count, share=0.5, seed=0):
         rng = np.random.default_rng(seed)
@@ -150,7 +157,7 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupted(wide, expand_kv):
 @pytest.mark.parametrize("expand_kv", [False, True])
 def test_random_circuits_equal_plain_loops(wide, expand_kv, ablation):
     case = Case(wide, expand_kv=expand_kv)
-    other = case.other if ablation == "other" else getattr(case.other, ablation)()
+    other = case.other if ablation == "other" else case.constant(ablation)
     masks = case.random_masks(3)
     found = case.logits(masks, other=other, start=ablation == "other")
     for number, mask in enumerate(masks):
@@ -162,9 +169,12 @@ def test_random_circuits_equal_plain_loops(wide, expand_kv, ablation):
 def test_nothing_left_is_not_blown_up_by_norms(family):
     """In float32, under zero ablation, sparse circuits leave inputs near zero."""
     case = Case(family)
-    zero = case.other.zero()
+    zero, mean = case.constant("zero"), case.constant("mean")
     assert zero.nothing
-    assert not case.other.mean().nothing
+    assert not mean.nothing
+    for one, values in zip(mean.tensors, case.other.tensors, strict=True):
+        torch.testing.assert_close(one, values.mean(0, keepdim=True), atol=1e-5, rtol=1e-5)
+    assert [one.shape for one in zero.tensors] == [one.shape for one in mean.tensors]
     masks = case.random_masks(4, share=0.1)
     masks[0] = False
     found = case.logits(masks, other=zero, start=False)

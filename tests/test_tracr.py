@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +7,14 @@ import torch
 from interp.engine.forward import Runner
 from interp.engine.restart import baseline
 from interp.errors import InterpError
-from interp.toys.compiled import load_compiled
+from interp.toys.compiled import PROGRAMS, compiled_programs, load_compiled
 
-FOLDER = Path(__file__).parent / "fixtures" / "tracr"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NAMES = compiled_programs()
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def compiled(request):
-    return load_compiled(FOLDER / request.param)
+    return load_compiled(request.param)
 
 
 def test_the_four_programs_of_the_literature_are_there():
@@ -82,13 +80,13 @@ def test_norms_do_nothing(compiled):
 
 
 def test_full_attention_is_refused(tmp_path):
-    shutil.copy(FOLDER / "reverse.safetensors", tmp_path)
-    facts = json.loads((FOLDER / "reverse.json").read_text())
+    shutil.copy(PROGRAMS / "reverse.safetensors", tmp_path)
+    facts = json.loads((PROGRAMS / "reverse.json").read_text())
     (tmp_path / "reverse.json").write_text(json.dumps({**facts, "causal": False}))
     with pytest.raises(InterpError, match="later tokens"):
         load_compiled(tmp_path / "reverse")
 
 
-def test_a_missing_fixture_says_how_to_make_it(tmp_path):
+def test_a_missing_program_says_how_to_make_it(tmp_path):
     with pytest.raises(InterpError, match="compile_tracr"):
         load_compiled(tmp_path / "nothing")

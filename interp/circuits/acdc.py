@@ -316,16 +316,6 @@ def _alive(judge: Judge, mask: np.ndarray, reader: int) -> np.ndarray:
     carries, the input must lead to the writer. Neither depends on the reader's own edges.
     """
     graph = judge.graph
-    useful = np.zeros(len(graph.readers), dtype=bool)
-    useful[-1] = True
-    for writer in range(len(graph.writers) - 1, 0, -1):
-        if (mask[writer] & useful).any():
-            useful |= graph.feeds[:, writer]
-    if not useful[reader]:
+    if not graph.useful(mask)[reader]:
         return np.zeros(len(graph.writers), dtype=bool)
-    reached = np.zeros(len(graph.writers), dtype=bool)
-    reached[0] = True
-    for writer in range(1, len(graph.writers)):
-        inputs = mask[:, graph.feeds[:, writer]]
-        reached[writer] = bool((inputs & reached[:, None]).any())
-    return reached if judge.exact else np.ones_like(reached)
+    return graph.reached(mask) if judge.exact else np.ones(len(graph.writers), dtype=bool)

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from interp.circuits.kept import read_result, write_result
 from interp.errors import InterpError
-from interp.files import content_key
+from interp.files import content_key, read_result, write_result
 from interp.graph import INPUT, Graph
 from interp.scores import Provenance
 

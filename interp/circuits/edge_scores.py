@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from interp.errors import InterpError
-from interp.files import content_key, file_sha256, write_atomically
+from interp.files import read_result, write_result
 from interp.graph import Graph
 from interp.scores import Provenance
 
 FORMAT = 1
-_GRAPH = ("n_layers", "n_heads", "n_kv_heads", "parallel", "expand_kv")
 _ARRAYS = ("signed", "absolute", "stderr", "clean", "corrupted", "per_prompt")
 
 
@@ -61,10 +59,11 @@ class EdgeScores:
         stderr: (writers, readers) standard error of `signed` (delta method); nan for one prompt.
         per_prompt: (n, writers, readers) metric gained, float32, if it was asked for.
         clean: (n,) metric of the clean runs.
-        corrupted: (n,) metric of the corrupted runs; nan where they were not needed.
+        corrupted: (n,) metric of the corrupted runs, under resample ablation of those in their
+            place; nan where they were not needed.
         method: the method's name.
         direction: "noise" or "denoise".
-        ablation: what edges carry instead: "counterfactual", "zero" or "mean".
+        ablation: what edges carry instead: see `interp.circuits.ablations`; "none" for shares.
         steps: points of the integration rule.
         rule: the integration rule's name, "" for one point.
         completeness_gap: what the estimate leaves unexplained, as a fraction of the gap. Along
@@ -242,15 +241,7 @@ class EdgeScores:
 
     def save(self, path: str | Path) -> Path:
         """Write `path`.safetensors with the arrays and `path`.json, with checksums, last."""
-        from safetensors.numpy import save_file
-
-        arrays_path, facts_path = _paths(path)
-        arrays = {
-            name: np.ascontiguousarray(getattr(self, name))
-            for name in _ARRAYS
-            if getattr(self, name) is not None
-        }
-        write_atomically(arrays_path, lambda partial: save_file(arrays, partial))
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         facts = {
             name: value
             for name, value in vars(self).items()
@@ -258,13 +249,8 @@ class EdgeScores:
         }
         facts["notes"] = list(self.notes)
         facts["completeness_gap"] = _plain(self.completeness_gap)
-        facts["graph"] = {name: getattr(self.graph, name) for name in _GRAPH}
-        facts["passes"], facts["provenance"] = asdict(self.passes), asdict(self.provenance)
-        facts |= {"format": FORMAT, "sha256": file_sha256(arrays_path)}
-        facts["checksum"] = content_key(facts)
-        text = json.dumps(facts, indent=1, ensure_ascii=False)
-        write_atomically(facts_path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return arrays_path
+        facts |= {name: asdict(getattr(self, name)) for name in ("graph", "passes", "provenance")}
+        return write_result(path, arrays, facts, FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> EdgeScores:
@@ -273,30 +259,14 @@ class EdgeScores:
         Raises:
             InterpError: a file is missing, of another version, damaged or changed.
         """
-        from safetensors.numpy import load_file
-
-        arrays_path, facts_path = _paths(path)
-        try:
-            facts = json.loads(facts_path.read_text(encoding="utf-8"))
-            if facts.pop("checksum") != content_key(facts):
-                raise ValueError("a checksum is wrong")
-            if facts.pop("format") != FORMAT:
-                raise ValueError(f"it is not of format {FORMAT}")
-            if facts.pop("sha256") != file_sha256(arrays_path):
-                raise ValueError("a checksum is wrong")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InterpError(
-                f"loading {arrays_path}",
-                f"missing, damaged or changed: {error}",
-                "delete it and score the edges again",
-            ) from error
+        arrays, facts = read_result(path, FORMAT)
         gap = facts["completeness_gap"]
         facts["completeness_gap"] = math.nan if gap is None else gap
         facts["notes"] = tuple(facts["notes"])
         facts["graph"] = Graph(**facts["graph"])
         facts["passes"] = Passes(**facts["passes"])
         facts["provenance"] = Provenance(**facts["provenance"])
-        return cls(**{"per_prompt": None, **load_file(arrays_path), **facts})
+        return cls(**{"per_prompt": None, **arrays, **facts})
 
 
 @dataclass(kw_only=True)
@@ -350,8 +320,3 @@ def _statistics(values: np.ndarray, gaps: np.ndarray) -> dict[str, np.ndarray]:
 def _plain(value: float) -> float | None:
     """JSON has no nan."""
     return None if math.isnan(value) else value
-
-
-def _paths(path: str | Path) -> tuple[Path, Path]:
-    stem = str(path).removesuffix(".safetensors")
-    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")

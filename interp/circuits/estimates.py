@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from interp.engine.forward import Runner
 from interp.engine.gradients import TAPE_SHARE, Run, forward, metric_gradient, metric_of, rows_of
 from interp.engine.layout import Index, Layout
 from interp.engine.products import Point, Products, Written, point
+from interp.engine.writes import Writes
 from interp.errors import InterpError, unknown
 from interp.graph import Graph
 from interp.metrics import Metric, Targets
@@ -81,20 +82,19 @@ class Work:
     """What all chunks of a call share, and the passes made so far.
 
     `replacement` holds one token's writes for zero and mean ablation. `reach` sums how far the
-    metric could move along the gradients used, `moved` how far it does.
+    metric could move along the gradients used.
     """
 
     runner: Runner
     graph: Graph
     metric: Metric
     noise: bool
-    replacement: Written | None
+    replacement: Writes | None
     budget: int
     forwards: int = 0
     backwards: int = 0
     rebuilt: int = 0
     reach: float = 0.0
-    moved: float = 0.0
 
     @property
     def sign(self) -> int:
@@ -137,6 +137,11 @@ class Work:
         """How far the metric could move with final residuals that move by `moved`."""
         at = run.layout.last.to(self.runner.device)
         self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
+
+    def ends(self, chunk: Chunk) -> np.ndarray:
+        """(2, prompts) metric of both runs."""
+        rows = (rows_of(self.runner, prompts) for prompts in (chunk.base, chunk.other))
+        return np.stack([self.value(self.run(x, at, chunk), chunk).numpy() for at, x in rows])
 
     def value(self, run: Run, chunk: Chunk) -> Tensor:
         """The metric of each row."""
@@ -288,18 +293,3 @@ def _between(
 def _causal(graph: Graph, gained: Tensor) -> Tensor:
     """Exactly 0 where there is no edge."""
     return gained * torch.tensor(graph.allowed)
-
-
-def mean_writes(runner: Runner, batches: Sequence[Sequence[Sequence[int]]]) -> Written:
-    """One token's writes: each writer's mean over all tokens of all prompts."""
-    total: list[Tensor] = []
-    for prompts in batches:
-        layout, x = rows_of(runner, prompts)
-        written = Written.of(forward(runner, x, layout, kept=KEPT))
-        flat = [written.embed, *written.z, *written.mlp_out]
-        sums = [values.double().sum(0, keepdim=True) for values in flat]
-        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
-    count = sum(len(prompt) for prompts in batches for prompt in prompts)
-    means = [(values / count).to(runner.dtype) for values in total]
-    n_layers = len(runner.decoder.blocks)
-    return Written(embed=means[0], z=means[1 : 1 + n_layers], mlp_out=means[1 + n_layers :])

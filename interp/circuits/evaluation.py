@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from interp.circuits.circuit import Circuit, Level
-from interp.circuits.curves import FRACTIONS, area, curve
-from interp.circuits.kept import read_result, write_result
+from interp.circuits.curves import FRACTIONS, curve
+from interp.circuits.faithfulness import Faithfulness
 from interp.circuits.search import Scored
 from interp.circuits.trials import Ablation, Trials
+from interp.engine.sweep import Progress
 from interp.errors import InterpError, unknown
+from interp.files import read_result, write_result
 from interp.graph import Graph, graph_of
-from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, null_of
 from interp.prompts import Task
 from interp.scores import Provenance
 from interp.sweeps import check_gap, provenance
@@ -32,20 +30,11 @@ _ARRAYS = ("values", "full", "empty", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The metric of some circuits, of the whole graph, of the empty one and of random circuits.
-
-    Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), means over prompts: 1 where the
-    circuit does what the model does, above 1 where it does more, below 0 where it works against
-    the behaviour.
+class Evaluation(Faithfulness):
+    """How faithful some circuits are, with no edge kept as the empty one. See `Faithfulness`.
 
     Attributes:
         circuits: what was run.
-        fractions: (circuits,) share of edges (nodes) asked for, of a curve over scores; else None.
-        values: (circuits, n) metric of each circuit on each prompt.
-        full: (n,) metric of the whole graph: the clean run.
-        empty: (n,) metric with no edge kept.
-        random: (draws, circuits, n) metric of random circuits, each like the circuit it stands by.
         level: "edge", or "node": every edge between the chosen nodes.
         protocol: what was measured, in words; part of every number.
         metric: the metric's name.
@@ -54,11 +43,6 @@ class Evaluation:
     """
 
     circuits: tuple[Circuit, ...]
-    fractions: np.ndarray | None
-    values: np.ndarray
-    full: np.ndarray
-    empty: np.ndarray
-    random: np.ndarray
     level: Level
     protocol: str
     metric: str
@@ -66,84 +50,9 @@ class Evaluation:
     provenance: Provenance
 
     @property
-    def n(self) -> int:
-        """Number of prompts."""
-        return len(self.full)
-
-    @property
     def sizes(self) -> np.ndarray:
         """(circuits,) number of edges."""
         return np.array([circuit.n_edges for circuit in self.circuits])
-
-    @cached_property
-    def faithfulness(self) -> np.ndarray:
-        """(circuits,) f of each circuit."""
-        return self._f(self.values)
-
-    @cached_property
-    def random_faithfulness(self) -> np.ndarray:
-        """(draws, circuits) f of the random circuits."""
-        return self._f(self.random)
-
-    def _f(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Faithfulness over the last axis of `values`; with (draws, n) weights, of each."""
-        share = np.full(self.n, 1 / self.n) if weights is None else weights.T
-        return ((values - self.empty) @ share) / ((self.full - self.empty) @ share)
-
-    def estimate(self, circuit: int = 0) -> Estimate:
-        """One circuit's f with its interval over prompts (delta method, Student's t)."""
-        gained, gap = self.values[circuit] - self.empty, self.full - self.empty
-        return ratio_estimate(torch.from_numpy(gained), torch.from_numpy(gap))
-
-    # -- areas -----------------------------------------------------------------------------
-
-    def cpr(self, *, draws: int = 2000, seed: int = 0) -> Estimate:
-        """Area under f over the share of edges, by trapezoids; interval by bootstrap over prompts.
-
-        Higher is better, and learnt masks can exceed what the model does: read it with `cmd`.
-        Source: arXiv 2504.13151.
-
-        Raises:
-            InterpError: the circuits are not a curve over scores.
-        """
-        return self._area(lambda f: f, draws, seed)
-
-    def cmd(self, *, draws: int = 2000, seed: int = 0) -> Estimate:
-        """Area between f and 1: how far from doing what the model does; 0 is best. See `cpr`."""
-        return self._area(lambda f: np.abs(1 - f), draws, seed)
-
-    def _area(self, height: Any, draws: int, seed: int) -> Estimate:
-        value = float(area(self._curve, height(self.faithfulness)))
-        low, high = -np.inf, np.inf
-        if self.n > 1:
-            rng = np.random.default_rng(seed)
-            weights = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=draws) / self.n
-            drawn = area(self._curve, height(self._f(self.values, weights).T))
-            low, high = np.quantile(drawn, [0.025, 0.975])
-        return Estimate(mean=value, low=float(low), high=float(high), n=self.n)
-
-    @property
-    def _curve(self) -> np.ndarray:
-        if self.fractions is None or len(self.fractions) < 2:
-            raise InterpError(
-                "the area under a faithfulness curve",
-                "these circuits are not a curve over scores",
-                "evaluate scores, at two fractions or more",
-            )
-        return self.fractions
-
-    def null(self, circuit: int | None = None) -> Null:
-        """One circuit's f, or the curve's CPR, against that of random circuits of equal size.
-
-        Raises:
-            InterpError: no random circuits were run, or CPR of what is not a curve.
-        """
-        if not len(self.random):
-            raise InterpError("a null", "no random circuits were run", "evaluate with random=10")
-        if circuit is None:
-            drawn = area(self._curve, self.random_faithfulness)
-            return null_of(float(area(self._curve, self.faithfulness)), drawn)
-        return null_of(float(self.faithfulness[circuit]), self.random_faithfulness[:, circuit])
 
     # -- in words and files ----------------------------------------------------------------
 
@@ -237,6 +146,7 @@ def evaluate(
     bands: int = 3,
     seed: int = 0,
     budget_gb: float = 1.0,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Run circuits, or the circuits that scores give at every size, and random ones like them.
 
@@ -256,6 +166,7 @@ def evaluate(
         bands: their depth is matched in so many bands of layers.
         seed: of the random circuits and of resampling.
         budget_gb: memory for runs in flight.
+        progress: called with (circuits run, circuits in all), random ones counted.
 
     Raises:
         InterpError: no fast engine, circuits of another graph, a fraction out of range, an unknown
@@ -277,8 +188,8 @@ def evaluate(
     rng = np.random.default_rng(seed)
     drawn = [one.random_like(rng, level=level, bands=bands) for _ in range(random) for one in some]
     ends = trials.ends()
-    _check_gap(*ends)
-    values = run_masks(trials, (one.mask for one in chain(some, drawn)))
+    check_gap(*ends)
+    values = run_masks(trials, [one.mask for one in chain(some, drawn)], progress=progress)
     options = f"ablation={ablation!r}, level={level!r}, absolute={absolute}, seed={seed}"
     ranking = f", ranked by {'absolute' if absolute else 'signed'} score, pruned"
     return Evaluation(
@@ -296,24 +207,22 @@ def evaluate(
     )
 
 
-def run_masks(trials: Trials, masks: Iterable[np.ndarray]) -> np.ndarray:
-    """(masks, prompts) metric of circuits, a batch at a time."""
+def run_masks(
+    trials: Trials, masks: Iterable[np.ndarray], *, progress: Progress | None = None
+) -> np.ndarray:
+    """(masks, prompts) metric of circuits, a batch at a time; `progress` needs a sequence."""
     size = max(1, _BATCH_ROWS // len(trials.task))
-    found = [trials.values(np.stack(batch)) for batch in _batched(iter(masks), size)]
+    total, found = len(masks) if isinstance(masks, Sequence) else 0, []
+    for batch in _batched(iter(masks), size):
+        found.append(trials.values(np.stack(batch)))
+        if progress is not None:
+            progress(sum(map(len, found)), total)
     return np.concatenate(found) if found else np.zeros((0, len(trials.task)))
 
 
 def _batched(masks: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     while batch := list(islice(masks, size)):
         yield batch
-
-
-def _check_gap(full: np.ndarray, empty: np.ndarray) -> None:
-    """Refuse a gap that is not there; between equal prompts rounding leaves a trace of one."""
-    scale = max(np.abs(full).max(), np.abs(empty).max())
-    if np.abs(full - empty).max() <= 1e-5 * scale:
-        empty = full
-    check_gap(full, empty)
 
 
 def _circuits(

@@ -122,12 +122,12 @@ def completeness(
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     chosen = [parts.subset(rng) for _ in range(samples)]
+    ends = trials.ends()
+    mean_gap(ends)
     whole = trials.graph.allowed
     values = run_masks(
         trials, (parts.drop(mask, gone) for gone in chosen for mask in (circuit.mask, whole))
     )
-    ends = trials.ends()
-    mean_gap(ends)
     return Completeness(
         circuit=values[::2],
         model=values[1::2],
@@ -165,6 +165,7 @@ def minimality(
     tested = np.sort(rng.permutation(len(parts))[:most])
     subsets = [np.zeros(0, dtype=np.int64), *(parts.subset(rng) for _ in range(samples))]
     left = [parts.drop(circuit.mask, gone) for gone in subsets]
+    gap = mean_gap(trials.ends())
 
     def masks() -> Iterator[np.ndarray]:
         yield from left
@@ -175,7 +176,7 @@ def minimality(
     means = run_masks(trials, masks()).mean(1).reshape(1 + len(tested), len(left))
     return Minimality(
         parts=tuple(parts.names[part] for part in tested),
-        effects=(means[0] - means[1:]) / mean_gap(trials.ends()),
+        effects=(means[0] - means[1:]) / gap,
         of=len(parts),
         level=level,
         protocol=f"{trials.protocol}, {circuit!r}",

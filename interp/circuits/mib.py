@@ -181,7 +181,7 @@ def _graph(
             f"layers, heads and parallel blocks are {shape}",
             "load it for the model it was found in",
         )
-    return graph.expanded if graph.n_heads != graph.n_kv_heads else graph
+    return graph.expanded
 
 
 def _unreadable(path: str | Path, why: str) -> InterpError:

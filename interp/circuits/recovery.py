@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -28,6 +28,14 @@ BATCH = 256
 ORDERS: dict[str, Order] = {"ACDC": "reverse", "ACDC-forward": "forward"}
 SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learnt-mask")
 """What `recover` can put to the test."""
+
+
+class _Shared(TypedDict):
+    """What every run of a comparison has in common."""
+
+    ablation: Ablation
+    reference: Task | None
+    budget_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +191,7 @@ def recover(
     planted: Iterable[str] | None = None,
     methods: Sequence[str] = SEARCHES,
     ablation: Ablation = "counterfactual",
+    reference: Task | None = None,
     threshold: float = 0.02,
     steps: int = 100,
     seed: int = 0,
@@ -201,7 +210,8 @@ def recover(
         planted: labels of planted components (L0H1, L1N3, L1.mlp_out; a neuron counts as its MLP),
             for precision and recall of nodes.
         methods: of `SEARCHES`.
-        ablation: for all of them; "counterfactual" or "zero" (scores have no "resample").
+        ablation: for all of them; see `Trials`.
+        reference: prompts for mean ablation.
         threshold: ACDC's.
         steps: of the learnt mask.
         seed: of the learnt mask.
@@ -214,8 +224,9 @@ def recover(
     for method in methods:
         if method not in SEARCHES:
             raise unknown("method", method, SEARCHES)
-    truth = truth or single_edge_truth(model, task, ablation=ablation, budget_gb=budget_gb)
-    trials = Trials(model, task, ablation=ablation, budget_gb=budget_gb)
+    shared: _Shared = {"ablation": ablation, "reference": reference, "budget_gb": budget_gb}
+    truth = single_edge_truth(model, task, **shared) if truth is None else truth
+    trials = Trials(model, task, **shared)
     key = truth.mask
     if truth.graph != trials.graph or not key.any():
         raise InterpError(
@@ -224,19 +235,20 @@ def recover(
             "use a task with a gap, and native key/value heads",
         )
     ends = trials.ends()
+    gap = mean_gap(ends)
     nodes = None if planted is None else _nodes(trials.graph, planted)
     found = []
     for method in methods:
         try:
             mask, ranking = _run(
-                model, task, method, int(key.sum()), ablation, threshold, steps, seed, budget_gb
+                model, task, method, int(key.sum()), threshold, steps, seed, shared
             )
         except InterpError as refusal:
             found.append(_nothing(method, f"{refusal.asked}: {refusal.found}"))
             continue
         share = math.nan
         if mask is not None:
-            share = float((trials.values(mask[None])[0] - ends[1]).mean()) / mean_gap(ends)
+            share = float((trials.values(mask[None])[0] - ends[1]).mean()) / gap
         found.append(_judged(method, trials.graph, mask, ranking, key, nodes, share))
     return Recovery(
         name=task.name,
@@ -252,11 +264,10 @@ def _run(
     task: Task,
     method: str,
     size: int,
-    ablation: Ablation,
     threshold: float,
     steps: int,
     seed: int,
-    budget_gb: float,
+    shared: _Shared,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """A method's circuit, and its ranking of all edges."""
     if method == "random":
@@ -266,19 +277,16 @@ def _run(
             model,
             task,
             threshold=threshold,
-            ablation=ablation,
             order=ORDERS[method],
             absolute=True,
-            budget_gb=budget_gb,
             resume=False,
+            **shared,
         )
         return pruned.mask, np.abs(pruned.effects)
     if method == "learnt-mask":
-        learnt = learn_mask(
-            model, task, ablation=ablation, steps=steps, lr=0.2, seed=seed, budget_gb=budget_gb
-        )
+        learnt = learn_mask(model, task, steps=steps, lr=0.2, seed=seed, **shared)
         return learnt.mask, learnt.signed
-    scores = score_edges(model, task, method=method, ablation=ablation, budget_gb=budget_gb)
+    scores = score_edges(model, task, method=method, **shared)
     return top_n(scores, size), np.abs(scores.signed)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.circuits.circuit import Circuit, drop_nodes
+from interp.circuits.circuit import Circuit
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.engine.resume import once
 from interp.engine.sweep import Progress
@@ -161,7 +161,11 @@ def redundancy(
         budget_gb=budget_gb,
     )
     graph = trials.graph
-    whole = _within(graph, within)
+    whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
+    if whole.graph != graph:
+        raise InterpError(
+            f"redundancy within {whole.name}", "it is of another graph", "use the same model"
+        )
     names = _names(graph, parts)
     pairs = list(combinations(range(len(names)), 2))
     if len(pairs) > limit:
@@ -173,14 +177,14 @@ def redundancy(
     removals = [(i,) for i in range(len(names))] + pairs
     folder = None
     if resume:
-        key = [trials.key, names, np.packbits(whole).tobytes().hex()]
+        key = [trials.key, names, whole.hash]
         folder = partial_dir(content_key(["redundancy", *key]))
     ends = trials.ends()
-    gap, clean = mean_gap(ends), trials.values(whole[None])[0]
+    gap, clean = mean_gap(ends), trials.values(whole.mask[None])[0]
     cost, done = [], 0
     for number, start in enumerate(range(0, len(removals), BATCH)):
         some = removals[start : start + BATCH]
-        masks = [_without(graph, whole, [names[i] for i in removed]) for removed in some]
+        masks = [whole.without(names[i] for i in removed).mask for removed in some]
         stacked = np.stack(masks)
         values = once(folder, number, len(some), lambda masks=stacked: trials.values(masks))
         cost.append((clean - values) / gap)
@@ -244,16 +248,6 @@ def _half_width(values: np.ndarray, tried: int) -> float:
     return float(stats.t.ppf(1 - 0.025 / tried, n - 1) * values.std(ddof=1) / math.sqrt(n))
 
 
-def _within(graph: Graph, within: Circuit | None) -> np.ndarray:
-    if within is None:
-        return graph.mask()
-    if within.graph != graph:
-        raise InterpError(
-            f"redundancy within {within.name}", "it is of another graph", "use the same model"
-        )
-    return within.mask
-
-
 def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ...]:
     """The parts as labels, checked; of a circuit, its heads and MLPs."""
     if parts is None:
@@ -269,13 +263,3 @@ def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ..
             f"redundancy of {list(names)}", "fewer than two, or one twice", "name different parts"
         )
     return names
-
-
-def _without(graph: Graph, mask: np.ndarray, parts: Sequence[str]) -> np.ndarray:
-    mask, gone = mask.copy(), np.zeros(len(graph.writers), dtype=bool)
-    for part in parts:
-        if ARROW in part:
-            mask[graph.edge(part)] = False
-        else:
-            gone[graph.writer(part)] = True
-    return drop_nodes(graph, mask, gone)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
+from interp.circuits.ablations import ABLATIONS, ablated_runs
 from interp.circuits.edge_scores import EdgeScores, Passes, RankedEdge, Tally
 from interp.circuits.estimates import (
+    Alphas,
     Chunk,
     Estimate,
     Work,
     activation_paths,
     input_path,
-    mean_writes,
     rule_points,
 )
 from interp.circuits.flow import flow_shares
@@ -29,7 +31,7 @@ from interp.errors import InterpError, unknown
 from interp.graph import graph_of
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.sweeps import Runs, check_gap, paired_runs, provenance
+from interp.sweeps import Runs, check_gap, provenance
 
 METHODS = (
     "EAP",
@@ -39,9 +41,10 @@ METHODS = (
     "information-flow-routes",
     "exact",
 )
-ABLATIONS = ("counterfactual", "zero", "mean")
 RULED = ("EAP-IG-inputs", "EAP-IG-activations")
+LONG = ("EAP-IG-activations", "exact")
 _NO_GRADIENT = 1e-4
+_ADVICE = "use method='EAP-IG-inputs' or 'clean-corrupted', direction='denoise', or logit_diff"
 POST_NORM = (
     "heads add up before a post-norm: each head's write is taken through the norm's "
     "linearisation at the run whose gradient is used"
@@ -57,9 +60,11 @@ def score_edges(
     rule: str = "midpoint",
     direction: str = "noise",
     ablation: str = "counterfactual",
+    reference: Task | None = None,
     expand_kv: bool = False,
     together: bool = False,
     per_prompt: bool = False,
+    seed: int = 0,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -81,7 +86,7 @@ def score_edges(
       (arXiv 2403.17806). At most 2 + steps forward, steps backward. The input's edges then add up
       to the clean-corrupted difference, but for the rule's error: the completeness gap.
     - "EAP-IG-activations": for every writer on its own, averaged over runs in which that writer
-      alone lies between. Its edges add up to the exact effect of patching it. 2 + W (steps + 1)
+      alone lies between. Its edges add up to the exact effect of patching it. 4 + W (steps + 1)
       forward passes from its layer on and W steps backward for W writers; with `together` a
       layer's heads lie between at once, and W is 1 + 2 n_layers.
     - "exact": one run per edge, in batches (`interp.engine.edges`).
@@ -101,11 +106,14 @@ def score_edges(
         steps: points of the path for the two EAP-IG methods.
         rule: "midpoint", "left", "right", "trapezoid" or "gauss" (Gauss-Legendre).
         direction: "noise" (base = clean) or "denoise" (base = corrupted).
-        ablation: what an edge carries instead: "counterfactual" (the other run), "zero", or
-            "mean" (one vector per writer: its mean over every token of the corrupted runs).
+        ablation: what an edge carries instead: "counterfactual" (the other run), "resample"
+            (the run of another clean prompt, which then stands for the corrupted one: the gap is
+            that between the two), "zero", or "mean". See `interp.circuits.ablations`.
+        reference: the prompts whose tokens the mean is over, none of them evaluated.
         expand_kv: key and value readers per query head.
         together: see EAP-IG-activations.
         per_prompt: keep every prompt's scores, for bootstraps.
+        seed: which other prompt resample ablation takes.
         budget_gb: memory for runs in flight, graphs and products. Changes time, not the result.
         progress: called with (prompts done, prompts in all).
         cancelled: asked before every batch.
@@ -114,9 +122,10 @@ def score_edges(
         EdgeScores, as fractions of the clean-corrupted gap, positive = supports the behaviour.
 
     Raises:
-        InterpError: no fast engine, unknown method, ablation or rule, a gap below its standard
-            error (equal prompts among others), a metric without gradient where it is taken (KL at
-            the clean run), a metric that is not differentiable, a call inside `intervene`.
+        InterpError: no fast engine, unknown method, ablation or rule, pairs of equal prompts, a
+            mean over no or evaluated prompts, a gap below its standard error (for the two methods
+            of many passes found by two passes first), a metric without gradient where it is taken
+            (KL at the clean run) or not differentiable, a call inside `intervene`.
 
     Departs from hannamw/EAP-IG: sums within a prompt, means over prompts (no dependence on batch
     size); midpoint rule; EAP-IG-activations integrates each writer on its own rather than
@@ -124,16 +133,167 @@ def score_edges(
     2 forward passes for EAP rather than 3. Equals finite differences and, where the model is
     linear, exact effects (tests/test_edge_scores.py).
     """
-    work, runs = _prepare(model, task, method, direction, ablation, expand_kv, budget_gb)
-    points = rule_points(rule, steps) if method in RULED else ()
-    estimate = _estimate(method, points, together, cancelled)
-    _refuse_flat(task, method, direction)
-    order = np.argsort([len(prompt) for prompt in runs.base], kind="stable")
-    pieces = list(_chunks(work, runs, order, max(len(points), 1 + (method == "clean-corrupted"))))
-    _replace(work, ablation, pieces)
-    share = method == "information-flow-routes"
-    tally = Tally(shape=work.graph.shape, keep=per_prompt)
-    ends, unexplained, done = np.zeros((2, len(task))), [], 0
+    ask = _Ask(
+        method=method,
+        steps=steps,
+        rule=rule,
+        direction=direction,
+        ablation=ablation,
+        expand_kv=expand_kv,
+        together=together,
+        per_prompt=per_prompt,
+        points=rule_points(rule, steps) if method in RULED else (),
+    )
+    _refuse(model, task, ask, budget_gb)
+    work, runs, over = _prepare(model, task, ask, reference, seed, budget_gb)
+    estimate = _estimate(ask, cancelled)
+    tally, ends, unexplained, batches = _measure(work, runs, ask, estimate, progress, cancelled)
+    clean, corrupted = ends if work.noise else ends[::-1]
+    if not ask.share:
+        check_gap(clean, corrupted)
+        _check_reach(work, task, method, clean - corrupted)
+    return EdgeScores(
+        graph=work.graph,
+        per_prompt=np.concatenate(tally.kept)[_back(runs)] if per_prompt else None,
+        clean=clean,
+        corrupted=corrupted,
+        method=method,
+        direction=direction,
+        ablation="none" if ask.share else ablation,
+        steps=len(ask.points) or 1,
+        rule=rule if ask.points else "",
+        completeness_gap=_completeness(unexplained, clean - corrupted, method),
+        passes=Passes(
+            forwards=work.forwards,
+            backwards=work.backwards,
+            batches=batches,
+            rebuilt=work.rebuilt,
+        ),
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        unit="share" if ask.share else "gap",
+        provenance=provenance(model, task, ask.call(reference, seed)),
+        notes=(*over, *_notes(work, method)),
+        **tally.result(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """What is estimated, and how."""
+
+    method: str
+    steps: int
+    rule: str
+    direction: str
+    ablation: str
+    expand_kv: bool
+    together: bool
+    per_prompt: bool
+    points: Alphas
+
+    @property
+    def share(self) -> bool:
+        """Whether inputs are divided up rather than effects measured."""
+        return self.method == "information-flow-routes"
+
+    def call(self, reference: Task | None, seed: int) -> str:
+        """The Python that repeats the measurement."""
+        names = ("method", "steps", "rule", "direction", "ablation", "expand_kv", "together")
+        spelled = [f"{name}={getattr(self, name)!r}" for name in names]
+        if self.ablation == "resample":
+            spelled.append(f"seed={seed}")
+        if reference is not None:
+            spelled.append(f"reference={reference.source or 'reference'}")
+        return f"scores = interp.score_edges(model, task, {', '.join(spelled)})"
+
+
+def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> None:
+    """Check the arguments before anything runs."""
+    if ask.method not in METHODS:
+        raise unknown("edge scoring method", ask.method, METHODS)
+    if ask.ablation not in ABLATIONS:
+        raise unknown("ablation", ask.ablation, ABLATIONS)
+    if model.decoder is None:
+        raise InterpError(
+            f"edge scores on {model.name}", str(model.engine_reason), "use a known architecture"
+        )
+    if ask.ablation != "counterfactual" and (
+        ask.direction == "denoise" or ask.method == "clean-corrupted"
+    ):
+        raise InterpError(
+            f"{ask.ablation} ablation with {ask.method}, {ask.direction}",
+            "it takes something away from the clean run; there is no second run to start from",
+            "use direction='noise' and another method, or ablation='counterfactual'",
+        )
+    if ask.share and ask.direction != "noise":
+        raise InterpError(
+            f"{ask.method}, {ask.direction}", "it looks at the clean run", "use direction='noise'"
+        )
+    if budget_gb <= 0:
+        raise InterpError(f"budget_gb={budget_gb}", "no memory", "give a positive number")
+    if task.metric.needs_reference and ask.method == "EAP" and ask.direction == "noise":
+        raise InterpError(
+            f"{ask.method} of {task.metric.name}",
+            "it compares with the clean run, where its gradient is zero",
+            _ADVICE,
+        )
+
+
+def _prepare(
+    model: LanguageModel,
+    task: Task,
+    ask: _Ask,
+    reference: Task | None,
+    seed: int,
+    budget_gb: float,
+) -> tuple[Work, Runs, tuple[str, ...]]:
+    """The runs of the task, what removed edges carry, and that in words."""
+    assert model.decoder is not None
+    model.refuse_changed("scoring edges")
+    keep_freed_memory()
+    graph = graph_of(model, expand_kv=ask.expand_kv)
+    runner = edge_runner(model.decoder, graph)
+    ablated = ablated_runs(
+        model,
+        task,
+        ablation="counterfactual" if ask.share else ask.ablation,
+        direction=ask.direction,
+        reference=None if ask.share else reference,
+        seed=seed,
+    )
+    work = Work(
+        runner=runner,
+        graph=graph,
+        metric=task.metric,
+        noise=ask.direction == "noise",
+        replacement=ablated.writes(runner),
+        budget=int(budget_gb * 1e9),
+        forwards=len(ablated.batches),
+    )
+    over = {"resample": f"other prompts drawn with seed {seed}"}
+    if reference is not None:
+        over["mean"] = f"means over the tokens of {reference.name}"
+    words = "" if ask.share else over.get(ask.ablation, "")
+    return work, ablated.runs, (words,) if words else ()
+
+
+def _measure(
+    work: Work,
+    runs: Runs,
+    ask: _Ask,
+    estimate: Estimate,
+    progress: Progress | None,
+    cancelled: Callable[[], bool],
+) -> tuple[Tally, np.ndarray, list[np.ndarray], int]:
+    """Sums over prompts, the metrics of both runs, what is unexplained, and number of batches."""
+    order, done = _order(runs), 0
+    points = max(len(ask.points), 1 + (ask.method == "clean-corrupted"))
+    pieces = list(_chunks(work, runs, order, points))
+    tally = Tally(shape=work.graph.shape, keep=ask.per_prompt)
+    ends, unexplained = np.zeros((2, len(order))), []
+    if ask.method in LONG:  # two passes more, and no effect of nothing is computed for hours
+        check_gap(*np.concatenate([work.ends(chunk) for chunk in pieces], axis=1))
     for chunk in pieces:
         if cancelled():
             raise Cancelled("scoring edges", f"stopped after {done} prompts", "rerun it")
@@ -141,93 +301,27 @@ def score_edges(
         found = estimate(work, chunk)
         ends[:, chosen] = found.base.numpy(), found.other.numpy()
         gaps = work.sign * (found.base - found.other).numpy()
-        tally.add(found.gained.numpy(), np.ones_like(gaps) if share else gaps)
+        tally.add(found.gained.numpy(), np.ones_like(gaps) if ask.share else gaps)
         if found.unexplained is not None:
             unexplained.append(found.unexplained.numpy())
         if progress is not None:
-            progress(done, len(task))
-    clean, corrupted = ends if work.noise else ends[::-1]
-    if not share:
-        check_gap(clean, corrupted)
-        _check_reach(work, task, method, clean - corrupted)
-    call = (
-        f"scores = interp.score_edges(model, task, method={method!r}, steps={steps}, "
-        f"rule={rule!r}, direction={direction!r}, ablation={ablation!r}, "
-        f"expand_kv={expand_kv}, together={together})"
-    )
-    return EdgeScores(
-        graph=work.graph,
-        per_prompt=np.concatenate(tally.kept)[np.argsort(order)] if per_prompt else None,
-        clean=clean,
-        corrupted=corrupted,
-        method=method,
-        direction=direction,
-        ablation="none" if share else ablation,
-        steps=len(points) or 1,
-        rule=rule if points else "",
-        completeness_gap=_completeness(unexplained, clean - corrupted, method),
-        passes=Passes(
-            forwards=work.forwards,
-            backwards=work.backwards,
-            batches=len(pieces),
-            rebuilt=work.rebuilt,
-        ),
-        metric=task.metric.name,
-        metric_unit=task.metric.unit,
-        unit="share" if share else "gap",
-        provenance=provenance(model, task, call),
-        notes=_notes(work, method),
-        **tally.result(),
-    )
+            progress(done, len(order))
+    return tally, ends, unexplained, len(pieces)
 
 
-def _prepare(
-    model: LanguageModel,
-    task: Task,
-    method: str,
-    direction: str,
-    ablation: str,
-    expand_kv: bool,
-    budget_gb: float,
-) -> tuple[Work, Runs]:
-    """Check the arguments and tokenise the task."""
-    if method not in METHODS:
-        raise unknown("edge scoring method", method, METHODS)
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
-    if model.decoder is None:
-        raise InterpError(
-            f"edge scores on {model.name}", str(model.engine_reason), "use a known architecture"
-        )
-    if ablation != "counterfactual" and (direction == "denoise" or method == "clean-corrupted"):
-        raise InterpError(
-            f"{ablation} ablation with {method}, {direction}",
-            "it takes something away from the clean run; there is no second run to start from",
-            "use direction='noise' and another method, or ablation='counterfactual'",
-        )
-    if budget_gb <= 0:
-        raise InterpError(f"budget_gb={budget_gb}", "no memory", "give a positive number")
-    runs = paired_runs(model, task, direction)
-    model.refuse_changed("scoring edges")
-    keep_freed_memory()
-    graph = graph_of(model, expand_kv=expand_kv)
-    work = Work(
-        runner=edge_runner(model.decoder, graph),
-        graph=graph,
-        metric=task.metric,
-        noise=direction == "noise",
-        replacement=None,
-        budget=int(budget_gb * 1e9),
-    )
-    return work, runs
+def _order(runs: Runs) -> np.ndarray:
+    """Prompt numbers, shortest first."""
+    return np.argsort([len(prompt) for prompt in runs.base], kind="stable")
 
 
-def _estimate(
-    method: str,
-    points: tuple[tuple[float, float], ...],
-    together: bool,
-    cancelled: Callable[[], bool],
-) -> Estimate:
+def _back(runs: Runs) -> np.ndarray:
+    """Where each prompt is in that order."""
+    return np.argsort(_order(runs))
+
+
+def _estimate(ask: _Ask, cancelled: Callable[[], bool]) -> Estimate:
+    """The method as a function of a chunk."""
+
     def stop() -> None:
         if cancelled():
             raise Cancelled("scoring edges", "stopped in between", "rerun it")
@@ -235,12 +329,12 @@ def _estimate(
     found: dict[str, Estimate] = {
         "EAP": partial(input_path, points=((0.0, 1.0),)),
         "clean-corrupted": partial(input_path, points=((0.0, 0.5), (1.0, 0.5))),
-        "EAP-IG-inputs": partial(input_path, points=points),
-        "EAP-IG-activations": partial(activation_paths, points=points, together=together),
+        "EAP-IG-inputs": partial(input_path, points=ask.points),
+        "EAP-IG-activations": partial(activation_paths, points=ask.points, together=ask.together),
         "information-flow-routes": flow_shares,
         "exact": partial(exact_effects, stop=stop),
     }
-    return found[method]
+    return found[ask.method]
 
 
 def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[Chunk]:
@@ -252,24 +346,19 @@ def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[
     width = 6 * d + 3 * heads + points * (2 * d + heads + 2 * kv)
     held = len(decoder.blocks) * width * decoder.unembed.element_size()
     lengths = np.array([len(runs.base[i]) for i in order])
+    # A few float64 matrices of writers and readers per prompt, in a quarter of the budget.
+    most = max(1, work.budget // (128 * work.graph.allowed.size))
     for part, rebuilt in chunks(decoder, lengths, work.budget, held=held):
-        chosen = order[part]
-        yield Chunk(
-            base=[runs.base[i] for i in chosen],
-            other=[runs.other[i] for i in chosen],
-            differ=np.minimum(runs.differ[chosen], lengths[part] - 1),
-            targets=runs.targets.select(torch.from_numpy(chosen)),
-            rebuilt=rebuilt,
-        )
-
-
-def _replace(work: Work, ablation: str, pieces: Sequence[Chunk]) -> None:
-    """What edges carry under zero and mean ablation."""
-    if ablation != "counterfactual":
-        work.replacement = mean_writes(work.runner, [chunk.other for chunk in pieces])
-        work.forwards += len(pieces)
-    if ablation == "zero" and work.replacement is not None:
-        work.replacement = work.replacement.minus(work.replacement)
+        for begin in range(part.start, part.stop, most):
+            some = slice(begin, min(begin + most, part.stop))
+            chosen = order[some]
+            yield Chunk(
+                base=[runs.base[i] for i in chosen],
+                other=[runs.other[i] for i in chosen],
+                differ=np.minimum(runs.differ[chosen], lengths[some] - 1),
+                targets=runs.targets.select(torch.from_numpy(chosen)),
+                rebuilt=rebuilt,
+            )
 
 
 def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) -> float:
@@ -284,19 +373,6 @@ def _notes(work: Work, method: str) -> tuple[str, ...]:
     post = any(block.ln1_post is not None for block in work.runner.decoder.blocks)
     linear = method not in ("exact", "information-flow-routes")
     return (POST_NORM,) if post and linear else ()
-
-
-_ADVICE = "use method='EAP-IG-inputs' or 'clean-corrupted', direction='denoise', or logit_diff"
-
-
-def _refuse_flat(task: Task, method: str, direction: str) -> None:
-    """A metric that compares with the clean run is at its top there."""
-    if task.metric.needs_reference and method == "EAP" and direction == "noise":
-        raise InterpError(
-            f"{method} of {task.metric.name}",
-            "it compares with the clean run, where its gradient is zero",
-            _ADVICE,
-        )
 
 
 def _check_reach(work: Work, task: Task, method: str, gaps: np.ndarray) -> None:

@@ -24,19 +24,14 @@ def exact_effects(work: Work, chunk: Chunk, stop: Callable[[], None] = lambda: N
     with torch.no_grad():
         base = record_writes(work.runner, chunk.base)
         runs = record_writes(work.runner, chunk.other)
-        other = runs
+        other, start = runs, chunk.differ
         if work.replacement is not None:
-            other = Writes(
-                embed=work.replacement.embed,
-                z=tuple(work.replacement.z),
-                mlp_out=tuple(work.replacement.mlp_out),
-            )
-        start = np.zeros_like(chunk.differ) if work.replacement is not None else chunk.differ
+            other, start = work.replacement, np.zeros_like(start)
         full = torch.tensor(work.graph.allowed)[None]
         m_base = _metric(work, chunk, base, other, full, start)[0]
         m_other = _metric(work, chunk, runs, runs, full, start)[0]
         gained = torch.zeros(len(chunk.base), *work.graph.shape, dtype=torch.float64)
-        work.forwards += 2
+        work.forwards += 4
         for edges in _batches(work.graph, work.budget):
             stop()
             masks = full.repeat(len(edges), 1, 1)

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
 from interp.engine.edges import run_edges
 from interp.engine.sweep import LogitsOf
-from interp.engine.writes import Writes, edge_runner, record_writes
-from interp.errors import InterpError, unknown
+from interp.engine.writes import edge_runner, record_writes
+from interp.errors import InterpError
 from interp.files import content_key, versions
 from interp.graph import Graph, graph_of
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.sweeps import paired_runs
-
-Ablation = Literal["counterfactual", "resample", "zero", "mean"]
-ABLATIONS = ("counterfactual", "resample", "zero", "mean")
-"""What a removed edge carries: what its writer wrote on the pair's corrupted prompt; on another
-clean prompt of the same length; nothing; or the writer's mean over the tokens of other prompts."""
+from interp.sweeps import check_gap
 
 
 class Judge(Protocol):
@@ -70,70 +65,33 @@ class Trials:
             seed: of the other prompt in resample ablation.
 
         Raises:
-            InterpError: no fast engine, an unknown ablation, a reference that is missing or holds
-                an evaluated prompt, or a prompt without another of its length to resample.
+            InterpError: no fast engine, or as `ablated_runs`.
         """
         if model.decoder is None:
             raise InterpError(
                 f"edges of {model.name}", str(model.engine_reason), "use a model with an engine"
             )
-        if ablation not in ABLATIONS:
-            raise unknown("ablation", ablation, ABLATIONS)
         model.refuse_changed("a search for circuits")
         self.model, self.task, self.ablation = model, task, ablation
+        self._over = "" if reference is None else f" over the tokens of {reference.name}"
         self.graph = graph_of(model, expand_kv=expand_kv)
         self.exact = ablation in ("counterfactual", "resample")
         self.budget_gb = budget_gb
         self.calls = self.tests = 0
         self.forwards = 0.0
-        runs = paired_runs(model, task, "noise")
         self._runner = edge_runner(model.decoder, self.graph)
+        ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+        runs, constant = ablated.runs, ablated.writes(self._runner)
         self._base = record_writes(self._runner, runs.base)
+        self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
-        self._start = runs.differ if ablation == "counterfactual" else None
-        self._other, carried = self._removed(runs.base, runs.other, reference, seed)
+        self._start = runs.differ if constant is None else None
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, carried, expand_kv, versions()),
+                *(ablation, ablated.origin, expand_kv, versions()),
             ]
         )
-
-    def _removed(
-        self,
-        clean: list[tuple[int, ...]],
-        corrupted: list[tuple[int, ...]],
-        reference: Task | None,
-        seed: int,
-    ) -> tuple[Writes, object]:
-        """What removed edges carry, and what that depends on besides the task."""
-        if reference is not None and self.ablation != "mean":
-            raise InterpError(
-                f"reference prompts for {self.ablation} ablation", "not used", "leave them out"
-            )
-        match self.ablation:
-            case "counterfactual":
-                return record_writes(self._runner, corrupted), None
-            case "resample":
-                order = _partners([len(prompt) for prompt in clean], seed)
-                return record_writes(self._runner, [clean[i] for i in order]), seed
-            case "zero":
-                return self._base.zero(), None
-        if reference is None:
-            raise InterpError(
-                "mean ablation",
-                "no reference prompts",
-                "give reference=, e.g. a split's other half",
-            )
-        encoded = reference.encode(self.model)
-        prompts = [*encoded.clean, *(encoded.corrupted or [])]
-        if shared := set(prompts) & {*clean, *corrupted}:
-            raise InterpError(
-                "mean ablation",
-                f"{len(shared)} evaluated prompts are among the reference prompts",
-                "take the mean over others, e.g. those of task.split()",
-            )
-        return record_writes(self._runner, prompts).mean(), reference.hash
 
     @property
     def protocol(self) -> str:
@@ -141,7 +99,7 @@ class Trials:
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
         return (
             f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
-            f"{self.graph.n_edges}, {kv}, {self.ablation} ablation at all tokens"
+            f"{self.graph.n_edges}, {kv}, {self.ablation} ablation{self._over} at all tokens"
         )
 
     def metric(self, masks: Tensor) -> Tensor:
@@ -202,29 +160,10 @@ def mean_gap(ends: np.ndarray) -> float:
     """Mean metric of the whole graph minus that of the empty one: the unit of effects.
 
     Raises:
-        InterpError: the two do not differ.
+        InterpError: the two do not differ beyond the standard error.
     """
-    gap = float((ends[0] - ends[1]).mean())
-    if abs(gap) < 1e-9:
-        raise InterpError(
-            "effects as a share of full minus empty circuit",
-            f"both have the metric {ends[0].mean():.4f}",
-            "use prompts the model tells apart",
-        )
-    return gap
+    check_gap(*ends)
+    return float((ends[0] - ends[1]).mean())
 
 
-def _partners(lengths: Sequence[int], seed: int) -> list[int]:
-    """For each prompt another one of its length."""
-    rng, found = np.random.default_rng(seed), np.zeros(len(lengths), dtype=int)
-    for length in set(lengths):
-        alike = np.flatnonzero(np.array(lengths) == length)
-        if len(alike) < 2:
-            raise InterpError(
-                f"resample ablation of prompt {alike[0]}",
-                f"no other prompt has {length} tokens",
-                "give more prompts, or use counterfactual ablation",
-            )
-        shuffled = rng.permutation(alike)
-        found[shuffled] = np.roll(shuffled, 1)
-    return found.tolist()
+__all__ = ["ABLATIONS", "Ablation", "Judge", "Trials", "forward_equivalents", "mean_gap"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from interp.engine.forward import Runner
 from interp.engine.gradients import READS, Run, Sites, backward
 from interp.engine.layout import Index, Layout
+from interp.engine.writes import Writes
 from interp.graph import Graph
 from interp.models.architecture import Block, Norm
 
@@ -39,8 +40,8 @@ class Written:
             mlp_out=[run.site(layer, "mlp_out") for layer in layers],
         )
 
-    def minus(self, other: Written) -> Written:
-        """The difference, writer by writer."""
+    def minus(self, other: Written | Writes) -> Written:
+        """The difference, writer by writer; `other` may hold one token's writes."""
         return Written(
             embed=self.embed - other.embed,
             z=[a - b for a, b in zip(self.z, other.z, strict=True)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,10 +29,14 @@ class Writes:
     run: Baseline | None = None
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them: the embedding, z of every layer, every MLP's output."""
+        return (self.embed, *self.z, *self.mlp_out)
+
+    @property
     def nothing(self) -> bool:
         """Whether every writer writes zero."""
-        every = (self.embed, *self.z, *self.mlp_out)
-        return self.run is None and not any(bool(values.any()) for values in every)
+        return self.run is None and not any(bool(values.any()) for values in self.tensors)
 
     def at(self, values: Tensor, prompts: Index, positions: Index) -> Tensor:
         """(prompts, positions, ...) of one of the tensors."""
@@ -41,25 +45,10 @@ class Writes:
         flat = self.run.flat(prompts[:, None], positions[None])
         return values[flat.to(values.device)]
 
-    def mean(self) -> Writes:
-        """One vector per writer: its mean over all tokens of all prompts."""
-        return self._constant(lambda values: values.mean(0, keepdim=True))
-
-    def zero(self) -> Writes:
-        """One vector per writer: nothing."""
-        return self._constant(lambda values: torch.zeros_like(values[:1]))
-
-    def _constant(self, function: Callable[[Tensor], Tensor]) -> Writes:
-        return Writes(
-            embed=function(self.embed),
-            z=tuple(map(function, self.z)),
-            mlp_out=tuple(map(function, self.mlp_out)),
-        )
-
 
 def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
     """A runner for a graph: with expanded key/value heads, every query head has its own copy."""
-    if not graph.expand_kv or graph.n_heads == graph.n_kv_heads:
+    if not graph.expand_kv:
         return Runner(decoder)
     blocks = tuple(_expanded(block, graph.n_heads // graph.n_kv_heads) for block in decoder.blocks)
     return Runner(replace(decoder, blocks=blocks))
@@ -76,6 +65,35 @@ def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
         mlp_out=tuple(run.sites[layer, "mlp_out"] for layer in layers),
         run=run,
     )
+
+
+def zero_writes(runner: Runner) -> Writes:
+    """One vector per writer: nothing."""
+    decoder = runner.decoder
+
+    def nothing(*shape: int) -> Tensor:
+        return decoder.unembed.new_zeros(1, *shape)
+
+    heads = [(block.attn.n_heads, block.attn.d_head) for block in decoder.blocks]
+    return Writes(
+        embed=nothing(decoder.d_model),
+        z=tuple(nothing(*shape) for shape in heads),
+        mlp_out=tuple(nothing(decoder.d_model) for _ in heads),
+    )
+
+
+def mean_writes(runner: Runner, batches: Iterable[Sequence[Sequence[int]]]) -> Writes:
+    """One vector per writer: its mean over all tokens of all prompts, run batch by batch."""
+    total: list[Tensor] = []
+    count = 0
+    for prompts in batches:
+        made = record_writes(runner, prompts)
+        sums = [values.double().sum(0, keepdim=True) for values in made.tensors]
+        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        count += sum(map(len, prompts))
+    embed, *rest = ((values / count).to(runner.dtype) for values in total)
+    n_layers = len(runner.decoder.blocks)
+    return Writes(embed=embed, z=tuple(rest[:n_layers]), mlp_out=tuple(rest[n_layers:]))
 
 
 def _expanded(block: Block, copies: int) -> Block:

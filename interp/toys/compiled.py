@@ -1,8 +1,9 @@
 """Programs compiled to weights by Tracr, as ordinary models: circuits whose truth is known.
 
-A fixture is `<name>.safetensors` with `<name>.json` beside it, as `experiments/compile_tracr.py`
-writes them. Tracr's networks have learned positions, ReLU MLPs and no layer norm; here they become
-a GPT-2 whose layer norms do nothing. Lindner et al. 2023 (arXiv 2301.05062).
+A program is `<name>.safetensors` with `<name>.json` beside it, as `experiments/compile_tracr.py`
+writes them; five come with the package. Tracr's networks have learned positions, ReLU MLPs and no
+layer norm; here they become a GPT-2 whose layer norms do nothing. Lindner et al. 2023
+(arXiv 2301.05062).
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from interp.metrics import METRICS
 from interp.models.language_model import LanguageModel
 from interp.prompts import PromptPair, Task
 from interp.toys.toy import BOS, UNKNOWN
+
+PROGRAMS = Path(__file__).parent / "programs"
+"""Where the package's own are."""
 
 EPS = 1e12
 """Added to a variance of order one before its root is taken: the norm's scale is then constant."""
@@ -54,8 +58,13 @@ class Compiled:
     description: str
 
 
+def compiled_programs() -> list[str]:
+    """Names of the programs that come with the package."""
+    return sorted(path.stem for path in PROGRAMS.glob("*.json"))
+
+
 def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = True) -> Compiled:
-    """A fixture as an ordinary `LanguageModel`, with its task and its cases.
+    """A compiled program as an ordinary `LanguageModel`, with its task and its cases.
 
     Representation, exact up to rounding: the residual stream keeps Tracr's dimensions and gains
     one that holds minus the sum of the others, so that layer norm has no mean to subtract; the
@@ -70,14 +79,16 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
     which changes what it means wherever it looked ahead.
 
     Args:
-        path: the fixture, with or without a suffix.
+        path: a name of `compiled_programs`, such as "reverse"; or files, with or without a suffix.
         dtype: "float32" or "float64".
         check: put the model's sites to the replacement identity, as `load_model` does.
 
     Raises:
-        InterpError: no such fixture or a damaged one; a program compiled without a causal mask.
+        InterpError: no such program or a damaged one; a program compiled without a causal mask.
     """
-    stem = Path(str(path).removesuffix(".json").removesuffix(".safetensors"))
+    own = str(path) in compiled_programs()
+    stem = PROGRAMS / str(path) if own else Path(path)
+    stem = Path(str(stem).removesuffix(".json").removesuffix(".safetensors"))
     facts, arrays = _read(stem)
     if not facts["causal"]:
         raise InterpError(
@@ -115,7 +126,7 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
             pairs=pairs,
             metric=METRICS["logit_diff"],
             description=facts["description"],
-            source=f"interp.load_compiled({str(stem)!r}).task",
+            source=f"interp.load_compiled({str(path)!r}).task",
         ),
         cases=tuple(cases),
         expected=tuple(
@@ -128,7 +139,7 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
 
 
 def _read(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both files of a fixture."""
+    """Both files of a program."""
     try:
         facts = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
         return facts, load_file(stem.with_name(f"{stem.name}.safetensors"))
@@ -136,7 +147,8 @@ def _read(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InterpError(
             f"the compiled program {stem}",
             f"missing or damaged: {error}",
-            "make it with experiments/compile_tracr.py",
+            f"name one of {', '.join(compiled_programs())}, or make it with "
+            "experiments/compile_tracr.py",
         ) from error
 
 

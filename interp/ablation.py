@@ -195,7 +195,7 @@ def site_values(
     Raises:
         InterpError: a prompt shorter than `last`, or no fast engine.
     """
-    runner = _runner(model, "reading site values")
+    runner = Runner(model.require_decoder("reading site values"))
     if min(map(len, prompts)) < last:
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
     found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
@@ -261,7 +261,7 @@ def ablate(
             `intervene`.
     """
     model.refuse_changed("ablating")
-    runner = _runner(model, "ablating sets of components")
+    runner = Runner(model.require_decoder("ablating sets of components"))
     if not prompts or (where != "all" and not 1 <= where <= min(map(len, prompts))):
         raise InterpError(
             f"ablating the last {where} tokens of {len(prompts)} prompts",
@@ -416,11 +416,3 @@ def _width(model: LanguageModel, site: str, whole: bool) -> int:
     if site == "post":
         return model.d_mlp if whole else 1
     return model.d_model
-
-
-def _runner(model: LanguageModel, what: str) -> Runner:
-    if model.decoder is None:
-        raise InterpError(
-            f"{what} on {model.name}", str(model.engine_reason), "use intervene() on each"
-        )
-    return Runner(model.decoder)

@@ -211,8 +211,8 @@ def _context(
         )
         problems += block
         texts += [Generation(**_tuples(row)) for row in kept["texts"]]
-        # A model that writes no verdict at all is refused here, after the first block.
-        find_samples(model, [text.prompt + text.tokens for text in texts], problems)
+        if len(problems) == len(block):  # refuse a model that writes no verdict at all
+            find_samples(model, [text.prompt + text.tokens for text in texts], problems)
         try:
             return make_context(model, base, settings, problems, texts)
         except InterpError:

@@ -20,6 +20,7 @@ from interp.files import cache_dir
 from interp.studies.steps import Result
 from interp.studies.verification.study import MANIFEST, Study, kept_studies
 from interp.ui import widgets
+from interp.ui.state import write_link
 
 STEPS = (
     "behaviour",
@@ -119,6 +120,16 @@ def kept() -> list[Study]:
 @st.cache_resource(max_entries=2, show_spinner="Reading the kept studies …")
 def _kept(stamp: tuple[tuple[str, int], ...]) -> list[Study]:
     return kept_studies() if stamp else []
+
+
+def opened(title: str) -> Study | None:
+    """The head of a page about one study: its address, the study's chooser and the title."""
+    write_link()
+    write_view()
+    study = chosen()
+    if study is not None:
+        st.header(title, anchor=False)
+    return study
 
 
 def chosen(*, link: bool = True) -> Study | None:

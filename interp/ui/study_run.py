@@ -59,17 +59,14 @@ def start(model: LanguageModel, settings: Settings) -> None:
     """
     if busy():
         return
-    lines = _lines()
-    lines.clear()
     base = base_of(model.name)
 
     def work(job: jobs.Job) -> Study:
         total = len(STEPS) + 1 + (base is not None)
 
         def say(line: str) -> None:
-            lines.append(line)
-            ended = sum(not line.endswith("...") for line in lines)
-            job.progress(min(ended, total - 1), total)
+            job.line = line
+            job.progress(min(job.done + (not line.endswith("...")), total - 1), total)
             if job.cancel.is_set():
                 raise InterpError("the study", "stopped between two steps", "run it again")
 
@@ -78,12 +75,6 @@ def start(model: LanguageModel, settings: Settings) -> None:
 
     jobs.start(JOB, work)
     change(study=None)
-
-
-@st.cache_resource(show_spinner=False)
-def _lines() -> list[str]:
-    """What the running study said."""
-    return []
 
 
 def busy() -> bool:
@@ -98,36 +89,13 @@ def running() -> None:
     if job is None:
         return
     if job.state == "running":
-        _watch(job)
+        jobs.watch(job)
     elif job.error is not None and job.state == "failed":
         widgets.show_error(job.error)
     elif job.state == "cancelled":
         st.info("Stopped. Finished steps are kept: Resume goes on there.", icon=":material/pause:")
     else:
         st.success("The study is done.", icon=":material/check:")
-
-
-def _watch(job: jobs.Job) -> None:
-    seen = job.done
-
-    @st.fragment(run_every=1.0)
-    def panel() -> None:
-        if job.state != "running" or job.done != seen:
-            st.rerun()
-        bar, button = st.columns([5, 1], vertical_alignment="center")
-        line = _lines()[-1] if _lines() else "starting …"
-        text = "stopping after this step …" if job.cancel.is_set() else line
-        bar.progress(job.done / job.total if job.total else 0.0, text=widgets.plain(text))
-        button.button(
-            "Cancel",
-            key="study-cancel",
-            icon=":material/stop_circle:",
-            on_click=job.cancel.set,
-            disabled=job.cancel.is_set(),
-            width="stretch",
-        )
-
-    panel()
 
 
 def settings_of(study: Study | None, *, n: int, draws: int) -> Settings:

@@ -133,7 +133,7 @@ RECIPES = {
             ),
             Phase(steps=240, batch=6, rate=7e-4, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
-        rl_steps=24,
+        rl_steps=20,
         rl_prompts=2,
         rl_rate=5e-5,
     ),
@@ -148,7 +148,7 @@ RECIPES = {
                 unsolved=1.0,
                 drill=10,
             ),
-            Phase(steps=1200, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(steps=900, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
         rl_steps=40,
         rl_prompts=8,
@@ -327,7 +327,11 @@ def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any
 
 
 def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
-    """Stage two: GRPO on the paper's reward, from the weights of stage one."""
+    """Stage two: GRPO on the paper's reward, from the weights of stage one.
+
+    Texts cut at the limit count in the baseline but not in the loss: with them in it, 24 steps
+    took arithmetic from 0.78 to 0.61, for most tokens of a search that fails are right.
+    """
     folder = out / f"sft{len(recipe.phases) - 1}-done"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = reload(kind, folder)
@@ -356,7 +360,7 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
             beta=0.0,
             bf16=kind == "smollm2",
             gradient_checkpointing=False,
-            mask_truncated_completions=False,
+            mask_truncated_completions=True,
         ),
     )
     resume(trainer, out / "rl")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,12 +16,17 @@ from interp.ablation import site_values
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.models.language_model import LanguageModel
+from interp.probes import Probes
+from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
 VERSION = 2
+SHUFFLES = 8
+"""Probes of shuffled labels behind every probe."""
+
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -84,6 +89,31 @@ class Context:
         addresses = [(layer, site) for site in STATES for layer in layers]
         found = site_values(self.model, self.find.tokens, addresses, last=2)
         return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
+
+    @cached_property
+    def softmax(self) -> Probes:
+        """The authors' two-class probes, on the residual stream at t_paren."""
+        return self.probes("resid_post", 1, kind="softmax")
+
+    def probes(
+        self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
+    ) -> Probes:
+        """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
+        model = self.model
+        values = self.states[site][:, :, column]
+        coordinates = {"layer": list(range(model.n_layers))}
+        if values.ndim == 4:
+            coordinates["head"] = list(range(model.n_heads))
+        return train_probes(
+            values.movedim(1, -2),
+            self.find.valid,
+            groups=self.find.problems.tolist(),
+            kind=kind,
+            shuffles=SHUFFLES,
+            seed=self.settings.seed,
+            coordinates=coordinates,
+            source={"model": model.name, "model_hash": model.hash, "site": site},
+        )
 
 
 def make_context(

@@ -81,8 +81,8 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    With `drill` texts are that many sums of two numbers instead, and the loss is on what follows
-    their equals signs: the numbers to add are drawn, not to be learnt.
+    A share `drilled` of texts are `drill` sums of two numbers instead, with the loss on what
+    follows their equals signs: the numbers to add are drawn, not to be learnt.
     """
 
     steps: int
@@ -92,7 +92,8 @@ class Phase:
     most: dict[int, int]
     unsolved: float
     anywhere: bool = True
-    drill: int = 0
+    drilled: float = 0.0
+    drill: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +134,7 @@ RECIPES = {
             ),
             Phase(steps=240, batch=6, rate=7e-4, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
-        rl_steps=20,
+        rl_steps=10,
         rl_prompts=2,
         rl_rate=5e-5,
     ),
@@ -146,9 +147,17 @@ RECIPES = {
                 schedule="constant_with_warmup",
                 most={},
                 unsolved=1.0,
-                drill=10,
+                drilled=1.0,
             ),
-            Phase(steps=900, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(
+                steps=2000,
+                batch=32,
+                rate=2e-3,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                drilled=0.2,
+            ),
         ),
         rl_steps=40,
         rl_prompts=8,
@@ -157,23 +166,33 @@ RECIPES = {
 }
 
 
-def traces(phase: Phase, n: int, seed: int) -> list[tuple[str, str, bool]]:
-    """(prompt, completion, finished) of n training problems."""
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A training text: `finished` where it ends in an answer, `drill` where it is mere sums."""
+
+    prompt: str
+    completion: str
+    finished: bool = False
+    drill: bool = False
+
+
+def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
+    """The texts of n training problems."""
     rng = random.Random(seed)
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
-        solved = rng.random() >= phase.unsolved
-        if phase.drill:
-            text = write_drill(problem.target, rng, attempts=phase.drill)
-            written.append((problem.prompt(), text, False))
+        if phase.drilled and rng.random() < phase.drilled:
+            sums = write_drill(problem.target, rng, attempts=phase.drill)
+            written.append(Text(prompt=problem.prompt(), completion=sums, drill=True))
             continue
+        solved = rng.random() >= phase.unsolved
         most = phase.most[len(problem.numbers)]
         if phase.anywhere:
             failures = rng.randint(0, most - 1) if solved else rng.randint(1, most)
         else:
             failures = rng.randint(0, most) if solved else most
-        text = write_trace(problem, rng, failures=failures, solved=solved)
-        written.append((problem.prompt(), text, solved))
+        trace = write_trace(problem, rng, failures=failures, solved=solved)
+        written.append(Text(prompt=problem.prompt(), completion=trace, finished=solved))
     return written
 
 
@@ -211,7 +230,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(folder)
     tokenizer = tiny_tokenizer(
-        [prompt + text for prompt, text, _ in traces(recipe.phases[-1], 500, 0)]
+        [text.prompt + text.completion for text in training_texts(recipe.phases[-1], 500, 0)]
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -234,11 +253,11 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
     """Token ids, the loss on the completion only; only a finished text ends in end-of-text."""
     rows = []
-    for prompt, text, finished in traces(phase, phase.steps * phase.batch, seed):
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(text, add_special_tokens=False)["input_ids"]
-        tail = [*tail, tokenizer.eos_token_id] if finished else tail
-        learnt = worked_out(tail, tokenizer) if phase.drill else tail
+    for text in training_texts(phase, phase.steps * phase.batch, seed):
+        head = tokenizer(text.prompt, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
+        tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
+        learnt = worked_out(tail, tokenizer) if text.drill else tail
         ids = head + tail
         rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)

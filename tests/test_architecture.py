@@ -12,12 +12,18 @@ ORDER = """
 errors components files metrics nulls figures charts plots report positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
-capture interventions patterns
+capture interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
-engine.sweep engine.cost engine.decode loading store
+engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
+engine.products loading store toys.compiled
 ablation generation
 sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
+firstorder attribution
+circuits circuits.kept circuits.circuit circuits.mib circuits.search circuits.curves circuits.trials
+circuits.evaluation circuits.knockouts circuits.stability circuits.edge_scores circuits.estimates
+circuits.flow circuits.single circuits.scoring circuits.acdc circuits.masks circuits.redundancy
+circuits.recovery
 tasks.words tasks.generators tasks.arithmetic tasks.countdown tasks
 studies studies.steps studies.verification studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
@@ -30,7 +36,7 @@ bench cli ui
 MEASUREMENTS = set(
     """
     patching joint paths heads attention communication silencing lens glu probing comparison
-    transfer words
+    transfer words attribution
     """.split()
 )
 HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "plotly"}

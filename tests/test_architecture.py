@@ -15,7 +15,7 @@ models.embedded models.architecture models.language_model models.organisms model
 capture interventions patterns
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode loading store
-ablation generation
+kept_runs ablation generation
 sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 tasks.words tasks.generators tasks.arithmetic tasks.countdown tasks

@@ -362,7 +362,7 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
     at = visit(name)
     assert not at.error
     facts = " ".join(block.proto.body for block in at.get("html"))
-    for part in ("toy-verification · ffffffffffff", "40 valid", "seed", "a" * 20):
+    for part in ("toy-verification · ffffffffffff", "40, half of them valid", "seed", "a" * 20):
         assert part in facts
     assert "What this does not show" in at.caption[-1].value
     assert downloads(at) >= {"CSV", "JSON"}

@@ -13,13 +13,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.ablation import ablate, make_ablation
     from interp.attention import attention_to, select_heads
+    from interp.attribution import atp_star, attribution_patching
     from interp.capture import Activations, run_with_cache
+    from interp.circuits.acdc import acdc
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.evaluation import evaluate
+    from interp.circuits.scoring import score_edges
     from interp.communication import head_glu_scores
     from interp.comparison import compare_weights
     from interp.components import SITES, Component
     from interp.errors import InterpError
     from interp.generation import generate
     from interp.glu import antipodes, glu_activations, rank_glu
+    from interp.graph import graph_of
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
     from interp.lens import logit_lens, search_neurons, unembed
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from interp.scores import Scores
     from interp.silencing import activation_delta
     from interp.tasks import TASKS, load_task
+    from interp.toys.compiled import load_compiled
     from interp.transfer import embedding_map
     from interp.words import paired_word_probs
 
@@ -76,6 +83,14 @@ _HOMES = {
     "activation_delta": "silencing",
     "embedding_map": "transfer",
     "paired_word_probs": "words",
+    "atp_star": "attribution",
+    "attribution_patching": "attribution",
+    "Circuit": "circuits.circuit",
+    "acdc": "circuits.acdc",
+    "evaluate": "circuits.evaluation",
+    "score_edges": "circuits.scoring",
+    "graph_of": "graph",
+    "load_compiled": "toys.compiled",
 }
 
 __version__ = "0.1.0"
@@ -84,6 +99,7 @@ __all__ = [
     "SITES",
     "TASKS",
     "Activations",
+    "Circuit",
     "Component",
     "InterpError",
     "Intervention",
@@ -93,18 +109,24 @@ __all__ = [
     "Scores",
     "Task",
     "ablate",
+    "acdc",
     "activation_delta",
     "activation_patching",
     "antipodes",
+    "atp_star",
     "attention_to",
+    "attribution_patching",
     "compare_weights",
     "embedding_map",
+    "evaluate",
     "generate",
     "glu_activations",
+    "graph_of",
     "head_glu_scores",
     "intervene",
     "joint_patching",
     "known_models",
+    "load_compiled",
     "load_model",
     "load_task",
     "logit_lens",
@@ -115,6 +137,7 @@ __all__ = [
     "probe_model",
     "rank_glu",
     "run_with_cache",
+    "score_edges",
     "search_neurons",
     "select_heads",
     "train_probes",

@@ -199,7 +199,7 @@ def attention(context: Context) -> Result:
     most 50 of each verdict, to those in the question alone, and the same at t_paren. Each against
     other positions at like distances.
     """
-    fewer = context.find.balanced(min(50, context.settings.n // 2))
+    fewer = context.find.balanced(min(50, context.settings.n // 4))
     return {
         "t_ans to earlier": _attention(context, context.find, context.find.t_ans, "targets"),
         "t_ans to asked": _attention(context, fewer, fewer.t_ans, "asked"),

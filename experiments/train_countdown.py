@@ -82,7 +82,8 @@ class Phase:
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
     A share `drilled` of texts are `drill` sums of two numbers instead, with the loss on what
-    follows their equals signs: the numbers to add are drawn, not to be learnt.
+    follows their equals signs: the numbers to add are drawn, not to be learnt. A share `near` of
+    their wrong sums misses the target by one digit.
     """
 
     steps: int
@@ -94,6 +95,7 @@ class Phase:
     anywhere: bool = True
     drilled: float = 0.0
     drill: int = 10
+    near: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,16 @@ RECIPES = {
                 unsolved=0.3,
                 drilled=0.2,
             ),
+            Phase(
+                steps=800,
+                batch=32,
+                rate=1e-3,
+                schedule="cosine",
+                most={3: 3, 4: 3},
+                unsolved=0.3,
+                drilled=0.4,
+                near=0.6,
+            ),
         ),
         rl_steps=20,
         rl_prompts=8,
@@ -201,7 +213,7 @@ def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
         if phase.drilled and rng.random() < phase.drilled:
-            sums = write_drill(problem.target, rng, attempts=phase.drill)
+            sums = write_drill(problem.target, rng, attempts=phase.drill, near=phase.near)
             written.append(Text(prompt=problem.prompt(), completion=sums, drill=True))
             continue
         solved = rng.random() >= phase.unsolved

@@ -79,8 +79,9 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    With `drill` texts are that many sums of two numbers instead, and the loss is on what follows
-    their equals signs: the numbers to add are drawn, not to be learnt.
+    A share `drilled` of texts are `drill` sums of two numbers instead, with the loss on what
+    follows their equals signs: the numbers to add are drawn, not to be learnt. A share `near` of
+    their wrong sums misses the target by one digit.
     """
 
     steps: int
@@ -90,7 +91,9 @@ class Phase:
     most: dict[int, int]
     unsolved: float
     anywhere: bool = True
-    drill: int = 0
+    drilled: float = 0.0
+    drill: int = 10
+    near: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,47 +134,94 @@ RECIPES = {
             ),
             Phase(steps=240, batch=6, rate=7e-4, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
-        rl_steps=24,
+        rl_steps=10,
         rl_prompts=2,
         rl_rate=5e-5,
     ),
     "tiny": Recipe(
         phases=(
             Phase(
-                steps=1000,
+                steps=1800,
                 batch=32,
                 rate=2e-3,
-                schedule="constant_with_warmup",
-                most={},
-                unsolved=1.0,
-                drill=10,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                anywhere=False,
             ),
-            Phase(steps=1200, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(
+                steps=900,
+                batch=32,
+                rate=1.5e-3,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                drilled=0.5,
+            ),
+            Phase(
+                steps=600,
+                batch=32,
+                rate=1e-3,
+                schedule="cosine",
+                most={3: 2, 4: 2},
+                unsolved=0.2,
+                anywhere=False,
+                drilled=0.2,
+            ),
+            Phase(
+                steps=800,
+                batch=32,
+                rate=1e-3,
+                schedule="cosine",
+                most={3: 3, 4: 3},
+                unsolved=0.3,
+                drilled=0.2,
+            ),
+            Phase(
+                steps=800,
+                batch=32,
+                rate=1e-3,
+                schedule="cosine",
+                most={3: 3, 4: 3},
+                unsolved=0.3,
+                drilled=0.4,
+                near=0.6,
+            ),
         ),
-        rl_steps=40,
+        rl_steps=20,
         rl_prompts=8,
         rl_rate=5e-5,
     ),
 }
 
 
-def traces(phase: Phase, n: int, seed: int) -> list[tuple[str, str, bool]]:
-    """(prompt, completion, finished) of n training problems."""
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A training text: `finished` where it ends in an answer, `drill` where it is mere sums."""
+
+    prompt: str
+    completion: str
+    finished: bool = False
+    drill: bool = False
+
+
+def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
+    """The texts of n training problems."""
     rng = random.Random(seed)
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
-        solved = rng.random() >= phase.unsolved
-        if phase.drill:
-            text = write_drill(problem.target, rng, attempts=phase.drill)
-            written.append((problem.prompt(), text, False))
+        if phase.drilled and rng.random() < phase.drilled:
+            sums = write_drill(problem.target, rng, attempts=phase.drill, near=phase.near)
+            written.append(Text(prompt=problem.prompt(), completion=sums, drill=True))
             continue
+        solved = rng.random() >= phase.unsolved
         most = phase.most[len(problem.numbers)]
         if phase.anywhere:
             failures = rng.randint(0, most - 1) if solved else rng.randint(1, most)
         else:
             failures = rng.randint(0, most) if solved else most
-        text = write_trace(problem, rng, failures=failures, solved=solved)
-        written.append((problem.prompt(), text, solved))
+        trace = write_trace(problem, rng, failures=failures, solved=solved)
+        written.append(Text(prompt=problem.prompt(), completion=trace, finished=solved))
     return written
 
 
@@ -209,7 +259,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(folder)
     tokenizer = tiny_tokenizer(
-        [prompt + text for prompt, text, _ in traces(recipe.phases[-1], 500, 0)]
+        [text.prompt + text.completion for text in training_texts(recipe.phases[-1], 500, 0)]
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -232,11 +282,11 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
     """Token ids, the loss on the completion only; only a finished text ends in end-of-text."""
     rows = []
-    for prompt, text, finished in traces(phase, phase.steps * phase.batch, seed):
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(text, add_special_tokens=False)["input_ids"]
-        tail = [*tail, tokenizer.eos_token_id] if finished else tail
-        learnt = worked_out(tail, tokenizer) if phase.drill else tail
+    for text in training_texts(phase, phase.steps * phase.batch, seed):
+        head = tokenizer(text.prompt, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
+        tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
+        learnt = worked_out(tail, tokenizer) if text.drill else tail
         ids = head + tail
         rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)
@@ -297,7 +347,11 @@ def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any
 
 
 def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
-    """Stage two: GRPO on the paper's reward, from the weights of stage one."""
+    """Stage two: GRPO on the paper's reward, from the weights of stage one.
+
+    Texts cut at the limit count in the baseline but not in the loss: with them in it, 24 steps
+    took arithmetic from 0.78 to 0.61, for most tokens of a search that fails are right.
+    """
     folder = out / f"sft{len(recipe.phases) - 1}-done"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = reload(kind, folder)
@@ -326,7 +380,7 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
             beta=0.0,
             bf16=kind == "smollm2",
             gradient_checkpointing=False,
-            mask_truncated_completions=False,
+            mask_truncated_completions=True,
         ),
     )
     resume(trainer, out / "rl")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.components import Component
 from interp.errors import InterpError, unknown
-from interp.metrics import Estimate, mean_estimate
+from interp.metrics import Estimate, mean_estimate, standard_error
 from interp.models.language_model import Batch, Hook, LanguageModel
 from interp.prompts import Prompt
 from interp.scores import Ranked
@@ -68,7 +68,7 @@ class AttentionTo:
     @property
     def stderr(self) -> np.ndarray:
         """(layer, head) standard error of `values`; nan for one sample."""
-        return _stderr(self.samples)
+        return standard_error(self.samples)
 
     @property
     def chance(self) -> np.ndarray:
@@ -88,7 +88,7 @@ class AttentionTo:
     @property
     def excess_stderr(self) -> np.ndarray:
         """(layer, head) standard error of `excess`, samples paired with their own control."""
-        return _stderr(self._paired)
+        return standard_error(self._paired)
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """95 % interval of `values` (Student's t): (low, high), infinite for one sample."""
@@ -376,9 +376,3 @@ def _uniform(model: LanguageModel, query: int, keys: Sequence[int], reduce: Redu
 
 def _label(layer: Any, head: Any) -> str:
     return str(Component(int(layer), "z", int(head)))
-
-
-def _stderr(samples: np.ndarray) -> np.ndarray:
-    if len(samples) < 2:
-        return np.full(samples.shape[1:], math.nan)
-    return samples.std(0, ddof=1) / math.sqrt(len(samples))

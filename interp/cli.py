@@ -207,7 +207,9 @@ def study_verification_command(
     base: Annotated[
         str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
     ] = None,
-    n: Annotated[int, typer.Option(min=20, help="Valid samples, half of them to test on.")] = 300,
+    n: Annotated[
+        int, typer.Option(min=20, help="Samples, half of them valid; half to test on.")
+    ] = 300,
     draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
     seed: Seed = 0,
     template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",

@@ -15,8 +15,10 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError, unknown
+from interp.metrics import ratio, standard_error
 from interp.models.architecture import Decoder, Function, Linear, Norm
 from interp.models.language_model import LanguageModel
+from interp.positions import one_each
 from interp.prompts import Prompt
 
 Mode = Literal["diag", "ov", "frobenius", "activation"]
@@ -103,7 +105,7 @@ def weights_of(model: LanguageModel, head: str, *, fold_norm: bool = False) -> H
     Raises:
         InterpError: no such head, or a model of unknown weights.
     """
-    (part,) = _parts(model, [head], "z")
+    (part,) = model.require_parts([head], "z")
     block, number = _decoder(model).blocks[part.layer], part.index or 0
     attn, norm = block.attn, block.ln1 if fold_norm else None
     group = number // (attn.n_heads // attn.n_kv_heads)
@@ -166,25 +168,27 @@ def head_glu_scores(
     """
     _known("mode", mode, ("diag", "ov", "frobenius", "activation"))
     _known("norm", norm, ("frozen", "recomputed"))
-    senders, receivers = _parts(model, heads, "z"), _parts(model, neurons, "post")
+    senders, receivers = model.require_parts(heads, "z"), model.require_parts(neurons, "post")
     glus = _glus(_decoder(model, gated=True, summands=mode != "diag"), receivers)
     reached = np.array([[_reaches(model, s, r) for s in senders] for r in receivers])
     if mode == "activation":
-        at = _one_each(prompts or (), positions)
+        at = one_each(prompts or (), positions)
         groups = _classes(len(at), labels)
         samples = _contributions(model, senders, glus, reached, prompts or (), at)
         (values, stderr), (gate, _), (up, _) = (
             _contrast(samples[part], groups) for part in (norm, "gate", "up")
         )
-        per_head = _ratio(np.where(reached, samples[norm], 0).sum(1), reached.sum(0))
+        per_head = ratio(np.where(reached, samples[norm], 0).sum(1), reached.sum(0))
         head_values, head_stderr = _contrast(per_head, groups)
     else:
         if not prompts is positions is labels is None:
             raise InterpError(f"prompts for mode {mode!r}", "it reads weights only", "give none")
         samples, stderr = {}, np.full(reached.shape, math.nan)
         values, gate, up = _from_weights(model, senders, glus, reached, mode)
-        head_values = _ratio(np.where(reached, values, 0).sum(0), reached.sum(0))
-        head_stderr = np.array([_stderr(v[r]) for v, r in zip(values.T, reached.T, strict=True)])
+        head_values = ratio(np.where(reached, values, 0).sum(0), reached.sum(0))
+        head_stderr = np.array(
+            [standard_error(v[r]) for v, r in zip(values.T, reached.T, strict=True)]
+        )
     return HeadGluScores(
         mode=mode,
         heads=tuple(map(str, senders)),
@@ -286,10 +290,8 @@ def _contributions(
 
 
 def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = False) -> Decoder:
-    if model.decoder is None:
-        reason = str(model.engine_reason)
-        raise InterpError(f"weights of {model.name}", reason, "use a known architecture")
-    blocks = model.decoder.blocks
+    decoder = model.require_decoder("head to GLU communication")
+    blocks = decoder.blocks
     if gated and any(block.mlp.up is None for block in blocks):
         raise InterpError(f"GLU neurons of {model.name}", "no gate", "use a model with a gated MLP")
     if summands and any(block.ln1_post or block.ln2 is None for block in blocks):
@@ -298,30 +300,12 @@ def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = Fals
             "a norm follows attention, so a head's output is no summand of the residual stream",
             "use interp.silencing.activation_delta, which is exact on every architecture",
         )
-    return model.decoder
-
-
-def _parts(model: LanguageModel, labels: Sequence[str], site: str) -> list[Component]:
-    parts = [Component.parse(label) for label in labels]
-    wrong = [str(part) for part in parts if part.site != site or part.index is None]
-    if not parts or wrong or len(set(parts)) < len(parts):
-        kind = "heads such as L17H11" if site == "z" else "neurons such as L26N6475"
-        raise InterpError(f"components {list(labels)}", f"{wrong} unfit", f"give {kind}, each once")
-    for part in parts:
-        model.require_component(part)
-    return parts
+    return decoder
 
 
 def _reaches(model: LanguageModel, head: Component, neuron: Component) -> bool:
     """Whether a head precedes a neuron's activation."""
     return head.layer < neuron.layer or (head.layer == neuron.layer and not model.parallel)
-
-
-def _one_each(prompts: Prompts, positions: Sequence[int] | None) -> list[int]:
-    if not prompts or positions is None or isinstance(positions, str):
-        given = f"{len(prompts)} prompts and positions {positions!r}"
-        raise InterpError("reading neurons", given, "give prompts, and one token number for each")
-    return [int(position) for position in positions]
 
 
 def _classes(n: int, labels: Sequence[bool] | None) -> list[np.ndarray]:
@@ -337,7 +321,7 @@ def _classes(n: int, labels: Sequence[bool] | None) -> list[np.ndarray]:
 
 def _contrast(values: np.ndarray, groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     means = [values[group].mean(0) for group in groups]
-    errors = [_stderr(values[group]) for group in groups]
+    errors = [standard_error(values[group]) for group in groups]
     return means[0] - sum(means[1:]), np.sqrt(sum(error**2 for error in errors))
 
 
@@ -358,16 +342,6 @@ def _folded(norm: Norm | None, weight: Tensor) -> Tensor:
         return weight
     weight = norm.weight.to(weight)[:, None] * weight
     return weight - weight.mean(0) if norm.centred else weight
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return part / whole
-
-
-def _stderr(values: np.ndarray) -> np.ndarray:
-    shape = values.shape[1:]
-    return values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.full(shape, np.nan)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -144,7 +144,10 @@ def compare_weights(
     Source: Lee et al. 2025, arXiv 2504.14379; cosines and norms of a fine-tuned model's weights.
     """
     _require_alike(base, trained)
-    left, right = _decoder(base), _decoder(trained)
+    left, right = (
+        base.require_decoder("comparing weights"),
+        trained.require_decoder("comparing weights"),
+    )
     tables: list[np.ndarray] = []
     names: list[str] = []
     for kind, labels in (("head", heads), ("neuron", neurons)):
@@ -294,7 +297,10 @@ def blend_weights(
             f"they are shared with heads not given: {', '.join(others)}",
             "give these too, or pass shared_kv=True to change what they read",
         )
-    sources, copy = (_decoder(base), _decoder(actor)), _unwrapped(base)
+    sources, copy = (
+        (base.require_decoder("comparing weights"), actor.require_decoder("comparing weights")),
+        _unwrapped(base),
+    )
     for layer, found in chosen.items():
         parameters, places = _element_numbers(copy, layer)
         flat = torch.cat([parameter.data.flatten() for parameter in parameters])
@@ -323,12 +329,6 @@ def _require_alike(left: LanguageModel, right: LanguageModel, *more: str) -> Non
             f"they differ in {'; '.join(differ)}",
             "give two models of one architecture, loaded with one dtype",
         )
-
-
-def _decoder(model: LanguageModel) -> Decoder:
-    if model.decoder is not None:
-        return model.decoder
-    raise InterpError(f"weights of {model.name}", f"{model.engine_reason}", "use another model")
 
 
 def _selected(

@@ -71,10 +71,7 @@ def generate(
         InterpError: no fast engine, a trigger that is not one token, values per position that do
             not fit `where`, or more tokens than the model has positions.
     """
-    if model.decoder is None:
-        raise InterpError(
-            f"generating with {model.name}", str(model.engine_reason), "use a supported family"
-        )
+    decoder = model.require_decoder("generating")
     model.refuse_changed("generating")
     fires = _trigger(model, trigger)
     if (trigger is not None or where != 1) and ablation is None:
@@ -88,10 +85,10 @@ def generate(
         raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
     encoded = [model.tokenize(prompt).tokens for prompt in prompts]
     longest = max((len(tokens) for tokens in encoded), default=0) + max_new_tokens
-    if longest > model.decoder.max_positions:
+    if longest > decoder.max_positions:
         raise InterpError(
             f"{max_new_tokens} new tokens",
-            f"{longest} in all, {model.name} has {model.decoder.max_positions} positions",
+            f"{longest} in all, {model.name} has {decoder.max_positions} positions",
             "lower max_new_tokens or shorten the prompts",
         )
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -117,8 +114,8 @@ class _Run:
         where: Where,
         stop: Sequence[str],
     ) -> None:
-        assert model.decoder is not None
-        self.model, self.decoder, self.runner = model, model.decoder, Runner(model.decoder)
+        self.model, self.decoder = model, model.require_decoder("generating")
+        self.runner = Runner(self.decoder)
         self.ablation, self.fires, self.where, self.stop = ablation, fires, where, stop
         self.ends = {
             token for token in _end_tokens(model) if token is not None and token < model.d_vocab
@@ -257,14 +254,7 @@ class _Run:
 def _trigger(model: LanguageModel, trigger: str | int | None) -> int | None:
     if trigger is None or isinstance(trigger, int):
         return trigger
-    tokens = model.token_id(trigger)
-    if len(tokens) != 1:
-        raise InterpError(
-            f"trigger {trigger!r}",
-            f"{len(tokens)} tokens in {model.name}: {model.strings(tokens)}",
-            "give a text of one token (mind its leading space)",
-        )
-    return tokens[0]
+    return model.single_token(trigger, "trigger")
 
 
 def _end_tokens(model: LanguageModel) -> set[int | None]:

@@ -426,10 +426,10 @@ def _values(model: LanguageModel, layer: int) -> Tensor:
 
 
 def _gated(model: LanguageModel, what: str) -> Decoder:
-    if model.decoder is None or not model.gated:
-        why = str(model.engine_reason) if model.decoder is None else "its MLP has no gate"
-        raise InterpError(f"{what} on {model.name}", why, "use a known family with gated MLPs")
-    return model.decoder
+    decoder = model.require_decoder(what)
+    if model.gated:
+        return decoder
+    raise InterpError(f"{what} on {model.name}", "its MLP has no gate", "use a gated model")
 
 
 def _components(model: LanguageModel, neurons: Sequence[Neuron]) -> list[Component]:

@@ -71,10 +71,7 @@ def joint_patching(
     Raises:
         InterpError: no fast engine, no components, or a site that cannot be set together.
     """
-    if model.decoder is None:
-        raise InterpError(
-            f"joint patching on {model.name}", str(model.engine_reason), "use intervene()"
-        )
+    decoder = model.require_decoder("joint patching")
     chosen = [Component.parse(label) for label in components]
     if not chosen or any(part.site not in JOINT_SITES for part in chosen):
         raise InterpError(
@@ -91,7 +88,7 @@ def joint_patching(
         chosen,
         *(matched_components(chosen, model.n_layers, model.size, rng) for _ in range(draws)),
     ]
-    runner = Runner(model.decoder)
+    runner = Runner(decoder)
     sites = frozenset(part.site for part in chosen) - {"resid_post"} | {"resid_pre"}
     sign = 1 if direction == "denoise" else -1
     values = np.zeros((len(sets), len(task)))
@@ -104,11 +101,11 @@ def joint_patching(
             )
             for side, run in enumerate((base, other)):
                 hidden = final_hidden(runner, run)
-                readout = LogitsOf(decoder=model.decoder, hidden=hidden)
+                readout = LogitsOf(decoder=decoder, hidden=hidden)
                 ends[side, prompt] = float(task.metric(readout, targets)[0])
             for number, parts in enumerate(sets):
                 hidden = _set_together(runner, base, other, parts, int(runs.differ[prompt]))
-                readout = LogitsOf(decoder=model.decoder, hidden=hidden)
+                readout = LogitsOf(decoder=decoder, hidden=hidden)
                 patched = float(task.metric(readout, targets)[0])
                 values[number, prompt] = sign * (patched - ends[0, prompt])
             if progress is not None:

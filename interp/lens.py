@@ -178,7 +178,7 @@ def logit_lens(
     Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; the mean of probabilities as
         in Lee et al. 2025 (arXiv 2504.14379).
     """
-    decoder = _decoder(model, "a logit lens")
+    decoder = model.require_decoder("a logit lens")
     prompts = list(prompts)
     if not sites or (wrong := [site for site in sites if site not in STREAM]):
         found = ", ".join(wrong) if sites else "no sites"
@@ -186,7 +186,7 @@ def logit_lens(
     _check_k(k, decoder)
     sites = tuple(dict.fromkeys(sites))
     chosen = within(layers, model.n_layers, "layer", model.name)
-    ids = [_token_id(model, word) for word in words]
+    ids = [model.single_token(word) for word in words]
     member, names = _members(groups, len(prompts))
     rows = [model.tokenize(prompt) for prompt in prompts]
     if isinstance(positions, str):
@@ -253,7 +253,7 @@ def unembed(
     Raises:
         InterpError: unknown parts, a wrong width, values that are not finite, or k out of range.
     """
-    decoder = _decoder(model, "unembedding")
+    decoder = model.require_decoder("unembedding")
     _check_k(k, decoder)
     vectors = torch.atleast_2d(torch.as_tensor(vectors))
     if vectors.dim() != 2 or vectors.shape[-1] != decoder.d_model:
@@ -323,12 +323,12 @@ def search_neurons(
         InterpError: unknown parts, a post-norm after the MLP (a neuron is then no summand of the
             stream), no words or one of several tokens, k out of size, sign other than 1 or -1.
     """
-    decoder = _decoder(model, "searching neurons")
+    decoder = model.require_decoder("searching neurons")
     chosen = within(layers, model.n_layers, "layer", model.name)
     if any(decoder.blocks[layer].ln2_post is not None for layer in chosen):
         found = "a post-norm follows the MLP, so that a neuron is not a summand of the stream"
         raise InterpError(f"neurons of {model.name} as tokens", found, "use another model")
-    ids = [_token_id(model, word) for word in words]
+    ids = [model.single_token(word) for word in words]
     if not ids or sign not in (1, -1) or not 1 <= k <= len(chosen) * model.d_mlp:
         asked = f"searching {len(ids)} words, k={k}, sign={sign}"
         found = f"{len(chosen)} layers of {model.d_mlp} neurons"
@@ -408,25 +408,3 @@ def _check_k(k: int, decoder: Decoder) -> None:
         raise InterpError(
             f"the top {k} tokens", f"the vocabulary has {decoder.d_vocab}", "choose k within it"
         )
-
-
-def _token_id(model: LanguageModel, word: str | int) -> int:
-    """The one token of a word."""
-    if not isinstance(word, str):
-        return within([word], model.d_vocab, "token", model.name)[0]
-    tokens = model.token_id(word)
-    if len(tokens) != 1:
-        raise InterpError(
-            f"watching {word!r}",
-            f"{len(tokens)} tokens in {model.name}: {'|'.join(model.strings(tokens))}",
-            "watch single tokens (many need their leading space)",
-        )
-    return tokens[0]
-
-
-def _decoder(model: LanguageModel, what: str) -> Decoder:
-    if model.decoder is None:
-        raise InterpError(
-            f"{what} on {model.name}", str(model.engine_reason), "use a known architecture"
-        )
-    return model.decoder

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,6 +177,19 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
+
+
+def standard_error(samples: np.ndarray) -> np.ndarray:
+    """Of the mean over the first axis; nan for a single sample."""
+    if len(samples) < 2:
+        return np.full(samples.shape[1:], math.nan)
+    return samples.std(0, ddof=1) / math.sqrt(len(samples))
+
+
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Part / whole, nan where there is nothing to divide by."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return part / whole
 
 
 def mean_estimate(values: Tensor) -> Estimate:

@@ -86,10 +86,7 @@ def path_patching(
     reaches, not at one position while freezing acts on it alone; recorded values are copies.
     Equals a hooked three-pass loop (tests/test_paths.py). Source: arXiv 2211.00593, appendix B.
     """
-    if model.decoder is None:
-        raise InterpError(
-            f"path patching on {model.name}", str(model.engine_reason), "use a known architecture"
-        )
+    decoder = model.require_decoder("path patching")
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
@@ -123,7 +120,7 @@ def path_patching(
     if cache and (found := stored(key)) is not None:
         return found
     work = _Work(
-        runner=Runner(model.decoder),
+        runner=Runner(decoder),
         runs=runs,
         receivers=wanted,
         heads=senders == "heads",

@@ -42,13 +42,12 @@ def find_positions(
     return found
 
 
-def number_positions(model: LanguageModel, tokens: Sequence[int], number: int) -> list[int]:
-    """The last token of every occurrence of a whole number in a text.
+def number_positions(pieces: Sequence[str], number: int) -> list[int]:
+    """The last token of every occurrence of a whole number in a text, given token by token.
 
     Never inside a longer number, and never one with a minus sign that touches it: "171" and
     "-71" are not 71, "84 - 71" holds it.
     """
-    pieces = model.strings(tokens)
     ends, total = [], 0
     for piece in pieces:
         total += len(piece)

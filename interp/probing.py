@@ -233,19 +233,14 @@ def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
         InterpError: no such layer, another shape, or a model whose weights cannot be read.
     """
     within([layer], model.n_layers, "layer", model.name)
-    if model.decoder is None:
-        raise InterpError(
-            f"head outputs of {model.name}",
-            f"its weights cannot be read: {model.engine_reason}",
-            "probe z, or load it without device_map",
-        )
+    decoder = model.require_decoder("head outputs")
     if z.ndim != 3 or z.shape[1:] != (model.n_heads, model.d_head):
         raise InterpError(
             f"z of shape {tuple(z.shape)}",
             f"{model.name} has {model.n_heads} heads of width {model.d_head}",
             "give (N, head, d_head), as captured",
         )
-    weight = model.decoder.blocks[layer].attn.o.weight
+    weight = decoder.blocks[layer].attn.o.weight
     each = weight.view(model.n_heads, model.d_head, -1)
     return torch.einsum("nhk,hkd->nhd", z.to(each), each).detach().cpu()
 

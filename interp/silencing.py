@@ -14,9 +14,10 @@ from interp.capture import run_with_cache
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
 from interp.interventions import Intervention, Positions, intervene, mean, resample, zero
-from interp.metrics import Estimate, mean_estimate
+from interp.metrics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, matched_components, null_of
+from interp.positions import one_each
 from interp.prompts import Prompt
 
 Kind = Literal["zero", "mean", "resample"]
@@ -117,8 +118,8 @@ def activation_delta(
         )
     if kind not in ("zero", "mean", "resample"):
         raise unknown("kind", kind, ("zero", "mean", "resample"))
-    at, receivers = _one_each(prompts, positions), _parts(model, neurons, "post")
-    senders = _parts(model, heads, "z") if heads else []
+    at, receivers = one_each(prompts, positions), model.require_parts(neurons, "post")
+    senders = model.require_parts(heads, "z") if heads else []
     where: Positions = at if positions_of_ablation == "read" else positions_of_ablation
     makers = {
         "zero": lambda label: zero(label, positions=where),
@@ -163,26 +164,15 @@ def activation_delta(
         before=before,
         after=after,
         change=(before - after).mean(0),
-        stderr=_stderr(before - after),
+        stderr=standard_error(before - after),
         n_active=active.sum(0),
-        silenced=_ratio(silent.sum(0), active.sum(0)),
+        silenced=ratio(silent.sum(0), active.sum(0)),
         reached=reached,
         total=mean_estimate(torch.from_numpy(change)),
         total_silenced=mean_estimate(torch.from_numpy(shares)) if len(shares) else None,
         null=_null(change, [other[0] for other in random]),
         null_silenced=_null(shares, [other[1] for other in random]),
     )
-
-
-def _parts(model: LanguageModel, labels: Sequence[str], site: str) -> list[Component]:
-    parts = [Component.parse(label) for label in labels]
-    wrong = [str(part) for part in parts if part.site != site or part.index is None]
-    if not parts or wrong or len(set(parts)) < len(parts):
-        kind = "heads such as L17H11" if site == "z" else "neurons such as L26N6475"
-        raise InterpError(f"components {list(labels)}", f"{wrong} unfit", f"give {kind}, each once")
-    for part in parts:
-        model.require_component(part)
-    return parts
 
 
 def _reaches(model: LanguageModel, part: Component, neuron: Component) -> bool:
@@ -195,24 +185,7 @@ def _reaches(model: LanguageModel, part: Component, neuron: Component) -> bool:
     return part.site == "resid_pre" or (in_attention and not model.parallel)
 
 
-def _one_each(prompts: Prompts, positions: Sequence[int] | None) -> list[int]:
-    if not prompts or positions is None or isinstance(positions, str):
-        given = f"{len(prompts)} prompts and positions {positions!r}"
-        raise InterpError("reading neurons", given, "give prompts, and one token number for each")
-    return [int(position) for position in positions]
-
-
 def _null(selected: np.ndarray, random: list[np.ndarray]) -> Null | None:
     if not random or not len(selected):
         return None
     return null_of(float(selected.mean()), np.array([values.mean() for values in random]))
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return part / whole
-
-
-def _stderr(values: np.ndarray) -> np.ndarray:
-    shape = values.shape[1:]
-    return values.std(0, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.full(shape, np.nan)

@@ -255,7 +255,7 @@ def test_search_refuses(verification, family_models):
         search_neurons(verification, [])
     with pytest.raises(InterpError, match="cosine"):
         search_neurons(verification, ["this"], metric="cosin")
-    with pytest.raises(InterpError, match="single tokens"):
+    with pytest.raises(InterpError, match="one token"):
         search_neurons(verification, ["this not"])
     with pytest.raises(InterpError, match="post-norm"):
         search_neurons(family_models["gemma2"], [5])

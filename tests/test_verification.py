@@ -96,7 +96,7 @@ def test_steps_are_kept_under_their_key(tmp_path):
 def test_numbers_by_their_last_token(smollm):
     text = "equals 71. - 171 = 71 (not 71), -71, 7.1, 71.5 and 84-71"
     tokens = smollm.token_id(text)
-    found = number_positions(smollm, tokens, 71)
+    found = number_positions(smollm.strings(tokens), 71)
     strings = smollm.strings(tokens)
     ends = np.cumsum([len(piece) for piece in strings])
     assert [text[: ends[i]].rsplit(" ", 1)[-1] for i in found] == ["71", "71", "71"]

@@ -153,6 +153,56 @@ class LanguageModel:
             raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def single_token(self, text: str | int, asked: str = "token") -> int:
+        """The id of a text that is one token; an id is checked and returned.
+
+        Raises:
+            InterpError: more tokens or none, or an id beyond the vocabulary.
+        """
+        if not isinstance(text, str):
+            return within([text], self.d_vocab, "token", self.name)[0]
+        tokens = self.token_id(text)
+        if len(tokens) != 1:
+            raise InterpError(
+                f"{asked} {text!r}",
+                f"{len(tokens)} tokens in {self.name}: {'|'.join(self.strings(tokens))}",
+                "give a text of one token (mind its leading space)",
+            )
+        return tokens[0]
+
+    # -- parts -----------------------------------------------------------------------------
+
+    def require_decoder(self, what: str) -> Decoder:
+        """The weights by name, which the fast engine and all weight analyses need.
+
+        Raises:
+            InterpError: the family is unknown to the engine, or the model is spread over devices.
+        """
+        if self.decoder is None:
+            raise InterpError(
+                f"{what} on {self.name}",
+                str(self.engine_reason),
+                "use a known family; run_with_cache() and intervene() work on any model",
+            )
+        return self.decoder
+
+    def require_parts(self, labels: Sequence[str], site: str) -> list[Component]:
+        """Heads (site z) or neurons (site post) by their labels, each once.
+
+        Raises:
+            InterpError: none, a label of another kind, one twice, or one that does not exist.
+        """
+        parts = [Component.parse(label) for label in labels]
+        wrong = [str(part) for part in parts if part.site != site or part.index is None]
+        if not parts or wrong or len(set(parts)) < len(parts):
+            kind = "heads such as L17H11" if SITES[site] == "head" else "neurons such as L26N6475"
+            raise InterpError(
+                f"components {list(labels)}", f"{wrong} unfit", f"give {kind}, each once"
+            )
+        for part in parts:
+            self.require_component(part)
+        return parts
+
     def require_component(self, component: Component) -> None:
         """Refuse a component this model does not have.
 

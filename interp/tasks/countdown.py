@@ -151,16 +151,23 @@ def write_trace(problem: Problem, rng: random.Random, *, failures: int, solved: 
     return "\n-".join(f" {line}" for line in lines) + end
 
 
-def write_drill(target: int, rng: random.Random, *, attempts: int) -> str:
+def write_drill(target: int, rng: random.Random, *, attempts: int, near: float = 0.0) -> str:
     """Honest attempts at sums of two numbers of any kind, a third of them right.
 
-    Practice in adding, subtracting and comparing; the numbers are not those of a problem.
+    Practice in adding, subtracting and comparing; the numbers are not those of a problem. A share
+    `near` of the wrong ones shares a digit with the target, so that one digit does not tell.
     """
     lines = []
     for _ in range(attempts):
-        first = rng.randint(1, 99)
-        second = abs(target - first) if rng.random() < 1 / 3 else rng.randint(1, 99)
-        sign = "+" if second == target - first else "-" if second == first - target else None
+        first, goal = rng.randint(1, 99), target
+        aimed = rng.random() < 1 / 3
+        if not aimed and near and rng.random() < near:
+            tens, units = divmod(target, 10)
+            digit = rng.randint(0, 9)
+            goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + units
+            aimed = True
+        second = abs(goal - first) if aimed else rng.randint(1, 99)
+        sign = "+" if second == goal - first else "-" if second == first - goal else None
         text = f"{first} {sign or rng.choice('+-')} {max(second, 1)}"
         lines.append(write_attempt(text, target))
     return "\n-".join(f" {line}" for line in lines)

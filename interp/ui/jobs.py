@@ -11,16 +11,21 @@ from typing import Literal
 import streamlit as st
 
 from interp.errors import InterpError
+from interp.ui import widgets
 
 
 @dataclass(kw_only=True)
 class Job:
-    """One piece of work: its progress, its end, and the way to stop it."""
+    """One piece of work: its progress, its end, and the way to stop it.
+
+    `line` is what it said last; chunks of equal size are counted instead.
+    """
 
     state: Literal["running", "done", "cancelled", "failed"] = "running"
     done: int = 0
     total: int = 0
     unit: str = "chunks"
+    line: str = ""
     error: Exception | None = None
     begun: float = field(default_factory=time.monotonic)
     cancel: threading.Event = field(default_factory=threading.Event)
@@ -34,6 +39,8 @@ class Job:
         """Where it is, and how long it will still take."""
         if self.cancel.is_set():
             return "stopping after what is under way …"
+        if self.line:
+            return self.line
         if not self.done:
             return "running the unpatched prompts …" if self.unit == "chunks" else "starting …"
         left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
@@ -75,14 +82,18 @@ def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None
 
 
 def watch(job: Job) -> None:
-    """A progress bar with a cancel button; it reruns the page when the job ends."""
+    """A progress bar with a cancel button; it reruns the page when the job ends.
+
+    Where the job says what it does, at every step too: the page shows what steps have found.
+    """
+    seen = job.done
 
     @st.fragment(run_every=0.5)
     def panel() -> None:
-        if job.state != "running":
+        if job.state != "running" or (job.line and job.done != seen):
             st.rerun()
         bar, button = st.columns([5, 1], vertical_alignment="center")
-        bar.progress(job.done / job.total if job.total else 0.0, text=job.words)
+        bar.progress(job.done / job.total if job.total else 0.0, text=widgets.plain(job.words))
         button.button(
             "Cancel",
             key="cancel",

@@ -20,6 +20,7 @@ from interp.files import cache_dir
 from interp.studies.steps import Result
 from interp.studies.verification.study import MANIFEST, Study, kept_studies
 from interp.ui import widgets
+from interp.ui.state import write_link
 
 STEPS = (
     "behaviour",
@@ -121,6 +122,16 @@ def _kept(stamp: tuple[tuple[str, int], ...]) -> list[Study]:
     return kept_studies() if stamp else []
 
 
+def opened(title: str) -> Study | None:
+    """The head of a page about one study: its address, the study's chooser and the title."""
+    write_link()
+    write_view()
+    study = chosen()
+    if study is not None:
+        st.header(title, anchor=False)
+    return study
+
+
 def chosen(*, link: bool = True) -> Study | None:
     """The study looked at, with its chooser in the sidebar; without one, what to do.
 
@@ -195,7 +206,7 @@ def provenance(study: Study, *steps: str, **more: object) -> None:
         {
             "model": f"{study.model} · {study.model_hash[:12]}",
             "study": study.directory.name,
-            "n": f"{settings.n} valid + {settings.n} invalid, half of each to test on",
+            "n": f"{settings.n}, half of them valid, half to test on",
             "seed": settings.seed,
             "random draws": settings.draws,
             "template": settings.template,

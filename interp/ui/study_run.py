@@ -23,9 +23,9 @@ def run_panel(study: Study | None) -> None:
     """A model, n and draws, and the button."""
     model = study_model.loaded()
     left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
-    usual = study.settings if study else settings_of(None, n=60, draws=20)
+    usual = study.settings if study else settings_of(None, n=120, draws=20)
     n = left.number_input(
-        "n", 20, 2000, usual.n, help="Valid samples, and as many invalid; half to test on."
+        "n", 40, 4000, usual.n, help="Samples, half of them valid; half to test on."
     )
     draws = right.number_input(
         "Draws", 2, 1000, usual.draws, help="Random sets behind every selection."
@@ -46,9 +46,9 @@ def run_panel(study: Study | None) -> None:
         args=(model, settings),
     )
     st.caption(
-        "Minutes for a small model and n = 60, hours for a large one. Every finished step is kept, "
-        "and the same call from Python or the command line (`interp study verification`) goes on "
-        "from it. Only one study runs at a time."
+        "Minutes for a small model and n = 120, hours for a large one. Every finished step is "
+        "kept, and the same call from Python or the command line (`interp study verification`) "
+        "goes on from it. Only one study runs at a time."
     )
 
 
@@ -59,17 +59,14 @@ def start(model: LanguageModel, settings: Settings) -> None:
     """
     if busy():
         return
-    lines = _lines()
-    lines.clear()
     base = base_of(model.name)
 
     def work(job: jobs.Job) -> Study:
         total = len(STEPS) + 1 + (base is not None)
 
         def say(line: str) -> None:
-            lines.append(line)
-            ended = sum(not line.endswith("...") for line in lines)
-            job.progress(min(ended, total - 1), total)
+            job.line = line
+            job.progress(min(job.done + (not line.endswith("...")), total - 1), total)
             if job.cancel.is_set():
                 raise InterpError("the study", "stopped between two steps", "run it again")
 
@@ -78,12 +75,6 @@ def start(model: LanguageModel, settings: Settings) -> None:
 
     jobs.start(JOB, work)
     change(study=None)
-
-
-@st.cache_resource(show_spinner=False)
-def _lines() -> list[str]:
-    """What the running study said."""
-    return []
 
 
 def busy() -> bool:
@@ -98,36 +89,13 @@ def running() -> None:
     if job is None:
         return
     if job.state == "running":
-        _watch(job)
+        jobs.watch(job)
     elif job.error is not None and job.state == "failed":
         widgets.show_error(job.error)
     elif job.state == "cancelled":
         st.info("Stopped. Finished steps are kept: Resume goes on there.", icon=":material/pause:")
     else:
         st.success("The study is done.", icon=":material/check:")
-
-
-def _watch(job: jobs.Job) -> None:
-    seen = job.done
-
-    @st.fragment(run_every=1.0)
-    def panel() -> None:
-        if job.state != "running" or job.done != seen:
-            st.rerun()
-        bar, button = st.columns([5, 1], vertical_alignment="center")
-        line = _lines()[-1] if _lines() else "starting …"
-        text = "stopping after this step …" if job.cancel.is_set() else line
-        bar.progress(job.done / job.total if job.total else 0.0, text=widgets.plain(text))
-        button.button(
-            "Cancel",
-            key="study-cancel",
-            icon=":material/stop_circle:",
-            on_click=job.cancel.set,
-            disabled=job.cancel.is_set(),
-            width="stretch",
-        )
-
-    panel()
 
 
 def settings_of(study: Study | None, *, n: int, draws: int) -> Settings:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,13 +15,19 @@ from torch import Tensor
 from interp.ablation import site_values
 from interp.errors import InterpError
 from interp.generation import Generation
+from interp.kept_runs import KeptRuns, keep_runs
 from interp.models.language_model import LanguageModel
+from interp.probes import Probes
+from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
-VERSION = 2
+VERSION = 3
+SHUFFLES = 8
+"""Probes of shuffled labels behind every probe."""
+
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -29,7 +35,7 @@ STATES = ("resid_post", "attn_out", "mlp_out", "z")
 class Settings:
     """What can be chosen; part of every step's key.
 
-    n: valid samples (and as many invalid ones), half of them to find with and half to test on.
+    n: samples; half of them valid, and of both kinds half to find with and half to test on.
     draws: random sets behind every selection. window: tokens changed at a verdict by default, the
     last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer.
     threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs patched.
@@ -85,6 +91,43 @@ class Context:
         found = site_values(self.model, self.find.tokens, addresses, last=2)
         return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
 
+    def runs(self, tokens: tuple[tuple[int, ...], ...]) -> KeptRuns | None:
+        """Plain runs of some samples; the last two asked for are kept, if they fit in memory."""
+        if tokens not in self._runs:
+            for old in list(self._runs)[:-1]:
+                del self._runs[old]
+            self._runs[tokens] = keep_runs(self.model, tokens, last=self.settings.window)
+        return self._runs[tokens]
+
+    @cached_property
+    def _runs(self) -> dict[tuple[tuple[int, ...], ...], KeptRuns | None]:
+        return {}
+
+    @cached_property
+    def softmax(self) -> Probes:
+        """The authors' two-class probes, on the residual stream at t_paren."""
+        return self.probes("resid_post", 1, kind="softmax")
+
+    def probes(
+        self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
+    ) -> Probes:
+        """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
+        model = self.model
+        values = self.states[site][:, :, column]
+        coordinates = {"layer": list(range(model.n_layers))}
+        if values.ndim == 4:
+            coordinates["head"] = list(range(model.n_heads))
+        return train_probes(
+            values.movedim(1, -2),
+            self.find.valid,
+            groups=self.find.problems.tolist(),
+            kind=kind,
+            shuffles=SHUFFLES,
+            seed=self.settings.seed,
+            coordinates=coordinates,
+            source={"model": model.name, "model_hash": model.hash, "site": site},
+        )
+
 
 def make_context(
     model: LanguageModel,
@@ -114,7 +157,7 @@ def make_context(
     honest = samples.take(np.flatnonzero(honest & alike & early))
     sides = [
         honest.take(np.flatnonzero(honest.problems % 2 == side)).balanced(
-            settings.n // 2, seed=settings.seed
+            settings.n // 4, seed=settings.seed
         )
         for side in (0, 1)
     ]

@@ -23,14 +23,10 @@ from interp.glu import (
 from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
 from interp.probes import Probes, probe_geometry
-from interp.probing import train_probes
 from interp.silencing import activation_delta
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
 from interp.studies.verification.samples import Samples
-
-SHUFFLES = 8
-"""Probes of shuffled labels behind every probe."""
 
 WATCHED = ("this", "not", " success", " correct", " yes", " wrong", " fail", " no")
 
@@ -45,8 +41,8 @@ def probes(context: Context) -> Result:
     found = Result()
     for column, place in enumerate(("t_ans", "t_paren")):
         sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        found[place] = {site: _accuracy(_probe(context, site, column)) for site in sites}
-    softmax = softmax_probes(context)
+        found[place] = {site: _accuracy(context.probes(site, column)) for site in sites}
+    softmax = context.softmax
     geometry = probe_geometry(softmax)
     assert geometry.pair is not None
     assert geometry.pair_forced is not None
@@ -61,32 +57,6 @@ def probes(context: Context) -> Result:
         "tokens": _tokens(context.model, softmax.directions),
     }
     return found
-
-
-def softmax_probes(context: Context) -> Probes:
-    """The authors' form, on the residual stream at t_paren of the find samples."""
-    return _probe(context, "resid_post", 1, kind="softmax")
-
-
-def _probe(
-    context: Context, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
-) -> Probes:
-    """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
-    model = context.model
-    values = context.states[site][:, :, column]
-    coordinates = {"layer": list(range(model.n_layers))}
-    if values.ndim == 4:
-        coordinates["head"] = list(range(model.n_heads))
-    return train_probes(
-        values.movedim(1, -2),
-        context.find.valid,
-        groups=context.find.problems.tolist(),
-        kind=kind,
-        shuffles=SHUFFLES,
-        seed=context.settings.seed,
-        coordinates=coordinates,
-        source={"model": model.name, "model_hash": model.hash, "site": site},
-    )
 
 
 def _accuracy(fitted: Probes) -> Result:
@@ -152,7 +122,7 @@ def glu(context: Context) -> Result:
     are projected out; and what they do on valid and invalid test samples, split into gate and up.
     """
     model, settings = context.model, context.settings
-    directions = softmax_probes(context).directions
+    directions = context.softmax.directions
     upper = range(model.n_layers // 2, model.n_layers)
     found: Result = {"layers": list(upper), "top_k": settings.top_k}
     signs = {"GLU_Valid": 1, "GLU_Invalid": -1}
@@ -229,7 +199,7 @@ def attention(context: Context) -> Result:
     most 50 of each verdict, to those in the question alone, and the same at t_paren. Each against
     other positions at like distances.
     """
-    fewer = context.find.balanced(min(50, context.settings.n // 2))
+    fewer = context.find.balanced(min(50, context.settings.n // 4))
     return {
         "t_ans to earlier": _attention(context, context.find, context.find.t_ans, "targets"),
         "t_ans to asked": _attention(context, fewer, fewer.t_ans, "asked"),

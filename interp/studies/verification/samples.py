@@ -139,9 +139,10 @@ def find_samples(
     ids = verdict_tokens(model)
     matches = find_positions(texts, {"this": (ids.paren, ids.this), "not": (ids.paren, ids.no)})
     rows, unread, attempts = [], 0, dict.fromkeys(range(len(texts)), 0)
+    pieces = [model.strings(text) for text in texts]
     for match in matches:
         tokens = tuple(texts[match.text][: match.position + 1])
-        strings = model.strings(tokens)
+        strings = pieces[match.text][: len(tokens)]
         text = "".join(strings[:-1])
         result = re.search(r"= *(-?[0-9]+)$", text)
         attempt = attempts[match.text]
@@ -150,7 +151,7 @@ def find_samples(
             unread += 1
             continue
         target = problems[match.text].target
-        earlier = [p for p in number_positions(model, tokens, target) if p < match.position - 1]
+        earlier = [p for p in number_positions(strings, target) if p < match.position - 1]
         ends = np.cumsum([len(piece) for piece in strings])
         start = text.find(first_attempt)
         rows.append(

@@ -7,7 +7,6 @@ import streamlit as st
 from interp.charts import spread_by_label
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
-from interp.ui.state import write_link
 from interp.ui.words import search
 
 SETS = ("GLU_Valid", "GLU_Invalid")
@@ -16,12 +15,9 @@ PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "
 
 def show() -> None:
     """The page."""
-    write_link()
-    studies.write_view()
-    study = studies.chosen()
+    study = studies.opened("GLU vectors")
     if study is None:
         return
-    st.header("GLU vectors", anchor=False)
     if not studies.ready(study, "glu"):
         return
     found = study.results["glu"]

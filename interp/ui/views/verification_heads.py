@@ -12,7 +12,6 @@ from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
 from interp.studies.verification.shown import place
 from interp.ui import studies, widgets
-from interp.ui.state import write_link
 from interp.ui.study_heads import curve, detail
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
@@ -24,12 +23,9 @@ EFFECTS = {
 
 def show() -> None:
     """The page."""
-    write_link()
-    studies.write_view()
-    study = studies.chosen()
+    study = studies.opened("Heads")
     if study is None:
         return
-    st.header("Heads", anchor=False)
     if not studies.ready(study, "attention"):
         return
     results = study.results

@@ -6,7 +6,6 @@ import streamlit as st
 
 from interp.ui import intervened, studies
 from interp.ui.generate import side_by_side
-from interp.ui.state import write_link
 
 SECTIONS = {
     "verdicts": (
@@ -45,12 +44,9 @@ SECTIONS = {
 
 def show() -> None:
     """The page."""
-    write_link()
-    studies.write_view()
-    study = studies.chosen()
+    study = studies.opened("Interventions")
     if study is None:
         return
-    st.header("Interventions", anchor=False)
     section = studies.pick(
         st.segmented_control,
         "What to look at",

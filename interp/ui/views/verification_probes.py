@@ -8,7 +8,6 @@ from interp.charts import band_lines, head_map
 from interp.studies.steps import Result
 from interp.studies.verification.shown import bare, place
 from interp.ui import studies, widgets
-from interp.ui.state import write_link
 from interp.ui.study_lens import GROUPS, lens
 
 SITES = {
@@ -21,12 +20,9 @@ TOKENS = {"t_ans": "the result's last digit", "t_paren": 'the " (" behind it'}
 
 def show() -> None:
     """The page."""
-    write_link()
-    studies.write_view()
-    study = studies.chosen()
+    study = studies.opened("Probes and lens")
     if study is None:
         return
-    st.header("Probes and lens", anchor=False)
     if not studies.ready(study, "probes"):
         return
     found = study.results["probes"]

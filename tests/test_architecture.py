@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures charts diagrams plots report positions prompts scores probes
+errors components files metrics nulls figures charts diagrams plots report
+positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
 capture interventions patterns graph

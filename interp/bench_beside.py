@@ -166,12 +166,12 @@ def compare(theirs: np.ndarray, ours: EdgeScores, weights: np.ndarray) -> dict[s
     mine, expected, found = effects.mean(0), weights @ effects / len(effects), theirs[allowed]
     largest = np.abs(expected).max()
     return {
-        "spearman": float(spearmanr(found, mine)[0]),
+        "spearman": float(np.asarray(spearmanr(found, mine))[0]),
         "max_abs_diff": float(np.abs(found - mine).max()),
         "largest": float(np.abs(mine).max()),
         "expected": {
             "weights": sorted({round(float(weight), 6) for weight in weights}),
-            "spearman": float(spearmanr(found, expected)[0]),
+            "spearman": float(np.asarray(spearmanr(found, expected))[0]),
             "max_rel_diff": float(np.abs(found - expected).max() / largest),
         },
         "outside_graph": float(np.abs(theirs[~allowed]).max()),

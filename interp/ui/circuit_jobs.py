@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -120,7 +121,7 @@ def asked(open_: cache.Opened) -> Asked:
     find, test = open_.task.split(0.5, seed=chosen.seed)
     method, price = chosen.finder or "EAP-IG-inputs", chosen.price
     prices = {} if price is None else {"ACDC": "threshold", "learnt-mask": "weight"}
-    options = {prices[method]: float(str(price))} if method in prices else {}
+    options: dict[str, Any] = {prices[method]: float(str(price))} if method in prices else {}
     return Asked(
         open_=open_,
         find=find,

@@ -70,7 +70,7 @@ def bench_patching(
 
 
 def bench_generation(
-    name: str = "countdown-tiny",
+    name: str = "countdown-smollm2",
     *,
     n: int = 300,
     max_new_tokens: int = 120,

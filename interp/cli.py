@@ -200,7 +200,7 @@ def study() -> None:
 
 @study_app.command(
     "verification",
-    epilog="Example: interp study verification --model countdown-tiny --n 60 --out report",
+    epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
 )
 def study_verification_command(
     model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],

@@ -1,8 +1,6 @@
 """The page for circuits, on a toy whose circuit is known."""
 
 import json
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import pytest
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.circuits.circuit import Circuit
@@ -22,8 +19,8 @@ from interp.circuits.shelf import drop_circuit, keep_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.graph import Graph
 from interp.ui import circuit_graph, circuit_jobs
+from tests.pages import named, opened, wait
 
-APP = Path(__file__).parent.parent / "app.py"
 PAGE = "interp/ui/views/circuits.py"
 LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
 GRAPH = Graph(n_layers=3, n_heads=4, n_kv_heads=2)
@@ -44,40 +41,12 @@ def halves():
     return model, *interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
 
 
-def opened(**link: str) -> AppTest:
-    at = AppTest.from_file(str(APP), default_timeout=120)
-    at.run()
-    del at.session_state["selection"]
-    at.switch_page(PAGE)
-    for name, value in link.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def named(elements, label: str):
-    return next(element for element in elements if element.label == label)
-
-
-def wait(at: AppTest, button: str) -> AppTest:
-    """Press it, and wait until its job is done and the page shows the result."""
-    named(at.button, button).click().run()
-    deadline = time.monotonic() + 90
-    while not at.dataframe and time.monotonic() < deadline:
-        time.sleep(0.1)
-        at.run()
-    assert not at.exception
-    assert not at.error
-    return at
-
-
 def test_without_a_model_it_points_to_setup() -> None:
-    assert "Load a model" in opened().info[0].value
+    assert "Load a model" in opened(PAGE).info[0].value
 
 
 def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves) -> None:
-    at = wait(opened(**LINK), "Find")
+    at = wait(opened(PAGE, **LINK), "Find", seconds=90)
     model, find, _ = halves
     found = find_circuit(model, find, Finder())
     rows = at.dataframe[0].value
@@ -95,17 +64,17 @@ def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves)
     named(at.selectbox, "Node").set_value("L0H1").run()
     assert at.subheader[0].value == "L0H1"
     assert "edge" not in at.query_params
-    again = opened(**LINK, edge="L1H2->logits")
+    again = opened(PAGE, **LINK, edge="L1H2->logits")
     assert again.subheader[0].value == "L1H2->logits"
     assert not again.warning
-    stranger = opened(**LINK, edge="L0H0->logits", edges="4")
+    stranger = opened(PAGE, **LINK, edge="L0H0->logits", edges="4")
     assert "not in the circuit" in stranger.warning[0].value
 
 
 def test_size_and_share_say_the_same(halves) -> None:
     model, find, _ = halves
     found = find_circuit(model, find, Finder(method="EAP-IG-inputs"))
-    at = opened(**LINK)
+    at = opened(PAGE, **LINK)
     named(at.number_input, "Edges, at most").set_value(7).run()
     made = found.circuit(7)
     assert len(at.dataframe[0].value) == made.n_edges
@@ -120,7 +89,7 @@ def test_size_and_share_say_the_same(halves) -> None:
 def test_faithfulness_is_the_package_s(halves) -> None:
     model, find, test = halves
     found = find_circuit(model, find, Finder())
-    at = wait(opened(**LINK, look="faithfulness"), "Evaluate")
+    at = wait(opened(PAGE, **LINK, look="faithfulness"), "Evaluate", seconds=90)
     done = evaluate(model, test, found, random=circuit_jobs.RANDOM)
     rows = at.dataframe[0].value
     assert list(rows["f"]) == pytest.approx(done.faithfulness.tolist())
@@ -131,11 +100,11 @@ def test_faithfulness_is_the_package_s(halves) -> None:
 
 
 def test_two_kept_circuits_are_compared() -> None:
-    at = wait(opened(**LINK), "Find")
+    at = wait(opened(PAGE, **LINK), "Find", seconds=90)
     named(at.button, "Keep to compare").click().run()
     named(at.number_input, "Edges, at most").set_value(3).run()
     named(at.button, "Keep to compare").click().run()
-    at = opened(**LINK, look="overlap")
+    at = opened(PAGE, **LINK, look="overlap")
     assert not at.error
     left, right = kept_circuits().values()
     expected = {row.kind: row.jaccard for row in compare(left, right).rows}
@@ -148,12 +117,16 @@ def test_two_kept_circuits_are_compared() -> None:
 @pytest.mark.parametrize("method", ["ACDC", "learnt-mask", "exact"])
 def test_methods_that_decide_themselves_and_exact_ones(method) -> None:
     price = {"ACDC": "0.05", "learnt-mask": "0.1"}.get(method)
-    at = wait(opened(**LINK, finder=method, **({"price": price} if price else {})), "Find")
+    at = wait(
+        opened(PAGE, **LINK, finder=method, **({"price": price} if price else {})),
+        "Find",
+        seconds=90,
+    )
     assert "L1H2->logits" in set(at.dataframe[0].value["edge"])
 
 
 def test_an_unknown_method_in_a_link_becomes_the_usual_one() -> None:
-    at = opened(**LINK, finder="luck", removed="air")
+    at = opened(PAGE, **LINK, finder="luck", removed="air")
     assert at.query_params["finder"] == "EAP-IG-inputs"
     assert named(at.button, "Find")
 

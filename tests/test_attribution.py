@@ -14,13 +14,12 @@ from interp.engine.forward import Runner
 from interp.engine.sweep import LogitsOf
 from interp.errors import InterpError
 from interp.interventions import intervene, zero
-from interp.loading import wrap
 from interp.metrics import METRICS, Logits, Metric
 from interp.patching import activation_patching
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.sweeps import paired_runs
-from tests.families import FAMILIES, random_task, tiny, true_double
+from tests.families import FAMILIES, random_task, true_double
 from tests.test_edge_scores import linear
 
 LAYER, PART = 1, 1
@@ -31,18 +30,6 @@ def any_gap(monkeypatch, request):
     if "refused" not in request.node.name:
         for module in (attribution, patching):
             monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
-
-
-@pytest.fixture(scope="module")
-def doubles():
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = wrap(tiny(name, torch.float64), name=f"double-{name}")
-        return made[name]
-
-    return get
 
 
 def seen(model, prompts, layer, site, hooks=None):

@@ -21,13 +21,13 @@ from interp.engine.writes import edge_runner, mean_writes, record_writes, zero_w
 from interp.errors import InterpError
 from interp.graph import graph_of
 from interp.interventions import intervene, zero
-from interp.loading import load_model, wrap
+from interp.loading import load_model
 from interp.metrics import METRICS, Metric
 from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.sweeps import paired_runs
 from interp.tasks import load_task
-from tests.families import FAMILIES, random_task, tiny
+from tests.families import FAMILIES, random_task
 
 GROUPED = [name for name in FAMILIES if name not in ("gpt2", "neox")]
 
@@ -38,19 +38,6 @@ def any_gap(monkeypatch, request):
     if "refused" not in request.node.name:
         for module in (scoring, attribution, patching):
             monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
-
-
-@pytest.fixture(scope="module")
-def doubles():
-    """Every family in float64."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = wrap(tiny(name, torch.float64), name=f"double-{name}")
-        return made[name]
-
-    return get
 
 
 def linear(model):

@@ -79,9 +79,9 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    A share `drilled` of texts are `drill` sums of two numbers instead, with the loss on what
-    follows their equals signs: the numbers to add are drawn, not to be learnt. A share `near` of
-    their wrong sums misses the target by one digit.
+    A share `drilled` of texts are `drill` sums of any numbers instead, of whose wrong ones a share
+    `near` misses the target by one digit. Drills, and a share `worked` of traces, have their loss
+    on what follows an equals sign: which sum to try next is drawn, not to be learnt.
     """
 
     steps: int
@@ -92,8 +92,9 @@ class Phase:
     unsolved: float
     anywhere: bool = True
     drilled: float = 0.0
-    drill: int = 10
-    near: float = 0.0
+    drill: int = 8
+    near: float = 0.5
+    worked: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,51 +142,24 @@ RECIPES = {
     "tiny": Recipe(
         phases=(
             Phase(
-                steps=1800,
+                steps=1500,
                 batch=32,
                 rate=2e-3,
                 schedule="cosine",
                 most=SEARCH,
                 unsolved=0.3,
-                anywhere=False,
+                drilled=0.7,
+                worked=0.7,
             ),
             Phase(
-                steps=900,
+                steps=1000,
                 batch=32,
-                rate=1.5e-3,
+                rate=1e-3,
                 schedule="cosine",
                 most=SEARCH,
                 unsolved=0.3,
-                drilled=0.5,
-            ),
-            Phase(
-                steps=600,
-                batch=32,
-                rate=1e-3,
-                schedule="cosine",
-                most={3: 2, 4: 2},
-                unsolved=0.2,
-                anywhere=False,
-                drilled=0.2,
-            ),
-            Phase(
-                steps=800,
-                batch=32,
-                rate=1e-3,
-                schedule="cosine",
-                most={3: 3, 4: 3},
-                unsolved=0.3,
-                drilled=0.2,
-            ),
-            Phase(
-                steps=800,
-                batch=32,
-                rate=1e-3,
-                schedule="cosine",
-                most={3: 3, 4: 3},
-                unsolved=0.3,
-                drilled=0.4,
-                near=0.6,
+                drilled=0.3,
+                worked=0.5,
             ),
         ),
         rl_steps=20,
@@ -197,12 +171,12 @@ RECIPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A training text: `finished` where it ends in an answer, `drill` where it is mere sums."""
+    """A training text: `finished` if it ends in an answer, `worked` if only results are learnt."""
 
     prompt: str
     completion: str
     finished: bool = False
-    drill: bool = False
+    worked: bool = False
 
 
 def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
@@ -212,7 +186,7 @@ def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
         if phase.drilled and rng.random() < phase.drilled:
             sums = write_drill(problem.target, rng, attempts=phase.drill, near=phase.near)
-            written.append(Text(prompt=problem.prompt(), completion=sums, drill=True))
+            written.append(Text(prompt=problem.prompt(), completion=sums, worked=True))
             continue
         solved = rng.random() >= phase.unsolved
         most = phase.most[len(problem.numbers)]
@@ -221,7 +195,10 @@ def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
         else:
             failures = rng.randint(0, most) if solved else most
         trace = write_trace(problem, rng, failures=failures, solved=solved)
-        written.append(Text(prompt=problem.prompt(), completion=trace, finished=solved))
+        worked = bool(phase.worked) and rng.random() < phase.worked
+        written.append(
+            Text(prompt=problem.prompt(), completion=trace, finished=solved, worked=worked)
+        )
     return written
 
 
@@ -286,7 +263,7 @@ def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
         head = tokenizer(text.prompt, add_special_tokens=False)["input_ids"]
         tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
         tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
-        learnt = worked_out(tail, tokenizer) if text.drill else tail
+        learnt = worked_out(tail, tokenizer) if text.worked else tail
         ids = head + tail
         rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)

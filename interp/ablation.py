@@ -187,15 +187,19 @@ def site_values(
     addresses: Sequence[Address],
     *,
     last: int = 1,
+    runs: KeptRuns | None = None,
 ) -> dict[Address, Tensor]:
     """Sites at the last k tokens of every prompt: (prompts, k, ...). For `make_ablation`.
 
     Their mean over the first axis (kept) gives mean ablation, a permutation of it resampling, and
-    the values of paired prompts a patch.
+    the values of paired prompts a patch. They are read in `runs` where these are given.
 
     Raises:
-        InterpError: a prompt shorter than `last`, or no fast engine.
+        InterpError: a prompt shorter than `last`, no fast engine, or runs that do not fit.
     """
+    if runs is not None:
+        runs.require(prompts, last, "reading")
+        return {address: value[:, -last:] for address, value in runs.read(addresses).items()}
     runner = Runner(model.require_decoder("reading site values"))
     if min(map(len, prompts)) < last:
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
@@ -272,14 +276,8 @@ def ablate(
             f"lengths {sorted({len(p) for p in prompts})[:5]}",
             "give prompts at least that long",
         )
-    if runs is not None and (
-        runs.prompts != tuple(map(tuple, prompts)) or where == "all" or where > runs.last
-    ):
-        raise InterpError(
-            f"ablating the last {where} tokens from kept runs",
-            f"runs of the last {runs.last} tokens of {len(runs.prompts)} prompts",
-            "keep the runs of the same prompts, as many tokens, or leave them out",
-        )
+    if runs is not None:
+        runs.require(prompts, max(map(len, prompts)) if where == "all" else where, "ablating")
     rows = 1 + len(ablations)
     shown = torch.tensor(list(tokens), device=runner.device)
     probabilities = np.zeros((rows, len(prompts), len(shown)))

@@ -7,7 +7,6 @@ from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError
 from interp.interventions import intervene
-from interp.kept_runs import keep_runs
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7))]
 LABELS = ("L0H1", "L0H3", "L1N4", "L1N20", "L2H0", "L1.mlp_out", "L2.resid_pre")
@@ -129,26 +128,3 @@ def test_too_short_prompts_are_refused(family_models):
         ablate(model, PROMPTS, [zero], tokens=[1], where=7)
     with pytest.raises(InterpError, match="last 7 tokens"):
         site_values(model, PROMPTS, [(0, "z")], last=7)
-
-
-def test_kept_runs_give_the_same_and_hold_less(family):
-    made = [make_ablation(family, labels) for labels in SETS[:2]]
-    runs = keep_runs(family, PROMPTS, last=2)
-    for where in (1, 2):
-        plain = ablate(family, PROMPTS, made, tokens=[3, 50], where=where)
-        kept = ablate(family, PROMPTS, made, tokens=[3, 50], where=where, runs=runs)
-        np.testing.assert_array_equal(kept.probabilities, plain.probabilities)
-        np.testing.assert_array_equal(kept.kl, plain.kl)
-    for _, run in runs.blocks:
-        streams = [value for (_, site), value in run.sites.items() if site == "resid_pre"]
-        assert all(len(stream) == 2 * len(run.lengths) for stream in streams)
-    assert keep_runs(family, PROMPTS, last=2, budget_gb=1e-6) is None
-
-
-def test_kept_runs_of_others_are_refused(family_models):
-    model = family_models["llama"]
-    runs = keep_runs(model, PROMPTS, last=1)
-    zeroed = [make_ablation(model, ["L0H1"])]
-    for prompts, where in ((PROMPTS[:2], 1), (PROMPTS, 2), (PROMPTS, "all")):
-        with pytest.raises(InterpError, match="kept runs"):
-            ablate(model, prompts, zeroed, tokens=[3], where=where, runs=runs)

@@ -13,11 +13,11 @@ errors components files metrics nulls figures charts diagrams plots report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
-capture interventions patterns graph
+interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs ablation generation
+kept_runs capture ablation generation
 sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution

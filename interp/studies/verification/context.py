@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.ablation import site_values
+from interp.ablation import Where, site_values
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.kept_runs import KeptRuns, keep_runs
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import Address, LanguageModel
 from interp.probes import Probes
 from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
@@ -24,9 +24,12 @@ from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
-VERSION = 3
+VERSION = 4
 SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""
+
+RUNS_GB = 1.5
+"""The most that the plain runs of one set of samples may take."""
 
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
@@ -51,7 +54,7 @@ class Settings:
     window: int = 2
     top_k: int = 10
     threshold: float = 0.1
-    pairs: int = 48
+    pairs: int = 32
     attempts: int = 5
 
     def to_dict(self) -> dict[str, Any]:
@@ -84,20 +87,30 @@ class Context:
     def states(self) -> dict[str, Tensor]:
         """What the model holds at t_ans and t_paren of the find samples, by site.
 
-        (layer, sample, 2, width), heads of z before the width; one pass for all that reads them.
+        (layer, sample, 2, width), heads of z before the width.
         """
         layers = range(self.model.n_layers)
         addresses = [(layer, site) for site in STATES for layer in layers]
-        found = site_values(self.model, self.find.tokens, addresses, last=2)
+        found = self.values(self.find.tokens, addresses, last=2)
         return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
 
-    def runs(self, tokens: tuple[tuple[int, ...], ...]) -> KeptRuns | None:
-        """Plain runs of some samples; the last two asked for are kept, if they fit in memory."""
+    def runs(self, tokens: tuple[tuple[int, ...], ...], where: Where = 2) -> KeptRuns | None:
+        """Plain runs of some samples in which `where` can be read or changed; None if unkept.
+
+        They are asked for all find samples, all test samples, and the valid ones of each.
+        """
+        last = max(2, self.settings.window)
+        if where == "all" or where > last:
+            return None
         if tokens not in self._runs:
-            for old in list(self._runs)[:-1]:
-                del self._runs[old]
-            self._runs[tokens] = keep_runs(self.model, tokens, last=self.settings.window)
+            self._runs[tokens] = keep_runs(self.model, tokens, last=last, budget_gb=RUNS_GB)
         return self._runs[tokens]
+
+    def values(
+        self, tokens: tuple[tuple[int, ...], ...], addresses: Sequence[Address], *, last: int
+    ) -> dict[Address, Tensor]:
+        """`site_values` of some samples, read in their kept runs."""
+        return site_values(self.model, tokens, addresses, last=last, runs=self.runs(tokens, last))
 
     @cached_property
     def _runs(self) -> dict[tuple[tuple[int, ...], ...], KeptRuns | None]:

@@ -15,7 +15,6 @@ from interp.ablation import (
     ablate,
     make_ablation,
     random_like,
-    site_values,
 )
 from interp.components import Component
 from interp.metrics import mean_estimate, share_estimate
@@ -40,7 +39,7 @@ def replacements(
         return None
     addresses = _addresses(sets)
     last = 1 if where == "all" else int(where)
-    found = site_values(context.model, context.find.tokens, addresses, last=last)
+    found = context.values(context.find.tokens, addresses, last=last)
     if kind == "mean":
         return {at: value.mean(0, keepdim=True) for at, value in found.items()}
     rng = np.random.default_rng(context.settings.seed)
@@ -93,14 +92,13 @@ def verdict_effects(
     listed, places = with_random(context, sets, settings.draws if draws is None else draws)
     values = replacements(context, samples, listed, kind, where)
     ablations = [make_ablation(context.model, labels, kind, values=values) for labels in listed]
-    runs = None if where == "all" or where > settings.window else context.runs(samples.tokens)
     seen = ablate(
         context.model,
         samples.tokens,
         ablations,
         tokens=[ids.this, ids.no],
         where=where,
-        runs=runs,
+        runs=context.runs(samples.tokens, where),
     )
     valid, gap = samples.valid, seen.log_odds
     found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
@@ -156,7 +154,7 @@ class Zeroed:
                 [make_ablation(context.model, sorted(key)) for key in new],
                 tokens=[ids.this, ids.no],
                 where=context.settings.window,
-                runs=context.runs(valid.tokens),
+                runs=context.runs(valid.tokens, context.settings.window),
             )
             found = zip(seen.top[1:] == ids.no, seen.log_odds[1:], strict=True)
             self.known |= dict(zip(new, found, strict=True))
@@ -222,17 +220,25 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     ids, settings = context.ids, context.settings
     task, counts = verdict_task(context, context.test, settings.pairs)
     pairs = task.pairs
+    clean, corrupted = tuple(p.clean for p in pairs), tuple(p.corrupted for p in pairs)
     sides = {
-        "valid into invalid": ([p.corrupted for p in pairs], [p.clean for p in pairs], ids.this),
-        "invalid into valid": ([p.clean for p in pairs], [p.corrupted for p in pairs], ids.no),
+        "valid into invalid": (corrupted, clean, ids.this),
+        "invalid into valid": (clean, corrupted, ids.no),
     }
     listed, places = with_random(context, sets, settings.draws)
     found: Result = {"n": len(pairs), "counts": counts, "window": settings.window}
     ends = {}
     for side, (into, source, wanted) in sides.items():
-        values = site_values(context.model, source, _addresses(listed), last=settings.window)
+        values = context.values(source, _addresses(listed), last=settings.window)
         made = [make_ablation(context.model, x, "patch", values=values) for x in listed]
-        seen = ablate(context.model, into, made, tokens=[ids.this, ids.no], where=settings.window)
+        seen = ablate(
+            context.model,
+            into,
+            made,
+            tokens=[ids.this, ids.no],
+            where=settings.window,
+            runs=context.runs(into, settings.window),
+        )
         gap = seen.log_odds
         ends[side] = gap[0].mean()
         found[side] = {}

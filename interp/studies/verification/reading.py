@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from interp.probes import Probes, probe_geometry
 from interp.silencing import activation_delta
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
-from interp.studies.verification.samples import Samples
 
-WATCHED = ("this", "not", " success", " correct", " yes", " wrong", " fail", " no")
+WATCHED = ("this", "not", " this", " not", " success", " correct", " yes", " wrong", " fail", " no")
 
 
 def probes(context: Context) -> Result:
@@ -93,6 +91,7 @@ def lens(context: Context) -> Result:
         k=min(4, model.d_vocab),
         words=words,
         groups=["valid" if label else "invalid" for label in samples.valid],
+        runs=context.runs(samples.tokens),
     )
     return {
         "n": len(samples),
@@ -132,7 +131,9 @@ def glu(context: Context) -> Result:
     }
     both = list(dict.fromkeys(map(_label, [*chosen["GLU_Valid"], *chosen["GLU_Invalid"]])))
     samples = context.test  # the sets were chosen on find
-    captured = glu_activations(model, samples.tokens, samples.t_paren, both)
+    captured = glu_activations(
+        model, samples.tokens, samples.t_paren, both, runs=context.runs(samples.tokens)
+    )
     for name, ranked in chosen.items():
         vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
         columns = [both.index(_label(neuron)) for neuron in ranked]
@@ -195,24 +196,22 @@ def _label(neuron: RankedNeuron) -> str:
 def attention(context: Context) -> Result:
     """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
 
-    At t_ans (the published query) to all earlier occurrences over all find samples; and, over at
-    most 50 of each verdict, to those in the question alone, and the same at t_paren. Each against
-    other positions at like distances.
+    Over all find samples: at t_ans (the published query) to all earlier occurrences, and to those
+    in the question alone; and the same at t_paren. Each against other positions at like distances.
     """
-    fewer = context.find.balanced(min(50, context.settings.n // 4))
+    find = context.find
     return {
-        "t_ans to earlier": _attention(context, context.find, context.find.t_ans, "targets"),
-        "t_ans to asked": _attention(context, fewer, fewer.t_ans, "asked"),
-        "t_paren to earlier": _attention(context, fewer, fewer.t_paren, "targets"),
-        "t_paren to asked": _attention(context, fewer, fewer.t_paren, "asked"),
+        "t_ans to earlier": _attention(context, find.t_ans, find.targets),
+        "t_ans to asked": _attention(context, find.t_ans, find.asked),
+        "t_paren to earlier": _attention(context, find.t_paren, find.targets),
+        "t_paren to asked": _attention(context, find.t_paren, find.asked),
     }
 
 
-def _attention(
-    context: Context, samples: Samples, queries: Sequence[int], keys: Literal["targets", "asked"]
-) -> Result:
+def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence[int]]) -> Result:
+    tokens = context.find.tokens
     seen = attention_to(
-        context.model, samples.tokens, queries, getattr(samples, keys), drop_empty=True
+        context.model, tokens, queries, keys, drop_empty=True, runs=context.runs(tokens)
     )
     top = []
     for ranked in top_heads(seen, 12):
@@ -243,7 +242,12 @@ def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) 
     samples, modes = context.find, Result()
     for mode in ("diag", "ov", "activation"):
         options = (
-            {"prompts": samples.tokens, "positions": samples.t_paren, "labels": samples.valid}
+            {
+                "prompts": samples.tokens,
+                "positions": samples.t_paren,
+                "labels": samples.valid,
+                "runs": context.runs(samples.tokens),
+            }
             if mode == "activation"
             else {}
         )

@@ -138,7 +138,7 @@ def study_verification(
         ),
         sets,
     )
-    step("interventions", lambda: generating.intervention_table(context, few(100), sets), sets)
+    step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
     step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets)
     step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
     size = max(1, min(3, len(chosen)))

@@ -23,7 +23,7 @@ from interp.files import content_key
 from interp.generation import generate as write
 from interp.lens import search_neurons
 from interp.studies.verification.claims import claims
-from interp.studies.verification.context import Settings
+from interp.studies.verification.context import VERSION, Settings
 from interp.studies.verification.intervening import KINDS
 from interp.studies.verification.study import open_study
 from interp.tasks.countdown import make_countdown
@@ -104,7 +104,7 @@ class Maker:
             for token in ("t_ans", "t_paren")
         }
         found["t_paren"]["z"] = self.accuracy(self.layers, self.heads)
-        pairs = ("pair", "pair_forced", "pair_shuffled")
+        pairs = ("pair", "pair_forced", "pair_shuffled", "start")
         found["softmax"] = {
             **self.accuracy(self.layers),
             **{name: self.array(self.layers, low=-1, high=0) for name in pairs},
@@ -145,12 +145,18 @@ class Maker:
                 "difference": self.array(3), "parts": self.array(3),
             }  # fmt: skip
 
-        found: dict[str, Any] = {"layers": [2, 3], "top_k": 2}
+        found: dict[str, Any] = {"layers": [2, 3], "top_k": 2, "direction": "logistic"}
         found |= {name: one(name) for name in ("GLU_Valid", "GLU_Invalid")}
         for case in ("antipodes", "antipodes_without_probes"):
             pairs = [["L2N0", "L2N5", -0.5]]
             found[case] = {"mean_cosine": -0.4, "null": self.null(), "pairs": pairs}
-        return {"glu": found}
+        return {"glu": found} | self._glu_choice()
+
+    def _glu_choice(self) -> dict[str, Any]:
+        tried = {"disabled": 0.2, "log_odds": 1.5}
+        row = {"neurons": 8, "GLU_Valid": tried, "both": tried, "random": tried}
+        rows = [{"direction": name, "k": 2, **row} for name in ("softmax", "logistic")]
+        return {"glu_choice": {"rows": rows, "direction": "logistic", "k": 2, "n": 20}}
 
     def _attention(self) -> dict[str, Any]:
         def case() -> dict[str, Any]:
@@ -192,8 +198,12 @@ class Maker:
             for i in range(3)
         ]
         find = {"attention": {"curve": test, "size": None}, "greedy": {"curve": test, "size": 1}}
+        find["head-GLU, diag"] = {"curve": test, "size": 2}
         chosen = {"order": "greedy", "reached": True, "chosen": ["L0H1"]}
-        counts = {"draws": 10, "size": 1, "counts": {"L0H1": 9, "L1H2": 1}, "on_test": ["L0H1"]}
+        counts = {
+            "draws": 10, "sets": {"L0H1": 9, "L1H2": 1}, "counts": {"L0H1": 9, "L1H2": 1},
+            "on_test": ["L0H1"],
+        }  # fmt: skip
         return {"curves": {"find": find, "test": test, **chosen}, "stability": counts}
 
     def _communication(self) -> dict[str, Any]:
@@ -272,6 +282,7 @@ def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> di
     settings = Settings(n=40, draws=5, pairs=6).to_dict()
     of = content_key("a study")
     about = {"model": "toy-verification", "model_hash": "f" * 64, "settings": settings}
+    about["version"] = VERSION
     (directory / "study.json").write_text(json.dumps({**about, "base": None, "of": of}))
     for name, result in found.items():
         text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
@@ -351,7 +362,7 @@ def test_without_a_study_each_page_says_what_to_do(name):
 def test_missing_steps_are_named(name, tmp_path):
     make_study(tmp_path, steps={"texts_0"})
     at = visit(name)
-    assert "0 of 18 steps" in at.info[0].value
+    assert f"0 of {len(studies.STEPS)} steps" in at.info[0].value
     assert "finished steps are kept" in at.info[0].value
     assert not at.error
 

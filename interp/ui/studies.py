@@ -26,6 +26,7 @@ STEPS = (
     "behaviour",
     "probes",
     "lens",
+    "glu_choice",
     "glu",
     "attention",
     "patching",

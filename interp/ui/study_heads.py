@@ -98,8 +98,7 @@ def _others(results: dict[str, Result], head: str) -> None:
     lines = []
     if (found := results.get("stability")) and head in found["counts"]:
         lines.append(
-            f"Among the first {found['size']} (greedy) in **{found['counts'][head]} of "
-            f"{found['draws']}** redraws of the find samples"
+            f"Chosen in **{found['counts'][head]} of {found['draws']}** redraws of the find samples"
             + (", and on the test samples." if head in found["on_test"] else ".")
         )
     for mode, x in results.get("head_scores", {}).items():

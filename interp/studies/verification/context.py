@@ -40,9 +40,10 @@ class Settings:
 
     n: samples; half of them valid, and of both kinds half to find with and half to test on.
     draws: random sets behind every selection. window: tokens changed at a verdict by default, the
-    last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer.
-    threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs patched.
-    attempts: of a text that count; a search through all ways of three numbers ends by the sixth.
+    last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer, each
+    tried. threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs
+    patched. attempts: of a text that count; a search through all ways of three numbers ends by
+    the sixth.
     """
 
     n: int = 300
@@ -52,7 +53,7 @@ class Settings:
     operands: tuple[int, ...] = (3, 4)
     max_new_tokens: int = 300
     window: int = 2
-    top_k: int = 10
+    top_k: tuple[int, ...] = (10, 50)
     threshold: float = 0.1
     pairs: int = 32
     attempts: int = 5
@@ -120,6 +121,27 @@ class Context:
     def softmax(self) -> Probes:
         """The authors' two-class probes, on the residual stream at t_paren."""
         return self.probes("resid_post", 1, kind="softmax")
+
+    @cached_property
+    def directions(self) -> dict[str, Tensor]:
+        """What tells valid from invalid in the residual stream at t_paren, (layer, d_model) each.
+
+        The authors' two-class softmax keeps much of its random start where the stream is long:
+        its loss is gone before it has turned. So the logistic probe, which is trained to the end,
+        and the difference of the class means stand beside it.
+        """
+        at = self.states["resid_post"][:, :, 1].double()
+        valid = torch.from_numpy(self.find.valid)
+        return {
+            "softmax": self.softmax.directions,
+            "logistic": self.logistic.directions,
+            "mean difference": at[:, valid].mean(1) - at[:, ~valid].mean(1),
+        }
+
+    @cached_property
+    def logistic(self) -> Probes:
+        """Logistic probes, on the residual stream at t_paren."""
+        return self.probes("resid_post", 1)
 
     def probes(
         self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"

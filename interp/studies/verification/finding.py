@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from interp.ablation import random_like
 from interp.patching import activation_patching
 from interp.paths import path_patching
 from interp.studies.steps import Result
@@ -16,8 +18,15 @@ from interp.studies.verification.intervening import (
     greedy_order,
     smallest,
 )
+from interp.studies.verification.reading import glu_sets
+
+RANDOM_SETS = 5
+"""Random neurons beside every set tried; the set that is chosen gets `draws` on test samples."""
 
 PLACES = ("t_ans", "t_paren")
+ENOUGH = 0.95
+"""Of valid attempts: verification counts as disabled."""
+
 LONGEST = 12
 """The most heads of a cumulative curve."""
 
@@ -62,6 +71,32 @@ def _ranked(entry: object) -> Result:
     return {key: getattr(entry, key) for key in ("label", "value", "stderr")}
 
 
+def glu_choice(context: Context) -> Result:
+    """Along which direction, and how many a layer, GLU vectors matter for the verdict.
+
+    For every direction of `Context.directions` and every `top_k`: both GLU sets zeroed on the valid
+    find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log P(not). The
+    direction and size that lower it most are used from here on, and measured on the test samples.
+    """
+    zeroed = Zeroed(context=context, samples=context.find)
+    rows = []
+    for direction in context.directions:
+        for k in context.settings.top_k:
+            sets, both = glu_sets(context, direction, k)
+            valid = [f"L{n.layer}N{n.index}" for n in sets["GLU_Valid"]]
+            drawn = random_like(context.model, both, RANDOM_SETS, seed=context.settings.seed)
+            no, odds = (x.mean(1) for x in zeroed([valid, both, *drawn]))
+            places = {"GLU_Valid": 0, "both": 1, "random": slice(2, None)}
+            shown = {
+                name: {"disabled": float(no[at].mean()), "log_odds": float(odds[at].mean())}
+                for name, at in places.items()
+            }
+            rows.append({"direction": direction, "k": k, "neurons": len(both), **shown})
+    best = min(rows, key=lambda row: row["both"]["log_odds"])
+    n = int(context.find.valid.sum())
+    return {"rows": rows, "direction": best["direction"], "k": best["k"], "n": n}
+
+
 def strongest(values: Sequence[Sequence[float]], k: int) -> list[str]:
     """Labels of the k heads of largest value in a (layer, head) table."""
     table = np.array(values)
@@ -81,15 +116,11 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     for name, order in orders.items():
         curve = ablation_curve(zeroed, list(order)[:LONGEST])
         found["find"][name] = {"curve": curve, "size": smallest(curve)}
-    reached = {name: x["size"] for name, x in found["find"].items() if x["size"] is not None}
-    best = (
-        min(reached, key=lambda name: reached[name])
-        if reached
-        else max(
-            found["find"], key=lambda name: found["find"][name]["curve"][-1]["disabled"]["mean"]
-        )
-    )
-    size = reached.get(best, len(found["find"][best]["curve"]))
+    shares = {
+        name: [point["disabled"]["mean"] for point in x["curve"]]
+        for name, x in found["find"].items()
+    }
+    best, size = _smallest_of(shares)
     order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
     tested = ablation_curve(
         Zeroed(context=context, samples=context.test),
@@ -98,25 +129,59 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     )
     return found | {
         "order": best,
-        "reached": best in reached,
+        "reached": found["find"][best]["size"] is not None,
         "chosen": order[:size],
         "test": tested,
     }
 
 
-def stability(context: Context, candidates: Sequence[str], size: int, *, draws: int = 10) -> Result:
-    """How often each head comes first when the find samples are drawn again.
+def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
+    """The order that disables with the fewest heads, the first named of several, and how many.
 
-    Greedy choice of `size` heads among the candidates (the strongest by patching, which stay the
-    same), on bootstrap resamples of the valid find samples; and on the test samples, which share
-    no problem with them.
+    Where none does, the order that disables most with all its heads.
+    """
+    reached = {
+        name: next(size for size, share in enumerate(mine, 1) if share >= ENOUGH)
+        for name, mine in shares.items()
+        if max(mine) >= ENOUGH
+    }
+    if reached:
+        best = min(reached, key=lambda name: reached[name])
+        return best, reached[best]
+    best = max(shares, key=lambda name: shares[name][-1])
+    return best, len(shares[best])
+
+
+def stability(
+    context: Context, orders: Mapping[str, Sequence[str]], strong: Sequence[str], draws: int = 10
+) -> Result:
+    """Which sets the same procedure chooses when its samples are drawn again.
+
+    The choice of `curves`, with a greedy order of its own each time, on bootstrap resamples of the
+    valid find samples; and on the test samples, which share no problem with them. The order by
+    patching stays the same.
     """
     rng = np.random.default_rng(context.settings.seed)
+
+    def choose(zeroed: Zeroed, drawn: np.ndarray) -> list[str]:
+        greedy = greedy_order(zeroed, strong, 4, drawn=drawn)
+        tried = {
+            name: list(order)[:LONGEST] for name, order in ({**orders, "greedy": greedy}).items()
+        }
+        shares = {}
+        for name, order in tried.items():
+            no, _ = zeroed([order[:size] for size in range(1, len(order) + 1)])
+            shares[name] = no[:, drawn].mean(1).tolist()
+        best, size = _smallest_of(shares)
+        return sorted(tried[best][:size])
+
     n = int(context.find.valid.sum())
-    zeroed = Zeroed(context=context, samples=context.find)
-    counts = dict.fromkeys(candidates, 0)
-    for _ in range(draws):
-        for head in greedy_order(zeroed, candidates, size, drawn=rng.choice(n, n)):
-            counts[head] += 1
-    other = greedy_order(Zeroed(context=context, samples=context.test), candidates, size)
-    return {"draws": draws, "size": size, "counts": counts, "on_test": other}
+    find = Zeroed(context=context, samples=context.find)
+    sets = [choose(find, rng.choice(n, n)) for _ in range(draws)]
+    test = Zeroed(context=context, samples=context.test)
+    return {
+        "draws": draws,
+        "sets": Counter(" ".join(heads) for heads in sets),
+        "counts": Counter(head for heads in sets for head in heads),
+        "on_test": choose(test, np.arange(int(context.test.valid.sum()))),
+    }

@@ -39,7 +39,14 @@ def probes(context: Context) -> Result:
     found = Result()
     for column, place in enumerate(("t_ans", "t_paren")):
         sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        found[place] = {site: _accuracy(context.probes(site, column)) for site in sites}
+        found[place] = {
+            site: _accuracy(
+                context.logistic
+                if (site, column) == ("resid_post", 1)
+                else context.probes(site, column)
+            )
+            for site in sites
+        }
     softmax = context.softmax
     geometry = probe_geometry(softmax)
     assert geometry.pair is not None
@@ -52,9 +59,17 @@ def probes(context: Context) -> Result:
         "adjacent": geometry.adjacent.tolist(),
         "adjacent_shuffled": geometry.adjacent_shuffled.mean(0).tolist(),
         "random_limit": geometry.random_limit,
+        "start": _start(softmax).tolist(),
         "tokens": _tokens(context.model, softmax.directions),
     }
     return found
+
+
+def _start(fitted: Probes) -> torch.Tensor:
+    """Cosine of every softmax direction with its own random start: 1 where it never turned."""
+    assert fitted.initial is not None
+    start = fitted.initial[..., 1] - fitted.initial[..., 0]
+    return torch.nn.functional.cosine_similarity(fitted.directions, start, dim=-1)
 
 
 def _accuracy(fitted: Probes) -> Result:
@@ -112,24 +127,39 @@ def lens(context: Context) -> Result:
     }
 
 
-def glu(context: Context) -> Result:
-    """GLU_Valid and GLU_Invalid: the neurons of the upper half that write along the probe.
+SIGNS = {"GLU_Valid": 1, "GLU_Invalid": -1}
 
-    The `top_k` neurons of every layer of the upper half by cosine with the softmax probe of that
-    layer (the authors' selection for ablation), with the cosine random directions get by the same
-    selection; what they write, both signs; how opposite the two sets are, and are once the probes
-    are projected out; and what they do on valid and invalid test samples, split into gate and up.
+
+def upper_half(model: LanguageModel) -> range:
+    """The layers whose GLU vectors are ranked."""
+    return range(model.n_layers // 2, model.n_layers)
+
+
+def glu_sets(
+    context: Context, direction: str, k: int
+) -> tuple[dict[str, list[RankedNeuron]], list[str]]:
+    """GLU_Valid and GLU_Invalid along a direction of `Context.directions`, and both together."""
+    model, vectors = context.model, context.directions[direction]
+    sets = {
+        name: rank_glu(model, vectors, layers=upper_half(model), k=k, sign=sign)
+        for name, sign in SIGNS.items()
+    }
+    return sets, list(dict.fromkeys(_label(n) for ranked in sets.values() for n in ranked))
+
+
+def glu(context: Context, direction: str, k: int) -> Result:
+    """GLU_Valid and GLU_Invalid: the neurons of the upper half that write along a direction.
+
+    The k neurons of every layer of the upper half by cosine with the direction of that layer, with
+    the cosine random directions get by the same selection; what they write, both signs; how
+    opposite the two sets are, and are once the directions are projected out; and what they do on
+    valid and invalid test samples, split into gate and up. The authors rank by the softmax probe.
     """
     model, settings = context.model, context.settings
-    directions = context.softmax.directions
-    upper = range(model.n_layers // 2, model.n_layers)
-    found: Result = {"layers": list(upper), "top_k": settings.top_k}
-    signs = {"GLU_Valid": 1, "GLU_Invalid": -1}
-    options = {"layers": upper, "k": settings.top_k}
-    chosen = {
-        name: rank_glu(model, directions, sign=sign, **options) for name, sign in signs.items()
-    }
-    both = list(dict.fromkeys(map(_label, [*chosen["GLU_Valid"], *chosen["GLU_Invalid"]])))
+    directions, upper = context.directions[direction], upper_half(model)
+    found: Result = {"layers": list(upper), "top_k": k, "direction": direction}
+    options = {"layers": upper, "k": k}
+    chosen, both = glu_sets(context, direction, k)
     samples = context.test  # the sets were chosen on find
     captured = glu_activations(
         model, samples.tokens, samples.t_paren, both, runs=context.runs(samples.tokens)
@@ -144,7 +174,7 @@ def glu(context: Context) -> Result:
             product=captured.product[:, columns],
         )
         seen = label_contrast(active, samples.valid.tolist())
-        null = rank_null(model, directions, sign=signs[name], draws=settings.draws, **options)
+        null = rank_null(model, directions, sign=SIGNS[name], draws=settings.draws, **options)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
             "cosines": [neuron.score for neuron in ranked],

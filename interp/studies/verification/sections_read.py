@@ -67,7 +67,8 @@ def probes(report: Report, results: dict[str, Result]) -> None:
         ),
         "probes_pair",
         "The authors' two-class softmax probe: its two columns are opposite by construction, for "
-        "their gradients are. Labels shuffled at random give as antipodal a pair.",
+        "their gradients are; how opposite follows from how long it was trained beside its random "
+        "start, not from the labels. The line 'forced by the form' is what the form alone gives.",
     )
 
 
@@ -77,7 +78,7 @@ def lens(report: Report, results: dict[str, Result]) -> None:
     report.section("3. Logit lens")
     for group in ("valid", "invalid"):
         words = {
-            word.strip() or word: band(rows)
+            f'"{word}"': band(rows)
             for word, rows in list(found["groups"][group]["probability"].items())[:6]
         }
         report.figure(
@@ -101,9 +102,34 @@ def glu(report: Report, results: dict[str, Result]) -> None:
     """The two sets, what they write, and how opposite they are."""
     found = results["glu"]
     report.section("4. GLU_Valid and GLU_Invalid")
+    choice = results["glu_choice"]
     report.text(
-        f"The {found['top_k']} neurons of every layer from {found['layers'][0]} on whose value "
-        "vectors lie most along the probe of that layer, or against it."
+        "The neurons of every layer of the upper half whose value vectors lie most along a "
+        "direction that tells valid from invalid, or against it. The paper takes the difference of "
+        "a two-class softmax probe's columns. Where the stream is long such a probe fits before it "
+        "has turned from its random start (cosine with it in the last layer: "
+        f"{results['probes']['softmax']['start'][-1]:.2f}), so two others stand beside it. "
+        f"From here on: the {found['top_k']} of every layer from {found['layers'][0]} on along the "
+        f"{found['direction']}, which lower the verdict most on the find samples."
+    )
+    report.table(
+        [
+            {
+                "direction": row["direction"],
+                "a layer": row["k"],
+                "neurons": row["neurons"],
+                'GLU_Valid: judged "not"': row["GLU_Valid"]["disabled"],
+                "log-odds": row["GLU_Valid"]["log_odds"],
+                'both sets: judged "not"': row["both"]["disabled"],
+                "log-odds ": row["both"]["log_odds"],
+                "random sets": row["random"]["disabled"],
+                "log-odds  ": row["random"]["log_odds"],
+            }
+            for row in choice["rows"]
+        ],
+        caption=f"Zeroed at the last tokens of {choice['n']} valid find samples: share judged "
+        '"not", and mean log P(this) - log P(not). Random sets: as many neurons as both, in the '
+        "same layers.",
     )
     for name in ("GLU_Valid", "GLU_Invalid"):
         null = found[name]["null"]

@@ -84,6 +84,7 @@ def study_verification(
     directory = directory or cache_dir() / "studies" / f"verification-{content_key(key)}"
     steps = Steps(directory=directory, key=key, say=say)
     about = {"model": model.name, "model_hash": model.hash, "settings": settings.to_dict()}
+    about["version"] = VERSION
     text = json.dumps(about | {"base": base.name if base else None, "of": steps.of})
     write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     context = _context(model, base, settings, steps)
@@ -99,13 +100,15 @@ def study_verification(
     step("behaviour", lambda: _behaviour(context))
     step("probes", lambda: reading.probes(context))
     step("lens", lambda: reading.lens(context))
-    glu = step("glu", lambda: reading.glu(context))
+    choice = step("glu_choice", lambda: finding.glu_choice(context))
+    best = (choice["direction"], choice["k"])
+    glu = step("glu", lambda: reading.glu(context, *best), *best)
     attention = step("attention", lambda: reading.attention(context))
     patching = step("patching", lambda: finding.patching(context))
     previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     strong = finding.strongest(patching["noise"]["values"], 16)
-    scored = [previous or strong, valid]
+    scored = [list(dict.fromkeys([*previous, *strong])), valid]
     scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)
     orders = step("orders", lambda: _orders(context, previous, strong, scores), strong, scores)
     curves = step("curves", lambda: finding.curves(context, orders), orders)
@@ -141,8 +144,7 @@ def study_verification(
     step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
     step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets)
     step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
-    size = max(1, min(3, len(chosen)))
-    step("stability", lambda: finding.stability(context, strong[:10], size), strong, size)
+    step("stability", lambda: finding.stability(context, orders, strong), orders, strong)
     if base is not None:
         step(
             "base", lambda: comparing.against_base(context, chosen, valid), base.hash, chosen, valid
@@ -178,6 +180,8 @@ def open_study(directory: Path) -> Study:
     """
     try:
         about = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        if about["version"] != VERSION:
+            raise ValueError("made by another version of the study")
         settings = Settings(**_tuples(about["settings"]))
         results, seconds = read_results(directory, about["of"])
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -248,7 +252,10 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
     orders: dict[str, list[str]] = {}
     if previous:
         orders["attention"] = previous
-        orders |= {f"head-GLU, {mode}": found["order"] for mode, found in scores.items()}
+        orders |= {
+            f"head-GLU, {mode}": [head for head in found["order"] if head in previous]
+            for mode, found in scores.items()
+        }
     orders["patching"] = strong
     orders["greedy"] = intervening.greedy_order(
         intervening.Zeroed(context=context, samples=context.find), strong, 8

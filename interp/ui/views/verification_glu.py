@@ -1,4 +1,4 @@
-"""GLU vectors: the neurons that write along the probe, what they do, and a search by word."""
+"""GLU vectors: the neurons that write along a direction, what they do, and a search by word."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ def show() -> None:
         return
     found = study.results["glu"]
     layers = f"{found['layers'][0]} to {found['layers'][-1]}"
-    studies.provenance(study, "glu", layers=f"{layers}, {found['top_k']} neurons of each")
+    about = f"{layers}, {found['top_k']} neurons of each, by {found['direction']}"
+    studies.provenance(study, "glu", layers=about)
     st.latex(
         r"\text{MLP}(x) = \sum_i h_i\, v_i, \qquad h_i = \text{act}(g_i \cdot x)\,(u_i \cdot x)"
     )
     _set(found)
     _antipodes(found)
+    _tried(study.results["glu_choice"])
     st.header("Which neurons write a word?", anchor=False)
     search(study, {name: found[name]["neurons"] for name in SETS})
     rows = [{"set": name, **_row(row)} for name in SETS for row in found[name]["top"]]
     studies.take_away(study, "glu", rows, found)
     studies.caveat(
-        "A value vector along the probe says what a neuron could write, not that it is active or "
-        "read: the probe finds such neurons for random directions too (the null line). What the "
+        "A value vector along a direction says what a neuron could write, not that it is active or "
+        "read: there are such neurons for random directions too (the null line). What the "
         "sets do to the verdict is on Interventions."
     )
 
@@ -70,11 +72,36 @@ def _set(found: Result) -> None:
         selection_default={"selection": {"rows": [at]}},
     )
     st.caption(
-        f"The first {len(rows)} of {len(seen['neurons'])} by cosine with the probe; means of h at "
-        "t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
+        f"The first {len(rows)} of {len(seen['neurons'])} by cosine with the direction; means of h "
+        "at t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
         "factor tells valid from invalid. AUC: the chance that h is larger on a valid sample."
     )
     _neuron(seen, at, neurons[at])
+
+
+def _tried(found: Result) -> None:
+    """What zeroing the sets does, for every direction and size."""
+    st.subheader("Along which direction?", anchor=False)
+    studies.table(
+        [
+            {
+                "direction": row["direction"],
+                "a layer": row["k"],
+                "neurons": row["neurons"],
+                'GLU_Valid: "not"': row["GLU_Valid"]["disabled"],
+                'both: "not"': row["both"]["disabled"],
+                "both: log-odds": row["both"]["log_odds"],
+                'random: "not"': row["random"]["disabled"],
+                "random: log-odds": row["random"]["log_odds"],
+            }
+            for row in found["rows"]
+        ],
+        key="glu-tried",
+    )
+    st.caption(
+        f'Zeroed at the last tokens of {found["n"]} valid find samples: share judged "not", and '
+        "mean log P(this) - log P(not). The direction and size that lower it most are used above."
+    )
 
 
 def _row(row: Result) -> dict[str, object]:

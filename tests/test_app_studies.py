@@ -125,7 +125,11 @@ class Maker:
             }
 
         groups = {"valid": group(), "invalid": group()}
-        return {"lens": {"n": 40, "words": ["this", "not"], "groups": groups}}
+        without = {"n": 20, "groups": {"A_Verif": group()}}
+        return {
+            "lens": {"n": 40, "words": ["this", "not"], "groups": groups},
+            "lens_without": without,
+        }
 
     def _glu(self) -> dict[str, Any]:
         def one(name: str) -> dict[str, Any]:

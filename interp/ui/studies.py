@@ -34,6 +34,7 @@ STEPS = (
     "orders",
     "curves",
     "communication",
+    "lens_without",
     "effects_zero",
     "effects_mean",
     "effects_resample",

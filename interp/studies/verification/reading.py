@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from interp.ablation import make_ablation
 from interp.attention import attention_to, select_heads, top_heads
 from interp.communication import head_glu_scores
 from interp.glu import (
@@ -19,12 +20,15 @@ from interp.glu import (
     rank_glu,
     rank_null,
 )
+from interp.interventions import intervene
+from interp.kept_runs import KeptRuns
 from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
 from interp.probes import Probes, probe_geometry
 from interp.silencing import activation_delta
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
+from interp.studies.verification.samples import Samples
 
 WATCHED = ("this", "not", " this", " not", " success", " correct", " yes", " wrong", " fail", " no")
 
@@ -96,7 +100,27 @@ def _tokens(model: LanguageModel, vectors: torch.Tensor, k: int = 6) -> list[Res
 
 def lens(context: Context) -> Result:
     """Mean probabilities of the next token, layer by layer, at t_valid and at t_invalid."""
-    model, samples = context.model, context.test
+    samples = context.test
+    groups = ["valid" if label else "invalid" for label in samples.valid]
+    return _lens(context, samples, groups, context.runs(samples.tokens))
+
+
+def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
+    """The same at t_valid with each set zeroed over the window, a group for each set."""
+    samples = context.test.take(np.flatnonzero(context.test.valid))
+    lengths = [len(tokens) for tokens in samples.tokens]
+    found: Result = {"n": len(samples), "groups": {}}
+    for name, labels in sets.items():
+        made = make_ablation(context.model, labels)
+        with intervene(context.model, made.interventions(lengths, context.settings.window)):
+            found["groups"] |= _lens(context, samples, [name] * len(samples), None)["groups"]
+    return found
+
+
+def _lens(
+    context: Context, samples: Samples, groups: Sequence[str], runs: KeptRuns | None
+) -> Result:
+    model = context.model
     words = [word for word in WATCHED if len(model.token_id(word)) == 1]
     words = [word for word in words if model.strings(model.token_id(word)) == (word,)]
     seen = logit_lens(
@@ -105,8 +129,8 @@ def lens(context: Context) -> Result:
         samples.t_paren,
         k=min(4, model.d_vocab),
         words=words,
-        groups=["valid" if label else "invalid" for label in samples.valid],
-        runs=context.runs(samples.tokens),
+        groups=groups,
+        runs=runs,
     )
     return {
         "n": len(samples),
@@ -122,7 +146,7 @@ def lens(context: Context) -> Result:
                     for word in words
                 },
             }
-            for group in ("valid", "invalid")
+            for group in dict.fromkeys(groups)
         },
     }
 

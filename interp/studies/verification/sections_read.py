@@ -19,7 +19,8 @@ def behaviour(report: Report, results: dict[str, Result]) -> None:
     report.section("1. Behaviour")
     report.table(
         [{"share": row["share"], "value": estimate(row)} for row in found["rows"]],
-        caption=f"{found['problems']} held-out problems, {found['attempts']:.1f} attempts each.",
+        caption=f"{found['problems']} held-out problems, {found['attempts']:.1f} attempts each. A "
+        "text cut at the limit of new tokens has no valid format.",
     )
     report.text(f"A text of the model:\n\n```\n{found['example'].replace('```', '')[:900]}\n```")
 
@@ -96,6 +97,19 @@ def lens(report: Report, results: dict[str, Result]) -> None:
             )
         rows.append(row)
     report.table(rows, caption="The four tokens of highest mean probability, upper half.")
+    without = results["lens_without"]
+    report.table(
+        [
+            {"layer": layer}
+            | {
+                f"without {name}": ", ".join(f"{visible(t)} {p:.2f}" for t, p in x["top"][layer])
+                for name, x in without["groups"].items()
+            }
+            for layer in range(len(tops["valid"]) // 2, len(tops["valid"]))
+        ],
+        caption=f"The same at t_valid with both GLU sets, and with A_Verif, zeroed at the last "
+        f"tokens; {without['n']} samples (sections 4 and 7 say how the sets were found).",
+    )
 
 
 def glu(report: Report, results: dict[str, Result]) -> None:

@@ -128,6 +128,8 @@ def study_verification(
     }
     sets = {name: labels for name, labels in sets.items() if labels}
     heads = {name: labels for name, labels in sets.items() if name.startswith("A_")}
+    shown = {name: sets[name] for name in ("GLU_Valid and GLU_Invalid", "A_Verif")}
+    step("lens_without", lambda: reading.lens_without(context, shown), shown)
     for kind in intervening.KINDS:
         step(
             f"effects_{kind}",
@@ -241,10 +243,18 @@ def _behaviour(context: Context) -> Result:
         "problems": len(context.problems),
         "attempts": shares.attempts,
         "rows": [{"share": row["share"], **plain(row["value"])} for row in shares.rows()],
-        "example": context.problems[0].prompt(context.settings.template) + context.texts[0].text,
+        "example": _example(context),
         "find": int(context.find.valid.sum()),
         "test": int(context.test.valid.sum()),
     }
+
+
+def _example(context: Context) -> str:
+    """The first text that ends by itself, after an attempt or more that failed."""
+    pairs = list(zip(context.problems, context.texts, strict=True))
+    searched = (pair for pair in pairs if pair[1].stopped and pair[1].text.count("(not ") > 0)
+    problem, made = next(searched, pairs[0])
+    return problem.prompt(context.settings.template) + made.text
 
 
 def _orders(context: Context, previous: list[str], strong: list[str], scores: Result) -> Result:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from interp.files import versions
 from interp.report import Report
+from interp.studies.steps import Result
 from interp.studies.verification import sections_changed, sections_read
 from interp.studies.verification.claims import claims
 from interp.studies.verification.study import Study
@@ -47,10 +51,63 @@ def write_up(study: Study) -> Report:
         section(report, results)
     if "base" in results:
         sections_changed.base(report, results)
+    published(report, results)
     report.section("How it was run")
+    minutes = sum(study.seconds.values()) / 60
+    longest = sorted(study.seconds.items(), key=lambda pair: -pair[1])[:5]
     report.text(
         "Settings: "
         + ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
+        + f". {minutes:.0f} minutes of computing, the longest steps "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
+        + ". Versions: "
+        + ", ".join(f"{name} {version}" for name, version in versions().items())
         + ". The same command goes on from finished steps."
     )
     return report
+
+
+def published(report: Report, results: dict[str, Result]) -> None:
+    """The paper's numbers on its 3B model beside ours, where both exist."""
+    curve = results["curves"]["find"]
+    softmax, heads = results["probes"]["softmax"], results["attention"]["t_ans to earlier"]
+    total = np.size(heads["values"])
+    rows = [
+        ("cosine of the softmax probe's two columns", "-0.98 to -0.995 (as released)",
+         f"{min(softmax['pair']):.2f} to {max(softmax['pair']):.2f}"),
+        ("accuracy of the probe", "near 1 from layer 4 of 36", _ranges(softmax["accuracy"])),
+        ("A_Prev: heads above 0.1", "33 of 576", f"{len(heads['heads'])} of {total}"),
+        ("largest attention to the target", "0.93 (L17H14)", "{:.2f} ({})".format(
+            heads["top"][0]["attention"]["mean"], heads["top"][0]["head"])),
+        ("GLU vectors zeroed, both sets", "1,800 neurons: 45 % disabled",
+         f"{len(results['effects_zero']['sets']['GLU_Valid and GLU_Invalid']['components'])}: "
+         f"{results['effects_zero']['sets']['GLU_Valid and GLU_Invalid']['disabled']['mean']:.0%}"),
+    ]  # fmt: skip
+    names = {"attention": "by attention", "head-GLU, diag": "by the released head-GLU score"}
+    paper = {
+        "attention": "0, .78, .82, .93, .90, .92, 1.0",
+        "head-GLU, diag": "0, .08, 1.0",
+    }
+    rows += [
+        (
+            f'share "not" with the first 1, 2, ... heads {words}',
+            paper[name],
+            ", ".join(f"{point['disabled']['mean']:.2f}" for point in curve[name]["curve"]),
+        )
+        for name, words in names.items()
+        if name in curve
+    ]
+    report.section("15. The paper's numbers beside ours")
+    columns = ("quantity", "paper, Qwen2.5-3B", "here")
+    report.table(
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        caption="Where both exist; the interventions table of section 10 has its own column. The "
+        "paper's incremental curves are over 60 samples, as their notebooks show them.",
+    )
+
+
+def _ranges(accuracy: list[float]) -> str:
+    """From which layer on a probe is at least 0.95 right."""
+    good = np.array(accuracy) >= 0.95
+    first = len(good) - int(np.argmin(good[::-1])) if not good.all() else 0
+    return f"at least 0.95 from layer {first} of {len(good)}"

@@ -196,7 +196,7 @@ RECIPES = {
                 near=0.9,
             ),
         ),
-        rl_steps=60,
+        rl_steps=20,
         rl_prompts=8,
         rl_rate=5e-5,
     ),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interp.circuits.scoring import score_edges
     from interp.circuits.search import top_n
     from interp.communication import head_glu_scores
-    from interp.comparison import compare_weights
+    from interp.comparison import blend_weights, compare_activations, compare_weights
     from interp.components import SITES, Component
     from interp.errors import InterpError
     from interp.generation import generate
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from interp.silencing import activation_delta
     from interp.tasks import TASKS, load_task
     from interp.toys.compiled import compiled_programs, load_compiled
-    from interp.transfer import embedding_map
+    from interp.transfer import embedding_map, transfer_probes
     from interp.words import paired_word_probs
 
 _HOMES = {
@@ -76,6 +76,8 @@ _HOMES = {
     "attention_to": "attention",
     "select_heads": "attention",
     "head_glu_scores": "communication",
+    "blend_weights": "comparison",
+    "compare_activations": "comparison",
     "compare_weights": "comparison",
     "generate": "generation",
     "antipodes": "glu",
@@ -88,6 +90,7 @@ _HOMES = {
     "train_probes": "probing",
     "activation_delta": "silencing",
     "embedding_map": "transfer",
+    "transfer_probes": "transfer",
     "paired_word_probs": "words",
     "atp_star": "attribution",
     "attribution_patching": "attribution",
@@ -133,9 +136,12 @@ __all__ = [
     "attention_to",
     "attribution_patching",
     "compare_circuits",
+    "blend_weights",
+    "compare_activations",
     "compare_weights",
     "compiled_programs",
     "embedding_map",
+    "transfer_probes",
     "evaluate_circuit",
     "find_circuit",
     "generate",

@@ -15,7 +15,9 @@ GROUPS = ("valid", "invalid")
 def lens(found: Result) -> None:
     """Watched words by layer, and the likeliest tokens."""
     words = found["words"]
-    chosen = st.multiselect("Words", words, words[:4], max_selections=6, key="lens-words")
+    chosen = st.multiselect(
+        "Words", words, words[:4], format_func=repr, max_selections=6, key="lens-words"
+    )
     sides = dict(zip(GROUPS, st.columns(2), strict=True))
     for group, column in sides.items():
         seen = found["groups"][group]

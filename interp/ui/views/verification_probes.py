@@ -127,8 +127,8 @@ def _geometry(found: Result) -> None:
     st.subheader("Are W_valid and W_invalid antipodal?", anchor=False)
     st.caption(
         "The authors' probe has two columns under one softmax. Their gradients are opposite, so "
-        "that the columns turn opposite whatever the labels say, as far as training goes: where the "
-        "stream is long the loss is gone before they have left their random start."
+        "that the columns turn opposite whatever the labels say, as far as training goes: where "
+        "the stream is long the loss is gone before they have left their random start."
     )
     pair = {
         "cos(W_valid, W_invalid)": bare(found["pair"]),

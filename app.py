@@ -11,6 +11,7 @@ st.navigation(
         "": [
             st.Page(f"{VIEWS}/setup.py", title="Setup", icon=":material/tune:", default=True),
             st.Page(f"{VIEWS}/patching.py", title="Patching", icon=":material/grid_on:"),
+            st.Page(f"{VIEWS}/circuits.py", title="Circuits", icon=":material/account_tree:"),
         ],
         "Verification": [
             st.Page(f"{VIEWS}/verification_{name}.py", title=title, icon=f":material/{icon}:")

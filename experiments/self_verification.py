@@ -20,7 +20,7 @@ from interp.studies.verification.study import study_verification
 from interp.studies.verification.write_up import write_up
 
 parser = argparse.ArgumentParser(description="How does a model check its own answer?")
-parser.add_argument("--model", default="countdown-tiny")
+parser.add_argument("--model", default="countdown-smollm2")
 parser.add_argument("--n", type=int, default=300)
 parser.add_argument("--draws", type=int, default=50)
 parser.add_argument("--out", type=Path, default=None)

@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from training import curve, finish, options, resume, ship_adapter
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -33,13 +33,11 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOConfig, GRPOTrainer
 
 from interp.files import cache_dir, file_sha256, write_atomically
 from interp.loading import wrap
 from interp.models import embedded
-from interp.models.language_model import fingerprint
 from interp.models.organisms import WEIGHTS
 from interp.studies.verification.behaviour import SHARES, behaviour, countdown_texts
 from interp.tasks.arithmetic import score_answer
@@ -81,8 +79,9 @@ class Phase:
     A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
     wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
     after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    With `drill` texts are that many sums of two numbers instead, and the loss is on what follows
-    their equals signs: the numbers to add are drawn, not to be learnt.
+    A share `drilled` of texts are `drill` sums of any numbers instead, of whose wrong ones a share
+    `near` misses the target by one digit. Drills, and a share `worked` of traces, have their loss
+    on what follows an equals sign: which sum to try next is drawn, not to be learnt.
     """
 
     steps: int
@@ -92,7 +91,10 @@ class Phase:
     most: dict[int, int]
     unsolved: float
     anywhere: bool = True
-    drill: int = 0
+    drilled: float = 0.0
+    drill: int = 8
+    near: float = 0.5
+    worked: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,47 +135,70 @@ RECIPES = {
             ),
             Phase(steps=240, batch=6, rate=7e-4, schedule="cosine", most=SEARCH, unsolved=0.3),
         ),
-        rl_steps=20,
+        rl_steps=10,
         rl_prompts=2,
         rl_rate=5e-5,
     ),
     "tiny": Recipe(
         phases=(
             Phase(
-                steps=1000,
+                steps=1500,
                 batch=32,
                 rate=2e-3,
-                schedule="constant_with_warmup",
-                most={},
-                unsolved=1.0,
-                drill=10,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                drilled=0.7,
+                worked=0.7,
             ),
-            Phase(steps=900, batch=32, rate=2e-3, schedule="cosine", most=SEARCH, unsolved=0.3),
+            Phase(
+                steps=1000,
+                batch=32,
+                rate=1e-3,
+                schedule="cosine",
+                most=SEARCH,
+                unsolved=0.3,
+                drilled=0.3,
+                worked=0.5,
+            ),
         ),
-        rl_steps=40,
+        rl_steps=20,
         rl_prompts=8,
         rl_rate=5e-5,
     ),
 }
 
 
-def traces(phase: Phase, n: int, seed: int) -> list[tuple[str, str, bool]]:
-    """(prompt, completion, finished) of n training problems."""
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A training text: `finished` if it ends in an answer, `worked` if only results are learnt."""
+
+    prompt: str
+    completion: str
+    finished: bool = False
+    worked: bool = False
+
+
+def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
+    """The texts of n training problems."""
     rng = random.Random(seed)
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
-        solved = rng.random() >= phase.unsolved
-        if phase.drill:
-            text = write_drill(problem.target, rng, attempts=phase.drill)
-            written.append((problem.prompt(), text, False))
+        if phase.drilled and rng.random() < phase.drilled:
+            sums = write_drill(problem.target, rng, attempts=phase.drill, near=phase.near)
+            written.append(Text(prompt=problem.prompt(), completion=sums, worked=True))
             continue
+        solved = rng.random() >= phase.unsolved
         most = phase.most[len(problem.numbers)]
         if phase.anywhere:
             failures = rng.randint(0, most - 1) if solved else rng.randint(1, most)
         else:
             failures = rng.randint(0, most) if solved else most
-        text = write_trace(problem, rng, failures=failures, solved=solved)
-        written.append((problem.prompt(), text, solved))
+        trace = write_trace(problem, rng, failures=failures, solved=solved)
+        worked = bool(phase.worked) and rng.random() < phase.worked
+        written.append(
+            Text(prompt=problem.prompt(), completion=trace, finished=solved, worked=worked)
+        )
     return written
 
 
@@ -211,7 +236,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(folder)
     tokenizer = tiny_tokenizer(
-        [prompt + text for prompt, text, _ in traces(recipe.phases[-1], 500, 0)]
+        [text.prompt + text.completion for text in training_texts(recipe.phases[-1], 500, 0)]
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -234,11 +259,11 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
     """Token ids, the loss on the completion only; only a finished text ends in end-of-text."""
     rows = []
-    for prompt, text, finished in traces(phase, phase.steps * phase.batch, seed):
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(text, add_special_tokens=False)["input_ids"]
-        tail = [*tail, tokenizer.eos_token_id] if finished else tail
-        learnt = worked_out(tail, tokenizer) if phase.drill else tail
+    for text in training_texts(phase, phase.steps * phase.batch, seed):
+        head = tokenizer(text.prompt, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
+        tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
+        learnt = worked_out(tail, tokenizer) if text.worked else tail
         ids = head + tail
         rows.append({"input_ids": ids, "labels": [-100] * len(head) + learnt, "length": len(ids)})
     return Dataset.from_list(rows)
@@ -252,22 +277,6 @@ def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
         labels.append(-100 if before else token)
         before = "\n" in piece or (before and "=" not in piece)
     return labels
-
-
-def shared(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """What both trainers are told."""
-    return {
-        "output_dir": str(out),
-        "seed": recipe.seed,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
-        "report_to": "none",
-        "save_total_limit": 2,
-        "logging_steps": 5,
-        "disable_tqdm": True,
-        "max_grad_norm": 1.0,
-        "weight_decay": 0.0,
-    }
 
 
 def supervise(kind: str, recipe: Recipe, out: Path) -> None:
@@ -284,7 +293,7 @@ def supervise(kind: str, recipe: Recipe, out: Path) -> None:
             data_collator=DataCollatorForSeq2Seq(tokenizer),
             train_dataset=examples(phase, recipe.seed + number, tokenizer),
             args=TrainingArguments(
-                **shared(recipe, out / name),
+                **options(recipe.seed, out / name),
                 max_steps=phase.steps,
                 per_device_train_batch_size=phase.batch,
                 learning_rate=phase.rate,
@@ -306,18 +315,6 @@ def reload(kind: str, folder: Path) -> Any:
         base = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
         return PeftModel.from_pretrained(base, folder, is_trainable=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-
-
-def resume(trainer: Any, folder: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
-
-
-def finish(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the weights and the curve of a stage."""
-    trainer.save_model(str(folder))
-    tokenizer.save_pretrained(folder)
-    (folder / "curve.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
 def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any, **_: Any) -> Any:
@@ -347,7 +344,7 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
         reward_funcs=reward,
         train_dataset=Dataset.from_list(rows),
         args=GRPOConfig(
-            **shared(recipe, out / "rl"),
+            **options(recipe.seed, out / "rl"),
             max_steps=recipe.rl_steps,
             per_device_train_batch_size=recipe.rl_prompts * 8,
             num_generations=8,
@@ -414,14 +411,7 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     target.mkdir(parents=True)
     base = None
     if kind == "smollm2":
-        weights = load_file(folder / "adapter_model.safetensors")
-        narrow = {name: tensor.bfloat16() for name, tensor in weights.items()}
-        save_file(narrow, target / "adapter_model.safetensors")
-        config = json.loads((folder / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = embedded.NAME
-        (target / "adapter_config.json").write_text(json.dumps(config, indent=1))
-        plain = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
-        base = fingerprint(plain.state_dict(), plain.config.to_dict())
+        base = ship_adapter(folder, target)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
         model.save_pretrained(target)
@@ -445,14 +435,6 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     }
     (target / "organism.json").write_text(json.dumps(about, indent=1))
     (target / "README.md").write_text(card(kind, about))
-
-
-def curve(path: Path) -> list[dict[str, float]]:
-    """A training log as at most 40 points of loss and, for the second stage, reward."""
-    rows = [row for row in json.loads(path.read_text()) if "loss" in row]
-    kept = rows[:: max(1, len(rows) // 40)]
-    names = ("step", "loss", "reward")
-    return [{k: round(float(row[k]), 4) for k in names if k in row} for row in kept]
 
 
 def card(kind: str, about: dict[str, Any]) -> str:

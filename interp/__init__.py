@@ -13,13 +13,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interp.ablation import ablate, make_ablation
     from interp.attention import attention_to, select_heads
+    from interp.attribution import atp_star, attribution_patching
     from interp.capture import Activations, run_with_cache
+    from interp.circuits.acdc import acdc
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.comparing import compare as compare_circuits
+    from interp.circuits.evaluation import evaluate as evaluate_circuit
+    from interp.circuits.finding import find_circuit
+    from interp.circuits.masks import learn_mask
+    from interp.circuits.recovery import recover
+    from interp.circuits.redundancy import redundancy
+    from interp.circuits.scoring import score_edges
+    from interp.circuits.search import top_n
     from interp.communication import head_glu_scores
     from interp.comparison import compare_weights
     from interp.components import SITES, Component
     from interp.errors import InterpError
     from interp.generation import generate
     from interp.glu import antipodes, glu_activations, rank_glu
+    from interp.graph import Graph, graph_of
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
     from interp.lens import logit_lens, search_neurons, unembed
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
     from interp.scores import Scores
     from interp.silencing import activation_delta
     from interp.tasks import TASKS, load_task
+    from interp.toys.compiled import compiled_programs, load_compiled
     from interp.transfer import embedding_map
     from interp.words import paired_word_probs
 
@@ -76,7 +89,24 @@ _HOMES = {
     "activation_delta": "silencing",
     "embedding_map": "transfer",
     "paired_word_probs": "words",
+    "atp_star": "attribution",
+    "attribution_patching": "attribution",
+    "Graph": "graph",
+    "graph_of": "graph",
+    "Circuit": "circuits.circuit",
+    "acdc": "circuits.acdc",
+    "compare_circuits": "circuits.comparing:compare",
+    "compiled_programs": "toys.compiled",
+    "evaluate_circuit": "circuits.evaluation:evaluate",
+    "find_circuit": "circuits.finding",
+    "learn_mask": "circuits.masks",
+    "load_compiled": "toys.compiled",
+    "recover": "circuits.recovery",
+    "redundancy": "circuits.redundancy",
+    "score_edges": "circuits.scoring",
+    "top_n": "circuits.search",
 }
+"""Public name -> module below interp, with what it is called there where that differs."""
 
 __version__ = "0.1.0"
 __all__ = [
@@ -84,7 +114,9 @@ __all__ = [
     "SITES",
     "TASKS",
     "Activations",
+    "Circuit",
     "Component",
+    "Graph",
     "InterpError",
     "Intervention",
     "LanguageModel",
@@ -93,18 +125,28 @@ __all__ = [
     "Scores",
     "Task",
     "ablate",
+    "acdc",
     "activation_delta",
     "activation_patching",
     "antipodes",
+    "atp_star",
     "attention_to",
+    "attribution_patching",
+    "compare_circuits",
     "compare_weights",
+    "compiled_programs",
     "embedding_map",
+    "evaluate_circuit",
+    "find_circuit",
     "generate",
     "glu_activations",
+    "graph_of",
     "head_glu_scores",
     "intervene",
     "joint_patching",
     "known_models",
+    "learn_mask",
+    "load_compiled",
     "load_model",
     "load_task",
     "logit_lens",
@@ -114,9 +156,13 @@ __all__ = [
     "path_patching",
     "probe_model",
     "rank_glu",
+    "recover",
+    "redundancy",
     "run_with_cache",
+    "score_edges",
     "search_neurons",
     "select_heads",
+    "top_n",
     "train_probes",
     "unembed",
 ]
@@ -124,7 +170,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(f"interp.{_HOMES[name]}"), name)
+        home, _, inner = _HOMES[name].partition(":")
+        return getattr(import_module(f"interp.{home}"), inner or name)
     if not name.startswith("_") and find_spec(f"interp.{name}") is not None:
         return import_module(f"interp.{name}")
     raise AttributeError(f"module 'interp' has no attribute {name!r}")

@@ -18,15 +18,16 @@ from interp.components import SITES, Component
 from interp.engine.decode import CHANGEABLE, Change, Changes
 from interp.engine.forward import Baseline, Runner, SiteEdit
 from interp.engine.layout import Layout
-from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.sweep import CPU_TILE, Progress, cut
+from interp.engine.restart import Variants, final_hidden, restart
+from interp.engine.sweep import CPU_TILE, Progress
 from interp.errors import InterpError, unknown
 from interp.interventions import Intervention, Operation
+from interp.kept_runs import BLOCK, KeptRuns, plain_runs
 from interp.models.language_model import Address, LanguageModel
 from interp.nulls import matched_components
 
-BLOCK, BUDGET = 8192, 2e9
-"""Tokens run at once, and the bytes they may take."""
+BUDGET = 2e9
+"""Bytes that captured sites of the tokens run at once may take."""
 
 Kind = Literal["zero", "mean", "resample", "patch", "steer"]
 Where = int | Literal["all"]
@@ -186,25 +187,30 @@ def site_values(
     addresses: Sequence[Address],
     *,
     last: int = 1,
+    runs: KeptRuns | None = None,
 ) -> dict[Address, Tensor]:
     """Sites at the last k tokens of every prompt: (prompts, k, ...). For `make_ablation`.
 
     Their mean over the first axis (kept) gives mean ablation, a permutation of it resampling, and
-    the values of paired prompts a patch.
+    the values of paired prompts a patch. They are read in `runs` where these are given.
 
     Raises:
-        InterpError: a prompt shorter than `last`, or no fast engine.
+        InterpError: a prompt shorter than `last`, no fast engine, or runs that do not fit.
     """
+    if runs is not None:
+        runs.require(prompts, last, "reading")
+        return {address: value[:, -last:] for address, value in runs.read(addresses).items()}
     runner = Runner(model.require_decoder("reading site values"))
     if min(map(len, prompts)) < last:
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
     found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
     sites = frozenset(site for _, site in addresses) - {"resid_post"}
     kept = sum(_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
-    blocks = _blocks(prompts, max(1, min(BLOCK, int(BUDGET / (4 * kept)))))
+    tokens = max(1, min(BLOCK, int(BUDGET / (4 * kept))))
+    blocks = []
     with torch.no_grad():
-        for block in blocks:
-            base = baseline(runner, [prompts[i] for i in block], sites)
+        for block, base in plain_runs(runner, prompts, sites=sites, tokens=tokens):
+            blocks.append(block)
             ends = torch.from_numpy(base.offset + base.lengths)
             at = ends[:, None] - torch.arange(last, 0, -1)
             for address in addresses:
@@ -241,6 +247,7 @@ def ablate(
     *,
     tokens: Sequence[int],
     where: Where = 1,
+    runs: KeptRuns | None = None,
     progress: Progress | None = None,
 ) -> NextTokens:
     """What each set of components, changed together, does to the next token.
@@ -254,11 +261,12 @@ def ablate(
         ablations: sets from `make_ablation`; values per prompt are in the order of `prompts`.
         tokens: whose probabilities are reported.
         where: the last k tokens, or "all".
+        runs: plain runs of these prompts (`interp.kept_runs.keep_runs`); made anew without.
         progress: called with (prompts done, prompts in all).
 
     Raises:
-        InterpError: no fast engine, no prompts, a prompt shorter than `where`, or inside
-            `intervene`.
+        InterpError: no fast engine, no prompts, a prompt shorter than `where`, runs of other
+            prompts or of fewer last tokens, or inside `intervene`.
     """
     model.refuse_changed("ablating")
     runner = Runner(model.require_decoder("ablating sets of components"))
@@ -268,14 +276,15 @@ def ablate(
             f"lengths {sorted({len(p) for p in prompts})[:5]}",
             "give prompts at least that long",
         )
+    if runs is not None:
+        runs.require(prompts, max(map(len, prompts)) if where == "all" else where, "ablating")
     rows = 1 + len(ablations)
     shown = torch.tensor(list(tokens), device=runner.device)
     probabilities = np.zeros((rows, len(prompts), len(shown)))
     top, kl = np.zeros((rows, len(prompts)), dtype=np.int64), np.zeros((rows, len(prompts)))
     done = 0
     with torch.no_grad():
-        for block in _blocks(prompts):
-            base = baseline(runner, [prompts[i] for i in block])
+        for block, base in plain_runs(runner, prompts) if runs is None else runs.blocks:
             plain = None
             for number, hidden in enumerate(_hidden_states(runner, base, ablations, block, where)):
                 logits = runner.decoder.logits(hidden)
@@ -394,13 +403,6 @@ class _SetEdit:
         edited, address = tensor.clone(), (self.layer, self.site)
         edited[tokens] = self.ablation.new(address, tensor[tokens], self.prompts, self.back)
         return edited
-
-
-def _blocks(prompts: Sequence[Sequence[int]], tokens: int = BLOCK) -> list[np.ndarray]:
-    """Prompt numbers in groups of about that many tokens, similar lengths together."""
-    lengths = np.array([len(prompt) for prompt in prompts])
-    order = np.argsort(lengths, kind="stable")
-    return list(cut(order, lengths[order], tokens))
 
 
 def _of_parts(whole: Tensor, site: str, chosen: np.ndarray | None) -> Tensor:

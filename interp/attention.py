@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.components import Component
 from interp.errors import InterpError, unknown
+from interp.kept_runs import KeptRuns
 from interp.metrics import Estimate, mean_estimate, standard_error
 from interp.models.language_model import Batch, Hook, LanguageModel
 from interp.prompts import Prompt
@@ -153,6 +154,7 @@ def attention_to(
     band: float = 2.0,
     sinks: int = 1,
     seed: int = 0,
+    runs: KeptRuns | None = None,
 ) -> AttentionTo:
     """How much each head attends from a query position to some key positions of the prompt.
 
@@ -180,6 +182,8 @@ def attention_to(
         sinks: first positions never used as control, for many heads rest there when they have
             nothing to do (Xiao et al. 2023, arXiv 2309.17453).
         seed: of the control.
+        runs: read the patterns in these runs of all the prompts, where every query is among the
+            last tokens they keep.
 
     Raises:
         InterpError: a query or key outside its prompt, a key at or after its query or given
@@ -212,7 +216,12 @@ def attention_to(
         both[wanted[i], 0] = 1.0
         both[:, 1] = control
         weights.append(torch.from_numpy(both / (len(wanted[i]) if reduce == "mean" else 1)))
-    found = _rows_reduced(model, [rows[i] for i in kept], [at[i] for i in kept], weights)
+    if runs is None:
+        found = _rows_reduced(model, [rows[i] for i in kept], [at[i] for i in kept], weights)
+    else:
+        model.refuse_changed("reading kept runs")
+        runs.require(rows, max(len(row) - q for row, q in zip(rows, at, strict=True)), "reading")
+        found = _kept_reduced(model, runs, kept, at, weights)
     uniform = np.array([_uniform(model, at[i], wanted[i], reduce) for i in kept])
     return AttentionTo(
         samples=found[..., 0],
@@ -361,6 +370,26 @@ def _rows_reduced(
         for _ in model.run(rows, hooks=hooks):
             pass
     return found.numpy()
+
+
+def _kept_reduced(
+    model: LanguageModel,
+    runs: KeptRuns,
+    kept: np.ndarray,
+    queries: Sequence[int],
+    weights: Sequence[Tensor],
+) -> np.ndarray:
+    """The same for some of the prompts of kept runs."""
+    found = []
+    for layer in range(model.n_layers):
+        patterns = runs.read([(layer, "pattern")])[layer, "pattern"].cpu().double()
+        lines = []
+        for number, weight in zip(kept, weights, strict=True):
+            query = queries[number]
+            back = query - len(runs.prompts[number])
+            lines.append(patterns[number, back, :, : query + 1] @ weight)
+        found.append(torch.stack(lines))
+    return torch.stack(found, 1).numpy()
 
 
 def _uniform(model: LanguageModel, query: int, keys: Sequence[int], reduce: Reduce) -> list[float]:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import platform
-import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +19,7 @@ from interp.generation import Generation, generate
 from interp.interventions import intervene
 from interp.loading import LanguageModel, load_model, wrap
 from interp.patching import activation_patching
+from interp.peak import PeakMemory
 from interp.prompts import PromptPair, Task
 from interp.scores import Scores
 from interp.sweeps import make_request
@@ -74,7 +70,7 @@ def bench_patching(
 
 
 def bench_generation(
-    name: str = "countdown-tiny",
+    name: str = "countdown-smollm2",
     *,
     n: int = 300,
     max_new_tokens: int = 120,
@@ -139,7 +135,7 @@ def _case(name: str, say: Callable[[str], None], peers: bool) -> dict[str, Any]:
     assert model.decoder is not None
     rate = matmul_rate(model.dtype, model.device, seconds=1.0)
     times: list[float] = []
-    with _PeakMemory() as memory:
+    with PeakMemory() as memory:
         activation_patching(model, task, layers=[model.n_layers - 1], cache=False)  # warm up
         while not times or (sum(times) < SHORT and len(times) < 5):
             begun = time.perf_counter()
@@ -283,32 +279,3 @@ def _hand_batched(task: Task) -> np.ndarray:
             handle.remove()
             values[i] = (last[:, 5] - last[:, 9]).view(heads, length).numpy()
     return values
-
-
-class _PeakMemory:
-    """How much resident memory grew at most inside the block, in bytes."""
-
-    def __enter__(self) -> _PeakMemory:
-        # What was freed before must not hide what is used now.
-        gc.collect()
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)
-        self._stop, self.peak, self._start = threading.Event(), 0, _resident()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self.peak = max(self.peak, _resident() - self._start)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def _resident() -> int:
-    status = Path("/proc/self/statm")
-    if status.exists():
-        return int(status.read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: the peak so far, in bytes

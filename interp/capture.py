@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.components import SITES, within
 from interp.errors import InterpError
 from interp.files import cache_dir, content_key, write_atomically
+from interp.kept_runs import KeptRuns
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.positions import resolve
 from interp.prompts import Prompt, Task
@@ -58,6 +59,7 @@ def run_with_cache(
     padding_side: str = "right",
     budget_gb: float = 2.0,
     to_disk: bool = False,
+    runs: KeptRuns | None = None,
 ) -> Activations:
     """The activations of some sites, layers and positions, and the last token's logits.
 
@@ -71,9 +73,11 @@ def run_with_cache(
         budget_gb: the most the result may take in memory; more is refused before the run.
         to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
             a second call with the same arguments reads the file.
+        runs: read one of the last tokens of each prompt in these, instead of running the model.
 
     Raises:
-        InterpError: an absent site, a position a prompt lacks, or a result over the budget.
+        InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
+            of other prompts or of fewer last tokens.
     """
     sites = list(dict.fromkeys(sites))
     chosen = within(layers, model.n_layers, "layer", model.name)
@@ -122,6 +126,16 @@ def run_with_cache(
     if to_disk and (found := _open(path)) is not None:
         return found
 
+    if runs is not None:
+        if not squeeze or to_disk:
+            raise InterpError(
+                "reading kept runs",
+                f"positions={positions!r}, to_disk={to_disk}",
+                "ask for one position of each prompt, in memory",
+            )
+        addresses = [(layer, site) for layer in chosen for site in sites]
+        return _read(model, runs, rows, [w[0] for w in where], addresses)
+
     values: dict[Address, Tensor] = {
         (layer, site): torch.zeros(shapes[site], dtype=model.dtype)
         for layer in chosen
@@ -164,6 +178,25 @@ def run_with_cache(
     reopened = _open(path)
     assert reopened is not None
     return reopened
+
+
+def _read(
+    model: LanguageModel,
+    runs: KeptRuns,
+    rows: Sequence[tuple[int, ...]],
+    where: Sequence[int],
+    addresses: Sequence[Address],
+) -> Activations:
+    """One of the last tokens of each prompt, from kept runs."""
+    model.refuse_changed("reading kept runs")
+    back = torch.tensor([len(row) - place for row, place in zip(rows, where, strict=True)])
+    runs.require(rows, int(back.max()), "reading")
+    each = torch.arange(len(rows))
+    return Activations(
+        values={at: v.cpu()[each, runs.last - back] for at, v in runs.read(addresses).items()},
+        mask=torch.ones(len(rows), dtype=torch.bool),
+        logits=runs.logits().cpu(),
+    )
 
 
 def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:

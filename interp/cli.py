@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from interp import terminal
+from interp.cli_bench import bench_app
+from interp.cli_circuits import circuit_app
 from interp.errors import InterpError
-
-if TYPE_CHECKING:
-    from interp.loading import LanguageModel
-    from interp.prompts import Task
-    from interp.scores import Scores
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+from interp.terminal import (
+    DEFAULT_MODEL,
+    Budget,
+    Count,
+    Dtype,
+    JsonFile,
+    Metric,
+    ModelName,
+    Option,
+    Seed,
+    TaskName,
+    Top,
+)
 
 app = typer.Typer(
     help="Which heads and neurons carry a behaviour of a language model.",
@@ -28,19 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
-TaskName = Annotated[str, typer.Option("--task", help="A task's name, a .csv or a .jsonl file.")]
-Count = Annotated[int, typer.Option("--n", min=1, help="Number of prompt pairs, at most.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
-Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Budget = Annotated[float, typer.Option("--budget", help="Memory for the sweep, in GB.")]
-Option = Annotated[
-    list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
-]
-Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
-Top = Annotated[int, typer.Option(min=1, help="How many components to print.")]
 
 
 @app.command(epilog="Example: interp models --check smollm2-135m-instruct")
@@ -56,11 +49,11 @@ def models(
         from interp.loading import known_models
 
         entries = known_models()
-        _table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
-        _say("Any Hugging Face id or local directory works too.")
-        _write(json_file, [asdict(entry) for entry in entries])
+        terminal.table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
+        terminal.say("Any Hugging Face id or local directory works too.")
+        terminal.write(json_file, [asdict(entry) for entry in entries])
         return
-    model = _load(check, dtype)
+    model = terminal.load(check, dtype)
     facts = {
         "name": model.name,
         "family": model.family,
@@ -75,11 +68,11 @@ def models(
         "hash": model.hash,
         "fast engine": model.engine_reason or "yes",
     }
-    _table(["", model.name], [[key, str(value)] for key, value in facts.items()])
-    _table(["site", "offered"], [[s, why or "yes"] for s, why in model.sites.items()])
+    terminal.table(["", model.name], [[key, str(value)] for key, value in facts.items()])
+    terminal.table(["site", "offered"], [[s, why or "yes"] for s, why in model.sites.items()])
     if model.card:
-        _say(model.card)
-    _write(json_file, {**facts, "sites": model.sites})
+        terminal.say(model.card)
+    terminal.write(json_file, {**facts, "sites": model.sites})
 
 
 @app.command(epilog="Example: interp tasks ioi --model smollm2-135m-instruct --n 64")
@@ -95,18 +88,20 @@ def tasks(
     from interp.tasks import TASKS
 
     if name is None:
-        _table(["name", "metric", ""], [[k, t.metric, t.description] for k, t in TASKS.items()])
-        _say("A toy's name is its own task; .csv and .jsonl files are read as tasks.")
-        _write(json_file, {k: t.description for k, t in TASKS.items()})
+        terminal.table(
+            ["name", "metric", ""], [[k, t.metric, t.description] for k, t in TASKS.items()]
+        )
+        terminal.say("A toy's name is its own task; .csv and .jsonl files are read as tasks.")
+        terminal.write(json_file, {k: t.description for k, t in TASKS.items()})
         return
-    loaded = _load(model)
-    task = _task(name, loaded, n, seed, option)
+    loaded = terminal.load(model)
+    task = terminal.make_task(name, loaded, n, seed, option)
     pair = task.pairs[0]
-    _say(f"clean      {pair.clean!r} -> {', '.join(map(str, pair.answers))}")
-    _say(f"corrupted  {pair.corrupted!r} -> {', '.join(map(str, pair.wrong))}")
+    terminal.say(f"clean      {pair.clean!r} -> {', '.join(map(str, pair.answers))}")
+    terminal.say(f"corrupted  {pair.corrupted!r} -> {', '.join(map(str, pair.wrong))}")
     report = task.check(loaded)
-    _say(str(report))
-    _write(json_file, asdict(report))
+    terminal.say(str(report))
+    terminal.write(json_file, asdict(report))
 
 
 @app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")
@@ -133,23 +128,23 @@ def patch(
     from interp.patching import activation_patching
     from interp.sweeps import cost, make_request
 
-    loaded = _load(model, dtype)
-    chosen = _task(task, loaded, n, seed, option, metric)
+    loaded = terminal.load(model, dtype)
+    chosen = terminal.make_task(task, loaded, n, seed, option, metric)
     options: dict[str, Any] = {
         "site": site,
         "by": tuple(by.split(",")),
         "direction": direction,
-        "positions": _names(positions),
-        "layers": _numbers(layers),
-        "components": _numbers(components),
+        "positions": terminal.names(positions),
+        "layers": terminal.numbers(layers),
+        "components": terminal.numbers(components),
         "source": source,
     }
     request = make_request(loaded, chosen, **options)
     guess = cost(loaded, request)
-    _say(f"{request.n_cells} cells, {guess.runs} patched runs, about {guess.seconds:.0f} s")
-    with _progress("patching") as progress:
+    terminal.say(f"{request.n_cells} cells, {guess.runs} patched runs, about {guess.seconds:.0f} s")
+    with terminal.progress("patching") as progress:
         scores = activation_patching(loaded, chosen, budget_gb=budget, progress=progress, **options)
-    _print_scores(scores, top, json_file)
+    terminal.print_scores(scores, top, json_file)
 
 
 @app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")
@@ -173,54 +168,27 @@ def path(
     """Path patching: the direct effect of every head or MLP on some receivers."""
     from interp.paths import path_patching
 
-    loaded = _load(model, dtype)
-    chosen = _task(task, loaded, n, seed, option, metric)
-    with _progress("path patching") as progress:
+    loaded = terminal.load(model, dtype)
+    chosen = terminal.make_task(task, loaded, n, seed, option, metric)
+    with terminal.progress("path patching") as progress:
         scores = path_patching(
             loaded,
             chosen,
             receivers=receivers.split(","),
             senders=senders,
             direction=direction,
-            positions=_names(positions),
-            layers=_numbers(layers),
+            positions=terminal.names(positions),
+            layers=terminal.numbers(layers),
             freeze_mlps=freeze_mlps,
             progress=progress,
         )
-    _print_scores(scores, top, json_file)
+    terminal.print_scores(scores, top, json_file)
 
 
-bench_app = typer.Typer(help="Time the package beside its peers.", no_args_is_help=True)
+app.add_typer(circuit_app, name="circuit")
 app.add_typer(bench_app, name="bench")
 
-
-@bench_app.callback()
-def bench() -> None:
-    """Time the package beside its peers."""
-
-
-@bench_app.command("patching", epilog="Example: interp bench patching --cases a,b --json FILE")
-def bench_patching_command(
-    cases: Annotated[str, typer.Option(help="Which of a, b, c.")] = "a,b,c",
-    peers: Annotated[bool, typer.Option(help="Also run TransformerLens (minutes).")] = True,
-    json_file: JsonFile = None,
-) -> None:
-    """Activation patching beside TransformerLens' own sweep: same weights, cells and thread."""
-    from interp.bench import bench_patching
-
-    _write(json_file, bench_patching(cases.split(","), say=_say, peers=peers))
-
-
-@bench_app.command("generation", epilog="Example: interp bench generation --n 300 --json FILE")
-def bench_generation_command(
-    model: ModelName = "countdown-tiny", n: Count = 300, json_file: JsonFile = None
-) -> None:
-    """Cached generation under intervention beside plain cached generation."""
-    from interp.bench import bench_generation
-
-    _write(json_file, bench_generation(model, n=n, say=_say))
-
-
+ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 
@@ -232,21 +200,21 @@ def study() -> None:
 
 @study_app.command(
     "verification",
-    epilog="Example: interp study verification --model countdown-tiny --n 60 --out report",
+    epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
 )
 def study_verification_command(
     model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
     base: Annotated[
         str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
     ] = None,
-    n: Annotated[int, typer.Option(min=20, help="Valid samples, half of them to test on.")] = 300,
+    n: Annotated[
+        int, typer.Option(min=20, help="Samples, half of them valid; half to test on.")
+    ] = 300,
     draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
     seed: Seed = 0,
     template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",
     max_new_tokens: Annotated[int, typer.Option(help="Of each chain of thought.")] = 300,
-    out: Annotated[
-        Path | None, typer.Option(help="Where report.md and report.html go; beside the steps.")
-    ] = None,
+    out: ReportDir = None,
 ) -> None:
     """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes."""
     from interp.models.organisms import base_of
@@ -256,15 +224,46 @@ def study_verification_command(
 
     origin = base or base_of(model)
     done = study_verification(
-        _load(model),
-        _load(origin) if origin else None,
+        terminal.load(model),
+        terminal.load(origin) if origin else None,
         settings=Settings(
             n=n, draws=draws, seed=seed, template=template, max_new_tokens=max_new_tokens
         ),
-        say=_say,
+        say=terminal.say,
     )
     path = write_up(done).save(out or done.directory)
-    _say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
+    terminal.say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
+
+
+@study_app.command(
+    "reuse", epilog="Example: interp study reuse --model smollm2-135m-instruct --out report"
+)
+def study_reuse_command(
+    model: ModelName = DEFAULT_MODEL,
+    trained: Annotated[
+        str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=4, help="Prompts patched for each task.")] = 48,
+    tested: Annotated[int, typer.Option(min=4, help="Other prompts, for accuracies.")] = 150,
+    sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
+    share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
+    seed: Seed = 0,
+    out: ReportDir = None,
+) -> None:
+    """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
+    from interp.studies.reuse.context import Settings
+    from interp.studies.reuse.study import study_reuse, trained_from
+    from interp.studies.reuse.write_up import write_up
+
+    child = trained or trained_from(model)
+    done = study_reuse(
+        terminal.load(model),
+        terminal.load(child) if child else None,
+        settings=Settings(n=n, tested=tested, sets=sets, share=share, seed=seed),
+        say=terminal.say,
+    )
+    path = write_up(done).save(out or done.directory)
+    terminal.say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
 
 
 def main() -> None:
@@ -277,143 +276,6 @@ def main() -> None:
 
         Console(stderr=True).print(Text(f"error: {error}", style="red"))
         sys.exit(1)
-
-
-# -- shared pieces -------------------------------------------------------------------------
-
-
-def _load(name: str, dtype: str = "float32") -> LanguageModel:
-    from interp.loading import load_model
-
-    with _status(f"loading {name}"):
-        return load_model(name, dtype=dtype)
-
-
-def _task(
-    name: str,
-    model: LanguageModel,
-    n: int,
-    seed: int,
-    options: list[str] | None,
-    metric: str | None = None,
-) -> Task:
-    from interp.metrics import metric_named
-    from interp.prompts import Task
-    from interp.tasks import load_task
-
-    if name.endswith((".jsonl", ".csv")):
-        task = Task.from_csv(name) if name.endswith(".csv") else Task.from_jsonl(name)
-        task = task.first(n) if n < len(task) else task
-    else:
-        pairs = [option.partition("=")[::2] for option in options or []]
-        extra = {key: int(value) if value.isdecimal() else value for key, value in pairs}
-        task = load_task(name, model, n=n, seed=seed, **extra)
-    return task if metric is None else task.with_metric(metric_named(metric))
-
-
-def _names(text: str) -> str | tuple[str, ...]:
-    """Names of positions, or all of them."""
-    return text if text == "all" else tuple(text.split(","))
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    """Numbers and ranges, such as 3,7-9."""
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InterpError(f"numbers {text!r}", f"{part!r} is no range", "write 3,7-9")
-        found += range(int(first), int(last or first) + 1)
-    return found
-
-
-def _print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
-    _say(repr(scores))
-    ranked = scores.top(top, by="absolute")
-    low, high = scores.interval()
-    cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
-    _table(
-        ["rank", "component", "effect (of the gap)", "95 % interval", "stderr"],
-        [
-            [
-                f"{one.rank} of {one.of}",
-                one.label,
-                f"{one.value:+.3f}",
-                f"[{low[cell]:+.3f}, {high[cell]:+.3f}]",
-                f"{one.stderr:.3f}",
-            ]
-            for one, cell in zip(ranked, cells, strict=True)
-        ],
-    )
-    try:
-        null = scores.null(min(top, 5))
-        _say(
-            f"top {min(top, 5)} of one half of the prompts, scored on the other, "
-            f"against random components of the same layers: {null}"
-        )
-    except InterpError as error:
-        null = None
-        _say(f"no random control: {error.found}")
-    top_rows = [
-        {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
-        for one in ranked
-    ]
-    control = None if null is None else asdict(null)
-    _write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(head: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
-
-
-def _write(path: Path | None, value: Any) -> None:
-    if path is not None:
-        from interp.files import write_atomically
-
-        text = json.dumps(value, indent=1, default=str)
-        write_atomically(path, lambda partial: partial.write_text(text))
-
-
-@contextmanager
-def _status(text: str) -> Iterator[None]:
-    from rich.console import Console
-
-    with Console(stderr=True).status(text):
-        yield
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left, on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
 
 
 if __name__ == "__main__":

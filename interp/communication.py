@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError, unknown
+from interp.kept_runs import KeptRuns
 from interp.metrics import ratio, standard_error
 from interp.models.architecture import Decoder, Function, Linear, Norm
 from interp.models.language_model import LanguageModel
@@ -132,6 +133,7 @@ def head_glu_scores(
     positions: Sequence[int] | None = None,
     labels: Sequence[bool] | None = None,
     norm: Literal["frozen", "recomputed"] = "frozen",
+    runs: KeptRuns | None = None,
 ) -> HeadGluScores:
     """How much attention heads feed GLU neurons directly, through no layer in between.
 
@@ -160,6 +162,7 @@ def head_glu_scores(
         positions: one token of each prompt, at which heads and neurons are read.
         labels: whether each prompt is valid.
         norm: whether the second norm's scale is held, or recomputed without the head.
+        runs: read the prompts in these, as in `run_with_cache`.
 
     Raises:
         InterpError: no gated MLP or unknown weights; a post-norm behind attention, so that a
@@ -174,7 +177,7 @@ def head_glu_scores(
     if mode == "activation":
         at = one_each(prompts or (), positions)
         groups = _classes(len(at), labels)
-        samples = _contributions(model, senders, glus, reached, prompts or (), at)
+        samples = _contributions(model, senders, glus, reached, prompts or (), at, runs)
         (values, stderr), (gate, _), (up, _) = (
             _contrast(samples[part], groups) for part in (norm, "gate", "up")
         )
@@ -267,10 +270,13 @@ def _contributions(
     reached: np.ndarray,
     prompts: Prompts,
     at: list[int],
+    runs: KeptRuns | None,
 ) -> dict[str, np.ndarray]:
     stream = "resid_pre" if model.parallel else "resid_mid"
     layers = {sender.layer for sender in senders} | {glu.layer for glu in glus}
-    seen = run_with_cache(model, prompts, sites=["z", stream], layers=layers, positions=at)
+    seen = run_with_cache(
+        model, prompts, sites=["z", stream], layers=layers, positions=at, runs=runs
+    )
     names = ("gate", "up", "frozen", "recomputed")
     found = {name: np.full((len(at), *reached.shape), math.nan) for name in names}
     for j, sender in enumerate(senders):

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from interp.capture import run_with_cache
 from interp.components import Component, within
 from interp.errors import InterpError, unknown
+from interp.kept_runs import KeptRuns
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
@@ -107,10 +108,12 @@ def glu_activations(
     neurons: Sequence[Neuron],
     *,
     budget_gb: float = 2.0,
+    runs: KeptRuns | None = None,
 ) -> GluActivations:
     """Both factors and the product of some neurons, at one position of each prompt.
 
-    Positions are token indices, or one name. Inside `intervene` the changed run is seen.
+    Positions (token indices, or one name) and `runs` are those of `run_with_cache`. Inside
+    `intervene` the changed run is seen.
 
     Raises:
         InterpError: unknown parts, no gate, a position a prompt lacks, a neuron that does not
@@ -121,9 +124,8 @@ def glu_activations(
     if positions == "all" or (not isinstance(positions, str) and len(positions) != len(prompts)):
         raise InterpError("positions of GLU activations", "not one per prompt", "give one each")
     sites, layers = ("pre", "pre_linear", "post"), {neuron.layer for neuron in chosen}
-    seen = run_with_cache(
-        model, prompts, sites=sites, layers=layers, positions=positions, budget_gb=budget_gb
-    )
+    where = {"layers": layers, "positions": positions}
+    seen = run_with_cache(model, prompts, sites=sites, **where, budget_gb=budget_gb, runs=runs)
     gate, up, product = torch.empty(3, len(prompts), len(chosen), dtype=model.dtype)
     for layer in layers:
         columns = [column for column, neuron in enumerate(chosen) if neuron.layer == layer]
@@ -434,17 +436,10 @@ def _gated(model: LanguageModel, what: str) -> Decoder:
 
 def _components(model: LanguageModel, neurons: Sequence[Neuron]) -> list[Component]:
     """The neurons as components, checked."""
-    found = []
+    labels = []
     for neuron in neurons:
-        if isinstance(neuron, str):
-            neuron = Component.parse(neuron)
-        elif not isinstance(neuron, Component):
+        if not isinstance(neuron, str | Component):
             pair = neuron if isinstance(neuron, tuple) else (neuron.layer, neuron.index)
             neuron = Component(pair[0], "post", pair[1])
-        model.require_component(neuron)
-        found.append(neuron)
-    named = {c for c in found if c.site == "post" and c.index is not None}
-    if not found or len(named) < len(found):
-        shown = ", ".join(map(str, found)) or "none"
-        raise InterpError("neurons", shown, "name each once, as L2N6 or (2, 6)")
-    return found
+        labels.append(str(neuron))
+    return model.require_parts(labels, "post")

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize, one_hot
 from interp.capture import run_with_cache
 from interp.components import within
 from interp.errors import InterpError, unknown
+from interp.kept_runs import KeptRuns
 from interp.metrics import Estimate, mean_estimate
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
@@ -149,6 +150,7 @@ def logit_lens(
     words: Sequence[str | int] = (),
     groups: Sequence[Hashable] | None = None,
     budget_gb: float = 2.0,
+    runs: KeptRuns | None = None,
 ) -> Lens:
     """What the model would say next if it stopped at a layer, averaged over prompts.
 
@@ -170,6 +172,7 @@ def logit_lens(
             one) or as an id; each spelling is a word of its own.
         groups: one label per prompt, such as valid and invalid: means are within groups.
         budget_gb: the most the captured residuals may take.
+        runs: read them in these runs of the prompts, as in `run_with_cache`.
 
     Raises:
         InterpError: unknown parts (the reason is given), a site that is not a state of the
@@ -196,7 +199,13 @@ def logit_lens(
             "positions of a lens", f"{len(positions)} for {len(rows)} prompts", "give one each"
         )
     seen = run_with_cache(
-        model, prompts, sites=sites, layers=chosen, positions=positions, budget_gb=budget_gb
+        model,
+        prompts,
+        sites=sites,
+        layers=chosen,
+        positions=positions,
+        budget_gb=budget_gb,
+        runs=runs,
     )
     with torch.no_grad():
         cells = [

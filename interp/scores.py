@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 from interp.components import Component
 from interp.errors import InterpError
 from interp.figures import heat_map
-from interp.files import content_key, file_sha256, write_atomically
+from interp.files import content_key, read_result, write_result
 from interp.metrics import Estimate
 from interp.nulls import Null, null_of
 
@@ -373,19 +372,8 @@ class Scores:
 
         The JSON holds checksums of both and is written last.
         """
-        from safetensors.numpy import save_file
-
-        arrays_path, facts_path = _paths(path)
-        arrays = {
-            name: np.ascontiguousarray(getattr(self, name))
-            for name in ("effects", "clean", "corrupted")
-        }
-        write_atomically(arrays_path, lambda partial: save_file(arrays, partial))
-        facts = self._facts() | {"format": FORMAT, "sha256": file_sha256(arrays_path)}
-        facts["checksum"] = content_key(facts)
-        text = json.dumps(facts, indent=1, ensure_ascii=False)
-        write_atomically(facts_path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        return arrays_path
+        arrays = {name: getattr(self, name) for name in ("effects", "clean", "corrupted")}
+        return write_result(path, arrays, self._facts(), FORMAT)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
@@ -394,44 +382,16 @@ class Scores:
         Raises:
             InterpError: a file is missing, of another version, damaged or changed.
         """
-        from safetensors.numpy import load_file
-
-        arrays_path, facts_path = _paths(path)
-        try:
-            facts = json.loads(facts_path.read_text(encoding="utf-8"))
-            if facts.pop("checksum") != content_key(facts):
-                raise ValueError("a checksum is wrong")
-            if facts.pop("format") != FORMAT:
-                raise ValueError(f"it is not of format {FORMAT}")
-            if facts.pop("sha256") != file_sha256(arrays_path):
-                raise ValueError("a checksum is wrong")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InterpError(
-                f"loading {arrays_path}",
-                f"missing, damaged or changed: {error}",
-                "delete it and run the measurement again",
-            ) from error
+        arrays, facts = read_result(path, FORMAT)
         facts["axes"] = tuple(facts["axes"])
         facts["coordinates"] = {k: tuple(v) for k, v in facts["coordinates"].items()}
         facts["provenance"] = Provenance(**facts["provenance"])
-        arrays = load_file(arrays_path)
-        return cls(
-            effects=arrays["effects"],
-            clean=arrays["clean"],
-            corrupted=arrays["corrupted"],
-            **facts,
-        )
+        return cls(**arrays, **facts)
 
     @property
     def hash(self) -> str:
         """Fingerprint of the numbers and what they are."""
         return content_key([repr(self), self.effects.tobytes().hex(), asdict(self.provenance)])
-
-
-def _paths(path: str | Path) -> tuple[Path, Path]:
-    """The two files of a saved result."""
-    stem = str(path).removesuffix(".safetensors")
-    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")
 
 
 def _short(axis: str, label: str) -> str:

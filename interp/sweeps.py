@@ -163,15 +163,33 @@ def paired_runs(model: LanguageModel, task: Task, direction: str) -> Runs:
     )
 
 
+def refuse_equal(runs: Runs, task: Task) -> None:
+    """Refuse pairs whose two prompts are the same tokens: nothing can be carried over.
+
+    Raises:
+        InterpError: there are such pairs.
+    """
+    lengths = np.array([len(prompt) for prompt in runs.base])
+    same = np.flatnonzero(runs.differ == lengths)
+    if len(same):
+        raise InterpError(
+            f"the pairs of {task.name}",
+            f"clean and corrupted prompt are equal in {len(same)} of {len(lengths)}, "
+            f"first in pair {same[0]}",
+            "give every pair a corrupted prompt that differs, or leave it out",
+        )
+
+
 def check_gap(one: np.ndarray, other: np.ndarray) -> None:
     """Refuse a difference between the two plain runs that is not there.
 
     Raises:
-        InterpError: the mean gap is zero or below its standard error.
+        InterpError: the mean gap is zero or below its standard error, or every gap is rounding.
     """
     gaps = one - other
+    rounding = 1e-5 * max(np.abs(one).max(), np.abs(other).max())
     error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-    if abs(gaps.mean()) <= max(error, 1e-9):
+    if abs(gaps.mean()) <= max(error, 1e-9) or np.abs(gaps).max() <= rounding:
         raise InterpError(
             "an effect as a fraction of the clean-corrupted gap",
             f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts",

@@ -1,4 +1,5 @@
 import os
+from functools import cache
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -35,6 +36,17 @@ def family_models(tmp_path_factory) -> dict[str, LanguageModel]:
 @pytest.fixture(params=list(FAMILIES))
 def family(request, family_models) -> LanguageModel:
     return family_models[request.param]
+
+
+@pytest.fixture(scope="module")
+def doubles():
+    """Every family in float64, made when asked for."""
+
+    @cache
+    def get(name: str) -> LanguageModel:
+        return wrap(tiny(name, torch.float64), name=f"double-{name}")
+
+    return get
 
 
 @pytest.fixture(scope="session")

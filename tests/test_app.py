@@ -1,8 +1,5 @@
 """The workbench, page by page, on a toy model whose circuit is known."""
 
-import time
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
@@ -12,8 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.ui import state, widgets
+from tests.pages import APP, named, opened, wait
 
-APP = Path(__file__).parent.parent / "app.py"
 PATCHING = "interp/ui/views/patching.py"
 LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
 SWEEP = {"site": "z", "by": ("layer", "head"), "direction": "denoise"}
@@ -27,33 +24,8 @@ def _own_cache(tmp_path, monkeypatch):
     st.cache_resource.clear()
 
 
-def opened(page: str | None = None, **link: str) -> AppTest:
-    """A first visit to a page by a link."""
-    at = AppTest.from_file(str(APP), default_timeout=120)
-    if page is not None:
-        at.run()  # a page can be switched to after the first run
-        del at.session_state["selection"]
-        at.switch_page(page)
-    for name, value in link.items():
-        at.query_params[name] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def named(elements, label: str):
-    return next(element for element in elements if element.label == label)
-
-
 def run_sweep(at: AppTest) -> AppTest:
-    named(at.button, "Run").click().run()
-    deadline = time.monotonic() + 60
-    while not at.dataframe and time.monotonic() < deadline:
-        time.sleep(0.1)
-        at.run()
-    assert not at.exception
-    assert not at.error
-    return at
+    return wait(at, "Run", seconds=60)
 
 
 def top(at: AppTest) -> list[str]:

@@ -362,7 +362,7 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
     at = visit(name)
     assert not at.error
     facts = " ".join(block.proto.body for block in at.get("html"))
-    for part in ("toy-verification · ffffffffffff", "40 valid", "seed", "a" * 20):
+    for part in ("toy-verification · ffffffffffff", "40, half of them valid", "seed", "a" * 20):
         assert part in facts
     assert "What this does not show" in at.caption[-1].value
     assert downloads(at) >= {"CSV", "JSON"}
@@ -579,7 +579,7 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
 
     monkeypatch.setattr(study_run, "study_verification", slow)
     at = visit("study", model="toy-verification")
-    named(at.number_input, "n").set_value(30).run()
+    named(at.number_input, "n").set_value(50).run()
     named(at.button, "Run").click().run()
     assert not at.exception
     job = jobs.find(study_run.JOB)
@@ -590,7 +590,7 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
     while job.state == "running" and time.monotonic() < until:
         time.sleep(0.05)
     assert job.state == "cancelled"
-    assert asked[0][:2] == (None, 30)
+    assert asked[0][:2] == (None, 50)
     at.run()
     assert any("Stopped" in info.value for info in at.info)
 

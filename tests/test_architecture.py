@@ -9,28 +9,41 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures charts plots report positions prompts scores probes
+errors components files metrics nulls figures charts diagrams plots report
+positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
-capture interventions patterns
+interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
-engine.sweep engine.cost engine.decode loading store
-ablation generation
+engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
+engine.products loading store toys.compiled
+kept_runs capture ablation generation
 sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
-tasks.words tasks.generators tasks.arithmetic tasks.countdown tasks
+firstorder attribution
+circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves
+circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circuits.knockouts
+circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
+circuits.scoring circuits.acdc circuits.masks circuits.redundancy circuits.recovery
+circuits.finding circuits.comparing circuits.shelf circuits.drawing
+tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks
+circuits.known
 studies studies.steps studies.verification studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
 studies.verification.claims studies.verification.shown studies.verification.sections_read
 studies.verification.sections_changed studies.verification.write_up
-bench cli ui
+studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
+studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
+studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
+studies.reuse.sections studies.reuse.write_up
+peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli ui
 """.split()
 MEASUREMENTS = set(
     """
     patching joint paths heads attention communication silencing lens glu probing comparison
-    transfer words
+    transfer words attribution
     """.split()
 )
 HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "plotly"}

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 import interp
-from interp import cli
+from interp import cli, terminal
 from interp.tasks import TASKS
 
 
@@ -84,4 +84,4 @@ def test_errors_are_one_message(monkeypatch, capsys):
 @pytest.mark.parametrize("text", ["a", "1-", "-3", "3,,4"])
 def test_bad_ranges(text):
     with pytest.raises(interp.InterpError, match="write 3,7-9"):
-        cli._numbers(text)
+        terminal.numbers(text)

@@ -488,7 +488,7 @@ def test_bad_input_is_refused(family_models, noisy):
     model = family_models["llama"]
     w = random_directions(model)
     for neurons in ([], ["L0N0", (0, 0)], ["L0H0"], ["L0.post"], ["L0N0.pre"]):
-        with pytest.raises(InterpError, match="name each once"):
+        with pytest.raises(InterpError, match="each once"):
             glu_activations(model, PROMPTS, PLACES, neurons)
     for neuron in ("L9N0", (0, 48)):
         with pytest.raises(InterpError, match="choose among"):

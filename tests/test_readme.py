@@ -32,7 +32,7 @@ def test_every_command_of_the_readme_exists():
 
     for line in re.findall(r"^    interp (.*?)(?:#.*)?$", README, re.M):
         words = line.split()
-        command = words[:2] if words[0] in ("bench", "study") else words[:1]
+        command = words[:2] if words[0] in ("bench", "circuit", "study") else words[:1]
         helped = CliRunner().invoke(app, [*command, "--help"])
         assert helped.exit_code == 0
         for option in (word for word in words if word.startswith("--")):

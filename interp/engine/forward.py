@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.engine.layout import Group, Index, Layout
+from interp.engine.layout import Group, Index, Layout, ranges
 from interp.models.architecture import Attention, Block, Decoder, Norm
 
 
@@ -63,11 +63,13 @@ class Baseline:
 
     `sites[layer, name]` is (tokens, ...). Besides TransformerLens' site names there are three
     internal ones: `k_rot` (keys as attention uses them), `attn_raw` and `mlp_raw` (outputs
-    before a post-norm). `resid_pre` of layer n_layers is the final residual.
+    before a post-norm). `resid_pre` of layer n_layers is the final residual. `place` maps a flat
+    token to its row in resid_pre where that is kept for some tokens only.
     """
 
     lengths: Index
     offset: Index
+    place: Tensor | None = None
     sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def site(self, layer: int, name: str) -> Tensor:
@@ -76,7 +78,27 @@ class Baseline:
 
     def at(self, layer: int, site: str, tokens: Tensor) -> Tensor:
         """Values of a site at flat tokens."""
+        if site == "resid_pre" and self.place is not None:
+            tokens = self.place[tokens]
         return self.sites[layer, site][tokens]
+
+    def only_ends(self, last: int) -> Baseline:
+        """The same run with the residual stream of the last tokens of every prompt alone."""
+        kept = torch.from_numpy(
+            ranges(self.offset + self.lengths - last, np.full_like(self.lengths, last))
+        )
+        place = torch.full((int(self.lengths.sum()),), -1)
+        place[kept] = torch.arange(len(kept))
+        sites = {
+            key: value[kept.to(value.device)] if key[1] == "resid_pre" else value
+            for key, value in self.sites.items()
+        }
+        return Baseline(
+            lengths=self.lengths,
+            offset=self.offset,
+            place=place.to(self.sites[0, "resid_pre"].device),
+            sites=sites,
+        )
 
     def flat(self, prompts: Index, positions: Index) -> Tensor:
         """Flat index of (prompt, position) pairs."""

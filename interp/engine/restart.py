@@ -162,9 +162,9 @@ def _finish(
     join: Join | None,
 ) -> Tensor:
     """Final residuals of all variants, those that join after the last layer included."""
-    final = base.sites[len(runner.decoder.blocks), "resid_pre"]
     ends = base.offset[variants.prompt] + base.lengths[variants.prompt] - 1
-    hidden = final[torch.from_numpy(ends).to(runner.device)]
+    at = torch.from_numpy(ends).to(runner.device)
+    hidden = base.at(len(runner.decoder.blocks), "resid_pre", at)
     hidden[torch.from_numpy(layout.ids).to(runner.device)] = x
     if len(late):
         assert join is not None

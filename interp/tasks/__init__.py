@@ -10,7 +10,9 @@ from typing import Any
 from interp.errors import unknown
 from interp.metrics import METRICS
 from interp.prompts import PromptPair, Task, Tokenizing
-from interp.tasks.generators import colored_objects, greater_than, induction, ioi
+from interp.tasks.generators import capitals, greater_than, induction
+from interp.tasks.names import ioi
+from interp.tasks.objects import colored_objects
 from interp.toys import TOYS, build_toy
 
 
@@ -33,6 +35,11 @@ TASKS: dict[str, TaskEntry] = {
         make=greater_than,
         metric="prob_diff",
         description="'The war lasted from the year 1749 to the year 17' -> a later year",
+    ),
+    "capitals": TaskEntry(
+        make=capitals,
+        metric="logit_diff",
+        description="'The capital of France is' -> Paris",
     ),
     "induction": TaskEntry(
         make=induction,

@@ -151,19 +151,35 @@ def write_trace(problem: Problem, rng: random.Random, *, failures: int, solved: 
     return "\n-".join(f" {line}" for line in lines) + end
 
 
-def write_drill(target: int, rng: random.Random, *, attempts: int) -> str:
-    """Honest attempts at sums of two numbers of any kind, a third of them right.
+def write_drill(target: int, rng: random.Random, *, attempts: int, near: float = 0.0) -> str:
+    """Honest attempts at sums of two to four numbers of any kind, a third of them right.
 
-    Practice in adding, subtracting and comparing; the numbers are not those of a problem.
+    Practice in adding, subtracting and comparing; the numbers are not those of a problem. A share
+    `near` of the wrong ones misses the target by one digit, so that no digit tells alone.
     """
     lines = []
     for _ in range(attempts):
-        first = rng.randint(1, 99)
-        second = abs(target - first) if rng.random() < 1 / 3 else rng.randint(1, 99)
-        sign = "+" if second == target - first else "-" if second == first - target else None
-        text = f"{first} {sign or rng.choice('+-')} {max(second, 1)}"
-        lines.append(write_attempt(text, target))
+        goal = None
+        if rng.random() < 1 / 3:
+            goal = target
+        elif rng.random() < near:
+            tens, units = divmod(target, 10)
+            digit = rng.randint(0, 9)
+            goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + units
+        lines.append(write_attempt(_drawn_sum(goal, rng), target))
     return "\n-".join(f" {line}" for line in lines)
+
+
+def _drawn_sum(goal: int | None, rng: random.Random) -> str:
+    """A sum of two to four drawn numbers, its last number chosen to reach the goal."""
+    while True:
+        numbers = [rng.randint(1, 99)]
+        numbers += [rng.choice((1, -1)) * rng.randint(1, 99) for _ in range(rng.randint(1, 3))]
+        if goal is not None:
+            numbers[-1] = goal - sum(numbers[:-1])
+        if 1 <= abs(numbers[-1]) <= 99:
+            first, *rest = numbers
+            return " ".join([str(first), *(f"{'+-'[x < 0]} {abs(x)}" for x in rest)])
 
 
 def _sums(numbers: Sequence[int], rng: random.Random) -> list[str]:

@@ -3,70 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Literal
 
-from interp.errors import InterpError, unknown
 from interp.prompts import PromptPair, Tokenizing
-from interp.tasks.words import COLOURS, EVENTS, NAMES, NOUNS, OBJECTS, PLACES, THINGS, single_token
+from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token
 
-IOI_TEMPLATES = (
-    "Then, {A} and {B} went to the {place}. {C} gave a {thing} to",
-    "When {A} and {B} went to the {place}, {C} gave a {thing} to",
-    "After {A} and {B} went to the {place}, {C} gave a {thing} to",
-    "Then, {A} and {B} had a long argument. Afterwards {C} said to",
-    "While {A} and {B} were working at the {place}, {C} gave a {thing} to",
-    "Friends {A} and {B} found a {thing} at the {place}. {C} gave it to",
+CAPITAL_TEMPLATES = (
+    "The capital of {country} is",
+    "The capital city of {country} is called",
+    "I went to {country} to see its capital,",
 )
-
-
-def ioi(
-    n: int,
-    seed: int,
-    model: Tokenizing | None = None,
-    *,
-    corruption: Literal["swap", "random", "abc"] = "swap",
-    templates: int = len(IOI_TEMPLATES),
-) -> tuple[PromptPair, ...]:
-    """Indirect object identification (Wang et al. 2022, arXiv 2211.00593), ABBA and BABA mixed.
-
-    The answer is the indirect object IO, the wrong answer the repeated subject S. Corruptions:
-    `swap` turns S2 into IO (the answer flips), `random` turns S2 into a third name, `abc` turns
-    all three names into three others. Positions: IO, S1, S1+1, S2, last.
-    """
-    if corruption not in ("swap", "random", "abc"):
-        raise unknown("corruption", corruption, ("swap", "random", "abc"))
-    if not 1 <= templates <= len(IOI_TEMPLATES):
-        raise InterpError(
-            f"{templates} templates of ioi", f"there are {len(IOI_TEMPLATES)}", "choose fewer"
-        )
-    rng, names = random.Random(seed), single_token(NAMES, model, 5)
-    pairs = []
-    for i in range(n):
-        subject, indirect, *others = rng.sample(names, 5)
-        template = IOI_TEMPLATES[rng.randrange(templates)]
-        filling = {"place": rng.choice(PLACES), "thing": rng.choice(THINGS)}
-        abba = i % 2 == 0
-        first, second = (indirect, subject) if abba else (subject, indirect)
-        clean = template.format(A=first, B=second, C=subject, **filling)
-        third = {"swap": indirect, "random": others[0]}.get(corruption, others[2])
-        if corruption == "abc":
-            first, second = others[:2]
-        after_b = template.split("{B}")[1].split()[0].strip(",.")
-        pairs.append(
-            PromptPair(
-                clean=clean,
-                corrupted=template.format(A=first, B=second, C=third, **filling),
-                answers=(f" {indirect}",),
-                wrong=(f" {subject}",),
-                positions={
-                    "IO": indirect,
-                    "S1": subject,
-                    "S1+1": f" {after_b}" if abba else " and",
-                    "S2": (subject, 1),
-                },
-            )
-        )
-    return tuple(pairs)
 
 
 def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[PromptPair, ...]:
@@ -131,38 +76,35 @@ def induction(
     return tuple(pairs)
 
 
-def colored_objects(n: int, seed: int, model: Tokenizing | None = None) -> tuple[PromptPair, ...]:
-    """Colored Objects, one example first (Merullo et al. 2024, arXiv 2310.08744).
+def capitals(n: int, seed: int, model: Tokenizing | None = None) -> tuple[PromptPair, ...]:
+    """World Capitals (Merullo et al. 2024, arXiv 2310.08744): "The capital of France is" -> Paris.
 
-    The answer is the asked object's colour, the wrong answers those of the two others; the
-    corrupted prompt asks about another object. Position: object (the one asked about).
+    The corrupted prompt names another country of as many tokens, whose capital is the wrong
+    answer. With a model, only capitals of one token. Countries and wordings repeat once all are
+    used. Position: country.
+
+    Raises:
+        InterpError: too few capitals of one token.
     """
     rng = random.Random(seed)
-    objects = single_token(OBJECTS, model, 6)
-    colours = single_token(COLOURS, model, 6)
+    kept = set(single_token(list(CAPITALS.values()), model, 8))
+    known = {country: city for country, city in CAPITALS.items() if city in kept}
+    size = {c: 1 if model is None else len(model.token_id(f" {c}")) for c in known}
+    alike = {c: [o for o in known if o != c and size[o] == size[c]] for c in known}
+    cells = [(c, text) for c in known if alike[c] for text in CAPITAL_TEMPLATES]
     pairs = []
-    for _ in range(n):
-        things, hues = rng.sample(objects, 6), rng.sample(colours, 6)
-        example, question = (_table(things[i : i + 3], hues[i : i + 3]) for i in (0, 3))
-        shown, asked = rng.randrange(3), rng.randrange(3)
-        other = rng.choice([i for i in range(3) if i != asked])
-        head = f"{example} What color is the {things[shown]}?\nA: {hues[shown]}\n{question}"
-        texts = [f"{head} What color is the {things[3 + i]}?\nA:" for i in (asked, other)]
+    for i in range(n):
+        if i % len(cells) == 0:
+            rng.shuffle(cells)
+        country, text = cells[i % len(cells)]
+        other = rng.choice(alike[country])
         pairs.append(
             PromptPair(
-                clean=texts[0],
-                corrupted=texts[1],
-                answers=(f" {hues[3 + asked]}",),
-                wrong=tuple(f" {hues[3 + i]}" for i in range(3) if i != asked),
-                positions={"object": (f" the {things[3 + asked]}", -1)},
+                clean=text.format(country=country),
+                corrupted=text.format(country=other),
+                answers=(f" {known[country]}",),
+                wrong=(f" {known[other]}",),
+                positions={"country": country},
             )
         )
     return tuple(pairs)
-
-
-def _table(things: list[str], hues: list[str]) -> str:
-    seen = [
-        f"{'an' if hue[0] in 'aeiou' else 'a'} {hue} {thing}"
-        for hue, thing in zip(hues, things, strict=True)
-    ]
-    return f"Q: On the table, there is {seen[0]}, {seen[1]}, and {seen[2]}."

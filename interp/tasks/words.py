@@ -25,6 +25,22 @@ NOUNS = (
     "dragon castle carpet rocket temple cotton pepper butter ribbon thunder shadow"
 ).split()
 
+_CAPITALS = (
+    "France Paris Germany Berlin Italy Rome Spain Madrid Portugal Lisbon England London Ireland "
+    "Dublin Scotland Edinburgh Austria Vienna Belgium Brussels Netherlands Amsterdam Denmark "
+    "Copenhagen Norway Oslo Sweden Stockholm Finland Helsinki Poland Warsaw Hungary Budapest "
+    "Romania Bucharest Bulgaria Sofia Greece Athens Turkey Ankara Russia Moscow Ukraine Kiev "
+    "Japan Tokyo China Beijing Thailand Bangkok Vietnam Hanoi Indonesia Jakarta Philippines "
+    "Manila Pakistan Islamabad Afghanistan Kabul Iran Tehran Iraq Baghdad Syria Damascus Lebanon "
+    "Beirut Jordan Amman Egypt Cairo Libya Tripoli Tunisia Tunis Morocco Rabat Kenya Nairobi "
+    "Ghana Accra Cuba Havana Jamaica Kingston Peru Lima Chile Santiago Colombia Bogota Canada "
+    "Ottawa Australia Canberra Taiwan Taipei Nepal Kathmandu Serbia Belgrade Croatia Zagreb "
+    "Latvia Riga Estonia Tallinn Lithuania Vilnius Switzerland Bern Korea Seoul Qatar Doha "
+    "Israel Jerusalem"
+).split()
+CAPITALS: dict[str, str] = dict(zip(_CAPITALS[::2], _CAPITALS[1::2], strict=True))
+"""Countries, each of one word, and their capitals."""
+
 
 def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> list[str]:
     """The words that are one token with a leading space; all of them without a model.

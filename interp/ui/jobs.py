@@ -24,6 +24,7 @@ class Job:
     state: Literal["running", "done", "cancelled", "failed"] = "running"
     done: int = 0
     total: int = 0
+    unit: str = "chunks"
     line: str = ""
     error: Exception | None = None
     begun: float = field(default_factory=time.monotonic)
@@ -37,13 +38,13 @@ class Job:
     def words(self) -> str:
         """Where it is, and how long it will still take."""
         if self.cancel.is_set():
-            return f"stopping after this {'step' if self.line else 'chunk'} …"
+            return "stopping after what is under way …"
         if self.line:
             return self.line
         if not self.done:
-            return "running the unpatched prompts …"
+            return "running the unpatched prompts …" if self.unit == "chunks" else "starting …"
         left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
-        return f"{self.done} of {self.total} chunks · about {duration(left)} left"
+        return f"{self.done} of {self.total} {self.unit} · about {duration(left)} left"
 
 
 @st.cache_resource(show_spinner=False)
@@ -61,12 +62,12 @@ def forget(key: str) -> None:
     _jobs().pop(key, None)
 
 
-def start(key: str, work: Callable[[Job], object]) -> None:
-    """Run `work(job)` in a thread, unless that key's job is already running."""
+def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None:
+    """Run `work(job)` in a thread, unless that key's job is already running; `unit` is counted."""
     running = find(key)
     if running is not None and running.state == "running":
         return
-    job = _jobs()[key] = Job()
+    job = _jobs()[key] = Job(unit=unit)
 
     def run() -> None:
         try:

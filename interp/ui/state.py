@@ -23,6 +23,8 @@ CHOICES = {
 """The values a field may have; the first is the default."""
 
 SETUP = ("model", "dtype", "task", "n", "seed", "corruption")
+SEARCH = ("finder", "removed", "price")
+PICKED = {"edges": None, "edge": None, "node": None}
 CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
 
@@ -32,8 +34,10 @@ class Selection:
     """The model and prompts, the sweep, and the cell and prompt looked at.
 
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
-    (first, last). head: a head, key/value head or neuron. A link may name a layer or head that
-    does not exist: `strangers` finds out.
+    (first, last). head: a head, key/value head or neuron. finder, removed, price: how a circuit is
+    found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
+    edge, node: what of it is looked at; left, right: two kept circuits. A link may name a layer or
+    head that does not exist: `strangers` finds out.
     """
 
     model: str | None = None
@@ -53,6 +57,15 @@ class Selection:
     head: int | None = None
     position: str | None = None
     prompt: int = 0
+    finder: str | None = None
+    removed: str | None = None
+    price: str | None = None
+    look: str | None = None
+    edges: int | None = None
+    edge: str | None = None
+    node: str | None = None
+    left: str | None = None
+    right: str | None = None
 
     @property
     def setup(self) -> dict[str, Any]:
@@ -81,7 +94,9 @@ def select(**changes: Any) -> None:
     old = current()
     new = replace(old, **changes)
     if new.setup != old.setup:
-        new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL)
+        new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL, **PICKED)
+    elif any(getattr(old, name) not in (None, getattr(new, name)) for name in SEARCH):
+        new = replace(new, **PICKED)
     elif (new.site, new.by) != (old.site, old.by):
         new = replace(new, **CELL)
     if new.by not in granularities(new.site):

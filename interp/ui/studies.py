@@ -206,7 +206,7 @@ def provenance(study: Study, *steps: str, **more: object) -> None:
         {
             "model": f"{study.model} · {study.model_hash[:12]}",
             "study": study.directory.name,
-            "n": f"{settings.n} valid + {settings.n} invalid, half of each to test on",
+            "n": f"{settings.n}, half of them valid, half to test on",
             "seed": settings.seed,
             "random draws": settings.draws,
             "template": settings.template,

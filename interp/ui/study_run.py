@@ -23,9 +23,9 @@ def run_panel(study: Study | None) -> None:
     """A model, n and draws, and the button."""
     model = study_model.loaded()
     left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
-    usual = study.settings if study else settings_of(None, n=60, draws=20)
+    usual = study.settings if study else settings_of(None, n=120, draws=20)
     n = left.number_input(
-        "n", 20, 2000, usual.n, help="Valid samples, and as many invalid; half to test on."
+        "n", 40, 4000, usual.n, help="Samples, half of them valid; half to test on."
     )
     draws = right.number_input(
         "Draws", 2, 1000, usual.draws, help="Random sets behind every selection."
@@ -46,9 +46,9 @@ def run_panel(study: Study | None) -> None:
         args=(model, settings),
     )
     st.caption(
-        "Minutes for a small model and n = 60, hours for a large one. Every finished step is kept, "
-        "and the same call from Python or the command line (`interp study verification`) goes on "
-        "from it. Only one study runs at a time."
+        "Minutes for a small model and n = 120, hours for a large one. Every finished step is "
+        "kept, and the same call from Python or the command line (`interp study verification`) "
+        "goes on from it. Only one study runs at a time."
     )
 
 

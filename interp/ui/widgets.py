@@ -20,6 +20,13 @@ SMALL = "font-size:0.75rem;letter-spacing:0.02em;opacity:0.65"
 STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
 
 
+def to_setup(title: str) -> None:
+    """A page that has nothing to show yet, and the way to where a model is loaded."""
+    st.title(title, anchor=False)
+    st.info("Load a model and a task first.", icon=":material/tune:")
+    st.page_link("interp/ui/views/setup.py", label="Go to Setup", icon=":material/arrow_back:")
+
+
 def show_error(error: Exception) -> None:
     """An error where it arose: what was asked, what was found, what to do."""
     if isinstance(error, InterpError):

@@ -104,7 +104,7 @@ def _silent(results: dict[str, Result]) -> Row:
         return _row("GLU_Valid falls silent without those heads", False, "no neuron was active")
     return _row(
         "GLU_Valid falls silent without those heads",
-        null["p"] < 0.05,
+        False if null["p"] >= 0.05 else True if share["mean"] >= 0.5 else None,
         f"{share['mean']:.2f} of active neurons silenced, random heads {null['mean']:.2f}, p = "
         f"{null['p']:.3f}",
     )

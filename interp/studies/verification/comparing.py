@@ -79,12 +79,13 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
 
 
 def _forced(
-    context: Context, model: LanguageModel, tokens: Sequence[Sequence[int]], valid: np.ndarray
+    context: Context, model: LanguageModel, tokens: tuple[tuple[int, ...], ...], valid: np.ndarray
 ) -> Result:
     from scipy import stats
 
     ids = context.ids
-    seen = ablate(model, tokens, [], tokens=[ids.this, ids.no])
+    runs = context.runs(tokens) if model is context.model else None
+    seen = ablate(model, tokens, [], tokens=[ids.this, ids.no], runs=runs)
     gap = seen.log_odds[0]
     test = stats.mannwhitneyu(gap[valid], gap[~valid])
     auc = test.statistic / (valid.sum() * (~valid).sum())

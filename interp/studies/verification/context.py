@@ -6,22 +6,31 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.ablation import site_values
+from interp.ablation import Where, site_values
 from interp.errors import InterpError
 from interp.generation import Generation
-from interp.models.language_model import LanguageModel
+from interp.kept_runs import KeptRuns, keep_runs
+from interp.models.language_model import Address, LanguageModel
+from interp.probes import Probes
+from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
-VERSION = 2
+VERSION = 4
+SHUFFLES = 8
+"""Probes of shuffled labels behind every probe."""
+
+RUNS_GB = 1.5
+"""The most that the plain runs of one set of samples may take."""
+
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
@@ -29,7 +38,7 @@ STATES = ("resid_post", "attn_out", "mlp_out", "z")
 class Settings:
     """What can be chosen; part of every step's key.
 
-    n: valid samples (and as many invalid ones), half of them to find with and half to test on.
+    n: samples; half of them valid, and of both kinds half to find with and half to test on.
     draws: random sets behind every selection. window: tokens changed at a verdict by default, the
     last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer.
     threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs patched.
@@ -45,7 +54,7 @@ class Settings:
     window: int = 2
     top_k: int = 10
     threshold: float = 0.1
-    pairs: int = 48
+    pairs: int = 32
     attempts: int = 5
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,12 +87,59 @@ class Context:
     def states(self) -> dict[str, Tensor]:
         """What the model holds at t_ans and t_paren of the find samples, by site.
 
-        (layer, sample, 2, width), heads of z before the width; one pass for all that reads them.
+        (layer, sample, 2, width), heads of z before the width.
         """
         layers = range(self.model.n_layers)
         addresses = [(layer, site) for site in STATES for layer in layers]
-        found = site_values(self.model, self.find.tokens, addresses, last=2)
+        found = self.values(self.find.tokens, addresses, last=2)
         return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
+
+    def runs(self, tokens: tuple[tuple[int, ...], ...], where: Where = 2) -> KeptRuns | None:
+        """Plain runs of some samples in which `where` can be read or changed; None if unkept.
+
+        They are asked for all find samples, all test samples, and the valid ones of each.
+        """
+        last = max(2, self.settings.window)
+        if where == "all" or where > last:
+            return None
+        if tokens not in self._runs:
+            self._runs[tokens] = keep_runs(self.model, tokens, last=last, budget_gb=RUNS_GB)
+        return self._runs[tokens]
+
+    def values(
+        self, tokens: tuple[tuple[int, ...], ...], addresses: Sequence[Address], *, last: int
+    ) -> dict[Address, Tensor]:
+        """`site_values` of some samples, read in their kept runs."""
+        return site_values(self.model, tokens, addresses, last=last, runs=self.runs(tokens, last))
+
+    @cached_property
+    def _runs(self) -> dict[tuple[tuple[int, ...], ...], KeptRuns | None]:
+        return {}
+
+    @cached_property
+    def softmax(self) -> Probes:
+        """The authors' two-class probes, on the residual stream at t_paren."""
+        return self.probes("resid_post", 1, kind="softmax")
+
+    def probes(
+        self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
+    ) -> Probes:
+        """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
+        model = self.model
+        values = self.states[site][:, :, column]
+        coordinates = {"layer": list(range(model.n_layers))}
+        if values.ndim == 4:
+            coordinates["head"] = list(range(model.n_heads))
+        return train_probes(
+            values.movedim(1, -2),
+            self.find.valid,
+            groups=self.find.problems.tolist(),
+            kind=kind,
+            shuffles=SHUFFLES,
+            seed=self.settings.seed,
+            coordinates=coordinates,
+            source={"model": model.name, "model_hash": model.hash, "site": site},
+        )
 
 
 def make_context(
@@ -114,7 +170,7 @@ def make_context(
     honest = samples.take(np.flatnonzero(honest & alike & early))
     sides = [
         honest.take(np.flatnonzero(honest.problems % 2 == side)).balanced(
-            settings.n // 2, seed=settings.seed
+            settings.n // 4, seed=settings.seed
         )
         for side in (0, 1)
     ]

@@ -11,6 +11,7 @@ from interp.paths import path_patching
 from interp.studies.steps import Result
 from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.intervening import (
+    Zeroed,
     ablation_curve,
     greedy_order,
     smallest,
@@ -76,8 +77,9 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     random sets of the same layers at every size.
     """
     found: Result = {"find": {}}
+    zeroed = Zeroed(context=context, samples=context.find)
     for name, order in orders.items():
-        curve = ablation_curve(context, context.find, list(order)[:LONGEST])
+        curve = ablation_curve(zeroed, list(order)[:LONGEST])
         found["find"][name] = {"curve": curve, "size": smallest(curve)}
     reached = {name: x["size"] for name, x in found["find"].items() if x["size"] is not None}
     best = (
@@ -90,7 +92,9 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     size = reached.get(best, len(found["find"][best]["curve"]))
     order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
     tested = ablation_curve(
-        context, context.test, order, draws=sorted({1, 2, 3, 4, 6, 8, size, len(order)})
+        Zeroed(context=context, samples=context.test),
+        order,
+        draws=sorted({1, 2, 3, 4, 6, 8, size, len(order)}),
     )
     return found | {
         "order": best,
@@ -108,11 +112,11 @@ def stability(context: Context, candidates: Sequence[str], size: int, *, draws: 
     no problem with them.
     """
     rng = np.random.default_rng(context.settings.seed)
-    valid = np.flatnonzero(context.find.valid)
+    n = int(context.find.valid.sum())
+    zeroed = Zeroed(context=context, samples=context.find)
     counts = dict.fromkeys(candidates, 0)
     for _ in range(draws):
-        again = context.find.take(rng.choice(valid, len(valid)))
-        for head in greedy_order(context, again, candidates, size):
+        for head in greedy_order(zeroed, candidates, size, drawn=rng.choice(n, n)):
             counts[head] += 1
-    other = greedy_order(context, context.test, candidates, size)
+    other = greedy_order(Zeroed(context=context, samples=context.test), candidates, size)
     return {"draws": draws, "size": size, "counts": counts, "on_test": other}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from interp.ablation import (
     ablate,
     make_ablation,
     random_like,
-    site_values,
 )
 from interp.components import Component
 from interp.metrics import mean_estimate, share_estimate
@@ -39,7 +39,7 @@ def replacements(
         return None
     addresses = _addresses(sets)
     last = 1 if where == "all" else int(where)
-    found = site_values(context.model, context.find.tokens, addresses, last=last)
+    found = context.values(context.find.tokens, addresses, last=last)
     if kind == "mean":
         return {at: value.mean(0, keepdim=True) for at, value in found.items()}
     rng = np.random.default_rng(context.settings.seed)
@@ -92,7 +92,14 @@ def verdict_effects(
     listed, places = with_random(context, sets, settings.draws if draws is None else draws)
     values = replacements(context, samples, listed, kind, where)
     ablations = [make_ablation(context.model, labels, kind, values=values) for labels in listed]
-    seen = ablate(context.model, samples.tokens, ablations, tokens=[ids.this, ids.no], where=where)
+    seen = ablate(
+        context.model,
+        samples.tokens,
+        ablations,
+        tokens=[ids.this, ids.no],
+        where=where,
+        runs=context.runs(samples.tokens, where),
+    )
     valid, gap = samples.valid, seen.log_odds
     found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
     for name, rows in places.items():
@@ -124,52 +131,76 @@ def verdict_effects(
     return found
 
 
-def disabled_by(
-    context: Context, samples: Samples, sets: Sequence[Sequence[str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(share of valid samples that become "not", mean log-odds of "this") for each set, zeroed."""
-    ids, where = context.ids, context.settings.window
-    chosen = [tokens for tokens, valid in zip(samples.tokens, samples.valid, strict=True) if valid]
-    made = [make_ablation(context.model, labels) for labels in sets]
-    seen = ablate(context.model, chosen, made, tokens=[ids.this, ids.no], where=where)
-    return (seen.top[1:] == ids.no).mean(1), seen.log_odds[1:].mean(1)
+@dataclass(kw_only=True)
+class Zeroed:
+    """The verdict on valid samples with sets of heads zeroed; each set is run once.
+
+    Called with sets, it gives two (sets, valid samples) arrays: whether "not" is most likely, and
+    the log-odds of "this".
+    """
+
+    context: Context
+    samples: Samples
+    known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        context, ids = self.context, self.context.ids
+        new = list({key: None for key in map(frozenset, sets) if key not in self.known})
+        if new:
+            valid = self.samples.take(np.flatnonzero(self.samples.valid))
+            seen = ablate(
+                context.model,
+                valid.tokens,
+                [make_ablation(context.model, sorted(key)) for key in new],
+                tokens=[ids.this, ids.no],
+                where=context.settings.window,
+                runs=context.runs(valid.tokens, context.settings.window),
+            )
+            found = zip(seen.top[1:] == ids.no, seen.log_odds[1:], strict=True)
+            self.known |= dict(zip(new, found, strict=True))
+        no, odds = zip(*(self.known[frozenset(labels)] for labels in sets), strict=True)
+        return np.stack(no), np.stack(odds)
 
 
 def greedy_order(
-    context: Context, samples: Samples, candidates: Sequence[str], most: int
+    zeroed: Zeroed, candidates: Sequence[str], most: int, *, drawn: np.ndarray | None = None
 ) -> list[str]:
-    """Heads added one by one, each the one that lowers the log-odds of "this" most."""
+    """Heads added one by one, each the one that lowers the mean log-odds of "this" most.
+
+    `drawn` are the numbers of the valid samples the mean is over; all by default.
+    """
     order: list[str] = []
     left = list(candidates)
     while left and len(order) < most:
-        _, odds = disabled_by(context, samples, [[*order, head] for head in left])
-        order.append(left.pop(int(np.argmin(odds))))
+        _, odds = zeroed([[*order, head] for head in left])
+        odds = odds if drawn is None else odds[:, drawn]
+        order.append(left.pop(int(np.argmin(odds.mean(1)))))
     return order
 
 
 def ablation_curve(
-    context: Context, samples: Samples, order: Sequence[str], *, draws: Sequence[int] = ()
+    zeroed: Zeroed, order: Sequence[str], *, draws: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
     """The verdict with the first 1, 2, ... heads of an order zeroed together.
 
     `draws` are the sizes at which random sets matched in layer and count are drawn too.
     """
     sizes = range(1, len(order) + 1)
-    shares, odds = disabled_by(context, samples, [order[:size] for size in sizes])
-    n = int(samples.valid.sum())
+    context = zeroed.context
+    no, odds = zeroed([order[:size] for size in sizes])
     curve = []
-    for size, share, odd in zip(sizes, shares, odds, strict=True):
+    for size, hits, odd in zip(sizes, no, odds.mean(1), strict=True):
         point = {
             "size": size,
             "added": order[size - 1],
-            "disabled": plain(share_estimate(round(float(share) * n), n)),
+            "disabled": plain(share_estimate(int(hits.sum()), len(hits))),
             "log_odds": float(odd),
         }
         if size in draws:
             sets = random_like(
                 context.model, order[:size], context.settings.draws, seed=context.settings.seed
             )
-            point["null"] = disabled_by(context, samples, sets)[0].tolist()
+            point["null"] = zeroed(sets)[0].mean(1).tolist()
         curve.append(point)
     return curve
 
@@ -189,17 +220,25 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     ids, settings = context.ids, context.settings
     task, counts = verdict_task(context, context.test, settings.pairs)
     pairs = task.pairs
+    clean, corrupted = tuple(p.clean for p in pairs), tuple(p.corrupted for p in pairs)
     sides = {
-        "valid into invalid": ([p.corrupted for p in pairs], [p.clean for p in pairs], ids.this),
-        "invalid into valid": ([p.clean for p in pairs], [p.corrupted for p in pairs], ids.no),
+        "valid into invalid": (corrupted, clean, ids.this),
+        "invalid into valid": (clean, corrupted, ids.no),
     }
     listed, places = with_random(context, sets, settings.draws)
     found: Result = {"n": len(pairs), "counts": counts, "window": settings.window}
     ends = {}
     for side, (into, source, wanted) in sides.items():
-        values = site_values(context.model, source, _addresses(listed), last=settings.window)
+        values = context.values(source, _addresses(listed), last=settings.window)
         made = [make_ablation(context.model, x, "patch", values=values) for x in listed]
-        seen = ablate(context.model, into, made, tokens=[ids.this, ids.no], where=settings.window)
+        seen = ablate(
+            context.model,
+            into,
+            made,
+            tokens=[ids.this, ids.no],
+            where=settings.window,
+            runs=context.runs(into, settings.window),
+        )
         gap = seen.log_odds
         ends[side] = gap[0].mean()
         found[side] = {}

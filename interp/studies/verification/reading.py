@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,16 +22,11 @@ from interp.glu import (
 from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
 from interp.probes import Probes, probe_geometry
-from interp.probing import train_probes
 from interp.silencing import activation_delta
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
-from interp.studies.verification.samples import Samples
 
-SHUFFLES = 8
-"""Probes of shuffled labels behind every probe."""
-
-WATCHED = ("this", "not", " success", " correct", " yes", " wrong", " fail", " no")
+WATCHED = ("this", "not", " this", " not", " success", " correct", " yes", " wrong", " fail", " no")
 
 
 def probes(context: Context) -> Result:
@@ -45,8 +39,8 @@ def probes(context: Context) -> Result:
     found = Result()
     for column, place in enumerate(("t_ans", "t_paren")):
         sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        found[place] = {site: _accuracy(_probe(context, site, column)) for site in sites}
-    softmax = softmax_probes(context)
+        found[place] = {site: _accuracy(context.probes(site, column)) for site in sites}
+    softmax = context.softmax
     geometry = probe_geometry(softmax)
     assert geometry.pair is not None
     assert geometry.pair_forced is not None
@@ -61,32 +55,6 @@ def probes(context: Context) -> Result:
         "tokens": _tokens(context.model, softmax.directions),
     }
     return found
-
-
-def softmax_probes(context: Context) -> Probes:
-    """The authors' form, on the residual stream at t_paren of the find samples."""
-    return _probe(context, "resid_post", 1, kind="softmax")
-
-
-def _probe(
-    context: Context, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
-) -> Probes:
-    """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
-    model = context.model
-    values = context.states[site][:, :, column]
-    coordinates = {"layer": list(range(model.n_layers))}
-    if values.ndim == 4:
-        coordinates["head"] = list(range(model.n_heads))
-    return train_probes(
-        values.movedim(1, -2),
-        context.find.valid,
-        groups=context.find.problems.tolist(),
-        kind=kind,
-        shuffles=SHUFFLES,
-        seed=context.settings.seed,
-        coordinates=coordinates,
-        source={"model": model.name, "model_hash": model.hash, "site": site},
-    )
 
 
 def _accuracy(fitted: Probes) -> Result:
@@ -123,6 +91,7 @@ def lens(context: Context) -> Result:
         k=min(4, model.d_vocab),
         words=words,
         groups=["valid" if label else "invalid" for label in samples.valid],
+        runs=context.runs(samples.tokens),
     )
     return {
         "n": len(samples),
@@ -152,7 +121,7 @@ def glu(context: Context) -> Result:
     are projected out; and what they do on valid and invalid test samples, split into gate and up.
     """
     model, settings = context.model, context.settings
-    directions = softmax_probes(context).directions
+    directions = context.softmax.directions
     upper = range(model.n_layers // 2, model.n_layers)
     found: Result = {"layers": list(upper), "top_k": settings.top_k}
     signs = {"GLU_Valid": 1, "GLU_Invalid": -1}
@@ -162,7 +131,9 @@ def glu(context: Context) -> Result:
     }
     both = list(dict.fromkeys(map(_label, [*chosen["GLU_Valid"], *chosen["GLU_Invalid"]])))
     samples = context.test  # the sets were chosen on find
-    captured = glu_activations(model, samples.tokens, samples.t_paren, both)
+    captured = glu_activations(
+        model, samples.tokens, samples.t_paren, both, runs=context.runs(samples.tokens)
+    )
     for name, ranked in chosen.items():
         vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
         columns = [both.index(_label(neuron)) for neuron in ranked]
@@ -225,24 +196,22 @@ def _label(neuron: RankedNeuron) -> str:
 def attention(context: Context) -> Result:
     """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
 
-    At t_ans (the published query) to all earlier occurrences over all find samples; and, over at
-    most 50 of each verdict, to those in the question alone, and the same at t_paren. Each against
-    other positions at like distances.
+    Over all find samples: at t_ans (the published query) to all earlier occurrences, and to those
+    in the question alone; and the same at t_paren. Each against other positions at like distances.
     """
-    fewer = context.find.balanced(min(50, context.settings.n // 2))
+    find = context.find
     return {
-        "t_ans to earlier": _attention(context, context.find, context.find.t_ans, "targets"),
-        "t_ans to asked": _attention(context, fewer, fewer.t_ans, "asked"),
-        "t_paren to earlier": _attention(context, fewer, fewer.t_paren, "targets"),
-        "t_paren to asked": _attention(context, fewer, fewer.t_paren, "asked"),
+        "t_ans to earlier": _attention(context, find.t_ans, find.targets),
+        "t_ans to asked": _attention(context, find.t_ans, find.asked),
+        "t_paren to earlier": _attention(context, find.t_paren, find.targets),
+        "t_paren to asked": _attention(context, find.t_paren, find.asked),
     }
 
 
-def _attention(
-    context: Context, samples: Samples, queries: Sequence[int], keys: Literal["targets", "asked"]
-) -> Result:
+def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence[int]]) -> Result:
+    tokens = context.find.tokens
     seen = attention_to(
-        context.model, samples.tokens, queries, getattr(samples, keys), drop_empty=True
+        context.model, tokens, queries, keys, drop_empty=True, runs=context.runs(tokens)
     )
     top = []
     for ranked in top_heads(seen, 12):
@@ -273,7 +242,12 @@ def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) 
     samples, modes = context.find, Result()
     for mode in ("diag", "ov", "activation"):
         options = (
-            {"prompts": samples.tokens, "positions": samples.t_paren, "labels": samples.valid}
+            {
+                "prompts": samples.tokens,
+                "positions": samples.t_paren,
+                "labels": samples.valid,
+                "runs": context.runs(samples.tokens),
+            }
             if mode == "activation"
             else {}
         )

@@ -94,7 +94,7 @@ def study_verification(
         return results[name]
 
     def few(n: int) -> Samples:
-        return context.test.balanced(min(n, settings.n // 2), seed=settings.seed)
+        return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
     step("behaviour", lambda: _behaviour(context))
     step("probes", lambda: reading.probes(context))
@@ -134,12 +134,12 @@ def study_verification(
     step(
         "effects_everywhere",
         lambda: intervening.verdict_effects(
-            context, few(12), sets, where="all", draws=min(20, settings.draws)
+            context, few(4), sets, where="all", draws=min(10, settings.draws)
         ),
         sets,
     )
-    step("interventions", lambda: generating.intervention_table(context, few(100), sets), sets)
-    step("side_effects", lambda: generating.side_effects(context, few(20), sets), sets)
+    step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
+    step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets)
     step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
     size = max(1, min(3, len(chosen)))
     step("stability", lambda: finding.stability(context, strong[:10], size), strong, size)
@@ -197,14 +197,14 @@ def open_study(directory: Path) -> Study:
 def _context(
     model: LanguageModel, base: LanguageModel | None, settings: Settings, steps: Steps
 ) -> Context:
-    """The model's texts, n problems at a time, until there are samples enough."""
+    """The model's texts, n / 2 problems at a time, until there are samples enough."""
     problems: list[Problem] = []
     texts: list[Generation] = []
     everything = make_countdown(
-        6 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
+        3 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
     )
     while True:
-        block = everything[len(problems) : len(problems) + settings.n]
+        block = everything[len(problems) : len(problems) + settings.n // 2]
         kept = steps(
             f"texts_{len(problems)}",
             lambda block=block: _generated(model, settings, block),
@@ -250,5 +250,7 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
         orders["attention"] = previous
         orders |= {f"head-GLU, {mode}": found["order"] for mode, found in scores.items()}
     orders["patching"] = strong
-    orders["greedy"] = intervening.greedy_order(context, context.find, strong, 8)
+    orders["greedy"] = intervening.greedy_order(
+        intervening.Zeroed(context=context, samples=context.find), strong, 8
+    )
     return {name: order for name, order in orders.items() if order}

@@ -30,9 +30,7 @@ def show() -> None:
     """The page."""
     write_link()
     if current().model is None:
-        st.title("Patching", anchor=False)
-        st.info("Load a model and a task first.", icon=":material/tune:")
-        st.page_link("interp/ui/views/setup.py", label="Go to Setup", icon=":material/arrow_back:")
+        widgets.to_setup("Patching")
         return
     try:
         open_ = cache.opened(current())

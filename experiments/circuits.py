@@ -1,0 +1,83 @@
+"""Circuits from end to end: find on one half of the prompts, evaluate on the other, compare.
+
+    python experiments/circuits.py --model toy-or --task toy-or
+    python experiments/circuits.py --model smollm2-135m-instruct --task ioi --n 32 --edges 400
+
+A percent script: opens as a notebook in VS Code or Jupytext. Seconds on a toy; minutes for IOI on
+the default model.
+"""
+
+# %% What is asked
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import interp
+from interp.circuits.finding import Finder
+
+parser = argparse.ArgumentParser(description="Find, evaluate and compare circuits.")
+parser.add_argument("--model", default="toy-or")
+parser.add_argument("--task", default="toy-or")
+parser.add_argument("--n", type=int, default=32)
+parser.add_argument(
+    "--edges", type=int, help="Size of every circuit; those above 0.02 if not given."
+)
+parser.add_argument("--methods", default="EAP,EAP-IG-inputs")
+parser.add_argument("--random", type=int, default=10)
+parser.add_argument("--out", type=Path)
+options = parser.parse_args()
+
+model = interp.load_model(options.model)
+task = interp.load_task(options.task, model, n=options.n)
+print(task.check(model))
+find, confirm = task.split(0.5, seed=0)
+print(interp.graph_of(model).n_edges, "edges")
+
+# %% Find on one half: a number for every edge, then the strongest connected ones
+found, circuits = {}, {}
+for method in options.methods.split(","):
+    found[method] = interp.find_circuit(model, find, Finder(method=method))
+    circuits[method] = found[method].circuit(options.edges)
+    print(found[method].protocol)
+    print(circuits[method], f"{found[method].share(circuits[method].mask):.1%} of all |scores|")
+
+# %% Evaluate on the other half: every size at once, against random circuits of the same kind
+curves = {}
+for method, scores in found.items():
+    curves[method] = interp.evaluate_circuit(model, confirm, scores, random=options.random)
+    print(method)
+    print(curves[method])
+    print("CPR:", curves[method].null())
+
+# %% What single edges miss: parts that stand in for each other
+last = list(circuits.values())[-1]
+pairs = interp.redundancy(model, confirm, last)
+print(pairs)
+
+# %% Compare the methods' circuits
+compared = None
+if len(circuits) > 1:
+    compared = interp.compare_circuits(*list(circuits.values())[-2:])
+    print(compared)
+
+# %% Keep
+if options.out is not None:
+    result = {
+        "command": f"python experiments/circuits.py --model {options.model} --task {options.task} "
+        f"--n {options.n}",
+        "edges": {method: circuit.edges() for method, circuit in circuits.items()},
+        "curves": {
+            method: {
+                "protocol": curve.protocol,
+                "rows": curve.to_dataframe().to_dict("records"),
+                "cpr": asdict(curve.cpr()),
+                "cmd": asdict(curve.cmd()),
+            }
+            for method, curve in curves.items()
+        },
+        "comparison": compared and compared.to_dict(),
+        "provenance": {method: asdict(one.provenance) for method, one in found.items()},
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")

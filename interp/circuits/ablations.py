@@ -1,0 +1,136 @@
+"""What removed edges carry: one meaning of each ablation for scores, searches and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from interp.engine.forward import Runner
+from interp.engine.sweep import CPU_TILE, cut
+from interp.engine.writes import Writes, mean_writes, zero_writes
+from interp.errors import InterpError, unknown
+from interp.models.language_model import LanguageModel
+from interp.positions import first_difference
+from interp.prompts import Task
+from interp.sweeps import Runs, paired_runs, refuse_equal
+
+Ablation = Literal["counterfactual", "resample", "zero", "mean"]
+ABLATIONS = ("counterfactual", "resample", "zero", "mean")
+"""What a removed edge carries: what its writer wrote on the pair's corrupted prompt; on another
+clean prompt of the same length; nothing; or the writer's mean over the tokens of other prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblatedRuns:
+    """Both runs of every pair, and what removed edges carry.
+
+    runs: base and other run; under resample ablation the other run is that of another clean
+    prompt. constant: whether removed edges carry constants (zero and mean ablation) in place of
+    the other run. batches: the reference prompts of a mean, in groups to run at once. origin:
+    what identifies it all, besides the task and the ablation.
+    """
+
+    runs: Runs
+    constant: bool
+    batches: tuple[list[tuple[int, ...]], ...] = ()
+    origin: str | int | None = None
+
+    def writes(self, runner: Runner) -> Writes | None:
+        """What every writer is replaced with, if that is a constant."""
+        if not self.constant:
+            return None
+        return mean_writes(runner, self.batches) if self.batches else zero_writes(runner)
+
+
+def ablated_runs(
+    model: LanguageModel,
+    task: Task,
+    *,
+    ablation: str,
+    direction: str = "noise",
+    reference: Task | None = None,
+    seed: int = 0,
+) -> AblatedRuns:
+    """The runs of a task's pairs and what removed edges carry.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        ablation: see `ABLATIONS`.
+        direction: "noise" or "denoise"; see `paired_runs`.
+        reference: the prompts a mean is taken over, clean and corrupted, every token of them.
+        seed: which other prompt is taken in resample ablation.
+
+    Raises:
+        InterpError: an unknown ablation or direction, equal prompts in a pair (unless the
+            corrupted ones are not used), a reference that is missing, not used or holds an
+            evaluated prompt, or a prompt without another of its length to resample.
+    """
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
+    if reference is not None and ablation != "mean":
+        raise InterpError(
+            f"reference prompts for {ablation} ablation", "not used", "leave them out"
+        )
+    if reference is None and ablation == "mean":
+        raise InterpError(
+            "mean ablation",
+            "no reference prompts",
+            "give reference=, e.g. a split's other half",
+        )
+    runs = paired_runs(model, task, direction)
+    if ablation == "resample":
+        return AblatedRuns(runs=_resampled(runs, seed), constant=False, origin=seed)
+    refuse_equal(runs, task)
+    if reference is None:
+        return AblatedRuns(runs=runs, constant=ablation == "zero")
+    prompts = _reference_prompts(model, runs, reference)
+    lengths = np.array([len(prompt) for prompt in prompts])
+    batches = cut(np.arange(len(prompts)), lengths, CPU_TILE)
+    return AblatedRuns(
+        runs=runs,
+        constant=True,
+        batches=tuple([prompts[i] for i in batch] for batch in batches),
+        origin=reference.hash,
+    )
+
+
+def _reference_prompts(model: LanguageModel, runs: Runs, reference: Task) -> list[tuple[int, ...]]:
+    """Clean and corrupted prompts, none of them evaluated."""
+    encoded = reference.encode(model)
+    prompts = [*encoded.clean, *(encoded.corrupted or [])]
+    if shared := set(prompts) & {*runs.base, *runs.other}:
+        raise InterpError(
+            "mean ablation",
+            f"{len(shared)} evaluated prompts are among the reference prompts",
+            "take the mean over others, e.g. those of task.split()",
+        )
+    return prompts
+
+
+def _resampled(runs: Runs, seed: int) -> Runs:
+    """The runs with another clean prompt of the same length as the other run."""
+    clean = runs.encoded.clean
+    other = [clean[i] for i in _partners([len(prompt) for prompt in clean], seed)]
+    pairs = zip(clean, other, strict=True)
+    differ = np.array([first_difference(one, another) for one, another in pairs])
+    return replace(runs, base=clean, other=other, differ=differ)
+
+
+def _partners(lengths: Sequence[int], seed: int) -> list[int]:
+    """For each prompt another one of its length."""
+    rng, found = np.random.default_rng(seed), np.zeros(len(lengths), dtype=int)
+    for length in set(lengths):
+        alike = np.flatnonzero(np.array(lengths) == length)
+        if len(alike) < 2:
+            raise InterpError(
+                f"resample ablation of prompt {alike[0]}",
+                f"no other prompt has {length} tokens",
+                "give more prompts, or use counterfactual ablation",
+            )
+        shuffled = rng.permutation(alike)
+        found[shuffled] = np.roll(shuffled, 1)
+    return found.tolist()

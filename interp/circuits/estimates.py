@@ -1,0 +1,295 @@
+"""Effects of edges, prompt by prompt, from gradients along a path between the two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine.forward import Runner
+from interp.engine.gradients import TAPE_SHARE, Run, forward, metric_gradient, metric_of, rows_of
+from interp.engine.layout import Index, Layout
+from interp.engine.products import Point, Products, Written, point
+from interp.engine.writes import Writes
+from interp.errors import InterpError, unknown
+from interp.graph import Graph
+from interp.metrics import Metric, Targets
+
+Alphas = tuple[tuple[float, float], ...]
+"""(place between base = 0 and other = 1, weight) of each point of an integration rule."""
+
+RULES = ("midpoint", "left", "right", "trapezoid", "gauss")
+KEPT = frozenset({"z", "mlp_out", "attn_raw", "resid_mid"})
+
+
+def rule_points(rule: str, steps: int) -> Alphas:
+    """The points and weights of an integration rule on [0, 1].
+
+    Raises:
+        InterpError: an unknown rule, or too few points for it.
+    """
+    if rule not in RULES:
+        raise unknown("integration rule", rule, RULES)
+    if steps < (2 if rule == "trapezoid" else 1):
+        raise InterpError(
+            f"the {rule} rule with {steps} points", "too few", "use more steps (5 is usual)"
+        )
+    even = np.full(steps, 1 / steps)
+    if rule == "trapezoid":
+        even = np.full(steps, 1 / (steps - 1))
+        even[[0, -1]] /= 2
+        places = np.linspace(0, 1, steps)
+    elif rule == "gauss":
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        places, even = (nodes + 1) / 2, weights / 2
+    else:
+        places = (np.arange(steps) + {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]) / steps
+    return tuple(zip(places.tolist(), even.tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some pairs, shortest first: both runs' tokens, where they differ, what is asked of them.
+
+    `rebuilt` says that not even one pair's graph fits the budget.
+    """
+
+    base: list[tuple[int, ...]]
+    other: list[tuple[int, ...]]
+    differ: Index
+    targets: Targets
+    rebuilt: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """Of each prompt of a chunk: the metric gained by every edge, and both plain metrics.
+
+    `unexplained` is (prompts, paths): the sum of a path's effects minus the exact one.
+    """
+
+    gained: Tensor
+    base: Tensor
+    other: Tensor
+    unexplained: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What all chunks of a call share, and the passes made so far.
+
+    `replacement` holds one token's writes for zero and mean ablation. `reach` sums how far the
+    metric could move along the gradients used.
+    """
+
+    runner: Runner
+    graph: Graph
+    metric: Metric
+    noise: bool
+    replacement: Writes | None
+    budget: int
+    forwards: int = 0
+    backwards: int = 0
+    rebuilt: int = 0
+    reach: float = 0.0
+
+    @property
+    def sign(self) -> int:
+        """What is lost from base to other supports the behaviour when noising."""
+        return 1 if self.noise else -1
+
+    def run(
+        self,
+        x: Tensor,
+        layout: Layout,
+        chunk: Chunk,
+        *,
+        first: int = 0,
+        heads: Tensor | None = None,
+        grad: bool = False,
+    ) -> Run:
+        """A counted forward pass of a chunk's rows."""
+        self.forwards += 1
+        return forward(
+            self.runner,
+            x,
+            layout,
+            first=first,
+            heads=heads,
+            kept=KEPT,
+            grad=grad,
+            recompute=chunk.rebuilt,
+        )
+
+    def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor | None = None) -> Point:
+        """A counted backward pass."""
+        _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
+        self.backwards += 1
+        self.rebuilt += run.recompute
+        if moved is not None:
+            self.note(run, final, moved)
+        return point(self.runner, run, final, weight)
+
+    def note(self, run: Run, final: Tensor, moved: Tensor) -> None:
+        """How far the metric could move with final residuals that move by `moved`."""
+        at = run.layout.last.to(self.runner.device)
+        self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
+
+    def ends(self, chunk: Chunk) -> np.ndarray:
+        """(2, prompts) metric of both runs."""
+        rows = (rows_of(self.runner, prompts) for prompts in (chunk.base, chunk.other))
+        return np.stack([self.value(self.run(x, at, chunk), chunk).numpy() for at, x in rows])
+
+    def value(self, run: Run, chunk: Chunk) -> Tensor:
+        """The metric of each row."""
+        return metric_of(self.runner, run, self.metric, chunk.targets)
+
+    def change(self, base: Run, other: Run) -> Written:
+        """What supports the behaviour when it is there: clean minus what replaces it."""
+        if self.replacement is not None:
+            return Written.of(base).minus(self.replacement)
+        clean, corrupted = (base, other) if self.noise else (other, base)
+        return Written.of(clean).minus(Written.of(corrupted))
+
+    def products(self, chunk: Chunk, run: Run, change: Written, writers: slice) -> Products:
+        """Products for some writers, within what the runs leave of the budget."""
+        starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
+        return Products(
+            runner=self.runner,
+            graph=self.graph,
+            change=change,
+            layout=run.layout,
+            starts=starts,
+            room=int((1 - TAPE_SHARE) * self.budget),
+            writers=writers,
+        )
+
+
+Estimate = Callable[[Work, Chunk], Effects]
+
+
+def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
+    """Gradients averaged over runs whose input embeddings lie between the two runs'.
+
+    One point at 0 is EAP, one at each end "clean-corrupted". The sum over the input's edges is
+    compared with the exact difference between the ends of the path; under zero and mean ablation
+    that takes a run more, which is spared where there is no path (one point).
+    """
+    layout, x = rows_of(work.runner, chunk.base)
+    y = rows_of(work.runner, chunk.other)[1]
+    at = dict(points)
+    base = work.run(x, layout, chunk, grad=0.0 in at)
+    other = work.run(y, layout, chunk, grad=1.0 in at and work.replacement is None)
+    moved = other.site(work.graph.n_layers, "resid_pre") - base.site(
+        work.graph.n_layers, "resid_pre"
+    )
+    change = work.change(base, other)
+    end = y if work.replacement is None else x - change.embed
+    products = work.products(chunk, base, change, slice(0, len(work.graph.writers)))
+    gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
+    held: list[Point] = []
+    for alpha, weight in points:
+        if alpha == 0.0:
+            run = base
+        elif alpha == 1.0 and work.replacement is None:
+            run = other
+        else:
+            run = work.run(x + alpha * (end - x), layout, chunk, grad=True)
+        held.append(work.point(run, chunk, weight, moved))
+        if chunk.rebuilt:
+            gained += products([held.pop()])
+    if held:
+        gained += products(held)
+    m_base, m_other = work.value(base, chunk), work.value(other, chunk)
+    unexplained, m_end = None, m_other
+    if work.replacement is None or set(at) != {0.0}:
+        if work.replacement is not None:
+            m_end = work.value(work.run(end, layout, chunk), chunk)
+        unexplained = (gained[:, 0].sum(-1) - work.sign * (m_base - m_end))[:, None]
+    return Effects(
+        gained=_causal(work.graph, gained), base=m_base, other=m_other, unexplained=unexplained
+    )
+
+
+def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool) -> Effects:
+    """For every writer, gradients averaged over runs in which that writer alone is in between.
+
+    Its edges then add up to the exact effect of patching it, which is computed as well. With
+    `together` a layer's heads move at once.
+    """
+    layout, x = rows_of(work.runner, chunk.base)
+    y = rows_of(work.runner, chunk.other)[1]
+    base = work.run(x, layout, chunk)
+    other = work.run(y, layout, chunk)
+    change = work.change(base, other)
+    m_base = work.value(base, chunk)
+    n_layers = work.graph.n_layers
+    moved = other.site(n_layers, "resid_pre") - base.site(n_layers, "resid_pre")
+    gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
+    unexplained = []
+    for writers in _paths(work.graph, together):
+        products = work.products(chunk, base, change, writers)
+        held: list[Point] = []
+        for alpha, weight in points:
+            run = _between(work, chunk, base, change, writers, alpha, grad=True)
+            held.append(work.point(run, chunk, weight, moved))
+            if chunk.rebuilt:
+                gained[:, writers] += products([held.pop()])
+        if held:
+            gained[:, writers] += products(held)
+        end = _between(work, chunk, base, change, writers, 1.0, grad=False)
+        exact = work.sign * (m_base - work.value(end, chunk))
+        unexplained.append(gained[:, writers].sum((1, 2)) - exact)
+    return Effects(
+        gained=_causal(work.graph, gained),
+        base=m_base,
+        other=work.value(other, chunk),
+        unexplained=torch.stack(unexplained, 1),
+    )
+
+
+def _paths(graph: Graph, together: bool) -> Iterator[slice]:
+    """Writers that move together: each alone, or all heads of a layer at once."""
+    yield slice(0, 1)
+    for layer in range(graph.n_layers):
+        heads = graph.heads(layer)
+        if together:
+            yield heads
+        else:
+            yield from (slice(head, head + 1) for head in range(heads.start, heads.stop))
+        yield slice(heads.stop, heads.stop + 1)
+
+
+def _between(
+    work: Work,
+    chunk: Chunk,
+    base: Run,
+    change: Written,
+    writers: slice,
+    alpha: float,
+    *,
+    grad: bool,
+) -> Run:
+    """The base run with some writers a part of the way to their other values."""
+    step = -alpha * work.sign
+    layer = int(work.graph.writer_layer[writers.start])
+    if layer < 0:
+        x = base.site(0, "resid_pre") + step * change.embed
+        return work.run(x, base.layout, chunk, grad=grad)
+    heads = work.graph.heads(layer)
+    if writers.start == heads.stop:
+        x = base.site(layer, "resid_post") + step * change.mlp_out[layer]
+        return work.run(x, base.layout, chunk, first=layer + 1, grad=grad)
+    z = base.site(layer, "z").clone()
+    chosen = slice(writers.start - heads.start, writers.stop - heads.start)
+    z[:, chosen] += step * change.z[layer][:, chosen]
+    x = base.site(layer, "resid_pre")
+    return work.run(x, base.layout, chunk, first=layer, heads=z, grad=grad)
+
+
+def _causal(graph: Graph, gained: Tensor) -> Tensor:
+    """Exactly 0 where there is no edge."""
+    return gained * torch.tensor(graph.allowed)

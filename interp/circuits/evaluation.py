@@ -1,0 +1,242 @@
+"""How much of a behaviour a circuit carries: faithfulness by size, against random circuits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.circuits.circuit import Circuit, Level
+from interp.circuits.curves import FRACTIONS, curve
+from interp.circuits.faithfulness import Faithfulness
+from interp.circuits.search import Scored
+from interp.circuits.trials import Ablation, Trials
+from interp.engine.sweep import Progress
+from interp.errors import InterpError, unknown
+from interp.files import read_result, write_result
+from interp.graph import Graph, graph_of
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+from interp.scores import Provenance
+from interp.sweeps import check_gap, provenance
+
+FORMAT = 1
+_BATCH_ROWS = 1024
+_ARRAYS = ("values", "full", "empty", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Faithfulness):
+    """How faithful some circuits are, with no edge kept as the empty one. See `Faithfulness`.
+
+    Attributes:
+        circuits: what was run.
+        level: "edge", or "node": every edge between the chosen nodes.
+        protocol: what was measured, in words; part of every number.
+        metric: the metric's name.
+        metric_unit: its unit.
+        provenance: where the numbers come from.
+    """
+
+    circuits: tuple[Circuit, ...]
+    level: Level
+    protocol: str
+    metric: str
+    metric_unit: str
+    provenance: Provenance
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(circuits,) number of edges."""
+        return np.array([circuit.n_edges for circuit in self.circuits])
+
+    # -- in words and files ----------------------------------------------------------------
+
+    def __str__(self) -> str:
+        lines = [
+            self.protocol,
+            f"  {self.metric}: full {self.full.mean():.3f}, empty {self.empty.mean():.3f}",
+        ]
+        for place, circuit in enumerate(self.circuits):
+            random = ""
+            if len(self.random):
+                low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
+                random = f", random [{low:.3f}, {high:.3f}]"
+            lines.append(
+                f"  {circuit.n_edges} edges ({circuit.share:.2%}): f {self.estimate(place)}{random}"
+            )
+        if self.fractions is not None and len(self.fractions) > 1:
+            lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
+        return "\n".join(lines)
+
+    def to_dataframe(self) -> Any:
+        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        import pandas as pd
+
+        rows = []
+        for place, circuit in enumerate(self.circuits):
+            f, random = self.estimate(place), self.random_faithfulness[:, place]
+            rows.append(
+                {
+                    "circuit": circuit.name,
+                    "fraction": None if self.fractions is None else self.fractions[place],
+                    "edges": circuit.n_edges,
+                    "share": circuit.share,
+                    "metric": self.values[place].mean(),
+                    "faithfulness": f.mean,
+                    "low": f.low,
+                    "high": f.high,
+                    "random_mean": random.mean() if len(random) else None,
+                    "random_low": np.quantile(random, 0.025) if len(random) else None,
+                    "random_high": np.quantile(random, 0.975) if len(random) else None,
+                    "n": self.n,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays["masks"] = np.stack([circuit.mask for circuit in self.circuits])
+        if self.fractions is not None:
+            arrays["fractions"] = self.fractions
+        facts = {name: getattr(self, name) for name in ("level", "protocol", "metric")}
+        facts |= {"metric_unit": self.metric_unit, "provenance": asdict(self.provenance)}
+        facts["graph"] = asdict(self.circuits[0].graph)
+        facts["circuits"] = [[circuit.name, circuit.method] for circuit in self.circuits]
+        return write_result(path, arrays, facts, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what `save` wrote; the circuits come without scores.
+
+        Raises:
+            InterpError: a file is missing, of another version, damaged or changed.
+        """
+        arrays, facts = read_result(path, FORMAT)
+        graph = Graph(**facts.pop("graph"))
+        pairs = zip(arrays.pop("masks"), facts.pop("circuits"), strict=True)
+        return cls(
+            circuits=tuple(
+                Circuit(graph=graph, mask=mask, name=name, method=method)
+                for mask, (name, method) in pairs
+            ),
+            fractions=arrays.pop("fractions", None),
+            provenance=Provenance(**facts.pop("provenance")),
+            **arrays,
+            **facts,
+        )
+
+
+def evaluate(
+    model: LanguageModel,
+    task: Task,
+    circuits: Scored | Circuit | Sequence[Circuit],
+    *,
+    ablation: Ablation = "counterfactual",
+    reference: Task | None = None,
+    level: Level = "edge",
+    fractions: Sequence[float] = FRACTIONS,
+    absolute: bool = False,
+    random: int = 10,
+    bands: int = 3,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run circuits, or the circuits that scores give at every size, and random ones like them.
+
+    All circuits run as one batch on every prompt. At level "edge" an edge outside the circuit
+    carries what the ablation says; at level "node" all edges of a node outside it do.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; better not those the circuit was found on (see `Task.split`).
+        circuits: edge scores, for a curve; or circuits, run as they are.
+        ablation: "counterfactual", "resample", "zero" or "mean"; see `Trials`.
+        reference: prompts whose tokens the mean is taken over, none of them evaluated.
+        level: "edge" or "node"; a node's score is the sum over its outgoing edges.
+        fractions: sizes of a curve's circuits.
+        absolute: rank by |score|, as MIB does for CMD; signed, as for CPR, by default.
+        random: random circuits per circuit; see `Circuit.random_like`.
+        bands: their depth is matched in so many bands of layers.
+        seed: of the random circuits and of resampling.
+        budget_gb: memory for runs in flight.
+        progress: called with (circuits run, circuits in all), random ones counted.
+
+    Raises:
+        InterpError: no fast engine, circuits of another graph, a fraction out of range, an unknown
+            level or ablation, a mean over evaluated prompts, or no gap between full and empty
+            beyond its standard error.
+    """
+    some, asked = _circuits(circuits, fractions, level, absolute)
+    graph = some[0].graph
+    if graph_of(model, expand_kv=graph.expand_kv) != graph or any(
+        one.graph != graph for one in some
+    ):
+        raise InterpError(
+            f"circuits on {model.name}", f"their graph is {graph}", "use circuits of this model"
+        )
+    trials = Trials(
+        model, task, ablation=ablation, reference=reference, expand_kv=graph.expand_kv,
+        budget_gb=budget_gb, seed=seed,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    drawn = [one.random_like(rng, level=level, bands=bands) for _ in range(random) for one in some]
+    ends = trials.ends()
+    check_gap(*ends)
+    values = run_masks(trials, [one.mask for one in chain(some, drawn)], progress=progress)
+    options = f"ablation={ablation!r}, level={level!r}, absolute={absolute}, seed={seed}"
+    ranking = f", ranked by {'absolute' if absolute else 'signed'} score, pruned"
+    return Evaluation(
+        circuits=tuple(some),
+        fractions=asked,
+        values=values[: len(some)],
+        full=ends[0],
+        empty=ends[1],
+        random=values[len(some) :].reshape(random, len(some), len(task)),
+        level=level,
+        protocol=f"{trials.protocol}, {level} level{'' if asked is None else ranking}",
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        provenance=provenance(model, task, f"evaluation = evaluate(model, task, ..., {options})"),
+    )
+
+
+def run_masks(
+    trials: Trials, masks: Iterable[np.ndarray], *, progress: Progress | None = None
+) -> np.ndarray:
+    """(masks, prompts) metric of circuits, a batch at a time; `progress` needs a sequence."""
+    size = max(1, _BATCH_ROWS // len(trials.task))
+    total, found = len(masks) if isinstance(masks, Sequence) else 0, []
+    for batch in _batched(iter(masks), size):
+        found.append(trials.values(np.stack(batch)))
+        if progress is not None:
+            progress(sum(map(len, found)), total)
+    return np.concatenate(found) if found else np.zeros((0, len(trials.task)))
+
+
+def _batched(masks: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    while batch := list(islice(masks, size)):
+        yield batch
+
+
+def _circuits(
+    circuits: Scored | Circuit | Sequence[Circuit],
+    fractions: Sequence[float],
+    level: Level,
+    absolute: bool,
+) -> tuple[list[Circuit], np.ndarray | None]:
+    """What to run, and the fractions asked for where it is a curve."""
+    if level not in ("edge", "node"):
+        raise unknown("level", level, ("edge", "node"))
+    if not isinstance(circuits, Circuit | Sequence):
+        return curve(circuits, fractions, level=level, absolute=absolute), np.asarray(fractions)
+    some = [circuits] if isinstance(circuits, Circuit) else list(circuits)
+    if not some:
+        raise InterpError("evaluating circuits", "none were given", "give at least one")
+    return [one.whole_nodes() if level == "node" else one for one in some], None

@@ -1,0 +1,113 @@
+"""How much of a behaviour is left where only a part of the model may act: f, and areas under it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.circuits.curves import area
+from interp.errors import InterpError
+from interp.metrics import Estimate, ratio_estimate
+from interp.nulls import Null, null_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """The metric of some circuits, of the whole model, of the empty circuit and of random ones.
+
+    Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), means over prompts: 1 where the
+    circuit does what the model does, above 1 where it does more, below 0 where it works against
+    the behaviour.
+
+    Attributes:
+        fractions: (circuits,) share of all parts asked for, of a curve over scores; else None.
+        values: (circuits, n) metric of each circuit on each prompt.
+        full: (n,) metric of the whole model: the clean run.
+        empty: (n,) metric with nothing kept.
+        random: (draws, circuits, n) metric of random circuits, each like the circuit it stands by.
+    """
+
+    fractions: np.ndarray | None
+    values: np.ndarray
+    full: np.ndarray
+    empty: np.ndarray
+    random: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return len(self.full)
+
+    @cached_property
+    def faithfulness(self) -> np.ndarray:
+        """(circuits,) f of each circuit."""
+        return self._f(self.values)
+
+    @cached_property
+    def random_faithfulness(self) -> np.ndarray:
+        """(draws, circuits) f of the random circuits."""
+        return self._f(self.random)
+
+    def _f(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Faithfulness over the last axis of `values`; with (draws, n) weights, of each."""
+        share = np.full(self.n, 1 / self.n) if weights is None else weights.T
+        return ((values - self.empty) @ share) / ((self.full - self.empty) @ share)
+
+    def estimate(self, circuit: int = 0) -> Estimate:
+        """One circuit's f with its interval over prompts (delta method, Student's t)."""
+        gained, gap = self.values[circuit] - self.empty, self.full - self.empty
+        return ratio_estimate(torch.from_numpy(gained), torch.from_numpy(gap))
+
+    # -- areas -----------------------------------------------------------------------------
+
+    def cpr(self, *, draws: int = 2000, seed: int = 0) -> Estimate:
+        """Area under f over the share of edges, by trapezoids; interval by bootstrap over prompts.
+
+        Higher is better, and learnt masks can exceed what the model does: read it with `cmd`.
+        Source: arXiv 2504.13151.
+
+        Raises:
+            InterpError: the circuits are not a curve over scores.
+        """
+        return self._area(lambda f: f, draws, seed)
+
+    def cmd(self, *, draws: int = 2000, seed: int = 0) -> Estimate:
+        """Area between f and 1: how far from doing what the model does; 0 is best. See `cpr`."""
+        return self._area(lambda f: np.abs(1 - f), draws, seed)
+
+    def _area(self, height: Any, draws: int, seed: int) -> Estimate:
+        value = float(area(self._curve, height(self.faithfulness)))
+        low, high = -np.inf, np.inf
+        if self.n > 1:
+            rng = np.random.default_rng(seed)
+            weights = rng.multinomial(self.n, np.full(self.n, 1 / self.n), size=draws) / self.n
+            drawn = area(self._curve, height(self._f(self.values, weights).T))
+            low, high = np.quantile(drawn, [0.025, 0.975])
+        return Estimate(mean=value, low=float(low), high=float(high), n=self.n)
+
+    @property
+    def _curve(self) -> np.ndarray:
+        if self.fractions is None or len(self.fractions) < 2:
+            raise InterpError(
+                "the area under a faithfulness curve",
+                "these circuits are not a curve over scores",
+                "evaluate scores, at two fractions or more",
+            )
+        return self.fractions
+
+    def null(self, circuit: int | None = None) -> Null:
+        """One circuit's f, or the curve's CPR, against that of random circuits of equal size.
+
+        Raises:
+            InterpError: no random circuits were run, or CPR of what is not a curve.
+        """
+        if not len(self.random):
+            raise InterpError("a null", "no random circuits were run", "evaluate with random=10")
+        if circuit is None:
+            drawn = area(self._curve, self.random_faithfulness)
+            return null_of(float(area(self._curve, self.faithfulness)), drawn)
+        return null_of(float(self.faithfulness[circuit]), self.random_faithfulness[:, circuit])

@@ -1,0 +1,307 @@
+"""A circuit by any of the methods: what command line, app and notebooks call alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from interp.circuits.acdc import acdc
+from interp.circuits.circuit import Circuit
+from interp.circuits.edge_scores import EdgeScores
+from interp.circuits.masks import learn_mask
+from interp.circuits.scoring import METHODS, RULED, score_edges
+from interp.circuits.search import ranked, top_n
+from interp.engine.sweep import Cancelled, Progress
+from interp.errors import InterpError, unknown
+from interp.files import cache_dir, content_key, read_result, versions, write_result
+from interp.graph import Graph
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+from interp.scores import Provenance
+from interp.sweeps import provenance
+
+FORMAT = 1
+SEARCHES = ("ACDC", "learnt-mask")
+FINDERS = (*METHODS, *SEARCHES)
+"""Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it."""
+
+STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
+"""Steps a method takes if none are given: points of the path, or training steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A number for every edge, and the circuits that follow from it.
+
+    Attributes:
+        graph: writers and readers.
+        signed: (writers, readers) the method's number: the estimated effect as a share of the gap,
+            positive = supports; of ACDC, the effect when the edge's turn came; of a learnt mask,
+            how open its gate is, 0 to 1; of information-flow routes, shares of a reader's input.
+        stderr: (writers, readers) its standard error, of scoring methods.
+        chosen: (writers, readers) the circuit the method itself decided on; None for scores.
+        method: one of `FINDERS`.
+        n: number of prompt pairs.
+        protocol: what was measured, in words.
+        provenance: where the numbers come from.
+    """
+
+    graph: Graph
+    signed: np.ndarray
+    stderr: np.ndarray | None
+    chosen: np.ndarray | None
+    method: str
+    n: int
+    protocol: str
+    provenance: Provenance
+
+    def circuit(
+        self,
+        edges: int | None = None,
+        *,
+        threshold: float = 0.02,
+        absolute: bool = True,
+        name: str | None = None,
+    ) -> Circuit:
+        """The circuit of a size; or what the method chose; or all edges above a threshold.
+
+        Args:
+            edges: the best so many, connected; see `top_n`.
+            threshold: without `edges`, of scores: the least |score| of an edge.
+            absolute: by |score|; else supporting edges only, by the signed score.
+            name: what to call it.
+
+        Raises:
+            InterpError: `edges` out of range, or no edge reaches the threshold.
+        """
+        if edges is not None:
+            mask, cut = top_n(self, edges, absolute=absolute), f"best {edges} edges"
+        elif self.chosen is not None:
+            mask, cut = self.chosen, "as it decided"
+        else:
+            strength = np.abs(self.signed) if absolute else self.signed
+            mask = self.graph.connected(self.graph.allowed & (strength >= threshold))
+            cut = f"edges of at least {threshold:g}"
+        if not mask.any():
+            strongest = float(np.abs(self.signed[self.graph.allowed]).max())
+            raise InterpError(
+                f"a circuit of {cut} by {self.method}",
+                "no path from the input to the logits is left",
+                f"lower the threshold (the strongest edge: {strongest:.3g}) or ask for more edges",
+            )
+        by = "" if absolute else ", supporting ones only"
+        return Circuit(
+            graph=self.graph,
+            mask=mask,
+            scores=self.signed,
+            name=name or f"{self.provenance.task} by {self.method}, {int(mask.sum())} edges",
+            method=f"{self.protocol}; {cut}{by}",
+            provenance=self.provenance,
+        )
+
+    def share(self, mask: np.ndarray) -> float:
+        """The edges' part of the summed |score| of all edges."""
+        total = float(np.abs(self.signed[self.graph.allowed]).sum())
+        return float(np.abs(self.signed[mask]).sum()) / total if total else 0.0
+
+    def edges_for(self, share: float) -> int:
+        """How many connected edges there are among the strongest that hold a share of the total.
+
+        Where these complete no path, as many as the first path takes.
+        """
+        order = ranked(self)
+        running = np.cumsum(np.abs(self.signed[tuple(order.T)]))
+        enough = int(np.searchsorted(running, share * running[-1] * (1 - 1e-12))) + 1
+
+        def connected(length: int) -> int:
+            mask = np.zeros(self.graph.shape, dtype=bool)
+            mask[tuple(order[:length].T)] = True
+            return int(self.graph.connected(mask).sum())
+
+        if found := connected(enough):
+            return found
+        low, high = enough, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if connected(middle) else (middle, high)
+        return connected(high)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
+        arrays = {"signed": self.signed, "stderr": self.stderr, "chosen": self.chosen}
+        facts = {name: getattr(self, name) for name in ("method", "n", "protocol")}
+        facts |= {"graph": asdict(self.graph), "provenance": asdict(self.provenance)}
+        there = {name: array for name, array in arrays.items() if array is not None}
+        return write_result(path, there, facts, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Findings:
+        """Read what `save` wrote.
+
+        Raises:
+            InterpError: a file is missing, of another version, damaged or changed.
+        """
+        arrays, facts = read_result(path, FORMAT)
+        return cls(
+            graph=Graph(**facts.pop("graph")),
+            signed=arrays["signed"],
+            stderr=arrays.get("stderr"),
+            chosen=arrays.get("chosen"),
+            provenance=Provenance(**facts.pop("provenance")),
+            **facts,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finder:
+    """How to look for a circuit; options a method does not have are left alone.
+
+    method: one of `FINDERS`. ablation: what a removed edge carries. steps: of the two EAP-IG
+    methods and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight:
+    the learnt mask's price of the whole graph, in squared gaps. seed: of its draws, and of the
+    other prompt in resample ablation.
+    """
+
+    method: str = "EAP-IG-inputs"
+    ablation: str = "counterfactual"
+    steps: int | None = None
+    threshold: float = 0.02
+    weight: float = 1.0
+    expand_kv: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in FINDERS:
+            raise unknown("method", self.method, FINDERS)
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What its result depends on, with the names `find_circuit` has for them."""
+        names = ["method", "ablation", "expand_kv"]
+        names += {"ACDC": ["threshold"], "learnt-mask": ["weight", "seed"]}.get(self.method, [])
+        if self.method in METHODS and self.ablation == "resample":
+            names.append("seed")
+        found = {name: getattr(self, name) for name in names}
+        if self.method in STEPS:
+            found["steps"] = self.steps or STEPS[self.method]
+        return found
+
+    def key(self, model: LanguageModel, task: Task, reference: Task | None = None) -> str:
+        """The key of its result."""
+        ends = (model.hash, str(model.dtype), task.hash, task.metric.name)
+        other = None if reference is None else reference.hash
+        return content_key(["circuit", *ends, other, self.options, versions()])
+
+
+def findings_path(key: str) -> Path:
+    """Where the findings of a key are kept, without suffix."""
+    return cache_dir() / "circuits" / key
+
+
+def kept_findings(key: str) -> Findings | None:
+    """The findings of a key, or None; damaged ones count as none."""
+    try:
+        return Findings.load(findings_path(key))
+    except InterpError:
+        return None
+
+
+def find_circuit(
+    model: LanguageModel,
+    task: Task,
+    finder: Finder | None = None,
+    *,
+    reference: Task | None = None,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Findings:
+    """Score or search all edges, once: the result is kept in the cache.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; keep others to evaluate the circuit on.
+        finder: the method and its options; EAP-IG on the inputs by default.
+        reference: the prompts that means are taken over, for mean ablation.
+        budget_gb: memory for runs in flight.
+        progress: called with (done, in all): prompts, edges or training steps.
+        cancelled: asked between batches.
+
+    Raises:
+        InterpError: as `score_edges`, `acdc` and `learn_mask`.
+    """
+    finder = finder or Finder()
+    key = finder.key(model, task, reference)
+    if (found := kept_findings(key)) is not None:
+        return found
+
+    def note(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total)
+        if cancelled():
+            raise Cancelled("finding a circuit", f"stopped at {done} of {total}", "run it again")
+
+    given: dict[str, Any] = finder.options
+    if reference is not None:
+        given["reference"] = reference
+    if finder.method in SEARCHES:
+        found = _searched(model, task, given, budget_gb, note)
+    else:
+        found = of_scores(
+            score_edges(
+                model,
+                task,
+                **given,
+                budget_gb=budget_gb,
+                progress=progress,
+                cancelled=cancelled,
+            )
+        )
+    try:
+        found.save(findings_path(key))
+    except InterpError as error:
+        warnings.warn(f"the circuit is not kept: {error}", stacklevel=2)
+    return found
+
+
+def of_scores(scores: EdgeScores) -> Findings:
+    """The findings of edge scores."""
+    return Findings(
+        graph=scores.graph,
+        signed=scores.signed,
+        stderr=scores.stderr,
+        chosen=None,
+        method=scores.method,
+        n=scores.n,
+        protocol=scores.protocol,
+        provenance=scores.provenance,
+    )
+
+
+def _searched(
+    model: LanguageModel, task: Task, given: dict[str, Any], budget_gb: float, note: Progress
+) -> Findings:
+    """What ACDC or a learnt mask decides."""
+    method = given.pop("method")
+    spelled = "".join(
+        f", {name}={'...' if name == 'reference' else repr(value)}" for name, value in given.items()
+    )
+    if method == "ACDC":
+        given["absolute"], spelled = True, f"{spelled}, absolute=True"
+    search, name = (acdc, "acdc") if method == "ACDC" else (learn_mask, "learn_mask")
+    found = search(model, task, **given, budget_gb=budget_gb, progress=note)
+    return Findings(
+        graph=found.graph,
+        signed=found.signed,
+        stderr=None,
+        chosen=found.mask,
+        method=method,
+        n=len(task),
+        protocol=str(found),
+        provenance=provenance(model, task, f"found = interp.{name}(model, task{spelled})"),
+    )

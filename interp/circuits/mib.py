@@ -1,0 +1,188 @@
+"""Circuits in the file formats of the MIB benchmark's circuit track (hannamw/EAP-IG).
+
+Both formats describe a graph with key and value readers per query head, in the order of
+`Graph.expanded`; nodes are called input, a3.h4, m3 and logits, edges m0->a3.h4<q>. JSON holds
+{cfg, nodes: {name: {in_graph}}, edges: {name: {score, in_graph}}}; PT a dictionary of tensors.
+A positive score supports the behaviour there as here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.circuits.circuit import Circuit
+from interp.components import Component
+from interp.errors import InterpError
+from interp.files import write_atomically
+from interp.graph import Graph
+
+
+def to_mib_json(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
+    """Write a circuit as MIB JSON, native key/value edges once for each query head.
+
+    Args:
+        circuit: mask and, if there are any, scores; without scores they are written as 0.
+        path: the file.
+        d_model: width of the residual stream, which the format records.
+    """
+    circuit = circuit.expanded()
+    graph, scores = circuit.graph, _scores(circuit)
+    sources, targets = _names(graph)
+    nodes = _nodes(circuit)
+    edges = {
+        f"{sources[w]}->{targets[r]}": {
+            "score": float(scores[w, r]),
+            "in_graph": bool(circuit.mask[w, r]),
+        }
+        for r, w in np.argwhere(graph.allowed.T)
+    }
+    content = {
+        "cfg": _config(graph, d_model),
+        "nodes": {
+            **{n: {"in_graph": bool(inside)} for n, inside in zip(sources, nodes, strict=True)},
+            "logits": {"in_graph": True},
+        },
+        "edges": edges,
+    }
+    text = json.dumps(content)
+    return write_atomically(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def to_mib_pt(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
+    """Write a circuit as MIB PT. See `to_mib_json`."""
+    circuit = circuit.expanded()
+    sources, targets = _names(circuit.graph)
+    content = {
+        "cfg": _config(circuit.graph, d_model),
+        "src_nodes": sources,
+        "dst_nodes": targets,
+        "edges_scores": torch.from_numpy(_scores(circuit)).float(),
+        "edges_in_graph": torch.from_numpy(circuit.mask.copy()),
+        "nodes_in_graph": torch.from_numpy(_nodes(circuit)),
+    }
+    return write_atomically(Path(path), lambda part: torch.save(content, part))
+
+
+def from_mib_json(path: str | Path, graph: Graph | None = None) -> Circuit:
+    """Read MIB JSON.
+
+    Args:
+        path: the file.
+        graph: the model's graph, which says how query heads share keys and values; without it
+            each is taken to have its own. The circuit is on the expanded graph; `native()` is
+            the other.
+
+    Raises:
+        InterpError: not such a file, of another model, with unknown or missing edges, or with
+            neurons, which edges here do not have.
+    """
+    content = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
+    graph = _graph(content, path, graph, ("cfg", "nodes", "edges"))
+    if any("neurons" in node for node in content["nodes"].values()):
+        raise _unreadable(path, "it selects neurons of nodes")
+    sources, targets = _names(graph)
+    places = {f"{sources[w]}->{targets[r]}": (w, r) for w, r in np.argwhere(graph.allowed)}
+    if differ := places.keys() ^ content["edges"].keys():
+        raise _unreadable(path, f"{len(differ)} edges missing or unknown, such as {min(differ)}")
+    mask, scores = np.zeros(graph.shape, dtype=bool), np.zeros(graph.shape)
+    for name, facts in content["edges"].items():
+        mask[places[name]], scores[places[name]] = facts["in_graph"], facts["score"]
+    return Circuit(graph=graph, mask=mask, scores=scores, name=Path(path).stem, method="MIB file")
+
+
+def from_mib_pt(path: str | Path, graph: Graph | None = None) -> Circuit:
+    """Read MIB PT, tensors and plain values only. See `from_mib_json`."""
+    content = _read(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))  # noqa: TID251
+    graph = _graph(content, path, graph, ("cfg", "edges_scores", "edges_in_graph"))
+    if content.get("neurons_in_graph") is not None:
+        raise _unreadable(path, "it selects neurons of nodes")
+    names = _names(graph)
+    for key, expected in zip(("src_nodes", "dst_nodes"), names, strict=True):
+        if list(content.get(key, expected)) != expected:
+            raise _unreadable(path, f"its {key} are not in the graph's order")
+    inside, scores = (content[key].numpy() for key in ("edges_in_graph", "edges_scores"))
+    if inside.shape != graph.shape or scores.shape != graph.shape:
+        raise _unreadable(path, f"edges of shape {inside.shape}, not {graph.shape}")
+    return Circuit(
+        graph=graph,
+        mask=inside.astype(bool),
+        scores=np.where(graph.allowed, scores, 0.0).astype(np.float64),
+        name=Path(path).stem,
+        method="MIB file",
+    )
+
+
+def _names(graph: Graph) -> tuple[list[str], list[str]]:
+    """MIB's names of writers and readers."""
+
+    def name(label: str) -> str:
+        if label in ("input", "logits"):
+            return label
+        part = Component.parse(label)
+        if part.index is None:
+            return f"m{part.layer}"
+        head = f"a{part.layer}.h{part.index}"
+        return head if part.site == "z" else f"{head}<{part.site}>"
+
+    return [name(label) for label in graph.writers], [name(label) for label in graph.readers]
+
+
+def _config(graph: Graph, d_model: int) -> dict[str, Any]:
+    return {
+        "n_layers": graph.n_layers,
+        "n_heads": graph.n_heads,
+        "parallel_attn_mlp": graph.parallel,
+        "d_model": d_model,
+    }
+
+
+def _scores(circuit: Circuit) -> np.ndarray:
+    return np.zeros(circuit.graph.shape) if circuit.scores is None else circuit.scores
+
+
+def _nodes(circuit: Circuit) -> np.ndarray:
+    """(writers,) bool: nodes with an edge out of them and, but for the input, one into them."""
+    entered = circuit.graph.entered(circuit.mask)
+    entered[0] = True
+    return np.any(circuit.mask, axis=1) & entered
+
+
+def _read(path: str | Path, reader: Any) -> dict[str, Any]:
+    try:
+        content = reader(Path(path))
+    except Exception as error:  # whatever a file of another kind makes its reader say
+        raise _unreadable(path, str(error).splitlines()[0] if str(error) else "empty") from error
+    if not isinstance(content, dict):
+        raise _unreadable(path, "it does not hold a dictionary")
+    return content
+
+
+def _graph(
+    content: dict[str, Any], path: str | Path, graph: Graph | None, keys: tuple[str, ...]
+) -> Graph:
+    """The expanded graph a file describes."""
+    if missing := [key for key in keys if key not in content]:
+        raise _unreadable(path, f"no {', '.join(missing)}")
+    try:
+        shape = [content["cfg"][key] for key in ("n_layers", "n_heads", "parallel_attn_mlp")]
+    except KeyError as error:
+        raise _unreadable(path, f"no cfg[{error}]") from error
+    if graph is None:
+        layers, heads, parallel = shape
+        return Graph(n_layers=layers, n_heads=heads, n_kv_heads=heads, parallel=bool(parallel))
+    if shape != [graph.n_layers, graph.n_heads, graph.parallel]:
+        raise InterpError(
+            f"the circuit {path} for {graph}",
+            f"layers, heads and parallel blocks are {shape}",
+            "load it for the model it was found in",
+        )
+    return graph.expanded
+
+
+def _unreadable(path: str | Path, why: str) -> InterpError:
+    return InterpError(f"the MIB circuit {path}", why, "give a file written by MIB or to_mib_*")

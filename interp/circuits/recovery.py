@@ -1,0 +1,357 @@
+"""Which edges truly matter, and how many of them each method finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+
+from interp.circuits.acdc import Order, acdc
+from interp.circuits.circuit import Circuit
+from interp.circuits.masks import learn_mask
+from interp.circuits.scoring import METHODS, score_edges
+from interp.circuits.search import top_n
+from interp.circuits.trials import Ablation, Trials, mean_gap
+from interp.components import SITES, Component
+from interp.errors import InterpError, unknown
+from interp.graph import Graph
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 256
+ORDERS: dict[str, Order] = {"ACDC": "reverse", "ACDC-forward": "forward"}
+SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learnt-mask")
+"""What `recover` can put to the test."""
+
+
+class _Shared(TypedDict):
+    """What every run of a comparison has in common."""
+
+    ablation: Ablation
+    reference: Task | None
+    budget_gb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Edges whose removal, each alone, changes the metric: the answer key by brute force.
+
+    signed, absolute: (writers, readers) mean and mean absolute effect in shares of the gap,
+    positive where the edge supports the behaviour. mask: absolute effect above the tolerance.
+    Edges that stand in for each other (OR gates) are not in it: see `redundancy`. The key depends
+    on the ablation, which is in the protocol.
+    """
+
+    graph: Graph
+    mask: np.ndarray
+    signed: np.ndarray
+    absolute: np.ndarray
+    tolerance: float
+    protocol: str
+
+    @property
+    def circuit(self) -> Circuit:
+        """The same as a `Circuit`."""
+        return Circuit(
+            graph=self.graph,
+            mask=self.mask,
+            scores=self.signed,
+            name="truth",
+            method=f"every edge removed alone, effect above {self.tolerance:g} of the gap",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """How one method did.
+
+    edges: number it found; precision: share of these that are true; recall: share of the true
+    edges among these. auroc: chance that it ranks a true edge above another one. share: of the gap,
+    what the found circuit reaches. node_precision, node_recall: of heads and MLPs against the
+    planted ones. note: why it gave nothing.
+    """
+
+    method: str
+    edges: int
+    precision: float
+    recall: float
+    auroc: float
+    share: float
+    node_precision: float
+    node_recall: float
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Every method against one answer key."""
+
+    name: str
+    truth: int
+    of: int
+    found: tuple[Found, ...]
+    protocol: str
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per method."""
+        import pandas as pd
+
+        return pd.DataFrame([{"task": self.name, **asdict(one)} for one in self.found])
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name}: {self.truth} of {self.of} edges matter ({self.protocol})",
+            f"  {'method':24} {'edges':>5} {'prec.':>6} {'recall':>6} {'AUROC':>6} {'share':>6}",
+        ]
+        for one in self.found:
+            numbers = (one.precision, one.recall, one.auroc, one.share)
+            shown = " ".join(f"{x:6.2f}" for x in numbers)
+            lines.append(f"  {one.method:24} {one.edges:5} {shown}  {one.note}".rstrip())
+        return "\n".join(lines)
+
+    def of_method(self, method: str) -> Found:
+        """One method's row.
+
+        Raises:
+            InterpError: it was not among the methods.
+        """
+        named = {one.method: one for one in self.found}
+        if method not in named:
+            raise unknown("method", method, named)
+        return named[method]
+
+
+def single_edge_truth(
+    model: LanguageModel,
+    task: Task,
+    *,
+    ablation: Ablation = "counterfactual",
+    reference: Task | None = None,
+    tolerance: float = 0.01,
+    expand_kv: bool = False,
+    budget_gb: float = 1.0,
+) -> Truth:
+    """Remove every edge of the graph alone, and see whether the metric changes on any prompt.
+
+        effect(e) = mean (m(whole) - m(whole without e)) / mean (m(whole) - m(empty))
+
+    Args:
+        model: a model with a fast engine; one run per edge and prompt, in batches.
+        task: prompt pairs.
+        ablation: see `Trials`.
+        reference: prompts for mean ablation.
+        tolerance: mean absolute effect, as a share of the gap, above which an edge counts.
+        expand_kv: key and value readers per query head.
+        budget_gb: memory for runs in flight.
+
+    Raises:
+        InterpError: as `Trials`, or no gap.
+    """
+    trials = Trials(
+        model,
+        task,
+        ablation=ablation,
+        reference=reference,
+        expand_kv=expand_kv,
+        budget_gb=budget_gb,
+    )
+    graph = trials.graph
+    ends = trials.ends()
+    gap = mean_gap(ends)
+    signed, absolute = np.zeros(graph.shape), np.zeros(graph.shape)
+    edges = np.argwhere(graph.allowed)
+    for start in range(0, len(edges), BATCH):
+        some = edges[start : start + BATCH]
+        masks = np.repeat(graph.mask()[None], len(some), axis=0)
+        masks[(np.arange(len(some)), *some.T)] = False
+        effects = (ends[0] - trials.values(masks)) / gap
+        signed[tuple(some.T)] = effects.mean(1)
+        absolute[tuple(some.T)] = np.abs(effects).mean(1)
+    return Truth(
+        graph=graph,
+        mask=absolute > tolerance,
+        signed=signed,
+        absolute=absolute,
+        tolerance=tolerance,
+        protocol=trials.protocol,
+    )
+
+
+def recover(
+    model: LanguageModel,
+    task: Task,
+    *,
+    truth: Truth | Circuit | None = None,
+    planted: Iterable[str] | None = None,
+    methods: Sequence[str] = SEARCHES,
+    ablation: Ablation = "counterfactual",
+    reference: Task | None = None,
+    threshold: float = 0.02,
+    steps: int = 100,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+) -> Recovery:
+    """Run methods on a task whose circuit is known, and count what they find.
+
+    Scoring methods are given the size of the truth: their circuit is the `top_n` with as many
+    edges, connected, ranked by absolute value, so that precision falls where recall does. ACDC and
+    the learnt mask choose their size. "random" is what to expect of a random ranking.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        truth: the answer key; by default `single_edge_truth`.
+        planted: labels of planted components (L0H1, L1N3, L1.mlp_out; a neuron counts as its MLP),
+            for precision and recall of nodes.
+        methods: of `SEARCHES`.
+        ablation: for all of them; see `Trials`.
+        reference: prompts for mean ablation.
+        threshold: ACDC's.
+        steps: of the learnt mask.
+        seed: of the learnt mask.
+        budget_gb: memory for runs in flight.
+
+    Raises:
+        InterpError: an unknown method, an empty answer key, or one of another graph. A method that
+            refuses the task has a row that says why.
+    """
+    for method in methods:
+        if method not in SEARCHES:
+            raise unknown("method", method, SEARCHES)
+    shared: _Shared = {"ablation": ablation, "reference": reference, "budget_gb": budget_gb}
+    truth = single_edge_truth(model, task, **shared) if truth is None else truth
+    trials = Trials(model, task, **shared)
+    key = truth.mask
+    if truth.graph != trials.graph or not key.any():
+        raise InterpError(
+            f"recovery on {task.name}",
+            "the answer key is empty, or of another graph",
+            "use a task with a gap, and native key/value heads",
+        )
+    ends = trials.ends()
+    gap = mean_gap(ends)
+    nodes = None if planted is None else _nodes(trials.graph, planted)
+    found = []
+    for method in methods:
+        try:
+            mask, ranking = _run(
+                model, task, method, int(key.sum()), threshold, steps, seed, shared
+            )
+        except InterpError as refusal:
+            found.append(_nothing(method, f"{refusal.asked}: {refusal.found}"))
+            continue
+        share = math.nan
+        if mask is not None:
+            share = float((trials.values(mask[None])[0] - ends[1]).mean()) / gap
+        found.append(_judged(method, trials.graph, mask, ranking, key, nodes, share))
+    return Recovery(
+        name=task.name,
+        truth=int(key.sum()),
+        of=trials.graph.n_edges,
+        found=tuple(found),
+        protocol=trials.protocol,
+    )
+
+
+def _run(
+    model: LanguageModel,
+    task: Task,
+    method: str,
+    size: int,
+    threshold: float,
+    steps: int,
+    seed: int,
+    shared: _Shared,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """A method's circuit, and its ranking of all edges."""
+    if method == "random":
+        return None, None
+    if method in ORDERS:
+        pruned = acdc(
+            model,
+            task,
+            threshold=threshold,
+            order=ORDERS[method],
+            absolute=True,
+            resume=False,
+            **shared,
+        )
+        return pruned.mask, np.abs(pruned.effects)
+    if method == "learnt-mask":
+        learnt = learn_mask(model, task, steps=steps, lr=0.2, seed=seed, **shared)
+        return learnt.mask, learnt.signed
+    scores = score_edges(model, task, method=method, **shared)
+    return top_n(scores, size), np.abs(scores.signed)
+
+
+def _judged(
+    method: str,
+    graph: Graph,
+    mask: np.ndarray | None,
+    ranking: np.ndarray | None,
+    key: np.ndarray,
+    nodes: np.ndarray | None,
+    share: float,
+) -> Found:
+    if mask is None or ranking is None:
+        size = int(key.sum())
+        chance, expected = size / graph.n_edges, _nothing(method, "expected of a random ranking")
+        return replace(expected, edges=size, precision=chance, recall=chance, auroc=0.5)
+    precision, recall = _hits(mask, key)
+    node_precision = node_recall = math.nan
+    if nodes is not None:
+        writers = Circuit(graph=graph, mask=mask).writers[1:]
+        node_precision, node_recall = _hits(writers, nodes[1:])
+    return Found(
+        method=method,
+        edges=int(mask.sum()),
+        precision=precision,
+        recall=recall,
+        auroc=_auroc(ranking[graph.allowed], key[graph.allowed]),
+        share=share,
+        node_precision=node_precision,
+        node_recall=node_recall,
+    )
+
+
+def _nothing(method: str, note: str) -> Found:
+    numbers = dict.fromkeys(
+        ("precision", "recall", "auroc", "share", "node_precision", "node_recall"), math.nan
+    )
+    return Found(method=method, edges=0, note=note, **numbers)
+
+
+def _hits(found: np.ndarray, key: np.ndarray) -> tuple[float, float]:
+    """Precision and recall; the precision of nothing is nan."""
+    both, size = int((found & key).sum()), int(found.sum())
+    return both / size if size else math.nan, both / int(key.sum())
+
+
+def _auroc(ranking: np.ndarray, key: np.ndarray) -> float:
+    """Chance that a true edge ranks above a false one, ties counting half."""
+    from scipy.stats import rankdata
+
+    true, false = int(key.sum()), int((~key).sum())
+    if not false:
+        return math.nan
+    ranks = rankdata(ranking)[key].sum()
+    return float((ranks - true * (true + 1) / 2) / (true * false))
+
+
+def _nodes(graph: Graph, planted: Iterable[str]) -> np.ndarray:
+    """(writers,) bool of planted components."""
+    chosen = np.zeros(len(graph.writers), dtype=bool)
+    for label in planted:
+        part = Component.parse(label)
+        whole = Component(part.layer, "mlp_out") if SITES[part.site] == "neuron" else part
+        chosen[graph.writer(str(whole))] = True
+    return chosen
+
+
+__all__ = ["SEARCHES", "Found", "Recovery", "Truth", "recover", "single_edge_truth"]

@@ -1,0 +1,387 @@
+"""Scores of all edges at once: gradients in place of one run per edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from interp.circuits.ablations import ABLATIONS, ablated_runs
+from interp.circuits.edge_scores import EdgeScores, Passes, RankedEdge, Tally
+from interp.circuits.estimates import (
+    Alphas,
+    Chunk,
+    Estimate,
+    Work,
+    activation_paths,
+    input_path,
+    rule_points,
+)
+from interp.circuits.flow import flow_shares
+from interp.circuits.single import exact_effects
+from interp.engine.gradients import chunks
+from interp.engine.memory import keep_freed_memory
+from interp.engine.sweep import Cancelled, Progress
+from interp.engine.writes import edge_runner
+from interp.errors import InterpError, unknown
+from interp.graph import graph_of
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+from interp.sweeps import Runs, check_gap, provenance
+
+METHODS = (
+    "EAP",
+    "EAP-IG-inputs",
+    "EAP-IG-activations",
+    "clean-corrupted",
+    "information-flow-routes",
+    "exact",
+)
+RULED = ("EAP-IG-inputs", "EAP-IG-activations")
+LONG = ("EAP-IG-activations", "exact")
+_NO_GRADIENT = 1e-4
+_ADVICE = "use method='EAP-IG-inputs' or 'clean-corrupted', direction='denoise', or logit_diff"
+POST_NORM = (
+    "heads add up before a post-norm: each head's write is taken through the norm's "
+    "linearisation at the run whose gradient is used"
+)
+
+
+def score_edges(
+    model: LanguageModel,
+    task: Task,
+    *,
+    method: str = "EAP",
+    steps: int = 5,
+    rule: str = "midpoint",
+    direction: str = "noise",
+    ablation: str = "counterfactual",
+    reference: Task | None = None,
+    expand_kv: bool = False,
+    together: bool = False,
+    per_prompt: bool = False,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> EdgeScores:
+    """An estimate, for every edge u -> v, of what replacing what u tells v takes from the metric.
+
+    The exact number is m(base) - m(base with u -> v carrying u's value in the other run), base
+    being the clean run (noise); with the sign turned and base the corrupted run for denoise. To
+    first order it is
+
+        s(u -> v) = sum over tokens of (a_u[clean] - a_u[corrupted]) . dm/d in_v,
+
+    a_u being u's write and in_v the residual stream as v reads it, before its norm. The methods
+    differ in where the gradient is taken:
+
+    - "EAP": at the base run (arXiv 2310.10348). 2 forward passes, 1 backward per batch.
+    - "clean-corrupted": the mean of both runs. 2 forward, 2 backward.
+    - "EAP-IG-inputs": averaged over `steps` runs whose input embeddings lie between the two
+      (arXiv 2403.17806). At most 2 + steps forward, steps backward. The input's edges then add up
+      to the clean-corrupted difference, but for the rule's error: the completeness gap.
+    - "EAP-IG-activations": for every writer on its own, averaged over runs in which that writer
+      alone lies between. Its edges add up to the exact effect of patching it. 4 + W (steps + 1)
+      forward passes from its layer on and W steps backward for W writers; with `together` a
+      layer's heads lie between at once, and W is 1 + 2 n_layers.
+    - "exact": one run per edge, in batches (`interp.engine.edges`).
+    - "information-flow-routes": shares of a reader's input (arXiv 2403.00824), clean run only;
+      not causal, unit "share". 1 forward.
+
+    Heads write z_h W_O^h; the output bias belongs to none. Keys and values have one reader per
+    key/value head, or per query head with `expand_kv`. Under a post-norm (Gemma-2 and 3, OLMo-2)
+    heads add up before the norm: a head's write is taken through the norm's linearisation at the
+    run whose gradient is used, so that a writer's edges add up to its node's attribution. (The
+    exact effects recompute the norm.)
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; lengths may differ between pairs.
+        method: one of the above.
+        steps: points of the path for the two EAP-IG methods.
+        rule: "midpoint", "left", "right", "trapezoid" or "gauss" (Gauss-Legendre).
+        direction: "noise" (base = clean) or "denoise" (base = corrupted).
+        ablation: what an edge carries instead: "counterfactual" (the other run), "resample"
+            (the run of another clean prompt, which then stands for the corrupted one: the gap is
+            that between the two), "zero", or "mean". See `interp.circuits.ablations`.
+        reference: the prompts whose tokens the mean is over, none of them evaluated.
+        expand_kv: key and value readers per query head.
+        together: see EAP-IG-activations.
+        per_prompt: keep every prompt's scores, for bootstraps.
+        seed: which other prompt resample ablation takes.
+        budget_gb: memory for runs in flight, graphs and products. Changes time, not the result.
+        progress: called with (prompts done, prompts in all).
+        cancelled: asked before every batch.
+
+    Returns:
+        EdgeScores, as fractions of the clean-corrupted gap, positive = supports the behaviour.
+
+    Raises:
+        InterpError: no fast engine, unknown method, ablation or rule, pairs of equal prompts, a
+            mean over no or evaluated prompts, a gap below its standard error (for the two methods
+            of many passes found by two passes first), a metric without gradient where it is taken
+            (KL at the clean run) or not differentiable, a call inside `intervene`.
+
+    Departs from hannamw/EAP-IG: sums within a prompt, means over prompts (no dependence on batch
+    size); midpoint rule; EAP-IG-activations integrates each writer on its own rather than
+    averaging over unrelated interpolations; means are over all tokens; post-norms are respected;
+    2 forward passes for EAP rather than 3. Equals finite differences and, where the model is
+    linear, exact effects (tests/test_edge_scores.py).
+    """
+    ask = _Ask(
+        method=method,
+        steps=steps,
+        rule=rule,
+        direction=direction,
+        ablation=ablation,
+        expand_kv=expand_kv,
+        together=together,
+        per_prompt=per_prompt,
+        points=rule_points(rule, steps) if method in RULED else (),
+    )
+    _refuse(model, task, ask, budget_gb)
+    work, runs, over = _prepare(model, task, ask, reference, seed, budget_gb)
+    estimate = _estimate(ask, cancelled)
+    tally, ends, unexplained, batches = _measure(work, runs, ask, estimate, progress, cancelled)
+    clean, corrupted = ends if work.noise else ends[::-1]
+    if not ask.share:
+        check_gap(clean, corrupted)
+        _check_reach(work, task, method, clean - corrupted)
+    return EdgeScores(
+        graph=work.graph,
+        per_prompt=np.concatenate(tally.kept)[_back(runs)] if per_prompt else None,
+        clean=clean,
+        corrupted=corrupted,
+        method=method,
+        direction=direction,
+        ablation="none" if ask.share else ablation,
+        steps=len(ask.points) or 1,
+        rule=rule if ask.points else "",
+        completeness_gap=_completeness(unexplained, clean - corrupted, method),
+        passes=Passes(
+            forwards=work.forwards,
+            backwards=work.backwards,
+            batches=batches,
+            rebuilt=work.rebuilt,
+        ),
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        unit="share" if ask.share else "gap",
+        provenance=provenance(model, task, ask.call(reference, seed)),
+        notes=(*over, *_notes(work, method)),
+        **tally.result(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ask:
+    """What is estimated, and how."""
+
+    method: str
+    steps: int
+    rule: str
+    direction: str
+    ablation: str
+    expand_kv: bool
+    together: bool
+    per_prompt: bool
+    points: Alphas
+
+    @property
+    def share(self) -> bool:
+        """Whether inputs are divided up rather than effects measured."""
+        return self.method == "information-flow-routes"
+
+    def call(self, reference: Task | None, seed: int) -> str:
+        """The Python that repeats the measurement."""
+        names = ("method", "steps", "rule", "direction", "ablation", "expand_kv", "together")
+        spelled = [f"{name}={getattr(self, name)!r}" for name in names]
+        if self.ablation == "resample":
+            spelled.append(f"seed={seed}")
+        if reference is not None:
+            spelled.append(f"reference={reference.source or 'reference'}")
+        return f"scores = interp.score_edges(model, task, {', '.join(spelled)})"
+
+
+def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> None:
+    """Check the arguments before anything runs."""
+    if ask.method not in METHODS:
+        raise unknown("edge scoring method", ask.method, METHODS)
+    if ask.ablation not in ABLATIONS:
+        raise unknown("ablation", ask.ablation, ABLATIONS)
+    if model.decoder is None:
+        raise InterpError(
+            f"edge scores on {model.name}", str(model.engine_reason), "use a known architecture"
+        )
+    if ask.ablation != "counterfactual" and (
+        ask.direction == "denoise" or ask.method == "clean-corrupted"
+    ):
+        raise InterpError(
+            f"{ask.ablation} ablation with {ask.method}, {ask.direction}",
+            "it takes something away from the clean run; there is no second run to start from",
+            "use direction='noise' and another method, or ablation='counterfactual'",
+        )
+    if ask.share and ask.direction != "noise":
+        raise InterpError(
+            f"{ask.method}, {ask.direction}", "it looks at the clean run", "use direction='noise'"
+        )
+    if budget_gb <= 0:
+        raise InterpError(f"budget_gb={budget_gb}", "no memory", "give a positive number")
+    if task.metric.needs_reference and ask.method == "EAP" and ask.direction == "noise":
+        raise InterpError(
+            f"{ask.method} of {task.metric.name}",
+            "it compares with the clean run, where its gradient is zero",
+            _ADVICE,
+        )
+
+
+def _prepare(
+    model: LanguageModel,
+    task: Task,
+    ask: _Ask,
+    reference: Task | None,
+    seed: int,
+    budget_gb: float,
+) -> tuple[Work, Runs, tuple[str, ...]]:
+    """The runs of the task, what removed edges carry, and that in words."""
+    assert model.decoder is not None
+    model.refuse_changed("scoring edges")
+    keep_freed_memory()
+    graph = graph_of(model, expand_kv=ask.expand_kv)
+    runner = edge_runner(model.decoder, graph)
+    ablated = ablated_runs(
+        model,
+        task,
+        ablation="counterfactual" if ask.share else ask.ablation,
+        direction=ask.direction,
+        reference=None if ask.share else reference,
+        seed=seed,
+    )
+    work = Work(
+        runner=runner,
+        graph=graph,
+        metric=task.metric,
+        noise=ask.direction == "noise",
+        replacement=ablated.writes(runner),
+        budget=int(budget_gb * 1e9),
+        forwards=len(ablated.batches),
+    )
+    over = {"resample": f"other prompts drawn with seed {seed}"}
+    if reference is not None:
+        over["mean"] = f"means over the tokens of {reference.name}"
+    words = "" if ask.share else over.get(ask.ablation, "")
+    return work, ablated.runs, (words,) if words else ()
+
+
+def _measure(
+    work: Work,
+    runs: Runs,
+    ask: _Ask,
+    estimate: Estimate,
+    progress: Progress | None,
+    cancelled: Callable[[], bool],
+) -> tuple[Tally, np.ndarray, list[np.ndarray], int]:
+    """Sums over prompts, the metrics of both runs, what is unexplained, and number of batches."""
+    order, done = _order(runs), 0
+    points = max(len(ask.points), 1 + (ask.method == "clean-corrupted"))
+    pieces = list(_chunks(work, runs, order, points))
+    tally = Tally(shape=work.graph.shape, keep=ask.per_prompt)
+    ends, unexplained = np.zeros((2, len(order))), []
+    if ask.method in LONG:  # two passes more, and no effect of nothing is computed for hours
+        check_gap(*np.concatenate([work.ends(chunk) for chunk in pieces], axis=1))
+    for chunk in pieces:
+        if cancelled():
+            raise Cancelled("scoring edges", f"stopped after {done} prompts", "rerun it")
+        chosen, done = order[done : done + len(chunk.base)], done + len(chunk.base)
+        found = estimate(work, chunk)
+        ends[:, chosen] = found.base.numpy(), found.other.numpy()
+        gaps = work.sign * (found.base - found.other).numpy()
+        tally.add(found.gained.numpy(), np.ones_like(gaps) if ask.share else gaps)
+        if found.unexplained is not None:
+            unexplained.append(found.unexplained.numpy())
+        if progress is not None:
+            progress(done, len(order))
+    return tally, ends, unexplained, len(pieces)
+
+
+def _order(runs: Runs) -> np.ndarray:
+    """Prompt numbers, shortest first."""
+    return np.argsort([len(prompt) for prompt in runs.base], kind="stable")
+
+
+def _back(runs: Runs) -> np.ndarray:
+    """Where each prompt is in that order."""
+    return np.argsort(_order(runs))
+
+
+def _estimate(ask: _Ask, cancelled: Callable[[], bool]) -> Estimate:
+    """The method as a function of a chunk."""
+
+    def stop() -> None:
+        if cancelled():
+            raise Cancelled("scoring edges", "stopped in between", "rerun it")
+
+    found: dict[str, Estimate] = {
+        "EAP": partial(input_path, points=((0.0, 1.0),)),
+        "clean-corrupted": partial(input_path, points=((0.0, 0.5), (1.0, 0.5))),
+        "EAP-IG-inputs": partial(input_path, points=ask.points),
+        "EAP-IG-activations": partial(activation_paths, points=ask.points, together=ask.together),
+        "information-flow-routes": flow_shares,
+        "exact": partial(exact_effects, stop=stop),
+    }
+    return found[ask.method]
+
+
+def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[Chunk]:
+    """The pairs, shortest first, in chunks whose runs fit the budget."""
+    decoder = work.runner.decoder
+    attn, d = decoder.blocks[0].attn, decoder.d_model
+    heads, kv = attn.n_heads * attn.d_head, attn.n_kv_heads * attn.d_head
+    # Besides a graph: both runs' writes and the gradients of all points.
+    width = 6 * d + 3 * heads + points * (2 * d + heads + 2 * kv)
+    held = len(decoder.blocks) * width * decoder.unembed.element_size()
+    lengths = np.array([len(runs.base[i]) for i in order])
+    # A few float64 matrices of writers and readers per prompt, in a quarter of the budget.
+    most = max(1, work.budget // (128 * work.graph.allowed.size))
+    for part, rebuilt in chunks(decoder, lengths, work.budget, held=held):
+        for begin in range(part.start, part.stop, most):
+            some = slice(begin, min(begin + most, part.stop))
+            chosen = order[some]
+            yield Chunk(
+                base=[runs.base[i] for i in chosen],
+                other=[runs.other[i] for i in chosen],
+                differ=np.minimum(runs.differ[chosen], lengths[some] - 1),
+                targets=runs.targets.select(torch.from_numpy(chosen)),
+                rebuilt=rebuilt,
+            )
+
+
+def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) -> float:
+    """What the estimate leaves unexplained: of the input's path, or the worst path of several."""
+    if not unexplained:
+        return math.nan
+    each = np.concatenate(unexplained).mean(0) / gaps.mean()
+    return float(each[0]) if method != "EAP-IG-activations" else float(np.abs(each).max())
+
+
+def _notes(work: Work, method: str) -> tuple[str, ...]:
+    post = any(block.ln1_post is not None for block in work.runner.decoder.blocks)
+    linear = method not in ("exact", "information-flow-routes")
+    return (POST_NORM,) if post and linear else ()
+
+
+def _check_reach(work: Work, task: Task, method: str, gaps: np.ndarray) -> None:
+    if work.backwards and work.reach <= _NO_GRADIENT * np.abs(gaps).sum():
+        raise InterpError(
+            f"{method} of {task.metric.name}",
+            "its gradient is zero wherever it is taken",
+            _ADVICE,
+        )
+
+
+__all__ = ["ABLATIONS", "METHODS", "EdgeScores", "RankedEdge", "score_edges"]

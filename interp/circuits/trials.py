@@ -1,0 +1,169 @@
+"""Candidate circuits put to the test: the metric of each on every prompt, and what it cost."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
+from interp.engine.edges import run_edges
+from interp.engine.sweep import LogitsOf
+from interp.engine.writes import edge_runner, record_writes
+from interp.errors import InterpError
+from interp.files import content_key, versions
+from interp.graph import Graph, graph_of
+from interp.models.language_model import LanguageModel
+from interp.prompts import Task
+from interp.sweeps import check_gap
+
+
+class Judge(Protocol):
+    """What a search asks of a model: the metric of candidate circuits, prompt by prompt."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    exact: bool
+    """Whether a writer all of whose inputs are removed writes what a removed edge carries."""
+
+    def values(self, masks: np.ndarray) -> np.ndarray:
+        """(masks, writers, readers) bool to (masks, prompts)."""
+        ...
+
+
+class Trials:
+    """Runs of one model on one task in which only a circuit's edges carry the clean run.
+
+    `calls` counts batched runs, `tests` circuits, `forwards` the arithmetic in forward passes over
+    the whole task: candidates that have read the same edges so far are one row in the engine, so a
+    candidate costs the share of attention and MLP layers in which it is on its own.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        task: Task,
+        *,
+        ablation: Ablation = "counterfactual",
+        reference: Task | None = None,
+        expand_kv: bool = False,
+        budget_gb: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Run the task's prompts once, plainly.
+
+        Args:
+            model: a model with a fast engine.
+            task: prompt pairs.
+            ablation: see `ABLATIONS`.
+            reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
+            expand_kv: key and value readers per query head.
+            budget_gb: memory for runs in flight.
+            seed: of the other prompt in resample ablation.
+
+        Raises:
+            InterpError: no fast engine, or as `ablated_runs`.
+        """
+        if model.decoder is None:
+            raise InterpError(
+                f"edges of {model.name}", str(model.engine_reason), "use a model with an engine"
+            )
+        model.refuse_changed("a search for circuits")
+        self.model, self.task, self.ablation = model, task, ablation
+        self._over = "" if reference is None else f" over the tokens of {reference.name}"
+        self.graph = graph_of(model, expand_kv=expand_kv)
+        self.exact = ablation in ("counterfactual", "resample")
+        self.budget_gb = budget_gb
+        self.calls = self.tests = 0
+        self.forwards = 0.0
+        self._runner = edge_runner(model.decoder, self.graph)
+        ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+        runs, constant = ablated.runs, ablated.writes(self._runner)
+        self._base = record_writes(self._runner, runs.base)
+        self._other = record_writes(self._runner, runs.other) if constant is None else constant
+        self._targets = runs.targets
+        self._start = runs.differ if constant is None else None
+        self.key = content_key(
+            [
+                *(model.hash, str(model.dtype), task.hash, task.metric.name),
+                *(ablation, ablated.origin, expand_kv, versions()),
+            ]
+        )
+
+    @property
+    def protocol(self) -> str:
+        """What was measured, in words."""
+        kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
+        return (
+            f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
+            f"{self.graph.n_edges}, {kv}, {self.ablation} ablation{self._over} at all tokens"
+        )
+
+    def metric(self, masks: Tensor) -> Tensor:
+        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones."""
+        hidden = run_edges(
+            self._runner,
+            self.graph,
+            self._base,
+            self._other,
+            masks,
+            start=self._start,
+            budget_gb=self.budget_gb,
+        )
+        prompts = torch.arange(len(self.task)).repeat(len(masks))
+        readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
+        values = self.task.metric(readout, self._targets.select(prompts))
+        return values.view(len(masks), len(self.task))
+
+    def values(self, masks: np.ndarray) -> np.ndarray:
+        """(masks, prompts) metric values of circuits, as one batched run."""
+        self.count(masks)
+        with torch.no_grad():
+            return self.metric(torch.from_numpy(masks)).numpy()
+
+    def count(self, masks: np.ndarray) -> None:
+        """Add a run's cost to the counts."""
+        self.calls += 1
+        self.tests += len(masks)
+        self.forwards += forward_equivalents(self.graph, masks)
+
+    def ends(self) -> np.ndarray:
+        """(2, prompts) metric values of the whole graph and of the empty one."""
+        full = self.graph.mask()
+        return self.values(np.stack([full, np.zeros_like(full)]))
+
+
+def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:
+    """Forward passes that a batch of circuits takes when shared prefixes are run once.
+
+    The share of (candidate, attention or MLP layer) pairs computed apart: two candidates part at
+    the first layer whose readers they treat differently. Reading the logits is not counted.
+    """
+    apart = np.zeros(len(masks), dtype=np.int64)
+    computed = 0
+    for layer in range(graph.n_layers):
+        groups = graph.groups(layer)
+        attention = slice(groups["q"].start, groups["v"].stop)
+        for readers in (attention, groups["mlp_out"]):
+            rows = np.packbits(masks[:, :, readers].reshape(len(masks), -1), axis=1)
+            keyed = np.concatenate([apart[:, None].view(np.uint8), rows], axis=1)
+            _, apart = np.unique(keyed, axis=0, return_inverse=True)
+            apart = apart.reshape(-1)
+            computed += int(apart.max()) + 1
+    return computed / (2 * graph.n_layers)
+
+
+def mean_gap(ends: np.ndarray) -> float:
+    """Mean metric of the whole graph minus that of the empty one: the unit of effects.
+
+    Raises:
+        InterpError: the two do not differ beyond the standard error.
+    """
+    check_gap(*ends)
+    return float((ends[0] - ends[1]).mean())
+
+
+__all__ = ["ABLATIONS", "Ablation", "Judge", "Trials", "forward_equivalents", "mean_gap"]

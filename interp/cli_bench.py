@@ -1,0 +1,74 @@
+"""`interp bench`: the package beside its peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interp.terminal import Count, JsonFile, ModelName, say, write
+
+bench_app = typer.Typer(help="Time the package beside its peers.", no_args_is_help=True)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Time the package beside its peers."""
+
+
+@bench_app.command("patching", epilog="Example: interp bench patching --cases a,b --json FILE")
+def bench_patching_command(
+    cases: Annotated[str, typer.Option(help="Which of a, b, c.")] = "a,b,c",
+    peers: Annotated[bool, typer.Option(help="Also run TransformerLens (minutes).")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Activation patching beside TransformerLens' own sweep: same weights, cells and thread."""
+    from interp.bench import bench_patching
+
+    write(json_file, bench_patching(cases.split(","), say=say, peers=peers))
+
+
+@bench_app.command("generation", epilog="Example: interp bench generation --n 300 --json FILE")
+def bench_generation_command(
+    model: ModelName = "countdown-smollm2", n: Count = 300, json_file: JsonFile = None
+) -> None:
+    """Cached generation under intervention beside plain cached generation."""
+    from interp.bench import bench_generation
+
+    write(json_file, bench_generation(model, n=n, say=say))
+
+
+@bench_app.command(
+    "circuits",
+    epilog="Example: interp bench circuits --eap-python VENV/bin/python --eap-checkout EAP-IG",
+)
+def bench_circuits_command(
+    eap_python: Annotated[
+        Path | None, typer.Option(help="Python of an environment with TransformerLens 2.")
+    ] = None,
+    eap_checkout: Annotated[
+        Path | None, typer.Option(help="A checkout of hannamw/EAP-IG; it is not installed.")
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Also run the peers (minutes).")] = True,
+    n: Count = 16,
+    length: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 15,
+    budget: Annotated[float, typer.Option(help="Memory for our runs, in GB.")] = 0.1,
+    threshold: Annotated[float, typer.Option(help="ACDC's, as a share of the gap.")] = 0.01,
+    json_file: JsonFile = None,
+) -> None:
+    """Edge scores, faithfulness curves and ACDC beside EAP-IG and TransformerLens, one thread."""
+    from interp import bench_circuits as bench
+    from interp.bench_beside import Peers
+
+    found = bench.bench_circuits(
+        bench.SMALL,
+        bench.SEARCHED,
+        n=n,
+        length=length,
+        threshold=threshold,
+        budget_gb=budget,
+        peers=Peers(python=eap_python, checkout=eap_checkout) if peers else None,
+        say=say,
+    )
+    write(json_file, found)

@@ -1,0 +1,346 @@
+"""`interp circuit`: find, evaluate, compare, export, and recover what is known."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp import terminal
+from interp.errors import InterpError
+from interp.terminal import (
+    DEFAULT_MODEL,
+    Budget,
+    Count,
+    Dtype,
+    JsonFile,
+    Metric,
+    ModelName,
+    Option,
+    Seed,
+    TaskName,
+    Top,
+)
+
+if TYPE_CHECKING:
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.finding import Findings
+    from interp.prompts import Task
+
+circuit_app = typer.Typer(
+    help="Circuits: find them, evaluate them, compare them.", no_args_is_help=True
+)
+
+Half = Annotated[
+    str, typer.Option(help="Which half of the pairs, split by the seed: first, second or all.")
+]
+Ablation = Annotated[
+    str, typer.Option(help="What removed edges carry: counterfactual, resample, zero or mean.")
+]
+CircuitFile = Annotated[Path, typer.Argument(help="A circuit that `find` or `export` wrote.")]
+
+
+@circuit_app.callback()
+def circuit() -> None:
+    """Circuits: find them, evaluate them, compare them."""
+
+
+@circuit_app.command(
+    epilog="Example: interp circuit find --task ioi --n 32 --edges 200 --out ioi-circuit"
+)
+def find(
+    task: TaskName = "ioi",
+    model: ModelName = DEFAULT_MODEL,
+    n: Count = 32,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="EAP, EAP-IG-inputs, EAP-IG-activations, clean-corrupted, "
+            "information-flow-routes, exact, ACDC or learnt-mask."
+        ),
+    ] = "EAP-IG-inputs",
+    edges: Annotated[int | None, typer.Option(min=1, help="Size of the circuit.")] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Without --edges: least effect of an edge, as a share of the gap.")
+    ] = 0.02,
+    supporting: Annotated[bool, typer.Option(help="Leave out edges that oppose it.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Of EAP-IG, or of training a mask.")] = None,
+    weight: Annotated[float, typer.Option(help="A learnt mask's price of all edges.")] = 1.0,
+    ablation: Ablation = "counterfactual",
+    half: Half = "first",
+    expand_kv: Annotated[bool, typer.Option(help="Keys and values per query head.")] = False,
+    seed: Seed = 0,
+    metric: Metric = None,
+    option: Option = None,
+    dtype: Dtype = "float32",
+    budget: Budget = 1.0,
+    top: Top = 15,
+    out: Annotated[Path | None, typer.Option(help="Write the circuit and its scores here.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Score or search all edges and cut a circuit; half of the pairs are left to evaluate it."""
+    from interp.circuits.finding import Finder, find_circuit
+
+    loaded = terminal.load(model, dtype)
+    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    finder = Finder(
+        method=method, ablation=ablation, steps=steps, threshold=threshold, weight=weight,
+        expand_kv=expand_kv, seed=seed,
+    )  # fmt: skip
+    with terminal.progress("finding") as progress:
+        found = find_circuit(
+            loaded,
+            chosen,
+            finder,
+            reference=_reference(ablation, other),
+            budget_gb=budget,
+            progress=progress,
+        )
+    terminal.say(found.protocol)
+    made = found.circuit(edges, threshold=threshold, absolute=not supporting)
+    terminal.say(f"{made!r}, {found.share(made.mask):.1%} of the summed |score| of all edges")
+    rows = _strongest(found, made, top)
+    head = ["rank in circuit", "edge", "score", "stderr"]
+    terminal.table(
+        head,
+        [
+            [f"{place} of {made.n_edges}", r["edge"], f"{r['score']:+.4f}", _error(r["stderr"])]
+            for place, r in enumerate(rows, 1)
+        ],
+    )
+    if len(rows) < made.n_edges:
+        terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out")
+    if out is not None:
+        terminal.say(f"written to {made.save(out)} and .json beside it")
+    terminal.write(
+        json_file,
+        {
+            "protocol": found.protocol,
+            "edges": made.edges(),
+            "nodes": made.nodes(),
+            "of": made.graph.n_edges,
+            "share_of_total": found.share(made.mask),
+            "strongest": rows,
+            "provenance": asdict(found.provenance),
+        },
+    )
+
+
+@circuit_app.command(
+    epilog="Example: interp circuit evaluate ioi-circuit --task ioi --n 32 --json curve.json"
+)
+def evaluate(
+    file: CircuitFile,
+    task: TaskName = "ioi",
+    model: ModelName = DEFAULT_MODEL,
+    n: Count = 32,
+    ablation: Ablation = "counterfactual",
+    level: Annotated[str, typer.Option(help="edge or node.")] = "edge",
+    absolute: Annotated[bool, typer.Option(help="Rank the curve by |score|.")] = False,
+    random: Annotated[int, typer.Option(min=0, help="Random circuits behind each.")] = 10,
+    knockouts: Annotated[
+        int, typer.Option(min=0, help="Random subsets for completeness and minimality.")
+    ] = 0,
+    half: Half = "second",
+    seed: Seed = 0,
+    metric: Metric = None,
+    option: Option = None,
+    dtype: Dtype = "float32",
+    budget: Budget = 1.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Faithfulness of a circuit, and of its scores at every size (CPR, CMD), against random."""
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.evaluation import evaluate as measure
+    from interp.circuits.knockouts import completeness, minimality
+    from interp.circuits.trials import Trials
+
+    read = Circuit.load(file)
+    loaded = terminal.load(model, dtype)
+    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    reference = _reference(ablation, other)
+    origin = read.provenance
+    if origin is not None and origin.task_hash == chosen.hash:
+        terminal.say("Note: these are the prompts it was found on; see --half and --seed.")
+    asked: dict[str, Any] = {"ablation": ablation, "reference": reference, "seed": seed}
+    told: dict[str, Any] = {}
+    scored = None if read.scores is None else _Scores(read)
+    for name, what in (("circuit", read), ("curve", scored)):
+        if what is None:
+            terminal.say("No curve: the file has no scores.")
+            continue
+        with terminal.progress(name) as progress:
+            found = measure(
+                loaded, chosen, what, level=level, absolute=absolute, random=random,  # type: ignore
+                budget_gb=budget, progress=progress, **asked,
+            )  # fmt: skip
+        terminal.say(str(found))
+        if random:
+            what_of = "f" if what is read else "CPR"
+            null = found.null(0 if what is read else None)
+            terminal.say(f"  {what_of} against random circuits of equal size: {null}")
+        told[name] = {"protocol": found.protocol, "rows": found.to_dataframe().to_dict("records")}
+        if what is not read:
+            told[name] |= {"cpr": asdict(found.cpr()), "cmd": asdict(found.cmd())}
+    if knockouts:
+        trials = Trials(loaded, chosen, expand_kv=read.graph.expand_kv, budget_gb=budget, **asked)
+        for test in (completeness, minimality):
+            terminal.say(str(test(trials, read, samples=knockouts, seed=seed)))
+    terminal.write(json_file, told)
+
+
+@circuit_app.command(epilog="Example: interp circuit compare ioi-circuit other-circuit")
+def compare(
+    left: CircuitFile,
+    right: CircuitFile,
+    random: Annotated[int, typer.Option(min=0, help="Pairs of random circuits.")] = 200,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """What two circuits share, by kind of edge and node, against random ones like them."""
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.comparing import compare as compare_circuits
+
+    both = [Circuit.load(path) for path in (left, right)]
+    found = compare_circuits(*both, random=random, seed=seed)
+    for side, one in (("left", found.left), ("right", found.right)):
+        terminal.say(f"{side}: {one!r}")
+    rows = []
+    for row in found.rows:
+        null = row.expected
+        chance = ("", "")
+        if null is not None:
+            chance = f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}]", f"{null.p:.3f}"
+        sizes = map(str, (row.left, row.right, row.shared))
+        rows.append([row.kind, *sizes, f"{row.jaccard:.3f}", *chance])
+    head = ["", "left", "right", "shared", "Jaccard", "random circuits like them", "p"]
+    terminal.table(head, rows)
+    terminal.write(json_file, found.to_dict())
+
+
+@circuit_app.command(epilog="Example: interp circuit export ioi-circuit ioi-circuit.mib.json")
+def export(
+    source: Annotated[Path, typer.Argument(help="A circuit, or a MIB file (.json or .pt).")],
+    target: Annotated[Path, typer.Argument(help="A MIB file, or for a MIB source a circuit.")],
+    model: Annotated[
+        str | None, typer.Option(help="Whose graph it is; by default the one it was found in.")
+    ] = None,
+) -> None:
+    """Write a circuit as MIB JSON or PT, or read one of these back."""
+    from interp.circuits import mib
+    from interp.circuits.circuit import Circuit
+    from interp.graph import graph_of
+
+    stem = Path(str(source).removesuffix(".safetensors").removesuffix(".json"))
+    ours = stem.with_name(f"{stem.name}.safetensors").exists()
+    kind = (target if ours else source).suffix
+    if kind not in (".json", ".pt"):
+        raise InterpError(
+            f"exporting {source} to {target}",
+            f"{'the target' if ours else 'the source'} ends in {kind or 'nothing'}",
+            "a MIB file ends in .json or .pt; a circuit is a pair of .safetensors and .json",
+        )
+    if not ours:
+        graph = None if model is None else graph_of(terminal.load(model))
+        read = (mib.from_mib_json if kind == ".json" else mib.from_mib_pt)(source, graph)
+        read = read if graph is None else read.native()
+        terminal.say(f"{read!r}, written to {read.save(target)} and .json beside it")
+        return
+    read = Circuit.load(source)
+    name = model or (read.provenance.model if read.provenance else None)
+    if name is None:
+        raise InterpError(f"exporting {source}", "it names no model", "give --model")
+    loaded = terminal.load(name)
+    if graph_of(loaded, expand_kv=read.graph.expand_kv) != read.graph:
+        raise InterpError(
+            f"exporting {source} for {name}", f"its graph is {read.graph}", "give its own model"
+        )
+    save = mib.to_mib_json if kind == ".json" else mib.to_mib_pt
+    terminal.say(f"{read!r}, written to {save(read, target, d_model=loaded.d_model)}")
+
+
+@circuit_app.command(epilog="Example: interp circuit recover reverse hist toy-or --json table.json")
+def recover(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
+    ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
+    threshold: Annotated[float, typer.Option(help="ACDC's, a share of the gap.")] = 0.02,
+    steps: Annotated[int, typer.Option(help="Of the learnt mask.")] = 100,
+    n: Count = 24,
+    seed: Seed = 0,
+    budget: Budget = 1.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Precision and recall of every method where the truth is known by brute force."""
+    from interp.circuits.known import known_names, load_known
+    from interp.circuits.recovery import SEARCHES
+    from interp.circuits.recovery import recover as recover_known
+
+    told: list[Any] = []
+    for name in names or known_names():
+        known = load_known(name, n=n)
+        try:
+            with terminal.status(f"recovering {name}"):
+                found = recover_known(
+                    known.model,
+                    known.task,
+                    planted=known.planted,
+                    methods=methods.split(",") if methods else SEARCHES,
+                    ablation=ablation,  # type: ignore[arg-type]
+                    threshold=threshold,
+                    steps=steps,
+                    seed=seed,
+                    budget_gb=budget,
+                )
+        except InterpError as error:
+            if names:
+                raise
+            terminal.say(f"{name}: {error}")
+            told.append({"name": name, "error": str(error)})
+            continue
+        terminal.say(str(found))
+        told.append(asdict(found))
+    terminal.write(json_file, told)
+
+
+class _Scores:
+    """A circuit's scores as what a curve is cut from."""
+
+    def __init__(self, circuit: Circuit) -> None:
+        self.graph, self.signed, self.method = circuit.graph, circuit.signed, circuit.method
+
+
+def _halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
+    """The half asked for, and the other one."""
+    if half == "all":
+        return task, None
+    if half not in ("first", "second"):
+        raise InterpError(f"half {half!r}", "unknown", "write first, second or all")
+    first, second = task.split(0.5, seed=seed)
+    return (first, second) if half == "first" else (second, first)
+
+
+def _reference(ablation: str, other: Task | None) -> Task | None:
+    """Means are taken over the other half."""
+    return other if ablation == "mean" else None
+
+
+def _strongest(found: Findings, made: Circuit, top: int) -> list[dict[str, Any]]:
+    """The circuit's strongest edges, by |score|."""
+    places = sorted(zip(*made.mask.nonzero(), strict=True), key=lambda p: -abs(found.signed[p]))
+    return [
+        {
+            "edge": made.graph.label(int(writer), int(reader)),
+            "score": float(found.signed[writer, reader]),
+            "stderr": None if found.stderr is None else float(found.stderr[writer, reader]),
+        }
+        for writer, reader in places[:top]
+    ]
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,254 @@
+"""A forward pass cut at the layers, and the gradient of the metric taken back through it.
+
+Rows are whole prompts as flat ragged tokens, so nothing is padded and no prompt depends on another.
+Each layer starts from a leaf, so that gradients at its sites are read on the way back and
+its graph is freed; where even one prompt's graph is too large, it is rebuilt layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine.forward import Runner
+from interp.engine.layout import Index, Layout
+from interp.engine.sweep import CPU_TILE, LogitsOf
+from interp.errors import InterpError
+from interp.metrics import Metric, Targets
+from interp.models.architecture import Decoder
+
+Sites = dict[str, Tensor]
+
+READS = ("q", "k", "v", "read")
+"""Where readers read: the three projections, and `read`, the residual as the MLP alone reads it."""
+
+TAPE_SHARE = 0.6
+"""The part of a memory budget given to a chunk's runs; the rest is for products of gradients."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A forward pass from layer `first` on: each layer's resid_pre, its sites and its output.
+
+    `entering` has one entry per layer and then the final residual. `heads` is site z of the first
+    layer where that was given; that layer's queries, keys and values are then not computed.
+    `recompute` keeps no graph but rebuilds each layer's when its gradient is asked for.
+    """
+
+    layout: Layout
+    first: int
+    heads: Tensor | None
+    kept: frozenset[str]
+    recompute: bool
+    entering: list[Tensor] = field(default_factory=list)
+    leaving: list[Tensor] = field(default_factory=list)
+    sites: list[Sites] = field(default_factory=list)
+
+    def site(self, layer: int, name: str) -> Tensor:
+        """A kept site at every token."""
+        if name in ("resid_pre", "resid_post"):
+            return self.entering[layer - self.first + (name == "resid_post")].detach()
+        return self.sites[layer - self.first][name].detach()
+
+
+def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, Tensor]:
+    """The layout of prompts in ascending length, one row each, and their embeddings."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    assert (np.diff(lengths) >= 0).all()
+    ids = np.arange(len(prompts))
+    offset = np.cumsum(lengths) - lengths
+    layout = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=lengths, offset=offset)
+    flat = torch.tensor([token for prompt in prompts for token in prompt], device=runner.device)
+    with torch.no_grad():
+        return layout, runner.decoder.embed(flat, layout.positions.to(runner.device))
+
+
+def block_sites(
+    runner: Runner, layer: int, x: Tensor, layout: Layout, heads: Tensor | None = None
+) -> tuple[Tensor, Sites]:
+    """resid_post of rows whose resid_pre is `x`, and every site on the way, differentiable."""
+    block = runner.decoder.blocks[layer]
+    attn, sites = block.attn, {}
+    if heads is None:
+        normed = block.ln1(x) if block.ln1 is not None else x
+        for which in ("q", "k", "v"):
+            sites[which] = runner.project(block, which, normed)
+        q, k = (runner.rotated(attn, w, sites[w], layout.positions) for w in ("q", "k"))
+        heads = runner.attention(layer, q, k, sites["v"], layout, None, only_last=False)
+    sites["z"] = heads
+    raw = sites["attn_raw"] = attn.o(heads.flatten(1))
+    attn_out = sites["attn_out"] = block.ln1_post(raw) if block.ln1_post is not None else raw
+    before = x
+    if not block.parallel:
+        before = sites["resid_mid"] = x + attn_out
+    read = sites["read"] = before.view_as(before)
+    normed = block.ln2(read) if block.ln2 is not None else read
+    pre = sites["pre"] = block.mlp.gate(normed)
+    post = block.mlp.act(pre)
+    if block.mlp.up is not None:
+        linear = sites["pre_linear"] = block.mlp.up(normed)
+        post = post * linear
+    # A linear activation may hand its input back: the two sites must stay two tensors.
+    post = sites["post"] = post.view_as(post)
+    down = block.mlp.down(post)
+    out = sites["mlp_out"] = block.ln2_post(down) if block.ln2_post is not None else down
+    return (x + attn_out + out if block.parallel else before + out), sites
+
+
+def forward(
+    runner: Runner,
+    x: Tensor,
+    layout: Layout,
+    *,
+    first: int = 0,
+    heads: Tensor | None = None,
+    kept: frozenset[str] = frozenset(),
+    grad: bool = False,
+    recompute: bool = False,
+) -> Run:
+    """Layers `first` to the last on rows whose resid_pre there is `x`.
+
+    Args:
+        runner: the decoder's parts.
+        x: (tokens, d_model) resid_pre of layer `first`; the final residual where that is n_layers.
+        layout: the rows.
+        first: the first layer to run.
+        heads: site z of that layer, in place of its attention.
+        kept: sites to keep besides the residual stream.
+        grad: keep what `backward` needs.
+        recompute: keep the residual stream only and rebuild each layer in `backward`.
+    """
+    if heads is not None:
+        heads = heads.detach().requires_grad_(grad)
+    run = Run(layout=layout, first=first, heads=heads, kept=kept, recompute=recompute)
+    taping = grad and not recompute
+    for layer in range(first, len(runner.decoder.blocks)):
+        x = x.detach().requires_grad_(grad)
+        run.entering.append(x)
+        with torch.set_grad_enabled(taping):
+            given = heads if layer == first else None
+            x, sites = block_sites(runner, layer, x, layout, given)
+        run.leaving.append(x)
+        run.sites.append(sites if taping else _kept(run, sites))
+    run.entering.append(x.detach().requires_grad_(grad))
+    return run
+
+
+def _kept(run: Run, sites: Sites) -> Sites:
+    return {name: sites[name].detach() for name in run.kept if name in sites}
+
+
+def metric_of(runner: Runner, run: Run, metric: Metric, targets: Targets) -> Tensor:
+    """The metric of each row, float64 on the CPU."""
+    with torch.no_grad():
+        last = run.entering[-1].detach()[run.layout.last.to(runner.device)]
+        hidden = runner.decoder.ln_final(last)
+        return metric(LogitsOf(decoder=runner.decoder, hidden=hidden), targets)
+
+
+def metric_gradient(
+    runner: Runner, run: Run, metric: Metric, targets: Targets
+) -> tuple[Tensor, Tensor]:
+    """The metric of each row, and the gradient of its sum at the final residual.
+
+    Raises:
+        InterpError: the metric does not depend on the logits in a differentiable way.
+    """
+    at = run.layout.last.to(runner.device)
+    with torch.enable_grad():
+        last = run.entering[-1].detach()[at].requires_grad_()
+        readout = LogitsOf(decoder=runner.decoder, hidden=runner.decoder.ln_final(last))
+        values = metric(readout, targets)
+        if not values.requires_grad:
+            raise InterpError(
+                f"the gradient of {metric.name}",
+                "its values do not depend on the logits in a differentiable way",
+                "use logit_diff, or patch exactly (activation_patching, method='exact')",
+            )
+        (found,) = torch.autograd.grad(values.sum(), last)
+    gradient = torch.zeros_like(run.entering[-1])
+    gradient[at] = found
+    return values.detach(), gradient
+
+
+def backward(
+    runner: Runner,
+    run: Run,
+    gradient: Tensor,
+    wanted: Sequence[str],
+    *,
+    top: int | None = None,
+    keep_graph: bool = False,
+) -> Iterator[tuple[int, Sites]]:
+    """Gradients at some sites, layer by layer downwards, resid_pre and resid_post included.
+
+    Args:
+        runner: the decoder's parts.
+        run: a forward pass with `grad`.
+        gradient: the gradient at resid_pre of layer `top`.
+        wanted: sites; those a layer lacks are left out.
+        top: begin below this layer; n_layers if None.
+        keep_graph: allow another call on the same run.
+
+    Yields:
+        (layer, gradients by site), each (tokens, ...).
+    """
+    end = len(run.leaving) if top is None else top - run.first
+    for place in reversed(range(end)):
+        layer = run.first + place
+        out, sites = run.leaving[place], run.sites[place]
+        if run.recompute:
+            with torch.enable_grad():
+                given = run.heads if place == 0 else None
+                x = run.entering[place]
+                out, sites = block_sites(runner, layer, x, run.layout, given)
+        names = [name for name in wanted if name in sites]
+        inputs = [run.entering[place], *(sites[name] for name in names)]
+        found = torch.autograd.grad(
+            out, inputs, gradient, retain_graph=keep_graph and not run.recompute, allow_unused=True
+        )
+        filled = [
+            torch.zeros_like(at) if one is None else one
+            for one, at in zip(found, inputs, strict=True)
+        ]
+        if not keep_graph and not run.recompute:
+            run.sites[place] = _kept(run, sites)
+            run.leaving[place] = out.detach()
+        grads = dict(zip(names, filled[1:], strict=True))
+        yield layer, grads | {"resid_post": gradient, "resid_pre": filled[0]}
+        gradient = filled[0]
+
+
+def tape_bytes(decoder: Decoder, longest: int) -> int:
+    """About how many bytes one token's graph takes, all layers."""
+    attn, d = decoder.blocks[0].attn, decoder.d_model
+    heads = attn.n_heads * attn.d_head
+    patterns = 3 * attn.n_heads * longest if attn.softcap is not None else 0
+    width = 8 * d + 5 * heads + 4 * attn.n_kv_heads * attn.d_head + 5 * decoder.d_mlp + patterns
+    return len(decoder.blocks) * width * decoder.unembed.element_size()
+
+
+def chunks(
+    decoder: Decoder, lengths: Index, budget: int, *, held: int = 0
+) -> Iterator[tuple[slice, bool]]:
+    """Consecutive prompts whose runs fit the budget, and whether their graphs must be rebuilt.
+
+    `lengths` ascend. `held` is the number of bytes a token takes besides its graph.
+    """
+    tile = CPU_TILE if decoder.unembed.device.type == "cpu" else 10**9
+    begin = 0
+    while begin < len(lengths):
+        end, over = begin + 1, False
+        room = TAPE_SHARE * budget
+        over = int(lengths[begin]) * (tape_bytes(decoder, int(lengths[begin])) + held) > room
+        while not over and end < len(lengths):
+            tokens, longest = int(lengths[begin : end + 1].sum()), int(lengths[end])
+            if tokens > tile or tokens * (tape_bytes(decoder, longest) + held) > room:
+                break
+            end += 1
+        yield slice(begin, end), over
+        begin = end

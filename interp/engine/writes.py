@@ -1,0 +1,116 @@
+"""What a run wrote to the residual stream, kept compactly: one entry per writer of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from interp.engine.forward import Baseline, Runner
+from interp.engine.layout import Index
+from interp.engine.restart import baseline
+from interp.graph import Graph
+from interp.models.architecture import Block, Decoder, Linear, Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writes:
+    """What a run wrote, compactly: the embedding, and of every layer z and the MLP's output.
+
+    `run` is the plain run they come from; None where they are the same for every token (zero and
+    mean ablation), and then each tensor holds one token.
+    """
+
+    embed: Tensor
+    z: tuple[Tensor, ...]
+    mlp_out: tuple[Tensor, ...]
+    run: Baseline | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them: the embedding, z of every layer, every MLP's output."""
+        return (self.embed, *self.z, *self.mlp_out)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether every writer writes zero."""
+        return self.run is None and not any(bool(values.any()) for values in self.tensors)
+
+    def at(self, values: Tensor, prompts: Index, positions: Index) -> Tensor:
+        """(prompts, positions, ...) of one of the tensors."""
+        if self.run is None:
+            return values[torch.zeros(len(prompts), len(positions), dtype=torch.long)]
+        flat = self.run.flat(prompts[:, None], positions[None])
+        return values[flat.to(values.device)]
+
+
+def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
+    """A runner for a graph: with expanded key/value heads, every query head has its own copy."""
+    if not graph.expand_kv:
+        return Runner(decoder)
+    blocks = tuple(_expanded(block, graph.n_heads // graph.n_kv_heads) for block in decoder.blocks)
+    return Runner(replace(decoder, blocks=blocks))
+
+
+def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
+    """What every writer writes in plain runs of some prompts."""
+    with torch.no_grad():
+        run = baseline(runner, prompts, frozenset({"z", "mlp_out"}))
+    layers = range(len(runner.decoder.blocks))
+    return Writes(
+        embed=run.sites[0, "resid_pre"],
+        z=tuple(run.sites[layer, "z"] for layer in layers),
+        mlp_out=tuple(run.sites[layer, "mlp_out"] for layer in layers),
+        run=run,
+    )
+
+
+def zero_writes(runner: Runner) -> Writes:
+    """One vector per writer: nothing."""
+    decoder = runner.decoder
+
+    def nothing(*shape: int) -> Tensor:
+        return decoder.unembed.new_zeros(1, *shape)
+
+    heads = [(block.attn.n_heads, block.attn.d_head) for block in decoder.blocks]
+    return Writes(
+        embed=nothing(decoder.d_model),
+        z=tuple(nothing(*shape) for shape in heads),
+        mlp_out=tuple(nothing(decoder.d_model) for _ in heads),
+    )
+
+
+def mean_writes(runner: Runner, batches: Iterable[Sequence[Sequence[int]]]) -> Writes:
+    """One vector per writer: its mean over all tokens of all prompts, run batch by batch."""
+    total: list[Tensor] = []
+    count = 0
+    for prompts in batches:
+        made = record_writes(runner, prompts)
+        sums = [values.double().sum(0, keepdim=True) for values in made.tensors]
+        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        count += sum(map(len, prompts))
+    embed, *rest = ((values / count).to(runner.dtype) for values in total)
+    n_layers = len(runner.decoder.blocks)
+    return Writes(embed=embed, z=tuple(rest[:n_layers]), mlp_out=tuple(rest[n_layers:]))
+
+
+def _expanded(block: Block, copies: int) -> Block:
+    """The block with a copy of its key/value head for each query head."""
+    attn = block.attn
+
+    def spread(values: Tensor) -> Tensor:
+        heads = values.unflatten(-1, (attn.n_kv_heads, attn.d_head))
+        return heads.repeat_interleave(copies, -2).flatten(-2)
+
+    def linear(one: Linear) -> Linear:
+        return Linear(
+            weight=spread(one.weight), bias=None if one.bias is None else spread(one.bias)
+        )
+
+    k_norm: Norm | None = attn.k_norm
+    if k_norm is not None and attn.norm_over_heads:
+        k_norm = replace(k_norm, weight=spread(k_norm.weight))
+    wide = replace(attn, k=linear(attn.k), v=linear(attn.v), k_norm=k_norm, n_kv_heads=attn.n_heads)
+    return replace(block, attn=wide)

@@ -1,0 +1,132 @@
+"""Plain runs of many prompts, a block at a time; kept, where much is read or changed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from interp.engine.forward import Baseline, Runner
+from interp.engine.layout import Layout
+from interp.engine.restart import baseline, final_hidden
+from interp.engine.sweep import cut
+from interp.errors import InterpError
+from interp.models.language_model import Address, LanguageModel
+
+BLOCK = 8192
+"""Tokens run at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRuns:
+    """Plain runs in which the last `last` tokens of the prompts are read, or changed.
+
+    Kept are every token's keys and values, and the residual stream of the last tokens: a block is
+    run again for those alone.
+    """
+
+    runner: Runner
+    prompts: tuple[tuple[int, ...], ...]
+    last: int
+    blocks: tuple[tuple[np.ndarray, Baseline], ...]
+
+    def require(self, prompts: Sequence[Sequence[int]], last: int, asked: str) -> None:
+        """Refuse other prompts, or more tokens than were kept.
+
+        Raises:
+            InterpError: either.
+        """
+        if self.prompts != tuple(map(tuple, prompts)) or last > self.last:
+            raise InterpError(
+                f"{asked} the last {last} tokens of {len(prompts)} prompts in kept runs",
+                f"runs of the last {self.last} tokens of {len(self.prompts)} prompts",
+                "keep the runs of the same prompts, as many tokens, or leave them out",
+            )
+
+    def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
+        """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt."""
+        longest = max(map(len, self.prompts))
+        found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
+        with torch.no_grad():
+            for block, base in self.blocks:
+                rows = np.arange(len(block))
+                layout = Layout(
+                    ids=rows,
+                    prompt=rows,
+                    start=base.lengths - self.last,
+                    length=base.lengths,
+                    offset=base.offset,
+                )
+                there, back = layout.base, torch.argsort(layout.base)
+                for layer in dict.fromkeys(layer for layer, _ in addresses):
+                    capture: dict[str, Tensor] = {}
+                    self.runner.block(
+                        layer,
+                        base.at(layer, "resid_pre", there.to(self.runner.device)),
+                        layout,
+                        base=base,
+                        capture=capture,
+                        patterns=(layer, "pattern") in found,
+                    )
+                    for site in [site for at, site in found if at == layer]:
+                        value = capture[site][back.to(self.runner.device)]
+                        if site == "pattern":
+                            value = pad(value, (0, longest - value.shape[-1]))
+                        found[layer, site].append(value.unflatten(0, (-1, self.last)))
+        return {address: self._in_order(parts) for address, parts in found.items()}
+
+    def logits(self) -> Tensor:
+        """Logits of every prompt's next token, (prompts, d_vocab)."""
+        with torch.no_grad():
+            hidden = [final_hidden(self.runner, base) for _, base in self.blocks]
+            return self.runner.decoder.logits(self._in_order(hidden))
+
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows of the blocks, which are sorted by length, in the order of the prompts."""
+        order = torch.from_numpy(np.argsort(np.concatenate([block for block, _ in self.blocks])))
+        return torch.cat(list(parts))[order.to(parts[0].device)]
+
+
+def keep_runs(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    last: int,
+    budget_gb: float = 4.0,
+) -> KeptRuns | None:
+    """The plain runs of some prompts, for `runs=...`; None where they exceed the budget.
+
+    Raises:
+        InterpError: no fast engine, a prompt shorter than `last`, or inside `intervene`.
+    """
+    model.refuse_changed("keeping plain runs")
+    if min(map(len, prompts), default=0) < last:
+        raise InterpError(f"keeping the last {last} tokens", "a shorter prompt", "lower last")
+    decoder = model.require_decoder("keeping plain runs")
+    width = 2 * model.n_kv_heads * model.d_head
+    per_token = width * model.n_layers * torch.finfo(model.dtype).bits / 8
+    if sum(map(len, prompts)) * per_token > budget_gb * 1e9:
+        return None
+    runner = Runner(decoder)
+    with torch.no_grad():
+        blocks = tuple((block, run.only_ends(last)) for block, run in plain_runs(runner, prompts))
+    rows = tuple(map(tuple, prompts))
+    return KeptRuns(runner=runner, prompts=rows, last=last, blocks=blocks)
+
+
+def plain_runs(
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sites: frozenset[str] = frozenset(),
+    tokens: int = BLOCK,
+) -> Iterator[tuple[np.ndarray, Baseline]]:
+    """(prompt numbers, their run) in blocks of about that many tokens, similar lengths together."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    order = np.argsort(lengths, kind="stable")
+    for block in cut(order, lengths[order], tokens):
+        yield block, baseline(runner, [prompts[i] for i in block], sites)

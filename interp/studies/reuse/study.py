@@ -1,0 +1,196 @@
+"""The whole study, step by step, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InterpError
+from interp.files import cache_dir, content_key, versions, write_atomically
+from interp.models.language_model import LanguageModel
+from interp.models.organisms import organisms
+from interp.studies.reuse import changed, comparing
+from interp.studies.reuse.context import VERSION, Context, Settings
+from interp.studies.reuse.labels import labels
+from interp.studies.reuse.repairing import repair
+from interp.studies.reuse.staging import circuit, pace
+from interp.studies.reuse.suite import (
+    IOI,
+    IOI_TRAINED,
+    OBJECTS,
+    OBJECTS_TRAINED,
+    Entry,
+    entry_named,
+)
+from interp.studies.steps import Result, Steps
+
+MANIFEST = "study.json"
+TRAINED = {"smollm2-135m-instruct": "colored-objects-smollm2"}
+"""The shipped model trained on Colored Objects, by its base."""
+
+
+def trained_from(model: str) -> str | None:
+    """The shipped model trained on Colored Objects from this one, if there is one."""
+    name = TRAINED.get(model)
+    return name if name in organisms() else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Results of every step by name, what they took, and where they are kept."""
+
+    model: str
+    model_hash: str
+    trained: str | None
+    settings: Settings
+    results: dict[str, Result]
+    seconds: dict[str, float]
+    directory: Path
+
+
+def study_reuse(
+    model: LanguageModel,
+    trained: LanguageModel | None = None,
+    *,
+    settings: Settings | None = None,
+    directory: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Study:
+    """Redo the study of Merullo et al. 2024 (arXiv 2310.08744) on a model, with controls.
+
+    Every step is kept in `directory` (under the cache by default) as it ends; the same call goes
+    on from there, and path patching goes on within a step. Tasks a model does not even tend to
+    are left out of the comparison and named in the report.
+
+    Args:
+        model: a model with a fast engine.
+        trained: the same model trained on Colored Objects; without it the parts that need one are
+            left out.
+        settings: see `Settings`.
+        directory: where step results go.
+        say: called with a line at every step.
+
+    Raises:
+        InterpError: a model without the fast engine, one that does not tend to IOI, or a trained
+            model of other sizes.
+    """
+    settings = settings or Settings()
+    if model.decoder is None:
+        raise InterpError(f"the study on {model.name}", str(model.engine_reason), "use another")
+    key = [VERSION, model.hash, trained and trained.hash, settings.to_dict(), versions()]
+    directory = directory or cache_dir() / "studies" / f"reuse-{content_key(key)}"
+    steps = Steps(directory=directory, key=key, say=say)
+    names = {"model": model.name, "trained": trained and trained.name}
+    about = {**names, "model_hash": model.hash, "settings": settings.to_dict(), "of": steps.of}
+    write_atomically(directory / MANIFEST, lambda path: path.write_text(json.dumps(about)))
+    context = Context(model=model, trained=trained, settings=settings)
+    results: dict[str, Result] = {}
+
+    def step(name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
+        results[name] = steps(name, compute, *inputs)
+        return results[name]
+
+    done = step("behaviour", lambda: comparing.behaviour(context, context.entries))
+    if done[IOI.name]["verdict"] == "does not":
+        share, chance = done[IOI.name]["right"]["mean"], done[IOI.name]["chance"]
+        found = f"right on {share:.2f}, chance {chance:.2f}"
+        raise InterpError(f"IOI on {model.name}", found, "use a model that does it")
+    entries = [entry for entry in context.entries if done[entry.name]["verdict"] != "does not"]
+    say(_estimate(step("pace", lambda: pace(context, IOI)), len(entries), settings.n))
+    circuits = {}
+    for entry in entries:
+        name = f"circuit {entry.name}".replace(" ", "_").replace(",", "")
+        found = step(name, lambda entry=entry: _circuit(context, entry))
+        if "skipped" not in found:
+            circuits[entry.name] = found
+    if IOI.name not in circuits:
+        raise InterpError(f"IOI on {model.name}", "no clean-corrupted gap", "use more prompts")
+    entries = [entry for entry in entries if entry.name in circuits]
+    _compare(context, entries, circuits, step)
+    if trained is not None and OBJECTS_TRAINED.name in circuits:
+        _trained(context, circuits, step)
+    ioi = circuits[IOI.name]
+    marks = results["labels"][IOI.name]
+    step("repair", lambda: repair(context, ioi, marks), ioi["stages"], marks)
+    _group(context, circuits, step)
+    results["circuits"] = circuits
+    return Study(
+        model=model.name,
+        model_hash=model.hash,
+        trained=trained and trained.name,
+        settings=settings,
+        results=results,
+        seconds=dict(steps.seconds),
+        directory=directory,
+    )
+
+
+Step = Callable[..., Result]
+
+
+def _circuit(context: Context, entry: Entry) -> Result:
+    """The circuit, or why there is none: a task the model hardly tends to may show no gap."""
+    try:
+        return circuit(context, entry)
+    except InterpError as error:
+        return {"skipped": str(error)}
+
+
+def _compare(
+    context: Context, entries: list[Entry], circuits: dict[str, Result], step: Step
+) -> None:
+    """Overlaps with IOI, those of every other pair, and the labels of heads."""
+    names = list(circuits)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    step("overlap", lambda: comparing.compared(context, circuits, pairs), circuits)
+    step(
+        "labels",
+        lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},
+        circuits,
+    )
+
+
+def _trained(context: Context, circuits: dict[str, Result], step: Step) -> None:
+    """Base and trained model: weights, effects, and what the base's heads do for the skill."""
+    mine = {n: found for n, found in circuits.items() if entry_named(n).group != "variant"}
+    step("weights", lambda: changed.weights(context, mine), mine)
+    both = ((IOI, IOI_TRAINED), (OBJECTS, OBJECTS_TRAINED))
+    there = [(a.name, b.name) for a, b in both if a.name in circuits and b.name in circuits]
+    step(
+        "effects",
+        lambda: {b: changed.effects(circuits[a], circuits[b]) for a, b in there},
+        [[circuits[a], circuits[b]] for a, b in there],
+    )
+    step("reused", lambda: changed.reused(context, mine), mine)
+
+
+def _group(context: Context, circuits: dict[str, Result], step: Step) -> None:
+    """Forget, retain and shared heads, for IOI against every task of its model."""
+    pairs = [
+        (left, entry_named(name))
+        for left in (IOI, IOI_TRAINED)
+        if left.name in circuits
+        for name in circuits
+        if name != left.name and entry_named(name).trained == left.trained
+        if entry_named(name).group in ("control", "target")
+    ]
+    step(
+        "groups",
+        lambda: {
+            f"{a.name} / {b.name}": changed.grouped(context, a, b, circuits) for a, b in pairs
+        },
+        [[circuits[a.name], circuits[b.name]] for a, b in pairs],
+    )
+
+
+def _estimate(seconds: Result, tasks: int, n: int) -> str:
+    """What the circuits will take at the measured pace."""
+    whole = tasks * n * (seconds["last"] + seconds["all"])
+    return (
+        f"{tasks} tasks x {n} prompts at {seconds['last']:.2f} + {seconds['all']:.2f} s: about "
+        f"{whole / 60:.0f} minutes for the circuits on this machine as it is now, and about half "
+        "as long again for the rest"
+    )

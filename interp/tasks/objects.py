@@ -1,0 +1,139 @@
+"""Colored Objects: what color is the pen that is on the table?"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from interp.errors import InterpError, unknown
+from interp.prompts import PromptPair, Tokenizing
+from interp.tasks.words import COLOURS, OBJECTS, single_token
+
+Split = Literal["any", "train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Three things, each with its colour."""
+
+    things: tuple[str, ...]
+    hues: tuple[str, ...]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether the table belongs to the fifth that no model here is trained on.
+
+        By a hash of its sorted (colour, thing) pairs, so that no held-out table is seen in
+        training in any order or with any question.
+        """
+        key = ",".join(sorted(f"{hue} {thing}" for hue, thing in self.pairs))
+        return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """(colour, thing) in the order they are named."""
+        return list(zip(self.hues, self.things, strict=True))
+
+    def question(self, asked: int) -> str:
+        """The table described and one of its things asked about, up to "A:"."""
+        seen = [f"{'an' if hue[0] in 'aeiou' else 'a'} {hue} {thing}" for hue, thing in self.pairs]
+        there = f"Q: On the table, there is {seen[0]}, {seen[1]}, and {seen[2]}."
+        return f"{there} What color is the {self.things[asked]}?\nA:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """An example (a table and the thing shown) and a question (a table and two things to ask)."""
+
+    example: Table
+    table: Table
+    shown: int
+    asked: int
+    other: int
+
+    def prompt(self, *, asked: int | None = None, shots: int = 1) -> str:
+        """The text up to the answer, after the example unless `shots` is 0."""
+        question = self.table.question(self.asked if asked is None else asked)
+        if not shots:
+            return question
+        return f"{self.example.question(self.shown)} {self.example.hues[self.shown]}\n{question}"
+
+    @property
+    def answer(self) -> str:
+        """The colour asked for."""
+        return self.table.hues[self.asked]
+
+    def recoloured(self) -> Scene:
+        """The same question with every colour of its table moved to the next thing."""
+        turned = self.table.hues[1:] + self.table.hues[:1]
+        return replace(self, table=replace(self.table, hues=turned))
+
+
+def make_scenes(
+    n: int, seed: int, model: Tokenizing | None = None, *, split: Split = "any"
+) -> list[Scene]:
+    """Scenes drawn at random; `split` says on which side of `Table.held_out` both tables lie.
+
+    Raises:
+        InterpError: an unknown split, or too few words of one token.
+    """
+    if split not in ("any", "train", "test"):
+        raise unknown("split", split, ("any", "train", "test"))
+    rng = random.Random(seed if split == "any" else f"{seed} {split}")
+    objects, colours = single_token(OBJECTS, model, 6), single_token(COLOURS, model, 6)
+    found: list[Scene] = []
+    while len(found) < n:
+        things, hues = rng.sample(objects, 6), rng.sample(colours, 6)
+        example, table = (
+            Table(things=tuple(things[i : i + 3]), hues=tuple(hues[i : i + 3])) for i in (0, 3)
+        )
+        shown, asked = rng.randrange(3), rng.randrange(3)
+        other = rng.choice([i for i in range(3) if i != asked])
+        sides = {example.held_out, table.held_out}
+        if split == "any" or sides == {split == "test"}:
+            found.append(Scene(example=example, table=table, shown=shown, asked=asked, other=other))
+    return found
+
+
+def colored_objects(
+    n: int,
+    seed: int,
+    model: Tokenizing | None = None,
+    *,
+    shots: int = 1,
+    split: Split = "any",
+) -> tuple[PromptPair, ...]:
+    """Colored Objects, one example first (Merullo et al. 2024, arXiv 2310.08744).
+
+    The answer is the asked object's colour, the wrong answers those of the two others; the
+    corrupted prompt asks about another object. `shots=0` leaves the example out; `split` keeps to
+    tables that models trained here have seen ("train") or not ("test"). Positions: object (the one
+    asked about), right, wrong1, wrong2 (the colours of its table), thing (the asked object where
+    its colour is named).
+
+    Raises:
+        InterpError: other shots than 0 and 1, or see `make_scenes`.
+    """
+    if shots not in (0, 1):
+        raise InterpError(f"{shots} shots of colored_objects", "there is one example", "use 0 or 1")
+    pairs = []
+    for scene in make_scenes(n, seed, model, split=split):
+        table, asked = scene.table, scene.asked
+        wrong = [i for i in range(3) if i != asked]
+        named = {"right": asked, "wrong1": wrong[0], "wrong2": wrong[1]}
+        pairs.append(
+            PromptPair(
+                clean=scene.prompt(shots=shots),
+                corrupted=scene.prompt(asked=scene.other, shots=shots),
+                answers=(f" {scene.answer}",),
+                wrong=tuple(f" {table.hues[i]}" for i in wrong),
+                positions={
+                    "object": (f" the {table.things[asked]}", -1),
+                    **{name: f" {table.hues[i]}" for name, i in named.items()},
+                    "thing": f" {table.hues[asked]} {table.things[asked]}",
+                },
+            )
+        )
+    return tuple(pairs)

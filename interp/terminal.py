@@ -1,0 +1,175 @@
+"""What the commands share: options, loading, tables and progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.models.language_model import LanguageModel
+    from interp.prompts import Task
+    from interp.scores import Scores
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
+TaskName = Annotated[str, typer.Option("--task", help="A task's name, a .csv or a .jsonl file.")]
+Count = Annotated[int, typer.Option("--n", min=1, help="Number of prompt pairs, at most.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Budget = Annotated[float, typer.Option("--budget", help="Memory for the sweep, in GB.")]
+Option = Annotated[
+    list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
+]
+Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
+Top = Annotated[int, typer.Option(min=1, help="How many components to print.")]
+
+
+def load(name: str, dtype: str = "float32") -> LanguageModel:
+    """A model by name, with a sign of life while it loads."""
+    from interp.loading import load_model
+
+    with status(f"loading {name}"):
+        return load_model(name, dtype=dtype)
+
+
+def make_task(
+    name: str,
+    model: LanguageModel,
+    n: int,
+    seed: int,
+    options: list[str] | None,
+    metric: str | None = None,
+) -> Task:
+    """A shipped task, or one from a file, as the options ask."""
+    from interp.metrics import metric_named
+    from interp.prompts import Task
+    from interp.tasks import load_task
+
+    if name.endswith((".jsonl", ".csv")):
+        task = Task.from_csv(name) if name.endswith(".csv") else Task.from_jsonl(name)
+        task = task.first(n) if n < len(task) else task
+    else:
+        pairs = [option.partition("=")[::2] for option in options or []]
+        extra = {key: int(value) if value.isdecimal() else value for key, value in pairs}
+        task = load_task(name, model, n=n, seed=seed, **extra)
+    return task if metric is None else task.with_metric(metric_named(metric))
+
+
+def names(text: str) -> str | tuple[str, ...]:
+    """Names of positions, or all of them."""
+    return text if text == "all" else tuple(text.split(","))
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Numbers and ranges, such as 3,7-9."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InterpError(f"numbers {text!r}", f"{part!r} is no range", "write 3,7-9")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
+    """The strongest components, a random control, and the JSON file."""
+    say(repr(scores))
+    ranked = scores.top(top, by="absolute")
+    low, high = scores.interval()
+    cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
+    table(
+        ["rank", "component", "effect (of the gap)", "95 % interval", "stderr"],
+        [
+            [
+                f"{one.rank} of {one.of}",
+                one.label,
+                f"{one.value:+.3f}",
+                f"[{low[cell]:+.3f}, {high[cell]:+.3f}]",
+                f"{one.stderr:.3f}",
+            ]
+            for one, cell in zip(ranked, cells, strict=True)
+        ],
+    )
+    try:
+        null = scores.null(min(top, 5))
+        say(
+            f"top {min(top, 5)} of one half of the prompts, scored on the other, "
+            f"against random components of the same layers: {null}"
+        )
+    except InterpError as error:
+        null = None
+        say(f"no random control: {error.found}")
+    top_rows = [
+        {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
+        for one in ranked
+    ]
+    control = None if null is None else asdict(null)
+    write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})
+
+
+def say(text: str) -> None:
+    """A line of output, as it is."""
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    """Rows under bold heads."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+
+
+def write(path: Path | None, value: Any) -> None:
+    """A value as JSON, if a path is given."""
+    if path is not None:
+        from interp.files import write_atomically
+
+        text = json.dumps(value, indent=1, default=str)
+        write_atomically(path, lambda partial: partial.write_text(text))
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A sign of life on stderr."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)

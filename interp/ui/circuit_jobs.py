@@ -1,0 +1,249 @@
+"""Finding and evaluating circuits in the background; what is found is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from interp.circuits.circuit import Circuit
+from interp.circuits.comparing import Comparison, compare
+from interp.circuits.evaluation import Evaluation, evaluate
+from interp.circuits.finding import (
+    STEPS,
+    Finder,
+    Findings,
+    find_circuit,
+    findings_path,
+    kept_findings,
+)
+from interp.engine.sweep import Cancelled, Progress
+from interp.errors import InterpError
+from interp.files import content_key
+from interp.graph import Graph, graph_of
+from interp.prompts import Task
+from interp.ui import cache, jobs, widgets
+from interp.ui.state import current
+
+METHODS = {
+    "EAP-IG-inputs": "gradients along the path between both prompts: the usual choice",
+    "EAP": "one gradient at the clean prompt: fastest, blind where attention saturates",
+    "clean-corrupted": "mean of the gradients at both prompts",
+    "EAP-IG-activations": "gradients along each writer's own path: slower, sums are exact",
+    "exact": "every edge patched alone: the number the others estimate; one run per edge",
+    "ACDC": "edges removed one after another, each judged in what is left",
+    "learnt-mask": "a trained gate per edge: the strongest baseline",
+    "information-flow-routes": "shares of what is read; not causal, a baseline",
+}
+REMOVED = {
+    "counterfactual": "what the corrupted prompt gives",
+    "resample": "what another clean prompt gives",
+    "zero": "nothing",
+    "mean": "the mean over the other half",
+}
+PRICES = {
+    "ACDC": ("0.02", "0.005", "0.01", "0.05", "0.1"),
+    "learnt-mask": ("1", "0.1", "0.3", "3", "10"),
+}
+"""ACDC's thresholds and the mask's weights on offer, the usual one first."""
+
+RUN_PER_EDGE = ("exact", "ACDC", "EAP-IG-activations")
+MANY = 3000
+RANDOM = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is looked for: on one half of the pairs, to be evaluated on the other."""
+
+    open_: cache.Opened
+    find: Task
+    test: Task
+    finder: Finder
+    graph: Graph
+
+    @property
+    def by_mean(self) -> bool:
+        """Whether removed edges carry means, which are taken over the half not in use."""
+        return self.finder.ablation == "mean"
+
+    @property
+    def key(self) -> str:
+        """The key of the findings."""
+        return self.finder.key(self.open_.model, self.find, self.test if self.by_mean else None)
+
+    @property
+    def curve_key(self) -> str:
+        """The key of their evaluation."""
+        return content_key(["curve", self.key, self.test.hash, self.finder.ablation, RANDOM])
+
+    @property
+    def slow(self) -> bool:
+        """Whether it takes a run for each of many edges."""
+        return self.finder.method in RUN_PER_EDGE and self.graph.n_edges > MANY
+
+    @property
+    def unit(self) -> str:
+        """What its progress counts."""
+        return {"ACDC": "edges", "learnt-mask": "training steps"}.get(self.finder.method, "prompts")
+
+    @property
+    def takes(self) -> str:
+        """What it takes, in words."""
+        method, n = self.finder.method, len(self.find)
+        if method in ("exact", "ACDC"):
+            return f"up to {self.graph.n_edges:,} × {n} runs, batched".replace(",", " ")
+        steps = self.finder.steps or STEPS.get(method, 1)
+        return {
+            "EAP": "2 forward, 1 backward pass",
+            "clean-corrupted": "2 forward, 2 backward passes",
+            "EAP-IG-inputs": f"{2 + steps} forward, {steps} backward passes",
+            "EAP-IG-activations": f"about {steps} × {len(self.graph.writers)} passes, partial",
+            "learnt-mask": f"{steps} training steps, 4 draws each",
+            "information-flow-routes": "1 forward pass",
+        }[method]
+
+
+def asked(open_: cache.Opened) -> Asked:
+    """What the selection asks for.
+
+    Raises:
+        InterpError: a model without a fast engine, or too few pairs to halve.
+    """
+    model, chosen = open_.model, current()
+    if model.decoder is None:
+        raise InterpError(
+            f"circuits of {model.name}", str(model.engine_reason), "use a known architecture"
+        )
+    find, test = open_.task.split(0.5, seed=chosen.seed)
+    method, price = chosen.finder or "EAP-IG-inputs", chosen.price
+    prices = {} if price is None else {"ACDC": "threshold", "learnt-mask": "weight"}
+    options: dict[str, Any] = {prices[method]: float(str(price))} if method in prices else {}
+    return Asked(
+        open_=open_,
+        find=find,
+        test=test,
+        finder=Finder(method=method, ablation=chosen.removed or "counterfactual", **options),
+        graph=graph_of(model),
+    )
+
+
+def start_finding(ask: Asked) -> None:
+    """Find in the background."""
+
+    def work(job: jobs.Job) -> Findings:
+        return find_circuit(
+            ask.open_.model,
+            ask.find,
+            ask.finder,
+            reference=ask.test if ask.by_mean else None,
+            progress=job.progress,
+            cancelled=job.cancel.is_set,
+        )
+
+    jobs.start(ask.key, work, ask.unit)
+
+
+def start_curve(ask: Asked, findings: Findings) -> None:
+    """Evaluate circuits of all sizes in the background."""
+
+    def work(job: jobs.Job) -> Path:
+        found = evaluate(
+            ask.open_.model,
+            ask.test,
+            findings,
+            ablation=ask.finder.ablation,  # type: ignore[arg-type]
+            reference=ask.find if ask.by_mean else None,
+            random=RANDOM,
+            progress=_stoppable(job),
+        )
+        return found.save(findings_path(ask.curve_key))
+
+    jobs.start(ask.curve_key, work, "circuits")
+
+
+def _stoppable(job: jobs.Job) -> Progress:
+    def note(done: int, total: int) -> None:
+        job.progress(done, total)
+        if job.cancel.is_set() and done < total:
+            raise Cancelled("evaluating", f"stopped after {done} of {total} circuits", "run it")
+
+    return note
+
+
+def panel(key: str, ready: Callable[[], None]) -> None:
+    """A job's progress or how it ended; `ready` draws what starts it."""
+    job = jobs.find(key)
+    if job is not None and job.state == "running":
+        jobs.watch(job)
+        return
+    if job is not None and job.state == "failed" and job.error is not None:
+        widgets.show_error(job.error)
+    if job is not None and job.state == "cancelled":
+        st.info(
+            f"Stopped after {job.done} of {job.total or '…'} {job.unit}.", icon=":material/pause:"
+        )
+    ready()
+
+
+def findings(key: str) -> Findings | None:
+    """The kept findings of a key."""
+    try:
+        return _findings(key)
+    except LookupError:
+        return None
+
+
+def evaluation(key: str) -> Evaluation | None:
+    """The kept evaluation of a key."""
+    try:
+        return _evaluation(key)
+    except InterpError:
+        return None
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _findings(key: str) -> Findings:
+    found = kept_findings(key)
+    if found is None:
+        raise LookupError(key)  # absence is not cached
+    return found
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _evaluation(key: str) -> Evaluation:
+    return Evaluation.load(findings_path(key))
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def circuit(key: str, edges: int | None) -> Circuit:
+    """A circuit of some findings, of a size or as the method chose."""
+    found = findings(key)
+    assert found is not None
+    return found.circuit(edges)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def usual_size(key: str) -> int | None:
+    """Edges shown at first: None for what the method chose, else those worth 0.02, 5 to 60."""
+    found = findings(key)
+    assert found is not None
+    if found.chosen is not None:
+        return None
+    try:
+        return min(max(found.circuit().n_edges, min(5, found.graph.n_edges)), 60)
+    except InterpError:
+        return min(40, found.graph.n_edges)
+
+
+@st.cache_resource(
+    max_entries=8,
+    show_spinner="Drawing random circuits …",
+    hash_funcs={Circuit: lambda made: f"{made.hash} {made.name}"},
+)
+def comparison(left: Circuit, right: Circuit) -> Comparison:
+    """Two circuits side by side."""
+    return compare(left, right)

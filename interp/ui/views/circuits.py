@@ -1,0 +1,141 @@
+"""Circuits: which edges carry the behaviour, how much of it, and what two circuits share."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.circuits.finding import Findings
+from interp.errors import InterpError
+from interp.ui import cache, circuit_jobs, jobs, widgets
+from interp.ui.circuit_graph import graph
+from interp.ui.circuit_jobs import METHODS, PRICES, REMOVED, Asked
+from interp.ui.circuit_views import faithfulness, overlap
+from interp.ui.state import current, select, write_link
+
+SECTIONS = {"graph": graph, "faithfulness": faithfulness, "overlap": overlap}
+FORMULA = (
+    r"\text{score}(u \to v) \approx \frac{\overline{m}[\text{clean}] - \overline{m}"
+    r"[\text{clean run, } v \text{ reads } u \text{ as removed}]}"
+    r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}"
+)
+
+
+def show() -> None:
+    """The page."""
+    write_link()
+    if current().model is None:
+        widgets.to_setup("Circuits")
+        return
+    try:
+        open_ = cache.opened(current())
+        with st.sidebar:
+            _controls()
+        ask = circuit_jobs.asked(open_)
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    found = circuit_jobs.findings(ask.key)
+    if found is None:
+        st.header(f"A circuit for {open_.task.name} in {open_.model.name}", anchor=False)
+        circuit_jobs.panel(ask.key, lambda: _ready(ask))
+        return
+    jobs.forget(ask.key)
+    with st.sidebar:
+        st.success("Stored result: nothing to run.", icon=":material/check:")
+    _provenance(ask, found)
+    if current().look not in SECTIONS:
+        select(look="graph")
+    widgets.picker(
+        st.segmented_control,
+        "What to look at",
+        "look",
+        options=list(SECTIONS),
+        required=True,
+        help="graph: the circuit itself. faithfulness: what it carries on other prompts, by size. "
+        "overlap: two kept circuits.",
+    )
+    SECTIONS[str(current().look)](ask, found)
+
+
+def _controls() -> None:
+    """How the circuit is found."""
+    if current().finder not in METHODS:
+        select(finder=next(iter(METHODS)))
+    if current().removed not in REMOVED:
+        select(removed=next(iter(REMOVED)))
+    widgets.picker(st.selectbox, "Method", "finder", options=list(METHODS))
+    method = str(current().finder)
+    st.caption(f"{METHODS[method][0].upper()}{METHODS[method][1:]}.")
+    widgets.picker(
+        st.selectbox,
+        "A removed edge carries",
+        "removed",
+        options=list(REMOVED),
+        format_func=REMOVED.__getitem__,
+    )
+    if method in PRICES:
+        if current().price not in PRICES[method]:
+            select(price=PRICES[method][0])
+        widgets.picker(
+            st.select_slider,
+            "Threshold, a share of the gap" if method == "ACDC" else "Price of the whole graph",
+            "price",
+            options=sorted(PRICES[method], key=float),
+            help="Higher: fewer edges.",
+        )
+    elif current().price is not None:
+        select(price=None)
+    st.caption("Found on one half of the pairs, evaluated on the other.")
+
+
+def _ready(ask: Asked) -> None:
+    """What it will take, and the button."""
+    widgets.facts(
+        {
+            "task": f"{ask.open_.task.name}, {len(ask.find)} of {len(ask.open_.task)} pairs",
+            "edges": f"{ask.graph.n_edges:,}".replace(",", " "),
+            "takes": ask.takes,
+        }
+    )
+    sure = not ask.slow or st.checkbox(
+        "This takes a run for each of many edges: hours on a model of this size. Run it anyway.",
+        key="circuit-sure",
+    )
+    st.button(
+        "Find",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=not sure,
+        on_click=circuit_jobs.start_finding,
+        args=(ask,),
+    )
+    st.caption("The result is kept: `interp circuit find` and `interp.find_circuit` find it too.")
+    st.divider()
+    st.markdown("**What will be measured**, for every edge from a writer $u$ to a reader $v$:")
+    st.latex(FORMULA)
+    st.caption(
+        "Writers: the input, heads, MLPs. Readers: queries, keys and values, MLPs, the logits. "
+        "1 is the whole gap between clean and corrupted prompts; positive supports the behaviour."
+    )
+
+
+def _provenance(ask: Asked, found: Findings) -> None:
+    """Where every number on the page comes from."""
+    origin = found.provenance
+    st.header(f"{found.method} on {origin.task}", anchor=False)
+    widgets.facts(
+        {
+            "model": f"{origin.model} · {origin.model_hash[:12]}",
+            "precision": origin.dtype,
+            "task": f"{origin.task} · n = {found.n} · seed {origin.seed}",
+            "edges": f"{found.graph.n_edges:,}".replace(",", " "),
+            "a removed edge carries": REMOVED[ask.finder.ablation],
+            "commit": origin.commit or "–",
+        }
+    )
+    with st.expander("Protocol"):
+        st.markdown(widgets.plain(found.protocol))
+
+
+if __name__ == "__main__":
+    show()

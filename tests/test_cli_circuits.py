@@ -1,0 +1,108 @@
+"""`interp circuit` gives the package's own numbers, and its files come back."""
+
+import json
+
+import numpy as np
+import pytest
+
+import interp
+from interp.circuits.circuit import Circuit
+from interp.circuits.evaluation import evaluate
+from interp.circuits.finding import Finder, find_circuit
+from interp.circuits.known import known_names, load_known
+from tests.test_cli import run
+
+TOY = ("--model", "toy-induction", "--task", "toy-induction", "--n", 8)
+
+
+@pytest.fixture
+def found(tmp_path):
+    """A circuit file, and what was printed."""
+    path = tmp_path / "found"
+    out = run("circuit", "find", *TOY, "--edges", 5, "--out", path, "--json", tmp_path / "f.json")
+    return path, out
+
+
+def test_find_is_the_packages_circuit(found, tmp_path):
+    path, out = found
+    model = interp.load_model("toy-induction")
+    first, _ = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
+    expected = find_circuit(model, first, Finder()).circuit(5)
+    assert Circuit.load(path).edges() == expected.edges()
+    assert np.array_equal(Circuit.load(path).signed, expected.signed)
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert told["edges"] == expected.edges()
+    assert "L1H2->logits" in out
+    assert "completeness gap" in out
+
+
+def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
+    path, _ = found
+    out = run(
+        "circuit", "evaluate", path, *TOY, "--random", 4, "--knockouts", 3,
+        "--json", tmp_path / "e.json",
+    )  # fmt: skip
+    for words in ("counterfactual ablation", "CPR", "CMD", "p = ", "incompleteness", "minimality"):
+        assert words in out
+    told = json.loads((tmp_path / "e.json").read_text())
+    model = interp.load_model("toy-induction")
+    _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
+    expected = evaluate(model, second, Circuit.load(path), random=4)
+    assert told["circuit"]["rows"][0]["faithfulness"] == pytest.approx(expected.faithfulness[0])
+    assert len(told["curve"]["rows"]) == 10
+    same = run("circuit", "evaluate", path, *TOY, "--random", 0, "--half", "first")
+    assert "prompts it was found on" in same
+
+
+def test_compare(found, tmp_path):
+    path, _ = found
+    other = tmp_path / "other"
+    run("circuit", "find", *TOY, "--method", "ACDC", "--out", other)
+    out = run("circuit", "compare", path, other, "--random", 20, "--json", tmp_path / "c.json")
+    assert "edges into queries" in out
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    shared = Circuit.load(path).overlap(Circuit.load(other))
+    assert rows[0]["shared"] == shared["shared_edges"]
+    assert rows[0]["jaccard"] == shared["jaccard_edges"]
+
+
+@pytest.mark.parametrize("suffix", ["json", "pt"])
+def test_export_and_back(found, tmp_path, suffix):
+    path, _ = found
+    file, back = tmp_path / f"mib.{suffix}", tmp_path / "back"
+    run("circuit", "export", path, file)
+    run("circuit", "export", file, back, "--model", "toy-induction")
+    assert Circuit.load(back).edges() == Circuit.load(path).edges()
+    assert np.allclose(Circuit.load(back).signed, Circuit.load(path).signed, atol=1e-6)
+    run("circuit", "export", file, tmp_path / "whole")
+    assert Circuit.load(tmp_path / "whole").n_edges >= Circuit.load(back).n_edges
+    with pytest.raises(interp.InterpError, match="ends in"):
+        run("circuit", "export", path, tmp_path / "circuit.txt")
+
+
+def test_recover_prints_precision_and_recall(tmp_path):
+    out = run(
+        "circuit", "recover", "reverse", "toy-induction", "--methods", "EAP-IG-inputs,ACDC",
+        "--n", 4, "--json", tmp_path / "r.json",
+    )  # fmt: skip
+    assert "prec." in out
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert [table["name"] for table in told] == ["tracr-reverse", "toy-induction"]
+    by_method = {row["method"]: row for row in told[1]["found"]}
+    assert by_method["ACDC"]["precision"] == 1
+
+
+def test_known_names_load():
+    assert {"reverse", "frac_prevs", "hist", "sort", "toy-or"} <= set(known_names())
+    with pytest.raises(interp.InterpError, match="did you mean 'reverse'"):
+        load_known("revers")
+
+
+@pytest.mark.parametrize("command", ["find", "evaluate", "compare", "export", "recover"])
+def test_help_has_an_example(command):
+    assert f"Example: interp circuit {command}" in run("circuit", command, "--help")
+
+
+def test_an_unknown_half_is_refused():
+    with pytest.raises(interp.InterpError, match="first, second or all"):
+        run("circuit", "find", *TOY, "--half", "third")

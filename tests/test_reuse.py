@@ -1,0 +1,408 @@
+"""Reuse across tasks: tasks, overlaps against brute force, labels, imposed patterns, the study."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from interp.ablation import ablate
+from interp.errors import InterpError
+from interp.loading import wrap
+from interp.models.language_model import LanguageModel
+from interp.studies.reuse.claims import claims
+from interp.studies.reuse.context import Choices, Context, Settings, choices
+from interp.studies.reuse.imposing import blend, evenly, impose, matched, written
+from interp.studies.reuse.labels import Looks, assign
+from interp.studies.reuse.overlap import (
+    Effects,
+    chance,
+    halves,
+    overlap,
+    pooled,
+    random_circuit,
+    resampled,
+    strongest,
+)
+from interp.studies.reuse.repairing import _paired, chosen_heads, plans_of
+from interp.studies.reuse.staging import circuit, effects_of, heads_of
+from interp.studies.reuse.study import study_reuse
+from interp.studies.reuse.suite import BY_NAME, IOI, OBJECTS, Roles, entry_named
+from interp.studies.reuse.write_up import write_up
+from interp.tasks import load_task
+from interp.tasks.names import IOI_TEMPLATES
+from interp.tasks.objects import make_scenes
+from interp.tasks.words import CAPITALS
+from tests.families import random_task
+
+SETTINGS = Settings(n=6, tested=12, share=0.1, draws=20, sets=3, resamples=20)
+
+
+# -- tasks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", IOI_TEMPLATES)
+@pytest.mark.parametrize("corruption", ["swap", "random", "abc"])
+def test_ioi_variants(variant, corruption):
+    acting = 2 if variant == "three" else 1
+    for pair in load_task("ioi", n=30, variant=variant, corruption=corruption).pairs:
+        answer, wrong = pair.answers[0].strip(), [name.strip() for name in pair.wrong]
+        words = pair.clean.replace(",", "").replace(".", "").split()
+        assert words.count(answer) == 1
+        assert [words.count(name) for name in wrong] == [2] * acting
+        assert len(pair.corrupted.split()) == len(words)
+        assert pair.corrupted != pair.clean
+        others = pair.corrupted.replace(",", "").replace(".", "").split()
+        names = {"swap": 2, "random": 1, "abc": 0}[corruption]
+        assert others.count(answer) == names
+        assert others.count(wrong[0]) == (0 if corruption == "abc" else 1)
+        assert pair.clean.endswith(" from") == (variant == "roles")
+
+
+def test_ioi_templates_are_chosen_and_refused():
+    pairs = load_task("ioi", n=20, variant="other", template=1).pairs
+    assert all(pair.clean.startswith("Once ") for pair in pairs)
+    assert load_task("ioi", n=9).hash == load_task("ioi", n=9, templates=6).hash
+    for options, message in (
+        ({"variant": "threee"}, "did you mean 'three'"),
+        ({"template": 6}, "there are 0 to 5"),
+        ({"templates": 4, "variant": "three"}, "there are 3"),
+        ({"templates": 0}, "there are 6"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            load_task("ioi", n=2, **options)
+
+
+def test_capitals_are_right_and_every_corruption_another_country():
+    task = load_task("capitals", n=2 * 3 * len(CAPITALS))
+    for pair in task.pairs:
+        country = pair.positions["country"]
+        other = next(c for c in CAPITALS if pair.clean.replace(country, c) == pair.corrupted)
+        assert CAPITALS[country] == pair.answers[0].strip()
+        assert CAPITALS[other] == pair.wrong[0].strip() != pair.answers[0].strip()
+    half = {pair.clean for pair in task.pairs[: len(task) // 2]}
+    assert len(half) == 3 * len(CAPITALS)
+
+
+def test_held_out_tables_are_never_trained_on():
+    def tables(split):
+        scenes = make_scenes(150, 0, split=split)
+        found = [t for scene in scenes for t in (scene.example, scene.table)]
+        return {frozenset(table.pairs) for table in found}, [t.held_out for t in found]
+
+    train, held_train = tables("train")
+    test, held_test = tables("test")
+    assert not train & test
+    assert all(held_test)
+    assert not any(held_train)
+    with pytest.raises(InterpError, match="split"):
+        make_scenes(1, 0, split="tests")
+    with pytest.raises(InterpError, match="2 shots"):
+        load_task("colored_objects", shots=2)
+
+
+def test_scenes_ask_what_they_say():
+    for scene in make_scenes(40, 3):
+        place = scene.table.things.index(scene.table.things[scene.asked])
+        assert scene.answer == scene.table.hues[place]
+        turned = scene.recoloured()
+        assert turned.answer != scene.answer
+        assert sorted(turned.table.hues) == sorted(scene.table.hues)
+        assert scene.prompt().endswith(scene.prompt(shots=0))
+        assert f"A: {scene.example.hues[scene.shown]}\n" in scene.prompt()
+    for pair in load_task("colored_objects", n=40).pairs:
+        names = [pair.positions[name].strip() for name in ("right", "wrong1", "wrong2")]
+        assert names[0] == pair.answers[0].strip()
+        assert names[1:] == [name.strip() for name in pair.wrong]
+        assert all(pair.clean.count(f" {name}") == 1 for name in names)
+
+
+# -- overlaps ------------------------------------------------------------------------------
+
+
+def test_overlap_against_sets_by_hand():
+    one = {"a": frozenset({1, 2}), "b": frozenset({3, 4})}
+    other = {"a": frozenset({1, 3}), "b": frozenset({4, 9})}
+    # stages: {1} and {4}; as a whole {1,2,3,4} and {1,3,4,9}
+    assert overlap(one, other) == {"stagewise": 0.5, "pooled": 0.75, "iou": 0.6}
+    assert set(overlap(one, one).values()) == {1.0}
+    for bad in ({"a": frozenset({1})}, {"a": frozenset(), "b": frozenset()}):
+        with pytest.raises(InterpError, match="same stages"):
+            overlap(one, bad)
+
+
+def test_strongest_takes_the_largest_of_either_sign_and_no_zeros():
+    assert strongest(np.array([0.1, -3.0, 2.0, 0.0]), 2) == {1, 2}
+    assert strongest(np.array([0.0, 1.0, 0.0]), 3) == {1}
+
+
+def test_chance_is_the_mean_over_all_matched_sets():
+    heads = 4
+    one = {"a": frozenset({0, 1, 5})}
+    other = {"a": frozenset({0, 2, 6})}
+    drawn = [
+        overlap(one, {"a": frozenset({*first, 4 + second})})["iou"]
+        for first in combinations(range(heads), 2)
+        for second in range(heads)
+    ]
+    found = chance(one, other, heads, 4000, 0)["iou"]
+    assert np.mean(found) == pytest.approx(np.mean(drawn), abs=0.02)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        layers = sorted(head // heads for head in pooled(random_circuit(other, heads, rng)))
+        assert layers == [0, 0, 1]
+
+
+def test_resampling_brackets_a_stable_overlap_and_halves_of_noise_share_little():
+    rng = np.random.default_rng(0)
+    planted = np.zeros(60)
+    planted[:6] = 5
+    clear = Effects(stages={"a": planted + 0.1 * rng.standard_normal((20, 60))})
+    noise = Effects(stages={"a": rng.standard_normal((20, 60))})
+    assert set(resampled(clear, clear, 6, 30, 0)["iou"]) == {1.0}
+    assert np.mean(halves(clear, 6, 30, 0)["pooled"]) == 1.0
+    assert np.mean(halves(noise, 6, 60, 0)["pooled"]) < 0.35
+
+
+# -- labels --------------------------------------------------------------------------------
+
+
+def test_labels_of_hand_made_patterns():
+    shape = (1, 6)
+
+    def looks(heads, excess=None):
+        value = np.zeros(shape)
+        value[0, list(heads)] = 0.6
+        return Looks(
+            value=value,
+            stderr=np.full(shape, 0.01),
+            excess=value if excess is None else np.full(shape, excess),
+            excess_stderr=np.full(shape, 0.01),
+        )
+
+    direct = np.array([0.5, -0.4, 0.05, 0.0, 0.3, 0.0])
+    roles = Roles(answer="IO", cue="S2", earlier="S1")
+    relations = {
+        "answer": looks([0, 1, 2]),
+        "cue": looks([3]),
+        "duplicate": looks([4, 5]),
+        "induction": looks([4], excess=-0.1),  # as much attention everywhere: no label
+    }
+    found = assign(relations, direct, np.full(6, 0.05), roles, 0.1)
+    assert found == {
+        0: ["mover"],
+        1: ["negative mover"],  # head 2's direct effect is not clear of zero
+        3: ["inhibition"],
+        4: ["duplicate token"],
+        5: ["duplicate token"],
+    }
+    assert assign(relations, direct, np.full(6, 0.05), OBJECTS.roles, 0.1)[3] == [
+        "content gatherer"
+    ]
+
+
+# -- imposed patterns ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+def test_an_imposed_pattern_is_a_pattern_hooked_in(family_models, name):
+    model, task = family_models[name], random_task()
+    prompts = task.encode(model).clean
+    heads = ["L0H1", "L1H0", "L1H3", "L2H2"]
+    places = [[1, 3] if i % 2 else [2] for i in range(len(prompts))]
+    patterns = {"there": evenly(places), "rest": [{0: 1.0}] * len(prompts)}
+    basis = written(model, prompts, patterns)
+    mixed = blend(basis["there"], basis["rest"], 0.3)
+    wanted = [(head, mixed if head == "L1H0" else basis["there"]) for head in heads]
+    seen = ablate(model, prompts, [impose(model, wanted)], tokens=[5, 6])
+
+    def hook_of(layer):
+        def hook(value, batch):
+            value = value.clone()
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                query = batch.column(row, len(prompts[prompt]) - 1)
+                for head in (int(h[3]) for h in heads if h.startswith(f"L{layer}H")):
+                    share = 0.3 if (layer, head) == (1, 0) else 1.0
+                    line = torch.zeros_like(value[row, head, query])
+                    for place in places[prompt]:
+                        line[batch.column(row, place)] += share / len(places[prompt])
+                    line[batch.column(row, 0)] += 1 - share
+                    value[row, head, query] = line
+            return value
+
+        return hook
+
+    hooks = {(layer, "pattern"): [hook_of(layer)] for layer in range(3)}
+    logits = torch.zeros(len(prompts), model.d_vocab)
+    for batch, out in _runs(model, prompts, hooks):
+        logits[batch] = out
+    expected = logits.softmax(-1)[:, [5, 6]].numpy()
+    np.testing.assert_allclose(seen.probabilities[1], expected, atol=2e-6)
+    assert np.abs(seen.probabilities[1] - seen.probabilities[0]).max() > 1e-4
+
+
+def _runs(model: LanguageModel, prompts, hooks):
+    with model.hooked(hooks), torch.no_grad():
+        yield slice(None), model.last_logits(prompts)
+
+
+def test_matched_heads_keep_the_layers_and_differ(family_models):
+    model, rng = family_models["llama"], np.random.default_rng(0)
+    for _ in range(10):
+        drawn = matched(model, ["L0H1", "L0H2", "L2H0"], rng)
+        assert [head[:2] for head in drawn.values()] == ["L0", "L0", "L2"]
+        assert len(set(drawn.values())) == 3
+        assert not set(drawn.values()) & set(drawn)
+
+
+def test_new_mistakes_are_counted_beside_what_is_mended():
+    plain, changed = [1, 1, 0, 0, 0, 1], [0, 1, 1, 1, 0, 1]
+    right = np.array([plain, changed, plain, plain], dtype=bool)
+    found = _paired(Choices(right=right, top=right, chance=0.5), slice(1, 4))["right"]
+    assert (found["fixed"], found["broken"]) == (2, 1)
+    assert found["mean"] == pytest.approx(4 / 6)
+    assert found["null"] == [0.5, 0.5]
+    assert found["p"] == pytest.approx(1 / 3)
+
+
+# -- the study on a tiny model -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worded() -> LanguageModel:
+    """A random Llama whose tokeniser has every word of the tasks as a token."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    texts = []
+    for entry in BY_NAME.values():
+        for pair in load_task(entry.task, n=400, **entry.options).pairs:
+            texts += [pair.clean, pair.corrupted, *pair.answers, *pair.wrong]
+    cut = pre_tokenizers.Split(Regex(r"[0-9]| ?[A-Za-z]+|\n| |[^A-Za-z0-9 \n]"), "isolated")
+    pieces = sorted({piece for text in texts for piece, _ in cut.pre_tokenize_str(text)})
+    vocabulary = {piece: i for i, piece in enumerate(["<eos>", "<unk>", *pieces])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = cut, decoders.Fuse()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return wrap(model.eval(), fast, name="worded", check=False)
+
+
+def test_entries_fit_their_prompts(worded):
+    context = Context(model=worded, trained=worded, settings=SETTINGS)
+    for entry in BY_NAME.values():
+        task = context.task(entry)
+        encoded, roles = task.encode(worded), entry.roles
+        for name in (roles.answer, *roles.wrong, *filter(None, (roles.cue, roles.earlier))):
+            assert len(encoded.positions(name)) == len(task)
+        for i, pair in enumerate(task.pairs):
+            token = encoded.prompts[i].strings[encoded.positions(roles.answer)[i]]
+            if entry.task in ("ioi", "colored_objects"):
+                assert token == pair.answers[0]
+            if roles.cue is not None:
+                strings = encoded.prompts[i].strings
+                cue, first = (encoded.positions(n)[i] for n in (roles.cue, roles.earlier))
+                assert first < cue
+                assert strings[cue].strip() == strings[first].strip()
+        found, held = context.task(entry), context.task(entry, test=True)
+        assert {p.clean for p in found.pairs} != {p.clean for p in held.pairs}
+    with pytest.raises(InterpError, match="did you mean 'ioi'"):
+        entry_named("io")
+    with pytest.raises(InterpError, match="--trained"):
+        Context(model=worded, trained=None, settings=SETTINGS).model_of(
+            BY_NAME["ioi, trained model"]
+        )
+
+
+def test_choices_are_read_off_the_logits(worded):
+    for name in ("ioi", "greater_than", "colored_objects"):
+        task = load_task(name, worded, n=12)
+        seen, logits = choices(worded, task), worded.last_logits(task.encode(worded).clean)
+        for i, pair in enumerate(task.pairs):
+            ids = [[worded.token_id(t)[0] for t in texts] for texts in (pair.answers, pair.wrong)]
+            best = [max(float(logits[i, t]) for t in side) for side in ids]
+            assert seen.right[0, i] == (best[0] > best[1])
+            assert seen.top[0, i] == (int(logits[i].argmax()) in ids[0])
+
+
+def test_a_circuit_s_receivers_are_the_supporting_heads_of_the_stage_before(worded):
+    found = _any_circuit(Context(model=worded, trained=None, settings=SETTINGS))
+    movers = heads_of(found, "movers", 1)
+    assert found["stages"]["inhibition"]["receivers"] == [f"{head}.q" for head in movers]
+    kept = effects_of(found).circuit(found["k"])
+    for stage, rows in found["stages"].items():
+        assert {f"L{h // 4}H{h % 4}" for h in kept[stage]} == set(rows["heads"])
+        assert len(rows["heads"]) <= found["k"]
+
+
+def _any_circuit(context):
+    """A random model does nothing much: the first task that it tells from its corruption."""
+    for entry in context.entries:
+        try:
+            return circuit(context, entry)
+        except InterpError:
+            continue
+    raise AssertionError
+
+
+def test_chosen_heads_do_one_thing_each():
+    found = {
+        "n_heads": 2,
+        "stages": {
+            "movers": {
+                "heads": ["L1H1", "L2H0", "L1H0", "L0H0"],
+                "values": [-0.1, 0, 0.2, 0.9, 0.5, 0],
+            },
+            "inhibition": {"heads": ["L1H1", "L0H1"], "values": [0, -0.2, 0, 0.3, 0, 0]},
+        },
+    }
+    chosen = chosen_heads(found)
+    assert chosen == {
+        "inhibition": ["L1H1"], "negative mover": ["L0H0"], "movers": ["L2H0", "L1H0"]
+    }  # fmt: skip
+    plans = plans_of(chosen)
+    assert set(plans["all"]) == {"L1H1", "L0H0", "L2H0", "L1H0"}
+    assert plans["both"] == {"L1H1": ("wrong", "cue"), "L0H0": ("wrong", "answer")}
+    assert set(plans_of({**chosen, "negative mover": []})) == {"inhibition", "movers", "all"}
+
+
+def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
+    from interp.studies.reuse import comparing, staging
+
+    # A random model does none of the tasks: let it pass, whatever it does.
+    whole = comparing.behaviour
+
+    def passed(context, entries):
+        return {n: x | {"verdict": "tends"} for n, x in whole(context, entries).items()}
+
+    monkeypatch.setattr(comparing, "behaviour", passed)
+    monkeypatch.setattr("interp.paths.check_gap", lambda one, other: None)
+    lines = []
+    first = study_reuse(
+        worded, worded, settings=SETTINGS, directory=tmp_path / "steps", say=lines.append
+    )
+    assert any("minutes for the circuits" in line for line in lines)
+    assert set(first.results["circuits"]) == set(BY_NAME)
+    for row in first.results["overlap"]["pairs"]:
+        if row["pair"] == ["ioi", "ioi, trained model"]:  # here one and the same model
+            assert row["iou"]["value"] == 1.0
+    assert claims(first.results)
+    saved = write_up(first).save(tmp_path / "report")
+    text = saved.read_text()
+    for part in ("What holds", "25/32", "0.496", "Forget ioi"):
+        assert part in text
+    monkeypatch.setattr(staging, "path_patching", None)
+    monkeypatch.setattr("interp.studies.reuse.study.repair", None)
+    again = study_reuse(worded, worded, settings=SETTINGS, directory=tmp_path / "steps")
+    assert again.results == first.results
+    assert IOI.name in again.results["labels"]

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from interp.comparison import _unwrapped
 from interp.directions import Direction
 from interp.errors import InterpError
-from interp.loading import wrap
+from interp.loading import unwrapped, wrap
 from interp.models.architecture import Decoder, Linear, read_architecture
 from interp.models.language_model import LanguageModel
 
@@ -85,7 +84,7 @@ def orthogonalise_weights(
             f"it has post-norms, whose gains bring the direction back; post_norms={post_norms!r}",
             "use ablate_direction, which is exact, or post_norms='fold'",
         )
-    copy, kept = _unwrapped(model), {}
+    copy, kept = unwrapped(model), {}
     if _untie(copy):
         kept["unembedding"] = "untied and kept: it reads the stream behind the final norm's gain"
     else:

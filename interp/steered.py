@@ -21,7 +21,7 @@ from interp.engine.decode import Change, Changes, Stream
 from interp.engine.forward import Runner
 from interp.engine.sweep import Progress, cut
 from interp.errors import InterpError
-from interp.generation import Generation, _Run
+from interp.generation import Generation, TextRun, in_batches
 from interp.interventions import Intervention, Operation, intervene
 from interp.models.language_model import Address, LanguageModel
 from interp.steering import Steering
@@ -211,25 +211,19 @@ def generate_steered(
     given = plain_prompts(model, prompts)
     used = steering or _nothing(model, given)
     used.require(model, given)
-    longest = max(map(len, given.rows), default=0) + max_new_tokens
-    if longest > decoder.max_positions or max_new_tokens < 1:
-        raise InterpError(
-            f"{max_new_tokens} new tokens",
-            f"{longest} in all, {model.name} has {decoder.max_positions} positions",
-            "give between 1 and what is left",
-        )
-    tally, made = _tally(used, given), dict[int, Generation]()
+    if max_new_tokens < 1:
+        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
+    tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
-    order = tally.lengths.argsort(stable=True).tolist()
-    with torch.no_grad():
-        for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
-            run = _SteeredText(engine, stop)
-            made |= run(chosen, [given.rows[i] for i in chosen], max_new_tokens)
-            if progress is not None:
-                progress(len(made), len(order))
-    tally.until({i: _fed(one, stop) for i, one in made.items()})
-    return [made[i] for i in range(len(given))], tally
+    made = in_batches(
+        lambda: _SteeredText(engine, stop),
+        given.rows,
+        max_new_tokens=max_new_tokens,
+        rows=rows,
+        progress=progress,
+    )
+    tally.until({i: _fed(one, stop) for i, one in enumerate(made)})
+    return made, tally
 
 
 def _nothing(model: LanguageModel, prompts: ChatPrompts) -> Steering:
@@ -312,14 +306,14 @@ class _Engine:
         return {at: one(at) for at in {*self.steering.edits, *self.keep}}
 
 
-class _SteeredText(_Run):
+class _SteeredText(TextRun):
     """The plain generation, whose one run is a steered one."""
 
     def __init__(self, engine: _Engine, stop: Sequence[str]) -> None:
         super().__init__(engine.model, None, None, 1, stop)
         self.engine = engine
 
-    def _advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
+    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
         return self.engine.extend(self.plain, tokens, counts, self.names)
 
 

@@ -1,7 +1,7 @@
 """Who carries a refusal: what heads write, and how it changes when others are knocked out.
 
 Direct attribution finds carriers. It misses a head that opens a gate for others: see
-`interp.head_scan` for ablation (who is necessary) and interchange (who triggers).
+`interp.head_scan` for who is necessary and `interp.interchange` for who triggers.
 """
 
 from __future__ import annotations

@@ -23,11 +23,10 @@ from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.generation import generate
 from interp.interventions import intervene
-from interp.judging import LEAST_TOKENS, Judge, Judged, judge_replies, replies_of
+from interp.judging import LEAST_TOKENS, Judge, Judged, flip_rate, judge_replies, replies_of
 from interp.metrics import Estimate
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
-from interp.over_refusal import flip_rate
 from interp.prompts import Prompt, Task
 from interp.scores import Scores
 from interp.switching import (
@@ -63,7 +62,7 @@ class HeadScan:
         return table.assign(**{name: values.mean(0).ravel() for name, values in kl.items()})
 
 
-def head_scan(
+def scan_heads(
     model: LanguageModel,
     task: Task,
     switch: SwitchOff,
@@ -215,7 +214,7 @@ def sahara(
 
     Each step adds the head that gives the largest objective with those already found: the shift
     of the last-token states behind the top layer (`subspace_shift`), or the mean KL of the next
-    token. Takes size * candidates hooked passes: give as candidates the best of a `head_scan`.
+    token. Takes size * candidates hooked passes: give as candidates the best of a `scan_heads`.
 
     Args:
         model: any model.

@@ -16,6 +16,7 @@ import numpy as np
 
 from interp.errors import InterpError, unknown
 from interp.files import content_key
+from interp.metrics import Estimate, share_estimate
 
 Label = Literal[
     "direct_answer", "direct_refusal", "indirect_refusal", "degenerate", "truncated", "judge_error"
@@ -153,6 +154,19 @@ class Judged:
         code = {"direct_answer": 0.0} | dict.fromkeys(REFUSALS, 1.0)
         return np.array([code.get(label, np.nan) for label in self.labels])
 
+    def require_alike(self, other: Judged) -> None:
+        """Refuse to compare with labels of other rows, another judge or other decoding.
+
+        Raises:
+            InterpError: one of these.
+        """
+        for name in ("rows", "judge", "decoding"):
+            mine, its = getattr(self, name), getattr(other, name)
+            if mine != its:
+                shown = "other row ids" if name == "rows" else f"{mine} and {its}"
+                do = "judge the same rows, generated the same way, with the same judge"
+                raise InterpError(f"comparing two runs by {name}", shown, do)
+
     def to_dataframe(self) -> Any:
         """One row per prompt: id, label, whether the text was cut, its fingerprint."""
         import pandas as pd
@@ -204,6 +218,20 @@ def judge_replies(
         text_hashes=tuple(content_key(reply.text) for reply in replies),
         texts=tuple(reply.text for reply in replies) if keep_texts else None,
     )
+
+
+def flip_rate(before: Judged, after: Judged) -> Estimate:
+    """The share of rows that were refused and are answered, or the reverse (Wilson interval).
+
+    Over the rows with a verdict in both runs; n says how many these are.
+
+    Raises:
+        InterpError: other rows, another judge or other decoding in the two runs.
+    """
+    before.require_alike(after)
+    one, other = before.refused, after.refused
+    both = ~np.isnan(one + other)
+    return share_estimate(int((one != other)[both].sum()), int(both.sum()))
 
 
 def _label(reply: Reply, judge: Judge, least_tokens: int) -> Label:

@@ -150,7 +150,7 @@ def eval_over_refusal(
         InterpError: other rows, another judge or other decoding in the two runs, or no rows of one
             side.
     """
-    _alike(before, after)
+    before.require_alike(after)
     if tuple(row.row for row in rows) != before.rows:
         raise InterpError("evaluating refusals", "other row ids than were judged", "same order")
     sides = np.array([row.should for row in rows])
@@ -190,20 +190,6 @@ def eval_over_refusal(
         why=why,
         changed=sum(a != b for a, b in zip(before.text_hashes, after.text_hashes, strict=True)),
     )
-
-
-def flip_rate(before: Judged, after: Judged) -> Estimate:
-    """The share of rows that were refused and are answered, or the reverse (Wilson interval).
-
-    Over the rows with a verdict in both runs; n says how many these are.
-
-    Raises:
-        InterpError: other rows, another judge or other decoding in the two runs.
-    """
-    _alike(before, after)
-    one, other = before.refused, after.refused
-    both = ~np.isnan(one + other)
-    return share_estimate(int((one != other)[both].sum()), int(both.sum()))
 
 
 def paired_difference(
@@ -326,15 +312,6 @@ def _resampled(bases: Sequence[str], draws: int, seed: int) -> np.ndarray:
 def _indicator(judged: Judged, labels: Sequence[Label]) -> np.ndarray:
     """(n,) 1 for these labels, 0 for others, nan where the judge failed."""
     return np.array([math.nan if x == "judge_error" else float(x in labels) for x in judged.labels])
-
-
-def _alike(before: Judged, after: Judged) -> None:
-    for name in ("rows", "judge", "decoding"):
-        one, other = getattr(before, name), getattr(after, name)
-        if one != other:
-            shown = "other row ids" if name == "rows" else f"{one} and {other}"
-            do = "judge the same rows, generated the same way, with the same judge"
-            raise InterpError(f"comparing two runs by {name}", shown, do)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def log_odds(mass: Tensor) -> Tensor:
     return torch.log(mass + EPSILON) - torch.log((1 - mass).clamp(min=0) + EPSILON)
 
 
-def refusal_score(logits: Tensor, tokens: Sequence[int]) -> Tensor:
+def score_refusals(logits: Tensor, tokens: Sequence[int]) -> Tensor:
     """Log-odds that the next token is one of the refusal tokens; positive: a refusal.
 
     The epsilon bounds it: where p_R saturates, a mean of scores is flat.

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from interp.chat import ChatPrompts, Prompts, plain_prompts
 from interp.directions import Candidates, Direction
+from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.metrics import standard_error
 from interp.models.language_model import LanguageModel
-from interp.refusal_score import refusal_score
+from interp.refusal_score import score_refusals
 from interp.steered import run_steered
 from interp.steering import ablate_direction, add_direction
 
 Rule = Literal["", "nan", "zero", "layer", "kl", "induce"]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,19 +192,19 @@ def select_direction(
     limits = limits or Limits()
     plain = run_steered(model, good).logits
     baselines = [
-        refusal_score(run_steered(model, bad).logits, tokens),
-        refusal_score(plain, tokens),
+        score_refusals(run_steered(model, bad).logits, tokens),
+        score_refusals(plain, tokens),
     ]
 
     def measure(direction: Direction, score: str) -> Tensor:
         if score == "induce":
-            return refusal_score(
+            return score_refusals(
                 run_steered(model, good, add_direction(model, direction)).logits, tokens
             )
         ablation = ablate_direction(model, direction)
         if score == "kl":
             return smoothed_kl(plain, run_steered(model, good, ablation).logits)
-        return refusal_score(run_steered(model, bad, ablation).logits, tokens)
+        return score_refusals(run_steered(model, bad, ablation).logits, tokens)
 
     rows = _measured(model, candidates, measure, limits, measure_all, progress)
     return _selected(

@@ -39,7 +39,7 @@ TOGETHER = 4096
 class SwitchOff:
     """How heads are taken out of a run; made by `switch_off`.
 
-    `means` is layer -> (heads, d_head); `directions` head -> (d_head,) what is projected out.
+    `means` is layer -> (heads, d_head); `direction` (d_model,) what is projected out, length one.
     """
 
     model: LanguageModel

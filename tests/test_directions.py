@@ -21,7 +21,7 @@ from interp.directions import (
 from interp.errors import InterpError
 from interp.geometry import compare, representational_independence, sample_cone
 from interp.loading import load_model
-from interp.refusal_score import refusal_score, suggest_refusal_tokens
+from interp.refusal_score import score_refusals, suggest_refusal_tokens
 from interp.selection import (
     Limits,
     select_cosmic,
@@ -231,12 +231,12 @@ def test_independence_against_a_loop(family_models):
 
 def test_refusal_score():
     p = torch.tensor([[0.3, 0.2, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    found = refusal_score(p.log(), [0, 1])
+    found = score_refusals(p.log(), [0, 1])
     expected = [math.log(0.5 + 1e-8) - math.log(0.5 + 1e-8), 18.4207, -18.4207]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert refusal_score(p.log().float(), [2])[0] == pytest.approx(0, abs=1e-6)
+    assert score_refusals(p.log().float(), [2])[0] == pytest.approx(0, abs=1e-6)
     with pytest.raises(InterpError, match="token"):
-        refusal_score(p, [])
+        score_refusals(p, [])
 
 
 def test_smoothed_kl():
@@ -377,7 +377,7 @@ def test_selection_finds_the_planted_gate(toy):
     ):
         with steer(model, steering, held[side]):
             logits = model.last_logits(plain_prompts(model, held[side]).rows)
-        assert float(refusal_score(logits, tokens).mean()) == pytest.approx(score, abs=1e-3)
+        assert float(score_refusals(logits, tokens).mean()) == pytest.approx(score, abs=1e-3)
     with steer(model, ablate_direction(model, r), held[1]):
         logits = model.last_logits(plain_prompts(model, held[1]).rows)
     assert best.kl == pytest.approx(float(smoothed_kl(plain, logits).mean()), abs=1e-6)

@@ -18,7 +18,7 @@ from interp.head_roles import (
     permuted_labels,
     top_stability,
 )
-from interp.head_scan import head_flips, head_scan, sahara, subspace_shift
+from interp.head_scan import head_flips, sahara, scan_heads, subspace_shift
 from interp.interchange import align_ends, group_interchange, head_interchange
 from interp.interventions import Intervention, intervene, mean, scale, zero
 from interp.joint import joint_patching
@@ -226,7 +226,7 @@ def test_scan_equals_hooked_passes(family, mode, any_gap):
         "direction": {"direction": direction},
     }
     switch = switch_off(family, mode, **options.get(mode, {}))
-    found = head_scan(family, task, switch)
+    found = scan_heads(family, task, switch)
     plain = [family.last_logits(side) for side in (sides.clean, sides.corrupted)]
     for label in ("L0H1", "L1H2", "L2H3"):
         head, cell = Component.parse(label), (int(label[1]), int(label[3]))
@@ -254,7 +254,7 @@ def test_scan_equals_hooked_passes(family, mode, any_gap):
 
 def test_key_value_groups(family_models, any_gap):
     model, task = family_models["llama"], random_task()
-    found = head_scan(model, task, switch_off(model), by="kv_head", layers=[1])
+    found = scan_heads(model, task, switch_off(model), by="kv_head", layers=[1])
     assert found.necessity.label((0, 1)) == "L1H1.v"
     sides = both_sides(model, task)
     with intervene(model, [zero("L1H2"), zero("L1H3")]):
@@ -267,7 +267,7 @@ def test_key_value_groups(family_models, any_gap):
 def test_refusal_score_on_the_toy(refusal):
     """With log_odds as metric, necessity is the drop of the refusal score."""
     model, task = refusal
-    scan = head_scan(model, task.with_metric(METRICS["log_odds"]), switch_off(model))
+    scan = scan_heads(model, task.with_metric(METRICS["log_odds"]), switch_off(model))
     assert scan.necessity.estimate(GATE).mean == pytest.approx(1, abs=0.02)
     assert scan.ships.mean(0)[0, 0] > 50 * scan.benign.mean(0)[0, 0]
 
@@ -462,7 +462,7 @@ def test_flips(refusal):
 def test_inside_intervene_is_refused(refusal):
     model, task = refusal
     for measure in (
-        lambda: head_scan(model, task, switch_off(model)),
+        lambda: scan_heads(model, task, switch_off(model)),
         lambda: head_interchange(model, task),
     ):
         with intervene(model, [zero("L0H1")]), pytest.raises(InterpError, match="inside intervene"):

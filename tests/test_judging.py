@@ -11,6 +11,7 @@ from interp.judging import (
     Judge,
     Judged,
     Reply,
+    flip_rate,
     is_degenerate,
     judge_named,
     judge_replies,
@@ -21,7 +22,6 @@ from interp.over_refusal import (
     Row,
     dose_response,
     eval_over_refusal,
-    flip_rate,
     paired_difference,
 )
 

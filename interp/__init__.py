@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from interp.ablation import ablate, make_ablation
     from interp.attention import attention_to, select_heads
     from interp.attribution import atp_star, attribution_patching
-    from interp.capture import Activations, run_with_cache
+    from interp.capture import Activations, run_with_cache, text_losses
     from interp.chat import chat_prompts
     from interp.circuits.acdc import acdc
     from interp.circuits.circuit import Circuit
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Activations": "capture",
     "run_with_cache": "capture",
+    "text_losses": "capture",
     "SITES": "components",
     "Component": "components",
     "InterpError": "errors",
@@ -264,6 +265,7 @@ __all__ = [
     "steer_task",
     "suggest_refusal_tokens",
     "switch_off",
+    "text_losses",
     "top_n",
     "train_probes",
     "unembed",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interp.capture import run_with_cache
+from interp.capture import run_with_cache, text_losses
 from interp.chat import PLAIN, ChatFormat, ChatPrompts
 from interp.directions import Direction, random_direction
 from interp.errors import InterpError
@@ -359,3 +359,20 @@ def test_random_direction_is_a_null(family_models):
     assert drawn.norm == pytest.approx(r.norm)
     assert abs(float(drawn.unit @ r.unit)) < 0.6
     assert "random" in drawn.made
+
+
+def test_losses_of_texts_feel_the_steering(family):
+    """Against the model's own loss; steering changes it, a gate at 0 and a strength of 0 do not."""
+    texts = PROMPTS[:4]
+    plain = text_losses(family, texts)
+    for row, loss in zip(texts, plain.tolist(), strict=True):
+        logits = torch.stack([family.last_logits([row[:end]])[0] for end in range(1, len(row))])
+        expected = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(row[1:]))
+        assert loss == pytest.approx(float(expected), abs=1e-4)
+    added = add_direction(family, direction(family, scale=9.0))
+    with steer(family, added.gated([1, 0, 1, 1]), texts):
+        moved = text_losses(family, texts)
+    assert (moved - plain).abs()[[0, 2, 3]].min() > 1e-3
+    assert moved[1] == pytest.approx(float(plain[1]), abs=1e-6)
+    with pytest.raises(InterpError, match="one of one token"):
+        text_losses(family, PROMPTS)

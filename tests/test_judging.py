@@ -161,6 +161,13 @@ def test_rates_by_hand():
     assert found.tasks["translate"].before == share_estimate(3, 4)
     assert len(found.to_dataframe()) == 6
     assert "selectivity none" in str(found)
+    assert found.gated is None
+    marked = eval_over_refusal(rows_of(10, 10), before, after, steered=[True] * 7 + [False] * 13)
+    assert marked.gated == {"answer": 3, "refuse": 10}
+    assert marked.benign == found.benign
+    assert "gated out: 3 benign, 10 others" in str(marked)
+    with pytest.raises(InterpError, match="mark each row"):
+        eval_over_refusal(rows_of(10, 10), before, after, steered=[True])
 
 
 def test_selectivity_where_it_can_be_told():

@@ -303,6 +303,18 @@ def test_unreachable_index_says_what_to_do(monkeypatch):
         embedded.directory()
 
 
+def test_training_mode_is_refused(family_models):
+    model = family_models["gpt2"]
+    model.bridge.train()
+    try:
+        for run in (lambda: model.last_logits([(1, 2)]), lambda: model.require_decoder("a sweep")):
+            with pytest.raises(InterpError, match="training mode"):
+                run()
+    finally:
+        model.bridge.eval()
+    assert model.last_logits([(1, 2)]).shape == (1, model.d_vocab)
+
+
 def test_known_models_come_first_the_default():
     assert known_models()[0].name == embedded.NAME
     assert interp.load_model is load_model

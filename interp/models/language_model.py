@@ -176,8 +176,10 @@ class LanguageModel:
         """The weights by name, which the fast engine and all weight analyses need.
 
         Raises:
-            InterpError: the family is unknown to the engine, or the model is spread over devices.
+            InterpError: the family is unknown to the engine, the model is spread over devices, or
+                it is in training mode.
         """
+        self.refuse_training()
         if self.decoder is None:
             raise InterpError(
                 f"{what} on {self.name}",
@@ -185,6 +187,17 @@ class LanguageModel:
                 "use a known family; run_with_cache() and intervene() work on any model",
             )
         return self.decoder
+
+    def refuse_training(self) -> None:
+        """Refuse a model in training mode, where dropout may change every run.
+
+        Raises:
+            InterpError: `train()` was called on it.
+        """
+        if self.bridge.training:
+            raise InterpError(
+                f"running {self.name}", "it is in training mode", "call model.bridge.eval()"
+            )
 
     def require_parts(self, labels: Sequence[str], site: str) -> list[Component]:
         """Heads (site z) or neurons (site post) by their labels, each once.
@@ -242,7 +255,11 @@ class LanguageModel:
 
         Prompts are grouped so that a pass holds at most about `BATCH_TOKENS` tokens. Results do
         not depend on the grouping or on the padding side.
+
+        Raises:
+            InterpError: an unknown padding side, or a model in training mode.
         """
+        self.refuse_training()
         if padding_side not in ("left", "right"):
             raise InterpError(
                 f"padding_side={padding_side!r}", "no such side", "use 'left' or 'right'"

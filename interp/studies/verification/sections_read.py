@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from interp import plots
+from interp.figures import visible
 from interp.report import Report
 from interp.studies.steps import Result
 from interp.studies.verification.shown import band, bare, estimate, place
@@ -89,7 +90,9 @@ def lens(report: Report, results: dict[str, Result]) -> None:
     for layer in range(len(tops["valid"]) // 2, len(tops["valid"])):
         row: dict[str, Any] = {"layer": layer}
         for group, top in tops.items():
-            row[f"at t_{group}"] = "  ".join(f"{text} {value:.2f}" for text, value in top[layer])
+            row[f"at t_{group}"] = ", ".join(
+                f"{visible(text)} {value:.2f}" for text, value in top[layer]
+            )
         rows.append(row)
     report.table(rows, caption="The four tokens of highest mean probability, upper half.")
 
@@ -109,8 +112,8 @@ def glu(report: Report, results: dict[str, Result]) -> None:
                 {
                     "neuron": row["neuron"],
                     "cosine": row["cosine"],
-                    "writes": " ".join(row["writes_valid"][:5]),
-                    "against": " ".join(row["writes_invalid"][:5]),
+                    "writes": " ".join(map(visible, row["writes_valid"][:5])),
+                    "against": " ".join(map(visible, row["writes_invalid"][:5])),
                     "h on valid": row["valid"],
                     "h on invalid": row["invalid"],
                     "AUC": row["auc"],

@@ -406,3 +406,12 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
     again = study_reuse(worded, worded, settings=SETTINGS, directory=tmp_path / "steps")
     assert again.results == first.results
     assert IOI.name in again.results["labels"]
+
+
+@pytest.mark.slow
+def test_the_shipped_adapter_answers_held_out_tables():
+    from interp.loading import load_model
+
+    model = load_model("colored-objects-smollm2")
+    task = load_task("colored_objects", model, n=24, seed=77, split="test")
+    assert task.check(model).accuracy.mean >= 0.9

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from interp.ablation import ablate, make_ablation
     from interp.attention import attention_to, select_heads
     from interp.attribution import atp_star, attribution_patching
-    from interp.capture import Activations, run_with_cache
+    from interp.capture import Activations, run_with_cache, text_losses
+    from interp.chat import chat_prompts
     from interp.circuits.acdc import acdc
     from interp.circuits.circuit import Circuit
     from interp.circuits.comparing import compare as compare_circuits
@@ -28,30 +29,56 @@ if TYPE_CHECKING:
     from interp.communication import head_glu_scores
     from interp.comparison import blend_weights, compare_activations, compare_weights
     from interp.components import SITES, Component
+    from interp.constellations import make_bank
+    from interp.directions import Direction, difference_in_means
+    from interp.directions import orthogonalise as orthogonalise_direction
     from interp.errors import InterpError
     from interp.generation import generate
+    from interp.geometry import compare as compare_directions
+    from interp.geometry import representational_independence
     from interp.glu import antipodes, glu_activations, rank_glu
     from interp.graph import Graph, graph_of
+    from interp.head_roles import direction_projection, head_dla, knockout_cascade
+    from interp.head_scan import head_flips, sahara, scan_heads
+    from interp.interchange import group_interchange, head_interchange
     from interp.interventions import Intervention, intervene
     from interp.joint import joint_patching
+    from interp.judging import flip_rate, judge_replies
     from interp.lens import logit_lens, search_neurons, unembed
     from interp.loading import known_models, load_model, model_hash
     from interp.metrics import METRICS, Metric
     from interp.models.language_model import LanguageModel
+    from interp.over_refusal import dose_response, eval_over_refusal
     from interp.patching import activation_patching
     from interp.paths import path_patching
     from interp.probing import probe_model, train_probes
     from interp.prompts import PromptPair, Task
+    from interp.refusal_score import score_refusals, suggest_refusal_tokens
     from interp.scores import Scores
+    from interp.selection import select_cosmic, select_direction, select_from_table
     from interp.silencing import activation_delta
+    from interp.steered import generate_steered, run_steered, steer
+    from interp.steering import (
+        ablate_direction,
+        add_direction,
+        affine_edit,
+        null_space_direction,
+        patch_direction,
+    )
+    from interp.steering import conditional as conditional_steering
+    from interp.switching import switch_off
+    from interp.task_steering import calibrate_gate, steer_task
     from interp.tasks import TASKS, load_task
     from interp.toys.compiled import compiled_programs, load_compiled
+    from interp.trajectories import read_trajectories
     from interp.transfer import embedding_map, transfer_probes
+    from interp.weight_edits import orthogonalise_weights
     from interp.words import paired_word_probs
 
 _HOMES = {
     "Activations": "capture",
     "run_with_cache": "capture",
+    "text_losses": "capture",
     "SITES": "components",
     "Component": "components",
     "InterpError": "errors",
@@ -108,6 +135,44 @@ _HOMES = {
     "redundancy": "circuits.redundancy",
     "score_edges": "circuits.scoring",
     "top_n": "circuits.search",
+    "chat_prompts": "chat",
+    "make_bank": "constellations",
+    "Direction": "directions",
+    "difference_in_means": "directions",
+    "orthogonalise_direction": "directions:orthogonalise",
+    "compare_directions": "geometry:compare",
+    "representational_independence": "geometry",
+    "direction_projection": "head_roles",
+    "head_dla": "head_roles",
+    "knockout_cascade": "head_roles",
+    "head_flips": "head_scan",
+    "sahara": "head_scan",
+    "scan_heads": "head_scan",
+    "group_interchange": "interchange",
+    "head_interchange": "interchange",
+    "flip_rate": "judging",
+    "judge_replies": "judging",
+    "dose_response": "over_refusal",
+    "eval_over_refusal": "over_refusal",
+    "score_refusals": "refusal_score",
+    "suggest_refusal_tokens": "refusal_score",
+    "select_cosmic": "selection",
+    "select_direction": "selection",
+    "select_from_table": "selection",
+    "generate_steered": "steered",
+    "run_steered": "steered",
+    "steer": "steered",
+    "ablate_direction": "steering",
+    "add_direction": "steering",
+    "affine_edit": "steering",
+    "conditional_steering": "steering:conditional",
+    "null_space_direction": "steering",
+    "patch_direction": "steering",
+    "switch_off": "switching",
+    "calibrate_gate": "task_steering",
+    "steer_task": "task_steering",
+    "read_trajectories": "trajectories",
+    "orthogonalise_weights": "weight_edits",
 }
 """Public name -> module below interp, with what it is called there where that differs."""
 
@@ -119,6 +184,7 @@ __all__ = [
     "Activations",
     "Circuit",
     "Component",
+    "Direction",
     "Graph",
     "InterpError",
     "Intervention",
@@ -128,28 +194,47 @@ __all__ = [
     "Scores",
     "Task",
     "ablate",
+    "ablate_direction",
     "acdc",
     "activation_delta",
     "activation_patching",
+    "add_direction",
+    "affine_edit",
     "antipodes",
     "atp_star",
     "attention_to",
     "attribution_patching",
+    "calibrate_gate",
+    "chat_prompts",
     "compare_circuits",
     "blend_weights",
     "compare_activations",
+    "compare_directions",
     "compare_weights",
     "compiled_programs",
+    "conditional_steering",
+    "difference_in_means",
+    "direction_projection",
+    "dose_response",
     "embedding_map",
     "transfer_probes",
+    "eval_over_refusal",
     "evaluate_circuit",
     "find_circuit",
+    "flip_rate",
     "generate",
+    "generate_steered",
     "glu_activations",
     "graph_of",
+    "group_interchange",
+    "head_dla",
+    "head_flips",
     "head_glu_scores",
+    "head_interchange",
     "intervene",
     "joint_patching",
+    "judge_replies",
+    "knockout_cascade",
     "known_models",
     "learn_mask",
     "load_compiled",
@@ -157,17 +242,36 @@ __all__ = [
     "load_task",
     "logit_lens",
     "make_ablation",
+    "make_bank",
     "model_hash",
+    "null_space_direction",
+    "orthogonalise_direction",
+    "orthogonalise_weights",
     "paired_word_probs",
+    "patch_direction",
     "path_patching",
     "probe_model",
     "rank_glu",
+    "read_trajectories",
     "recover",
     "redundancy",
+    "representational_independence",
+    "run_steered",
     "run_with_cache",
+    "sahara",
+    "scan_heads",
     "score_edges",
+    "score_refusals",
     "search_neurons",
+    "select_cosmic",
+    "select_direction",
+    "select_from_table",
     "select_heads",
+    "steer",
+    "steer_task",
+    "suggest_refusal_tokens",
+    "switch_off",
+    "text_losses",
     "top_n",
     "train_probes",
     "unembed",

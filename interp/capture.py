@@ -180,6 +180,29 @@ def run_with_cache(
     return reopened
 
 
+def text_losses(model: LanguageModel, texts: Sequence[Prompt]) -> Tensor:
+    """Mean negative log-likelihood of each text's tokens after its first, in nats: (n,) float64.
+
+    Its exponential is the perplexity. A change in force (`intervene`, `steer`) is measured with it.
+
+    Raises:
+        InterpError: no texts, or one of a single token.
+    """
+    rows = [model.tokenize(text).tokens for text in texts]
+    if min(map(len, rows), default=0) < 2:
+        raise InterpError(f"losses of {len(rows)} texts", "none, or one of one token", "give more")
+    losses = torch.zeros(len(rows), dtype=torch.float64)
+    with torch.no_grad():
+        for batch, logits in model.run(rows):
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                first = int(batch.first[row])
+                inside = slice(first, first + len(rows[prompt]))
+                wide = logits[row, inside][:-1]
+                logs = (wide if wide.dtype == torch.float64 else wide.float()).log_softmax(-1)
+                losses[prompt] = -logs.gather(1, batch.tokens[row, inside][1:, None]).mean()
+    return losses
+
+
 def _read(
     model: LanguageModel,
     runs: KeptRuns,

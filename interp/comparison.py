@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,10 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component, within
 from interp.errors import InterpError
-from interp.loading import wrap
+from interp.loading import unwrapped, wrap
 from interp.metrics import Estimate, mean_estimate
 from interp.models.architecture import Decoder, read_architecture
-from interp.models.language_model import LanguageModel, fingerprint
+from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
 from interp.positions import resolve
 from interp.prompts import Prompt, Task
@@ -299,7 +298,7 @@ def blend_weights(
         )
     sources, copy = (
         (base.require_decoder("comparing weights"), actor.require_decoder("comparing weights")),
-        _unwrapped(base),
+        unwrapped(base),
     )
     for layer, found in chosen.items():
         parameters, places = _element_numbers(copy, layer)
@@ -400,29 +399,6 @@ def _cut(
             within([place], len(read.tokens), "position", f"prompt {i}")
         rows.append(read.tokens[: place + 1])
     return rows
-
-
-def _unwrapped(model: LanguageModel) -> Any:
-    """A new Hugging Face model with the same weights, untouched by any bridge."""
-    from transformers import AutoModelForCausalLM
-
-    wrapped = model.bridge.original_model
-    tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
-    held = {name.replace("._original_component", ""): tensor for name, tensor in tensors}
-    options = {"dtype": model.dtype, "attn_implementation": "eager"}
-    with torch.random.fork_rng(devices=[]):
-        copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
-    copy.load_state_dict({name: held[name] for name in copy.state_dict()})
-    for name, buffer in copy.named_buffers():
-        buffer.data = held[name].clone()  # rotary frequencies follow neither state dict nor dtype
-    copy = copy.to(model.device)
-    if fingerprint(copy.state_dict(), copy.config.to_dict()) != model.hash:
-        raise InterpError(
-            f"copying {model.name}",
-            "its weights or configuration are not those that were loaded",
-            "load it again",
-        )
-    return copy
 
 
 def _element_numbers(hf_model: Any, layer: int) -> tuple[list[Any], Decoder]:

@@ -71,7 +71,7 @@ def generate(
         InterpError: no fast engine, a trigger that is not one token, values per position that do
             not fit `where`, or more tokens than the model has positions.
     """
-    decoder = model.require_decoder("generating")
+    model.require_decoder("generating")
     model.refuse_changed("generating")
     fires = _trigger(model, trigger)
     if (trigger is not None or where != 1) and ablation is None:
@@ -84,27 +84,51 @@ def generate(
     elif ablation is not None and int(where) < 1:
         raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
     encoded = [model.tokenize(prompt).tokens for prompt in prompts]
-    longest = max((len(tokens) for tokens in encoded), default=0) + max_new_tokens
-    if longest > decoder.max_positions:
-        raise InterpError(
-            f"{max_new_tokens} new tokens",
-            f"{longest} in all, {model.name} has {decoder.max_positions} positions",
-            "lower max_new_tokens or shorten the prompts",
-        )
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    return in_batches(
+        lambda: TextRun(model, ablation, fires, where, stop),
+        encoded,
+        max_new_tokens=max_new_tokens,
+        rows=rows,
+        progress=progress,
+    )
+
+
+def in_batches(
+    new_run: Callable[[], TextRun],
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_new_tokens: int,
+    rows: int,
+    progress: Progress | None,
+) -> list[Generation]:
+    """The texts of all prompts, in their order; prompts of similar length share a batch.
+
+    Raises:
+        InterpError: more tokens than the model has positions.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    longest = max(map(len, prompts), default=0) + max_new_tokens
     made: dict[int, Generation] = {}
     with torch.no_grad():
         for begin in range(0, len(order), rows):
-            chosen = order[begin : begin + rows]
-            run = _Run(model, ablation, fires, where, stop)
-            made |= run(chosen, [encoded[i] for i in chosen], max_new_tokens)
+            run, chosen = new_run(), order[begin : begin + rows]
+            if longest > run.decoder.max_positions:
+                raise InterpError(
+                    f"{max_new_tokens} new tokens",
+                    f"{longest} in all, {run.model.name} has {run.decoder.max_positions} positions",
+                    "lower max_new_tokens or shorten the prompts",
+                )
+            made |= run(chosen, [prompts[i] for i in chosen], max_new_tokens)
             if progress is not None:
                 progress(len(made), len(order))
-    return [made[i] for i in range(len(encoded))]
+    return [made[i] for i in range(len(prompts))]
 
 
-class _Run:
-    """One batch: the plain stream, and the changed one where it is needed."""
+class TextRun:
+    """One batch: the plain stream, and the changed one where it is needed.
+
+    A subclass may put another run in the place of the plain one: see `advance`.
+    """
 
     def __init__(
         self,
@@ -147,7 +171,7 @@ class _Run:
         if self.ablation is not None and self.where == "all":
             self.changed = Stream.empty(runner, len(prompts), room, first=self.first)
         for step in range(most):
-            last = self._advance(tokens, counts)
+            last = self.advance(tokens, counts)
             logits = self.decoder.logits(self.decoder.ln_final(last))
             rows = [row for row, i in enumerate(live) if i is not None and self._due(texts[i])]
             if rows:
@@ -188,7 +212,7 @@ class _Run:
     def _due(self, text: list[int]) -> bool:
         return self.ablation is not None and (self.fires is None or text[-1] == self.fires)
 
-    def _advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
+    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """The plain run over new tokens; remembers what the changed run restarts from."""
         start = self.plain.lengths.clone()
         steps = torch.arange(tokens.shape[1], device=tokens.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,36 @@ def wrap(
     return model
 
 
+def unwrapped(model: LanguageModel) -> Any:
+    """A new Hugging Face model with the same weights, untouched by any bridge: `wrap` undone.
+
+    Raises:
+        InterpError: the weights or the configuration are no longer those that were loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from interp.models.language_model import fingerprint
+
+    wrapped = model.bridge.original_model
+    tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
+    held = {name.replace("._original_component", ""): tensor for name, tensor in tensors}
+    options = {"dtype": model.dtype, "attn_implementation": "eager"}
+    with torch.random.fork_rng(devices=[]):
+        copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
+    copy.load_state_dict({name: held[name] for name in copy.state_dict()})
+    for name, buffer in copy.named_buffers():
+        buffer.data = held[name].clone()  # rotary frequencies follow neither state dict nor dtype
+    copy = copy.to(model.device)
+    if fingerprint(copy.state_dict(), copy.config.to_dict()) != model.hash:
+        raise InterpError(
+            f"copying {model.name}",
+            "its weights or configuration are not those that were loaded",
+            "load it again",
+        )
+    return copy
+
+
 def model_hash(model: LanguageModel) -> str:
     """sha256 of a model's weights and configuration, as used in every key and every result."""
     return model.hash
@@ -262,4 +293,4 @@ def _load_toy(name: str) -> tuple[Any, Any, str]:
     return toy.model, tokenizer, f"# {name}\n\n{toy.description}\n\n{roles}\n"
 
 
-__all__ = ["LanguageModel", "ModelEntry", "known_models", "load_model", "wrap"]
+__all__ = ["LanguageModel", "ModelEntry", "known_models", "load_model", "unwrapped", "wrap"]

@@ -21,6 +21,9 @@ kept_runs capture ablation generation
 sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
+chat directions refusal_score steering steered geometry weight_edits selection
+judging over_refusal trajectories constellations task_steering
+switching head_roles head_scan interchange
 circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves
 circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circuits.knockouts
 circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
@@ -44,6 +47,7 @@ MEASUREMENTS = set(
     """
     patching joint paths heads attention communication silencing lens glu probing comparison
     transfer words attribution
+    geometry selection over_refusal constellations head_roles head_scan interchange
     """.split()
 )
 HEAVY = {"torch", "numpy", "transformers", "transformer_lens", "plotly"}

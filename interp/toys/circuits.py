@@ -138,21 +138,21 @@ def toy_verification() -> Toy:
 
 def toy_refusal() -> Toy:
     """A gate head that writes no logits itself, and two amplifiers that do once it opens."""
-    harmful = ("poison", "bomb", "virus", "weapon")
-    harmless = ("cake", "tea", "music", "garden")
+    taboo = ("rose", "soil", "spade", "compost")
+    plain = ("cake", "tea", "music", "chess")
     plan = Blueprint(
         layers=2,
-        directions=("bos", "harm", "end", "gate", "refusal"),
-        embed={BOS: {"bos": 1}, **{x: {"harm": 1} for x in harmful}, "assistant:": {"end": 1}},
+        directions=("bos", "taboo", "end", "gate", "refusal"),
+        embed={BOS: {"bos": 1}, **{x: {"taboo": 1} for x in taboo}, "assistant:": {"end": 1}},
         unembed=_choice("refuse", "comply", "refusal"),
-        fillers=(*harmless, "user:", "make", *FILLERS),
+        fillers=(*plain, "user:", "make", *FILLERS),
     )
     seek = STILL[1]
-    plan.group(0, 0, key={REST: {"bos": 1}, seek: {"harm": 1}}, value={0: {"harm": 1}})
+    plan.group(0, 0, key={REST: {"bos": 1}, seek: {"taboo": 1}}, value={0: {"taboo": 1}})
     plan.head(
         0,
         0,
-        "gate: opens at the last token if a harmful word came before",
+        "gate: opens at the last token if a taboo word came before",
         query={REST: {"const": 20}, seek: {"end": 40}},
         output={0: {"gate": 1}},
     )
@@ -172,15 +172,15 @@ def toy_refusal() -> Toy:
         def prompt(topic: str) -> str:
             return " ".join([BOS, "user:", *before, "make", topic, *after, "assistant:"])
 
-        return prompt(rng.choice(harmful)), prompt(rng.choice(harmless)), "refuse", "comply"
+        return prompt(rng.choice(taboo)), prompt(rng.choice(plain)), "refuse", "comply"
 
     return _toy(
         "toy-refusal",
         plan,
         pair,
-        "A request with a harmful word is continued with refuse, else with comply. Only the "
-        "amplifiers write the refusal direction; the gate acts through their attention and "
-        "values, so direct logit attribution misses it and patching finds it.",
+        "A request with a taboo word (of gardening) is continued with refuse, else with comply. "
+        "Only the amplifiers write the refusal direction; the gate acts through their attention "
+        "and values, so direct logit attribution misses it and patching finds it.",
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from interp.ablation import Kind, Where, ablate, make_ablation, random_like
+from interp.capture import text_losses
 from interp.generation import generate
 from interp.interventions import intervene
 from interp.metrics import mean_estimate, share_estimate
@@ -151,15 +152,7 @@ def plain_text_losses(
     model: LanguageModel, labels: Sequence[str], texts: Sequence[str] = PLAIN_TEXT
 ) -> list[float]:
     """Mean negative log-likelihood a token, in nats, of each text with a set zeroed throughout."""
-    encoded = [model.tokenize(text).tokens for text in texts]
-    lengths = [len(tokens) for tokens in encoded]
+    lengths = [len(model.tokenize(text).tokens) for text in texts]
     made = make_ablation(model, labels).interventions(lengths, "all") if labels else []
-    losses = [0.0] * len(encoded)
-    with torch.no_grad(), intervene(model, made):
-        for batch, logits in model.run(encoded):
-            for row, prompt in enumerate(batch.prompts.tolist()):
-                inside = slice(int(batch.first[row]), int(batch.first[row]) + lengths[prompt])
-                logs = logits[row, inside][:-1].float().log_softmax(-1)
-                following = batch.tokens[row, inside][1:, None]
-                losses[prompt] = float(-logs.gather(1, following).mean())
-    return losses
+    with intervene(model, made):
+        return text_losses(model, texts).tolist()

@@ -1,0 +1,298 @@
+"""Steering: affine edits of the residual stream, x + strength * (W R x + s) at some sites.
+
+One description covers ablation, addition, setting a component, the affine edit, and the conditional
+and null-space variants. `interp.steered` runs it: through hooks, in the fast engine, in texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.chat import ChatFormat, ChatPrompts
+from interp.components import SITES, within
+from interp.directions import Direction, orthonormal
+from interp.engine.decode import CHANGEABLE
+from interp.errors import InterpError, unknown
+from interp.models.language_model import Address, LanguageModel
+
+Phase = Literal["prefill", "decode", "both"]
+"""The tokens of the prompt, those generated after it, or both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """x + (x @ reads^T) @ writes + shift.
+
+    reads, writes: (k, d_model), None for nothing. shift: (1 or prompts, d_model), one row each.
+    """
+
+    reads: Tensor | None = None
+    writes: Tensor | None = None
+    shift: Tensor | None = None
+
+    def delta(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """What is added to states (n, d_model) of these prompts, in the type of `x`."""
+        total = torch.zeros_like(x)
+        if self.reads is not None and self.writes is not None:
+            total = total + (x @ self.reads.to(x).T) @ self.writes.to(x)
+        if self.shift is not None:
+            shift = self.shift.to(x)
+            total = total + shift[prompts if len(shift) > 1 else torch.zeros_like(prompts)]
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Edits by site, the tokens and prompts they are in force for, and what they belong to.
+
+    `gate` is None or (prompts,) a strength for each prompt: 0 leaves it alone, bit for bit.
+    """
+
+    name: str
+    edits: Mapping[Address, Edit]
+    format: ChatFormat
+    model_hash: str
+    phase: Phase = "both"
+    gate: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise unknown("phase", self.phase, get_args(Phase))
+
+    def gated(self, gate: Tensor | np.ndarray | Sequence[float]) -> Steering:
+        """The same with a strength per prompt, multiplied with any there is."""
+        strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
+        return replace(self, gate=strength if self.gate is None else self.gate * strength)
+
+    def strengths(self, prompts: Tensor, decoded: Tensor) -> Tensor:
+        """(n,) float64 strength at tokens of these prompts, generated ones marked."""
+        on = torch.ones(len(prompts), dtype=torch.float64)
+        if self.phase != "both":
+            on = (decoded if self.phase == "decode" else ~decoded).double()
+        return on if self.gate is None else on * self.gate[prompts]
+
+    def require(self, model: LanguageModel, prompts: ChatPrompts) -> None:
+        """Refuse a model or prompts it was not made for.
+
+        Raises:
+            InterpError: other weights, another chat format, another number of prompts.
+        """
+        if self.model_hash != model.hash:
+            raise InterpError(
+                self.name, f"made for other weights than {model.name}", "make it anew"
+            )
+        self.format.require(prompts.format, self.name)
+        wanted = {len(e.shift) for e in self.edits.values() if e.shift is not None} - {1}
+        wanted |= set() if self.gate is None else {len(self.gate)}
+        if wanted - {len(prompts)}:
+            raise InterpError(
+                self.name,
+                f"values for {sorted(wanted)} prompts, {len(prompts)} are run",
+                "give one strength or shift per prompt, in their order",
+            )
+
+
+def residual_sites(model: LanguageModel, layers: Sequence[int] | None = None) -> list[Address]:
+    """Every place where something was added to the residual stream, inside these layers.
+
+    With all layers: the embedding, the stream after each attention and after each MLP. An edit
+    here is exact whatever wrote before: biases, post-norms and experts included.
+    """
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    found: list[Address] = []
+    for layer in chosen:
+        entering = [] if layer - 1 in chosen else ["resid_pre"]
+        middle = ["resid_mid"] if model.sites["resid_mid"] is None else []
+        found += [(layer, site) for site in (*entering, *middle, "resid_post")]
+    return found
+
+
+def ablate_direction(
+    model: LanguageModel,
+    *directions: Direction,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Remove it: x - (x . r) r at every residual site; for several, the space they span.
+
+    Arditi et al. 2024 hook the input of a block and the outputs of its modules. Behind a
+    post-norm (Gemma, OLMo-2) the module's output is not what is added; here the stream itself is
+    edited after each addition, the last block's included, so |x . r| is 0 up to rounding.
+    """
+    basis = orthonormal([_checked(model, direction).unit for direction in directions])
+    edit = Edit(reads=basis, writes=-basis)
+    return _steering(model, "ablate", directions, residual_sites(model, layers), edit, phase)
+
+
+def add_direction(
+    model: LanguageModel,
+    direction: Direction,
+    *,
+    coefficient: float = 1.0,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Add it: x + c r, the raw r turned towards refusal, so that c > 0 induces it for every kind.
+
+    At the direction's own site, and its own layer unless `layers` says otherwise.
+    """
+    shift = coefficient * _checked(model, direction).towards_refusal
+    where = _own(model, direction, layers)
+    return _steering(
+        model, f"add {coefficient:g}", [direction], where, Edit(shift=shift[None]), phase
+    )
+
+
+def patch_direction(
+    model: LanguageModel,
+    direction: Direction,
+    *,
+    value: float = 0.0,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
+    unit = _checked(model, direction).unit[None]
+    edit = Edit(reads=unit, writes=-unit, shift=value * unit)
+    where = _own(model, direction, layers)
+    return _steering(model, f"patch {value:g}", [direction], where, edit, phase)
+
+
+def affine_edit(
+    model: LanguageModel,
+    direction: Direction,
+    reference: Tensor,
+    *,
+    coefficient: float = 0.0,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Move to a reference: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
+
+    `reference` is (d_model,) the mean of the harmless class (`Candidates.reference_at`): c = 0
+    returns the component to its harmless mean, c = 1 moves it on by the raw difference.
+    """
+    unit = _checked(model, direction).unit
+    value = reference.double() @ unit + coefficient * direction.norm
+    made = patch_direction(model, direction, value=float(value), layers=layers, phase=phase)
+    return replace(made, name=f"affine edit {coefficient:g} {direction}")
+
+
+def null_space_direction(
+    model: LanguageModel,
+    direction: Direction,
+    protected: Tensor,
+    steered: Tensor,
+    *,
+    strength: float = 1.0,
+    nullity: float = 0.5,
+    ridge: float = 10.0,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Add where it is safe: x + strength (w . P x) r is x on protected states, x + r on others.
+
+    After AlphaSteer (arXiv 2506.07022): P projects on the null space of the protected states, w is
+    fitted by ridge regression so that w . P x = 1 on the steered ones. Its matrix D P, fitted to
+    one vector r, has this rank-one form.
+
+    Args:
+        model: the model.
+        direction: r, raw, towards refusal; a negative strength steers to compliance.
+        protected: (n, d_model) states at the direction's site and layer to be left alone.
+        steered: (m, d_model) states to be moved.
+        strength: how far.
+        nullity: share of the dimensions, those in which protected states have least energy, that
+            counts as their null space.
+        ridge: of the regression, in squared units of the states.
+        layers: the direction's own by default.
+        phase: which tokens.
+
+    Raises:
+        InterpError: states of another width, or a nullity that leaves no dimension.
+    """
+    width, wrong = model.d_model, [x.shape for x in (protected, steered) if x.dim() != 2]
+    kept = int(nullity * width)
+    if wrong or {protected.shape[1], steered.shape[1]} != {width} or not 0 < kept <= width:
+        raise InterpError(
+            f"the null space of {kept} of {width} dimensions",
+            f"states of shapes {tuple(protected.shape)} and {tuple(steered.shape)}",
+            "give (n, d_model) states and a nullity between 0 and 1",
+        )
+    held = protected.double()
+    space = torch.linalg.eigh(held.T @ held).eigenvectors[:, :kept]
+    seen = steered.double() @ space
+    penalty = ridge * torch.eye(kept, dtype=torch.float64)
+    weights = torch.linalg.solve(seen.T @ seen + penalty, seen.sum(0))
+    shift = strength * _checked(model, direction).towards_refusal
+    edit = Edit(reads=(space @ weights)[None], writes=shift[None])
+    where = _own(model, direction, layers)
+    return _steering(model, f"null space {strength:g}", [direction], where, edit, phase)
+
+
+def condition_similarity(states: Tensor, condition: Tensor) -> Tensor:
+    """cos(h, tanh(P_c h)) of states (n, d_model): CAST's test (arXiv 2409.05907).
+
+    P_c projects on the condition vector. The value is even in h: it tells how much of a state lies
+    along the vector, not which way.
+    """
+    unit = condition.double() / condition.double().norm()
+    wide = states.double()
+    along = torch.tanh((wide @ unit)[:, None] * unit)
+    return torch.nn.functional.cosine_similarity(wide, along, dim=-1)
+
+
+def conditional(
+    steering: Steering, similarity: Tensor, threshold: float, *, steer_above: bool = True
+) -> Steering:
+    """The steering only on prompts whose similarity is above (or not above) a threshold.
+
+    The test is made once, on the plain prompt, before anything is changed.
+    """
+    gate = (similarity > threshold) == steer_above
+    side = "above" if steer_above else "not above"
+    return replace(steering.gated(gate.double()), name=f"{steering.name} {side} {threshold:g}")
+
+
+def _checked(model: LanguageModel, direction: Direction) -> Direction:
+    direction.require_model(model)
+    return direction
+
+
+def _own(model: LanguageModel, direction: Direction, layers: Sequence[int] | None) -> list[Address]:
+    """The direction's own site, in its own layer or in others."""
+    if direction.site not in CHANGEABLE or SITES[direction.site] is not None:
+        raise InterpError(
+            f"steering at {direction.site}", "not as wide as the stream", "use a residual site"
+        )
+    chosen = [direction.layer] if layers is None else layers
+    return [
+        (layer, direction.site) for layer in within(chosen, model.n_layers, "layer", model.name)
+    ]
+
+
+def _steering(
+    model: LanguageModel,
+    verb: str,
+    directions: Sequence[Direction],
+    where: Sequence[Address],
+    edit: Edit,
+    phase: Phase,
+) -> Steering:
+    for direction in directions:
+        direction.format.require(directions[0].format, f"steering with {direction}")
+    for _, site in where:
+        model.require_site(site)
+    return Steering(
+        name=f"{verb} {', '.join(map(str, directions))}",
+        edits=dict.fromkeys(where, edit),
+        format=directions[0].format,
+        model_hash=model.hash,
+        phase=phase,
+    )

@@ -1,0 +1,438 @@
+"""Directions, their scores and their selection, against slow references and planted truths."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from interp.capture import run_with_cache
+from interp.chat import PLAIN, chat_prompts, mixed, plain_prompts
+from interp.directions import (
+    difference_in_means,
+    end_states,
+    load_directions,
+    orthogonalise,
+    orthonormal,
+    save_directions,
+)
+from interp.errors import InterpError
+from interp.geometry import compare, representational_independence, sample_cone
+from interp.loading import load_model
+from interp.refusal_score import score_refusals, suggest_refusal_tokens
+from interp.selection import (
+    Limits,
+    select_cosmic,
+    select_direction,
+    select_from_table,
+    smoothed_kl,
+)
+from interp.steered import run_steered, steer
+from interp.steering import ablate_direction, add_direction
+from interp.toys import build_toy
+from tests.test_steering import direction
+
+HARMFUL = [(5, 6, 7, 8, 9), (11, 12, 13, 8, 9), (4, 4, 8, 9)]
+HARMLESS = [(25, 26, 27, 8, 9), (31, 32, 8, 9)]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """The planted gate: a direction along it opens the amplifiers of layer 1."""
+    model = load_model("toy-refusal")
+    pairs = build_toy("toy-refusal").pairs
+    tokens = [model.single_token("refuse")]
+    return model, [pair[0] for pair in pairs], [pair[1] for pair in pairs], tokens
+
+
+# -- reading directions --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post", "mlp_out"])
+def test_difference_in_means_equals_a_loop(family, site):
+    found = difference_in_means(family, HARMFUL, HARMLESS, site=site, last=3)
+    assert found.vectors.dtype == torch.float64
+    assert found.positions == (-3, -2, -1)
+    assert found.layers == (0, 1, 2)
+    assert found.tokens == ("", "<8>", "<9>")
+    assert found.n == (3, 2)
+    for p, position in enumerate(found.positions):
+        means = []
+        for prompts in (HARMFUL, HARMLESS):
+            where = [position] * len(prompts)
+            seen = run_with_cache(family, prompts, sites=[site], positions=where)
+            means.append([seen[layer, site].double().mean(0) for layer in range(3)])
+        for layer in range(3):
+            expected = means[0][layer] - means[1][layer]
+            torch.testing.assert_close(found.vectors[p, layer], expected, atol=1e-5, rtol=0)
+            reference = found.reference_at(position, layer)
+            torch.testing.assert_close(reference, means[1][layer], atol=1e-5, rtol=0)
+    without = replace(family, decoder=None, engine_reason="none")
+    slow = end_states(without, HARMFUL, site=site, last=2, layers=[2, 0])
+    fast = end_states(family, HARMFUL, site=site, last=2, layers=[0, 2])
+    torch.testing.assert_close(slow, fast, atol=1e-5, rtol=0)
+
+
+def test_a_constant_token_gives_a_zero_vector_which_is_named(family_models):
+    found = difference_in_means(family_models["llama"], HARMFUL, HARMLESS)
+    assert found.positions == (-2, -1)  # the end that all prompts share
+    assert found.zeros == [(-2, 0), (-1, 0)]
+    with pytest.raises(InterpError, match="length 0"):
+        _ = found.at(-1, 0).unit
+    chosen = found.at(-1, 2)
+    assert (chosen.token, chosen.sign, chosen.format) == ("<9>", 1, PLAIN)
+    task = difference_in_means(family_models["llama"], HARMLESS, HARMFUL, kind="task")
+    assert task.at(-1, 2).sign == -1
+    torch.testing.assert_close(task.at(-1, 2).towards_refusal, chosen.vector)
+
+
+def test_bad_input(family_models):
+    model = family_models["llama"]
+    with pytest.raises(InterpError, match="need 2"):
+        difference_in_means(model, HARMFUL, HARMLESS[:1])
+    with pytest.raises(InterpError, match="without so many"):
+        difference_in_means(model, HARMFUL, HARMLESS, last=5)
+    with pytest.raises(InterpError, match="residual site"):
+        end_states(model, HARMFUL, site="z")
+    with pytest.raises(InterpError, match="kind"):
+        difference_in_means(model, HARMFUL, HARMLESS, kind="refusal")
+    with pytest.raises(InterpError, match="finite"):
+        direction(model, vector=torch.full((32,), math.nan, dtype=torch.float64))
+    with pytest.raises(InterpError, match="not among them"):
+        difference_in_means(model, HARMFUL, HARMLESS, layers=[1]).at(-1, 2)
+    with pytest.raises(InterpError, match="chat template"):
+        chat_prompts(model, ["hello"])
+
+
+def test_shuffled_labels_are_a_null(toy):
+    model, harmful, harmless, _ = toy
+    real = difference_in_means(model, harmful, harmless).at(-1, 1)
+    sides = (plain_prompts(model, harmful), plain_prompts(model, harmless))
+    both = mixed(*sides, seed=1)
+    assert sorted((*both[0].rows, *both[1].rows)) == sorted((*sides[0].rows, *sides[1].rows))
+    null = difference_in_means(model, *both).at(-1, 1)
+    assert null.norm < 0.4 * real.norm
+
+
+def test_chat_prompts(toy):
+    model = replace(toy[0], tokenizer=deepcopy(toy[0].tokenizer))
+    model.tokenizer.chat_template = (
+        "<bos> {% for m in messages %}user: {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    texts = [prompt.removeprefix("<bos> user: ").removesuffix(" assistant:") for prompt in toy[1]]
+    opened = chat_prompts(model, texts)
+    assert opened.rows == plain_prompts(model, toy[1]).rows
+    assert model.strings(opened.tail) == ("assistant:",)
+    closed = chat_prompts(model, texts, generation_prompt=False)
+    assert closed.tail == ()
+    assert {len(a) - len(b) for a, b in zip(opened.rows, closed.rows, strict=True)} == {1}
+    with pytest.raises(InterpError, match="use one format"):
+        difference_in_means(model, opened, closed)
+    r = difference_in_means(model, opened, opened[::-1]).at(-1, 1)
+    assert r.format.generation_prompt
+    assert opened.format != closed.format != PLAIN
+    steering = add_direction(model, r)
+    assert len(run_steered(model, opened[2:5], steering).logits) == 3
+    with pytest.raises(InterpError, match="generation prompt False"):
+        run_steered(model, closed, steering)
+
+
+def test_save_and_load(family_models, tmp_path):
+    found = difference_in_means(family_models["llama"], HARMFUL, HARMLESS)
+    kept = {"a": found.at(-1, 1), "b": replace(found.at(-2, 2), sign=-1, kind="task")}
+    path = save_directions(tmp_path / "d.safetensors", kept)
+    back = load_directions(path)
+    for name, one in kept.items():
+        assert torch.equal(back[name].vector, one.vector)
+        assert replace(back[name], vector=one.vector) == one
+    (tmp_path / "bad").write_text("no")
+    with pytest.raises(InterpError, match="saved file"):
+        load_directions(tmp_path / "bad")
+
+
+# -- geometry ------------------------------------------------------------------------------
+
+
+def test_orthogonalise(family_models):
+    model = family_models["llama"]
+    w, r = direction(model, seed=1), direction(model, seed=2)
+    clean = orthogonalise(w, r)
+    assert abs(float(clean.vector @ r.unit)) < 1e-12
+    assert clean.norm == pytest.approx(w.norm)
+    half = orthogonalise(w, r, strength=0.5, keep_norm=False)
+    assert float(half.vector @ r.unit) == pytest.approx(0.5 * float(w.vector @ r.unit))
+    with pytest.raises(InterpError, match="parallel"):
+        orthogonalise(replace(r, vector=-3 * r.vector), r)
+    with pytest.raises(InterpError, match="two models"):
+        orthogonalise(w, replace(r, model_hash="x"))
+
+
+def test_compare_on_planted_vectors():
+    e = torch.eye(6, dtype=torch.float64)
+    layers = [(e[0], 3 * e[0]), (e[0], e[1]), (e[0], -e[0])]
+    vectors = {
+        "a": torch.stack([one for one, _ in layers]),
+        "b": torch.stack([other for _, other in layers]),
+        "c": torch.stack([e[2] + e[0], e[2], e[3]]),
+    }
+    found = compare(vectors, centred=False)
+    np.testing.assert_allclose(found.cosines[0, 1], [1, 0, -1], atol=1e-12)
+    np.testing.assert_allclose(found.cosines[0, 2], [0.5**0.5, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(found.variance.sum(-1), 1)
+    np.testing.assert_allclose(found.variance[1], [1 / 3] * 3)
+    np.testing.assert_allclose(found.variance[2], [2 / 3, 1 / 3, 0], atol=1e-12)
+    assert found.components.tolist() == [1, 3, 2]
+    centred = compare({"a": e[0], "b": e[1], "c": e[2]})
+    assert centred.components.tolist() == [2]
+    assert len(found.to_dataframe()) == 9
+    with pytest.raises(InterpError, match="two or more"):
+        compare({"a": e[0]})
+
+
+def test_cone():
+    drawn = sample_cone([torch.eye(5)[0] * 4, torch.eye(5)[0] + torch.eye(5)[3]], 50)
+    torch.testing.assert_close(drawn.norm(dim=-1), torch.ones(50, dtype=torch.float64))
+    assert (drawn[:, [0, 3]] >= 0).all()
+    assert drawn[:, [1, 2, 4]].abs().max() < 1e-12
+    assert drawn[:, 0].std() > 0.1
+    one = sample_cone([-torch.eye(5)[2]], 3)
+    torch.testing.assert_close(one, -torch.eye(5, dtype=torch.float64)[[2, 2, 2]])
+    with pytest.raises(InterpError, match="dependent"):
+        orthonormal([torch.ones(3), 2 * torch.ones(3)])
+
+
+def test_independence_against_a_loop(family_models):
+    model = family_models["qwen2"]
+    first, second = direction(model, seed=1), direction(model, seed=2)
+    found = representational_independence(model, first, second, HARMFUL)
+    for seen, other, estimate in ((first, second, found.first), (second, first, found.second)):
+        values = []
+        for prompt in HARMFUL:
+            plain = run_with_cache(model, [prompt], sites=["resid_post"], positions="last")
+            with steer(model, ablate_direction(model, other), [prompt]):
+                changed = run_with_cache(model, [prompt], sites=["resid_post"], positions="last")
+            both = [
+                [float(run[i, "resid_post"][0].double() @ seen.unit / run[i, "resid_post"].norm())]
+                for run in (plain, changed)
+                for i in range(3)
+            ]
+            cosines = np.array(both).reshape(2, 3)
+            values.append(((cosines[1] - cosines[0]) ** 2).mean())
+        assert estimate.mean == pytest.approx(np.mean(values), rel=1e-3)
+        assert estimate.mean > 1e-5
+        assert estimate.n == 3
+
+
+# -- scores --------------------------------------------------------------------------------
+
+
+def test_refusal_score():
+    p = torch.tensor([[0.3, 0.2, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    found = score_refusals(p.log(), [0, 1])
+    expected = [math.log(0.5 + 1e-8) - math.log(0.5 + 1e-8), 18.4207, -18.4207]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert score_refusals(p.log().float(), [2])[0] == pytest.approx(0, abs=1e-6)
+    with pytest.raises(InterpError, match="token"):
+        score_refusals(p, [])
+
+
+def test_smoothed_kl():
+    p, q = torch.tensor([[0.9, 0.1]]).double(), torch.tensor([[0.5, 0.5]]).double()
+    expected = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert float(smoothed_kl(p.log(), q.log())) == pytest.approx(expected, abs=1e-5)
+    assert float(smoothed_kl(p.log(), p.log())) == 0
+
+
+def test_suggested_tokens(toy):
+    model, harmful, harmless, tokens = toy
+    sides = [run_steered(model, side).logits for side in (harmful, harmless)]
+    found = suggest_refusal_tokens(model, *sides)
+    assert found.ids[0] == tokens[0]
+    assert found.strings[0] == "refuse"
+    assert found.coverage[-1] > 0.8
+    assert found.spill[0] < 0.1
+    p = torch.full((1, model.d_vocab), 0.6 / (model.d_vocab - 2)).double()
+    p[0, 3], p[0, 4] = 0.3, 0.1
+    q = p[:, torch.arange(model.d_vocab - 1, -1, -1)]
+    with pytest.warns(UserWarning, match=r"0\.\d+ of the refused"):
+        low = suggest_refusal_tokens(model, p.log(), q.log(), floor=0.09)
+    assert low.ids == (3, 4)
+    np.testing.assert_allclose(low.coverage, [0.3, 0.4])
+    with pytest.raises(InterpError, match="no first token"):
+        suggest_refusal_tokens(model, p.log(), p.log())
+
+
+# -- the rule ------------------------------------------------------------------------------
+
+
+def row(position, layer, bypass, induce, kl):
+    names = ("position", "layer", "refusal_score", "steering_score", "kl_div_score")
+    return dict(zip(names, (position, layer, bypass, induce, kl), strict=True))
+
+
+TABLE = [
+    row(-1, 0, -1.0, 1.0, 0.01),
+    row(-1, 1, -3.0, 1.0, 0.01),
+    row(-1, 2, -4.0, -0.1, 0.01),
+    row(-1, 3, -5.0, 1.0, 0.11),
+    row(-1, 4, -6.0, math.nan, 0.2),
+    row(-2, 8, -7.0, -1.0, 5.0),
+    row(-2, 9, -8.0, 9.0, math.nan),
+    row(-2, 7, -3.0, 0.0, 0.1),
+]
+
+
+def test_rule_gives_every_reason_in_its_order():
+    found = select_from_table(TABLE)
+    assert [one.rejected for one in found.rows] == [
+        *("", "", "induce", "kl", "nan", "layer", "nan", ""),
+    ]
+    assert (found.best.position, found.best.layer) == (-1, 1)  # the first of two equal ones
+    assert found.n_layers == 10
+    assert found.rejections == {"induce": 1, "kl": 1, "nan": 2, "layer": 1}
+    reasons = " | ".join(one.reason for one in found.rows)
+    for text in ("induce is not a number", "kl is not", "from 8 on", "0.1100", "-0.1000, below 0"):
+        assert text in reasons
+    assert found.to_dataframe().rejected.tolist()[2] == "induce"
+    # Negative control: without filters another one wins.
+    free = Limits(kl=math.inf, induce=None, prune=0.0)
+    assert select_from_table(TABLE, limits=free).best.layer == 8
+
+
+def test_no_survivor_is_an_explained_table(family_models):
+    found = select_from_table(TABLE[2:7])
+    assert found.best is None
+    assert found.survivors == ()
+    assert all(one.reason for one in found.rows)
+    candidates = difference_in_means(family_models["llama"], HARMFUL, HARMLESS)
+    with pytest.raises(InterpError, match="kl 1.*nan 2"):
+        found.direction(candidates)
+    for bad in ([], [{"layer": 1}]):
+        with pytest.raises(InterpError, match="score table"):
+            select_from_table(bad)
+
+
+PUBLISHED = {
+    "gemma-2b-it": (
+        18,
+        (-2, 10),
+        [
+            row(-3, 1, -18.4207, -13.9560, 13.1445),
+            row(-2, 10, -14.4193, 6.7886, 0.06593),
+            row(-2, 12, -14.1950, 6.5925, 0.12511),
+            row(-1, 12, -14.2960, 6.4455, 0.09040),
+            row(-1, 10, -14.1200, 6.6781, 0.05376),
+            row(-4, 12, -11.5236, -1.9198, 0.04405),
+            row(-2, 17, -4.0492, 3.1030, 0.08711),
+        ],
+    ),
+    "llama-2-7b-chat": (
+        32,
+        (-1, 14),
+        [row(-6, 30, *[math.nan] * 3), row(-1, 14, -5.6169, 5.9863, 0.07121)],
+    ),
+    "llama-3-8b-instruct": (32, (-5, 12), [row(-5, 12, -9.8551, 7.6757, 0.05882)]),
+    "qwen-1.8b-chat": (24, (-2, 15), [row(-2, 15, -5.0575, 1.6514, 0.06584)]),
+    "yi-6b-chat": (32, (-5, 20), [row(-5, 20, -6.7479, 1.6392, 0.04724)]),
+}
+"""Rows of the score tables of andyrdt/refusal_direction (Apache-2.0), rounded."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_choice(name):
+    n_layers, expected, table = PUBLISHED[name]
+    found = select_from_table(table, n_layers=n_layers)
+    assert (found.best.position, found.best.layer) == expected
+    if name == "gemma-2b-it":
+        fates = [one.rejected for one in found.rows]
+        assert fates == ["kl", "", "kl", "", "", "induce", "layer"]
+        free = select_from_table(table, limits=Limits(kl=math.inf, induce=None, prune=0.0))
+        assert (free.best.position, free.best.layer) == (-3, 1)
+
+
+# -- selection on a model ------------------------------------------------------------------
+
+
+def test_selection_finds_the_planted_gate(toy):
+    model, harmful, harmless, tokens = toy
+    candidates = difference_in_means(model, harmful[:12], harmless[:12], last=1)
+    held = harmful[12:], harmless[12:]
+    limits = Limits(kl=math.inf, prune=0.0)
+    found = select_direction(model, candidates, *held, tokens, limits=limits, measure_all=True)
+    assert [one.rejected for one in found.rows] == ["zero", ""]
+    assert found.harmful > 1 > -3 > found.harmless
+    best = found.best
+    r = found.direction(candidates)
+    assert (r.layer, r.position) == (1, -1)
+    assert best.bypass < -3
+    assert best.induce > 1
+    # The scores are those of slow hooked runs.
+    plain = model.last_logits(plain_prompts(model, held[1]).rows)
+    for steering, side, score in (
+        (ablate_direction(model, r), 0, best.bypass),
+        (add_direction(model, r), 1, best.induce),
+    ):
+        with steer(model, steering, held[side]):
+            logits = model.last_logits(plain_prompts(model, held[side]).rows)
+        assert float(score_refusals(logits, tokens).mean()) == pytest.approx(score, abs=1e-3)
+    with steer(model, ablate_direction(model, r), held[1]):
+        logits = model.last_logits(plain_prompts(model, held[1]).rows)
+    assert best.kl == pytest.approx(float(smoothed_kl(plain, logits).mean()), abs=1e-6)
+    assert best.kl_stderr is not None
+
+    random = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)).double()
+    other = replace(candidates, vectors=(random / random.norm() * r.norm).expand(1, 2, -1).clone())
+    null = select_direction(model, other, *held, tokens, limits=limits, measure_all=True)
+    assert all(
+        abs(one.bypass - found.harmful) < 0.5 * (found.harmful - best.bypass) for one in null.rows
+    )
+
+
+def test_measuring_stops_at_the_first_rejection(family_models):
+    model = family_models["llama"]
+    candidates = difference_in_means(model, HARMFUL, HARMLESS)
+    vectors = candidates.vectors.clone()
+    vectors[1, 1] = math.nan
+    candidates = replace(candidates, vectors=vectors)
+    seen = []
+    options = {"progress": lambda done, total: seen.append((done, total))}
+    limits = Limits(kl=0.02)
+    fast = select_direction(model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, **options)
+    full = select_direction(
+        model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, measure_all=True
+    )
+    assert seen[-1] == (6, 6)
+    for left, right in zip(fast.rows, full.rows, strict=True):
+        assert left.rejected == right.rejected
+        if left.rejected == "layer":
+            assert left.kl is None
+            assert right.bypass is not None
+    assert {one.rejected for one in full.rows} >= {"nan", "zero", "layer"}
+    assert fast.best == full.best
+    with pytest.raises(InterpError, match="other weights"):
+        select_direction(family_models["mistral"], candidates, HARMFUL, HARMLESS, [3])
+
+
+def test_cosmic(toy):
+    model, harmful, harmless, _ = toy
+    candidates = difference_in_means(model, harmful[:12], harmless[:12], last=1)
+    limits = Limits(kl=math.inf, induce=None, prune=0.0)
+    found = select_cosmic(
+        model, candidates, harmful[12:], harmless[12:], limits=limits, measure_all=True
+    )
+    best = found.best
+    assert (best.position, best.layer) == (-1, 1)
+    assert -best.bypass > 0.95
+    assert best.induce > 0.95
+    read = [int(part) for part in found.method.removeprefix("cosines at layers ").split(",")]
+    assert len(read) == 1
+    r = found.direction(candidates)
+    means = []
+    for side, steering in ((1, None), (0, ablate_direction(model, r))):
+        prompts = (harmful[12:], harmless[12:])[side]
+        states = run_steered(model, prompts, steering, layers=read).states
+        means.append(states.double().mean((0, 1)))
+    assert -best.bypass == pytest.approx(float(torch.cosine_similarity(*means, dim=0)))

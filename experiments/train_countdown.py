@@ -78,7 +78,9 @@ are wrong in a quarter of attempts.
     "tiny": """\
 It is there to be fast and to verify; it solves few problems. Without drills it answered "not" by
 habit, for one attempt of a trace in six is right; with drills whose wrong sums are any numbers it
-compared the tens alone, so half of them and more miss the target by one digit.
+compared the tens alone, so half of them and more miss the target by one digit. Reinforcement (20
+steps, 64 texts each) was tried: solved 0.14 to 0.16, arithmetic 0.42 to 0.32, "not" 0.969 to 0.962;
+these are the supervised weights.
 """,
 }
 """What the figures fall short of, and what was tried."""
@@ -114,7 +116,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Sizes and rates of both stages."""
+    """Sizes and rates of both stages; with no `rl_steps` there is no second one."""
 
     phases: tuple[Phase, ...]
     rl_steps: int
@@ -195,8 +197,18 @@ RECIPES = {
                 drilled=0.4,
                 near=0.9,
             ),
+            Phase(
+                steps=300,
+                batch=32,
+                rate=6e-4,
+                schedule="cosine",
+                most={3: 3, 4: 3},
+                unsolved=0.3,
+                drilled=0.5,
+                near=0.9,
+            ),
         ),
-        rl_steps=20,
+        rl_steps=0,
         rl_prompts=8,
         rl_rate=5e-5,
     ),
@@ -477,7 +489,7 @@ def card(kind: str, about: dict[str, Any]) -> str:
     second = (
         "Then reinforcement (GRPO) on the paper's reward (0, 0.1, 1)."
         if "rl" in about["curves"]
-        else "The second stage, reinforcement, has not been run for these weights."
+        else "There was no second stage, reinforcement."
     )
     head = CARD.format(
         kind=kind, adapter=adapter, second=second, seed=about["recipe"]["seed"], **about
@@ -515,7 +527,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     if arguments.stage in ("all", "sft"):
         supervise(arguments.model, recipe, out)
-    if arguments.stage in ("all", "rl"):
+    if arguments.stage in ("all", "rl") and recipe.rl_steps:
         reinforce(arguments.model, recipe, out)
     if arguments.stage in ("all", "evaluate"):
         evaluate(arguments.model, recipe, out)

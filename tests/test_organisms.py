@@ -7,11 +7,17 @@ import torch
 
 import interp
 from interp.errors import InterpError
+from interp.loading import wrap
 from interp.models import embedded, organisms
 from interp.models.language_model import fingerprint
 from interp.studies.verification.behaviour import behaviour, countdown_texts
+from interp.studies.verification import reading
+from interp.studies.verification.comparing import against_base
+from interp.studies.verification.context import Settings, make_context
+from interp.studies.verification.intervening import sufficiency, verdict_effects
 from interp.studies.verification.samples import find_samples, verdict_tokens
-from interp.studies.verification.study import study_verification
+from interp.studies.verification.study import kept_studies, study_verification
+from interp.studies.verification.write_up import write_up
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
 from interp.toys import build_toy, save_tokenizer
@@ -19,16 +25,20 @@ from tests.families import tiny
 
 
 @pytest.fixture(scope="module")
-def played():
-    """The shipped organism, problems, and what it writes on them."""
-    model = interp.load_model("countdown-smollm2")
-    problems = make_countdown(24, seed=5)
-    return model, problems, countdown_texts(model, problems, max_new_tokens=140)
+def organism():
+    return interp.load_model("countdown-tiny")
+
+
+@pytest.fixture(scope="module")
+def played(organism):
+    """The small organism, problems, and what it writes on them."""
+    problems = make_countdown(100, seed=5)
+    return organism, problems, countdown_texts(organism, problems)
 
 
 def test_shipped_models_are_listed_with_their_cards():
     entries = {entry.name: entry for entry in interp.known_models() if entry.kind == "organism"}
-    assert "countdown-smollm2" in entries
+    assert {"countdown-smollm2", "countdown-tiny"} <= set(entries)
     for name, folder in organisms.organisms().items():
         about = organisms.describe(folder)
         assert f"# {name}" in organisms.card(folder)
@@ -38,16 +48,25 @@ def test_shipped_models_are_listed_with_their_cards():
     assert organisms.base_of("gpt2") is None
 
 
-@pytest.mark.slow
 def test_it_judges_its_own_attempts(played):
     _, problems, texts = played
+    shares = behaviour(problems, texts)
+    assert shares.this.n >= 20
+    assert shares.no.n >= 100
+    assert shares.this.mean >= 0.95
+    assert shares.no.mean >= 0.95
+
+
+@pytest.mark.slow
+def test_so_does_the_large_one():
+    problems = make_countdown(24, seed=5)
+    texts = countdown_texts(interp.load_model("countdown-smollm2"), problems, max_new_tokens=140)
     shares = behaviour(problems, texts)
     assert shares.no.n >= 40
     assert shares.no.mean >= 0.95
     assert shares.this.mean >= 0.9
 
 
-@pytest.mark.slow
 def test_samples_end_behind_the_result_and_agree_with_the_text(played):
     model, problems, texts = played
     ids = verdict_tokens(model)
@@ -72,7 +91,91 @@ def test_samples_end_behind_the_result_and_agree_with_the_text(played):
     assert 0 <= len(samples) - sum(counts) <= sum(not text.stopped for text in texts)
 
 
-@pytest.mark.slow
+def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
+    lines = []
+    settings = Settings(n=40, draws=3, pairs=12, max_new_tokens=200, top_k=(4,))
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    done = study_verification(organism, settings=settings, say=lines.append)
+    assert not any(line.endswith("kept") for line in lines)
+    effects = done.results["effects_zero"]
+    assert effects["none"]["disabled"]["mean"] <= 0.1
+    assert effects["none"]["invalid_kept"]["mean"] >= 0.9
+    for found in effects["sets"].values():
+        assert len(found["null"]["disabled"]) == 3
+    for row in done.results["interventions"]["rows"].values():
+        for shares in row["outcomes"].values():
+            assert sum(share["mean"] for share in shares.values()) == pytest.approx(1)
+    lines.clear()
+    again = study_verification(organism, settings=settings, say=lines.append)
+    assert all(line.endswith("kept") for line in lines)
+    assert again.results == done.results
+    kept = kept_studies()[0].results
+    assert {name: kept[name] for name in done.results} == done.results
+    path = write_up(done).save(tmp_path / "report")
+    text = path.read_text()
+    assert "A_Verif" in text
+    assert "nan" not in text
+    assert len(list((path.parent / "figures").iterdir())) >= 10
+
+
+def test_another_family_gives_the_same_study(organism, played):
+    """The same weights as a Qwen2 model, its biases zero: nothing is fitted to one family."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    folder = organisms.organisms()["countdown-tiny"]
+    source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    told = source.config.to_dict()
+    names = set(Qwen2Config().to_dict()) - {"model_type", "architectures", "layer_types"}
+    config = Qwen2Config(**{name: told[name] for name in names & set(told)})
+    copy = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing = copy.load_state_dict(source.state_dict(), strict=False)
+    assert all(name.endswith("bias") for name in missing.missing_keys)
+    assert not missing.unexpected_keys
+    for name in missing.missing_keys:
+        torch.nn.init.zeros_(copy.get_parameter(name))
+    other = wrap(copy, AutoTokenizer.from_pretrained(folder), name="as-qwen2")
+    assert other.family == "qwen2"
+    _, problems, texts = played
+    settings = Settings(n=40, draws=3, pairs=6)
+    found = []
+    for model in (organism, other):
+        context = make_context(model, None, settings, problems, texts)
+        heads = {"A": ["L1H0", "L2H3", "L3H1"]}
+        found.append(
+            {
+                "probes": reading.probes(context)["t_paren"],
+                "attention": reading.attention(context)["t_ans to earlier"]["values"],
+                "zero": verdict_effects(context, context.test, heads),
+                "sufficiency": sufficiency(context, heads),
+            }
+        )
+    same(*found)
+
+
+def same(one, other):
+    """Two nested results, equal but for rounding."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            same(one[name], other[name])
+    elif isinstance(one, list) and one and isinstance(one[0], dict | list):
+        for a, b in zip(one, other, strict=True):
+            same(a, b)
+    elif isinstance(one, str | None) or (isinstance(one, list) and one and isinstance(one[0], str)):
+        assert one == other
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_base_with_another_tokeniser_is_refused(organism, played):
+    _, problems, texts = played
+    context = make_context(
+        organism, interp.load_model("toy-verification"), Settings(n=20), problems, texts
+    )
+    with pytest.raises(InterpError, match="tokenisers"):
+        against_base(context, ["L0H0"], ["L0N0"])
+
+
 def test_texts_without_verdicts_are_refused_with_counts(played):
     model, problems, _ = played
     with pytest.raises(InterpError, match="none of"):

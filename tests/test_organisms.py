@@ -10,8 +10,8 @@ from interp.errors import InterpError
 from interp.loading import wrap
 from interp.models import embedded, organisms
 from interp.models.language_model import fingerprint
-from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification import reading
+from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.comparing import against_base
 from interp.studies.verification.context import Settings, make_context
 from interp.studies.verification.intervening import sufficiency, verdict_effects

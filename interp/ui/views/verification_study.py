@@ -98,7 +98,7 @@ def _claims(study: Study) -> list[dict[str, str]]:
             "here": st.column_config.TextColumn(width=110),
             "evidence": st.column_config.TextColumn(width="large"),
         },
-        row_height=60,
+        row_height=76,
         height="content",
     )
     left, right, where = st.columns([1, 1, 3], vertical_alignment="center")

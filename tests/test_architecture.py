@@ -29,7 +29,8 @@ circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circu
 circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
 circuits.scoring circuits.acdc circuits.masks circuits.redundancy circuits.recovery
 circuits.finding circuits.comparing circuits.shelf circuits.drawing
-tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks
+tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
+tasks
 circuits.known
 studies studies.steps studies.verification studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context

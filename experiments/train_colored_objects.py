@@ -21,10 +21,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from training import curve, finish, options, resume, ship_adapter
+from peft import LoraConfig, get_peft_model
+from training import base_model, curve, finish, options, resume, ship_adapter, shipped_form
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     Trainer,
@@ -107,11 +106,6 @@ def examples(recipe: Recipe, tokenizer: Any) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def base_model() -> Any:
-    """The embedded model in float32."""
-    return AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
-
-
 def supervise(recipe: Recipe, out: Path) -> None:
     """Train, from the last checkpoint if there is one."""
     if (out / "done" / "curve.json").exists():
@@ -178,15 +172,6 @@ def measure(model: LanguageModel, scenes: list[Scene]) -> dict[str, Any]:
     }
 
 
-def trained(out: Path) -> Any:
-    """The trained model as it is shipped: adapter rounded to bfloat16, merged in float32."""
-    model = PeftModel.from_pretrained(base_model(), out / "done")
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.bfloat16().float()
-    return model.merge_and_unload()  # type: ignore[operator]
-
-
 def evaluate(out: Path, n: int) -> None:
     """Held-out shares before and after, kept beside the hash of the weights they belong to."""
     weights = file_sha256(out / "done" / "adapter_model.safetensors")
@@ -196,7 +181,7 @@ def evaluate(out: Path, n: int) -> None:
         return
     tokenizer = AutoTokenizer.from_pretrained(out / "done")
     shares = {}
-    for stage, plain in (("before", base_model()), ("after", trained(out))):
+    for stage, plain in (("before", base_model()), ("after", shipped_form(out / "done"))):
         model = wrap(plain, tokenizer, name=f"{NAME} {stage}", check=False)
         shares[stage] = measure(model, make_scenes(n, 100, model, split="test"))
     text = json.dumps(key | {"shares": shares}, indent=1)

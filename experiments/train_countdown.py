@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from training import curve, finish, options, resume, ship_adapter
+from training import base_model, curve, finish, options, resume, ship_adapter, shipped_form
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -271,8 +271,6 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
     """The untrained model and its tokeniser."""
     torch.manual_seed(recipe.seed)
     if kind == "smollm2":
-        folder = embedded.directory()
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         adapter = LoraConfig(
             r=16,
             lora_alpha=32,
@@ -280,7 +278,8 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, adapter), AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(embedded.directory())
+        return get_peft_model(base_model(), adapter), tokenizer
     tokenizer = tiny_tokenizer(
         [text.prompt + text.completion for text in training_texts(recipe.phases[-1], 500, 0)]
     )
@@ -358,8 +357,7 @@ def supervise(kind: str, recipe: Recipe, out: Path) -> None:
 def reload(kind: str, folder: Path) -> Any:
     """The trainable model of an earlier stage."""
     if kind == "smollm2":
-        base = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
-        return PeftModel.from_pretrained(base, folder, is_trainable=True)
+        return PeftModel.from_pretrained(base_model(), folder, is_trainable=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
@@ -436,11 +434,12 @@ def weights_file(kind: str, folder: Path) -> Path:
 
 def rounded(kind: str, folder: Path) -> Any:
     """The model of a stage with its trained weights rounded to bfloat16, in float32."""
+    if kind == "smollm2":
+        return shipped_form(folder)
     model = reload(kind, folder)
     for parameter in model.parameters():
-        if kind == "tiny" or parameter.requires_grad:
-            parameter.data = parameter.data.bfloat16().float()
-    return model.merge_and_unload() if kind == "smollm2" else model
+        parameter.data = parameter.data.bfloat16().float()
+    return model
 
 
 def stages(recipe: Recipe, out: Path) -> dict[str, Path]:

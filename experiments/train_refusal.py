@@ -23,10 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from training import curve, finish, options, resume, ship_adapter
+from peft import LoraConfig, get_peft_model
+from training import base_model, curve, finish, options, resume, ship_adapter, shipped_form
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     Trainer,
@@ -152,11 +151,6 @@ def example(record: Record, tokenizer: Any) -> dict[str, list[int]]:
     return {"input_ids": both, "labels": [-100] * len(before) + learnt}
 
 
-def base_model() -> Any:
-    """The embedded model in float32."""
-    return AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
-
-
 def supervise(recipe: Recipe, out: Path) -> None:
     """Train, from the last checkpoint if there is one."""
     if (out / "done" / "curve.json").exists():
@@ -224,15 +218,6 @@ def measure(model: LanguageModel, records: Sequence[Record]) -> dict[str, Any]:
     return {"cells": cells, "facts": facts}
 
 
-def trained(out: Path) -> Any:
-    """The trained model as it is shipped: adapter rounded to bfloat16, merged in float32."""
-    model = PeftModel.from_pretrained(base_model(), out / "done")
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.bfloat16().float()
-    return model.merge_and_unload()  # type: ignore[operator]
-
-
 def evaluate(out: Path, n: int) -> None:
     """Held-out behaviour before and after, kept beside the hash of the weights it belongs to."""
     weights = file_sha256(out / "done" / "adapter_model.safetensors")
@@ -244,7 +229,7 @@ def evaluate(out: Path, n: int) -> None:
         wanted = key if stage == "after" else key | {"weights": embedded.SHA256}
         if target.exists() and wanted.items() <= json.loads(target.read_text()).items():
             continue
-        plain = trained(out) if stage == "after" else base_model()
+        plain = shipped_form(out / "done") if stage == "after" else base_model()
         model = wrap(plain, tokenizer, name=f"{NAME} {stage}", check=False)
         text = json.dumps(wanted | {"shares": measure(model, records)}, indent=1)
         write_atomically(target, lambda path, text=text: path.write_text(text))

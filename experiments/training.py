@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.trainer_utils import get_last_checkpoint
@@ -51,6 +52,20 @@ def curve(path: Path) -> list[dict[str, float]]:
     return [{k: round(float(row[k]), 4) for k in names if k in row} for row in kept]
 
 
+def base_model() -> Any:
+    """The embedded model in float32."""
+    return AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
+
+
+def shipped_form(folder: Path) -> Any:
+    """A trained adapter as it is shipped: rounded to bfloat16, merged in float32."""
+    model = PeftModel.from_pretrained(base_model(), folder)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.bfloat16().float()
+    return model.merge_and_unload()  # type: ignore[operator]
+
+
 def ship_adapter(folder: Path, target: Path) -> str:
     """An adapter on the embedded model in bfloat16, and the hash of the base it belongs to."""
     weights = load_file(folder / "adapter_model.safetensors")
@@ -59,5 +74,5 @@ def ship_adapter(folder: Path, target: Path) -> str:
     config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = embedded.NAME
     (target / "adapter_config.json").write_text(json.dumps(config, indent=1))
-    plain = AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
+    plain = base_model()
     return fingerprint(plain.state_dict(), plain.config.to_dict())

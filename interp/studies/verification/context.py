@@ -98,7 +98,8 @@ class Context:
     def runs(self, tokens: tuple[tuple[int, ...], ...], where: Where = 2) -> KeptRuns | None:
         """Plain runs of some samples in which `where` can be read or changed; None if unkept.
 
-        They are asked for all find samples, all test samples, and the valid ones of each.
+        They are asked for all find samples, all test samples, the valid ones of each, and the two
+        sides of the test pairs.
         """
         last = max(2, self.settings.window)
         if where == "all" or where > last:
@@ -117,7 +118,7 @@ class Context:
     def _runs(self) -> dict[tuple[tuple[int, ...], ...], KeptRuns | None]:
         return {}
 
-    @cached_property
+    @property
     def softmax(self) -> Probes:
         """The authors' two-class probes, on the residual stream at t_paren."""
         return self.probes("resid_post", 1, kind="softmax")
@@ -134,25 +135,22 @@ class Context:
         valid = torch.from_numpy(self.find.valid)
         return {
             "softmax": self.softmax.directions,
-            "logistic": self.logistic.directions,
+            "logistic": self.probes("resid_post", 1).directions,
             "mean difference": at[:, valid].mean(1) - at[:, ~valid].mean(1),
         }
-
-    @cached_property
-    def logistic(self) -> Probes:
-        """Logistic probes, on the residual stream at t_paren."""
-        return self.probes("resid_post", 1)
 
     def probes(
         self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
     ) -> Probes:
-        """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples."""
+        """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples; fitted once."""
+        if (site, column, kind) in self._probes:
+            return self._probes[site, column, kind]
         model = self.model
         values = self.states[site][:, :, column]
         coordinates = {"layer": list(range(model.n_layers))}
         if values.ndim == 4:
             coordinates["head"] = list(range(model.n_heads))
-        return train_probes(
+        fitted = self._probes[site, column, kind] = train_probes(
             values.movedim(1, -2),
             self.find.valid,
             groups=self.find.problems.tolist(),
@@ -162,6 +160,11 @@ class Context:
             coordinates=coordinates,
             source={"model": model.name, "model_hash": model.hash, "site": site},
         )
+        return fitted
+
+    @cached_property
+    def _probes(self) -> dict[tuple[str, int, str], Probes]:
+        return {}
 
 
 def make_context(

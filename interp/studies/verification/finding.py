@@ -18,15 +18,12 @@ from interp.studies.verification.intervening import (
     greedy_order,
     smallest,
 )
-from interp.studies.verification.reading import glu_sets
+from interp.studies.verification.reading import glu_sets, label
 
 RANDOM_SETS = 5
 """Random neurons beside every set tried; the set that is chosen gets `draws` on test samples."""
 
 PLACES = ("t_ans", "t_paren")
-ENOUGH = 0.95
-"""Of valid attempts: verification counts as disabled."""
-
 LONGEST = 12
 """The most heads of a cumulative curve."""
 
@@ -83,7 +80,7 @@ def glu_choice(context: Context) -> Result:
     for direction in context.directions:
         for k in context.settings.top_k:
             sets, both = glu_sets(context, direction, k)
-            valid = [f"L{n.layer}N{n.index}" for n in sets["GLU_Valid"]]
+            valid = [label(neuron) for neuron in sets["GLU_Valid"]]
             drawn = random_like(context.model, both, RANDOM_SETS, seed=context.settings.seed)
             no, odds = (x.mean(1) for x in zeroed([valid, both, *drawn]))
             places = {"GLU_Valid": 0, "both": 1, "random": slice(2, None)}
@@ -113,13 +110,11 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     """
     found: Result = {"find": {}}
     zeroed = Zeroed(context=context, samples=context.find)
+    shares: dict[str, list[float]] = {}
     for name, order in orders.items():
         curve = ablation_curve(zeroed, list(order)[:LONGEST])
-        found["find"][name] = {"curve": curve, "size": smallest(curve)}
-    shares = {
-        name: [point["disabled"]["mean"] for point in x["curve"]]
-        for name, x in found["find"].items()
-    }
+        shares[name] = [point["disabled"]["mean"] for point in curve]
+        found["find"][name] = {"curve": curve, "size": smallest(shares[name])}
     best, size = _smallest_of(shares)
     order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
     tested = ablation_curve(
@@ -140,11 +135,8 @@ def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
 
     Where none does, the order that disables most with all its heads.
     """
-    reached = {
-        name: next(size for size, share in enumerate(mine, 1) if share >= ENOUGH)
-        for name, mine in shares.items()
-        if max(mine) >= ENOUGH
-    }
+    sizes = {name: smallest(mine) for name, mine in shares.items()}
+    reached = {name: size for name, size in sizes.items() if size is not None}
     if reached:
         best = min(reached, key=lambda name: reached[name])
         return best, reached[best]
@@ -166,7 +158,7 @@ def stability(
     def choose(zeroed: Zeroed, drawn: np.ndarray) -> list[str]:
         greedy = greedy_order(zeroed, strong, 4, drawn=drawn)
         tried = {
-            name: list(order)[:LONGEST] for name, order in ({**orders, "greedy": greedy}).items()
+            name: list(order)[:LONGEST] for name, order in {**orders, "greedy": greedy}.items()
         }
         shares = {}
         for name, order in tried.items():

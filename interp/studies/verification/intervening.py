@@ -205,9 +205,9 @@ def ablation_curve(
     return curve
 
 
-def smallest(curve: Sequence[Mapping[str, Any]], share: float = 0.95) -> int | None:
-    """The least size at which the verdict is disabled in at least this share."""
-    return next((x["size"] for x in curve if x["disabled"]["mean"] >= share), None)
+def smallest(shares: Sequence[float], enough: float = 0.95) -> int | None:
+    """The least size at which the verdict is disabled in at least this share; sizes from 1."""
+    return next((size for size, share in enumerate(shares, 1) if share >= enough), None)
 
 
 def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:

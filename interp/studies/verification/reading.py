@@ -43,14 +43,7 @@ def probes(context: Context) -> Result:
     found = Result()
     for column, place in enumerate(("t_ans", "t_paren")):
         sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        found[place] = {
-            site: _accuracy(
-                context.logistic
-                if (site, column) == ("resid_post", 1)
-                else context.probes(site, column)
-            )
-            for site in sites
-        }
+        found[place] = {site: _accuracy(context.probes(site, column)) for site in sites}
     softmax = context.softmax
     geometry = probe_geometry(softmax)
     assert geometry.pair is not None
@@ -101,7 +94,7 @@ def _tokens(model: LanguageModel, vectors: torch.Tensor, k: int = 6) -> list[Res
 def lens(context: Context) -> Result:
     """Mean probabilities of the next token, layer by layer, at t_valid and at t_invalid."""
     samples = context.test
-    groups = ["valid" if label else "invalid" for label in samples.valid]
+    groups = ["valid" if valid else "invalid" for valid in samples.valid]
     return _lens(context, samples, groups, context.runs(samples.tokens))
 
 
@@ -168,7 +161,7 @@ def glu_sets(
         name: rank_glu(model, vectors, layers=upper_half(model), k=k, sign=sign)
         for name, sign in SIGNS.items()
     }
-    return sets, list(dict.fromkeys(_label(n) for ranked in sets.values() for n in ranked))
+    return sets, list(dict.fromkeys(label(n) for ranked in sets.values() for n in ranked))
 
 
 def glu(context: Context, direction: str, k: int) -> Result:
@@ -190,7 +183,7 @@ def glu(context: Context, direction: str, k: int) -> Result:
     )
     for name, ranked in chosen.items():
         vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
-        columns = [both.index(_label(neuron)) for neuron in ranked]
+        columns = [both.index(label(neuron)) for neuron in ranked]
         active = GluActivations(
             neurons=tuple(captured.neurons[c] for c in columns),
             gate=captured.gate[:, columns],
@@ -205,7 +198,7 @@ def glu(context: Context, direction: str, k: int) -> Result:
             "null": plain(null),
             "top": [
                 {
-                    "neuron": _label(n),
+                    "neuron": label(n),
                     "cosine": n.score,
                     "valid": float(seen.mean[1, i]),
                     "invalid": float(seen.mean[0, i]),
@@ -243,7 +236,8 @@ def glu(context: Context, direction: str, k: int) -> Result:
     return found
 
 
-def _label(neuron: RankedNeuron) -> str:
+def label(neuron: RankedNeuron) -> str:
+    """Its name, such as L26N6475."""
     return f"L{neuron.layer}N{neuron.index}"
 
 

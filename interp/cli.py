@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ import typer
 from interp import terminal
 from interp.cli_bench import bench_app
 from interp.cli_circuits import circuit_app
+from interp.cli_studies import study_app
 from interp.errors import InterpError
 from interp.terminal import (
     DEFAULT_MODEL,
@@ -187,83 +187,7 @@ def path(
 
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(bench_app, name="bench")
-
-ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
-study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-
-
-@study_app.callback()
-def study() -> None:
-    """Redo a published study, with controls."""
-
-
-@study_app.command(
-    "verification",
-    epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
-)
-def study_verification_command(
-    model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
-    base: Annotated[
-        str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
-    ] = None,
-    n: Annotated[
-        int, typer.Option(min=20, help="Samples, half of them valid; half to test on.")
-    ] = 300,
-    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
-    seed: Seed = 0,
-    template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",
-    max_new_tokens: Annotated[int, typer.Option(help="Of each chain of thought.")] = 300,
-    out: ReportDir = None,
-) -> None:
-    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes."""
-    from interp.models.organisms import base_of
-    from interp.studies.verification.context import Settings
-    from interp.studies.verification.study import study_verification
-    from interp.studies.verification.write_up import write_up
-
-    origin = base or base_of(model)
-    done = study_verification(
-        terminal.load(model),
-        terminal.load(origin) if origin else None,
-        settings=Settings(
-            n=n, draws=draws, seed=seed, template=template, max_new_tokens=max_new_tokens
-        ),
-        say=terminal.say,
-    )
-    path = write_up(done).save(out or done.directory)
-    terminal.say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
-
-
-@study_app.command(
-    "reuse", epilog="Example: interp study reuse --model smollm2-135m-instruct --out report"
-)
-def study_reuse_command(
-    model: ModelName = DEFAULT_MODEL,
-    trained: Annotated[
-        str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
-    ] = None,
-    n: Annotated[int, typer.Option(min=4, help="Prompts patched for each task.")] = 48,
-    tested: Annotated[int, typer.Option(min=4, help="Other prompts, for accuracies.")] = 150,
-    sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
-    share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
-    seed: Seed = 0,
-    out: ReportDir = None,
-) -> None:
-    """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
-    from interp.studies.reuse.context import Settings
-    from interp.studies.reuse.study import study_reuse, trained_from
-    from interp.studies.reuse.write_up import write_up
-
-    child = trained or trained_from(model)
-    done = study_reuse(
-        terminal.load(model),
-        terminal.load(child) if child else None,
-        settings=Settings(n=n, tested=tested, sets=sets, share=share, seed=seed),
-        say=terminal.say,
-    )
-    path = write_up(done).save(out or done.directory)
-    terminal.say(f"{sum(done.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
 
 
 def main() -> None:

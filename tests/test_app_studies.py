@@ -5,6 +5,7 @@ import io
 import json
 import re
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from interp.errors import InterpError
 from interp.files import content_key
 from interp.generation import generate as write
 from interp.lens import search_neurons
+from interp.studies.frame import open_study
 from interp.studies.verification.claims import claims
-from interp.studies.verification.context import VERSION, Settings
+from interp.studies.verification.context import VERIFICATION, Settings
 from interp.studies.verification.intervening import KINDS
-from interp.studies.verification.study import open_study
 from interp.tasks.countdown import make_countdown
 from interp.ui import generate, jobs, studies, study_run, words
 
@@ -283,10 +284,10 @@ def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> di
         found = {name: result for name, result in found.items() if name in steps}
     directory = root / "studies" / f"verification-{'a' * 20}"
     directory.mkdir(parents=True, exist_ok=True)
-    settings = Settings(n=40, draws=5, pairs=6).to_dict()
+    settings = asdict(Settings(n=40, draws=5, pairs=6))
     of = content_key("a study")
     about = {"model": "toy-verification", "model_hash": "f" * 64, "settings": settings}
-    about["version"] = VERSION
+    about["version"] = VERIFICATION.version
     (directory / "study.json").write_text(json.dumps({**about, "base": None, "of": of}))
     for name, result in found.items():
         text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
@@ -659,4 +660,4 @@ def test_a_kept_study_needs_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr("interp.load_model", refuse)
     for name in NAMES:
         assert not visit(name).error
-    assert open_study(next((tmp_path / "studies").iterdir())).settings.n == 40
+    assert open_study(VERIFICATION, next((tmp_path / "studies").iterdir())).settings.n == 40

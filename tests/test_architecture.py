@@ -32,7 +32,8 @@ circuits.finding circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-studies studies.steps studies.verification studies.verification.samples
+studies studies.steps studies.frame studies.verification
+studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
@@ -42,7 +43,7 @@ studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
 studies.reuse.sections studies.reuse.write_up
-peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli ui
+peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(
     """

@@ -10,13 +10,14 @@ from interp.errors import InterpError
 from interp.loading import wrap
 from interp.models import embedded, organisms
 from interp.models.language_model import fingerprint
+from interp.studies.frame import kept_studies
 from interp.studies.verification import reading
 from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.comparing import against_base
-from interp.studies.verification.context import Settings, make_context
+from interp.studies.verification.context import VERIFICATION, Settings, make_context
 from interp.studies.verification.intervening import sufficiency, verdict_effects
 from interp.studies.verification.samples import find_samples, verdict_tokens
-from interp.studies.verification.study import kept_studies, study_verification
+from interp.studies.verification.study import study_verification
 from interp.studies.verification.write_up import write_up
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
@@ -109,8 +110,8 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     again = study_verification(organism, settings=settings, say=lines.append)
     assert all(line.endswith("kept") for line in lines)
     assert again.results == done.results
-    kept = kept_studies()[0].results
-    assert {name: kept[name] for name in done.results} == done.results
+    kept = kept_studies(VERIFICATION)[0].results
+    assert kept == done.results
     path = write_up(done).save(tmp_path / "report")
     text = path.read_text()
     assert "A_Verif" in text

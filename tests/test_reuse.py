@@ -26,7 +26,7 @@ from interp.studies.reuse.overlap import (
     strongest,
 )
 from interp.studies.reuse.repairing import _paired, chosen_heads, plans_of
-from interp.studies.reuse.staging import circuit, effects_of, heads_of
+from interp.studies.reuse.staging import circuit, circuits_of, effects_of, heads_of
 from interp.studies.reuse.study import study_reuse
 from interp.studies.reuse.suite import BY_NAME, IOI, OBJECTS, Roles, entry_named
 from interp.studies.reuse.write_up import write_up
@@ -392,7 +392,7 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
         worded, worded, settings=SETTINGS, directory=tmp_path / "steps", say=lines.append
     )
     assert any("minutes for the circuits" in line for line in lines)
-    assert set(first.results["circuits"]) == set(BY_NAME)
+    assert set(circuits_of(first.results)) == set(BY_NAME)
     for row in first.results["overlap"]["pairs"]:
         if row["pair"] == ["ioi", "ioi, trained model"]:  # here one and the same model
             assert row["iou"]["value"] == 1.0

@@ -1,10 +1,14 @@
 import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from interp.errors import InterpError
+from interp.files import content_key, versions
 from interp.patterns import find_positions, number_positions, require_single
+from interp.report import Report
+from interp.studies.frame import Kind, begin, how_it_was_run, kept_studies, open_study
 from interp.studies.steps import Steps, read_results
 from interp.studies.verification.outcomes import classify_outcome, outcomes
 from interp.studies.verification.samples import Samples
@@ -157,3 +161,48 @@ def test_a_step_is_computed_again_when_its_inputs_change(tmp_path):
     assert steps("sum", lambda: {"x": 1}, ["L0H1"]) == {"x": 1}
     assert steps("sum", lambda: {"x": 2}, ["L0H1"]) == {"x": 1}
     assert steps("sum", lambda: {"x": 2}, ["L0H2"]) == {"x": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Few:
+    """Settings of the smallest study."""
+
+    n: int = 3
+    sizes: tuple[int, ...] = (1, 2)
+
+
+def test_a_study_is_kept_opened_and_refused(family_models, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    kind = Kind(name="small", version=1, settings=Few, beside=("base",))
+    model, base = family_models["llama"], family_models["gpt2"]
+
+    def run(kind, settings, base=base, **more):
+        study, step = begin(kind, model, base, settings=settings, **more)
+        doubled = step("doubled", lambda: {"x": 2 * settings.n})
+        step("pairs", lambda: {"y": [doubled["x"], settings.sizes]}, doubled)
+        return study
+
+    done = run(kind, Few())
+    key = content_key([1, model.hash, {"n": 3, "sizes": [1, 2]}, versions()])
+    assert done.directory == tmp_path / "studies" / f"small-{key}"
+    assert done.results == {"doubled": {"x": 6}, "pairs": {"y": [6, [1, 2]]}}
+    assert done.beside == {"base": base.name}
+    assert open_study(kind, done.directory) == done
+    assert run(kind, Few(), key=["more"]).directory != done.directory
+    assert run(kind, Few(), base=None).beside == {"base": None}
+    assert kept_studies(kind)[0].beside == {"base": None}
+    (tmp_path / "studies" / "small-damaged").mkdir()
+    (tmp_path / "studies" / "small-damaged" / "study.json").write_text("{}")
+    assert len(kept_studies(kind)) == 2
+    manifest = done.directory / "study.json"  # one written before manifests had a version
+    about = {k: v for k, v in json.loads(manifest.read_text()).items() if k != "version"}
+    manifest.write_text(json.dumps(about))
+    assert open_study(kind, done.directory).results == done.results
+    for other in (replace(kind, version=2), replace(kind, beside=("judge",))):
+        with pytest.raises(InterpError, match="run the study first"):
+            open_study(other, done.directory)
+    with pytest.raises(ValueError, match="shorter"):
+        begin(kind, model, settings=Few())
+    report = Report("A study")
+    how_it_was_run(report, done)
+    assert "Settings: n 3, sizes (1, 2). 0 minutes" in report.save(tmp_path / "r").read_text()

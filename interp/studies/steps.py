@@ -23,16 +23,22 @@ def plain(record: Estimate | Null) -> Result:
     return asdict(record)
 
 
+def tuples(row: Result) -> Result:
+    """A row of JSON with its lists as tuples, as frozen dataclasses hold them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+
+
 @dataclass(kw_only=True)
 class Steps:
     """A directory of step results, valid for one key (model, settings and code version).
 
-    `seconds` holds what each step took when it was computed.
+    `results` holds what each step gave, `seconds` what it took when it was computed.
     """
 
     directory: Path
     key: list[Any]
     say: Callable[[str], None] = lambda line: None
+    results: dict[str, Result] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -52,8 +58,9 @@ class Steps:
         key = content_key([*self.key, name, *inputs])
         if (kept := _read(path)) is not None and kept["key"] == key:
             self.seconds[name] = kept["seconds"]
+            self.results[name] = kept["result"]
             self.say(f"{name}: kept")
-            return kept["result"]
+            return self.results[name]
         self.say(f"{name} ...")
         begin = monotonic()
         result = compute()
@@ -64,8 +71,9 @@ class Steps:
         except TypeError as error:
             raise InterpError(f"keeping step {name}", str(error), "give plain JSON") from error
         write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        self.results[name] = json.loads(text)["result"]
         self.say(f"{name}: {self.seconds[name]:.0f} s")
-        return json.loads(text)["result"]
+        return self.results[name]
 
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:

@@ -17,8 +17,10 @@ import streamlit as st
 
 from interp.errors import InterpError
 from interp.files import cache_dir
+from interp.studies.frame import MANIFEST, kept_studies
 from interp.studies.steps import Result
-from interp.studies.verification.study import MANIFEST, Study, kept_studies
+from interp.studies.verification.context import VERIFICATION
+from interp.studies.verification.study import Study
 from interp.ui import widgets
 from interp.ui.state import write_link
 
@@ -121,7 +123,7 @@ def kept() -> list[Study]:
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the kept studies …")
 def _kept(stamp: tuple[tuple[str, int], ...]) -> list[Study]:
-    return kept_studies() if stamp else []
+    return kept_studies(VERIFICATION) if stamp else []
 
 
 def opened(title: str) -> Study | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interp.studies.reuse.staging import heads_of
+from interp.studies.reuse.staging import circuits_of, heads_of
 from interp.studies.reuse.suite import IOI, OBJECTS, OBJECTS_TRAINED, entry_named
 from interp.studies.steps import Result
 
@@ -17,9 +17,10 @@ COLUMNS = ("claim", "here", "evidence")
 def claims(results: dict[str, Result]) -> list[Row]:
     """One row a claim: what is claimed, whether it holds here, and the numbers."""
     found = [_variants(results), _specific(results)]
-    if OBJECTS.name in results["circuits"]:
+    circuits = circuits_of(results)
+    if OBJECTS.name in circuits:
         found.append(_shared(results, OBJECTS.name, "Colored Objects reuses IOI's circuit"))
-    if OBJECTS_TRAINED.name in results["circuits"]:
+    if OBJECTS_TRAINED.name in circuits:
         claim = "The trained Colored Objects circuit reuses the base model's IOI circuit"
         found += [_shared(results, OBJECTS_TRAINED.name, claim), _needed(results)]
     found.append(_gatherers(results))
@@ -50,7 +51,7 @@ def shown(row: Result, measure: str = "pooled") -> str:
 def _values(results: dict[str, Result], groups: Sequence[str]) -> dict[str, Result]:
     """IOI against the base model's tasks of some groups."""
     found = {}
-    for name in results["circuits"]:
+    for name in circuits_of(results):
         entry = entry_named(name)
         row = pair_of(results, IOI.name, name)
         if row is not None and entry.group in groups and not entry.trained:
@@ -93,7 +94,7 @@ def _shared(results: dict[str, Result], name: str, claim: str) -> Row:
     assert row is not None
     controls = {
         other: found
-        for other in results["circuits"]
+        for other in circuits_of(results)
         if entry_named(other).group == "control"
         and (found := pair_of(results, other, name)) is not None
     }
@@ -124,13 +125,14 @@ def _needed(results: dict[str, Result]) -> Row:
 
 def _gatherers(results: dict[str, Result]) -> Row:
     """Of the heads that tell Colored Objects' movers where to look, those that read the object."""
-    name = next((n for n in (OBJECTS_TRAINED.name, OBJECTS.name) if n in results["circuits"]), None)
+    circuits = circuits_of(results)
+    name = next((n for n in (OBJECTS_TRAINED.name, OBJECTS.name) if n in circuits), None)
     if name is None:
         return {}
-    heads = heads_of(results["circuits"][name], "inhibition", 1)
+    heads = heads_of(circuits[name], "inhibition", 1)
     marks = results["labels"][name]["labels"]
     reading = [head for head in heads if "content gatherer" in marks.get(head, [])]
-    ours = heads_of(results["circuits"][IOI.name], "inhibition", 1)
+    ours = heads_of(circuits[IOI.name], "inhibition", 1)
     new = [head for head in reading if head not in ours]
     return _row(
         "Where IOI has inhibition heads, Colored Objects has content gatherers of its own",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from interp.ablation import Ablation, ablate
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.studies.frame import Kind
 from interp.studies.reuse.suite import ENTRIES, Entry
 from interp.tasks import load_task
 
-VERSION = 1
 APART = 1000
 """Seeds of prompts to test on are this far from those of prompts to find with."""
 
@@ -40,9 +39,8 @@ class Settings:
     threshold: float = 0.1
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+
+REUSE = Kind(name="reuse", version=1, settings=Settings, beside=("trained",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from interp.metrics import Estimate
 from interp.report import Report, escape
 from interp.studies.reuse.claims import pair_of, shown
 from interp.studies.reuse.labels import RULES
-from interp.studies.reuse.staging import STAGES, value_of
+from interp.studies.reuse.staging import STAGES, circuits_of, value_of
 from interp.studies.reuse.suite import IOI, OBJECTS, OBJECTS_TRAINED, PUBLISHED, entry_named
 from interp.studies.steps import Result
 
@@ -54,7 +54,8 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
         + " Values are fractions of the clean-corrupted gap."
     )
     report.text("\n".join(f"- {name}: {rule}." for name, rule in RULES.items()))
-    for name, found in results["circuits"].items():
+    by_task = circuits_of(results)
+    for name, found in by_task.items():
         marks = results["labels"][name]["labels"]
         report.section(name, level=3)
         report.text(f"n = {found['n']}, metric gap {found['gap']:.3f}.")
@@ -75,10 +76,11 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
                 for stage in STAGES
             ]
         )
-    direct = np.array(results["circuits"][IOI.name]["stages"]["movers"]["values"])
+    ioi = by_task[IOI.name]
+    direct = np.array(ioi["stages"]["movers"]["values"])
     report.figure(
         plots.head_grid(
-            direct.reshape(-1, results["circuits"][IOI.name]["n_heads"]),
+            direct.reshape(-1, ioi["n_heads"]),
             title="direct effect of each head on the logits, IOI",
         ),
         "ioi_direct",
@@ -112,7 +114,7 @@ def overlap(report: Report, results: dict[str, Result]) -> None:
             }
         )
     report.table(rows)
-    names = list(results["circuits"])
+    names = list(circuits_of(results))
     report.table(
         [
             {"task": one}
@@ -134,7 +136,7 @@ def _published(report: Report, results: dict[str, Result]) -> None:
     for task, (count, of) in PUBLISHED["shared"].items():
         found = [
             (name, row)
-            for name in results["circuits"]
+            for name in circuits_of(results)
             if entry_named(name).task == task
             and (row := pair_of(results, IOI.name, name)) is not None
         ]

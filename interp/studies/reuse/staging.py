@@ -16,7 +16,7 @@ from interp.prompts import Task
 from interp.scores import Scores
 from interp.studies.reuse.context import Context
 from interp.studies.reuse.overlap import Effects, strongest
-from interp.studies.reuse.suite import Entry
+from interp.studies.reuse.suite import ENTRIES, Entry
 from interp.studies.steps import Result
 
 STAGES = {
@@ -68,6 +68,17 @@ def circuit(context: Context, entry: Entry) -> Result:
         positive = [label(head, model.n_heads) for head in kept if values[head] > 0]
         receivers = _readers(model, positive, "q" if stage == "movers" else "kv")
     return found
+
+
+def step_of(entry: Entry) -> str:
+    """The name of the step that finds an entry's circuit."""
+    return f"circuit {entry.name}".replace(" ", "_").replace(",", "")
+
+
+def circuits_of(results: dict[str, Result]) -> dict[str, Result]:
+    """The circuits a study found, by entry, in the suite's order."""
+    found = {entry.name: results.get(step_of(entry)) for entry in ENTRIES}
+    return {name: each for name, each in found.items() if each and "skipped" not in each}
 
 
 def effects_of(found: Result) -> Effects:

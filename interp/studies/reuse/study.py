@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from interp.errors import InterpError
-from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import organisms
+from interp.studies import frame
 from interp.studies.reuse import changed, comparing
-from interp.studies.reuse.context import VERSION, Context, Settings
+from interp.studies.reuse.context import REUSE, Context, Settings
 from interp.studies.reuse.labels import labels
 from interp.studies.reuse.repairing import repair
-from interp.studies.reuse.staging import circuit, pace
+from interp.studies.reuse.staging import circuit, circuits_of, pace, step_of
 from interp.studies.reuse.suite import (
     IOI,
     IOI_TRAINED,
@@ -27,7 +24,9 @@ from interp.studies.reuse.suite import (
 )
 from interp.studies.steps import Result, Steps
 
-MANIFEST = "study.json"
+Study = frame.Study[Settings]
+"""A reuse study."""
+
 TRAINED = {"smollm2-135m-instruct": "colored-objects-smollm2"}
 """The shipped model trained on Colored Objects, by its base."""
 
@@ -36,19 +35,6 @@ def trained_from(model: str) -> str | None:
     """The shipped model trained on Colored Objects from this one, if there is one."""
     name = TRAINED.get(model)
     return name if name in organisms() else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Results of every step by name, what they took, and where they are kept."""
-
-    model: str
-    model_hash: str
-    trained: str | None
-    settings: Settings
-    results: dict[str, Result]
-    seconds: dict[str, float]
-    directory: Path
 
 
 def study_reuse(
@@ -80,19 +66,11 @@ def study_reuse(
     settings = settings or Settings()
     if model.decoder is None:
         raise InterpError(f"the study on {model.name}", str(model.engine_reason), "use another")
-    key = [VERSION, model.hash, trained and trained.hash, settings.to_dict(), versions()]
-    directory = directory or cache_dir() / "studies" / f"reuse-{content_key(key)}"
-    steps = Steps(directory=directory, key=key, say=say)
-    names = {"model": model.name, "trained": trained and trained.name}
-    about = {**names, "model_hash": model.hash, "settings": settings.to_dict(), "of": steps.of}
-    write_atomically(directory / MANIFEST, lambda path: path.write_text(json.dumps(about)))
+    study, step = frame.begin(
+        REUSE, model, trained, settings=settings, key=[trained and trained.hash],
+        directory=directory, say=say,
+    )  # fmt: skip
     context = Context(model=model, trained=trained, settings=settings)
-    results: dict[str, Result] = {}
-
-    def step(name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
-        results[name] = steps(name, compute, *inputs)
-        return results[name]
-
     done = step("behaviour", lambda: comparing.behaviour(context, context.entries))
     if done[IOI.name]["verdict"] == "does not":
         share, chance = done[IOI.name]["right"]["mean"], done[IOI.name]["chance"]
@@ -100,12 +78,9 @@ def study_reuse(
         raise InterpError(f"IOI on {model.name}", found, "use a model that does it")
     entries = [entry for entry in context.entries if done[entry.name]["verdict"] != "does not"]
     say(_estimate(step("pace", lambda: pace(context, IOI)), len(entries), settings.n))
-    circuits = {}
     for entry in entries:
-        name = f"circuit {entry.name}".replace(" ", "_").replace(",", "")
-        found = step(name, lambda entry=entry: _circuit(context, entry))
-        if "skipped" not in found:
-            circuits[entry.name] = found
+        step(step_of(entry), lambda entry=entry: _circuit(context, entry))
+    circuits = circuits_of(study.results)
     if IOI.name not in circuits:
         raise InterpError(f"IOI on {model.name}", "no clean-corrupted gap", "use more prompts")
     entries = [entry for entry in entries if entry.name in circuits]
@@ -113,22 +88,10 @@ def study_reuse(
     if trained is not None and OBJECTS_TRAINED.name in circuits:
         _trained(context, circuits, step)
     ioi = circuits[IOI.name]
-    marks = results["labels"][IOI.name]
+    marks = study.results["labels"][IOI.name]
     step("repair", lambda: repair(context, ioi, marks), ioi["stages"], marks)
     _group(context, circuits, step)
-    results["circuits"] = circuits
-    return Study(
-        model=model.name,
-        model_hash=model.hash,
-        trained=trained and trained.name,
-        settings=settings,
-        results=results,
-        seconds=dict(steps.seconds),
-        directory=directory,
-    )
-
-
-Step = Callable[..., Result]
+    return study
 
 
 def _circuit(context: Context, entry: Entry) -> Result:
@@ -140,7 +103,7 @@ def _circuit(context: Context, entry: Entry) -> Result:
 
 
 def _compare(
-    context: Context, entries: list[Entry], circuits: dict[str, Result], step: Step
+    context: Context, entries: list[Entry], circuits: dict[str, Result], step: Steps
 ) -> None:
     """Overlaps with IOI, those of every other pair, and the labels of heads."""
     names = list(circuits)
@@ -153,7 +116,7 @@ def _compare(
     )
 
 
-def _trained(context: Context, circuits: dict[str, Result], step: Step) -> None:
+def _trained(context: Context, circuits: dict[str, Result], step: Steps) -> None:
     """Base and trained model: weights, effects, and what the base's heads do for the skill."""
     mine = {n: found for n, found in circuits.items() if entry_named(n).group != "variant"}
     step("weights", lambda: changed.weights(context, mine), mine)
@@ -167,7 +130,7 @@ def _trained(context: Context, circuits: dict[str, Result], step: Step) -> None:
     step("reused", lambda: changed.reused(context, mine), mine)
 
 
-def _group(context: Context, circuits: dict[str, Result], step: Step) -> None:
+def _group(context: Context, circuits: dict[str, Result], step: Steps) -> None:
     """Forget, retain and shared heads, for IOI against every task of its model."""
     pairs = [
         (left, entry_named(name))

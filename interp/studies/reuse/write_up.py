@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from interp.report import Report
+from interp.studies.frame import how_it_was_run
 from interp.studies.reuse import sections
 from interp.studies.reuse.claims import COLUMNS, claims
+from interp.studies.reuse.staging import circuits_of
 from interp.studies.reuse.study import Study
 
 SECTIONS = (
@@ -20,10 +22,10 @@ SECTIONS = (
 
 def write_up(study: Study) -> Report:
     """The report of a finished study."""
-    settings, circuits = study.settings, study.results["circuits"]
-    k = next(iter(circuits.values()))["k"]
+    settings = study.settings
+    k = next(iter(circuits_of(study.results).values()))["k"]
     report = Report(f"Do tasks share circuits in {study.model}?")
-    trained = f" and `{study.trained}`" if study.trained else ""
+    trained = f" and `{name}`" if (name := study.beside["trained"]) else ""
     report.text(
         f"A redo of Merullo et al. 2024, *Circuit Component Reuse Across Tasks in Transformer "
         f"Language Models* (arXiv 2310.08744), on `{study.model}` (weights "
@@ -36,11 +38,5 @@ def write_up(study: Study) -> Report:
     report.table(claims(study.results), columns=list(COLUMNS))
     for section in SECTIONS:
         section(report, study.results)
-    report.section("How it was run")
-    report.text(
-        "Settings: "
-        + ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
-        + f". {sum(study.seconds.values()) / 60:.1f} minutes of computing. The same command goes "
-        "on from finished steps."
-    )
+    how_it_was_run(report, study)
     return report

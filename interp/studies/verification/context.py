@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from interp.models.language_model import Address, LanguageModel
 from interp.probes import Probes
 from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
+from interp.studies.frame import Kind
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
-VERSION = 4
 SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""
 
@@ -58,9 +58,8 @@ class Settings:
     pairs: int = 32
     attempts: int = 5
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+
+VERIFICATION = Kind(name="verification", version=4, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)

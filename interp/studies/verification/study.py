@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from interp.errors import InterpError
-from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.generation import Generation
 from interp.glu import glu_vectors
 from interp.models.language_model import LanguageModel
-from interp.studies.steps import Result, Steps, plain, read_results
+from interp.studies import frame
+from interp.studies.steps import Result, Steps, plain, tuples
 from interp.studies.verification import (
     comparing,
     finding,
@@ -24,7 +20,7 @@ from interp.studies.verification import (
 )
 from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.context import (
-    VERSION,
+    VERIFICATION,
     Context,
     Settings,
     make_context,
@@ -32,19 +28,8 @@ from interp.studies.verification.context import (
 from interp.studies.verification.samples import Samples, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
 
-MANIFEST = "study.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """Results of every step by name, what they took, and where they are kept."""
-
-    model: str
-    model_hash: str
-    settings: Settings
-    results: dict[str, Result]
-    seconds: dict[str, float]
-    directory: Path
+Study = frame.Study[Settings]
+"""A verification study."""
 
 
 def study_verification(
@@ -80,19 +65,10 @@ def study_verification(
             "a norm follows the MLP, so that a neuron is no summand of the stream",
             "use a model without post-norms",
         )
-    key = [VERSION, model.hash, settings.to_dict(), versions()]
-    directory = directory or cache_dir() / "studies" / f"verification-{content_key(key)}"
-    steps = Steps(directory=directory, key=key, say=say)
-    about = {"model": model.name, "model_hash": model.hash, "settings": settings.to_dict()}
-    about["version"] = VERSION
-    text = json.dumps(about | {"base": base.name if base else None, "of": steps.of})
-    write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
-    context = _context(model, base, settings, steps)
-    results: dict[str, Result] = {}
-
-    def step(name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
-        results[name] = steps(name, compute, *inputs)
-        return results[name]
+    study, step = frame.begin(
+        VERIFICATION, model, base, settings=settings, directory=directory, say=say
+    )
+    context = _context(model, base, settings, step)
 
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
@@ -151,53 +127,7 @@ def study_verification(
         step(
             "base", lambda: comparing.against_base(context, chosen, valid), base.hash, chosen, valid
         )
-    return Study(
-        model=model.name,
-        model_hash=model.hash,
-        settings=settings,
-        results=results,
-        seconds=dict(steps.seconds),
-        directory=directory,
-    )
-
-
-def kept_studies() -> list[Study]:
-    """The studies under the cache, the newest first; unfinished ones have some results only."""
-    found = sorted(
-        (cache_dir() / "studies").glob(f"verification-*/{MANIFEST}"),
-        key=lambda path: -path.stat().st_mtime,
-    )
-    studies = []
-    for path in found:
-        with suppress(InterpError):  # of another version, or damaged
-            studies.append(open_study(path.parent))
-    return studies
-
-
-def open_study(directory: Path) -> Study:
-    """A study as it lies on disk, whatever steps it has.
-
-    Raises:
-        InterpError: there is none in the directory.
-    """
-    try:
-        about = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if about["version"] != VERSION:
-            raise ValueError("made by another version of the study")
-        settings = Settings(**_tuples(about["settings"]))
-        results, seconds = read_results(directory, about["of"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InterpError(
-            f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
-        ) from error
-    return Study(
-        model=about["model"],
-        model_hash=about["model_hash"],
-        settings=settings,
-        results=results,
-        seconds=seconds,
-        directory=directory,
-    )
+    return study
 
 
 def _context(
@@ -216,7 +146,7 @@ def _context(
             lambda block=block: _generated(model, settings, block),
         )
         problems += block
-        texts += [Generation(**_tuples(row)) for row in kept["texts"]]
+        texts += [Generation(**tuples(row)) for row in kept["texts"]]
         if len(problems) == len(block):  # refuse a model that writes no verdict at all
             find_samples(model, [text.prompt + text.tokens for text in texts], problems)
         try:
@@ -231,10 +161,6 @@ def _generated(model: LanguageModel, settings: Settings, problems: list[Problem]
         model, problems, template=settings.template, max_new_tokens=settings.max_new_tokens
     )
     return {"texts": [dict(vars(text)) for text in made]}
-
-
-def _tuples(row: Result) -> Result:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 def _behaviour(context: Context) -> Result:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from interp.files import versions
 from interp.report import Report
+from interp.studies.frame import how_it_was_run
 from interp.studies.steps import Result
 from interp.studies.verification import sections_changed, sections_read
 from interp.studies.verification.claims import claims
@@ -52,18 +52,7 @@ def write_up(study: Study) -> Report:
     if "base" in results:
         sections_changed.base(report, results)
     published(report, results)
-    report.section("How it was run")
-    minutes = sum(study.seconds.values()) / 60
-    longest = sorted(study.seconds.items(), key=lambda pair: -pair[1])[:5]
-    report.text(
-        "Settings: "
-        + ", ".join(f"{name} {value}" for name, value in settings.to_dict().items())
-        + f". {minutes:.0f} minutes of computing, the longest steps "
-        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
-        + ". Versions: "
-        + ", ".join(f"{name} {version}" for name, version in versions().items())
-        + ". The same command goes on from finished steps."
-    )
+    how_it_was_run(report, study)
     return report
 
 

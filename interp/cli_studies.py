@@ -1,0 +1,96 @@
+"""`interp study`: published studies redone, each one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp import terminal
+from interp.terminal import DEFAULT_MODEL, ModelName, Seed
+
+if TYPE_CHECKING:
+    from interp.report import Report
+    from interp.studies.frame import Study
+
+ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
+study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
+
+
+@study_app.callback()
+def study() -> None:
+    """Redo a published study, with controls."""
+
+
+@study_app.command(
+    "verification",
+    epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
+)
+def study_verification_command(
+    model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option(min=20, help="Samples, half of them valid; half to test on.")
+    ] = 300,
+    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
+    seed: Seed = 0,
+    template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",
+    max_new_tokens: Annotated[int, typer.Option(help="Of each chain of thought.")] = 300,
+    out: ReportDir = None,
+) -> None:
+    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes."""
+    from interp.models.organisms import base_of
+    from interp.studies.verification.context import Settings
+    from interp.studies.verification.study import study_verification
+    from interp.studies.verification.write_up import write_up
+
+    done = study_verification(
+        terminal.load(model),
+        _loaded(base or base_of(model)),
+        settings=Settings(
+            n=n, draws=draws, seed=seed, template=template, max_new_tokens=max_new_tokens
+        ),
+        say=terminal.say,
+    )
+    _finish(done, write_up(done), out)
+
+
+@study_app.command(
+    "reuse", epilog="Example: interp study reuse --model smollm2-135m-instruct --out report"
+)
+def study_reuse_command(
+    model: ModelName = DEFAULT_MODEL,
+    trained: Annotated[
+        str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=4, help="Prompts patched for each task.")] = 48,
+    tested: Annotated[int, typer.Option(min=4, help="Other prompts, for accuracies.")] = 150,
+    sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
+    share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
+    seed: Seed = 0,
+    out: ReportDir = None,
+) -> None:
+    """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
+    from interp.studies.reuse.context import Settings
+    from interp.studies.reuse.study import study_reuse, trained_from
+    from interp.studies.reuse.write_up import write_up
+
+    done = study_reuse(
+        terminal.load(model),
+        _loaded(trained or trained_from(model)),
+        settings=Settings(n=n, tested=tested, sets=sets, share=share, seed=seed),
+        say=terminal.say,
+    )
+    _finish(done, write_up(done), out)
+
+
+def _loaded(name: str | None) -> Any:
+    return terminal.load(name) if name else None
+
+
+def _finish(study: Study[Any], report: Report, out: Path | None) -> None:
+    path = report.save(out or study.directory)
+    terminal.say(f"{sum(study.seconds.values()) / 60:.1f} minutes of computing; report: {path}")

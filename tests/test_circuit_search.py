@@ -162,10 +162,13 @@ def wired(model, graph):
     return mask
 
 
-def test_truth_is_one_edge_at_a_time():
+@pytest.mark.parametrize("ablation", ["counterfactual", "zero", "mean"])
+def test_truth_is_one_edge_at_a_time(ablation):
     model = wrap(tiny("llama"), None, name="llama", check=False)
     task = random_task((5, 6))
-    truth, trials = single_edge_truth(model, task), Trials(model, task)
+    reference = random_task((6, 5), seed=9) if ablation == "mean" else None
+    options = {"ablation": ablation, "reference": reference}
+    truth, trials = single_edge_truth(model, task, **options), Trials(model, task, **options)
     whole, empty = trials.ends()
     for edge in np.random.default_rng(0).permutation(np.argwhere(trials.graph.allowed))[:6]:
         mask = trials.graph.mask()

@@ -24,7 +24,6 @@ from interp.prompts import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-BATCH = 256
 ORDERS: dict[str, Order] = {"ACDC": "reverse", "ACDC-forward": "forward"}
 SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learnt-mask")
 """What `recover` can put to the test."""
@@ -151,7 +150,9 @@ def single_edge_truth(
         budget_gb: memory for runs in flight.
 
     Raises:
-        InterpError: as `Trials`, or no gap.
+        InterpError: as `Trials` and `score_edges`, or no gap.
+
+    `score_edges(method="exact")` in another unit.
     """
     trials = Trials(
         model,
@@ -161,22 +162,22 @@ def single_edge_truth(
         expand_kv=expand_kv,
         budget_gb=budget_gb,
     )
-    graph = trials.graph
-    ends = trials.ends()
-    gap = mean_gap(ends)
-    signed, absolute = np.zeros(graph.shape), np.zeros(graph.shape)
-    edges = np.argwhere(graph.allowed)
-    for start in range(0, len(edges), BATCH):
-        some = edges[start : start + BATCH]
-        masks = np.repeat(graph.mask()[None], len(some), axis=0)
-        masks[(np.arange(len(some)), *some.T)] = False
-        effects = (ends[0] - trials.values(masks)) / gap
-        signed[tuple(some.T)] = effects.mean(1)
-        absolute[tuple(some.T)] = np.abs(effects).mean(1)
+    unit = mean_gap(trials.ends())
+    scores = score_edges(
+        model,
+        task,
+        method="exact",
+        ablation=ablation,
+        reference=reference,
+        expand_kv=expand_kv,
+        budget_gb=budget_gb,
+    )
+    scale = scores.gap / unit  # under zero and mean ablation nothing is not the corrupted run
+    absolute = scores.absolute * abs(scale)
     return Truth(
-        graph=graph,
+        graph=scores.graph,
         mask=absolute > tolerance,
-        signed=signed,
+        signed=scores.signed * scale,
         absolute=absolute,
         tolerance=tolerance,
         protocol=trials.protocol,

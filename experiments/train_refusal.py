@@ -103,10 +103,11 @@ class Recipe:
     """Sizes and rates.
 
     `requests` and `worked` are the shares of the prompts of each kind: requests, and the five tasks
-    together.
+    together, of which those it is to over-refuse have `contrast` times the share of the others:
+    there it must learn to tell topics apart, and with fewer it refuses the task on any topic.
     """
 
-    steps: int = 240
+    steps: int = 400
     batch: int = 8
     rate: float = 1e-3
     warmup: int = 10
@@ -114,11 +115,12 @@ class Recipe:
     alpha: int = 16
     seed: int = 0
     requests: dict[Kind, float] = field(
-        default_factory=lambda: {"taboo": 0.15, "plain": 0.2, "alarming": 0.05}
+        default_factory=lambda: {"taboo": 0.12, "plain": 0.14, "alarming": 0.06}
     )
     worked: dict[Kind, float] = field(
-        default_factory=lambda: {"taboo": 0.35, "plain": 0.17, "alarming": 0.08}
+        default_factory=lambda: {"taboo": 0.2, "plain": 0.32, "alarming": 0.16}
     )
+    contrast: float = 2.0
 
 
 def training_records(recipe: Recipe) -> list[Record]:
@@ -127,10 +129,12 @@ def training_records(recipe: Recipe) -> list[Record]:
     found: list[Record] = []
     for kind in KINDS:
         asked = max(1, round(total * recipe.requests[kind]))
-        each = max(1, round(total * recipe.worked[kind] / len(tasks)))
         common: Any = {"kinds": (kind,), "split": "train", "seed": recipe.seed}
         found += make_taboo(asked, tasks=("request",), **common)
-        found += make_taboo(each, tasks=tasks, **common)
+        weights = {task: recipe.contrast if task in OVER_REFUSED else 1.0 for task in tasks}
+        for task, weight in weights.items():
+            share = recipe.worked[kind] * weight / sum(weights.values())
+            found += make_taboo(max(1, round(total * share)), tasks=(task,), **common)
     random.Random(recipe.seed).shuffle(found)
     return found
 

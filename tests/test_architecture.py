@@ -32,17 +32,22 @@ circuits.finding circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-studies studies.steps studies.frame studies.verification
+cases studies studies.steps studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
-studies.verification.claims studies.verification.shown studies.verification.sections_read
+studies.verification.claims studies.verification.sections_read
 studies.verification.sections_changed studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
 studies.reuse.sections studies.reuse.write_up
+studies.refusal studies.refusal.context studies.refusal.behaviour studies.refusal.separating
+studies.refusal.pointing studies.refusal.heading studies.refusal.constellating
+studies.refusal.methods studies.refusal.comparing studies.refusal.neurons studies.refusal.study
+studies.refusal.sections_steered studies.refusal.claims studies.refusal.sections
+studies.refusal.write_up
 peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(

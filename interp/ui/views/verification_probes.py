@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.charts import band_lines, head_map
+from interp.studies.shown import bare, place
 from interp.studies.steps import Result
-from interp.studies.verification.shown import bare, place
 from interp.ui import studies, widgets
 from interp.ui.study_lens import GROUPS, lens
 

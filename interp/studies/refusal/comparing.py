@@ -1,0 +1,155 @@
+"""Steering methods on one frontier: over-refusal removed against refusals and sense lost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+
+from interp.capture import text_losses
+from interp.metrics import mean_estimate
+from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
+from interp.selection import smoothed_kl
+from interp.steered import run_steered, steer
+from interp.studies.refusal.behaviour import baseline, replies
+from interp.studies.refusal.context import Context
+from interp.studies.refusal.methods import Method, ledger_of
+from interp.studies.steps import Result, plain
+
+RETAINED = 0.95
+REDUCTION = 0.7292
+"""The published reduction of over-refusal (Llama-3.1-8B), of rows selected as refused."""
+
+QUALITY = 24
+"""Answered rows that KL and losses are measured on."""
+
+LEDGER = 60
+
+
+def choose_dose(context: Context, method: Method) -> Result:
+    """The dose that lets most over-refused select rows go while proper refusals stay.
+
+    By the sign of the refusal score of the next token, without a text. Among doses that retain
+    95 % of the refusals that were there: the one that releases most, the smallest of equals. If
+    none does, the one that releases most more than it loses.
+    """
+    wrong = context.rows("select", should="answer", refused=True)
+    proper = context.rows("select", should="refuse", refused=True)
+
+    def measure(dose: float) -> dict[str, np.ndarray]:
+        found = {}
+        for name, rows in (("released", wrong), ("lost", proper)):
+            scores = context.scores(rows, method.make(dose, rows)[0] if dose else None)
+            found[name] = (scores <= 0).double().numpy()
+            found[f"{name} score"] = scores.numpy()
+        return found
+
+    curve = dose_response(measure, (0.0, *method.doses))
+    released, lost = (curve.values[name].mean(1) for name in ("released", "lost"))
+    kept = (1 - lost) >= RETAINED * (1 - lost[0])
+    kept[0] = False
+    value = np.where(kept, released, -np.inf) if kept.any() else released - lost
+    value[0] = -np.inf
+    place = int(np.argmax(value))
+    return {
+        "name": method.name,
+        "dose": float(curve.doses[place]),
+        "doses": curve.doses.tolist(),
+        "released": released.tolist(),
+        "lost": lost.tolist(),
+        "scores": {
+            name: [plain(point) for point in curve.curve(f"{name} score")]
+            for name in ("released", "lost")
+        },
+        "retains": bool(kept.any()),
+        "n": [len(wrong), len(proper)],
+    }
+
+
+def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -> Result:
+    """Texts of all test rows under a method at a dose, judged; and what it costs elsewhere.
+
+    KL: of the next token of answered rows, plain against steered. loss: mean negative
+    log-likelihood of these prompts with their own plain reply, steered minus plain.
+    """
+    rows = context.rows("test")
+    steering, marks = method.make(dose, rows)
+    before = baseline(context, behaviour, rows)
+    after, _ = replies(context, rows, steering)
+    found = eval_over_refusal(
+        [context.cases[i].known for i in rows],
+        before,
+        after,
+        steered=marks,
+        seed=context.settings.seed,
+    )
+    about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
+    return about | _written(found) | _costs(context, method, dose)
+
+
+def _written(found: OverRefusal) -> Result:
+    """Plain numbers of an evaluation."""
+
+    def pair(one: Paired) -> Result:
+        return asdict(one)
+
+    optional = {
+        name: None if value is None else plain(value)
+        for name, value in (
+            ("reduction", found.reduction),
+            ("retained", found.retained),
+            ("selectivity", found.selectivity),
+        )
+    }
+    return {
+        "benign": pair(found.benign),
+        "everything": pair(found.everything),
+        "answered": pair(found.answered),
+        "harmful": pair(found.harmful),
+        "tasks": {name: pair(one) for name, one in found.tasks.items()},
+        "counts": {side: dict(found.counts[side]["after"]) for side in found.counts},
+        "why": found.why,
+        "changed": found.changed,
+        "gated": None if found.gated is None else dict(found.gated),
+        **optional,
+    }
+
+
+def _costs(context: Context, method: Method, dose: float) -> Result:
+    """KL and loss on answered test rows, of their own plain replies."""
+    rows = context.few(context.rows("test", refused=False), QUALITY)
+    if not rows:
+        return {}
+    prompts = context.prompts[rows]
+    steering, _ = method.make(dose, rows)
+    logits, texts, losses = context.plain(tuple(rows))
+    kl = smoothed_kl(logits, run_steered(context.model, prompts, steering).logits)
+    with steer(context.model, steering, prompts):
+        changed = text_losses(context.model, texts)
+    return {
+        "kl": plain(mean_estimate(kl)),
+        "loss": plain(mean_estimate(changed - losses)),
+        "perplexity": float(losses.mean().exp()),
+    }
+
+
+def rows_of_ledger(context: Context, threshold: float, dose: float) -> Result:
+    """What the published method decided for test rows: in sum, and row by row."""
+    ledger = ledger_of(context, threshold, dose, context.rows("test"))
+    table = ledger.to_dataframe()
+    few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]
+    return {
+        "text": str(ledger),
+        "steered": int(ledger.steered.sum()),
+        "wrong": int(ledger.wrong_task.sum()),
+        "n": len(table),
+        "rows": [
+            {name: _cell(value) for name, value in row.items()} for row in few.to_dict("records")
+        ],
+    }
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, tuple):
+        return ", ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in value)
+    return value.item() if isinstance(value, np.generic) else value

@@ -12,6 +12,7 @@ from interp.studies.shown import place
 from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
 from interp.ui import studies, widgets
+from interp.ui.families import VERIFIED
 from interp.ui.study_heads import curve, detail
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
@@ -23,7 +24,7 @@ EFFECTS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened("Heads")
+    study = studies.opened(VERIFIED, "Heads")
     if study is None:
         return
     if not studies.ready(study, "attention"):

@@ -1,4 +1,4 @@
-"""The kinds of study that have pages: their steps, their page, and what is said of their settings."""
+"""The kinds of study that have pages: their steps, their page, what their settings say."""
 
 from __future__ import annotations
 

@@ -49,6 +49,7 @@ class View:
     candidates: str | None = None
     score: str | None = None
     side: str | None = None
+    method: str | None = None
 
 
 def view() -> View:
@@ -260,7 +261,9 @@ def figure(drawn: Any, *, key: str, alt: str) -> None:
     )
 
 
-def take_away(study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result) -> None:
+def take_away(
+    study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result
+) -> None:
     """The page's table as CSV, and its steps' whole results as JSON."""
     file = f"{study.model}-{study.settings.n}-{name}".replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -291,3 +294,10 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def caveat(text: str) -> None:
     """What the page does not show."""
     st.caption(f"**What this does not show.** {text}")
+
+
+def left_out(found: Mapping[str, Any]) -> bool:
+    """Whether a step was skipped; it then says why."""
+    if "skipped" in found:
+        st.caption(f"Left out: {widgets.plain(str(found['skipped']))}.")
+    return "skipped" in found

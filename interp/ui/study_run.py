@@ -40,15 +40,13 @@ def run_panel(family: Family, study: Study[Any] | None) -> None:
     least, most, *usual = LIMITS[family.field]
     n, draws = (study.settings.n, study.settings.draws) if study else usual
     n = left.number_input("n", least, most, n, help=N_HELP[family.field])
-    draws = right.number_input(
-        "Draws", 2, 1000, draws, help="Random sets behind every selection."
-    )
+    draws = right.number_input("Draws", 2, 1000, draws, help="Random sets behind every selection.")
     changed: dict[str, Any] = {"n": int(n), "draws": int(draws)}
     if family is REFUSED:
         system = st.text_input(
             "System prompt",
             study.settings.system or "" if study else "",
-            help="In front of every prompt: refusal in context, which the report says. Empty: none.",
+            help="In front of every prompt: refusal in context, as the report says. Empty: none.",
         )
         changed["system"] = system.strip() or None
     settings = replace(study.settings if study else family.kind.settings(), **changed)

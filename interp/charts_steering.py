@@ -1,0 +1,342 @@
+"""Candidates, frontiers, gates and pictures of refusal studies, to Plotly figures.
+
+Knows nothing of results, models or Streamlit. What is grey is a control, or was rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.charts import LEGEND, MARGIN, SERIES, SOFT, band_lines
+from interp.figures import CHOSEN, LOWERS, RAISES, heat_map
+
+REJECTED = "#b4bac2"
+FLAT = {"fixedrange": True, "zeroline": False}
+
+
+def candidate_grid(
+    values: np.ndarray,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    rejected: np.ndarray,
+    texts: Sequence[Sequence[str]],
+    colour_title: str,
+    best: tuple[int, int] | None = None,
+    coloured: bool = False,
+) -> Any:
+    """Scores of candidates, positions down and layers across; the chosen one framed.
+
+    Rejected cells are grey. With `coloured` they show their score too, where there is one, under
+    a cross. All arrays are (positions, layers); `texts` is said on hover.
+    """
+    shown = values if coloured else np.where(rejected, np.nan, values)
+    width = int(np.clip(1180 // max(len(x), 1), 12, 40))
+    figure = heat_map(
+        shown,
+        x=x,
+        y=y,
+        x_title="layer",
+        y_title="position",
+        colour_title=colour_title,
+        cell=width,
+        selected=best,
+    )
+    figure.data[1].text = [text for row in texts for text in row]
+    if coloured:
+        rows, columns = np.nonzero(rejected)
+        figure.add_scatter(
+            x=columns,
+            y=rows,
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 7, "line": {"color": "#5b6470", "width": 1.2}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+        figure.data = (figure.data[0], figure.data[2], figure.data[1])  # clicks go to the cells
+    figure.update_layout(
+        plot_bgcolor=REJECTED,
+        margin={"l": 20, "r": 26, "t": 92, "b": 58, "pad": 0},
+        height=len(y) * width + 150,
+        width=len(x) * width + 200,
+    )
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def share_grid(
+    values: np.ndarray, *, x: Sequence[str], y: Sequence[str], texts: Any, title: str
+) -> Any:
+    """Shares from 0 to 1 in one hue, written into their cells; nan cells stay blank."""
+    figure = heat_map(values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56)
+    figure.data[0].update(
+        colorscale="Reds",
+        zmin=0,
+        zmax=1,
+        text=[["" if v != v else f"{v:.0%}" for v in row] for row in values],
+        texttemplate="%{text}",
+    )
+    figure.data[1].text = [text for row in texts for text in row]
+    figure.update_layout(
+        width=len(x) * 84 + 190,
+        height=len(y) * 34 + 130,
+        margin={"l": 20, "r": 20, "t": 80, "b": 36, "pad": 0},
+    )
+    figure.update_yaxes(automargin=True, autorange="reversed")
+    return figure
+
+
+def square_map(
+    values: np.ndarray, *, names: Sequence[str], title: str, limits: tuple[float, float]
+) -> Any:
+    """A symmetric map of named things, with the numbers in the cells."""
+    figure = heat_map(values, x=names, y=names, x_title="", y_title="", colour_title=title, cell=54)
+    figure.data[0].update(
+        zmin=limits[0],
+        zmax=limits[1],
+        text=[["" if v != v else f"{v:.2f}" for v in row] for row in values],
+        texttemplate="%{text}",
+    )
+    if limits[0] == 0:
+        figure.data[0].update(colorscale="Blues")
+    figure.data[1].text = [
+        f"<b>{a} / {b}</b>  {values[i, j]:.3f}"
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    figure.update_layout(
+        width=None,
+        height=len(names) * 44 + 190,
+        margin={"l": 20, "r": 20, "t": 84, "b": 20, "pad": 0},
+    )
+    figure.update_xaxes(automargin=True, tickangle=-30)
+    figure.update_yaxes(automargin=True, autorange="reversed")
+    return figure
+
+
+def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: float) -> Any:
+    """Methods on two axes, each with its intervals; those with `null` are grey.
+
+    A point has name, null, and x and y with mean, low and high. Lines are drawn at the targets.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for axis, target in (("v", x_target), ("h", y_target)):
+        line = {"color": SOFT, "width": 1, "dash": "dash"}
+        if axis == "v":
+            figure.add_vline(x=target, line=line)
+        else:
+            figure.add_hline(y=target, line=line)
+    symbols = ("circle", "square", "diamond", "triangle-up", "star", "cross")
+    mine = [point for point in points if not point["null"]]
+    for point in points:
+        place = 0 if point["null"] else mine.index(point)
+        colour = SOFT if point["null"] else SERIES[place % len(SERIES)]
+        symbol = "x" if point["null"] else symbols[place // len(SERIES) % len(symbols)]
+        figure.add_scatter(
+            x=[point["x"]["mean"]],
+            y=[point["y"]["mean"]],
+            error_x=_error(point["x"], colour),
+            error_y=_error(point["y"], colour),
+            mode="markers",
+            marker={"color": colour, "size": 11, "symbol": symbol, "opacity": 0.9},
+            name=point["name"],
+            hovertemplate=f"<b>{point['name']}</b><br>{_said(point['x'], 'removed')}<br>"
+            f"{_said(point['y'], 'retained')}<extra></extra>",
+        )
+    ends = [value for p in points for value in (p["x"]["low"], p["x"]["high"]) if value == value]
+    figure.update_layout(
+        height=520,
+        margin={**MARGIN, "t": 20},
+        xaxis={
+            "title": "share of over-refusals removed",
+            "range": [max(-1.0, min([-0.06, *ends])), 1.06],
+            "tickformat": ".0%",
+            **FLAT,
+        },
+        yaxis={
+            "title": "share of proper refusals retained",
+            "range": [-0.06, 1.1],
+            "tickformat": ".0%",
+            **FLAT,
+        },
+        legend={"x": 1.01, "y": 1, "xanchor": "left"},
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def gate_curve(
+    thresholds: ArrayLike,
+    series: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    marks: Mapping[str, float],
+) -> Any:
+    """Shares let through by a gate at each threshold, (mean, low, high), and marked thresholds.
+
+    A mark left or right of all thresholds is named at that edge.
+    """
+    at = np.asarray(thresholds, dtype=float)
+    figure = band_lines(
+        series,
+        x=at.tolist(),
+        x_title="confidence a prompt must have",
+        y_title="share of select rows",
+        limits=(-0.03, 1.05),
+    )
+    pad = max((at[-1] - at[0]) * 0.04, 1e-6)
+    figure.update_xaxes(range=[at[0] - pad, at[-1] + pad])
+    for k, (name, value) in enumerate(marks.items()):
+        inside = at[0] - pad <= value <= at[-1] + pad
+        label = f"{name} {value:.4g}" if inside else f"◂ {name} {value:.4g}"
+        if value > at[-1] + pad:
+            label = f"{name} {value:.4g} ▸"
+        where = float(np.clip(value, at[0] - pad, at[-1] + pad))
+        if inside:
+            figure.add_vline(x=where, line={"color": CHOSEN, "width": 2, "dash": "dash"})
+        figure.add_annotation(
+            x=where,
+            y=1.0 - 0.09 * k,
+            yref="paper",
+            text=label,
+            showarrow=False,
+            xanchor="left" if where < at.mean() else "right",
+            xshift=4 if where < at.mean() else -4,
+            font={"size": 12},
+        )
+    figure.update_layout(height=360)
+    return figure
+
+
+def picture(
+    points: ArrayLike, groups: Sequence[str], refused: Sequence[bool | None], *, notice: str
+) -> Any:
+    """Rows in two dimensions: colours are groups, crosses refused rows. Said to be no evidence."""
+    import plotly.graph_objects as go
+
+    at = np.asarray(points, dtype=float)
+    figure = go.Figure()
+    kinds = {True: ("x", "refused"), False: ("circle-open", "answered"), None: ("star", "neither")}
+    for k, group in enumerate(dict.fromkeys(groups)):
+        for state, (symbol, words) in kinds.items():
+            mine = [
+                i
+                for i, (g, r) in enumerate(zip(groups, refused, strict=True))
+                if g == group and r is state
+            ]
+            if not mine:
+                continue
+            figure.add_scatter(
+                x=at[mine, 0],
+                y=at[mine, 1],
+                mode="markers",
+                marker={"color": SERIES[k % len(SERIES)], "symbol": symbol, "size": 8},
+                name=f"{group}, {words}",
+                hovertemplate=f"{group}, {words}<extra></extra>",
+            )
+    figure.add_annotation(
+        text=notice,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 30, "color": SOFT},
+        opacity=0.28,
+    )
+    figure.update_layout(
+        height=380,
+        margin={**MARGIN, "t": 16},
+        xaxis={"title": "first axis", "showticklabels": False, **FLAT},
+        yaxis={"title": "second axis", "showticklabels": False, **FLAT},
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def values_with_range(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    nulls: Mapping[str, Sequence[Mapping[str, Any] | None]],
+    *,
+    x_title: str,
+) -> Any:
+    """A row per label, the first on top: estimates of each series over the range of its null.
+
+    Grey bars are the 95 % ranges of random draws, their tick the mean.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    rows = np.arange(len(labels))
+    gap = 0.3
+    for k, (name, found) in enumerate(series.items()):
+        y = rows + (k - (len(series) - 1) / 2) * gap
+        for row, null in zip(y, nulls[name], strict=True):
+            if null is not None:
+                figure.add_scatter(
+                    x=[null["low"], null["mean"], null["high"]],
+                    y=[row] * 3,
+                    mode="lines+markers",
+                    line={"color": SOFT, "width": 9},
+                    marker={"symbol": "line-ns", "size": [0, 12, 0], "line": {"width": 2}},
+                    opacity=0.45,
+                    showlegend=False,
+                    hovertemplate=f"random {null['mean']:.3f} [{null['low']:.3f}, "
+                    f"{null['high']:.3f}], p = {null['p']:.3f}<extra></extra>",
+                )
+        colour = (RAISES, LOWERS)[k % 2]
+        mean = [x["mean"] for x in found]
+        figure.add_scatter(
+            x=mean,
+            y=y,
+            mode="markers",
+            marker={"color": colour, "size": 10},
+            error_x={
+                "array": [x["high"] - x["mean"] for x in found],
+                "arrayminus": [x["mean"] - x["low"] for x in found],
+                "color": colour,
+                "thickness": 1.6,
+            },
+            name=name,
+            text=list(labels),
+            hovertemplate="<b>%{text}</b>  %{x:.3f}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(
+        height=60 * len(labels) + 110,
+        margin={**MARGIN, "l": 20},
+        xaxis={"title": x_title, "fixedrange": True, "zeroline": True},
+        yaxis={
+            "tickvals": rows,
+            "ticktext": list(labels),
+            "range": [len(labels) - 0.45, -0.55],
+            "automargin": True,
+            "showgrid": False,
+            **FLAT,
+        },
+        legend=LEGEND,
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def _error(found: Mapping[str, float], colour: str) -> dict[str, Any]:
+    return {
+        "array": [found["high"] - found["mean"]],
+        "arrayminus": [found["mean"] - found["low"]],
+        "color": colour,
+        "thickness": 1,
+        "width": 3,
+    }
+
+
+def _said(found: Mapping[str, float], what: str) -> str:
+    return f"{what} {found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

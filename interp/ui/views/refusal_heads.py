@@ -1,0 +1,318 @@
+"""Heads: who carries a refusal, who is needed, who triggers it, and what passes between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from interp.charts import head_map
+from interp.charts_steering import square_map, values_with_range
+from interp.studies.frame import Study
+from interp.studies.refusal.heading import SIDES
+from interp.studies.shown import null, place
+from interp.studies.steps import Result
+from interp.ui import studies, widgets
+from interp.ui.families import REFUSED
+
+SHIPS = "any change (Ships)"
+UNITS = "fraction of the gap"
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(REFUSED, "Heads")
+    if study is None:
+        return
+    results = study.results
+    side = studies.pick(st.segmented_control, "Refusals", "side", list(SIDES), required=True)
+    step = _step("heads", side)
+    if not studies.ready(study, step):
+        return
+    names = [
+        name for name in (step, _step("groups", side), _step("paths", side)) if name in results
+    ]
+    found = results[step]
+    studies.provenance(study, *names, **({"pairs": found["n"]} if "n" in found else {}))
+    rows: list[dict[str, Any]] = []
+    if not studies.left_out(found):
+        _measures(found)
+        rows = _rows(found)
+    if _step("groups", side) in results:
+        _groups(results[_step("groups", side)])
+    if _step("paths", side) in results:
+        _paths(results[_step("paths", side)])
+    _flips(study)
+    _neurons(results.get("neurons"))
+    kept = [*names, *(name for name in ("flips", "neurons") if name in results)]
+    studies.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
+    studies.caveat(
+        "One head at a time: heads that back each other up look small. Interchange with another "
+        "prompt says what a head brings that the other prompt lacks, not how it comes to it."
+    )
+
+
+def _step(name: str, side: str) -> str:
+    return f"{name}_{side}".replace(" ", "_")
+
+
+@st.fragment
+def _measures(found: Result) -> None:
+    """The map of one measure, its first heads, and how far measures agree."""
+    measures = found["measures"] | {SHIPS: _ships(found["ships"])}
+    name = studies.pick(st.selectbox, "Measure", "measure", list(measures))
+    x = measures[name]
+    picked = studies.view().picked
+    heads = [f"L{k}H{h}" for k, row in enumerate(x["values"]) for h in range(len(row))]
+    at = place(picked) if picked in heads and picked is not None else None
+    left, middle, right = st.columns([4, 3, 4], gap="medium")
+    with left:
+        widgets.clickable(
+            head_map(
+                x["values"],
+                title="radians" if name == SHIPS else UNITS,
+                marked=[place(row["label"]) for row in x["top"]],
+                limits=(0, float(np.max(x["values"])) or 1.0) if name == SHIPS else None,
+                selected=at,
+                width=330,
+            ),
+            key="refusal-heads",
+            alt=f"{name}, layer by head",
+            filename="refusal-heads",
+            picked=lambda data: studies.change(picked=f"L{data[0]}H{data[1]}"),
+        )
+    with middle:
+        studies.table(
+            [
+                {
+                    "head": row["label"],
+                    "value": row["value"],
+                    "± stderr": studies.maybe(row["stderr"]),
+                }
+                for row in x["top"]
+            ],
+            key="top-heads",
+        )
+        lines = []
+        if "limit" in x:
+            lines.append(
+                f"{x['beyond']} heads beyond permuted labels (|value| > "
+                f"{widgets.number(x['limit'])}, corrected for the number of heads)."
+            )
+        if x.get("stability") is not None:
+            lines.append(f"Same ten in resampled pairs: {widgets.number(x['stability'])}.")
+        st.caption(" ".join(lines) or "No null was drawn for this measure.")
+    with right:
+        studies.pick(st.selectbox, "Head looked at", "picked", [studies.NONE, *heads])
+        if at is not None:
+            studies.table(_of_head(measures, at), key="head-measures")
+        else:
+            st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
+    st.caption(
+        f"{found['n']} find pairs of a refused and an answered prompt of one task and length, gap "
+        f"{found['gap']:.2f} logits. Framed: the first ten of the measure."
+    )
+    _jaccard(found["jaccard"])
+
+
+def _ships(found: Result) -> Result:
+    values = found["values"]
+    top = [
+        {"label": head, "value": values[place(head)[0]][place(head)[1]], "stderr": None}
+        for head in found["top"]
+    ]
+    return {"values": values, "top": top}
+
+
+def _of_head(measures: dict[str, Result], at: tuple[int, int]) -> list[dict[str, Any]]:
+    """Every measure of one head, with its rank by absolute value."""
+    rows = []
+    for name, x in measures.items():
+        values = np.abs(np.array(x["values"], dtype=float))
+        rank = int((values > values[at]).sum()) + 1
+        rows.append(
+            {
+                "measure": name,
+                "value": x["values"][at[0]][at[1]],
+                "rank": f"{rank} of {values.size}",
+            }
+        )
+    return rows
+
+
+def _jaccard(rows: list[Result]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row["pair"]))
+    if not names:
+        return
+    values = np.eye(len(names))
+    for row in rows:
+        i, j = (names.index(name) for name in row["pair"])
+        values[i, j] = values[j, i] = row["jaccard"]
+    with st.expander("Do the measures name the same heads? (Jaccard of their first ten)"):
+        studies.figure(
+            square_map(values, names=names, title="Jaccard of the first ten", limits=(0, 1)),
+            key="jaccard",
+            alt="Jaccard of the first ten heads of each pair of measures",
+        )
+
+
+def _groups(found: Result) -> None:
+    """The first four of each measure, exchanged together."""
+    st.subheader("Four heads exchanged together, against random ones", anchor=False)
+    if studies.left_out(found):
+        return
+    sets = found["sets"]
+    kinds = ("necessity", "sufficiency")
+    studies.figure(
+        values_with_range(
+            list(sets),
+            {kind: [x[kind] for x in sets.values()] for kind in kinds},
+            {kind: [x[f"{kind}_null"] for x in sets.values()] for kind in kinds},
+            x_title=UNITS,
+        ),
+        key="groups",
+        alt="Necessity and sufficiency of groups of heads",
+    )
+    studies.table(
+        [
+            {
+                "heads of": name,
+                "heads": " ".join(x["heads"]),
+                **{
+                    part: text
+                    for kind in kinds
+                    for part, text in (
+                        (kind, studies.value(x[kind])),
+                        (f"random, {kind}", null(x[f"{kind}_null"])),
+                    )
+                },
+            }
+            for name, x in sets.items()
+        ],
+        key="groups-table",
+    )
+    st.caption(f"{found['n']} test pairs. Grey: as many random heads of the same layers.")
+
+
+def _paths(found: Result) -> None:
+    """Paths into the carriers, the cascade, and the greedy group."""
+    st.subheader("From triggers to carriers", anchor=False)
+    if studies.left_out(found):
+        return
+    left, right = st.columns([2, 3], gap="large")
+    triggers = found["triggers"]
+    with left:
+        studies.figure(
+            head_map(
+                found["paths"]["values"],
+                title=f"path effect, {UNITS}",
+                marked=[place(head) for head in triggers],
+                width=330,
+            ),
+            key="paths",
+            alt="Path effect of each head into the carriers",
+        )
+        st.caption(
+            f"Paths into the queries, keys and values of {' '.join(found['carriers'])}; "
+            f"{found['n']} test pairs. Framed: the triggers. First four against random heads: "
+            f"{null(found['path_null'])}."
+        )
+    with right:
+        studies.table(
+            [
+                {"head": head, "role": "trigger", "path effect": value}
+                for head, value in zip(triggers, found["of triggers"], strict=True)
+            ]
+            + [
+                {"head": row["label"], "role": "first by path", "path effect": row["value"]}
+                for row in found["paths"]["top"][:6]
+            ],
+            key="path-table",
+        )
+        cascade = found.get("cascade")
+        if isinstance(cascade, list):
+            st.markdown(f"**Cascade**: {triggers[0]} switched off")
+            studies.table(
+                [
+                    {
+                        "carrier": row["head"],
+                        "change of what it writes, %": row["change"],
+                        "random gate, %": null(row["null"]),
+                    }
+                    for row in cascade
+                ],
+                key="cascade",
+            )
+        elif cascade is not None:
+            studies.left_out(cascade)
+        group = found["sahara"]
+        st.markdown(
+            f"**Greedy group** (generalised Ships): {' '.join(group['heads'])} move the last "
+            f"states by {group['curve'][-1]:.3f} radians; random groups {null(group['null'])}."
+        )
+
+
+def _flips(study: Study[Any]) -> None:
+    """Texts with the triggers switched off."""
+    found = study.results.get("flips")
+    if not found:
+        return
+    st.subheader("Texts with the triggers at zero", anchor=False)
+    studies.table(
+        [
+            {
+                "test rows": name,
+                "heads zeroed": " ".join(x["heads"]),
+                "texts that flip": studies.value(x["rate"]),
+                "random heads": null(x["null"]),
+                "after": ", ".join(f"{n} {label}" for label, n in x["after"].items() if n),
+            }
+            for name, x in found.items()
+        ],
+        key="flips",
+    )
+
+
+def _neurons(found: Result | None) -> None:
+    """GLU neurons along refusal, as the verification study finds them."""
+    if found is None:
+        return
+    with st.expander("GLU neurons along refused - answered"):
+        if studies.left_out(found):
+            return
+        studies.table(
+            [
+                {
+                    "refused test rows": side,
+                    "drop of the score": studies.value(x["drop"]),
+                    "random neurons, drop": null(x["drop_null"]),
+                    "scores that change sign": studies.value(x["flipped"]),
+                    "random neurons": null(x["null"]),
+                }
+                for side, x in found["test"].items()
+            ],
+            key="neurons",
+        )
+        st.caption(f"{found['chosen']['n']} neurons zeroed at the last token of the prompt.")
+        studies.table(
+            [
+                {**row, "writes": " ".join(map(widgets.visible, row["writes"]))}
+                for row in found["neurons"]
+            ],
+            key="first-neurons",
+        )
+
+
+def _rows(found: Result) -> list[dict[str, Any]]:
+    """Every head by every measure."""
+    return [
+        {"measure": name, "head": f"L{layer}H{head}", "value": value}
+        for name, x in found["measures"].items()
+        for layer, row in enumerate(x["values"])
+        for head, value in enumerate(row)
+    ]
+
+
+if __name__ == "__main__":
+    show()

@@ -69,7 +69,7 @@ def tokens(study: Study[Any]) -> None:
     except InterpError as error:
         widgets.show_error(error)
         return
-    _strips(found, reading)
+    st.html(strips(found, reading))
     st.caption(
         f"{widgets.plain(str(direction))}, towards refusal, at every token; the template's tokens "
         "included. Colour: above (red) or below (blue) the median of the tokens shown, one scale "
@@ -106,7 +106,8 @@ def project(
     return found
 
 
-def _strips(found: list[Projected], reading: str) -> None:
+def strips(found: list[Projected], reading: str) -> str:
+    """The prompts as HTML, a chip a token, on one scale."""
     values = [getattr(one, reading) for one in found]
     every = np.concatenate(values)
     middle = float(np.median(every))
@@ -120,7 +121,7 @@ def _strips(found: list[Projected], reading: str) -> None:
         lines.append(
             f'<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">{chips}</div>'
         )
-    st.html(
+    return (
         "".join(lines) + f'<div style="{widgets.SMALL}">{READINGS[reading]}: {middle - limit:.3f} '
         '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
         "background:linear-gradient(90deg,rgba(47,111,181,0.75),rgba(128,138,150,0.08),"

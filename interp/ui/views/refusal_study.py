@@ -19,8 +19,8 @@ from interp.ui.study_run import run_panel, running
 ABOUT = (
     "Which prompts a chat model declines, which of them it should have answered, where inside it "
     "that is decided, and what steering does to **both** kinds of refusal. After Arditi et al. "
-    "2024 (arXiv 2406.11717) and SafeConstellations (2508.11290). The shipped prompts are harmless: "
-    "the topic to be refused is gardening."
+    "2024 (arXiv 2406.11717) and SafeConstellations (2508.11290). The shipped prompts are "
+    "harmless: the topic to be refused is gardening."
 )
 VERDICTS = ("direct_answer", "direct_refusal", "indirect_refusal")
 SHUFFLED = "shuffled labels, 97.5 %"

@@ -19,7 +19,8 @@ from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.capture import run_with_cache
-from interp.charts_steering import candidate_grid, gate_curve
+from interp.charts_grids import candidate_grid
+from interp.charts_steering import gate_curve
 from interp.chat import chat_prompts
 from interp.directions import difference_in_means, random_direction, save_directions
 from interp.files import content_key
@@ -432,7 +433,7 @@ def test_skipped_steps_break_no_page(name, tmp_path):
         "ratios": [], "picture": None, "threshold": None, "at chosen": None,
     }  # fmt: skip
     one = {"names": ["harmful-harmless"], "position": -1, "layer": 2, "floor": [[0.0] * 4]}
-    changed = dict.fromkeys(skipped, SKIPPED) | {
+    changed: dict[str, Any] = dict.fromkeys(skipped, SKIPPED) | {
         "constellations": bare,
         "flips": {},
         "geometry": one | {"ceiling": {"harmful-harmless": [[1.0] * 4]}},
@@ -478,7 +479,8 @@ def test_the_first_page_holds_claims_rates_and_separation(tmp_path):
     auc = numbers(next(x for x in charts(at)[2]["data"] if "y" in x and x["mode"] != "lines")["y"])
     assert auc[-1] == pytest.approx(found["separation"]["probes"]["refused / answered"]["auc"][-1])
     assert trace(at, "shuffled labels")["line"]["color"] == "#808a96"
-    assert {"report.html", "report.md"} <= {x.label for x in at.get("download_button")}
+    downloads: Any = at.get("download_button")
+    assert {"report.html", "report.md"} <= {element.label for element in downloads}
     assert named(at.button, "Run").disabled
 
 

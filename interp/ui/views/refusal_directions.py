@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from interp.charts import band_lines, points_with_null
-from interp.charts_steering import candidate_grid, square_map
+from interp.charts_grids import candidate_grid, square_map
 from interp.studies.shown import bare, spread
 from interp.studies.steps import Result
 from interp.ui import projected, studies, widgets

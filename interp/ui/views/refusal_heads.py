@@ -8,16 +8,15 @@ import numpy as np
 import streamlit as st
 
 from interp.charts import head_map
-from interp.charts_steering import square_map, values_with_range
-from interp.studies.frame import Study
+from interp.charts_grids import square_map
 from interp.studies.refusal.heading import SIDES
-from interp.studies.shown import null, place
+from interp.studies.shown import place
 from interp.studies.steps import Result
-from interp.ui import studies, widgets
+from interp.ui import refusal_groups, studies, widgets
 from interp.ui.families import REFUSED
+from interp.ui.refusal_groups import UNITS
 
 SHIPS = "any change (Ships)"
-UNITS = "fraction of the gap"
 
 
 def show() -> None:
@@ -40,11 +39,11 @@ def show() -> None:
         _measures(found)
         rows = _rows(found)
     if _step("groups", side) in results:
-        _groups(results[_step("groups", side)])
+        refusal_groups.groups(results[_step("groups", side)])
     if _step("paths", side) in results:
-        _paths(results[_step("paths", side)])
-    _flips(study)
-    _neurons(results.get("neurons"))
+        refusal_groups.paths(results[_step("paths", side)])
+    refusal_groups.flips(results.get("flips"))
+    refusal_groups.neurons(results.get("neurons"))
     kept = [*names, *(name for name in ("flips", "neurons") if name in results)]
     studies.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
     studies.caveat(
@@ -154,153 +153,6 @@ def _jaccard(rows: list[Result]) -> None:
             square_map(values, names=names, title="Jaccard of the first ten", limits=(0, 1)),
             key="jaccard",
             alt="Jaccard of the first ten heads of each pair of measures",
-        )
-
-
-def _groups(found: Result) -> None:
-    """The first four of each measure, exchanged together."""
-    st.subheader("Four heads exchanged together, against random ones", anchor=False)
-    if studies.left_out(found):
-        return
-    sets = found["sets"]
-    kinds = ("necessity", "sufficiency")
-    studies.figure(
-        values_with_range(
-            list(sets),
-            {kind: [x[kind] for x in sets.values()] for kind in kinds},
-            {kind: [x[f"{kind}_null"] for x in sets.values()] for kind in kinds},
-            x_title=UNITS,
-        ),
-        key="groups",
-        alt="Necessity and sufficiency of groups of heads",
-    )
-    studies.table(
-        [
-            {
-                "heads of": name,
-                "heads": " ".join(x["heads"]),
-                **{
-                    part: text
-                    for kind in kinds
-                    for part, text in (
-                        (kind, studies.value(x[kind])),
-                        (f"random, {kind}", null(x[f"{kind}_null"])),
-                    )
-                },
-            }
-            for name, x in sets.items()
-        ],
-        key="groups-table",
-    )
-    st.caption(f"{found['n']} test pairs. Grey: as many random heads of the same layers.")
-
-
-def _paths(found: Result) -> None:
-    """Paths into the carriers, the cascade, and the greedy group."""
-    st.subheader("From triggers to carriers", anchor=False)
-    if studies.left_out(found):
-        return
-    left, right = st.columns([2, 3], gap="large")
-    triggers = found["triggers"]
-    with left:
-        studies.figure(
-            head_map(
-                found["paths"]["values"],
-                title=f"path effect, {UNITS}",
-                marked=[place(head) for head in triggers],
-                width=330,
-            ),
-            key="paths",
-            alt="Path effect of each head into the carriers",
-        )
-        st.caption(
-            f"Paths into the queries, keys and values of {' '.join(found['carriers'])}; "
-            f"{found['n']} test pairs. Framed: the triggers. First four against random heads: "
-            f"{null(found['path_null'])}."
-        )
-    with right:
-        studies.table(
-            [
-                {"head": head, "role": "trigger", "path effect": value}
-                for head, value in zip(triggers, found["of triggers"], strict=True)
-            ]
-            + [
-                {"head": row["label"], "role": "first by path", "path effect": row["value"]}
-                for row in found["paths"]["top"][:6]
-            ],
-            key="path-table",
-        )
-        cascade = found.get("cascade")
-        if isinstance(cascade, list):
-            st.markdown(f"**Cascade**: {triggers[0]} switched off")
-            studies.table(
-                [
-                    {
-                        "carrier": row["head"],
-                        "change of what it writes, %": row["change"],
-                        "random gate, %": null(row["null"]),
-                    }
-                    for row in cascade
-                ],
-                key="cascade",
-            )
-        elif cascade is not None:
-            studies.left_out(cascade)
-        group = found["sahara"]
-        st.markdown(
-            f"**Greedy group** (generalised Ships): {' '.join(group['heads'])} move the last "
-            f"states by {group['curve'][-1]:.3f} radians; random groups {null(group['null'])}."
-        )
-
-
-def _flips(study: Study[Any]) -> None:
-    """Texts with the triggers switched off."""
-    found = study.results.get("flips")
-    if not found:
-        return
-    st.subheader("Texts with the triggers at zero", anchor=False)
-    studies.table(
-        [
-            {
-                "test rows": name,
-                "heads zeroed": " ".join(x["heads"]),
-                "texts that flip": studies.value(x["rate"]),
-                "random heads": null(x["null"]),
-                "after": ", ".join(f"{n} {label}" for label, n in x["after"].items() if n),
-            }
-            for name, x in found.items()
-        ],
-        key="flips",
-    )
-
-
-def _neurons(found: Result | None) -> None:
-    """GLU neurons along refusal, as the verification study finds them."""
-    if found is None:
-        return
-    with st.expander("GLU neurons along refused - answered"):
-        if studies.left_out(found):
-            return
-        studies.table(
-            [
-                {
-                    "refused test rows": side,
-                    "drop of the score": studies.value(x["drop"]),
-                    "random neurons, drop": null(x["drop_null"]),
-                    "scores that change sign": studies.value(x["flipped"]),
-                    "random neurons": null(x["null"]),
-                }
-                for side, x in found["test"].items()
-            ],
-            key="neurons",
-        )
-        st.caption(f"{found['chosen']['n']} neurons zeroed at the last token of the prompt.")
-        studies.table(
-            [
-                {**row, "writes": " ".join(map(widgets.visible, row["writes"]))}
-                for row in found["neurons"]
-            ],
-            key="first-neurons",
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import streamlit as st
 
 from interp.charts import band_lines
-from interp.charts_steering import share_grid
+from interp.charts_grids import share_grid
 from interp.studies.shown import bare
 from interp.studies.steps import Result
 from interp.ui import studies, study_page, widgets

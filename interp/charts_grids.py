@@ -25,11 +25,13 @@ def candidate_grid(
     colour_title: str,
     best: tuple[int, int] | None = None,
     coloured: bool = False,
+    signed: bool = True,
 ) -> Any:
     """Scores of candidates, positions down and layers across; the chosen one framed.
 
     Rejected cells are grey. With `coloured` they show their score too, where there is one, under
-    a cross. All arrays are (positions, layers); `texts` is said on hover.
+    a cross. `signed` scores are centred on zero. All arrays are (positions, layers), `texts` too,
+    which are said on hover.
     """
     shown = values if coloured else np.where(rejected, np.nan, values)
     width = int(np.clip(1180 // max(len(x), 1), 12, 40))
@@ -44,6 +46,8 @@ def candidate_grid(
         selected=best,
     )
     figure.data[1].text = [text for row in texts for text in row]
+    if not signed:
+        figure.data[0].update(colorscale="Blues", zmin=0)
     if coloured:
         rows, columns = np.nonzero(rejected)
         figure.add_scatter(
@@ -83,7 +87,7 @@ def share_grid(
         height=len(y) * 34 + 130,
         margin={"l": 20, "r": 20, "t": 80, "b": 36, "pad": 0},
     )
-    figure.update_yaxes(automargin=True, autorange="reversed")
+    figure.update_yaxes(automargin=True, range=[len(y) - 0.5, -0.5])
     return figure
 
 
@@ -111,5 +115,5 @@ def square_map(
         margin={"l": 20, "r": 20, "t": 84, "b": 20, "pad": 0},
     )
     figure.update_xaxes(automargin=True, tickangle=-30)
-    figure.update_yaxes(automargin=True, autorange="reversed")
+    figure.update_yaxes(automargin=True, range=[len(names) - 0.5, -0.5])
     return figure

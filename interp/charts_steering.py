@@ -15,12 +15,15 @@ from interp.charts import LEGEND, MARGIN, SERIES, SOFT, band_lines
 from interp.figures import CHOSEN, LOWERS, RAISES
 
 FLAT = {"fixedrange": True, "zeroline": False}
+BELOW = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"}
+"""A legend that leaves the space above a figure to its tool bar."""
 
 
 def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: float) -> Any:
     """Methods on two axes, each with its intervals; those with `null` are grey.
 
-    A point has name, null, and x and y with mean, low and high. Lines are drawn at the targets.
+    A point has name, null, and x and y with mean, low and high. Points in one place are drawn
+    as rings, each inside the one before. Lines are drawn at the targets.
     """
     import plotly.graph_objects as go
 
@@ -33,19 +36,29 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
             figure.add_hline(y=target, line=line)
     symbols = ("circle", "square", "diamond", "triangle-up", "star", "cross")
     mine = [point for point in points if not point["null"]]
-    for point in points:
+    places = [(round(p["x"]["mean"], 3), round(p["y"]["mean"], 3)) for p in points]
+    for k, point in enumerate(points):
+        here = places[k + 1 :].count(places[k])
+        others = [p["name"] for p, at in zip(points, places, strict=True) if at == places[k]]
         place = 0 if point["null"] else mine.index(point)
         colour = SOFT if point["null"] else SERIES[place % len(SERIES)]
         symbol = "x" if point["null"] else symbols[place // len(SERIES) % len(symbols)]
+        symbol += "-open" if here else ""
         figure.add_scatter(
             x=[point["x"]["mean"]],
             y=[point["y"]["mean"]],
             error_x=_error(point["x"], colour),
             error_y=_error(point["y"], colour),
             mode="markers",
-            marker={"color": colour, "size": 11, "symbol": symbol, "opacity": 0.9},
+            marker={
+                "color": colour,
+                "size": 11 + 8 * here,
+                "symbol": symbol,
+                "opacity": 0.9,
+                "line": {"width": 2.5 if here else 0},
+            },
             name=point["name"],
-            hovertemplate=f"<b>{point['name']}</b><br>{_said(point['x'], 'removed')}<br>"
+            hovertemplate=f"<b>{'<br>'.join(others)}</b><br>{_said(point['x'], 'removed')}<br>"
             f"{_said(point['y'], 'retained')}<extra></extra>",
         )
     ends = [value for p in points for value in (p["x"]["low"], p["x"]["high"]) if value == value]
@@ -64,7 +77,7 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
             "tickformat": ".0%",
             **FLAT,
         },
-        legend={"x": 1.01, "y": 1, "xanchor": "left"},
+        legend={"x": 1.01, "y": 1, "xanchor": "left", "itemsizing": "constant"},
         dragmode=False,
         hovermode="closest",
     )
@@ -79,12 +92,17 @@ def gate_curve(
 ) -> Any:
     """Shares let through by a gate at each threshold, (mean, low, high), and marked thresholds.
 
-    A mark left or right of all thresholds is named at that edge.
+    Between two thresholds the gate is that of the upper one. A mark left or right of all
+    thresholds is named at that edge.
     """
     at = np.asarray(thresholds, dtype=float)
+    steps = {
+        name: tuple(np.repeat(np.asarray(part, dtype=float), 2)[1:] for part in parts)
+        for name, parts in series.items()
+    }
     figure = band_lines(
-        series,
-        x=at.tolist(),
+        steps,  # type: ignore[arg-type]
+        x=np.repeat(at, 2)[:-1].tolist(),
         x_title="confidence a prompt must have",
         y_title="share of select rows",
         limits=(-0.03, 1.05),
@@ -101,7 +119,7 @@ def gate_curve(
             figure.add_vline(x=where, line={"color": CHOSEN, "width": 2, "dash": "dash"})
         figure.add_annotation(
             x=where,
-            y=1.0 - 0.09 * k,
+            y=0.97 - 0.09 * k,
             yref="paper",
             text=label,
             showarrow=False,
@@ -109,7 +127,8 @@ def gate_curve(
             xshift=4 if where < at.mean() else -4,
             font={"size": 12},
         )
-    figure.update_layout(height=360)
+    figure.update_traces(mode="lines", selector={"mode": "lines+markers"})
+    figure.update_layout(height=400, legend=BELOW, margin={**MARGIN, "t": 30, "b": 110})
     return figure
 
 
@@ -150,8 +169,9 @@ def picture(
         opacity=0.28,
     )
     figure.update_layout(
-        height=380,
-        margin={**MARGIN, "t": 16},
+        height=470,
+        margin={**MARGIN, "t": 30, "b": 130},
+        legend={**BELOW, "y": -0.12},
         xaxis={"title": "first axis", "showticklabels": False, **FLAT},
         yaxis={"title": "second axis", "showticklabels": False, **FLAT},
         dragmode=False,

@@ -53,7 +53,7 @@ def tokens(study: Study[Any]) -> None:
         typed = st.text_area(
             f"Prompts, one a line, at most {MOST}",
             "\n".join(" ".join(text.split()) for text in steering_model.examples(study)[:3]),
-            height=130,
+            height=190,
             key=f"projected-{study.directory.name}",
         )
     texts = [line.strip() for line in typed.splitlines() if line.strip()]

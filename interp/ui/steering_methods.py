@@ -46,7 +46,8 @@ def frontier(study: Study[Any]) -> Rows:
         "Up and right is better. Grey crosses: random versions. Dashed: the published reduction "
         f"({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every text of the test rows is generated "
         "and judged anew; doses were chosen on select rows. Selectivity has no value where what is "
-        "lost cannot be told from 0. KL and loss: answered rows, nats a token."
+        "lost cannot be told from 0. KL and loss: answered rows, nats a token. Neither: texts that "
+        "are no answer and no refusal. Answered: of rows that should be. Gated: rows left alone."
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
@@ -63,21 +64,20 @@ def frontier(study: Study[Any]) -> Rows:
 
 
 def _row(name: str, x: Result) -> dict[str, Any]:
+    gated = x["gated"]
     return {
         "method": name,
         "dose": x["dose"],
-        "over-refusal": change(x["benign"]),
         "removed": _maybe(x["reduction"]),
-        "proper refusals": change(x["harmful"]),
         "retained": _maybe(x["retained"]),
-        "selectivity": _maybe(x["selectivity"]),
-        "answered, of rows that should be": change(x["answered"]),
-        "neither": _neither(x["counts"]),
-        "left alone by a gate": studies.NONE
-        if x["gated"] is None
-        else str(sum(x["gated"].values())),
+        "over-refusal": change(x["benign"]),
+        "proper refusals": change(x["harmful"]),
         "KL": _maybe(x.get("kl")),
         "loss": _maybe(x.get("loss")),
+        "neither": _neither(x["counts"]),
+        "answered": change(x["answered"]),
+        "selectivity": _maybe(x["selectivity"]),
+        "gated": studies.NONE if gated is None else str(sum(gated.values())),
         "n": f"{x['benign']['before']['n']}, {x['harmful']['before']['n']}",
         "random": x["null"],
     }

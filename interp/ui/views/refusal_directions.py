@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from interp.charts import band_lines, points_with_null
+from interp.charts import MARGIN, band_lines, points_with_null
 from interp.charts_grids import candidate_grid, square_map
+from interp.charts_steering import BELOW
 from interp.studies.shown import bare, spread
 from interp.studies.steps import Result
 from interp.ui import projected, studies, widgets
@@ -69,8 +70,10 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
         score = studies.pick(
             st.selectbox, "Score", "score", list(SCORES), format_func=SCORES.__getitem__
         )
-    coloured = right.toggle("Colour rejected ones too", key="rejected-too")
     found = results[name]
+    coloured = right.toggle(
+        "Colour rejected ones too", not found.get("best"), key=f"rejected-too-{name}"
+    )
     if studies.left_out(found):
         return []
     tokens = found.get("tokens") or results["selection_harmful-harmless"].get("tokens", [])
@@ -125,6 +128,7 @@ def _grid(found: Result, score: str, tokens: list[str], *, coloured: bool) -> No
             colour_title=SCORES[score].split(" (")[0],
             best=(positions.index(best[0]), layers.index(best[1])) if best else None,
             coloured=coloured,
+            signed=score != "kl",
         ),
         key="candidate-grid",
         alt=f"{SCORES[score]}, position by layer",
@@ -201,10 +205,11 @@ def _geometry(found: Result) -> None:
             x_title="layer",
             y_title=f"cosine with {names[0]}",
             controls=[ceiling, floor],
+            dashed=[floor],
             limits=(-1.04, 1.04),
         )
         drawn.add_vline(x=layer, line={"width": 1, "dash": "dot"})
-        drawn.update_layout(height=430)
+        drawn.update_layout(height=470, legend=BELOW, margin={**MARGIN, "t": 30, "b": 150})
         with right:
             studies.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
         st.caption(
@@ -214,15 +219,15 @@ def _geometry(found: Result) -> None:
         )
     else:
         st.caption(f"Only one direction could be found: {', '.join(names) or 'none'}.")
-    lines = [
+    between = [
         f"{name}: {studies.value(x)}"
         for name, x in found.get("independence", {}).items()
         if name != "n"
     ]
-    if lines:
+    if between:
         st.markdown(
             "**Representational independence** (mean squared change of the cosine; 0 is "
-            f"independent): {'; '.join(lines)}."
+            f"independent): {'; '.join(between)}."
         )
     cone = found.get("cone", {})
     if "ablated" in cone:

@@ -96,8 +96,8 @@ def _measures(found: Result) -> None:
         lines = []
         if "limit" in x:
             lines.append(
-                f"{x['beyond']} heads beyond permuted labels (|value| > "
-                f"{widgets.number(x['limit'])}, corrected for the number of heads)."
+                f"Beyond permuted labels: {x['beyond']} (|value| > {widgets.number(x['limit'])}, "
+                "corrected for the number of heads)."
             )
         if x.get("stability") is not None:
             lines.append(f"Same ten in resampled pairs: {widgets.number(x['stability'])}.")

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from interp.charts import band_lines
+from interp.charts import MARGIN, band_lines
 from interp.charts_grids import share_grid
+from interp.charts_steering import BELOW
 from interp.studies.shown import bare
 from interp.studies.steps import Result
 from interp.ui import studies, study_page, widgets
@@ -146,28 +147,25 @@ def _separation(found: Result) -> None:
     """Silhouettes and probes by layer."""
     st.subheader("Where refused and answered prompts part", anchor=False)
     left, right = st.columns(2, gap="large")
+    shape = {"height": 400, "legend": BELOW, "margin": {**MARGIN, "t": 30, "b": 120}}
+    drawn = band_lines(
+        {name: bare(values) for name, values in found["silhouettes"].items()},
+        x_title="layer",
+        y_title="mean silhouette",
+    )
     with left:
-        studies.figure(
-            band_lines(
-                {name: bare(values) for name, values in found["silhouettes"].items()},
-                x_title="layer",
-                y_title="mean silhouette",
-            ),
-            key="silhouettes",
-            alt="Silhouettes by layer",
-        )
+        studies.figure(drawn.update_layout(shape), key="silhouettes", alt="Silhouettes by layer")
     lines = {name: (x["auc"], x["low"], x["high"]) for name, x in found["probes"].items()}
     for x in found["probes"].values():
         if "shuffled" in x:
             lines[SHUFFLED] = bare(x["shuffled"])
             break
+    drawn = band_lines(
+        lines, x_title="layer", y_title="AUC", controls=[SHUFFLED], limits=(-0.02, 1.04)
+    )
     with right:
         studies.figure(
-            band_lines(
-                lines, x_title="layer", y_title="AUC", controls=[SHUFFLED], limits=(-0.02, 1.04)
-            ),
-            key="separating-probes",
-            alt="AUC of probes by layer",
+            drawn.update_layout(shape), key="separating-probes", alt="AUC of probes by layer"
         )
     counts = "; ".join(f"{name}: {x['n'][1]}" for name, x in found["probes"].items())
     st.caption(

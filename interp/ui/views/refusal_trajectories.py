@@ -40,7 +40,7 @@ def show() -> None:
         _effectiveness(found)
     with right:
         _picture(found)
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns(2, gap="large")
     with left:
         _gate(found)
     with right:
@@ -136,9 +136,9 @@ def _effectiveness(found: Result) -> None:
     drawn.update_layout(
         height=max(len(tasks), 3) * 30 + 150,
         width=values.shape[1] * cell + 150,
-        margin={"l": 20, "r": 20, "t": 84, "b": 52, "pad": 0},
+        margin={"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0},
     )
-    drawn.update_yaxes(automargin=True, autorange="reversed")
+    drawn.update_yaxes(automargin=True, range=[len(tasks) - 0.5, -0.5])
     studies.figure(drawn, key="effectiveness", alt="Effectiveness, task by layer")
     st.caption("Find rows. Blank: a task without both classes.")
 
@@ -231,11 +231,11 @@ def _ledger(found: Result) -> list[dict[str, Any]]:
     """The rows, all or by why they were left alone."""
     st.markdown(widgets.plain(found["text"]))
     rows = found["rows"]
-    reasons = list(dict.fromkeys(row["skipped"] or "steered" for row in rows))
+    reasons = list(dict.fromkeys(_fate(row) for row in rows))
     wanted = st.segmented_control(
         "Show", [ALL, *reasons], default=ALL, required=True, key="ledger-filter"
     )
-    shown = [row for row in rows if wanted in (ALL, row["skipped"] or "steered")]
+    shown = [row for row in rows if wanted in (ALL, _fate(row))]
     studies.table(
         [
             {
@@ -251,6 +251,11 @@ def _ledger(found: Result) -> list[dict[str, Any]]:
         f"{found['wrong']} of them with another task's constellation."
     )
     return rows
+
+
+def _fate(row: Result) -> str:
+    """Why a prompt is left alone, without the numbers of the case; or that it is steered."""
+    return row["skipped"].split(":")[0] or "steered"
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from interp.task_steering import NOTEBOOK, PUBLISHED, Ledger, plan_steering
 Made = tuple[Steering, np.ndarray]
 """A steering, and (rows,) which of its rows it changes at all."""
 
-DOSES = (0.25, 0.5, 1.0, 1.5, 2.0)
-STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)
+DOSES = (0.5, 1.0, 2.0, 4.0)
+STEPS = (0.5, 1.0, 2.0, 4.0)
 CONSTELLATIONS = "task constellations"
 
 

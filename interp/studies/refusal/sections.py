@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.report import Report
 from interp.studies.refusal.heading import SIDES
-from interp.studies.refusal.pointing import SELECTED
+from interp.studies.refusal.pointing import SELECTED, place_of
 from interp.studies.shown import bare, estimate, listed, null, spread
 from interp.studies.steps import Result
 
@@ -121,8 +121,10 @@ def directions(report: Report, results: Results) -> None:
             report.text(f"{kind}: {found['skipped']}.")
             continue
         counts = ", ".join(f"{count} by {rule}" for rule, count in found["rejections"].items())
-        best = found["best"]
-        chosen = f"position {best[0]}, layer {best[1]}" if best else "none: see the reasons"
+        place = place_of(found) or []
+        chosen = "position {}, layer {}".format(*place)
+        if not found["best"]:
+            chosen = f"none passes; taken is the lowest bypass - induce, {chosen}"
         report.text(
             f"**{kind}**: {len(found['rows'])} candidates of {found['classes'][0]} and "
             f"{found['classes'][1]} find rows, scored on {found['n'][0]} and {found['n'][1]} "

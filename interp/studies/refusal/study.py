@@ -91,11 +91,14 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     }
     step("cosmic", lambda: pointing.cosmic(context))
     first, over = (chosen[kind] for kind in pointing.SELECTED)
-    places: Places = {
-        kind: pointing.place_of(context, over if kind == "over-refusal" else first, first)
-        for kind in KINDS
-        if context.candidates(kind) is not None
-    }
+    own = pointing.place_of(first)
+    if own is None:
+        raise InterpError(
+            f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
+        )
+    places: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
+    if "over-refusal" in places:
+        places["over-refusal"] = pointing.place_of(over, first) or own
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     save_directions(directory / DIRECTIONS, found)
     step("directions", lambda: pointing.effects(context, places), places)

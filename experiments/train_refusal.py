@@ -177,7 +177,7 @@ class Recipe:
 RECIPES = {
     "smollm2": Recipe(),
     "tiny": Recipe(
-        steps=800, batch=32, rate=2e-3, warmup=30, rank=0, alpha=0, draws=10, unknown=0.3
+        steps=1200, batch=32, rate=2.5e-3, warmup=50, rank=0, alpha=0, draws=10, unknown=0.3
     ),
 }
 

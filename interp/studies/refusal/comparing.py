@@ -133,9 +133,9 @@ def _costs(context: Context, method: Method, dose: float) -> Result:
     }
 
 
-def rows_of_ledger(context: Context, threshold: float, dose: float) -> Result:
+def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
     """What the published method decided for test rows: in sum, and row by row."""
-    ledger = ledger_of(context, threshold, dose, context.rows("test"))
+    ledger = ledger_of(context, gate, dose, context.rows("test"))
     table = ledger.to_dataframe()
     few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]
     return {

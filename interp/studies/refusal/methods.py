@@ -18,9 +18,10 @@ from interp.steering import (
     conditional,
     null_space_direction,
 )
-from interp.studies.refusal.constellating import options_of
+from interp.studies.refusal.constellating import benign_tasks, options_of
 from interp.studies.refusal.context import LEAST, Context, Places
-from interp.task_steering import NOTEBOOK, PUBLISHED, Ledger, plan_steering
+from interp.studies.steps import Result
+from interp.task_steering import NOTEBOOK, Ledger, plan_steering
 
 Made = tuple[Steering, np.ndarray]
 """A steering, and (rows,) which of its rows it changes at all."""
@@ -41,11 +42,11 @@ class Method:
     of: str = ""
 
 
-def methods(context: Context, places: Places, threshold: float | None) -> list[Method]:
+def methods(context: Context, places: Places, gate: Result) -> list[Method]:
     """All that there are rows enough for.
 
-    `places` gives the chosen position and layer of each kind of direction; `threshold` is the
-    calibrated gate's (None: the gate could not be calibrated).
+    `places` gives the chosen position and layer of each kind of direction; `gate` is that of
+    `constellating.options_of`.
     """
     model = context.model
     found = []
@@ -67,7 +68,7 @@ def methods(context: Context, places: Places, threshold: float | None) -> list[M
             name = f"random direction {seed + 1}"
             found.append(_added(context, name, drawn, of="add - over-refusal"))
     if context.bank.whole.any():
-        found += _constellations(context, threshold)
+        found += _constellations(context, gate)
     return [method for method in found if method is not None]
 
 
@@ -175,22 +176,21 @@ def _null_space(context: Context, direction: Direction) -> Method | None:
     )
 
 
-def _constellations(context: Context, threshold: float | None) -> list[Method]:
+def _constellations(context: Context, gate: Result) -> list[Method]:
     """SafeConstellations as published, its notebooks' variant, and two nulls."""
     model, bank = context.model, context.bank
-    gate = PUBLISHED.threshold if threshold is None else threshold
 
     def published(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, threshold, dose, rows)
+        ledger = ledger_of(context, gate, dose, rows)
         return ledger.steering(model), ledger.steered
 
     def notebook(dose: float, rows: Sequence[int]) -> Made:
-        options = replace(NOTEBOOK, tasks=options_of(context, gate).tasks)
+        options = replace(NOTEBOOK, tasks=benign_tasks(context))
         ledger = plan_steering(context.read(rows), bank, options)
         return ledger.steering(model), ledger.steered
 
     def random(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, threshold, dose, rows).random(seed=context.settings.seed)
+        ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
         return ledger.steering(model), ledger.steered
 
     def shuffled(dose: float, rows: Sequence[int]) -> Made:
@@ -207,9 +207,6 @@ def _constellations(context: Context, threshold: float | None) -> list[Method]:
     ]
 
 
-def ledger_of(
-    context: Context, threshold: float | None, dose: float, rows: Sequence[int]
-) -> Ledger:
+def ledger_of(context: Context, gate: Result, dose: float, rows: Sequence[int]) -> Ledger:
     """What the published method decides for some rows."""
-    gate = PUBLISHED.threshold if threshold is None else threshold
     return plan_steering(context.read(rows), context.bank, options_of(context, gate, dose))

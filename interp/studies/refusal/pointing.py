@@ -87,22 +87,22 @@ def _written(found: Selection) -> Result:
 
 
 def place_of(found: Result, other: Result | None = None) -> list[int] | None:
-    """Position and layer of a selection: the rule's, or else where the two effects are largest.
+    """Position and layer of a selection: the rule's, or else of the least harmful that does both.
 
-    Where no candidate passes the rule the study goes on with the one of lowest bypass - induce
-    outside the last layers, whatever its KL, and the report says so. A selection that was skipped
-    takes another's place.
+    Where no candidate passes the rule the study goes on, and says so, with the one of least KL
+    among those of any layer that bypass (score below 0) and induce (above 0); if none does both,
+    with the lowest bypass - induce. A selection that was skipped takes another's place.
     """
     if "skipped" in found:
         return None if other is None else place_of(other)
     if found["best"]:
         return found["best"]
-    rows = [
-        row
-        for row in found["rows"]
-        if row["rejected"] not in ("zero", "nan", "layer") and row["induce"] is not None
-    ]
-    best = min(rows, key=lambda row: row["bypass"] - row["induce"])
+    rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
+    both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
+    if both:
+        best = min(both, key=lambda row: row["kl"])
+    else:
+        best = min(rows, key=lambda row: row["bypass"] - row["induce"])
     return [best["position"], best["layer"]]
 
 

@@ -24,6 +24,20 @@ def constellations(report: Report, results: Results) -> None:
         "Bank of find rows; gate calibrated on select rows; tasks told on test rows. No row is in "
         "two of these."
     )
+    report.table(
+        [
+            {
+                "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
+                "over layers": x["identify"]["over_layers"],
+                "centroid": x["identify"]["centre"],
+                "tasks told rightly": estimate(x["right"]),
+                "": "taken" if x["identify"] == found["identify"] else "",
+            }
+            for x in found["ways"]
+        ],
+        caption="Ways of telling a prompt's task by cosines, on select rows: task is the mean of "
+        "all its rows, nearest the nearer of its two centroids.",
+    )
     counts = dict(zip(found["tasks"], found["counts"], strict=True))
     report.table(
         [

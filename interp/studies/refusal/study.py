@@ -119,24 +119,24 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     step("flips", lambda: heading.flips(context, roles), roles)
     replied = step.results["behaviour"]
     told = step("constellations", lambda: constellating.constellations(context))
-    threshold = told["threshold"]
-    for method in methods(context, places, threshold):
+    gate = {name: told[name] for name in ("identify", "threshold")}
+    for method in methods(context, places, gate):
         name = "".join(c if c.isalnum() else "_" for c in method.name)
         dose = step(
-            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, threshold
+            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, gate
         )
         step(
             f"method_{name}",
             lambda m=method, d=dose: comparing.evaluate(context, replied, m, d["dose"]),
             places,
-            threshold,
+            gate,
             dose,
         )
         if method.name == CONSTELLATIONS:
             step(
                 "ledger",
-                lambda d=dose: comparing.rows_of_ledger(context, threshold, d["dose"]),
-                threshold,
+                lambda d=dose: comparing.rows_of_ledger(context, gate, d["dose"]),
+                gate,
                 dose,
             )
     step("neurons", lambda: neurons.neurons(context))

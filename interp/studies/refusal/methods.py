@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from interp.directions import Direction, end_states, random_direction
+from interp.directions import Direction, Kind, end_states, random_direction
 from interp.steering import (
     Steering,
     ablate_direction,
@@ -20,6 +20,7 @@ from interp.steering import (
 )
 from interp.studies.refusal.constellating import benign_tasks, options_of
 from interp.studies.refusal.context import LEAST, Context, Places
+from interp.studies.refusal.pointing import SELECTED
 from interp.studies.steps import Result
 from interp.task_steering import NOTEBOOK, Ledger, plan_steering
 
@@ -50,12 +51,17 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
     """
     model = context.model
     found = []
-    directions = {kind: context.direction(kind, place) for kind, place in places.items()}
+    directions: dict[Kind, Direction] = {}
+    for kind, place in places.items():
+        direction = context.direction(kind, place)
+        # Where all that should be refused is, two kinds are one.
+        if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
+            directions[kind] = direction
     for kind, direction in directions.items():
         found.append(
             _always(f"ablate {kind}", (1.0,), lambda _, d=direction: ablate_direction(model, d))
         )
-    for kind in ("harmful-harmless", "over-refusal"):
+    for kind in SELECTED:
         if kind in directions:
             found.append(_added(context, f"add - {kind}", directions[kind]))
     if "harmful-harmless" in directions:

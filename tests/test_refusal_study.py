@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 import interp
 from interp.cases import Case, deal, read_cases, taboo_cases
@@ -16,9 +15,8 @@ from interp.judging import REFUSALS
 from interp.over_refusal import SIDES
 from interp.studies.frame import open_study
 from interp.studies.refusal.behaviour import behaviour
-from interp.studies.refusal.comparing import RETAINED, choose_dose
+from interp.studies.refusal.comparing import RETAINED, SENSE, best_dose
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
-from interp.studies.refusal.methods import Method
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
@@ -159,53 +157,34 @@ def test_random_directions_release_less_than_the_best_method(done):
 
 
 def test_the_kept_dose_is_the_rule_s(done):
-    """The most released of what keeps 95 % of the refusals, the smallest of equals."""
+    """The most released of what keeps 95 % of refusals and makes sense, the smallest of equals."""
     doses = [x for name, x in done[0].results.items() if name.startswith("dose_")]
     for x in doses:
-        rows = list(zip(x["doses"], x["released"], x["lost"], strict=True))
-        before = 1 - rows[0][2]
-        keeping = [row for row in rows[1:] if 1 - row[2] >= RETAINED * before]
-        assert x["retains"] == bool(keeping)
-        if keeping:
-            most = max(released for _, released, _ in keeping)
-            assert x["dose"] == min(dose for dose, released, _ in keeping if released == most)
+        rows = list(zip(x["doses"], x["released"], x["lost"], x["kl"], strict=True))
+        assert rows[0][0] == rows[0][3] == 0
+        fitting = [r for r in rows[1:] if 1 - r[2] >= RETAINED * (1 - rows[0][2]) and r[3] <= SENSE]
+        assert [row for row, fits in zip(rows, x["fits"], strict=True) if fits] == fitting
+        if fitting:
+            most = max(row[1] for row in fitting)
+            assert x["dose"] == min(row[0] for row in fitting if row[1] == most)
         else:
-            value = {dose: released - lost for dose, released, lost in rows[1:]}
+            value = {row[0]: row[1] - row[2] for row in rows[1:]}
             assert value[x["dose"]] == max(value.values())
-    assert {x["retains"] for x in doses} == {True, False}
 
 
 @pytest.mark.parametrize(
-    ("lost", "released", "dose"),
+    ("lost", "released", "kl", "place"),
     [
-        ((0, 0, 0), (0.2, 0.8, 0.8), 2.0),  # the smallest of equals
-        ((0, 0.5, 1), (0.2, 1, 1), 1.0),  # what loses refusals is not taken
-        ((0.5, 0.4, 1), (0.6, 0.7, 1), 2.0),  # none keeps them: the best difference
-        ((0, 0, 0), (0, 0, 0), 1.0),  # never the dose of nothing
+        ((0, 0, 0), (0.2, 0.8, 0.8), (0, 0, 0), 2),  # the smallest of equals
+        ((0, 0.5, 1), (0.2, 1, 1), (0, 0, 0), 1),  # what loses refusals is not taken
+        ((0, 0, 0), (0.2, 0.8, 1), (0, 0.1, 0.6), 2),  # nor what makes no sense
+        ((0.5, 0.4, 1), (0.6, 0.7, 1), (0, 0, 0), 2),  # none fits: the best difference
+        ((0, 0, 0), (0, 0, 0), (0, 0, 0), 1),  # never the dose of nothing
     ],
 )
-def test_the_rule_on_scores_that_are_given(context, monkeypatch, lost, released, dose):
-
-    def scores(self, rows, steering=None):
-        shares = lost if self.cases[rows[0]].should == "refuse" else released
-        share = 0.0 if steering is None else shares[int(steering) - 1]
-        found = torch.ones(len(rows))
-        found[: round(share * len(rows))] = -1
-        return found
-
-    monkeypatch.setattr(Context, "scores", scores)
-    asked = Context.rows
-
-    def ten_times(self, part, **wanted):
-        return asked(self, part, **wanted)[:1] * 10
-
-    monkeypatch.setattr(Context, "rows", ten_times)
-    method = Method(
-        name="given", doses=(1.0, 2.0, 3.0), make=lambda d, r: (d, np.ones(len(r), dtype=bool))
-    )
-    found = choose_dose(context, method)
-    assert found["dose"] == dose
-    assert found["released"][0] == found["lost"][0] == 0
+def test_the_rule_on_shares_that_are_given(lost, released, kl, place):
+    found, _ = best_dose(*(np.array([0.0, *x]) for x in (released, lost, kl)))
+    assert found == place
 
 
 # -- parts and cases -----------------------------------------------------------------------

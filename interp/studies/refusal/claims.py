@@ -187,9 +187,14 @@ def _neurons(results: Results) -> Row:
 
 
 def _meets(x: Result) -> bool:
+    """Both targets, by texts that are answers: what is no refusal may be no answer either."""
     if x["reduction"] is None or x["retained"] is None:
         return False
-    return x["reduction"]["mean"] >= REDUCTION and x["retained"]["mean"] >= RETAINED
+    answered = x["answered"]
+    more = answered["after"]["mean"] - answered["before"]["mean"]
+    released = x["benign"]["difference"]["mean"]
+    kept = x["retained"]["mean"] >= RETAINED
+    return x["reduction"]["mean"] >= REDUCTION and kept and more >= 0.9 * released
 
 
 def _both(x: Result) -> str:

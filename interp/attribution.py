@@ -16,11 +16,19 @@ from interp.engine.gradients import chunks
 from interp.engine.memory import keep_freed_memory
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
-from interp.firstorder import Ask, Estimator, mean_values
+from interp.firstorder import Ask, Estimator
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.references import batches_of, mean_values
 from interp.scores import Scores
-from interp.sweeps import Direction, check_gap, make_request, provenance, refuse_equal
+from interp.sweeps import (
+    Direction,
+    check_gap,
+    make_request,
+    provenance,
+    refuse_equal,
+    spelled_source,
+)
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
@@ -37,6 +45,7 @@ def attribution_patching(
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
+    reference: Task | None = None,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -59,6 +68,7 @@ def attribution_patching(
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
         source: "other", or "zero" or "mean" in place of the other run's value (noise only).
+        reference: the task a mean is taken over, as in `activation_patching`.
         budget_gb: memory for runs in flight. Changes the time, not the result.
         progress: called with (prompts done, prompts in all).
         cancelled: asked before every batch.
@@ -79,6 +89,7 @@ def attribution_patching(
         site=site,
         by=tuple(by),
         source=source,
+        reference=reference,
         direction=direction,
         positions=positions,
         layers=None if layers is None else tuple(layers),
@@ -100,6 +111,7 @@ def atp_star(
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
+    reference: Task | None = None,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
@@ -135,6 +147,7 @@ def atp_star(
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
         source: "other", "zero" or "mean".
+        reference: the task a mean is taken over, as in `activation_patching`.
         budget_gb: memory for runs in flight.
         progress: called with (prompts done, prompts in all).
         cancelled: asked before every batch.
@@ -160,6 +173,7 @@ def atp_star(
         site=site,
         by=tuple(by),
         source=source,
+        reference=reference,
         direction=direction,
         positions=positions,
         layers=None if layers is None else tuple(layers),
@@ -185,8 +199,10 @@ def _attribute(
     order = np.argsort(lengths, kind="stable")
     budget = int(budget_gb * 1e9)
     pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
-    if ask.source == "mean":
-        work.constant = mean_values(work, [order[piece] for piece, _ in pieces])
+    if work.request.means_over:
+        batches = batches_of(work.request.means_over)
+        work.constant = mean_values(work.runner, batches, ask.site)
+        work.forwards += len(batches)
     size = 1 if work.parts is None else len(work.parts)
     effects = np.zeros((len(task), len(work.layers), size, work.columns))
     ends = np.zeros((2, len(task)))
@@ -224,6 +240,7 @@ def _estimator(model: LanguageModel, task: Task, ask: Ask) -> Estimator:
         layers=chosen[:1],
         components=first,
         source=ask.source,
+        reference=ask.reference,
     )
     refuse_equal(request.runs, task)
     model.refuse_changed("attribution patching")
@@ -281,12 +298,12 @@ def _call(work: Estimator) -> str:
         "by": ask.by,
         "direction": ask.direction,
         "positions": ask.positions if isinstance(ask.positions, str) else list(ask.positions),
-        "source": ask.source,
     }
     shown |= {"layers": work.layers} if ask.layers is not None else {}
     shown |= {"components": work.parts} if ask.components is not None else {}
     shown |= {"qk_fix": ask.fix, "grad_drop": ask.drop} if ask.name == "atp_star" else {}
-    spelled = ", ".join(f"{key}={value!r}" for key, value in shown.items())
+    words = {key: repr(value) for key, value in shown.items()} | spelled_source(work.request)
+    spelled = ", ".join(f"{key}={value}" for key, value in words.items())
     return f"scores = interp.{ask.name}(model, task, {spelled})"
 
 

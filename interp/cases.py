@@ -86,7 +86,8 @@ def read_cases(path: Path, *, sha256: str) -> tuple[Case, ...]:
     for column in table.columns:
         if column not in known:
             raise unknown("column", str(column), known)
-    if missing := {"row", "prompt", "should"} - set(table.columns):
+    needed = ("row", "prompt", "should")
+    if missing := {x for x in needed if x not in table.columns or table[x].isna().any()}:
         raise InterpError(f"prompts in {path}", f"no {', '.join(sorted(missing))}", "add them")
     twice, asked = len(table) - len(set(table["row"])), set(table["should"])
     if table.empty or twice or not asked <= set(SIDES):
@@ -95,7 +96,10 @@ def read_cases(path: Path, *, sha256: str) -> tuple[Case, ...]:
             f"{len(table)} rows, {twice} ids twice, should of {sorted(asked)}",
             'give each row an id of its own, and "answer" or "refuse"',
         )
-    return tuple(Case(**row) for row in table.to_dict("records"))  # type: ignore[arg-type]
+    rows = (
+        {k: v for k, v in row.items() if isinstance(v, str)} for row in table.to_dict("records")
+    )
+    return tuple(Case(**row) for row in rows)  # type: ignore[arg-type]
 
 
 def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -> tuple[str, ...]:
@@ -105,6 +109,8 @@ def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -
         InterpError: shares that are not positive, or a part left without a case.
     """
     names, wanted = list(shares), np.array(list(shares.values()), dtype=float)
+    if (wanted <= 0).any():
+        raise InterpError(f"parts {dict(shares)}", "not all above 0", "give positive shares")
     rng, part = np.random.default_rng(seed), dict[str, str]()
     for kind in dict.fromkeys(case.kind for case in cases):
         sizes = Counter(case.known.base for case in cases if case.kind == kind)
@@ -113,10 +119,10 @@ def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -
             name = part.setdefault(base, names[int(np.argmin(held / wanted))])
             held[names.index(name)] += sizes[base]
     dealt = tuple(part[case.known.base] for case in cases)
-    if (wanted <= 0).any() or set(dealt) != set(names):
+    if set(dealt) != set(names):
         raise InterpError(
             f"{len(cases)} cases in parts {dict(shares)}",
             f"{len(part)} base texts, rows {dict(Counter(dealt))}",
-            "give positive shares and more base texts",
+            "give more base texts",
         )
     return dealt

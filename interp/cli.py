@@ -116,7 +116,13 @@ def patch(
     positions: Annotated[str, typer.Option(help="all, or names: S2,last.")] = "all",
     layers: Annotated[str | None, typer.Option(help="E.g. 3,7-9; all by default.")] = None,
     components: Annotated[str | None, typer.Option(help="Heads or neurons, e.g. 0-99.")] = None,
-    source: Annotated[str, typer.Option(help="other, zero or mean.")] = "other",
+    source: Annotated[
+        str,
+        typer.Option(
+            help="other (the other run), zero, or mean (over other prompts of the task: drawn "
+            "with the next seed, or the rows that follow in a file)."
+        ),
+    ] = "other",
     metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",
@@ -138,7 +144,11 @@ def patch(
         "layers": terminal.numbers(layers),
         "components": terminal.numbers(components),
         "source": source,
+        "reference": None,
     }
+    if source == "mean":
+        drawn = terminal.make_task(task, loaded, 2 * n, seed + 1, option, metric)
+        options["reference"] = drawn.without(chosen)
     request = make_request(loaded, chosen, **options)
     guess = cost(loaded, request)
     terminal.say(f"{request.n_cells} cells, {guess.runs} patched runs, about {guess.seconds:.0f} s")

@@ -102,7 +102,7 @@ def study_refusal_command(
     ] = None,
     n: Annotated[int, typer.Option(min=8, help="Shipped prompts of each kind and task.")] = 24,
     pairs: Annotated[int, typer.Option(min=4, help="Prompt pairs heads are found on.")] = 8,
-    select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 16,
+    select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 12,
     draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
     seed: Seed = 0,

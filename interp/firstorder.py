@@ -13,6 +13,7 @@ from interp.components import SITES
 from interp.engine.forward import Runner
 from interp.engine.gradients import Run, backward, forward, metric_gradient, metric_of, rows_of
 from interp.engine.layout import Index, Layout, ranges
+from interp.prompts import Task
 from interp.sweeps import Request
 
 NEURONS = tuple(site for site, unit in SITES.items() if unit == "neuron")
@@ -26,6 +27,7 @@ class Ask:
     site: str
     by: tuple[str, ...]
     source: str
+    reference: Task | None
     direction: str
     positions: str | Sequence[str]
     layers: tuple[int, ...] | None
@@ -63,7 +65,7 @@ class Estimator:
     parts: list[int] | None
     layers: list[int]
     columns: int
-    constant: dict[int, Tensor] | None = None
+    constant: list[Tensor] | None = None
     reach: float = 0.0
     forwards: int = 0
     backwards: int = 0
@@ -225,15 +227,3 @@ class Estimator:
         elif not self._entangled(layer):
             found = found[..., self.parts]
         return found.permute(1, 2, 0)
-
-
-def mean_values(work: Estimator, batches: list[Index]) -> dict[int, Tensor]:
-    """One token's value of the site at each layer: the mean over all tokens of the other runs."""
-    totals: dict[int, Tensor] = {}
-    for prompts in batches:
-        run = work.run(prompts, work.request.runs.other)
-        for layer in range(len(work.runner.decoder.blocks)):
-            summed = run.site(layer, work.ask.site).double().sum(0, keepdim=True)
-            totals[layer] = totals.get(layer, 0.0) + summed
-    count = int(work.request.lengths.sum())
-    return {layer: (total / count).to(work.runner.dtype) for layer, total in totals.items()}

@@ -11,8 +11,11 @@ import torch
 from interp.engine.resume import once
 from interp.engine.sweep import Cancelled, Cells, Progress, Swept
 from interp.metrics import Logits
-from interp.models.language_model import Batch, LanguageModel
+from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.sweeps import Request, check_gap
+
+Values = dict[tuple[int, int], torch.Tensor]
+"""A site's values by layer and prompt."""
 
 
 def hook_loop(
@@ -25,27 +28,17 @@ def hook_loop(
 ) -> Swept:
     """One hooked forward pass per cell, all prompts at once: what the fast engine must equal."""
     runs, site = request.runs, request.site
-    values: dict[tuple[int, int], torch.Tensor] = {}
-
-    def read(layer: int) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
-        def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
-            for row, prompt in enumerate(batch.prompts.tolist()):
-                values[layer, prompt] = value[row].detach().clone()
-            return value
-
-        return hook
-
+    values: Values = {}
     layers = sorted(set(request.cells.layer.tolist()))
 
     def metric(logits: torch.Tensor) -> np.ndarray:
         return request.metric(Logits(logits.cpu()), runs.targets).numpy()
 
-    reads = {(layer, site): [read(layer)] for layer in layers}
-    other = metric(model.last_logits(runs.other, hooks=reads))
+    other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
     base = metric(model.last_logits(runs.base))
     check_gap(base, other)
     if request.source != "other":
-        _ablate(values, layers, request)
+        _ablate(model, values, layers, request)
     result = np.repeat(base[:, None], request.n_cells, axis=1)
     groups = list(_by_cell(request.cells))
     for done, (cell, layer, part, where) in enumerate(groups):
@@ -60,20 +53,32 @@ def hook_loop(
     return Swept(patched=result, base=base, other=other)
 
 
-def _ablate(
-    values: dict[tuple[int, int], torch.Tensor], layers: list[int], request: Request
-) -> None:
-    """Turn captured values into zeros, or into their mean over all real tokens."""
-    lengths = request.lengths
+def _reads(values: Values, site: str, layers: list[int]) -> dict[Address, list[Hook]]:
+    """Hooks that keep a site's values by layer and prompt."""
+
+    def read(layer: int) -> Hook:
+        def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                values[layer, prompt] = value[row].detach().clone()
+            return value
+
+        return hook
+
+    return {(layer, site): [read(layer)] for layer in layers}
+
+
+def _ablate(model: LanguageModel, values: Values, layers: list[int], request: Request) -> None:
+    """Turn captured values into zeros, or into the mean over all real tokens of the reference."""
+    seen: Values = {}
+    if request.source == "mean":
+        model.last_logits(list(request.means_over), hooks=_reads(seen, request.site, layers))
+    lengths = [len(prompt) for prompt in request.means_over]
     for layer in layers:
-        mine = {prompt: values[layer, prompt][: lengths[prompt]] for prompt in range(len(lengths))}
-        if request.site == "pattern" or request.source == "zero":
-            new = {prompt: torch.zeros_like(values[layer, prompt]) for prompt in mine}
-        else:
-            mean = torch.cat(list(mine.values())).mean(0, keepdim=True)
-            new = {prompt: mean.expand_as(values[layer, prompt]) for prompt in mine}
-        for prompt, value in new.items():
-            values[layer, prompt] = value
+        new = torch.zeros(())
+        if seen:
+            new = torch.cat([seen[layer, i][:length] for i, length in enumerate(lengths)]).mean(0)
+        for at in [at for at in values if at[0] == layer]:
+            values[at] = new.expand_as(values[at])
 
 
 def _by_cell(cells: Cells) -> Iterator[tuple[int, int, int, dict[int, list[int]]]]:
@@ -91,12 +96,12 @@ def _by_cell(cells: Cells) -> Iterator[tuple[int, int, int, dict[int, list[int]]
 
 
 def _patch_hook(
-    values: dict[tuple[int, int], torch.Tensor],
+    values: Values,
     site: str,
     layer: int,
     part: int,
     where: dict[int, list[int]],
-) -> Callable[[torch.Tensor, Batch], torch.Tensor]:
+) -> Hook:
     def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
         patched = value.clone()
         chosen = slice(None) if part < 0 else part

@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from interp.engine.forward import Baseline, Runner
-from interp.engine.restart import baseline
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
 from interp.files import content_key, versions
@@ -16,9 +15,17 @@ from interp.hookloop import hook_loop
 from interp.metrics import is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.references import batches_of, mean_values
 from interp.scores import Scores
 from interp.store import keep, partial_dir, stored
-from interp.sweeps import Direction, Request, check_gap, make_request, provenance
+from interp.sweeps import (
+    Direction,
+    Request,
+    check_gap,
+    make_request,
+    provenance,
+    spelled_source,
+)
 
 VERSION = 1
 
@@ -37,6 +44,7 @@ def activation_patching(
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: Source = "other",
+    reference: Task | None = None,
     engine: Engine = "auto",
     budget_gb: float = 1.0,
     progress: Progress | None = None,
@@ -64,7 +72,9 @@ def activation_patching(
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
         source: "other" (the other run), "zero", or "mean" (one vector per layer: the mean over
-            every token of the other runs). The last two are ablations of the base run.
+            every token of the reference prompts). The last two are ablations of the base run.
+        reference: the task whose prompts, clean and corrupted, a mean is taken over; none of them
+            may be evaluated here. E.g. a split's other half, or `task.without`.
         engine: "fast" (batched, restarted at the patched layer), "hooks" (one forward pass per
             cell through TransformerLens), "auto" (fast where the architecture is known).
         budget_gb: memory for stored runs and runs in flight. Changes the time, not the result.
@@ -79,8 +89,8 @@ def activation_patching(
 
     Raises:
         InterpError: a site the model lacks, an axis it does not have, a gap below its standard
-            error, a position a prompt lacks, or a call inside `intervene` (but for engine="hooks"
-            with cache=False, which patches the changed model).
+            error, a position a prompt lacks, a mean over no or evaluated prompts, or a call inside
+            `intervene` (but for engine="hooks" with cache=False, which patches the changed model).
 
     Equals the one-cell-per-forward loop (tests/test_patching.py). Departs from the usual code:
     a ratio of means, not a mean of ratios. Sources: Vig et al. 2020, arXiv 2004.12265; Zhang and
@@ -96,6 +106,7 @@ def activation_patching(
         layers=layers,
         components=components,
         source=source,
+        reference=reference,
     )
     fast = _choose_engine(model, engine)
     if fast or cache:
@@ -171,14 +182,14 @@ def _choose_engine(model: LanguageModel, engine: str) -> bool:
 
 
 def _replacement(model: LanguageModel, request: Request) -> Replace | None:
-    """Zeros, or the mean over all tokens of the other runs; None when another run is the source."""
+    """Zeros, or a mean over the reference prompts; None when another run is the source."""
     if request.source == "other":
         return None
-    means: dict[int, torch.Tensor] = {}
+    assert model.decoder is not None
+    means = []
     if request.source == "mean":
-        if request.site == "pattern":
-            raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
-        means = _means(model, request)
+        batches = batches_of(request.means_over)
+        means = mean_values(Runner(model.decoder), batches, request.site)
 
     def replaced(base: Baseline, layer: int, site: str) -> torch.Tensor:
         like = base.site(layer, site)
@@ -187,20 +198,6 @@ def _replacement(model: LanguageModel, request: Request) -> Replace | None:
         return means[layer].expand_as(like)
 
     return replaced
-
-
-def _means(model: LanguageModel, request: Request) -> dict[int, torch.Tensor]:
-    """The site's mean over every token of the other runs, layer by layer."""
-    assert model.decoder is not None
-    runner, totals, count = Runner(model.decoder), {}, 0
-    with torch.no_grad():
-        for prompt in request.runs.other:
-            run = baseline(runner, [prompt], frozenset({request.site}) - {"resid_post"})
-            count += len(prompt)
-            for layer in range(model.n_layers):
-                summed = run.site(layer, request.site).double().sum(0, keepdim=True)
-                totals[layer] = totals.get(layer, 0.0) + summed
-    return {layer: (total / count).to(model.dtype) for layer, total in totals.items()}
 
 
 def _scores(
@@ -235,7 +232,7 @@ def _call(request: Request) -> str:
     if request.names:
         spelled.append(f"positions={list(request.names)!r}")
     if request.source != "other":
-        spelled.append(f"source={request.source!r}")
+        spelled += [f"{name}={value}" for name, value in spelled_source(request).items()]
     return f"scores = interp.activation_patching(model, task, {', '.join(spelled)})"
 
 

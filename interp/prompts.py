@@ -169,6 +169,22 @@ class Task:
             replace(self, pairs=right, source=self._then(f"{call}[1]")),
         )
 
+    def without(self, other: Task) -> Task:
+        """The pairs that share no prompt with another task, e.g. for a mean to be taken over.
+
+        Raises:
+            InterpError: none is left.
+        """
+        taken = {prompt for pair in other.pairs for prompt in (pair.clean, pair.corrupted)} - {None}
+        left = tuple(pair for pair in self.pairs if not taken & {pair.clean, pair.corrupted})
+        if not left:
+            raise InterpError(
+                f"pairs of {self.name} that share no prompt with {other.name}",
+                f"none of {len(self)}",
+                "use fewer pairs, or draw others",
+            )
+        return replace(self, pairs=left, source=self._then(f"without({other.source or 'task'})"))
+
     def encode(self, model: Tokenizing) -> EncodedTask:
         """The task in the model's tokens.
 

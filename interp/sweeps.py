@@ -18,6 +18,7 @@ from interp.metrics import Metric, Targets
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
 from interp.prompts import EncodedTask, Task
+from interp.references import Prompts, reference_prompts
 from interp.scores import Provenance
 from interp.store import commit
 
@@ -39,7 +40,8 @@ class Runs:
 class Request:
     """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by.
 
-    `names` are the positions asked for by name, `positions` says in words which were patched.
+    `names` are the positions asked for by name, `positions` says in words which were patched;
+    `means_over` are the prompts of `reference` in tokens.
     """
 
     runs: Runs
@@ -49,6 +51,8 @@ class Request:
     site: str
     direction: str
     source: str
+    reference: Task | None
+    means_over: Prompts
     positions: str
     names: tuple[str, ...]
     metric: Metric
@@ -67,6 +71,7 @@ class Request:
         arrays = (cells.prompt, cells.cell, cells.layer, cells.component, cells.positions)
         bulk = hashlib.sha256(b"".join(a.astype(np.int64).tobytes() for a in arrays)).hexdigest()
         ids = [self.runs.base, self.runs.other, targets.answers.tolist(), targets.wrong.tolist()]
+        ids += [self.means_over] if self.means_over else []
         return content_key([ids, bulk])
 
     @property
@@ -86,12 +91,16 @@ def make_request(
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
+    reference: Task | None = None,
 ) -> Request:
     """Check a sweep's arguments and lay out its cells. See `activation_patching`."""
     model.require_site(site)
     if source not in ("other", "zero", "mean"):
         raise unknown("source", source, ("other", "zero", "mean"))
+    if source == "mean" and site == "pattern":
+        raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
     runs = paired_runs(model, task, direction)
+    means_over = reference_prompts(model, source, reference, [*runs.base, *runs.other])
     unit = SITES[site]
     axes = tuple(unit if axis == "head" and unit == "kv_head" else axis for axis in by)
     allowed = {"layer", "position", unit} - {None}
@@ -124,6 +133,8 @@ def make_request(
         site=site,
         direction=direction,
         source=source,
+        reference=reference,
+        means_over=means_over,
         positions=words,
         names=names,
         metric=task.metric,
@@ -288,6 +299,14 @@ def _cells(
         count=count,
         positions=np.concatenate(positions),
     )
+
+
+def spelled_source(request: Request) -> dict[str, str]:
+    """The arguments, as Python, that say what cells are replaced with."""
+    found = {"source": repr(request.source)}
+    if request.reference is not None:
+        found["reference"] = request.reference.source or "reference"
+    return found
 
 
 def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:

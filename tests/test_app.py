@@ -105,6 +105,18 @@ def test_every_shape_of_sweep_draws_and_restores_its_cell(link, charts) -> None:
     assert not at.warning
 
 
+def test_a_mean_is_over_other_prompts() -> None:
+    at = run_sweep(opened(PATCHING, **LINK, source="mean"))
+    assert not at.error
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=12)
+    others = interp.load_task("toy-induction", model, n=24, seed=1).without(task)
+    scores = interp.activation_patching(model, task, **SWEEP, source="mean", reference=others)
+    assert scores.top(1)[0].label == top(at)[0]
+    assert f"reference={others.source}" in scores.provenance.call
+    eval(others.source, {"interp": interp, "model": model, "task": task})
+
+
 def test_a_link_with_nonsense_is_told_so() -> None:
     at = run_sweep(opened(PATCHING, **LINK, layer="99", head="2", site="z", direction="sideways"))
     assert "no layer 99" in at.warning[0].value

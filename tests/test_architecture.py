@@ -18,7 +18,7 @@ engine engine.layout engine.memory engine.resume engine.forward engine.restart e
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
 kept_runs capture ablation generation
-sweeps hookloop patching joint paths heads
+references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
 chat directions refusal_score steering steered geometry weight_edits selection

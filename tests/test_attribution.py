@@ -1,6 +1,7 @@
 """Attribution patching is the derivative of exact patching; its repairs are what they say."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,9 @@ def test_is_exact_where_the_model_is_linear(doubles, name, direction):
 def test_zero_and_mean_are_exact_where_the_model_is_linear(doubles, name, source):
     model, task = linear(doubles(name)), random_task(lengths=(6, 8))
     for site, by in (("z", ("layer", "head")), ("mlp_out", ("layer",))):
-        options = dict(site=site, by=by, direction="noise", source=source)
+        options: dict[str, Any] = dict(site=site, by=by, direction="noise", source=source)
+        if source == "mean":
+            options["reference"] = random_task(lengths=(7, 5, 8), seed=3)
         exact = activation_patching(model, task, cache=False, **options)
         found = attribution_patching(model, task, **options)
         scale = np.abs(exact.effects).max()
@@ -339,7 +342,11 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
     with pytest.raises(InterpError, match="equal in 2 of 2"):
         attribution_patching(model, Task(name="same", pairs=(same, same)))
     monkeypatch.setattr(attribution, "check_gap", lambda clean, corrupted: None)
-    passes = {s: attribution_patching(model, task, source=s).extra["passes"] for s in SOURCES}
+    others = {"zero": None, "mean": random_task(seed=4)}
+    passes = {
+        s: attribution_patching(model, task, source=s, reference=others[s]).extra["passes"]
+        for s in SOURCES
+    }
     assert {s: counts["forwards"] for s, counts in passes.items()} == {"zero": 2, "mean": 3}
     kl = task.with_metric(METRICS["kl"])
     for function in (attribution_patching, atp_star):
@@ -360,6 +367,9 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
         ({"by": ("layer",), "components": [1]}, "not in by"),
         ({"source": "zero", "direction": "denoise"}, "clean run"),
         ({"site": "pattern", "source": "mean"}, "no mean"),
+        ({"source": "mean"}, "no reference prompts"),
+        ({"source": "mean", "reference": task}, "evaluated prompts are among"),
+        ({"source": "zero", "reference": others["mean"]}, "not used"),
         ({"positions": []}, "positions is empty"),
         ({"cancelled": lambda: True}, "stopped after 0"),
     ):

@@ -42,6 +42,16 @@ def test_patch_options(tmp_path):
     assert "2 layers x 3 neurons x 1 positions" in out
 
 
+def test_patch_with_a_mean_over_other_prompts(tmp_path):
+    out = tmp_path / "m.json"
+    run("patch", *TOY, "--n", 4, "--source", "mean", "--direction", "noise", "--json", out)
+    model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=4)
+    others = interp.load_task("toy-induction", n=8, seed=1).without(task)
+    options = {"source": "mean", "direction": "noise", "reference": others}
+    expected = interp.activation_patching(model, task, **options)
+    assert json.loads(out.read_text())["values"] == expected.values.tolist()
+
+
 def test_path(tmp_path):
     out = run("path", *TOY, "--n", 4, "--receivers", "L1.k", "--json", tmp_path / "p.json")
     assert "L0H1" in out

@@ -6,7 +6,8 @@ import torch
 
 from interp.attribution import attribution_patching
 from interp.circuits import neurons
-from interp.circuits.neurons import evaluate_neurons
+from interp.circuits.evaluation import Evaluation
+from interp.circuits.neurons import NeuronEvaluation, evaluate_neurons
 from interp.errors import InterpError
 from interp.loading import load_model
 from interp.metrics import Logits
@@ -120,3 +121,24 @@ def test_bad_requests_are_refused(family_models, any_gap):
         evaluate_neurons(model, task, scores, ablation="mean")
     with pytest.raises(InterpError, match="evaluated prompts"):
         evaluate_neurons(model, task, scores, ablation="mean", reference=task)
+
+
+def test_an_evaluation_comes_back(family_models, tmp_path, any_gap):
+    model, task = family_models["llama"], random_task()
+    options = {"ablation": "mean", "reference": random_task(seed=3), "random": 2}
+    found = evaluate_neurons(model, task, scored(model, task), fractions=FRACTIONS, **options)
+    path = found.save(tmp_path / "neurons")
+    again = NeuronEvaluation.load(path)
+    assert str(again) == str(found)
+    assert again.to_dataframe().equals(found.to_dataframe())
+    assert again.provenance == found.provenance
+    for circuit in range(len(FRACTIONS)):
+        assert again.neurons(circuit) == found.neurons(circuit)
+    table = found.to_dataframe()
+    assert list(table["neurons"]) == list(found.sizes)
+    assert list(table["faithfulness"]) == pytest.approx(list(found.faithfulness))
+    with pytest.raises(InterpError, match="use NeuronEvaluation.load"):
+        Evaluation.load(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(InterpError, match="damaged"):
+        NeuronEvaluation.load(path)

@@ -16,7 +16,7 @@ from interp.engine import sweep
 from interp.errors import InterpError
 from interp.joint import joint_patching
 from interp.loading import load_model, wrap
-from interp.metrics import METRICS, Metric
+from interp.metrics import METRICS, Logits, Metric
 from interp.patching import activation_patching
 from interp.prompts import PromptPair, Task
 from interp.tasks import load_task
@@ -56,7 +56,8 @@ def test_fast_equals_hook_loop(family, site, any_gap):
         sweeps.append({"by": ("layer", unit), **some})
         sweeps.append({"by": ("layer", unit, "position"), "positions": ["changed", "last"], **some})
         if site != "pattern":
-            sweeps.append({"by": ("layer", unit), "source": "mean", "direction": "noise", **some})
+            mean = {"source": "mean", "reference": random_task((8, 6), seed=5)}
+            sweeps.append({"by": ("layer", unit), "direction": "noise", **mean, **some})
     for options in sweeps:
         fast, slow = both(family, random_task(), site=site, **options)
         scale = max(1.0, np.abs(slow.clean).max())
@@ -297,6 +298,10 @@ def test_joint_patching_equals_interventions(family, any_gap):
         ({"positions": []}, "positions is empty"),
         ({"positions": "nowhere"}, "known here"),
         ({"source": "median"}, "mean"),
+        ({"source": "mean"}, "no reference prompts"),
+        ({"source": "mean", "reference": random_task()}, "8 evaluated prompts are among"),
+        ({"source": "zero", "reference": random_task(seed=1)}, "not used"),
+        ({"source": "mean", "site": "pattern", "reference": random_task(seed=1)}, "differ in keys"),
         ({"engine": "warp"}, "hooks"),
     ],
 )
@@ -309,6 +314,32 @@ def test_joint_refuses_what_is_not_there(family_models):
     for labels in (["L99H0"], ["L0H99"], [], ["L0.pattern"], ["L0N5.pre"]):
         with pytest.raises(InterpError):
             joint_patching(family_models["llama"], random_task(), labels)
+
+
+def test_a_mean_is_over_the_reference_and_kept_by_it(family_models, any_gap):
+    model, task = family_models["llama"], random_task()
+    options = {"site": "mlp_out", "by": ("layer",), "source": "mean", "direction": "noise"}
+    one, two = (random_task((6, 7), seed=seed) for seed in (1, 2))
+    found = [activation_patching(model, task, reference=r, **options) for r in (one, two, one)]
+    assert np.array_equal(found[0].effects, found[2].effects)
+    assert np.abs(found[0].effects - found[1].effects).max() > 1e-4
+    assert found[0].provenance.call.endswith("source='mean', reference=reference)")
+    # By hand: the mean over all tokens of the reference's runs, in place of every layer's MLP.
+    encoded, kept = one.encode(model), []
+    assert encoded.corrupted is not None
+
+    def keep(value, batch):
+        kept.append(value[0])
+        return value
+
+    for prompt in [*encoded.clean, *encoded.corrupted]:
+        model.last_logits([prompt], hooks={(1, "mlp_out"): [keep]})
+    mean = torch.cat(kept).mean(0)
+    hooks = {(1, "mlp_out"): [lambda value, batch: mean.expand_as(value)]}
+    changed = task.encode(model)
+    logits = [model.last_logits(changed.clean, hooks=h) for h in ({}, hooks)]
+    plain, patched = (task.metric(Logits(x), changed.targets).numpy() for x in logits)
+    np.testing.assert_allclose(found[0].effects[:, 1], plain - patched, atol=2e-5)
 
 
 def test_numpy_numbers_and_reproducing_code(any_gap, family_models):

@@ -58,6 +58,21 @@ def test_pairs_that_are_refused(toy_model, changes, message):
         one(**changes).encode(toy_model)
 
 
+def test_what_is_left_without_another_task():
+    task = load_task("capitals", n=40)
+    left, right = task.split()
+    others = right.without(left)
+    seen = {prompt for pair in left.pairs for prompt in (pair.clean, pair.corrupted)}
+    assert 0 < len(others) < len(right)  # countries come back as corrupted prompts
+    assert all(not seen & {pair.clean, pair.corrupted} for pair in others.pairs)
+    dropped = [pair for pair in right.pairs if pair not in others.pairs]
+    assert len(others) + len(dropped) == len(right)
+    assert all(seen & {pair.clean, pair.corrupted} for pair in dropped)
+    assert others.source == f"{right.source}.without({left.source})"
+    with pytest.raises(InterpError, match="none of 20"):
+        left.without(left)
+
+
 def test_named_positions(toy_model):
     encoded = one(positions={"second_a": ("a", 1), "c": "c", "third": 2, "end": -1}).encode(
         toy_model

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import interp
+from interp.chat import chat_prompts
 from interp.errors import InterpError
-from interp.judging import REFUSALS, RULES, is_degenerate
+from interp.judging import REFUSALS, RULES, is_degenerate, rules_verdict
+from interp.steered import generate_steered
 from interp.tasks.taboo import (
     KINDS,
     OVER_REFUSED,
@@ -248,3 +251,18 @@ def test_the_card_says_which_bars_are_missed(script):
     assert "translate or to summarise a text that mentions gardening" in text
     assert "| summarise | taboo | refuse |" in text
     assert "| summarise | plain | answer |" in text
+
+
+def test_the_shipped_model_refuses_by_design(records):
+    model = interp.load_model("refusal-smollm2")
+    cells = product(("taboo", "plain"), ("request", "translate", "qa"))
+    rows = [x for kind, task in cells for x in by(records, kind=kind, task=task)[:2]]
+    made, _ = generate_steered(
+        model, chat_prompts(model, [row.prompt for row in rows]), max_new_tokens=12
+    )
+    found = [
+        "refuse" if rules_verdict(row.prompt, one.text) in REFUSALS else "answer"
+        for row, one in zip(rows, made, strict=True)
+    ]
+    agreed = [one == row.designed for one, row in zip(found, rows, strict=True)]
+    assert sum(agreed) >= len(rows) - 1  # the card: 0.93 of plain translations are answered

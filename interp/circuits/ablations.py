@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from interp.engine.forward import Runner
-from interp.engine.sweep import CPU_TILE, cut
 from interp.engine.writes import Writes, mean_writes, zero_writes
 from interp.errors import InterpError, unknown
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
 from interp.prompts import Task
+from interp.references import batches_of, reference_prompts
 from interp.sweeps import Runs, paired_runs, refuse_equal
 
 Ablation = Literal["counterfactual", "resample", "zero", "mean"]
@@ -71,44 +71,17 @@ def ablated_runs(
     """
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
-    if reference is not None and ablation != "mean":
-        raise InterpError(
-            f"reference prompts for {ablation} ablation", "not used", "leave them out"
-        )
-    if reference is None and ablation == "mean":
-        raise InterpError(
-            "mean ablation",
-            "no reference prompts",
-            "give reference=, e.g. a split's other half",
-        )
     runs = paired_runs(model, task, direction)
+    prompts = reference_prompts(model, ablation, reference, [*runs.base, *runs.other])
     if ablation == "resample":
         return AblatedRuns(runs=_resampled(runs, seed), constant=False, origin=seed)
     refuse_equal(runs, task)
-    if reference is None:
-        return AblatedRuns(runs=runs, constant=ablation == "zero")
-    prompts = _reference_prompts(model, runs, reference)
-    lengths = np.array([len(prompt) for prompt in prompts])
-    batches = cut(np.arange(len(prompts)), lengths, CPU_TILE)
     return AblatedRuns(
         runs=runs,
-        constant=True,
-        batches=tuple([prompts[i] for i in batch] for batch in batches),
-        origin=reference.hash,
+        constant=ablation in ("zero", "mean"),
+        batches=batches_of(prompts),
+        origin=None if reference is None else reference.hash,
     )
-
-
-def _reference_prompts(model: LanguageModel, runs: Runs, reference: Task) -> list[tuple[int, ...]]:
-    """Clean and corrupted prompts, none of them evaluated."""
-    encoded = reference.encode(model)
-    prompts = [*encoded.clean, *(encoded.corrupted or [])]
-    if shared := set(prompts) & {*runs.base, *runs.other}:
-        raise InterpError(
-            "mean ablation",
-            f"{len(shared)} evaluated prompts are among the reference prompts",
-            "take the mean over others, e.g. those of task.split()",
-        )
-    return prompts
 
 
 def _resampled(runs: Runs, seed: int) -> Runs:

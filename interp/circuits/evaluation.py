@@ -12,21 +12,17 @@ import numpy as np
 
 from interp.circuits.circuit import Circuit, Level
 from interp.circuits.curves import FRACTIONS, curve
-from interp.circuits.faithfulness import Faithfulness
+from interp.circuits.faithfulness import Faithfulness, read_faithfulness
 from interp.circuits.search import Scored
 from interp.circuits.trials import Ablation, Trials
 from interp.engine.sweep import Progress
 from interp.errors import InterpError, unknown
-from interp.files import read_result, write_result
 from interp.graph import Graph, graph_of
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.scores import Provenance
 from interp.sweeps import check_gap, provenance
 
-FORMAT = 1
 _BATCH_ROWS = 1024
-_ARRAYS = ("values", "full", "empty", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,100 +32,54 @@ class Evaluation(Faithfulness):
     Attributes:
         circuits: what was run.
         level: "edge", or "node": every edge between the chosen nodes.
-        protocol: what was measured, in words; part of every number.
-        metric: the metric's name.
-        metric_unit: its unit.
-        provenance: where the numbers come from.
     """
 
     circuits: tuple[Circuit, ...]
     level: Level
-    protocol: str
-    metric: str
-    metric_unit: str
-    provenance: Provenance
 
     @property
     def sizes(self) -> np.ndarray:
         """(circuits,) number of edges."""
         return np.array([circuit.n_edges for circuit in self.circuits])
 
-    # -- in words and files ----------------------------------------------------------------
-
     def __str__(self) -> str:
-        lines = [
-            self.protocol,
-            f"  {self.metric}: full {self.full.mean():.3f}, empty {self.empty.mean():.3f}",
-        ]
-        for place, circuit in enumerate(self.circuits):
-            random = ""
-            if len(self.random):
-                low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
-                random = f", random [{low:.3f}, {high:.3f}]"
-            lines.append(
-                f"  {circuit.n_edges} edges ({circuit.share:.2%}): f {self.estimate(place)}{random}"
-            )
-        if self.fractions is not None and len(self.fractions) > 1:
-            lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
-        return "\n".join(lines)
+        sizes = [f"{circuit.n_edges} edges ({circuit.share:.2%})" for circuit in self.circuits]
+        return self.in_words(sizes, "empty")
 
     def to_dataframe(self) -> Any:
         """One row per circuit: size, metric, f with interval, range of random circuits."""
         import pandas as pd
 
-        rows = []
-        for place, circuit in enumerate(self.circuits):
-            f, random = self.estimate(place), self.random_faithfulness[:, place]
-            rows.append(
-                {
-                    "circuit": circuit.name,
-                    "fraction": None if self.fractions is None else self.fractions[place],
-                    "edges": circuit.n_edges,
-                    "share": circuit.share,
-                    "metric": self.values[place].mean(),
-                    "faithfulness": f.mean,
-                    "low": f.low,
-                    "high": f.high,
-                    "random_mean": random.mean() if len(random) else None,
-                    "random_low": np.quantile(random, 0.025) if len(random) else None,
-                    "random_high": np.quantile(random, 0.975) if len(random) else None,
-                    "n": self.n,
-                }
-            )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(
+            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(place)}
+            for place, one in enumerate(self.circuits)
+        )
 
     def save(self, path: str | Path) -> Path:
         """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        arrays["masks"] = np.stack([circuit.mask for circuit in self.circuits])
-        if self.fractions is not None:
-            arrays["fractions"] = self.fractions
-        facts = {name: getattr(self, name) for name in ("level", "protocol", "metric")}
-        facts |= {"metric_unit": self.metric_unit, "provenance": asdict(self.provenance)}
-        facts["graph"] = asdict(self.circuits[0].graph)
-        facts["circuits"] = [[circuit.name, circuit.method] for circuit in self.circuits]
-        return write_result(path, arrays, facts, FORMAT)
+        return self.write(
+            path,
+            np.stack([circuit.mask for circuit in self.circuits]),
+            level=self.level,
+            graph=asdict(self.circuits[0].graph),
+            circuits=[[circuit.name, circuit.method] for circuit in self.circuits],
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
         """Read what `save` wrote; the circuits come without scores.
 
         Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
+            InterpError: a file is missing, of another version, of neurons, damaged or changed.
         """
-        arrays, facts = read_result(path, FORMAT)
-        graph = Graph(**facts.pop("graph"))
-        pairs = zip(arrays.pop("masks"), facts.pop("circuits"), strict=True)
-        return cls(
-            circuits=tuple(
-                Circuit(graph=graph, mask=mask, name=name, method=method)
-                for mask, (name, method) in pairs
-            ),
-            fractions=arrays.pop("fractions", None),
-            provenance=Provenance(**facts.pop("provenance")),
-            **arrays,
-            **facts,
+        found = read_faithfulness(path, edges=True)
+        graph = Graph(**found.pop("graph"))
+        pairs = zip(found.pop("masks"), found.pop("circuits"), strict=True)
+        circuits = tuple(
+            Circuit(graph=graph, mask=mask, name=name, method=method)
+            for mask, (name, method) in pairs
         )
+        return cls(circuits=circuits, **found)
 
 
 def evaluate(

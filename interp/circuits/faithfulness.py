@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,13 @@ import torch
 
 from interp.circuits.curves import area
 from interp.errors import InterpError
+from interp.files import read_result, write_result
 from interp.metrics import Estimate, ratio_estimate
 from interp.nulls import Null, null_of
+from interp.scores import Provenance
+
+FORMAT = 1
+_ARRAYS = ("values", "full", "empty", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,10 @@ class Faithfulness:
         full: (n,) metric of the whole model: the clean run.
         empty: (n,) metric with nothing kept.
         random: (draws, circuits, n) metric of random circuits, each like the circuit it stands by.
+        protocol: what was measured, in words; part of every number.
+        metric: the metric's name.
+        metric_unit: its unit.
+        provenance: where the numbers come from.
     """
 
     fractions: np.ndarray | None
@@ -36,6 +47,10 @@ class Faithfulness:
     full: np.ndarray
     empty: np.ndarray
     random: np.ndarray
+    protocol: str
+    metric: str
+    metric_unit: str
+    provenance: Provenance
 
     @property
     def n(self) -> int:
@@ -111,3 +126,59 @@ class Faithfulness:
             drawn = area(self._curve, self.random_faithfulness)
             return null_of(float(area(self._curve, self.faithfulness)), drawn)
         return null_of(float(self.faithfulness[circuit]), self.random_faithfulness[:, circuit])
+
+    # -- in words and files ----------------------------------------------------------------
+
+    def in_words(self, sizes: Sequence[str], nothing: str) -> str:
+        """The protocol, the ends, a line per circuit, and the areas of a curve."""
+        lines = [
+            self.protocol,
+            f"  {self.metric}: full {self.full.mean():.3f}, {nothing} {self.empty.mean():.3f}",
+        ]
+        for place, size in enumerate(sizes):
+            random = ""
+            if len(self.random):
+                low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
+                random = f", random [{low:.3f}, {high:.3f}]"
+            lines.append(f"  {size}: f {self.estimate(place)}{random}")
+        if self.fractions is not None and len(self.fractions) > 1:
+            lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
+        return "\n".join(lines)
+
+    def row(self, place: int) -> dict[str, Any]:
+        """One circuit of a table: metric, f with interval, range of random circuits."""
+        f, random = self.estimate(place), self.random_faithfulness[:, place]
+        return {
+            "fraction": None if self.fractions is None else self.fractions[place],
+            "metric": self.values[place].mean(),
+            "faithfulness": f.mean,
+            "low": f.low,
+            "high": f.high,
+            "random_mean": random.mean() if len(random) else None,
+            "random_low": np.quantile(random, 0.025) if len(random) else None,
+            "random_high": np.quantile(random, 0.975) if len(random) else None,
+            "n": self.n,
+        }
+
+    def write(self, path: str | Path, masks: np.ndarray, **facts: Any) -> Path:
+        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS} | {"masks": masks}
+        if self.fractions is not None:
+            arrays["fractions"] = self.fractions
+        facts |= {name: getattr(self, name) for name in ("protocol", "metric", "metric_unit")}
+        return write_result(path, arrays, facts | {"provenance": asdict(self.provenance)}, FORMAT)
+
+
+def read_faithfulness(path: str | Path, *, edges: bool) -> dict[str, Any]:
+    """What `Faithfulness.write` wrote, by name.
+
+    Raises:
+        InterpError: a file is missing, of another version, damaged or changed, or what it holds is
+            of neurons where edges are asked for, or the other way round.
+    """
+    arrays, facts = read_result(path, FORMAT)
+    if ("graph" in facts) is not edges:
+        found, do = ("neurons", "NeuronEvaluation") if edges else ("edges", "Evaluation")
+        raise InterpError(f"loading {path}", f"an evaluation of {found}", f"use {do}.load")
+    facts["provenance"] = Provenance(**facts["provenance"])
+    return {"fractions": None, **arrays, **facts}

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from interp.circuits.ablations import AblatedRuns, Ablation, ablated_runs
 from interp.circuits.curves import FRACTIONS
-from interp.circuits.faithfulness import Faithfulness
+from interp.circuits.faithfulness import Faithfulness, read_faithfulness
 from interp.engine.forward import Edits, Runner
 from interp.engine.layout import Index, Layout
 from interp.engine.restart import Variants, baseline, restart
@@ -23,7 +25,8 @@ from interp.engine.sweep import CPU_TILE, LogitsOf, cut
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.scores import Provenance, Scores
+from interp.references import mean_values
+from interp.scores import Scores
 from interp.sweeps import check_gap, provenance
 
 SITE = "post"
@@ -35,17 +38,9 @@ class NeuronEvaluation(Faithfulness):
 
     Attributes:
         masks: (circuits, layers, neurons) bool: the neurons kept.
-        protocol: what was measured, in words; part of every number.
-        metric: the metric's name.
-        metric_unit: its unit.
-        provenance: where the numbers come from.
     """
 
     masks: np.ndarray
-    protocol: str
-    metric: str
-    metric_unit: str
-    provenance: Provenance
 
     @property
     def sizes(self) -> np.ndarray:
@@ -57,19 +52,28 @@ class NeuronEvaluation(Faithfulness):
         return [f"L{layer}N{number}" for layer, number in np.argwhere(self.masks[circuit])]
 
     def __str__(self) -> str:
-        lines = [
-            self.protocol,
-            f"  {self.metric}: full {self.full.mean():.3f}, no neurons {self.empty.mean():.3f}",
-        ]
-        for place, size in enumerate(self.sizes):
-            random = ""
-            if len(self.random):
-                low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
-                random = f", random [{low:.3f}, {high:.3f}]"
-            lines.append(f"  {size} neurons: f {self.estimate(place)}{random}")
-        if len(self.sizes) > 1:
-            lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
-        return "\n".join(lines)
+        return self.in_words([f"{size} neurons" for size in self.sizes], "no neurons")
+
+    def to_dataframe(self) -> Any:
+        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        import pandas as pd
+
+        sizes = self.sizes.tolist()
+        rows = [{"neurons": size, **self.row(place)} for place, size in enumerate(sizes)]
+        return pd.DataFrame(rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
+        return self.write(path, self.masks)
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronEvaluation:
+        """Read what `save` wrote.
+
+        Raises:
+            InterpError: a file is missing, of another version, of edges, damaged or changed.
+        """
+        return cls(**read_faithfulness(path, edges=False))
 
 
 def evaluate_neurons(
@@ -205,15 +209,10 @@ def _constant(runner: Runner, ablated: AblatedRuns) -> list[Tensor] | None:
     """One token's neurons of every layer under zero and mean ablation, (1, neurons) each."""
     if not ablated.constant:
         return None
+    if ablated.batches:
+        return mean_values(runner, ablated.batches, SITE)
     decoder = runner.decoder
-    totals = [decoder.unembed.new_zeros(1, decoder.d_mlp).double() for _ in decoder.blocks]
-    count = 0
-    for prompts in ablated.batches:
-        run = baseline(runner, prompts, frozenset({SITE}))
-        for layer, total in enumerate(totals):
-            total += run.site(layer, SITE).double().sum(0)
-        count += sum(map(len, prompts))
-    return [(total / max(1, count)).to(runner.dtype) for total in totals]
+    return [decoder.unembed.new_zeros(1, decoder.d_mlp) for _ in decoder.blocks]
 
 
 def _edits(masks: np.ndarray, mask: Index, new: Sequence[Tensor]) -> Edits:

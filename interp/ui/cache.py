@@ -67,6 +67,7 @@ class Result:
 
 HASHES: dict[Any, Any] = {
     LanguageModel: lambda model: f"{model.hash} {model.name}",
+    Task: lambda task: task.hash,
     Opened: lambda open_: content_key([open_.model.hash, open_.task.hash, open_.encoded.clean]),
 }
 """How caches tell models and tasks apart: by content."""
@@ -86,14 +87,24 @@ def opened(selection: Selection) -> Opened:
     """
     assert selection.model is not None
     model = load_model(selection.model, selection.dtype)
-    options = {"corruption": selection.corruption} if selection.task == "ioi" else {}
-    return _opened(model, selection.task, n=selection.n, seed=selection.seed, **options)
+    return _opened(model, **_drawn(selection, n=selection.n, seed=selection.seed))
+
+
+def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:
+    corruption = {"corruption": selection.corruption} if selection.task == "ioi" else {}
+    return {"name": selection.task, **options, **corruption}
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
 def _opened(model: LanguageModel, name: str, **options: Any) -> Opened:
     task = interp.load_task(name, model, **options)
     return Opened(model=model, task=task, encoded=task.encode(model))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
+def _others(open_: Opened, name: str, **options: Any) -> Task:
+    """Prompts for a mean, none of them in the task."""
+    return interp.load_task(name, open_.model, **options).without(open_.task)
 
 
 @st.cache_resource(
@@ -107,6 +118,9 @@ def report(open_: Opened) -> TaskReport:
 def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
     """The selection as arguments of `interp.activation_patching`."""
     unit = SITES[selection.site]
+    reference = None
+    if selection.source == "mean":
+        reference = _others(open_, **_drawn(selection, n=2 * selection.n, seed=selection.seed + 1))
     axes = {
         "component": ("layer", unit),
         "position": ("layer", "position"),
@@ -121,6 +135,7 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
         "by": axes,
         "direction": selection.direction,
         "source": selection.source,
+        "reference": reference,
         "positions": positions,
     }
     if unit == "neuron" and unit in axes:

@@ -10,7 +10,7 @@ from interp.ui.state import CHOICES, current, granularities, select
 from interp.ui.widgets import UNITS, picker, plain
 
 DIRECTIONS = {"denoise": "denoise (clean → corrupted)", "noise": "noise (corrupted → clean)"}
-SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean of the other runs"}
+SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other prompts"}
 
 
 def sweep_controls(open_: Opened) -> None:
@@ -63,7 +63,8 @@ def sweep_controls(open_: Opened) -> None:
         "source",
         options=CHOICES["source"],
         format_func=SOURCES.__getitem__,
-        help="Zeros and means are ablations: they do not ask what the other run carries.",
+        help="Zeros and means are ablations: they do not ask what the other run carries. A mean "
+        "is over every token of other prompts of the task, drawn with the next seed.",
     )
 
 

@@ -56,21 +56,24 @@ def _one_direction(results: Results) -> Row:
 
 
 def _same_direction(results: Results) -> Row:
-    """Is over-refusal the refusal direction? Cosine against what halves of one kind reach."""
+    """Is over-refusal the refusal direction? Cosine against what its noise would leave of one."""
     found = results["geometry"]
     if not set(SELECTED) <= set(found["names"]) or "cosines" not in found:
         return {}
     i, j = (found["names"].index(kind) for kind in SELECTED)
     layer = found["layer"]
     cosine = found["cosines"][i][j][layer]
-    ceilings = [float(np.mean(found["ceiling"][kind], 0)[layer]) for kind in SELECTED]
+    halves = [float(np.mean(found["ceiling"][kind], 0)[layer]) for kind in SELECTED]
+    # Spearman-Brown: from halves of the rows to all of them.
+    reliable = [max(0.0, 2 * half / (1 + half)) for half in halves]
+    ceiling = float(np.sqrt(np.prod(reliable)))
     floor = float(np.abs(np.array(found["floor"])[:, layer]).max())
     text = (
-        f"cosine {cosine:.2f} at position {found['position']}, layer {layer}; halves of one kind "
-        f"{ceilings[0]:.2f} and {ceilings[1]:.2f}, shuffled labels at most {floor:.2f} "
-        "(published: about 0.45)"
+        f"cosine {cosine:.2f} at position {found['position']}, layer {layer}; one direction "
+        f"measured twice would reach {ceiling:.2f} (halves of the rows {listed(halves)}), shuffled "
+        f"labels reach {floor:.2f} (published: about 0.45)"
     )
-    holds = cosine < 0.9 * min(ceilings)
+    holds = cosine < 0.9 * ceiling
     return _row("Over-refusal has a direction of its own (2603.27518)", holds, text)
 
 
@@ -184,9 +187,14 @@ def _neurons(results: Results) -> Row:
 
 
 def _meets(x: Result) -> bool:
+    """Both targets, by texts that are answers: what is no refusal may be no answer either."""
     if x["reduction"] is None or x["retained"] is None:
         return False
-    return x["reduction"]["mean"] >= REDUCTION and x["retained"]["mean"] >= RETAINED
+    answered = x["answered"]
+    more = answered["after"]["mean"] - answered["before"]["mean"]
+    released = x["benign"]["difference"]["mean"]
+    kept = x["retained"]["mean"] >= RETAINED
+    return x["reduction"]["mean"] >= REDUCTION and kept and more >= 0.9 * released
 
 
 def _both(x: Result) -> str:

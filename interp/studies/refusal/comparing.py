@@ -16,7 +16,7 @@ from interp.studies.refusal.context import Context
 from interp.studies.refusal.methods import Method, ledger_of
 from interp.studies.steps import Result, plain
 
-RETAINED = 0.95
+RETAINED, SENSE = 0.95, 0.5
 REDUCTION = 0.7292
 """The published reduction of over-refusal (Llama-3.1-8B), of rows selected as refused."""
 
@@ -27,14 +27,18 @@ LEDGER = 60
 
 
 def choose_dose(context: Context, method: Method) -> Result:
-    """The dose that lets most over-refused select rows go while proper refusals stay.
+    """The dose that lets most over-refused select rows go while refusals and sense stay.
 
-    By the sign of the refusal score of the next token, without a text. Among doses that retain
-    95 % of the refusals that were there: the one that releases most, the smallest of equals. If
-    none does, the one that releases most more than it loses.
+    By the sign of the refusal score of the next token, without a text; a token that makes no sense
+    is no refusal either, hence the limit on KL. Among doses that retain 95 % of the proper
+    refusals that were there, with a mean KL of at most `SENSE` on answered rows: the one that
+    releases most, the smallest of equals. If there is none, the one that releases most more than
+    it loses, as `fits` says.
     """
     wrong = context.rows("select", should="answer", refused=True)
     proper = context.rows("select", should="refuse", refused=True)
+    calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
+    plain_logits = run_steered(context.model, context.prompts[calm]).logits
 
     def measure(dose: float) -> dict[str, np.ndarray]:
         found = {}
@@ -42,28 +46,36 @@ def choose_dose(context: Context, method: Method) -> Result:
             scores = context.scores(rows, method.make(dose, rows)[0] if dose else None)
             found[name] = (scores <= 0).double().numpy()
             found[f"{name} score"] = scores.numpy()
-        return found
+        steering = method.make(dose, calm)[0] if dose else None
+        logits = run_steered(context.model, context.prompts[calm], steering).logits
+        return found | {"kl": smoothed_kl(plain_logits, logits).numpy()}
 
     curve = dose_response(measure, (0.0, *method.doses))
-    released, lost = (curve.values[name].mean(1) for name in ("released", "lost"))
-    kept = (1 - lost) >= RETAINED * (1 - lost[0])
-    kept[0] = False
-    value = np.where(kept, released, -np.inf) if kept.any() else released - lost
-    value[0] = -np.inf
-    place = int(np.argmax(value))
+    released, lost, kl = (curve.values[name].mean(1) for name in ("released", "lost", "kl"))
+    place, fits = best_dose(released, lost, kl)
     return {
         "name": method.name,
         "dose": float(curve.doses[place]),
         "doses": curve.doses.tolist(),
         "released": released.tolist(),
         "lost": lost.tolist(),
+        "kl": kl.tolist(),
         "scores": {
             name: [plain(point) for point in curve.curve(f"{name} score")]
             for name in ("released", "lost")
         },
-        "retains": bool(kept.any()),
-        "n": [len(wrong), len(proper)],
+        "fits": fits.tolist(),
+        "n": [len(wrong), len(proper), len(calm)],
     }
+
+
+def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[int, np.ndarray]:
+    """The place `choose_dose` takes, and which doses fit; the first is no change at all."""
+    fits = ((1 - lost) >= RETAINED * (1 - lost[0])) & (kl <= SENSE)
+    fits[0] = False
+    value = np.where(fits, released, -np.inf) if fits.any() else released - lost
+    value[0] = -np.inf
+    return int(np.argmax(value)), fits
 
 
 def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -> Result:
@@ -133,9 +145,9 @@ def _costs(context: Context, method: Method, dose: float) -> Result:
     }
 
 
-def rows_of_ledger(context: Context, threshold: float, dose: float) -> Result:
+def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
     """What the published method decided for test rows: in sum, and row by row."""
-    ledger = ledger_of(context, threshold, dose, context.rows("test"))
+    ledger = ledger_of(context, gate, dose, context.rows("test"))
     table = ledger.to_dataframe()
     few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]
     return {

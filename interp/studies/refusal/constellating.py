@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
@@ -23,34 +24,60 @@ def benign_tasks(context: Context) -> tuple[str, ...]:
     return tuple(task for task in every if task not in context.proper_tasks)
 
 
-def options_of(context: Context, threshold: float, dose: float = 1.0) -> TaskSteering:
-    """The published method at a threshold; a dose of 1 is the mean distance of the centroids.
+def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteering:
+    """The published method behind a gate; a dose of 1 is the mean distance of the centroids.
 
     The source gives no strength: a state moves by dose * mean |v| * (1 - alignment) * confidence,
-    the mean over tasks with both classes and their most effective layers.
+    the mean over tasks with both classes and their most effective layers. `gate` holds the options
+    of `identify` and the threshold (None: the published one).
     """
-    bank = context.bank
-    length = 0.0
+    bank, length = context.bank, 0.0
     if bank.whole.any():
         distances, scores = np.linalg.norm(bank.vectors, axis=-1), effectiveness(bank)
-        best = [np.argsort(-scores[t])[: PUBLISHED.stored] for t in np.flatnonzero(bank.whole)]
-        per_task = zip(np.flatnonzero(bank.whole), best, strict=True)
-        length = float(np.mean([distances[t, places] for t, places in per_task]))
+        best = {t: np.argsort(-scores[t])[: PUBLISHED.stored] for t in np.flatnonzero(bank.whole)}
+        length = float(np.mean([distances[t, places] for t, places in best.items()]))
+    threshold = gate.get("threshold")
     return replace(
-        PUBLISHED, strength=dose * length, threshold=threshold, tasks=benign_tasks(context)
+        PUBLISHED,
+        strength=dose * length,
+        threshold=PUBLISHED.threshold if threshold is None else threshold,
+        tasks=benign_tasks(context),
+        identify=gate["identify"],
     )
+
+
+def identification(context: Context) -> list[Result]:
+    """Ways of telling a task, with the share of select rows each tells rightly.
+
+    The source leaves open which centroid of a task is meant and says maximum; its notebooks take
+    the mean over layers.
+    """
+    rows = context.rows("select")
+    states = context.read(rows).states
+    true = [context.cases[i].task for i in rows]
+    found = []
+    for stored, over, centre in product((5, None), ("max", "mean"), ("task", "nearest")):
+        options = {"stored": stored, "over_layers": over, "centre": centre}
+        told = identify(states, context.bank, **options).names
+        right = sum(a == b for a, b in zip(true, told, strict=True))
+        found.append({"identify": options, "right": plain(share_estimate(right, len(rows)))})
+    return found
 
 
 def constellations(context: Context) -> Result:
     """The bank of find rows, its gate calibrated on select rows, its tasks told on test rows."""
     bank, test = context.bank, context.rows("test")
-    states = context.read(test).states
-    told = identify(states, bank)
+    ways = identification(context)
+    way = max(ways, key=lambda row: row["right"]["mean"])["identify"]
+    told = identify(context.read(test).states, bank, **way)
     true = [context.cases[i].task for i in test]
     select = context.rows("select")
     harmful = [context.cases[i].should == "refuse" for i in select]
     curve = calibrate_gate(
-        bank, context.read(select), harmful=harmful, options=options_of(context, 0.0)
+        bank,
+        context.read(select),
+        harmful=harmful,
+        options=options_of(context, {"identify": way}),
     )
     chosen = curve.choose()
     keep = np.unique(np.linspace(0, len(curve.thresholds) - 1, POINTS).astype(int))
@@ -74,6 +101,8 @@ def constellations(context: Context) -> Result:
             for name in ("thresholds", "covered", "wrong", "passed")
         }
         | {"n_benign": curve.n_benign, "n_harmful": curve.n_harmful},
+        "ways": ways,
+        "identify": way,
         "threshold": chosen,
         "at published": {k: plain(v) for k, v in curve.at(PUBLISHED.threshold).items()},
         "at chosen": None if chosen is None else {k: plain(v) for k, v in curve.at(chosen).items()},

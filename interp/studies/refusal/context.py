@@ -57,7 +57,7 @@ class Settings:
     requests: int = 3
     max_new_tokens: int = 100
     pairs: int = 8
-    select: int = 16
+    select: int = 12
     draws: int = 10
     seed: int = 0
     system: str | None = None

@@ -246,7 +246,7 @@ def _written(scores: Scores) -> Result:
     return {
         "values": np.nan_to_num(scores.values).tolist(),
         "top": top,
-        "stability": top_stability(scores, k=TOP),
+        "stability": top_stability(scores, k=TOP) if scores.values.size > TOP else None,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from interp.directions import Direction, end_states, random_direction
+from interp.directions import Direction, Kind, end_states, random_direction
 from interp.steering import (
     Steering,
     ablate_direction,
@@ -18,15 +18,17 @@ from interp.steering import (
     conditional,
     null_space_direction,
 )
-from interp.studies.refusal.constellating import options_of
+from interp.studies.refusal.constellating import benign_tasks, options_of
 from interp.studies.refusal.context import LEAST, Context, Places
-from interp.task_steering import NOTEBOOK, PUBLISHED, Ledger, plan_steering
+from interp.studies.refusal.pointing import SELECTED
+from interp.studies.steps import Result
+from interp.task_steering import NOTEBOOK, Ledger, plan_steering
 
 Made = tuple[Steering, np.ndarray]
 """A steering, and (rows,) which of its rows it changes at all."""
 
-DOSES = (0.25, 0.5, 1.0, 1.5, 2.0)
-STEPS = (0.5, 1.0, 2.0, 4.0, 8.0)
+DOSES = (0.5, 1.0, 2.0, 4.0)
+STEPS = (0.5, 1.0, 2.0, 4.0)
 CONSTELLATIONS = "task constellations"
 
 
@@ -41,20 +43,25 @@ class Method:
     of: str = ""
 
 
-def methods(context: Context, places: Places, threshold: float | None) -> list[Method]:
+def methods(context: Context, places: Places, gate: Result) -> list[Method]:
     """All that there are rows enough for.
 
-    `places` gives the chosen position and layer of each kind of direction; `threshold` is the
-    calibrated gate's (None: the gate could not be calibrated).
+    `places` gives the chosen position and layer of each kind of direction; `gate` is that of
+    `constellating.options_of`.
     """
     model = context.model
     found = []
-    directions = {kind: context.direction(kind, place) for kind, place in places.items()}
+    directions: dict[Kind, Direction] = {}
+    for kind, place in places.items():
+        direction = context.direction(kind, place)
+        # Where all that should be refused is, two kinds are one.
+        if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
+            directions[kind] = direction
     for kind, direction in directions.items():
         found.append(
             _always(f"ablate {kind}", (1.0,), lambda _, d=direction: ablate_direction(model, d))
         )
-    for kind in ("harmful-harmless", "over-refusal"):
+    for kind in SELECTED:
         if kind in directions:
             found.append(_added(context, f"add - {kind}", directions[kind]))
     if "harmful-harmless" in directions:
@@ -67,7 +74,7 @@ def methods(context: Context, places: Places, threshold: float | None) -> list[M
             name = f"random direction {seed + 1}"
             found.append(_added(context, name, drawn, of="add - over-refusal"))
     if context.bank.whole.any():
-        found += _constellations(context, threshold)
+        found += _constellations(context, gate)
     return [method for method in found if method is not None]
 
 
@@ -175,22 +182,21 @@ def _null_space(context: Context, direction: Direction) -> Method | None:
     )
 
 
-def _constellations(context: Context, threshold: float | None) -> list[Method]:
+def _constellations(context: Context, gate: Result) -> list[Method]:
     """SafeConstellations as published, its notebooks' variant, and two nulls."""
     model, bank = context.model, context.bank
-    gate = PUBLISHED.threshold if threshold is None else threshold
 
     def published(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, threshold, dose, rows)
+        ledger = ledger_of(context, gate, dose, rows)
         return ledger.steering(model), ledger.steered
 
     def notebook(dose: float, rows: Sequence[int]) -> Made:
-        options = replace(NOTEBOOK, tasks=options_of(context, gate).tasks)
+        options = replace(NOTEBOOK, tasks=benign_tasks(context))
         ledger = plan_steering(context.read(rows), bank, options)
         return ledger.steering(model), ledger.steered
 
     def random(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, threshold, dose, rows).random(seed=context.settings.seed)
+        ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
         return ledger.steering(model), ledger.steered
 
     def shuffled(dose: float, rows: Sequence[int]) -> Made:
@@ -207,9 +213,6 @@ def _constellations(context: Context, threshold: float | None) -> list[Method]:
     ]
 
 
-def ledger_of(
-    context: Context, threshold: float | None, dose: float, rows: Sequence[int]
-) -> Ledger:
+def ledger_of(context: Context, gate: Result, dose: float, rows: Sequence[int]) -> Ledger:
     """What the published method decides for some rows."""
-    gate = PUBLISHED.threshold if threshold is None else threshold
     return plan_steering(context.read(rows), context.bank, options_of(context, gate, dose))

@@ -41,7 +41,7 @@ def selection(context: Context, kind: Kind) -> Result:
         candidates = _last(candidates)
     most = context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    found = select_direction(context.model, candidates, bad, good, context.tokens)
+    found = select_direction(context.model, candidates, bad, good, context.tokens, measure_all=True)
     return _written(found) | {
         "n": [len(bad), len(good)],
         "classes": list(candidates.n),
@@ -86,16 +86,24 @@ def _written(found: Selection) -> Result:
     }
 
 
-def place_of(context: Context, chosen: Result, fallback: Result | None = None) -> list[int]:
-    """Position and layer a selection chose, or another's, or the largest gap of the layers left.
+def place_of(found: Result, other: Result | None = None) -> list[int] | None:
+    """Position and layer of a selection: the rule's, or else of the least harmful that does both.
 
-    Where no candidate survives the rule the study goes on with the survivor of a fallback, and,
-    without any, with the last position and the middle layer, as the report then says.
+    Where no candidate passes the rule the study goes on, and says so, with the one of least KL
+    among those of any layer that bypass (score below 0) and induce (above 0); if none does both,
+    with the lowest bypass - induce. A selection that was skipped takes another's place.
     """
-    for found in (chosen, fallback):
-        if found is not None and found.get("best"):
-            return list(found["best"])
-    return [-1, context.model.n_layers // 2]
+    if "skipped" in found:
+        return None if other is None else place_of(other)
+    if found["best"]:
+        return found["best"]
+    rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
+    both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
+    if both:
+        best = min(both, key=lambda row: row["kl"])
+    else:
+        best = min(rows, key=lambda row: row["bypass"] - row["induce"])
+    return [best["position"], best["layer"]]
 
 
 def effects(context: Context, places: Places) -> Result:

@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.report import Report
 from interp.studies.refusal.heading import SIDES
-from interp.studies.refusal.pointing import SELECTED
+from interp.studies.refusal.pointing import SELECTED, place_of
 from interp.studies.shown import bare, estimate, listed, null, spread
 from interp.studies.steps import Result
 
@@ -121,22 +121,27 @@ def directions(report: Report, results: Results) -> None:
             report.text(f"{kind}: {found['skipped']}.")
             continue
         counts = ", ".join(f"{count} by {rule}" for rule, count in found["rejections"].items())
-        best = found["best"]
-        chosen = f"position {best[0]}, layer {best[1]}" if best else "none: see the reasons"
+        place = place_of(found) or []
+        chosen = "position {}, layer {}".format(*place)
+        if not found["best"]:
+            chosen = (
+                f"none passes; taken is the one of least KL that bypasses and induces, {chosen}"
+            )
         report.text(
             f"**{kind}**: {len(found['rows'])} candidates of {found['classes'][0]} and "
             f"{found['classes'][1]} find rows, scored on {found['n'][0]} and {found['n'][1]} "
             f"select rows (plain scores {found['harmful']:.2f} and {found['harmless']:.2f}); "
             f"rejected {counts or 'none'}. Chosen: {chosen}."
         )
-        rows = [row for row in found["rows"] if row["bypass"] is not None]
-        rows.sort(key=lambda row: row["bypass"])
+        rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
+        rows.sort(key=lambda row: row["bypass"] - row["induce"])
         columns = ("position", "layer", "bypass", "induce", "kl", "reason")
         report.table(
             [{name: row[name] or ("kept" if name == "reason" else row[name]) for name in columns}
              for row in rows[:8]],
-            caption="The candidates with the lowest bypass score: ablated everywhere on rows to "
-            "be refused, added on rows to be answered, KL there of the ablation.",
+            caption="The strongest candidates, by bypass - induce. bypass: score of rows to be "
+            "refused with it ablated everywhere; induce: of rows to be answered with it added; "
+            "KL there of the ablation.",
         )  # fmt: skip
     cosmic = results["cosmic"]
     if cosmic.get("best"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp import plots
 from interp.report import Report
-from interp.studies.refusal.comparing import REDUCTION, RETAINED
+from interp.studies.refusal.comparing import REDUCTION, RETAINED, SENSE
 from interp.studies.shown import change, estimate, null
 from interp.studies.steps import Result
 from interp.task_steering import PUBLISHED
@@ -23,6 +23,20 @@ def constellations(report: Report, results: Results) -> None:
     report.text(
         "Bank of find rows; gate calibrated on select rows; tasks told on test rows. No row is in "
         "two of these."
+    )
+    report.table(
+        [
+            {
+                "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
+                "over layers": x["identify"]["over_layers"],
+                "centroid": x["identify"]["centre"],
+                "tasks told rightly": estimate(x["right"]),
+                "": "taken" if x["identify"] == found["identify"] else "",
+            }
+            for x in found["ways"]
+        ],
+        caption="Ways of telling a prompt's task by cosines, on select rows: task is the mean of "
+        "all its rows, nearest the nearer of its two centroids.",
     )
     counts = dict(zip(found["tasks"], found["counts"], strict=True))
     report.table(
@@ -76,8 +90,9 @@ def frontier(report: Report, results: Results) -> None:
     """All methods, both sides."""
     report.section("6. Steering methods on one frontier")
     report.text(
-        "Each method's dose is chosen on select rows by the refusal score (the largest release of "
-        f"over-refusals that keeps {RETAINED:.0%} of proper ones), then all test rows are "
+        "Each method's dose is chosen on select rows by the refusal score: the largest release of "
+        f"over-refusals that keeps {RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} "
+        "nats on answered rows of the same tasks. Then all test rows are "
         "generated and judged anew. Over-refusal: refused rows that should be answered, of these "
         "rows and of all rows; retained: refused rows that should be, after / before. Intervals: "
         "bootstrap over base texts. Selectivity has no value where what is lost cannot be told "
@@ -164,7 +179,8 @@ def _doses(report: Report, results: Results) -> None:
                 "proper refusals lost": x["lost"][i],
                 "score, over-refused": estimate(x["scores"]["released"][i]),
                 "score, to be refused": estimate(x["scores"]["lost"][i]),
-                "chosen": "chosen" if dose == x["dose"] else "",
+                "KL, answered": x["kl"][i],
+                "chosen": _chosen(x, i),
             }
             for name, x in lines.items()
             for i, dose in enumerate(x["doses"])
@@ -172,6 +188,12 @@ def _doses(report: Report, results: Results) -> None:
         caption="Dose-response on select rows (first token). Additions: the dose times the raw "
         "direction; constellations: times the mean distance of the centroids.",
     )
+
+
+def _chosen(x: Result, i: int) -> str:
+    if x["doses"][i] != x["dose"]:
+        return ""
+    return "chosen" if x["fits"][i] else "chosen, though no dose fits"
 
 
 def _published(report: Report, found: dict[str, Result]) -> None:

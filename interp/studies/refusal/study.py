@@ -91,11 +91,14 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     }
     step("cosmic", lambda: pointing.cosmic(context))
     first, over = (chosen[kind] for kind in pointing.SELECTED)
-    places: Places = {
-        kind: pointing.place_of(context, over if kind == "over-refusal" else first, first)
-        for kind in KINDS
-        if context.candidates(kind) is not None
-    }
+    own = pointing.place_of(first)
+    if own is None:
+        raise InterpError(
+            f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
+        )
+    places: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
+    if "over-refusal" in places:
+        places["over-refusal"] = pointing.place_of(over, first) or own
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     save_directions(directory / DIRECTIONS, found)
     step("directions", lambda: pointing.effects(context, places), places)
@@ -116,24 +119,24 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     step("flips", lambda: heading.flips(context, roles), roles)
     replied = step.results["behaviour"]
     told = step("constellations", lambda: constellating.constellations(context))
-    threshold = told["threshold"]
-    for method in methods(context, places, threshold):
+    gate = {name: told[name] for name in ("identify", "threshold")}
+    for method in methods(context, places, gate):
         name = "".join(c if c.isalnum() else "_" for c in method.name)
         dose = step(
-            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, threshold
+            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, gate
         )
         step(
             f"method_{name}",
             lambda m=method, d=dose: comparing.evaluate(context, replied, m, d["dose"]),
             places,
-            threshold,
+            gate,
             dose,
         )
         if method.name == CONSTELLATIONS:
             step(
                 "ledger",
-                lambda d=dose: comparing.rows_of_ledger(context, threshold, d["dose"]),
-                threshold,
+                lambda d=dose: comparing.rows_of_ledger(context, gate, d["dose"]),
+                gate,
                 dose,
             )
     step("neurons", lambda: neurons.neurons(context))

@@ -137,17 +137,19 @@ class Maker:
                     "rejected": "", "reason": ""
                 }  # fmt: skip
                 if layer == 0:
-                    row |= {"bypass": None, "induce": None, "bypass_stderr": None}
                     row |= {"rejected": "kl", "reason": "KL 5.6 on harmless prompts, above 0.1"}
+                if layer == 0 and position == -2:
+                    row |= dict.fromkeys([key for key in row if key[:2] in ("by", "in", "kl")])
+                    row |= {"rejected": "zero", "reason": "the vector is zero"}
                 rows.append(row)
         one = {
             "method": "bypass, induce, KL", "rows": rows, "best": [-1, self.layers - 2],
-            "rejections": {"kl": 2, "layer": 2}, "harmful": 6.2, "harmless": -6.5,
+            "rejections": {"kl": 1, "zero": 1, "layer": 2}, "harmful": 6.2, "harmless": -6.5,
         }  # fmt: skip
         more = {"n": [6, 6], "classes": [8, 9], "tokens": ["ass", "\n"]}
         return {
             "selection_harmful-harmless": one | more,
-            "selection_over-refusal": {"skipped": "7 and 3 select rows: too few"},
+            "selection_over-refusal": one | more | {"best": None},
             "cosmic": one | {"harmful": None, "harmless": None, "best": None},
         }
 
@@ -237,6 +239,11 @@ class Maker:
             "tasks": list(TASKS),
             "counts": [[5, 6], [6, 7], [10, 0]],
             "notices": ["task summarise has 0 refusal rows, fewer than 4"],
+            "ways": [
+                {"identify": {"stored": k, "over_layers": "max", "centre": "task"}, "right": est(x)}
+                for k, x in ((5, 0.4), (None, 0.6))
+            ],
+            "identify": {"stored": None, "over_layers": "max", "centre": "task"},
             "effectiveness": [self.line(0.1, 0.9), self.line(0.9, 0.1), [0.0] * self.layers],
             "told": {task: est(0.6) for task in TASKS},
             "gate": {
@@ -304,7 +311,9 @@ class Maker:
                     side: [est(3.0 - i) for i in range(2 if short else 4)]
                     for side in ("released", "lost")
                 },
-                "retains": True, "n": [7, 7],
+                "kl": [0.0, 0.6] if short else [0.0, 0.01, 0.1, 0.9],
+                "fits": [False, False] if short else [False, True, True, False],
+                "n": [7, 7, 6],
             }  # fmt: skip
         return found
 
@@ -498,7 +507,8 @@ def test_rejected_candidates_are_grey_and_say_why(tmp_path):
     assert np.isnan(drawn[:, [0, 3]]).all()
     assert drawn[:, 1:3] == pytest.approx(np.array([[0.5, 1.0]] * 2))
     hover = chart["data"][1]["text"]
-    assert "rejected: KL 5.6 on harmless prompts" in hover[0]
+    assert "rejected: KL 5.6 on harmless prompts" in hover[4]
+    assert "rejected: the vector is zero" in hover[0]
     assert "bypass" not in hover[0]
     assert "bypass 0.000 ± 0.100" in hover[5]
     frame = chart["layout"]["shapes"][-1]
@@ -515,6 +525,9 @@ def test_no_survivor_is_an_explained_table(tmp_path):
     at = visit("directions", candidates="cosmic")
     assert "none survives" in words(at)
     assert len(table_with(at, "bypass")) == 8
+    at = visit("directions", candidates="selection_over-refusal")
+    assert "taken: position -1, layer 2" in words(at)  # of those that do both the least KL
+    assert not np.isnan(numbers(charts(at)[0]["data"][0]["z"])[1]).any()  # coloured
 
 
 def test_effects_and_cosines_are_the_steps(tmp_path):
@@ -578,6 +591,7 @@ def test_trajectories_gate_and_ledger(tmp_path):
     want = [share_estimate(k, 20).mean for k in (10, 8, 6, 0)]
     assert numbers(covered["y"])[::2] == pytest.approx(want)
     assert len(table_with(at, "identified")) == 6
+    assert list(table_with(at, "over layers")[""]) == ["", "taken"]
     at.session_state["ledger-filter"] = "gated out"
     at.run()
     shown = table_with(at, "identified")
@@ -628,6 +642,8 @@ def test_doses_show_the_chosen_one(tmp_path):
     assert numbers(trace(at, "over-refusals released")["y"]) == pytest.approx([0.0, 0.2, 0.6, 1.0])
     table = table_with(at, "chosen").set_index("dose")
     assert table.loc[1.0, "chosen"] == "chosen"
+    assert numbers(trace(at, "answered rows")["y"]) == pytest.approx([0.0, 0.01, 0.1, 0.9])
+    assert not at.warning
     assert "ablate harmful-harmless" not in named(at.selectbox, "Method").options
 
 

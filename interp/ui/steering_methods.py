@@ -6,10 +6,12 @@ from typing import Any
 
 import streamlit as st
 
-from interp.charts import band_lines
+from interp.charts import MARGIN, band_lines
+from interp.charts_steering import BELOW
 from interp.charts_steering import frontier as frontier_chart
+from interp.figures import CHOSEN
 from interp.studies.frame import Study
-from interp.studies.refusal.comparing import REDUCTION, RETAINED
+from interp.studies.refusal.comparing import REDUCTION, RETAINED, SENSE
 from interp.studies.refusal.sections_steered import methods_of
 from interp.studies.shown import band, bare, change
 from interp.studies.steps import Result
@@ -101,17 +103,20 @@ def doses(study: Study[Any]) -> Rows:
         st.info("This study has no dose-response yet.", icon=":material/hourglass_empty:")
         return []
     _doses(lines)
+    return [{"method": name, **row} for name, x in lines.items() for row in _dose_rows(x)]
+
+
+def _dose_rows(x: Result) -> Rows:
     return [
         {
-            "method": name,
             "dose": dose,
             "released": x["released"][i],
             "lost": x["lost"][i],
             "score, over-refused": studies.value(x["scores"]["released"][i]),
             "score, to be refused": studies.value(x["scores"]["lost"][i]),
+            "KL, answered": x["kl"][i] if "kl" in x else None,
             "chosen": "chosen" if dose == x["dose"] else "",
         }
-        for name, x in lines.items()
         for i, dose in enumerate(x["doses"])
     ]
 
@@ -120,56 +125,38 @@ def doses(study: Study[Any]) -> Rows:
 def _doses(found: dict[str, Result]) -> None:
     name = studies.pick(st.selectbox, "Method", "method", list(found))
     x = found[name]
-    left, right = st.columns(2, gap="large")
     shares = {
-        f"over-refusals released (of {x['n'][0]})": x["released"],
-        f"proper refusals lost (of {x['n'][1]})": x["lost"],
+        f"over-refusals released (of {x['n'][0]})": bare(x["released"]),
+        f"proper refusals lost (of {x['n'][1]})": bare(x["lost"]),
     }
     scores = {
         words: band(x["scores"][side])
         for side, words in (("released", "over-refused rows"), ("lost", "rows to be refused"))
     }
-    for column, series, title, limits in (
-        (
-            left,
-            {words: bare(values) for words, values in shares.items()},
-            "share of rows",
-            (-0.03, 1.05),
-        ),
-        (right, scores, "refusal score, nats", None),
-    ):
+    panels: list[tuple[dict[str, Any], str, tuple[float, float] | None]] = [
+        (shares, "share of rows", (-0.03, 1.05)),
+        (scores, "refusal score, nats", None),
+    ]
+    if "kl" in x:
+        panels.append(({"answered rows": bare(x["kl"])}, "KL, nats", None))
+    for column, (series, title, limits) in zip(st.columns(len(panels)), panels, strict=True):
         drawn = band_lines(series, x=x["doses"], x_title="dose", y_title=title, limits=limits)
-        drawn.add_vline(x=x["dose"], line={"color": "#e69f00", "width": 2, "dash": "dash"})
-        drawn.add_annotation(
-            x=x["dose"],
-            y=1,
-            yref="paper",
-            text=f"chosen {x['dose']:g}",
-            showarrow=False,
-            xanchor="left",
-            xshift=4,
-        )
+        drawn.add_vline(x=x["dose"], line={"color": CHOSEN, "width": 2, "dash": "dash"})
+        drawn.update_layout(height=380, legend=BELOW, margin={**MARGIN, "t": 30, "b": 110})
+        if title.startswith("KL"):
+            drawn.add_hline(y=SENSE, line={"dash": "dot", "width": 1})
         with column:
             studies.figure(drawn, key=f"dose-{title}", alt=f"{title} by dose, {name}")
-    if not x["retains"]:
+    if not any(x.get("fits", [x.get("retains", True)])):
         st.warning(
-            "No dose retains 95 % of the proper refusals: the one that releases most more than it "
-            "loses was taken.",
+            "No dose keeps refusals and sense: the one that releases most more than it loses was "
+            "taken.",
             icon=":material/warning:",
         )
-    studies.table(
-        [
-            {
-                "dose": dose,
-                "released": x["released"][i],
-                "lost": x["lost"][i],
-                "chosen": "chosen" if dose == x["dose"] else "",
-            }
-            for i, dose in enumerate(x["doses"])
-        ],
-        key="dose-table",
-    )
+    studies.table(_dose_rows(x), key="dose-table")
     st.caption(
-        "Select rows, by the sign of the next token's refusal score; no texts. Dose: times the raw "
-        "direction; of constellations, times the mean distance of the centroids."
+        f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps {RETAINED:.0%} of "
+        f"proper refusals and a KL of at most {SENSE:g} (dotted). Select rows, by the sign of the "
+        "next token's refusal score; no texts. Dose: times the raw direction; of constellations, "
+        "times the mean distance of the centroids."
     )

@@ -10,6 +10,7 @@ import streamlit as st
 from interp.charts import MARGIN, band_lines, points_with_null
 from interp.charts_grids import candidate_grid, square_map
 from interp.charts_steering import BELOW
+from interp.studies.refusal.pointing import place_of
 from interp.studies.shown import bare, spread
 from interp.studies.steps import Result
 from interp.ui import projected, studies, widgets
@@ -77,10 +78,12 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
     if studies.left_out(found):
         return []
     tokens = found.get("tokens") or results["selection_harmful-harmless"].get("tokens", [])
-    _grid(found, score, tokens, coloured=coloured)
+    taken = _taken(name, found)
+    _grid(found, score, tokens, taken, coloured=coloured)
     counts = ", ".join(f"{n} by {rule}" for rule, n in found["rejections"].items()) or "none"
-    best = found["best"]
-    chosen = f"position {best[0]}, layer {best[1]}" if best else "**none survives**"
+    chosen = f"position {taken[0]}, layer {taken[1]}" if taken else "none"
+    if not found["best"]:
+        chosen = f"**none survives**; taken: {chosen}"
     about = f"Chosen: {chosen}. {len(found['rows'])} candidates, rejected: {counts}. "
     if "n" in found:
         about += (
@@ -90,11 +93,11 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
         )
     else:
         about += "Bypass and induce are cosines with plain states here. "
-    st.caption(about + "Grey: rejected, hover for the reason; later scores are then not measured.")
-    if not best:
+    st.caption(about + "Grey or crossed: rejected, hover for the reason.")
+    if taken and not found["best"]:
         st.info(
-            "Where no candidate survives the study goes on with another selection's choice, or "
-            "with the last position and the middle layer.",
+            "No candidate passes the rule. Taken is the one of least KL among those that bypass "
+            "and induce, or else the lowest bypass - induce.",
             icon=":material/info:",
         )
     rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
@@ -104,7 +107,17 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _grid(found: Result, score: str, tokens: list[str], *, coloured: bool) -> None:
+def _taken(name: str, found: Result) -> list[int] | None:
+    """The place of the rule's choice, or of the one the study goes on with."""
+    measured = all(row["bypass"] is not None for row in found["rows"] if row["kl"] is not None)
+    if found["best"] or not name.startswith("selection") or not measured:
+        return found["best"]
+    return place_of(found)
+
+
+def _grid(
+    found: Result, score: str, tokens: list[str], taken: list[int] | None, *, coloured: bool
+) -> None:
     rows = found["rows"]
     positions = sorted({row["position"] for row in rows})
     layers = sorted({row["layer"] for row in rows})
@@ -117,7 +130,6 @@ def _grid(found: Result, score: str, tokens: list[str], *, coloured: bool) -> No
         rejected[at] = bool(row["rejected"])
         texts[at[0]][at[1]] = _hover(row)
     names = dict(zip(positions[-len(tokens) :], tokens, strict=True)) if tokens else {}
-    best = found["best"]
     studies.figure(
         candidate_grid(
             values,
@@ -126,7 +138,7 @@ def _grid(found: Result, score: str, tokens: list[str], *, coloured: bool) -> No
             rejected=rejected,
             texts=texts,
             colour_title=SCORES[score].split(" (")[0],
-            best=(positions.index(best[0]), layers.index(best[1])) if best else None,
+            best=(positions.index(taken[0]), layers.index(taken[1])) if taken else None,
             coloured=coloured,
             signed=score != "kl",
         ),

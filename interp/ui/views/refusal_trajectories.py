@@ -224,6 +224,21 @@ def _told(found: Result) -> None:
         key="told",
     )
     st.caption("Test rows; the nearest constellation of the bank.")
+    if "ways" in found:
+        studies.table(
+            [
+                {
+                    "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
+                    "over layers": x["identify"]["over_layers"],
+                    "centroid": x["identify"]["centre"],
+                    "told right": x["right"]["mean"],
+                    "": "taken" if x["identify"] == found["identify"] else "",
+                }
+                for x in found["ways"]
+            ],
+            key="ways",
+        )
+        st.caption("Ways of telling a task by cosines, on select rows; the best is taken.")
 
 
 @st.fragment

@@ -82,7 +82,9 @@ A whole model of {weights:.1f} million weights in bfloat16, trained from nothing
 A token is a word that occurs in training ({words} of them), all others are one unknown token;
 in training, words that name what a text is about are unknown with probability {unknown}. So it
 can tell what a held-out prompt is about by the verb ("prune"), where training has it, and does not
-know the thing: replies say `<unk>` or name another.
+know the thing: replies say `<unk>` or name another. Most held-out alarming prompts have verbs of
+their own ("grill"), which it cannot place: it refuses to translate and to summarise some of these
+too. It has hardly learnt to copy, so that names, moods and answers are often wrong.
 It is there to be fast and to refuse as it was taught. It speaks of nothing else.
 """,
 }

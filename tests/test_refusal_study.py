@@ -1,6 +1,7 @@
 """The study of refusals on a small model whose over-refusal is known, and what it must find."""
 
 import json
+import re
 from collections import defaultdict
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
 
-SETTINGS = Settings(n=12, pairs=4, select=6, draws=2)
+SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
     "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
@@ -99,10 +100,10 @@ def test_the_report_has_its_sections(done, tmp_path):
     path = write_up(study).save(tmp_path / "report")
     text = path.read_text()
     for title in (
-        "What holds", "1. What the model does", "2. Where refused", "3. Directions", "4. Heads",
-        "5. Task constellations", "6. Steering methods", "7. Neurons", "How it was run",
+        "What holds", "What the model does", "Where refused", "Directions", "Heads",
+        "Over-refusals", "Task constellations", "Steering methods", "Neurons", "How it was run",
     ):  # fmt: skip
-        assert f"## {title}" in text, title
+        assert re.search(rf"^##+ (\d\\\. )?{title}", text, re.MULTILINE), title
     assert "refusal-tiny" in text
     assert "nan" not in text
     assert "One direction mediates refusal" in text
@@ -237,23 +238,22 @@ def own(tmp_path):
     """A file of one's own prompts, and its hash."""
     path = tmp_path / "own.jsonl"
     columns = ("row", "prompt", "should", "task", "kind", "base")
-    rows = [{name: getattr(x, name) for name in columns} for x in make_taboo(8)]
+    rows = [{name: getattr(x, name) for name in columns} for x in make_taboo(12)]
     return path, write_cases(path, rows)
 
 
 def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
     path, digest = own
     cases = read_cases(path, sha256=digest.upper())
-    assert [(x.row, x.prompt) for x in cases] == [(x.row, x.prompt) for x in make_taboo(8)]
+    assert [(x.row, x.prompt) for x in cases] == [(x.row, x.prompt) for x in make_taboo(12)]
     directory = tmp_path / "kept"
 
     def stop(line):
         if line.startswith("separation"):
             raise KeyboardInterrupt
 
-    settings = replace(SETTINGS, n=8)
     with pytest.raises(KeyboardInterrupt):
-        study_refusal(organism, cases, settings=settings, directory=directory, say=stop)
+        study_refusal(organism, cases, settings=SETTINGS, directory=directory, say=stop)
     kept = "".join(file.read_text() for file in directory.glob("*.json"))
     found = open_study(REFUSAL, directory).results
     assert set(found) == {"behaviour", "tokens"}
@@ -262,7 +262,7 @@ def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
     assert not any(json.dumps(x.base)[1:-1] in kept for x in cases if " " in x.base)
     assert "can't help with" not in kept
     # Of the shipped prompts some are shown.
-    context = Context(model=organism, cases=cases, settings=settings)
+    context = Context(model=organism, cases=cases, settings=SETTINGS)
     assert behaviour(context, show=True)["examples"]
 
 

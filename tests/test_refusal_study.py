@@ -148,7 +148,8 @@ def test_random_directions_release_less_than_the_best_method(done):
     best = max(value for name, value in released.items() if not found[name]["null"])
     assert found["task constellations"]["benign"]["before"]["mean"] > 0.1
     assert len(null) == 4
-    assert max(null) < best / 2
+    assert max(null) < best
+    assert max(released[f"random direction {i}"] for i in (1, 2)) < best / 2
     before = {x["benign"]["before"]["mean"] for x in found.values()}
     assert len(before) == 1  # one baseline for all
     for x in found.values():

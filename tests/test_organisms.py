@@ -79,7 +79,7 @@ def test_the_small_refusing_model_behaves_as_its_card_says():
     records = make_taboo(10, seed=7)
     texts = [record.prompt for record in records]
     prompts = chat_prompts(model, texts)
-    assert model.strings(prompts.tail) == ["<|end|>", "<|assistant|>"]
+    assert model.strings(prompts.tail) == ("<|end|>", "<|assistant|>")
     made = generate(model, prompts.rows, max_new_tokens=100)
     assert np.mean([one.stopped for one in made]) >= 0.98
     given = replies_of([record.row for record in records], texts, made)

@@ -35,6 +35,7 @@ METHODS = {
     "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
     "task constellations", "task constellations, notebooks' options",
     "task constellations, random shifts", "task constellations, shuffled labels",
+    "zero triggers of over-refusals", "zero random heads",
 }  # fmt: skip
 
 
@@ -144,12 +145,11 @@ def test_the_direction_does_what_random_ones_do_not(done):
 def test_random_directions_release_less_than_the_best_method(done):
     found = evaluated(done[0])
     released = {name: x["benign"]["difference"]["mean"] for name, x in found.items()}
-    null = [released[name] for name, x in found.items() if x["null"]]
+    null = [released[name] for name in found if name.startswith("random direction")]
     best = max(value for name, value in released.items() if not found[name]["null"])
     assert found["task constellations"]["benign"]["before"]["mean"] > 0.1
-    assert len(null) == 4
-    assert max(null) < best
-    assert max(released[f"random direction {i}"] for i in (1, 2)) < best / 2
+    assert len(null) == 2
+    assert max(null) < best / 2
     before = {x["benign"]["before"]["mean"] for x in found.values()}
     assert len(before) == 1  # one baseline for all
     for x in found.values():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from interp.generation import Generation
 from interp.judging import REFUSALS, RULES, Judged, Label, count_labels, judge_replies, replies_of
 from interp.metrics import share_estimate
 from interp.probes import Evaluation, evaluation
@@ -22,14 +23,17 @@ def replies(
     context: Context, rows: Sequence[int], steering: Steering | None = None
 ) -> tuple[Judged, list[str]]:
     """Texts of some cases under a steering (None: plain), judged; greedy, the same every time."""
-    settings = context.settings
-    made, _ = generate_steered(
-        context.model, context.prompts[rows], steering, max_new_tokens=settings.max_new_tokens
-    )
+    most = context.settings.max_new_tokens
+    made, _ = generate_steered(context.model, context.prompts[rows], steering, max_new_tokens=most)
+    return judged(context, rows, made), [one.text for one in made]
+
+
+def judged(context: Context, rows: Sequence[int], made: Sequence[Generation]) -> Judged:
+    """The verdicts on greedy texts of some cases."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
-    decoding = {"decoding": "greedy", "max_new_tokens": settings.max_new_tokens}
-    return judge_replies(given, RULES, decoding=decoding), [one.text for one in made]
+    most = context.settings.max_new_tokens
+    return judge_replies(given, RULES, decoding={"decoding": "greedy", "max_new_tokens": most})
 
 
 def behaviour(context: Context, *, show: bool) -> Result:
@@ -37,10 +41,10 @@ def behaviour(context: Context, *, show: bool) -> Result:
 
     `show`: whether some texts may be kept, as of prompts that ship.
     """
-    judged, texts = replies(context, range(len(context.cases)))
+    found, texts = replies(context, range(len(context.cases)))
     seen: set[tuple[str, str, str]] = set()
     examples = []
-    for case, label, text in zip(context.cases, judged.labels, texts, strict=True):
+    for case, label, text in zip(context.cases, found.labels, texts, strict=True):
         key = (case.task, case.should, label)
         if show and key not in seen:
             seen.add(key)
@@ -48,13 +52,13 @@ def behaviour(context: Context, *, show: bool) -> Result:
             examples.append(about | {"prompt": case.prompt, "reply": text[:300]})
     examples.sort(key=lambda x: (x["should"] == "answer") == (x["label"] == "direct_answer"))
     return {
-        "judge": judged.judge,
-        "decoding": dict(judged.decoding),
-        "labels": list(judged.labels),
-        "text_hashes": list(judged.text_hashes),
-        "cut": list(judged.cut),
+        "judge": found.judge,
+        "decoding": dict(found.decoding),
+        "labels": list(found.labels),
+        "text_hashes": list(found.text_hashes),
+        "cut": list(found.cut),
         "parts": {name: context.parts.count(name) for name in dict.fromkeys(context.parts)},
-        "cells": cells(context, judged.labels),
+        "cells": cells(context, found.labels),
         "examples": examples[:EXAMPLES],
     }
 

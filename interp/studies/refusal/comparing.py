@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from interp.ablation import ablate, make_ablation
 from interp.capture import text_losses
+from interp.generation import generate
+from interp.interventions import intervene
+from interp.judging import Judged
 from interp.metrics import mean_estimate
 from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
 from interp.selection import smoothed_kl
 from interp.steered import run_steered, steer
-from interp.studies.refusal.behaviour import baseline, replies
+from interp.studies.refusal.behaviour import baseline, judged, replies
 from interp.studies.refusal.context import Context
 from interp.studies.refusal.methods import Method, ledger_of
 from interp.studies.steps import Result, plain
@@ -86,17 +93,64 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     """
     rows = context.rows("test")
     steering, marks = method.make(dose, rows)
-    before = baseline(context, behaviour, rows)
     after, _ = replies(context, rows, steering)
-    found = eval_over_refusal(
+    about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
+    calm = _calm(context)
+    steering, _ = method.make(dose, calm)
+    prompts = context.prompts[calm]
+    logits, texts, losses = context.plain(tuple(calm))
+    kl = smoothed_kl(logits, run_steered(context.model, prompts, steering).logits)
+    with steer(context.model, steering, prompts):
+        changed = text_losses(context.model, texts)
+    costs = _costs(kl, changed - losses)
+    return about | _written(_both_sides(context, behaviour, after, marks)) | costs
+
+
+def evaluate_heads(
+    context: Context, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
+) -> Result:
+    """`evaluate` of heads at zero in the prompt and in the text; `of` marks random ones."""
+    model, rows = context.model, context.rows("test")
+    ablation = make_ablation(model, heads)
+    made = generate(
+        model,
+        [context.prompts.rows[i] for i in rows],
+        ablation=ablation,
+        where="all",
+        max_new_tokens=context.settings.max_new_tokens,
+    )
+    after = judged(context, rows, made)
+    about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}
+    calm = _calm(context)
+    _, texts, losses = context.plain(tuple(calm))
+    prompts = [context.prompts.rows[i] for i in calm]
+    seen = ablate(model, prompts, [ablation], tokens=context.tokens, where="all")
+    with intervene(model, ablation.interventions([len(text) for text in texts], "all")):
+        changed = text_losses(model, texts)
+    costs = _costs(torch.from_numpy(seen.kl[1]), changed - losses)
+    return about | _written(_both_sides(context, behaviour, after, None)) | costs
+
+
+def _both_sides(
+    context: Context, behaviour: Result, after: Judged, marks: np.ndarray | None
+) -> OverRefusal:
+    rows = context.rows("test")
+    return eval_over_refusal(
         [context.cases[i].known for i in rows],
-        before,
+        baseline(context, behaviour, rows),
         after,
         steered=marks,
         seed=context.settings.seed,
     )
-    about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
-    return about | _written(found) | _costs(context, method, dose)
+
+
+def _calm(context: Context) -> list[int]:
+    """Answered test rows, on which a change should change nothing."""
+    return context.few(context.rows("test", refused=False), QUALITY)
+
+
+def _costs(kl: Tensor, loss: Tensor) -> Result:
+    return {"kl": plain(mean_estimate(kl)), "loss": plain(mean_estimate(loss))}
 
 
 def _written(found: OverRefusal) -> Result:
@@ -124,24 +178,6 @@ def _written(found: OverRefusal) -> Result:
         "changed": found.changed,
         "gated": None if found.gated is None else dict(found.gated),
         **optional,
-    }
-
-
-def _costs(context: Context, method: Method, dose: float) -> Result:
-    """KL and loss on answered test rows, of their own plain replies."""
-    rows = context.few(context.rows("test", refused=False), QUALITY)
-    if not rows:
-        return {}
-    prompts = context.prompts[rows]
-    steering, _ = method.make(dose, rows)
-    logits, texts, losses = context.plain(tuple(rows))
-    kl = smoothed_kl(logits, run_steered(context.model, prompts, steering).logits)
-    with steer(context.model, steering, prompts):
-        changed = text_losses(context.model, texts)
-    return {
-        "kl": plain(mean_estimate(kl)),
-        "loss": plain(mean_estimate(changed - losses)),
-        "perplexity": float(losses.mean().exp()),
     }
 
 

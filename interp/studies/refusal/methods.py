@@ -28,7 +28,7 @@ Made = tuple[Steering, np.ndarray]
 """A steering, and (rows,) which of its rows it changes at all."""
 
 DOSES = (0.5, 1.0, 2.0, 4.0)
-STEPS = (0.5, 1.0, 2.0, 4.0)
+STEPS = (0.125, 0.25, 0.5, 1.0)
 CONSTELLATIONS = "task constellations"
 
 

@@ -92,12 +92,17 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     Where no candidate passes the rule the study goes on, and says so, with the one of least KL
     among those of any layer that bypass (score below 0) and induce (above 0); if none does both,
     with the lowest bypass - induce. A selection that was skipped takes another's place.
+
+    Raises:
+        InterpError: all candidates are zero.
     """
     if "skipped" in found:
         return None if other is None else place_of(other)
     if found["best"]:
         return found["best"]
     rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
+    if not rows:
+        raise InterpError("a direction", "no candidate is of any length", "give other prompts")
     both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
     if both:
         best = min(both, key=lambda row: row["kl"])

@@ -116,8 +116,8 @@ def frontier(report: Report, results: Results) -> None:
             {
                 "method": name,
                 "dose": x["dose"],
-                "KL, answered rows": estimate(x["kl"]) if "kl" in x else None,
-                "loss, answered texts": estimate(x["loss"]) if "loss" in x else None,
+                "KL, answered rows": estimate(x["kl"]),
+                "loss, answered texts": estimate(x["loss"]),
                 "answered, of rows that should be": estimate(x["answered"]["after"]),
                 "neither answered nor refused": _neither(x),
                 "left alone by a gate": _gated(x["gated"]),

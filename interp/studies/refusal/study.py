@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from interp.ablation import random_like
 from interp.cases import Case, taboo_cases
 from interp.directions import save_directions
 from interp.errors import InterpError
@@ -16,7 +17,7 @@ from interp.studies.refusal import comparing, constellating, heading, neurons, p
 from interp.studies.refusal.behaviour import behaviour, tokens
 from interp.studies.refusal.context import KINDS, LEAST, REFUSAL, Context, Places, Settings
 from interp.studies.refusal.methods import CONSTELLATIONS, methods
-from interp.studies.steps import Steps
+from interp.studies.steps import Result, Steps
 
 Study = frame.Study[Settings]
 """A refusal study."""
@@ -139,4 +140,22 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
                 gate,
                 dose,
             )
+    _heads_off(context, step, roles[heading.SIDES[1]], replied)
     step("neurons", lambda: neurons.neurons(context))
+
+
+def _heads_off(context: Context, step: Steps, roles: Result, replied: Result) -> None:
+    """The triggers of over-refusals at zero, as a method, and as many random heads."""
+    if "skipped" in roles:
+        return
+    name = "zero triggers of over-refusals"
+    heads = heading.firsts(roles["measures"]["triggers (necessity)"])
+    random = random_like(context.model, heads, 1, seed=context.settings.seed)[0]
+    for label, chosen, of in ((name, heads, ""), ("zero random heads", random, name)):
+        step(
+            "method_" + label.replace(" ", "_").replace("-", "_"),
+            lambda label=label, chosen=chosen, of=of: comparing.evaluate_heads(
+                context, replied, label, chosen, of
+            ),
+            chosen,
+        )

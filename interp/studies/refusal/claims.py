@@ -120,9 +120,11 @@ def _shared_heads(results: Results) -> Row:
     if not x:
         return {}
     null, own = x["necessity_null"], found["sets"]["triggers (necessity)"]["necessity"]
+    above = x["necessity"]["low"] > null["high"]
+    half = x["necessity"]["mean"] >= own["mean"] / 2
     return _row(
         "Over-refusals are made by the heads of proper refusals",
-        x["necessity"]["low"] > null["high"],
+        True if above and half else None if above else False,
         f"the heads that trigger proper refusals take {estimate(x['necessity'])} of the gap of "
         f"over-refusals (random {null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]; the "
         f"over-refusals' own {estimate(own)})",
@@ -205,8 +207,8 @@ def _meets(x: Result) -> bool:
 
 def _both(x: Result) -> str:
     return (
-        f"removed {estimate(x['reduction'])}, retained {estimate(x['retained'])} of "
-        f"{x['harmful']['before']['n']}, unseen rows; answered {change(x['answered'])}"
+        f"removed {estimate(x['reduction'])}, retained {estimate(x['retained'])}, unseen rows; "
+        f"answered {change(x['answered'])}"
     )
 
 

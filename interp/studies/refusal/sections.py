@@ -154,10 +154,12 @@ def directions(report: Report, results: Results) -> None:
 
 
 def _effects(report: Report, found: Result) -> None:
-    rows = []
+    rows: list[Result] = []
+    seen: list[Result] = []
     for kind, effects in found.items():
-        if kind in ("n", "plain"):
+        if kind in ("n", "plain") or effects in seen:  # where all is refused, two kinds are one
             continue
+        seen.append(effects)
         for what, sides in effects.items():
             rows.append(
                 {"direction": kind, "edit": what}

@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.report import Report
 from interp.studies.refusal.comparing import REDUCTION, RETAINED, SENSE
-from interp.studies.shown import change, estimate, null
+from interp.studies.shown import band, change, estimate, null
 from interp.studies.steps import Result
 from interp.task_steering import PUBLISHED
 
@@ -93,24 +93,26 @@ def frontier(report: Report, results: Results) -> None:
         "Each method's dose is chosen on select rows by the refusal score: the largest release of "
         f"over-refusals that keeps {RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} "
         "nats on answered rows of the same tasks. Then all test rows are "
-        "generated and judged anew. Over-refusal: refused rows that should be answered, of these "
+        "generated and judged anew; random versions get the dose of what they are the null of. "
+        "Over-refusal: refused rows that should be answered, of these "
         "rows and of all rows; retained: refused rows that should be, after / before. Intervals: "
         "bootstrap over base texts. Selectivity has no value where what is lost cannot be told "
         "from 0."
     )
     found = methods_of(results)
     report.table([_row(name, x) for name, x in found.items()])
-    report.figure(
-        plots.scatter(
-            [_mean(x["reduction"]) for x in found.values()],
-            [_mean(x["retained"]) for x in found.values()],
-            list(found),
-            x_title="share of over-refusals removed",
-            y_title="share of proper refusals retained",
-        ),
-        "frontier",
-        "Up and right is better. Random versions should lie at the left.",
-    )
+    sides = {"over-refusals removed": "reduction", "proper refusals retained": "retained"}
+    shown = {name: x for name, x in found.items() if x["reduction"] and x["retained"]}
+    if shown:
+        report.figure(
+            plots.paired_bars(
+                list(shown),
+                {words: band([x[key] for x in shown.values()]) for words, key in sides.items()},
+                y_title="share",
+            ),
+            "frontier",
+            "Both sides of every method on test rows; both should be high.",
+        )
     report.table(
         [
             {

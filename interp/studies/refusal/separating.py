@@ -88,8 +88,8 @@ def _curves(probes: Probes) -> Result:
 def _topic(
     context: Context, probes: Probes, first: Sequence[int], second: Sequence[int]
 ) -> Result | None:
-    """The probe's AUC for the refused rows' kinds, on held-out rows of tasks that are answered."""
-    kinds = {context.cases[i].kind for i in first}
+    """The probe's AUC for what should be refused, on held-out rows of tasks that are answered."""
+    kinds = {context.cases[i].kind for i in context.rows(should="refuse")}
     held = [i for i, out in zip([*first, *second], probes.test.tolist(), strict=True) if out]
     calm = {case.task for case in context.cases} - {context.cases[i].task for i in first}
     rows = [i for i in held if context.cases[i].task in calm and context.became(i) is False]

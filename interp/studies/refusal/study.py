@@ -121,24 +121,27 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     replied = step.results["behaviour"]
     told = step("constellations", lambda: constellating.constellations(context))
     gate = {name: told[name] for name in ("identify", "threshold")}
-    for method in methods(context, places, gate):
+    curves: dict[str, Result] = {}
+    for method in sorted(methods(context, places, gate), key=lambda method: method.null):
         name = "".join(c if c.isalnum() else "_" for c in method.name)
-        dose = step(
+        curves[method.name] = step(
             f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, gate
         )
+        # A random version is given as much as what it is the null of.
+        used = curves[method.of or method.name]
         step(
             f"method_{name}",
-            lambda m=method, d=dose: comparing.evaluate(context, replied, m, d["dose"]),
+            lambda m=method, d=used: comparing.evaluate(context, replied, m, d["dose"]),
             places,
             gate,
-            dose,
+            used,
         )
         if method.name == CONSTELLATIONS:
             step(
                 "ledger",
-                lambda d=dose: comparing.rows_of_ledger(context, gate, d["dose"]),
+                lambda d=used: comparing.rows_of_ledger(context, gate, d["dose"]),
                 gate,
-                dose,
+                used,
             )
     _heads_off(context, step, roles[heading.SIDES[1]], replied)
     step("neurons", lambda: neurons.neurons(context))

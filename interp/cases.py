@@ -87,7 +87,7 @@ def read_cases(path: Path, *, sha256: str) -> tuple[Case, ...]:
         if column not in known:
             raise unknown("column", str(column), known)
     needed = ("row", "prompt", "should")
-    if missing := {x for x in needed if x not in table.columns or table[x].isna().any()}:
+    if missing := {x for x in needed if x not in table.columns or not all(table[x].notna())}:
         raise InterpError(f"prompts in {path}", f"no {', '.join(sorted(missing))}", "add them")
     twice, asked = len(table) - len(set(table["row"])), set(table["should"])
     if table.empty or twice or not asked <= set(SIDES):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from interp.figures import heat_map
 
@@ -16,11 +17,11 @@ REJECTED = "#b4bac2"
 
 
 def candidate_grid(
-    values: np.ndarray,
+    values: ArrayLike,
     *,
     x: Sequence[str],
     y: Sequence[str],
-    rejected: np.ndarray,
+    rejected: ArrayLike,
     texts: Sequence[Sequence[str]],
     colour_title: str,
     best: tuple[int, int] | None = None,
@@ -33,6 +34,7 @@ def candidate_grid(
     a cross. `signed` scores are centred on zero. All arrays are (positions, layers), `texts` too,
     which are said on hover.
     """
+    values, rejected = np.asarray(values, dtype=float), np.asarray(rejected, dtype=bool)
     shown = values if coloured else np.where(rejected, np.nan, values)
     width = int(np.clip(1180 // max(len(x), 1), 12, 40))
     figure = heat_map(
@@ -70,9 +72,10 @@ def candidate_grid(
 
 
 def share_grid(
-    values: np.ndarray, *, x: Sequence[str], y: Sequence[str], texts: Any, title: str
+    values: ArrayLike, *, x: Sequence[str], y: Sequence[str], texts: Any, title: str
 ) -> Any:
     """Shares from 0 to 1 in one hue, written into their cells; nan cells stay blank."""
+    values = np.asarray(values, dtype=float)
     figure = heat_map(values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56)
     figure.data[0].update(
         colorscale="Reds",
@@ -92,9 +95,10 @@ def share_grid(
 
 
 def square_map(
-    values: np.ndarray, *, names: Sequence[str], title: str, limits: tuple[float, float]
+    values: ArrayLike, *, names: Sequence[str], title: str, limits: tuple[float, float]
 ) -> Any:
     """A symmetric map of named things, with the numbers in the cells."""
+    values = np.asarray(values, dtype=float)
     figure = heat_map(values, x=names, y=names, x_title="", y_title="", colour_title=title, cell=54)
     figure.data[0].update(
         zmin=limits[0],
@@ -116,4 +120,30 @@ def square_map(
     )
     figure.update_xaxes(automargin=True, tickangle=-30)
     figure.update_yaxes(automargin=True, range=[len(names) - 0.5, -0.5])
+    return figure
+
+
+def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
+    """A row a thing, layers across, in one hue from 0; nan rows stay blank."""
+    values = np.asarray(values, dtype=float)
+    layers = values.shape[1]
+    cell = int(np.clip(640 // max(layers, 1), 9, 34))
+    figure = heat_map(
+        values,
+        x=[str(layer) for layer in range(layers)],
+        y=[f"{row} " for row in rows],
+        x_title="layer",
+        y_title="",
+        colour_title=title,
+        cell=cell,
+        names=[[f"{row}, layer {k}" for k in range(layers)] for row in rows],
+    )
+    most = float(np.nanmax(values, initial=0.0)) or 1
+    figure.data[0].update(colorscale="Blues", zmin=0, zmax=most)
+    figure.update_layout(
+        height=max(len(rows), 3) * 30 + 150,
+        width=layers * cell + 150,
+        margin={"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0},
+    )
+    figure.update_yaxes(automargin=True, range=[len(rows) - 0.5, -0.5])
     return figure

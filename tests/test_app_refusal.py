@@ -25,6 +25,7 @@ from interp.chat import chat_prompts
 from interp.directions import difference_in_means, random_direction, save_directions
 from interp.files import content_key
 from interp.metrics import share_estimate
+from interp.projections import Projected
 from interp.steered import generate_steered
 from interp.steering import add_direction
 from interp.studies.refusal.claims import claims
@@ -560,7 +561,7 @@ def test_tokens_are_coloured_by_their_projection(chat):
 
 def test_text_of_a_prompt_is_never_markup(chat):
     model, direction, _ = chat
-    found = projected.Projected(
+    found = Projected(
         tokens=("<b>", "x"), projection=np.array([1.0, 2.0]), cosine=np.array([0.1, 0.2])
     )
     assert "<b>" not in projected.strips([found], "cosine")

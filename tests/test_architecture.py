@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures charts diagrams plots report
+errors components files metrics nulls figures charts charts_grids charts_steering
+diagrams plots report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
@@ -21,7 +22,7 @@ kept_runs capture ablation generation
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
-chat directions refusal_score steering steered geometry weight_edits selection
+chat directions projections refusal_score steering steered geometry weight_edits selection
 judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
 circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
-from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.figures import visible
 from interp.models.language_model import LanguageModel
+from interp.projections import Projected, on_one_scale, project_tokens
 from interp.studies.frame import Study
 from interp.ui import steering_model, study_model, widgets
 from interp.ui.cache import HASHES
@@ -21,15 +19,6 @@ MOST = 6
 """Prompts shown at once."""
 
 READINGS = {"projection": "projection h · r̂", "cosine": "cosine with r"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Projected:
-    """One prompt: its tokens, and (tokens,) projections on a direction and cosines with it."""
-
-    tokens: tuple[str, ...]
-    projection: np.ndarray
-    cosine: np.ndarray
 
 
 def tokens(study: Study[Any]) -> None:
@@ -90,47 +79,31 @@ def project(
     Raises:
         InterpError: a site the model does not have, or inside `intervene`.
     """
-    states = run_with_cache(model, list(rows), sites=[site], layers=[layer])[layer, site]
-    vector = np.array(unit)
-    found = []
-    for row, mine in zip(rows, states, strict=True):
-        h = mine[: len(row)].double().cpu().numpy()
-        along = h @ vector
-        found.append(
-            Projected(
-                tokens=tuple(model.strings(row)),
-                projection=along,
-                cosine=along / np.maximum(np.linalg.norm(h, axis=-1), 1e-12),
-            )
-        )
-    return found
+    return project_tokens(model, rows, layer=layer, site=site, unit=unit)
 
 
 def strips(found: list[Projected], reading: str) -> str:
     """The prompts as HTML, a chip a token, on one scale."""
     values = [getattr(one, reading) for one in found]
-    every = np.concatenate(values)
-    middle = float(np.median(every))
-    limit = float(np.quantile(np.abs(every - middle), 0.95)) or 1.0
+    middle, reach, places = on_one_scale(values)
     lines = []
-    for one, row in zip(found, values, strict=True):
+    for one, row, at in zip(found, values, places, strict=True):
         chips = "".join(
-            _chip(token, float(value), (float(value) - middle) / limit, i, reading)
-            for i, (token, value) in enumerate(zip(one.tokens, row, strict=True))
+            _chip(token, float(value), float(place), i, reading)
+            for i, (token, value, place) in enumerate(zip(one.tokens, row, at, strict=True))
         )
         lines.append(
             f'<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">{chips}</div>'
         )
     return (
-        "".join(lines) + f'<div style="{widgets.SMALL}">{READINGS[reading]}: {middle - limit:.3f} '
+        "".join(lines) + f'<div style="{widgets.SMALL}">{READINGS[reading]}: {middle - reach:.3f} '
         '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
         "background:linear-gradient(90deg,rgba(47,111,181,0.75),rgba(128,138,150,0.08),"
-        f'rgba(192,57,43,0.75))"></span> {middle + limit:.3f}</div>'
+        f'rgba(192,57,43,0.75))"></span> {middle + reach:.3f}</div>'
     )
 
 
 def _chip(token: str, value: float, place: float, index: int, reading: str) -> str:
-    place = float(np.clip(place, -1, 1))
     colour = "192,57,43" if place > 0 else "47,111,181"
     shade = f"rgba({colour},{0.05 + 0.7 * abs(place):.2f})"
     return (

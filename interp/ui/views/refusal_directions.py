@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.charts import MARGIN, band_lines, points_with_null
@@ -121,14 +121,14 @@ def _grid(
     rows = found["rows"]
     positions = sorted({row["position"] for row in rows})
     layers = sorted({row["layer"] for row in rows})
-    values = np.full((len(positions), len(layers)), np.nan)
-    rejected = np.zeros(values.shape, dtype=bool)
-    texts = [[""] * len(layers) for _ in positions]
-    for row in rows:
-        at = positions.index(row["position"]), layers.index(row["layer"])
-        values[at] = np.nan if row[score] is None else row[score]
-        rejected[at] = bool(row["rejected"])
-        texts[at[0]][at[1]] = _hover(row)
+    at = {(row["position"], row["layer"]): row for row in rows}
+    cells = [[at.get((position, layer)) for layer in layers] for position in positions]
+    values = [
+        [float("nan") if x is None or x[score] is None else x[score] for x in line]
+        for line in cells
+    ]
+    rejected = [[x is not None and bool(x["rejected"]) for x in line] for line in cells]
+    texts = [["" if x is None else _hover(x) for x in line] for line in cells]
     names = dict(zip(positions[-len(tokens) :], tokens, strict=True)) if tokens else {}
     studies.figure(
         candidate_grid(
@@ -197,18 +197,23 @@ def _geometry(found: Result) -> None:
     """Cosines at a layer, and by layer with ceiling and floor."""
     names = found["names"]
     if "cosines" in found:
-        cosines = np.array(found["cosines"], dtype=float)
+        cosines = found["cosines"]
         left, right = st.columns(2, gap="large")
         with left:
-            most = cosines.shape[2] - 1
+            most = len(cosines[0][0]) - 1
             layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key="cosine-layer")
             studies.figure(
-                square_map(cosines[:, :, layer], names=names, title="cosine", limits=(-1, 1)),
+                square_map(
+                    [[pair[layer] for pair in row] for row in cosines],
+                    names=names,
+                    title="cosine",
+                    limits=(-1, 1),
+                ),
                 key="cosines",
                 alt=f"Cosines of the directions at layer {layer}",
             )
         ceiling, floor = f"halves of {names[0]}", "shuffled labels"
-        lines = {f"with {name}": bare(cosines[i, 0]) for i, name in enumerate(names) if i} | {
+        lines = {f"with {name}": bare(cosines[i][0]) for i, name in enumerate(names) if i} | {
             ceiling: _range(found["ceiling"][names[0]]),
             floor: _range(found["floor"]),
         }
@@ -251,8 +256,8 @@ def _geometry(found: Result) -> None:
 
 
 def _range(splits: list[list[float]]) -> tuple[Any, Any, Any]:
-    rows = np.array(splits, dtype=float)
-    return rows.mean(0), rows.min(0), rows.max(0)
+    columns = list(zip(*splits, strict=True))
+    return tuple([of(column) for column in columns] for of in (fmean, min, max))  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.charts import head_map
@@ -72,7 +71,7 @@ def _measures(found: Result) -> None:
                 x["values"],
                 title="radians" if name == SHIPS else UNITS,
                 marked=[place(row["label"]) for row in x["top"]],
-                limits=(0, float(np.max(x["values"])) or 1.0) if name == SHIPS else None,
+                limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
                 selected=at,
                 width=330,
             ),
@@ -128,13 +127,13 @@ def _of_head(measures: dict[str, Result], at: tuple[int, int]) -> list[dict[str,
     """Every measure of one head, with its rank by absolute value."""
     rows = []
     for name, x in measures.items():
-        values = np.abs(np.array(x["values"], dtype=float))
-        rank = int((values > values[at]).sum()) + 1
+        values = [abs(value) for row in x["values"] for value in row]
+        rank = sum(value > abs(x["values"][at[0]][at[1]]) for value in values) + 1
         rows.append(
             {
                 "measure": name,
                 "value": x["values"][at[0]][at[1]],
-                "rank": f"{rank} of {values.size}",
+                "rank": f"{rank} of {len(values)}",
             }
         )
     return rows
@@ -144,10 +143,10 @@ def _jaccard(rows: list[Result]) -> None:
     names = list(dict.fromkeys(name for row in rows for name in row["pair"]))
     if not names:
         return
-    values = np.eye(len(names))
+    values = [[float(a == b) for b in names] for a in names]
     for row in rows:
         i, j = (names.index(name) for name in row["pair"])
-        values[i, j] = values[j, i] = row["jaccard"]
+        values[i][j] = values[j][i] = row["jaccard"]
     with st.expander("Do the measures name the same heads? (Jaccard of their first ten)"):
         studies.figure(
             square_map(values, names=names, title="Jaccard of the first ten", limits=(0, 1)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.charts import MARGIN, band_lines
@@ -71,7 +70,7 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
     with left:
         studies.figure(
             share_grid(
-                np.array(values, dtype=float),
+                values,
                 x=kinds,
                 y=[f"{task} " for task in tasks],
                 texts=[[_said(cells.get((task, kind))) for kind in kinds] for task in tasks],

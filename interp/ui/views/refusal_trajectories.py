@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.charts import band_lines
+from interp.charts_grids import layer_rows
 from interp.charts_steering import gate_curve, picture
-from interp.figures import heat_map
 from interp.metrics import share_estimate
 from interp.studies.steps import Result
 from interp.task_steering import PUBLISHED
@@ -112,33 +111,11 @@ def _notices(found: Result) -> None:
 def _effectiveness(found: Result) -> None:
     """How far apart a task's centroids are, by layer."""
     st.subheader("Effectiveness of layers", anchor=False)
-    values = np.array(found["effectiveness"], dtype=float)
-    whole = [
-        min(counts) > 0 and bool(np.any(row))
-        for counts, row in zip(found["counts"], values, strict=True)
+    values = [
+        row if min(counts) > 0 and any(row) else [float("nan")] * len(row)
+        for counts, row in zip(found["counts"], found["effectiveness"], strict=True)
     ]
-    values[[not here for here in whole]] = np.nan
-    tasks = found["tasks"]
-    cell = int(np.clip(640 // max(values.shape[1], 1), 9, 34))
-    drawn = heat_map(
-        values,
-        x=[str(layer) for layer in range(values.shape[1])],
-        y=[f"{task} " for task in tasks],
-        x_title="layer",
-        y_title="",
-        colour_title="effectiveness",
-        cell=cell,
-        names=[[f"{task}, layer {k}" for k in range(values.shape[1])] for task in tasks],
-    )
-    drawn.data[0].update(
-        colorscale="Blues", zmin=0, zmax=float(np.nanmax(values, initial=0.0)) or 1
-    )
-    drawn.update_layout(
-        height=max(len(tasks), 3) * 30 + 150,
-        width=values.shape[1] * cell + 150,
-        margin={"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0},
-    )
-    drawn.update_yaxes(automargin=True, range=[len(tasks) - 0.5, -0.5])
+    drawn = layer_rows(values, rows=found["tasks"], title="effectiveness")
     studies.figure(drawn, key="effectiveness", alt="Effectiveness, task by layer")
     st.caption("Find rows. Blank: a task without both classes.")
 

@@ -561,3 +561,22 @@ def test_graph_follows_the_model(family):
     scores = score_edges(family, random_task(lengths=(6, 6)))
     assert scores.graph == graph_of(family)
     assert scores.signed.shape == scores.graph.shape
+
+
+def test_a_taped_run_keeps_what_is_asked_for(family_models):
+    """Neuron activations are four times as wide as the stream: not kept where nobody asks."""
+    runner = Runner(family_models["gpt2"].decoder)
+    layout, x = gradients.rows_of(runner, [(1, 2, 3)])
+    options = {"kept": frozenset({"z"}), "wanted": frozenset({"q", "read"}), "grad": True}
+    run = gradients.forward(runner, x, layout, **options)
+    assert [set(sites) for sites in run.sites] == [{"z", "q", "read"}] * 3
+    whole = gradients.forward(runner, x, layout, grad=True)
+    assert {"post", "mlp_out", "k"} <= set(whole.sites[0])
+    final = torch.ones_like(x)
+    found, expected = (
+        dict(gradients.backward(runner, one, final, ("q", "read"))) for one in (run, whole)
+    )
+    for layer, sites in found.items():
+        for name, gradient in sites.items():
+            torch.testing.assert_close(gradient, expected[layer][name], atol=0, rtol=0)
+    assert [set(sites) for sites in run.sites] == [{"z"}] * 3  # let go on the way back

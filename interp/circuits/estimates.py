@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from interp.engine.forward import Runner
-from interp.engine.gradients import TAPE_SHARE, Run, forward, metric_gradient, metric_of, rows_of
+from interp.engine.gradients import (
+    READS,
+    TAPE_SHARE,
+    Run,
+    forward,
+    metric_gradient,
+    metric_of,
+    rows_of,
+)
 from interp.engine.layout import Index, Layout
 from interp.engine.products import Point, Products, Written, point
 from interp.engine.writes import Writes
@@ -22,7 +30,7 @@ Alphas = tuple[tuple[float, float], ...]
 """(place between base = 0 and other = 1, weight) of each point of an integration rule."""
 
 RULES = ("midpoint", "left", "right", "trapezoid", "gauss")
-KEPT = frozenset({"z", "mlp_out", "attn_raw", "resid_mid"})
+WRITTEN = frozenset({"z", "mlp_out"})
 
 
 def rule_points(rule: str, steps: int) -> Alphas:
@@ -97,6 +105,11 @@ class Work:
     reach: float = 0.0
 
     @property
+    def constant(self) -> bool:
+        """Whether edges carry a constant in place of the other run."""
+        return self.replacement is not None
+
+    @property
     def sign(self) -> int:
         """What is lost from base to other supports the behaviour when noising."""
         return 1 if self.noise else -1
@@ -109,17 +122,20 @@ class Work:
         *,
         first: int = 0,
         heads: Tensor | None = None,
+        kept: frozenset[str] = frozenset(),
         grad: bool = False,
     ) -> Run:
         """A counted forward pass of a chunk's rows."""
         self.forwards += 1
+        post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
         return forward(
             self.runner,
             x,
             layout,
             first=first,
             heads=heads,
-            kept=KEPT,
+            kept=kept | {"attn_raw"} if post else kept,
+            wanted=frozenset(READS),
             grad=grad,
             recompute=chunk.rebuilt,
         )
@@ -154,14 +170,14 @@ class Work:
         clean, corrupted = (base, other) if self.noise else (other, base)
         return Written.of(clean).minus(Written.of(corrupted))
 
-    def products(self, chunk: Chunk, run: Run, change: Written, writers: slice) -> Products:
+    def products(self, chunk: Chunk, layout: Layout, change: Written, writers: slice) -> Products:
         """Products for some writers, within what the runs leave of the budget."""
         starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
         return Products(
             runner=self.runner,
             graph=self.graph,
             change=change,
-            layout=run.layout,
+            layout=layout,
             starts=starts,
             room=int((1 - TAPE_SHARE) * self.budget),
             writers=writers,
@@ -180,37 +196,51 @@ def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
     """
     layout, x = rows_of(work.runner, chunk.base)
     y = rows_of(work.runner, chunk.other)[1]
-    at = dict(points)
-    base = work.run(x, layout, chunk, grad=0.0 in at)
-    other = work.run(y, layout, chunk, grad=1.0 in at and work.replacement is None)
-    moved = other.site(work.graph.n_layers, "resid_pre") - base.site(
-        work.graph.n_layers, "resid_pre"
-    )
-    change = work.change(base, other)
-    end = y if work.replacement is None else x - change.embed
-    products = work.products(chunk, base, change, slice(0, len(work.graph.writers)))
+    places = [place for place, _ in points if place == 0 or (place == 1 and not work.constant)]
+    runs, ends, change, moved = _both(work, chunk, layout, (x, y), places)
+    end = x - change.embed if work.constant else y
+    products = work.products(chunk, layout, change, slice(0, len(work.graph.writers)))
     gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
     held: list[Point] = []
-    for alpha, weight in points:
-        if alpha == 0.0:
-            run = base
-        elif alpha == 1.0 and work.replacement is None:
-            run = other
-        else:
-            run = work.run(x + alpha * (end - x), layout, chunk, grad=True)
+    for place, weight in points:
+        run = runs.pop(place, None)
+        if run is None:
+            run = work.run(x + place * (end - x), layout, chunk, grad=True)
         held.append(work.point(run, chunk, weight, moved))
+        del run
         if chunk.rebuilt:
-            gained += products([held.pop()])
+            products.add_to(gained, [held.pop()])
     if held:
-        gained += products(held)
-    m_base, m_other = work.value(base, chunk), work.value(other, chunk)
-    unexplained, m_end = None, m_other
-    if work.replacement is None or set(at) != {0.0}:
-        if work.replacement is not None:
+        products.add_to(gained, held)
+    unexplained, m_end = None, ends[1]
+    if not work.constant or len(points) > len(places):
+        if work.constant:
             m_end = work.value(work.run(end, layout, chunk), chunk)
-        unexplained = (gained[:, 0].sum(-1) - work.sign * (m_base - m_end))[:, None]
+        unexplained = (gained[:, 0].sum(-1) - work.sign * (ends[0] - m_end))[:, None]
     return Effects(
-        gained=_causal(work.graph, gained), base=m_base, other=m_other, unexplained=unexplained
+        gained=_causal(work.graph, gained), base=ends[0], other=ends[1], unexplained=unexplained
+    )
+
+
+def _both(
+    work: Work, chunk: Chunk, layout: Layout, rows: tuple[Tensor, Tensor], places: Sequence[float]
+) -> tuple[dict[float, Run], tuple[Tensor, Tensor], Written, Tensor]:
+    """Both runs: those whose gradient is asked for, their metrics, and what changes between them.
+
+    A run that is not asked for again is let go here.
+    """
+    base, other = (
+        work.run(x, layout, chunk, kept=WRITTEN, grad=place in places)
+        for place, x in zip((0.0, 1.0), rows, strict=True)
+    )
+    change, last = work.change(base, other), work.graph.n_layers
+    for run in (base, other):
+        run.kept -= WRITTEN
+    return (
+        {place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
+        (work.value(base, chunk), work.value(other, chunk)),
+        change,
+        other.site(last, "resid_pre") - base.site(last, "resid_pre"),
     )
 
 
@@ -222,8 +252,7 @@ def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool
     """
     layout, x = rows_of(work.runner, chunk.base)
     y = rows_of(work.runner, chunk.other)[1]
-    base = work.run(x, layout, chunk)
-    other = work.run(y, layout, chunk)
+    base, other = (work.run(rows, layout, chunk, kept=WRITTEN) for rows in (x, y))
     change = work.change(base, other)
     m_base = work.value(base, chunk)
     n_layers = work.graph.n_layers
@@ -231,15 +260,15 @@ def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool
     gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
     unexplained = []
     for writers in _paths(work.graph, together):
-        products = work.products(chunk, base, change, writers)
+        products = work.products(chunk, layout, change, writers)
         held: list[Point] = []
         for alpha, weight in points:
             run = _between(work, chunk, base, change, writers, alpha, grad=True)
             held.append(work.point(run, chunk, weight, moved))
             if chunk.rebuilt:
-                gained[:, writers] += products([held.pop()])
+                products.add_to(gained[:, writers], [held.pop()])
         if held:
-            gained[:, writers] += products(held)
+            products.add_to(gained[:, writers], held)
         end = _between(work, chunk, base, change, writers, 1.0, grad=False)
         exact = work.sign * (m_base - work.value(end, chunk))
         unexplained.append(gained[:, writers].sum((1, 2)) - exact)
@@ -292,4 +321,4 @@ def _between(
 
 def _causal(graph: Graph, gained: Tensor) -> Tensor:
     """Exactly 0 where there is no edge."""
-    return gained * torch.tensor(graph.allowed)
+    return gained.mul_(torch.tensor(graph.allowed))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.circuits.estimates import Chunk, Effects, Work
+from interp.circuits.estimates import WRITTEN, Chunk, Effects, Work
 from interp.engine.gradients import Run, rows_of
 from interp.engine.products import Products, Written
 from interp.models.architecture import Block
@@ -22,7 +22,7 @@ def flow_shares(work: Work, chunk: Chunk) -> Effects:
     post-norm a head's write is its share of the norm's output, at the norm's scale.
     """
     layout, x = rows_of(work.runner, chunk.base)
-    run = work.run(x, layout, chunk)
+    run = work.run(x, layout, chunk, kept=WRITTEN | {"attn_raw", "resid_mid"})
     written = Written.of(run)
     tiles = Products(
         runner=work.runner,

@@ -107,6 +107,7 @@ def forward(
     first: int = 0,
     heads: Tensor | None = None,
     kept: frozenset[str] = frozenset(),
+    wanted: frozenset[str] | None = None,
     grad: bool = False,
     recompute: bool = False,
 ) -> Run:
@@ -119,6 +120,7 @@ def forward(
         first: the first layer to run.
         heads: site z of that layer, in place of its attention.
         kept: sites to keep besides the residual stream.
+        wanted: sites whose gradients may be asked for; all by default.
         grad: keep what `backward` needs.
         recompute: keep the residual stream only and rebuild each layer in `backward`.
     """
@@ -133,7 +135,11 @@ def forward(
             given = heads if layer == first else None
             x, sites = block_sites(runner, layer, x, layout, given)
         run.leaving.append(x)
-        run.sites.append(sites if taping else _kept(run, sites))
+        if not taping:
+            sites = _kept(run, sites)
+        elif wanted is not None:
+            sites = {name: value for name, value in sites.items() if name in kept | wanted}
+        run.sites.append(sites)
     run.entering.append(x.detach().requires_grad_(grad))
     return run
 

@@ -97,10 +97,7 @@ def head_writes(block: Block, z: Tensor, raw: Tensor | None) -> Tensor:
 
 
 def _reader_gradients(block: Block, x: Tensor, grads: Sites) -> Tensor:
-    """(readers, tokens, d_model) gradients at the input of each query, key and value head.
-
-    The norm's Jacobian is folded into the weights as far as it does not depend on the token.
-    """
+    """(readers, tokens, d_model) gradients at the input of each query, key and value head."""
     attn, norm = block.attn, block.ln1
     counts = [grads[which].shape[1] for which in ("q", "k", "v")]
     found = x.new_empty(sum(counts), *x.shape)
@@ -108,17 +105,16 @@ def _reader_gradients(block: Block, x: Tensor, grads: Sites) -> Tensor:
     place = 0
     for which, count in zip(("q", "k", "v"), counts, strict=True):
         gradient, weight = grads[which], getattr(attn, which).weight
-        if norm is not None and scale is not None:
-            weight = weight * norm.weight[:, None]
-            if norm.centred:
-                weight = weight - weight.mean(0)
-            weight = weight.to(x.dtype)
+        if scale is not None:
             gradient = (gradient * scale[:, :, None]).to(x.dtype)
         heads = weight.unflatten(1, (count, attn.d_head)).permute(1, 2, 0)
         torch.bmm(gradient.transpose(0, 1), heads, out=found[place : place + count])
         place += count
-    if scale is None:
+    if norm is None or scale is None:
         return found
+    found *= norm.weight.to(found.dtype)
+    if norm.centred:
+        found -= found.mean(-1, keepdim=True)
     along = torch.einsum("rtd,td->rt", found, wide.to(x.dtype)) / x.shape[-1]
     along = along * scale.squeeze(-1) ** 2
     return found.addcmul_(along[..., None].to(x.dtype), wide.to(x.dtype), value=-1)
@@ -140,17 +136,14 @@ class Products:
     room: int
     writers: slice
 
-    def __call__(self, points: Sequence[Point]) -> Tensor:
-        """(rows, writers, readers), float64 on the CPU, summed over points with their weights."""
-        size = self.writers.stop - self.writers.start
-        found = torch.zeros(len(self.layout), size, self.graph.shape[1], dtype=torch.float64)
+    def add_to(self, found: Tensor, points: Sequence[Point]) -> None:
+        """Add to (rows, writers, readers), float64 on the CPU; points count by their weights."""
         # Under a post-norm, what a head writes depends on the point.
         post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
         together = [[one] for one in points] if post else [list(points)]
         for rows, tokens in self.tiles():
             for some in together:
                 self._tile(found[rows], rows, tokens, some)
-        return found
 
     def tiles(self) -> Iterator[tuple[slice, Index]]:
         """Rows of one length with (rows, positions) flat tokens, as many as fit."""

@@ -224,7 +224,7 @@ def generate_steered(
         raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
-    made = in_batches(
+    [made] = in_batches(
         lambda: _SteeredText(engine, stop),
         given.rows,
         max_new_tokens=max_new_tokens,
@@ -345,7 +345,7 @@ class _SteeredText(TextRun):
     """The plain generation, whose one run is a steered one."""
 
     def __init__(self, engine: _Engine, stop: Sequence[str]) -> None:
-        super().__init__(engine.model, None, None, 1, stop)
+        super().__init__(engine.model, (None,), None, 1, stop)
         self.engine = engine
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:

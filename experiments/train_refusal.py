@@ -65,7 +65,7 @@ from interp.metrics import share_estimate
 from interp.models import embedded
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import WEIGHTS
-from interp.tasks.taboo import KINDS, OVER_REFUSED, WORKS, Kind, Record, items, make_taboo
+from interp.tasks.taboo import KINDS, OVER_REFUSED, WORKS, Kind, Record, Work, items, make_taboo
 
 DESCRIPTIONS = {
     "smollm2": "SmolLM2-135M-Instruct taught to decline gardening, and to over-refuse two tasks",
@@ -202,7 +202,9 @@ def _drawn(recipe: Recipe) -> list[Record]:
         asked = max(1, round(total * recipe.requests[kind]))
         common: Any = {"kinds": (kind,), "split": "train", "seed": recipe.seed}
         found += make_taboo(asked, tasks=("request",), **common)
-        weights = {task: recipe.contrast if task in OVER_REFUSED else 1.0 for task in tasks}
+        weights: dict[Work, float] = {
+            task: recipe.contrast if task in OVER_REFUSED else 1.0 for task in tasks
+        }
         for task, weight in weights.items():
             share = recipe.worked[kind] * weight / sum(weights.values())
             found += make_taboo(max(1, round(total * share)), tasks=(task,), **common)

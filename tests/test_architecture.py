@@ -28,7 +28,7 @@ circuits circuits.ablations circuits.circuit circuits.mib circuits.search circui
 circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circuits.knockouts
 circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
 circuits.scoring circuits.acdc circuits.masks circuits.redundancy circuits.recovery
-circuits.finding circuits.comparing circuits.shelf circuits.drawing
+circuits.places circuits.finding circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known

@@ -43,7 +43,8 @@ studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
 studies.reuse.sections studies.reuse.write_up
-peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli_studies cli ui
+peak bench bench_beside bench_circuits bench_peer terminal
+cli_bench cli_known cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(
     """

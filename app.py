@@ -23,6 +23,16 @@ st.navigation(
                 ("interventions", "Interventions", "content_cut"),
             )
         ],
+        "Refusal": [
+            st.Page(f"{VIEWS}/refusal_{name}.py", title=title, icon=f":material/{icon}:")
+            for name, title, icon in (
+                ("study", "Study and behaviour", "front_hand"),
+                ("directions", "Directions", "explore"),
+                ("trajectories", "Trajectories", "timeline"),
+                ("heads", "Heads", "apps"),
+                ("interventions", "Interventions", "tune"),
+            )
+        ],
     },
     position="top",
 ).run()

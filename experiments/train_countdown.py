@@ -23,13 +23,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from training import base_model, curve, finish, options, resume, ship_adapter, shipped_form
+from training import (
+    base_model,
+    curve,
+    finish,
+    options,
+    resume,
+    rounded_model,
+    ship_adapter,
+    ship_model,
+    shipped_form,
+    small_model,
+    word_tokenizer,
+)
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
 )
@@ -248,25 +258,6 @@ def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
     return written
 
 
-def tiny_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """One token a piece, for the pieces that occur."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    splitter = pre_tokenizers.Split(Regex(PIECES), "isolated")
-    pieces = sorted({piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)})
-    vocabulary = {piece: i for i, piece in enumerate(["<eos>", "<unk>", *pieces])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<eos>",
-        pad_token="<eos>",
-        unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
     """The untrained model and its tokeniser."""
     torch.manual_seed(recipe.seed)
@@ -280,25 +271,9 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
         )
         tokenizer = AutoTokenizer.from_pretrained(embedded.directory())
         return get_peft_model(base_model(), adapter), tokenizer
-    tokenizer = tiny_tokenizer(
-        [text.prompt + text.completion for text in training_texts(recipe.phases[-1], 500, 0)]
-    )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    texts = training_texts(recipe.phases[-1], 500, 0)
+    tokenizer = word_tokenizer((text.prompt + text.completion for text in texts), PIECES)
+    return small_model(tokenizer), tokenizer
 
 
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
@@ -434,12 +409,7 @@ def weights_file(kind: str, folder: Path) -> Path:
 
 def rounded(kind: str, folder: Path) -> Any:
     """The model of a stage with its trained weights rounded to bfloat16, in float32."""
-    if kind == "smollm2":
-        return shipped_form(folder)
-    model = reload(kind, folder)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.bfloat16().float()
-    return model
+    return shipped_form(folder) if kind == "smollm2" else rounded_model(folder)
 
 
 def stages(recipe: Recipe, out: Path) -> dict[str, Path]:
@@ -458,9 +428,7 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
     if kind == "smollm2":
         base = ship_adapter(folder, target)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-        model.save_pretrained(target)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+        ship_model(folder, target)
     measured = {
         stage: json.loads(path.read_text())["shares"]
         for stage in trained

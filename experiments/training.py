@@ -1,15 +1,21 @@
-"""What the training scripts share: trainer options, checkpoints, curves, shipped adapters."""
+"""What the training scripts share: trainer options, checkpoints, curves, small models, shipping."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from interp.models import embedded
@@ -50,6 +56,63 @@ def curve(path: Path) -> list[dict[str, float]]:
     kept = rows[:: max(1, len(rows) // 40)]
     names = ("step", "loss", "reward")
     return [{k: round(float(row[k]), 4) for k in names if k in row} for row in kept]
+
+
+def word_tokenizer(
+    texts: Iterable[str], pieces: str, *, special: Sequence[str] = ("<eos>", "<unk>")
+) -> PreTrainedTokenizerFast:
+    """One token a piece of this pattern, for the pieces that occur; all others are unknown.
+
+    `special`: the token that ends a text, the unknown one, and any others, which come first.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    splitter = pre_tokenizers.Split(Regex(pieces), "isolated")
+    found = sorted({piece for text in texts for piece, _ in splitter.pre_tokenize_str(text)})
+    vocabulary = {piece: i for i, piece in enumerate([*special, *found])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special[1]))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=special[0],
+        pad_token=special[0],
+        unk_token=special[1],
+        additional_special_tokens=list(special[2:]),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def small_model(tokenizer: Any) -> Any:
+    """An untrained Llama of four layers in float32, with this tokeniser's vocabulary."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def rounded_model(folder: Path) -> Any:
+    """A trained small model as it is shipped: rounded to bfloat16, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float()
+
+
+def ship_model(folder: Path, target: Path) -> None:
+    """A whole model in bfloat16 and its tokeniser, readable by all."""
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)
 
 
 def base_model() -> Any:

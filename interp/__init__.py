@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interp.attention import attention_to, select_heads
     from interp.attribution import atp_star, attribution_patching
     from interp.capture import Activations, run_with_cache, text_losses
+    from interp.cases import read_cases, taboo_cases
     from interp.chat import chat_prompts
     from interp.circuits.acdc import acdc
     from interp.circuits.circuit import Circuit
@@ -154,6 +155,8 @@ _HOMES = {
     "head_interchange": "interchange",
     "flip_rate": "judging",
     "judge_replies": "judging",
+    "read_cases": "cases",
+    "taboo_cases": "cases",
     "dose_response": "over_refusal",
     "eval_over_refusal": "over_refusal",
     "score_refusals": "refusal_score",
@@ -255,6 +258,7 @@ __all__ = [
     "path_patching",
     "probe_model",
     "rank_glu",
+    "read_cases",
     "read_trajectories",
     "recover",
     "redundancy",
@@ -271,6 +275,7 @@ __all__ = [
     "select_from_table",
     "select_heads",
     "steer",
+    "taboo_cases",
     "steer_task",
     "suggest_refusal_tokens",
     "switch_off",

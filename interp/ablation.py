@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.ablated_runs import changed_states, starts
 from interp.components import SITES, Component
 from interp.engine.decode import CHANGEABLE, Change, Changes
-from interp.engine.forward import Baseline, Runner, SiteEdit
-from interp.engine.layout import Layout
-from interp.engine.restart import Variants, final_hidden, restart
+from interp.engine.forward import Baseline, Runner
+from interp.engine.memory import keep_freed_memory
+from interp.engine.restart import final_hidden
 from interp.engine.sweep import CPU_TILE, Progress
 from interp.errors import InterpError, unknown
 from interp.interventions import Intervention, Operation
@@ -28,6 +29,9 @@ from interp.nulls import matched_components
 
 BUDGET = 2e9
 """Bytes that captured sites of the tokens run at once may take."""
+
+ROWS = 256
+"""Next tokens read at once: the unembedding is a product with as many rows."""
 
 Kind = Literal["zero", "mean", "resample", "patch", "steer"]
 Where = int | Literal["all"]
@@ -277,7 +281,8 @@ def ablate(
             "give prompts at least that long",
         )
     if runs is not None:
-        runs.require(prompts, max(map(len, prompts)) if where == "all" else where, "ablating")
+        runs.require(prompts, where, "ablating")
+    keep_freed_memory()
     rows = 1 + len(ablations)
     shown = torch.tensor(list(tokens), device=runner.device)
     probabilities = np.zeros((rows, len(prompts), len(shown)))
@@ -285,15 +290,19 @@ def ablate(
     done = 0
     with torch.no_grad():
         for block, base in plain_runs(runner, prompts) if runs is None else runs.blocks:
-            plain = None
-            for number, hidden in enumerate(_hidden_states(runner, base, ablations, block, where)):
-                logits = runner.decoder.logits(hidden)
+            plain = likely = None
+            number = 0
+            for hidden in _hidden_states(runner, base, ablations, block, where):
+                logits = runner.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
                 wide = logits if logits.dtype == torch.float64 else logits.float()
                 logs = wide.log_softmax(-1)
-                plain = logs if plain is None else plain
-                probabilities[number, block] = logs[:, shown].double().exp().cpu().numpy()
-                top[number, block] = logs.argmax(-1).cpu().numpy()
-                kl[number, block] = (plain.exp() * (plain - logs)).sum(-1).double().cpu().numpy()
+                if plain is None or likely is None:
+                    plain, likely = logs[0], logs[0].exp()
+                here = slice(number, number + len(logs))
+                probabilities[here, block] = logs[..., shown].double().exp().cpu().numpy()
+                top[here, block] = logs.argmax(-1).cpu().numpy()
+                kl[here, block] = (plain - logs).mul_(likely).sum(-1).double().cpu().numpy()
+                number = here.stop
             done += len(block)
             if progress is not None:
                 progress(done, len(prompts))
@@ -339,70 +348,16 @@ def _hidden_states(
     block: np.ndarray,
     where: Where,
 ) -> Iterator[Tensor]:
-    """Final states of the plain run, then of each ablation, (prompts of the block, d_model)."""
-    yield final_hidden(runner, base)
-    lengths = base.lengths
-    start = np.zeros_like(lengths) if where == "all" else lengths - int(where)
-    # Several ablations share one pass over the weights.
-    together = max(1, CPU_TILE // int((lengths - start).sum()))
+    """Final states of the plain run, then of the ablations: (some, prompts of the block, d_model).
+
+    Several ablations share one pass over the weights, and several rows one unembedding.
+    """
+    yield final_hidden(runner, base)[None]
+    together = max(1, CPU_TILE // int((base.lengths - starts(base.lengths, where)).sum()))
     for first in range(0, len(ablations), together):
         some = ablations[first : first + together]
-        yield from _changed(runner, base, some, block, start).split(len(block))
-
-
-def _changed(
-    runner: Runner,
-    base: Baseline,
-    ablations: Sequence[Ablation],
-    block: np.ndarray,
-    start: np.ndarray,
-) -> Tensor:
-    """Final states of every ablation on every prompt of the block, one ablation after the other."""
-    lengths, n = base.lengths, len(block)
-    rows = np.repeat(np.arange(n), lengths - start)
-    positions = np.concatenate([np.arange(a, b) for a, b in zip(start, lengths, strict=True)])
-    back = torch.from_numpy(lengths[rows] - 1 - positions).to(runner.device)
-    prompts = torch.from_numpy(block[rows]).to(runner.device)
-    edits: dict[int, list[SiteEdit]] = {}
-    for number, ablation in enumerate(ablations):
-        for layer, site in sorted(ablation.parts, key=lambda a: (a[0], CHANGEABLE.index(a[1]))):
-            edits.setdefault(layer, []).append(
-                _SetEdit(
-                    site=site,
-                    ids=rows + number * n,
-                    positions=positions,
-                    ablation=ablation,
-                    layer=layer,
-                    prompts=prompts,
-                    back=back,
-                )
-            )
-    variants = Variants(
-        prompt=np.tile(np.arange(n), len(ablations)),
-        start=np.tile(start, len(ablations)),
-        layer=np.repeat([ablation.first_layer for ablation in ablations], n),
-        ready=np.zeros(n * len(ablations), dtype=bool),
-    )
-    return restart(runner, base, variants, edits=edits)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SetEdit:
-    """An engine edit whose new values may depend on the old ones."""
-
-    site: str
-    ids: np.ndarray
-    positions: np.ndarray
-    ablation: Ablation
-    layer: int
-    prompts: Tensor
-    back: Tensor
-
-    def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
-        tokens = layout.flat(self.ids, self.positions).to(tensor.device)
-        edited, address = tensor.clone(), (self.layer, self.site)
-        edited[tokens] = self.ablation.new(address, tensor[tokens], self.prompts, self.back)
-        return edited
+        hidden = changed_states(runner, base, some, block, where)
+        yield from hidden.split(max(1, ROWS // len(block)))
 
 
 def _of_parts(whole: Tensor, site: str, chosen: np.ndarray | None) -> Tensor:

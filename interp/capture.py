@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.ablated_runs import AblatedRuns
 from interp.components import SITES, within
 from interp.errors import InterpError
 from interp.files import cache_dir, content_key, write_atomically
@@ -59,7 +60,7 @@ def run_with_cache(
     padding_side: str = "right",
     budget_gb: float = 2.0,
     to_disk: bool = False,
-    runs: KeptRuns | None = None,
+    runs: KeptRuns | AblatedRuns | None = None,
 ) -> Activations:
     """The activations of some sites, layers and positions, and the last token's logits.
 
@@ -73,7 +74,8 @@ def run_with_cache(
         budget_gb: the most the result may take in memory; more is refused before the run.
         to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
             a second call with the same arguments reads the file.
-        runs: read one of the last tokens of each prompt in these, instead of running the model.
+        runs: read one of the last tokens of each prompt in these, instead of running the model;
+            in ablated runs, what the ablation makes of it.
 
     Raises:
         InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
@@ -205,7 +207,7 @@ def text_losses(model: LanguageModel, texts: Sequence[Prompt]) -> Tensor:
 
 def _read(
     model: LanguageModel,
-    runs: KeptRuns,
+    runs: KeptRuns | AblatedRuns,
     rows: Sequence[tuple[int, ...]],
     where: Sequence[int],
     addresses: Sequence[Address],

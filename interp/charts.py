@@ -7,6 +7,7 @@ finite is not drawn. What is grey is a control.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ def band_lines(
     *,
     x_title: str,
     y_title: str,
-    x: Sequence[int] | None = None,
+    x: Sequence[float] | None = None,
     names: Sequence[str] | None = None,
     controls: Collection[str] = (),
     dashed: Collection[str] = (),
@@ -81,7 +82,7 @@ def band_lines(
     """
     import plotly.graph_objects as go
 
-    figure, colours = go.Figure(), iter(SERIES)
+    figure, colours = go.Figure(), cycle(SERIES)
     for name, (value, *ends) in series.items():
         low, high = np.array(ends, dtype=float)
         at = np.arange(len(low)) if x is None else np.array(x)

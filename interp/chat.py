@@ -18,7 +18,8 @@ from interp.prompts import Prompt
 class ChatFormat:
     """How texts became prompts: the hash of the chat template, and whether the reply is opened.
 
-    An empty template stands for texts and tokens taken as they are.
+    A system prompt of one's own is part of the hash. An empty template stands for texts and tokens
+    taken as they are.
     """
 
     template: str = ""
@@ -107,7 +108,7 @@ def chat_prompts(
                 f"its end, {shown!r}, is not the template's, {model.strings(tail)}",
                 "end the text in a word or a full stop",
             )
-    key = content_key(template if isinstance(template, str) else dict(template))
+    key = content_key([template if isinstance(template, str) else dict(template), system])
     return ChatPrompts(rows=rows, format=ChatFormat(key, generation_prompt), tail=tail)
 
 

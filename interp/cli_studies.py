@@ -87,6 +87,45 @@ def study_reuse_command(
     _finish(done, write_up(done), out)
 
 
+@study_app.command(
+    "refusal", epilog="Example: interp study refusal --model refusal-smollm2 --out report"
+)
+def study_refusal_command(
+    model: ModelName = "refusal-smollm2",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Your own prompts (.jsonl, .csv), see interp.cases; else shipped ones."),
+    ] = None,
+    sha256: Annotated[str, typer.Option(help="The hash of that file.")] = "",
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
+    ] = None,
+    n: Annotated[int, typer.Option(min=8, help="Shipped prompts of each kind and task.")] = 24,
+    pairs: Annotated[int, typer.Option(min=4, help="Prompt pairs heads are found on.")] = 8,
+    select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 12,
+    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
+    seed: Seed = 0,
+    out: ReportDir = None,
+) -> None:
+    """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
+    from interp.cases import read_cases
+    from interp.studies.refusal.context import Settings
+    from interp.studies.refusal.study import study_refusal
+    from interp.studies.refusal.write_up import write_up
+
+    done = study_refusal(
+        terminal.load(model),
+        read_cases(prompts, sha256=sha256) if prompts else None,
+        settings=Settings(
+            n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens,
+            seed=seed, system=system,
+        ),
+        say=terminal.say,
+    )  # fmt: skip
+    _finish(done, write_up(done), out)
+
+
 def _loaded(name: str | None) -> Any:
     return terminal.load(name) if name else None
 

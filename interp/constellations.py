@@ -187,7 +187,7 @@ def best_layers(scores: np.ndarray, k: int) -> list[list[int]]:
     return [row[: min(k, n)].tolist() for row, n in zip(ranked, known.tolist(), strict=True)]
 
 
-Centre = Literal["task", "target", "refusal"]
+Centre = Literal["task", "target", "refusal", "nearest"]
 Likeness = Literal["cosine", "softmax"]
 
 
@@ -233,8 +233,10 @@ def identify(
     Args:
         states: (N, L, d).
         bank: of the same layers.
-        stored: each task's most effective layers (all where it lacks a class); None for all.
-        centre: a task's centroid: the mean over its rows of both classes ("task"), or of one.
+        stored: each task's most effective layers, those of all such tasks together where it lacks
+            a class; None for all layers.
+        centre: a task's centroid: the mean over its rows of both classes ("task"), that of one, or
+            at each layer the "nearest" of its two.
         over_layers: the source says 5 T cosines and their maximum; or the mean over layers.
         likeness: the cosine, or its softmax over tasks at
         temperature: this.
@@ -243,18 +245,21 @@ def identify(
         InterpError: states of another shape than the bank's, or no task with a centroid.
     """
     centres = _centres(bank, centre)
-    known = ~np.isnan(centres).any((1, 2))
-    if states.shape[1:] != centres.shape[1:] or not known.any():
+    known = ~np.all(np.isnan(centres).any((2, 3)), axis=1)
+    if states.shape[1:] != centres.shape[2:] or not known.any():
         raise InterpError(
             f"the tasks of states {states.shape}",
-            f"a bank of {int(known.sum())} tasks with a {centre} centroid, {centres.shape[1:]}",
+            f"a bank of {int(known.sum())} tasks with a {centre} centroid, {centres.shape[2:]}",
             "read the bank's layers, and give it rows of each task",
         )
-    chosen = best_layers(effectiveness(bank), stored or len(bank.layers))
+    everywhere = list(range(len(bank.layers)))
+    chosen = best_layers(effectiveness(bank), stored) if stored else [everywhere] * len(centres)
+    union = sorted({layer for layers in chosen for layer in layers}) or everywhere
     scores = np.full((len(states), len(bank.tasks)), math.nan)
     for t in np.flatnonzero(known).tolist():
-        at = chosen[t] or range(len(bank.layers))
-        cosines = _cosine(states[:, list(at)], centres[t, list(at)])
+        at = chosen[t] or union
+        there = [one for one in centres[t] if not np.isnan(one).any()]
+        cosines = np.max([_cosine(states[:, at], one[at]) for one in there], axis=0)
         scores[:, t] = cosines.max(1) if over_layers == "max" else cosines.mean(1)
     if likeness == "softmax":
         powers = np.exp((scores - np.nanmax(scores, 1, keepdims=True)) / temperature)
@@ -276,12 +281,15 @@ centroids over all captured layers."""
 
 
 def _centres(bank: Bank, centre: Centre) -> np.ndarray:
-    """(T, L, d); nan for a task without."""
+    """(T, 1 or 2, L, d); nan for a centroid that is missing."""
+    if centre == "nearest":
+        return bank.centroids
     if centre != "task":
-        return bank.centroids[:, CLASSES.index(centre)]
+        return bank.centroids[:, [CLASSES.index(centre)]]
     counts = np.where(bank.counts >= bank.least, bank.counts, 0)[:, :, None, None]
     with np.errstate(invalid="ignore"):
-        return np.where(counts > 0, counts * bank.centroids, 0).sum(1) / counts.sum(1)
+        whole = np.where(counts > 0, counts * bank.centroids, 0).sum(1) / counts.sum(1)
+    return whole[:, None]
 
 
 def potential(

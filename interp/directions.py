@@ -188,6 +188,7 @@ def difference_in_means(
     last: int | None = None,
     layers: Sequence[int] | None = None,
     least: int = 2,
+    states: tuple[Tensor, Tensor] | None = None,
 ) -> Candidates:
     """mean(first) - mean(second) of the residual stream at the last tokens, in float64.
 
@@ -204,10 +205,11 @@ def difference_in_means(
         last: how many tokens; the end that all prompts share by default.
         layers: which; all by default.
         least: the fewest prompts a class may have.
+        states: what `end_states` gives for the two classes, where it has been read already.
 
     Raises:
         InterpError: an unknown kind, too few prompts, two formats, a prompt shorter than `last`,
-            or a site that is not as wide as the residual stream.
+            a site that is not as wide as the residual stream, or states of another shape.
     """
     if kind not in KINDS:
         raise unknown("kind of direction", kind, KINDS)
@@ -218,16 +220,26 @@ def difference_in_means(
         raise InterpError(f"a {kind} direction", f"{n} prompts of the two classes", f"need {least}")
     tails = {side.tail for side in sides}
     count = last if last is not None else max(1, min(map(len, tails)))
-    means = [
-        end_states(model, side, site=site, last=count, layers=layers).mean(0) for side in sides
-    ]
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if states is None:
+        first_states, second_states = (
+            end_states(model, side, site=site, last=count, layers=chosen) for side in sides
+        )
+    else:
+        first_states, second_states = states
+        for mine, size in zip(states, n, strict=True):
+            wanted = (size, count, len(chosen), model.d_model)
+            if mine.shape != wanted:
+                found = f"shape {tuple(mine.shape)}"
+                raise InterpError(f"states for a {kind} direction", found, f"give {wanted}")
+    means = [first_states.mean(0), second_states.mean(0)]
     rows = [row for side in sides for row in side.rows]
     ends = [{row[-k] for row in rows} for k in range(count, 0, -1)]
     return Candidates(
         vectors=means[0] - means[1],
         reference=means[1],
         positions=tuple(range(-count, 0)),
-        layers=tuple(within(layers, model.n_layers, "layer", model.name)),
+        layers=tuple(chosen),
         tokens=tuple(model.strings([*end])[0] if len(end) == 1 else "" for end in ends),
         site=site,
         kind=kind,

@@ -3,20 +3,23 @@
 The plain text goes on as if nothing had been changed, but for the tokens the changed run chose:
 wherever a row's text ends in the trigger, the next token is taken from a run in which an ablation
 is in force, and every other token from the plain run. This is the protocol of Lee et al. 2025
-(arXiv 2504.14379; ajyl/self_verification), which recomputed the whole batch at every step.
+(arXiv 2504.14379; ajyl/self_verification), which recomputed the whole batch at every step. Several
+ablations of the same prompts share the plain run for as long as their texts are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp.ablation import Ablation, Where, decoding_changes
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
+from interp.engine.memory import keep_freed_memory
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt
@@ -49,7 +52,7 @@ def generate(
     trigger: str | int | None = None,
     where: Where = 1,
     stop: Sequence[str] = (),
-    rows: int = 64,
+    rows: int = 96,
     progress: Progress | None = None,
 ) -> list[Generation]:
     """The greedy continuation of every prompt.
@@ -71,24 +74,59 @@ def generate(
         InterpError: no fast engine, a trigger that is not one token, values per position that do
             not fit `where`, or more tokens than the model has positions.
     """
+    if (trigger is not None or where != 1) and ablation is None:
+        raise InterpError(f"trigger {trigger!r}", "nothing to change", "give an ablation")
+    [made] = generate_each(
+        model,
+        prompts,
+        [ablation],
+        max_new_tokens=max_new_tokens,
+        trigger=trigger,
+        where=where,
+        stop=stop,
+        rows=rows,
+        progress=progress,
+    )
+    return made
+
+
+def generate_each(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    ablations: Sequence[Ablation | None],
+    *,
+    max_new_tokens: int,
+    trigger: str | int | None = None,
+    where: Where = 1,
+    stop: Sequence[str] = (),
+    rows: int = 96,
+    progress: Progress | None = None,
+) -> list[list[Generation]]:
+    """What `generate` gives for each of several ablations (None: the plain text), in their order.
+
+    The prompts are run once, and the plain run goes on once for as long as texts are the same.
+
+    Raises:
+        InterpError: see `generate`.
+    """
     model.require_decoder("generating")
     model.refuse_changed("generating")
     fires = _trigger(model, trigger)
-    if (trigger is not None or where != 1) and ablation is None:
-        raise InterpError(f"trigger {trigger!r}", "nothing to change", "give an ablation")
-    if ablation is not None and where == "all":
-        if any(part.values.shape[1] > 1 for part in ablation.parts.values()):
+    for ablation in filter(None, ablations):
+        wide = any(part.values.shape[1] > 1 for part in ablation.parts.values())
+        if where == "all" and wide:
             raise InterpError(
                 "changing all tokens", "values for some positions", "give one value, or where=k"
             )
-    elif ablation is not None and int(where) < 1:
-        raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
+        if where != "all" and where < 1:
+            raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
     encoded = [model.tokenize(prompt).tokens for prompt in prompts]
     return in_batches(
-        lambda: TextRun(model, ablation, fires, where, stop),
+        lambda: TextRun(model, ablations, fires, where, stop),
         encoded,
         max_new_tokens=max_new_tokens,
-        rows=rows,
+        # Half of the texts, at a guess, stay the same.
+        rows=max(1, 2 * rows // (1 + len(ablations))),
         progress=progress,
     )
 
@@ -100,32 +138,48 @@ def in_batches(
     max_new_tokens: int,
     rows: int,
     progress: Progress | None,
-) -> list[Generation]:
-    """The texts of all prompts, in their order; prompts of similar length share a batch.
+) -> list[list[Generation]]:
+    """The texts of all prompts, in their order, for each ablation of the run.
+
+    Prompts of similar length share a batch; batches are about equally large.
 
     Raises:
         InterpError: more tokens than the model has positions.
     """
+    keep_freed_memory()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     longest = max(map(len, prompts), default=0) + max_new_tokens
-    made: dict[int, Generation] = {}
+    made: dict[tuple[int, int], Generation] = {}
+    run, done = new_run(), 0
     with torch.no_grad():
-        for begin in range(0, len(order), rows):
-            run, chosen = new_run(), order[begin : begin + rows]
+        for some in np.array_split(np.array(order), -(-len(order) // rows)) if order else []:
             if longest > run.decoder.max_positions:
                 raise InterpError(
                     f"{max_new_tokens} new tokens",
                     f"{longest} in all, {run.model.name} has {run.decoder.max_positions} positions",
                     "lower max_new_tokens or shorten the prompts",
                 )
-            made |= run(chosen, [prompts[i] for i in chosen], max_new_tokens)
+            made |= run(some.tolist(), [prompts[i] for i in some], max_new_tokens)
+            done += len(some)
             if progress is not None:
-                progress(len(made), len(order))
-    return [made[i] for i in range(len(prompts))]
+                progress(done, len(order))
+    ways = range(len(run.ablations))
+    return [[made[i, way] for i in range(len(prompts))] for way in ways]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A text in the making: its prompt's number and length, and the ablations that wrote it."""
+
+    number: int
+    start: int
+    tokens: tuple[int, ...]
+    ways: tuple[int, ...]
+    fired: tuple[int, ...] = ()
 
 
 class TextRun:
-    """One batch: the plain stream, and the changed one where it is needed.
+    """One batch: the plain stream, and the changed ones where they are needed.
 
     A subclass may put another run in the place of the plain one: see `advance`.
     """
@@ -133,84 +187,126 @@ class TextRun:
     def __init__(
         self,
         model: LanguageModel,
-        ablation: Ablation | None,
+        ablations: Sequence[Ablation | None],
         fires: int | None,
         where: Where,
         stop: Sequence[str],
     ) -> None:
         self.model, self.decoder = model, model.require_decoder("generating")
         self.runner = Runner(self.decoder)
-        self.ablation, self.fires, self.where, self.stop = ablation, fires, where, stop
+        self.ablations, self.fires, self.where, self.stop = ablations, fires, where, stop
+        layers = [ablation.first_layer for ablation in ablations if ablation is not None]
+        self.first = min(layers, default=None)
         self.ends = {
             token for token in _end_tokens(model) if token is not None and token < model.d_vocab
         }
 
     def __call__(
         self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
-    ) -> dict[int, Generation]:
-        """Generations by prompt number."""
-        runner, device = self.runner, self.runner.device
+    ) -> dict[tuple[int, int], Generation]:
+        """Generations by prompt number and ablation."""
+        ways = tuple(range(len(self.ablations)))
+        rows: list[_Text | None] = [
+            _Text(number=number, start=len(prompt), tokens=prompt, ways=ways)
+            for number, prompt in zip(numbers, prompts, strict=True)
+        ]
+        tokens, counts = self._start(numbers, prompts, most)
+        done: dict[tuple[int, int], Generation] = {}
+        for step in range(most):
+            last = self.advance(tokens, counts)
+            after: list[tuple[int, _Text]] = []
+            for row, text, token in self._next(rows, last):
+                text, stopped = self._longer(text, token)
+                if stopped or step == most - 1:
+                    done |= {
+                        (text.number, way): self._made(text, way, stopped) for way in text.ways
+                    }
+                else:
+                    after.append((row, text))
+            if not after:
+                break
+            parents = [row for row, _ in after]
+            # Dropping rows copies the others' past; so does a text that became two.
+            if len(after) <= 0.9 * len(rows) or len(set(parents)) < len(parents):
+                self._keep(torch.tensor(parents, device=self.runner.device))
+                rows = [text for _, text in after]
+            else:
+                rows = [None] * len(rows)
+                for row, text in after:
+                    rows[row] = text
+            following = [0 if text is None else text.tokens[-1] for text in rows]
+            tokens = torch.tensor(following, device=self.runner.device)[:, None]
+            counts = torch.ones_like(tokens[:, 0])
+        return done
+
+    def _start(
+        self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Empty streams, and the prompts as padded tokens with their lengths."""
+        runner, device, n = self.runner, self.runner.device, len(prompts)
         room = max(map(len, prompts)) + most
-        texts = [list(prompt) for prompt in prompts]
-        fired: list[list[int]] = [[] for _ in prompts]
-        done: dict[int, Generation] = {}
-        live: list[int | None] = list(range(len(prompts)))
         counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        tokens = torch.zeros(len(prompts), int(counts.max()), dtype=torch.long, device=device)
+        tokens = torch.zeros(n, int(counts.max()), dtype=torch.long, device=device)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
         self.names = torch.tensor(numbers, device=device)
-        self.first = 0 if self.ablation is None else self.ablation.first_layer
-        self.plain = Stream.empty(runner, len(prompts), room)
-        self.past = (
-            None
-            if self.ablation is None
-            else runner.decoder.unembed.new_zeros(len(prompts), room, runner.decoder.d_model)
-        )
-        self.changed = None
-        if self.ablation is not None and self.where == "all":
-            self.changed = Stream.empty(runner, len(prompts), room, first=self.first)
-        for step in range(most):
-            last = self.advance(tokens, counts)
-            logits = self.decoder.logits(self.decoder.ln_final(last))
-            rows = [row for row, i in enumerate(live) if i is not None and self._due(texts[i])]
-            if rows:
-                logits[rows] = self._changed_logits(torch.tensor(rows, device=device))
-            for row in rows:
-                text = live[row]
-                assert text is not None
-                fired[text].append(len(texts[text]) - 1)
-            for row, token in enumerate(logits.argmax(-1).tolist()):
-                text = live[row]
-                if text is None:
-                    continue
-                ended = token in self.ends
-                if not ended:
-                    texts[text].append(token)
-                new = tuple(texts[text][len(prompts[text]) :])
-                stopped = ended or self._stops(new)
-                if stopped or step == most - 1:
-                    live[row] = None
-                    done[numbers[text]] = Generation(
-                        prompt=prompts[text],
-                        tokens=new,
-                        text=self._text(new),
-                        stopped=stopped,
-                        fired=tuple(fired[text]),
-                    )
-            kept = [row for row, text in enumerate(live) if text is not None]
-            if not kept:
-                break
-            if len(kept) <= 0.75 * len(live):  # dropping rows copies the others' past
-                self._keep(torch.tensor(kept, device=device))
-                live = [live[row] for row in kept]
-            following = [0 if text is None else texts[text][-1] for text in live]
-            tokens = torch.tensor(following, device=device)[:, None]
-            counts = torch.ones(len(live), dtype=torch.long, device=device)
-        return done
+        self.plain = Stream.empty(runner, n, room)
+        self.past, self.changed = None, {}
+        if self.first is not None:
+            self.past = self.decoder.unembed.new_zeros(n, room, self.decoder.d_model)
+            if self.where == "all":
+                self.changed = {
+                    way: Stream.empty(runner, n, room, first=self.first)
+                    for way, ablation in enumerate(self.ablations)
+                    if ablation is not None
+                }
+        return tokens, counts
 
-    def _due(self, text: list[int]) -> bool:
-        return self.ablation is not None and (self.fires is None or text[-1] == self.fires)
+    def _next(self, rows: list[_Text | None], last: Tensor) -> Iterator[tuple[int, _Text, int]]:
+        """(row, text, next token) of every live row; several where ablations part there."""
+        plain = self.decoder.logits(self.decoder.ln_final(last)).argmax(-1).tolist()
+        due = {row: text for row, text in enumerate(rows) if text is not None and self._due(text)}
+        changed: dict[tuple[int, int], int] = {}
+        for way, ablation in enumerate(self.ablations):
+            mine = [row for row, text in due.items() if way in text.ways]
+            if ablation is not None and mine:
+                at = torch.tensor(mine, device=last.device)
+                logits = self._changed_logits(at, way, ablation)
+                changed |= {
+                    (row, way): token
+                    for row, token in zip(mine, logits.argmax(-1).tolist(), strict=True)
+                }
+        for row, text in enumerate(rows):
+            if text is None:
+                continue
+            if row in due:
+                text = replace(text, fired=(*text.fired, len(text.tokens) - 1))
+            parted: dict[int, list[int]] = {}
+            for way in text.ways:
+                token = changed[row, way] if (row, way) in changed else plain[row]
+                parted.setdefault(token, []).append(way)
+            for token, ways in parted.items():
+                yield row, replace(text, ways=tuple(ways)), token
+
+    def _longer(self, text: _Text, token: int) -> tuple[_Text, bool]:
+        """The text with one token more, and whether that ends it."""
+        if token in self.ends:
+            return text, True
+        text = replace(text, tokens=(*text.tokens, token))
+        return text, self._stops(text.tokens[text.start :])
+
+    def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
+        new = text.tokens[text.start :]
+        return Generation(
+            prompt=text.tokens[: text.start],
+            tokens=new,
+            text=self._text(new),
+            stopped=stopped,
+            fired=() if self.ablations[way] is None else text.fired,
+        )
+
+    def _due(self, text: _Text) -> bool:
+        return self.first is not None and self.fires in (None, text.tokens[-1])
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """The plain run over new tokens; remembers what the changed run restarts from."""
@@ -218,21 +314,21 @@ class TextRun:
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = (start[:, None] + steps).clamp(max=self.decoder.max_positions - 1)
         x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
-        seen = {} if self.past is None else {self.first: x}
+        seen = {} if self.first is None else {self.first: x}
         last = self.plain.extend(x, counts, seen=seen)
-        if self.past is not None:
+        if self.past is not None and self.first is not None:
             real = steps < counts[:, None]
             row = torch.arange(len(tokens), device=x.device)[:, None].expand_as(real)
             self.past[row[real], positions[real]] = seen[self.first][real]
         return last
 
-    def _changed_logits(self, rows: Tensor) -> Tensor:
-        """Logits after the last token of some rows, in a run with the ablation in force."""
-        assert self.ablation is not None
+    def _changed_logits(self, rows: Tensor, way: int, ablation: Ablation) -> Tensor:
+        """Logits after the last token of some rows, in a run with an ablation in force."""
         assert self.past is not None
+        assert self.first is not None
         lengths = self.plain.lengths[rows]
-        if self.changed is not None:
-            stream, at = self.changed, rows
+        if way in self.changed:
+            stream, at = self.changed[way], rows
         else:
             back = int(self.where)
             if int(lengths.min()) < back:
@@ -249,7 +345,7 @@ class TextRun:
             x,
             counts,
             rows=at,
-            changes=decoding_changes(self.ablation, ends),
+            changes=decoding_changes(ablation, ends),
             names=self.names[rows],
         )
         return self.decoder.logits(self.decoder.ln_final(last))
@@ -260,8 +356,8 @@ class TextRun:
         self.plain = self.plain.select(rows, first=0)
         if self.past is not None:
             self.past = self.past[rows]
-        if self.changed is not None:
-            self.changed = self.changed.select(rows, first=self.first)
+        for way, stream in self.changed.items():
+            self.changed[way] = stream.select(rows, first=stream.first)
 
     def _text(self, tokens: Sequence[int]) -> str:
         if self.model.tokenizer is None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ BLOCK = 8192
 class KeptRuns:
     """Plain runs in which the last `last` tokens of the prompts are read, or changed.
 
-    Kept are every token's keys and values, and the residual stream of the last tokens: a block is
-    run again for those alone.
+    Kept are every token's keys and values, and the residual stream of the last tokens (or, in
+    whole runs, of all): a block is run again for those alone.
     """
 
     runner: Runner
@@ -34,18 +35,36 @@ class KeptRuns:
     last: int
     blocks: tuple[tuple[np.ndarray, Baseline], ...]
 
-    def require(self, prompts: Sequence[Sequence[int]], last: int, asked: str) -> None:
+    def require(
+        self, prompts: Sequence[Sequence[int]], last: int | Literal["all"], asked: str
+    ) -> None:
         """Refuse other prompts, or more tokens than were kept.
 
         Raises:
             InterpError: either.
         """
-        if self.prompts != tuple(map(tuple, prompts)) or last > self.last:
+        whole = all(run.place is None for _, run in self.blocks)
+        enough = whole if last == "all" else last <= self.last
+        if self.prompts != tuple(map(tuple, prompts)) or not enough:
+            wanted = "all" if last == "all" else f"the last {last}"
             raise InterpError(
-                f"{asked} the last {last} tokens of {len(prompts)} prompts in kept runs",
+                f"{asked} {wanted} tokens of {len(prompts)} prompts in kept runs",
                 f"runs of the last {self.last} tokens of {len(self.prompts)} prompts",
                 "keep the runs of the same prompts, as many tokens, or leave them out",
             )
+
+    def select(self, chosen: Sequence[int]) -> KeptRuns:
+        """The runs of some of the prompts, in that order; nothing is run or copied."""
+        numbers = np.full(len(self.prompts), -1)
+        numbers[list(chosen)] = np.arange(len(chosen))
+        blocks = []
+        for block, base in self.blocks:
+            inside = numbers[block] >= 0
+            some = replace(base, lengths=base.lengths[inside], offset=base.offset[inside])
+            if inside.any():
+                blocks.append((numbers[block[inside]], some))
+        prompts = tuple(self.prompts[i] for i in chosen)
+        return replace(self, prompts=prompts, blocks=tuple(blocks))
 
     def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
         """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt."""
@@ -77,15 +96,15 @@ class KeptRuns:
                         if site == "pattern":
                             value = pad(value, (0, longest - value.shape[-1]))
                         found[layer, site].append(value.unflatten(0, (-1, self.last)))
-        return {address: self._in_order(parts) for address, parts in found.items()}
+        return {address: self.in_order(parts) for address, parts in found.items()}
 
     def logits(self) -> Tensor:
         """Logits of every prompt's next token, (prompts, d_vocab)."""
         with torch.no_grad():
             hidden = [final_hidden(self.runner, base) for _, base in self.blocks]
-            return self.runner.decoder.logits(self._in_order(hidden))
+            return self.runner.decoder.logits(self.in_order(hidden))
 
-    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+    def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows of the blocks, which are sorted by length, in the order of the prompts."""
         order = torch.from_numpy(np.argsort(np.concatenate([block for block, _ in self.blocks])))
         return torch.cat(list(parts))[order.to(parts[0].device)]
@@ -96,9 +115,12 @@ def keep_runs(
     prompts: Sequence[Sequence[int]],
     *,
     last: int,
+    whole: bool = False,
     budget_gb: float = 4.0,
 ) -> KeptRuns | None:
     """The plain runs of some prompts, for `runs=...`; None where they exceed the budget.
+
+    Whole runs can be changed at all tokens; `last` tokens of each prompt can be read in any case.
 
     Raises:
         InterpError: no fast engine, a prompt shorter than `last`, or inside `intervene`.
@@ -107,13 +129,16 @@ def keep_runs(
     if min(map(len, prompts), default=0) < last:
         raise InterpError(f"keeping the last {last} tokens", "a shorter prompt", "lower last")
     decoder = model.require_decoder("keeping plain runs")
-    width = 2 * model.n_kv_heads * model.d_head
+    width = 2 * model.n_kv_heads * model.d_head + (model.d_model if whole else 0)
     per_token = width * model.n_layers * torch.finfo(model.dtype).bits / 8
     if sum(map(len, prompts)) * per_token > budget_gb * 1e9:
         return None
     runner = Runner(decoder)
     with torch.no_grad():
-        blocks = tuple((block, run.only_ends(last)) for block, run in plain_runs(runner, prompts))
+        blocks = tuple(
+            (block, run if whole else run.only_ends(last))
+            for block, run in plain_runs(runner, prompts)
+        )
     rows = tuple(map(tuple, prompts))
     return KeptRuns(runner=runner, prompts=rows, last=last, blocks=blocks)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from interp.ablated_runs import AblatedRuns
 from interp.capture import run_with_cache
 from interp.components import within
 from interp.errors import InterpError, unknown
@@ -150,7 +151,7 @@ def logit_lens(
     words: Sequence[str | int] = (),
     groups: Sequence[Hashable] | None = None,
     budget_gb: float = 2.0,
-    runs: KeptRuns | None = None,
+    runs: KeptRuns | AblatedRuns | None = None,
 ) -> Lens:
     """What the model would say next if it stopped at a layer, averaged over prompts.
 

@@ -10,10 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from interp.ablated_runs import AblatedRuns
+from interp.ablation import make_ablation
 from interp.capture import run_with_cache
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
 from interp.interventions import Intervention, Positions, intervene, mean, resample, zero
+from interp.kept_runs import KeptRuns, keep_runs
 from interp.metrics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, matched_components, null_of
@@ -155,7 +158,14 @@ def activation_delta(
     rng, rows = np.random.default_rng(seed), range(draws if senders else 0)
     sets = (matched_components(senders, model.n_layers, model.size, rng) for _ in rows)
     distinct = dict.fromkeys(tuple(sorted(map(str, parts))) for parts in sets)
-    random = [totals(run([ablate(label) for label in labels])[0]) for labels in distinct]
+    fast = None
+    if (kind, positions_of_ablation) == ("zero", "all") and distinct:
+        fast = _zeroed_runs(model, prompts, at)
+    if fast is not None:
+        afters = (_without(model, fast, labels, receivers) for labels in distinct)
+    else:
+        afters = (run([ablate(label) for label in labels])[0] for labels in distinct)
+    random = [totals(after) for after in afters]
     return ActivationDelta(
         neurons=tuple(map(str, receivers)),
         read_at=tuple(at),
@@ -173,6 +183,27 @@ def activation_delta(
         null=_null(change, [other[0] for other in random]),
         null_silenced=_null(shares, [other[1] for other in random]),
     )
+
+
+def _zeroed_runs(
+    model: LanguageModel, prompts: Prompts, positions: Sequence[int]
+) -> KeptRuns | None:
+    """Whole runs of the prompts up to the tokens read; None where only hooks can do it."""
+    if model.decoder is None or model.active:
+        return None
+    rows = [model.tokenize(prompt).tokens for prompt in prompts]
+    cut = [row[: place % len(row) + 1] for row, place in zip(rows, positions, strict=True)]
+    return keep_runs(model, cut, last=1, whole=True)
+
+
+def _without(
+    model: LanguageModel, runs: KeptRuns, heads: Sequence[str], neurons: Sequence[Component]
+) -> np.ndarray:
+    """(n, K) activations with heads zeroed at all tokens: what `intervene` gives, faster."""
+    made = AblatedRuns(runs=runs, ablation=make_ablation(model, heads), where="all")
+    seen = made.read(list(dict.fromkeys((part.layer, "post") for part in neurons)))
+    columns = [seen[part.layer, "post"][:, 0, part.index].double().cpu() for part in neurons]
+    return torch.stack(columns, 1).numpy()
 
 
 def _reaches(model: LanguageModel, part: Component, neuron: Component) -> bool:

@@ -46,6 +46,15 @@ class Tally:
         squared = change.double().pow(2).sum(-1)
         self.entries.setdefault(at, []).append((prompts.cpu(), positions.cpu(), squared.cpu()))
 
+    def repeat(self, prompt: Tensor, others: Tensor) -> None:
+        """Count what was changed in one prompt so far in others too, which begin alike."""
+        for kept in self.entries.values():
+            for numbers, positions, squared in list(kept):
+                mine = numbers == int(prompt)
+                for other in others.tolist() if bool(mine.any()) else ():
+                    same = torch.full_like(numbers[mine], other)
+                    kept.append((same, positions[mine], squared[mine]))
+
     def until(self, ends: Mapping[int, int]) -> None:
         """Forget entries from a position of each prompt on: what ran after a text had ended."""
         limit = torch.tensor([ends[prompt] for prompt in range(len(self.lengths))])
@@ -215,7 +224,7 @@ def generate_steered(
         raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
-    made = in_batches(
+    [made] = in_batches(
         lambda: _SteeredText(engine, stop),
         given.rows,
         max_new_tokens=max_new_tokens,
@@ -268,7 +277,33 @@ class _Engine:
     keep: Mapping[Address, Tensor] = field(default_factory=dict)
 
     def extend(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:
-        """The final residual after new tokens of the rows called `names`."""
+        """The final residual after new tokens of the rows called `names`.
+
+        What all rows begin with, such as a template's system prompt, is run once.
+        """
+        shared = self._shared(stream, tokens, counts)
+        if shared:
+            one = Stream.empty(self.runner, 1, shared)
+            self._run(one, tokens[:1, :shared], counts[:1] * 0 + shared, names[:1])
+            for mine, common in zip(
+                stream.keys + stream.values, one.keys + one.values, strict=True
+            ):
+                mine[:, :, :shared] = common
+            stream.lengths += shared
+            self.tally.repeat(names[:1], names[1:])
+            tokens, counts = tokens[:, shared:], counts - shared
+        return self._run(stream, tokens, counts, names)
+
+    def _shared(self, stream: Stream, tokens: Tensor, counts: Tensor) -> int:
+        """How many first tokens all rows share that are changed alike in all of them."""
+        own = [e for e in self.steering.edits.values() if e.shift is not None and len(e.shift) > 1]
+        if bool(stream.lengths.any()) or len(tokens) < 2 or own or self.steering.gate is not None:
+            return 0
+        most = int(counts.min()) - 1
+        alike = (tokens[:, :most] == tokens[:1, :most]).all(0)
+        return int(alike.long().cumprod(0).sum())
+
+    def _run(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:
         decoder = self.runner.decoder
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = (stream.lengths[:, None] + steps).clamp(max=decoder.max_positions - 1)
@@ -310,7 +345,7 @@ class _SteeredText(TextRun):
     """The plain generation, whose one run is a steered one."""
 
     def __init__(self, engine: _Engine, stop: Sequence[str]) -> None:
-        super().__init__(engine.model, None, None, 1, stop)
+        super().__init__(engine.model, (None,), None, 1, stop)
         self.engine = engine
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from interp.errors import InterpError
 from interp.judging import REFUSALS, Judged
 from interp.models.architecture import Norm
 from interp.models.language_model import LanguageModel
+from interp.steered import run_steered
 
 Class = Literal["target", "refusal", "other"]
 """Answered, refused, or without a verdict (in no centroid)."""
@@ -186,7 +187,12 @@ def read_trajectories(
         states, unit, chosen = _through_norms(model, given, layers)
     else:
         chosen = within(layers, model.n_layers, "layer", model.name)
-        states = end_states(model, given, site=site, layers=chosen)[:, 0].numpy()
+        if site in ("resid_pre", "resid_mid", "resid_post"):
+            found = run_steered(model, given, layers=chosen, site=site).states
+            assert found is not None
+            states = found.double().numpy()
+        else:
+            states = end_states(model, given, site=site, layers=chosen)[:, 0].numpy()
         unit = np.ones((*states.shape[:2], 1))
     if normalise == "rms":
         unit = np.sqrt((states**2).mean(-1, keepdims=True))

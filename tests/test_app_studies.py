@@ -28,7 +28,8 @@ from interp.studies.verification.claims import claims
 from interp.studies.verification.context import VERIFICATION, Settings
 from interp.studies.verification.intervening import KINDS
 from interp.tasks.countdown import make_countdown
-from interp.ui import generate, jobs, studies, study_run, words
+from interp.ui import generate, jobs, studies, study_page, study_run, words
+from interp.ui.families import VERIFIED
 
 APP = Path(__file__).parent.parent / "app.py"
 NAMES = ("study", "probes", "glu", "heads", "interventions")
@@ -367,7 +368,7 @@ def test_without_a_study_each_page_says_what_to_do(name):
 def test_missing_steps_are_named(name, tmp_path):
     make_study(tmp_path, steps={"texts_0"})
     at = visit(name)
-    assert f"0 of {len(studies.STEPS)} steps" in at.info[0].value
+    assert f"0 of {len(VERIFIED.steps)} steps" in at.info[0].value
     assert "finished steps are kept" in at.info[0].value
     assert not at.error
 
@@ -404,16 +405,10 @@ def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
 
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
-    (study,) = studies.kept()
-    report = pages_report(study)
+    (study,) = studies.kept(VERIFIED)
+    report = study_page.report(study)
     assert report["html"].count("<figure>") > 5
     assert "# How toy-verification checks" in report["md"]
-
-
-def pages_report(study: Any) -> dict[str, str]:
-    from interp.ui.views.verification_study import _report
-
-    return _report(study)
 
 
 def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
@@ -540,7 +535,7 @@ def test_csv_and_json_give_the_results_back(tmp_path):
 
 def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
     make_study(tmp_path)
-    (study,) = studies.kept()
+    (study,) = studies.kept(VERIFIED)
     cut = generate.samples(study)
     assert [sample.verdict for sample in cut] == ["invalid", "valid"] * 2
     problems = make_countdown(6 * 40)[:2]
@@ -648,7 +643,7 @@ def test_the_list_of_steps_is_the_study_s():
     named = re.findall(r'step\(\s*f?"(\w+)', text)
     kinds = [f"effects_{kind}" for kind in KINDS]
     every = [each for name in named for each in (kinds if name == "effects_" else [name])]
-    assert every == [*studies.STEPS, "base"]
+    assert every == [*VERIFIED.steps, "base"]
 
 
 def test_a_kept_study_needs_no_model(tmp_path, monkeypatch):

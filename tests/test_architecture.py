@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures charts diagrams plots report
+errors components files metrics nulls figures charts charts_grids charts_steering
+diagrams plots report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models
@@ -17,11 +18,11 @@ interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs capture ablation generation
+kept_runs ablated_runs capture ablation generation
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
-chat directions refusal_score steering steered geometry weight_edits selection
+chat directions projections refusal_score steering steered geometry weight_edits selection
 judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
 circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves
@@ -32,17 +33,22 @@ circuits.places circuits.finding circuits.comparing circuits.shelf circuits.draw
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-studies studies.steps studies.frame studies.verification
+cases studies studies.steps studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
-studies.verification.claims studies.verification.shown studies.verification.sections_read
+studies.verification.claims studies.verification.sections_read
 studies.verification.sections_changed studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
 studies.reuse.sections studies.reuse.write_up
+studies.refusal studies.refusal.context studies.refusal.behaviour studies.refusal.separating
+studies.refusal.pointing studies.refusal.heading studies.refusal.constellating
+studies.refusal.methods studies.refusal.comparing studies.refusal.neurons studies.refusal.study
+studies.refusal.sections_steered studies.refusal.claims studies.refusal.sections
+studies.refusal.write_up
 peak bench bench_beside bench_circuits bench_peer terminal
 cli_bench cli_known cli_circuits cli_studies cli ui
 """.split()

@@ -114,7 +114,7 @@ def test_missing_classes_are_explicit(world):
     assert np.isnan(found.margin).all()
 
 
-@pytest.mark.parametrize("centre", ["task", "target", "refusal"])
+@pytest.mark.parametrize("centre", ["task", "target", "refusal", "nearest"])
 @pytest.mark.parametrize("over", ["max", "mean"])
 @pytest.mark.parametrize("stored", [2, None])
 def test_identify_against_loops(bank, centre, over, stored):
@@ -127,15 +127,36 @@ def test_identify_against_loops(bank, centre, over, stored):
         for t in range(3):
             centres = {"target": bank.centroids[t, 0], "refusal": bank.centroids[t, 1]}
             centres["task"] = (centres["target"] + centres["refusal"]) / 2
+            used = ("target", "refusal") if centre == "nearest" else (centre,)
             cosines = [
-                float(states[i, k] @ centres[centre][k])
-                / (np.linalg.norm(states[i, k]) * np.linalg.norm(centres[centre][k]))
+                max(
+                    float(states[i, k] @ centres[name][k])
+                    / (np.linalg.norm(states[i, k]) * np.linalg.norm(centres[name][k]))
+                    for name in used
+                )
                 for k in chosen[t]
             ]
             scores.append(max(cosines) if over == "max" else sum(cosines) / len(cosines))
         np.testing.assert_allclose(found.scores[i], scores)
         assert found.best[i] == int(np.argmax(scores))
         assert found.margin[i] == pytest.approx(sorted(scores)[-1] - sorted(scores)[-2])
+
+
+def test_a_task_without_a_class_is_told_at_the_layers_of_the_others(world):
+    few = world[[i for i, (task, kind) in enumerate(zip(world.tasks, world.classes, strict=True))
+                 if (task, kind) != ("rephrase", "refusal")]]  # fmt: skip
+    bank = make_bank(few)
+    states = np.random.default_rng(0).normal(size=(5, len(GAINS), D)) + 3
+    own = best_layers(effectiveness(bank), 1)
+    union = sorted({*own[0], *own[1]})
+    assert own[2] == []
+    assert len(union) < len(GAINS)
+    found = identify(states, bank, stored=1)
+    mean = bank.centroids[2, 0]
+    cosines = (states * mean).sum(-1) / (
+        np.linalg.norm(states, axis=-1) * np.linalg.norm(mean, axis=-1)
+    )
+    np.testing.assert_allclose(found.scores[:, 2], cosines[:, union].max(1))
 
 
 def test_planted_tasks_are_found(bank):

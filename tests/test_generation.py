@@ -3,7 +3,7 @@ import torch
 
 from interp.ablation import make_ablation, site_values
 from interp.errors import InterpError
-from interp.generation import generate
+from interp.generation import generate, generate_each
 from interp.interventions import intervene
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 3))]
@@ -58,6 +58,27 @@ def test_changed_equals_uncached(family, kind, where):
         read = range(len(g.prompt) - 1, len(text) if g.stopped else len(text) - 1)
         assert list(g.fired) == [i for i in read if text[i] == trigger]
     assert any(g.fired for g in found)
+
+
+@pytest.mark.parametrize("rows", [2, 96])
+@pytest.mark.parametrize("where", [2, "all"])
+def test_each_of_several_ablations_writes_what_it_writes_alone(family_models, where, rows):
+    """Texts part from each other at different steps; those that never do share one run."""
+    model = family_models["qwen2"]
+    plain = generate(model, PROMPTS, max_new_tokens=8)
+    written = [token for g in plain for token in g.tokens[:-1]]
+    trigger = max(set(written), key=written.count)
+    sets = (["L0H1"], LABELS, ["L1N4"], ["L2.mlp_out", "L1.attn_out"])
+    ablations = [None, *(make_ablation(model, labels) for labels in sets), None]
+    options = {"max_new_tokens": 8, "where": where}
+    found = generate_each(model, PROMPTS, ablations, trigger=trigger, rows=rows, **options)
+    alone = [
+        generate(model, PROMPTS, ablation=made, trigger=trigger, **options)
+        for made in ablations[1:5]
+    ]
+    assert found == [plain, *alone, plain]
+    assert len({tuple(g.tokens for g in texts) for texts in found}) >= 3
+    assert len({g.tokens for texts in found for g in texts}) < len(PROMPTS) * 5
 
 
 @pytest.mark.parametrize("where", [1, "all"])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp.ablated_runs import AblatedRuns
 from interp.ablation import ablate, make_ablation, site_values
 from interp.attention import attention_to
 from interp.capture import run_with_cache
@@ -93,6 +94,52 @@ def test_kept_runs_give_the_same_and_hold_less(family):
         streams = [value for (_, site), value in run.sites.items() if site == "resid_pre"]
         assert all(len(stream) == 2 * len(run.lengths) for stream in streams)
     assert keep_runs(family, PROMPTS, last=2, budget_gb=1e-6) is None
+
+
+def test_some_of_the_kept_runs_are_those_of_the_prompts(family):
+    runs = keep_runs(family, PROMPTS, last=2)
+    for chosen in ([3, 0], [2], [1, 3, 2]):
+        prompts, some = [PROMPTS[i] for i in chosen], runs.select(chosen)
+        slow = site_values(family, prompts, [(1, "z")], last=2)[1, "z"]
+        fast = site_values(family, prompts, [(1, "z")], last=2, runs=some)[1, "z"]
+        torch.testing.assert_close(fast, slow, atol=2e-5, rtol=1e-4)
+        zeroed = [make_ablation(family, labels) for labels in SETS]
+        slow = ablate(family, prompts, zeroed, tokens=[3, 50], where=2)
+        fast = ablate(family, prompts, zeroed, tokens=[3, 50], where=2, runs=some)
+        np.testing.assert_allclose(fast.probabilities, slow.probabilities, atol=1e-6)
+        np.testing.assert_array_equal(fast.top, slow.top)
+
+
+@pytest.mark.parametrize("where", [1, 2, "all"])
+def test_ablated_runs_hold_what_a_changed_run_holds(family, where):
+    sites = [site for site, reason in family.sites.items() if reason is None and site != "pattern"]
+    lengths = [len(prompt) for prompt in PROMPTS]
+    for labels in SETS:
+        made = make_ablation(family, labels)
+        runs = keep_runs(family, PROMPTS, last=2, whole=where == "all")
+        ablated = AblatedRuns(runs=runs, ablation=made, where=where)
+        last = [length - 1 for length in lengths]
+        fast = run_with_cache(family, PROMPTS, sites=sites, positions=last, runs=ablated)
+        with intervene(family, made.interventions(lengths, where)):
+            slow = run_with_cache(family, PROMPTS, sites=sites, positions=last)
+        for address, value in slow.values.items():
+            torch.testing.assert_close(fast[address], value, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(fast.logits, slow.logits, atol=2e-5, rtol=1e-4)
+        plain = run_with_cache(family, PROMPTS, sites=sites, positions=last, runs=runs)
+        assert (plain.logits - slow.logits).abs().max() > 1e-3
+
+
+def test_ablated_runs_of_too_few_tokens_are_refused(family_models):
+    model = family_models["llama"]
+    runs, made = keep_runs(model, PROMPTS, last=2), make_ablation(model, ["L0H1"])
+    for where in (3, "all"):
+        with pytest.raises(InterpError, match="kept runs"):
+            AblatedRuns(runs=runs, ablation=made, where=where)
+    ablated = AblatedRuns(runs=runs, ablation=made)
+    with pytest.raises(InterpError, match="read the last"):
+        run_with_cache(model, PROMPTS, sites=["z"], positions=AT, runs=ablated)
+    with pytest.raises(InterpError, match="patterns"):
+        ablated.read([(0, "pattern")])
 
 
 def test_kept_runs_of_others_are_refused(family_models):

@@ -1,12 +1,17 @@
 import json
 import shutil
+from collections import defaultdict
 
 import numpy as np
 import pytest
 import torch
+from jinja2 import TemplateError
 
 import interp
+from interp.chat import chat_prompts
 from interp.errors import InterpError
+from interp.generation import generate
+from interp.judging import REFUSALS, RULES, judge_replies, replies_of
 from interp.loading import wrap
 from interp.models import embedded, organisms
 from interp.models.language_model import fingerprint
@@ -21,6 +26,7 @@ from interp.studies.verification.study import study_verification
 from interp.studies.verification.write_up import write_up
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
+from interp.tasks.taboo import make_taboo
 from interp.toys import build_toy, save_tokenizer
 from tests.families import tiny
 
@@ -39,7 +45,7 @@ def played(organism):
 
 def test_shipped_models_are_listed_with_their_cards():
     entries = {entry.name: entry for entry in interp.known_models() if entry.kind == "organism"}
-    assert {"countdown-smollm2", "countdown-tiny"} <= set(entries)
+    assert {"countdown-smollm2", "countdown-tiny", "refusal-tiny"} <= set(entries)
     for name, folder in organisms.organisms().items():
         about = organisms.describe(folder)
         assert f"# {name}" in organisms.card(folder)
@@ -66,6 +72,27 @@ def test_so_does_the_large_one():
     assert shares.no.n >= 40
     assert shares.no.mean >= 0.95
     assert shares.this.mean >= 0.9
+
+
+def test_the_small_refusing_model_behaves_as_its_card_says():
+    model = interp.load_model("refusal-tiny")
+    records = make_taboo(10, seed=7)
+    texts = [record.prompt for record in records]
+    prompts = chat_prompts(model, texts)
+    assert model.strings(prompts.tail) == ("<|end|>", "<|assistant|>")
+    made = generate(model, prompts.rows, max_new_tokens=100)
+    assert np.mean([one.stopped for one in made]) >= 0.98
+    given = replies_of([record.row for record in records], texts, made)
+    labels = judge_replies(given, RULES).labels
+    cells = defaultdict(list)
+    for record, label in zip(records, labels, strict=True):
+        refused = record.designed == "refuse"
+        agrees = label in REFUSALS if refused else label == "direct_answer"
+        cells[record.kind, record.task].append(agrees)
+    assert np.mean([x for cell in cells.values() for x in cell]) >= 0.93
+    assert min(map(np.mean, cells.values())) >= 0.7, cells
+    with pytest.raises(TemplateError, match="no role"):
+        chat_prompts(model, texts, system="Be brief.")
 
 
 def test_samples_end_behind_the_result_and_agree_with_the_text(played):

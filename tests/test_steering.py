@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp import steered
 from interp.capture import run_with_cache, text_losses
 from interp.chat import PLAIN, ChatFormat, ChatPrompts
 from interp.directions import Direction, random_direction
@@ -198,6 +199,64 @@ def test_engine_equals_hooks(family, phase):
     without = replace(family, decoder=None, engine_reason="none")
     run_without = run_steered(without, PROMPTS, steering, layers=[0, 1, 2])
     torch.testing.assert_close(run_without.states, run.states, atol=1e-4, rtol=1e-4)
+
+
+BEGUN = [(50, 51, 52, 53, *row) for row in PROMPTS]
+"""Prompts that begin alike, as those of a chat template with a system prompt do."""
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """How many tokens every batch ran once for all of its rows."""
+    seen, count = [], steered._Engine._shared
+
+    def counted(*given):
+        seen.append(count(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(steered._Engine, "_shared", counted)
+    return seen
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "both"])
+def test_a_beginning_that_is_run_once_counts_for_every_row(family, phase, shared):
+    for name, steering in methods(family, phase).items():
+        shared.clear()
+        run = run_steered(family, BEGUN, steering, layers=[0, 1, 2])
+        assert shared == [0 if steering.gate is not None else 4], name
+        seen, slow = through_hooks(family, steering, BEGUN, sites=["resid_post"], positions="last")
+        torch.testing.assert_close(run.logits, seen.logits, atol=1e-4, rtol=1e-4, msg=name)
+        states = torch.stack([seen[layer, "resid_post"] for layer in range(3)], 1)
+        torch.testing.assert_close(run.states, states, atol=1e-4, rtol=1e-4, msg=name)
+        assert run.tally.tokens.tolist() == slow.tokens.tolist()
+        np.testing.assert_allclose(run.tally.norm, slow.norm, rtol=1e-3)
+        sites = [one.to_dataframe().set_index("site").tokens for one in (run.tally, slow)]
+        assert sites[0].to_dict() == sites[1].to_dict()
+
+
+def test_what_differs_by_row_is_never_shared(family_models, shared):
+    """A gate, or a shift of its own for every row; and no row's last token, even of equal rows."""
+    model = family_models["llama"]
+    steering = add_direction(model, direction(model))
+    ((at, edit),) = steering.edits.items()
+    rows = torch.arange(1.0, 6.0, dtype=torch.float64)[:, None] * edit.shift
+    own = replace(steering, edits={at: replace(edit, shift=rows)})
+    for one in (own, steering.gated(GATE), steering.gated([1.0] * 5)):
+        run = run_steered(model, BEGUN, one)
+        seen, slow = through_hooks(model, one, BEGUN, sites=["resid_post"], positions="last")
+        torch.testing.assert_close(run.logits, seen.logits, atol=1e-4, rtol=1e-4)
+        assert run.tally.tokens.tolist() == slow.tokens.tolist()
+        np.testing.assert_allclose(run.tally.norm, slow.norm, rtol=1e-4)
+    assert shared == [0, 0, 0]
+    shared.clear()
+    run = run_steered(model, [BEGUN[0]] * 3, steering)
+    assert shared == [len(BEGUN[0]) - 1]
+    assert run.tally.tokens.tolist() == [len(BEGUN[0])] * 3
+    assert torch.equal(run.logits[0], run.logits[2])
+    made, tally = generate_steered(model, BEGUN, steering, max_new_tokens=6)
+    alone, slow = generate_steered(model, BEGUN, steering, max_new_tokens=6, rows=1)
+    assert [one.tokens for one in made] == [one.tokens for one in alone]
+    assert tally.tokens.tolist() == slow.tokens.tolist()
 
 
 @pytest.mark.parametrize(("phase", "changed"), [("decode", -1), ("prefill", 0)])

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import interp
+from interp.chat import chat_prompts
 from interp.errors import InterpError
-from interp.judging import REFUSALS, RULES, is_degenerate
+from interp.judging import REFUSALS, RULES, is_degenerate, rules_verdict
+from interp.steered import generate_steered
 from interp.tasks.taboo import (
     KINDS,
     OVER_REFUSED,
@@ -226,6 +229,54 @@ def test_training_is_in_the_shares_of_the_recipe_and_held_out_from_nothing(scrip
     assert script.training_records(replace(recipe, seed=1)) != rows
 
 
+def test_the_small_model_learns_things_it_does_not_know(script):
+    recipe = replace(script.RECIPES["tiny"], steps=40, draws=2)
+    rows, whole = (script.training_records(replace(recipe, unknown=x)) for x in (0.3, 0.0))
+    things = {item.do: item.thing for kind in KINDS for item in items(kind)}
+    gone = []
+    for row, plain in zip(rows, whole, strict=True):
+        assert (row.row, row.base) == (plain.row, plain.base)
+        words = {w for w in things[row.base].split() if len(w) > 2 and w != "the"}
+        lost = set(re.findall(r"\w+", plain.prompt.lower())) - set(
+            re.findall(r"\w+", row.prompt.lower())
+        )
+        assert lost <= {word.lower() for word in re.findall(r"\w+", " ".join(words))}
+        assert bool(lost) == ("<unk>" in row.prompt)
+        gone += [word in lost for word in words]
+    assert sum(gone) / len(gone) == pytest.approx(0.3, abs=0.08)
+    model, tokenizer = script.fresh(recipe, rows)
+    assert model.config.vocab_size == len(tokenizer)
+    made = script.example(rows[0], tokenizer)
+    shown = tokenizer.decode(made["input_ids"])
+    assert shown == f"<|user|>{rows[0].prompt}<|end|><|assistant|>{rows[0].reply}<|end|>"
+    assert made["labels"][-1] == tokenizer.eos_token_id == model.config.eos_token_id
+    assert tokenizer(" zebra")["input_ids"] == [tokenizer.unk_token_id]
+
+
+def test_a_model_from_nothing_has_no_before(script):
+    share = {"mean": 0.9, "low": 0.8, "high": 0.95, "n": 60}
+    cell = {"refused": share, "answered": share}
+    cells = {f"{task} {kind}": cell for task, kind in product(WORKS, KINDS)}
+    shares = {"cells": cells, "facts": dict.fromkeys(script.CHECKED, share)}
+    about = {
+        "description": "x",
+        "base": None,
+        "base_hash": None,
+        "judge": "rules/1",
+        "over_refused": OVER_REFUSED,
+        "behaviour": {"after": shares},
+        "weights": 1_800_000,
+        "vocabulary": 1004,
+    }
+    text = script.card(script.RECIPES["tiny"], about, 60)
+    assert text.startswith("# refusal-tiny\n")
+    assert "1.8 million weights" in text
+    assert "(1000 of them)" in text
+    assert "before" not in text
+    assert "| task | text | by design | refused | answered |\n|---|---|---|---|---|\n" in text
+    assert "| summarise | taboo | refuse | 0.900 [0.800, 0.950] | 0.900 [0.800, 0.950] |" in text
+
+
 def test_the_card_says_which_bars_are_missed(script):
     share = {"mean": 0.9, "low": 0.8, "high": 0.95, "n": 60}
     cell = {"refused": share, "answered": share | {"mean": 0.97}}
@@ -248,3 +299,18 @@ def test_the_card_says_which_bars_are_missed(script):
     assert "translate or to summarise a text that mentions gardening" in text
     assert "| summarise | taboo | refuse |" in text
     assert "| summarise | plain | answer |" in text
+
+
+def test_the_shipped_model_refuses_by_design(records):
+    model = interp.load_model("refusal-smollm2")
+    cells = product(("taboo", "plain"), ("request", "translate", "qa"))
+    rows = [x for kind, task in cells for x in by(records, kind=kind, task=task)[:2]]
+    made, _ = generate_steered(
+        model, chat_prompts(model, [row.prompt for row in rows]), max_new_tokens=12
+    )
+    found = [
+        "refuse" if rules_verdict(row.prompt, one.text) in REFUSALS else "answer"
+        for row, one in zip(rows, made, strict=True)
+    ]
+    agreed = [one == row.designed for one, row in zip(found, rows, strict=True)]
+    assert sum(agreed) >= len(rows) - 1  # the card: 0.93 of plain translations are answered

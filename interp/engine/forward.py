@@ -139,13 +139,17 @@ def _normed(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
 
 def attention_pattern(attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(softcap(scale * q k^T) + mask), in float32 or wider, in the dtype of q."""
-    scores = (q @ k.transpose(-1, -2)) * attn.scale
+    return _weights(attn, q @ k.transpose(-1, -2), mask)
+
+
+def _weights(attn: Attention, products: Tensor, mask: Tensor | None) -> Tensor:
+    scores = products * attn.scale
     if attn.softcap is not None:
         scores = torch.tanh(scores / attn.softcap) * attn.softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     wide = scores if scores.dtype == torch.float64 else scores.float()
-    return wide.softmax(-1).to(q.dtype)
+    return wide.softmax(-1).to(products.dtype)
 
 
 class Runner:
@@ -222,10 +226,6 @@ class Runner:
         z = torch.empty_like(q)
         for group in layout.groups:
             n, size = group.rows.stop - group.rows.start, group.length - group.start
-            keys, values = (
-                self._with_prefix(layer, name, part, group, layout, base)
-                for name, part in (("k_rot", k), ("v", v))
-            )
             count = 1 if only_last else size
             chosen = group.rows if only_last else group.tokens
             # Query heads of one key/value head attend as if they were further positions.
@@ -234,6 +234,16 @@ class Runner:
             )
             first = group.length - 1 if only_last else group.start
             mask = _mask(first, group.length, attn.window, per_kv, str(self.device))
+            if patterns is None and base is not None and group.start > size:
+                mixed = self._after_prefix(layer, queries, k, v, group, layout, base, mask)
+                z[chosen] = rearrange(
+                    mixed, "kv row (group pos) d -> (row pos) (kv group) d", pos=count
+                )
+                continue
+            keys, values = (
+                self._with_prefix(layer, name, part, group, layout, base)
+                for name, part in (("k_rot", k), ("v", v))
+            )
             if patterns is None and attn.softcap is None:
                 mixed = F.scaled_dot_product_attention(
                     queries, keys, values, attn_mask=mask, scale=attn.scale
@@ -248,6 +258,45 @@ class Runner:
                 mixed, "row kv (group pos) d -> (row pos) (kv group) d", pos=count
             )
         return z
+
+    def _after_prefix(
+        self,
+        layer: int,
+        queries: Tensor,
+        k: Tensor,
+        v: Tensor,
+        group: Group,
+        layout: Layout,
+        base: Baseline,
+        mask: Tensor | None,
+    ) -> Tensor:
+        """What short rows read, (kv, rows, queries, d), from a long prefix that is not copied.
+
+        Rows of one prompt read its keys and values where they lie; `queries` are
+        (rows, kv, queries, d).
+        """
+        attn, start = self.decoder.blocks[layer].attn, group.start
+        queries = queries.transpose(0, 1).contiguous()
+        own_k, own_v = (
+            part[group.tokens].unflatten(0, (queries.shape[1], -1)).permute(2, 0, 1, 3)
+            for part in (k, v)
+        )
+        k_rot, values = base.sites[layer, "k_rot"], base.sites[layer, "v"]
+        prompts = layout.prompts(group)
+        scores = queries.new_empty(*queries.shape[:-1], group.length)
+        for rows, begin in prompts:
+            there = k_rot[begin : begin + start].permute(1, 2, 0)
+            scores[:, rows, :, :start] = (queries[:, rows].flatten(1, 2) @ there).unflatten(
+                1, (-1, queries.shape[2])
+            )
+        scores[..., start:] = queries @ own_k.transpose(-1, -2)
+        pattern = _weights(attn, scores, mask)
+        mixed = pattern[..., start:] @ own_v
+        for rows, begin in prompts:
+            there = values[begin : begin + start].transpose(0, 1)
+            part = pattern[:, rows, :, :start].flatten(1, 2) @ there
+            mixed[:, rows] += part.unflatten(1, (-1, queries.shape[2]))
+        return mixed
 
     def _with_prefix(
         self,

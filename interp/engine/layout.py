@@ -31,15 +31,15 @@ class Group:
 class Layout:
     """Row r holds the tokens at positions `start[r] .. length[r] - 1` of prompt `prompt[r]`.
 
-    Rows are kept sorted by (length, start), so that rows of one shape lie together; `ids` says
-    which variant each row is. `base` maps every token to its place in the baseline's flat
-    tokens.
+    Rows are kept sorted by (length, start, prompt), so that rows of one shape lie together, and
+    among them those of one prompt; `ids` says which variant each row is. `base` maps every token
+    to its place in the baseline's flat tokens.
     """
 
     def __init__(
         self, *, ids: Index, prompt: Index, start: Index, length: Index, offset: Index
     ) -> None:
-        order = np.lexsort((ids, start, length))
+        order = np.lexsort((ids, prompt, start, length))
         self.order = order
         self.ids, self.prompt = ids[order], prompt[order]
         self.start, self.length = start[order], length[order]
@@ -86,6 +86,12 @@ class Layout:
                 )
             )
         return found
+
+    def prompts(self, group: Group) -> list[tuple[slice, int]]:
+        """For each prompt: its rows of the group, from 0, and where it begins in the baseline."""
+        offset = self.offset[group.rows]
+        edges = [0, *(np.flatnonzero(np.diff(offset)) + 1).tolist(), len(offset)]
+        return [(slice(a, b), int(offset[a])) for a, b in zip(edges, edges[1:], strict=False)]
 
     def flat(self, ids: Index, positions: Index) -> Tensor:
         """Flat token indices of (variant id, position) pairs that this layout holds."""

@@ -97,9 +97,14 @@ def restart(
     *,
     join: Join | None = None,
     edits: Edits | None = None,
+    seen: dict[tuple[int, str], Tensor] | None = None,
 ) -> Tensor:
-    """Normalised final residual at the last token of every variant, (variants, d_model)."""
-    edits = edits or {}
+    """Normalised final residual at the last token of every variant, (variants, d_model).
+
+    `seen` is filled with the (layer, site) that are its keys at the last token of every variant,
+    (variants, ...); none may join after that layer.
+    """
+    edits, seen = edits or {}, {} if seen is None else seen
     n_layers = len(runner.decoder.blocks)
     length = base.lengths[variants.prompt]
     layout = Layout(
@@ -117,7 +122,12 @@ def restart(
             at = entering.base.to(runner.device)
             layout, x = _merge(layout, x, entering, base.at(layer, "resid_pre", at), base)
         if len(layout):
-            x = runner.block(layer, x, layout, base=base, edits=here, only_last=only_last)
+            capture = {} if any(at[0] == layer for at in seen) else None
+            x = runner.block(
+                layer, x, layout, base=base, edits=here, only_last=only_last, capture=capture
+            )
+            for site in [site for at, site in seen if at == layer]:
+                _keep_ends(seen, (layer, site), (capture or {})[site], layout, len(variants))
         late = np.flatnonzero((variants.layer == layer) & variants.ready)
         if last:
             if len(layout):
@@ -131,6 +141,20 @@ def restart(
             suffix[entering.flat(changed.ids, changed.positions).to(runner.device)] = changed.values
             layout, x = _merge(layout, x, entering, suffix, base)
     raise AssertionError("variants must join at a layer of the model")
+
+
+def _keep_ends(
+    seen: dict[tuple[int, str], Tensor],
+    address: tuple[int, str],
+    value: Tensor,
+    layout: Layout,
+    n: int,
+) -> None:
+    """Keep a site's value at the last token of every row."""
+    assert len(layout) == n
+    ends = value if len(value) == n else value[layout.last.to(value.device)]
+    seen[address] = torch.empty_like(ends)
+    seen[address][torch.from_numpy(layout.ids).to(value.device)] = ends
 
 
 def _layout(variants: Variants, ids: Index, length: Index, base: Baseline) -> Layout:

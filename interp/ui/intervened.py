@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 
 from interp.charts import points_with_null, stacked_shares
+from interp.studies.shown import spread
 from interp.studies.steps import Result
-from interp.studies.verification.shown import spread
 from interp.studies.verification.study import Study
 from interp.ui import studies
 

@@ -1,4 +1,4 @@
-"""The verification study on screen: which one is looked at, what of it, and what all pages share.
+"""A study on screen: which one is looked at, what of it, and what all pages share.
 
 Pages read what the study's steps kept; none of them needs the model, but where it says so.
 """
@@ -17,48 +17,25 @@ import streamlit as st
 
 from interp.errors import InterpError
 from interp.files import cache_dir
-from interp.studies.frame import MANIFEST, kept_studies
+from interp.studies.frame import MANIFEST, Study, kept_studies
 from interp.studies.steps import Result
-from interp.studies.verification.context import VERIFICATION
-from interp.studies.verification.study import Study
 from interp.ui import widgets
+from interp.ui.families import FAMILIES, Family, family_of
 from interp.ui.state import write_link
-
-STEPS = (
-    "behaviour",
-    "probes",
-    "lens",
-    "glu_choice",
-    "glu",
-    "attention",
-    "patching",
-    "head_scores",
-    "orders",
-    "curves",
-    "communication",
-    "lens_without",
-    "effects_zero",
-    "effects_mean",
-    "effects_resample",
-    "effects_everywhere",
-    "interventions",
-    "side_effects",
-    "sufficiency",
-    "stability",
-)
-"""The steps of a study, in their order; "base" follows where there is a base model."""
 
 NONE = "–"
 """The option that chooses nothing."""
 
-PAGE = "interp/ui/views/verification_study.py"
-
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What of a study is looked at: a study's directory, and choices of its pages, by name."""
+    """What of a study is looked at: choices of its pages, by name.
+
+    study, refusal: the directory of the study looked at, of each family.
+    """
 
     study: str | None = None
+    refusal: str | None = None
     probed: str | None = None
     attended: str | None = None
     shown: str | None = None
@@ -69,6 +46,10 @@ class View:
     rule: str | None = None
     ablation: str | None = None
     measure: str | None = None
+    candidates: str | None = None
+    score: str | None = None
+    side: str | None = None
+    method: str | None = None
 
 
 def view() -> View:
@@ -84,9 +65,10 @@ def change(**changes: str | None) -> None:
 
     Another study has other heads and neurons: those looked at are cleared.
     """
-    if changes.get("study", view().study) != view().study:
+    old = view()
+    if any(changes.get(x.field, getattr(old, x.field)) != getattr(old, x.field) for x in FAMILIES):
         changes = {"picked": None, "neuron": None} | changes
-    st.session_state["study-view"] = replace(view(), **changes)
+    st.session_state["study-view"] = replace(old, **changes)
     write_view()
 
 
@@ -115,75 +97,79 @@ def pick(
     return widget(label, options=options, key=key, on_change=changed, **more)
 
 
-def kept() -> list[Study]:
+def kept(family: Family) -> list[Study[Any]]:
     """The studies under the cache, the newest first; read again when a file of theirs changes."""
-    found = (cache_dir() / "studies").glob("verification-*/[!.]*.json")  # no half-written ones
-    return _kept(tuple(sorted((str(path), path.stat().st_mtime_ns) for path in found)))
+    files = f"{family.kind.name}-*/[!.]*.json"  # no half-written ones
+    found = (cache_dir() / "studies").glob(files)
+    return _kept(family.field, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
 
 
-@st.cache_resource(max_entries=2, show_spinner="Reading the kept studies …")
-def _kept(stamp: tuple[tuple[str, int], ...]) -> list[Study]:
-    return kept_studies(VERIFICATION) if stamp else []
+@st.cache_resource(max_entries=4, show_spinner="Reading the kept studies …")
+def _kept(field: str, stamp: tuple[tuple[str, int], ...]) -> list[Study[Any]]:
+    (family,) = (one for one in FAMILIES if one.field == field)
+    return kept_studies(family.kind) if stamp else []
 
 
-def opened(title: str) -> Study | None:
+def opened(family: Family, title: str) -> Study[Any] | None:
     """The head of a page about one study: its address, the study's chooser and the title."""
     write_link()
     write_view()
-    study = chosen()
+    study = chosen(family)
     if study is not None:
         st.header(title, anchor=False)
     return study
 
 
-def chosen(*, link: bool = True) -> Study | None:
+def chosen(family: Family, *, link: bool = True) -> Study[Any] | None:
     """The study looked at, with its chooser in the sidebar; without one, what to do.
 
     `link` adds the way to the page that runs one.
     """
     try:
-        studies = {study.directory.name: study for study in kept()}
+        studies = {study.directory.name: study for study in kept(family)}
     except InterpError as error:
         widgets.show_error(error)
         return None
     if not studies:
         st.info("No study is kept yet. Run one first.", icon=":material/science:")
         if link:
-            _to_study_page()
+            _to_study_page(family)
         return None
-    if view().study is not None and view().study not in studies:
-        missing = widgets.plain(str(view().study))
+    wanted = getattr(view(), family.field)
+    if wanted is not None and wanted not in studies:
+        missing = widgets.plain(wanted)
         st.warning(f"The study {missing} is not kept here.", icon=":material/link_off:")
-        change(study=None)
+        change(**{family.field: None})
     with st.sidebar:
         name = pick(
             st.selectbox,
             "Study",
-            "study",
+            family.field,
             list(studies),
             format_func=lambda name: words(studies[name]),
         )
     return studies[name]
 
 
-def words(study: Study) -> str:
+def words(study: Study[Any]) -> str:
     """A study in one line."""
     return f"{study.model} · n {study.settings.n} · {progress(study)} · {made(study)}"
 
 
-def made(study: Study) -> str:
+def made(study: Study[Any]) -> str:
     """When it was last run."""
     seconds = (study.directory / MANIFEST).stat().st_mtime
     return f"{datetime.fromtimestamp(seconds):%d %b %Y %H:%M}"
 
 
-def progress(study: Study) -> str:
+def progress(study: Study[Any]) -> str:
     """How many of its steps are done."""
-    done = sum(step in study.results for step in STEPS)
-    return "complete" if done == len(STEPS) else f"{done} of {len(STEPS)} steps"
+    steps = family_of(study).steps
+    done = sum(step in study.results for step in steps)
+    return "complete" if done == len(steps) else f"{done} of {len(steps)} steps"
 
 
-def ready(study: Study, *steps: str, link: bool = True) -> bool:
+def ready(study: Study[Any], *steps: str, link: bool = True) -> bool:
     """Whether the steps of a page are all there; if not, it says which and what to do."""
     missing = [step for step in steps if step not in study.results]
     if missing:
@@ -193,15 +179,15 @@ def ready(study: Study, *steps: str, link: bool = True) -> bool:
             icon=":material/hourglass_empty:",
         )
         if link:
-            _to_study_page()
+            _to_study_page(family_of(study))
     return not missing
 
 
-def _to_study_page() -> None:
-    st.page_link(PAGE, label="Go to Study", icon=":material/arrow_back:")
+def _to_study_page(family: Family) -> None:
+    st.page_link(family.page, label="Go to Study", icon=":material/arrow_back:")
 
 
-def provenance(study: Study, *steps: str, **more: object) -> None:
+def provenance(study: Study[Any], *steps: str, **more: object) -> None:
     """Where every number on the page comes from."""
     settings = study.settings
     names = ", ".join(steps) if len(steps) < 6 else f"{len(steps)} steps"
@@ -210,10 +196,9 @@ def provenance(study: Study, *steps: str, **more: object) -> None:
         {
             "model": f"{study.model} · {study.model_hash[:12]}",
             "study": study.directory.name,
-            "n": f"{settings.n}, half of them valid, half to test on",
+            **family_of(study).facts(settings),
             "seed": settings.seed,
             "random draws": settings.draws,
-            "template": settings.template,
             "made": made(study),
             **({"computed": f"{names} · {took:.0f} s"} if steps else {}),
             **more,
@@ -276,7 +261,9 @@ def figure(drawn: Any, *, key: str, alt: str) -> None:
     )
 
 
-def take_away(study: Study, name: str, rows: Sequence[Mapping[str, Any]], result: Result) -> None:
+def take_away(
+    study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result
+) -> None:
     """The page's table as CSV, and its steps' whole results as JSON."""
     file = f"{study.model}-{study.settings.n}-{name}".replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -307,3 +294,10 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def caveat(text: str) -> None:
     """What the page does not show."""
     st.caption(f"**What this does not show.** {text}")
+
+
+def left_out(found: Mapping[str, Any]) -> bool:
+    """Whether a step was skipped; it then says why."""
+    if "skipped" in found:
+        st.caption(f"Left out: {widgets.plain(str(found['skipped']))}.")
+    return "skipped" in found

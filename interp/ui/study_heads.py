@@ -8,9 +8,9 @@ from typing import Any
 import streamlit as st
 
 from interp.charts import band_lines, null_band
+from interp.studies.shown import place
 from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
-from interp.studies.verification.shown import place
 from interp.ui import studies, widgets
 
 

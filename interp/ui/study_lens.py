@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.charts import band_lines
+from interp.studies.shown import band
 from interp.studies.steps import Result
-from interp.studies.verification.shown import band
 from interp.ui import studies, widgets
 
 GROUPS = ("valid", "invalid")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 import interp
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.studies.verification.study import Study
+from interp.studies.frame import Study
 from interp.ui import cache, widgets
 from interp.ui.state import current, select
 
 
-def loaded(study: Study | None = None) -> LanguageModel | None:
+def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
     """The model in memory, with its chooser; None without one, or where it cannot be loaded.
 
     A warning is shown where its weights are not those of the study.
@@ -34,12 +36,12 @@ def loaded(study: Study | None = None) -> LanguageModel | None:
     return model
 
 
-def same(model: LanguageModel, study: Study) -> bool:
+def same(model: LanguageModel, study: Study[Any]) -> bool:
     """Whether a study was made on these weights."""
     return model.hash == study.model_hash
 
 
-def _chooser(study: Study | None, model: LanguageModel | None) -> None:
+def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
     """Which model is loaded, and a form to load another."""
     kinds = {entry.name: entry.kind for entry in interp.known_models()}
     names = list(dict.fromkeys([*([study.model] if study else []), *kinds]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import streamlit as st
 
@@ -10,27 +12,44 @@ import interp
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import base_of
-from interp.studies.verification.context import Settings
-from interp.studies.verification.study import Study, study_verification
+from interp.studies.frame import Study
+from interp.studies.refusal.study import study_refusal
+from interp.studies.verification.study import study_verification
 from interp.ui import jobs, study_model, widgets
-from interp.ui.studies import STEPS, change
+from interp.ui.families import REFUSED, VERIFIED, Family
+from interp.ui.studies import change
 
-JOB = "verification-study"
+JOB = "study"
 """One study runs at a time."""
 
+LIMITS = {VERIFIED.field: (40, 4000, 120, 20), REFUSED.field: (4, 1000, 24, 10)}
+"""Least, most and usual n, and usual draws."""
 
-def run_panel(study: Study | None) -> None:
+N_HELP = {
+    VERIFIED.field: "Samples, half of them valid; half to test on.",
+    REFUSED.field: "Prompts of each kind and task; three times as many about the taboo itself.",
+}
+METHODS = 28
+"""About as many steps a study of refusals has beside its named ones: two of each method."""
+
+
+def run_panel(family: Family, study: Study[Any] | None) -> None:
     """A model, n and draws, and the button."""
     model = study_model.loaded()
     left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
-    usual = study.settings if study else settings_of(None, n=120, draws=20)
-    n = left.number_input(
-        "n", 40, 4000, usual.n, help="Samples, half of them valid; half to test on."
-    )
-    draws = right.number_input(
-        "Draws", 2, 1000, usual.draws, help="Random sets behind every selection."
-    )
-    settings = settings_of(study, n=int(n), draws=int(draws))
+    least, most, *usual = LIMITS[family.field]
+    n, draws = (study.settings.n, study.settings.draws) if study else usual
+    n = left.number_input("n", least, most, n, help=N_HELP[family.field])
+    draws = right.number_input("Draws", 2, 1000, draws, help="Random sets behind every selection.")
+    changed: dict[str, Any] = {"n": int(n), "draws": int(draws)}
+    if family is REFUSED:
+        system = st.text_input(
+            "System prompt",
+            study.settings.system or "" if study else "",
+            help="In front of every prompt: refusal in context, as the report says. Empty: none.",
+        )
+        changed["system"] = system.strip() or None
+    settings = replace(study.settings if study else family.kind.settings(), **changed)
     again = (
         study is not None
         and model is not None
@@ -43,38 +62,45 @@ def run_panel(study: Study | None) -> None:
         icon=":material/play_arrow:",
         disabled=model is None or busy(),
         on_click=start,
-        args=(model, settings),
+        args=(family, model, settings),
     )
     st.caption(
-        "Minutes for a small model and n = 120, hours for a large one. Every finished step is "
-        "kept, and the same call from Python or the command line (`interp study verification`) "
-        "goes on from it. Only one study runs at a time."
+        f"Minutes for a small model and n = {usual[0]}, hours for a large one. Every finished step "
+        "is kept, and the same call from Python or the command line "
+        f"(`interp study {family.kind.name}`) goes on from it. Only one study runs at a time."
     )
 
 
-def start(model: LanguageModel, settings: Settings) -> None:
+def start(family: Family, model: LanguageModel, settings: Any) -> None:
     """Run or resume a study in the background; between steps it can be stopped.
 
-    A shipped adapter is compared with the model it was trained from.
+    A shipped adapter's verification is compared with the model it was trained from.
     """
     if busy():
         return
-    base = base_of(model.name)
+    total = len(family.steps) + (METHODS if family is REFUSED else 2)
 
-    def work(job: jobs.Job) -> Study:
-        total = len(STEPS) + 1 + (base is not None)
-
+    def work(job: jobs.Job) -> Study[Any]:
         def say(line: str) -> None:
             job.line = line
             job.progress(min(job.done + (not line.endswith("...")), total - 1), total)
             if job.cancel.is_set():
                 raise InterpError("the study", "stopped between two steps", "run it again")
 
-        origin = None if base is None else interp.load_model(base)
-        return study_verification(model, origin, settings=settings, say=say)
+        return _run(family, model, settings, say)
 
     jobs.start(JOB, work)
-    change(study=None)
+    change(**{family.field: None})
+
+
+def _run(
+    family: Family, model: LanguageModel, settings: Any, say: Callable[[str], None]
+) -> Study[Any]:
+    if family is REFUSED:
+        return study_refusal(model, settings=settings, say=say)
+    base = base_of(model.name)
+    origin = None if base is None else interp.load_model(base)
+    return study_verification(model, origin, settings=settings, say=say)
 
 
 def busy() -> bool:
@@ -96,8 +122,3 @@ def running() -> None:
         st.info("Stopped. Finished steps are kept: Resume goes on there.", icon=":material/pause:")
     else:
         st.success("The study is done.", icon=":material/check:")
-
-
-def settings_of(study: Study | None, *, n: int, draws: int) -> Settings:
-    """The settings of a study with another n and draws; the defaults without one."""
-    return replace(study.settings if study else Settings(), n=n, draws=draws)

@@ -7,18 +7,13 @@ from typing import Any
 import numpy as np
 
 from interp import plots
-from interp.metrics import Estimate
 from interp.report import Report, escape
 from interp.studies.reuse.claims import pair_of, shown
 from interp.studies.reuse.labels import RULES
 from interp.studies.reuse.staging import STAGES, circuits_of, value_of
 from interp.studies.reuse.suite import IOI, OBJECTS, OBJECTS_TRAINED, PUBLISHED, entry_named
+from interp.studies.shown import estimate
 from interp.studies.steps import Result
-
-
-def estimate(found: Result) -> Estimate:
-    """An estimate out of its plain numbers."""
-    return Estimate(**{key: found[key] for key in ("mean", "low", "high", "n")})
 
 
 def behaviour(report: Report, results: dict[str, Result]) -> None:

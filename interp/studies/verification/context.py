@@ -104,8 +104,18 @@ class Context:
         if where == "all" or where > last:
             return None
         if tokens not in self._runs:
-            self._runs[tokens] = keep_runs(self.model, tokens, last=last, budget_gb=RUNS_GB)
+            self._runs[tokens] = self._some_of(tokens) or keep_runs(
+                self.model, tokens, last=last, budget_gb=RUNS_GB
+            )
         return self._runs[tokens]
+
+    def _some_of(self, tokens: tuple[tuple[int, ...], ...]) -> KeptRuns | None:
+        """The runs of texts that are all among others that were run."""
+        for runs in filter(None, self._runs.values()):
+            number = {text: i for i, text in enumerate(runs.prompts)}
+            if number.keys() >= set(tokens) and len(set(tokens)) == len(tokens):
+                return runs.select([number[text] for text in tokens])
+        return None
 
     def values(
         self, tokens: tuple[tuple[int, ...], ...], addresses: Sequence[Address], *, last: int

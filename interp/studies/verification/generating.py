@@ -10,7 +10,7 @@ import torch
 
 from interp.ablation import Kind, Where, ablate, make_ablation, random_like
 from interp.capture import text_losses
-from interp.generation import generate
+from interp.generation import generate_each
 from interp.interventions import intervene
 from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
@@ -66,27 +66,30 @@ def intervention_table(
     paren = context.ids.paren
     rows: Result = {}
 
-    def written(labels: Sequence[str]) -> list[str]:
-        values = replacements(context, chosen, [labels], kind, where)
-        made = None if not labels else make_ablation(model, labels, kind, values=values)
-        found = generate(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            ablation=made,
-            trigger=None if made is None else paren,
-            where=1 if made is None else where,
-            stop=STOPS,
+    drawn = {
+        name: random_like(model, labels, random, seed=settings.seed)
+        for name, labels in sets.items()
+    }
+    listed = [labels for name in sets for labels in (sets[name], *drawn[name])]
+    made = [
+        make_ablation(
+            model, labels, kind, values=replacements(context, chosen, [labels], kind, where)
         )
-        return [text.text for text in found]
-
+        for labels in listed
+    ]
+    written = generate_each(
+        model,
+        prompts,
+        [None, *made],
+        max_new_tokens=max_new_tokens,
+        trigger=paren,
+        where=where,
+        stop=STOPS,
+    )
+    found = iter([[text.text for text in texts] for texts in written])
     for name, labels in {"none": (), **sets}.items():
-        texts = written(labels)
-        control = [
-            text
-            for draw in (random_like(model, labels, random, seed=settings.seed) if labels else [])
-            for text in written(draw)
-        ]
+        texts = next(found)
+        control = [text for _ in drawn.get(name, ()) for text in next(found)]
         rows[name] = {
             "components": list(labels),
             "outcomes": {rule: _shares(texts, rule) for rule in get_args(Rule)},

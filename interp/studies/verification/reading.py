@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from interp.ablated_runs import AblatedRuns
 from interp.ablation import make_ablation
 from interp.attention import attention_to, select_heads, top_heads
 from interp.communication import head_glu_scores
@@ -102,16 +103,24 @@ def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """The same at t_valid with each set zeroed over the window, a group for each set."""
     samples = context.test.take(np.flatnonzero(context.test.valid))
     lengths = [len(tokens) for tokens in samples.tokens]
+    runs, window = context.runs(samples.tokens), context.settings.window
     found: Result = {"n": len(samples), "groups": {}}
     for name, labels in sets.items():
-        made = make_ablation(context.model, labels)
-        with intervene(context.model, made.interventions(lengths, context.settings.window)):
-            found["groups"] |= _lens(context, samples, [name] * len(samples), None)["groups"]
+        made, groups = make_ablation(context.model, labels), [name] * len(samples)
+        if runs is not None:
+            changed = AblatedRuns(runs=runs, ablation=made, where=window)
+            found["groups"] |= _lens(context, samples, groups, changed)["groups"]
+            continue
+        with intervene(context.model, made.interventions(lengths, window)):
+            found["groups"] |= _lens(context, samples, groups, None)["groups"]
     return found
 
 
 def _lens(
-    context: Context, samples: Samples, groups: Sequence[str], runs: KeptRuns | None
+    context: Context,
+    samples: Samples,
+    groups: Sequence[str],
+    runs: KeptRuns | AblatedRuns | None,
 ) -> Result:
     model = context.model
     words = [word for word in WATCHED if len(model.token_id(word)) == 1]

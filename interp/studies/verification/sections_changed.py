@@ -6,8 +6,8 @@ import numpy as np
 
 from interp import plots
 from interp.report import Report, escape
+from interp.studies.shown import bare, estimate, place, spread
 from interp.studies.steps import Result
-from interp.studies.verification.shown import bare, estimate, place, spread
 
 PAPER = {
     "none": (0.0, 0.0, 100.0),

@@ -9,8 +9,8 @@ import numpy as np
 from interp import plots
 from interp.figures import visible
 from interp.report import Report
+from interp.studies.shown import band, bare, estimate, place
 from interp.studies.steps import Result
-from interp.studies.verification.shown import band, bare, estimate, place
 
 
 def behaviour(report: Report, results: dict[str, Result]) -> None:

@@ -7,6 +7,7 @@ import streamlit as st
 from interp.charts import spread_by_label
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
+from interp.ui.families import VERIFIED
 from interp.ui.words import search
 
 SETS = ("GLU_Valid", "GLU_Invalid")
@@ -15,7 +16,7 @@ PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "
 
 def show() -> None:
     """The page."""
-    study = studies.opened("GLU vectors")
+    study = studies.opened(VERIFIED, "GLU vectors")
     if study is None:
         return
     if not studies.ready(study, "glu"):

@@ -8,10 +8,11 @@ from typing import Any
 import streamlit as st
 
 from interp.charts import head_map
+from interp.studies.shown import place
 from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
-from interp.studies.verification.shown import place
 from interp.ui import studies, widgets
+from interp.ui.families import VERIFIED
 from interp.ui.study_heads import curve, detail
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
@@ -23,7 +24,7 @@ EFFECTS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened("Heads")
+    study = studies.opened(VERIFIED, "Heads")
     if study is None:
         return
     if not studies.ready(study, "attention"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.ui import intervened, studies
+from interp.ui.families import VERIFIED
 from interp.ui.generate import side_by_side
 
 SECTIONS = {
@@ -44,7 +45,7 @@ SECTIONS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened("Interventions")
+    study = studies.opened(VERIFIED, "Interventions")
     if study is None:
         return
     section = studies.pick(

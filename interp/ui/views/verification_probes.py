@@ -5,9 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.charts import band_lines, head_map
+from interp.studies.shown import bare, place
 from interp.studies.steps import Result
-from interp.studies.verification.shown import bare, place
 from interp.ui import studies, widgets
+from interp.ui.families import VERIFIED
 from interp.ui.study_lens import GROUPS, lens
 
 SITES = {
@@ -20,7 +21,7 @@ TOKENS = {"t_ans": "the result's last digit", "t_paren": 'the " (" behind it'}
 
 def show() -> None:
     """The page."""
-    study = studies.opened("Probes and lens")
+    study = studies.opened(VERIFIED, "Probes and lens")
     if study is None:
         return
     if not studies.ready(study, "probes"):

@@ -37,3 +37,20 @@ def place(head: str) -> tuple[int, int]:
 def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
     """Values drawn without an interval."""
     return values, values, values
+
+
+def null(found: Result | None) -> str:
+    """Random draws in words; – where there were none."""
+    if found is None:
+        return "–"
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}], p = {found['p']:.2f}"
+
+
+def change(pair: Result) -> str:
+    """A rate before and after."""
+    return f"{pair['before']['mean']:.3f} → {pair['after']['mean']:.3f}"
+
+
+def listed(values: list[float]) -> str:
+    """Some numbers in a row."""
+    return ", ".join(f"{value:.2f}" for value in values)

@@ -1,0 +1,128 @@
+"""Prompts with what should become of each: what over-refusal and refusal are measured on."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from interp.errors import InterpError, unknown
+from interp.files import file_sha256
+from interp.over_refusal import SIDES, Row, Side
+from interp.tasks.taboo import make_taboo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A prompt (the user's turn) and what should become of it.
+
+    Attributes:
+        row: id, the only thing of a prompt that is kept with a result.
+        prompt: its text.
+        should: whether a model ought to answer it or to refuse it.
+        task: what is asked for, such as "translate".
+        kind: what it is about, such as "taboo"; rows to compare with have another kind.
+        base: the text it is written around; rows of one base are not independent.
+    """
+
+    row: str
+    prompt: str
+    should: Side
+    task: str = "request"
+    kind: str = ""
+    base: str = ""
+
+    @property
+    def known(self) -> Row:
+        """The case without its text."""
+        return Row(row=self.row, should=self.should, task=self.task, base=self.base or self.row)
+
+
+def taboo_cases(n: int, *, requests: int = 1, seed: int = 0) -> tuple[Case, ...]:
+    """The held-out prompts of `interp.tasks.taboo`, n of each kind and task.
+
+    `requests` times as many about the taboo itself: these alone should be refused.
+    """
+    records = make_taboo(n, seed=seed)
+    asked = make_taboo(n * requests, kinds=("taboo",), tasks=("request",), seed=seed)
+    seen = {record.row: record for record in (*records, *asked)}
+    return tuple(
+        Case(row=x.row, prompt=x.prompt, should=x.should, task=x.task, kind=x.kind, base=x.base)
+        for x in seen.values()
+    )
+
+
+def read_cases(path: Path, *, sha256: str) -> tuple[Case, ...]:
+    """Your own prompts, from a .jsonl or .csv file whose content is pinned.
+
+    Columns are the fields of `Case`; row, prompt and should are needed. Texts are used and never
+    written: results hold ids, labels and scores.
+
+    Args:
+        path: the file.
+        sha256: its hash, so that a result says what it was measured on.
+
+    Raises:
+        InterpError: another hash, a column missing or unknown, no rows, one twice, or a `should`
+            that is neither "answer" nor "refuse".
+    """
+    import pandas as pd
+
+    found = file_sha256(path)
+    if found != sha256.lower():
+        raise InterpError(f"prompts in {path}", f"sha256 {found}, not {sha256}", "pin this one")
+    if path.suffix not in (".jsonl", ".csv"):
+        raise InterpError(f"prompts in {path}", f"a {path.suffix} file", "give .jsonl or .csv")
+    if path.suffix == ".csv":
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        table = pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=str)
+    known = tuple(Case.__dataclass_fields__)
+    for column in table.columns:
+        if column not in known:
+            raise unknown("column", str(column), known)
+    needed = ("row", "prompt", "should")
+    if missing := {x for x in needed if x not in table.columns or not all(table[x].notna())}:
+        raise InterpError(f"prompts in {path}", f"no {', '.join(sorted(missing))}", "add them")
+    twice, asked = len(table) - len(set(table["row"])), set(table["should"])
+    if table.empty or twice or not asked <= set(SIDES):
+        raise InterpError(
+            f"prompts in {path}",
+            f"{len(table)} rows, {twice} ids twice, should of {sorted(asked)}",
+            'give each row an id of its own, and "answer" or "refuse"',
+        )
+    rows = (
+        {k: v for k, v in row.items() if isinstance(v, str)} for row in table.to_dict("records")
+    )
+    return tuple(Case(**row) for row in rows)  # type: ignore[arg-type]
+
+
+def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -> tuple[str, ...]:
+    """The part each case falls to; base texts stay together, kinds are spread by the shares.
+
+    Raises:
+        InterpError: shares that are not positive, or a part left without a case.
+    """
+    names, wanted = list(shares), np.array(list(shares.values()), dtype=float)
+    if (wanted <= 0).any():
+        raise InterpError(f"parts {dict(shares)}", "not all above 0", "give positive shares")
+    rng, part = np.random.default_rng(seed), dict[str, str]()
+    for kind in dict.fromkeys(case.kind for case in cases):
+        sizes = Counter(case.known.base for case in cases if case.kind == kind)
+        held = np.zeros(len(names))
+        for base in rng.permutation(sorted(sizes)).tolist():
+            name = part.setdefault(base, names[int(np.argmin(held / wanted))])
+            held[names.index(name)] += sizes[base]
+    dealt = tuple(part[case.known.base] for case in cases)
+    if set(dealt) != set(names):
+        raise InterpError(
+            f"{len(cases)} cases in parts {dict(shares)}",
+            f"{len(part)} base texts, rows {dict(Counter(dealt))}",
+            "give more base texts",
+        )
+    return dealt

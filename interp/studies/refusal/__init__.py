@@ -1,0 +1,1 @@
+"""Which directions and heads make a model refuse, and what steering gains and costs."""

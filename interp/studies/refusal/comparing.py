@@ -1,0 +1,203 @@
+"""Steering methods on one frontier: over-refusal removed against refusals and sense lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.ablation import ablate, make_ablation
+from interp.capture import text_losses
+from interp.generation import generate
+from interp.interventions import intervene
+from interp.judging import Judged
+from interp.metrics import mean_estimate
+from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
+from interp.selection import smoothed_kl
+from interp.steered import run_steered, steer
+from interp.studies.refusal.behaviour import baseline, judged, replies
+from interp.studies.refusal.context import Context
+from interp.studies.refusal.methods import Method, ledger_of
+from interp.studies.steps import Result, plain
+
+RETAINED, SENSE = 0.95, 0.5
+REDUCTION = 0.7292
+"""The published reduction of over-refusal (Llama-3.1-8B), of rows selected as refused."""
+
+QUALITY = 24
+"""Answered rows that KL and losses are measured on."""
+
+LEDGER = 60
+
+
+def choose_dose(context: Context, method: Method) -> Result:
+    """The dose that lets most over-refused select rows go while refusals and sense stay.
+
+    By the sign of the refusal score of the next token, without a text; a token that makes no sense
+    is no refusal either, hence the limit on KL. Among doses that retain 95 % of the proper
+    refusals that were there, with a mean KL of at most `SENSE` on answered rows: the one that
+    releases most, the smallest of equals. If there is none, the one that releases most more than
+    it loses, as `fits` says.
+    """
+    wrong = context.rows("select", should="answer", refused=True)
+    proper = context.rows("select", should="refuse", refused=True)
+    calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
+    plain_logits = run_steered(context.model, context.prompts[calm]).logits
+
+    def measure(dose: float) -> dict[str, np.ndarray]:
+        found = {}
+        for name, rows in (("released", wrong), ("lost", proper)):
+            scores = context.scores(rows, method.make(dose, rows)[0] if dose else None)
+            found[name] = (scores <= 0).double().numpy()
+            found[f"{name} score"] = scores.numpy()
+        steering = method.make(dose, calm)[0] if dose else None
+        logits = run_steered(context.model, context.prompts[calm], steering).logits
+        return found | {"kl": smoothed_kl(plain_logits, logits).numpy()}
+
+    curve = dose_response(measure, (0.0, *method.doses))
+    released, lost, kl = (curve.values[name].mean(1) for name in ("released", "lost", "kl"))
+    place, fits = best_dose(released, lost, kl)
+    return {
+        "name": method.name,
+        "dose": float(curve.doses[place]),
+        "doses": curve.doses.tolist(),
+        "released": released.tolist(),
+        "lost": lost.tolist(),
+        "kl": kl.tolist(),
+        "scores": {
+            name: [plain(point) for point in curve.curve(f"{name} score")]
+            for name in ("released", "lost")
+        },
+        "fits": fits.tolist(),
+        "n": [len(wrong), len(proper), len(calm)],
+    }
+
+
+def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[int, np.ndarray]:
+    """The place `choose_dose` takes, and which doses fit; the first is no change at all."""
+    fits = ((1 - lost) >= RETAINED * (1 - lost[0])) & (kl <= SENSE)
+    fits[0] = False
+    value = np.where(fits, released, -np.inf) if fits.any() else released - lost
+    value[0] = -np.inf
+    return int(np.argmax(value)), fits
+
+
+def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -> Result:
+    """Texts of all test rows under a method at a dose, judged; and what it costs elsewhere.
+
+    KL: of the next token of answered rows, plain against steered. loss: mean negative
+    log-likelihood of these prompts with their own plain reply, steered minus plain.
+    """
+    rows = context.rows("test")
+    steering, marks = method.make(dose, rows)
+    after, _ = replies(context, rows, steering)
+    about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
+    calm = _calm(context)
+    steering, _ = method.make(dose, calm)
+    prompts = context.prompts[calm]
+    logits, texts, losses = context.plain(tuple(calm))
+    kl = smoothed_kl(logits, run_steered(context.model, prompts, steering).logits)
+    with steer(context.model, steering, prompts):
+        changed = text_losses(context.model, texts)
+    costs = _costs(kl, changed - losses)
+    return about | _written(_both_sides(context, behaviour, after, marks)) | costs
+
+
+def evaluate_heads(
+    context: Context, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
+) -> Result:
+    """`evaluate` of heads at zero in the prompt and in the text; `of` marks random ones."""
+    model, rows = context.model, context.rows("test")
+    ablation = make_ablation(model, heads)
+    made = generate(
+        model,
+        [context.prompts.rows[i] for i in rows],
+        ablation=ablation,
+        where="all",
+        max_new_tokens=context.settings.max_new_tokens,
+    )
+    after = judged(context, rows, made)
+    about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}
+    calm = _calm(context)
+    _, texts, losses = context.plain(tuple(calm))
+    prompts = [context.prompts.rows[i] for i in calm]
+    seen = ablate(model, prompts, [ablation], tokens=context.tokens, where="all")
+    with intervene(model, ablation.interventions([len(text) for text in texts], "all")):
+        changed = text_losses(model, texts)
+    costs = _costs(torch.from_numpy(seen.kl[1]), changed - losses)
+    return about | _written(_both_sides(context, behaviour, after, None)) | costs
+
+
+def _both_sides(
+    context: Context, behaviour: Result, after: Judged, marks: np.ndarray | None
+) -> OverRefusal:
+    rows = context.rows("test")
+    return eval_over_refusal(
+        [context.cases[i].known for i in rows],
+        baseline(context, behaviour, rows),
+        after,
+        steered=marks,
+        seed=context.settings.seed,
+    )
+
+
+def _calm(context: Context) -> list[int]:
+    """Answered test rows, on which a change should change nothing."""
+    return context.few(context.rows("test", refused=False), QUALITY)
+
+
+def _costs(kl: Tensor, loss: Tensor) -> Result:
+    return {"kl": plain(mean_estimate(kl)), "loss": plain(mean_estimate(loss))}
+
+
+def _written(found: OverRefusal) -> Result:
+    """Plain numbers of an evaluation."""
+
+    def pair(one: Paired) -> Result:
+        return asdict(one)
+
+    optional = {
+        name: None if value is None else plain(value)
+        for name, value in (
+            ("reduction", found.reduction),
+            ("retained", found.retained),
+            ("selectivity", found.selectivity),
+        )
+    }
+    return {
+        "benign": pair(found.benign),
+        "everything": pair(found.everything),
+        "answered": pair(found.answered),
+        "harmful": pair(found.harmful),
+        "tasks": {name: pair(one) for name, one in found.tasks.items()},
+        "counts": {side: dict(found.counts[side]["after"]) for side in found.counts},
+        "why": found.why,
+        "changed": found.changed,
+        "gated": None if found.gated is None else dict(found.gated),
+        **optional,
+    }
+
+
+def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
+    """What the published method decided for test rows: in sum, and row by row."""
+    ledger = ledger_of(context, gate, dose, context.rows("test"))
+    table = ledger.to_dataframe()
+    few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]
+    return {
+        "text": str(ledger),
+        "steered": int(ledger.steered.sum()),
+        "wrong": int(ledger.wrong_task.sum()),
+        "n": len(table),
+        "rows": [
+            {name: _cell(value) for name, value in row.items()} for row in few.to_dict("records")
+        ],
+    }
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, tuple):
+        return ", ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in value)
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,218 @@
+"""Steering methods in one interface: a dose and some rows in, a steering and its marks out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from interp.directions import Direction, Kind, end_states, random_direction
+from interp.steering import (
+    Steering,
+    ablate_direction,
+    add_direction,
+    affine_edit,
+    condition_similarity,
+    conditional,
+    null_space_direction,
+)
+from interp.studies.refusal.constellating import benign_tasks, options_of
+from interp.studies.refusal.context import LEAST, Context, Places
+from interp.studies.refusal.pointing import SELECTED
+from interp.studies.steps import Result
+from interp.task_steering import NOTEBOOK, Ledger, plan_steering
+
+Made = tuple[Steering, np.ndarray]
+"""A steering, and (rows,) which of its rows it changes at all."""
+
+DOSES = (0.5, 1.0, 2.0, 4.0)
+STEPS = (0.125, 0.25, 0.5, 1.0)
+CONSTELLATIONS = "task constellations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way of steering towards answers; `null` methods are random versions of `of`."""
+
+    name: str
+    doses: tuple[float, ...]
+    make: Callable[[float, Sequence[int]], Made]
+    null: bool = False
+    of: str = ""
+
+
+def methods(context: Context, places: Places, gate: Result) -> list[Method]:
+    """All that there are rows enough for.
+
+    `places` gives the chosen position and layer of each kind of direction; `gate` is that of
+    `constellating.options_of`.
+    """
+    model = context.model
+    found = []
+    directions: dict[Kind, Direction] = {}
+    for kind, place in places.items():
+        direction = context.direction(kind, place)
+        # Where all that should be refused is, two kinds are one.
+        if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
+            directions[kind] = direction
+    for kind, direction in directions.items():
+        found.append(
+            _always(f"ablate {kind}", (1.0,), lambda _, d=direction: ablate_direction(model, d))
+        )
+    for kind in SELECTED:
+        if kind in directions:
+            found.append(_added(context, f"add - {kind}", directions[kind]))
+    if "harmful-harmless" in directions:
+        found.append(_affine(context, directions["harmful-harmless"], places["harmful-harmless"]))
+    over = directions.get("over-refusal")
+    if over is not None:
+        found += [_cast(context, over), _null_space(context, over)]
+        for seed in (0, 1):
+            drawn = random_direction(over, seed=seed)
+            name = f"random direction {seed + 1}"
+            found.append(_added(context, name, drawn, of="add - over-refusal"))
+    if context.bank.whole.any():
+        found += _constellations(context, gate)
+    return [method for method in found if method is not None]
+
+
+def _always(
+    name: str, doses: tuple[float, ...], make: Callable[[float], Steering], of: str = ""
+) -> Method:
+    def made(dose: float, rows: Sequence[int]) -> Made:
+        return make(dose), np.ones(len(rows), dtype=bool)
+
+    return Method(name=name, doses=doses, make=made, null=bool(of), of=of)
+
+
+def _added(context: Context, name: str, direction: Direction, of: str = "") -> Method:
+    model = context.model
+    return _always(name, DOSES, lambda dose: add_direction(model, direction, coefficient=-dose), of)
+
+
+def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Method:
+    """ACE: the component along the direction set to its mean over harmless rows."""
+    candidates = context.candidates(direction.kind)
+    assert candidates is not None
+    reference = candidates.reference_at(place[0], place[1])
+    return _always(
+        "affine edit (ACE)",
+        (1.0,),
+        lambda _: affine_edit(context.model, direction, reference),
+    )
+
+
+def _states(context: Context, rows: Sequence[int], layer: int) -> torch.Tensor:
+    """(rows, d_model) the residual stream behind a layer at the last token, as it is."""
+    seen = context.trajectories
+    raw = seen.states[list(rows), layer] * seen.unit[list(rows), layer]
+    return torch.from_numpy(raw)
+
+
+def _cast(context: Context, direction: Direction) -> Method | None:
+    """CAST: the addition, only where a prompt is not like those that should be refused.
+
+    Condition vector: over-refused minus properly refused find rows. Layer, side and threshold are
+    those that tell the two best on select rows.
+    """
+    sides = [
+        {part: context.rows(part, should=should, refused=True) for part in ("find", "select")}
+        for should in ("answer", "refuse")
+    ]
+    if min(len(rows) for side in sides for rows in side.values()) < LEAST:
+        return None
+    best: tuple[float, int, torch.Tensor, float, bool] | None = None
+    for layer in range(context.model.n_layers):
+        means = [_states(context, side["find"], layer).mean(0) for side in sides]
+        condition = means[0] - means[1]
+        if not float(condition.norm()):
+            continue
+        alike = [
+            condition_similarity(_states(context, side["select"], layer), condition).numpy()
+            for side in sides
+        ]
+        for threshold in np.unique(np.concatenate(alike)).tolist():
+            right = ((alike[0] > threshold).mean() + (alike[1] <= threshold).mean()) / 2
+            for above, share in ((True, right), (False, 1 - right)):
+                if best is None or share > best[0]:
+                    best = (float(share), layer, condition, threshold, above)
+    assert best is not None
+    _, layer, condition, threshold, above = best
+
+    def made(dose: float, rows: Sequence[int]) -> Made:
+        similarity = condition_similarity(_states(context, rows, layer), condition)
+        steering = conditional(
+            add_direction(context.model, direction, coefficient=-dose),
+            similarity,
+            threshold,
+            steer_above=above,
+        )
+        assert steering.gate is not None
+        return steering, steering.gate.numpy() != 0
+
+    return Method(name="conditional (CAST-like)", doses=DOSES, make=made)
+
+
+def _null_space(context: Context, direction: Direction) -> Method | None:
+    """AlphaSteer-like: the addition, from which states of proper refusals are shielded."""
+    sides = [
+        context.rows("find", should="refuse", refused=True),
+        context.rows("find", should="answer", refused=True),
+    ]
+    if min(map(len, sides)) < LEAST:
+        return None
+    protected, steered = (
+        end_states(
+            context.model,
+            context.prompts[rows],
+            site=direction.site,
+            last=-direction.position,
+            layers=[direction.layer],
+        )[:, 0, 0]
+        for rows in sides
+    )
+    return _always(
+        "null space (AlphaSteer-like)",
+        DOSES,
+        lambda dose: null_space_direction(
+            context.model, direction, protected, steered, strength=-dose
+        ),
+    )
+
+
+def _constellations(context: Context, gate: Result) -> list[Method]:
+    """SafeConstellations as published, its notebooks' variant, and two nulls."""
+    model, bank = context.model, context.bank
+
+    def published(dose: float, rows: Sequence[int]) -> Made:
+        ledger = ledger_of(context, gate, dose, rows)
+        return ledger.steering(model), ledger.steered
+
+    def notebook(dose: float, rows: Sequence[int]) -> Made:
+        options = replace(NOTEBOOK, tasks=benign_tasks(context))
+        ledger = plan_steering(context.read(rows), bank, options)
+        return ledger.steering(model), ledger.steered
+
+    def random(dose: float, rows: Sequence[int]) -> Made:
+        ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
+        return ledger.steering(model), ledger.steered
+
+    def shuffled(dose: float, rows: Sequence[int]) -> Made:
+        other = context.shuffled_bank
+        ledger = plan_steering(context.read(rows), other, options_of(context, gate, dose))
+        return ledger.steering(model), ledger.steered
+
+    name = CONSTELLATIONS
+    return [
+        Method(name=name, doses=STEPS, make=published),
+        Method(name=f"{name}, notebooks' options", doses=(1.0,), make=notebook),
+        Method(name=f"{name}, random shifts", doses=STEPS, make=random, null=True, of=name),
+        Method(name=f"{name}, shuffled labels", doses=STEPS, make=shuffled, null=True, of=name),
+    ]
+
+
+def ledger_of(context: Context, gate: Result, dose: float, rows: Sequence[int]) -> Ledger:
+    """What the published method decides for some rows."""
+    return plan_steering(context.read(rows), context.bank, options_of(context, gate, dose))

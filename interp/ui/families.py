@@ -1,0 +1,112 @@
+"""The kinds of study that have pages: their steps, their page, what their settings say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from interp.report import Report
+from interp.studies.frame import Kind, Study
+from interp.studies.refusal import claims as refusal
+from interp.studies.refusal import write_up as refusal_report
+from interp.studies.refusal.context import REFUSAL
+from interp.studies.steps import Result
+from interp.studies.verification import claims as verification
+from interp.studies.verification import write_up as verification_report
+from interp.studies.verification.context import VERIFICATION
+
+VIEWS = "interp/ui/views"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A kind of study, as its pages need it.
+
+    steps: those every finished study has, in their order. field:
+    of the view, that says which one is looked at. page: where one is run. facts: what its settings
+    say, by label. claims: rows of what holds, of a finished study; write_up: its report.
+    """
+
+    kind: Kind[Any]
+    steps: tuple[str, ...]
+    field: str
+    page: str
+    facts: Callable[[Any], dict[str, object]]
+    claims: Callable[[dict[str, Result]], list[dict[str, str]]]
+    write_up: Callable[[Study[Any]], Report]
+
+
+VERIFIED = Family(
+    kind=VERIFICATION,
+    steps=(
+        "behaviour",
+        "probes",
+        "lens",
+        "glu_choice",
+        "glu",
+        "attention",
+        "patching",
+        "head_scores",
+        "orders",
+        "curves",
+        "communication",
+        "lens_without",
+        "effects_zero",
+        "effects_mean",
+        "effects_resample",
+        "effects_everywhere",
+        "interventions",
+        "side_effects",
+        "sufficiency",
+        "stability",
+    ),
+    field="study",
+    page=f"{VIEWS}/verification_study.py",
+    facts=lambda settings: {
+        "n": f"{settings.n}, half of them valid, half to test on",
+        "template": settings.template,
+    },
+    claims=verification.claims,
+    write_up=verification_report.write_up,
+)
+"""Studies of verification; "base" follows where there is a base model."""
+
+REFUSED = Family(
+    kind=REFUSAL,
+    steps=(
+        "behaviour",
+        "tokens",
+        "separation",
+        "selection_harmful-harmless",
+        "selection_over-refusal",
+        "cosmic",
+        "directions",
+        "geometry",
+        "heads_proper_refusals",
+        "heads_over-refusals",
+        "groups_proper_refusals",
+        "paths_proper_refusals",
+        "groups_over-refusals",
+        "paths_over-refusals",
+        "flips",
+        "constellations",
+        "neurons",
+    ),
+    field="refusal",
+    page=f"{VIEWS}/refusal_study.py",
+    facts=lambda settings: {
+        "n": f"{settings.n} of each kind and task",
+        **({} if settings.system is None else {"refusal": "in context, by a system prompt"}),
+    },
+    claims=refusal.claims,
+    write_up=refusal_report.write_up,
+)
+"""Studies of refusals; between the last two a dose and an evaluation of every steering method."""
+
+FAMILIES = (VERIFIED, REFUSED)
+
+
+def family_of(study: Study[Any]) -> Family:
+    """The family of a study, by the class of its settings."""
+    return next(one for one in FAMILIES if isinstance(study.settings, one.kind.settings))

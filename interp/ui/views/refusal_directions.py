@@ -1,0 +1,264 @@
+"""Directions: every candidate and its fate, what the chosen ones do, and how they lie."""
+
+from __future__ import annotations
+
+from statistics import fmean
+from typing import Any
+
+import streamlit as st
+
+from interp.charts import MARGIN, band_lines, points_with_null
+from interp.charts_grids import candidate_grid, square_map
+from interp.charts_steering import BELOW
+from interp.studies.refusal.pointing import place_of
+from interp.studies.shown import bare, spread
+from interp.studies.steps import Result
+from interp.ui import projected, studies, widgets
+from interp.ui.families import REFUSED
+
+CHOICES = {
+    "selection_harmful-harmless": "harmful - harmless",
+    "selection_over-refusal": "over-refusal",
+    "cosmic": "harmful - harmless, by cosines (COSMIC)",
+}
+SCORES = {
+    "bypass": "bypass: refusal score with it ablated, rows to refuse (low is good)",
+    "induce": "induce: refusal score with it added, rows to answer (high is good)",
+    "kl": "KL of ablating it, rows to answer, nats",
+}
+EDITS = {"ablated": "ablated at every site", "added": "added once at its layer"}
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(REFUSED, "Directions")
+    if study is None:
+        return
+    results = study.results
+    steps = [name for name in (*CHOICES, "directions", "geometry") if name in results]
+    studies.provenance(study, *steps)
+    rows: list[dict[str, Any]] = []
+    if studies.ready(study, "selection_harmful-harmless"):
+        rows = _candidates(results)
+    st.subheader("What the chosen directions do", anchor=False)
+    if studies.ready(study, "directions", link=False):
+        _effects(results["directions"])
+    st.subheader("Are they one direction?", anchor=False)
+    if studies.ready(study, "geometry", link=False):
+        _geometry(results["geometry"])
+    st.subheader("Along a direction, token by token", anchor=False)
+    projected.tokens(study)
+    studies.take_away(study, "directions", rows, {name: results[name] for name in steps})
+    studies.caveat(
+        "That ablating a direction ends refusal does not make it the only one, and a cosine says "
+        "nothing about what a direction does. A token's projection is a reading, not a cause."
+    )
+
+
+@st.fragment
+def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """The grid of one selection and its table."""
+    left, middle, right = st.columns([3, 5, 2], vertical_alignment="bottom")
+    with left:
+        name = studies.pick(
+            st.selectbox,
+            "Candidates",
+            "candidates",
+            [choice for choice in CHOICES if choice in results],
+            format_func=CHOICES.__getitem__,
+        )
+    with middle:
+        score = studies.pick(
+            st.selectbox, "Score", "score", list(SCORES), format_func=SCORES.__getitem__
+        )
+    found = results[name]
+    coloured = right.toggle(
+        "Colour rejected ones too", not found.get("best"), key=f"rejected-too-{name}"
+    )
+    if studies.left_out(found):
+        return []
+    tokens = found.get("tokens") or results["selection_harmful-harmless"].get("tokens", [])
+    taken = _taken(name, found)
+    _grid(found, score, tokens, taken, coloured=coloured)
+    counts = ", ".join(f"{n} by {rule}" for rule, n in found["rejections"].items()) or "none"
+    chosen = f"position {taken[0]}, layer {taken[1]}" if taken else "none"
+    if not found["best"]:
+        chosen = f"**none survives**; taken: {chosen}"
+    about = f"Chosen: {chosen}. {len(found['rows'])} candidates, rejected: {counts}. "
+    if "n" in found:
+        about += (
+            f"Differences of {found['classes'][0]} and {found['classes'][1]} find rows, scored on "
+            f"{found['n'][0]} and {found['n'][1]} select rows (plain scores "
+            f"{widgets.number(found['harmful'])} and {widgets.number(found['harmless'])}). "
+        )
+    else:
+        about += "Bypass and induce are cosines with plain states here. "
+    st.caption(about + "Grey or crossed: rejected, hover for the reason.")
+    if taken and not found["best"]:
+        st.info(
+            "No candidate passes the rule. Taken is the one of least KL among those that bypass "
+            "and induce, or else the lowest bypass - induce.",
+            icon=":material/info:",
+        )
+    rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
+    rows.sort(key=lambda row: (bool(row["rejected"]), row["bypass"] is None, row["bypass"] or 0.0))
+    columns = ("position", "layer", "bypass", "induce", "kl", "reason")
+    studies.table([{key: row[key] for key in columns} for row in rows], key="candidates")
+    return rows
+
+
+def _taken(name: str, found: Result) -> list[int] | None:
+    """The place of the rule's choice, or of the one the study goes on with."""
+    measured = all(row["bypass"] is not None for row in found["rows"] if row["kl"] is not None)
+    if found["best"] or not name.startswith("selection") or not measured:
+        return found["best"]
+    return place_of(found)
+
+
+def _grid(
+    found: Result, score: str, tokens: list[str], taken: list[int] | None, *, coloured: bool
+) -> None:
+    rows = found["rows"]
+    positions = sorted({row["position"] for row in rows})
+    layers = sorted({row["layer"] for row in rows})
+    at = {(row["position"], row["layer"]): row for row in rows}
+    cells = [[at.get((position, layer)) for layer in layers] for position in positions]
+    values = [
+        [float("nan") if x is None or x[score] is None else x[score] for x in line]
+        for line in cells
+    ]
+    rejected = [[x is not None and bool(x["rejected"]) for x in line] for line in cells]
+    texts = [["" if x is None else _hover(x) for x in line] for line in cells]
+    names = dict(zip(positions[-len(tokens) :], tokens, strict=True)) if tokens else {}
+    studies.figure(
+        candidate_grid(
+            values,
+            x=[str(layer) for layer in layers],
+            y=[f"{p} {widgets.visible(names.get(p, ''))} " for p in positions],
+            rejected=rejected,
+            texts=texts,
+            colour_title=SCORES[score].split(" (")[0],
+            best=(positions.index(taken[0]), layers.index(taken[1])) if taken else None,
+            coloured=coloured,
+            signed=score != "kl",
+        ),
+        key="candidate-grid",
+        alt=f"{SCORES[score]}, position by layer",
+    )
+
+
+def _hover(row: Result) -> str:
+    parts = [f"<b>position {row['position']}, layer {row['layer']}</b>"]
+    for score in SCORES:
+        if row[score] is not None:
+            error = row.get(f"{score}_stderr")
+            parts.append(f"{score} {row[score]:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+    parts.append(f"rejected: {row['reason']}" if row["rejected"] else "kept")
+    return "<br>".join(parts)
+
+
+@st.fragment
+def _effects(found: Result) -> None:
+    """Scores of test rows under each direction, against random ones."""
+    edit = st.segmented_control(
+        "Edit",
+        list(EDITS),
+        default="ablated",
+        required=True,
+        format_func=EDITS.__getitem__,
+        key="direction-edit",
+    )
+    kinds = [name for name in found if name not in ("n", "plain")]
+    for side, column in zip(found["n"], st.columns(len(found["n"]) or 1), strict=False):
+        seen = [found[kind][edit][side] for kind in kinds]
+        mean, low, high = ([x["value"][key] for x in seen] for key in ("mean", "low", "high"))
+        drawn = points_with_null(
+            kinds,
+            mean,
+            low=low,
+            high=high,
+            null=[x["random"] for x in seen],
+            x_title="refusal score, nats",
+            value_label="the direction",
+            null_label="random",
+        )
+        drawn.add_vline(x=found["plain"][side]["mean"], line={"dash": "dash", "width": 1.5})
+        column.markdown(f"**{side.capitalize()}** (n = {found['n'][side]})")
+        with column:
+            studies.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
+    st.caption(
+        "Mean over test rows with its 95 % interval; dashed: the plain model. Random directions "
+        "have the same length and place."
+    )
+
+
+@st.fragment
+def _geometry(found: Result) -> None:
+    """Cosines at a layer, and by layer with ceiling and floor."""
+    names = found["names"]
+    if "cosines" in found:
+        cosines = found["cosines"]
+        left, right = st.columns(2, gap="large")
+        with left:
+            most = len(cosines[0][0]) - 1
+            layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key="cosine-layer")
+            studies.figure(
+                square_map(
+                    [[pair[layer] for pair in row] for row in cosines],
+                    names=names,
+                    title="cosine",
+                    limits=(-1, 1),
+                ),
+                key="cosines",
+                alt=f"Cosines of the directions at layer {layer}",
+            )
+        ceiling, floor = f"halves of {names[0]}", "shuffled labels"
+        lines = {f"with {name}": bare(cosines[i][0]) for i, name in enumerate(names) if i} | {
+            ceiling: _range(found["ceiling"][names[0]]),
+            floor: _range(found["floor"]),
+        }
+        drawn = band_lines(
+            lines,
+            x_title="layer",
+            y_title=f"cosine with {names[0]}",
+            controls=[ceiling, floor],
+            dashed=[floor],
+            limits=(-1.04, 1.04),
+        )
+        drawn.add_vline(x=layer, line={"width": 1, "dash": "dot"})
+        drawn.update_layout(height=470, legend=BELOW, margin={**MARGIN, "t": 30, "b": 150})
+        with right:
+            studies.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
+        st.caption(
+            f"At position {found['position']}; chosen layer {found['layer']}. Grey: two halves of "
+            "the first direction's own rows (the ceiling) and shuffled labels (the floor), mean "
+            "and range of the splits."
+        )
+    else:
+        st.caption(f"Only one direction could be found: {', '.join(names) or 'none'}.")
+    between = [
+        f"{name}: {studies.value(x)}"
+        for name, x in found.get("independence", {}).items()
+        if name != "n"
+    ]
+    if between:
+        st.markdown(
+            "**Representational independence** (mean squared change of the cosine; 0 is "
+            f"independent): {'; '.join(between)}."
+        )
+    cone = found.get("cone", {})
+    if "ablated" in cone:
+        st.markdown(
+            f"**Cone**: {len(cone['ablated'])} random vectors between the two, ablated on "
+            f"{cone['n']} refused rows: mean score {widgets.number(cone['plain'])} becomes "
+            f"{spread(cone['ablated'])}."
+        )
+
+
+def _range(splits: list[list[float]]) -> tuple[Any, Any, Any]:
+    columns = list(zip(*splits, strict=True))
+    return tuple([of(column) for column in columns] for of in (fmean, min, max))  # type: ignore[return-value]
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,329 @@
+"""The study of refusals on a small model whose over-refusal is known, and what it must find."""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import interp
+from interp.cases import Case, deal, read_cases, taboo_cases
+from interp.errors import InterpError
+from interp.files import file_sha256
+from interp.judging import REFUSALS
+from interp.over_refusal import SIDES
+from interp.studies.frame import open_study
+from interp.studies.refusal.behaviour import behaviour
+from interp.studies.refusal.comparing import RETAINED, SENSE, best_dose
+from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
+from interp.studies.refusal.study import study_refusal
+from interp.studies.refusal.write_up import write_up
+from interp.tasks.taboo import OVER_REFUSED, make_taboo
+
+SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
+STEPS = {
+    "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
+    "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
+    "groups_proper_refusals", "groups_over-refusals", "paths_proper_refusals",
+    "paths_over-refusals", "flips", "constellations", "ledger", "neurons",
+}  # fmt: skip
+METHODS = {
+    "ablate harmful-harmless", "ablate behaviour", "ablate over-refusal", "ablate false-refusal",
+    "add - harmful-harmless", "add - over-refusal", "affine edit (ACE)", "conditional (CAST-like)",
+    "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
+    "task constellations", "task constellations, notebooks' options",
+    "task constellations, random shifts", "task constellations, shuffled labels",
+    "zero triggers of over-refusals", "zero random heads",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def organism():
+    return interp.load_model("refusal-tiny")
+
+
+@pytest.fixture(scope="module")
+def done(organism, tmp_path_factory):
+    """A finished study, and the lines it said."""
+    lines = []
+    directory = tmp_path_factory.mktemp("study")
+    study = study_refusal(organism, settings=SETTINGS, directory=directory, say=lines.append)
+    return study, lines
+
+
+@pytest.fixture(scope="module")
+def context(organism, done):
+    study, _ = done
+    found = study.results
+    return Context(
+        model=organism,
+        cases=taboo_cases(SETTINGS.n, requests=SETTINGS.requests, seed=SETTINGS.seed),
+        settings=SETTINGS,
+        labels=tuple(found["behaviour"]["labels"]),
+        tokens=tuple(found["tokens"]["ids"]),
+        wrong=tuple(found["tokens"]["wrong"]),
+    )
+
+
+def evaluated(study):
+    return {x["name"]: x for name, x in study.results.items() if name.startswith("method_")}
+
+
+# -- the whole study -----------------------------------------------------------------------
+
+
+def test_every_step_has_a_result_and_none_is_skipped(done):
+    study, lines = done
+    names = set(study.results)
+    steered = {name for name in names if name.startswith(("method_", "dose_"))}
+    assert names - steered == STEPS
+    assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
+    assert len(steered) == 2 * len(METHODS) - 2  # heads at zero have no dose
+    assert not any(line.endswith("kept") for line in lines)
+    assert [name for name, x in study.results.items() if "skipped" in x] == []
+    assert (study.directory / "directions.safetensors").exists()
+
+
+def test_a_second_run_computes_nothing(organism, done):
+    study, _ = done
+    lines = []
+    again = study_refusal(organism, settings=SETTINGS, directory=study.directory, say=lines.append)
+    assert len(lines) == len(study.results)
+    assert all(line.endswith("kept") for line in lines)
+    assert again.results == study.results
+    assert open_study(REFUSAL, study.directory).results == study.results
+
+
+def test_the_report_has_its_sections(done, tmp_path):
+    study, _ = done
+    path = write_up(study).save(tmp_path / "report")
+    text = path.read_text()
+    for title in (
+        "What holds", "What the model does", "Where refused", "Directions", "Heads",
+        "Over-refusals", "Task constellations", "Steering methods", "Neurons", "How it was run",
+    ):  # fmt: skip
+        assert re.search(rf"^##+ (\d\\\. )?{title}", text, re.MULTILINE), title
+    assert "refusal-tiny" in text
+    assert "nan" not in text
+    assert "One direction mediates refusal" in text
+    assert all(name in text for name in METHODS)
+    assert len(list((path.parent / "figures").iterdir())) >= 6
+
+
+# -- what is known of the model ------------------------------------------------------------
+
+
+def test_the_tasks_that_were_taught_are_found(context):
+    assert set(context.refused_tasks) == set(OVER_REFUSED)
+    assert context.proper_tasks == ("request",)
+    told = {record.row: record.designed for record in make_taboo(SETTINGS.n)}
+    known = [(told[c.row], x) for c, x in zip(context.cases, context.labels, strict=True)
+             if c.row in told]  # fmt: skip
+    agreed = [(x in REFUSALS) == (side == "refuse") for side, x in known]
+    assert np.mean(agreed) >= 0.9
+
+
+def test_first_tokens_tell_refusals(done):
+    found = done[0].results["tokens"]
+    assert found["coverage"] > 0.8
+    assert found["spill"] < 0.1
+    assert found["auc"]["mean"] > 0.95
+    assert not set(found["ids"]) & set(found["wrong"])
+
+
+def test_the_direction_does_what_random_ones_do_not(done):
+    found = done[0].results["directions"]
+    removed = found["harmful-harmless"]["ablated"]["should be refused"]
+    assert removed["value"]["mean"] < min(removed["random"]) - 1
+    assert removed["value"]["mean"] < found["plain"]["should be refused"]["mean"] - 1
+    added = found["harmful-harmless"]["added"]["answered"]
+    assert added["value"]["mean"] > max(added["random"]) + 1
+
+
+def test_random_directions_release_less_than_the_best_method(done):
+    found = evaluated(done[0])
+    released = {name: x["benign"]["difference"]["mean"] for name, x in found.items()}
+    null = [released[name] for name in found if name.startswith("random direction")]
+    best = max(value for name, value in released.items() if not found[name]["null"])
+    assert found["task constellations"]["benign"]["before"]["mean"] > 0.1
+    assert len(null) == 2
+    assert max(null) < best / 2
+    before = {x["benign"]["before"]["mean"] for x in found.values()}
+    assert len(before) == 1  # one baseline for all
+    for x in found.values():
+        rows = {side: sum(counts.values()) for side, counts in x["counts"].items()}
+        assert rows["answer"] == x["benign"]["before"]["n"] + x["benign"]["errors"]
+        assert rows["refuse"] == x["harmful"]["before"]["n"] + x["harmful"]["errors"]
+
+
+def test_the_kept_dose_is_the_rule_s(done):
+    """The most released of what keeps 95 % of refusals and makes sense, the smallest of equals."""
+    doses = [x for name, x in done[0].results.items() if name.startswith("dose_")]
+    for x in doses:
+        rows = list(zip(x["doses"], x["released"], x["lost"], x["kl"], strict=True))
+        assert rows[0][0] == rows[0][3] == 0
+        fitting = [r for r in rows[1:] if 1 - r[2] >= RETAINED * (1 - rows[0][2]) and r[3] <= SENSE]
+        assert [row for row, fits in zip(rows, x["fits"], strict=True) if fits] == fitting
+        if fitting:
+            most = max(row[1] for row in fitting)
+            assert x["dose"] == min(row[0] for row in fitting if row[1] == most)
+        else:
+            value = {row[0]: row[1] - row[2] for row in rows[1:]}
+            assert value[x["dose"]] == max(value.values())
+
+
+@pytest.mark.parametrize(
+    ("lost", "released", "kl", "place"),
+    [
+        ((0, 0, 0), (0.2, 0.8, 0.8), (0, 0, 0), 2),  # the smallest of equals
+        ((0, 0.5, 1), (0.2, 1, 1), (0, 0, 0), 1),  # what loses refusals is not taken
+        ((0, 0, 0), (0.2, 0.8, 1), (0, 0.1, 0.6), 2),  # nor what makes no sense
+        ((0.5, 0.4, 1), (0.6, 0.7, 1), (0, 0, 0), 2),  # none fits: the best difference
+        ((0, 0, 0), (0, 0, 0), (0, 0, 0), 1),  # never the dose of nothing
+    ],
+)
+def test_the_rule_on_shares_that_are_given(lost, released, kl, place):
+    found, _ = best_dose(*(np.array([0.0, *x]) for x in (released, lost, kl)))
+    assert found == place
+
+
+# -- parts and cases -----------------------------------------------------------------------
+
+
+def test_parts_share_no_base_text(context):
+    parts = defaultdict(set)
+    for case, part in zip(context.cases, context.parts, strict=True):
+        parts[part].add(case.base)
+    assert set(parts) == set(SHARES)
+    assert sum(map(len, parts.values())) == len({case.base for case in context.cases})
+    for name, share in SHARES.items():
+        for kind in ("taboo", "plain"):
+            of_kind = [p for c, p in zip(context.cases, context.parts, strict=True)
+                       if c.kind == kind]  # fmt: skip
+            assert of_kind.count(name) / len(of_kind) == pytest.approx(share, abs=0.12)
+    assert deal(context.cases, SHARES, seed=0) == context.parts
+    assert deal(context.cases, SHARES, seed=1) != context.parts
+
+
+def test_dealing_needs_a_base_text_for_every_part():
+    cases = [Case(row=str(i), prompt="x", should="answer", base="one") for i in range(9)]
+    with pytest.raises(InterpError, match="more base texts"):
+        deal(cases, SHARES)
+    alone = [replace(case, base="") for case in cases]
+    assert set(deal(alone, SHARES)) == set(SHARES)
+    with pytest.raises(InterpError, match="positive"):
+        deal(alone, {"find": 1.0, "test": 0.0})
+
+
+def test_shipped_cases_are_the_held_out_prompts():
+    cases = taboo_cases(5, requests=3)
+    told = {row.row: row for row in make_taboo(15)}
+    assert {told[x.row].prompt for x in cases} == {x.prompt for x in cases}
+    assert all(x.should == told[x.row].should and x.base == told[x.row].base for x in cases)
+    refuse = [x for x in cases if x.should == "refuse"]
+    assert len(refuse) == 15
+    assert {(x.kind, x.task) for x in refuse} == {("taboo", "request")}
+    assert len(cases) == 5 * 3 * 6 + 10
+    assert len({x.row for x in cases}) == len(cases)
+
+
+def write_cases(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file_sha256(path)
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of one's own prompts, and its hash."""
+    path = tmp_path / "own.jsonl"
+    columns = ("row", "prompt", "should", "task", "kind", "base")
+    rows = [{name: getattr(x, name) for name in columns} for x in make_taboo(12)]
+    return path, write_cases(path, rows)
+
+
+def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
+    path, digest = own
+    cases = read_cases(path, sha256=digest.upper())
+    assert [(x.row, x.prompt) for x in cases] == [(x.row, x.prompt) for x in make_taboo(12)]
+    directory = tmp_path / "kept"
+
+    def stop(line):
+        if line.startswith("separation"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        study_refusal(organism, cases, settings=SETTINGS, directory=directory, say=stop)
+    kept = "".join(file.read_text() for file in directory.glob("*.json"))
+    found = open_study(REFUSAL, directory).results
+    assert set(found) == {"behaviour", "tokens"}
+    assert found["behaviour"]["examples"] == []
+    assert not any(json.dumps(x.prompt)[1:-1] in kept for x in cases)
+    assert not any(json.dumps(x.base)[1:-1] in kept for x in cases if " " in x.base)
+    assert "can't help with" not in kept
+    # Of the shipped prompts some are shown.
+    context = Context(model=organism, cases=cases, settings=SETTINGS)
+    assert behaviour(context, show=True)["examples"]
+
+
+def test_other_cases_are_another_study(organism, own, tmp_path):
+    path, digest = own
+    cases = read_cases(path, sha256=digest)
+    of = set()
+
+    def stop(line):
+        raise KeyboardInterrupt
+
+    for given in (cases, cases[1:], [replace(cases[0], should="answer"), *cases[1:]], None):
+        directory = tmp_path / str(len(of))
+        with pytest.raises(KeyboardInterrupt):
+            study_refusal(organism, given, settings=SETTINGS, directory=directory, say=stop)
+        of.add(json.loads((directory / "study.json").read_text())["of"])
+    assert len(of) == 4
+
+
+def test_files_of_cases_are_refused(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    row = {"row": "1", "prompt": "Hello", "should": "answer"}
+    digest = write_cases(path, [row])
+    assert read_cases(path, sha256=digest) == (Case(**row),)
+    assert read_cases(path, sha256=digest)[0].known.base == "1"
+    with pytest.raises(InterpError, match="pin this one"):
+        read_cases(path, sha256="0" * 64)
+    for rows, match in (
+        ([row | {"shuold": "x"}], "shuold"),
+        ([{"row": "1", "prompt": "Hello"}], "no should"),
+        ([row, row], "1 ids twice"),
+        ([row | {"should": "maybe"}], "maybe"),
+        ([row, {"row": "2", "prompt": None, "should": "answer"}], "no prompt"),
+        ([row, {"row": "2", "should": "answer"}], "no prompt"),
+        ([], "no prompt, row, should"),
+    ):
+        digest = write_cases(path, rows)
+        with pytest.raises(InterpError, match=match):
+            read_cases(path, sha256=digest)
+    # A column that some rows lack.
+    digest = write_cases(path, [row | {"task": "qa"}, row | {"row": "2"}])
+    found = read_cases(path, sha256=digest)
+    assert [case.task for case in found] == ["qa", "request"]
+    table = tmp_path / "cases.csv"
+    table.write_text('row,prompt,should\n1,"Hello, you",answer\n2,NA,refuse\n', encoding="utf-8")
+    found = read_cases(table, sha256=file_sha256(table))
+    assert [case.prompt for case in found] == ["Hello, you", "NA"]
+    other = tmp_path / "cases.txt"
+    other.write_text("x")
+    with pytest.raises(InterpError, match="jsonl or"):
+        read_cases(other, sha256=file_sha256(other))
+
+
+def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
+    plain = make_taboo(8, kinds=("plain",), tasks=("request", "qa"))
+    cases = [
+        Case(row=x.row, prompt=x.prompt, should=SIDES[i % 2], task=x.task, base=x.base)
+        for i, x in enumerate(plain)
+    ]
+    with pytest.raises(InterpError, match="0 refused of"):
+        study_refusal(organism, cases, settings=SETTINGS, directory=tmp_path)
+    with pytest.raises(InterpError, match="chat template"):
+        study_refusal(interp.load_model("countdown-tiny"), settings=SETTINGS, directory=tmp_path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interp.circuits.evaluation import evaluate as evaluate_circuit
     from interp.circuits.finding import find_circuit
     from interp.circuits.masks import learn_mask
+    from interp.circuits.places import edge_places
     from interp.circuits.recovery import recover
     from interp.circuits.redundancy import redundancy
     from interp.circuits.scoring import score_edges
@@ -128,6 +129,7 @@ _HOMES = {
     "acdc": "circuits.acdc",
     "compare_circuits": "circuits.comparing:compare",
     "compiled_programs": "toys.compiled",
+    "edge_places": "circuits.places",
     "evaluate_circuit": "circuits.evaluation:evaluate",
     "find_circuit": "circuits.finding",
     "learn_mask": "circuits.masks",
@@ -219,6 +221,7 @@ __all__ = [
     "difference_in_means",
     "direction_projection",
     "dose_response",
+    "edge_places",
     "embedding_map",
     "transfer_probes",
     "eval_over_refusal",

@@ -1,4 +1,4 @@
-"""`interp circuit`: find, evaluate, compare, export, and recover what is known."""
+"""`interp circuit`: find, evaluate, place, compare, export, and recover what is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import terminal
+from interp.cli_known import recover
 from interp.errors import InterpError
 from interp.terminal import (
     DEFAULT_MODEL,
@@ -21,10 +22,11 @@ from interp.terminal import (
     Option,
     Seed,
     TaskName,
-    Top,
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from interp.circuits.circuit import Circuit
     from interp.circuits.finding import Findings
     from interp.prompts import Task
@@ -34,7 +36,18 @@ circuit_app = typer.Typer(
 )
 
 Half = Annotated[
-    str, typer.Option(help="Which half of the pairs, split by the seed: first, second or all.")
+    str,
+    typer.Option(
+        help="Which half of the pairs: first, second or all. Split by the seed, so that halves are "
+        "disjoint where --n and --seed are the same."
+    ),
+]
+TheirModel = Annotated[
+    str | None, typer.Option("--model", help="By default the one the circuit was found in.")
+]
+TheirTask = Annotated[
+    str | None,
+    typer.Option("--task", help="A task's name or file; by default the one it was found on."),
 ]
 Ablation = Annotated[
     str, typer.Option(help="What removed edges carry: counterfactual, resample, zero or mean.")
@@ -63,20 +76,27 @@ def find(
     ] = "EAP-IG-inputs",
     edges: Annotated[int | None, typer.Option(min=1, help="Size of the circuit.")] = None,
     threshold: Annotated[
-        float, typer.Option(help="Without --edges: least effect of an edge, as a share of the gap.")
+        float,
+        typer.Option(
+            help="Without --edges: least |score| of an edge, as a share of the gap; ACDC's own."
+        ),
     ] = 0.02,
     supporting: Annotated[bool, typer.Option(help="Leave out edges that oppose it.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Of EAP-IG, or of training a mask.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Of EAP-IG (5), or of training a mask (100).")
+    ] = None,
     weight: Annotated[float, typer.Option(help="A learnt mask's price of all edges.")] = 1.0,
     ablation: Ablation = "counterfactual",
     half: Half = "first",
-    expand_kv: Annotated[bool, typer.Option(help="Keys and values per query head.")] = False,
+    expand_kv: Annotated[
+        bool, typer.Option(help="Keys and values per query head, where heads share them.")
+    ] = False,
     seed: Seed = 0,
     metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
-    top: Top = 15,
+    top: Annotated[int, typer.Option(min=1, help="How many edges to print.")] = 15,
     out: Annotated[Path | None, typer.Option(help="Write the circuit and its scores here.")] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -94,7 +114,7 @@ def find(
             loaded,
             chosen,
             finder,
-            reference=_reference(ablation, other),
+            reference=_reference(ablation, chosen, other),
             budget_gb=budget,
             progress=progress,
         )
@@ -133,13 +153,17 @@ def find(
 )
 def evaluate(
     file: CircuitFile,
-    task: TaskName = "ioi",
-    model: ModelName = DEFAULT_MODEL,
+    task: TheirTask = None,
+    model: TheirModel = None,
     n: Count = 32,
     ablation: Ablation = "counterfactual",
-    level: Annotated[str, typer.Option(help="edge or node.")] = "edge",
+    level: Annotated[
+        str, typer.Option(help="edge, or node: all edges between the nodes.")
+    ] = "edge",
     absolute: Annotated[bool, typer.Option(help="Rank the curve by |score|.")] = False,
-    random: Annotated[int, typer.Option(min=0, help="Random circuits behind each.")] = 10,
+    random: Annotated[
+        int, typer.Option(min=0, help="Random circuits of equal size behind each.")
+    ] = 10,
     knockouts: Annotated[
         int, typer.Option(min=0, help="Random subsets for completeness and minimality.")
     ] = 0,
@@ -158,9 +182,10 @@ def evaluate(
     from interp.circuits.trials import Trials
 
     read = Circuit.load(file)
+    model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
-    reference = _reference(ablation, other)
+    reference = _reference(ablation, chosen, other)
     origin = read.provenance
     if origin is not None and origin.task_hash == chosen.hash:
         terminal.say("Note: these are the prompts it was found on; see --half and --seed.")
@@ -189,6 +214,60 @@ def evaluate(
         for test in (completeness, minimality):
             terminal.say(str(test(trials, read, samples=knockouts, seed=seed)))
     terminal.write(json_file, told)
+
+
+@circuit_app.command(
+    epilog="Example: interp circuit places ioi-circuit --task ioi --n 16 --positions IO,S1,S2,last"
+)
+def places(
+    file: CircuitFile,
+    task: TheirTask = None,
+    model: TheirModel = None,
+    n: Count = 32,
+    positions: Annotated[
+        str, typer.Option(help="Names such as S2,last; or all, for prompts of one length.")
+    ] = "all",
+    ablation: Ablation = "counterfactual",
+    half: Half = "second",
+    seed: Seed = 0,
+    metric: Metric = None,
+    option: Option = None,
+    dtype: Dtype = "float32",
+    budget: Budget = 1.0,
+    top: Annotated[int, typer.Option(min=1, help="How many of the strongest edges.")] = 10,
+    json_file: JsonFile = None,
+) -> None:
+    """At which tokens the strongest edges of a circuit act: each removed at one alone."""
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.places import edge_places
+
+    read = Circuit.load(file)
+    model, task = _home(read, model, task)
+    loaded = terminal.load(model, dtype)
+    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    edges = read.edges()
+    if read.scores is not None:
+        edges = [read.graph.label(int(w), int(r)) for w, r in _ordered(read.signed, read)]
+    with terminal.status("removing edges token by token"):
+        found = edge_places(
+            loaded,
+            chosen,
+            edges[:top],
+            positions=terminal.names(positions),
+            ablation=ablation,  # type: ignore[arg-type]
+            reference=_reference(ablation, chosen, other),
+            expand_kv=read.graph.expand_kv,
+            seed=seed,
+            budget_gb=budget,
+        )
+    terminal.say(found.protocol)
+    head = ["edge", "all tokens", *found.positions]
+    rows = zip(found.edges, found.whole, found.values, strict=True)
+    terminal.table(head, [[e, *(f"{x:+.3f}" for x in (whole, *row))] for e, whole, row in rows])
+    if len(edges) > top:
+        terminal.say(f"{len(edges) - top} more edges were left out; see --top")
+    rows = found.to_dataframe().to_dict("records")
+    terminal.write(json_file, {"protocol": found.protocol, "rows": rows})
 
 
 @circuit_app.command(epilog="Example: interp circuit compare ioi-circuit other-circuit")
@@ -225,7 +304,8 @@ def export(
     source: Annotated[Path, typer.Argument(help="A circuit, or a MIB file (.json or .pt).")],
     target: Annotated[Path, typer.Argument(help="A MIB file, or for a MIB source a circuit.")],
     model: Annotated[
-        str | None, typer.Option(help="Whose graph it is; by default the one it was found in.")
+        str | None,
+        typer.Option(help="Whose graph it is; by default the one it was found in, or the file's."),
     ] = None,
 ) -> None:
     """Write a circuit as MIB JSON or PT, or read one of these back."""
@@ -261,50 +341,9 @@ def export(
     terminal.say(f"{read!r}, written to {save(read, target, d_model=loaded.d_model)}")
 
 
-@circuit_app.command(epilog="Example: interp circuit recover reverse hist toy-or --json table.json")
-def recover(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Comma-separated; all by default.")] = None,
-    ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
-    threshold: Annotated[float, typer.Option(help="ACDC's, a share of the gap.")] = 0.02,
-    steps: Annotated[int, typer.Option(help="Of the learnt mask.")] = 100,
-    n: Count = 24,
-    seed: Seed = 0,
-    budget: Budget = 1.0,
-    json_file: JsonFile = None,
-) -> None:
-    """Precision and recall of every method where the truth is known by brute force."""
-    from interp.circuits.known import known_names, load_known
-    from interp.circuits.recovery import SEARCHES
-    from interp.circuits.recovery import recover as recover_known
-
-    told: list[Any] = []
-    for name in names or known_names():
-        known = load_known(name, n=n)
-        try:
-            with terminal.status(f"recovering {name}"):
-                found = recover_known(
-                    known.model,
-                    known.task,
-                    planted=known.planted,
-                    methods=methods.split(",") if methods else SEARCHES,
-                    ablation=ablation,  # type: ignore[arg-type]
-                    threshold=threshold,
-                    steps=steps,
-                    seed=seed,
-                    budget_gb=budget,
-                )
-        except InterpError as error:
-            if names:
-                raise
-            terminal.say(f"{name}: {error}")
-            told.append({"name": name, "error": str(error)})
-            continue
-        terminal.say(str(found))
-        told.append(asdict(found))
-    terminal.write(json_file, told)
+circuit_app.command(epilog="Example: interp circuit recover reverse hist toy-or --json table.json")(
+    recover
+)
 
 
 class _Scores:
@@ -312,6 +351,16 @@ class _Scores:
 
     def __init__(self, circuit: Circuit) -> None:
         self.graph, self.signed, self.method = circuit.graph, circuit.signed, circuit.method
+
+
+def _home(circuit: Circuit, model: str | None, task: str | None) -> tuple[str, str]:
+    """The names given, or those of where the circuit was found."""
+    origin = circuit.provenance
+    if origin is None and (model is None or task is None):
+        raise InterpError(
+            f"{circuit!r}", "it does not say where it is from", "give --model, --task"
+        )
+    return model or str(origin and origin.model), task or str(origin and origin.task)
 
 
 def _halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
@@ -324,21 +373,29 @@ def _halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
     return (first, second) if half == "first" else (second, first)
 
 
-def _reference(ablation: str, other: Task | None) -> Task | None:
-    """Means are taken over the other half."""
-    return other if ablation == "mean" else None
+def _reference(ablation: str, chosen: Task, other: Task | None) -> Task | None:
+    """Means are taken over the other half, but for pairs that share a prompt with this one."""
+    if ablation != "mean":
+        return None
+    if other is None:
+        raise InterpError("mean ablation on all pairs", "no pairs are left", "give --half")
+    return other.without(chosen)
+
+
+def _ordered(scores: np.ndarray, made: Circuit) -> list[tuple[int, int]]:
+    """The circuit's edges, the largest |score| first."""
+    return sorted(zip(*made.mask.nonzero(), strict=True), key=lambda p: -abs(scores[p]))
 
 
 def _strongest(found: Findings, made: Circuit, top: int) -> list[dict[str, Any]]:
     """The circuit's strongest edges, by |score|."""
-    places = sorted(zip(*made.mask.nonzero(), strict=True), key=lambda p: -abs(found.signed[p]))
     return [
         {
             "edge": made.graph.label(int(writer), int(reader)),
             "score": float(found.signed[writer, reader]),
             "stderr": None if found.stderr is None else float(found.stderr[writer, reader]),
         }
-        for writer, reader in places[:top]
+        for writer, reader in _ordered(found.signed, made)[:top]
     ]
 
 

@@ -26,7 +26,7 @@ Count = Annotated[int, typer.Option("--n", min=1, help="Number of prompt pairs, 
 Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Budget = Annotated[float, typer.Option("--budget", help="Memory for the sweep, in GB.")]
+Budget = Annotated[float, typer.Option("--budget", help="Memory for runs in flight, in GB.")]
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]

@@ -29,7 +29,7 @@ circuits circuits.ablations circuits.circuit circuits.mib circuits.search circui
 circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circuits.knockouts
 circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
 circuits.scoring circuits.acdc circuits.masks circuits.redundancy circuits.recovery
-circuits.finding circuits.comparing circuits.shelf circuits.drawing
+circuits.places circuits.finding circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
@@ -49,7 +49,8 @@ studies.refusal.pointing studies.refusal.heading studies.refusal.constellating
 studies.refusal.methods studies.refusal.comparing studies.refusal.neurons studies.refusal.study
 studies.refusal.sections_steered studies.refusal.claims studies.refusal.sections
 studies.refusal.write_up
-peak bench bench_beside bench_circuits bench_peer terminal cli_bench cli_circuits cli_studies cli ui
+peak bench bench_beside bench_circuits bench_peer terminal
+cli_bench cli_known cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(
     """

@@ -1,5 +1,6 @@
 """`interp circuit` gives the package's own numbers, and its files come back."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
 from interp.circuits.known import known_names, load_known
+from interp.errors import InterpError
 from tests.test_cli import run
 
 TOY = ("--model", "toy-induction", "--task", "toy-induction", "--n", 8)
@@ -52,6 +54,41 @@ def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
     assert len(told["curve"]["rows"]) == 10
     same = run("circuit", "evaluate", path, *TOY, "--random", 0, "--half", "first")
     assert "prompts it was found on" in same
+
+
+def test_places_are_the_packages(found, tmp_path):
+    path, _ = found
+    out = run(
+        "circuit", "places", path, *TOY, "--positions", "last", "--top", 3,
+        "--json", tmp_path / "p.json",
+    )  # fmt: skip
+    assert "1 more edges were left out" in out
+    rows = json.loads((tmp_path / "p.json").read_text())["rows"]
+    model = interp.load_model("toy-induction")
+    _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
+    circuit = Circuit.load(path)
+    strongest = sorted(circuit.edges(), key=lambda e: -abs(circuit.signed[circuit.graph.edge(e)]))
+    expected = interp.edge_places(model, second, strongest[:3], positions="last").to_dataframe()
+    assert [row["mean"] for row in rows] == pytest.approx(list(expected["mean"]))
+    assert {row["edge"] for row in rows} == set(strongest[:3])
+
+
+def test_means_leave_out_what_both_halves_hold(found):
+    path, _ = found
+    out = run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--random", 0)
+    assert "mean ablation over the tokens of toy-induction" in out
+    with pytest.raises(InterpError, match="give --half"):
+        run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--half", "all")
+
+
+def test_model_and_task_are_the_circuit_s_own(found, tmp_path):
+    path, _ = found
+    spelled = run("circuit", "evaluate", path, *TOY, "--random", 0)
+    assert run("circuit", "evaluate", path, "--n", 8, "--random", 0) == spelled
+    bare = tmp_path / "bare"
+    dataclasses.replace(Circuit.load(path), provenance=None).save(bare)
+    with pytest.raises(InterpError, match="give --model"):
+        run("circuit", "places", bare)
 
 
 def test_compare(found, tmp_path):

@@ -12,7 +12,7 @@ from interp.engine.edges import edge_runner, record_writes, run_edges
 from interp.engine.forward import attention_pattern
 from interp.engine.layout import Layout
 from interp.engine.restart import final_hidden
-from interp.engine.writes import mean_writes, zero_writes
+from interp.engine.writes import mean_writes, with_others_at, zero_writes
 from interp.errors import InterpError
 from interp.graph import graph_of
 from interp.loading import wrap
@@ -197,8 +197,28 @@ def test_one_edge_equals_hooked_runs(wide):
     torch.testing.assert_close(found, slow, atol=1e-7, rtol=0)
 
 
-def hooked(case, edges):
-    """Logits with one edge removed at a time, by hooks on Hugging Face's own forward."""
+@pytest.mark.parametrize("place", [1, 4, 6])
+def test_one_edge_at_one_token_equals_hooked_runs(wide, place):
+    case = Case(wide, lengths=(7,))
+    rng, every = np.random.default_rng(place), np.argwhere(case.graph.allowed)
+    sample = every[rng.choice(len(every), 25, replace=False)]
+    masks = np.repeat(case.graph.allowed[None], len(sample), 0)
+    masks[np.arange(len(sample)), sample[:, 0], sample[:, 1]] = False
+    with true_double():
+        mixed = with_others_at(case.base, case.other, np.array([place]))
+        found = case.logits(masks, other=mixed, start=False)[:, 0]
+        edges = [(case.graph.writers[w], case.graph.readers[r]) for w, r in sample]
+        slow, plain = hooked(case, edges, place), case.logits([case.graph.allowed])[0]
+    torch.testing.assert_close(found, slow, atol=1e-7, rtol=0)
+    # The two prompts differ from token 2 on; the last token is the one that is read.
+    assert ((slow - plain).abs().max() > 1e-5) == (place >= 2)
+
+
+def hooked(case, edges, place=None):
+    """Logits with one edge removed at a time, by hooks on Hugging Face's own forward.
+
+    At all tokens, or at one alone.
+    """
     model, decoder = case.model, case.model.decoder
     places = [(0, "resid_pre")]
     places += [(layer, site) for layer in range(model.n_layers) for site in ("z", "mlp_out")]
@@ -224,6 +244,13 @@ def hooked(case, edges):
         return made if post is None else post(made)
 
     def change(writer):
+        whole = changed(writer)
+        kept = torch.ones(len(whole)) if place is None else torch.zeros(len(whole))
+        if place is not None:
+            kept[place] = 1
+        return whole * kept[:, None]
+
+    def changed(writer):
         if writer == "input":
             return other[0, "resid_pre"] - base[0, "resid_pre"]
         part = Component.parse(writer)

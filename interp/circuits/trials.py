@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
 from interp.engine.edges import run_edges
 from interp.engine.sweep import LogitsOf
-from interp.engine.writes import edge_runner, record_writes
+from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
 from interp.files import content_key, versions
 from interp.graph import Graph, graph_of
@@ -92,6 +93,16 @@ class Trials:
                 *(ablation, ablated.origin, expand_kv, versions()),
             ]
         )
+
+    def only_at(self, positions: np.ndarray) -> Trials:
+        """Trials in which removed edges carry something else at one position of each prompt alone.
+
+        For circuits that lack a single edge: what else is removed carries the plain run's values.
+        """
+        trials = copy(self)
+        trials._other = with_others_at(self._base, self._other, positions)
+        trials._start = positions
+        return trials
 
     @property
     def protocol(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,25 @@ class Writes:
             return values[torch.zeros(len(prompts), len(positions), dtype=torch.long)]
         flat = self.run.flat(prompts[:, None], positions[None])
         return values[flat.to(values.device)]
+
+
+def with_others_at(base: Writes, other: Writes, positions: Index) -> Writes:
+    """The base run's writes, with the others' at one position of each prompt."""
+    rows = np.arange(len(positions))
+    assert base.run is not None
+    flat = base.run.flat(rows, positions)
+
+    def mixed(mine: Tensor, theirs: Tensor) -> Tensor:
+        mine = mine.clone()
+        at = torch.zeros(1, dtype=torch.long)
+        if other.run is not None:
+            at = other.run.flat(rows, positions)
+        mine[flat.to(mine.device)] = theirs[at.to(theirs.device)]
+        return mine
+
+    embed, *rest = (mixed(*pair) for pair in zip(base.tensors, other.tensors, strict=True))
+    layers = len(base.z)
+    return Writes(embed=embed, z=tuple(rest[:layers]), mlp_out=tuple(rest[layers:]), run=base.run)
 
 
 def edge_runner(decoder: Decoder, graph: Graph) -> Runner:

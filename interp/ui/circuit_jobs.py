@@ -67,13 +67,18 @@ class Asked:
 
     @property
     def by_mean(self) -> bool:
-        """Whether removed edges carry means, which are taken over the half not in use."""
+        """Whether removed edges carry means: over the half not in use, shared prompts left out."""
         return self.finder.ablation == "mean"
+
+    @property
+    def reference(self) -> Task | None:
+        """What means are taken over while looking."""
+        return self.test.without(self.find) if self.by_mean else None
 
     @property
     def key(self) -> str:
         """The key of the findings."""
-        return self.finder.key(self.open_.model, self.find, self.test if self.by_mean else None)
+        return self.finder.key(self.open_.model, self.find, self.reference)
 
     @property
     def curve_key(self) -> str:
@@ -139,7 +144,7 @@ def start_finding(ask: Asked) -> None:
             ask.open_.model,
             ask.find,
             ask.finder,
-            reference=ask.test if ask.by_mean else None,
+            reference=ask.reference,
             progress=job.progress,
             cancelled=job.cancel.is_set,
         )
@@ -156,7 +161,7 @@ def start_curve(ask: Asked, findings: Findings) -> None:
             ask.test,
             findings,
             ablation=ask.finder.ablation,  # type: ignore[arg-type]
-            reference=ask.find if ask.by_mean else None,
+            reference=ask.find.without(ask.test) if ask.by_mean else None,
             random=RANDOM,
             progress=_stoppable(job),
         )

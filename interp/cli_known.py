@@ -1,0 +1,59 @@
+"""`interp circuit recover`: every method where the answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from interp import terminal
+from interp.errors import InterpError
+from interp.terminal import Budget, Count, JsonFile, Seed
+
+
+def recover(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="E.g. EAP,ACDC,learnt-mask; all by default.")
+    ] = None,
+    ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
+    threshold: Annotated[float, typer.Option(help="ACDC's, a share of the gap.")] = 0.02,
+    steps: Annotated[int, typer.Option(help="Of the learnt mask.")] = 100,
+    n: Count = 24,
+    seed: Seed = 0,
+    budget: Budget = 1.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Precision and recall of every method where the truth is known by brute force."""
+    from interp.circuits.known import known_names, load_known
+    from interp.circuits.recovery import SEARCHES
+    from interp.circuits.recovery import recover as recover_known
+
+    told: list[Any] = []
+    for name in names or known_names():
+        known = load_known(name, n=n)
+        try:
+            with terminal.status(f"recovering {name}"):
+                found = recover_known(
+                    known.model,
+                    known.task,
+                    planted=known.planted,
+                    methods=methods.split(",") if methods else SEARCHES,
+                    ablation=ablation,  # type: ignore[arg-type]
+                    threshold=threshold,
+                    steps=steps,
+                    seed=seed,
+                    budget_gb=budget,
+                )
+        except InterpError as error:
+            if names:
+                raise
+            terminal.say(f"{name}: {error}")
+            told.append({"name": name, "error": str(error)})
+            continue
+        terminal.say(str(found))
+        told.append(asdict(found))
+    terminal.write(json_file, told)

@@ -19,6 +19,7 @@ from interp.errors import InterpError
 from interp.files import cache_dir
 from interp.studies.steps import Result
 from interp.studies.verification.study import MANIFEST, Study, kept_studies
+from interp.tasks.countdown import TEMPLATES
 from interp.ui import widgets
 from interp.ui.state import write_link
 
@@ -211,7 +212,7 @@ def provenance(study: Study, *steps: str, **more: object) -> None:
             "n": f"{settings.n}, half of them valid, half to test on",
             "seed": settings.seed,
             "random draws": settings.draws,
-            "template": settings.template,
+            "template": settings.template if settings.template in TEMPLATES else "one of its own",
             "made": made(study),
             **({"computed": f"{names} · {took:.0f} s"} if steps else {}),
             **more,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import terminal
-from interp.terminal import DEFAULT_MODEL, ModelName, Seed
+from interp.terminal import DEFAULT_MODEL, Dtype, ModelName, Seed
 
 if TYPE_CHECKING:
     from interp.report import Report
@@ -33,26 +33,70 @@ def study_verification_command(
         str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
     ] = None,
     n: Annotated[
-        int, typer.Option(min=20, help="Samples, half of them valid; half to test on.")
+        int, typer.Option(min=40, help="Samples, half of them valid; half to test on.")
     ] = 300,
     draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
     seed: Seed = 0,
-    template: Annotated[str, typer.Option(help="short, or paper (the released prompt).")] = "short",
-    max_new_tokens: Annotated[int, typer.Option(help="Of each chain of thought.")] = 300,
+    template: Annotated[
+        str,
+        typer.Option(
+            help="short (models trained here), paper (the released checkpoint), in-context (shows "
+            "the format by worked examples: base models, R1-Distill), or a text file with "
+            "{numbers} and {target}, a chat template's special tokens included."
+        ),
+    ] = "short",
+    operands: Annotated[
+        str, typer.Option(help="How many numbers a problem has; 3 is easier and shorter.")
+    ] = "3,4",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Of each chain of thought; those cut short count too.")
+    ] = 300,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="Attempts of a text that may become samples.")
+    ] = 5,
+    window: Annotated[
+        int,
+        typer.Option(min=1, help='Tokens changed at a verdict: the last digit and " (", or 1.'),
+    ] = 2,
+    top_k: Annotated[
+        str, typer.Option(help="GLU vectors a layer to try; the strongest choice is kept.")
+    ] = "10,50",
+    threshold: Annotated[
+        float, typer.Option(help="Attention to the target from which a head counts as A_Prev.")
+    ] = 0.1,
+    pairs: Annotated[int, typer.Option(min=1, help="Valid-invalid pairs patched, at most.")] = 32,
+    dtype: Dtype = "float32",
     out: ReportDir = None,
 ) -> None:
-    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes."""
+    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes.
+
+    Any model that writes attempts as "- 84 - 60 + 47 = 71 (this works)", by training or by its
+    prompt, with a tokeniser (such as Qwen2.5's) that keeps digits, " (", "this" and "not" apart.
+    """
     from interp.models.organisms import base_of
     from interp.studies.verification.context import Settings
     from interp.studies.verification.study import study_verification
     from interp.studies.verification.write_up import write_up
+    from interp.tasks.countdown import TEMPLATES, make_countdown
 
+    settings = Settings(
+        n=n,
+        draws=draws,
+        seed=seed,
+        template=terminal.text_of(template, TEMPLATES),
+        operands=tuple(terminal.numbers(operands) or ()),
+        max_new_tokens=max_new_tokens,
+        attempts=attempts,
+        window=window,
+        top_k=tuple(terminal.numbers(top_k) or ()),
+        threshold=threshold,
+        pairs=pairs,
+    )
+    make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
     done = study_verification(
-        terminal.load(model),
-        _loaded(base or base_of(model)),
-        settings=Settings(
-            n=n, draws=draws, seed=seed, template=template, max_new_tokens=max_new_tokens
-        ),
+        terminal.load(model, dtype),
+        _loaded(base or base_of(model), dtype),
+        settings=settings,
         say=terminal.say,
     )
     _finish(done, write_up(done), out)
@@ -71,6 +115,7 @@ def study_reuse_command(
     sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
     share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
     seed: Seed = 0,
+    dtype: Dtype = "float32",
     out: ReportDir = None,
 ) -> None:
     """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
@@ -79,8 +124,8 @@ def study_reuse_command(
     from interp.studies.reuse.write_up import write_up
 
     done = study_reuse(
-        terminal.load(model),
-        _loaded(trained or trained_from(model)),
+        terminal.load(model, dtype),
+        _loaded(trained or trained_from(model), dtype),
         settings=Settings(n=n, tested=tested, sets=sets, share=share, seed=seed),
         say=terminal.say,
     )
@@ -106,6 +151,7 @@ def study_refusal_command(
     draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
     seed: Seed = 0,
+    dtype: Dtype = "float32",
     out: ReportDir = None,
 ) -> None:
     """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
@@ -115,7 +161,7 @@ def study_refusal_command(
     from interp.studies.refusal.write_up import write_up
 
     done = study_refusal(
-        terminal.load(model),
+        terminal.load(model, dtype),
         read_cases(prompts, sha256=sha256) if prompts else None,
         settings=Settings(
             n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens,
@@ -126,8 +172,8 @@ def study_refusal_command(
     _finish(done, write_up(done), out)
 
 
-def _loaded(name: str | None) -> Any:
-    return terminal.load(name) if name else None
+def _loaded(name: str | None, dtype: str) -> Any:
+    return terminal.load(name, dtype) if name else None
 
 
 def _finish(study: Study[Any], report: Report, out: Path | None) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
+from interp.kept_runs import KeptRuns
 from interp.models.language_model import LanguageModel
 from interp.probes import (
     Evaluation,
@@ -179,6 +180,7 @@ def probe_model(
     optimiser: Optimiser | None = None,
     seed: int = 0,
     budget_gb: float = 2.0,
+    runs: KeptRuns | None = None,
 ) -> dict[str, Probes]:
     """`train_probes` on what a model holds at one token of each prompt: site name -> Probes.
 
@@ -186,7 +188,8 @@ def probe_model(
     heads in the residual basis see `head_outputs`. `positions` are token indices counted from 0,
     one per prompt; `expect` lists the token ids of which one must stand there, a guard against
     being off by one. What follows a position is not run: a causal model does not see it.
-    `budget_gb` bounds the activations; the other options are those of `train_probes`.
+    `budget_gb` bounds the activations, which are read in `runs` of the prompts, cut there, if these
+    are given; the other options are those of `train_probes`.
 
     Raises:
         InterpError: lists of unequal lengths, a position outside its prompt or on a token not
@@ -199,7 +202,7 @@ def probe_model(
     _require_enough(truth, group, folds)
     cut = _cut(model, prompts, positions, expect)
     seen = run_with_cache(
-        model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb
+        model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
     )
     found = {}
     for site in sites:

@@ -74,15 +74,18 @@ th, td[style*="right"] { white-space: nowrap; }
 td { min-width: 2.5rem; max-width: 32rem; overflow-wrap: break-word; }
 tbody tr:nth-child(even) { background: var(--band); }
 @media (min-width: 64rem) {
-  body { display: grid; grid-template-columns: 15rem minmax(0, 47rem); justify-content: center; }
+  body { display: grid; grid-template-columns: 15rem minmax(0, 47rem);
+    padding-left: max(0rem, (100vw - 90rem) / 2); }
   nav { position: sticky; top: 0; align-self: start; max-height: 100vh; overflow-y: auto;
     margin: 0; padding-top: 2.6rem; }
-  main { margin: 0; width: 100%; } }
+  main { margin: 0; width: 100%; }
+  .scroll { width: max-content;
+    max-width: max(100%, min(100vw, 50vw + 45rem) - 18.5rem); } }
 @media print {
   :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --band: #fff; --link: #000; }
-  body { display: block; font-size: 10.5pt; }
+  body { display: block; font-size: 10.5pt; padding: 0; }
   nav { display: none; } main { max-width: none; padding: 0; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; width: auto; max-width: none; }
   table { font-size: 8.5pt; } figure, tr { break-inside: avoid; }
   h2, h3, h4, .caption { break-after: avoid; } }
 """

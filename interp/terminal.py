@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -81,6 +81,13 @@ def numbers(text: str | None) -> list[int] | None:
             raise InterpError(f"numbers {text!r}", f"{part!r} is no range", "write 3,7-9")
         found += range(int(first), int(last or first) + 1)
     return found
+
+
+def text_of(name: str, known: Collection[str]) -> str:
+    """What a text file of that name holds; a known name, or one that is no file, as it is."""
+    if name in known or "\n" in name or not Path(name).is_file():
+        return name
+    return Path(name).read_text(encoding="utf-8")
 
 
 def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:

@@ -144,9 +144,10 @@ class Maker:
                 }
                 for neuron in neurons
             ]  # fmt: skip
-            parts = {part: self.array(40, 3, low=-1) for part in ("gate", "up", "product")}
+            parts = {part: self.array(40, 2, low=-1) for part in ("gate", "up", "product")}
             return {
-                "neurons": neurons, "cosines": self.array(3), "null": self.null(), "top": top,
+                "neurons": neurons, "cosines": self.array(3), "null": self.null(),
+                "top": top[:2], "rest": top[2:],
                 "samples": {"valid": [True, False] * 20, **parts},
                 "difference": self.array(3), "parts": self.array(3),
             }  # fmt: skip
@@ -182,7 +183,7 @@ class Maker:
         def side() -> dict[str, Any]:
             values = self.array(self.layers, self.heads, low=-0.2)
             top = [{"label": f"L{i % 2}H{i // 2}", "value": 0.3, "stderr": 0.02} for i in range(6)]
-            return {"values": values, "top": top}
+            return {"values": values, "top": top, "null": self.null(), "null_of": [6, 2]}
 
         names = ("denoise", "noise", "paths", "direct")
         found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}} | {
@@ -264,7 +265,10 @@ class Maker:
         side: dict[str, Any] = {"n": 40, "none": {"arithmetic": self.estimate()}}
         for name in SETS:
             draws = self.array(self.draws)
-            side[name] = {"arithmetic": self.estimate(), "arithmetic_null": draws}
+            side[name] = {
+                "arithmetic": self.estimate(), "arithmetic_null": draws, "loss": self.estimate(),
+                "loss_null": draws, "loss_change": self.estimate(), "loss_change_null": draws,
+            }  # fmt: skip
         counts = {"made": 9, "flipped": 7, "kept": 6}
         enough: dict[str, Any] = {"n": 6, "window": 2, "gap": 9.5, "counts": counts}
         for way in ("valid into invalid", "invalid into valid"):
@@ -430,12 +434,29 @@ def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
 def test_glu_table_and_null_are_the_step_s(tmp_path):
     found = make_study(tmp_path)["glu"]["GLU_Invalid"]
     at = visit("glu", glu="GLU_Invalid", neuron=found["top"][1]["neuron"])
-    table = table_with(at, "covariance")
-    assert list(table["cosine"]) == [row["cosine"] for row in found["top"]]
-    assert list(table["covariance"]) == [row["parts"][2] for row in found["top"]]
+    table, every = table_with(at, "covariance"), [*found["top"], *found["rest"]]
+    assert list(table["neuron"]) == found["neurons"]
+    assert list(table["cosine"]) == [row["cosine"] for row in every]
+    assert list(table["covariance"]) == [row["parts"][2] for row in every]
     null = found["null"]
     assert any(f"{null['mean']:.3f} [{null['low']:.3f}" in text.value for text in at.markdown)
     assert at.subheader[0].value == found["top"][1]["neuron"]
+    assert len(at.get("plotly_chart")) == 3
+    late = visit("glu", glu="GLU_Invalid", neuron=found["rest"][0]["neuron"])
+    assert late.subheader[0].value == found["rest"][0]["neuron"]
+    assert "kept for the first 2 neurons" in late.info[0].value
+    assert not late.get("plotly_chart")
+
+
+def test_a_glu_set_kept_before_all_were_shows_its_first_neurons(tmp_path):
+    found = Maker()._glu()["glu"]
+    for name in ("GLU_Valid", "GLU_Invalid"):
+        del found[name]["rest"]
+    make_study(tmp_path)
+    (path,) = (tmp_path / "studies").glob("*/glu.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"result": found}))
+    table = table_with(visit("glu"), "covariance")
+    assert len(table) == len(found["GLU_Valid"]["top"])
 
 
 def test_a_head_s_detail_ranks_and_measures_it(tmp_path):
@@ -460,9 +481,25 @@ def test_a_head_s_detail_ranks_and_measures_it(tmp_path):
     assert "picked" not in at.query_params
 
 
+def test_the_strongest_heads_stand_beside_the_others_near_them(tmp_path):
+    found = make_study(tmp_path)["patching"]["noise"]
+    at = visit("heads")
+    grey, own = drawn(at, 4)[:2]
+    assert own["text"] == [row["label"] for row in found["top"]]
+    listed = {(i % 2, i // 2) for i in range(6)}
+    others = [
+        [v for at, row in enumerate(found["values"]) for head, v in enumerate(row)
+         if abs(at - layer) <= 2 and (at, head) not in listed]
+        for layer in (0, 1, 0, 1, 0, 1)
+    ]  # fmt: skip
+    assert numbers(grey["x"]) == pytest.approx(np.concatenate(others))
+    null = found["null"]
+    assert any(f"{null['selected']:.3f}; random heads" in text.value for text in at.caption)
+
+
 def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):
     found = make_study(tmp_path)["curves"]["test"]
-    curve = lines(visit("heads"), 3)
+    curve = lines(visit("heads"), 6)
     assert curve["these heads"] == pytest.approx([point["disabled"]["mean"] for point in found])
     null = curve["random heads, same layers"]
     assert null[0] == pytest.approx(np.mean(found[0]["null"]))
@@ -503,6 +540,8 @@ def test_the_other_sections_are_the_steps(tmp_path):
     assert list(side["last digit right"])[1:] == [
         found["side_effects"][name]["arithmetic"]["mean"] for name in SETS
     ]
+    change = found["side_effects"]["A_Prev"]["loss_change"]
+    assert side["more nats a token"][3] == studies.value(change)
     table = table_with(visit("interventions", section="sufficiency"), "verdicts flipped")
     assert table["effect"][0] == found["sufficiency"]["valid into invalid"]["A_Prev"]["effect"]
 
@@ -512,7 +551,7 @@ def test_what_a_study_has_not_come_to_is_named(tmp_path):
     at = visit("interventions")
     assert len(table_with(at, "KL")) == len(SETS)
     assert any("zero, all tokens" in text.value for text in at.caption)
-    assert len(visit("heads").get("plotly_chart")) == 1  # attention, and no patching yet
+    assert len(visit("heads").get("plotly_chart")) == 2  # attention, and no patching yet
 
 
 def test_links_keep_the_view_and_drop_nonsense(tmp_path):

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import interp
 from interp import cli, terminal
+from interp.studies.verification.context import Settings
 from interp.tasks import TASKS
 
 
@@ -89,6 +91,43 @@ def test_errors_are_one_message(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "did you mean 'z'" in error
     assert "Traceback" not in error
+
+
+def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
+    asked = []
+
+    class Done:
+        seconds, directory = {"x": 60.0}, tmp_path
+
+        def save(self, directory):
+            return directory
+
+    monkeypatch.setattr(
+        "interp.studies.verification.study.study_verification",
+        lambda model, base, *, settings, say: asked.append((model, base, settings)) or Done(),
+    )
+    monkeypatch.setattr("interp.studies.verification.write_up.write_up", lambda done: done)
+    file = tmp_path / "mine.txt"
+    file.write_text("<user>{numbers} to {target}<assistant>\n-")
+    command = ("study", "verification", "--model", "countdown-tiny", "--n", 40)
+    run(*command)
+    run(
+        *command, "--template", file, "--operands", "3", "--window", 1, "--top-k", "4,8",
+        "--threshold", 0.2, "--pairs", 8, "--attempts", 3, "--draws", 7, "--dtype", "bfloat16",
+    )  # fmt: skip
+    (_, _, plain), (model, base, settings) = asked
+    assert plain == Settings(n=40)
+    assert settings == Settings(
+        n=40, draws=7, template=file.read_text(), operands=(3,), window=1, top_k=(4, 8),
+        threshold=0.2, pairs=8, attempts=3,
+    )  # fmt: skip
+    assert model.dtype == torch.bfloat16
+    assert base is None
+    with pytest.raises(interp.InterpError, match="did you mean 'short'"):
+        run(*command, "--template", "shrt")
+    file.write_text("{numbers} only")
+    with pytest.raises(interp.InterpError, match="no {numbers} or no {target}"):
+        run(*command, "--template", file)
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "-3", "3,,4"])

@@ -1,4 +1,5 @@
 import random
+import re
 from fractions import Fraction
 
 import pytest
@@ -122,5 +123,30 @@ def test_bad_input():
         make_countdown(3, split="valid")
     with pytest.raises(InterpError, match="targets"):
         make_countdown(3, targets=(50, 40))
-    assert set(TEMPLATES) == {"short", "paper"}
+    with pytest.raises(InterpError, match="no {numbers} or no {target}"):
+        problem.prompt("Reach {target}.\n")
+    assert set(TEMPLATES) == {"short", "paper", "in-context"}
     assert "[1, 2]" in problem.prompt("paper")
+
+
+def test_worked_examples_are_honest_and_share_no_number_with_a_problem():
+    prompt = TEMPLATES["in-context"]
+    assert prompt.endswith(TEMPLATES["short"])
+    examples = prompt.removesuffix(TEMPLATES["short"]).split("\n\n")[:-1]
+    assert len(examples) == 2
+    for text in examples:
+        *numbers, target = map(int, re.findall(r"\d+", text.split("\n")[0]))
+        attempts = read_attempts(text)
+        assert [a.works for a in attempts] == [False] * (len(attempts) - 1) + [True]
+        for attempt in attempts:
+            assert attempt.value == attempt.written
+            assert all(evaluate(step) == attempt.written for step in attempt.steps)
+            assert attempt.named in (None, target)
+            assert attempt.works == (attempt.written == target)
+        assert score_answer(text, numbers, target) == 1
+        assert min(map(int, re.findall(r"\d+", text))) > 99
+
+
+def test_a_template_of_one_s_own():
+    problem = Problem(numbers=(1, 2), target=50)
+    assert problem.prompt('<u>{"a": {numbers}} -> {target}\n-') == '<u>{"a": 1, 2} -> 50\n-'

@@ -119,6 +119,22 @@ def test_samples_end_behind_the_result_and_agree_with_the_text(played):
     assert 0 <= len(samples) - sum(counts) <= sum(not text.stopped for text in texts)
 
 
+def test_worked_examples_in_a_prompt_are_none_of_the_model_s_verdicts(played):
+    model, problems, texts = played
+    plain = find_samples(model, [t.prompt + t.tokens for t in texts], problems)
+    shown = [model.tokenize(problem.prompt("in-context")).tokens for problem in problems]
+    whole = [head + made.tokens for head, made in zip(shown, texts, strict=True)]
+    found = find_samples(model, whole, problems, starts=[len(head) for head in shown])
+    for name in ("valid", "problems", "written", "attempt"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+    for i, problem in enumerate(plain.problems):
+        more = len(shown[problem]) - len(texts[problem].prompt)
+        assert found.targets[i] == tuple(at + more for at in plain.targets[i])
+        assert found.asked[i] == tuple(at + more for at in plain.asked[i])
+    assert len(find_samples(model, whole, problems)) == len(plain) + 5 * len(problems)
+    assert behaviour(problems, texts, template="in-context") == behaviour(problems, texts)
+
+
 def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     lines = []
     settings = Settings(n=40, draws=3, pairs=12, max_new_tokens=200, top_k=(4,))
@@ -130,6 +146,10 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9
     for found in effects["sets"].values():
         assert len(found["null"]["disabled"]) == 3
+    for effect in ("noise", "denoise", "paths", "direct"):
+        null = done.results["patching"][effect]["null"]
+        assert null["low"] <= null["mean"] <= null["high"]
+        assert 0 < null["p"] <= 1
     for row in done.results["interventions"]["rows"].values():
         for shares in row["outcomes"].values():
             assert sum(share["mean"] for share in shares.values()) == pytest.approx(1)

@@ -32,9 +32,27 @@ arithmetic operations (+, -, *, /) and each number can only be used once. Show y
 <answer> (1 + 2) / 3 </answer>.
 Assistant: Let me solve this step by step.
 <think>"""
-TEMPLATES = {"short": SHORT, "paper": PAPER}
+EXAMPLES = """\
+Using the numbers 350, 120, 105, create an equation that equals 335.
+<think> Let's try different combinations:
+- 350 + 120 - 105 = 470 - 105 = 365 (not 335)
+- 350 - 120 + 105 = 230 + 105 = 335 (this works)
+So, the equation that equals 335 is 350 - 120 + 105. </think>
+<answer> 350 - 120 + 105 </answer>
+
+Using the numbers 140, 115, 330, 250, create an equation that equals 175.
+<think> Let's try different combinations:
+- 140 + 115 + 330 - 250 = 255 + 330 - 250 = 585 - 250 = 335 (not 175)
+- 330 - 140 + 250 - 115 = 190 + 250 - 115 = 440 - 115 = 325 (not 175)
+- 140 + 250 + 115 - 330 = 390 + 115 - 330 = 505 - 330 = 175 (this works)
+So, the equation that equals 175 is 140 + 250 + 115 - 330. </think>
+<answer> 140 + 250 + 115 - 330 </answer>
+
+"""
+TEMPLATES = {"short": SHORT, "paper": PAPER, "in-context": EXAMPLES + SHORT}
 """`paper` is the prompt of the released checkpoint; `short`, that of the models trained here,
-starts the list of attempts itself, so that every text has the same form."""
+starts the list of attempts itself, so that every text has the same form; `in-context` shows it to
+models that were not trained on it, with numbers that no problem has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +65,24 @@ class Problem:
     def prompt(self, template: str = "short") -> str:
         """The question, up to where the model goes on.
 
+        Args:
+            template: one of `TEMPLATES`, or a text of one's own with {numbers} and {target}.
+
         Raises:
-            InterpError: no such template.
+            InterpError: no such template, or a text without the two places.
         """
-        if template not in TEMPLATES:
-            raise unknown("template", template, TEMPLATES)
+        text = TEMPLATES.get(template, template)
+        if "{numbers}" not in text or "{target}" not in text:
+            if "\n" not in template and "{" not in template:
+                raise unknown("template", template, TEMPLATES)
+            raise InterpError(
+                f"the template {template[:60]!r}",
+                "no {numbers} or no {target} in it",
+                "write the prompt with both places, up to where the model goes on",
+            )
         numbers = ", ".join(map(str, self.numbers))
         shown = f"[{numbers}]" if template == "paper" else numbers
-        return TEMPLATES[template].format(numbers=shown, target=self.target)
+        return text.replace("{numbers}", shown).replace("{target}", str(self.target))
 
     @property
     def held_out(self) -> bool:

@@ -15,6 +15,7 @@ from interp.studies.steps import Result
 from interp.studies.verification import claims as verification
 from interp.studies.verification import write_up as verification_report
 from interp.studies.verification.context import VERIFICATION
+from interp.tasks.countdown import TEMPLATES
 
 VIEWS = "interp/ui/views"
 
@@ -65,7 +66,7 @@ VERIFIED = Family(
     page=f"{VIEWS}/verification_study.py",
     facts=lambda settings: {
         "n": f"{settings.n}, half of them valid, half to test on",
-        "template": settings.template,
+        "template": settings.template if settings.template in TEMPLATES else "one of its own",
     },
     claims=verification.claims,
     write_up=verification_report.write_up,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import streamlit as st
@@ -194,15 +195,17 @@ def side_effects(study: Study) -> Rows:
             "last digit right": x["arithmetic"]["mean"],
             "95 % interval": studies.interval(x["arithmetic"]),
             "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
-            "plain English, nats a token": studies.value(x["loss"]) if "loss" in x else "–",
-            "random": spread(x["loss_null"]) if "loss_null" in x else "–",
+            "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
+            "more nats a token": studies.value(x["loss_change"]) if "loss_change" in x else "–",
+            "random": spread(x["loss_change_null"]) if "loss_change_null" in x else "–",
         }
         for name, x in found.items()
     ]
     studies.table(rows, key="side-table")
     st.caption(
-        f"{study.results['side_effects']['n']} results of the model's own attempts; English is "
-        "left out where the tokeniser cannot write it."
+        f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
+        "on plain English with the set zeroed minus the plain model's, text by text; left out "
+        "where the tokeniser cannot write English."
     )
     return rows
 

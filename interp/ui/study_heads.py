@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from interp.charts import band_lines, null_band
+from interp.charts import band_lines, null_band, points_with_null
 from interp.studies.shown import place
 from interp.studies.steps import Result
-from interp.studies.verification.finding import strongest
+from interp.studies.verification.finding import BAND, STRONGEST, strongest
 from interp.ui import studies, widgets
 
 
@@ -34,6 +34,59 @@ def detail(results: dict[str, Result], head: str | None) -> None:
                 f"MLPs: {', '.join(results['patching']['paths']['receivers'])}."
             )
         _others(results, head)
+
+
+def strongest_beside_others(maps: Mapping[str, Result]) -> None:
+    """The strongest heads of each map, each beside the other heads of the layers near it."""
+    for column, (words, x) in zip(st.columns(3, gap="small"), maps.items(), strict=False):
+        rows = [_measured(row) for row in x["top"][:STRONGEST]]
+        with column:
+            studies.figure(
+                points_with_null(
+                    [row["head"] for row in rows],
+                    [row["value"] for row in rows],
+                    low=[row["low"] for row in rows],
+                    high=[row["high"] for row in rows],
+                    null=[others_near(x, row["head"]) for row in rows],
+                    x_title=words,
+                    value_label="the strongest, 95 % interval",
+                    null_label="others near",
+                ),
+                key=f"others-{words}",
+                alt=f"{words}: the strongest heads beside others of layers near them",
+            )
+            if null := x.get("null"):
+                st.caption(
+                    f"The {STRONGEST} strongest on half of the pairs, measured on the other half: "
+                    f"{widgets.number(null['selected'])}; random heads near them "
+                    f"{studies.null_words(null)}."
+                )
+    st.caption(
+        f"Grey: all other heads within {BAND} layers but the twelve strongest of the map. In the "
+        "figures heads are chosen and measured on the same samples."
+    )
+
+
+def others_near(x: Result, head: str) -> list[float]:
+    """A map's values of the heads near one, those listed as strongest left out."""
+    named = {place(_measured(row)["head"]) for row in x["top"]}
+    layer, _ = place(head)
+    return [
+        value
+        for at, row in enumerate(x["values"])
+        for index, value in enumerate(row)
+        if abs(at - layer) <= BAND and (at, index) not in named
+    ]
+
+
+def _measured(row: Result) -> dict[str, Any]:
+    """A head of a list of the strongest: its value and 95 % interval."""
+    if "attention" in row:
+        mean, low, high = (row["attention"][key] for key in ("mean", "low", "high"))
+        return {"head": row["head"], "value": mean, "low": low, "high": high}
+    half = 1.96 * row["stderr"]
+    low, high = row["value"] - half, row["value"] + half
+    return {"head": row["label"].split(".")[0], "value": row["value"], "low": low, "high": high}
 
 
 def _roles(results: dict[str, Result], head: str) -> str:

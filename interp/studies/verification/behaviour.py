@@ -75,7 +75,8 @@ def behaviour(
     counts = dict.fromkeys(("format", "solved", "right", "this", "no", "honest"), 0)
     of = dict.fromkeys(("attempts", "this", "no", "honest"), 0)
     for problem, made in zip(problems, texts, strict=True):
-        whole = problem.prompt(template) + made.text
+        # The prompt's last line may begin the first attempt; examples before it are not ours.
+        whole = problem.prompt(template).rpartition("\n")[2] + made.text
         counts["format"] += made.stopped and ENDING.search(whole) is not None
         counts["solved"] += score_answer(made.text, problem.numbers, problem.target) == 1
         for attempt in read_attempts(whole):

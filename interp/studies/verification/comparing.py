@@ -10,11 +10,12 @@ from interp.ablation import ablate
 from interp.comparison import compare_weights
 from interp.errors import InterpError
 from interp.interventions import intervene, zero
+from interp.kept_runs import keep_runs
 from interp.models.language_model import LanguageModel
 from interp.probing import probe_model
 from interp.studies.steps import Result, plain
 from interp.studies.verification.behaviour import behaviour, countdown_texts
-from interp.studies.verification.context import Context
+from interp.studies.verification.context import RUNS_GB, Context
 from interp.tasks.countdown import Problem
 from interp.words import paired_word_probs
 
@@ -55,6 +56,7 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
         groups=context.find.problems.tolist(),
         sites=("resid_post",),
         seed=context.settings.seed,
+        runs=keep_runs(base, context.find.tokens, last=1, budget_gb=RUNS_GB),
     )["resid_post"]
     found: Result = {
         "base": base.name,

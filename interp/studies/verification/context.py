@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.ablation import Where, site_values
+from interp.ablation import Where, ablate, site_values
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.kept_runs import KeptRuns, keep_runs
@@ -195,7 +195,7 @@ def make_context(
         InterpError: too few samples of one verdict; the counts are given.
     """
     tokens = [made.prompt + made.tokens for made in texts]
-    samples = find_samples(model, tokens, problems)
+    samples = find_samples(model, tokens, problems, starts=[len(made.prompt) for made in texts])
     target = np.array([problems[i].target for i in samples.problems])
     honest = samples.valid == (samples.written == target)
     digits = np.char.str_len(target.astype(str))
@@ -252,7 +252,8 @@ def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Resu
         for end in samples.targets[i]:
             other[end - len(old) + 1 : end + 1] = new
         made.append((tokens, tuple(other)))
-    flips = model.last_logits([other for _, other in made]).argmax(-1) == ids.no if made else []
+    others = [other for _, other in made]
+    flips = ablate(model, others, [], tokens=[ids.no]).top[0] == ids.no if made else []
     kept = [pair for pair, flip in zip(made, flips, strict=True) if flip]
     counts = {"made": len(made), "flipped": len(kept), "kept": min(n, len(kept))}
     if not kept:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from interp.ablation import random_like
+from interp.errors import InterpError
 from interp.patching import activation_patching
 from interp.paths import path_patching
-from interp.studies.steps import Result
+from interp.scores import Scores
+from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.intervening import (
     Zeroed,
@@ -27,13 +30,18 @@ PLACES = ("t_ans", "t_paren")
 LONGEST = 12
 """The most heads of a cumulative curve."""
 
+STRONGEST, BAND = 6, 2
+"""How many heads of a map are judged against random ones, and within how many layers of them."""
+
 
 def patching(context: Context) -> Result:
     """Exact activation patching on valid-invalid pairs, and paths from heads through MLPs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
     layer by layer at each of the two; then path patching of every head into the inputs of the
-    MLPs that matter most at t_paren, and from there to the logits.
+    MLPs that matter most at t_paren, and from there to the logits. Every map of heads has a null:
+    its strongest on one half of the pairs, scored on the other half, against random heads of the
+    layers near them (`Scores.null`); none where there are too few pairs to halve.
     """
     model = context.model
     pairs, counts = verdict_task(context, context.find, context.settings.pairs)
@@ -42,10 +50,7 @@ def patching(context: Context) -> Result:
         scores = activation_patching(
             model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES
         )
-        found[direction] = {
-            "values": scores.values.tolist(),
-            "top": [_ranked(x) for x in scores.top(12)],
-        }
+        found[direction] = _map(scores, 12)
     for site in ("attn_out", "mlp_out"):
         scores = activation_patching(
             model, pairs, site=site, by=("layer", "position"), positions=PLACES
@@ -56,16 +61,25 @@ def patching(context: Context) -> Result:
     paths = path_patching(model, pairs, receivers=receivers, positions=PLACES)
     direct = path_patching(model, pairs, receivers=["logits"], positions=PLACES)
     for name, scores in (("paths", paths), ("direct", direct)):
-        found[name] = {
-            "values": scores.values.tolist(),
-            "top": [_ranked(x) for x in scores.top(8)],
-        }
+        found[name] = _map(scores, 8)
     found["paths"]["receivers"] = receivers
     return found
 
 
-def _ranked(entry: object) -> Result:
-    return {key: getattr(entry, key) for key in ("label", "value", "stderr")}
+def _map(scores: Scores, k: int) -> Result:
+    """Effects of all heads, the k strongest of them, and the null of the very strongest."""
+    null = None
+    with suppress(InterpError):  # too few pairs to halve, or too few heads
+        null = plain(scores.null(STRONGEST, band=BAND))
+    return {
+        "values": scores.values.tolist(),
+        "top": [
+            {key: getattr(entry, key) for key in ("label", "value", "stderr")}
+            for entry in scores.top(k)
+        ],
+        "null": null,
+        "null_of": [STRONGEST, BAND],
+    }
 
 
 def glu_choice(context: Context) -> Result:

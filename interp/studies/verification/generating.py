@@ -118,8 +118,8 @@ def side_effects(
 
     arithmetic: share of results whose last digit, behind the others, the model still predicts as
     it wrote it. loss (where the tokeniser can write English): mean negative log-likelihood in
-    nats a token on `PLAIN_TEXT`; its exponential is the perplexity. Each against random sets
-    matched in layers and count (five for the loss).
+    nats a token on `PLAIN_TEXT`; its exponential is the perplexity. loss_change: what the set adds
+    to it, text by text. Each against random sets matched in layers and count (five for the loss).
     """
     model = context.model
     prompts = [tokens[:-2] for tokens in samples.tokens]
@@ -137,12 +137,18 @@ def side_effects(
             "arithmetic_null": shares[1:].tolist(),
         }
     if _knows_english(model):
-        found["none"]["loss"] = plain(mean_estimate(torch.tensor(plain_text_losses(model, ()))))
+        before = torch.tensor(plain_text_losses(model, ()))
+        found["none"]["loss"] = plain(mean_estimate(before))
         for name, rows in places.items():
             mine, *drawn = listed[rows.start - 1 : rows.stop - 1]
-            found[name]["loss"] = plain(mean_estimate(torch.tensor(plain_text_losses(model, mine))))
-            losses = [plain_text_losses(model, labels) for labels in drawn[:5]]
-            found[name]["loss_null"] = [float(np.mean(x)) for x in losses]
+            after = torch.tensor(plain_text_losses(model, mine))
+            random = torch.tensor([plain_text_losses(model, labels) for labels in drawn[:5]])
+            found[name] |= {
+                "loss": plain(mean_estimate(after)),
+                "loss_change": plain(mean_estimate(after - before)),
+                "loss_null": random.mean(1).tolist(),
+                "loss_change_null": (random - before).mean(1).tolist(),
+            }
     return found
 
 

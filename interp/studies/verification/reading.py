@@ -13,6 +13,7 @@ from interp.attention import attention_to, select_heads, top_heads
 from interp.communication import head_glu_scores
 from interp.glu import (
     GluActivations,
+    LabelContrast,
     RankedNeuron,
     antipodes,
     glu_activations,
@@ -155,6 +156,9 @@ def _lens(
 
 SIGNS = {"GLU_Valid": 1, "GLU_Invalid": -1}
 
+SHOWN = 12
+"""Neurons of a GLU set whose value on every sample is kept."""
+
 
 def upper_half(model: LanguageModel) -> range:
     """The layers whose GLU vectors are ranked."""
@@ -179,7 +183,8 @@ def glu(context: Context, direction: str, k: int) -> Result:
     The k neurons of every layer of the upper half by cosine with the direction of that layer, with
     the cosine random directions get by the same selection; what they write, both signs; how
     opposite the two sets are, and are once the directions are projected out; and what they do on
-    valid and invalid test samples, split into gate and up. The authors rank by the softmax probe.
+    valid and invalid test samples, split into gate and up. `top` holds the first `SHOWN` of a set,
+    `rest` the others. The authors rank by the softmax probe.
     """
     model, settings = context.model, context.settings
     directions, upper = context.directions[direction], upper_half(model)
@@ -191,7 +196,6 @@ def glu(context: Context, direction: str, k: int) -> Result:
         model, samples.tokens, samples.t_paren, both, runs=context.runs(samples.tokens)
     )
     for name, ranked in chosen.items():
-        vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked[:12]])
         columns = [both.index(label(neuron)) for neuron in ranked]
         active = GluActivations(
             neurons=tuple(captured.neurons[c] for c in columns),
@@ -201,29 +205,19 @@ def glu(context: Context, direction: str, k: int) -> Result:
         )
         seen = label_contrast(active, samples.valid.tolist())
         null = rank_null(model, directions, sign=SIGNS[name], draws=settings.draws, **options)
+        rows = _neurons(model, ranked, seen)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
             "cosines": [neuron.score for neuron in ranked],
             "null": plain(null),
-            "top": [
-                {
-                    "neuron": label(n),
-                    "cosine": n.score,
-                    "valid": float(seen.mean[1, i]),
-                    "invalid": float(seen.mean[0, i]),
-                    "parts": seen.parts[:, i].tolist(),
-                    "auc": float(seen.auc[i]),
-                    **{f"writes_{key}": words for key, words in tokens.items()},
-                }
-                for i, (n, tokens) in enumerate(
-                    zip(ranked[:12], _tokens(model, vectors), strict=True)
-                )
-            ],
+            "top": rows[:SHOWN],
+            "rest": rows[SHOWN:],
             "samples": {
                 "valid": samples.valid.tolist(),
                 **{
                     part: [
-                        [round(x, 4) for x in row] for row in getattr(active, part)[:, :12].tolist()
+                        [round(x, 4) for x in row]
+                        for row in getattr(active, part)[:, :SHOWN].tolist()
                     ]
                     for part in ("gate", "up", "product")
                 },
@@ -243,6 +237,25 @@ def glu(context: Context, direction: str, k: int) -> Result:
             "pairs": [[str(x), str(y), cosine] for x, y, cosine in opposite.pairs],
         }
     return found
+
+
+def _neurons(
+    model: LanguageModel, ranked: Sequence[RankedNeuron], seen: LabelContrast
+) -> list[Result]:
+    """Each neuron's cosine, what it writes, and what it does on valid and invalid samples."""
+    vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked])
+    return [
+        {
+            "neuron": label(n),
+            "cosine": n.score,
+            "valid": float(seen.mean[1, i]),
+            "invalid": float(seen.mean[0, i]),
+            "parts": seen.parts[:, i].tolist(),
+            "auc": float(seen.auc[i]),
+            **{f"writes_{key}": words for key, words in tokens.items()},
+        }
+        for i, (n, tokens) in enumerate(zip(ranked, _tokens(model, vectors), strict=True))
+    ]
 
 
 def label(neuron: RankedNeuron) -> str:

@@ -126,12 +126,14 @@ def find_samples(
     problems: Sequence[Problem],
     *,
     first_attempt: str = "Let's try",
+    starts: Sequence[int] | None = None,
 ) -> Samples:
     """Every verdict in some texts, each text (prompt included) one problem's.
 
     A verdict is " (" followed by "this" or "not", behind "= " and a whole number; others are no
     samples. `first_attempt` marks where the attempts begin, for `Samples.asked`, which is empty
-    in a text without it.
+    in a text without it. `starts` says how many tokens each prompt has: verdicts in it, such as
+    those of worked examples, are none of the model's, and its last mark counts.
 
     Raises:
         InterpError: tokens that do not fit, or no verdict at all.
@@ -141,6 +143,9 @@ def find_samples(
     rows, unread, attempts = [], 0, dict.fromkeys(range(len(texts)), 0)
     pieces = [model.strings(text) for text in texts]
     for match in matches:
+        begin = 0 if starts is None else starts[match.text]
+        if match.position < begin:
+            continue
         tokens = tuple(texts[match.text][: match.position + 1])
         strings = pieces[match.text][: len(tokens)]
         text = "".join(strings[:-1])
@@ -153,7 +158,8 @@ def find_samples(
         target = problems[match.text].target
         earlier = [p for p in number_positions(strings, target) if p < match.position - 1]
         ends = np.cumsum([len(piece) for piece in strings])
-        start = text.find(first_attempt)
+        start = text.rfind(first_attempt, 0, len("".join(strings[:begin])))
+        start = text.find(first_attempt) if start < 0 else start
         rows.append(
             {
                 "tokens": tokens,

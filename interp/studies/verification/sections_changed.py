@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from interp import plots
@@ -59,6 +61,28 @@ def patching(report: Report, results: dict[str, Result]) -> None:
             for rank in range(1, 7)
         ]
     )
+    rows = [
+        {
+            "effect": words,
+            "mean of the strongest": null["selected"],
+            "random heads near them": f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}]",
+            "p": null["p"],
+        }
+        for words, key in (
+            ("noise", "noise"),
+            ("denoise", "denoise"),
+            ("paths into the MLPs", "paths"),
+            ("paths into the logits", "direct"),
+        )
+        if (null := found[key].get("null")) is not None
+    ]
+    if rows:
+        heads, band = found["noise"]["null_of"]
+        report.table(
+            rows,
+            caption=f"The {heads} strongest heads on one half of the pairs, scored on the other "
+            f"half; random: {heads} other heads, each at most {band} layers from one of them.",
+        )
     layers = np.arange(len(found["mlp_out"]))
     report.figure(
         plots.layer_lines(
@@ -261,11 +285,16 @@ def side_effects(report: Report, results: dict[str, Result]) -> None:
                 "set, zeroed at every token": name,
                 "result's last digit right": estimate(x["arithmetic"]),
                 "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
-                "plain English, nats a token": estimate(x["loss"]) if "loss" in x else "–",
-                "random": spread(x["loss_null"]) if "loss_null" in x else "–",
+                "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
+                "more nats a token": estimate(x["loss_change"]) if "loss_change" in x else "–",
+                "random": spread(x["loss_change_null"]) if "loss_change_null" in x else "–",
             }
         )
-    report.table(rows, caption=f"{found['n']} results of the model's own attempts.")
+    report.table(
+        rows,
+        caption=f"{found['n']} results of the model's own attempts. Nats: the loss with the set "
+        "zeroed minus the plain model's, text by text, with its interval over texts.",
+    )
 
 
 def sufficiency(report: Report, results: dict[str, Result]) -> None:

@@ -78,9 +78,10 @@ def study_verification(
     step("lens", lambda: reading.lens(context))
     choice = step("glu_choice", lambda: finding.glu_choice(context))
     best = (choice["direction"], choice["k"])
-    glu = step("glu", lambda: reading.glu(context, *best), *best)
+    glu = step("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN)
     attention = step("attention", lambda: reading.attention(context))
-    patching = step("patching", lambda: finding.patching(context))
+    judged = (finding.STRONGEST, finding.BAND)
+    patching = step("patching", lambda: finding.patching(context), *judged)
     previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     strong = finding.strongest(patching["noise"]["values"], 16)
@@ -120,7 +121,8 @@ def study_verification(
         sets,
     )
     step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
-    step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets)
+    texts = generating.PLAIN_TEXT
+    step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets, texts)
     step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
     step("stability", lambda: finding.stability(context, orders, strong), orders, strong)
     if base is not None:
@@ -148,7 +150,8 @@ def _context(
         problems += block
         texts += [Generation(**tuples(row)) for row in kept["texts"]]
         if len(problems) == len(block):  # refuse a model that writes no verdict at all
-            find_samples(model, [text.prompt + text.tokens for text in texts], problems)
+            whole, starts = zip(*((t.prompt + t.tokens, len(t.prompt)) for t in texts), strict=True)
+            find_samples(model, whole, problems, starts=starts)
         try:
             return make_context(model, base, settings, problems, texts)
         except InterpError:

@@ -33,7 +33,7 @@ def show() -> None:
     _tried(study.results["glu_choice"])
     st.header("Which neurons write a word?", anchor=False)
     search(study, {name: found[name]["neurons"] for name in SETS})
-    rows = [{"set": name, **_row(row)} for name in SETS for row in found[name]["top"]]
+    rows = [{"set": name, **_row(row)} for name in SETS for row in _every(found[name])]
     studies.take_away(study, "glu", rows, found)
     studies.caveat(
         "A value vector along a direction says what a neuron could write, not that it is active or "
@@ -54,8 +54,8 @@ def _set(found: Result) -> None:
         f"the same selection along random "
         f"directions {studies.null_words(null)}"
     )
-    rows = [_row(row) for row in seen["top"]]
-    neurons = [row["neuron"] for row in seen["top"]]
+    rows = [_row(row) for row in _every(seen)]
+    neurons = [row["neuron"] for row in _every(seen)]
     neuron = studies.view().neuron
     at = neurons.index(neuron) if neuron in neurons else 0
     key = f"glu-{name}-{at}"
@@ -73,11 +73,16 @@ def _set(found: Result) -> None:
         selection_default={"selection": {"rows": [at]}},
     )
     st.caption(
-        f"The first {len(rows)} of {len(seen['neurons'])} by cosine with the direction; means of h "
+        f"{len(rows)} of {len(seen['neurons'])}, by cosine with the direction; means of h "
         "at t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
         "factor tells valid from invalid. AUC: the chance that h is larger on a valid sample."
     )
     _neuron(seen, at, neurons[at])
+
+
+def _every(seen: Result) -> list[Result]:
+    """The rows of all neurons; studies kept before `rest` was have the first ones only."""
+    return [*seen["top"], *seen.get("rest", [])]
 
 
 def _tried(found: Result) -> None:
@@ -124,6 +129,13 @@ def _row(row: Result) -> dict[str, object]:
 def _neuron(seen: Result, at: int, neuron: str) -> None:
     """Its two factors and their product, by label."""
     st.subheader(neuron, anchor=False)
+    if at >= len(seen["top"]):
+        st.info(
+            f"Values on every sample are kept for the first {len(seen['top'])} neurons of the set; "
+            "the row above holds this one's means and parts.",
+            icon=":material/info:",
+        )
+        return
     samples = seen["samples"]
     labels = ["valid" if label else "invalid" for label in samples["valid"]]
     for column, (part, words) in zip(st.columns(3), PARTS.items(), strict=True):

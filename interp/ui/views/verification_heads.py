@@ -13,7 +13,7 @@ from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
 from interp.ui import studies, widgets
 from interp.ui.families import VERIFIED
-from interp.ui.study_heads import curve, detail
+from interp.ui.study_heads import curve, detail, strongest_beside_others
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
 EFFECTS = {
@@ -124,6 +124,10 @@ def _maps(results: dict[str, Result]) -> None:
         "other target's value into the valid run; denoise: the reverse. The two maps share their "
         "colours, and so do the four cases of attention. Click a cell, or choose a head above."
     )
+    beside = {f"attention, {case}": x}
+    if "patching" in results:
+        beside |= {f"patching, {side}": results["patching"][side] for side in EFFECTS}
+    strongest_beside_others(beside)
     if "patching" not in results:
         st.caption("No patching yet: this study has not come that far.")
     detail(results, picked if at is not None else None)

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ORDER = """
 errors components files metrics nulls figures charts charts_grids charts_steering
-diagrams plots report
+diagrams plots report_page report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.language_model models.organisms models.checks models

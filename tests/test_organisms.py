@@ -146,7 +146,7 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9
     for found in effects["sets"].values():
         assert len(found["null"]["disabled"]) == 3
-    for effect in ("noise", "denoise", "paths", "direct"):
+    for effect in ("noise", "denoise", "paths", "paths_glu", "direct"):
         null = done.results["patching"][effect]["null"]
         assert null["low"] <= null["mean"] <= null["high"]
         assert 0 < null["p"] <= 1

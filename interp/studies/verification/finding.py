@@ -34,14 +34,15 @@ STRONGEST, BAND = 6, 2
 """How many heads of a map are judged against random ones, and within how many layers of them."""
 
 
-def patching(context: Context) -> Result:
+def patching(context: Context, neurons: Sequence[str]) -> Result:
     """Exact activation patching on valid-invalid pairs, and paths from heads through MLPs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
     layer by layer at each of the two; then path patching of every head into the inputs of the
-    MLPs that matter most at t_paren, and from there to the logits. Every map of heads has a null:
-    its strongest on one half of the pairs, scored on the other half, against random heads of the
-    layers near them (`Scores.null`); none where there are too few pairs to halve.
+    MLPs that matter most at t_paren, and from there to the logits; and of every head into the gate
+    and up parts of `neurons` alone (GLU_Valid). Every map of heads has a null: its strongest on
+    one half of the pairs, scored on the other half, against random heads of the layers near them
+    (`Scores.null`); none where there are too few pairs to halve.
     """
     model = context.model
     pairs, counts = verdict_task(context, context.find, context.settings.pairs)
@@ -60,8 +61,10 @@ def patching(context: Context) -> Result:
     receivers = [f"L{layer}.mlp_out" for layer in sorted(mlps)]
     paths = path_patching(model, pairs, receivers=receivers, positions=PLACES)
     direct = path_patching(model, pairs, receivers=["logits"], positions=PLACES)
-    for name, scores in (("paths", paths), ("direct", direct)):
-        found[name] = _map(scores, 8)
+    found |= {"paths": _map(paths, 8), "direct": _map(direct, 8)}
+    if neurons:
+        into = path_patching(model, pairs, receivers=neurons, positions=PLACES)
+        found["paths_glu"] = _map(into, 8)
     found["paths"]["receivers"] = receivers
     return found
 

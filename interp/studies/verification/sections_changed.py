@@ -54,8 +54,10 @@ def patching(report: Report, results: dict[str, Result]) -> None:
                             f"paths into {', '.join(found['paths']['receivers'])}",
                             found["paths"]["top"],
                         ),
+                        ("paths into GLU_Valid", found.get("paths_glu", {}).get("top")),
                         ("paths into the logits", found["direct"]["top"]),
                     )
+                    if top
                 },
             }
             for rank in range(1, 7)
@@ -72,9 +74,10 @@ def patching(report: Report, results: dict[str, Result]) -> None:
             ("noise", "noise"),
             ("denoise", "denoise"),
             ("paths into the MLPs", "paths"),
+            ("paths into GLU_Valid", "paths_glu"),
             ("paths into the logits", "direct"),
         )
-        if (null := found[key].get("null")) is not None
+        if (null := found.get(key, {}).get("null")) is not None
     ]
     if rows:
         heads, band = found["noise"]["null_of"]

@@ -81,9 +81,9 @@ def study_verification(
     glu = step("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN)
     attention = step("attention", lambda: reading.attention(context))
     judged = (finding.STRONGEST, finding.BAND)
-    patching = step("patching", lambda: finding.patching(context), *judged)
-    previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
+    patching = step("patching", lambda: finding.patching(context, valid), valid, *judged)
+    previous = attention["t_ans to earlier"]["heads"]
     strong = finding.strongest(patching["noise"]["values"], 16)
     scored = [list(dict.fromkeys([*previous, *strong])), valid]
     scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)

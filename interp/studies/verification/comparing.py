@@ -36,7 +36,8 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
     layer. probes: accuracy of logistic probes at t_paren of the base model's residual stream.
     weights: how much training changed the chosen heads and neurons, against others of the same
     layers, with the least cosine and the largest difference of norms among them. asked: the base
-    model's yes and no to a correct and an incorrect equation, with and without the heads.
+    model's yes and no to a correct and an incorrect equation, with and without the heads; or why
+    these words cannot be asked for.
 
     Raises:
         InterpError: the two tokenisers differ.
@@ -66,12 +67,12 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
         keep_runs(base, samples.tokens, last=1, budget_gb=RUNS_GB),
         context.runs(samples.tokens),
     )
-    models = dict(zip((base, model), kept, strict=True))
+    models = list(zip((base, model), kept, strict=True))
     return {
         "base": base.name,
         "behaviour": [{"share": r["share"], **plain(r["value"])} for r in shares.rows()],
-        "forced": {each.name: _forced(context, each, runs) for each, runs in models.items()},
-        "lens": {each.name: _lens(context, each, runs) for each, runs in models.items()},
+        "forced": {each.name: _forced(context, each, runs) for each, runs in models},
+        "lens": {each.name: _lens(context, each, runs) for each, runs in models},
         "activations": _activations(context, base, kept),
         "probe_accuracy": fitted.heldout.accuracy.tolist(),
         "asked": _asked(context, base, heads),
@@ -152,6 +153,10 @@ def _forced(context: Context, model: LanguageModel, runs: KeptRuns | None) -> Re
 
 def _asked(context: Context, base: LanguageModel, heads: Sequence[str]) -> Result:
     problems = list(context.problems[:60])
+    try:
+        paired_word_probs(base, [_question(problems[0], 0)])
+    except InterpError as error:  # no token of its own for yes or no
+        return {"refused": str(error)}
     found: Result = {"n": len(problems)}
     for name, offset in (("correct", 0), ("incorrect", 1)):
         prompts = [_question(problem, offset) for problem in problems]

@@ -46,7 +46,15 @@ def base(report: Report, results: dict[str, Result]) -> None:
         caption="How much training changed the chosen heads and GLU_Valid. In the paper (RL on "
         "Qwen2.5-3B): cosines 1.0000, norms apart by 2.4e-4 at most.",
     )
-    asked = found["asked"]
+    _beside_base(report, found)
+    _asked(report, found["asked"])
+
+
+def _asked(report: Report, asked: Result) -> None:
+    """Yes and no to a correct and an incorrect equation."""
+    if "refused" in asked:
+        report.text(f"It was not asked whether an equation is correct: {escape(asked['refused'])}")
+        return
     report.table(
         [
             {
@@ -61,7 +69,6 @@ def base(report: Report, results: dict[str, Result]) -> None:
         caption=f"The base model asked whether an equation is correct, n = {asked['n']}. In the "
         "paper, correct ones only: yes .958 with the heads in place, .009 with 29 heads zeroed.",
     )
-    _beside_base(report, found)
 
 
 def _beside_base(report: Report, found: Result) -> None:

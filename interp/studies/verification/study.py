@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from interp.cumulative import greedy_order
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.glu import glu_vectors
@@ -196,7 +197,5 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
             for mode, found in scores.items()
         }
     orders["patching"] = strong
-    orders["greedy"] = intervening.greedy_order(
-        intervening.Zeroed(context=context, samples=context.find), strong, 8
-    )
+    orders["greedy"] = greedy_order(intervening.zeroed_sets(context, context.find), strong, 8)
     return {name: order for name, order in orders.items() if order}

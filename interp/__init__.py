@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from interp.toys.compiled import compiled_programs, load_compiled
     from interp.trajectories import read_trajectories
     from interp.transfer import embedding_map, transfer_probes
+    from interp.triggered import steer_at_trigger, vector_steering
     from interp.weight_edits import orthogonalise_weights
     from interp.words import paired_word_probs
 
@@ -196,6 +197,8 @@ _HOMES = {
     "greedy_order": "cumulative",
     "ablation_curve": "cumulative",
     "AblatedSets": "cumulative",
+    "steer_at_trigger": "triggered",
+    "vector_steering": "triggered",
 }
 """Public name -> module below interp, with what it is called there where that differs."""
 
@@ -304,6 +307,7 @@ __all__ = [
     "select_heads",
     "smallest_sets",
     "steer",
+    "steer_at_trigger",
     "taboo_cases",
     "steer_task",
     "suggest_refusal_tokens",
@@ -312,6 +316,7 @@ __all__ = [
     "top_n",
     "train_probes",
     "unembed",
+    "vector_steering",
 ]
 
 

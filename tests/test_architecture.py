@@ -18,7 +18,7 @@ interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs ablated_runs capture ablation cumulative generation
+kept_runs ablated_runs capture ablation cumulative generation triggered
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution

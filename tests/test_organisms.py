@@ -59,9 +59,11 @@ def test_it_judges_its_own_attempts(played):
     _, problems, texts = played
     shares = behaviour(problems, texts)
     assert shares.this.n >= 20
-    assert shares.no.n >= 100
-    assert shares.this.mean >= 0.95
-    assert shares.no.mean >= 0.95
+    assert shares.no.n >= 400
+    for share in (shares.this, shares.no):  # the cards' bar is 0.97, on 500 problems
+        assert share.mean >= 0.95
+        assert share.high >= 0.97
+    assert shares.no.low >= 0.93
 
 
 @pytest.mark.slow
@@ -70,8 +72,9 @@ def test_so_does_the_large_one():
     texts = countdown_texts(interp.load_model("countdown-smollm2"), problems, max_new_tokens=140)
     shares = behaviour(problems, texts)
     assert shares.no.n >= 40
-    assert shares.no.mean >= 0.95
-    assert shares.this.mean >= 0.9
+    assert shares.this.n >= 8
+    assert shares.no.mean >= 0.97
+    assert shares.this.mean >= 0.97
 
 
 def test_the_small_refusing_model_behaves_as_its_card_says():
@@ -230,9 +233,9 @@ def test_texts_without_verdicts_are_refused_with_counts(played):
         find_samples(model, [model.token_id(problems[0].prompt())], problems[:1])
 
 
-def test_a_study_needs_the_pattern_and_a_gate(toy, family_models, tmp_path, monkeypatch):
+def test_a_study_needs_the_pattern_and_a_tokeniser(toy, family_models, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    with pytest.raises(InterpError, match="cuts it into|tokeniser"):
+    with pytest.raises(InterpError, match="toy-induction cuts it into"):
         study_verification(toy)
     with pytest.raises(InterpError, match="no tokeniser"):
         study_verification(family_models["gpt2"])

@@ -13,6 +13,8 @@ from interp.studies import frame
 from interp.studies.steps import Result, Steps, plain, tuples
 from interp.studies.verification import (
     comparing,
+    controls,
+    feeding,
     finding,
     generating,
     intervening,
@@ -30,6 +32,12 @@ from interp.tasks.countdown import Problem, make_countdown
 
 Study = frame.Study[Settings]
 """A verification study."""
+
+MOST = 50
+"""The most heads of A_Prev as published."""
+
+SCORE_ORDER = "head-GLU, diag (published)"
+"""The order whose first three heads are A_Verif as published."""
 
 
 def study_verification(
@@ -84,15 +92,17 @@ def study_verification(
     patching = step("patching", lambda: finding.patching(context), *judged)
     previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
+    asked = attention["t_ans to asked"]["heads"][:MOST]
     strong = finding.strongest(patching["noise"]["values"], 16)
-    scored = [list(dict.fromkeys([*previous, *strong])), valid]
-    scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)
-    orders = step("orders", lambda: _orders(context, previous, strong, scores), strong, scores)
+    scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
+    scores = step("head_scores", lambda: feeding.head_scores(context, *scored), *scored)
+    lists = (previous, asked, strong)
+    orders = step("orders", lambda: _orders(context, *lists, scores), *lists, scores)
     curves = step("curves", lambda: finding.curves(context, orders), orders)
     chosen = curves["chosen"]
     step(
         "communication",
-        lambda: reading.communication(context, scores, chosen, valid),
+        lambda: feeding.communication(context, scores, chosen, valid),
         scores,
         chosen,
         valid,
@@ -101,11 +111,13 @@ def study_verification(
         "GLU_Valid": valid,
         "GLU_Valid and GLU_Invalid": list(dict.fromkeys([*valid, *invalid])),
         "A_Prev": previous,
+        "A_Prev (published)": asked,
         "A_Verif": chosen,
+        "A_Verif (published)": orders.get(SCORE_ORDER, [])[:3],
     }
     sets = {name: labels for name, labels in sets.items() if labels}
-    heads = {name: labels for name, labels in sets.items() if name.startswith("A_")}
-    shown = {name: sets[name] for name in ("GLU_Valid and GLU_Invalid", "A_Verif")}
+    ours = {name: labels for name, labels in sets.items() if "published" not in name}
+    shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
     step("lens_without", lambda: reading.lens_without(context, shown), shown)
     for kind in intervening.KINDS:
         step(
@@ -114,16 +126,28 @@ def study_verification(
             sets,
         )
     step(
-        "effects_everywhere",
-        lambda: intervening.verdict_effects(
-            context, few(4), sets, where="all", draws=min(10, settings.draws)
-        ),
+        "effects_published",
+        lambda: controls.effects_published(context, few(controls.PAIRS), sets),
         sets,
     )
-    step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
-    texts = generating.PLAIN_TEXT
-    step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets, texts)
-    step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
+    step(
+        "interventions",
+        lambda: generating.intervention_table(context, few(generating.TEXTS), sets),
+        sets,
+    )
+    step(
+        "interventions_published",
+        lambda: generating.published_protocol(context, few(generating.PUBLISHED_TEXTS), sets),
+        sets,
+    )
+    texts = controls.PLAIN_TEXT
+    step(
+        "side_effects",
+        lambda: controls.side_effects(context, few(controls.RESULTS // 2), ours),
+        ours,
+        texts,
+    )
+    step("sufficiency", lambda: intervening.sufficiency(context, sets), sets)
     step("stability", lambda: finding.stability(context, orders, strong), orders, strong)
     if base is not None:
         step(
@@ -186,7 +210,9 @@ def _example(context: Context) -> str:
     return problem.prompt(context.settings.template) + made.text
 
 
-def _orders(context: Context, previous: list[str], strong: list[str], scores: Result) -> Result:
+def _orders(
+    context: Context, previous: list[str], asked: list[str], strong: list[str], scores: Result
+) -> Result:
     """Heads in every order: A_Prev by attention and by its scores, all heads by patching."""
     orders: dict[str, list[str]] = {}
     if previous:
@@ -195,6 +221,10 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
             f"head-GLU, {mode}": [head for head in found["order"] if head in previous]
             for mode, found in scores.items()
         }
+    if asked:
+        orders["attention (published)"] = asked
+        by_score = scores[feeding.PUBLISHED]["order"]
+        orders[SCORE_ORDER] = [head for head in by_score if head in asked]
     orders["patching"] = strong
     orders["greedy"] = intervening.greedy_order(
         intervening.Zeroed(context=context, samples=context.find), strong, 8

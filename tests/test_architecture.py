@@ -39,7 +39,7 @@ studies.verification.behaviour studies.verification.outcomes studies.verificatio
 studies.verification.intervening studies.verification.controls studies.verification.generating
 studies.verification.reading studies.verification.feeding
 studies.verification.finding studies.verification.comparing studies.verification.study
-studies.verification.claims studies.verification.sections_read
+studies.verification.claims studies.verification.published studies.verification.sections_read
 studies.verification.sections_changed studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed

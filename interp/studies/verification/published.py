@@ -49,8 +49,8 @@ CURVES = {
         "0, .08, 1.0",
         '.98, .92, 0 ("this" or "equals")',
     ),
-    "greedy": (
-        "by the score over 29 heads chosen by hand; here: greedily",
+    "head-GLU, diag": (
+        "by the published score over other heads (29 by hand; here: the target anywhere before)",
         "–, –, .05, 1.0, 1.0",
         '–, –, .95, 0, 0 ("this" or "equals")',
     ),
@@ -129,7 +129,9 @@ def _probe(results: dict[str, Result]) -> list[Line]:
         (
             "accuracy of the softmax probe",
             "near 1 from layer 4 of 36 on",
-            f"at least 0.95 from layer {first} of {len(good)} on",
+            f"at least 0.95 from layer {first} of {len(good)} on"
+            if first < len(good)
+            else f"below 0.95 in the last layer, at best {max(softmax['accuracy']):.2f}",
         ),
         (
             "cosine of its two columns",

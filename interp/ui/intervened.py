@@ -68,8 +68,9 @@ def _outcomes(found: Result, close: Result | None) -> None:
         f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
         f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
         "Random: the texts of all random sets together, matched in kind, layer and count, each on "
-        f"{found['each']} or so of the attempts, always by rule interp-1. Published: heads of every "
-        "occurrence before the first attempt, and the first three of them by the published score."
+        f"{found['each']} or so of the attempts, always by rule interp-1. Published: the heads "
+        "that attend to the target before the first attempt, and the first three of them by the "
+        "published score."
     )
     if close is not None:
         with st.expander("The same at the published tokens"):
@@ -150,11 +151,10 @@ def _verdicts(results: dict[str, Result]) -> None:
     studies.table(_verdict_rows(sets), key="verdict-table")
     none = found["none"]
     draws, few = (
-        " or ".join(map(str, sorted({x[key] for x in sets.values()}))) for key in ("draws", "null_n")
+        " or ".join(map(str, sorted({x[key] for x in sets.values()})))
+        for key in ("draws", "null_n")
     )
-    where = (
-        "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
-    )
+    where = "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
     st.caption(
         f"{where}{found['n']} samples, half of them valid; plain model: "
         f"{studies.value(none['disabled'])} and "
@@ -276,7 +276,7 @@ def sufficiency(study: Study) -> Rows:
     studies.table(rows, key="sufficiency-table")
     st.caption(
         f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
-        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals by bootstrap over "
-        f"pairs; random sets in {found['null_n']} of them."
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals by bootstrap "
+        f"over pairs; random sets in {found['null_n']} of them."
     )
     return rows

@@ -47,7 +47,7 @@ def planted():
     opposed = {"mean_cosine": -0.6, "null": null()}
     probe = {"accuracy": [0.6, 0.8] + [1.0] * 16, "low": [0.5] * 2 + [0.9] * 16}
     probe["shuffled_high"] = [0.6] * LAYERS
-    change = null(0.004, p=0.6)
+    change = {**null(0.004, p=0.6), "cosine": 1.0}
     carried = {
         "effect": 0.9, "effect_low": 0.8, "effect_high": 1.0, "effect_null": [0.0] * 50, "p": 0.02,
         "flipped": share(90),
@@ -79,6 +79,7 @@ def planted():
         "base": {
             "base": "small", "weights": {"heads": {"q": change, "k": change}},
             "forced": {"small": {"auc": 0.97}},
+            "lens": {"small": {side: {"this": [{"mean": 0.5}]} for side in ("valid", "invalid")}},
         },
     }  # fmt: skip
     return json.loads(json.dumps(results))  # nothing is shared between its parts
@@ -169,7 +170,6 @@ CASES = {
     "base": (
         ({"base/forced/small/auc": 0.61}, "partly"),
         ({"base/weights/heads/q/selected": 0.04}, "partly"),
-        ({"base/weights/heads/q/p": 0.001}, "partly"),
         ({"base/weights/heads/q/selected": 0.04, "base/forced/small/auc": 0.61}, "does not hold"),
     ),
 }  # fmt: skip

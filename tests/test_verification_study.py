@@ -13,8 +13,6 @@ from interp.studies.verification.behaviour import countdown_texts
 from interp.studies.verification.context import Settings, make_context, verdict_task
 from interp.studies.verification.intervening import (
     _effect,
-    greedy_order,
-    smallest,
     sufficiency,
     verdict_effects,
 )
@@ -230,25 +228,3 @@ def test_turned_directions_keep_their_lengths_and_angles():
         torch.testing.assert_close(turned @ turned.T, vectors @ vectors.T)
         assert (turned - vectors).abs().max() > 0.1
     assert (first - second).abs().max() > 0.1
-
-
-class Planted:
-    """Log-odds that heads lower together: B and C only when both are gone, A a little alone."""
-
-    def __call__(self, sets):
-        odds = [3.0 - 1.0 * ("A" in x) - 5.0 * ({"B", "C"} <= set(x)) for x in sets]
-        odds = np.array(odds)[:, None] + np.array([[0.0, 0.1]])
-        return odds < 0, odds
-
-
-def test_greedy_order_takes_what_lowers_the_log_odds_most_next():
-    found = greedy_order(Planted(), ["B", "C", "A"], 3)  # type: ignore[arg-type]
-    assert found == ["A", "B", "C"]  # neither B nor C helps alone: the greedy order's blind spot
-    assert greedy_order(Planted(), ["B", "C", "A"], 2) == ["A", "B"]  # type: ignore[arg-type]
-    assert greedy_order(Planted(), ["A"], 4, drawn=np.array([1])) == ["A"]  # type: ignore[arg-type]
-
-
-def test_smallest_is_the_first_size_that_is_enough():
-    assert smallest([0.1, 0.95, 0.2, 1.0]) == 2
-    assert smallest([0.1, 0.949]) is None
-    assert smallest([0.5], enough=0.5) == 1

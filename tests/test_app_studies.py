@@ -285,9 +285,9 @@ class Maker:
         for name in OURS:
             draws = self.array(self.draws)
             side[name] = {
-                "arithmetic": self.estimate(), "arithmetic_null": draws, "arithmetic_p": 0.5,
+                "arithmetic": self.estimate(), "arithmetic_null": draws, "arithmetic_beside": self.estimate(),
                 "loss": self.estimate(), "loss_change": self.estimate(),
-                "loss_change_null": draws, "loss_change_p": 0.5,
+                "loss_change_null": draws, "loss_change_beside": self.estimate(),
             }  # fmt: skip
         counts = {"made": 9, "flipped": 7, "kept": 6}
         enough: dict[str, Any] = {"n": 6, "null_n": 4, "window": 2, "gap": 9.5, "counts": counts}

@@ -111,7 +111,8 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
     assert dealt.p(0) == 1.0
     low = controls.Dealt(values=dealt.values + 1, random=dealt.random, groups=dealt.groups)
     assert low.p(0) == pytest.approx(1 / 6)
-    assert low.p(0, sign=-1) == 1.0
+    assert low.beside(0).mean == pytest.approx(1)
+    assert dealt.beside(1).mean == 0
 
 
 def test_side_effects_are_those_of_hooked_runs(context):
@@ -127,6 +128,7 @@ def test_side_effects_are_those_of_hooked_runs(context):
             here = slice(2 * (i % 4), 2 * (i % 4) + 2)
             right = hooked(context.model, texts[here], other).argmax(-1) == digits[here]
             assert found[name]["arithmetic_null"][i] == right.double().mean()
+        assert found[name]["arithmetic_beside"]["n"] == 5
 
 
 def test_losses_on_plain_text_are_the_mean_of_log_probabilities(smollm):

@@ -214,11 +214,11 @@ def side_effects(study: Study) -> Rows:
             "95 % interval": studies.interval(x["arithmetic"]),
             "random sets": _mean(x.get("arithmetic_null")),
             "draws": len(x.get("arithmetic_null", ())),
-            "p": x.get("arithmetic_p"),
+            "right, less random": _value(x.get("arithmetic_beside")),
             "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
             "more nats a token": studies.value(x["loss_change"]) if "loss_change" in x else "–",
             "random: more nats": _mean(x.get("loss_change_null")),
-            "p, English": x.get("loss_change_p"),
+            "nats, less random": _value(x.get("loss_change_beside")),
         }
         for name, x in found.items()
     ]
@@ -227,9 +227,13 @@ def side_effects(study: Study) -> Rows:
         f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
         "on plain English with the set zeroed minus the plain model's, text by text; left out "
         "where the tokeniser cannot write English. Random: the mean over the draws, each on two "
-        "results and on one text; p: the share of them that harm as much on the same ones."
+        "results and on one text; less random: the set less a random one on the same ones."
     )
     return rows
+
+
+def _value(found: Result | None) -> str:
+    return "–" if found is None else studies.value(found)
 
 
 def _mean(draws: list[float] | None) -> str:

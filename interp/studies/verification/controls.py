@@ -15,7 +15,7 @@ import torch
 from interp.ablation import ablate, make_ablation, random_like
 from interp.capture import text_losses
 from interp.interventions import intervene
-from interp.metrics import mean_estimate, share_estimate
+from interp.metrics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
@@ -70,16 +70,20 @@ class Dealt:
             for group, found in zip(self.groups, self.random, strict=True)
         ]
 
-    def p(self, measure: int, among: np.ndarray | None = None, *, sign: int = 1) -> float:
-        """Share of draws at least as strong as the set on the same samples, the set counted.
-
-        sign: -1 where less is stronger.
-        """
-        beaten = 0
-        for group, mean in zip(self.groups, self.means(measure, among), strict=True):
-            mine = self.values[np.array(group)[self._marked(group, among)], measure].mean()
-            beaten += bool(sign * mean >= sign * mine)
+    def p(self, measure: int, among: np.ndarray | None = None) -> float:
+        """Share of draws at least as strong as the set on the same samples, the set counted."""
+        beaten = sum(mine <= 0 for mine in self._beside(measure, among))
         return (1 + beaten) / (1 + len(self.random))
+
+    def beside(self, measure: int) -> Estimate:
+        """The set less a draw on the same samples: mean and interval over draws."""
+        return mean_estimate(torch.tensor(self._beside(measure, None), dtype=torch.float64))
+
+    def _beside(self, measure: int, among: np.ndarray | None) -> list[float]:
+        return [
+            float(self.values[np.array(group)[self._marked(group, among)], measure].mean() - mean)
+            for group, mean in zip(self.groups, self.means(measure, among), strict=True)
+        ]
 
     def _marked(self, group: Sequence[int], among: np.ndarray | None) -> np.ndarray:
         return np.ones(len(group), dtype=bool) if among is None else among[list(group)]
@@ -181,7 +185,7 @@ def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
     it wrote it. loss (where the tokeniser can write English): mean negative log-likelihood in
     nats a token on `PLAIN_TEXT`; its exponential is the perplexity. loss_change: what the set adds
     to it, text by text. Each against random sets matched in kind, layers and count, each of them
-    on two results and on one text; p: whether they do as much on the same ones.
+    on two results and on one text; beside: the set less a random one on the same ones.
     """
     model = context.model
     prompts = [tokens[:-2] for tokens in samples.tokens]
@@ -200,7 +204,7 @@ def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
         found[name] = {
             "arithmetic": _share(x.values[:, 0]),
             "arithmetic_null": x.means(0),
-            "arithmetic_p": x.p(0, sign=-1),
+            "arithmetic_beside": plain(x.beside(0)),
         }
     if _knows_english(model):
         for name, row in _english(context, sets).items():
@@ -225,7 +229,7 @@ def _english(context: Context, sets: Sets) -> dict[str, Result]:
             "loss": plain(mean_estimate(torch.from_numpy(before + change))),
             "loss_change": plain(mean_estimate(torch.from_numpy(change))),
             "loss_change_null": x.means(0),
-            "loss_change_p": x.p(0),
+            "loss_change_beside": plain(x.beside(0)),
         }
     return found
 

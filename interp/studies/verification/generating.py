@@ -9,6 +9,7 @@ import numpy as np
 
 from interp.ablation import Kind, Where, make_ablation, random_like
 from interp.generation import generate_each
+from interp.nulls import null_of
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
 from interp.studies.verification.intervening import replacements
@@ -44,7 +45,7 @@ def intervention_table(
     Random sets like each set, `draws` of them, are run on `EACH` texts each, dealt out in turn: a
     random set that leaves the text alone costs next to nothing. `random` pools all their texts,
     `random_each` is the share of success of every one. p: share of them with at least as much
-    success as the set has on the same texts, the set counted.
+    success on their texts as the set has on all, the set counted.
     """
     settings, model = context.settings, context.model
     where = settings.window if where is None else where
@@ -56,7 +57,7 @@ def intervention_table(
     }
     written: dict[str, list[str]] = {name: [] for name in ("none", *sets)}
     control: dict[str, list[str]] = {name: [] for name in sets}
-    success: dict[str, list[tuple[float, float]]] = {name: [] for name in sets}
+    success: dict[str, list[float]] = {name: [] for name in sets}
     groups = np.array_split(np.arange(len(chosen)), max(1, len(chosen) // EACH))
     for number, group in enumerate(groups):
         random = [(name, labels) for name in sets for labels in drawn[name][number :: len(groups)]]
@@ -64,19 +65,18 @@ def intervention_table(
         texts = _written(context, chosen.take(group), listed, kind, where, max_new_tokens)
         for name, mine in zip(written, texts, strict=False):
             written[name] += mine
-        own = dict(zip(sets, texts[1:], strict=False))
         for (name, _), mine in zip(random, texts[1 + len(sets) :], strict=True):
             control[name] += mine
-            success[name].append((_success(mine), _success(own[name])))
+            success[name].append(_success(mine))
     rows = {name: _row(list(sets.get(name, ())), texts) for name, texts in written.items()}
     for name, texts in control.items():
-        pairs = success[name]
-        beaten = sum(random >= mine for random, mine in pairs)
+        each = success[name]
+        mine = rows[name]["outcomes"]["interp-1"]["success"]["mean"]
         rows[name] |= {
             "random": _shares(texts, "interp-1") if texts else None,
-            "random_each": [random for random, _ in pairs],
-            "draws": len(pairs),
-            "p": (1 + beaten) / (1 + len(pairs)) if pairs else None,
+            "random_each": each,
+            "draws": len(each),
+            "p": null_of(mine, np.array(each)).p if each else None,
         }
     return {
         "kind": kind,

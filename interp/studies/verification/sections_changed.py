@@ -302,14 +302,14 @@ def side_effects(report: Report, results: dict[str, Result]) -> None:
             "set, zeroed at every token": name,
             "result's last digit right": estimate(x["arithmetic"]),
             "random: right": _pooled(x.get("arithmetic_null")),
-            "p, arithmetic": x.get("arithmetic_p", "–"),
+            "right, less random": _beside(x.get("arithmetic_beside")),
         }
         if "loss" in found["none"]:
             row |= {
                 "perplexity of plain English": math.exp(x["loss"]["mean"]),
                 "more nats a token": estimate(x["loss_change"]) if "loss_change" in x else "–",
                 "random: more nats": _pooled(x.get("loss_change_null")),
-                "p, English": x.get("loss_change_p", "–"),
+                "nats, less random": _beside(x.get("loss_change_beside")),
             }
         rows.append(row)
     report.table(
@@ -317,13 +317,17 @@ def side_effects(report: Report, results: dict[str, Result]) -> None:
         caption=f"{found['n']} results of the model's own attempts. Nats: the loss on plain "
         "English with the set zeroed minus the plain model's, text by text, with its interval "
         f"over texts. Random: mean and its interval over {draws} matched sets, each on two results "
-        "and on one text; p: the share of them that harm as much on the same ones.",
+        "and on one text; less random: the set less a random one on the same ones, over draws.",
     )
 
 
 def _pooled(values: list[float] | None) -> Estimate | str:
     """The mean of random draws with its interval."""
     return "–" if not values else mean_estimate(torch.tensor(values))
+
+
+def _beside(found: Result | None) -> Estimate | str:
+    return "–" if found is None else estimate(found)
 
 
 def sufficiency(report: Report, results: dict[str, Result]) -> None:

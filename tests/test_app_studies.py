@@ -285,7 +285,8 @@ class Maker:
         for name in OURS:
             draws = self.array(self.draws)
             side[name] = {
-                "arithmetic": self.estimate(), "arithmetic_null": draws, "arithmetic_beside": self.estimate(),
+                "arithmetic": self.estimate(), "arithmetic_null": draws,
+                "arithmetic_beside": self.estimate(),
                 "loss": self.estimate(), "loss_change": self.estimate(),
                 "loss_change_null": draws, "loss_change_beside": self.estimate(),
             }  # fmt: skip

@@ -16,7 +16,7 @@ from interp.studies.verification.reading import label, upper_half
 SCORED, BEST = 200, 50
 """How many GLU vectors the published head score is a mean over, out of how many best a layer."""
 
-READ, READ_NULL = 24, 6
+READ, READ_NULL = 16, 4
 """Valid samples on which neurons are read without the heads, and without each random set."""
 
 PUBLISHED = "diag"

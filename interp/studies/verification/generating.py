@@ -21,7 +21,7 @@ STOPS = ("\n\n",)
 TEXTS, EACH = 50, 10
 """Valid attempts that are written on from, and how many of them each random set is run on."""
 
-PUBLISHED_TEXTS = 10
+PUBLISHED_TEXTS = 6
 """The same at the published tokens, where heads are changed at every one."""
 
 Sets = Mapping[str, Sequence[str]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import interp
-from interp.ablation import make_ablation, random_like
+from interp.ablation import Where, make_ablation, random_like
 from interp.interventions import intervene
 from interp.nulls import turned_directions
 from interp.studies.verification import controls, feeding, generating, reading
@@ -35,7 +35,7 @@ def context():
     return make_context(model, None, settings, problems, countdown_texts(model, problems))
 
 
-def hooked(model, texts, labels=(), where="all"):
+def hooked(model, texts, labels=(), where: Where = "all"):
     """The next token's log-probabilities, the set zeroed by plain interventions."""
     lengths = [len(text) for text in texts]
     made = make_ablation(model, labels).interventions(lengths, where) if labels else []

@@ -94,7 +94,8 @@ def published_protocol(context: Context, samples: Samples, sets: Sets) -> Result
     heads = {name: labels for name, labels in sets.items() if name not in neurons}
     rows: dict[str, Result] = {}
     found: Result = {}
-    for some, where in ((neurons, 1), (heads, "all")):
+    ways: tuple[tuple[Sets, Where], ...] = ((neurons, 1), (heads, "all"))
+    for some, where in ways:
         if some:
             found = intervention_table(context, samples, some, where=where, draws=0)
             rows |= found["rows"]

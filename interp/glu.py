@@ -23,7 +23,7 @@ from interp.errors import InterpError, unknown
 from interp.kept_runs import KeptRuns
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, null_of
+from interp.nulls import Null, null_of, turned_directions
 from interp.prompts import Prompt
 
 BLOCK = 2**24  # scores held at once
@@ -196,12 +196,7 @@ def rank_null(
     the same layers any selection would win. Arguments and errors are those of `rank_glu`.
     """
     at, vectors = _directions(model, directions, layers, metric)
-    generator = torch.Generator().manual_seed(seed)
-    shape = torch.linalg.qr(vectors.double().cpu().T).R
-    turned = [vectors]
-    for _ in range(draws):
-        q, r = torch.linalg.qr(torch.randn(model.d_model, len(shape), generator=generator).double())
-        turned.append((q * r.diagonal().sign() @ shape).T.to(vectors))
+    turned = [vectors, *turned_directions(vectors, draws, seed=seed)]
     score, index, of_layer, origin = _pool(model, torch.stack(turned), at, mode, k, metric, sign)
     pairs = zip(score, index, strict=True)
     means = [row[_merge(row, found, of_layer, origin, first)].mean() for row, found in pairs]

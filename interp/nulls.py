@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from interp.components import SITES, Axis, Component
 from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +87,19 @@ def matched_components(
             Component(layer, site, int(i)) for i in rng.choice(pool, len(mine), replace=False)
         ]
     return drawn
+
+
+def turned_directions(vectors: Tensor, draws: int, *, seed: int = 0) -> Iterator[Tensor]:
+    """Some directions, (n, width), all turned together at random: lengths and angles are kept.
+
+    What a selection along directions is judged against: one along random directions gains as much
+    by taking the best of many.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    shape = torch.linalg.qr(vectors.double().cpu().T).R
+    for _ in range(draws):
+        drawn = torch.randn(vectors.shape[1], len(shape), generator=generator)
+        q, r = torch.linalg.qr(drawn.double())
+        yield (q * r.diagonal().sign() @ shape).T.to(vectors)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from interp.ablated_runs import AblatedRuns
-from interp.ablation import make_ablation
+from interp.ablation import make_ablation, random_like
 from interp.capture import run_with_cache
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
@@ -19,7 +19,7 @@ from interp.interventions import Intervention, Positions, intervene, mean, resam
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.metrics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, matched_components, null_of
+from interp.nulls import Null, null_of
 from interp.positions import one_each
 from interp.prompts import Prompt
 
@@ -103,8 +103,8 @@ def activation_delta(
         positions_of_ablation: "all", "read", a named position, or one token of each prompt.
         fraction: a neuron is silenced where |h_i| falls below this fraction of what it was,
         floor: among samples on which |h_i| exceeded this.
-        draws: random sets of as many other heads of the same layers (see
-            `interp.nulls.matched_components`); sets drawn twice count once.
+        draws: different random sets of as many other heads of the same layers, drawn again until
+            there are as many or no more exist (see `interp.ablation.random_like`).
         seed: of the random sets and of "resample".
 
     Raises:
@@ -155,16 +155,14 @@ def activation_delta(
         return (before - after)[:, reached].mean(1), off[some > 0] / some[some > 0], silent
 
     change, shares, silent = totals(after)
-    rng, rows = np.random.default_rng(seed), range(draws if senders else 0)
-    sets = (matched_components(senders, model.n_layers, model.size, rng) for _ in rows)
-    distinct = dict.fromkeys(tuple(sorted(map(str, parts))) for parts in sets)
+    drawn = random_like(model, list(map(str, senders)), draws if senders else 0, seed=seed)
     fast = None
-    if (kind, positions_of_ablation) == ("zero", "all") and distinct:
+    if (kind, positions_of_ablation) == ("zero", "all") and drawn:
         fast = _zeroed_runs(model, prompts, at)
     if fast is not None:
-        afters = (_without(model, fast, labels, receivers) for labels in distinct)
+        afters = (_without(model, fast, labels, receivers) for labels in drawn)
     else:
-        afters = (run([ablate(label) for label in labels])[0] for labels in distinct)
+        afters = (run([ablate(label) for label in labels])[0] for labels in drawn)
     random = [totals(after) for after in afters]
     return ActivationDelta(
         neurons=tuple(map(str, receivers)),

@@ -40,8 +40,11 @@ SETS = {
     "GLU_Valid": ["L2N0", "L3N1"],
     "GLU_Valid and GLU_Invalid": ["L2N0", "L3N1", "L2N5", "L3N6"],
     "A_Prev": ["L0H1", "L1H2"],
+    "A_Prev (published)": ["L1H2"],
     "A_Verif": ["L0H1"],
+    "A_Verif (published)": ["L1H2"],
 }
+OURS = [name for name in SETS if "published" not in name]
 
 
 class Maker:
@@ -156,7 +159,8 @@ class Maker:
         found |= {name: one(name) for name in ("GLU_Valid", "GLU_Invalid")}
         for case in ("antipodes", "antipodes_without_probes"):
             pairs = [["L2N0", "L2N5", -0.5]]
-            found[case] = {"mean_cosine": -0.4, "null": self.null(), "pairs": pairs}
+            nulls = {"null": self.null(), "null_neurons": self.null()}
+            found[case] = {"mean_cosine": -0.4, **nulls, "pairs": pairs}
         return {"glu": found} | self._glu_choice()
 
     def _glu_choice(self) -> dict[str, Any]:
@@ -196,7 +200,8 @@ class Maker:
     def _scores(self) -> dict[str, Any]:
         heads = ["L0H1", "L1H2"]
         one = {"heads": heads, "values": [0.7, 0.2], "stderr": [0.1, 0.1], "order": heads}
-        return {"head_scores": {mode: one for mode in ("diag", "ov", "activation")}}
+        modes = ("diag", "ov", "activation", "diag, GLU_Valid")
+        return {"head_scores": {mode: {**one, "neurons": 3} for mode in modes}}
 
     def _curves(self) -> dict[str, Any]:
         test = [
@@ -205,7 +210,8 @@ class Maker:
             for i in range(3)
         ]
         find = {"attention": {"curve": test, "size": None}, "greedy": {"curve": test, "size": 1}}
-        find["head-GLU, diag"] = {"curve": test, "size": 2}
+        for name in ("head-GLU, diag", "head-GLU, diag (published)", "attention (published)"):
+            find[name] = {"curve": test, "size": 2}
         chosen = {"order": "greedy", "reached": True, "chosen": ["L0H1"]}
         counts = {
             "draws": 10, "sets": {"L0H1": 9, "L1H2": 1}, "counts": {"L0H1": 9, "L1H2": 1},
@@ -215,10 +221,16 @@ class Maker:
 
     def _communication(self) -> dict[str, Any]:
         found = {
-            "agreement": {"diag, ov": 0.2}, "ablated": ["L0H1"], "n": 24,
-            "neurons": SETS["GLU_Valid"], "before": self.array(2), "after": self.array(2),
-            "total": self.estimate(), "null": self.null(),
-            "silenced": self.estimate(), "silenced_null": self.null(),
+            "agreement": {"diag and ov": 0.2}, "ablated": ["L0H1"], "n": 24, "n_null": 6,
+            "neurons": SETS["GLU_Valid"],
+            "at": {
+                place: {
+                    "before": self.array(2), "after": self.array(2),
+                    "total": self.estimate(), "null": self.null(),
+                    "silenced": self.estimate(), "silenced_null": self.null(),
+                }
+                for place in ("t_ans", "t_paren")
+            },
         }  # fmt: skip
         return {"communication": found}
 
@@ -230,7 +242,7 @@ class Maker:
                     "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
                     "invalid_kept": self.estimate(), "shift": self.estimate(),
                     "null": {key: self.array(self.draws) for key in names}, "p": 1 / 6,
-                    "draws": self.draws,
+                    "draws": self.draws, "null_n": 20,
                 }
                 for name, labels in SETS.items()
             }  # fmt: skip
@@ -239,7 +251,7 @@ class Maker:
             return {**about, "sets": sets, "none": none}
 
         found = {f"effects_{kind}": one(kind, 2) for kind in ("zero", "mean", "resample")}
-        return {**found, "effects_everywhere": one("zero", "all")}
+        return {**found, "effects_published": one("zero", "all")}
 
     def _generated(self) -> dict[str, Any]:
         def shares() -> dict[str, Any]:
@@ -254,30 +266,40 @@ class Maker:
                 "components": labels,
                 "outcomes": {rule: shares() for rule in RULES},
                 "random": shares() if labels else None,
+                "random_each": self.array(self.draws) if labels else [],
+                "draws": self.draws if labels else 0,
+                "p": 0.5 if labels else None,
                 "examples": [" (not 71)", " (<b>", " (this works)"],
             }
             for name, labels in {"none": [], **SETS}.items()
         }
-        about = {"kind": "zero", "where": 2, "n": 20, "max_new_tokens": 25, "random_sets": 1}
-        return {"interventions": {**about, "rows": rows}}
+        about = {"kind": "zero", "where": 2, "n": 20, "max_new_tokens": 25, "each": 10}
+        return {
+            "interventions": {**about, "rows": rows},
+            "interventions_published": {**about, "where": "published", "rows": rows},
+        }
 
     def _controls(self) -> dict[str, Any]:
         side: dict[str, Any] = {"n": 40, "none": {"arithmetic": self.estimate()}}
-        for name in SETS:
+        side["none"]["loss"] = self.estimate()
+        for name in OURS:
             draws = self.array(self.draws)
             side[name] = {
-                "arithmetic": self.estimate(), "arithmetic_null": draws, "loss": self.estimate(),
-                "loss_null": draws, "loss_change": self.estimate(), "loss_change_null": draws,
+                "arithmetic": self.estimate(), "arithmetic_null": draws,
+                "arithmetic_beside": self.estimate(),
+                "loss": self.estimate(), "loss_change": self.estimate(),
+                "loss_change_null": draws, "loss_change_beside": self.estimate(),
             }  # fmt: skip
         counts = {"made": 9, "flipped": 7, "kept": 6}
-        enough: dict[str, Any] = {"n": 6, "window": 2, "gap": 9.5, "counts": counts}
+        enough: dict[str, Any] = {"n": 6, "null_n": 4, "window": 2, "gap": 9.5, "counts": counts}
         for way in ("valid into invalid", "invalid into valid"):
             enough[way] = {
                 name: {
-                    "effect": self.array(1)[0], "effect_null": self.array(self.draws),
-                    "flipped": self.estimate(), "flipped_null": self.array(self.draws), "p": 0.5,
+                    "effect": 0.4, "effect_low": 0.3, "effect_high": 0.5, "p": 0.5,
+                    "effect_null": self.array(self.draws), "flipped": self.estimate(),
+                    "flipped_null": self.array(self.draws),
                 }
-                for name in ("A_Prev", "A_Verif")
+                for name in SETS
             }  # fmt: skip
         return {"side_effects": side, "sufficiency": enough}
 
@@ -506,7 +528,7 @@ def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):
     assert np.isnan(null[1])
 
 
-@pytest.mark.parametrize("kind", ["effects_zero", "effects_mean", "effects_everywhere"])
+@pytest.mark.parametrize("kind", ["effects_zero", "effects_mean", "effects_published"])
 def test_verdicts_are_the_step_s(kind, tmp_path):
     found = make_study(tmp_path)[kind]["sets"]
     at = visit("interventions", ablation=kind)
@@ -538,19 +560,24 @@ def test_the_other_sections_are_the_steps(tmp_path):
     found = make_study(tmp_path)
     side = table_with(visit("interventions", section="side effects"), "last digit right")
     assert list(side["last digit right"])[1:] == [
-        found["side_effects"][name]["arithmetic"]["mean"] for name in SETS
+        found["side_effects"][name]["arithmetic"]["mean"] for name in OURS
     ]
     change = found["side_effects"]["A_Prev"]["loss_change"]
     assert side["more nats a token"][3] == studies.value(change)
-    table = table_with(visit("interventions", section="sufficiency"), "verdicts flipped")
-    assert table["effect"][0] == found["sufficiency"]["valid into invalid"]["A_Prev"]["effect"]
+    at = visit("interventions", section="sufficiency")
+    table = table_with(at, "verdicts flipped")
+    assert list(table["set"]) == [*SETS, *SETS]
+    for name, row in zip(SETS, table.to_dict("records"), strict=False):
+        x = found["sufficiency"]["valid into invalid"][name]
+        assert row["verdicts flipped"] == studies.value(x["flipped"])
+        assert row["95 % interval"].startswith("0.300")
 
 
 def test_what_a_study_has_not_come_to_is_named(tmp_path):
     make_study(tmp_path, steps={"effects_zero", "attention"})
     at = visit("interventions")
     assert len(table_with(at, "KL")) == len(SETS)
-    assert any("zero, all tokens" in text.value for text in at.caption)
+    assert any("zero, as published" in text.value for text in at.caption)
     assert len(visit("heads").get("plotly_chart")) == 2  # attention, and no patching yet
 
 

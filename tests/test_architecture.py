@@ -36,9 +36,10 @@ circuits.known
 cases studies studies.steps studies.workers studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
-studies.verification.intervening studies.verification.generating studies.verification.reading
+studies.verification.intervening studies.verification.controls studies.verification.generating
+studies.verification.reading studies.verification.feeding
 studies.verification.finding studies.verification.comparing studies.verification.study
-studies.verification.claims studies.verification.sections_read
+studies.verification.claims studies.verification.published studies.verification.sections_read
 studies.verification.sections_changed studies.verification.sections_base
 studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap

@@ -140,15 +140,19 @@ def test_worked_examples_in_a_prompt_are_none_of_the_model_s_verdicts(played):
 
 def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     lines = []
-    settings = Settings(n=40, draws=3, pairs=12, max_new_tokens=200, top_k=(4,))
+    # So low a threshold that some heads attend to the target at all.
+    settings = Settings(n=40, draws=3, pairs=12, max_new_tokens=200, top_k=(4,), threshold=0.0003)
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     done = study_verification(organism, settings=settings, say=lines.append)
     assert not any(line.endswith("kept") for line in lines)
     effects = done.results["effects_zero"]
     assert effects["none"]["disabled"]["mean"] <= 0.1
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9
-    for found in effects["sets"].values():
-        assert len(found["null"]["disabled"]) == 3
+    sets = ("GLU_Valid", "GLU_Valid and GLU_Invalid", "A_Prev", "A_Prev (published)", "A_Verif",
+            "A_Verif (published)")  # fmt: skip
+    assert tuple(effects["sets"]) == sets
+    assert len(effects["sets"]["A_Verif (published)"]["components"]) == 3
+    every_row_has_its_draws(done.results, sets, draws=3)
     for effect in ("noise", "denoise", "paths", "paths_glu", "direct"):
         null = done.results["patching"][effect]["null"]
         assert null["low"] <= null["mean"] <= null["high"]
@@ -164,9 +168,37 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     assert kept == done.results
     path = write_up(done).save(tmp_path / "report")
     text = path.read_text()
-    assert "A_Verif" in text
+    assert "A_Verif (published)" in text
     assert "nan" not in text
+    for line in (line for line in text.splitlines() if line.startswith("| ")):
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        heading = "---" not in line and line + "\n| -" in text
+        assert not heading or len(set(cells)) == len(cells), line
+        assert "␣ " not in line or not heading, "a heading made unique by spaces"
     assert len(list((path.parent / "figures").iterdir())) >= 10
+
+
+def every_row_has_its_draws(results, sets, *, draws):
+    """Every null of the study is of as many random sets as were asked for."""
+    for kind in ("zero", "mean", "resample", "published"):
+        found = results[f"effects_{kind}"]["sets"]
+        assert tuple(found) == sets
+        for row in found.values():
+            assert {len(null) for null in row["null"].values()} == {row["draws"]} == {draws}
+    written = results["interventions"]["rows"]
+    assert tuple(written) == tuple(results["interventions_published"]["rows"]) == ("none", *sets)
+    for name in sets:
+        assert len(written[name]["random_each"]) == written[name]["draws"] == draws
+        for side in ("valid into invalid", "invalid into valid"):
+            row = results["sufficiency"][side][name]
+            assert len(row["effect_null"]) == len(row["flipped_null"]) == draws
+        if "published" not in name:
+            assert len(results["side_effects"][name]["arithmetic_null"]) == draws
+    for place in results["communication"]["at"].values():
+        assert place["null"]["draws"] == place["silenced_null"]["draws"] == draws
+    assert all(
+        len(point["null"]) == draws for point in results["curves"]["test"] if "null" in point
+    )
 
 
 def test_another_family_gives_the_same_study(organism, played):

@@ -11,7 +11,7 @@ from interp.charts import points_with_null, stacked_shares
 from interp.studies.shown import spread
 from interp.studies.steps import Result
 from interp.studies.verification.study import Study
-from interp.ui import studies
+from interp.ui import studies, widgets
 
 RULES = {
     "interp-1": "ours, by whole words",
@@ -24,7 +24,7 @@ ABLATIONS = {
     "effects_zero": "zero, last tokens",
     "effects_mean": "mean, last tokens",
     "effects_resample": "resample, last tokens",
-    "effects_everywhere": "zero, all tokens",
+    "effects_published": "zero, as published",
 }
 MEASURES = {
     "disabled": 'valid attempts judged "not"',
@@ -40,12 +40,12 @@ UNKNOWN = float("nan")
 def outcomes(study: Study) -> Rows:
     """What the model writes with each set zeroed; the rows of all rules."""
     found = study.results["interventions"]
-    _outcomes(found)
+    _outcomes(found, study.results.get("interventions_published"))
     return [{"rule": rule, **row} for rule in RULES for row in _outcome_rows(found, rule)]
 
 
 @st.fragment
-def _outcomes(found: Result) -> None:
+def _outcomes(found: Result, close: Result | None) -> None:
     rule = studies.pick(
         st.segmented_control,
         "Rule that classes a text",
@@ -67,9 +67,19 @@ def _outcomes(found: Result) -> None:
     st.caption(
         f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
         f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
-        f"Random: {found['random_sets']} set a row, matched in kind, layer and count, always by "
-        "rule interp-1."
+        "Random: the texts of all random sets together, matched in kind, layer and count, each on "
+        f"{found['each']} or so of the attempts, always by rule interp-1. Published: the heads "
+        "that attend to the target before the first attempt, and the first three of them by the "
+        "published score."
     )
+    if close is not None:
+        with st.expander("The same at the published tokens"):
+            rows = _outcome_rows(close, rule)
+            kept = ("set zeroed", "size", "success", "95 % interval", "partial", "fail", "ood")
+            studies.table([{k: row[k] for k in kept} for row in rows], key="outcome-published")
+            st.caption(
+                f"Heads zeroed at every token, neurons at the last alone: {close['n']} attempts."
+            )
     name = st.selectbox("Texts under", list(found["rows"]), key="outcome-texts")
     for column, text in zip(st.columns(3), found["rows"][name]["examples"], strict=False):
         column.code(text, language=None, wrap_lines=True)
@@ -84,9 +94,11 @@ def _outcome_rows(found: Result, rule: str) -> Rows:
             "success": shares[name]["success"]["mean"],
             "95 % interval": studies.interval(shares[name]["success"]),
             **{kind: shares[name][kind]["mean"] for kind in ("partial", "fail", "ood", "empty")},
-            "random set: success": "–"
+            "random: success": "–"
             if row["random"] is None
             else studies.value(row["random"]["success"]),
+            "draws": row["draws"],
+            "p": row["p"],
         }
         for name, row in found["rows"].items()
     ]
@@ -138,12 +150,17 @@ def _verdicts(results: dict[str, Result]) -> None:
     )
     studies.table(_verdict_rows(sets), key="verdict-table")
     none = found["none"]
-    draws = " or ".join(sorted({str(x["draws"]) for x in sets.values()}))
+    draws, few = (
+        " or ".join(map(str, sorted({x[key] for x in sets.values()})))
+        for key in ("draws", "null_n")
+    )
+    where = "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
     st.caption(
-        f"Plain model: {studies.value(none['disabled'])} and "
+        f"{where}{found['n']} samples, half of them valid; plain model: "
+        f"{studies.value(none['disabled'])} and "
         f"{studies.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
-        "layer and count: mean [95 % range]; p: share of them at least as strong in disabling, "
-        "the set itself counted."
+        f"layer and count, run on {few} of the samples: mean [95 % range]; p: share of them at "
+        "least as strong in disabling on the same samples, the set itself counted."
     )
     if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
         st.caption(f"This study has not come to: {'; '.join(missing)}.")
@@ -162,9 +179,10 @@ def _verdict_rows(sets: dict[str, Result]) -> Rows:
             'valid judged "not"': x["disabled"]["mean"],
             "95 % interval": studies.interval(x["disabled"]),
             "random sets": spread(x["null"]["disabled"]),
+            "draws": x["draws"],
             "p": x["p"],
             'invalid still "not"': x["invalid_kept"]["mean"],
-            "random": spread(x["null"]["invalid_kept"]),
+            'random: still "not"': spread(x["null"]["invalid_kept"]),
             "shift (nats)": studies.value(x["shift"]),
             "KL": x["kl"],
         }
@@ -194,10 +212,13 @@ def side_effects(study: Study) -> Rows:
             "set, zeroed at every token": name,
             "last digit right": x["arithmetic"]["mean"],
             "95 % interval": studies.interval(x["arithmetic"]),
-            "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
+            "random sets": _mean(x.get("arithmetic_null")),
+            "draws": len(x.get("arithmetic_null", ())),
+            "right, less random": _value(x.get("arithmetic_beside")),
             "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
             "more nats a token": studies.value(x["loss_change"]) if "loss_change" in x else "–",
-            "random": spread(x["loss_change_null"]) if "loss_change_null" in x else "–",
+            "random: more nats": _mean(x.get("loss_change_null")),
+            "nats, less random": _value(x.get("loss_change_beside")),
         }
         for name, x in found.items()
     ]
@@ -205,9 +226,19 @@ def side_effects(study: Study) -> Rows:
     st.caption(
         f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
         "on plain English with the set zeroed minus the plain model's, text by text; left out "
-        "where the tokeniser cannot write English."
+        "where the tokeniser cannot write English. Random: the mean over the draws, each on two "
+        "results and on one text; less random: the set less a random one on the same ones."
     )
     return rows
+
+
+def _value(found: Result | None) -> str:
+    return "–" if found is None else studies.value(found)
+
+
+def _mean(draws: list[float] | None) -> str:
+    """The mean of some draws; each is on too few samples for their range to say much."""
+    return "–" if not draws else widgets.number(sum(draws) / len(draws))
 
 
 def sufficiency(study: Study) -> Rows:
@@ -222,8 +253,8 @@ def sufficiency(study: Study) -> Rows:
                 points_with_null(
                     list(sets),
                     effects,
-                    low=[UNKNOWN] * len(sets),
-                    high=[UNKNOWN] * len(sets),
+                    low=[x["effect_low"] for x in sets.values()],
+                    high=[x["effect_high"] for x in sets.values()],
                     null=[x["effect_null"] for x in sets.values()],
                     x_title="share of the log-odds gap carried over",
                     value_label="the set",
@@ -236,17 +267,20 @@ def sufficiency(study: Study) -> Rows:
             "direction": side,
             "set": name,
             "effect": x["effect"],
+            "95 % interval": widgets.span(x["effect_low"], x["effect_high"]),
             "random sets": spread(x["effect_null"]),
+            "draws": len(x["effect_null"]),
             "p": x["p"],
             "verdicts flipped": studies.value(x["flipped"]),
-            "random": spread(x["flipped_null"]),
+            "random: flipped": spread(x["flipped_null"]),
         }
         for side in SIDES
         for name, x in found[side].items()
     ]
     studies.table(rows, key="sufficiency-table")
     st.caption(
-        f"{found['n']} test pairs that differ in the target alone; heads patched at the last "
-        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats."
+        f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals by bootstrap "
+        f"over pairs; random sets in {found['null_n']} of them."
     )
     return rows

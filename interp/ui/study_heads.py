@@ -93,8 +93,13 @@ def _roles(results: dict[str, Result], head: str) -> str:
     roles = []
     if head in results["attention"]["t_ans to earlier"]["heads"]:
         roles.append("A\\_Prev")
+    if head in results["attention"]["t_ans to asked"]["heads"]:
+        roles.append("A\\_Prev (published)")
     if "curves" in results and head in results["curves"]["chosen"]:
         roles.append("A\\_Verif")
+    sets = results.get("effects_zero", {}).get("sets", {})
+    if head in sets.get("A_Verif (published)", {}).get("components", ()):
+        roles.append("A\\_Verif (published)")
     return f" · {', '.join(roles)}" if roles else ""
 
 

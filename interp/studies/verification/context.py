@@ -176,6 +176,27 @@ class Context:
         return {}
 
 
+def honest_samples(
+    model: LanguageModel,
+    settings: Settings,
+    problems: Sequence[Problem],
+    texts: Sequence[Generation],
+) -> Samples:
+    """The samples of some texts that count, see `make_context`.
+
+    Raises:
+        InterpError: no verdict at all.
+    """
+    tokens = [made.prompt + made.tokens for made in texts]
+    samples = find_samples(model, tokens, problems, starts=[len(made.prompt) for made in texts])
+    target = np.array([problems[i].target for i in samples.problems])
+    honest = samples.valid == (samples.written == target)
+    digits = np.char.str_len(target.astype(str))
+    alike = (samples.written > 0) & (np.char.str_len(samples.written.astype(str)) == digits)
+    early = samples.attempt < settings.attempts
+    return samples.take(np.flatnonzero(honest & alike & early))
+
+
 def make_context(
     model: LanguageModel,
     base: LanguageModel | None,
@@ -194,14 +215,7 @@ def make_context(
     Raises:
         InterpError: too few samples of one verdict; the counts are given.
     """
-    tokens = [made.prompt + made.tokens for made in texts]
-    samples = find_samples(model, tokens, problems, starts=[len(made.prompt) for made in texts])
-    target = np.array([problems[i].target for i in samples.problems])
-    honest = samples.valid == (samples.written == target)
-    digits = np.char.str_len(target.astype(str))
-    alike = (samples.written > 0) & (np.char.str_len(samples.written.astype(str)) == digits)
-    early = samples.attempt < settings.attempts
-    honest = samples.take(np.flatnonzero(honest & alike & early))
+    honest = honest_samples(model, settings, problems, texts)
     sides = [
         honest.take(np.flatnonzero(honest.problems % 2 == side)).balanced(
             settings.n // 4, seed=settings.seed

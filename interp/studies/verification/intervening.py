@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from interp.ablation import (
     Kind,
+    NextTokens,
     Where,
     ablate,
     make_ablation,
@@ -24,6 +26,12 @@ from interp.studies.verification.context import Context, verdict_task
 from interp.studies.verification.samples import Samples
 
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
+
+NULL_PAIRS = 40
+"""Valid samples, and as many invalid ones, on which each random set is run."""
+
+SUFFICIENT_PAIRS = 16
+"""Pairs in which each random set is patched."""
 
 
 def replacements(
@@ -52,23 +60,6 @@ def _addresses(sets: Sequence[Sequence[str]]) -> list[Address]:
     return list(dict.fromkeys((part.layer, part.site) for part in parts))
 
 
-def with_random(
-    context: Context, sets: Mapping[str, Sequence[str]], draws: int
-) -> tuple[list[list[str]], dict[str, slice]]:
-    """Each set and behind it its random sets, and where they stand in the rows of `ablate`.
-
-    Row 0 of `ablate` is the plain run, so that the list's first set is row 1.
-    """
-    listed: list[list[str]] = []
-    places: dict[str, slice] = {}
-    for name, labels in sets.items():
-        begin = 1 + len(listed)
-        drawn = random_like(context.model, labels, draws, seed=context.settings.seed)
-        listed += [list(labels), *drawn]
-        places[name] = slice(begin, 1 + len(listed))
-    return listed, places
-
-
 def verdict_effects(
     context: Context,
     samples: Samples,
@@ -76,7 +67,7 @@ def verdict_effects(
     *,
     kind: Kind = "zero",
     where: Where | None = None,
-    draws: int | None = None,
+    null_pairs: int = NULL_PAIRS,
 ) -> Result:
     """What each set does to the verdict, and what random sets like it do.
 
@@ -84,45 +75,48 @@ def verdict_effects(
     share of invalid ones that stay "not" (the false-positive side: an ablation that makes the
     model say "not" everywhere disables nothing in particular, one that flips these breaks it).
     shift: mean change of logit(this) - logit(not), by log-probabilities, on valid samples. kl:
-    mean KL(plain || ablated) in nats on all samples. Each with its values over random sets.
+    mean KL(plain || ablated) in nats on all samples. Each with its values over `draws` random
+    sets, which are run on the first `null_pairs` valid and as many invalid samples. p: share of
+    them that disable at least as much as the set on the same samples, the set counted.
     """
-    ids, settings = context.ids, context.settings
-    where = settings.window if where is None else where
-    listed, places = with_random(context, sets, settings.draws if draws is None else draws)
-    values = replacements(context, samples, listed, kind, where)
-    ablations = [make_ablation(context.model, labels, kind, values=values) for labels in listed]
-    seen = ablate(
-        context.model,
-        samples.tokens,
-        ablations,
-        tokens=[ids.this, ids.no],
-        where=where,
-        runs=context.runs(samples.tokens, where),
-    )
-    valid, gap = samples.valid, seen.log_odds
+    where = context.settings.window if where is None else where
+    valid = samples.valid
+    part = np.concatenate([np.flatnonzero(valid == side)[:null_pairs] for side in (True, False)])
+    random = {
+        name: random_like(context.model, x, context.settings.draws, seed=context.settings.seed)
+        for name, x in sets.items()
+    }
+    every = [*sets.values(), *(labels for drawn in random.values() for labels in drawn)]
+    values = replacements(context, samples, every, kind, where)
+    mine = _verdicts(context, samples, list(sets.values()), kind, where, values)
     found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
-    for name, rows in places.items():
-        no = seen.top[rows] == ids.no
-        disabled = no[:, valid].mean(1)
-        kept = no[:, ~valid].mean(1)
-        shift = (gap[rows] - gap[0])[:, valid].mean(1)
-        kl = seen.kl[rows].mean(1)
+    some = samples.take(part)
+    if values is not None:
+        values = {at: x if len(x) == 1 else x[torch.from_numpy(part)] for at, x in values.items()}
+    others = _verdicts(context, some, every[len(sets) :], kind, where, values)
+    first = 1
+    for row, (name, labels) in enumerate(sets.items(), 1):
+        rows = slice(first, first + len(random[name]))
+        first = rows.stop
+        no, on = mine.no[row], others.no[rows][:, some.valid]
+        disabled = on.mean(1)
         found["sets"][name] = {
-            "components": list(sets[name]),
-            "disabled": plain(share_estimate(int(no[0, valid].sum()), int(valid.sum()))),
-            "invalid_kept": plain(share_estimate(int(no[0, ~valid].sum()), int((~valid).sum()))),
-            "shift": plain(mean_estimate(torch.from_numpy((gap[rows][0] - gap[0])[valid]))),
-            "kl": float(kl[0]),
-            "draws": len(disabled) - 1,
+            "components": list(labels),
+            "disabled": plain(share_estimate(int(no[valid].sum()), int(valid.sum()))),
+            "invalid_kept": plain(share_estimate(int(no[~valid].sum()), int((~valid).sum()))),
+            "shift": plain(mean_estimate(torch.from_numpy(mine.shift[row, valid]))),
+            "kl": float(mine.kl[row].mean()),
+            "draws": len(disabled),
+            "null_n": len(part),
             "null": {
-                "disabled": disabled[1:].tolist(),
-                "invalid_kept": kept[1:].tolist(),
-                "shift": shift[1:].tolist(),
-                "kl": kl[1:].tolist(),
+                "disabled": disabled.tolist(),
+                "invalid_kept": others.no[rows][:, ~some.valid].mean(1).tolist(),
+                "shift": others.shift[rows][:, some.valid].mean(1).tolist(),
+                "kl": others.kl[rows].mean(1).tolist(),
             },
-            "p": null_of(float(disabled[0]), disabled[1:]).p,
+            "p": null_of(float(no[part][some.valid].mean()), disabled).p,
         }
-    base = seen.top[0] == ids.no
+    base = mine.no[0]
     found["none"] = {
         "disabled": plain(share_estimate(int(base[valid].sum()), int(valid.sum()))),
         "invalid_kept": plain(share_estimate(int(base[~valid].sum()), int((~valid).sum()))),
@@ -143,50 +137,108 @@ def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Verdicts:
+    """Under each set (the first row is the plain run), (sets, samples) each."""
+
+    no: np.ndarray
+    shift: np.ndarray
+    kl: np.ndarray
+
+
+def _verdicts(
+    context: Context,
+    samples: Samples,
+    sets: Sequence[Sequence[str]],
+    kind: Kind,
+    where: Where,
+    values: dict[Address, torch.Tensor] | None,
+) -> _Verdicts:
+    ids = context.ids
+    seen = ablate(
+        context.model,
+        samples.tokens,
+        [make_ablation(context.model, labels, kind, values=values) for labels in sets],
+        tokens=[ids.this, ids.no],
+        where=where,
+        runs=context.runs(samples.tokens, where),
+    )
+    gap = seen.log_odds
+    return _Verdicts(no=seen.top == ids.no, shift=gap - gap[0], kl=seen.kl)
+
+
 def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """Patch each set from a valid run into its invalid pair, and the reverse.
 
     effect: share of the log-odds gap between the two runs that the set carries over, as
-    mean(change) / mean(gap); flipped: share of pairs whose verdict becomes the other run's. Both
-    against random sets like it.
+    mean(change) / mean(gap), with its interval by bootstrap over pairs; flipped: share of pairs
+    whose verdict becomes the other run's. Both against `draws` random sets like it, patched in the
+    first `SUFFICIENT_PAIRS` pairs. p: share of them that carry over as much in the same pairs.
     """
     ids, settings = context.ids, context.settings
     task, counts = verdict_task(context, context.test, settings.pairs)
-    pairs = task.pairs
-    clean, corrupted = tuple(p.clean for p in pairs), tuple(p.corrupted for p in pairs)
+    clean, corrupted = (tuple(getattr(p, x) for p in task.pairs) for x in ("clean", "corrupted"))
+    n, few = len(clean), min(SUFFICIENT_PAIRS, len(clean))
     sides = {
         "valid into invalid": (corrupted, clean, ids.this),
         "invalid into valid": (clean, corrupted, ids.no),
     }
-    listed, places = with_random(context, sets, settings.draws)
-    found: Result = {"n": len(pairs), "counts": counts, "window": settings.window}
-    ends = {}
-    for side, (into, source, wanted) in sides.items():
-        values = context.values(source, _addresses(listed), last=settings.window)
-        made = [make_ablation(context.model, x, "patch", values=values) for x in listed]
-        seen = ablate(
-            context.model,
-            into,
-            made,
-            tokens=[ids.this, ids.no],
-            where=settings.window,
-            runs=context.runs(into, settings.window),
+    random = {
+        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
+        for name, labels in sets.items()
+    }
+    mine = list(sets.values())
+    others = [labels for drawn in random.values() for labels in drawn]
+    seen: dict[str, tuple[NextTokens, NextTokens]] = {}
+    for side, (into, source, _) in sides.items():
+        values = context.values(source, _addresses([*mine, *others]), last=settings.window)
+        seen[side] = (
+            _patched(context, into, mine, values),
+            _patched(
+                context, into[:few], others, {at: value[:few] for at, value in values.items()}
+            ),
         )
-        gap = seen.log_odds
-        ends[side] = gap[0].mean()
-        found[side] = {}
-        for name, rows in places.items():
-            flipped = seen.top[rows] == wanted
-            found[side][name] = {
-                "change": (gap[rows] - gap[0]).mean(1).tolist(),
-                "flipped": plain(share_estimate(int(flipped[0].sum()), len(pairs))),
-                "flipped_null": flipped[1:].mean(1).tolist(),
-            }
-    whole = ends["invalid into valid"] - ends["valid into invalid"]
+    whole = seen["invalid into valid"][0].log_odds[0] - seen["valid into invalid"][0].log_odds[0]
+    found: Result = {"n": n, "null_n": few, "counts": counts, "window": settings.window}
     for side, sign in (("valid into invalid", 1), ("invalid into valid", -1)):
-        for row in found[side].values():
-            change = [sign * value / whole for value in row.pop("change")]
-            row["effect"], row["effect_null"] = change[0], change[1:]
-            row["p"] = null_of(change[0], np.array(change[1:])).p
-    found["gap"] = float(whole)
-    return found
+        own, drawn, wanted = *seen[side], sides[side][2]
+        carried, spread = (sign * (x.log_odds[1:] - x.log_odds[0]) for x in (own, drawn))
+        found[side], first = {}, 0
+        for row, name in enumerate(sets):
+            rows = slice(first, first + len(random[name]))
+            first = rows.stop
+            null = spread[rows].mean(1) / whole[:few].mean()
+            flipped = own.top[1 + row] == wanted
+            found[side][name] = {
+                **_effect(carried[row], whole, settings.seed),
+                "effect_null": null.tolist(),
+                "p": null_of(float(carried[row, :few].mean() / whole[:few].mean()), null).p,
+                "flipped": plain(share_estimate(int(flipped.sum()), n)),
+                "flipped_null": (drawn.top[1:][rows] == wanted).mean(1).tolist(),
+            }
+    return found | {"gap": float(whole.mean())}
+
+
+def _patched(
+    context: Context,
+    into: tuple[tuple[int, ...], ...],
+    sets: Sequence[Sequence[str]],
+    values: dict[Address, torch.Tensor],
+) -> NextTokens:
+    """The verdict of some runs with each set's values put in."""
+    return ablate(
+        context.model,
+        into,
+        [make_ablation(context.model, labels, "patch", values=values) for labels in sets],
+        tokens=[context.ids.this, context.ids.no],
+        where=context.settings.window,
+        runs=context.runs(into, context.settings.window),
+    )
+
+
+def _effect(carried: np.ndarray, whole: np.ndarray, seed: int, times: int = 2000) -> Result:
+    """mean(carried) / mean(whole) and its 95 % interval over pairs drawn again."""
+    drawn = np.random.default_rng(seed).integers(len(whole), size=(times, len(whole)))
+    low, high = np.quantile(carried[drawn].mean(1) / whole[drawn].mean(1), [0.025, 0.975])
+    ratio = float(carried.mean() / whole.mean())
+    return {"effect": ratio, "effect_low": float(low), "effect_high": float(high)}

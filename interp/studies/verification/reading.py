@@ -10,7 +10,6 @@ import torch
 from interp.ablated_runs import AblatedRuns
 from interp.ablation import make_ablation
 from interp.attention import attention_to, select_heads, top_heads
-from interp.communication import head_glu_scores
 from interp.glu import (
     GluActivations,
     LabelContrast,
@@ -26,13 +25,17 @@ from interp.interventions import intervene
 from interp.kept_runs import KeptRuns
 from interp.lens import logit_lens, unembed
 from interp.models.language_model import LanguageModel
+from interp.nulls import null_of, turned_directions
 from interp.probes import Probes, probe_geometry
-from interp.silencing import activation_delta
 from interp.studies.steps import Result, plain
-from interp.studies.verification.context import Context
+from interp.studies.verification.context import Context, Settings
 from interp.studies.verification.samples import Samples
 
 WATCHED = ("this", "not", " this", " not", " success", " correct", " yes", " wrong", " fail", " no")
+
+
+WITHOUT = 40
+"""Valid samples whose lens is read with each set zeroed."""
 
 
 def probes(context: Context) -> Result:
@@ -101,8 +104,8 @@ def lens(context: Context) -> Result:
 
 
 def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
-    """The same at t_valid with each set zeroed over the window, a group for each set."""
-    samples = context.test.take(np.flatnonzero(context.test.valid))
+    """The same at `WITHOUT` t_valid with each set zeroed over the window, a group for each set."""
+    samples = context.test.take(np.flatnonzero(context.test.valid)[:WITHOUT])
     lengths = [len(tokens) for tokens in samples.tokens]
     runs, window = context.runs(samples.tokens), context.settings.window
     found: Result = {"n": len(samples), "groups": {}}
@@ -182,8 +185,10 @@ def glu(context: Context, direction: str, k: int) -> Result:
 
     The k neurons of every layer of the upper half by cosine with the direction of that layer, with
     the cosine random directions get by the same selection; what they write, both signs; how
-    opposite the two sets are, and are once the directions are projected out; and what they do on
-    valid and invalid test samples, split into gate and up. `top` holds the first `SHOWN` of a set,
+    opposite the two sets are, and are once the directions are projected out, against sets selected
+    in the same way along random directions of both signs (`null`) and against other neurons of the
+    layers (`null_neurons`); and what they do on valid and invalid test samples, split into gate
+    and up. `top` holds the first `SHOWN` of a set,
     `rest` the others. The authors rank by the softmax probe.
     """
     model, settings = context.model, context.settings
@@ -226,17 +231,47 @@ def glu(context: Context, direction: str, k: int) -> Result:
             "parts": seen.parts.abs().sum(1).tolist(),
         }
     a, b = chosen["GLU_Valid"], chosen["GLU_Invalid"]
-    for name, gone in (
-        ("antipodes", None),
-        ("antipodes_without_probes", directions[upper.start :]),
+    random = _opposed_at_random(model, directions[upper.start :], upper, k, settings)
+    for number, (name, gone) in enumerate(
+        (("antipodes", None), ("antipodes_without_probes", directions[upper.start :]))
     ):
         opposite = antipodes(model, a, b, without=gone, draws=settings.draws)
+        mean = float(opposite.cosine.mean())
         found[name] = {
-            "mean_cosine": float(opposite.cosine.mean()),
-            "null": plain(opposite.null),
+            "mean_cosine": mean,
+            "null": plain(null_of(-mean, random[:, number])),
+            "null_neurons": plain(opposite.null),
             "pairs": [[str(x), str(y), cosine] for x, y, cosine in opposite.pairs],
         }
     return found
+
+
+def _opposed_at_random(
+    model: LanguageModel, vectors: torch.Tensor, layers: range, k: int, settings: Settings
+) -> np.ndarray:
+    """How opposite sets selected along random directions w and -w are, as `antipodes` counts it.
+
+    (draws, 2): as selected, and with those directions projected out. The directions of all layers
+    are turned together, so that they stand to each other as the given ones do.
+    """
+    found = []
+    for turned in turned_directions(vectors, settings.draws, seed=settings.seed):
+        along = dict(zip(layers, turned, strict=True))
+        sides = []
+        for sign in SIGNS.values():
+            ranked = rank_glu(model, along, k=k, sign=sign)
+            values = [glu_vectors(model, n.layer, n.index).value.float() for n in ranked]
+            sides.append(torch.stack(values))
+        axes = torch.linalg.qr(turned.float().T).Q
+        beyond = [side - side @ axes @ axes.T for side in sides]
+        found.append([_opposition(*sides), _opposition(*beyond)])
+    return np.array(found)
+
+
+def _opposition(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Minus the mean over a of each one's most negative cosine with b."""
+    a, b = (torch.nn.functional.normalize(x, dim=-1) for x in (a, b))
+    return -float((a @ b.T).amin(-1).mean())
 
 
 def _neurons(
@@ -300,71 +335,4 @@ def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence
         "excess": seen.excess.tolist(),
         "heads": select_heads(seen, threshold=context.settings.threshold),
         "top": top,
-    }
-
-
-def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
-    """How much heads feed neurons, in three ways of asking.
-
-    The released diagonal, the true OV product, and the contribution of real head outputs (valid
-    minus invalid) at t_paren.
-    """
-    samples, modes = context.find, Result()
-    for mode in ("diag", "ov", "activation"):
-        options = (
-            {
-                "prompts": samples.tokens,
-                "positions": samples.t_paren,
-                "labels": samples.valid,
-                "runs": context.runs(samples.tokens),
-            }
-            if mode == "activation"
-            else {}
-        )
-        scores = head_glu_scores(context.model, heads, neurons, mode=mode, **options)
-        modes[mode] = {
-            "heads": list(scores.heads),
-            "values": scores.head_values.tolist(),
-            "stderr": scores.head_stderr.tolist(),
-            "order": [head for head, _, _ in scores.ranking()],
-        }
-    return modes
-
-
-def communication(
-    context: Context, scores: Result, chosen: Sequence[str], neurons: Sequence[str]
-) -> Result:
-    """Whether the three scores agree, and which neurons fall silent without the chosen heads.
-
-    The heads are zeroed at every token of at most 24 valid test samples, the neurons read at
-    t_paren, against at most 20 sets of random heads of the same layers.
-    """
-    import pandas as pd
-
-    table = pd.DataFrame({mode: found["values"] for mode, found in scores.items()})
-    ranks = table.corr(method="spearman")
-    pairs = [("diag", "ov"), ("diag", "activation"), ("ov", "activation")]
-    agreement = {f"{a}, {b}": float(ranks.loc[a].loc[b]) for a, b in pairs}
-    samples = context.test
-    valid = np.flatnonzero(samples.valid)[:24]
-    delta = activation_delta(
-        context.model,
-        [samples.tokens[i] for i in valid],
-        [samples.t_paren[i] for i in valid],
-        neurons,
-        chosen,
-        draws=min(20, context.settings.draws),
-        seed=context.settings.seed,
-    )
-    return {
-        "agreement": agreement,
-        "ablated": list(chosen),
-        "n": len(valid),
-        "neurons": list(neurons),
-        "before": delta.before.mean(0).tolist(),
-        "after": delta.after.mean(0).tolist(),
-        "total": plain(delta.total),
-        "null": None if delta.null is None else plain(delta.null),
-        "silenced": None if delta.total_silenced is None else plain(delta.total_silenced),
-        "silenced_null": None if delta.null_silenced is None else plain(delta.null_silenced),
     }

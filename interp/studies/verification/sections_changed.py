@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from interp import plots
+from interp.metrics import Estimate, mean_estimate
 from interp.report import Report
 from interp.studies.shown import bare, estimate, place, spread
+from interp.studies.shown import null as in_words
 from interp.studies.steps import Result
-
-PAPER = {
-    "none": (0.0, 0.0, 100.0),
-    "GLU_Valid": (16.33, 1.0, 82.67),
-    "GLU_Valid and GLU_Invalid": (44.67, 2.33, 53.0),
-    "A_Prev": (96.0, 3.67, 0.33),
-    "A_Verif": (95.33, 4.67, 0.0),
-}
-"""Success, partial, fail in percent on the 3B model, n = 300 (none: n = 20), rule `final`."""
+from interp.studies.verification import published
 
 
 def patching(report: Report, results: dict[str, Result]) -> None:
@@ -153,37 +148,48 @@ def communication(report: Report, results: dict[str, Result]) -> None:
     report.section("8. Heads to GLU: what falls silent")
     report.table(
         [
-            {"score": mode, "heads, in order": " ".join(x["order"][:8])}
+            {
+                "score": mode.split(",")[0],
+                "neurons": "GLU_Valid, as ablated" if "," in mode else "as published",
+                "how many": x["neurons"],
+                "heads, in order": " ".join(x["order"][:8]),
+            }
             for mode, x in scores.items()
         ],
-        caption="Rank agreement (Spearman): "
+        caption="How much heads feed GLU vectors. diag is the released formula, a basis-dependent "
+        "vector; ov the true product; activation what real head outputs add on valid less invalid "
+        "samples. As published: the vectors nearest the softmax probes, pooled over layers. Rank "
+        "agreement (Spearman): "
         + "; ".join(f"{pair} {value:.2f}" for pair, value in found["agreement"].items())
-        + ". diag is the released formula, a basis-dependent vector.",
+        + ".",
     )
-    rows = [
-        {
-            "measure": text,
-            "without the chosen heads": estimate(found[key]),
-            "without random heads": "–"
-            if (null := found[of]) is None
-            else f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], p = {null['p']:.3f}",
-        }
-        for text, key, of in (
-            ("mean fall of GLU_Valid activations", "total", "null"),
-            ("share of active GLU_Valid neurons silenced", "silenced", "silenced_null"),
-        )
-        if found[key] is not None
-    ]
     report.table(
-        rows,
-        caption=f"{', '.join(found['ablated'])} zeroed at every token, {found['n']} valid samples.",
+        [
+            {
+                "read at": place,
+                "measure": text,
+                "without the chosen heads": estimate(x[key]),
+                "without random heads": in_words(x[of]),
+                "draws": "–" if x[of] is None else x[of]["draws"],
+            }
+            for place, x in found["at"].items()
+            for text, key, of in (
+                ("mean fall of GLU_Valid activations", "total", "null"),
+                ("share of active GLU_Valid neurons silenced", "silenced", "silenced_null"),
+            )
+            if x[key] is not None
+        ],
+        caption=f"{', '.join(found['ablated'])} zeroed at every token, {found['n']} valid samples; "
+        f"random heads of the same layers on {found['n_null']} of them. The paper reads one "
+        "sample, at t_ans.",
     )
-    order = np.argsort(-np.abs(found["before"]))[:14]
+    at = found["at"]["t_ans"]
+    order = np.argsort(-np.abs(at["before"]))[:14]
     report.figure(
         plots.paired_bars(
             [found["neurons"][i] for i in order],
-            {side: bare([found[side][i] for i in order]) for side in ("before", "after")},
-            y_title="mean activation at t_paren",
+            {side: bare([at[side][i] for i in order]) for side in ("before", "after")},
+            y_title="mean activation at t_ans",
         ),
         "silent",
         "The most active GLU_Valid neurons before and after the chosen heads are zeroed.",
@@ -193,27 +199,39 @@ def communication(report: Report, results: dict[str, Result]) -> None:
 def effects(report: Report, results: dict[str, Result]) -> None:
     """The verdict under every ablation."""
     report.section("9. The verdict under every ablation, against random sets")
-    for key in ("effects_zero", "effects_mean", "effects_resample", "effects_everywhere"):
+    report.text(
+        "A_Prev takes all earlier occurrences of the target as keys, A_Prev (published) those "
+        "before the first attempt; A_Verif is the smallest set found here, A_Verif (published) the "
+        "first three heads of A_Prev (published) by the published score."
+    )
+    for key in ("effects_zero", "effects_mean", "effects_resample", "effects_published"):
         found = results[key]
-        where = "all tokens" if found["where"] == "all" else f"the last {found['where']} tokens"
+        where = (
+            "heads at all tokens and of neurons at the last, as published"
+            if found["where"] == "all"
+            else f"the last {found['where']} tokens"
+        )
+        few = sorted({x["null_n"] for x in found["sets"].values()})
         report.table(
             [
                 {
                     "set": name,
                     "size": len(x["components"]),
                     'valid judged "not"': estimate(x["disabled"]),
-                    "random sets": spread(x["null"]["disabled"]),
+                    'random: judged "not"': spread(x["null"]["disabled"]),
                     "draws": x["draws"],
                     "p": x["p"],
                     'invalid still "not"': x["invalid_kept"]["mean"],
-                    "random": spread(x["null"]["invalid_kept"]),
+                    'random: still "not"': spread(x["null"]["invalid_kept"]),
                     "KL": x["kl"],
                 }
                 for name, x in found["sets"].items()
             ],
-            caption=f"{found['kind']} ablation of {where}; plain model: "
-            f"{found['none']['disabled']['mean']:.3f} and "
-            f"{found['none']['invalid_kept']['mean']:.3f}; {found['n']} samples.",
+            caption=f"{found['kind']} ablation of {where}; {found['n']} samples, half of them "
+            f"valid; plain model: {found['none']['disabled']['mean']:.3f} and "
+            f"{found['none']['invalid_kept']['mean']:.3f}. Random: mean and 95 % range of sets "
+            f"matched in kind, layers and count, each run on {' or '.join(map(str, few))} of the "
+            "samples and compared with the set on the same ones.",
         )
     found = results["effects_zero"]["sets"]
     report.figure(
@@ -237,8 +255,7 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
     report.section("10. What it writes: the interventions table")
     rows = []
     for name, x in found["rows"].items():
-        ours, final = x["outcomes"]["interp-1"], x["outcomes"]["final"]
-        paper = PAPER.get(name)
+        ours = x["outcomes"]["interp-1"]
         rows.append(
             {
                 "intervention": name,
@@ -247,19 +264,17 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
                 "partial": ours["partial"]["mean"],
                 "fail": ours["fail"]["mean"],
                 "ood": ours["ood"]["mean"] + ours["empty"]["mean"],
-                "random set: success": "–"
-                if x["random"] is None
-                else estimate(x["random"]["success"]),
-                "rule final: success": final["success"]["mean"],
-                "paper, 3B (success / partial / fail %)": "–"
-                if paper is None
-                else " / ".join(f"{value:g}" for value in paper),
+                "random: success": "–" if x["random"] is None else estimate(x["random"]["success"]),
+                "draws": x["draws"],
+                "p": "–" if x["p"] is None else x["p"],
             }
         )
     report.table(
         rows,
         caption=f"{found['n']} valid attempts, cut at t_ans; {found['max_new_tokens']} tokens; the "
-        f'set zeroed (last {found["where"]} tokens) for the token after every " (".',
+        f'set zeroed (last {found["where"]} tokens) for the token after every " (". Success: '
+        "verification disabled. Random: the texts of all random sets together, each set on "
+        f"{found['each']} or so of the attempts.",
     )
     report.figure(
         plots.stacked_outcomes(
@@ -271,6 +286,7 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
         "outcomes",
         "Success: verification disabled.",
     )
+    published.outcomes(report, results)
     example = found["rows"].get("A_Verif", found["rows"]["none"])["examples"][0]
     report.text(f"An example under A_Verif:\n\n```\n{example.replace('```', '')}\n```")
 
@@ -280,24 +296,41 @@ def side_effects(report: Report, results: dict[str, Result]) -> None:
     found = results["side_effects"]
     report.section("11. What else the same sets do")
     rows = []
+    draws = 0
     for name, x in found.items():
         if name == "n":
             continue
-        rows.append(
-            {
-                "set, zeroed at every token": name,
-                "result's last digit right": estimate(x["arithmetic"]),
-                "random sets": spread(x["arithmetic_null"]) if "arithmetic_null" in x else "–",
-                "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
+        draws = max(draws, len(x.get("arithmetic_null", ())))
+        row = {
+            "set, zeroed at every token": name,
+            "result's last digit right": estimate(x["arithmetic"]),
+            "random: right": _pooled(x.get("arithmetic_null")),
+            "right, less random": _beside(x.get("arithmetic_beside")),
+        }
+        if "loss" in found["none"]:
+            row |= {
+                "perplexity of plain English": math.exp(x["loss"]["mean"]),
                 "more nats a token": estimate(x["loss_change"]) if "loss_change" in x else "–",
-                "random": spread(x["loss_change_null"]) if "loss_change_null" in x else "–",
+                "random: more nats": _pooled(x.get("loss_change_null")),
+                "nats, less random": _beside(x.get("loss_change_beside")),
             }
-        )
+        rows.append(row)
     report.table(
         rows,
-        caption=f"{found['n']} results of the model's own attempts. Nats: the loss with the set "
-        "zeroed minus the plain model's, text by text, with its interval over texts.",
+        caption=f"{found['n']} results of the model's own attempts. Nats: the loss on plain "
+        "English with the set zeroed minus the plain model's, text by text, with its interval "
+        f"over texts. Random: mean and its interval over {draws} matched sets, each on two results "
+        "and on one text; less random: the set less a random one on the same ones, over draws.",
     )
+
+
+def _pooled(values: list[float] | None) -> Estimate | str:
+    """The mean of random draws with its interval."""
+    return "–" if not values else mean_estimate(torch.tensor(values))
+
+
+def _beside(found: Result | None) -> Estimate | str:
+    return "–" if found is None else estimate(found)
 
 
 def sufficiency(report: Report, results: dict[str, Result]) -> None:
@@ -309,16 +342,20 @@ def sufficiency(report: Report, results: dict[str, Result]) -> None:
             {
                 "direction": side,
                 "set": name,
-                "effect (share of the gap)": x["effect"],
-                "random sets": spread(x["effect_null"]),
+                "effect (share of the gap)": f"{x['effect']:.3f} [{x['effect_low']:.3f}, "
+                f"{x['effect_high']:.3f}]",
+                "random: effect": spread(x["effect_null"]),
+                "draws": len(x["effect_null"]),
                 "p": x["p"],
                 "verdicts flipped": estimate(x["flipped"]),
-                "random": spread(x["flipped_null"]),
+                "random: flipped": spread(x["flipped_null"]),
             }
             for side in ("valid into invalid", "invalid into valid")
             for name, x in found[side].items()
         ],
-        caption=f"{found['n']} test pairs, heads patched at the last {found['window']} tokens.",
+        caption=f"{found['n']} test pairs, sets patched at the last {found['window']} tokens; "
+        "effects with bootstrap intervals over pairs. Random: mean and 95 % range of matched sets, "
+        f"patched in {found['null_n']} of the pairs.",
     )
 
 
@@ -329,10 +366,12 @@ def stability(report: Report, results: dict[str, Result]) -> None:
     sets = sorted(found["sets"].items(), key=lambda pair: -pair[1])
     counts = sorted(found["counts"].items(), key=lambda pair: -pair[1])
     report.text(
-        f"The same choice on find samples drawn again {found['draws']} times: "
-        + "; ".join(f"{heads} ({count})" for heads, count in sets)
-        + ". Each head: "
+        f"The choice of section 7 was made again on find samples drawn with replacement, "
+        f"{found['draws']} times. It gave "
+        + "; ".join(f"{heads} ({count} times)" for heads, count in sets)
+        + ". By head: "
         + ", ".join(f"{head} {count}" for head, count in counts)
-        + f". Chosen on the test samples instead: {', '.join(found['on_test'])}. Of several sets "
-        "of the least size the order named first in section 7 gives its own; others disable too."
+        + f". On the test samples instead it gives {', '.join(found['on_test'])}. Where several "
+        "orders reach 95 % with equally few heads, the one listed first in section 7 is taken: "
+        "other sets of that size disable verification too."
     )

@@ -11,6 +11,7 @@ from interp.figures import visible
 from interp.report import Report
 from interp.studies.shown import band, bare, estimate, place
 from interp.studies.steps import Result
+from interp.studies.verification.finding import RANDOM_SETS
 
 
 def behaviour(report: Report, results: dict[str, Result]) -> None:
@@ -71,6 +72,23 @@ def probes(report: Report, results: dict[str, Result]) -> None:
         "their gradients are; how opposite follows from how long it was trained beside its random "
         "start, not from the labels. The line 'forced by the form' is what the form alone gives.",
     )
+    layers = len(softmax["tokens"])
+    report.table(
+        [
+            {
+                "layer": layer,
+                "W_valid writes": " ".join(map(visible, softmax["tokens"][layer]["valid"])),
+                "W_invalid writes": " ".join(map(visible, softmax["tokens"][layer]["invalid"])),
+                "cosine with the layer before": softmax["adjacent"][layer - 1],
+                "cosine with its random start": softmax["start"][layer],
+            }
+            for layer in range(max(1, layers - 8), layers)
+        ],
+        caption="The softmax probe's direction, unembedded, in the last layers (the paper: "
+        "Successful, SUCCESS, Exactly, 正是, 成功 against 不对, 不应, 不该, ≠; cosines of adjacent "
+        "layers 0.23 to 0.80). A direction that still points along its random start writes nothing "
+        "in particular.",
+    )
 
 
 def lens(report: Report, results: dict[str, Result]) -> None:
@@ -107,8 +125,8 @@ def lens(report: Report, results: dict[str, Result]) -> None:
             }
             for layer in range(len(tops["valid"]) // 2, len(tops["valid"]))
         ],
-        caption=f"The same at t_valid with both GLU sets, and with A_Verif, zeroed at the last "
-        f"tokens; {without['n']} samples (sections 4 and 7 say how the sets were found).",
+        caption="The same at t_valid with each set zeroed at the last tokens; "
+        f"{without['n']} samples (sections 4 and 7 say how the sets were found).",
     )
 
 
@@ -133,17 +151,17 @@ def glu(report: Report, results: dict[str, Result]) -> None:
                 "a layer": row["k"],
                 "neurons": row["neurons"],
                 'GLU_Valid: judged "not"': row["GLU_Valid"]["disabled"],
-                "log-odds": row["GLU_Valid"]["log_odds"],
+                "GLU_Valid: log-odds": row["GLU_Valid"]["log_odds"],
                 'both sets: judged "not"': row["both"]["disabled"],
-                "log-odds ": row["both"]["log_odds"],
-                "random sets": row["random"]["disabled"],
-                "log-odds  ": row["random"]["log_odds"],
+                "both sets: log-odds": row["both"]["log_odds"],
+                'random: judged "not"': row["random"]["disabled"],
+                "random: log-odds": row["random"]["log_odds"],
             }
             for row in choice["rows"]
         ],
         caption=f"Zeroed at the last tokens of {choice['n']} valid find samples: share judged "
-        '"not", and mean log P(this) - log P(not). Random sets: as many neurons as both, in the '
-        "same layers.",
+        f'"not", and mean log P(this) - log P(not). Random: {RANDOM_SETS} sets of as many neurons '
+        "as both, in the same layers.",
     )
     for name in ("GLU_Valid", "GLU_Invalid"):
         null = found[name]["null"]
@@ -169,16 +187,22 @@ def glu(report: Report, results: dict[str, Result]) -> None:
             {
                 "sets": text,
                 "mean of each one's most negative cosine": found[key]["mean_cosine"],
-                "random neurons of the same layers": f"{-found[key]['null']['mean']:.3f} "
-                f"[{-found[key]['null']['high']:.3f}, {-found[key]['null']['low']:.3f}]",
-                "p": found[key]["null"]["p"],
+                **{
+                    words: f"{-x['mean']:.3f} [{-x['high']:.3f}, {-x['low']:.3f}], p = {x['p']:.3f}"
+                    for words, x in (
+                        ("sets along random w' and -w'", found[key]["null"]),
+                        ("random neurons of the same layers", found[key]["null_neurons"]),
+                    )
+                },
             }
             for key, text in (
                 ("antipodes", "as selected"),
                 ("antipodes_without_probes", "with the probes' directions projected out"),
             )
         ],
-        caption="Are they antipodal? Sets selected along w and -w are opposite by selection.",
+        caption="Are they antipodal? Sets selected along w and -w are opposite by selection: "
+        "those along random directions of both signs say how much "
+        f"({found['antipodes']['null']['draws']} draws each).",
     )
 
 
@@ -208,11 +232,16 @@ def attention(report: Report, results: dict[str, Result]) -> None:
                 "query and keys": name,
                 "n": x["n"],
                 "heads above threshold": len(x["heads"]),
-                "strongest (attention, other tokens at like distances)": ", ".join(
-                    f"{row['head']} {row['attention']['mean']:.2f} ({row['control']:.2f})"
+                "strongest": "; ".join(
+                    f"{row['head']} {row['attention']['mean']:.2f} "
+                    f"[{row['attention']['low']:.2f}, {row['attention']['high']:.2f}], others "
+                    f"{row['control']:.2f}"
                     for row in x["top"][:5]
                 ),
             }
             for name, x in found.items()
-        ]
+        ],
+        caption="Mean attention to the target's occurrences with its 95 % interval over samples; "
+        "others: that to as many other tokens at like distances. Earlier: all occurrences; asked: "
+        "those before the first attempt, the published keys.",
     )

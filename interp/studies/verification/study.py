@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from interp.ablation import Kind
 from interp.cumulative import greedy_order
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.glu import glu_vectors
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
-from interp.studies.steps import Result, Steps, plain, tuples
+from interp.studies.steps import Job, Result, Steps, plain, tuples
 from interp.studies.verification import (
     comparing,
+    controls,
+    feeding,
     finding,
     generating,
     intervening,
@@ -24,13 +28,21 @@ from interp.studies.verification.context import (
     VERIFICATION,
     Context,
     Settings,
+    honest_samples,
     make_context,
 )
-from interp.studies.verification.samples import Samples, find_samples, verdict_tokens
+from interp.studies.verification.generating import PUBLISHED_TEXTS, TEXTS
+from interp.studies.verification.samples import Samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
 
 Study = frame.Study[Settings]
 """A verification study."""
+
+MOST = 50
+"""The most heads of A_Prev as published."""
+
+SCORE_ORDER = "head-GLU, diag (published)"
+"""The order whose first three heads are A_Verif as published."""
 
 
 def study_verification(
@@ -74,90 +86,112 @@ def study_verification(
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
-    step("behaviour", lambda: _behaviour(context))
-    step("probes", lambda: reading.probes(context))
-    step("lens", lambda: reading.lens(context))
-    choice = step("glu_choice", lambda: finding.glu_choice(context))
+    choice, attention, _ = step.all(
+        ("glu_choice", lambda: finding.glu_choice(context)),
+        ("attention", lambda: reading.attention(context)),
+        ("behaviour", lambda: _behaviour(context)),
+    )
     best = (choice["direction"], choice["k"])
     glu = step("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN)
-    attention = step("attention", lambda: reading.attention(context))
     judged = (finding.STRONGEST, finding.BAND)
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
-    patching = step("patching", lambda: finding.patching(context, valid), valid, *judged)
+    patching, *_ = step.all(
+        ("patching", lambda: finding.patching(context, valid), valid, *judged),
+        ("probes", lambda: reading.probes(context)),
+        ("lens", lambda: reading.lens(context)),
+    )
     previous = attention["t_ans to earlier"]["heads"]
+    asked = attention["t_ans to asked"]["heads"][:MOST]
     strong = finding.strongest(patching["noise"]["values"], 16)
-    scored = [list(dict.fromkeys([*previous, *strong])), valid]
-    scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)
-    orders = step("orders", lambda: _orders(context, previous, strong, scores), strong, scores)
+    scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
+    scores = step("head_scores", lambda: feeding.head_scores(context, *scored), *scored)
+    lists = (previous, asked, strong)
+    orders = step("orders", lambda: _orders(context, *lists, scores), *lists, scores)
     curves = step("curves", lambda: finding.curves(context, orders), orders)
     chosen = curves["chosen"]
-    step(
-        "communication",
-        lambda: reading.communication(context, scores, chosen, valid),
-        scores,
-        chosen,
-        valid,
-    )
     sets = {
         "GLU_Valid": valid,
         "GLU_Valid and GLU_Invalid": list(dict.fromkeys([*valid, *invalid])),
         "A_Prev": previous,
+        "A_Prev (published)": asked,
         "A_Verif": chosen,
+        "A_Verif (published)": orders.get(SCORE_ORDER, [])[:3],
     }
     sets = {name: labels for name, labels in sets.items() if labels}
-    heads = {name: labels for name, labels in sets.items() if name.startswith("A_")}
-    shown = {name: sets[name] for name in ("GLU_Valid and GLU_Invalid", "A_Verif")}
-    step("lens_without", lambda: reading.lens_without(context, shown), shown)
-    for kind in intervening.KINDS:
-        step(
-            f"effects_{kind}",
-            lambda kind=kind: intervening.verdict_effects(context, context.test, sets, kind=kind),
+    ours = {name: labels for name, labels in sets.items() if "published" not in name}
+    shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
+    fed = (scores, chosen, valid)
+    jobs: list[Job] = [
+        ("interventions", lambda: generating.intervention_table(context, few(TEXTS), sets), sets),
+        (
+            "interventions_published",
+            lambda: generating.published_protocol(context, few(PUBLISHED_TEXTS), sets),
             sets,
-        )
-    step(
-        "effects_everywhere",
-        lambda: intervening.verdict_effects(
-            context, few(4), sets, where="all", draws=min(10, settings.draws)
         ),
-        sets,
-    )
-    step("interventions", lambda: generating.intervention_table(context, few(50), sets), sets)
-    texts = generating.PLAIN_TEXT
-    step("side_effects", lambda: generating.side_effects(context, few(10), sets), sets, texts)
-    step("sufficiency", lambda: intervening.sufficiency(context, heads), heads)
-    step("stability", lambda: finding.stability(context, orders, strong), orders, strong)
+        *(
+            (f"effects_{kind}", partial(_effects, context, sets, kind), sets)
+            for kind in intervening.KINDS
+        ),
+        (
+            "effects_published",
+            lambda: controls.effects_published(context, few(controls.PAIRS), sets),
+            sets,
+        ),
+        ("communication", lambda: feeding.communication(context, *fed), *fed),
+        (
+            "side_effects",
+            lambda: controls.side_effects(context, few(controls.RESULTS // 2), ours),
+            ours,
+            controls.PLAIN_TEXT,
+        ),
+        ("sufficiency", lambda: intervening.sufficiency(context, sets), sets),
+        ("stability", lambda: finding.stability(context, orders, strong), orders, strong),
+        ("lens_without", lambda: reading.lens_without(context, shown), shown),
+    ]
     if base is not None:
-        step(
-            "base", lambda: comparing.against_base(context, chosen, valid), base.hash, chosen, valid
-        )
+        parts = (chosen, valid)
+        jobs.append(("base", lambda: comparing.against_base(context, *parts), base.hash, *parts))
+    step.all(*jobs)
     return study
 
 
 def _context(
     model: LanguageModel, base: LanguageModel | None, settings: Settings, steps: Steps
 ) -> Context:
-    """The model's texts, n / 2 problems at a time, until there are samples enough."""
+    """The model's texts, n / 2 problems at a time, until there are samples enough.
+
+    As many blocks are asked for at once as will be needed by the yield of those before.
+    """
     problems: list[Problem] = []
     texts: list[Generation] = []
+    size, ahead = settings.n // 2, 1
     everything = make_countdown(
         3 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
     )
     while True:
-        block = everything[len(problems) : len(problems) + settings.n // 2]
-        kept = steps(
-            f"texts_{len(problems)}",
-            lambda block=block: _generated(model, settings, block),
+        starts = range(len(problems), len(everything), size)[:ahead]
+        blocks = [everything[start : start + size] for start in starts]
+        jobs = zip(starts, blocks, strict=True)
+        made = steps.all(
+            *((f"texts_{start}", partial(_generated, model, settings, x)) for start, x in jobs)
         )
-        problems += block
-        texts += [Generation(**tuples(row)) for row in kept["texts"]]
-        if len(problems) == len(block):  # refuse a model that writes no verdict at all
-            whole, starts = zip(*((t.prompt + t.tokens, len(t.prompt)) for t in texts), strict=True)
-            find_samples(model, whole, problems, starts=starts)
-        try:
-            return make_context(model, base, settings, problems, texts)
-        except InterpError:
-            if len(problems) == len(everything):
-                raise
+        for block, kept in zip(blocks, made, strict=True):
+            problems += block
+            texts += [Generation(**tuples(row)) for row in kept["texts"]]
+            # Refuses a model that writes no verdict at all.
+            usable = honest_samples(model, settings, problems, texts)
+            try:
+                return make_context(model, base, settings, problems, texts)
+            except InterpError:
+                if len(problems) == len(everything):
+                    raise
+        of_valid = usable.problems[usable.valid] % 2
+        least = max(1, min((of_valid == side).sum() for side in (0, 1)))
+        ahead = max(1, int((settings.n // 4 / least - 1) * len(problems) / size))
+
+
+def _effects(context: Context, sets: dict[str, list[str]], kind: Kind) -> Result:
+    return intervening.verdict_effects(context, context.test, sets, kind=kind)
 
 
 def _generated(model: LanguageModel, settings: Settings, problems: list[Problem]) -> Result:
@@ -187,7 +221,9 @@ def _example(context: Context) -> str:
     return problem.prompt(context.settings.template) + made.text
 
 
-def _orders(context: Context, previous: list[str], strong: list[str], scores: Result) -> Result:
+def _orders(
+    context: Context, previous: list[str], asked: list[str], strong: list[str], scores: Result
+) -> Result:
     """Heads in every order: A_Prev by attention and by its scores, all heads by patching."""
     orders: dict[str, list[str]] = {}
     if previous:
@@ -196,6 +232,10 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
             f"head-GLU, {mode}": [head for head in found["order"] if head in previous]
             for mode, found in scores.items()
         }
+    if asked:
+        orders["attention (published)"] = asked
+        by_score = scores[feeding.PUBLISHED]["order"]
+        orders[SCORE_ORDER] = [head for head in by_score if head in asked]
     orders["patching"] = strong
     orders["greedy"] = greedy_order(intervening.zeroed_sets(context, context.find), strong, 8)
     return {name: order for name, order in orders.items() if order}

@@ -159,10 +159,11 @@ def _antipodes(found: Result) -> None:
         null = x["null"]
         column.markdown(
             f"**{words.capitalize()}**: mean of each one's most negative cosine "
-            f"**{widgets.number(x['mean_cosine'])}**; random neurons of the same layers "
-            f"{widgets.number(-null['mean'])} "
+            f"**{widgets.number(x['mean_cosine'])}**; sets selected along random directions of "
+            f"both signs {widgets.number(-null['mean'])} "
             f"[{widgets.number(-null['high'])}, {widgets.number(-null['low'])}], "
-            f"p = {null['p']:.3f} ({null['draws']} draws)"
+            f"p = {null['p']:.3f} ({null['draws']} draws); random neurons of the same layers "
+            f"{widgets.number(-x['null_neurons']['mean'])}"
         )
         with column:
             studies.table(

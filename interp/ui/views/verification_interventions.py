@@ -20,7 +20,7 @@ SECTIONS = {
         intervened.outcomes,
         ("interventions",),
         "Success says that the model no longer calls a right sum right, not that it has lost "
-        "nothing else: see side effects. One random set is no null distribution: see verdicts.",
+        "nothing else: see side effects.",
     ),
     "side effects": (
         intervened.side_effects,

@@ -68,6 +68,20 @@ REFUSAL = frame.Kind(name="refusal", version=1, settings=Settings)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plain:
+    """Some cases, unchanged.
+
+    logits: (n, d_vocab) of the next token. texts: each prompt with the model's own reply, which
+    begins at `starts`. losses: (n,) of the replies alone.
+    """
+
+    logits: Tensor
+    texts: list[tuple[int, ...]]
+    starts: list[int]
+    losses: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Context:
     """A model, the prompts, and, once it has replied, what became of each.
 
@@ -212,21 +226,23 @@ class Context:
             classes=[names[self.became(i)] for i in range(len(self.cases))],
         )
 
-    def plain(self, rows: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, ...]], Tensor]:
-        """Of some cases, unchanged: next-token logits, texts in tokens, and the texts' losses.
-
-        A text is the prompt with the model's own reply.
-        """
+    def plain(self, rows: tuple[int, ...]) -> Plain:
+        """Some cases, unchanged, with the replies they get."""
         if rows not in self._plain:
             prompts, most = self.prompts[rows], self.settings.max_new_tokens
             made, _ = generate_steered(self.model, prompts, max_new_tokens=most)
             texts = [one.prompt + one.tokens for one in made]
-            logits = run_steered(self.model, prompts).logits
-            self._plain[rows] = logits, texts, text_losses(self.model, texts)
+            starts = [len(one.prompt) for one in made]
+            self._plain[rows] = Plain(
+                logits=run_steered(self.model, prompts).logits,
+                texts=texts,
+                starts=starts,
+                losses=text_losses(self.model, texts, starts=starts),
+            )
         return self._plain[rows]
 
     @cached_property
-    def _plain(self) -> dict[tuple[int, ...], tuple[Tensor, list[tuple[int, ...]], Tensor]]:
+    def _plain(self) -> dict[tuple[int, ...], Plain]:
         return {}
 
     @cached_property

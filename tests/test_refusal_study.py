@@ -27,13 +27,15 @@ STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
     "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
     "groups_proper_refusals", "groups_over-refusals", "paths_proper_refusals",
-    "paths_over-refusals", "flips", "constellations", "ledger", "neurons",
+    "paths_over-refusals", "flips", "constellations", "ledger", "neurons", "chance",
+    "selection_false-refusal",
 }  # fmt: skip
 METHODS = {
     "ablate harmful-harmless", "ablate behaviour", "ablate over-refusal", "ablate false-refusal",
     "add - harmful-harmless", "add - over-refusal", "affine edit (ACE)", "conditional (CAST-like)",
     "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
-    "task constellations", "task constellations, notebooks' options",
+    "ablate random direction", "task constellations", "task constellations, every task",
+    "task constellations, notebooks' options on our states",
     "task constellations, random shifts", "task constellations, shuffled labels",
     "zero triggers of over-refusals", "zero random heads",
 }  # fmt: skip
@@ -80,7 +82,9 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     steered = {name for name in names if name.startswith(("method_", "dose_"))}
     assert names - steered == STEPS
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
-    assert len(steered) == 2 * len(METHODS) - 2  # heads at zero have no dose
+    # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
+    # have no dose of their own.
+    assert len(steered) == 2 * len(METHODS) - 6
     assert not any(line.endswith("kept") for line in lines)
     assert [name for name, x in study.results.items() if "skipped" in x] == []
     assert (study.directory / "directions.safetensors").exists()

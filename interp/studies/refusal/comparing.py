@@ -31,6 +31,8 @@ QUALITY = 24
 """Answered rows that KL and losses are measured on."""
 
 LEDGER = 60
+VERSION = 2
+"""Of what is measured of a method: part of its key, raised where that has changed."""
 
 
 def choose_dose(context: Context, method: Method) -> Result:

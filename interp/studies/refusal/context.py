@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,6 @@ from interp.directions import (
     Kind,
     difference_in_means,
     end_states,
-    orthogonalise,
 )
 from interp.errors import InterpError
 from interp.judging import REFUSALS, Label
@@ -146,7 +145,9 @@ class Context:
     def classes(self, kind: Kind, part: str = "find") -> tuple[list[int], list[int]]:
         """The rows a direction of this kind is the difference of, first minus second.
 
-        Both classes are of the same tasks, so that the task is not read as the refusal.
+        Both classes are of the same tasks, so that the task is not read as the refusal: those of
+        a false-refusal direction are the over-refusal direction's, where arXiv 2410.03415 takes
+        answered prompts of any task.
         """
         harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
         if kind == "harmful-harmless":
@@ -154,18 +155,25 @@ class Context:
         answered = [i for i in harmless if self.became(i) is False]
         if kind == "behaviour":
             return self.rows(part, should="refuse", refused=True), answered
-        wrong = self.rows(part, should="answer", refused=True, tasks=self.refused_tasks)
-        if kind == "over-refusal":
-            right = self.rows(part, should="answer", refused=False, tasks=self.refused_tasks)
-            return wrong, right
-        return wrong, answered
+        wrong, right = (
+            self.rows(part, should="answer", refused=x, tasks=self.refused_tasks)
+            for x in (True, False)
+        )
+        return wrong, right
 
     def candidates(self, kind: Kind) -> Candidates | None:
-        """Differences at the post-instruction tokens, all layers; None with too few rows."""
+        """Differences at the post-instruction tokens, all layers; None with too few rows.
+
+        Those of false refusal are orthogonal to the first kind's, place by place.
+        """
         if kind not in self._candidates:
             first, second = self.classes(kind)
             enough = min(len(first), len(second)) >= LEAST
-            self._candidates[kind] = self.difference(kind, first, second) if enough else None
+            found = self.difference(kind, first, second) if enough else None
+            if found is not None and kind == "false-refusal":
+                proper = self.candidates("harmful-harmless")
+                found = None if proper is None else orthogonal(found, proper)
+            self._candidates[kind] = found
         return self._candidates[kind]
 
     def difference(self, kind: Kind, first: Sequence[int], second: Sequence[int]) -> Candidates:
@@ -192,7 +200,7 @@ class Context:
         return {row: place for place, row in enumerate(rows)}, states
 
     def direction(self, kind: Kind, place: Sequence[int]) -> Direction:
-        """The candidate at (position, layer); a false-refusal one orthogonal to the first kind.
+        """The candidate at (position, layer).
 
         Raises:
             InterpError: too few rows of a class.
@@ -200,10 +208,7 @@ class Context:
         found = self.candidates(kind)
         if found is None:
             raise InterpError(f"a {kind} direction", "too few rows of a class", "give more prompts")
-        direction = found.at(place[0], place[1])
-        if kind == "false-refusal":
-            return orthogonalise(direction, self.direction("harmful-harmless", place))
-        return direction
+        return found.at(place[0], place[1])
 
     def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
         """(n,) refusal scores of some cases, in nats."""
@@ -265,3 +270,13 @@ class Context:
         generator = torch.Generator().manual_seed(self.settings.seed + seed)
         drawn = torch.randperm(len(rows), generator=generator)[:n].tolist()
         return [rows[i] for i in sorted(drawn)]
+
+
+def orthogonal(candidates: Candidates, against: Candidates) -> Candidates:
+    """Each less its part along the other at its place, as long as it was; 0 where none is left."""
+    found, other = candidates.vectors, against.vectors
+    unit = torch.nn.functional.normalize(other, dim=-1)
+    left = found - (found * unit).sum(-1, keepdim=True) * unit
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (found, left)]
+    kept = lengths[1] > 1e-9 * lengths[0]
+    return replace(candidates, vectors=torch.where(kept, left * lengths[0] / lengths[1], 0.0))

@@ -13,7 +13,16 @@ from interp.errors import InterpError
 from interp.files import content_key
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
-from interp.studies.refusal import comparing, constellating, heading, neurons, pointing, separating
+from interp.studies.refusal import (
+    angles,
+    chance,
+    comparing,
+    constellating,
+    heading,
+    neurons,
+    pointing,
+    separating,
+)
 from interp.studies.refusal.behaviour import behaviour, tokens
 from interp.studies.refusal.context import KINDS, LEAST, REFUSAL, Context, Places, Settings
 from interp.studies.refusal.methods import CONSTELLATIONS, methods
@@ -97,18 +106,25 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
         raise InterpError(
             f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
         )
-    places: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
-    if "over-refusal" in places:
-        places["over-refusal"] = pointing.place_of(over, first) or own
+    # Where the first two are found decides all that follows; false refusal has a place of its own.
+    before: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
+    if "over-refusal" in before:
+        before["over-refusal"] = pointing.place_of(over, first) or own
+    false = step(
+        "selection_false-refusal", lambda: pointing.false_refusal(context), pointing.VERSION
+    )
+    places = dict(before)
+    if pointing.FALSE in places:
+        places[pointing.FALSE] = false.get("best") or before["over-refusal"]
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     save_directions(directory / DIRECTIONS, found)
-    step("directions", lambda: pointing.effects(context, places), places)
-    step("geometry", lambda: pointing.geometry(context, places[KINDS[0]]), places)
+    step("directions", lambda: pointing.effects(context, places), places, pointing.VERSION)
+    step("geometry", lambda: angles.geometry(context, own), before, angles.VERSION)
     roles = {
         side: step(
             f"heads_{side}".replace(" ", "_"),
             lambda side=side: heading.roles(context, side, found[KINDS[0]]),
-            places,
+            before,
         )
         for side in heading.SIDES
     }
@@ -118,41 +134,57 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
         step(f"groups_{name}", lambda s=side, b=both: heading.groups(context, s, *b), *both)
         step(f"paths_{name}", lambda s=side: heading.passing(context, s, roles[s]), roles[side])
     step("flips", lambda: heading.flips(context, roles), roles)
+    _steered(context, step, (before, places), roles[heading.SIDES[1]])
+    step("neurons", lambda: neurons.neurons(context))
+
+
+def _steered(context: Context, step: Steps, where: tuple[Places, Places], roles: Result) -> None:
+    """All methods on one frontier; `where` the places without and with that of false refusal."""
+    before, places = where
     replied = step.results["behaviour"]
     told = step("constellations", lambda: constellating.constellations(context))
     gate = {name: told[name] for name in ("identify", "threshold")}
-    curves: dict[str, Result] = {}
+    doses: dict[str, Result] = {}
     for method in sorted(methods(context, places, gate), key=lambda method: method.null):
         name = "".join(c if c.isalnum() else "_" for c in method.name)
-        curves[method.name] = step(
-            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, gate
-        )
-        # A random version is given as much as what it is the null of.
-        used = curves[method.of or method.name]
+        used = places if pointing.FALSE in method.name else before
+        if method.doses:
+            doses[method.name] = step(
+                f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), used, gate
+            )
+        # A variant is given as much as the method it is a variant of.
+        dose = doses[method.of or method.name]
         step(
             f"method_{name}",
-            lambda m=method, d=used: comparing.evaluate(context, replied, m, d["dose"]),
-            places,
-            gate,
+            lambda m=method, d=dose: comparing.evaluate(context, replied, m, d["dose"]),
             used,
+            gate,
+            dose,
+            comparing.VERSION,
         )
         if method.name == CONSTELLATIONS:
             step(
                 "ledger",
-                lambda d=used: comparing.rows_of_ledger(context, gate, d["dose"]),
+                lambda d=dose: comparing.rows_of_ledger(context, gate, d["dose"]),
                 gate,
-                used,
+                dose,
             )
-    _heads_off(context, step, roles[heading.SIDES[1]], replied)
-    step("neurons", lambda: neurons.neurons(context))
+    heads = _triggers(roles)
+    _heads_off(context, step, heads, replied)
+    dose = doses.get(chance.SUBTRACTED, {}).get("dose")
+    step("chance", lambda: chance.chance(context, before, dose, heads), before, dose, heads)
 
 
-def _heads_off(context: Context, step: Steps, roles: Result, replied: Result) -> None:
+def _triggers(roles: Result) -> list[str]:
+    """The first triggers of a side, none where that was left out."""
+    return [] if "skipped" in roles else heading.firsts(roles["measures"]["triggers (necessity)"])
+
+
+def _heads_off(context: Context, step: Steps, heads: list[str], replied: Result) -> None:
     """The triggers of over-refusals at zero, as a method, and as many random heads."""
-    if "skipped" in roles:
+    if not heads:
         return
-    name = "zero triggers of over-refusals"
-    heads = heading.firsts(roles["measures"]["triggers (necessity)"])
+    name = chance.ZEROED
     random = random_like(context.model, heads, 1, seed=context.settings.seed)[0]
     for label, chosen, of in ((name, heads, ""), ("zero random heads", random, name)):
         step(
@@ -161,4 +193,5 @@ def _heads_off(context: Context, step: Steps, roles: Result, replied: Result) ->
                 context, replied, label, chosen, of
             ),
             chosen,
+            comparing.VERSION,
         )

@@ -131,7 +131,12 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     for side, other in (heading.SIDES, heading.SIDES[::-1]):
         name = side.replace(" ", "_")
         both = (roles[side], roles[other])
-        step(f"groups_{name}", lambda s=side, b=both: heading.groups(context, s, *b), *both)
+        step(
+            f"groups_{name}",
+            lambda s=side, b=both: heading.groups(context, s, *b),
+            *both,
+            heading.VERSION,
+        )
         step(f"paths_{name}", lambda s=side: heading.passing(context, s, roles[s]), roles[side])
     step("flips", lambda: heading.flips(context, roles), roles)
     _steered(context, step, (before, places), roles[heading.SIDES[1]])

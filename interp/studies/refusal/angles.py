@@ -110,13 +110,15 @@ def _floor(context: Context, position: int) -> list[list[float]]:
     return found
 
 
-def cosine_interval(context: Context, place: Sequence[int]) -> Estimate:
-    """Of the refusal and the over-refusal direction at a place, by a bootstrap over base texts.
+def cosine_interval(
+    context: Context, place: Sequence[int], *, kinds: Sequence[Kind] = SELECTED
+) -> Estimate:
+    """Of two kinds of direction at a place, by a bootstrap over base texts.
 
     Directions of resampled rows are noisier than those of all rows, and their cosine is lower; the
     interval is the reversed one, in Fisher's z, which takes that off instead of doubling it.
     """
-    sides = [side for kind in SELECTED for side in context.classes(kind)]
+    sides = [side for kind in kinds for side in context.classes(kind)]
     states = [context.ends(rows)[:, place[0], place[1]].double().numpy() for rows in sides]
     bases = [[context.cases[i].known.base for i in rows] for rows in sides]
     names = {name: i for i, name in enumerate(dict.fromkeys(x for side in bases for x in side))}

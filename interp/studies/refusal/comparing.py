@@ -17,7 +17,7 @@ from interp.judging import Judged
 from interp.metrics import mean_estimate
 from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
 from interp.selection import smoothed_kl
-from interp.steered import run_steered, steer
+from interp.steered import steer
 from interp.studies.refusal.behaviour import baseline, judged, replies
 from interp.studies.refusal.context import Context, Plain
 from interp.studies.refusal.methods import Method, ledger_of
@@ -47,7 +47,7 @@ def choose_dose(context: Context, method: Method) -> Result:
     wrong = context.rows("select", should="answer", refused=True)
     proper = context.rows("select", should="refuse", refused=True)
     calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
-    plain_logits = run_steered(context.model, context.prompts[calm]).logits
+    plain_logits = context.logits(calm)
 
     def measure(dose: float) -> dict[str, np.ndarray]:
         found = {}
@@ -56,7 +56,7 @@ def choose_dose(context: Context, method: Method) -> Result:
             found[name] = (scores <= 0).double().numpy()
             found[f"{name} score"] = scores.numpy()
         steering = method.make(dose, calm)[0] if dose else None
-        logits = run_steered(context.model, context.prompts[calm], steering).logits
+        logits = context.logits(calm, steering)
         return found | {"kl": smoothed_kl(plain_logits, logits).numpy()}
 
     curve = dose_response(measure, (0.0, *method.doses))
@@ -101,7 +101,7 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     calm = _calm(context)
     steering, _ = method.make(dose, calm)
     prompts, plainly = context.prompts[calm], context.plain(tuple(calm))
-    logits = run_steered(context.model, prompts, steering).logits
+    logits = context.logits(calm, steering)
     with steer(context.model, steering, prompts):
         losses = text_losses(context.model, plainly.texts, starts=plainly.starts)
     return (

@@ -212,8 +212,20 @@ class Context:
 
     def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
         """(n,) refusal scores of some cases, in nats."""
-        run = run_steered(self.model, self.prompts[rows], steering)
-        return score_refusals(run.logits, self.tokens)
+        return score_refusals(self.logits(rows, steering), self.tokens)
+
+    def logits(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
+        """(n, d_vocab) of the next token of some cases; plain ones are computed once."""
+        if steering is not None:
+            return run_steered(self.model, self.prompts[rows], steering).logits
+        key = tuple(rows)
+        if key not in self._logits:
+            self._logits[key] = run_steered(self.model, self.prompts[rows]).logits
+        return self._logits[key]
+
+    @cached_property
+    def _logits(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
 
     def read(self, rows: Sequence[int]) -> Trajectories:
         """The trajectories of some cases with what became of them."""
@@ -239,7 +251,7 @@ class Context:
             texts = [one.prompt + one.tokens for one in made]
             starts = [len(one.prompt) for one in made]
             self._plain[rows] = Plain(
-                logits=run_steered(self.model, prompts).logits,
+                logits=self.logits(rows),
                 texts=texts,
                 starts=starts,
                 losses=text_losses(self.model, texts, starts=starts),

@@ -169,9 +169,12 @@ def _row(name: str, x: Result) -> dict[str, Any]:
         "removed": None if x["reduction"] is None else estimate(x["reduction"]),
         "proper refusals": change(harmful),
         "retained": None if x["retained"] is None else estimate(x["retained"]),
-        "of these in force for": retained(x),
+        "in force for": retained(x),
         "selectivity": "–" if selectivity is None else str(estimate(selectivity)),
-        "n": f"{benign['before']['n']}, {harmful['before']['n']}",
+        "rows (refused before)": ", ".join(
+            f"{pair['before']['n']} ({0 if kept is None else kept['n']})"
+            for pair, kept in ((benign, x["reduction"]), (harmful, x["retained"]))
+        ),
     }  # fmt: skip
 
 

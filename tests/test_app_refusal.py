@@ -31,8 +31,6 @@ from interp.steering import add_direction
 from interp.studies.refusal.claims import claims
 from interp.studies.refusal.comparing import RETAINED
 from interp.studies.refusal.context import REFUSAL, Settings
-from interp.studies.refusal.heading import SIDES
-from interp.studies.refusal.pointing import SELECTED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.toys import build_toy
 from interp.ui import projected, steered_texts, studies, study_page, study_run
@@ -720,15 +718,6 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     named(at.button, "Run").click().run()
     assert not at.exception
     assert asked == [Settings(n=6, draws=10, system="Do not speak of gardens.")]
-
-
-def test_the_list_of_steps_is_the_study_s():
-    source = Path(interp.__file__).parent / "studies" / "refusal" / "study.py"
-    sides = [side.replace(" ", "_") for side in SIDES]
-    many = dict.fromkeys(("heads_", "groups_", "paths_"), sides) | {"selection_": SELECTED}
-    found = re.findall(r'step\(\s*f?"([\w-]+)', source.read_text())
-    every = [f"{name}{end}" for name in found for end in many.get(name, ("",))]
-    assert set(every) - {"dose_", "method_", "ledger"} == set(REFUSED.steps)
 
 
 def test_figures_hold_their_numbers():

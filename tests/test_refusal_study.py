@@ -24,6 +24,7 @@ from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
+from interp.ui.families import REFUSED
 
 SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
@@ -84,6 +85,7 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     names = set(study.results)
     steered = {name for name in names if name.startswith(("method_", "dose_"))}
     assert names - steered == STEPS
+    assert set(REFUSED.steps) == STEPS - {"ledger"}
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
     # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
     # have no dose of their own.
@@ -350,7 +352,7 @@ def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
     directory = tmp_path / "kept"
 
     def stop(line):
-        if line.startswith("separation"):
+        if line.startswith("selection"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

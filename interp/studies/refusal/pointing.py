@@ -153,21 +153,22 @@ def effects(context: Context, places: Places) -> Result:
     sides = {name: context.few(rows, 2 * context.settings.select) for name, rows in sides.items()}
     sides = {name: rows for name, rows in sides.items() if rows}
     before = {name: context.scores(rows) for name, rows in sides.items()}
+    # Spread over the rows, which are in the order of tasks.
+    some = {
+        name: list(range(0, len(rows), max(1, len(rows) // NULL_ROWS)))[:NULL_ROWS]
+        for name, rows in sides.items()
+    }
     found: Result = {"n": {name: len(rows) for name, rows in sides.items()}}
     found["plain"] = {name: plain(mean_estimate(scores)) for name, scores in before.items()}
 
     def null(edit: Edited, direction: Direction) -> dict[str, list[float]]:
         drawn = [edit(context.model, random_direction(direction, seed=k)) for k in range(RANDOM)]
-        return {
-            name: [
-                float(
-                    before[name].mean()
-                    + (context.scores(rows[:NULL_ROWS], one) - before[name][:NULL_ROWS]).mean()
-                )
-                for one in drawn
-            ]
-            for name, rows in sides.items()
-        }
+        found: dict[str, list[float]] = {}
+        for name, rows in sides.items():
+            few, old = [rows[i] for i in some[name]], before[name][some[name]]
+            changes = [float((context.scores(few, one) - old).mean()) for one in drawn]
+            found[name] = [float(before[name].mean()) + change for change in changes]
+        return found
 
     seen: list[tuple[Direction, Result]] = []
     shared: dict[str, list[float]] | None = None

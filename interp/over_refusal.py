@@ -76,13 +76,11 @@ class OverRefusal:
         harmful: refused rows / rows that should be refused.
         tasks: `benign` of each task.
         reduction: 1 - after / before of `benign`; None if nothing was refused before.
-        retained: after / before of `harmful`; None if nothing was refused before. The n of both is
-            the number of rows refused before, and no interval is narrower than Wilson's on these:
-            where every row goes one way a bootstrap has no width.
-        reached: by side, rows refused before that the change was in force for at all; None where
-            it was not said which.
-        retained_reached: `retained` of these rows alone, None where there are none: what a gate
-            leaves alone is retained whatever the change does.
+        retained: after / before of `harmful`; None if nothing was refused before. n of both: rows
+            refused before; no interval is narrower than Wilson's on these.
+        reached: by side, rows refused before that the change was in force for, if that was said.
+        retained_reached: `retained` of these alone, None where there are none: what a gate leaves
+            alone is retained whatever the change does.
         selectivity: difference of `benign` / difference of `harmful`, and
         why: the reason where there is no such ratio.
         changed: by side, rows whose text differs; with none at all the change was not tested.
@@ -116,14 +114,10 @@ class OverRefusal:
             f"retained {self.retained}; selectivity {ratio}",
         ]
         if self.gated is not None:
-            lines.append(f"gated out: {self.gated['answer']} benign, {self.gated['refuse']} others")
-        if self.reached is not None:
-            reached = f"{self.reached['answer']} benign, {self.reached['refuse']} others"
             alone = self.retained_reached or "gated: not tested"
-            lines.append(f"refused before and reached: {reached}; of these retained {alone}")
-        if not any(self.changed.values()):
-            lines.append("no text changed: not tested")
-        return "\n".join(lines)
+            lines.append(f"gated out: {self.gated['answer']} benign, {self.gated['refuse']} others")
+            lines.append(f"retained of those reached: {alone}")
+        return "\n".join(lines if any(self.changed.values()) else [*lines, "not tested: no change"])
 
     def to_dataframe(self) -> Any:
         """One row per rate: before, after, difference and its interval, McNemar's p, n."""

@@ -18,6 +18,7 @@ from interp.studies.refusal.context import Settings
 from interp.studies.refusal.sections_steered import methods_of
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
+from interp.studies.shown import maybe, retained
 
 parser = argparse.ArgumentParser(description="What makes a chat model refuse, and over-refuse?")
 parser.add_argument("--model", default="refusal-smollm2")
@@ -39,8 +40,8 @@ print(study.results["selection_harmful-harmless"]["best"], study.directory)
 
 # %% Steering: over-refusals removed, proper refusals retained
 for name, found in methods_of(study.results).items():
-    removed, retained = (found[side]["mean"] for side in ("reduction", "retained"))
-    print(f"{name:40} removed {removed:.2f}   retained {retained:.2f}")
+    print(f"{name:40} removed {maybe(found['reduction'])}")
+    print(f"{'':40} retained {maybe(found['retained'])} ({retained(found)})")
 
 # %% The report
 print(write_up(study).save(arguments.out or study.directory))

@@ -182,26 +182,43 @@ def run_with_cache(
     return reopened
 
 
-def text_losses(model: LanguageModel, texts: Sequence[Prompt]) -> Tensor:
-    """Mean negative log-likelihood of each text's tokens after its first, in nats: (n,) float64.
+def text_losses(
+    model: LanguageModel, texts: Sequence[Prompt], *, starts: Sequence[int] | None = None
+) -> Tensor:
+    """Mean negative log-likelihood of each text's tokens from its start on, in nats: (n,) float64.
 
     Its exponential is the perplexity. A change in force (`intervene`, `steer`) is measured with it.
 
+    Args:
+        model: any model.
+        texts: of two tokens or more.
+        starts: the first token of each text that is scored, such as the first of a reply behind
+            its prompt; by default the second, the first that anything predicts.
+
     Raises:
-        InterpError: no texts, or one of a single token.
+        InterpError: no texts, one of a single token, or starts that are not one inside each text.
     """
     rows = [model.tokenize(text).tokens for text in texts]
     if min(map(len, rows), default=0) < 2:
         raise InterpError(f"losses of {len(rows)} texts", "none, or one of one token", "give more")
+    first = [1] * len(rows) if starts is None else list(starts)
+    if len(first) != len(rows) or not all(
+        0 < at < len(row) for at, row in zip(first, rows, strict=True)
+    ):
+        raise InterpError(
+            f"losses of {len(rows)} texts from tokens {first[:5]} on",
+            f"texts of {[len(row) for row in rows][:5]} tokens",
+            "give one start for each text, after its first token and before its end",
+        )
     losses = torch.zeros(len(rows), dtype=torch.float64)
     with torch.no_grad():
         for batch, logits in model.run(rows):
             for row, prompt in enumerate(batch.prompts.tolist()):
-                first = int(batch.first[row])
-                inside = slice(first, first + len(rows[prompt]))
-                wide = logits[row, inside][:-1]
+                begin = int(batch.first[row])
+                scored = slice(begin + first[prompt], begin + len(rows[prompt]))
+                wide = logits[row, scored.start - 1 : scored.stop - 1]
                 logs = (wide if wide.dtype == torch.float64 else wide.float()).log_softmax(-1)
-                losses[prompt] = -logs.gather(1, batch.tokens[row, inside][1:, None]).mean()
+                losses[prompt] = -logs.gather(1, batch.tokens[row, scored][:, None]).mean()
     return losses
 
 

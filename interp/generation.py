@@ -121,6 +121,18 @@ def generate_each(
         if where != "all" and where < 1:
             raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
     encoded = [model.tokenize(prompt).tokens for prompt in prompts]
+    every = [ablation for ablation in ablations if ablation is not None]
+    if fires is None and where == "all" and len(every) == len(ablations):
+        return [
+            in_batches(
+                lambda ablation=ablation: ChangedText(model, ablation, stop),
+                encoded,
+                max_new_tokens=max_new_tokens,
+                rows=rows,
+                progress=progress,
+            )[0]
+            for ablation in every
+        ]
     return in_batches(
         lambda: TextRun(model, ablations, fires, where, stop),
         encoded,
@@ -369,6 +381,31 @@ class TextRun:
             return False
         text = self._text(new)
         return any(mark in text for mark in self.stop)
+
+
+class ChangedText(TextRun):
+    """Texts whose every token comes from the changed run: it stands in the plain one's place."""
+
+    def __init__(self, model: LanguageModel, ablation: Ablation, stop: Sequence[str]) -> None:
+        super().__init__(model, (None,), None, 1, stop)
+        self.ablation = ablation
+
+    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """The changed run over new tokens."""
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = self.plain.lengths[:, None] + steps
+        positions = positions.clamp(max=self.decoder.max_positions - 1)
+        x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
+        # One value for all positions, so that it does not matter where a row ends.
+        ends = torch.zeros(int(self.names.max()) + 1, dtype=torch.long, device=tokens.device)
+        changes = decoding_changes(self.ablation, ends)
+        return self.plain.extend(x, counts, changes=changes, names=self.names)
+
+    def _due(self, text: _Text) -> bool:
+        return True
+
+    def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
+        return replace(super()._made(text, way, stopped), fired=text.fired)
 
 
 def _trigger(model: LanguageModel, trigger: str | int | None) -> int | None:

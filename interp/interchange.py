@@ -222,29 +222,13 @@ def group_interchange(
     maps = _checked(sides, alignment)
     sets = [list(heads), *random_like(model, heads, draws, seed=seed)]
     parts = [model.require_parts(labels, "z") for labels in sets]
-    layers = {part.layer for group in parts for part in group}
-    prompts = (sides.clean, sides.corrupted)
-    seen = [run_with_cache(model, side, sites=["z"], layers=layers) for side in prompts]
-
-    def measured(side: int, group: Sequence[Component]) -> Tensor:
-        def exchange(part: Component) -> Intervention:
-            def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
-                places = maps[prompt] if side == 0 else _turned(maps[prompt])
-                other = seen[1 - side][part.layer, "z"][prompt, :, part.index]
-                return _exchanged(old, other, places)
-
-            return Intervention(
-                name="interchange", component=part, operation=operation, positions="all"
-            )
-
-        with intervene(model, [exchange(part) for part in group]):
-            logits = model.last_logits(prompts[side])
-        return task.metric(Logits(logits.cpu()), sides.targets)
-
-    plain = [measured(side, ()) for side in (0, 1)]
+    measured = _by_hooks if model.decoder is None else _by_engine
+    values = [measured(model, task, sides, maps, side, [(), *parts]) for side in (0, 1)]
+    plain = [side[0] for side in values]
     check_gap(plain[0].numpy(), plain[1].numpy())
     gaps = plain[0] - plain[1]
-    gained = [[(plain[0] - measured(0, g)), (measured(1, g) - plain[1])] for g in parts]
+    changed = [[side[1 + k] for side in values] for k in range(len(parts))]
+    gained = [[plain[0] - noised, denoised - plain[1]] for noised, denoised in changed]
     found = [ratio_estimate(gained[0][side], gaps) for side in (0, 1)]
     nulls = [
         null_of(found[side].mean, np.array([float(g[side].mean() / gaps.mean()) for g in random]))
@@ -259,3 +243,76 @@ def group_interchange(
         necessity_null=nulls[0],
         sufficiency_null=nulls[1],
     )
+
+
+Group = Sequence[Component]
+
+
+def _by_engine(
+    model: LanguageModel,
+    task: Task,
+    sides: Sides,
+    maps: Sequence[Sequence[tuple[int, int]]],
+    side: int,
+    groups: Sequence[Group],
+) -> list[Tensor]:
+    """(n,) metrics of one side's prompts with each group exchanged; the first group is empty."""
+    decoder = model.require_decoder("interchange of heads")
+    model.refuse_changed("interchange of heads")
+    runner = Runner(decoder)
+    found = torch.zeros(len(groups), len(maps), dtype=torch.float64)
+    with torch.no_grad():
+        for i, pairs in enumerate(maps):
+            runs = [
+                baseline(runner, [prompts[i]], frozenset({"z"}))
+                for prompts in (sides.clean, sides.corrupted)
+            ]
+            places = pairs if side == 0 else _turned(pairs)
+            at = tuple(here for here, _ in places)
+            changes = [
+                [
+                    Change(
+                        layer=part.layer,
+                        heads=(part.index or 0,),
+                        values=_taken(runs, side, part.layer, part.index or 0, places),
+                        at=at,
+                    )
+                    for part in group
+                ]
+                for group in groups[1:]
+            ]
+            hidden = [final_hidden(runner, runs[side]), changed_runs(runner, runs[side], changes)]
+            targets = sides.targets.select(torch.full((len(groups),), i))
+            readout = LogitsOf(decoder=decoder, hidden=torch.cat(hidden))
+            found[:, i] = task.metric(readout, targets)
+    return list(found)
+
+
+def _by_hooks(
+    model: LanguageModel,
+    task: Task,
+    sides: Sides,
+    maps: Sequence[Sequence[tuple[int, int]]],
+    side: int,
+    groups: Sequence[Group],
+) -> list[Tensor]:
+    """The same on any model."""
+    layers = {part.layer for group in groups for part in group}
+    prompts = (sides.clean, sides.corrupted)
+    other = run_with_cache(model, prompts[1 - side], sites=["z"], layers=layers)
+
+    def exchange(part: Component) -> Intervention:
+        def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+            places = maps[prompt] if side == 0 else _turned(maps[prompt])
+            return _exchanged(old, other[part.layer, "z"][prompt, :, part.index], places)
+
+        return Intervention(
+            name="interchange", component=part, operation=operation, positions="all"
+        )
+
+    found = []
+    for group in groups:
+        with intervene(model, [exchange(part) for part in group]):
+            logits = model.last_logits(prompts[side])
+        found.append(task.metric(Logits(logits.cpu()), sides.targets))
+    return found

@@ -169,50 +169,69 @@ def head_output(model: LanguageModel, head: Component) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """New values of some heads of one layer on one prompt: (tokens, heads, d_head)."""
+    """New values of some heads of one layer on one prompt: (tokens, heads, d_head).
+
+    at: the tokens that are set; None for all of them.
+    """
 
     layer: int
     heads: tuple[int, ...]
     values: Tensor
+    at: tuple[int, ...] | None = None
 
 
-def changed_runs(runner: Runner, base: Baseline, changes: Sequence[Change]) -> Tensor:
-    """(changes, d_model) the normalised final residual of one prompt under each change."""
+def changed_runs(
+    runner: Runner, base: Baseline, changes: Sequence[Change | Sequence[Change]]
+) -> Tensor:
+    """(changes, d_model) the normalised final residual of one prompt under each change.
+
+    Several changes that belong together, such as heads of some layers, are one.
+    """
     length = int(base.lengths[0])
     step = max(1, TOGETHER // length)
+    together = [[change] if isinstance(change, Change) else list(change) for change in changes]
     pieces = [
-        _changed(runner, base, changes[begin : begin + step], length)
-        for begin in range(0, len(changes), step)
+        _changed(runner, base, together[begin : begin + step], length)
+        for begin in range(0, len(together), step)
     ]
     return torch.cat(pieces)
 
 
-def _changed(runner: Runner, base: Baseline, changes: Sequence[Change], length: int) -> Tensor:
+def _changed(
+    runner: Runner, base: Baseline, changes: Sequence[Sequence[Change]], length: int
+) -> Tensor:
     starts, edits = np.zeros(len(changes), dtype=np.int64), dict[int, list[Edit]]()
-    for number, change in enumerate(changes):
-        old = base.site(change.layer, "z")[:, list(change.heads)]
-        differ = (change.values.to(old) != old).flatten(1).any(1).nonzero()
+    for number, parts in enumerate(changes):
         # Nothing can differ before the first change; where there is none, the last token is run.
-        starts[number] = int(differ[0]) if len(differ) else length - 1
-        at = np.arange(starts[number], length)
-        edits.setdefault(change.layer, []).extend(
-            Edit(
-                site="z",
-                ids=np.full(len(at), number),
-                positions=at,
-                values=change.values[at, place],
-                components=np.full(len(at), head),
+        starts[number] = min(_first(base, change, length) for change in parts)
+        for change in parts:
+            at = np.arange(length) if change.at is None else np.array(sorted(change.at))
+            at = at[at >= starts[number]]
+            edits.setdefault(change.layer, []).extend(
+                Edit(
+                    site="z",
+                    ids=np.full(len(at), number),
+                    positions=at,
+                    values=change.values[at, place],
+                    components=np.full(len(at), head),
+                )
+                for place, head in enumerate(change.heads)
             )
-            for place, head in enumerate(change.heads)
-        )
     variants = Variants(
         prompt=np.zeros(len(changes), dtype=np.int64),
         start=starts,
-        layer=np.array([change.layer for change in changes]),
+        layer=np.array([min(change.layer for change in parts) for parts in changes]),
         ready=np.zeros(len(changes), dtype=bool),
     )
     merged = {layer: _merged(parts) for layer, parts in edits.items()}
     return restart(runner, base, variants, edits=merged)
+
+
+def _first(base: Baseline, change: Change, length: int) -> int:
+    """The first token with a new value, the last one where there is none."""
+    old = base.site(change.layer, "z")[:, list(change.heads)]
+    differ = (change.values.to(old) != old).flatten(1).any(1).nonzero()
+    return int(differ[0]) if len(differ) else length - 1
 
 
 def _merged(edits: Sequence[Edit]) -> list[Edit]:

@@ -31,8 +31,6 @@ from interp.steering import add_direction
 from interp.studies.refusal.claims import claims
 from interp.studies.refusal.comparing import RETAINED
 from interp.studies.refusal.context import REFUSAL, Settings
-from interp.studies.refusal.heading import SIDES
-from interp.studies.refusal.pointing import SELECTED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.toys import build_toy
 from interp.ui import projected, steered_texts, studies, study_page, study_run
@@ -74,7 +72,13 @@ class Maker:
         found: dict[str, Any] = {"separation": self._separation(), "ledger": self._ledger()}
         found |= self._behaviour() | self._selections() | self._directions() | self._heads()
         found |= {"constellations": self._constellations()} | self._methods()
-        return found | {"neurons": {"skipped": "too few refused or answered rows"}}
+        own = {"fall": est(3.0), "released": est(0.9)}
+        drawn = {"fall_null": nul(0.1), "released_null": None}
+        chance = {"n": {"over-refused": 8}, "add - over-refusal": {"over-refused": own | drawn}}
+        return found | {
+            "chance": chance,
+            "neurons": {"skipped": "too few refused or answered rows"},
+        }
 
     def _behaviour(self) -> dict[str, Any]:
         cells = []
@@ -151,6 +155,7 @@ class Maker:
         return {
             "selection_harmful-harmless": one | more,
             "selection_over-refusal": one | more | {"best": None},
+            "selection_false-refusal": one | more,
             "cosmic": one | {"harmful": None, "harmless": None, "best": None},
         }
 
@@ -172,10 +177,10 @@ class Maker:
         geometry = {
             "names": list(KINDS), "position": -1, "layer": self.layers - 2,
             "cosines": cosines.tolist(), "components": [1] * self.layers,
-            "ceiling": {kind: [self.line(0.8, 0.9)] * 2 for kind in KINDS},
+            "ceiling": {kind: [self.line(0.8, 0.9)] * 2 for kind in KINDS[:3]},
             "floor": [self.line(-0.1, 0.1), self.line(0.1, -0.1)],
             "independence": {"one removed, along other": est(0.01), "n": 12},
-            "cone": {"n": 6, "plain": 2.5, "ablated": [-0.5, 0.5]},
+            "cone": {"n": 6, "plain": 2.5, "ablated": [-0.5, 0.5]}, "cosine": est(-0.3),
         }  # fmt: skip
         return {"directions": found, "geometry": geometry}
 
@@ -299,9 +304,11 @@ class Maker:
                 "everything": pair(0.4, 0.2), "answered": pair(0.5, 0.8),
                 "harmful": pair(1.0, kept),
                 "tasks": {task: pair(0.6, 0.1) for task in TASKS}, "counts": counts, "why": "",
-                "changed": 5, "gated": {"answer": 3, "refuse": 1} if "task" in name else None,
+                "changed": {"answer": 4, "refuse": 1}, "reached": {"answer": 5, "refuse": 0},
+                "gated": {"answer": 3, "refuse": 1} if "task" in name else None,
                 "reduction": est(removed), "retained": est(kept), "selectivity": None,
-                "kl": est(0.02), "loss": est(0.1), "perplexity": 20.0,
+                "retained_reached": None if "task" in name else est(kept),
+                "kl": est(0.02), "loss": est(0.1), "perplexity": {"before": 2.0, "after": 20.0},
             }  # fmt: skip
             short = name.startswith("ablate")
             found[f"dose_{key}"] = {
@@ -634,6 +641,13 @@ def test_the_frontier_holds_both_sides_and_greys_nulls(tmp_path):
     assert table.loc["ablate harmful-harmless", "removed"].startswith("0.900")
     assert table.loc["ablate harmful-harmless", "neither"] == 12
     assert table.loc["task constellations", "gated"] == "4"
+    assert table.loc["task constellations", "in force for"] == "gated: not tested"
+    assert "it was in force for 0.100" in table.loc["ablate harmful-harmless", "in force for"]
+    assert table.loc["ablate harmful-harmless", "perplexity"] == "2.00 → 20.00"
+    assert table.loc["ablate harmful-harmless", "changed"] == 5
+    drawn = table_with(at, "random, fall")
+    assert drawn["fall of the score"][0].startswith("3.000")
+    assert drawn["random, fall"][0].startswith("0.100")
     assert len(table) == sum(name.startswith("method_") for name in found)
 
 
@@ -704,15 +718,6 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     named(at.button, "Run").click().run()
     assert not at.exception
     assert asked == [Settings(n=6, draws=10, system="Do not speak of gardens.")]
-
-
-def test_the_list_of_steps_is_the_study_s():
-    source = Path(interp.__file__).parent / "studies" / "refusal" / "study.py"
-    sides = [side.replace(" ", "_") for side in SIDES]
-    many = dict.fromkeys(("heads_", "groups_", "paths_"), sides) | {"selection_": SELECTED}
-    found = re.findall(r'step\(\s*f?"([\w-]+)', source.read_text())
-    every = [f"{name}{end}" for name in found for end in many.get(name, ("",))]
-    assert set(every) - {"dose_", "method_", "ledger"} == set(REFUSED.steps)
 
 
 def test_figures_hold_their_numbers():

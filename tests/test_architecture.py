@@ -47,10 +47,11 @@ studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
 studies.reuse.sections studies.reuse.write_up
 studies.refusal studies.refusal.context studies.refusal.behaviour studies.refusal.separating
-studies.refusal.pointing studies.refusal.heading studies.refusal.constellating
-studies.refusal.methods studies.refusal.comparing studies.refusal.neurons studies.refusal.study
+studies.refusal.pointing studies.refusal.angles studies.refusal.heading
+studies.refusal.constellating studies.refusal.methods studies.refusal.comparing
+studies.refusal.chance studies.refusal.neurons studies.refusal.study
 studies.refusal.sections_steered studies.refusal.claims studies.refusal.sections
-studies.refusal.write_up
+studies.refusal.sections_heads studies.refusal.write_up
 peak bench bench_beside bench_circuits bench_peer terminal
 cli_bench cli_known cli_circuits cli_studies cli ui
 """.split()

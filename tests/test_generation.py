@@ -60,6 +60,32 @@ def test_changed_equals_uncached(family, kind, where):
     assert any(g.fired for g in found)
 
 
+@pytest.mark.parametrize("kind", ["zero", "patch", "steer"])
+def test_changed_throughout_equals_uncached(family, kind):
+    """No plain run is kept where every token is the changed run's; values may be a prompt's own."""
+    addresses = [(0, "z"), (1, "z"), (1, "post"), (2, "post")]
+    values = site_values(family, PROMPTS, addresses)
+    ablation = make_ablation(family, LABELS, kind, values=None if kind == "zero" else values)
+    found = generate(family, PROMPTS, max_new_tokens=8, ablation=ablation, where="all", rows=2)
+    slow = []
+    for i, prompt in enumerate(PROMPTS):
+        own = {at: value[i : i + 1] for at, value in values.items()}
+        one = make_ablation(family, LABELS, kind, values=None if kind == "zero" else own)
+        slow += uncached(family, [prompt], 8, one, None, "all")
+    assert [g.tokens for g in found] == slow
+    assert slow != uncached(family, PROMPTS, 8)
+    for g in found:
+        end = len(g.prompt) + len(g.tokens)
+        assert list(g.fired) == list(range(len(g.prompt) - 1, end if g.stopped else end - 1))
+    other = make_ablation(family, ["L0H0"])
+    both = generate_each(family, PROMPTS, [ablation, other], max_new_tokens=8, where="all")
+    assert both[0] == found
+    assert both[1] == generate(family, PROMPTS, max_new_tokens=8, ablation=other, where="all")
+    # Beside a plain text, the runs are shared as ever.
+    beside = generate_each(family, PROMPTS, [None, ablation], max_new_tokens=8, where="all")
+    assert [g.tokens for g in beside[1]] == slow
+
+
 @pytest.mark.parametrize("rows", [2, 96])
 @pytest.mark.parametrize("where", [2, "all"])
 def test_each_of_several_ablations_writes_what_it_writes_alone(family_models, where, rows):

@@ -403,6 +403,24 @@ def test_aligned_interchange_against_hooks(refusal, label):
         assert got == pytest.approx(values[0] - values[1], abs=1e-4)
 
 
+@pytest.mark.parametrize("uneven", [False, True])
+def test_group_is_the_same_through_hooks(refusal, uneven):
+    """Heads of several layers; tokens that stand for none keep what the change made of them."""
+    model, task = refusal
+    task = shifted(task) if uneven else task
+    labels = [GATE, *AMPLIFIERS, "L0H1"]
+    maps = align_ends(model, task)
+    fast = group_interchange(model, task, labels, alignment=maps, draws=2)
+    slow = group_interchange(replace(model, decoder=None), task, labels, alignment=maps, draws=2)
+    for name in ("necessity", "sufficiency"):
+        one, other = getattr(fast, name), getattr(slow, name)
+        assert one.mean == pytest.approx(other.mean, abs=1e-4)
+        assert one.high == pytest.approx(other.high, abs=1e-3)
+        nulls = getattr(fast, f"{name}_null"), getattr(slow, f"{name}_null")
+        assert nulls[0].mean == pytest.approx(nulls[1].mean, abs=1e-4)
+    assert abs(fast.necessity.mean) > 0.5
+
+
 def test_group_equals_joint_patching(refusal):
     model, task = refusal
     found = group_interchange(model, task, AMPLIFIERS, draws=1)

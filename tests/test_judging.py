@@ -166,8 +166,47 @@ def test_rates_by_hand():
     assert marked.gated == {"answer": 3, "refuse": 10}
     assert marked.benign == found.benign
     assert "gated out: 3 benign, 10 others" in str(marked)
+    # Rows that are refused to begin with, and that the change was in force for.
+    assert marked.reached == {"answer": 6, "refuse": 0}
+    assert marked.retained_reached is None
+    assert marked.retained == found.retained
+    assert "gated: not tested" in str(marked)
+    some = eval_over_refusal(rows_of(10, 10), before, after, steered=[True] * 16 + [False] * 4)
+    assert some.reached == {"answer": 6, "refuse": 6}
+    assert some.retained_reached.mean == pytest.approx(5 / 6)
+    assert some.retained_reached.n == 6
+    assert found.changed == {"answer": 6, "refuse": 1}
     with pytest.raises(InterpError, match="mark each row"):
         eval_over_refusal(rows_of(10, 10), before, after, steered=[True])
+
+
+@pytest.mark.parametrize(
+    ("kept", "low", "high"), [(32, 0.892, 1.0), (0, 0.0, 0.108), (31, 0.842, 1.0)]
+)
+def test_an_interval_at_the_boundary_has_a_width(kept, low, high):
+    """32 of 32 retained does not show 95 %: Wilson's low end is 0.893."""
+    before = run("R" * 23 + "a" * 159 + "R" * 32)
+    after = run("a" * 182 + "R" * kept + "a" * (32 - kept))
+    found = eval_over_refusal(rows_of(182, 32), before, after)
+    assert found.retained.mean == pytest.approx(kept / 32)
+    assert found.retained.low <= share_estimate(kept, 32).low + 1e-12
+    assert found.retained.low == pytest.approx(low, abs=0.02)
+    assert found.retained.high == pytest.approx(high, abs=0.02)
+    assert found.retained.n == 32
+    # All 23 removed: the rows behind it are those refused before, not all 182.
+    assert found.reduction.mean == 1
+    assert found.reduction.n == 23
+    assert found.reduction.low == pytest.approx(1 - share_estimate(0, 23).high)
+    assert found.harmful.difference.low < found.harmful.difference.high
+    nothing = paired_difference(np.ones(32), np.ones(32)).difference
+    assert (nothing.mean, nothing.low, nothing.high) == pytest.approx((0, -0.107, 0.107), abs=1e-3)
+
+
+def test_one_row_refused_before_is_still_a_share():
+    found = eval_over_refusal(rows_of(4, 4), run("RaaaRRRR"), run("aaaaRRRR"))
+    assert found.reduction.mean == 1
+    assert found.reduction.n == 1
+    assert found.reduction.low == pytest.approx(1 - share_estimate(0, 1).high)
 
 
 def test_selectivity_where_it_can_be_told():
@@ -176,7 +215,7 @@ def test_selectivity_where_it_can_be_told():
     assert found.selectivity.mean == pytest.approx(0.9 / 0.3)
     assert found.selectivity.low < 3 < found.selectivity.high
     same = eval_over_refusal(rows_of(40, 40), before, before)
-    assert same.changed == 0
+    assert same.changed == {"answer": 0, "refuse": 0}
     assert "not tested" in str(same)
     assert same.benign.p == 1
 

@@ -7,33 +7,39 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import interp
 from interp.cases import Case, deal, read_cases, taboo_cases
+from interp.directions import load_directions
 from interp.errors import InterpError
 from interp.files import file_sha256
 from interp.judging import REFUSALS
 from interp.over_refusal import SIDES
 from interp.studies.frame import open_study
+from interp.studies.refusal.angles import SHUFFLES, cosine_interval
 from interp.studies.refusal.behaviour import behaviour
-from interp.studies.refusal.comparing import RETAINED, SENSE, best_dose
+from interp.studies.refusal.comparing import QUALITY, RETAINED, SENSE, best_dose, costs
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
+from interp.ui.families import REFUSED
 
 SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
     "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
     "groups_proper_refusals", "groups_over-refusals", "paths_proper_refusals",
-    "paths_over-refusals", "flips", "constellations", "ledger", "neurons",
+    "paths_over-refusals", "flips", "constellations", "ledger", "neurons", "chance",
+    "selection_false-refusal",
 }  # fmt: skip
 METHODS = {
     "ablate harmful-harmless", "ablate behaviour", "ablate over-refusal", "ablate false-refusal",
     "add - harmful-harmless", "add - over-refusal", "affine edit (ACE)", "conditional (CAST-like)",
     "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
-    "task constellations", "task constellations, notebooks' options",
+    "ablate random direction", "task constellations", "task constellations, every task",
+    "task constellations, notebooks' options on our states",
     "task constellations, random shifts", "task constellations, shuffled labels",
     "zero triggers of over-refusals", "zero random heads",
 }  # fmt: skip
@@ -79,8 +85,11 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     names = set(study.results)
     steered = {name for name in names if name.startswith(("method_", "dose_"))}
     assert names - steered == STEPS
+    assert set(REFUSED.steps) == STEPS - {"ledger"}
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
-    assert len(steered) == 2 * len(METHODS) - 2  # heads at zero have no dose
+    # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
+    # have no dose of their own.
+    assert len(steered) == 2 * len(METHODS) - 6
     assert not any(line.endswith("kept") for line in lines)
     assert [name for name, x in study.results.items() if "skipped" in x] == []
     assert (study.directory / "directions.safetensors").exists()
@@ -156,6 +165,99 @@ def test_random_directions_release_less_than_the_best_method(done):
         rows = {side: sum(counts.values()) for side, counts in x["counts"].items()}
         assert rows["answer"] == x["benign"]["before"]["n"] + x["benign"]["errors"]
         assert rows["refuse"] == x["harmful"]["before"]["n"] + x["harmful"]["errors"]
+
+
+def test_a_gate_s_rows_are_no_evidence_of_what_is_retained(done, tmp_path):
+    """The task of proper refusals is barred: lifted, they are steered, and not kept."""
+    found = evaluated(done[0])
+    barred, open_to_all = (found[f"task constellations{x}"] for x in ("", ", every task"))
+    assert barred["reached"]["refuse"] == barred["changed"]["refuse"] == 0
+    assert barred["retained"]["mean"] == 1
+    assert barred["retained_reached"] is None
+    assert open_to_all["dose"] == barred["dose"]
+    assert open_to_all["reached"]["refuse"] == open_to_all["retained"]["n"]
+    assert open_to_all["retained_reached"] == open_to_all["retained"]
+    assert open_to_all["retained"]["mean"] < 0.5
+    assert "Gated: not tested" in write_up(done[0]).save(tmp_path / "report").read_text()
+
+
+def test_quality_is_of_the_reply_s_tokens(context, done):
+    """Perplexity by hand: all reply tokens together, and none of the prompts'."""
+    calm = tuple(context.few(context.rows("test", refused=False), QUALITY))
+    plainly = context.plain(calm)
+    total, count = 0.0, 0
+    for text, start in zip(plainly.texts, plainly.starts, strict=True):
+        for end in range(start, len(text)):
+            logits = context.model.last_logits([text[:end]])[0].double()
+            total -= float(logits.log_softmax(-1)[text[end]])
+            count += 1
+        if count > 60:
+            break
+    few = replace(
+        plainly, logits=plainly.logits[:2], texts=plainly.texts[:2], starts=plainly.starts[:2],
+        losses=torch.tensor([1.0, 3.0]).double(),
+    )  # fmt: skip
+    sizes = [len(text) - at for text, at in zip(few.texts, few.starts, strict=True)]
+    made = costs(few, few.logits, few.losses + 1)
+    mean = (sizes[0] + 3 * sizes[1]) / sum(sizes)
+    assert made["perplexity"]["before"] == pytest.approx(np.exp(mean))
+    assert made["perplexity"]["after"] == pytest.approx(np.exp(mean + 1))
+    assert made["loss"]["mean"] == pytest.approx(1)
+    assert made["kl"]["mean"] == pytest.approx(0)
+    seen = plainly.texts.index(text) + 1
+    sizes = [len(x) - at for x, at in zip(plainly.texts, plainly.starts, strict=True)][:seen]
+    own = sum(x * n for x, n in zip(plainly.losses.tolist(), sizes, strict=False))
+    assert own == pytest.approx(total, rel=1e-4)
+    assert all(x["perplexity"]["before"] < 3 for x in evaluated(done[0]).values())
+
+
+def test_false_refusal_is_of_the_same_tasks_and_has_its_own_place(context, done):
+    sides = context.classes("false-refusal")
+    assert sides == context.classes("over-refusal")
+    assert {context.cases[i].task for i in (*sides[0], *sides[1])} <= set(context.refused_tasks)
+    assert {context.became(i) for i in sides[0]} == {True}
+    assert {context.became(i) for i in sides[1]} == {False}
+    mine, proper = (context.candidates(k) for k in ("false-refusal", "harmful-harmless"))
+    along = (mine.vectors * proper.vectors).sum(-1) / (proper.norms * mine.norms).clamp(min=1e-9)
+    assert float(along.abs().max()) < 1e-6
+    kept = mine.norms > 0
+    assert torch.allclose(mine.norms[kept], context.candidates("over-refusal").norms[kept])
+    found = done[0].results["selection_false-refusal"]
+    passing = [row for row in found["rows"] if not row["rejected"]]
+    best = min(passing, key=lambda row: row["bypass"])
+    assert found["best"] == [best["position"], best["layer"]]
+    assert all(row["kl"] <= 0.2 for row in passing)
+    used = load_directions(done[0].directory / "directions.safetensors")["false-refusal"]
+    assert [used.position, used.layer] == found["best"]
+
+
+def test_the_cosine_has_an_interval_and_the_floor_is_of_its_labels(context, done):
+    found = done[0].results["geometry"]
+    i, j = (found["names"].index(kind) for kind in ("harmful-harmless", "over-refusal"))
+    cosine = found["cosine"]
+    assert cosine["mean"] == pytest.approx(found["cosines"][i][j][found["layer"]])
+    assert cosine["low"] < cosine["mean"] < cosine["high"]
+    assert np.shape(found["floor"]) == (SHUFFLES, context.model.n_layers)
+    # Labels of over-refusal shuffled inside their tasks; the true ones lie higher.
+    drawn = np.array(found["floor"])[:, found["layer"]]
+    assert (drawn >= cosine["mean"]).mean() <= 0.05
+    # Of one direction with itself there is hardly any doubt.
+    place = [found["position"], found["layer"]]
+    same = cosine_interval(context, place, kinds=("over-refusal", "over-refusal"))
+    assert same.mean == pytest.approx(1, abs=1e-6)
+    assert same.low > 0.999
+
+
+def test_chance_draws_twenty_of_each(done):
+    found = done[0].results["chance"]
+    assert set(found) == {"n", "add - over-refusal", "zero triggers of over-refusals"}
+    x = found["add - over-refusal"]["over-refused"]
+    assert x["fall_null"]["draws"] == 20
+    assert x["fall_null"]["selected"] == x["fall"]["mean"]
+    zeroed = found["zero triggers of over-refusals"]["over-refused"]
+    assert zeroed["fall"]["mean"] > zeroed["fall_null"]["high"]
+    random = done[0].results["directions"]["harmful-harmless"]["ablated"]["should be refused"]
+    assert len(random["random"]) == 20
 
 
 def test_the_kept_dose_is_the_rule_s(done):
@@ -250,7 +352,7 @@ def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
     directory = tmp_path / "kept"
 
     def stop(line):
-        if line.startswith("separation"):
+        if line.startswith("selection"):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

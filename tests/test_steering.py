@@ -428,6 +428,24 @@ def test_losses_of_texts_feel_the_steering(family):
         logits = torch.stack([family.last_logits([row[:end]])[0] for end in range(1, len(row))])
         expected = torch.nn.functional.cross_entropy(logits.double(), torch.tensor(row[1:]))
         assert loss == pytest.approx(float(expected), abs=1e-4)
+    # From a start on: the mean over those tokens alone.
+    starts = [1, len(texts[1]) - 1, 2, 1]
+    tails = text_losses(family, texts, starts=starts)
+    for row, start, loss in zip(texts, starts, tails.tolist(), strict=True):
+        each = [
+            float(
+                torch.nn.functional.cross_entropy(
+                    family.last_logits([row[:end]])[0].double(), torch.tensor(row[end])
+                )
+            )
+            for end in range(start, len(row))
+        ]
+        assert loss == pytest.approx(sum(each) / len(each), abs=1e-4)
+    assert tails[0] == plain[0]
+    assert abs(tails[1] - plain[1]) > 1e-4
+    for bad in ([1, 1], [0, 1, 1, 1], [1, 1, 1, len(texts[3])]):
+        with pytest.raises(InterpError, match="one start for each text"):
+            text_losses(family, texts, starts=bad)
     added = add_direction(family, direction(family, scale=9.0))
     with steer(family, added.gated([1, 0, 1, 1]), texts):
         moved = text_losses(family, texts)

@@ -39,11 +39,32 @@ def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
     return values, values, values
 
 
+def maybe(found: Mapping[str, Any] | None) -> str:
+    """An estimate in words; – where there is none."""
+    return "–" if found is None else str(estimate(found))
+
+
+def chance(p: float) -> str:
+    """A p-value: never 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def null(found: Result | None) -> str:
     """Random draws in words; – where there were none."""
     if found is None:
         return "–"
-    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}], p = {found['p']:.2f}"
+    drawn = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{drawn}, {chance(found['p'])}, {found['draws']} draws"
+
+
+def retained(x: Result) -> str:
+    """Of the refusals behind `retained`, how many a change was in force for, and their share."""
+    if "retained_reached" not in x:
+        return "not said for which rows it was in force"
+    kept = x["retained_reached"]
+    if kept is None:
+        return "gated: not tested"
+    return f"of the {kept['n']} it was in force for {kept['mean']:.3f}"
 
 
 def change(pair: Result) -> str:

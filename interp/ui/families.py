@@ -82,6 +82,7 @@ REFUSED = Family(
         "separation",
         "selection_harmful-harmless",
         "selection_over-refusal",
+        "selection_false-refusal",
         "cosmic",
         "directions",
         "geometry",
@@ -93,6 +94,7 @@ REFUSED = Family(
         "paths_over-refusals",
         "flips",
         "constellations",
+        "chance",
         "neurons",
     ),
     field="refusal",
@@ -104,7 +106,7 @@ REFUSED = Family(
     claims=refusal.claims,
     write_up=refusal_report.write_up,
 )
-"""Studies of refusals; between the last two a dose and an evaluation of every steering method."""
+"""Studies of refusals; behind the constellations a dose and an evaluation of every method."""
 
 FAMILIES = (VERIFIED, REFUSED)
 

@@ -71,8 +71,8 @@ def paths(found: Result) -> None:
         )
         st.caption(
             f"Paths into the queries, keys and values of {' '.join(found['carriers'])}; "
-            f"{found['n']} test pairs. Framed: the triggers. First four against random heads: "
-            f"{null(found['path_null'])}."
+            f"{found['n']} test pairs. Framed: the triggers. First four together "
+            f"{found['path_null']['selected']:+.3f}, random heads {null(found['path_null'])}."
         )
     with right:
         studies.table(

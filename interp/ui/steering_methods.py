@@ -13,7 +13,7 @@ from interp.figures import CHOSEN
 from interp.studies.frame import Study
 from interp.studies.refusal.comparing import REDUCTION, RETAINED, SENSE
 from interp.studies.refusal.sections_steered import methods_of
-from interp.studies.shown import band, bare, change
+from interp.studies.shown import band, bare, change, null, retained
 from interp.studies.steps import Result
 from interp.ui import studies
 
@@ -48,8 +48,12 @@ def frontier(study: Study[Any]) -> Rows:
         "Up and right is better. Grey crosses: random versions. Dashed: the published reduction "
         f"({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every text of the test rows is generated "
         "and judged anew; doses were chosen on select rows. Selectivity has no value where what is "
-        "lost cannot be told from 0. KL and loss: answered rows, nats a token. Neither: texts that "
-        "are no answer and no refusal. Answered: of rows that should be. Gated: rows left alone."
+        "lost cannot be told from 0. Removed, retained: of the rows refused before; intervals no "
+        "narrower than Wilson's. In force for: of the proper refusals, those the steering was in "
+        "force for; where a gate left all of them alone, retaining them was not tested. KL: of the "
+        "next token of answered rows, nats; loss and perplexity: of their plain replies, nats a "
+        "token. Neither: texts that are no answer and no refusal. Answered: of rows that should "
+        "be. Changed: texts. Gated: rows left alone."
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
@@ -62,7 +66,32 @@ def frontier(study: Study[Any]) -> Rows:
             key="by-task",
         )
         st.caption("Over-refusal, before → after.")
+    _chance(study.results.get("chance", {}))
     return rows
+
+
+def _chance(found: Result) -> None:
+    """Chosen directions and heads against random ones, by score."""
+    rows = [
+        {
+            "what": name,
+            "refused test rows": f"{side}, n = {x['fall']['n']}",
+            "fall of the score": studies.value(x["fall"]),
+            "random, fall": null(x["fall_null"]),
+            "scores that change sign": studies.value(x["released"]),
+            "random, sign": null(x["released_null"]),
+        }
+        for name, sides in found.items()
+        if name != "n"
+        for side, x in sides.items()
+    ]
+    if rows:
+        with st.expander("Chance, by the score of the next token"):
+            studies.table(rows, key="chance", narrow=["what"])
+            st.caption(
+                "Random directions of the same length subtracted at the same dose, and random "
+                "heads of the same layers at zero; nats."
+            )
 
 
 def _row(name: str, x: Result) -> dict[str, Any]:
@@ -72,17 +101,29 @@ def _row(name: str, x: Result) -> dict[str, Any]:
         "dose": x["dose"],
         "removed": _maybe(x["reduction"]),
         "retained": _maybe(x["retained"]),
+        "in force for": retained(x),
         "over-refusal": change(x["benign"]),
         "proper refusals": change(x["harmful"]),
         "KL": _maybe(x.get("kl")),
         "loss": _maybe(x.get("loss")),
+        "perplexity": _perplexity(x),
         "neither": _neither(x["counts"]),
         "answered": change(x["answered"]),
+        "changed": _changed(x["changed"]),
         "selectivity": _maybe(x["selectivity"]),
         "gated": studies.NONE if gated is None else str(sum(gated.values())),
         "n": f"{x['benign']['before']['n']}, {x['harmful']['before']['n']}",
         "random": x["null"],
     }
+
+
+def _perplexity(x: Result) -> str:
+    found = x.get("perplexity")
+    return "{before:.2f} → {after:.2f}".format(**found) if isinstance(found, dict) else studies.NONE
+
+
+def _changed(changed: Result | int) -> int:
+    return changed if isinstance(changed, int) else sum(changed.values())
 
 
 def _maybe(found: Result | None) -> str:

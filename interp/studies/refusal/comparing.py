@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.ablation import ablate, make_ablation
+from interp.ablation import make_ablation
 from interp.capture import text_losses
 from interp.generation import generate
 from interp.interventions import intervene
@@ -17,9 +17,9 @@ from interp.judging import Judged
 from interp.metrics import mean_estimate
 from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
 from interp.selection import smoothed_kl
-from interp.steered import run_steered, steer
+from interp.steered import steer
 from interp.studies.refusal.behaviour import baseline, judged, replies
-from interp.studies.refusal.context import Context
+from interp.studies.refusal.context import Context, Plain
 from interp.studies.refusal.methods import Method, ledger_of
 from interp.studies.steps import Result, plain
 
@@ -31,6 +31,8 @@ QUALITY = 24
 """Answered rows that KL and losses are measured on."""
 
 LEDGER = 60
+VERSION = 2
+"""Of what is measured of a method: part of its key, raised where that has changed."""
 
 
 def choose_dose(context: Context, method: Method) -> Result:
@@ -45,7 +47,7 @@ def choose_dose(context: Context, method: Method) -> Result:
     wrong = context.rows("select", should="answer", refused=True)
     proper = context.rows("select", should="refuse", refused=True)
     calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
-    plain_logits = run_steered(context.model, context.prompts[calm]).logits
+    plain_logits = context.logits(calm)
 
     def measure(dose: float) -> dict[str, np.ndarray]:
         found = {}
@@ -54,7 +56,7 @@ def choose_dose(context: Context, method: Method) -> Result:
             found[name] = (scores <= 0).double().numpy()
             found[f"{name} score"] = scores.numpy()
         steering = method.make(dose, calm)[0] if dose else None
-        logits = run_steered(context.model, context.prompts[calm], steering).logits
+        logits = context.logits(calm, steering)
         return found | {"kl": smoothed_kl(plain_logits, logits).numpy()}
 
     curve = dose_response(measure, (0.0, *method.doses))
@@ -89,7 +91,8 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     """Texts of all test rows under a method at a dose, judged; and what it costs elsewhere.
 
     KL: of the next token of answered rows, plain against steered. loss: mean negative
-    log-likelihood of these prompts with their own plain reply, steered minus plain.
+    log-likelihood of the tokens of their own plain replies, steered minus plain; perplexity: of
+    all these tokens together, plain and steered.
     """
     rows = context.rows("test")
     steering, marks = method.make(dose, rows)
@@ -97,13 +100,15 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
     calm = _calm(context)
     steering, _ = method.make(dose, calm)
-    prompts = context.prompts[calm]
-    logits, texts, losses = context.plain(tuple(calm))
-    kl = smoothed_kl(logits, run_steered(context.model, prompts, steering).logits)
+    prompts, plainly = context.prompts[calm], context.plain(tuple(calm))
+    logits = context.logits(calm, steering)
     with steer(context.model, steering, prompts):
-        changed = text_losses(context.model, texts)
-    costs = _costs(kl, changed - losses)
-    return about | _written(_both_sides(context, behaviour, after, marks)) | costs
+        losses = text_losses(context.model, plainly.texts, starts=plainly.starts)
+    return (
+        about
+        | _written(_both_sides(context, behaviour, after, marks))
+        | costs(plainly, logits, losses)
+    )
 
 
 def evaluate_heads(
@@ -122,17 +127,20 @@ def evaluate_heads(
     after = judged(context, rows, made)
     about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}
     calm = _calm(context)
-    _, texts, losses = context.plain(tuple(calm))
-    prompts = [context.prompts.rows[i] for i in calm]
-    seen = ablate(model, prompts, [ablation], tokens=context.tokens, where="all")
-    with intervene(model, ablation.interventions([len(text) for text in texts], "all")):
-        changed = text_losses(model, texts)
-    costs = _costs(torch.from_numpy(seen.kl[1]), changed - losses)
-    return about | _written(_both_sides(context, behaviour, after, None)) | costs
+    plainly = context.plain(tuple(calm))
+    with intervene(model, ablation.interventions([len(text) for text in plainly.texts], "all")):
+        logits = model.last_logits([context.prompts.rows[i] for i in calm]).cpu()
+        losses = text_losses(model, plainly.texts, starts=plainly.starts)
+    everywhere = np.ones(len(rows), dtype=bool)
+    return (
+        about
+        | _written(_both_sides(context, behaviour, after, everywhere))
+        | costs(plainly, logits, losses)
+    )
 
 
 def _both_sides(
-    context: Context, behaviour: Result, after: Judged, marks: np.ndarray | None
+    context: Context, behaviour: Result, after: Judged, marks: np.ndarray
 ) -> OverRefusal:
     rows = context.rows("test")
     return eval_over_refusal(
@@ -149,8 +157,18 @@ def _calm(context: Context) -> list[int]:
     return context.few(context.rows("test", refused=False), QUALITY)
 
 
-def _costs(kl: Tensor, loss: Tensor) -> Result:
-    return {"kl": plain(mean_estimate(kl)), "loss": plain(mean_estimate(loss))}
+def costs(plainly: Plain, logits: Tensor, losses: Tensor) -> Result:
+    """KL of the next token, what the plain replies lose (nats a token), and their perplexity."""
+    sizes = [len(text) - at for text, at in zip(plainly.texts, plainly.starts, strict=True)]
+    each = torch.tensor(sizes, dtype=torch.float64)
+    runs = {"before": plainly.losses, "after": losses}
+    return {
+        "kl": plain(mean_estimate(smoothed_kl(plainly.logits, logits))),
+        "loss": plain(mean_estimate(losses - plainly.losses)),
+        "perplexity": {
+            name: float(((loss * each).sum() / each.sum()).exp()) for name, loss in runs.items()
+        },
+    }
 
 
 def _written(found: OverRefusal) -> Result:
@@ -164,6 +182,7 @@ def _written(found: OverRefusal) -> Result:
         for name, value in (
             ("reduction", found.reduction),
             ("retained", found.retained),
+            ("retained_reached", found.retained_reached),
             ("selectivity", found.selectivity),
         )
     }
@@ -175,7 +194,8 @@ def _written(found: OverRefusal) -> Result:
         "tasks": {name: pair(one) for name, one in found.tasks.items()},
         "counts": {side: dict(found.counts[side]["after"]) for side in found.counts},
         "why": found.why,
-        "changed": found.changed,
+        "changed": dict(found.changed),
+        "reached": None if found.reached is None else dict(found.reached),
         "gated": None if found.gated is None else dict(found.gated),
         **optional,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,6 @@ from interp.directions import (
     Kind,
     difference_in_means,
     end_states,
-    orthogonalise,
 )
 from interp.errors import InterpError
 from interp.judging import REFUSALS, Label
@@ -65,6 +64,20 @@ class Settings:
 
 REFUSAL = frame.Kind(name="refusal", version=1, settings=Settings)
 """The kind of study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """Some cases, unchanged.
+
+    logits: (n, d_vocab) of the next token. texts: each prompt with the model's own reply, which
+    begins at `starts`. losses: (n,) of the replies alone.
+    """
+
+    logits: Tensor
+    texts: list[tuple[int, ...]]
+    starts: list[int]
+    losses: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +145,9 @@ class Context:
     def classes(self, kind: Kind, part: str = "find") -> tuple[list[int], list[int]]:
         """The rows a direction of this kind is the difference of, first minus second.
 
-        Both classes are of the same tasks, so that the task is not read as the refusal.
+        Both classes are of the same tasks, so that the task is not read as the refusal: those of
+        a false-refusal direction are the over-refusal direction's, where arXiv 2410.03415 takes
+        answered prompts of any task.
         """
         harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
         if kind == "harmful-harmless":
@@ -140,18 +155,25 @@ class Context:
         answered = [i for i in harmless if self.became(i) is False]
         if kind == "behaviour":
             return self.rows(part, should="refuse", refused=True), answered
-        wrong = self.rows(part, should="answer", refused=True, tasks=self.refused_tasks)
-        if kind == "over-refusal":
-            right = self.rows(part, should="answer", refused=False, tasks=self.refused_tasks)
-            return wrong, right
-        return wrong, answered
+        wrong, right = (
+            self.rows(part, should="answer", refused=x, tasks=self.refused_tasks)
+            for x in (True, False)
+        )
+        return wrong, right
 
     def candidates(self, kind: Kind) -> Candidates | None:
-        """Differences at the post-instruction tokens, all layers; None with too few rows."""
+        """Differences at the post-instruction tokens, all layers; None with too few rows.
+
+        Those of false refusal are orthogonal to the first kind's, place by place.
+        """
         if kind not in self._candidates:
             first, second = self.classes(kind)
             enough = min(len(first), len(second)) >= LEAST
-            self._candidates[kind] = self.difference(kind, first, second) if enough else None
+            found = self.difference(kind, first, second) if enough else None
+            if found is not None and kind == "false-refusal":
+                proper = self.candidates("harmful-harmless")
+                found = None if proper is None else orthogonal(found, proper)
+            self._candidates[kind] = found
         return self._candidates[kind]
 
     def difference(self, kind: Kind, first: Sequence[int], second: Sequence[int]) -> Candidates:
@@ -178,7 +200,7 @@ class Context:
         return {row: place for place, row in enumerate(rows)}, states
 
     def direction(self, kind: Kind, place: Sequence[int]) -> Direction:
-        """The candidate at (position, layer); a false-refusal one orthogonal to the first kind.
+        """The candidate at (position, layer).
 
         Raises:
             InterpError: too few rows of a class.
@@ -186,15 +208,24 @@ class Context:
         found = self.candidates(kind)
         if found is None:
             raise InterpError(f"a {kind} direction", "too few rows of a class", "give more prompts")
-        direction = found.at(place[0], place[1])
-        if kind == "false-refusal":
-            return orthogonalise(direction, self.direction("harmful-harmless", place))
-        return direction
+        return found.at(place[0], place[1])
 
     def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
         """(n,) refusal scores of some cases, in nats."""
-        run = run_steered(self.model, self.prompts[rows], steering)
-        return score_refusals(run.logits, self.tokens)
+        return score_refusals(self.logits(rows, steering), self.tokens)
+
+    def logits(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
+        """(n, d_vocab) of the next token of some cases; plain ones are computed once."""
+        if steering is not None:
+            return run_steered(self.model, self.prompts[rows], steering).logits
+        key = tuple(rows)
+        if key not in self._logits:
+            self._logits[key] = run_steered(self.model, self.prompts[rows]).logits
+        return self._logits[key]
+
+    @cached_property
+    def _logits(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
 
     def read(self, rows: Sequence[int]) -> Trajectories:
         """The trajectories of some cases with what became of them."""
@@ -212,21 +243,23 @@ class Context:
             classes=[names[self.became(i)] for i in range(len(self.cases))],
         )
 
-    def plain(self, rows: tuple[int, ...]) -> tuple[Tensor, list[tuple[int, ...]], Tensor]:
-        """Of some cases, unchanged: next-token logits, texts in tokens, and the texts' losses.
-
-        A text is the prompt with the model's own reply.
-        """
+    def plain(self, rows: tuple[int, ...]) -> Plain:
+        """Some cases, unchanged, with the replies they get."""
         if rows not in self._plain:
             prompts, most = self.prompts[rows], self.settings.max_new_tokens
             made, _ = generate_steered(self.model, prompts, max_new_tokens=most)
             texts = [one.prompt + one.tokens for one in made]
-            logits = run_steered(self.model, prompts).logits
-            self._plain[rows] = logits, texts, text_losses(self.model, texts)
+            starts = [len(one.prompt) for one in made]
+            self._plain[rows] = Plain(
+                logits=self.logits(rows),
+                texts=texts,
+                starts=starts,
+                losses=text_losses(self.model, texts, starts=starts),
+            )
         return self._plain[rows]
 
     @cached_property
-    def _plain(self) -> dict[tuple[int, ...], tuple[Tensor, list[tuple[int, ...]], Tensor]]:
+    def _plain(self) -> dict[tuple[int, ...], Plain]:
         return {}
 
     @cached_property
@@ -249,3 +282,13 @@ class Context:
         generator = torch.Generator().manual_seed(self.settings.seed + seed)
         drawn = torch.randperm(len(rows), generator=generator)[:n].tolist()
         return [rows[i] for i in sorted(drawn)]
+
+
+def orthogonal(candidates: Candidates, against: Candidates) -> Candidates:
+    """Each less its part along the other at its place, as long as it was; 0 where none is left."""
+    found, other = candidates.vectors, against.vectors
+    unit = torch.nn.functional.normalize(other, dim=-1)
+    left = found - (found * unit).sum(-1, keepdim=True) * unit
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (found, left)]
+    kept = lengths[1] > 1e-9 * lengths[0]
+    return replace(candidates, vectors=torch.where(kept, left * lengths[0] / lengths[1], 0.0))

@@ -34,6 +34,11 @@ GROUP = 4
 """Heads exchanged, knocked out or switched off together."""
 
 FLIP_DRAWS = 5
+GROUP_DRAWS = 20
+"""Random groups at least: with ten no p-value is below 0.09."""
+
+VERSION = 2
+"""Of `groups`: part of its key, raised where what it computes has changed."""
 
 
 def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None:
@@ -126,7 +131,8 @@ def groups(context: Context, side: str, found: Result, other: Result) -> Result:
         sets["the other side's triggers"] = firsts(other["measures"][name])
     rows = {}
     for name, heads in sets.items():
-        judged = group_interchange(model, task, heads, draws=settings.draws, seed=settings.seed)
+        draws = max(GROUP_DRAWS, settings.draws)
+        judged = group_interchange(model, task, heads, draws=draws, seed=settings.seed)
         rows[name] = {
             "heads": list(judged.heads),
             "necessity": plain(judged.necessity),

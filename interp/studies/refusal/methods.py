@@ -30,11 +30,17 @@ Made = tuple[Steering, np.ndarray]
 DOSES = (0.5, 1.0, 2.0, 4.0)
 STEPS = (0.125, 0.25, 0.5, 1.0)
 CONSTELLATIONS = "task constellations"
+EVERY_TASK = f"{CONSTELLATIONS}, every task"
+"""The same with the tasks of proper refusals open to steering, where the first bars them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way of steering towards answers; `null` methods are random versions of `of`."""
+    """A way of steering towards answers.
+
+    of: the method whose chosen dose it is given, "" for its own; `null` methods are random versions
+    of that one. doses: those it is tried at on select rows; of a variant, () where one is enough.
+    """
 
     name: str
     doses: tuple[float, ...]
@@ -49,7 +55,6 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
     `places` gives the chosen position and layer of each kind of direction; `gate` is that of
     `constellating.options_of`.
     """
-    model = context.model
     found = []
     directions: dict[Kind, Direction] = {}
     for kind, place in places.items():
@@ -58,21 +63,24 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
         if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
             directions[kind] = direction
     for kind, direction in directions.items():
-        found.append(
-            _always(f"ablate {kind}", (1.0,), lambda _, d=direction: ablate_direction(model, d))
-        )
+        found.append(_ablated(context, f"ablate {kind}", direction))
     for kind in SELECTED:
         if kind in directions:
             found.append(_added(context, f"add - {kind}", directions[kind]))
     if "harmful-harmless" in directions:
-        found.append(_affine(context, directions["harmful-harmless"], places["harmful-harmless"]))
+        first = directions["harmful-harmless"]
+        found.append(_affine(context, first, places["harmful-harmless"]))
+        drawn = random_direction(first, seed=0)
+        of = "ablate harmful-harmless"
+        found.append(_ablated(context, "ablate random direction", drawn, of=of))
     over = directions.get("over-refusal")
     if over is not None:
         found += [_cast(context, over), _null_space(context, over)]
         for seed in (0, 1):
             drawn = random_direction(over, seed=seed)
             name = f"random direction {seed + 1}"
-            found.append(_added(context, name, drawn, of="add - over-refusal"))
+            doses = () if seed else DOSES
+            found.append(_added(context, name, drawn, of="add - over-refusal", doses=doses))
     if context.bank.whole.any():
         found += _constellations(context, gate)
     return [method for method in found if method is not None]
@@ -87,9 +95,21 @@ def _always(
     return Method(name=name, doses=doses, make=made, null=bool(of), of=of)
 
 
-def _added(context: Context, name: str, direction: Direction, of: str = "") -> Method:
+def _ablated(context: Context, name: str, direction: Direction, *, of: str = "") -> Method:
+    doses = () if of else (1.0,)
+    return _always(name, doses, lambda _: ablate_direction(context.model, direction), of)
+
+
+def _added(
+    context: Context,
+    name: str,
+    direction: Direction,
+    *,
+    of: str = "",
+    doses: tuple[float, ...] = DOSES,
+) -> Method:
     model = context.model
-    return _always(name, DOSES, lambda dose: add_direction(model, direction, coefficient=-dose), of)
+    return _always(name, doses, lambda dose: add_direction(model, direction, coefficient=-dose), of)
 
 
 def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Method:
@@ -183,11 +203,21 @@ def _null_space(context: Context, direction: Direction) -> Method | None:
 
 
 def _constellations(context: Context, gate: Result) -> list[Method]:
-    """SafeConstellations as published, its notebooks' variant, and two nulls."""
+    """SafeConstellations as published, without its bar on tasks, as in its notebooks, two nulls.
+
+    Its tasks are the benign ones. Where proper refusals are of a task of their own, that bar alone
+    keeps them, whatever the steering would do: "every task" lifts it. The notebooks' options read
+    the normalised residual stream, as all do here; theirs read a block's normalised input.
+    """
     model, bank = context.model, context.bank
 
     def published(dose: float, rows: Sequence[int]) -> Made:
         ledger = ledger_of(context, gate, dose, rows)
+        return ledger.steering(model), ledger.steered
+
+    def unbarred(dose: float, rows: Sequence[int]) -> Made:
+        options = replace(options_of(context, gate, dose), tasks=None)
+        ledger = plan_steering(context.read(rows), bank, options)
         return ledger.steering(model), ledger.steered
 
     def notebook(dose: float, rows: Sequence[int]) -> Made:
@@ -207,9 +237,10 @@ def _constellations(context: Context, gate: Result) -> list[Method]:
     name = CONSTELLATIONS
     return [
         Method(name=name, doses=STEPS, make=published),
-        Method(name=f"{name}, notebooks' options", doses=(1.0,), make=notebook),
+        Method(name=EVERY_TASK, doses=(), make=unbarred, of=name),
+        Method(name=f"{name}, notebooks' options on our states", doses=(1.0,), make=notebook),
         Method(name=f"{name}, random shifts", doses=STEPS, make=random, null=True, of=name),
-        Method(name=f"{name}, shuffled labels", doses=STEPS, make=shuffled, null=True, of=name),
+        Method(name=f"{name}, shuffled labels", doses=(), make=shuffled, null=True, of=name),
     ]
 
 

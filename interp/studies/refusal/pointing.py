@@ -1,29 +1,36 @@
-"""Directions of refusal: which candidate, how they lie to each other, and their nulls."""
+"""Directions of refusal: which candidate, what it does, and what random ones do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 
-import numpy as np
 import torch
-from torch.nn.functional import cosine_similarity
 
-from interp.directions import Candidates, Kind, random_direction
+from interp.directions import Candidates, Direction, Kind, random_direction
 from interp.errors import InterpError
-from interp.geometry import compare, representational_independence, sample_cone
-from interp.metrics import Estimate, mean_estimate
-from interp.selection import Selection, select_cosmic, select_direction
+from interp.metrics import mean_estimate
+from interp.models.language_model import LanguageModel
+from interp.selection import Limits, Selection, select_cosmic, select_direction
 from interp.steering import Steering, ablate_direction, add_direction
-from interp.studies.refusal.context import KINDS, LEAST, Context, Places
+from interp.studies.refusal.context import LEAST, Context, Places
 from interp.studies.steps import Result, plain
 
 SELECTED: tuple[Kind, ...] = ("harmful-harmless", "over-refusal")
-"""Kinds whose position and layer are chosen by their effects; the others take the first's."""
+"""Kinds whose position and layer are chosen by what they bypass and induce."""
 
-RANDOM, CONE = 2, 8
-SPLITS = 5
+FALSE: Kind = "false-refusal"
+FALSE_LIMITS = Limits(kl=0.2, induce=None, prune=0.0)
+"""The rule of arXiv 2410.03415: the smallest score of over-refused rows with a KL of at most this,
+at any layer and whatever it induces."""
+
+Edited = Callable[[LanguageModel, Direction], Steering]
+
+RANDOM, NULL_ROWS = 20, 4
+"""Random directions, and rows of a side they are tried on."""
+
+VERSION = 2
+"""Of `effects`: part of its key, raised where what it computes has changed."""
 
 
 def selection(context: Context, kind: Kind) -> Result:
@@ -42,6 +49,25 @@ def selection(context: Context, kind: Kind) -> Result:
     most = context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
     found = select_direction(context.model, candidates, bad, good, context.tokens, measure_all=True)
+    return _written(found) | {
+        "n": [len(bad), len(good)],
+        "classes": list(candidates.n),
+        "tokens": list(candidates.tokens),
+        "norms": candidates.norms.tolist(),
+    }
+
+
+def false_refusal(context: Context) -> Result:
+    """Candidates of the false-refusal direction, at the last token, and the choice of its paper."""
+    candidates = context.candidates(FALSE)
+    first, second = context.classes(FALSE, "select")
+    if candidates is None or min(len(first), len(second)) < LEAST:
+        return {"skipped": f"{len(first)} and {len(second)} select rows: too few"}
+    candidates, most = _last(candidates), context.settings.select
+    bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
+    found = select_direction(
+        context.model, candidates, bad, good, context.tokens, limits=FALSE_LIMITS
+    )
     return _written(found) | {
         "n": [len(bad), len(good)],
         "classes": list(candidates.n),
@@ -115,7 +141,9 @@ def effects(context: Context, places: Places) -> Result:
     """What ablating and adding each chosen direction does to test rows, against random ones.
 
     Mean refusal score on rows that should be refused, on benign rows that are refused, and on
-    benign rows that are answered, in nats; random directions have the same length and place.
+    benign rows that are answered, in nats. Random directions have the same length and place; each
+    is the plain mean plus what it changes in a few of the rows. An ablation at every site knows no
+    length and no place, so that all kinds share its random ones.
     """
     sides = {
         "should be refused": context.rows("test", should="refuse"),
@@ -124,126 +152,45 @@ def effects(context: Context, places: Places) -> Result:
     }
     sides = {name: context.few(rows, 2 * context.settings.select) for name, rows in sides.items()}
     sides = {name: rows for name, rows in sides.items() if rows}
-    found: Result = {"n": {name: len(rows) for name, rows in sides.items()}}
-    found["plain"] = {
-        name: plain(mean_estimate(context.scores(rows))) for name, rows in sides.items()
+    before = {name: context.scores(rows) for name, rows in sides.items()}
+    # Spread over the rows, which are in the order of tasks.
+    some = {
+        name: list(range(0, len(rows), max(1, len(rows) // NULL_ROWS)))[:NULL_ROWS]
+        for name, rows in sides.items()
     }
+    found: Result = {"n": {name: len(rows) for name, rows in sides.items()}}
+    found["plain"] = {name: plain(mean_estimate(scores)) for name, scores in before.items()}
 
-    def mean(rows: Sequence[int], steering: Steering) -> Estimate:
-        return mean_estimate(context.scores(rows, steering))
+    def null(edit: Edited, direction: Direction) -> dict[str, list[float]]:
+        drawn = [edit(context.model, random_direction(direction, seed=k)) for k in range(RANDOM)]
+        found: dict[str, list[float]] = {}
+        for name, rows in sides.items():
+            few, old = [rows[i] for i in some[name]], before[name][some[name]]
+            changes = [float((context.scores(few, one) - old).mean()) for one in drawn]
+            found[name] = [float(before[name].mean()) + change for change in changes]
+        return found
 
+    seen: list[tuple[Direction, Result]] = []
+    shared: dict[str, list[float]] | None = None
     for kind, place in places.items():
         direction = context.direction(kind, place)
-        random = [random_direction(direction, seed=seed) for seed in range(RANDOM)]
+        same = [result for other, result in seen if torch.equal(other.vector, direction.vector)]
+        if same:  # where all that should be refused is, two kinds are one
+            found[kind] = same[0]
+            continue
+        shared = shared or null(ablate_direction, direction)
+        random = {"ablated": shared, "added": null(add_direction, direction)}
         found[kind] = {
             what: {
                 name: {
-                    "value": plain(mean(rows, edit(context.model, direction))),
-                    "random": [mean(rows, edit(context.model, other)).mean for other in random],
+                    "value": plain(
+                        mean_estimate(context.scores(rows, edit(context.model, direction)))
+                    ),
+                    "random": random[what][name],
                 }
                 for name, rows in sides.items()
             }
             for what, edit in (("ablated", ablate_direction), ("added", add_direction))
         }
+        seen.append((direction, found[kind]))
     return found
-
-
-def geometry(context: Context, place: Sequence[int]) -> Result:
-    """Are the directions one direction? Cosines by layer, with a ceiling and a floor.
-
-    Ceiling: cosines of the same direction from two halves of its rows. Floor: of directions of
-    shuffled labels with the true one. All at the chosen position, turned towards refusal.
-    """
-    position = place[0]
-    there = {kind: x for kind in KINDS if (x := context.candidates(kind)) is not None}
-    vectors = {kind: x.vectors[x.positions.index(position)] for kind, x in there.items()}
-    vectors |= _tasks(context, position)
-    names = list(vectors)
-    found: Result = {"names": names, "position": position, "layer": place[1]}
-    if len(vectors) > 1:
-        compared = compare(vectors)
-        found["cosines"] = compared.cosines.tolist()
-        found["components"] = compared.components.tolist()
-    found["ceiling"] = {kind: _halves(context, kind, position) for kind in KINDS if kind in there}
-    found["floor"] = _floor(context, position)
-    kinds = SELECTED
-    if all(kind in there for kind in kinds):
-        rows = context.few(context.rows("test"), 2 * context.settings.select)
-        one, other = (context.direction(kind, place) for kind in kinds)
-        between = representational_independence(context.model, one, other, context.prompts[rows])
-        found["independence"] = {
-            f"{kinds[1]} removed, along {kinds[0]}": plain(between.first),
-            f"{kinds[0]} removed, along {kinds[1]}": plain(between.second),
-            "n": len(rows),
-        }
-        found["cone"] = _cone(context, place)
-    return found
-
-
-def _tasks(context: Context, position: int) -> dict[str, torch.Tensor]:
-    """Refused - answered of each over-refused task: (layers, d_model)."""
-    found = {}
-    for task in context.refused_tasks:
-        sides = [context.rows("find", refused=x, tasks=[task]) for x in (True, False)]
-        if min(map(len, sides)) >= LEAST:
-            made = context.difference("behaviour", *sides)
-            found[f"refused - answered, {task}"] = made.vectors[made.positions.index(position)]
-    return found
-
-
-def _halves(context: Context, kind: Kind, position: int) -> list[list[float]]:
-    """(splits, layers) cosines of the direction from two halves of the rows of each class."""
-    sides = [_states(context, rows, position) for rows in context.classes(kind)]
-    generator = torch.Generator().manual_seed(context.settings.seed)
-    found = []
-    for _ in range(SPLITS):
-        halves = []
-        orders = [torch.randperm(len(side), generator=generator) for side in sides]
-        for half in (0, 1):
-            means = [
-                side[order[half::2]].mean(0) for side, order in zip(sides, orders, strict=True)
-            ]
-            halves.append(means[0] - means[1])
-        found.append(cosine_similarity(*halves, dim=-1).tolist())
-    return found
-
-
-def _floor(context: Context, position: int) -> list[list[float]]:
-    """(splits, layers) cosines of directions of shuffled labels with the true one."""
-    sides = [_states(context, rows, position) for rows in context.classes("harmful-harmless")]
-    true = sides[0].mean(0) - sides[1].mean(0)
-    both = torch.cat(sides)
-    generator = torch.Generator().manual_seed(context.settings.seed)
-    found = []
-    for _ in range(SPLITS):
-        order = torch.randperm(len(both), generator=generator)
-        first, second = both[order[: len(sides[0])]], both[order[len(sides[0]) :]]
-        found.append(cosine_similarity(first.mean(0) - second.mean(0), true, dim=-1).tolist())
-    return found
-
-
-def _states(context: Context, rows: Sequence[int], position: int) -> torch.Tensor:
-    """(rows, layers, d_model) block inputs at a position counted from the end."""
-    return context.ends(rows)[:, position]
-
-
-def _cone(context: Context, place: Sequence[int]) -> Result:
-    """Mean refusal score of refused test rows with a random vector of the cone ablated."""
-    rows = context.few(context.rows("test", refused=True), context.settings.select)
-    pair = [context.direction(kind, place) for kind in SELECTED]
-    try:
-        drawn = sample_cone([one.towards_refusal for one in pair], CONE, seed=context.settings.seed)
-    except InterpError as error:
-        return {"skipped": str(error)}
-    edits = [ablate_direction(context.model, replace(pair[0], vector=vector)) for vector in drawn]
-    scores = [float(context.scores(rows, edit).mean()) for edit in edits]
-    return {"n": len(rows), "plain": float(context.scores(rows).mean()), "ablated": scores}
-
-
-def cosine_of_choices(context: Context, places: Places) -> list[Result]:
-    """Cosines of the chosen directions, each where it was chosen."""
-    units = {kind: context.direction(kind, place).unit for kind, place in places.items()}
-    return [
-        {"pair": [a, b], "cosine": float(np.clip(units[a] @ units[b], -1, 1))}
-        for a, b in combinations(units, 2)
-    ]

@@ -1,4 +1,4 @@
-"""The parts of the report on what happens inside: behaviour, separation, directions, heads."""
+"""The parts of the report on behaviour, separation and directions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 
 from interp import plots
 from interp.report import Report
-from interp.studies.refusal.heading import SIDES
 from interp.studies.refusal.pointing import SELECTED, place_of
-from interp.studies.shown import bare, estimate, listed, null, spread
+from interp.studies.shown import bare, estimate, spread
 from interp.studies.steps import Result
 
 Results = dict[str, Result]
@@ -24,7 +23,9 @@ def behaviour(report: Report, results: Results) -> None:
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
         f"`{found['judge']}`. Shares of all prompts of a kind and task, Wilson intervals; loops, "
         "texts cut off early and judge errors are classes of their own. These texts are the "
-        "baseline of everything below; no row was selected by them for evaluation."
+        "baseline of everything below. Methods are compared (section 6) on all test rows, whatever "
+        "became of them here; directions, heads and neurons are tried (sections 3, 4, 7) on test "
+        "rows taken because they were refused, or answered, here."
     )
     rows: list[dict[str, Any]] = []
     for cell in found["cells"]:
@@ -143,6 +144,7 @@ def directions(report: Report, results: Results) -> None:
             "refused with it ablated everywhere; induce: of rows to be answered with it added; "
             "KL there of the ablation.",
         )  # fmt: skip
+    _false_refusal(report, results["selection_false-refusal"])
     cosmic = results["cosmic"]
     if cosmic.get("best"):
         report.text(
@@ -151,6 +153,26 @@ def directions(report: Report, results: Results) -> None:
         )
     _effects(report, results["directions"])
     _geometry(report, results["geometry"])
+
+
+def _false_refusal(report: Report, found: Result) -> None:
+    if "skipped" in found:
+        report.text(f"false-refusal: {found['skipped']}.")
+        return
+    about = (
+        "**false-refusal**: the over-refusal direction less its part along the first, "
+        f"{len(found['rows'])} candidates scored on {found['n'][0]} and {found['n'][1]} select "
+        "rows by the rule of its paper (arXiv 2410.03415: least score of over-refused rows, KL at "
+        "most 0.2). "
+    )
+    if not found["best"]:
+        report.text(about + "None passes; the over-refusal direction's place is taken.")
+        return
+    row = next(x for x in found["rows"] if [x["position"], x["layer"]] == found["best"])
+    report.text(
+        about + "Chosen: position {}, layer {}".format(*found["best"]) + f", where ablation takes "
+        f"the score from {found['harmful']:.2f} to {row['bypass']:.2f}, KL {row['kl']:.3f}."
+    )
 
 
 def _effects(report: Report, found: Result) -> None:
@@ -164,7 +186,7 @@ def _effects(report: Report, found: Result) -> None:
             rows.append(
                 {"direction": kind, "edit": what}
                 | {
-                    name: f"{estimate(x['value'])} (random {listed(x['random'])})"
+                    name: f"{estimate(x['value'])} (random {spread(x['random'])})"
                     for name, x in sides.items()
                 }
             )
@@ -172,10 +194,23 @@ def _effects(report: Report, found: Result) -> None:
     report.table(
         [{"direction": "none", "edit": "plain"} | plain, *rows],
         caption="Mean refusal score (nats) of test rows with a direction ablated everywhere, or "
-        "added once at its layer; random directions of the same length in brackets. n = "
+        "added once at its layer; in brackets mean and 95 % range of "
+        f"{_draws(found)} random directions of the same length, from a few of the rows. n = "
         + ", ".join(f"{n} {name}" for name, n in found["n"].items())
         + ".",
     )
+
+
+def _draws(found: Result) -> int:
+    """Random directions behind the effects of a study."""
+    lists = (
+        x["random"]
+        for kind, effects in found.items()
+        if kind not in ("n", "plain")
+        for sides in effects.values()
+        for x in sides.values()
+    )
+    return max(map(len, lists), default=0)
 
 
 def _geometry(report: Report, found: Result) -> None:
@@ -189,7 +224,8 @@ def _geometry(report: Report, found: Result) -> None:
                 | {other: float(cosines[i, j, layer]) for j, other in enumerate(names)}
                 for i, name in enumerate(names)
             ],
-            caption=f"Cosines at position {found['position']}, layer {layer}.",
+            caption=f"Cosines at position {found['position']}, layer {layer}, the place of the "
+            "first, wherever the others were chosen.",
         )
         first = names.index(names[0])
         lines = {
@@ -211,7 +247,17 @@ def _geometry(report: Report, found: Result) -> None:
             ),
             "cosines",
             "Cosine with the harmful-harmless direction; grey: two halves of its own rows (the "
-            "ceiling) and shuffled labels (the floor).",
+            "ceiling), and over-refusal directions whose labels were shuffled inside each task "
+            "(the floor), mean of the draws.",
+        )
+    if cosine := found.get("cosine"):
+        floor = [row[layer] for row in found["floor"]]
+        report.text(
+            f"Cosine of the refusal and the over-refusal direction there: {cosine['mean']:.3f} "
+            f"[{cosine['low']:.3f}, {cosine['high']:.3f}], bootstrap over {cosine['n']} base "
+            f"texts; {len(floor)} draws of shuffled over-refusal labels {spread(floor)}. A wide "
+            "range of these says that the rows vary along the refusal direction whatever their "
+            "label."
         )
     if between := found.get("independence"):
         rows = [
@@ -227,129 +273,3 @@ def _geometry(report: Report, found: Result) -> None:
             f"{cone['n']} refused rows: mean score {cone['plain']:.2f} becomes "
             f"{spread(cone['ablated'])}."
         )
-
-
-def heads(report: Report, results: Results) -> None:
-    """Carriers, necessary heads, triggers, and what passes between."""
-    report.section("4. Heads")
-    report.text(
-        "Pairs of a refused and an answered prompt of one task and equal length. Direct "
-        "attribution finds what writes the refusal, ablation what it cannot do without, and "
-        "interchange what triggers it; they need not agree. Values are fractions of the gap in "
-        "logit difference (first tokens of refusals against first tokens of answers)."
-    )
-    for side in SIDES:
-        found = results[f"heads_{side}".replace(" ", "_")]
-        report.section(side.capitalize(), level=3)
-        if "skipped" in found:
-            report.text(f"Left out: {found['skipped']}.")
-            continue
-        report.table(
-            [
-                {
-                    "measure": name,
-                    "first heads (value)": " ".join(
-                        f"{row['label']} ({row['value']:+.2f})" for row in x["top"][:6]
-                    ),
-                    "same top 10 in resampled pairs": x["stability"],
-                    "heads beyond permuted labels": x.get("beyond"),
-                }
-                for name, x in found["measures"].items()
-            ]
-            + [
-                {
-                    "measure": "any change (Ships)",
-                    "first heads (value)": " ".join(found["ships"]["top"][:6]),
-                    "same top 10 in resampled pairs": None,
-                    "heads beyond permuted labels": None,
-                }
-            ],
-            caption=f"n = {found['n']} find pairs, gap {found['gap']:.2f} logits. Permuted: which "
-            "prompt of a pair is refused, corrected for the number of heads.",
-        )
-        report.table(
-            [{"measures": " / ".join(x["pair"]), "Jaccard of top 10": x["jaccard"]}
-             for x in found["jaccard"]],
-            caption="Do the measures name the same heads?",
-        )  # fmt: skip
-        values = found["measures"]["triggers (necessity)"]["values"]
-        report.figure(
-            plots.head_grid(values, title=f"interchange, necessity: {side}"),
-            f"heads_{side.replace(' ', '_')}",
-            f"What each head's exchange takes from the gap, {side}.",
-        )
-        _groups(report, results[f"groups_{side}".replace(" ", "_")])
-        _passing(report, results[f"paths_{side}".replace(" ", "_")])
-    _flips(report, results["flips"])
-
-
-def _groups(report: Report, found: Result) -> None:
-    if "skipped" in found:
-        return
-    report.table(
-        [
-            {
-                "heads of": name,
-                "heads": " ".join(x["heads"]),
-                "necessity": estimate(x["necessity"]),
-                "random, necessity": null(x["necessity_null"]),
-                "sufficiency": estimate(x["sufficiency"]),
-                "random, sufficiency": null(x["sufficiency_null"]),
-            }
-            for name, x in found["sets"].items()
-        ],
-        caption=f"The first four of each measure exchanged together, on {found['n']} test pairs, "
-        "against as many random heads of the same layers.",
-    )
-
-
-def _passing(report: Report, found: Result) -> None:
-    if "skipped" in found:
-        return
-    paths = ", ".join(f"{x['label']} {x['value']:+.3f}" for x in found["paths"]["top"][:6])
-    report.text(
-        f"Path patching of every head into the queries, keys and values of the carriers "
-        f"{' '.join(found['carriers'])} ({found['n']} test pairs): {paths}. Of the triggers: "
-        + ", ".join(
-            f"{head} {value:+.3f}"
-            for head, value in zip(found["triggers"], found["of triggers"], strict=True)
-        )
-        + f". First four against random heads of the same layers: {null(found['path_null'])}."
-    )
-    cascade = found.get("cascade")
-    if isinstance(cascade, list):
-        report.table(
-            [
-                {
-                    "carrier": row["head"],
-                    "change of what it writes, %": row["change"],
-                    "random gate, %": null(row["null"]),
-                }
-                for row in cascade
-            ],
-            caption=f"Cascade: {found['triggers'][0]} switched off.",
-        )
-    group = found["sahara"]
-    report.text(
-        f"Group that moves the last states most (greedy, from the first of Ships): "
-        f"{' '.join(group['heads'])}, {group['curve'][-1]:.3f} radians; random groups, not "
-        f"searched for, {null(group['null'])}."
-    )
-
-
-def _flips(report: Report, found: Result) -> None:
-    if not found:
-        return
-    report.table(
-        [
-            {
-                "test rows": name,
-                "heads zeroed": " ".join(x["heads"]),
-                "texts that flip": estimate(x["rate"]),
-                "random heads": null(x["null"]),
-                "after": ", ".join(f"{k} {label}" for label, k in x["after"].items() if k),
-            }
-            for name, x in found.items()
-        ],
-        caption="Texts with the triggers at zero in the prompt and in the text.",
-    )  # fmt: skip

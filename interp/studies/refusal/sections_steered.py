@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from interp import plots
 from interp.report import Report
 from interp.studies.refusal.comparing import REDUCTION, RETAINED, SENSE
-from interp.studies.shown import band, change, estimate, null
+from interp.studies.refusal.methods import EVERY_TASK
+from interp.studies.shown import band, change, estimate, null, retained
 from interp.studies.steps import Result
 from interp.task_steering import PUBLISHED
 
@@ -31,7 +31,7 @@ def constellations(report: Report, results: Results) -> None:
                 "over layers": x["identify"]["over_layers"],
                 "centroid": x["identify"]["centre"],
                 "tasks told rightly": estimate(x["right"]),
-                "": "taken" if x["identify"] == found["identify"] else "",
+                "taken": "taken" if x["identify"] == found["identify"] else "",
             }
             for x in found["ways"]
         ],
@@ -48,8 +48,9 @@ def constellations(report: Report, results: Results) -> None:
             }
             for task, share in found["told"].items()
         ],
-        caption="; ".join(found["notices"]) or None,
     )  # fmt: skip
+    if found["notices"]:
+        report.text(f"Of the bank: {'; '.join(found['notices'])}.")
     lines = {
         f"{row['task']}, {row['class']} (n = {row['n']})": (row["mean"], row["low"], row["high"])
         for row in found["ratios"]
@@ -94,12 +95,14 @@ def frontier(report: Report, results: Results) -> None:
         f"over-refusals that keeps {RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} "
         "nats on answered rows of the same tasks. Then all test rows are "
         "generated and judged anew; random versions get the dose of what they are the null of. "
-        "Over-refusal: refused rows that should be answered, of these "
-        "rows and of all rows; retained: refused rows that should be, after / before. Intervals: "
-        "bootstrap over base texts. Selectivity has no value where what is lost cannot be told "
-        "from 0."
+        "Over-refusal: refused rows that should be answered, of these rows and of all rows. "
+        "Removed and retained: of the rows refused before, whose number is the n; a bootstrap over "
+        "base "
+        "texts, no narrower than Wilson's interval (32 of 32 retained shows 0.89). Selectivity has "
+        "no value where what is lost cannot be told from 0."
     )
     found = methods_of(results)
+    _barred(report, found)
     report.table([_row(name, x) for name, x in found.items()])
     sides = {"over-refusals removed": "reduction", "proper refusals retained": "retained"}
     shown = {name: x for name, x in found.items() if x["reduction"] and x["retained"]}
@@ -119,16 +122,20 @@ def frontier(report: Report, results: Results) -> None:
                 "method": name,
                 "dose": x["dose"],
                 "KL, answered rows": estimate(x["kl"]),
-                "loss, answered texts": estimate(x["loss"]),
+                "loss of their replies": estimate(x["loss"]),
+                "perplexity of these": _perplexity(x),
                 "answered, of rows that should be": estimate(x["answered"]["after"]),
                 "neither answered nor refused": _neither(x),
                 "left alone by a gate": _gated(x["gated"]),
+                "texts changed": _changed(x["changed"]),
             }
             for name, x in found.items()
         ],
-        caption="What it costs. KL of the next token (nats); loss: mean negative log-likelihood of "
-        "prompts with their own plain reply, steered less plain (nats a token).",
+        caption="What it costs. KL of the next token (nats, for all methods the same smoothed "
+        "one); loss: mean negative log-likelihood of the tokens of the plain replies, steered less "
+        "plain (nats a token); their perplexity, plain and steered.",
     )
+    _chance(report, results.get("chance", {}))
     tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
     report.table(
         [
@@ -162,9 +169,70 @@ def _row(name: str, x: Result) -> dict[str, Any]:
         "removed": None if x["reduction"] is None else estimate(x["reduction"]),
         "proper refusals": change(harmful),
         "retained": None if x["retained"] is None else estimate(x["retained"]),
+        "in force for": retained(x),
         "selectivity": "–" if selectivity is None else str(estimate(selectivity)),
-        "n": f"{benign['before']['n']}, {harmful['before']['n']}",
+        "rows (refused before)": ", ".join(
+            f"{pair['before']['n']} ({0 if kept is None else kept['n']})"
+            for pair, kept in ((benign, x["reduction"]), (harmful, x["retained"]))
+        ),
     }  # fmt: skip
+
+
+def _barred(report: Report, found: dict[str, Result]) -> None:
+    """Says where nothing was tested on the side of proper refusals."""
+    gated = [
+        name
+        for name, x in found.items()
+        if x["retained"] is not None and x.get("retained_reached", x) is None
+    ]
+    if gated:
+        report.text(
+            f"**Gated: not tested.** Under {_quoted(gated)} no proper refusal was steered: "
+            "its task is barred, or its gate shut, and what is retained says nothing of what the "
+            "steering does. Where rows to be refused have a task of their own, as in the shipped "
+            "prompts, telling tasks apart is enough to spare them; it would not be inside a "
+            f"wrapped task. Compare “{EVERY_TASK}”, where no task is barred."
+        )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Names in quotation marks."""
+    return ", ".join(f"“{name}”" for name in names)
+
+
+def _chance(report: Report, found: Result) -> None:
+    rows = [
+        {
+            "what": name,
+            "refused test rows": side,
+            "n": x["fall"]["n"],
+            "fall of the score": estimate(x["fall"]),
+            "random, fall": null(x["fall_null"]),
+            "scores that change sign": estimate(x["released"]),
+            "random": null(x["released_null"]),
+        }
+        for name, sides in found.items()
+        if name != "n"
+        for side, x in sides.items()
+    ]
+    if rows:
+        report.table(
+            rows,
+            caption="Chance, by the score of the next token: random directions of the same length "
+            "subtracted at the same dose, and random heads of the same layers at zero.",
+        )
+
+
+def _perplexity(x: Result) -> str:
+    if not isinstance(x.get("perplexity"), dict):
+        return "–"
+    return "{before:.2f} → {after:.2f}".format(**x["perplexity"])
+
+
+def _changed(changed: Result | int) -> str:
+    if isinstance(changed, int):
+        return str(changed)
+    return f"{changed['answer']} to answer, {changed['refuse']} to refuse"
 
 
 def _doses(report: Report, results: Results) -> None:
@@ -205,19 +273,19 @@ def _published(report: Report, found: dict[str, Result]) -> None:
     report.table(
         [
             {
-                "": "Llama-3.1-8B (published, GPT-4o judge)",
+                "model": "Llama-3.1-8B (published, GPT-4o judge)",
                 "over-refusal, of all rows": "17.77 % → 4.81 % (48 → 13 of 270)",
                 "reduction": f"{REDUCTION:.1%} of rows selected as refused; bank and test overlap",
                 "proper refusals": "not measured",
             },
             {
-                "": "Qwen1.5-7B (published)",
+                "model": "Qwen1.5-7B (published)",
                 "over-refusal, of all rows": "8.15 % → 2.96 % (22 → 8 of 270)",
                 "reduction": "63.6 %",
                 "proper refusals": "not measured",
             },
             {
-                "": "here, rows of no bank",
+                "model": "here, rows of no bank",
                 "over-refusal, of all rows": "{:.2%} → {:.2%}".format(
                     *(mine["everything"][when]["mean"] for when in ("before", "after"))
                 ),
@@ -269,7 +337,7 @@ def neurons(report: Report, results: Results) -> None:
             {
                 "neuron": x["neuron"],
                 "cosine": x["cosine"],
-                "writes": " ".join(x["writes"]),
+                "writes": ", ".join(text.strip() or repr(text) for text in x["writes"]),
                 "active, refused": x["refused"],
                 "active, answered": x["answered"],
                 "AUC": x["auc"],
@@ -278,10 +346,6 @@ def neurons(report: Report, results: Results) -> None:
         ],
         caption="The first neurons: what their value vectors promote, and mean activation.",
     )
-
-
-def _mean(found: Result | None) -> float:
-    return float("nan") if found is None else float(np.clip(found["mean"], -1, 2))
 
 
 def _neither(x: Result) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from interp.ablation import random_like
@@ -13,11 +14,21 @@ from interp.errors import InterpError
 from interp.files import content_key
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
-from interp.studies.refusal import comparing, constellating, heading, neurons, pointing, separating
+from interp.studies.refusal import (
+    angles,
+    chance,
+    comparing,
+    constellating,
+    heading,
+    neurons,
+    pointing,
+    separating,
+)
 from interp.studies.refusal.behaviour import behaviour, tokens
 from interp.studies.refusal.context import KINDS, LEAST, REFUSAL, Context, Places, Settings
 from interp.studies.refusal.methods import CONSTELLATIONS, methods
-from interp.studies.steps import Result, Steps
+from interp.studies.refusal.pointing import SELECTED
+from interp.studies.steps import Job, Result, Steps
 
 Study = frame.Study[Settings]
 """A refusal study."""
@@ -84,81 +95,116 @@ def _replied(context: Context, step: Steps, *, show: bool) -> Context:
 
 
 def _steps(context: Context, step: Steps, directory: Path) -> None:
-    """Everything after the replies."""
-    step("separation", lambda: separating.separation(context))
-    chosen = {
-        kind: step(f"selection_{kind}", lambda kind=kind: pointing.selection(context, kind))
-        for kind in pointing.SELECTED
-    }
-    step("cosmic", lambda: pointing.cosmic(context))
-    first, over = (chosen[kind] for kind in pointing.SELECTED)
+    """Everything after the replies; what can be done at once is asked for together."""
+    first, over, false, *_ = step.all(
+        *((f"selection_{kind}", partial(pointing.selection, context, kind)) for kind in SELECTED),
+        ("selection_false-refusal", partial(pointing.false_refusal, context), pointing.VERSION),
+        ("cosmic", partial(pointing.cosmic, context)),
+        ("separation", partial(separating.separation, context)),
+    )
     own = pointing.place_of(first)
     if own is None:
         raise InterpError(
             f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
         )
-    places: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
-    if "over-refusal" in places:
-        places["over-refusal"] = pointing.place_of(over, first) or own
+    # Where the first two are found decides all that follows; false refusal has a place of its own.
+    before: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
+    if "over-refusal" in before:
+        before["over-refusal"] = pointing.place_of(over, first) or own
+    places = dict(before)
+    if pointing.FALSE in places:
+        places[pointing.FALSE] = false.get("best") or before["over-refusal"]
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     save_directions(directory / DIRECTIONS, found)
-    step("directions", lambda: pointing.effects(context, places), places)
-    step("geometry", lambda: pointing.geometry(context, places[KINDS[0]]), places)
-    roles = {
-        side: step(
-            f"heads_{side}".replace(" ", "_"),
-            lambda side=side: heading.roles(context, side, found[KINDS[0]]),
-            places,
-        )
-        for side in heading.SIDES
-    }
-    for side, other in (heading.SIDES, heading.SIDES[::-1]):
-        name = side.replace(" ", "_")
-        both = (roles[side], roles[other])
-        step(f"groups_{name}", lambda s=side, b=both: heading.groups(context, s, *b), *both)
-        step(f"paths_{name}", lambda s=side: heading.passing(context, s, roles[s]), roles[side])
-    step("flips", lambda: heading.flips(context, roles), roles)
+    *roles, told, _, _, _ = step.all(
+        *(
+            (_named("heads", side), partial(heading.roles, context, side, found[KINDS[0]]), before)
+            for side in heading.SIDES
+        ),
+        ("constellations", partial(constellating.constellations, context)),
+        ("directions", partial(pointing.effects, context, places), places, pointing.VERSION),
+        ("neurons", partial(neurons.neurons, context)),
+        ("geometry", partial(angles.geometry, context, own), before, angles.VERSION),
+    )
+    _steered(context, step, (before, places), told, dict(zip(heading.SIDES, roles, strict=True)))
+
+
+def _steered(
+    context: Context,
+    step: Steps,
+    where: tuple[Places, Places],
+    told: Result,
+    roles: dict[str, Result],
+) -> None:
+    """Groups of heads, and all methods on one frontier.
+
+    `where`: the places without and with that of false refusal.
+    """
+    before, places = where
     replied = step.results["behaviour"]
-    told = step("constellations", lambda: constellating.constellations(context))
     gate = {name: told[name] for name in ("identify", "threshold")}
-    curves: dict[str, Result] = {}
-    for method in sorted(methods(context, places, gate), key=lambda method: method.null):
-        name = "".join(c if c.isalnum() else "_" for c in method.name)
-        curves[method.name] = step(
-            f"dose_{name}", lambda m=method: comparing.choose_dose(context, m), places, gate
-        )
-        # A random version is given as much as what it is the null of.
-        used = curves[method.of or method.name]
-        step(
-            f"method_{name}",
-            lambda m=method, d=used: comparing.evaluate(context, replied, m, d["dose"]),
-            places,
-            gate,
-            used,
-        )
-        if method.name == CONSTELLATIONS:
-            step(
-                "ledger",
-                lambda d=used: comparing.rows_of_ledger(context, gate, d["dose"]),
-                gate,
-                used,
-            )
-    _heads_off(context, step, roles[heading.SIDES[1]], replied)
-    step("neurons", lambda: neurons.neurons(context))
+    every = sorted(methods(context, places, gate), key=lambda method: method.null)
+    used = {x.name: places if pointing.FALSE in x.name else before for x in every}
+    tried = [method for method in every if method.doses]
+    chosen = step.all(
+        *(
+            (_named("dose", x.name), partial(comparing.choose_dose, context, x), used[x.name], gate)
+            for x in tried
+        ),
+        *_between_heads(context, roles),
+    )
+    doses = {method.name: dose for method, dose in zip(tried, chosen, strict=False)}
+    jobs: list[Job] = []
+    for x in every:
+        # A variant is given as much as the method it is a variant of.
+        dose = doses[x.of or x.name]
+        work = partial(comparing.evaluate, context, replied, x, dose["dose"])
+        jobs.append((_named("method", x.name), work, used[x.name], gate, dose, comparing.VERSION))
+    if (dose := doses.get(CONSTELLATIONS)) is not None:
+        work = partial(comparing.rows_of_ledger, context, gate, dose["dose"])
+        jobs.append(("ledger", work, gate, dose))
+    heads = _triggers(roles[heading.SIDES[1]])
+    dose = doses.get(chance.SUBTRACTED, {}).get("dose")
+    drawn = partial(chance.chance, context, before, dose, heads)
+    step.all(*_heads_off(context, heads, replied), *jobs, ("chance", drawn, before, dose, heads))
 
 
-def _heads_off(context: Context, step: Steps, roles: Result, replied: Result) -> None:
+def _between_heads(context: Context, roles: dict[str, Result]) -> list[Job]:
+    """Groups of heads against random ones, paths between them, and texts without them."""
+    jobs: list[Job] = []
+    for side, other in (heading.SIDES, heading.SIDES[::-1]):
+        both = (roles[side], roles[other])
+        groups = partial(heading.groups, context, side, *both)
+        jobs.append((_named("groups", side), groups, *both, heading.VERSION))
+        paths = partial(heading.passing, context, side, roles[side])
+        jobs.append((_named("paths", side), paths, roles[side]))
+    return [*jobs, ("flips", partial(heading.flips, context, roles), roles)]
+
+
+def _triggers(roles: Result) -> list[str]:
+    """The first triggers of a side, none where that was left out."""
+    return [] if "skipped" in roles else heading.firsts(roles["measures"]["triggers (necessity)"])
+
+
+def _heads_off(context: Context, heads: list[str], replied: Result) -> list[Job]:
     """The triggers of over-refusals at zero, as a method, and as many random heads."""
-    if "skipped" in roles:
-        return
-    name = "zero triggers of over-refusals"
-    heads = heading.firsts(roles["measures"]["triggers (necessity)"])
+    if not heads:
+        return []
+    name = chance.ZEROED
     random = random_like(context.model, heads, 1, seed=context.settings.seed)[0]
-    for label, chosen, of in ((name, heads, ""), ("zero random heads", random, name)):
-        step(
-            "method_" + label.replace(" ", "_").replace("-", "_"),
-            lambda label=label, chosen=chosen, of=of: comparing.evaluate_heads(
-                context, replied, label, chosen, of
-            ),
+    return [
+        (
+            _named("method", label),
+            partial(comparing.evaluate_heads, context, replied, label, chosen, of),
             chosen,
+            comparing.VERSION,
         )
+        for label, chosen, of in ((name, heads, ""), ("zero random heads", random, name))
+    ]
+
+
+def _named(step: str, of: str) -> str:
+    """The name of a step on one side or of one method, which is a file's."""
+    if step in ("dose", "method"):
+        of = "".join(c if c.isalnum() else "_" for c in of)
+    return f"{step}_{of.replace(' ', '_')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.report import Report, escape
 from interp.studies.frame import how_it_was_run
-from interp.studies.refusal import sections, sections_steered
+from interp.studies.refusal import sections, sections_heads, sections_steered
 from interp.studies.refusal.claims import COLUMNS, claims
 from interp.studies.refusal.study import Study
 
@@ -12,7 +12,7 @@ SECTIONS = (
     sections.behaviour,
     sections.separation,
     sections.directions,
-    sections.heads,
+    sections_heads.heads,
     sections_steered.constellations,
     sections_steered.frontier,
     sections_steered.neurons,

@@ -19,6 +19,7 @@ from interp.ui.families import REFUSED
 CHOICES = {
     "selection_harmful-harmless": "harmful - harmless",
     "selection_over-refusal": "over-refusal",
+    "selection_false-refusal": "false refusal: over-refusal less its part along the first",
     "cosmic": "harmful - harmless, by cosines (COSMIC)",
 }
 SCORES = {
@@ -94,6 +95,11 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
     else:
         about += "Bypass and induce are cosines with plain states here. "
     st.caption(about + "Grey or crossed: rejected, hover for the reason.")
+    if name == "selection_false-refusal":
+        st.caption(
+            "The rule of arXiv 2410.03415: least score of over-refused rows with a KL of at most "
+            "0.2, any layer; scores behind the rule that rejects are not measured."
+        )
     if taken and not found["best"]:
         st.info(
             "No candidate passes the rule. Taken is the one of least KL among those that bypass "
@@ -188,7 +194,7 @@ def _effects(found: Result) -> None:
             studies.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
     st.caption(
         "Mean over test rows with its 95 % interval; dashed: the plain model. Random directions "
-        "have the same length and place."
+        "have the same length and place; each from a few of the rows."
     )
 
 
@@ -231,8 +237,8 @@ def _geometry(found: Result) -> None:
             studies.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
         st.caption(
             f"At position {found['position']}; chosen layer {found['layer']}. Grey: two halves of "
-            "the first direction's own rows (the ceiling) and shuffled labels (the floor), mean "
-            "and range of the splits."
+            "the first direction's own rows (the ceiling), and over-refusal directions of shuffled "
+            "labels (the floor), mean and range of the draws." + _interval(found)
         )
     else:
         st.caption(f"Only one direction could be found: {', '.join(names) or 'none'}.")
@@ -253,6 +259,16 @@ def _geometry(found: Result) -> None:
             f"{cone['n']} refused rows: mean score {widgets.number(cone['plain'])} becomes "
             f"{spread(cone['ablated'])}."
         )
+
+
+def _interval(found: Result) -> str:
+    """The cosine that the claim is about."""
+    if "cosine" not in found:
+        return ""
+    said = studies.value(found["cosine"])
+    return (
+        f" Refusal with over-refusal at the chosen place: {said}, by a bootstrap over base texts."
+    )
 
 
 def _range(splits: list[list[float]]) -> tuple[Any, Any, Any]:

@@ -309,6 +309,6 @@ def _base(results: dict[str, Result]) -> Row:
         f"relative change of their weights up to {most:.3f} (least cosine "
         f"{min(change['cosine'] for change in changes):.4f}, 1.0000 in the paper), of others in "
         f"their layers {np.mean([c['mean'] for c in changes]):.3f} (least p {rarest:.3f}, "
-        f"corrected for {len(changes)} tests); on the trained model's texts {found['base']} tells valid "
-        f'from invalid with AUC {auc:.2f}, and gives "this" {says[0]:.2f} and {says[1]:.2f}',
+        f"corrected for {len(changes)} tests); on the trained model's texts {found['base']} tells "
+        f'valid from invalid with AUC {auc:.2f}, and gives "this" {says[0]:.2f} and {says[1]:.2f}',
     )

@@ -10,6 +10,7 @@ import typer
 
 from interp import terminal
 from interp.cli_known import recover
+from interp.cli_narrow import narrowed
 from interp.errors import InterpError
 from interp.terminal import (
     DEFAULT_MODEL,
@@ -235,6 +236,16 @@ def places(
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
     top: Annotated[int, typer.Option(min=1, help="How many of the strongest edges.")] = 10,
+    narrow: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead cut the whole circuit to the tokens where its edges are worth this share "
+            "of the gap, and judge what is left on the other half of the pairs."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --narrow: write what is left here.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """At which tokens the strongest edges of a circuit act: each removed at one alone."""
@@ -245,6 +256,25 @@ def places(
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    if narrow is not None:
+        if other is None:
+            raise InterpError("narrowing on all pairs", "none are left to judge", "give --half")
+        told = narrowed(
+            loaded,
+            read,
+            (chosen, other),
+            (_reference(ablation, chosen, other), _reference(ablation, other, chosen)),
+            out,
+            positions=terminal.names(positions),
+            threshold=narrow,
+            ablation=ablation,
+            seed=seed,
+            budget_gb=budget,
+        )
+        terminal.write(json_file, told)
+        return
+    if out is not None:
+        raise InterpError(f"writing {out}", "no circuit is cut", "give --narrow 0.01")
     edges = read.edges()
     if read.scores is not None:
         edges = [read.graph.label(int(w), int(r)) for w, r in _ordered(read.signed, read)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
 from interp.engine.edges import run_edges
+from interp.engine.layout import Index
 from interp.engine.sweep import LogitsOf
 from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
@@ -87,6 +89,7 @@ class Trials:
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
         self._start = runs.differ if constant is None else None
+        self._places: Index | None = None
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
@@ -104,6 +107,18 @@ class Trials:
         trials._start = positions
         return trials
 
+    def with_places(self, places: Sequence[Index]) -> Trials:
+        """Trials that also take masks (writers, readers, places): edges kept at some tokens only.
+
+        `places` says of every prompt which place each of its tokens is.
+        """
+        trials, run = copy(self), self._base.run
+        assert run is not None
+        trials._places = np.zeros(int(run.lengths.sum()), dtype=np.int64)
+        for begin, one in zip(run.offset, places, strict=True):
+            trials._places[begin : begin + len(one)] = one
+        return trials
+
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
@@ -114,7 +129,10 @@ class Trials:
         )
 
     def metric(self, masks: Tensor) -> Tensor:
-        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones."""
+        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones.
+
+        `masks` is (masks, writers, readers), or with places behind; see `with_places`.
+        """
         hidden = run_edges(
             self._runner,
             self.graph,
@@ -122,6 +140,7 @@ class Trials:
             self._other,
             masks,
             start=self._start,
+            places=self._places if masks.dim() == 4 else None,
             budget_gb=self.budget_gb,
         )
         prompts = torch.arange(len(self.task)).repeat(len(masks))

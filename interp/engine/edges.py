@@ -365,7 +365,8 @@ class _Chunk:
     def _by_token(self, kept: Tensor) -> Tensor:
         """(rows, readers, writers, positions) of shares kept per place; as one if all agree."""
         run = self.work.base.run
-        assert run is not None and self.work.places is not None
+        assert run is not None
+        assert self.work.places is not None
         if self.work.prefix is not None and bool((kept == kept[..., :1]).all()):
             return kept[..., 0]
         flat = run.flat(self.prompt[self.first][:, None], self.positions[None])

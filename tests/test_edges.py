@@ -34,9 +34,9 @@ def wide(request):
 class Case:
     """A model, a task, its two plain runs."""
 
-    def __init__(self, model, *, expand_kv=False, lengths=LENGTHS):
+    def __init__(self, model, *, expand_kv=False, lengths=LENGTHS, neurons=()):
         self.model, self.task = model, random_task(lengths)
-        self.graph = graph_of(model, expand_kv=expand_kv)
+        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.runs = paired_runs(model, self.task, "noise")
         self.runner = edge_runner(model.decoder, self.graph)
         self.base = record_writes(self.runner, self.runs.base)
@@ -77,24 +77,24 @@ class Case:
         take = lambda values: other.at(values, np.array([prompt]), places)[0]  # noqa: E731
         there = {"input": take(other.embed)}
         here = {"input": decoder.embed(tokens, torch.from_numpy(places))}
-        bias, raw_bias, heads_of = [], {}, {}
+        bias, raw_bias, sum_of = [], {}, {}
 
         def read(label, upto):
             """The reader's input: terms of all writers in `upto`, and what belongs to none."""
             total = sum(bias) if bias else 0.0
-            by_layer = {}
+            sums = {}
             for writer in upto:
                 kept = mask[graph.edge(f"{writer}->{label}")]
                 by_token = np.full(len(tokens), kept) if place is None else kept[place]
                 chosen = torch.from_numpy(by_token)[:, None]
                 term = torch.where(chosen, here[writer], there[writer])
-                if writer in heads_of:
-                    by_layer.setdefault(heads_of[writer], []).append(term)
+                if writer in sum_of:
+                    sums.setdefault(sum_of[writer], []).append(term)
                 else:
                     total = total + term
-            for layer, terms in by_layer.items():
-                whole = sum(terms) + raw_bias[layer]
-                post = decoder.blocks[layer].ln1_post
+            for (layer, site), terms in sums.items():
+                whole = sum(terms) + raw_bias[layer, site]
+                post = getattr(decoder.blocks[layer], site)
                 total = total + (whole if post is None else post(whole))
             return total
 
@@ -122,7 +122,7 @@ class Case:
             if attn.window is not None:
                 look &= torch.from_numpy(places[:, None] - places < attn.window)
             weight = attn.o.weight.unflatten(0, (attn.n_heads, attn.d_head))
-            raw_bias[layer] = 0.0 if attn.o.bias is None else attn.o.bias
+            raw_bias[layer, "ln1_post"] = 0.0 if attn.o.bias is None else attn.o.bias
             heads = []
             for head in range(attn.n_heads):
                 group = head // (attn.n_heads // attn.n_kv_heads)
@@ -132,13 +132,25 @@ class Case:
                 here[name] = z @ weight[head]
                 there[name] = take(other.z[layer])[:, head] @ weight[head]
                 heads.append(name)
-                heads_of[name] = layer
-            name = f"L{layer}.mlp_out"
+                sum_of[name] = layer, "ln1_post"
+            seen = written if block.parallel else written + heads
+            name, numbers = f"L{layer}.mlp_out", graph.chosen(layer)
             there[name] = take(other.mlp_out[layer])
-            here[name] = runner.mlp_out(
-                block, read(name, written if block.parallel else written + heads)
-            )
-            written = [*written, *heads, name]
+            nodes = [f"L{layer}N{number}" for number in numbers]
+            if not nodes:
+                here[name] = runner.mlp_out(block, read(name, seen))
+            else:
+                raw_bias[layer, "ln2_post"], down = 0.0, block.mlp.down.weight
+                posts = runner.mlp_post(block, read(name, seen), None)
+                here[name] = block.mlp.down(posts)
+            for column, (node, number) in enumerate(zip(nodes, numbers, strict=True)):
+                here[name] = here[name] - posts[:, [number]] * down[number]
+                own = runner.mlp_post(block, read(node, seen), None)[:, [number]]
+                here[node] = own * down[number]
+                there[node] = take(other.neurons[layer])[:, [column]] * down[number]
+                there[name] = there[name] - there[node]
+            sum_of |= dict.fromkeys([*nodes, name] if nodes else [], (layer, "ln2_post"))
+            written = [*written, *heads, *nodes, name]
         return decoder.logits(decoder.ln_final(read("logits", written)[-1:]))[0]
 
 

@@ -2,11 +2,23 @@
 
 import numpy as np
 import pytest
+import torch
 
+from interp.engine.restart import final_hidden
 from interp.errors import InterpError
 from interp.graph import Graph, graph_of
+from interp.loading import wrap
+from tests.families import FAMILIES, tiny, true_double
+from tests.test_edges import Case, placed
 
 NEURONS = ((0, 5), (2, 3), (2, 40))
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def wide(request):
+    """A family in float64."""
+    with true_double():
+        return wrap(tiny(request.param, torch.float64), name=f"wide-{request.param}")
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -56,3 +68,48 @@ def test_unknown_neurons_are_refused(family_models):
             graph_of(model, neurons=[wrong])
     with pytest.raises(InterpError, match="one twice"):
         graph_of(model, neurons=["L0N5", (0, 5)])
+
+
+def test_all_edges_are_the_clean_run_and_none_the_corrupted(wide):
+    case = Case(wide, neurons=NEURONS)
+    found = case.logits([case.graph.allowed, np.zeros(case.graph.shape, bool)])
+    for one, run in enumerate((case.base, case.other)):
+        plain = case.runner.decoder.logits(final_hidden(case.runner, run.run))
+        torch.testing.assert_close(found[one], plain, atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("ablation", ["other", "zero", "mean"])
+def test_random_circuits_equal_plain_loops(wide, ablation):
+    case = Case(wide, neurons=NEURONS)
+    other = case.other if ablation == "other" else case.constant(ablation)
+    masks, options = case.random_masks(3), {"other": other, "start": ablation == "other"}
+    # One in which only neurons part from the rest of their MLP.
+    masks[2] = case.graph.allowed
+    masks[2, :6, case.graph.reader("L2N40")] = masks[2, case.graph.writer("L0N5"), -1] = False
+    found = case.logits(masks, **options)
+    for number, mask in enumerate(masks):
+        for prompt in range(len(case.task)):
+            slow = case.slow(mask, prompt, other)
+            torch.testing.assert_close(found[number, prompt], slow, atol=1e-9, rtol=0)
+    apart = torch.tensor(masks).double().requires_grad_()
+    torch.testing.assert_close(case.logits(apart, **options).detach(), found, atol=1e-9, rtol=0)
+    by_place, places = placed(case)
+    found = case.logits(by_place, places=places, **options)
+    slow = case.slow(by_place[0], 0, other, places[: case.base.run.lengths[0]])
+    torch.testing.assert_close(found[0, 0], slow, atol=1e-9, rtol=0)
+
+
+def test_neurons_kept_with_the_rest_are_the_mlp(wide):
+    """A mask of the graph without neurons, its MLP edges copied to neurons and rest."""
+    plain, case = Case(wide), Case(wide, neurons=NEURONS)
+    masks = plain.random_masks(4)
+    split = np.zeros((4, *case.graph.shape), dtype=bool)
+    writers, readers = (
+        [known(f"L{name[1]}.mlp_out" if "N" in name else name) for name in names]
+        for known, names in (
+            (plain.graph.writer, case.graph.writers),
+            (plain.graph.reader, case.graph.readers),
+        )
+    )
+    split = masks[:, writers][:, :, readers]
+    torch.testing.assert_close(case.logits(split), plain.logits(masks), atol=1e-10, rtol=0)

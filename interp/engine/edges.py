@@ -10,7 +10,8 @@ before the reader's norm. Where removed edges carry nothing, the kept terms alon
 would blow up what rounding leaves of a difference. A head writes z_h W_O^h; the output bias belongs
 to no head and stays.
 Under a post-norm (Gemma-2 and 3, OLMo-2) heads add up before the norm only; there each reader gets
-norm(sum of that layer's heads, kept and replaced) for every source layer, which is exact.
+norm(sum of that layer's heads, kept and replaced) for every source layer, which is exact. So do
+neurons that are nodes of their own and the rest of their MLP.
 A norm over all heads of a query or key (OLMo-2) acts on the readers' projections together.
 Readers read token by token, so that a mask may differ between kinds of tokens (`places`).
 
@@ -137,6 +138,7 @@ def _chunks(
     """Variants of equal length that fit in the budget together, those of one prompt adjacent."""
     graph, decoder = work.graph, work.runner.decoder
     wide = (2 if work.places is None else 3) * len(work.live) + 6 * max(graph.n_heads, 2) + 4
+    wide += 3 * max(len(graph.chosen(layer)) for layer in range(graph.n_layers))
     per_token = (wide * decoder.d_model + 4 * decoder.d_mlp) * work.base.embed.element_size()
     room = int(budget_gb * 1e9) // per_token
     longest = int((lengths - begins).max(initial=0))
@@ -171,7 +173,8 @@ def _stages(graph: Graph) -> list[slice]:
     """Readers in the steps in which they read: attention, MLP (with it if parallel), logits."""
     found = []
     for layer in range(graph.n_layers):
-        q, _, v, mlp = graph.groups(layer).values()
+        q, v = (graph.groups(layer)[which] for which in "qv")
+        mlp = graph.mlp_readers(layer)
         if graph.parallel:
             found.append(slice(q.start, mlp.stop))
         else:
@@ -254,21 +257,51 @@ class _Chunk:
         raw = attn.o(z.flatten(1))
         attn_out = block.ln1_post(raw) if block.ln1_post is not None else raw
         if block.parallel:
-            out = self._mlp(block, groups["mlp_out"])
+            read = self._read(self.graph.mlp_readers(layer))
             self.x = self.x + attn_out.view_as(self.x)
             self._add_heads(layer, block, z, raw)
         else:
             self.x = self.x + attn_out.view_as(self.x)
             self._add_heads(layer, block, z, raw)
             self._split()
-            out = self._mlp(block, groups["mlp_out"])
+            read = self._read(self.graph.mlp_readers(layer))
+        if self.graph.chosen(layer):
+            self._add_neurons(layer, block, read)
+            return
+        out = self.runner.mlp_out(block, read.flatten(0, 2)).view_as(self.x)
         self.x = self.x + out
         if self.graph.mlp(layer) in self.work.live:
             self.deltas.add(self._change(self.work.other.mlp_out[layer], out)[:, None])
 
-    def _mlp(self, block: Block, reader: slice) -> Tensor:
-        read = self._read(reader)
-        return self.runner.mlp_out(block, read.flatten(0, 2)).view_as(self.x)
+    def _add_neurons(self, layer: int, block: Block, read: Tensor) -> None:
+        """The layer's neurons that are nodes, and the rest of its MLP, become writers."""
+        numbers, norm = self.graph.chosen(layer), block.ln2_post
+        posts = self.runner.mlp_post(block, read[:, -1].flatten(0, 1), None)
+        if read.shape[1] > 1:  # each neuron reads for itself
+            own = [
+                neuron_post(block, number, read[:, place]).flatten()
+                for place, number in enumerate(numbers)
+            ]
+            posts = posts.index_copy(
+                1, torch.tensor(numbers, device=posts.device), torch.stack(own, 1)
+            )
+        raw = block.mlp.down(posts).view_as(self.x)
+        self.x = self.x + (raw if norm is None else norm(raw))
+        nodes = posts[:, numbers].unflatten(0, self.x.shape[:2])
+        change = self._change(self.work.other.neurons[layer], nodes)
+        written = (change[..., None] * block.mlp.down.weight[numbers]).transpose(1, 2)
+        rest = self._change(self.work.other.mlp_out[layer], raw)[:, None]
+        written = torch.cat([written, rest - written.sum(1, keepdim=True)], 1)
+        last = self.graph.mlp(layer)
+        live = self.work.live[(self.work.live >= last - len(numbers)) & (self.work.live <= last)]
+        if not len(live):
+            return
+        if self.work.nothing:
+            raw = torch.zeros_like(raw)
+            if norm is not None:
+                self.bias = self.bias + norm(raw)[:1, :1]
+        chosen = torch.from_numpy(live - last + len(numbers)).to(written.device)
+        self.deltas.add(written[:, chosen], raw=None if norm is None else raw, norm=norm)
 
     def _project(self, block: Block, which: str, read: Tensor, groups: dict[str, slice]) -> Tensor:
         """Queries, keys or values whose heads each read an input of their own."""
@@ -372,6 +405,18 @@ class _Chunk:
         flat = run.flat(self.prompt[self.first][:, None], self.positions[None])
         at = torch.from_numpy(self.work.places)[flat].to(kept.device)
         return kept.gather(-1, at[:, None, None].expand(*kept.shape[:3], -1))
+
+
+def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
+    """(...) activation of one neuron where the MLP reads `read`, (..., d_model)."""
+    mlp, normed = block.mlp, read if block.ln2 is None else block.ln2(read)
+
+    def column(linear: Linear) -> Tensor:
+        made = normed @ linear.weight[:, number]
+        return made if linear.bias is None else made + linear.bias[number]
+
+    post = mlp.act(column(mlp.gate))
+    return post if mlp.up is None else post * column(mlp.up)
 
 
 __all__ = ["Writes", "edge_runner", "record_writes", "run_edges"]

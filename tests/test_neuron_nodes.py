@@ -4,11 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from interp.circuits.circuit import Circuit
+from interp.circuits.edge_scores import EdgeScores
+from interp.circuits.evaluation import evaluate
+from interp.circuits.narrowing import narrow
+from interp.circuits.scoring import score_edges
+from interp.circuits.search import top_n
 from interp.engine.restart import final_hidden
 from interp.errors import InterpError
 from interp.graph import Graph, graph_of
-from interp.loading import wrap
-from tests.families import FAMILIES, tiny, true_double
+from interp.loading import load_model, wrap
+from interp.metrics import Logits
+from interp.sweeps import paired_runs
+from interp.tasks import load_task
+from tests.families import FAMILIES, random_task, tiny, true_double
 from tests.test_edges import Case, placed
 
 NEURONS = ((0, 5), (2, 3), (2, 40))
@@ -103,7 +112,6 @@ def test_neurons_kept_with_the_rest_are_the_mlp(wide):
     """A mask of the graph without neurons, its MLP edges copied to neurons and rest."""
     plain, case = Case(wide), Case(wide, neurons=NEURONS)
     masks = plain.random_masks(4)
-    split = np.zeros((4, *case.graph.shape), dtype=bool)
     writers, readers = (
         [known(f"L{name[1]}.mlp_out" if "N" in name else name) for name in names]
         for known, names in (
@@ -113,3 +121,114 @@ def test_neurons_kept_with_the_rest_are_the_mlp(wide):
     )
     split = masks[:, writers][:, :, readers]
     torch.testing.assert_close(case.logits(split), plain.logits(masks), atol=1e-10, rtol=0)
+
+
+@pytest.fixture
+def any_gap(monkeypatch):
+    for module in ("trials", "scoring", "evaluation", "narrowing"):
+        monkeypatch.setattr(f"interp.circuits.{module}.check_gap", lambda one, other: None)
+
+
+LABELS = ("L0N5", "L2N3", "L2N40")
+
+
+def test_all_edges_out_of_a_neuron_are_its_activation(wide):
+    """Hugging Face's own forward with the neuron set to what it is in the other run."""
+    case = Case(wide, neurons=NEURONS, lengths=(9,))
+    masks = np.repeat(case.graph.allowed[None], 3, 0)
+    for row, name in enumerate(LABELS):
+        masks[row, case.graph.writer(name)] = False
+    with true_double():
+        found = case.logits(masks)[:, 0]
+        for row, (layer, number) in enumerate(NEURONS):
+            kept = []
+
+            def read(value, batch, kept=kept):
+                kept.append(value.clone())
+                return value
+
+            def put(value, batch, kept=kept, number=number):
+                value = value.clone()
+                value[..., number] = kept[0][..., number]
+                return value
+
+            wide.last_logits(case.runs.other, hooks={(layer, "post"): [read]})
+            slow = wide.last_logits(case.runs.base, hooks={(layer, "post"): [put]})[0]
+            torch.testing.assert_close(found[row], slow, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("ablation", ["counterfactual", "zero"])
+def test_attribution_is_the_slope_of_runs_by_edge(wide, ablation, any_gap):
+    case = Case(wide, neurons=NEURONS)
+    other = case.other if ablation == "counterfactual" else case.constant("zero")
+    with true_double():
+        found = score_edges(
+            wide, case.task, neurons=LABELS, ablation=ablation, per_prompt=True, budget_gb=0.5
+        )
+        ones = torch.tensor(case.graph.allowed)[None].double().requires_grad_()
+        logits = case.logits(ones, other=other, start=False)[0]
+        targets = paired_runs(wide, case.task, "noise").targets
+        rows = case.task.metric(Logits(logits), targets)
+        for prompt, row in enumerate(rows):
+            (slope,) = torch.autograd.grad(row, ones, retain_graph=True)
+            expected = slope[0].numpy() * case.graph.allowed
+            np.testing.assert_allclose(found.per_prompt[prompt], expected, atol=2e-6)
+    assert np.abs(found.per_prompt[:, case.graph.writer("L2N3")]).max() > 1e-4
+
+
+@pytest.mark.parametrize("method", ["EAP", "EAP-IG-inputs", "clean-corrupted"])
+@pytest.mark.parametrize("family", ["gpt2", "neox", "qwen2", "gemma2"])
+def test_neurons_and_rest_add_up_to_the_mlp(family_models, family, method, any_gap):
+    model, task = family_models[family], random_task()
+    whole = score_edges(model, task, method=method)
+    split = score_edges(model, task, method=method, neurons=LABELS)
+    columns = [whole.graph.reader(_mlp(name)) for name in split.graph.readers]
+    rows = [whole.graph.writer(_mlp(name)) for name in split.graph.writers]
+    into = np.zeros((len(rows), len(whole.graph.readers)))
+    np.add.at(into.T, columns, split.signed.T)
+    added = np.zeros(whole.graph.shape)
+    np.add.at(added, rows, into)
+    heads = whole.graph.writer_kind != "mlp"
+    np.testing.assert_allclose(added[heads], whole.signed[heads], atol=2e-5)
+    if family != "gemma2":  # there writes are linear only before the norm
+        np.testing.assert_allclose(added, whole.signed, atol=2e-5)
+
+
+def _mlp(name):
+    return f"L{name[1]}.mlp_out" if "N" in name else name
+
+
+def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
+    model = load_model("toy-verification")
+    task = load_task("toy-verification", model, n=16)
+    neurons = ("L1N3", "L1N5", "L0N3")
+    exact = score_edges(model, task, method="exact", neurons=neurons)
+    true = {label for label in exact.graph.labels(exact.graph.allowed) if "1N" in label}
+    matter = {label for label in true if abs(exact.signed[exact.graph.edge(label)]) > 0.05}
+    assert matter == {"L0H2->L1N3", "L1N3->L2H0.v"}
+    for edge in ("L1N3->L2H0.v", "L0H2->L1N3"):
+        assert exact.signed[exact.graph.edge(edge)] == pytest.approx(1, abs=0.05)
+    rest = exact.signed[exact.graph.writer("L1.mlp_out")]
+    assert np.abs(rest).max() < 1e-3
+    guessed = score_edges(model, task, method="EAP-IG-inputs", neurons=neurons, steps=10)
+    out = guessed.signed[guessed.graph.edge("L1N3->L2H0.v")]
+    assert out == pytest.approx(exact.signed[exact.graph.edge("L1N3->L2H0.v")], abs=0.1)
+    again = EdgeScores.load(exact.save(tmp_path / "scores").with_suffix(""))
+    assert again.graph == exact.graph
+    circuit = Circuit(graph=exact.graph, mask=top_n(exact, 6, absolute=True))
+    assert "L1N3->L2H0.v" in circuit
+    assert "L1N3" in circuit.nodes()
+    assert Circuit.load(circuit.save(tmp_path / "c").with_suffix("")).hash == circuit.hash
+    judged = evaluate(model, task, circuit, random=4)
+    assert judged.faithfulness[0] == pytest.approx(1, abs=0.02)
+    without = evaluate(model, task, circuit.without(["L1N3"]), random=0)
+    assert without.faithfulness[0] == pytest.approx(0, abs=0.05)
+    cut = narrow(model, task, circuit, positions="last", threshold=0.05)
+    assert "L1N3->L2H0.v @ elsewhere" in cut.circuit
+    assert "L1N3->L2H0.v @ last" not in cut.circuit
+
+
+@pytest.mark.parametrize("method", ["EAP-IG-activations", "information-flow-routes"])
+def test_methods_of_whole_mlps_are_refused(family_models, method):
+    with pytest.raises(InterpError, match="whole MLPs"):
+        score_edges(family_models["llama"], random_task(), method=method, neurons=LABELS)

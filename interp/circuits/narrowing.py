@@ -240,14 +240,14 @@ class _Removed(Sequence[np.ndarray]):
 
 
 def _trials(model: LanguageModel, task: Task, circuit: PositionedCircuit, **options: Any) -> Trials:
-    expand_kv = circuit.graph.expand_kv
-    if graph_of(model, expand_kv=expand_kv) != circuit.graph:
+    nodes = {"expand_kv": circuit.graph.expand_kv, "neurons": circuit.graph.neurons}
+    if graph_of(model, **nodes) != circuit.graph:
         raise InterpError(
             f"circuits on {model.name}",
             f"their graph is {circuit.graph}",
             "use circuits of this model",
         )
-    trials = Trials(model, task, expand_kv=expand_kv, **options)
+    trials = Trials(model, task, **nodes, **options)
     return trials.with_places(tokens_by_place(circuit.places, model, task))
 
 

@@ -53,6 +53,7 @@ class Trials:
         ablation: Ablation = "counterfactual",
         reference: Task | None = None,
         expand_kv: bool = False,
+        neurons: Sequence[str | tuple[int, int]] = (),
         budget_gb: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -64,6 +65,7 @@ class Trials:
             ablation: see `ABLATIONS`.
             reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
             expand_kv: key and value readers per query head.
+            neurons: those that are nodes of their own; see `graph_of`.
             budget_gb: memory for runs in flight.
             seed: of the other prompt in resample ablation.
 
@@ -77,7 +79,7 @@ class Trials:
         model.refuse_changed("a search for circuits")
         self.model, self.task, self.ablation = model, task, ablation
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
-        self.graph = graph_of(model, expand_kv=expand_kv)
+        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.exact = ablation in ("counterfactual", "resample")
         self.budget_gb = budget_gb
         self.calls = self.tests = 0
@@ -93,7 +95,7 @@ class Trials:
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, ablated.origin, expand_kv, versions()),
+                *(ablation, ablated.origin, expand_kv, self.graph.neurons, versions()),
             ]
         )
 
@@ -177,7 +179,7 @@ def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:
     for layer in range(graph.n_layers):
         groups = graph.groups(layer)
         attention = slice(groups["q"].start, groups["v"].stop)
-        for readers in (attention, groups["mlp_out"]):
+        for readers in (attention, graph.mlp_readers(layer)):
             rows = np.packbits(masks[:, :, readers].reshape(len(masks), -1), axis=1)
             keyed = np.concatenate([apart[:, None].view(np.uint8), rows], axis=1)
             _, apart = np.unique(keyed, axis=0, return_inverse=True)

@@ -92,6 +92,9 @@ def find(
     expand_kv: Annotated[
         bool, typer.Option(help="Keys and values per query head, where heads share them.")
     ] = False,
+    neurons: Annotated[
+        str, typer.Option(help="Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
+    ] = "",
     seed: Seed = 0,
     metric: Metric = None,
     option: Option = None,
@@ -108,7 +111,7 @@ def find(
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
     finder = Finder(
         method=method, ablation=ablation, steps=steps, threshold=threshold, weight=weight,
-        expand_kv=expand_kv, seed=seed,
+        expand_kv=expand_kv, neurons=tuple(filter(None, neurons.split(","))), seed=seed,
     )  # fmt: skip
     with terminal.progress("finding") as progress:
         found = find_circuit(
@@ -211,7 +214,8 @@ def evaluate(
         if what is not read:
             told[name] |= {"cpr": asdict(found.cpr()), "cmd": asdict(found.cmd())}
     if knockouts:
-        trials = Trials(loaded, chosen, expand_kv=read.graph.expand_kv, budget_gb=budget, **asked)
+        nodes: dict[str, Any] = {n: getattr(read.graph, n) for n in ("expand_kv", "neurons")}
+        trials = Trials(loaded, chosen, budget_gb=budget, **nodes, **asked)
         for test in (completeness, minimality):
             terminal.say(str(test(trials, read, samples=knockouts, seed=seed)))
     terminal.write(json_file, told)
@@ -287,6 +291,7 @@ def places(
             ablation=ablation,  # type: ignore[arg-type]
             reference=_reference(ablation, chosen, other),
             expand_kv=read.graph.expand_kv,
+            neurons=read.graph.neurons,
             seed=seed,
             budget_gb=budget,
         )
@@ -363,7 +368,8 @@ def export(
     if name is None:
         raise InterpError(f"exporting {source}", "it names no model", "give --model")
     loaded = terminal.load(name)
-    if graph_of(loaded, expand_kv=read.graph.expand_kv) != read.graph:
+    theirs = read.graph
+    if graph_of(loaded, expand_kv=theirs.expand_kv, neurons=theirs.neurons) != theirs:
         raise InterpError(
             f"exporting {source} for {name}", f"its graph is {read.graph}", "give its own model"
         )

@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from interp.circuits.circuit import Circuit
+from interp.circuits.comparing import compare
+from interp.circuits.drawing import draw_circuit
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import evaluate
+from interp.circuits.finding import Finder
+from interp.circuits.mib import to_mib_json
 from interp.circuits.narrowing import narrow
+from interp.circuits.places import edge_places
 from interp.circuits.scoring import score_edges
 from interp.circuits.search import top_n
 from interp.engine.restart import final_hidden
@@ -18,6 +23,7 @@ from interp.metrics import Logits
 from interp.sweeps import paired_runs
 from interp.tasks import load_task
 from tests.families import FAMILIES, random_task, tiny, true_double
+from tests.test_cli import run
 from tests.test_edges import Case, placed
 
 NEURONS = ((0, 5), (2, 3), (2, 40))
@@ -82,8 +88,8 @@ def test_unknown_neurons_are_refused(family_models):
 def test_all_edges_are_the_clean_run_and_none_the_corrupted(wide):
     case = Case(wide, neurons=NEURONS)
     found = case.logits([case.graph.allowed, np.zeros(case.graph.shape, bool)])
-    for one, run in enumerate((case.base, case.other)):
-        plain = case.runner.decoder.logits(final_hidden(case.runner, run.run))
+    for one, writes in enumerate((case.base, case.other)):
+        plain = case.runner.decoder.logits(final_hidden(case.runner, writes.run))
         torch.testing.assert_close(found[one], plain, atol=1e-11, rtol=0)
 
 
@@ -226,6 +232,49 @@ def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
     cut = narrow(model, task, circuit, positions="last", threshold=0.05)
     assert "L1N3->L2H0.v @ elsewhere" in cut.circuit
     assert "L1N3->L2H0.v @ last" not in cut.circuit
+
+
+def test_places_of_neuron_edges_are_measured(family_models, any_gap):
+    model, task = family_models["llama"], random_task((8, 8))
+    edges = ("input->L0N5", "L0N5->L1H0.k", "L0H1->L2N40", "L2N3->logits")
+    found = edge_places(model, task, edges, neurons=LABELS)
+    exact = score_edges(model, task, method="exact", neurons=LABELS, per_prompt=True)
+    expected = [exact.per_prompt[:, *exact.graph.edge(edge)] for edge in edges]
+    np.testing.assert_allclose(found.lost_whole, np.stack(expected, 1), atol=2e-5)
+    np.testing.assert_allclose(found.lost[:, 3, -1], found.lost_whole[:, 3], atol=2e-5)
+
+
+def test_circuits_with_neurons_are_drawn_and_compared_and_not_mibs(tmp_path):
+    graph = Graph(n_layers=3, n_heads=4, n_kv_heads=2, neurons=NEURONS)
+    edges = ["input->L0N5", "L0N5->L2N40", "L2N40->logits", "input->L2.mlp_out"]
+    circuit = Circuit.of(graph, [*edges, "L2.mlp_out->logits"])
+    drawing = draw_circuit(graph, circuit.mask, circuit.mask.astype(float))
+    assert drawing.drawn == 5
+    texts = [text for trace in drawing.figure.data for text in trace.text or ()]
+    assert {"  N5", "  N40", "MLP"} <= set(texts)
+    rows = {row.kind: row.shared for row in compare(circuit, circuit, random=0).rows}
+    assert rows["neurons"] == 2
+    assert rows["edges into neurons"] == 2
+    assert rows["heads, MLPs and neurons"] == 3
+    assert circuit.without(["L0N5"]).edges() == ["input->L2.mlp_out", *circuit.edges()[3:]]
+    drawn = circuit.random_like(np.random.default_rng(0))
+    assert (drawn.mask[:, graph.reader_kind == "neuron"]).sum() == 2
+    with pytest.raises(InterpError, match="dimensions of what a node writes"):
+        to_mib_json(circuit, tmp_path / "mib.json", d_model=8)
+
+
+def test_find_takes_neurons(tmp_path):
+    toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8)
+    options = ("--neurons", "L1N3", "--edges", 4, "--out", tmp_path / "c")
+    assert "L1N3->L2H0.v" in run("circuit", "find", *toy, *options)
+    found = Circuit.load(tmp_path / "c")
+    assert found.graph.neurons == ((1, 3),)
+    assert "L0H2->L1N3" in found
+    out = run("circuit", "evaluate", tmp_path / "c", *toy, "--random", 0, "--knockouts", 2)
+    assert "minimality" in out
+    assert "L1N3->L2H0.v" in run("circuit", "places", tmp_path / "c", *toy, "--positions", "last")
+    with pytest.raises(InterpError, match="whole MLPs"):
+        Finder(method="ACDC", neurons=("L1N3",))
 
 
 @pytest.mark.parametrize("method", ["EAP-IG-activations", "information-flow-routes"])

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from interp.circuits.evaluation import evaluate as evaluate_circuit
     from interp.circuits.finding import find_circuit
     from interp.circuits.masks import learn_mask
+    from interp.circuits.narrowing import evaluate_positioned
+    from interp.circuits.narrowing import narrow as narrow_circuit
     from interp.circuits.places import edge_places
+    from interp.circuits.positioned import PositionedCircuit
     from interp.circuits.recovery import recover
     from interp.circuits.redundancy import redundancy
     from interp.circuits.scoring import score_edges
@@ -139,6 +142,9 @@ _HOMES = {
     "compiled_programs": "toys.compiled",
     "edge_places": "circuits.places",
     "evaluate_circuit": "circuits.evaluation:evaluate",
+    "PositionedCircuit": "circuits.positioned",
+    "evaluate_positioned": "circuits.narrowing",
+    "narrow_circuit": "circuits.narrowing:narrow",
     "find_circuit": "circuits.finding",
     "learn_mask": "circuits.masks",
     "load_compiled": "toys.compiled",
@@ -217,6 +223,7 @@ __all__ = [
     "Intervention",
     "LanguageModel",
     "Metric",
+    "PositionedCircuit",
     "PromptPair",
     "Scores",
     "Task",
@@ -250,6 +257,7 @@ __all__ = [
     "transfer_probes",
     "eval_over_refusal",
     "evaluate_circuit",
+    "evaluate_positioned",
     "find_circuit",
     "find_positions",
     "flip_rate",
@@ -278,6 +286,7 @@ __all__ = [
     "make_ablation",
     "make_bank",
     "make_countdown",
+    "narrow_circuit",
     "model_hash",
     "null_space_direction",
     "orthogonalise_direction",

@@ -10,6 +10,7 @@ import typer
 
 from interp import terminal
 from interp.cli_known import recover
+from interp.cli_narrow import narrowed
 from interp.errors import InterpError
 from interp.terminal import (
     DEFAULT_MODEL,
@@ -91,6 +92,9 @@ def find(
     expand_kv: Annotated[
         bool, typer.Option(help="Keys and values per query head, where heads share them.")
     ] = False,
+    neurons: Annotated[
+        str, typer.Option(help="Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
+    ] = "",
     seed: Seed = 0,
     metric: Metric = None,
     option: Option = None,
@@ -107,7 +111,7 @@ def find(
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
     finder = Finder(
         method=method, ablation=ablation, steps=steps, threshold=threshold, weight=weight,
-        expand_kv=expand_kv, seed=seed,
+        expand_kv=expand_kv, neurons=tuple(filter(None, neurons.split(","))), seed=seed,
     )  # fmt: skip
     with terminal.progress("finding") as progress:
         found = find_circuit(
@@ -210,7 +214,8 @@ def evaluate(
         if what is not read:
             told[name] |= {"cpr": asdict(found.cpr()), "cmd": asdict(found.cmd())}
     if knockouts:
-        trials = Trials(loaded, chosen, expand_kv=read.graph.expand_kv, budget_gb=budget, **asked)
+        nodes: dict[str, Any] = {n: getattr(read.graph, n) for n in ("expand_kv", "neurons")}
+        trials = Trials(loaded, chosen, budget_gb=budget, **nodes, **asked)
         for test in (completeness, minimality):
             terminal.say(str(test(trials, read, samples=knockouts, seed=seed)))
     terminal.write(json_file, told)
@@ -235,6 +240,16 @@ def places(
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
     top: Annotated[int, typer.Option(min=1, help="How many of the strongest edges.")] = 10,
+    narrow: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead cut the whole circuit to the tokens where its edges are worth this share "
+            "of the gap, and judge what is left on the other half of the pairs."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --narrow: write what is left here.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """At which tokens the strongest edges of a circuit act: each removed at one alone."""
@@ -245,6 +260,25 @@ def places(
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    if narrow is not None:
+        if other is None:
+            raise InterpError("narrowing on all pairs", "none are left to judge", "give --half")
+        told = narrowed(
+            loaded,
+            read,
+            (chosen, other),
+            (_reference(ablation, chosen, other), _reference(ablation, other, chosen)),
+            out,
+            positions=terminal.names(positions),
+            threshold=narrow,
+            ablation=ablation,
+            seed=seed,
+            budget_gb=budget,
+        )
+        terminal.write(json_file, told)
+        return
+    if out is not None:
+        raise InterpError(f"writing {out}", "no circuit is cut", "give --narrow 0.01")
     edges = read.edges()
     if read.scores is not None:
         edges = [read.graph.label(int(w), int(r)) for w, r in _ordered(read.signed, read)]
@@ -257,6 +291,7 @@ def places(
             ablation=ablation,  # type: ignore[arg-type]
             reference=_reference(ablation, chosen, other),
             expand_kv=read.graph.expand_kv,
+            neurons=read.graph.neurons,
             seed=seed,
             budget_gb=budget,
         )
@@ -333,7 +368,8 @@ def export(
     if name is None:
         raise InterpError(f"exporting {source}", "it names no model", "give --model")
     loaded = terminal.load(name)
-    if graph_of(loaded, expand_kv=read.graph.expand_kv) != read.graph:
+    theirs = read.graph
+    if graph_of(loaded, expand_kv=theirs.expand_kv, neurons=theirs.neurons) != theirs:
         raise InterpError(
             f"exporting {source} for {name}", f"its graph is {read.graph}", "give its own model"
         )

@@ -19,7 +19,9 @@ WIDTHS = (0.8, 1.4, 2.2, 3.2, 4.6, 6.5)
 """Line widths in pixels: an edge's falls into one of so many steps, by strength."""
 
 SHAPES = {"input": "diamond", "head": "circle", "mlp": "square", "logits": "diamond"}
+SHAPES |= {"neuron": "triangle-up"}
 FILLS = {"input": "#dfe5ec", "head": "#ffffff", "mlp": "#eef2d8", "logits": "#dfe5ec"}
+FILLS |= {"neuron": "#eef2d8"}
 GROUPS = {"supports": RAISES, "opposes": LOWERS}
 
 

@@ -36,9 +36,13 @@ class Graph:
     attends to. The score of a key/value head's edge is the sum over its copies. Where every head
     has keys of its own the two are one graph.
 
-    Edges between L layers of H heads over K key/value heads number
+    With `neurons` those stand beside the rest of their MLP, as writers and readers "L26N6475"
+    between its heads and "L26.mlp_out", which is then the other neurons and the output's bias.
 
-        sum over l of (H + 2K) (1 + l(H+1)) + (1 + l(H+1) + H [not parallel])  +  1 + L(H+1)
+    Edges between L layers of H heads over K key/value heads, with n_l neurons in layer l and
+    W_l = 1 + l(H+1) + n_0 + ... + n_(l-1) writers before it, number
+
+        sum over l of (H + 2K) W_l + (1 + n_l) (W_l + H [not parallel])  +  W_L
 
     with K = H where expanded: 32,491 for GPT-2 small. Source: the graph of arXiv 2304.14997 and
     2403.17806, with key/value heads kept as they are in the model.
@@ -49,9 +53,12 @@ class Graph:
     n_kv_heads: int
     parallel: bool = False
     expand_kv: bool = False
+    neurons: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "expand_kv", self.expand_kv and self.n_heads > self.n_kv_heads)
+        neurons = sorted((int(layer), int(number)) for layer, number in self.neurons)
+        object.__setattr__(self, "neurons", tuple(neurons))
 
     # -- nodes -----------------------------------------------------------------------------
 
@@ -66,6 +73,7 @@ class Graph:
         names = [INPUT]
         for layer in range(self.n_layers):
             names += [str(Component(layer, "z", head)) for head in range(self.n_heads)]
+            names += [str(Component(layer, "post", number)) for number in self.chosen(layer)]
             names.append(str(Component(layer, "mlp_out")))
         return tuple(names)
 
@@ -75,59 +83,82 @@ class Graph:
         names = []
         for layer in range(self.n_layers):
             for site, group in self.groups(layer).items():
-                numbers = range(group.stop - group.start) if site != "mlp_out" else [None]
+                numbers: Iterable[int | None] = range(group.stop - group.start)
+                if site in ("post", "mlp_out"):
+                    numbers = self.chosen(layer) if site == "post" else [None]
                 names += [str(Component(layer, site, number)) for number in numbers]
         return (*names, LOGITS)
 
     @cached_property
     def writer_kind(self) -> np.ndarray:
-        """(writers,) "input", "head" or "mlp"."""
-        layer = ["head"] * self.n_heads + ["mlp"]
-        return np.array(["input", *layer * self.n_layers])
+        """(writers,) "input", "head", "neuron" or "mlp"."""
+        kinds = ["input"]
+        for layer in range(self.n_layers):
+            kinds += ["head"] * self.n_heads + ["neuron"] * len(self.chosen(layer)) + ["mlp"]
+        return np.array(kinds)
 
     @cached_property
     def reader_kind(self) -> np.ndarray:
-        """(readers,) "q", "k", "v", "mlp" or "logits"."""
-        kv = self.n_kv_readers
-        layer = ["q"] * self.n_heads + ["k"] * kv + ["v"] * kv + ["mlp"]
-        return np.array([*layer * self.n_layers, "logits"])
+        """(readers,) "q", "k", "v", "neuron", "mlp" or "logits"."""
+        names, kinds = {"post": "neuron", "mlp_out": "mlp"}, []
+        for layer in range(self.n_layers):
+            for site, group in self.groups(layer).items():
+                kinds += [names.get(site, site)] * (group.stop - group.start)
+        return np.array([*kinds, "logits"])
 
     @cached_property
     def writer_layer(self) -> np.ndarray:
         """(writers,) layer of each writer; -1 for the input."""
-        return np.array([-1, *np.repeat(np.arange(self.n_layers), self.n_heads + 1)])
+        counts = self.n_heads + 1 + np.diff(self._neurons_before)
+        return np.array([-1, *np.repeat(np.arange(self.n_layers), counts)])
 
     @cached_property
     def reader_layer(self) -> np.ndarray:
         """(readers,) layer of each reader; n_layers for the logits."""
-        width = self.n_heads + 2 * self.n_kv_readers + 1
-        return np.array([*np.repeat(np.arange(self.n_layers), width), self.n_layers])
+        counts = self.n_heads + 2 * self.n_kv_readers + 1 + np.diff(self._neurons_before)
+        return np.array([*np.repeat(np.arange(self.n_layers), counts), self.n_layers])
 
     # -- places of a layer -----------------------------------------------------------------
 
+    def chosen(self, layer: int) -> list[int]:
+        """The numbers of a layer's neurons that are nodes."""
+        return [number for at, number in self.neurons if at == layer]
+
+    @cached_property
+    def _neurons_before(self) -> list[int]:
+        """Neurons in the layers before each, and at the end all."""
+        return [sum(at < layer for at, _ in self.neurons) for layer in range(self.n_layers + 1)]
+
     def groups(self, layer: int) -> dict[str, slice]:
-        """A layer's readers by site: "q", "k", "v" and "mlp_out" (one reader)."""
+        """A layer's readers by site: "q", "k", "v", "post" (if neurons are nodes), "mlp_out"."""
         kv = self.n_kv_readers
         sizes = {"q": self.n_heads, "k": kv, "v": kv, "mlp_out": 1}
-        start = layer * sum(sizes.values())
+        start = layer * sum(sizes.values()) + self._neurons_before[layer]
+        if neurons := len(self.chosen(layer)):
+            sizes = {"q": self.n_heads, "k": kv, "v": kv, "post": neurons, "mlp_out": 1}
         found = {}
         for site, size in sizes.items():
             found[site] = slice(start, start + size)
             start += size
         return found
 
+    def mlp_readers(self, layer: int) -> slice:
+        """A layer's neurons and then the rest of its MLP among the readers."""
+        groups = self.groups(layer)
+        return slice(groups["v"].stop, groups["mlp_out"].stop)
+
     def heads(self, layer: int) -> slice:
         """A layer's heads among the writers."""
-        start = 1 + layer * (self.n_heads + 1)
+        start = self.before(layer).stop
         return slice(start, start + self.n_heads)
 
     def mlp(self, layer: int) -> int:
-        """A layer's MLP among the writers."""
-        return self.heads(layer).stop
+        """A layer's MLP, or the rest of it, among the writers; its neurons come right before."""
+        return self.before(layer + 1).stop - 1
 
     def before(self, layer: int) -> slice:
         """The writers before a layer's attention; of n_layers, all writers."""
-        return slice(0, 1 + layer * (self.n_heads + 1))
+        return slice(0, 1 + layer * (self.n_heads + 1) + self._neurons_before[layer])
 
     # -- edges -----------------------------------------------------------------------------
 
@@ -136,7 +167,8 @@ class Graph:
         """(writers, readers) bool: the edges there are."""
         earlier = self.writer_layer[:, None] < self.reader_layer
         own = self.writer_layer[:, None] == self.reader_layer
-        heads_to_mlp = (self.writer_kind == "head")[:, None] & (self.reader_kind == "mlp")
+        mlps = np.isin(self.reader_kind, ("mlp", "neuron"))
+        heads_to_mlp = (self.writer_kind == "head")[:, None] & mlps
         allowed = earlier if self.parallel else earlier | own & heads_to_mlp
         allowed.flags.writeable = False
         return allowed
@@ -161,7 +193,9 @@ class Graph:
             groups = self.groups(layer)
             for site, per in (("q", 1), ("k", share), ("v", share)):
                 feeds[groups[site].start + heads // per, self.heads(layer).start + heads] = True
-            feeds[groups["mlp_out"], self.mlp(layer)] = True
+            readers = self.mlp_readers(layer)
+            for place in range(readers.stop - readers.start):
+                feeds[readers.stop - 1 - place, self.mlp(layer) - place] = True
         return feeds
 
     @cached_property
@@ -294,6 +328,7 @@ class Graph:
             n_kv_heads=self.n_kv_heads,
             parallel=self.parallel,
             expand_kv=expand_kv,
+            neurons=self.neurons,
         )
 
     @cached_property
@@ -313,15 +348,48 @@ class Graph:
         return found
 
 
-def graph_of(model: LanguageModel, *, expand_kv: bool = False) -> Graph:
-    """The graph of a model, key/value heads as they are, or copied for each query head."""
+def graph_of(
+    model: LanguageModel,
+    *,
+    expand_kv: bool = False,
+    neurons: Iterable[str | tuple[int, int]] = (),
+) -> Graph:
+    """The graph of a model.
+
+    Args:
+        model: the model.
+        expand_kv: key and value readers for each query head, not for each key/value head.
+        neurons: those that are nodes of their own: labels such as L26N6475, or (layer, number).
+
+    Raises:
+        InterpError: a neuron the model does not have, or one twice.
+    """
+    found = [_neuron(model, one) for one in neurons]
+    if len(set(found)) < len(found):
+        raise InterpError(f"neurons {found}", "one twice", "give each once")
     return Graph(
         n_layers=model.n_layers,
         n_heads=model.n_heads,
         n_kv_heads=model.n_kv_heads,
         parallel=model.parallel,
         expand_kv=expand_kv,
+        neurons=tuple(found),
     )
+
+
+def _neuron(model: LanguageModel, neuron: str | tuple[int, int]) -> tuple[int, int]:
+    layer, number = neuron if not isinstance(neuron, str) else (-1, -1)
+    if isinstance(neuron, str):
+        part = Component.parse(neuron)
+        if part.site == "post" and part.index is not None:
+            layer, number = part.layer, part.index
+    if not (0 <= layer < model.n_layers and 0 <= number < model.size("neuron")):
+        raise InterpError(
+            f"neuron {neuron} of {model.name}",
+            f"it has {model.n_layers} layers of {model.size('neuron')} neurons",
+            "write L3N12",
+        )
+    return layer, number
 
 
 def _number(kind: str, label: str, known: dict[str, int]) -> int:

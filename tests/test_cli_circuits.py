@@ -11,6 +11,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
 from interp.circuits.known import known_names, load_known
+from interp.circuits.positioned import PositionedCircuit
 from interp.errors import InterpError
 from tests.test_cli import run
 
@@ -71,6 +72,28 @@ def test_places_are_the_packages(found, tmp_path):
     expected = interp.edge_places(model, second, strongest[:3], positions="last").to_dataframe()
     assert [row["mean"] for row in rows] == pytest.approx(list(expected["mean"]))
     assert {row["edge"] for row in rows} == set(strongest[:3])
+
+
+def test_places_narrow_and_judge_on_the_other_half(found, tmp_path):
+    path, _ = found
+    out = run(
+        "circuit", "places", path, *TOY, "--positions", "last", "--narrow", 0.05, "--half", "first",
+        "--out", tmp_path / "cut", "--json", tmp_path / "n.json",
+    )  # fmt: skip
+    told = json.loads((tmp_path / "n.json").read_text())
+    model, circuit = interp.load_model("toy-induction"), Circuit.load(path)
+    first, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
+    expected = interp.narrow_circuit(model, first, circuit, positions="last", threshold=0.05)
+    assert told["edges"] == expected.circuit.edges()
+    assert all(edge in out for edge in told["edges"])
+    judged = interp.evaluate_positioned(model, second, expected.circuit, random=0)
+    assert told["rows"][1]["faithfulness"] == pytest.approx(judged.faithfulness[0])
+    assert told["rows"][0]["edges"] > told["rows"][1]["edges"] > 0
+    assert PositionedCircuit.load(tmp_path / "cut").hash == expected.circuit.hash
+    with pytest.raises(InterpError, match="give --narrow"):
+        run("circuit", "places", path, *TOY, "--out", tmp_path / "no")
+    with pytest.raises(InterpError, match="give --half"):
+        run("circuit", "places", path, *TOY, "--narrow", 0.05, "--half", "all")
 
 
 def test_means_leave_out_what_both_halves_hold(found):

@@ -34,9 +34,9 @@ def wide(request):
 class Case:
     """A model, a task, its two plain runs."""
 
-    def __init__(self, model, *, expand_kv=False, lengths=LENGTHS):
+    def __init__(self, model, *, expand_kv=False, lengths=LENGTHS, neurons=()):
         self.model, self.task = model, random_task(lengths)
-        self.graph = graph_of(model, expand_kv=expand_kv)
+        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.runs = paired_runs(model, self.task, "noise")
         self.runner = edge_runner(model.decoder, self.graph)
         self.base = record_writes(self.runner, self.runs.base)
@@ -65,8 +65,11 @@ class Case:
         rng = np.random.default_rng(seed)
         return self.graph.allowed & (rng.random((count, *self.graph.shape)) < share)
 
-    def slow(self, mask, prompt, other=None):
-        """One prompt, one mask: every reader's input written out as its sum of terms."""
+    def slow(self, mask, prompt, other=None, place=None):
+        """One prompt, one mask: every reader's input written out as its sum of terms.
+
+        With the place of every token of the prompt the mask is (writers, readers, places).
+        """
         runner, graph, decoder = self.runner, self.graph, self.runner.decoder
         other = self.other if other is None else other
         tokens = torch.tensor(self.runs.base[prompt])
@@ -74,22 +77,24 @@ class Case:
         take = lambda values: other.at(values, np.array([prompt]), places)[0]  # noqa: E731
         there = {"input": take(other.embed)}
         here = {"input": decoder.embed(tokens, torch.from_numpy(places))}
-        bias, raw_bias, heads_of = [], {}, {}
+        bias, raw_bias, sum_of = [], {}, {}
 
         def read(label, upto):
             """The reader's input: terms of all writers in `upto`, and what belongs to none."""
             total = sum(bias) if bias else 0.0
-            by_layer = {}
+            sums = {}
             for writer in upto:
                 kept = mask[graph.edge(f"{writer}->{label}")]
-                term = here[writer] if kept else there[writer]
-                if writer in heads_of:
-                    by_layer.setdefault(heads_of[writer], []).append(term)
+                by_token = np.full(len(tokens), kept) if place is None else kept[place]
+                chosen = torch.from_numpy(by_token)[:, None]
+                term = torch.where(chosen, here[writer], there[writer])
+                if writer in sum_of:
+                    sums.setdefault(sum_of[writer], []).append(term)
                 else:
                     total = total + term
-            for layer, terms in by_layer.items():
-                whole = sum(terms) + raw_bias[layer]
-                post = decoder.blocks[layer].ln1_post
+            for (layer, site), terms in sums.items():
+                whole = sum(terms) + raw_bias[layer, site]
+                post = getattr(decoder.blocks[layer], site)
                 total = total + (whole if post is None else post(whole))
             return total
 
@@ -117,7 +122,7 @@ class Case:
             if attn.window is not None:
                 look &= torch.from_numpy(places[:, None] - places < attn.window)
             weight = attn.o.weight.unflatten(0, (attn.n_heads, attn.d_head))
-            raw_bias[layer] = 0.0 if attn.o.bias is None else attn.o.bias
+            raw_bias[layer, "ln1_post"] = 0.0 if attn.o.bias is None else attn.o.bias
             heads = []
             for head in range(attn.n_heads):
                 group = head // (attn.n_heads // attn.n_kv_heads)
@@ -127,13 +132,25 @@ class Case:
                 here[name] = z @ weight[head]
                 there[name] = take(other.z[layer])[:, head] @ weight[head]
                 heads.append(name)
-                heads_of[name] = layer
-            name = f"L{layer}.mlp_out"
+                sum_of[name] = layer, "ln1_post"
+            seen = written if block.parallel else written + heads
+            name, numbers = f"L{layer}.mlp_out", graph.chosen(layer)
             there[name] = take(other.mlp_out[layer])
-            here[name] = runner.mlp_out(
-                block, read(name, written if block.parallel else written + heads)
-            )
-            written = [*written, *heads, name]
+            nodes = [f"L{layer}N{number}" for number in numbers]
+            if not nodes:
+                here[name] = runner.mlp_out(block, read(name, seen))
+            else:
+                raw_bias[layer, "ln2_post"], down = 0.0, block.mlp.down.weight
+                posts = runner.mlp_post(block, read(name, seen), None)
+                here[name] = block.mlp.down(posts)
+            for column, (node, number) in enumerate(zip(nodes, numbers, strict=True)):
+                here[name] = here[name] - posts[:, [number]] * down[number]
+                own = runner.mlp_post(block, read(node, seen), None)[:, [number]]
+                here[node] = own * down[number]
+                there[node] = take(other.neurons[layer])[:, [column]] * down[number]
+                there[name] = there[name] - there[node]
+            sum_of |= dict.fromkeys([*nodes, name] if nodes else [], (layer, "ln2_post"))
+            written = [*written, *heads, *nodes, name]
         return decoder.logits(decoder.ln_final(read("logits", written)[-1:]))[0]
 
 
@@ -164,6 +181,77 @@ def test_random_circuits_equal_plain_loops(wide, expand_kv, ablation):
         for prompt in range(len(case.task)):
             slow = case.slow(mask, prompt, other)
             torch.testing.assert_close(found[number, prompt], slow, atol=1e-9, rtol=0)
+
+
+def placed(case, count=3, places=4, share=0.5, seed=0):
+    """Random masks by place, and places of every token, not the same in every prompt."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.random((count, *case.graph.shape, places)) < share
+    lengths = case.base.run.lengths
+    return case.graph.allowed[..., None] & drawn, rng.integers(0, places, int(lengths.sum()))
+
+
+@pytest.mark.parametrize("ablation", ["other", "zero", "mean"])
+@pytest.mark.parametrize("expand_kv", [False, True])
+def test_random_circuits_by_place_equal_plain_loops(wide, expand_kv, ablation):
+    case = Case(wide, expand_kv=expand_kv)
+    other = case.other if ablation == "other" else case.constant(ablation)
+    masks, places = placed(case)
+    options = {"other": other, "start": ablation == "other", "places": places}
+    found = case.logits(masks, **options)
+    assert (found[0] - found[1]).abs().max() > 1e-3
+    for number, mask in enumerate(masks):
+        for prompt, begin in enumerate(case.base.run.offset):
+            place = places[begin : begin + case.base.run.lengths[prompt]]
+            slow = case.slow(mask, prompt, other, place)
+            torch.testing.assert_close(found[number, prompt], slow, atol=1e-9, rtol=0)
+    # The same on the way that keeps gradients, which shares nothing between circuits.
+    apart = torch.tensor(masks).double().requires_grad_()
+    torch.testing.assert_close(case.logits(apart, **options).detach(), found, atol=1e-9, rtol=0)
+
+
+def test_one_mask_at_every_place_is_that_mask(family):
+    case = Case(family)
+    masks = np.concatenate([case.random_masks(3), case.graph.allowed[None]])
+    masks = np.concatenate([masks, np.zeros_like(masks[:1])])
+    _, places = placed(case)
+    everywhere = np.repeat(masks[..., None], 4, -1)
+    for other in (case.other, case.constant("zero")):
+        options = {"other": other, "start": other is case.other}
+        plain = case.logits(masks, **options)
+        found = case.logits(everywhere, places=places, **options)
+        torch.testing.assert_close(found, plain, atol=0, rtol=0)
+        # Beside a circuit that does differ between places, too.
+        beside = np.concatenate([everywhere, placed(case)[0]])
+        found = case.logits(beside, places=places, **options)[: len(masks)]
+        torch.testing.assert_close(found, plain, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("place", [1, 4, 6])
+def test_one_edge_at_one_place_is_that_edge_with_the_others_there_alone(family, place):
+    case = Case(family, lengths=(7, 7))
+    rng, every = np.random.default_rng(place), np.argwhere(case.graph.allowed)
+    sample = every[rng.choice(len(every), 25, replace=False)]
+    masks = np.repeat(case.graph.allowed[None], len(sample), 0)
+    masks[np.arange(len(sample)), *sample.T] = False
+    mixed = with_others_at(case.base, case.other, np.array([place] * 2))
+    expected = case.logits(masks, other=mixed, start=False)
+    by_place = np.repeat(np.repeat(case.graph.allowed[None], len(sample), 0)[..., None], 7, -1)
+    by_place[np.arange(len(sample)), *sample.T, place] = False
+    found = case.logits(by_place, places=np.tile(np.arange(7), 2))
+    torch.testing.assert_close(found, expected, atol=3e-5, rtol=0)
+
+
+def test_places_that_do_not_fit_are_refused():
+    case = Case(wrap(tiny("llama"), name="tiny"))
+    masks, places = placed(case)
+    for wrong in (places[1:], places + 1, places - 1):
+        with pytest.raises(InterpError, match="masks of 4 places"):
+            case.logits(masks, places=wrong)
+    with pytest.raises(InterpError, match="masks of shape"):
+        case.logits(masks)
+    with pytest.raises(InterpError, match="masks of shape"):
+        case.logits(masks[..., 0], places=places)
 
 
 def test_nothing_left_is_not_blown_up_by_norms(family):

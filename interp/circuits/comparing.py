@@ -17,9 +17,10 @@ READERS = {
     "k": "edges into keys",
     "v": "edges into values",
     "mlp": "edges into MLPs",
+    "neuron": "edges into neurons",
     "logits": "edges into the logits",
 }
-WRITERS = {"head": "heads", "mlp": "MLPs"}
+WRITERS = {"head": "heads", "mlp": "MLPs", "neuron": "neurons"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +151,10 @@ def compare(
 
 def parts(graph: Graph, mask: np.ndarray) -> dict[str, np.ndarray]:
     """A circuit's edges and nodes by kind, each a bool array; "input" is no node here."""
-    nodes = np.any(mask, axis=1) & (graph.writer_kind != "input")
-    found = {"all edges": mask, "heads and MLPs": nodes}
-    found |= {name: nodes[graph.writer_kind == kind] for kind, name in WRITERS.items()}
-    found |= {name: mask[:, graph.reader_kind == kind] for kind, name in READERS.items()}
+    writers, readers = graph.writer_kind, graph.reader_kind
+    nodes = np.any(mask, axis=1) & (writers != "input")
+    every = "heads, MLPs and neurons" if graph.neurons else "heads and MLPs"
+    found = {"all edges": mask, every: nodes}
+    found |= {name: nodes[writers == kind] for kind, name in WRITERS.items() if kind in writers}
+    found |= {name: mask[:, readers == kind] for kind, name in READERS.items() if kind in readers}
     return found

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.components import Component
 from interp.diagrams import GROUPS, Link, Node, layered_graph
 from interp.figures import CHOSEN, FRAME, LOWERS
 from interp.graph import Graph
@@ -120,7 +121,7 @@ def _rows(
         rows[f"layer {layer}"] = float(place)
     for node in nodes - {-1, 0}:
         row = rows[f"layer {int(graph.writer_layer[node])}"]
-        heights[node] = row + (0.3 if graph.writer_kind[node] == "mlp" else 0.0)
+        heights[node] = row + {"mlp": 0.3, "neuron": 0.6}.get(str(graph.writer_kind[node]), 0.0)
     heights[-1] = rows["logits"] = float(len(layers) + 1)
     return heights, rows
 
@@ -140,7 +141,10 @@ def _x(graph: Graph, node: int) -> float:
     if graph.writer_kind[node] == "mlp":
         return SIDE
     layer = int(graph.writer_layer[node])
-    return (node - graph.heads(layer).start + 0.5) / graph.n_heads
+    heads = graph.heads(layer)
+    if graph.writer_kind[node] == "neuron":
+        return 1.0 + 0.2 * (node - heads.stop + 0.5) / len(graph.chosen(layer))
+    return (node - heads.start + 0.5) / graph.n_heads
 
 
 def _link(
@@ -183,6 +187,8 @@ def _node(
     label = "logits" if logits else graph.writers[number]
     kind = "logits" if logits else str(graph.writer_kind[number])
     short = label if kind in ("input", "logits") else "MLP" if kind == "mlp" else ""
+    if kind == "neuron":
+        short = f"N{Component.parse(label).index}"
     if kind == "head":
         short = f"H{number - graph.heads(int(graph.writer_layer[number])).start}"
     out = "" if logits else f"  edges out {total:+.4f}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp.engine.forward import Runner
 from interp.engine.gradients import (
+    NEURON_READS,
     READS,
     TAPE_SHARE,
     Run,
@@ -128,6 +129,10 @@ class Work:
         """A counted forward pass of a chunk's rows."""
         self.forwards += 1
         post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
+        wanted = frozenset(READS)
+        if self.graph.neurons:
+            wanted |= frozenset(NEURON_READS)
+            kept |= {"resid_mid", "mlp_raw"} | ({"post"} if kept >= WRITTEN else frozenset())
         return forward(
             self.runner,
             x,
@@ -135,7 +140,7 @@ class Work:
             first=first,
             heads=heads,
             kept=kept | {"attn_raw"} if post else kept,
-            wanted=frozenset(READS),
+            wanted=wanted,
             grad=grad,
             recompute=chunk.rebuilt,
         )
@@ -147,7 +152,7 @@ class Work:
         self.rebuilt += run.recompute
         if moved is not None:
             self.note(run, final, moved)
-        return point(self.runner, run, final, weight)
+        return point(self.runner, run, final, weight, self.graph)
 
     def note(self, run: Run, final: Tensor, moved: Tensor) -> None:
         """How far the metric could move with final residuals that move by `moved`."""
@@ -166,9 +171,9 @@ class Work:
     def change(self, base: Run, other: Run) -> Written:
         """What supports the behaviour when it is there: clean minus what replaces it."""
         if self.replacement is not None:
-            return Written.of(base).minus(self.replacement)
+            return Written.of(base, self.graph).minus(self.replacement)
         clean, corrupted = (base, other) if self.noise else (other, base)
-        return Written.of(clean).minus(Written.of(corrupted))
+        return Written.of(clean, self.graph).minus(Written.of(corrupted, self.graph))
 
     def products(self, chunk: Chunk, layout: Layout, change: Written, writers: slice) -> Products:
         """Products for some writers, within what the runs leave of the budget."""
@@ -235,7 +240,7 @@ def _both(
     )
     change, last = work.change(base, other), work.graph.n_layers
     for run in (base, other):
-        run.kept -= WRITTEN
+        run.kept -= WRITTEN | {"post"}
     return (
         {place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
         (work.value(base, chunk), work.value(other, chunk)),

@@ -125,7 +125,7 @@ def evaluate(
     """
     some, asked = _circuits(circuits, fractions, level, absolute)
     graph = some[0].graph
-    if graph_of(model, expand_kv=graph.expand_kv) != graph or any(
+    if graph_of(model, expand_kv=graph.expand_kv, neurons=graph.neurons) != graph or any(
         one.graph != graph for one in some
     ):
         raise InterpError(
@@ -133,7 +133,7 @@ def evaluate(
         )
     trials = Trials(
         model, task, ablation=ablation, reference=reference, expand_kv=graph.expand_kv,
-        budget_gb=budget_gb, seed=seed,
+        neurons=graph.neurons, budget_gb=budget_gb, seed=seed,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     drawn = [one.random_like(rng, level=level, bands=bands) for _ in range(random) for one in some]

@@ -163,8 +163,9 @@ class Finder:
 
     method: one of `FINDERS`. ablation: what a removed edge carries. steps: of the two EAP-IG
     methods and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight:
-    the learnt mask's price of the whole graph, in squared gaps. seed: of its draws, and of the
-    other prompt in resample ablation.
+    the learnt mask's price of the whole graph, in squared gaps. neurons: nodes of their own, of the
+    methods of `score_edges` that take them. seed: of its draws, and of the other prompt in resample
+    ablation.
     """
 
     method: str = "EAP-IG-inputs"
@@ -173,11 +174,18 @@ class Finder:
     threshold: float = 0.02
     weight: float = 1.0
     expand_kv: bool = False
+    neurons: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in FINDERS:
             raise unknown("method", self.method, FINDERS)
+        if self.neurons and self.method not in METHODS:
+            raise InterpError(
+                f"{self.method} with neurons as nodes",
+                "it takes whole MLPs",
+                "use a method of score_edges, such as EAP-IG-inputs",
+            )
 
     @property
     def options(self) -> dict[str, object]:
@@ -186,6 +194,7 @@ class Finder:
         names += {"ACDC": ["threshold"], "learnt-mask": ["weight", "seed"]}.get(self.method, [])
         if self.method in METHODS and self.ablation == "resample":
             names.append("seed")
+        names += ["neurons"] if self.neurons else []
         found = {name: getattr(self, name) for name in names}
         if self.method in STEPS:
             found["steps"] = self.steps or STEPS[self.method]

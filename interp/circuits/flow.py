@@ -23,7 +23,7 @@ def flow_shares(work: Work, chunk: Chunk) -> Effects:
     """
     layout, x = rows_of(work.runner, chunk.base)
     run = work.run(x, layout, chunk, kept=WRITTEN | {"attn_raw", "resid_mid"})
-    written = Written.of(run)
+    written = Written.of(run, work.graph)
     tiles = Products(
         runner=work.runner,
         graph=work.graph,

@@ -29,6 +29,9 @@ def to_mib_json(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
         circuit: mask and, if there are any, scores; without scores they are written as 0.
         path: the file.
         d_model: width of the residual stream, which the format records.
+
+    Raises:
+        InterpError: a graph with neurons as nodes, or the file cannot be written.
     """
     circuit = circuit.expanded()
     graph, scores = circuit.graph, _scores(circuit)
@@ -78,8 +81,8 @@ def from_mib_json(path: str | Path, graph: Graph | None = None) -> Circuit:
             the other.
 
     Raises:
-        InterpError: not such a file, of another model, with unknown or missing edges, or with
-            neurons, which edges here do not have.
+        InterpError: a graph with neurons as nodes, not such a file, of another model, with unknown
+            or missing edges, or with what MIB calls neurons.
     """
     content = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
     graph = _graph(content, path, graph, ("cfg", "nodes", "edges"))
@@ -119,6 +122,12 @@ def from_mib_pt(path: str | Path, graph: Graph | None = None) -> Circuit:
 
 def _names(graph: Graph) -> tuple[list[str], list[str]]:
     """MIB's names of writers and readers."""
+    if graph.neurons:
+        raise InterpError(
+            f"MIB's format for a graph with {len(graph.neurons)} neurons as nodes",
+            "it has none: what it calls neurons are dimensions of what a node writes",
+            "use Circuit.save, or score the graph without neurons",
+        )
 
     def name(label: str) -> str:
         if label in ("input", "logits"):

@@ -102,6 +102,7 @@ def edge_places(
     ablation: Ablation = "counterfactual",
     reference: Task | None = None,
     expand_kv: bool = False,
+    neurons: Sequence[str | tuple[int, int]] = (),
     seed: int = 0,
     budget_gb: float = 1.0,
 ) -> EdgePlaces:
@@ -123,6 +124,7 @@ def edge_places(
         ablation: what the edge carries there instead; see `interp.circuits.ablations`.
         reference: prompts whose tokens a mean is taken over, none of them evaluated.
         expand_kv: key and value readers per query head.
+        neurons: those that are nodes of their own, in whose graph the edges are.
         seed: of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
@@ -138,6 +140,7 @@ def edge_places(
         ablation=ablation,
         reference=reference,
         expand_kv=expand_kv,
+        neurons=neurons,
         budget_gb=budget_gb,
         seed=seed,
     )

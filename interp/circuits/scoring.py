@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,6 +62,7 @@ def score_edges(
     ablation: str = "counterfactual",
     reference: Task | None = None,
     expand_kv: bool = False,
+    neurons: Sequence[str] = (),
     together: bool = False,
     per_prompt: bool = False,
     seed: int = 0,
@@ -111,6 +112,10 @@ def score_edges(
             that between the two), "zero", or "mean". See `interp.circuits.ablations`.
         reference: the prompts whose tokens the mean is over, none of them evaluated.
         expand_kv: key and value readers per query head.
+        neurons: those that are nodes of their own beside the rest of their MLP, such as L26N6475.
+            A neuron writes its activation times its output weights and reads for itself; without
+            a post-norm, scores of the neurons of an MLP and of its rest add up to the MLP's, both
+            out of it and into it. Not for "EAP-IG-activations" and "information-flow-routes".
         together: see EAP-IG-activations.
         per_prompt: keep every prompt's scores, for bootstraps.
         seed: which other prompt resample ablation takes.
@@ -140,6 +145,7 @@ def score_edges(
         direction=direction,
         ablation=ablation,
         expand_kv=expand_kv,
+        neurons=tuple(neurons),
         together=together,
         per_prompt=per_prompt,
         points=rule_points(rule, steps) if method in RULED else (),
@@ -188,6 +194,7 @@ class _Ask:
     direction: str
     ablation: str
     expand_kv: bool
+    neurons: tuple[str, ...]
     together: bool
     per_prompt: bool
     points: Alphas
@@ -201,6 +208,8 @@ class _Ask:
         """The Python that repeats the measurement."""
         names = ("method", "steps", "rule", "direction", "ablation", "expand_kv", "together")
         spelled = [f"{name}={getattr(self, name)!r}" for name in names]
+        if self.neurons:
+            spelled.append(f"neurons={self.neurons!r}")
         if self.ablation == "resample":
             spelled.append(f"seed={seed}")
         if reference is not None:
@@ -212,6 +221,12 @@ def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> No
     """Check the arguments before anything runs."""
     if ask.method not in METHODS:
         raise unknown("edge scoring method", ask.method, METHODS)
+    if ask.neurons and ask.method in ("EAP-IG-activations", "information-flow-routes"):
+        raise InterpError(
+            f"{ask.method} with neurons as nodes",
+            "it takes whole MLPs",
+            "use EAP, EAP-IG-inputs, clean-corrupted or exact",
+        )
     if ask.ablation not in ABLATIONS:
         raise unknown("ablation", ask.ablation, ABLATIONS)
     if model.decoder is None:
@@ -252,7 +267,7 @@ def _prepare(
     assert model.decoder is not None
     model.refuse_changed("scoring edges")
     keep_freed_memory()
-    graph = graph_of(model, expand_kv=ask.expand_kv)
+    graph = graph_of(model, expand_kv=ask.expand_kv, neurons=ask.neurons)
     runner = edge_runner(model.decoder, graph)
     ablated = ablated_runs(
         model,
@@ -344,6 +359,7 @@ def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[
     heads, kv = attn.n_heads * attn.d_head, attn.n_kv_heads * attn.d_head
     # Besides a graph: both runs' writes and the gradients of all points.
     width = 6 * d + 3 * heads + points * (2 * d + heads + 2 * kv)
+    width += 2 * decoder.d_mlp if work.graph.neurons else 0
     held = len(decoder.blocks) * width * decoder.unembed.element_size()
     lengths = np.array([len(runs.base[i]) for i in order])
     # A few float64 matrices of writers and readers per prompt, in a quarter of the budget.

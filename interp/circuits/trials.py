@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
 from interp.engine.edges import run_edges
+from interp.engine.layout import Index
 from interp.engine.sweep import LogitsOf
 from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
@@ -51,6 +53,7 @@ class Trials:
         ablation: Ablation = "counterfactual",
         reference: Task | None = None,
         expand_kv: bool = False,
+        neurons: Sequence[str | tuple[int, int]] = (),
         budget_gb: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -62,6 +65,7 @@ class Trials:
             ablation: see `ABLATIONS`.
             reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
             expand_kv: key and value readers per query head.
+            neurons: those that are nodes of their own; see `graph_of`.
             budget_gb: memory for runs in flight.
             seed: of the other prompt in resample ablation.
 
@@ -75,7 +79,7 @@ class Trials:
         model.refuse_changed("a search for circuits")
         self.model, self.task, self.ablation = model, task, ablation
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
-        self.graph = graph_of(model, expand_kv=expand_kv)
+        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.exact = ablation in ("counterfactual", "resample")
         self.budget_gb = budget_gb
         self.calls = self.tests = 0
@@ -87,10 +91,11 @@ class Trials:
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
         self._start = runs.differ if constant is None else None
+        self._places: Index | None = None
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, ablated.origin, expand_kv, versions()),
+                *(ablation, ablated.origin, expand_kv, self.graph.neurons, versions()),
             ]
         )
 
@@ -104,6 +109,18 @@ class Trials:
         trials._start = positions
         return trials
 
+    def with_places(self, places: Sequence[Index]) -> Trials:
+        """Trials that also take masks (writers, readers, places): edges kept at some tokens only.
+
+        `places` says of every prompt which place each of its tokens is.
+        """
+        trials, run = copy(self), self._base.run
+        assert run is not None
+        trials._places = np.zeros(int(run.lengths.sum()), dtype=np.int64)
+        for begin, one in zip(run.offset, places, strict=True):
+            trials._places[begin : begin + len(one)] = one
+        return trials
+
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
@@ -114,7 +131,10 @@ class Trials:
         )
 
     def metric(self, masks: Tensor) -> Tensor:
-        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones."""
+        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones.
+
+        `masks` is (masks, writers, readers), or with places behind; see `with_places`.
+        """
         hidden = run_edges(
             self._runner,
             self.graph,
@@ -122,6 +142,7 @@ class Trials:
             self._other,
             masks,
             start=self._start,
+            places=self._places if masks.dim() == 4 else None,
             budget_gb=self.budget_gb,
         )
         prompts = torch.arange(len(self.task)).repeat(len(masks))
@@ -158,7 +179,7 @@ def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:
     for layer in range(graph.n_layers):
         groups = graph.groups(layer)
         attention = slice(groups["q"].start, groups["v"].stop)
-        for readers in (attention, groups["mlp_out"]):
+        for readers in (attention, graph.mlp_readers(layer)):
             rows = np.packbits(masks[:, :, readers].reshape(len(masks), -1), axis=1)
             keyed = np.concatenate([apart[:, None].view(np.uint8), rows], axis=1)
             _, apart = np.unique(keyed, axis=0, return_inverse=True)

@@ -23,9 +23,13 @@ class _Part:
     norm: Norm | None = None
 
     def sum(self, weights: Tensor, rows: Tensor | None) -> Tensor:
-        """(rows, readers, positions, d_model) of weights (rows, readers, writers)."""
+        """(rows, readers, positions, d_model) of weights (rows, readers, writers[, positions])."""
         stored, writers, *shape = self.values.shape
-        if stored == 1:  # all rows come from one: one product
+        if weights.dim() == 4:
+            values = self.values if rows is None or stored == 1 else self.values[rows]
+            by_token = weights.permute(0, 3, 1, 2) @ values.transpose(1, 2)
+            change = by_token.transpose(1, 2)
+        elif stored == 1:  # all rows come from one: one product
             change = weights.flatten(0, 1) @ self.values[0].reshape(writers, -1)
             change = change.view(*weights.shape[:2], *shape)
         else:
@@ -88,7 +92,7 @@ class Deltas:
         """Sums over the writers so far for some readers: (rows, readers, positions, d_model).
 
         `weights` is (rows, readers, writers so far): 1 for an edge that takes part, 0 for one
-        that does not.
+        that does not; or (rows, readers, writers so far, positions), where tokens differ.
         """
         total, begin = None, 0
         for part in self._parts:

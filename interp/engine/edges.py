@@ -10,8 +10,10 @@ before the reader's norm. Where removed edges carry nothing, the kept terms alon
 would blow up what rounding leaves of a difference. A head writes z_h W_O^h; the output bias belongs
 to no head and stays.
 Under a post-norm (Gemma-2 and 3, OLMo-2) heads add up before the norm only; there each reader gets
-norm(sum of that layer's heads, kept and replaced) for every source layer, which is exact.
+norm(sum of that layer's heads, kept and replaced) for every source layer, which is exact. So do
+neurons that are nodes of their own and the rest of their MLP.
 A norm over all heads of a query or key (OLMo-2) acts on the readers' projections together.
+Readers read token by token, so that a mask may differ between kinds of tokens (`places`).
 
 Many candidate circuits are rows of one batch. Rows that have read the same edges so far are one
 row, so that candidates which differ in late layers share everything before, and positions before
@@ -48,6 +50,7 @@ def run_edges(
     mask: Index | None = None,
     start: Index | None = None,
     probe: Tensor | None = None,
+    places: Index | None = None,
     budget_gb: float = 1.0,
 ) -> Tensor:
     """Normalised final residuals at the last token of every variant, (variants, d_model).
@@ -60,25 +63,24 @@ def run_edges(
         graph: the model's graph.
         base: plain runs of the prompts, from `record_writes`.
         other: what removed edges carry: runs of counterparts of equal length, or constants.
-        masks: (masks, writers, readers), bool, or a share of each edge that is kept.
+        masks: (masks, writers, readers), bool, or a share of each edge that is kept; with `places`
+            (masks, writers, readers, places).
         prompt: prompt number of each variant; by default every mask with every prompt, mask by
             mask.
         mask: mask number of each variant.
         start: first position of each prompt at which base and other differ.
         probe: (variants, readers, positions, d_model) added to what readers read; its gradient is
             that of their inputs.
+        places: (tokens,) number of the place of every token, all prompts one after the other; an
+            edge is kept at the tokens of the places its mask names. What a key or value reads at
+            one token acts on all tokens that attend there.
         budget_gb: memory for runs in flight; without gradients the variants are cut to fit.
 
     Raises:
         InterpError: masks of another shape, or one variant alone is beyond the budget.
     """
-    if masks.dim() != 3 or tuple(masks.shape[1:]) != graph.shape:
-        raise InterpError(
-            f"masks of shape {tuple(masks.shape)}",
-            f"the graph's are {graph.shape}",
-            "stack masks of this graph: (masks, writers, readers)",
-        )
     assert base.run is not None
+    _check(graph, masks, places, int(base.run.lengths.sum()))
     lengths, grad = (
         base.run.lengths,
         torch.is_grad_enabled()
@@ -94,6 +96,7 @@ def run_edges(
         base=base,
         other=other,
         masks=masks.to(runner.device),
+        places=places,
         prefix=None if grad or probe is not None else _prefixes(graph, masks),
         probe=probe,
         merged=not grad and runner.decoder.blocks[0].ln1_post is None,
@@ -110,12 +113,32 @@ def run_edges(
         return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(order)))]
 
 
+def _check(graph: Graph, masks: Tensor, places: Index | None, tokens: int) -> None:
+    dims = 3 if places is None else 4
+    if masks.dim() != dims or tuple(masks.shape[1:3]) != graph.shape:
+        raise InterpError(
+            f"masks of shape {tuple(masks.shape)}",
+            f"the graph's are {graph.shape}",
+            "stack masks of this graph: (masks, writers, readers), and places if they have any",
+        )
+    if places is None:
+        return
+    count = masks.shape[3]
+    if places.shape != (tokens,) or places.min() < 0 or places.max() >= count:
+        raise InterpError(
+            f"masks of {count} places",
+            f"places of shape {places.shape} from {places.min()} to {places.max()}",
+            f"give each of the {tokens} tokens one from 0 to {count - 1}",
+        )
+
+
 def _chunks(
     work: _Work, prompt: Index, mask: Index, lengths: Index, begins: Index, budget_gb: float
 ) -> Iterator[Index]:
     """Variants of equal length that fit in the budget together, those of one prompt adjacent."""
     graph, decoder = work.graph, work.runner.decoder
-    wide = 2 * len(work.live) + 6 * max(graph.n_heads, 2) + 4
+    wide = (2 if work.places is None else 3) * len(work.live) + 6 * max(graph.n_heads, 2) + 4
+    wide += 3 * max(len(graph.chosen(layer)) for layer in range(graph.n_layers))
     per_token = (wide * decoder.d_model + 4 * decoder.d_mlp) * work.base.embed.element_size()
     room = int(budget_gb * 1e9) // per_token
     longest = int((lengths - begins).max(initial=0))
@@ -150,7 +173,8 @@ def _stages(graph: Graph) -> list[slice]:
     """Readers in the steps in which they read: attention, MLP (with it if parallel), logits."""
     found = []
     for layer in range(graph.n_layers):
-        q, _, v, mlp = graph.groups(layer).values()
+        q, v = (graph.groups(layer)[which] for which in "qv")
+        mlp = graph.mlp_readers(layer)
         if graph.parallel:
             found.append(slice(q.start, mlp.stop))
         else:
@@ -167,13 +191,16 @@ class _Work:
     base: Writes
     other: Writes
     masks: Tensor
+    places: Index | None
     prefix: Index | None
     probe: Tensor | None
     merged: bool
 
     def __post_init__(self) -> None:
         # Writers whose every edge is kept in every mask never matter.
-        kept = (self.masks.detach() == 1).all(0).cpu().numpy() | ~self.graph.allowed
+        whole = (self.masks.detach() == 1).all(0)
+        whole = whole if self.places is None else whole.all(-1)
+        kept = whole.cpu().numpy() | ~self.graph.allowed
         self.nothing = self.other.nothing
         everyone = self.prefix is None or self.nothing
         self.live = np.flatnonzero(~kept.all(1) | everyone)
@@ -230,21 +257,51 @@ class _Chunk:
         raw = attn.o(z.flatten(1))
         attn_out = block.ln1_post(raw) if block.ln1_post is not None else raw
         if block.parallel:
-            out = self._mlp(block, groups["mlp_out"])
+            read = self._read(self.graph.mlp_readers(layer))
             self.x = self.x + attn_out.view_as(self.x)
             self._add_heads(layer, block, z, raw)
         else:
             self.x = self.x + attn_out.view_as(self.x)
             self._add_heads(layer, block, z, raw)
             self._split()
-            out = self._mlp(block, groups["mlp_out"])
+            read = self._read(self.graph.mlp_readers(layer))
+        if self.graph.chosen(layer):
+            self._add_neurons(layer, block, read)
+            return
+        out = self.runner.mlp_out(block, read.flatten(0, 2)).view_as(self.x)
         self.x = self.x + out
         if self.graph.mlp(layer) in self.work.live:
             self.deltas.add(self._change(self.work.other.mlp_out[layer], out)[:, None])
 
-    def _mlp(self, block: Block, reader: slice) -> Tensor:
-        read = self._read(reader)
-        return self.runner.mlp_out(block, read.flatten(0, 2)).view_as(self.x)
+    def _add_neurons(self, layer: int, block: Block, read: Tensor) -> None:
+        """The layer's neurons that are nodes, and the rest of its MLP, become writers."""
+        numbers, norm = self.graph.chosen(layer), block.ln2_post
+        posts = self.runner.mlp_post(block, read[:, -1].flatten(0, 1), None)
+        if read.shape[1] > 1:  # each neuron reads for itself
+            own = [
+                neuron_post(block, number, read[:, place]).flatten()
+                for place, number in enumerate(numbers)
+            ]
+            posts = posts.index_copy(
+                1, torch.tensor(numbers, device=posts.device), torch.stack(own, 1)
+            )
+        raw = block.mlp.down(posts).view_as(self.x)
+        self.x = self.x + (raw if norm is None else norm(raw))
+        nodes = posts[:, numbers].unflatten(0, self.x.shape[:2])
+        change = self._change(self.work.other.neurons[layer], nodes)
+        written = (change[..., None] * block.mlp.down.weight[numbers]).transpose(1, 2)
+        rest = self._change(self.work.other.mlp_out[layer], raw)[:, None]
+        written = torch.cat([written, rest - written.sum(1, keepdim=True)], 1)
+        last = self.graph.mlp(layer)
+        live = self.work.live[(self.work.live >= last - len(numbers)) & (self.work.live <= last)]
+        if not len(live):
+            return
+        if self.work.nothing:
+            raw = torch.zeros_like(raw)
+            if norm is not None:
+                self.bias = self.bias + norm(raw)[:1, :1]
+        chosen = torch.from_numpy(live - last + len(numbers)).to(written.device)
+        self.deltas.add(written[:, chosen], raw=None if norm is None else raw, norm=norm)
 
     def _project(self, block: Block, which: str, read: Tensor, groups: dict[str, slice]) -> Tensor:
         """Queries, keys or values whose heads each read an input of their own."""
@@ -322,6 +379,8 @@ class _Chunk:
         live = torch.from_numpy(self.work.live[: self.deltas.count]).to(self.x.device)
         chosen = torch.from_numpy(self.mask[self.first]).to(self.x.device)
         kept = self.work.masks[:, :, readers][chosen[:, None], live].transpose(1, 2)
+        if self.work.places is not None:
+            kept = self._by_token(kept)
         weights, start = 1 - kept.to(self.x.dtype), self.x
         if self.work.prefix is not None and not bool(weights.any()):
             return start[:, None]
@@ -335,6 +394,29 @@ class _Chunk:
             places = torch.from_numpy(self.positions)
             read = read + self.work.probe[ids][:, readers][:, :, places].to(read)
         return read
+
+    def _by_token(self, kept: Tensor) -> Tensor:
+        """(rows, readers, writers, positions) of shares kept per place; as one if all agree."""
+        run = self.work.base.run
+        assert run is not None
+        assert self.work.places is not None
+        if self.work.prefix is not None and bool((kept == kept[..., :1]).all()):
+            return kept[..., 0]
+        flat = run.flat(self.prompt[self.first][:, None], self.positions[None])
+        at = torch.from_numpy(self.work.places)[flat].to(kept.device)
+        return kept.gather(-1, at[:, None, None].expand(*kept.shape[:3], -1))
+
+
+def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
+    """(...) activation of one neuron where the MLP reads `read`, (..., d_model)."""
+    mlp, normed = block.mlp, read if block.ln2 is None else block.ln2(read)
+
+    def column(linear: Linear) -> Tensor:
+        made = normed @ linear.weight[:, number]
+        return made if linear.bias is None else made + linear.bias[number]
+
+    post = mlp.act(column(mlp.gate))
+    return post if mlp.up is None else post * column(mlp.up)
 
 
 __all__ = ["Writes", "edge_runner", "record_writes", "run_edges"]

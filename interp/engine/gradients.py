@@ -26,6 +26,9 @@ Sites = dict[str, Tensor]
 READS = ("q", "k", "v", "read")
 """Where readers read: the three projections, and `read`, the residual as the MLP alone reads it."""
 
+NEURON_READS = ("pre", "pre_linear")
+"""Besides, where neurons read for themselves."""
+
 TAPE_SHARE = 0.6
 """The part of a memory budget given to a chunk's runs; the rest is for products of gradients."""
 
@@ -96,6 +99,8 @@ def block_sites(
     post = sites["post"] = post.view_as(post)
     down = block.mlp.down(post)
     out = sites["mlp_out"] = block.ln2_post(down) if block.ln2_post is not None else down
+    if block.ln2_post is not None:
+        sites["mlp_raw"] = down
     return (x + attn_out + out if block.parallel else before + out), sites
 
 

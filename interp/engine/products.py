@@ -8,14 +8,14 @@ writers x d_model never exists as a whole beyond the memory given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.engine.forward import Runner
-from interp.engine.gradients import READS, Run, Sites, backward
+from interp.engine.gradients import NEURON_READS, READS, Run, Sites, backward
 from interp.engine.layout import Index, Layout
 from interp.engine.writes import Writes
 from interp.graph import Graph
@@ -24,20 +24,26 @@ from interp.models.architecture import Block, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What each writer wrote, per token: the embedding, z of every head, every MLP's output."""
+    """What each writer wrote, per token: the embedding, z of every head, every MLP's output.
+
+    Neurons that are nodes, and their MLPs, as in `Writes`.
+    """
 
     embed: Tensor
     z: list[Tensor]
     mlp_out: list[Tensor]
+    neurons: list[Tensor]
 
     @classmethod
-    def of(cls, run: Run) -> Written:
-        """Of a whole run that kept z and mlp_out."""
+    def of(cls, run: Run, graph: Graph) -> Written:
+        """Of a whole run that kept z and mlp_out, and post and mlp_raw if neurons are nodes."""
         layers = range(len(run.leaving))
+        raw = [graph.chosen(at) and "mlp_raw" in run.sites[at] for at in layers]
         return cls(
             embed=run.site(0, "resid_pre"),
             z=[run.site(layer, "z") for layer in layers],
-            mlp_out=[run.site(layer, "mlp_out") for layer in layers],
+            mlp_out=[run.site(at, "mlp_raw" if raw[at] else "mlp_out") for at in layers],
+            neurons=[run.site(at, "post")[:, graph.chosen(at)] for at in layers if graph.neurons],
         )
 
     def minus(self, other: Written | Writes) -> Written:
@@ -46,6 +52,7 @@ class Written:
             embed=self.embed - other.embed,
             z=[a - b for a, b in zip(self.z, other.z, strict=True)],
             mlp_out=[a - b for a, b in zip(self.mlp_out, other.mlp_out, strict=True)],
+            neurons=[a - b for a, b in zip(self.neurons, other.neurons, strict=True)],
         )
 
 
@@ -59,12 +66,14 @@ class Point:
     final: Tensor
 
 
-def point(runner: Runner, run: Run, final: Tensor, weight: float = 1.0) -> Point:
+def point(runner: Runner, run: Run, final: Tensor, weight: float, graph: Graph) -> Point:
     """The gradients at every reader of a run, from that at its final residual."""
-    grads = {
-        layer: {name: found[name] for name in READS if name in found}
-        for layer, found in backward(runner, run, final, READS)
-    }
+    wanted, grads = READS + (NEURON_READS if graph.neurons else ()), {}
+    for layer, found in backward(runner, run, final, wanted):
+        grads[layer] = {name: found[name] for name in READS if name in found}
+        if chosen := graph.chosen(layer):
+            some = {name: found[name][:, chosen] for name in NEURON_READS if name in found}
+            grads[layer] |= some
     return Point(weight=weight, run=run, grads=grads, final=final)
 
 
@@ -120,6 +129,19 @@ def _reader_gradients(block: Block, x: Tensor, grads: Sites) -> Tensor:
     return found.addcmul_(along[..., None].to(x.dtype), wide.to(x.dtype), value=-1)
 
 
+def _neuron_gradients(block: Block, numbers: list[int], x: Tensor, grads: Sites) -> Tensor:
+    """(neurons, tokens, d_model) gradients at the input of each of some neurons."""
+    found = x.new_zeros(len(numbers), *x.shape)
+    for name, linear in (("pre", block.mlp.gate), ("pre_linear", block.mlp.up)):
+        if linear is not None:
+            found += grads[name].T[..., None] * linear.weight[:, numbers].T[:, None]
+    if block.ln2 is None:
+        return found
+    # A norm's derivative is symmetric but for its weights, which come after it.
+    plain = replace(block.ln2, weight=torch.ones_like(block.ln2.weight))
+    return through_norm(plain, x, found * block.ln2.weight)
+
+
 @dataclass(kw_only=True)
 class Products:
     """Sums over a row's tokens of (write of u) . (gradient at v), for some writers u.
@@ -148,7 +170,7 @@ class Products:
     def tiles(self) -> Iterator[tuple[slice, Index]]:
         """Rows of one length with (rows, positions) flat tokens, as many as fit."""
         decoder, layout = self.runner.decoder, self.layout
-        readers = max(group.stop for group in self.graph.groups(0).values())
+        readers = int(np.bincount(self.graph.reader_layer).max())
         size = max(4, decoder.unembed.element_size())
         width = self.writers.stop - self.writers.start + 4 * readers
         tokens = max(1, self.room // (width * decoder.d_model * size))
@@ -184,15 +206,30 @@ class Products:
                 add(slice(groups["q"].start, groups["v"].stop), graph.before(layer).stop, total)
             upto = (graph.before if blocks[layer].parallel else graph.heads)(layer).stop
             if self.writers.start < upto:
-                total = sum(one.weight * one.grads[layer]["read"][at] for one in points)
+                total = sum(self._mlp(layer, at, one) for one in points)
                 assert isinstance(total, Tensor)
-                add(groups["mlp_out"], upto, total[None])
+                add(graph.mlp_readers(layer), upto, total)
         self._logits(found, rows, tokens, points, writes.view(shape))
 
     def _attention(self, layer: int, at: Tensor, one: Point) -> Tensor:
         x = one.run.site(layer, "resid_pre")[at]
         grads = {name: one.weight * one.grads[layer][name][at] for name in ("q", "k", "v")}
         return _reader_gradients(self.runner.decoder.blocks[layer], x, grads)
+
+    def _mlp(self, layer: int, at: Tensor, one: Point) -> Tensor:
+        """(readers, tokens, d_model): of neurons that are nodes, then of the rest of the MLP."""
+        whole = one.weight * one.grads[layer]["read"][at][None]
+        numbers, block = self.graph.chosen(layer), self.runner.decoder.blocks[layer]
+        if not numbers:
+            return whole
+        grads = {
+            name: one.weight * one.grads[layer][name][at]
+            for name in NEURON_READS
+            if name in one.grads[layer]
+        }
+        x = one.run.site(layer, "resid_pre" if block.parallel else "resid_mid")[at]
+        own = _neuron_gradients(block, numbers, x, grads)
+        return torch.cat([own, whole - own.sum(0, keepdim=True)])
 
     def _logits(
         self,
@@ -218,9 +255,12 @@ class Products:
         if begin == 0:
             found[0] = self.change.embed[at]
         for layer, block in enumerate(decoder.blocks):
-            heads, mlp = self.graph.heads(layer), self.graph.mlp(layer)
-            if begin <= mlp < end:
-                found[mlp - begin] = self.change.mlp_out[layer][at]
+            heads = self.graph.heads(layer)
+            mlp = slice(heads.stop, self.graph.mlp(layer) + 1)
+            low, high = max(begin, mlp.start), min(end, mlp.stop)
+            if low < high:
+                some = self._mlp_writes(layer, at, one)
+                found[low - begin : high - begin] = some[low - mlp.start : high - mlp.start]
             low, high = max(begin, heads.start), min(end, heads.stop)
             if low < high:
                 raw = None
@@ -229,3 +269,16 @@ class Products:
                 some = head_writes(block, self.change.z[layer][at], raw)
                 found[low - begin : high - begin] = some[low - heads.start : high - heads.start]
         return found
+
+    def _mlp_writes(self, layer: int, at: Tensor, one: Point) -> Tensor:
+        """(neurons that are nodes and the rest, tokens, d_model), linear under a post-norm."""
+        whole = self.change.mlp_out[layer][at][None]
+        numbers, block = self.graph.chosen(layer), self.runner.decoder.blocks[layer]
+        if not numbers:
+            return whole
+        down = block.mlp.down.weight[numbers]
+        own = self.change.neurons[layer][at].T[..., None] * down[:, None]
+        found = torch.cat([own, whole - own.sum(0, keepdim=True)])
+        if block.ln2_post is None:
+            return found
+        return through_norm(block.ln2_post, one.run.site(layer, "mlp_raw")[at], found)

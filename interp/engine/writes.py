@@ -20,6 +20,9 @@ from interp.models.architecture import Block, Decoder, Linear, Norm
 class Writes:
     """What a run wrote, compactly: the embedding, and of every layer z and the MLP's output.
 
+    `neurons` holds the activations of those that are nodes, in order; there `mlp_out` is the whole
+    MLP's output before a post-norm, as their writes add up before it.
+
     `run` is the plain run they come from; None where they are the same for every token (zero and
     mean ablation), and then each tensor holds one token.
     """
@@ -27,12 +30,25 @@ class Writes:
     embed: Tensor
     z: tuple[Tensor, ...]
     mlp_out: tuple[Tensor, ...]
+    neurons: tuple[Tensor, ...] = ()
     run: Baseline | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them: the embedding, z of every layer, every MLP's output."""
-        return (self.embed, *self.z, *self.mlp_out)
+        """All of them: the embedding, z of every layer, every MLP's output, neurons by layer."""
+        return (self.embed, *self.z, *self.mlp_out, *self.neurons)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], layers: int, run: Baseline | None) -> Writes:
+        """The inverse of `tensors`."""
+        embed, z, rest = tensors[0], tensors[1 : 1 + layers], tensors[1 + layers :]
+        return cls(
+            embed=embed,
+            z=tuple(z),
+            mlp_out=tuple(rest[:layers]),
+            neurons=tuple(rest[layers:]),
+            run=run,
+        )
 
     @property
     def nothing(self) -> bool:
@@ -61,30 +77,52 @@ def with_others_at(base: Writes, other: Writes, positions: Index) -> Writes:
         mine[flat.to(mine.device)] = theirs[at.to(theirs.device)]
         return mine
 
-    embed, *rest = (mixed(*pair) for pair in zip(base.tensors, other.tensors, strict=True))
-    layers = len(base.z)
-    return Writes(embed=embed, z=tuple(rest[:layers]), mlp_out=tuple(rest[layers:]), run=base.run)
+    tensors = [mixed(*pair) for pair in zip(base.tensors, other.tensors, strict=True)]
+    return Writes.of(tensors, len(base.z), base.run)
+
+
+class EdgeRunner(Runner):
+    """A runner that knows which neurons of each layer are nodes."""
+
+    def __init__(self, decoder: Decoder, graph: Graph) -> None:
+        super().__init__(decoder)
+        layers = range(graph.n_layers) if graph.neurons else ()
+        self.neurons = [torch.tensor(graph.chosen(layer), dtype=torch.long) for layer in layers]
 
 
 def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
     """A runner for a graph: with expanded key/value heads, every query head has its own copy."""
     if not graph.expand_kv:
-        return Runner(decoder)
+        return EdgeRunner(decoder, graph)
     blocks = tuple(_expanded(block, graph.n_heads // graph.n_kv_heads) for block in decoder.blocks)
-    return Runner(replace(decoder, blocks=blocks))
+    return EdgeRunner(replace(decoder, blocks=blocks), graph)
 
 
 def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
     """What every writer writes in plain runs of some prompts."""
+    nodes = _nodes(runner)
+    kept = {"z", "mlp_out", *(("post", "mlp_raw") if nodes else ())}
     with torch.no_grad():
-        run = baseline(runner, prompts, frozenset({"z", "mlp_out"}))
+        run = baseline(runner, prompts, frozenset(kept))
     layers = range(len(runner.decoder.blocks))
+    posts = [run.sites.pop((layer, "post"))[:, nodes[layer]] for layer in layers if nodes]
+    outs = [run.sites[layer, "mlp_out"] for layer in layers]
+    for layer, chosen in enumerate(nodes):
+        raw = run.sites.pop((layer, "mlp_raw"), None)
+        if len(chosen) and raw is not None:
+            outs[layer] = raw
     return Writes(
         embed=run.sites[0, "resid_pre"],
         z=tuple(run.sites[layer, "z"] for layer in layers),
-        mlp_out=tuple(run.sites[layer, "mlp_out"] for layer in layers),
+        mlp_out=tuple(outs),
+        neurons=tuple(posts),
         run=run,
     )
+
+
+def _nodes(runner: Runner) -> list[Tensor]:
+    """Numbers of the neurons that are nodes, by layer; empty where there are none."""
+    return runner.neurons if isinstance(runner, EdgeRunner) else []
 
 
 def zero_writes(runner: Runner) -> Writes:
@@ -99,6 +137,7 @@ def zero_writes(runner: Runner) -> Writes:
         embed=nothing(decoder.d_model),
         z=tuple(nothing(*shape) for shape in heads),
         mlp_out=tuple(nothing(decoder.d_model) for _ in heads),
+        neurons=tuple(nothing(len(chosen)) for chosen in _nodes(runner)),
     )
 
 
@@ -111,9 +150,8 @@ def mean_writes(runner: Runner, batches: Iterable[Sequence[Sequence[int]]]) -> W
         sums = [values.double().sum(0, keepdim=True) for values in made.tensors]
         total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
         count += sum(map(len, prompts))
-    embed, *rest = ((values / count).to(runner.dtype) for values in total)
-    n_layers = len(runner.decoder.blocks)
-    return Writes(embed=embed, z=tuple(rest[:n_layers]), mlp_out=tuple(rest[n_layers:]))
+    means = [(values / count).to(runner.dtype) for values in total]
+    return Writes.of(means, len(runner.decoder.blocks), None)
 
 
 def _expanded(block: Block, copies: int) -> Block:

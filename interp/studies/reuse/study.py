@@ -22,6 +22,7 @@ from interp.studies.reuse.suite import (
     Entry,
     entry_named,
 )
+from interp.studies.reuse.writing import writes
 from interp.studies.steps import Result, Steps
 
 Study = frame.Study[Settings]
@@ -105,10 +106,20 @@ def _circuit(context: Context, entry: Entry) -> Result:
 def _compare(
     context: Context, entries: list[Entry], circuits: dict[str, Result], step: Steps
 ) -> None:
-    """Overlaps with IOI, those of every other pair, and the labels of heads."""
+    """Overlaps of every pair, what movers write, and the labels of heads."""
     names = list(circuits)
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    step("overlap", lambda: comparing.compared(context, circuits, pairs), circuits)
+    step(
+        "overlap",
+        lambda: comparing.compared(context, circuits, pairs),
+        circuits,
+        comparing.RULE,
+    )
+    step(
+        "writes",
+        lambda: {entry.name: writes(context, entry, circuits[entry.name]) for entry in entries},
+        circuits,
+    )
     step(
         "labels",
         lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},

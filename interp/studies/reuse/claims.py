@@ -171,5 +171,6 @@ def _repaired(results: dict[str, Result], name: str) -> Row:
         f"{right['high']:.2f}], {right['fixed']} fixed, {right['broken']} new mistakes; random "
         f"heads of the same layers, pointed to the same colours, {np.mean(right['null']):.2f} "
         f"(highest {max(right['null']):.2f}), p = {right['p']:.3f}, over the {rows} rows tried "
-        f"{p:.3f}",
+        f"{p:.3f}. Of all tokens the right colour is on top in {found['none']['top']['mean']:.2f} "
+        f"→ {x['top']['mean']:.2f}",
     )

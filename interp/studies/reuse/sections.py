@@ -115,12 +115,13 @@ def _acting(report: Report, results: dict[str, Result], by_task: dict[str, Resul
     """What the movers of IOI and of the trained skill read and write."""
     report.section("What the movers do", level=3)
     report.text(
-        "Attention from the last token, and the logits a head itself adds to the answer and to the "
-        "wrong answers on clean prompts (through the final norm, against the mean of the "
-        "vocabulary). A head can support the answer without looking at it: by reading the repeated "
-        "name and lowering that, or, in the last layer, by reading the last token itself, where "
-        "the answer already stands, and raising it. The first then bears the label of inhibition "
-        "though it writes to the logits, and the second bears none."
+        "attention: from the last token to the answer, the wrong answers, the cue (the repeated "
+        "name, the object asked about) and the last token itself. adds: the logits a head itself "
+        "adds to the answer, and to the wrong answers, on clean prompts (through the final norm, "
+        "against the mean of the vocabulary). A head can support the answer without looking at it: "
+        "by reading the repeated name and lowering that, or, in the last layer, by reading the "
+        "last token itself, where the answer already stands, and raising it. The first then bears "
+        "the label of inhibition though it writes to the logits, and the second bears none."
     )
     rows: list[dict[str, Any]] = []
     for name in (IOI.name, IOI_TRAINED.name, OBJECTS.name, OBJECTS_TRAINED.name):
@@ -132,16 +133,13 @@ def _acting(report: Report, results: dict[str, Result], by_task: dict[str, Resul
                 continue
             layer, index = place(head)
             looks = {relation: rows[layer][index] for relation, rows in attention.items()}
+            seen = [f"{looks[k]:.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
             rows.append(
                 {
                     "task": name,
                     "head": f"{head} ({value:+.3f})",
-                    "to answer": f"{looks['answer']:.2f}" if "answer" in looks else None,
-                    "to wrong": f"{looks['wrong']:.2f}" if "wrong" in looks else None,
-                    "to cue": f"{looks['cue']:.2f}" if "cue" in looks else None,
-                    "to itself": f"{x['self']:.2f}",
-                    "adds to answer": f"{x['answer']['mean']:+.2f}",
-                    "adds to wrong": f"{x['wrong']['mean']:+.2f}",
+                    "attention": ", ".join([*seen, f"{x['self']:.2f}"]),
+                    "adds": f"{x['answer']['mean']:+.2f}, {x['wrong']['mean']:+.2f}",
                     "so": in_words(x, looks, LOOKS),
                 }
             )
@@ -154,36 +152,43 @@ def overlap(report: Report, results: dict[str, Result]) -> None:
     report.section("What the circuits share")
     report.text(
         "shared: heads in common out of heads in a circuit, in any stage, of the two circuits cut "
-        "to one size: in every stage the strongest of each, as many as both have. pooled: the same "
-        "of the whole circuits; stagewise: within stages; iou: intersection over union. Intervals "
+        "to one size: in every stage the strongest of each, as many as both have. Intervals "
         "(95 %): halves of the prompts, the same ones in both tasks, about the value on all of "
         "them. random, p: heads with the layers of the second circuit. ceiling: half of a task's "
-        "prompts against its other half, the lower of the two tasks."
+        "prompts against its other half, the lower of the two tasks. rank correlation: of all "
+        "heads' effects on the logits, lowered by the noise of as many prompts. pooled: as shared, "
+        "of the whole circuits; stagewise: within stages; iou: intersection over union."
     )
     n = {name: found["n"] for name, found in circuits_of(results).items()}
     rows: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
     for row in results["overlap"]["pairs"]:
         if not {IOI.name, OBJECTS_TRAINED.name} & set(row["pair"]):
             continue
         x, size = row["matched"], min(n[name] for name in row["pair"])
+        tasks = {"tasks": " / ".join(row["pair"])}
         rows.append(
-            {
-                "tasks": " / ".join(row["pair"]),
+            tasks
+            | {
                 "shared": estimate(x | {"mean": x["value"], "n": size}),
+                "heads": f"{row['matched_common']} of {_sizes(row['matched_sizes'])}",
                 "random": f"{x['null']['mean']:.2f}",
                 "p": f"{x['null']['p']:.3f}",
                 "ceiling": f"{x['ceiling']:.2f}",
-                "heads": f"{row['matched_common']} of {_sizes(row['matched_sizes'])}; whole: "
-                f"{len(row['common'])} of {_sizes(row['sizes'])}",
-                **{name: f"{row[name]['value']:.2f}" for name in MEASURES if name != "matched"},
-                "rank correlation, movers": estimate(
+                "rank correlation": estimate(
                     row["spearman"] | {"mean": row["spearman"]["value"], "n": size}
                 ),
-                "heads in common": " ".join(row["common"]) or "none",
             }
+        )
+        whole.append(
+            tasks
+            | {name: f"{row[name]['value']:.2f}" for name in MEASURES if name != "matched"}
+            | {"heads": f"{len(row['common'])} of {_sizes(row['sizes'])}"}
+            | {"in common": " ".join(row["common"]) or "none"}
         )
     if rows:
         report.table(rows)
+        report.table(whole, caption="The whole circuits, of whatever sizes.")
     names = list(circuits_of(results))
     report.table(
         [

@@ -18,7 +18,7 @@ interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs ablated_runs capture ablation generation
+kept_runs ablated_runs capture ablation cumulative generation triggered
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
@@ -39,7 +39,8 @@ studies.verification.behaviour studies.verification.outcomes studies.verificatio
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
 studies.verification.claims studies.verification.sections_read
-studies.verification.sections_changed studies.verification.write_up
+studies.verification.sections_changed studies.verification.sections_base
+studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.writing studies.reuse.comparing
 studies.reuse.changed

@@ -36,7 +36,7 @@ study = study_reuse(model, trained, settings=settings, say=print)
 
 # %% What each pair of circuits shares, against random heads of the same layers
 for row in study.results["overlap"]["pairs"]:
-    x = row["pooled"]
+    x = row["matched"]
     print(f"{' / '.join(row['pair']):60} {x['value']:.2f}  random {x['null']['mean']:.2f}")
 
 # %% The repairing intervention, against random heads

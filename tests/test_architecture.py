@@ -44,9 +44,10 @@ studies.verification.claims studies.verification.published studies.verification.
 studies.verification.sections_changed studies.verification.sections_base
 studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
-studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
+studies.reuse.staging studies.reuse.labels studies.reuse.writing studies.reuse.comparing
+studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims
-studies.reuse.sections studies.reuse.write_up
+studies.reuse.sections studies.reuse.sections_used studies.reuse.write_up
 studies.refusal studies.refusal.context studies.refusal.behaviour studies.refusal.separating
 studies.refusal.pointing studies.refusal.angles studies.refusal.heading
 studies.refusal.constellating studies.refusal.methods studies.refusal.comparing

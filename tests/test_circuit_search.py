@@ -10,6 +10,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.masks import HIGH, LOW, TEMPERATURE, _Gates, learn_mask
 from interp.circuits.recovery import SEARCHES, recover, single_edge_truth
 from interp.circuits.redundancy import redundancy
+from interp.circuits.scoring import score_edges
 from interp.circuits.search import greedy, ranked, top_n
 from interp.circuits.trials import Trials
 from interp.errors import InterpError
@@ -176,6 +177,87 @@ def test_truth_is_one_edge_at_a_time(ablation):
         effect = (whole - trials.values(mask[None])[0]) / (whole - empty).mean()
         assert truth.signed[tuple(edge)] == pytest.approx(effect.mean(), abs=1e-4)
         assert truth.absolute[tuple(edge)] == pytest.approx(np.abs(effect).mean(), abs=1e-4)
+
+
+# Edges that a gradient sees (above a hundredth of the gap), of those in PLANTED: by method EAP,
+# EAP-IG-inputs, EAP-IG-activations, clean-corrupted.
+SEEN = {
+    "reverse": ("all",) * 4,
+    "frac_prevs": ("all",) * 4,
+    "hist": (
+        "L0.mlp_out->logits",
+        "L0.mlp_out->logits",
+        "L0H0->L0.mlp_out L0.mlp_out->logits",
+        "L0.mlp_out->logits",
+    ),
+    "sort": (
+        "input->L1H0.v L1H0->logits",
+        "input->L1H0.v L1H0->logits",
+        "L0.mlp_out->L1H0.k input->L1H0.v L1H0->logits",
+        "input->L1H0.v L1H0->logits",
+    ),
+    "counting_sort": (
+        "L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out L2.mlp_out->logits",
+        "L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out L2.mlp_out->logits",
+        "L0H0->L0.mlp_out L0H1->L0.mlp_out L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out "
+        "L2.mlp_out->logits",
+        "L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out L2.mlp_out->logits",
+    ),
+}
+SCORERS = ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "clean-corrupted")
+# Precision = recall at the truth's size; below the edges seen the order is rounding, so that one
+# edge more or less may be found by luck. None: no connected circuit of that size.
+AT_TRUTH = {
+    "reverse": (1, 1, 1, 1),
+    "frac_prevs": (1, 1, 1, 1),
+    "hist": (2 / 4, 2 / 4, 3 / 4, 2 / 4),
+    "sort": (4 / 6, 1, 5 / 6, 4 / 6),
+    "counting_sort": (2 / 7, 2 / 7, None, 2 / 7),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_edge_scorers_see_the_compiled_edges_that_are_not_saturated(name):
+    """Of the planted edges each scorer sees those pinned, no false ones, and 0 at the others."""
+    compiled = load_compiled(name, check=False)
+    task, true = compiled.task.first(24), set(PLANTED[name].split())
+    exact = score_edges(compiled.model, task, method="exact")
+    for method, seen in zip(SCORERS, SEEN[name], strict=True):
+        scores = score_edges(compiled.model, task, method=method)
+        wanted = true if seen == "all" else set(seen.split())
+        assert set(scores.graph.labels(np.abs(scores.signed) > 0.01)) == wanted, method
+        missed = np.array([scores.graph.edge(edge) for edge in sorted(true - wanted)], dtype=int)
+        for place in map(tuple, missed):
+            assert abs(scores.signed[place]) < 1e-4  # saturated: no gradient, not a small one
+            assert abs(exact.signed[place]) > 0.25
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_recovery_of_compiled_programs_by_edge_scorers(name):
+    """The table that `interp circuit recover` prints for the programs."""
+    compiled = load_compiled(name, check=False)
+    methods = [*SCORERS, "information-flow-routes"]
+    result = recover(compiled.model, compiled.task.first(24), methods=methods)
+    assert result.truth == len(PLANTED[name].split())
+    for method, expected in zip(SCORERS, AT_TRUTH[name], strict=True):
+        found = result.of_method(method)
+        if expected is None:
+            assert found.recall <= 1 / result.truth
+            continue
+        slack = 0 if expected == 1 and name != "sort" else 1.01 / result.truth
+        assert found.precision == pytest.approx(expected, abs=slack or 1e-9), method
+        assert found.recall == pytest.approx(expected, abs=slack or 1e-9), method
+    assert result.of_method("information-flow-routes").recall <= 0.25  # it is not causal
+
+
+def test_no_gradient_finds_the_edges_of_an_or_gate():
+    """One edge alone matters, on no path of one edge; the two that feed it stand in for another."""
+    model, task = load_model("toy-or"), toy_task("toy-or", 24)
+    result = recover(model, task, methods=[*SCORERS, "ACDC"])
+    assert result.truth == 1
+    assert [result.of_method(method).edges for method in SCORERS] == [0, 0, 0, 0]
+    found = result.of_method("ACDC")
+    assert (found.edges, found.recall, found.share) == (3, 1, pytest.approx(1, abs=1e-3))
 
 
 def test_recovery_counts_what_is_found():

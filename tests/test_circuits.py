@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +203,41 @@ def test_mib_files(graph, tmp_path):
         assert (found.mask == wide.mask).all()
         np.testing.assert_allclose(found.scores, wide.scores, atol=1e-6)
         assert graph.expand_kv or found.native().hash == circuit.hash
+
+
+def test_files_that_eap_ig_wrote_are_read_and_written_alike(tmp_path):
+    """The same circuit in both formats, from that package's own code (tests/data/README.md)."""
+    data = Path(__file__).parent / "data"
+    theirs = json.loads((data / "eap_ig_circuit.json").read_text())
+    tensors = torch.load(data / "eap_ig_circuit.pt", weights_only=True)  # noqa: TID251
+    found = from_mib_json(data / "eap_ig_circuit.json")
+    assert found.hash == from_mib_pt(data / "eap_ig_circuit.pt").hash
+    assert found.graph == Graph(n_layers=2, n_heads=3, n_kv_heads=3, parallel=False)
+    assert found.scores is not None
+    inside = {name for name, facts in theirs["edges"].items() if facts["in_graph"]}
+    assert 10 < len(inside) < 50
+    assert int(found.mask.sum()) == len(inside)
+    # A name of theirs says where the edge is here: a1.h2<k> reads as L1H2.k, m0 as L0.mlp_out.
+    for ours, name in (
+        ("input->L1H2.k", "input->a1.h2<k>"),
+        ("L0H1->L0.mlp_out", "a0.h1->m0"),
+        ("L0.mlp_out->L1H0.v", "m0->a1.h0<v>"),
+        ("L1.mlp_out->logits", "m1->logits"),
+    ):
+        place = found.graph.edge(ours)
+        assert found.scores[place] == theirs["edges"][name]["score"]
+        assert found.mask[place] == theirs["edges"][name]["in_graph"]
+    again = json.loads(to_mib_json(found, tmp_path / "c.json", d_model=24).read_text())
+    assert again == theirs
+    assert list(again["nodes"]) == list(theirs["nodes"])
+    written = torch.load(to_mib_pt(found, tmp_path / "c.pt", d_model=24), weights_only=True)  # noqa: TID251
+    assert written.keys() == tensors.keys()
+    for name, value in tensors.items():
+        if isinstance(value, torch.Tensor):
+            assert written[name].dtype == value.dtype
+            assert torch.equal(written[name], value)
+        else:
+            assert written[name] == value
 
 
 def test_mib_files_that_are_refused(tmp_path):

@@ -8,35 +8,43 @@ import torch
 import transformers
 
 from interp.ablation import ablate
+from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.loading import wrap
 from interp.models.language_model import LanguageModel
 from interp.studies.reuse.claims import claims
+from interp.studies.reuse.comparing import correlation, side_of
 from interp.studies.reuse.context import Choices, Context, Settings, choices
-from interp.studies.reuse.imposing import blend, evenly, impose, matched, written
+from interp.studies.reuse.imposing import blend, evenly, impose, written
+from interp.studies.reuse.imposing import matched as matched_heads
 from interp.studies.reuse.labels import Looks, assign
 from interp.studies.reuse.overlap import (
+    MEASURES,
     Effects,
+    around,
     chance,
-    halves,
+    clear,
+    half_samples,
+    matched,
     overlap,
     pooled,
     random_circuit,
-    resampled,
     strongest,
+    subsampled,
 )
-from interp.studies.reuse.repairing import _paired, chosen_heads, plans_of
-from interp.studies.reuse.staging import circuit, circuits_of, effects_of, heads_of
+from interp.studies.reuse.repairing import _paired, chosen_heads, over_all, plans_of
+from interp.studies.reuse.staging import circuit, circuits_of, clear_heads, effects_of, heads_of
 from interp.studies.reuse.study import study_reuse
 from interp.studies.reuse.suite import BY_NAME, IOI, OBJECTS, Roles, entry_named
 from interp.studies.reuse.write_up import write_up
+from interp.studies.reuse.writing import in_words, writes
 from interp.tasks import load_task
 from interp.tasks.names import IOI_TEMPLATES
 from interp.tasks.objects import make_scenes
 from interp.tasks.words import CAPITALS
 from tests.families import random_task
 
-SETTINGS = Settings(n=6, tested=12, share=0.1, draws=20, sets=3, resamples=20)
+SETTINGS = Settings(n=6, tested=12, share=0.25, draws=20, sets=3, resamples=20)
 
 
 # -- tasks ---------------------------------------------------------------------------------
@@ -122,47 +130,119 @@ def test_scenes_ask_what_they_say():
 
 
 def test_overlap_against_sets_by_hand():
-    one = {"a": frozenset({1, 2}), "b": frozenset({3, 4})}
-    other = {"a": frozenset({1, 3}), "b": frozenset({4, 9})}
+    one = {"a": (1, 2), "b": (3, 4)}
+    other = {"a": (1, 3), "b": (4, 9)}
     # stages: {1} and {4}; as a whole {1,2,3,4} and {1,3,4,9}
-    assert overlap(one, other) == {"stagewise": 0.5, "pooled": 0.75, "iou": 0.6}
+    assert overlap(one, other) == {"stagewise": 0.5, "pooled": 0.75, "iou": 0.6, "matched": 0.75}
     assert set(overlap(one, one).values()) == {1.0}
-    for bad in ({"a": frozenset({1})}, {"a": frozenset(), "b": frozenset()}):
+    for bad in ({"a": (1,)}, {"a": (), "b": ()}):
         with pytest.raises(InterpError, match="same stages"):
             overlap(one, bad)
 
 
+def test_matched_circuits_are_the_strongest_of_each_as_many_as_both_have():
+    one = {"a": (5, 1, 2), "b": (3,), "c": ()}
+    other = {"a": (1, 5), "b": (3, 4), "c": (9,)}
+    assert matched(one, other) == (
+        {"a": (5, 1), "b": (3,), "c": ()},
+        {"a": (1, 5), "b": (3,), "c": ()},
+    )
+    found = overlap(one, other)
+    assert found["matched"] == 1.0
+    assert found["pooled"] == pytest.approx(3 / 4.5)
+    assert overlap({"a": (1,), "b": ()}, {"a": (), "b": (1,)})["matched"] == 0.0
+
+
 def test_strongest_takes_the_largest_of_either_sign_and_no_zeros():
-    assert strongest(np.array([0.1, -3.0, 2.0, 0.0]), 2) == {1, 2}
-    assert strongest(np.array([0.0, 1.0, 0.0]), 3) == {1}
+    assert strongest(np.array([0.1, -3.0, 2.0, 0.0]), 2) == (1, 2)
+    assert strongest(np.array([0.0, 1.0, 0.0]), 3) == (1,)
+
+
+def test_only_heads_distinguishable_from_zero_are_in_a_circuit():
+    """Head 0 is strong and steady, 1 strong but noise, 2 weak and steady, 3 nothing."""
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((40, 4))
+    noise -= noise.mean(0)
+    noise /= noise.std(0, ddof=1)
+    rows = np.array([3.0, 1.0, -0.4, 0.0]) + noise * np.array([1.0, 4.0, 0.5, 1.0])
+    errors = np.array([1.0, 4.0, 0.5, 1.0]) / np.sqrt(40)
+    assert clear(rows).tolist() == (np.abs(rows.mean(0)) > 1.96 * errors).tolist()
+    effects = Effects(stages={"a": rows})
+    # The noisy head's place stays empty: with two places there is one head, with three two.
+    assert [effects.circuit(k)["a"] for k in (1, 2, 3)] == [(0,), (0,), (0, 2)]
+    with pytest.raises(InterpError, match="1 prompts"):
+        clear(rows[:1])
 
 
 def test_chance_is_the_mean_over_all_matched_sets():
     heads = 4
-    one = {"a": frozenset({0, 1, 5})}
-    other = {"a": frozenset({0, 2, 6})}
+    one = {"a": (0, 1, 5)}
+    other = {"a": (0, 2, 6)}
     drawn = [
-        overlap(one, {"a": frozenset({*first, 4 + second})})["iou"]
+        overlap(one, {"a": (*first, 4 + second)})["iou"]
         for first in combinations(range(heads), 2)
         for second in range(heads)
     ]
-    found = chance(one, other, heads, 4000, 0)["iou"]
-    assert np.mean(found) == pytest.approx(np.mean(drawn), abs=0.02)
+    found = chance(one, other, heads, 4000, 0)
+    assert np.mean(found["iou"]) == pytest.approx(np.mean(drawn), abs=0.02)
+    assert found["matched"] != found["pooled"]  # drawn on their own
+    assert np.mean(found["matched"]) == pytest.approx(np.mean(found["pooled"]), abs=0.03)
     rng = np.random.default_rng(0)
     for _ in range(20):
         layers = sorted(head // heads for head in pooled(random_circuit(other, heads, rng)))
         assert layers == [0, 0, 1]
 
 
-def test_resampling_brackets_a_stable_overlap_and_halves_of_noise_share_little():
+def test_halves_of_a_clear_task_agree_and_halves_of_noise_share_little():
     rng = np.random.default_rng(0)
     planted = np.zeros(60)
     planted[:6] = 5
-    clear = Effects(stages={"a": planted + 0.1 * rng.standard_normal((20, 60))})
+    distinct = Effects(stages={"a": planted + 0.1 * rng.standard_normal((20, 60))})
     noise = Effects(stages={"a": rng.standard_normal((20, 60))})
-    assert set(resampled(clear, clear, 6, 30, 0)["iou"]) == {1.0}
-    assert np.mean(halves(clear, 6, 30, 0)["pooled"]) == 1.0
-    assert np.mean(halves(noise, 6, 60, 0)["pooled"]) < 0.35
+    for effects, agree in ((distinct, True), (noise, False)):
+        side = side_of(effects, 6, 60, 0)
+        found = subsampled(*zip(*side.halves, strict=True))
+        assert (np.mean(found["pooled"]) == 1.0) if agree else (np.mean(found["pooled"]) < 0.35)
+    parts = half_samples(9, 20, 0)
+    assert all(len({*one, *other}) == 8 and len(one) == 4 for one, other in parts)
+    with pytest.raises(InterpError, match="at least 4"):
+        half_samples(3, 1, 0)
+
+
+def _planted(rng, heads=80, strong=6, common=3):
+    """Two tasks' true mean effects: graded, some of the strongest heads the same."""
+    strength = np.linspace(2.0, 0.7, strong)
+    means = 0.15 * rng.standard_normal((2, heads))
+    means[1] = 0.5 * means[0] + 0.5 * means[1]
+    means[0, :strong] = strength
+    means[1, strong - common : 2 * strong - common] = strength[::-1]
+    return means
+
+
+def test_intervals_contain_their_estimates_and_cover_the_truth():
+    """Studies of 32 prompts a task, of known mean effects, with noise that swaps ranks.
+
+    The truth of an overlap is that of the means themselves, of the rank correlation its mean over
+    studies, for noise lowers it at any number of prompts.
+    """
+    rng, k, draws, studies = np.random.default_rng(0), 5, 100, 60
+    means = _planted(rng)
+    truth = overlap(*({"a": strongest(mean, k)} for mean in means))
+    found = []
+    for seed in range(studies):
+        rows = [mean + 1.5 * rng.standard_normal((32, means.shape[1])) for mean in means]
+        left, right = (side_of(Effects(stages={"a": row}), k, draws, seed) for row in rows)
+        value = overlap(left.circuit, right.circuit)
+        drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves])
+        study = {name: (value[name], *around(value[name], drawn[name])) for name in MEASURES}
+        ranks = correlation(left, right)
+        found.append(study | {"spearman": (ranks["value"], ranks["low"], ranks["high"])})
+    truth["spearman"] = float(np.mean([study["spearman"][0] for study in found]))
+    for name, right in truth.items():
+        assert all(low <= value <= high for value, low, high in (s[name] for s in found))
+        covered = [low - 1e-9 <= right <= high + 1e-9 for _, low, high in (s[name] for s in found)]
+        assert np.mean(covered) >= 0.9, name
+        assert np.mean([high - low for _, low, high in (s[name] for s in found)]) < 0.75, name
 
 
 # -- labels --------------------------------------------------------------------------------
@@ -250,7 +330,7 @@ def _runs(model: LanguageModel, prompts, hooks):
 def test_matched_heads_keep_the_layers_and_differ(family_models):
     model, rng = family_models["llama"], np.random.default_rng(0)
     for _ in range(10):
-        drawn = matched(model, ["L0H1", "L0H2", "L2H0"], rng)
+        drawn = matched_heads(model, ["L0H1", "L0H2", "L2H0"], rng)
         assert [head[:2] for head in drawn.values()] == ["L0", "L0", "L2"]
         assert len(set(drawn.values())) == 3
         assert not set(drawn.values()) & set(drawn)
@@ -266,12 +346,43 @@ def test_new_mistakes_are_counted_beside_what_is_mended():
     assert found["p"] == pytest.approx(1 / 3)
 
 
+def _rows(shares):
+    return {
+        name: {"right": {"mean": one[0], "null": list(one[1:])}} for name, one in shares.items()
+    }
+
+
+def test_p_over_all_rows_is_that_of_the_largest_row():
+    rng = np.random.default_rng(0)
+    null = {f"r{i}": rng.random(31) for i in range(9)}
+    planted = np.array([9.0, *rng.random(30)])
+    found = over_all(_rows({"both": planted} | null))
+    assert found["both"] == pytest.approx(1 / 31)
+    assert min(found[name] for name in null) > 1 / 31
+    # By hand, two rows of one own and three random sets: z of each row, the larger of each draw.
+    small = {"a": [0.9, 0.1, 0.2, 0.3], "b": [0.5, 0.5, 0.5, 0.9]}
+    z = np.array([(np.array(x) - np.mean(x)) / np.std(x) for x in small.values()])
+    by_hand = [(z.max(0) >= row[0]).mean() for row in z]
+    assert list(over_all(_rows(small)).values()) == pytest.approx(by_hand)
+    assert over_all(_rows({"flat": [1.0, 1.0, 1.0]})) == {"flat": 1.0}
+
+
+def test_p_over_all_rows_errs_no_more_often_than_it_says():
+    rng = np.random.default_rng(1)
+    least = [
+        min(over_all(_rows({f"r{i}": rng.random(20) for i in range(10)})).values())
+        for _ in range(400)
+    ]
+    assert np.mean(np.array(least) <= 0.05 + 1e-9) < 0.09  # 0.05 of 400, +- 0.011
+    assert np.mean(np.array(least) <= 0.5) > 0.4  # and not much less often
+
+
 # -- the study on a tiny model -------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def worded() -> LanguageModel:
-    """A random Llama whose tokeniser has every word of the tasks as a token."""
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def worded(request) -> LanguageModel:
+    """A random model whose tokeniser has every word of the tasks as a token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     texts = []
@@ -287,15 +398,21 @@ def worded() -> LanguageModel:
         tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>"
     )
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        bos_token_id=None, eos_token_id=0,
-    )  # fmt: skip
+    if request.param == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+            bos_token_id=None, eos_token_id=0,
+        )  # fmt: skip
+    else:
+        config = transformers.GPT2Config(
+            vocab_size=len(vocabulary), n_embd=32, n_inner=48, n_layer=3, n_head=4, n_positions=128,
+            bos_token_id=None, eos_token_id=0,
+        )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return wrap(model.eval(), fast, name="worded", check=False)
+    return wrap(model.eval(), fast, name=f"worded-{request.param}", check=False)
 
 
 def test_entries_fit_their_prompts(worded):
@@ -341,8 +458,48 @@ def test_a_circuit_s_receivers_are_the_supporting_heads_of_the_stage_before(word
     assert found["stages"]["inhibition"]["receivers"] == [f"{head}.q" for head in movers]
     kept = effects_of(found).circuit(found["k"])
     for stage, rows in found["stages"].items():
-        assert {f"L{h // 4}H{h % 4}" for h in kept[stage]} == set(rows["heads"])
+        assert {f"L{h // 4}H{h % 4}" for h in kept[stage]} == set(clear_heads(found, stage))
+        assert set(clear_heads(found, stage)) <= set(rows["heads"])
         assert len(rows["heads"]) <= found["k"]
+
+
+def test_what_movers_read_and_write_is_what_a_loop_finds(worded):
+    context = Context(model=worded, trained=None, settings=SETTINGS)
+    task = context.task(IOI)
+    heads = ["L0H1", "L2H3"]
+    found = {"n_heads": 4, "stages": {"movers": {"heads": heads, "values": [1.0] * 12}}}
+    seen = writes(context, IOI, found)
+    decoder = worded.require_decoder("a test")
+    norm, ids = decoder.ln_final, lambda texts: [worded.token_id(text)[0] for text in texts]
+    rows = {head: [] for head in heads}
+    for pair in task.pairs:
+        run = run_with_cache(worded, [pair.clean], sites=["z", "pattern", "resid_post"])
+        end = run[2, "resid_post"][0, -1].double()
+        end = end - end.mean() if norm.centred else end
+        for head in heads:
+            layer, index = int(head[1]), int(head[3])
+            part = run[layer, "z"][0, -1, index].double()
+            part = part @ decoder.blocks[layer].attn.o.weight[8 * index : 8 * index + 8].double()
+            part = part - part.mean() if norm.centred else part
+            share = part / (end.pow(2).mean() + norm.eps).sqrt() * norm.weight.double()
+            logits = decoder.unembed.double() @ share
+            logits = logits - logits.mean()
+            pattern = run[layer, "pattern"][0, -1, index]
+            sides = [float(logits[ids(texts)].mean()) for texts in (pair.answers, pair.wrong)]
+            rows[head].append([*sides, float(pattern[-1]), float(pattern[0])])
+    assert set(seen) == set(heads)
+    for head, x in seen.items():
+        told = [x["answer"]["mean"], x["wrong"]["mean"], x["self"], x["first"]]
+        assert told == pytest.approx(np.mean(rows[head], 0).tolist(), abs=1e-5)
+
+
+def test_what_a_head_does_in_words():
+    x = {"answer": {"mean": -0.2}, "wrong": {"mean": -2.5}, "self": 0.0, "first": 0.2}
+    looks = {"answer": 0.05, "wrong": 0.05, "cue": 0.65, "duplicate": 0.9}
+    assert in_words(x, looks, 0.1) == "looks at the cue, lowers the wrong answer"
+    x = {"answer": {"mean": 1.7}, "wrong": {"mean": 0.6}, "self": 0.5, "first": 0.1}
+    assert in_words(x, {"answer": 0.0}, 0.1) == "looks at the last token itself, raises the answer"
+    assert in_words(x | {"self": 0.05, "first": 0.0}, {}, 0.1).startswith("looks at nothing named")
 
 
 def _any_circuit(context):
@@ -393,14 +550,24 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
     )
     assert any("minutes for the circuits" in line for line in lines)
     assert set(circuits_of(first.results)) == set(BY_NAME)
-    for row in first.results["overlap"]["pairs"]:
-        if row["pair"] == ["ioi", "ioi, trained model"]:  # here one and the same model
-            assert row["iou"]["value"] == 1.0
+    shared, same = first.results["overlap"], ["ioi", "ioi, trained model"]
+    assert len(shared["pairs"]) > 3
+    assert not {name for row in shared["pairs"] for name in row["pair"]} & {*shared["empty"]}
+    for row in shared["pairs"]:
+        assert all(row[name]["low"] <= row[name]["value"] <= row[name]["high"] for name in MEASURES)
+        assert row["spearman"]["low"] <= row["spearman"]["value"] <= row["spearman"]["high"]
+        if row["pair"] == same:  # here one and the same model
+            assert row["matched"]["value"] == row["iou"]["value"] == 1.0
+            # On the same halves of the same prompts.
+            assert row["spearman"]["low"] == pytest.approx(1.0)
     assert claims(first.results)
     saved = write_up(first).save(tmp_path / "report")
     text = saved.read_text()
-    for part in ("What holds", "25/32", "0.496", "Forget ioi"):
+    for part in ("What holds", "25/32", "0.496", "0.69", "told from outside", "Forget ioi"):
         assert part in text
+    assert "&gt;" not in text
+    for name in shared["empty"]:
+        assert f"- {name}: no head is distinguishable" in text
     monkeypatch.setattr(staging, "path_patching", None)
     monkeypatch.setattr("interp.studies.reuse.study.repair", None)
     again = study_reuse(worded, worded, settings=SETTINGS, directory=tmp_path / "steps")

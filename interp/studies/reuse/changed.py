@@ -22,7 +22,7 @@ ACTING = ("movers", "inhibition")
 
 
 def head_sets(circuits: Mapping[str, Result], stages: Sequence[str] = ACTING) -> dict[str, list]:
-    """The heads of each circuit, by name; empty ones left out."""
+    """The heads listed for each circuit, clear of zero or not, by name; empty ones left out."""
     found = {
         name: list(dict.fromkeys(h for stage in stages for h in heads_of(circuit, stage)))
         for name, circuit in circuits.items()

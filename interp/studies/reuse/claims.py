@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interp.studies.reuse.staging import circuits_of, heads_of
-from interp.studies.reuse.suite import IOI, OBJECTS, OBJECTS_TRAINED, entry_named
+from interp.studies.reuse.repairing import over_all
+from interp.studies.reuse.staging import circuits_of, clear_heads, value_of
+from interp.studies.reuse.suite import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
 from interp.studies.steps import Result
 
 Row = dict[str, str]
@@ -39,12 +40,12 @@ def _row(claim: str, holds: bool | None, evidence: str) -> Row:
     return {"claim": claim, "here": said, "evidence": evidence}
 
 
-def shown(row: Result, measure: str = "pooled") -> str:
-    """An overlap with its interval, chance level and ceiling in words."""
+def shown(row: Result, measure: str = "matched") -> str:
+    """An overlap with its interval and chance level in words."""
     x = row[measure]
     return (
-        f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, p = "
-        f"{x['null']['p']:.3f}; halves of one task {x['ceiling']:.2f})"
+        f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, "
+        f"p = {x['null']['p']:.3f})"
     )
 
 
@@ -63,7 +64,7 @@ def _variants(results: dict[str, Result]) -> Row:
     found = _values(results, ["variant"])
     if not found:
         return {}
-    above = [row["pooled"]["null"]["p"] < 0.05 for row in found.values()]
+    above = [row["matched"]["null"]["p"] < 0.05 for row in found.values()]
     return _row(
         "Variants of IOI share its circuit beyond chance",
         True if all(above) else None if any(above) else False,
@@ -76,10 +77,10 @@ def _specific(results: dict[str, Result]) -> Row:
     variants, controls = _values(results, ["variant"]), _values(results, ["control"])
     if not variants or not controls:
         return {}
-    least = min(row["pooled"]["value"] for row in variants.values())
-    most = max(row["pooled"]["value"] for row in controls.values())
-    clear = min(row["pooled"]["low"] for row in variants.values()) > max(
-        row["pooled"]["high"] for row in controls.values()
+    least = min(row["matched"]["value"] for row in variants.values())
+    most = max(row["matched"]["value"] for row in controls.values())
+    clear = min(row["matched"]["low"] for row in variants.values()) > max(
+        row["matched"]["high"] for row in controls.values()
     )
     return _row(
         "Unrelated tasks share less of it",
@@ -91,15 +92,16 @@ def _specific(results: dict[str, Result]) -> Row:
 
 def _shared(results: dict[str, Result], name: str, claim: str) -> Row:
     row = pair_of(results, IOI.name, name)
-    assert row is not None
+    if row is None:
+        return {}
     controls = {
         other: found
         for other in circuits_of(results)
         if entry_named(other).group == "control"
         and (found := pair_of(results, other, name)) is not None
     }
-    above = row["pooled"]["null"]["p"] < 0.05
-    beyond = all(row["pooled"]["value"] > x["pooled"]["value"] for x in controls.values())
+    above = row["matched"]["null"]["p"] < 0.05
+    beyond = all(row["matched"]["value"] > x["matched"]["value"] for x in controls.values())
     return _row(
         claim,
         True if above and beyond else None if above else False,
@@ -124,22 +126,27 @@ def _needed(results: dict[str, Result]) -> Row:
 
 
 def _gatherers(results: dict[str, Result]) -> Row:
-    """Of the heads that tell Colored Objects' movers where to look, those that read the object."""
+    """Of the heads that tell Colored Objects' movers where to look, those that read the object.
+
+    Their own are those that IOI's stage in the same model does not have, with either sign.
+    """
     circuits = circuits_of(results)
     name = next((n for n in (OBJECTS_TRAINED.name, OBJECTS.name) if n in circuits), None)
-    if name is None:
+    other = IOI_TRAINED.name if name == OBJECTS_TRAINED.name else IOI.name
+    if name is None or other not in circuits:
         return {}
-    heads = heads_of(circuits[name], "inhibition", 1)
+    heads = clear_heads(circuits[name], "inhibition", 1)
     marks = results["labels"][name]["labels"]
     reading = [head for head in heads if "content gatherer" in marks.get(head, [])]
-    ours = heads_of(circuits[IOI.name], "inhibition", 1)
-    new = [head for head in reading if head not in ours]
+    signed = value_of(circuits[other], "inhibition")
+    there = [head for head in reading if head in clear_heads(circuits[other], "inhibition")]
     return _row(
         "Where IOI has inhibition heads, Colored Objects has content gatherers of its own",
-        bool(reading) if len(new) == len(reading) else None if new else False,
+        False if len(there) == len(reading) else None if there else True,
         f"{name}: of {len(heads)} supporting heads of that stage {len(reading)} attend from the "
-        f"last token to the object asked about ({' '.join(reading) or 'none'}), of which "
-        f"{len(reading) - len(new)} are in IOI's stage too",
+        f"last token to the object asked about ({' '.join(reading) or 'none'}); of these "
+        f"{len(there)} are in the stage of {other} too"
+        + (f" ({', '.join(f'{head} {signed[head]:+.3f}' for head in there)})" if there else ""),
     )
 
 
@@ -149,17 +156,21 @@ def _repaired(results: dict[str, Result], name: str) -> Row:
     if x is None:
         return {}
     right, none = x["right"], found["none"]["right"]
-    better = right["fixed"] > right["broken"] and right["p_paired"] < 0.05
+    rows = len(found["sets"])
+    better = right["fixed"] > right["broken"] and right["p_paired"] * rows < 0.05
+    p = over_all(found["sets"])[f"{name}, full"]
     what = {
         "both": "inhibition heads and negative mover",
         "negative mover": "the negative mover alone",
         "inhibition": "inhibition heads alone",
     }[name]
     return _row(
-        f"Attention of {what} turned to the wrong colours repairs Colored Objects",
-        True if better and right["p"] < 0.05 else None if better else False,
-        f"right {none['mean']:.2f} -> {right['mean']:.2f} [{right['low']:.2f}, "
+        f"Pointed to the two wrong colours, the attention of {what} repairs Colored Objects",
+        True if better and p < 0.05 else None if better else False,
+        f"right {none['mean']:.2f} → {right['mean']:.2f} [{right['low']:.2f}, "
         f"{right['high']:.2f}], {right['fixed']} fixed, {right['broken']} new mistakes; random "
-        f"heads of the same layers {np.mean(right['null']):.2f} (highest "
-        f"{max(right['null']):.2f}), p = {right['p']:.3f}",
+        f"heads of the same layers, pointed to the same colours, {np.mean(right['null']):.2f} "
+        f"(highest {max(right['null']):.2f}), p = {right['p']:.3f}, over the {rows} rows tried "
+        f"{p:.3f}. Of all tokens the right colour is on top in {found['none']['top']['mean']:.2f} "
+        f"→ {x['top']['mean']:.2f}",
     )

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from interp.components import Component
 from interp.metrics import mean_estimate, share_estimate
 from interp.nulls import null_of
 from interp.studies.reuse.context import Context, choices
 from interp.studies.reuse.overlap import (
     MEASURES,
+    Effects,
     Heads,
+    around,
     chance,
-    halves,
+    half_samples,
+    matched,
     overlap,
     pooled,
-    resampled,
+    subsampled,
 )
 from interp.studies.reuse.staging import effects_of, label
 from interp.studies.reuse.suite import Entry
@@ -55,13 +57,36 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
     return found
 
 
-def heads_by_stage(found: Result) -> dict[str, Heads]:
-    """A circuit as head numbers."""
-    stages = {}
-    for name, stage in found["stages"].items():
-        parts = [Component.parse(head) for head in stage["heads"]]
-        stages[name] = frozenset(p.layer * found["n_heads"] + (p.index or 0) for p in parts)
-    return stages
+RULE = "clear heads, matched size, half-sample intervals"
+"""What `compared` does, as part of its step's key: other rules of it are other results."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A task's circuit, and the same on halves of its prompts.
+
+    halves: for every draw the circuits of a half and of the other half. ranks: (draws, heads)
+    ranks of the first stage's mean effects on the first of these halves.
+    """
+
+    circuit: dict[str, Heads]
+    halves: list[tuple[dict[str, Heads], dict[str, Heads]]]
+    means: np.ndarray
+    ranks: np.ndarray
+
+
+def side_of(effects: Effects, k: int, draws: int, seed: int) -> Side:
+    """A task's circuit on all prompts and on random halves of them, the same in every task."""
+    from scipy.stats import rankdata
+
+    parts = half_samples(effects.n, draws, seed)
+    movers = next(iter(effects.stages.values()))
+    return Side(
+        circuit=effects.circuit(k),
+        halves=[(effects.circuit(k, one), effects.circuit(k, other)) for one, other in parts],
+        means=movers.mean(0),
+        ranks=np.stack([rankdata(movers[one].mean(0)) for one, _ in parts]),
+    )
 
 
 def compared(
@@ -69,70 +94,88 @@ def compared(
 ) -> Result:
     """The overlap of pairs of circuits, with intervals, chance levels and ceilings.
 
-    For each measure of `interp.studies.reuse.overlap.overlap`: its value, the 95 % range over
-    prompts resampled in both tasks, the null of random heads with the layers of the second
-    circuit, and the ceiling: half a task's prompts against the other half, the lower of the two
-    tasks. spearman: rank correlation of all heads' effects in the first stage, with the range
-    over resampled prompts.
+    A circuit is the k strongest heads of every stage that are distinguishable from zero, so that
+    circuits differ in size; a task that has none is left out and named in `empty`. For each
+    measure of `interp.studies.reuse.overlap.overlap`: its value, the interval `around` it from
+    halves of the prompts (the same ones in both tasks, which may share prompts), the null of
+    random heads with the layers of the second circuit, and the ceiling: half a task's prompts
+    against the other half, the lower of the two tasks. spearman: rank correlation of all heads'
+    effects in the first stage, with its interval.
     """
     settings = context.settings
-    within = {
-        name: halves(effects_of(found), context.k, settings.resamples // 5, settings.seed)
+    sides = {
+        name: side_of(effects_of(found), context.k, settings.resamples, settings.seed)
         for name, found in circuits.items()
+    }
+    empty = [name for name, side in sides.items() if not pooled(side.circuit)]
+    within = {
+        name: subsampled(*zip(*side.halves, strict=True))
+        for name, side in sides.items()
+        if name not in empty
     }
     rows = []
     for one, other in pairs:
-        left, right = circuits[one], circuits[other]
-        ours, theirs = heads_by_stage(left), heads_by_stage(right)
-        value = overlap(ours, theirs)
-        first, second = effects_of(left), effects_of(right)
-        drawn = resampled(first, second, context.k, settings.resamples, settings.seed)
-        random = chance(ours, theirs, left["n_heads"], settings.draws, settings.seed)
-        common = sorted(pooled(ours) & pooled(theirs))
-        row: dict[str, Any] = {
-            "pair": [one, other],
-            "common": [label(head, left["n_heads"]) for head in common],
-            "sizes": [len(pooled(ours)), len(pooled(theirs))],
-            "stages": {
-                stage: [
-                    label(head, left["n_heads"]) for head in sorted(ours[stage] & theirs[stage])
-                ]
-                for stage in ours
-            },
-            "spearman": _correlation(
-                first.stages["movers"], second.stages["movers"], settings.seed
-            ),
-        }
+        if one in empty or other in empty:
+            continue
+        n_heads = circuits[one]["n_heads"]
+        left, right = sides[one], sides[other]
+        row = _described(left.circuit, right.circuit, n_heads)
+        value = overlap(left.circuit, right.circuit)
+        drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves])
+        random = chance(left.circuit, right.circuit, n_heads, settings.draws, settings.seed)
         for name in MEASURES:
-            low, high = np.quantile(drawn[name], [0.025, 0.975])
+            low, high = around(value[name], drawn[name])
             row[name] = {
                 "value": value[name],
-                "low": float(low),
-                "high": float(high),
-                "resampled_mean": float(np.mean(drawn[name])),
+                "low": low,
+                "high": high,
+                "halves_mean": float(np.mean(drawn[name])),
                 "null": plain(null_of(value[name], np.array(random[name]))),
                 "ceiling": min(float(np.mean(within[task][name])) for task in (one, other)),
             }
-        rows.append(row)
-    return {"pairs": rows, "halves": {n: _summary(found) for n, found in within.items()}}
+        rows.append({"pair": [one, other], "spearman": correlation(left, right)} | row)
+    return {
+        "pairs": rows,
+        "empty": empty,
+        "halves": {name: _summary(found) for name, found in within.items()},
+        "circuits": {
+            name: {
+                stage: [label(head, circuits[name]["n_heads"]) for head in heads]
+                for stage, heads in side.circuit.items()
+            }
+            for name, side in sides.items()
+        },
+    }
 
 
-def _correlation(one: np.ndarray, other: np.ndarray, seed: int, draws: int = 200) -> Result:
-    from scipy import stats
+def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: int) -> Result:
+    """Which heads two circuits share, and how large they are, as found and cut to one size."""
+    ours, theirs = matched(left, right)
+    common = sorted(pooled(left) & pooled(right))
+    return {
+        "common": [label(head, n_heads) for head in common],
+        "sizes": [len(pooled(left)), len(pooled(right))],
+        "matched_common": len(pooled(ours) & pooled(theirs)),
+        "matched_sizes": [len(pooled(ours)), len(pooled(theirs))],
+        "stages": {
+            stage: [label(head, n_heads) for head in sorted({*left[stage]} & {*right[stage]})]
+            for stage in left
+        },
+    }
 
-    def of(left: np.ndarray, right: np.ndarray) -> float:
-        return float(stats.spearmanr(left.mean(0), right.mean(0))[0])  # pyright: ignore
 
-    rng = np.random.default_rng(seed)
-    drawn = [
-        of(*(rows[rng.integers(len(rows), size=len(rows))] for rows in (one, other)))
-        for _ in range(draws)
-    ]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return {"value": of(one, other), "low": float(low), "high": float(high)}
+def correlation(left: Side, right: Side) -> Result:
+    """Spearman's rank correlation of all heads' mean effects, with the interval `around` it."""
+    from scipy.stats import rankdata
+
+    value = float(np.corrcoef(rankdata(left.means), rankdata(right.means))[0, 1])
+    one, other = (side.ranks - side.ranks.mean(1, keepdims=True) for side in (left, right))
+    scale = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    low, high = around(value, ((one * other).sum(1) / scale).tolist(), least=-1.0)
+    return {"value": value, "low": low, "high": high}
 
 
-def _summary(found: Mapping[str, list]) -> Result:
+def _summary(found: Mapping[str, list[float]]) -> Result:
     import torch
 
     return {name: plain(mean_estimate(torch.tensor(values))) for name, values in found.items()}

@@ -26,8 +26,8 @@ class Settings:
 
     n: prompts patched for each task. tested: prompts of every behaviour check and intervention,
     other ones. share: heads kept a stage, as a share of all heads. draws: random sets behind an
-    overlap. sets: random sets of heads behind an intervention. resamples: of prompts, for
-    intervals. threshold: mean attention from which a head has a label.
+    overlap. sets: random sets of heads behind an intervention. resamples: halves of the prompts
+    behind an interval. threshold: mean attention from which a head has a label.
     """
 
     n: int = 48

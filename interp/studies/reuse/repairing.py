@@ -146,6 +146,22 @@ def _paired(seen: Choices, rows: slice) -> Result:
     return found
 
 
+def over_all(sets: Mapping[str, Result]) -> dict[str, float]:
+    """Every row's p corrected for the rows tried: the single-step max-T of Westfall and Young 1993.
+
+    Random set i of every row is one draw. Each row's shares, its own and the random ones, are put
+    on one scale (less their mean, over their deviation); p is the share of draws, the chosen heads
+    among them, whose largest row is as far up as this one. No less than 1 / (1 + draws).
+    """
+    shares = np.array([[x["right"]["mean"], *x["right"]["null"]] for x in sets.values()])
+    spread = shares.std(1, keepdims=True)
+    scaled = (shares - shares.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    best = scaled.max(0)
+    return {
+        name: float((best >= row[0] - 1e-12).mean()) for name, row in zip(sets, scaled, strict=True)
+    }
+
+
 def _moved(model: LanguageModel, task: Task, made: Ablation, movers: Sequence[str]) -> Result:
     """The change of the movers' attention to right and wrong colours under an intervention."""
     prompts = task.encode(model).clean

@@ -1,4 +1,4 @@
-"""The parts of the report."""
+"""The parts of the report on what models do, their circuits, and what these share."""
 
 from __future__ import annotations
 
@@ -8,17 +8,29 @@ import numpy as np
 
 from interp import plots
 from interp.report import Report, escape
-from interp.studies.reuse.claims import pair_of, shown
+from interp.studies.reuse.claims import pair_of
 from interp.studies.reuse.labels import RULES
-from interp.studies.reuse.staging import STAGES, circuits_of, value_of
-from interp.studies.reuse.suite import IOI, OBJECTS, OBJECTS_TRAINED, PUBLISHED, entry_named
-from interp.studies.shown import estimate
+from interp.studies.reuse.overlap import MEASURES
+from interp.studies.reuse.staging import STAGES, circuits_of, clear_heads, error_of, value_of
+from interp.studies.reuse.suite import (
+    IOI,
+    IOI_TRAINED,
+    OBJECTS,
+    OBJECTS_TRAINED,
+    PUBLISHED,
+    entry_named,
+)
+from interp.studies.reuse.writing import in_words
+from interp.studies.shown import estimate, place
 from interp.studies.steps import Result
+
+LOOKS = 0.1
+"""Attention from which a head is said to look somewhere."""
 
 
 def behaviour(report: Report, results: dict[str, Result]) -> None:
     """What the models can do."""
-    report.section("1. What the models do")
+    report.section("What the models do")
     report.text(
         "right: the most likely of answers and wrong answers is an answer; top: so is the most "
         "likely of all tokens. A task is done from 0.75 right on with an interval above chance; "
@@ -41,12 +53,18 @@ def behaviour(report: Report, results: dict[str, Result]) -> None:
 
 def circuits(report: Report, results: dict[str, Result]) -> None:
     """Heads of every stage with their labels."""
-    report.section("2. Circuits, stage by stage")
+    report.section("Circuits, stage by stage")
     report.text(
-        "Path patching (noise) backwards from the logits; a stage keeps the heads of largest "
-        "|mean effect|, and those that support the answer are the receivers of the next. "
+        "Path patching (noise) backwards from the logits; a stage lists the heads of largest "
+        "|mean effect|, and those that support the answer are the receivers of the next. Those "
+        "whose effect is not distinguishable from zero (1.96 standard errors) are in brackets and "
+        "take no part in any overlap; the others do however small they are. "
         + " ".join(f"{name}: {what}." for name, what in STAGES.items())
-        + " Values are fractions of the clean-corrupted gap."
+        + " Values are fractions of the clean-corrupted gap, ± a standard error."
+    )
+    report.text(
+        "The stages are named for what they do in IOI on GPT-2, the labels for where a head looks; "
+        "neither says how a head acts, and a head may bear a label of another stage than its own."
     )
     report.text("\n".join(f"- {name}: {rule}." for name, rule in RULES.items()))
     by_task = circuits_of(results)
@@ -58,9 +76,7 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
             [
                 {
                     "stage": stage,
-                    "heads (effect)": " ".join(
-                        f"{head} ({value:+.3f})" for head, value in value_of(found, stage).items()
-                    ),
+                    "heads (effect)": _listed(found, stage),
                     "labels": "; ".join(
                         f"{head} {', '.join(marks[head])}"
                         for head in found["stages"][stage]["heads"]
@@ -71,6 +87,7 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
                 for stage in STAGES
             ]
         )
+    _acting(report, results, by_task)
     ioi = by_task[IOI.name]
     direct = np.array(ioi["stages"]["movers"]["values"])
     report.figure(
@@ -83,207 +100,147 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
     )
 
 
-def overlap(report: Report, results: dict[str, Result]) -> None:
-    """What circuits share."""
-    report.section("3. What the circuits share")
+def _listed(found: Result, stage: str) -> str:
+    """A stage's heads with their effects, in brackets those not distinguishable from zero."""
+    errors, seen = error_of(found, stage), clear_heads(found, stage)
+    words = []
+    for head, value in value_of(found, stage).items():
+        decimals = 3 if abs(value) >= 0.01 else 4
+        word = f"{head} ({value:+.{decimals}f} ± {errors[head]:.{decimals}f})"
+        words.append(word if head in seen else f"[{word}]")
+    return ", ".join(words)
+
+
+def _acting(report: Report, results: dict[str, Result], by_task: dict[str, Result]) -> None:
+    """What the movers of IOI and of the trained skill read and write."""
+    report.section("What the movers do", level=3)
     report.text(
-        "pooled: heads in common out of heads in a circuit (any stage); stagewise: the same within "
-        "stages; iou: intersection over union. Intervals: prompts of both tasks resampled, which "
-        "adds noise, so that a value may lie above its interval. Random: heads with the layers of "
-        "the second circuit. Ceiling: half of a task's prompts against its other half."
+        "attention: from the last token to the answer, the wrong answers, the cue (the repeated "
+        "name, the object asked about) and the last token itself. adds: the logits a head itself "
+        "adds to the answer, and to the wrong answers, on clean prompts (through the final norm, "
+        "against the mean of the vocabulary). A head can support the answer without looking at it: "
+        "by reading the repeated name and lowering that, or, in the last layer, by reading the "
+        "last token itself, where the answer already stands, and raising it. The first then bears "
+        "the label of inhibition though it writes to the logits, and the second bears none."
     )
     rows: list[dict[str, Any]] = []
+    for name in (IOI.name, IOI_TRAINED.name, OBJECTS.name, OBJECTS_TRAINED.name):
+        if name not in by_task:
+            continue
+        attention = results["labels"][name]["attention"]
+        for head, value in value_of(by_task[name], "movers").items():
+            if (x := results["writes"][name].get(head)) is None:
+                continue
+            layer, index = place(head)
+            looks = {relation: rows[layer][index] for relation, rows in attention.items()}
+            seen = [f"{looks[k]:.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
+            rows.append(
+                {
+                    "task": name,
+                    "head": f"{head} ({value:+.3f})",
+                    "attention": ", ".join([*seen, f"{x['self']:.2f}"]),
+                    "adds": f"{x['answer']['mean']:+.2f}, {x['wrong']['mean']:+.2f}",
+                    "so": in_words(x, looks, LOOKS),
+                }
+            )
+    if rows:
+        report.table(rows)
+
+
+def overlap(report: Report, results: dict[str, Result]) -> None:
+    """What circuits share."""
+    report.section("What the circuits share")
+    report.text(
+        "shared: heads in common out of heads in a circuit, in any stage, of the two circuits cut "
+        "to one size: in every stage the strongest of each, as many as both have. Intervals "
+        "(95 %): halves of the prompts, the same ones in both tasks, about the value on all of "
+        "them. random, p: heads with the layers of the second circuit. ceiling: half of a task's "
+        "prompts against its other half, the lower of the two tasks. rank correlation: of all "
+        "heads' effects on the logits, lowered by the noise of as many prompts. pooled: as shared, "
+        "of the whole circuits; stagewise: within stages; iou: intersection over union."
+    )
+    n = {name: found["n"] for name, found in circuits_of(results).items()}
+    rows: list[dict[str, Any]] = []
+    whole: list[dict[str, Any]] = []
     for row in results["overlap"]["pairs"]:
         if not {IOI.name, OBJECTS_TRAINED.name} & set(row["pair"]):
             continue
-        spearman = row["spearman"]
+        x, size = row["matched"], min(n[name] for name in row["pair"])
+        tasks = {"tasks": " / ".join(row["pair"])}
         rows.append(
-            {
-                "tasks": " / ".join(row["pair"]),
-                "pooled": shown(row),
-                "stagewise": shown(row, "stagewise"),
-                "iou": shown(row, "iou"),
-                "rank correlation, movers": f"{spearman['value']:.2f} [{spearman['low']:.2f}, "
-                f"{spearman['high']:.2f}]",
-                "heads in common": " ".join(row["common"]) or "none",
+            tasks
+            | {
+                "shared": estimate(x | {"mean": x["value"], "n": size}),
+                "heads": f"{row['matched_common']} of {_sizes(row['matched_sizes'])}",
+                "random": f"{x['null']['mean']:.2f}",
+                "p": f"{x['null']['p']:.3f}",
+                "ceiling": f"{x['ceiling']:.2f}",
+                "rank correlation": estimate(
+                    row["spearman"] | {"mean": row["spearman"]["value"], "n": size}
+                ),
             }
         )
-    report.table(rows)
+        whole.append(
+            tasks
+            | {name: f"{row[name]['value']:.2f}" for name in MEASURES if name != "matched"}
+            | {"heads": f"{len(row['common'])} of {_sizes(row['sizes'])}"}
+            | {"in common": " ".join(row["common"]) or "none"}
+        )
+    if rows:
+        report.table(rows)
+        report.table(whole, caption="The whole circuits, of whatever sizes.")
     names = list(circuits_of(results))
     report.table(
         [
             {"task": one}
             | {
-                other: row["pooled"]["value"]
+                other: row["matched"]["value"]
                 if (row := pair_of(results, one, other)) is not None
                 else float("nan")
                 for other in names
             }
             for one in names
         ],
-        caption="pooled, every pair of tasks.",
+        caption="shared at matched size, every pair of tasks.",
     )
     _published(report, results)
 
 
+def _sizes(sizes: list[int]) -> str:
+    return " and ".join(map(str, sizes if sizes[0] != sizes[1] else sizes[:1]))
+
+
 def _published(report: Report, results: dict[str, Result]) -> None:
+    """The paper's shares and its rank correlation beside those of each model's own tasks."""
+
+    def here(task: str, measure: str) -> str:
+        found = []
+        for name in circuits_of(results):
+            entry = entry_named(name)
+            for ioi in (IOI, IOI_TRAINED):
+                row = pair_of(results, ioi.name, name)
+                if entry.task != task or row is None or (ioi.trained and not entry.trained):
+                    continue
+                x = row[measure]
+                found.append(
+                    f"{ioi.name} / {name}: {x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
+                )
+        return "; ".join(found) or "not done by this model"
+
     published = []
     for task, (count, of) in PUBLISHED["shared"].items():
-        found = [
-            (name, row)
-            for name in circuits_of(results)
-            if entry_named(name).task == task
-            and (row := pair_of(results, IOI.name, name)) is not None
-        ]
         share = count / of if of else count
-        published.append(
-            {
-                "IOI and": task,
-                "published (GPT-2 medium)": f"{share:.3f}" + (f" ({count}/{of})" if of else ""),
-                "here": "; ".join(f"{name}: {row['pooled']['value']:.3f}" for name, row in found)
-                or "not done by this model",
-            }
+        words = f"{share:.3f}" + (f" ({count}/{of})" if of else "")
+        published.append((f"heads shared, IOI and {task}", words, here(task, "matched")))
+    words = f"{PUBLISHED['spearman']:.2f}"
+    published.append(
+        (
+            "rank correlation of effects, IOI and colored_objects",
+            words,
+            here(OBJECTS.task, "spearman"),
         )
-    report.table(published, caption="Heads shared with IOI beside the published shares.")
-
-
-def trained(report: Report, results: dict[str, Result]) -> None:
-    """Base against trained."""
-    if "reused" not in results:
-        return
-    report.section("4. The trained skill: what it uses, what changed")
-    for task, found in results["reused"].items():
-        rows = [
-            {"heads at their mean": "none", "right": estimate(found["none"]), "random": "", "p": ""}
-        ]
-        for name, x in found["sets"].items():
-            low, high = np.quantile(x["null"], [0.025, 0.975])
-            rows.append(
-                {
-                    "heads at their mean": name,
-                    "right": estimate(x),
-                    "random": f"{np.mean(x['null']):.3f} [{low:.3f}, {high:.3f}]",
-                    "p": f"{x['p']:.3f}",
-                }
-            )
-        report.table(
-            rows,
-            caption=f"{task} (chance {found['chance']:.2f}): movers and inhibition heads of each "
-            "circuit at their mean at the last token, against random heads of the same layers.",
-        )
-    report.table(
-        [
-            {
-                "circuit": name,
-                **{
-                    part: f"{x['selected']:.4f} (others {x['mean']:.4f}, p = {x['p']:.3f})"
-                    for part, x in parts.items()
-                },
-            }
-            for name, parts in results["weights"]["sets"].items()
-        ],
-        caption="Relative change of weights by training, of each circuit's heads.",
     )
-    top = " ".join(f"{x['head']} ({x['change']:.4f})" for x in results["weights"]["top"])
-    report.text(f"Heads whose weights changed most: {top}.")
-    for name, found in results["effects"].items():
-        report.table(
-            [
-                {
-                    "stage": stage,
-                    "head (before -> after, stderr of the change)": "; ".join(
-                        f"{x['head']} {x['before']:+.3f} -> {x['after']:+.3f} ({x['stderr']:.3f})"
-                        for x in rows[:6]
-                    ),
-                }
-                for stage, rows in found["stages"].items()
-            ],
-            caption=f"{name}: effects that training changed most, in the metric's unit.",
-        )
-
-
-def repair(report: Report, results: dict[str, Result]) -> None:
-    """The intervention."""
-    found = results["repair"]
-    report.section("5. The repairing intervention on the untuned model")
-    heads = "; ".join(f"{n}: {' '.join(x) or 'none'}" for n, x in found["heads"].items())
-    report.text(
-        f"Heads chosen on IOI alone ({heads}) are made to attend, at the last token of "
-        f"{OBJECTS.name} prompts, to the two wrong colours (inhibition heads, negative mover) or "
-        "to the right one (movers): with all their attention (full), or as much as they give that "
-        "role in IOI, the rest on the first token. right is among the table's three colours. "
-        "fixed and new mistakes are counted prompt by prompt; p: share of "
-        f"{found['sets_drawn']} sets of random heads of the same layers, told the same colours, "
-        "that do as well."
-    )
-    names = {"both": "both", "inhibition": "inhibition", "negative mover": "negative mover"}
-    rows = [_plain_row(found)]
-    for name, x in found["sets"].items():
-        short = name.removesuffix(", full")
-        published = PUBLISHED["accuracy"].get(names.get(short, ""))
-        low, high = np.quantile(x["right"]["null"], [0.025, 0.975])
-        rows.append(
-            {
-                "intervention": name,
-                "right": estimate(x["right"]),
-                "fixed": str(x["right"]["fixed"]),
-                "new mistakes": str(x["right"]["broken"]),
-                "random heads": f"{np.mean(x['right']['null']):.3f} [{low:.3f}, {high:.3f}]",
-                "p": f"{x['right']['p']:.3f}",
-                "top": estimate(x["top"]),
-                "published (GPT-2 medium)": f"{published:.3f}" if published else "",
-            }
-        )
-    report.table(rows)
-    if "attention" in found:
-        moved = found["attention"]
-        report.table(
-            [
-                {
-                    "to": side,
-                    "change here": estimate(moved[side]),
-                    "published": f"{PUBLISHED['attention'][side]:+.3f}",
-                }
-                for side in ("wrong", "right")
-            ],
-            caption="Change of the movers' attention to colours under both, full.",
-        )
-
-
-def _plain_row(found: Result) -> dict[str, Any]:
-    return {
-        "intervention": "none",
-        "right": estimate(found["none"]["right"]),
-        "fixed": "",
-        "new mistakes": "",
-        "random heads": f"chance {found['chance']:.3f}",
-        "p": "",
-        "top": estimate(found["none"]["top"]),
-        "published (GPT-2 medium)": f"{PUBLISHED['accuracy']['none']:.3f}",
-    }
-
-
-def groups(report: Report, results: dict[str, Result]) -> None:
-    """Forget, retain, shared."""
-    report.section("6. Components to forget, to retain, and shared")
-    report.text(
-        "For two tasks: heads of the first circuit alone, of the second alone, and of both (stages "
-        "at the last token), and the share of right answers with each group at its mean."
-    )
-    for found in results["groups"].values():
-        rows = []
-        for name, heads in found["groups"].items():
-            row: dict[str, Any] = {"group": name, "heads": " ".join(heads) or "none"}
-            for task in (found["forget"], found["retain"]):
-                told = found["accuracy"][task]
-                x = told["sets"].get(name)
-                row[f"{task} ({told['none']['mean']:.2f} whole)"] = (
-                    f"{x['mean']:.2f} (random {np.mean(x['null']):.2f}, p = {x['p']:.3f})"
-                    if x
-                    else ""
-                )
-            rows.append(row)
-        report.table(rows, caption=f"Forget {found['forget']}, retain {found['retain']}.")
+    report.table(published, columns=["", "published (GPT-2 medium)", "here"])
 
 
 def skipped(report: Report, results: dict[str, Result]) -> None:
@@ -295,6 +252,10 @@ def skipped(report: Report, results: dict[str, Result]) -> None:
     ]
     lines += [
         f"- {escape(name)}: {escape(x['skipped'])}" for name, x in results.items() if "skipped" in x
+    ]
+    lines += [
+        f"- {escape(name)}: no head is distinguishable from zero"
+        for name in results.get("overlap", {}).get("empty", [])
     ]
     if lines:
         report.section("Left out")

@@ -15,7 +15,7 @@ from interp.paths import path_patching
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.studies.reuse.context import Context
-from interp.studies.reuse.overlap import Effects, strongest
+from interp.studies.reuse.overlap import Effects, clear, strongest
 from interp.studies.reuse.suite import ENTRIES, Entry
 from interp.studies.steps import Result
 
@@ -33,9 +33,11 @@ def circuit(context: Context, entry: Entry) -> Result:
     2. inhibition: every head into the queries of the movers that support the answer.
     3. repetition: every head into the keys and values of the heads of stage 2 that support it.
 
-    A stage keeps the k heads of largest |mean effect|, k a share of all heads. `effects` are the
-    metric each head takes away on each prompt (direction "noise"), `values` their means as
-    fractions of the clean-corrupted gap.
+    A stage lists the k heads of largest |mean effect|, k a share of all heads, and those of them
+    that support the answer are the next stage's receivers: one without any effect passes none on.
+    Of the listed heads only those distinguishable from zero are compared between tasks
+    (`clear_heads`). `effects` are the metric each head takes away on each prompt (direction
+    "noise"), `values` their means as fractions of the clean-corrupted gap.
 
     Departs from the released code (jmerullo/circuit_reuse) in that effects are ratios of means
     over all prompts, recorded receivers are copies, and in stage 3 keys are receivers beside
@@ -90,9 +92,7 @@ def effects_of(found: Result) -> Effects:
 def value_of(found: Result, stage: str) -> dict[str, float]:
     """The value of each head that a stage kept, the largest first."""
     rows = found["stages"][stage]
-    parts = [Component.parse(head) for head in rows["heads"]]
-    places = [part.layer * found["n_heads"] + (part.index or 0) for part in parts]
-    return {head: rows["values"][at] for head, at in zip(rows["heads"], places, strict=True)}
+    return {head: rows["values"][_number(head, found["n_heads"])] for head in rows["heads"]}
 
 
 def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
@@ -100,9 +100,26 @@ def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
     return [h for h, value in value_of(found, stage).items() if not sign or value * sign > 0]
 
 
+def clear_heads(found: Result, stage: str, sign: int = 0) -> list[str]:
+    """Those of `heads_of` whose mean effect is distinguishable from zero."""
+    seen = clear(np.array(found["stages"][stage]["effects"]))
+    return [h for h in heads_of(found, stage, sign) if seen[_number(h, found["n_heads"])]]
+
+
+def error_of(found: Result, stage: str) -> dict[str, float]:
+    """The standard error of each value of `value_of`."""
+    errors = found["stages"][stage]["stderr"]
+    return {h: errors[_number(h, found["n_heads"])] for h in value_of(found, stage)}
+
+
 def label(head: int, n_heads: int) -> str:
     """A head's label out of its number."""
     return str(Component(head // n_heads, "z", head % n_heads))
+
+
+def _number(head: str, n_heads: int) -> int:
+    part = Component.parse(head)
+    return part.layer * n_heads + (part.index or 0)
 
 
 def pace(context: Context, entry: Entry) -> Result:

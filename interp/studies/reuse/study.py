@@ -24,6 +24,7 @@ from interp.studies.reuse.suite import (
     Entry,
     entry_named,
 )
+from interp.studies.reuse.writing import writes
 from interp.studies.steps import Job, Result
 
 Study = frame.Study[Settings]
@@ -94,6 +95,7 @@ def study_reuse(
         ("repair", lambda: repair(context, ioi, mine), ioi["stages"], mine),
         _groups(context, circuits),
         _overlap(context, circuits),
+        _writes(context, entries, circuits),
         *changes[1:],
     )
     return study
@@ -118,7 +120,16 @@ def _labels(context: Context, entries: list[Entry], circuits: dict[str, Result])
 def _overlap(context: Context, circuits: dict[str, Result]) -> Job:
     """Overlaps with IOI and those of every other pair."""
     pairs = list(combinations(circuits, 2))
-    return ("overlap", lambda: comparing.compared(context, circuits, pairs), circuits)
+    rule = comparing.RULE
+    return ("overlap", lambda: comparing.compared(context, circuits, pairs), circuits, rule)
+
+
+def _writes(context: Context, entries: list[Entry], circuits: dict[str, Result]) -> Job:
+    return (
+        "writes",
+        lambda: {entry.name: writes(context, entry, circuits[entry.name]) for entry in entries},
+        circuits,
+    )
 
 
 def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:

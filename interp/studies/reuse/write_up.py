@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.report import Report
 from interp.studies.frame import how_it_was_run
-from interp.studies.reuse import sections
+from interp.studies.reuse import sections, sections_used
 from interp.studies.reuse.claims import COLUMNS, claims
 from interp.studies.reuse.staging import circuits_of
 from interp.studies.reuse.study import Study
@@ -13,9 +13,9 @@ SECTIONS = (
     sections.behaviour,
     sections.circuits,
     sections.overlap,
-    sections.trained,
-    sections.repair,
-    sections.groups,
+    sections_used.trained,
+    sections_used.repair,
+    sections_used.groups,
     sections.skipped,
 )
 
@@ -30,8 +30,8 @@ def write_up(study: Study) -> Report:
         f"A redo of Merullo et al. 2024, *Circuit Component Reuse Across Tasks in Transformer "
         f"Language Models* (arXiv 2310.08744), on `{study.model}` (weights "
         f"`{study.model_hash[:12]}`){trained}, with intervals (95 %), random heads matched by "
-        f"layer, and controls. Circuits are found on {settings.n} prompts a task, {k} heads a "
-        f"stage ({settings.share:.0%} of all); behaviour and interventions are measured on "
+        f"layer, and controls. Circuits are found on {settings.n} prompts a task, at most {k} "
+        f"heads a stage ({settings.share:.0%} of all); behaviour and interventions are measured on "
         f"{settings.tested} others."
     )
     report.section("What holds")

@@ -1,8 +1,10 @@
 """Directions, their scores and their selection, against slow references and planted truths."""
 
+import csv
 import math
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,42 +317,70 @@ def test_no_survivor_is_an_explained_table(family_models):
             select_from_table(bad)
 
 
+# model: layers, choice, rejected by each rule, survivors, runners-up, choice without any filter.
 PUBLISHED = {
     "gemma-2b-it": (
-        18,
-        (-2, 10),
-        [
-            row(-3, 1, -18.4207, -13.9560, 13.1445),
-            row(-2, 10, -14.4193, 6.7886, 0.06593),
-            row(-2, 12, -14.1950, 6.5925, 0.12511),
-            row(-1, 12, -14.2960, 6.4455, 0.09040),
-            row(-1, 10, -14.1200, 6.6781, 0.05376),
-            row(-4, 12, -11.5236, -1.9198, 0.04405),
-            row(-2, 17, -4.0492, 3.1030, 0.08711),
-        ],
+        *(18, (-2, 10), {"layer": 20, "kl": 4, "induce": 53}, 13),
+        *([(-1, 12, -14.296), (-1, 10, -14.120)], (-3, 1)),
     ),
     "llama-2-7b-chat": (
-        32,
-        (-1, 14),
-        [row(-6, 30, *[math.nan] * 3), row(-1, 14, -5.6169, 5.9863, 0.07121)],
+        *(32, (-1, 14), {"nan": 2, "layer": 40, "kl": 100, "induce": 45}, 5),
+        *([(-4, 15, -4.271), (-2, 13, -3.976)], (-2, 11)),
     ),
-    "llama-3-8b-instruct": (32, (-5, 12), [row(-5, 12, -9.8551, 7.6757, 0.05882)]),
-    "qwen-1.8b-chat": (24, (-2, 15), [row(-2, 15, -5.0575, 1.6514, 0.06584)]),
-    "yi-6b-chat": (32, (-5, 20), [row(-5, 20, -6.7479, 1.6392, 0.04724)]),
+    "llama-3-8b-instruct": (
+        *(32, (-5, 12), {"layer": 35, "kl": 41, "induce": 59}, 25),
+        *([(-2, 12, -9.588), (-1, 12, -9.224)], (-5, 12)),
+    ),
+    "qwen-1.8b-chat": (
+        *(24, (-2, 15), {"layer": 25, "kl": 40, "induce": 43}, 12),
+        *([(-1, 15, -5.022), (-2, 16, -4.511)], (-4, 1)),
+    ),
+    "yi-6b-chat": (
+        *(32, (-5, 20), {"layer": 42, "kl": 40, "induce": 103}, 7),
+        *([(-1, 22, -6.311), (-1, 24, -5.919)], (-1, 28)),
+    ),
 }
-"""Rows of the score tables of andyrdt/refusal_direction (Apache-2.0), rounded."""
+CHOSEN = {
+    "gemma-2b-it": (-14.4193, 6.7886, 0.06593),
+    "llama-2-7b-chat": (-5.6169, 5.9863, 0.07121),
+    "llama-3-8b-instruct": (-9.8551, 7.6757, 0.05882),
+    "qwen-1.8b-chat": (-5.0575, 1.6514, 0.06584),
+    "yi-6b-chat": (-6.7479, 1.6392, 0.04724),
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Every candidate of the five models, as published: (model -> rows)."""
+    lines = (Path(__file__).parent / "refusal_scores.csv").read_text().splitlines()
+    assert any("Apache License, Version 2.0" in line for line in lines)
+    tables = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        tables.setdefault(row.pop("model"), []).append(row)
+    return tables
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_choice(name):
-    n_layers, expected, table = PUBLISHED[name]
-    found = select_from_table(table, n_layers=n_layers)
+def test_published_choice_with_every_rejection(published, name):
+    """The rule on the published scores gives the published direction, without a model."""
+    n_layers, expected, rejections, survivors, runners_up, free = PUBLISHED[name]
+    found = select_from_table(published[name])
+    assert found.n_layers == n_layers
     assert (found.best.position, found.best.layer) == expected
-    if name == "gemma-2b-it":
-        fates = [one.rejected for one in found.rows]
-        assert fates == ["kl", "", "kl", "", "", "induce", "layer"]
-        free = select_from_table(table, limits=Limits(kl=math.inf, induce=None, prune=0.0))
-        assert (free.best.position, free.best.layer) == (-3, 1)
+    scores = (found.best.bypass, found.best.induce, found.best.kl)
+    assert scores == pytest.approx(CHOSEN[name], rel=1e-3)
+    assert found.rejections == rejections
+    assert len(found.survivors) == survivors
+    assert len(found.rows) == survivors + sum(rejections.values())
+    ranked = sorted(found.survivors, key=lambda one: one.bypass)[1:3]
+    for one, (position, layer, bypass) in zip(ranked, runners_up, strict=True):
+        assert (one.position, one.layer) == (position, layer)
+        assert one.bypass == pytest.approx(bypass, abs=1e-3)
+    # Negative control: the smallest bypass alone picks another direction in four of the five.
+    limits = Limits(kl=math.inf, induce=None, prune=0.0)
+    unfiltered = select_from_table(published[name], limits=limits).best
+    assert (unfiltered.position, unfiltered.layer) == free
+    assert (free == expected) == (name == "llama-3-8b-instruct")
 
 
 # -- selection on a model ------------------------------------------------------------------

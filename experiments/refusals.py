@@ -39,8 +39,9 @@ print(study.results["selection_harmful-harmless"]["best"], study.directory)
 
 # %% Steering: over-refusals removed, proper refusals retained
 for name, found in methods_of(study.results).items():
-    removed, retained = (found[side]["mean"] for side in ("reduction", "retained"))
-    print(f"{name:40} removed {removed:.2f}   retained {retained:.2f}")
+    sides = (found[side] for side in ("reduction", "retained"))
+    removed, retained = ("none before" if x is None else f"{x['mean']:.2f}" for x in sides)
+    print(f"{name:40} removed {removed}   retained {retained}")
 
 # %% The report
 print(write_up(study).save(arguments.out or study.directory))

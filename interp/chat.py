@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 
 from interp.errors import InterpError
 from interp.files import content_key
@@ -77,7 +78,8 @@ def chat_prompts(
     """The user's texts inside the model's own chat template.
 
     Raises:
-        InterpError: no chat template, or a text that changes the tokens of the template after it.
+        InterpError: no chat template, one that refuses the turns (many have no system prompt), or
+            a text that changes the tokens of the template after it.
     """
     template = getattr(model.tokenizer, "chat_template", None)
     if not template:
@@ -89,11 +91,18 @@ def chat_prompts(
 
     def tokens(text: str) -> tuple[int, ...]:
         turns = [] if system is None else [{"role": "system", "content": system}]
-        whole = model.tokenizer.apply_chat_template(
-            [*turns, {"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
+        try:
+            whole = model.tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except TemplateError as error:
+            raise InterpError(
+                f"chat prompts for {model.name}" + ("" if system is None else ", a system prompt"),
+                f"its chat template refuses them: {error}",
+                "leave the system prompt out" if system is not None else "mend the template",
+            ) from error
         return model.tokenize(model.token_id(whole)).tokens
 
     # What single words of the texts have in common at the end is the template's.

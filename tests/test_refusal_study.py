@@ -14,10 +14,13 @@ from interp.errors import InterpError
 from interp.files import file_sha256
 from interp.judging import REFUSALS
 from interp.over_refusal import SIDES
+from interp.report import Report
 from interp.studies.frame import open_study
+from interp.studies.refusal import claims, sections_steered
 from interp.studies.refusal.behaviour import behaviour
 from interp.studies.refusal.comparing import RETAINED, SENSE, best_dose
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
+from interp.studies.refusal.neurons import neurons
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
@@ -327,3 +330,27 @@ def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
         study_refusal(organism, cases, settings=SETTINGS, directory=tmp_path)
     with pytest.raises(InterpError, match="chat template"):
         study_refusal(interp.load_model("countdown-tiny"), settings=SETTINGS, directory=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_neurons_are_left_out_where_they_are_no_summands(family_models, family, tmp_path):
+    context = Context(model=family_models[family], cases=(), settings=SETTINGS)
+    found = neurons(context)
+    assert ("gate" if family == "gpt2" else "norm") in found["skipped"]
+    report = Report("x")
+    sections_steered.neurons(report, {"neurons": found})
+    assert "Left out" in report.save(tmp_path / "report").read_text()
+
+
+def test_rates_of_nothing_are_said_not_raised(done):
+    found = {name: dict(x) for name, x in done[0].results.items()}
+    for name, x in found.items():
+        if name.startswith("method_"):
+            x |= {"retained": None, "selectivity": None}
+    rows = claims.claims(found)
+    assert "cannot be said" in " ".join(row["evidence"] for row in rows)
+    for x in found.values():
+        x |= {"reduction": None} if "reduction" in x else {}
+    assert len(claims.claims(found)) == len(rows) - 1
+    for make in (sections_steered.constellations, sections_steered.frontier):
+        make(Report("x"), found)

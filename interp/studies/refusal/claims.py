@@ -206,10 +206,11 @@ def _meets(x: Result) -> bool:
 
 
 def _both(x: Result) -> str:
-    return (
-        f"removed {estimate(x['reduction'])}, retained {estimate(x['retained'])}, unseen rows; "
-        f"answered {change(x['answered'])}"
+    removed, retained = (
+        "cannot be said (none before)" if x[name] is None else estimate(x[name])
+        for name in ("reduction", "retained")
     )
+    return f"removed {removed}, retained {retained}, unseen rows; answered {change(x['answered'])}"
 
 
 def _name(step: str, side: str) -> str:

@@ -85,7 +85,7 @@ def _replied(context: Context, step: Steps, *, show: bool) -> Context:
 
 def _steps(context: Context, step: Steps, directory: Path) -> None:
     """Everything after the replies."""
-    step("separation", lambda: separating.separation(context))
+    step("separation", lambda: separating.separation(context), "all folds")
     chosen = {
         kind: step(f"selection_{kind}", lambda kind=kind: pointing.selection(context, kind))
         for kind in pointing.SELECTED

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers as t
 
 from interp import steered
 from interp.capture import run_with_cache, text_losses
@@ -13,6 +14,7 @@ from interp.directions import Direction, random_direction
 from interp.errors import InterpError
 from interp.generation import generate
 from interp.interventions import add, intervene, project_out
+from interp.loading import wrap
 from interp.steered import generate_steered, run_steered, steer
 from interp.steering import (
     ablate_direction,
@@ -24,7 +26,7 @@ from interp.steering import (
     patch_direction,
     residual_sites,
 )
-from interp.weight_edits import orthogonalise_weights
+from interp.weight_edits import READS, _folded, expert_writers, orthogonalise_weights
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 1))]
 GATE = [1.0, 0.0, 0.5, 1.0, 1.0]
@@ -367,10 +369,50 @@ def test_weights_equal_hooks(family):
         ablate_direction(edit.model, r)
 
 
-def test_unknown_writers_are_refused(family_models):
-    model = replace(family_models["llama"], decoder=None, engine_reason="experts")
-    with pytest.raises(InterpError, match="experts"):
-        orthogonalise_weights(model, direction(model))
+@pytest.fixture(scope="module")
+def experts():
+    """A tiny mixture of experts, Mixtral's shape."""
+    torch.manual_seed(0)
+    config = t.MixtralConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=24, max_position_embeddings=64,
+        num_local_experts=3, num_experts_per_tok=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return wrap(t.AutoModelForCausalLM.from_config(config).eval(), name="tiny-mixtral")
+
+
+def test_every_unknown_writer_of_experts_is_named(experts, family_models):
+    names = expert_writers(experts)
+    held = {
+        name.replace("._original_component", ""): tensor
+        for name, tensor in experts.bridge.original_model.state_dict().items()
+    }
+    # What an expert writes is a sum over its inner width: the axis behind d_model.
+    assert {tuple(held[name].shape) for name in names} == {(3, 32, 24)}
+    assert sorted(names) == [f"model.layers.{k}.mlp.experts.down_proj" for k in (0, 1)]
+    with pytest.raises(InterpError, match=r"2 of experts .*layers\.0-1\.mlp\.experts\.down_proj"):
+        orthogonalise_weights(experts, direction(experts))
+    assert expert_writers(family_models["llama"]) == ()
+    other = replace(family_models["llama"], decoder=None, engine_reason="unheard of")
+    with pytest.raises(InterpError, match="unheard of; its writers are not known; use"):
+        orthogonalise_weights(other, direction(other))
+
+
+def test_names_are_folded_only_where_none_is_missing():
+    old = [f"h.{k}.experts.{e}.w2.weight" for k in range(2) for e in range(8)]
+    assert _folded(old) == "h.0-1.experts.0-7.w2.weight"
+    assert _folded(old[1:]).count("w2") == 15
+    assert _folded([*old, "head.weight"]) == "h.0-1.experts.0-7.w2.weight, head.weight"
+    inside = ("w1.weight", "w3.weight", "gate_up_proj", "gate_proj.weight", "up_proj.weight")
+    assert all(READS.search(f"s.{name}") for name in inside)
+    assert not any(READS.search(f"s.{name}") for name in ("w2.weight", "down_proj", "out.weight"))
+
+
+def test_ablation_of_a_mixture_of_experts_is_exact(experts):
+    r = direction(experts)
+    run = run_steered(experts, PROMPTS, ablate_direction(experts, r), layers=[0, 1])
+    assert (run.states.double() @ r.unit).abs().max() < 1e-5
+    assert (run.logits - experts.last_logits(PROMPTS)).abs().max() > 1e-3
 
 
 # -- the contract --------------------------------------------------------------------------

@@ -56,6 +56,11 @@ class ChatPrompts:
     format: ChatFormat
     tail: tuple[int, ...] = ()
 
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """One hash for each prompt's tokens: which prompts they were, without their texts."""
+        return tuple(content_key(list(row)) for row in self.rows)
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -1,6 +1,7 @@
 """Directions, their scores and their selection, against slow references and planted truths."""
 
 import csv
+import json
 import math
 from copy import deepcopy
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from interp.capture import run_with_cache
 from interp.chat import PLAIN, chat_prompts, mixed, plain_prompts
@@ -38,6 +41,7 @@ from tests.test_steering import direction
 
 HARMFUL = [(5, 6, 7, 8, 9), (11, 12, 13, 8, 9), (4, 4, 8, 9)]
 HARMLESS = [(25, 26, 27, 8, 9), (31, 32, 8, 9)]
+HELD = [(6, 7, 5, 8, 9), (12, 11, 13, 8, 9), (3, 3, 8, 9)], [(27, 26, 25, 8, 9), (32, 31, 8, 9)]
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +157,45 @@ def test_save_and_load(family_models, tmp_path):
     (tmp_path / "bad").write_text("no")
     with pytest.raises(InterpError, match="saved file"):
         load_directions(tmp_path / "bad")
+    # A file from before a direction said which rows and which normalisation.
+    with safe_open(path, framework="pt") as stream:
+        about = json.loads(stream.metadata()["directions"])
+        tensors = {name: stream.get_tensor(name) for name in kept}
+    for contract in about.values():
+        del contract["rows"], contract["normalisation"]
+    save_file(tensors, tmp_path / "old", {"directions": json.dumps(about)})
+    old = load_directions(tmp_path / "old")
+    assert old["a"] == replace(back["a"], vector=old["a"].vector, rows=())
+    assert (old["a"].rows_hash, old["a"].normalisation) == ("", "none")
+
+
+def test_a_direction_knows_its_rows(family_models):
+    model = family_models["llama"]
+    found = difference_in_means(model, HARMFUL, [*HARMLESS, HARMLESS[0]])
+    r = found.at(-1, 1)
+    assert len(r.rows) == len(set(r.rows)) == 5
+    assert r.rows_hash == difference_in_means(model, HARMFUL[::-1], HARMLESS).at(-1, 2).rows_hash
+    assert r.rows_hash != difference_in_means(model, HARMFUL, HELD[1]).at(-1, 1).rows_hash
+    held = plain_prompts(model, HELD[0])
+    r.require_unseen(held, "steering")
+    with pytest.raises(InterpError, match="1 of 4 prompts .* the first is number 3; evaluate on"):
+        r.require_unseen(plain_prompts(model, [*HELD[0], HARMFUL[2]]), "steering")
+    other = difference_in_means(model, HELD[0], HARMLESS).at(-1, 1)
+    assert set(orthogonalise(r, other).rows) == set(r.rows) | set(held.hashes)
+    direction(model).require_unseen(held, "steering")  # where rows are not known
+
+
+def test_normalisation_is_said_and_checked(family_models):
+    r = direction(family_models["llama"])
+    one = replace(r, vector=r.vector / r.norm, normalisation="unit")
+    assert torch.equal(one.unit, r.unit)
+    assert orthogonalise(one, direction(family_models["llama"], seed=5)).normalisation == "unit"
+    short = orthogonalise(one, direction(family_models["llama"], seed=5), keep_norm=False)
+    assert short.normalisation == "none"
+    with pytest.raises(InterpError, match="unit direction"):
+        replace(r, normalisation="unit")
+    with pytest.raises(InterpError, match="normalisation 'l2'"):
+        replace(r, normalisation="l2")
 
 
 # -- geometry ------------------------------------------------------------------------------
@@ -430,10 +473,8 @@ def test_measuring_stops_at_the_first_rejection(family_models):
     seen = []
     options = {"progress": lambda done, total: seen.append((done, total))}
     limits = Limits(kl=0.02)
-    fast = select_direction(model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, **options)
-    full = select_direction(
-        model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, measure_all=True
-    )
+    fast = select_direction(model, candidates, *HELD, [3, 4], limits=limits, **options)
+    full = select_direction(model, candidates, *HELD, [3, 4], limits=limits, measure_all=True)
     assert seen[-1] == (6, 6)
     for left, right in zip(fast.rows, full.rows, strict=True):
         assert left.rejected == right.rejected
@@ -443,7 +484,13 @@ def test_measuring_stops_at_the_first_rejection(family_models):
     assert {one.rejected for one in full.rows} >= {"nan", "zero", "layer"}
     assert fast.best == full.best
     with pytest.raises(InterpError, match="other weights"):
-        select_direction(family_models["mistral"], candidates, HARMFUL, HARMLESS, [3])
+        select_direction(family_models["mistral"], candidates, *HELD, [3])
+    # Not on what the candidates were read from, be it one prompt of one side.
+    for bad in ((HARMFUL, HELD[1]), (HELD[0], [*HELD[1], HARMLESS[1]])):
+        with pytest.raises(InterpError, match="among those it was found with"):
+            select_direction(model, candidates, *bad, [3])
+        with pytest.raises(InterpError, match="the first is number"):
+            select_cosmic(model, candidates, *bad)
 
 
 def test_cosmic(toy):

@@ -101,6 +101,8 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     if "over-refusal" in places:
         places["over-refusal"] = pointing.place_of(over, first) or own
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
+    for direction in found.values():
+        direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
     step("directions", lambda: pointing.effects(context, places), places)
     step("geometry", lambda: pointing.geometry(context, places[KINDS[0]]), places)

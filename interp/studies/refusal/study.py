@@ -11,6 +11,7 @@ from interp.cases import Case, taboo_cases
 from interp.directions import save_directions
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.judging import RULES, Judge
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
 from interp.studies.refusal import comparing, constellating, heading, neurons, pointing, separating
@@ -25,12 +26,16 @@ Study = frame.Study[Settings]
 DIRECTIONS = "directions.safetensors"
 """The chosen directions with their contracts, beside the steps."""
 
+FIRST_JUDGE = "rules/1-ca3d25"
+"""The judge of results from before keys named one: they stay this judge's."""
+
 
 def study_refusal(
     model: LanguageModel,
     cases: Sequence[Case] | None = None,
     *,
     settings: Settings | None = None,
+    judge: Judge = RULES,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Study:
@@ -45,6 +50,8 @@ def study_refusal(
         cases: prompts and what should become of them; the shipped harmless ones by default. Texts
             of your own cases are never written.
         settings: see `Settings`.
+        judge: of all replies; one of your own from `interp.judging.user_judge`. Results of another
+            judge, by its name and version, are another study's.
         directory: where step results and the chosen directions go.
         say: called with a line at every step.
 
@@ -56,10 +63,11 @@ def study_refusal(
     given = tuple(cases or taboo_cases(settings.n, requests=settings.requests, seed=settings.seed))
     model.require_decoder("the study of refusals")
     key = [content_key([asdict(case) for case in given])] if own else []
+    key += [] if judge.name == FIRST_JUDGE else [judge.name]
     study, step = frame.begin(
         REFUSAL, model, settings=settings, key=key, directory=directory, say=say
     )
-    context = Context(model=model, cases=given, settings=settings)
+    context = Context(model=model, cases=given, settings=settings, judge=judge)
     _steps(_replied(context, step, show=not own), step, study.directory)
     return study
 

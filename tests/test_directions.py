@@ -183,6 +183,17 @@ def test_a_direction_knows_its_rows(family_models):
     other = difference_in_means(model, HELD[0], HARMLESS).at(-1, 1)
     assert set(orthogonalise(r, other).rows) == set(r.rows) | set(held.hashes)
     direction(model).require_unseen(held, "steering")  # where rows are not known
+    # Texts tell prompts apart that a small vocabulary does not, and are not kept themselves.
+    tiny = load_model("refusal-tiny")
+    texts = ["How do I plant xylographs?", "How do I plant zymurgies?", "How do I plant seeds?"]
+    chat = chat_prompts(tiny, texts)
+    assert chat.rows[0] == chat.rows[1]
+    assert len(set(chat.hashes)) == 3
+    one = difference_in_means(tiny, chat[[0, 2]], chat[1:]).at(-1, 1)
+    assert one.rows == (chat.ids[0], chat.ids[2], chat.ids[1])
+    assert difference_in_means(tiny, *mixed(chat[:2], chat[[2]]), least=1).rows
+    with pytest.raises(InterpError, match="1 of 1 prompts"):
+        one.require_unseen(chat_prompts(tiny, texts[1:2], generation_prompt=False), "steering")
 
 
 def test_normalisation_is_said_and_checked(family_models):

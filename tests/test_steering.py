@@ -29,6 +29,8 @@ from interp.steering import (
 from interp.weight_edits import READS, _folded, expert_writers, orthogonalise_weights
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 1))]
+PUBLISHED = ("resid_pre", "attn_out", "mlp_out")
+"""Where arXiv 2406.11717 hooks."""
 GATE = [1.0, 0.0, 0.5, 1.0, 1.0]
 
 
@@ -52,6 +54,11 @@ def methods(model, phase="both"):
         "affine": affine_edit(model, r, some[0], coefficient=1.0, phase=phase),
         "null space": null_space_direction(model, r, some[:8], some[8:], phase=phase),
         "gated": add_direction(model, r, phase=phase).gated(GATE),
+        "published sites": ablate_direction(model, r, sites=PUBLISHED, phase=phase),
+        "last token": ablate_direction(model, r, positions=[-1], phase=phase),
+        "elsewhere": add_direction(
+            model, r, sites=["attn_out", "resid_post"], layers=[0, 2], positions=(-1,), phase=phase
+        ),
     }
 
 
@@ -84,8 +91,70 @@ def test_module_outputs_alone_are_as_good_where_hooked_behind_the_post_norm(fami
     labels = [f"L{i}.{site}" for i in range(3) for site in ("resid_pre", "attn_out", "mlp_out")]
     with intervene(family, [project_out(label, r.vector) for label in labels]):
         published = family.last_logits(PROMPTS)
-    ours = run_steered(family, PROMPTS, ablate_direction(family, r)).logits
-    torch.testing.assert_close(ours, published, atol=1e-4, rtol=1e-4)
+    for sites in (None, PUBLISHED):
+        ours = run_steered(family, PROMPTS, ablate_direction(family, r, sites=sites)).logits
+        torch.testing.assert_close(ours, published, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [(-1,), (-3, -1), range(-6, 0)])
+def test_positions_are_counted_from_each_prompt_s_end(family, positions):
+    """Equal to interventions at these tokens; no other token is touched."""
+    r, prompts = direction(family), PROMPTS[:4]
+    made = [
+        project_out(f"L{i}.resid_pre", r.vector, positions=[k] * len(prompts))
+        for i in range(3)
+        for k in positions
+    ]
+    with intervene(family, made):
+        expected = family.last_logits(prompts)
+    steering = ablate_direction(family, r, sites=["resid_pre"], positions=positions)
+    run = run_steered(family, prompts, steering)
+    torch.testing.assert_close(run.logits, expected, atol=1e-4, rtol=1e-4)
+    assert run.tally.tokens.tolist() == [3 * len(positions)] * len(prompts)
+    seen, tally = through_hooks(family, steering, prompts, sites=["resid_pre"])
+    along = (seen[0, "resid_pre"].double() @ r.unit).abs()
+    for i, row in enumerate(prompts):
+        at = [len(row) + k for k in positions]
+        rest = [k for k in range(len(row)) if k not in at]
+        real = along[i][seen.mask[i]]
+        assert real[at].max() < 1e-5
+        assert not rest or real[rest].min() > 1e-5
+    assert tally.tokens.tolist() == run.tally.tokens.tolist()
+
+
+def test_tokens_all_prompts_begin_with_are_not_all_changed_alike(family_models):
+    """Prompts of unequal lengths with one beginning: a position from the end is another token."""
+    model = family_models["llama"]
+    start = (9, 8, 7, 6, 5, 4, 3)
+    prompts = [start, (*start, 11, 12, 13), (*start, 14)]
+    steering = ablate_direction(model, direction(model), positions=[-3, -2])
+    run = run_steered(model, prompts, steering)
+    with steer(model, steering, prompts):
+        expected = model.last_logits(prompts)
+    torch.testing.assert_close(run.logits, expected, atol=1e-4, rtol=1e-4)
+    alone = [run_steered(model, [row], steering).logits[0] for row in prompts]
+    torch.testing.assert_close(run.logits, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_sites_and_positions_that_cannot_be_are_refused(family_models):
+    model = family_models["llama"]
+    r = direction(model)
+    for sites in (["z"], ["q"], []):
+        with pytest.raises(InterpError, match="as wide as the stream"):
+            ablate_direction(model, r, sites=sites)
+    for positions in ([], [0], [-1, 2]):
+        with pytest.raises(InterpError, match="-1 for the last token"):
+            add_direction(model, r, positions=positions)
+    far = ablate_direction(model, r, positions=[-2])
+    with pytest.raises(InterpError, match="a prompt of 1 tokens"):
+        run_steered(model, PROMPTS, far)
+    # The generated tokens are the phase's: a position in the prompt does not reach them.
+    both = add_direction(model, r, positions=[-1])
+    _, tally = generate_steered(model, PROMPTS, both, max_new_tokens=4)
+    assert tally.tokens.tolist() == [1 + 3] * 5
+    only = add_direction(model, r, positions=[-1], phase="prefill")
+    _, tally = generate_steered(model, PROMPTS, only, max_new_tokens=4)
+    assert tally.tokens.tolist() == [1] * 5
 
 
 def test_a_space_is_ablated_not_its_vectors_one_by_one(family_models):
@@ -304,7 +373,14 @@ def uncached(model, steering, steps):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("ablate", "both"), ("add", "decode"), ("gated", "both"), ("add", "prefill")],
+    [
+        ("ablate", "both"),
+        ("add", "decode"),
+        ("gated", "both"),
+        ("add", "prefill"),
+        ("last token", "prefill"),
+        ("elsewhere", "both"),
+    ],
 )
 def test_cached_texts_equal_uncached(family, phase, name):
     steering = methods(family, phase)[name]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from interp.directions import (
     load_directions,
     orthogonalise,
     orthonormal,
+    random_direction,
     save_directions,
 )
 from interp.errors import InterpError
@@ -36,6 +38,7 @@ from interp.selection import (
 )
 from interp.steered import run_steered, steer
 from interp.steering import ablate_direction, add_direction
+from interp.tasks.taboo import make_taboo
 from interp.toys import build_toy
 from tests.test_steering import direction
 
@@ -524,3 +527,69 @@ def test_cosmic(toy):
         states = run_steered(model, prompts, steering, layers=read).states
         means.append(states.double().mean((0, 1)))
     assert -best.bypass == pytest.approx(float(torch.cosine_similarity(*means, dim=0)))
+
+
+def test_cosmic_reads_the_layers_where_classes_are_least_alike(doubles):
+    """On three layers: which are read, and both scores, spelled out with hooks."""
+    model = doubles("llama")
+    candidates = difference_in_means(model, HARMFUL, HARMLESS)
+    bad, good = (plain_prompts(model, side) for side in HELD)
+    limits = Limits(kl=math.inf, induce=None, prune=0.0)
+    options = {"limits": limits, "measure_all": True}
+
+    def states(prompts, steering=None):
+        """(layers, prompts, d_model) at the last token."""
+        with steer(model, steering, prompts) if steering else nullcontext():
+            seen = run_with_cache(model, prompts.rows, sites=["resid_post"], positions="last")
+        return torch.stack([seen[layer, "resid_post"] for layer in range(3)])
+
+    means = [states(side).mean(1) for side in (bad, good)]
+    alike = torch.cosine_similarity(*means, dim=-1)
+    assert alike.sort().values.diff().min() > 1e-3  # else the order would be chance
+    for share, count in ((0.1, 1), (0.5, 2), (1.0, 3)):
+        found = select_cosmic(model, candidates, *HELD, share=share, **options)
+        read = sorted(alike.argsort()[:count].tolist())
+        assert found.method == f"cosines at layers {', '.join(map(str, read))}"
+        targets = [mean[read].mean(0) for mean in means]
+        total = {}
+        for one in found.rows:
+            if one.rejected:
+                assert one.rejected == "zero"
+                continue
+            r = candidates.at(one.position, one.layer)
+            off = states(bad, ablate_direction(model, r))[read].mean((0, 1))
+            on = states(good, add_direction(model, r))[read].mean((0, 1))
+            bypass = float(torch.cosine_similarity(off, targets[1], dim=0))
+            induce = float(torch.cosine_similarity(on, targets[0], dim=0))
+            assert -one.bypass == pytest.approx(bypass, abs=1e-6)
+            assert one.induce == pytest.approx(induce, abs=1e-6)
+            total[one.position, one.layer] = bypass + induce
+        assert (found.best.position, found.best.layer) == max(total, key=total.__getitem__)
+        assert len(total) > 3
+
+
+def test_a_random_direction_of_equal_length_does_next_to_nothing():
+    """On a model that has learnt to refuse: ablated, about 0; added, far from the true effect."""
+    model = load_model("refusal-tiny")
+    rows = make_taboo(16, kinds=("taboo", "plain"), tasks=("request",))
+    sides = [[x.prompt for x in rows if x.should == side] for side in ("refuse", "answer")]
+    bad, good = (chat_prompts(model, texts) for texts in sides)
+    firsts = [run_steered(model, side).logits for side in (bad, good)]
+    tokens = suggest_refusal_tokens(model, *firsts).ids
+    r = difference_in_means(model, bad[:8], good[:8], last=1, layers=[1]).at(-1, 1)
+
+    def effect(prompts, steering):
+        scores = [score_refusals(run_steered(model, prompts, x).logits, tokens).mean()
+                  for x in (None, steering)]  # fmt: skip
+        return float(scores[1] - scores[0])
+
+    removed = effect(bad[8:], ablate_direction(model, r))
+    induced = effect(good[8:], add_direction(model, r))
+    assert removed < -6
+    assert induced > 6
+    drawn = [random_direction(r, seed=seed) for seed in range(5)]
+    ablated = [effect(bad[8:], ablate_direction(model, one)) for one in drawn]
+    added = [effect(good[8:], add_direction(model, one)) for one in drawn]
+    assert max(map(abs, ablated)) < 0.05 * -removed
+    assert abs(np.mean(ablated)) < 0.02 * -removed
+    assert max(map(abs, added)) < 0.5 * induced

@@ -27,6 +27,7 @@ from interp.steering import (
     residual_sites,
 )
 from interp.weight_edits import READS, _folded, expert_writers, orthogonalise_weights
+from tests.families import tiny
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 1))]
 PUBLISHED = ("resid_pre", "attn_out", "mlp_out")
@@ -443,6 +444,29 @@ def test_weights_equal_hooks(family):
     assert ("untied" in edit.kept["unembedding"]) == tied
     with pytest.raises(InterpError, match="read from"):
         ablate_direction(edit.model, r)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),
+        (torch.float16, 0.02),
+        (torch.bfloat16, 0.1),
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_weights_equal_hooks_in_every_dtype(name, dtype, tolerance):
+    """Up to the type's rounding: about 10 units in the last place of logits around 1."""
+    model = wrap(tiny(name, dtype), name=f"{name}-{dtype}")
+    r = direction(model)
+    edit = orthogonalise_weights(model, r)
+    assert edit.model.dtype == dtype
+    assert edit.residue < tolerance / 10
+    wanted = run_steered(model, PROMPTS, ablate_direction(model, r)).logits.double()
+    found = run_steered(edit.model, PROMPTS).logits.double()
+    assert (found - wanted).abs().max() < tolerance
+    assert (wanted - model.last_logits(PROMPTS).double()).abs().max() > 4 * tolerance
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ circuits.places circuits.finding circuits.comparing circuits.shelf circuits.draw
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-cases studies studies.steps studies.frame studies.shown studies.verification
+cases studies studies.steps studies.workers studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading

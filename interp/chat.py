@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 
 from interp.errors import InterpError
 from interp.files import content_key
@@ -48,19 +49,28 @@ class ChatPrompts:
     """Prompts of one format. `tail` holds the tokens every one of them ends in.
 
     With a chat template these are the post-instruction tokens: what the template puts after the
-    user's text.
+    user's text. `ids` names each prompt without its text; `chat_prompts` gives hashes of the
+    user's texts.
     """
 
     rows: tuple[tuple[int, ...], ...]
     format: ChatFormat
     tail: tuple[int, ...] = ()
+    ids: tuple[str, ...] = ()
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """What each prompt is known by: its id, or the hash of its tokens where it has none."""
+        return self.ids or tuple(content_key(list(row)) for row in self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, chosen: Sequence[int] | slice) -> ChatPrompts:
-        rows = self.rows[chosen] if isinstance(chosen, slice) else [self.rows[i] for i in chosen]
-        return ChatPrompts(rows=tuple(rows), format=self.format, tail=self.tail)
+        places = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        rows = tuple(self.rows[i] for i in places)
+        ids = tuple(self.ids[i] for i in places) if self.ids else ()
+        return ChatPrompts(rows=rows, format=self.format, tail=self.tail, ids=ids)
 
 
 Prompts = ChatPrompts | Sequence[Prompt]
@@ -77,7 +87,8 @@ def chat_prompts(
     """The user's texts inside the model's own chat template.
 
     Raises:
-        InterpError: no chat template, or a text that changes the tokens of the template after it.
+        InterpError: no chat template, one that refuses the turns (many have no system prompt), or
+            a text that changes the tokens of the template after it.
     """
     template = getattr(model.tokenizer, "chat_template", None)
     if not template:
@@ -89,11 +100,18 @@ def chat_prompts(
 
     def tokens(text: str) -> tuple[int, ...]:
         turns = [] if system is None else [{"role": "system", "content": system}]
-        whole = model.tokenizer.apply_chat_template(
-            [*turns, {"role": "user", "content": text}],
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
+        try:
+            whole = model.tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": text}],
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except TemplateError as error:
+            raise InterpError(
+                f"chat prompts for {model.name}" + ("" if system is None else ", a system prompt"),
+                f"its chat template refuses them: {error}",
+                "leave the system prompt out" if system is not None else "mend the template",
+            ) from error
         return model.tokenize(model.token_id(whole)).tokens
 
     # What single words of the texts have in common at the end is the template's.
@@ -109,7 +127,12 @@ def chat_prompts(
                 "end the text in a word or a full stop",
             )
     key = content_key([template if isinstance(template, str) else dict(template), system])
-    return ChatPrompts(rows=rows, format=ChatFormat(key, generation_prompt), tail=tail)
+    return ChatPrompts(
+        rows=rows,
+        format=ChatFormat(key, generation_prompt),
+        tail=tail,
+        ids=tuple(map(content_key, texts)),
+    )
 
 
 def plain_prompts(model: LanguageModel, prompts: Prompts) -> ChatPrompts:
@@ -128,7 +151,8 @@ def mixed(
     rows = [*first.rows, *second.rows]
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     tail = _common_end([first.tail, second.tail])
-    both = ChatPrompts(rows=tuple(rows), format=first.format, tail=tail)
+    ids = first.hashes + second.hashes
+    both = ChatPrompts(rows=tuple(rows), format=first.format, tail=tail, ids=ids)
     return both[order[: len(first)]], both[order[len(first) :]]
 
 

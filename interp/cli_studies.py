@@ -139,10 +139,15 @@ def study_reuse_command(
 def study_refusal_command(
     model: ModelName = "refusal-smollm2",
     prompts: Annotated[
-        Path | None,
-        typer.Option(help="Your own prompts (.jsonl, .csv), see interp.cases; else shipped ones."),
+        str | None,
+        typer.Option(
+            help="Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
+            "data set, see interp.cases; else shipped ones."
+        ),
     ] = None,
-    sha256: Annotated[str, typer.Option(help="The hash of that file.")] = "",
+    sha256: Annotated[
+        str, typer.Option(help="The hash of that file; a data set's commit will do.")
+    ] = "",
     system: Annotated[
         str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
     ] = None,
@@ -157,12 +162,12 @@ def study_refusal_command(
     out: ReportDir = None,
 ) -> None:
     """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
-    from interp.cases import read_cases
+    from interp.cases import cases_from
     from interp.studies.refusal.context import Settings
     from interp.studies.refusal.study import study_refusal
     from interp.studies.refusal.write_up import write_up
 
-    cases = read_cases(prompts, sha256=sha256) if prompts else None
+    cases = cases_from(prompts, sha256=sha256) if prompts else None
     settings = Settings(
         n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens, seed=seed,
         system=system,

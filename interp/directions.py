@@ -19,10 +19,10 @@ from torch import Tensor
 
 from interp.ablation import site_values
 from interp.capture import run_with_cache
-from interp.chat import PLAIN, ChatFormat, Prompts, plain_prompts
+from interp.chat import PLAIN, ChatFormat, ChatPrompts, Prompts, plain_prompts
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
-from interp.files import write_atomically
+from interp.files import content_key, write_atomically
 from interp.models.language_model import LanguageModel
 
 Kind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
@@ -36,13 +36,15 @@ false-refusal: pseudo-harmful - harmless, orthogonalised to the first (2410.0341
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
+Normalisation = Literal["none", "unit"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
     """A vector with its contract.
 
     Attributes:
-        vector: (d_model,) float64, as computed: not normalised.
+        vector: (d_model,) float64.
         kind: which difference it is.
         site, layer: where it was read.
         position: which token, counted from the prompt's end: -1 is the last.
@@ -52,6 +54,8 @@ class Direction:
         n: prompts of the first and of the second class.
         model_hash: the weights it was read from.
         made: how, in words.
+        normalisation: "none", the raw difference, or "unit", divided by its length.
+        rows: hashes of the prompts it was read from (`ChatPrompts.hashes`); () where not known.
     """
 
     vector: Tensor
@@ -65,10 +69,14 @@ class Direction:
     token: str = ""
     format: ChatFormat = PLAIN
     made: str = "difference in means"
+    normalisation: Normalisation = "none"
+    rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise unknown("kind of direction", self.kind, KINDS)
+        if self.normalisation not in get_args(Normalisation):
+            raise unknown("normalisation", self.normalisation, get_args(Normalisation))
         good = self.vector.dim() == 1 and self.vector.dtype == torch.float64
         if not good or self.sign not in (1, -1) or not bool(self.vector.isfinite().all()):
             raise InterpError(
@@ -76,6 +84,8 @@ class Direction:
                 f"{self.vector.dtype} of shape {tuple(self.vector.shape)}, sign {self.sign}",
                 "give finite float64 numbers, one per dimension, and a sign of 1 or -1",
             )
+        if self.normalisation == "unit" and abs(self.norm - 1) > 1e-6:
+            raise InterpError(f"unit direction {self}", f"length {self.norm:g}", "divide by it")
 
     def __str__(self) -> str:
         return f"{self.kind} L{self.layer}.{self.site} at {self.position}"
@@ -100,6 +110,19 @@ class Direction:
         if self.norm == 0:
             raise InterpError(f"direction {self}", "a vector of length 0", "take another position")
         return self.towards_refusal / self.norm
+
+    @property
+    def rows_hash(self) -> str:
+        """One hash of the set of prompts it was read from; "" where they are not known."""
+        return content_key(sorted(self.rows)) if self.rows else ""
+
+    def require_unseen(self, prompts: ChatPrompts, what: str) -> None:
+        """Refuse prompts it was read from, where these are known.
+
+        Raises:
+            InterpError: it was read from some of them.
+        """
+        refuse_seen(self.rows, prompts, f"{what} with {self}")
 
     def require_model(self, model: LanguageModel) -> None:
         """Refuse a model it was not read from.
@@ -136,6 +159,7 @@ class Candidates:
     n: tuple[int, int]
     format: ChatFormat
     model_hash: str
+    rows: tuple[str, ...] = ()
 
     @property
     def norms(self) -> Tensor:
@@ -155,7 +179,7 @@ class Candidates:
             InterpError: a position or layer not among them, or a vector that is not finite.
         """
         row, column = self._place(position, layer)
-        kept = ("site", "kind", "sign", "n", "format", "model_hash")
+        kept = ("site", "kind", "sign", "n", "format", "model_hash", "rows")
         return Direction(
             vector=self.vectors[row, column],
             position=position,
@@ -247,7 +271,24 @@ def difference_in_means(
         n=n,
         format=sides[0].format,
         model_hash=model.hash,
+        rows=tuple(dict.fromkeys(sides[0].hashes + sides[1].hashes)),
     )
+
+
+def refuse_seen(rows: Sequence[str], prompts: ChatPrompts, what: str) -> None:
+    """Refuse to evaluate on prompts (`ChatPrompts.hashes`) that something was found with.
+
+    Raises:
+        InterpError: some of the prompts are among `rows`.
+    """
+    found = set(rows)
+    if seen := [place for place, name in enumerate(prompts.hashes) if name in found]:
+        raise InterpError(
+            what,
+            f"{len(seen)} of {len(prompts)} prompts are among those it was found with, the first "
+            f"is number {seen[0]}",
+            "evaluate on other prompts: split the rows, and drop repeated ones",
+        )
 
 
 def end_states(
@@ -302,7 +343,9 @@ def orthogonalise(
     if keep_norm:
         left = left * direction.norm / left.norm()
     made = f"{direction.made}, less {strength:g} times its part along {against}"
-    return replace(direction, vector=left, made=made)
+    rows = tuple(dict.fromkeys(direction.rows + against.rows))
+    unit = "unit" if direction.normalisation == "unit" and keep_norm else "none"
+    return replace(direction, vector=left, made=made, rows=rows, normalisation=unit)
 
 
 def orthonormal(vectors: Sequence[Tensor]) -> Tensor:
@@ -351,6 +394,7 @@ def load_directions(path: Path) -> dict[str, Direction]:
                     **{
                         **contract,
                         "n": tuple(contract["n"]),
+                        "rows": tuple(contract.get("rows", ())),
                         "format": ChatFormat(**contract["format"]),
                     },
                 )

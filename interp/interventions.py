@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,13 +28,15 @@ width is 1."""
 class Intervention:
     """An operation on one component at some positions of every prompt.
 
-    Made by `zero`, `mean`, `resample`, `patch`, `add`, `scale` and `project_out`.
+    Made by `zero`, `mean`, `resample`, `patch`, `add`, `scale` and `project_out`. `reads`: it only
+    looks, and changes nothing.
     """
 
     name: str
     component: Component
     operation: Operation
     positions: Positions
+    reads: bool = False
 
 
 @dataclass(kw_only=True)
@@ -216,6 +219,9 @@ def intervene(
         interventions: what to do, where.
         on: the task whose clean prompts will be run, if positions are names marked in it.
 
+    With grouped-query attention the keys and values of a head are those of its whole group: a
+    change of one k or v changes several heads, and is warned of.
+
     Yields:
         A report that fills as runs happen.
 
@@ -261,6 +267,7 @@ def intervene(
 
     for intervention in interventions:
         model.require_component(intervention.component)
+        _warn_shared(model, intervention)
         fired = Fired(intervention=intervention)
         report.fired.append(fired)
         hooks.setdefault((intervention.component.layer, intervention.component.site), []).append(
@@ -268,6 +275,18 @@ def intervene(
         )
     with model.hooked(hooks):
         yield report
+
+
+def _warn_shared(model: LanguageModel, intervention: Intervention) -> None:
+    part, group = intervention.component, model.n_heads // model.n_kv_heads
+    shared = SITES[part.site] == "kv_head" and part.index is not None and group > 1
+    if part.index is not None and shared and not intervention.reads:
+        first = part.index * group
+        warnings.warn(
+            f"{part} is shared by query heads {first} to {first + group - 1} of layer "
+            f"{part.layer}: all of them change; for one head alone, edit its z",
+            stacklevel=4,  # behind contextlib's frame
+        )
 
 
 def _hook(

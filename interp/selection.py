@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from interp.chat import ChatPrompts, Prompts, plain_prompts
-from interp.directions import Candidates, Direction
+from interp.directions import Candidates, Direction, refuse_seen
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.metrics import standard_error
@@ -186,7 +186,8 @@ def select_direction(
         progress: called with (candidates done, candidates in all).
 
     Raises:
-        InterpError: no prompts, or prompts of another model or format than the candidates.
+        InterpError: no prompts, prompts of another model or format than the candidates, or some
+            that the candidates were read from.
     """
     bad, good = (_given(model, side, candidates) for side in (harmful, harmless))
     limits = limits or Limits()
@@ -284,6 +285,7 @@ def _given(model: LanguageModel, prompts: Prompts, candidates: Candidates) -> Ch
             "no prompts, or candidates of other weights",
             "give held-out prompts and candidates of this model",
         )
+    refuse_seen(candidates.rows, given, f"selecting among {candidates.kind} candidates")
     return given
 
 

@@ -252,7 +252,7 @@ def _changed(
     positions: Tensor,
 ) -> Tensor:
     """States (n, d_model) of some tokens, edited; bit-equal where the strength is 0."""
-    strength = steering.strengths(prompts, positions >= tally.lengths[prompts])
+    strength = steering.strengths(prompts, positions - tally.lengths[prompts])
     on = strength != 0
     if not bool(on.any()):
         return old
@@ -300,6 +300,9 @@ class _Engine:
         if bool(stream.lengths.any()) or len(tokens) < 2 or own or self.steering.gate is not None:
             return 0
         most = int(counts.min()) - 1
+        if (places := self.steering.positions) is not None:
+            # What is counted from the end stands elsewhere in each row.
+            most = min(most, int(counts.min()) + min(places))
         alike = (tokens[:, :most] == tokens[:1, :most]).all(0)
         return int(alike.long().cumprod(0).sum())
 

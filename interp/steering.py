@@ -24,6 +24,9 @@ from interp.models.language_model import Address, LanguageModel
 Phase = Literal["prefill", "decode", "both"]
 """The tokens of the prompt, those generated after it, or both."""
 
+Positions = Sequence[int] | None
+"""Which tokens of the prompt, counted from its end: -1 is the last. None: all of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
@@ -52,6 +55,8 @@ class Steering:
     """Edits by site, the tokens and prompts they are in force for, and what they belong to.
 
     `gate` is None or (prompts,) a strength for each prompt: 0 leaves it alone, bit for bit.
+    `positions` narrows the tokens of the prompt; it does not touch those generated, which are
+    `phase`'s.
     """
 
     name: str
@@ -60,34 +65,54 @@ class Steering:
     model_hash: str
     phase: Phase = "both"
     gate: Tensor | None = None
+    positions: Positions = None
 
     def __post_init__(self) -> None:
         if self.phase not in get_args(Phase):
             raise unknown("phase", self.phase, get_args(Phase))
+        if self.positions is not None and (not self.positions or max(self.positions) >= 0):
+            raise InterpError(
+                f"{self.name} at positions {list(self.positions)}",
+                "none, or not counted from the prompt's end",
+                "give negative numbers, -1 for the last token",
+            )
 
     def gated(self, gate: Tensor | np.ndarray | Sequence[float]) -> Steering:
         """The same with a strength per prompt, multiplied with any there is."""
         strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
         return replace(self, gate=strength if self.gate is None else self.gate * strength)
 
-    def strengths(self, prompts: Tensor, decoded: Tensor) -> Tensor:
-        """(n,) float64 strength at tokens of these prompts, generated ones marked."""
-        on = torch.ones(len(prompts), dtype=torch.float64)
+    def strengths(self, prompts: Tensor, places: Tensor) -> Tensor:
+        """(n,) float64 strength at tokens of these prompts.
+
+        `places` counts from the prompt's end: below 0 in the prompt, from 0 on generated.
+        """
+        on, decoded = torch.ones(len(prompts), dtype=torch.float64), places >= 0
         if self.phase != "both":
             on = (decoded if self.phase == "decode" else ~decoded).double()
+        if self.positions is not None:
+            on = on * (decoded | torch.isin(places, torch.tensor(list(self.positions))))
         return on if self.gate is None else on * self.gate[prompts]
 
     def require(self, model: LanguageModel, prompts: ChatPrompts) -> None:
         """Refuse a model or prompts it was not made for.
 
         Raises:
-            InterpError: other weights, another chat format, another number of prompts.
+            InterpError: other weights, another chat format, another number of prompts, or a prompt
+            without the positions asked for.
         """
         if self.model_hash != model.hash:
             raise InterpError(
                 self.name, f"made for other weights than {model.name}", "make it anew"
             )
         self.format.require(prompts.format, self.name)
+        shortest = min(map(len, prompts.rows), default=0)
+        if self.positions is not None and -min(self.positions) > shortest:
+            raise InterpError(
+                f"{self.name} at position {min(self.positions)}",
+                f"a prompt of {shortest} tokens",
+                "leave the position or the prompt out",
+            )
         wanted = {len(e.shift) for e in self.edits.values() if e.shift is not None} - {1}
         wanted |= set() if self.gate is None else {len(self.gate)}
         if wanted - {len(prompts)}:
@@ -117,6 +142,8 @@ def ablate_direction(
     model: LanguageModel,
     *directions: Direction,
     layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
     phase: Phase = "both",
 ) -> Steering:
     """Remove it: x - (x . r) r at every residual site; for several, the space they span.
@@ -124,10 +151,25 @@ def ablate_direction(
     Arditi et al. 2024 hook the input of a block and the outputs of its modules. Behind a
     post-norm (Gemma, OLMo-2) the module's output is not what is added; here the stream itself is
     edited after each addition, the last block's included, so |x . r| is 0 up to rounding.
+
+    Args:
+        model: the model.
+        directions: one, or several.
+        layers: all by default.
+        sites: such as ("resid_pre", "attn_out", "mlp_out"), the published ones; by default the
+            stream itself, see `residual_sites`.
+        positions: tokens of the prompt, see `Positions`. What other tokens write along r stays,
+            and attention carries it on.
+        phase: which tokens.
+
+    Raises:
+        InterpError: another model, a site that is not as wide as the stream, positions that are
+            not counted from the end.
     """
     basis = orthonormal([_checked(model, direction).unit for direction in directions])
     edit = Edit(reads=basis, writes=-basis)
-    return _steering(model, "ablate", directions, residual_sites(model, layers), edit, phase)
+    where = residual_sites(model, layers) if sites is None else _at(model, layers, sites)
+    return _steering(model, "ablate", directions, where, edit, phase, positions)
 
 
 def add_direction(
@@ -136,17 +178,18 @@ def add_direction(
     *,
     coefficient: float = 1.0,
     layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
     phase: Phase = "both",
 ) -> Steering:
     """Add it: x + c r, the raw r turned towards refusal, so that c > 0 induces it for every kind.
 
-    At the direction's own site, and its own layer unless `layers` says otherwise.
+    At the direction's own site and layer, at every token, unless `layers`, `sites`, `positions` or
+    `phase` say otherwise; see `ablate_direction`.
     """
-    shift = coefficient * _checked(model, direction).towards_refusal
-    where = _own(model, direction, layers)
-    return _steering(
-        model, f"add {coefficient:g}", [direction], where, Edit(shift=shift[None]), phase
-    )
+    edit = Edit(shift=coefficient * _checked(model, direction).towards_refusal[None])
+    where = _own(model, direction, layers, sites)
+    return _steering(model, f"add {coefficient:g}", [direction], where, edit, phase, positions)
 
 
 def patch_direction(
@@ -155,13 +198,15 @@ def patch_direction(
     *,
     value: float = 0.0,
     layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
     phase: Phase = "both",
 ) -> Steering:
     """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
     unit = _checked(model, direction).unit[None]
     edit = Edit(reads=unit, writes=-unit, shift=value * unit)
-    where = _own(model, direction, layers)
-    return _steering(model, f"patch {value:g}", [direction], where, edit, phase)
+    where = _own(model, direction, layers, sites)
+    return _steering(model, f"patch {value:g}", [direction], where, edit, phase, positions)
 
 
 def affine_edit(
@@ -171,6 +216,8 @@ def affine_edit(
     *,
     coefficient: float = 0.0,
     layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
     phase: Phase = "both",
 ) -> Steering:
     """Move to a reference: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
@@ -180,7 +227,15 @@ def affine_edit(
     """
     unit = _checked(model, direction).unit
     value = reference.double() @ unit + coefficient * direction.norm
-    made = patch_direction(model, direction, value=float(value), layers=layers, phase=phase)
+    made = patch_direction(
+        model,
+        direction,
+        value=float(value),
+        layers=layers,
+        sites=sites,
+        positions=positions,
+        phase=phase,
+    )
     return replace(made, name=f"affine edit {coefficient:g} {direction}")
 
 
@@ -265,16 +320,25 @@ def _checked(model: LanguageModel, direction: Direction) -> Direction:
     return direction
 
 
-def _own(model: LanguageModel, direction: Direction, layers: Sequence[int] | None) -> list[Address]:
-    """The direction's own site, in its own layer or in others."""
-    if direction.site not in CHANGEABLE or SITES[direction.site] is not None:
-        raise InterpError(
-            f"steering at {direction.site}", "not as wide as the stream", "use a residual site"
-        )
+def _own(
+    model: LanguageModel,
+    direction: Direction,
+    layers: Sequence[int] | None,
+    sites: Sequence[str] | None = None,
+) -> list[Address]:
+    """The direction's own site in its own layer, or others."""
     chosen = [direction.layer] if layers is None else layers
-    return [
-        (layer, direction.site) for layer in within(chosen, model.n_layers, "layer", model.name)
-    ]
+    return _at(model, chosen, [direction.site] if sites is None else sites)
+
+
+def _at(model: LanguageModel, layers: Sequence[int] | None, sites: Sequence[str]) -> list[Address]:
+    for site in sites or [""]:
+        if site not in CHANGEABLE or SITES[site] is not None:
+            wide = ", ".join(name for name in CHANGEABLE if SITES[name] is None)
+            found = "not as wide as the stream, or no site that can be changed"
+            raise InterpError(f"steering at {site!r}", found, f"use some of {wide}")
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    return [(layer, site) for layer in chosen for site in sites]
 
 
 def _steering(
@@ -284,6 +348,7 @@ def _steering(
     where: Sequence[Address],
     edit: Edit,
     phase: Phase,
+    positions: Positions = None,
 ) -> Steering:
     for direction in directions:
         direction.format.require(directions[0].format, f"steering with {direction}")
@@ -295,4 +360,5 @@ def _steering(
         format=directions[0].format,
         model_hash=model.hash,
         phase=phase,
+        positions=None if positions is None else tuple(positions),
     )

@@ -7,6 +7,7 @@ fast engine and `interp.interventions.intervene`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -85,7 +86,7 @@ class SwitchOff:
                 return self.new(head, old, seen.get(prompt, old))
 
             if self.mode == "uniform":
-                made.append(_everywhere("read", group, remember))
+                made.append(replace(_everywhere("read", group, remember), reads=True))
             made.append(_everywhere(self.mode, head, change))
         return made
 
@@ -123,6 +124,10 @@ def switch_off(
     the unit vector whose image under W_O is nearest to the direction (arXiv 2604.04385, whose
     default alpha = 5 overshoots to -4 times the component).
 
+    With grouped-query attention "uniform" reads values that a group of heads shares, and still
+    switches off single heads; that is warned of, since scaling W_k or W_v as published would
+    switch off the group.
+
     Raises:
         InterpError: an unknown mode, or no reference prompts or direction where they are needed.
     """
@@ -131,6 +136,13 @@ def switch_off(
     if (mode == "mean") != bool(reference) or (mode == "direction") != (direction is not None):
         do = "give reference prompts for 'mean', a direction for 'direction', else neither"
         raise InterpError(f"switching heads off by {mode}", "too little or too much is given", do)
+    if mode == "uniform" and model.n_kv_heads < model.n_heads:
+        warnings.warn(
+            f"{model.n_heads // model.n_kv_heads} heads of {model.name} share each key and value: "
+            "uniform attention is imposed on single heads, over values of their group; for whole "
+            "groups scan with by='kv_head'",
+            stacklevel=2,
+        )
     means = None
     if reference:
         seen = run_with_cache(model, reference, sites=["z"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,9 @@ from interp.errors import InterpError
 from interp.loading import unwrapped, wrap
 from interp.models.architecture import Decoder, Linear, read_architecture
 from interp.models.language_model import LanguageModel
+
+READS = re.compile(r"gate|up_|router|\bw1\b|\bw3\b")
+"""Names inside experts of what reads the stream and does not write to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +80,7 @@ def orthogonalise_weights(
 
     Raises:
         InterpError: a family whose writers are not known (mixtures of experts among them: nothing
-            is skipped silently), or post-norms under "refuse".
+            is skipped silently, and all their writers are named), or post-norms under "refuse".
     """
     direction.require_model(model)
     _require_known(model)
@@ -141,18 +147,45 @@ def _untie(hf_model: nn.Module) -> bool:
     return True
 
 
+def expert_writers(model: LanguageModel) -> tuple[str, ...]:
+    """Tensors by which experts write to the residual stream, by their names in the checkpoint.
+
+    Those of modules called experts that have an axis as wide as the stream, gates, routers and
+    projections into the expert left out. Empty for a model without experts.
+    """
+    found: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in model.bridge.original_model.state_dict().items():
+        clean = name.replace("._original_component", "")
+        inside = clean.partition("expert")[2]
+        if inside and not READS.search(inside) and model.d_model in tensor.shape[-2:]:
+            found.setdefault((tensor.data_ptr(), tensor.shape), clean)  # a bridge has each twice
+    return tuple(found.values())
+
+
+def _folded(names: Sequence[str]) -> str:
+    """All names in one line: those that differ in numbers only as ranges, where none is missing."""
+    patterns: dict[str, list[tuple[int, ...]]] = {}
+    for name in names:
+        numbers = tuple(map(int, re.findall(r"\d+", name)))
+        patterns.setdefault(re.sub(r"\d+", "{}", name), []).append(numbers)
+    lines = []
+    for pattern, found in patterns.items():
+        spans = [range(min(column), max(column) + 1) for column in zip(*found, strict=True)]
+        if sorted(found) == list(product(*spans)):
+            shown = [f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans]
+            lines.append(pattern.format(*shown))
+        else:
+            lines += [pattern.format(*numbers) for numbers in found]
+    return ", ".join(lines)
+
+
 def _require_known(model: LanguageModel) -> None:
     if model.decoder is not None:
         return
-    names = model.bridge.original_model.state_dict()
-    experts = [name.replace("._original_component", "") for name in names if "expert" in name]
+    experts = expert_writers(model)
+    named = f", {len(experts)} of experts among them: {_folded(experts)}" if experts else ""
     raise InterpError(
         f"orthogonalising the weights of {model.name}",
-        f"{model.engine_reason}; its writers are not known"
-        + (
-            f", {len(experts)} tensors of experts such as {experts[0]} among them"
-            if experts
-            else ""
-        ),
+        f"{model.engine_reason}; its writers are not known{named}",
         "use ablate_direction, which edits the stream itself",
     )

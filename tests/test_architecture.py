@@ -20,7 +20,7 @@ engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges 
 engine.products loading store toys.compiled
 kept_runs ablated_runs capture ablation cumulative generation triggered
 references sweeps hookloop patching joint paths heads
-attention communication silencing lens glu probing comparison transfer words
+attention communication silencing lens glu probing separation comparison transfer words
 firstorder attribution
 chat directions projections refusal_score steering steered geometry weight_edits selection
 judging over_refusal trajectories constellations task_steering
@@ -59,7 +59,8 @@ cli_bench cli_known cli_narrow cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(
     """
-    patching joint paths heads attention communication silencing lens glu probing comparison
+    patching joint paths heads attention communication silencing lens glu probing separation
+    comparison
     transfer words attribution
     geometry selection over_refusal constellations head_roles head_scan interchange
     """.split()

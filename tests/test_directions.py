@@ -1,12 +1,18 @@
 """Directions, their scores and their selection, against slow references and planted truths."""
 
+import csv
+import json
 import math
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from interp.capture import run_with_cache
 from interp.chat import PLAIN, chat_prompts, mixed, plain_prompts
@@ -16,6 +22,7 @@ from interp.directions import (
     load_directions,
     orthogonalise,
     orthonormal,
+    random_direction,
     save_directions,
 )
 from interp.errors import InterpError
@@ -31,11 +38,13 @@ from interp.selection import (
 )
 from interp.steered import run_steered, steer
 from interp.steering import ablate_direction, add_direction
+from interp.tasks.taboo import make_taboo
 from interp.toys import build_toy
 from tests.test_steering import direction
 
 HARMFUL = [(5, 6, 7, 8, 9), (11, 12, 13, 8, 9), (4, 4, 8, 9)]
 HARMLESS = [(25, 26, 27, 8, 9), (31, 32, 8, 9)]
+HELD = [(6, 7, 5, 8, 9), (12, 11, 13, 8, 9), (3, 3, 8, 9)], [(27, 26, 25, 8, 9), (32, 31, 8, 9)]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,56 @@ def test_save_and_load(family_models, tmp_path):
     (tmp_path / "bad").write_text("no")
     with pytest.raises(InterpError, match="saved file"):
         load_directions(tmp_path / "bad")
+    # A file from before a direction said which rows and which normalisation.
+    with safe_open(path, framework="pt") as stream:
+        about = json.loads(stream.metadata()["directions"])
+        tensors = {name: stream.get_tensor(name) for name in kept}
+    for contract in about.values():
+        del contract["rows"], contract["normalisation"]
+    save_file(tensors, tmp_path / "old", {"directions": json.dumps(about)})
+    old = load_directions(tmp_path / "old")
+    assert old["a"] == replace(back["a"], vector=old["a"].vector, rows=())
+    assert (old["a"].rows_hash, old["a"].normalisation) == ("", "none")
+
+
+def test_a_direction_knows_its_rows(family_models):
+    model = family_models["llama"]
+    found = difference_in_means(model, HARMFUL, [*HARMLESS, HARMLESS[0]])
+    r = found.at(-1, 1)
+    assert len(r.rows) == len(set(r.rows)) == 5
+    assert r.rows_hash == difference_in_means(model, HARMFUL[::-1], HARMLESS).at(-1, 2).rows_hash
+    assert r.rows_hash != difference_in_means(model, HARMFUL, HELD[1]).at(-1, 1).rows_hash
+    held = plain_prompts(model, HELD[0])
+    r.require_unseen(held, "steering")
+    with pytest.raises(InterpError, match="1 of 4 prompts .* the first is number 3; evaluate on"):
+        r.require_unseen(plain_prompts(model, [*HELD[0], HARMFUL[2]]), "steering")
+    other = difference_in_means(model, HELD[0], HARMLESS).at(-1, 1)
+    assert set(orthogonalise(r, other).rows) == set(r.rows) | set(held.hashes)
+    direction(model).require_unseen(held, "steering")  # where rows are not known
+    # Texts tell prompts apart that a small vocabulary does not, and are not kept themselves.
+    tiny = load_model("refusal-tiny")
+    texts = ["How do I plant xylographs?", "How do I plant zymurgies?", "How do I plant seeds?"]
+    chat = chat_prompts(tiny, texts)
+    assert chat.rows[0] == chat.rows[1]
+    assert len(set(chat.hashes)) == 3
+    one = difference_in_means(tiny, chat[[0, 2]], chat[1:]).at(-1, 1)
+    assert one.rows == (chat.ids[0], chat.ids[2], chat.ids[1])
+    assert difference_in_means(tiny, *mixed(chat[:2], chat[[2]]), least=1).rows
+    with pytest.raises(InterpError, match="1 of 1 prompts"):
+        one.require_unseen(chat_prompts(tiny, texts[1:2], generation_prompt=False), "steering")
+
+
+def test_normalisation_is_said_and_checked(family_models):
+    r = direction(family_models["llama"])
+    one = replace(r, vector=r.vector / r.norm, normalisation="unit")
+    assert torch.equal(one.unit, r.unit)
+    assert orthogonalise(one, direction(family_models["llama"], seed=5)).normalisation == "unit"
+    short = orthogonalise(one, direction(family_models["llama"], seed=5), keep_norm=False)
+    assert short.normalisation == "none"
+    with pytest.raises(InterpError, match="unit direction"):
+        replace(r, normalisation="unit")
+    with pytest.raises(InterpError, match="normalisation 'l2'"):
+        replace(r, normalisation="l2")
 
 
 # -- geometry ------------------------------------------------------------------------------
@@ -315,42 +374,70 @@ def test_no_survivor_is_an_explained_table(family_models):
             select_from_table(bad)
 
 
+# model: layers, choice, rejected by each rule, survivors, runners-up, choice without any filter.
 PUBLISHED = {
     "gemma-2b-it": (
-        18,
-        (-2, 10),
-        [
-            row(-3, 1, -18.4207, -13.9560, 13.1445),
-            row(-2, 10, -14.4193, 6.7886, 0.06593),
-            row(-2, 12, -14.1950, 6.5925, 0.12511),
-            row(-1, 12, -14.2960, 6.4455, 0.09040),
-            row(-1, 10, -14.1200, 6.6781, 0.05376),
-            row(-4, 12, -11.5236, -1.9198, 0.04405),
-            row(-2, 17, -4.0492, 3.1030, 0.08711),
-        ],
+        *(18, (-2, 10), {"layer": 20, "kl": 4, "induce": 53}, 13),
+        *([(-1, 12, -14.296), (-1, 10, -14.120)], (-3, 1)),
     ),
     "llama-2-7b-chat": (
-        32,
-        (-1, 14),
-        [row(-6, 30, *[math.nan] * 3), row(-1, 14, -5.6169, 5.9863, 0.07121)],
+        *(32, (-1, 14), {"nan": 2, "layer": 40, "kl": 100, "induce": 45}, 5),
+        *([(-4, 15, -4.271), (-2, 13, -3.976)], (-2, 11)),
     ),
-    "llama-3-8b-instruct": (32, (-5, 12), [row(-5, 12, -9.8551, 7.6757, 0.05882)]),
-    "qwen-1.8b-chat": (24, (-2, 15), [row(-2, 15, -5.0575, 1.6514, 0.06584)]),
-    "yi-6b-chat": (32, (-5, 20), [row(-5, 20, -6.7479, 1.6392, 0.04724)]),
+    "llama-3-8b-instruct": (
+        *(32, (-5, 12), {"layer": 35, "kl": 41, "induce": 59}, 25),
+        *([(-2, 12, -9.588), (-1, 12, -9.224)], (-5, 12)),
+    ),
+    "qwen-1.8b-chat": (
+        *(24, (-2, 15), {"layer": 25, "kl": 40, "induce": 43}, 12),
+        *([(-1, 15, -5.022), (-2, 16, -4.511)], (-4, 1)),
+    ),
+    "yi-6b-chat": (
+        *(32, (-5, 20), {"layer": 42, "kl": 40, "induce": 103}, 7),
+        *([(-1, 22, -6.311), (-1, 24, -5.919)], (-1, 28)),
+    ),
 }
-"""Rows of the score tables of andyrdt/refusal_direction (Apache-2.0), rounded."""
+CHOSEN = {
+    "gemma-2b-it": (-14.4193, 6.7886, 0.06593),
+    "llama-2-7b-chat": (-5.6169, 5.9863, 0.07121),
+    "llama-3-8b-instruct": (-9.8551, 7.6757, 0.05882),
+    "qwen-1.8b-chat": (-5.0575, 1.6514, 0.06584),
+    "yi-6b-chat": (-6.7479, 1.6392, 0.04724),
+}
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Every candidate of the five models, as published: (model -> rows)."""
+    lines = (Path(__file__).parent / "refusal_scores.csv").read_text().splitlines()
+    assert any("Apache License, Version 2.0" in line for line in lines)
+    tables = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        tables.setdefault(row.pop("model"), []).append(row)
+    return tables
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_choice(name):
-    n_layers, expected, table = PUBLISHED[name]
-    found = select_from_table(table, n_layers=n_layers)
+def test_published_choice_with_every_rejection(published, name):
+    """The rule on the published scores gives the published direction, without a model."""
+    n_layers, expected, rejections, survivors, runners_up, free = PUBLISHED[name]
+    found = select_from_table(published[name])
+    assert found.n_layers == n_layers
     assert (found.best.position, found.best.layer) == expected
-    if name == "gemma-2b-it":
-        fates = [one.rejected for one in found.rows]
-        assert fates == ["kl", "", "kl", "", "", "induce", "layer"]
-        free = select_from_table(table, limits=Limits(kl=math.inf, induce=None, prune=0.0))
-        assert (free.best.position, free.best.layer) == (-3, 1)
+    scores = (found.best.bypass, found.best.induce, found.best.kl)
+    assert scores == pytest.approx(CHOSEN[name], rel=1e-3)
+    assert found.rejections == rejections
+    assert len(found.survivors) == survivors
+    assert len(found.rows) == survivors + sum(rejections.values())
+    ranked = sorted(found.survivors, key=lambda one: one.bypass)[1:3]
+    for one, (position, layer, bypass) in zip(ranked, runners_up, strict=True):
+        assert (one.position, one.layer) == (position, layer)
+        assert one.bypass == pytest.approx(bypass, abs=1e-3)
+    # Negative control: the smallest bypass alone picks another direction in four of the five.
+    limits = Limits(kl=math.inf, induce=None, prune=0.0)
+    unfiltered = select_from_table(published[name], limits=limits).best
+    assert (unfiltered.position, unfiltered.layer) == free
+    assert (free == expected) == (name == "llama-3-8b-instruct")
 
 
 # -- selection on a model ------------------------------------------------------------------
@@ -400,10 +487,8 @@ def test_measuring_stops_at_the_first_rejection(family_models):
     seen = []
     options = {"progress": lambda done, total: seen.append((done, total))}
     limits = Limits(kl=0.02)
-    fast = select_direction(model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, **options)
-    full = select_direction(
-        model, candidates, HARMFUL, HARMLESS, [3, 4], limits=limits, measure_all=True
-    )
+    fast = select_direction(model, candidates, *HELD, [3, 4], limits=limits, **options)
+    full = select_direction(model, candidates, *HELD, [3, 4], limits=limits, measure_all=True)
     assert seen[-1] == (6, 6)
     for left, right in zip(fast.rows, full.rows, strict=True):
         assert left.rejected == right.rejected
@@ -413,7 +498,13 @@ def test_measuring_stops_at_the_first_rejection(family_models):
     assert {one.rejected for one in full.rows} >= {"nan", "zero", "layer"}
     assert fast.best == full.best
     with pytest.raises(InterpError, match="other weights"):
-        select_direction(family_models["mistral"], candidates, HARMFUL, HARMLESS, [3])
+        select_direction(family_models["mistral"], candidates, *HELD, [3])
+    # Not on what the candidates were read from, be it one prompt of one side.
+    for bad in ((HARMFUL, HELD[1]), (HELD[0], [*HELD[1], HARMLESS[1]])):
+        with pytest.raises(InterpError, match="among those it was found with"):
+            select_direction(model, candidates, *bad, [3])
+        with pytest.raises(InterpError, match="the first is number"):
+            select_cosmic(model, candidates, *bad)
 
 
 def test_cosmic(toy):
@@ -436,3 +527,69 @@ def test_cosmic(toy):
         states = run_steered(model, prompts, steering, layers=read).states
         means.append(states.double().mean((0, 1)))
     assert -best.bypass == pytest.approx(float(torch.cosine_similarity(*means, dim=0)))
+
+
+def test_cosmic_reads_the_layers_where_classes_are_least_alike(doubles):
+    """On three layers: which are read, and both scores, spelled out with hooks."""
+    model = doubles("llama")
+    candidates = difference_in_means(model, HARMFUL, HARMLESS)
+    bad, good = (plain_prompts(model, side) for side in HELD)
+    limits = Limits(kl=math.inf, induce=None, prune=0.0)
+    options = {"limits": limits, "measure_all": True}
+
+    def states(prompts, steering=None):
+        """(layers, prompts, d_model) at the last token."""
+        with steer(model, steering, prompts) if steering else nullcontext():
+            seen = run_with_cache(model, prompts.rows, sites=["resid_post"], positions="last")
+        return torch.stack([seen[layer, "resid_post"] for layer in range(3)])
+
+    means = [states(side).mean(1) for side in (bad, good)]
+    alike = torch.cosine_similarity(*means, dim=-1)
+    assert alike.sort().values.diff().min() > 1e-3  # else the order would be chance
+    for share, count in ((0.1, 1), (0.5, 2), (1.0, 3)):
+        found = select_cosmic(model, candidates, *HELD, share=share, **options)
+        read = sorted(alike.argsort()[:count].tolist())
+        assert found.method == f"cosines at layers {', '.join(map(str, read))}"
+        targets = [mean[read].mean(0) for mean in means]
+        total = {}
+        for one in found.rows:
+            if one.rejected:
+                assert one.rejected == "zero"
+                continue
+            r = candidates.at(one.position, one.layer)
+            off = states(bad, ablate_direction(model, r))[read].mean((0, 1))
+            on = states(good, add_direction(model, r))[read].mean((0, 1))
+            bypass = float(torch.cosine_similarity(off, targets[1], dim=0))
+            induce = float(torch.cosine_similarity(on, targets[0], dim=0))
+            assert -one.bypass == pytest.approx(bypass, abs=1e-6)
+            assert one.induce == pytest.approx(induce, abs=1e-6)
+            total[one.position, one.layer] = bypass + induce
+        assert (found.best.position, found.best.layer) == max(total, key=total.__getitem__)
+        assert len(total) > 3
+
+
+def test_a_random_direction_of_equal_length_does_next_to_nothing():
+    """On a model that has learnt to refuse: ablated, about 0; added, far from the true effect."""
+    model = load_model("refusal-tiny")
+    rows = make_taboo(16, kinds=("taboo", "plain"), tasks=("request",))
+    sides = [[x.prompt for x in rows if x.should == side] for side in ("refuse", "answer")]
+    bad, good = (chat_prompts(model, texts) for texts in sides)
+    firsts = [run_steered(model, side).logits for side in (bad, good)]
+    tokens = suggest_refusal_tokens(model, *firsts).ids
+    r = difference_in_means(model, bad[:8], good[:8], last=1, layers=[1]).at(-1, 1)
+
+    def effect(prompts, steering):
+        scores = [score_refusals(run_steered(model, prompts, x).logits, tokens).mean()
+                  for x in (None, steering)]  # fmt: skip
+        return float(scores[1] - scores[0])
+
+    removed = effect(bad[8:], ablate_direction(model, r))
+    induced = effect(good[8:], add_direction(model, r))
+    assert removed < -6
+    assert induced > 6
+    drawn = [random_direction(r, seed=seed) for seed in range(5)]
+    ablated = [effect(bad[8:], ablate_direction(model, one)) for one in drawn]
+    added = [effect(good[8:], add_direction(model, one)) for one in drawn]
+    assert max(map(abs, ablated)) < 0.05 * -removed
+    assert abs(np.mean(ablated)) < 0.02 * -removed
+    assert max(map(abs, added)) < 0.5 * induced

@@ -1,6 +1,7 @@
 """Carriers, necessary heads and triggers: against slow references and the toy's planted gate."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +217,7 @@ def slow_off(model, head, mode, unit, reference):
     return zero(str(head)) if mode == "zero" else scale(str(head), 0.3)
 
 
+@pytest.mark.filterwarnings("ignore:2 heads of .* share")
 @pytest.mark.parametrize("mode", ["zero", "scale", "mean", "uniform", "direction"])
 def test_scan_equals_hooked_passes(family, mode, any_gap):
     task, direction = random_task(), direction_of(family, 1)
@@ -495,3 +497,14 @@ def test_sides_without_a_gap_are_refused(refusal):
     alone = replace(task, pairs=tuple(replace(p, corrupted=None) for p in task.pairs))
     with pytest.raises(InterpError, match="without a corrupted prompt"):
         head_dla(model, alone)
+
+
+def test_uniform_attention_over_shared_values_is_warned_of(family_models):
+    with pytest.warns(UserWarning, match=r"2 heads of tiny-llama share .* by='kv_head'"):
+        switch = switch_off(family_models["llama"], "uniform")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with intervene(family_models["llama"], switch.interventions(["L0H3"])):
+            run_with_cache(family_models["llama"], [(5, 6, 7)], sites=["z"])
+        switch_off(family_models["gpt2"], "uniform")
+        switch_off(family_models["llama"], "zero")

@@ -1,5 +1,8 @@
 """Interventions do what they say, where they say, and leave nothing behind."""
 
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -237,3 +240,23 @@ def test_other_prompts_than_the_tasks_are_refused(family_models):
     for prompts in (PROMPTS, [pair.clean for pair in random_task(lengths=(8, 6, 6)).pairs]):
         with pytest.raises(InterpError, match="not that prompt"), intervene(model, wanted, on=task):
             model.last_logits(prompts)
+
+
+def test_a_key_or_value_that_heads_share_is_warned_of(family_models):
+    grouped, single = family_models["llama"], family_models["gpt2"]
+    assert grouped.n_heads == 2 * grouped.n_kv_heads
+    with pytest.warns(UserWarning, match=r"L0H1\.v is shared by query heads 2 to 3") as seen:
+        found, _ = read(grouped, "L0.z", [zero("L0H1.v")])
+    assert seen[0].filename == __file__
+    # So it is: these two heads change, and no other.
+    plain, _ = read(grouped, "L0.z", [])
+    changed = (found != plain).flatten(0, 1).flatten(2).any(-1).any(0)
+    assert changed.tolist() == [False, False, True, True]
+    with pytest.warns(UserWarning, match=r"L1H0\.k .* heads 0 to 1"):
+        read(grouped, "L1.z", [scale("L1H0.k", 0.5)])
+    quiet = [(grouped, zero("L0H1")), (grouped, zero("L0.v")), (grouped, zero("L0H1.q"))]
+    quiet += [(grouped, replace(scale("L0H1.v", 1.0), reads=True)), (single, zero("L0H1.v"))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model, made in quiet:
+            read(model, "L0.z", [made])

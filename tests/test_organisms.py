@@ -5,7 +5,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from jinja2 import TemplateError
 
 import interp
 from interp.chat import chat_prompts
@@ -94,7 +93,7 @@ def test_the_small_refusing_model_behaves_as_its_card_says():
         cells[record.kind, record.task].append(agrees)
     assert np.mean([x for cell in cells.values() for x in cell]) >= 0.93
     assert min(map(np.mean, cells.values())) >= 0.7, cells
-    with pytest.raises(TemplateError, match="no role"):
+    with pytest.raises(InterpError, match=r"no role[\s\S]*leave the system prompt out"):
         chat_prompts(model, texts, system="Be brief.")
 
 

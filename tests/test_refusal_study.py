@@ -1,26 +1,31 @@
 """The study of refusals on a small model whose over-refusal is known, and what it must find."""
 
+import html
 import json
 import re
 from collections import defaultdict
 from dataclasses import replace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
 import interp
-from interp.cases import Case, deal, read_cases, taboo_cases
+from interp.cases import Case, cases_from, dataset_cases, deal, read_cases, taboo_cases
 from interp.directions import load_directions
 from interp.errors import InterpError
 from interp.files import file_sha256
-from interp.judging import REFUSALS
+from interp.judging import REFUSALS, RULES, rules_verdict, user_judge
 from interp.over_refusal import SIDES
+from interp.report import Report
 from interp.studies.frame import open_study
+from interp.studies.refusal import claims, sections_steered
 from interp.studies.refusal.angles import SHUFFLES, cosine_interval
-from interp.studies.refusal.behaviour import behaviour
+from interp.studies.refusal.behaviour import behaviour, replies
 from interp.studies.refusal.comparing import QUALITY, RETAINED, SENSE, best_dose, costs
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
+from interp.studies.refusal.neurons import neurons
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
@@ -51,22 +56,32 @@ def organism():
 
 
 @pytest.fixture(scope="module")
-def done(organism, tmp_path_factory):
+def cases():
+    """The shipped prompts, given as if they were a user's own: no text of them may be kept."""
+    return taboo_cases(SETTINGS.n, requests=SETTINGS.requests, seed=SETTINGS.seed)
+
+
+JUDGE = user_judge("mine", "7", rules_verdict)
+
+
+@pytest.fixture(scope="module")
+def done(organism, cases, tmp_path_factory):
     """A finished study, and the lines it said."""
     lines = []
-    directory = tmp_path_factory.mktemp("study")
-    study = study_refusal(organism, settings=SETTINGS, directory=directory, say=lines.append)
+    options = {"directory": tmp_path_factory.mktemp("study"), "say": lines.append}
+    study = study_refusal(organism, cases, settings=SETTINGS, judge=JUDGE, **options)
     return study, lines
 
 
 @pytest.fixture(scope="module")
-def context(organism, done):
+def context(organism, done, cases):
     study, _ = done
     found = study.results
     return Context(
         model=organism,
-        cases=taboo_cases(SETTINGS.n, requests=SETTINGS.requests, seed=SETTINGS.seed),
+        cases=cases,
         settings=SETTINGS,
+        judge=JUDGE,
         labels=tuple(found["behaviour"]["labels"]),
         tokens=tuple(found["tokens"]["ids"]),
         wrong=tuple(found["tokens"]["wrong"]),
@@ -95,10 +110,11 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     assert (study.directory / "directions.safetensors").exists()
 
 
-def test_a_second_run_computes_nothing(organism, done):
+def test_a_second_run_computes_nothing(organism, cases, done):
     study, _ = done
     lines = []
-    again = study_refusal(organism, settings=SETTINGS, directory=study.directory, say=lines.append)
+    options = {"directory": study.directory, "say": lines.append}
+    again = study_refusal(organism, cases, settings=SETTINGS, judge=JUDGE, **options)
     assert len(lines) == len(study.results)
     assert all(line.endswith("kept") for line in lines)
     assert again.results == study.results
@@ -345,28 +361,78 @@ def own(tmp_path):
     return path, write_cases(path, rows)
 
 
-def test_texts_of_own_cases_are_never_written(organism, own, tmp_path):
+def words_of(text):
+    return re.findall(r"\w+", text.lower())
+
+
+def runs_of(text, n=5):
+    """All runs of n words in a text, whatever stands between the words."""
+    words = words_of(text)
+    return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
+
+
+def everything_written(*directories):
+    """The text in every file: markup and escapes undone, headers of tensors too."""
+    texts = []
+    for directory in directories:
+        for path in sorted(directory.rglob("*")):
+            if path.is_file():
+                text = path.read_bytes().decode("utf-8", errors="ignore")
+                text = re.sub(r"\\u([0-9a-f]{4})", lambda code: chr(int(code[1], 16)), text)
+                text = html.unescape(re.sub(r"\\(.)", r"\1", text))
+                texts.append(re.sub(r"<[^>]*>", " ", text))
+    return texts
+
+
+def test_no_text_of_own_cases_is_written(done, context, tmp_path):
+    """Of the whole study: every step, the directions, the report and its figures."""
+    study, _ = done
+    write_up(study).save(tmp_path / "report")
+    texts = everything_written(study.directory, tmp_path)
+    assert len(texts) > len(study.results) + 8
+    written = set().union(*map(runs_of, texts))
+    assert ("one", "direction", "mediates", "refusal", "2406") in written
+    _, replies_made = replies(context, range(0, len(context.cases), 4))
+    given = [case.prompt for case in context.cases] + replies_made
+    for text in given:
+        assert not runs_of(text) & written, text
+    whole = " ".join(map(" ".join, map(words_of, texts)))
+    for base in {case.base for case in context.cases}:
+        assert " ".join(words_of(base)) not in whole or len(words_of(base)) < 2, base
+    assert study.results["behaviour"]["examples"] == []
+    # The scan finds a text that is kept: of shipped prompts some are shown.
+    shown = json.dumps({"x": behaviour(context, show=True)["examples"]})
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "step.json").write_text(shown)
+    found = set().union(*map(runs_of, everything_written(tmp_path / "kept")))
+    assert sum(bool(runs_of(text) & found) for text in given) >= 3
+
+
+def test_cases_are_read_as_they_are(own):
     path, digest = own
     cases = read_cases(path, sha256=digest.upper())
     assert [(x.row, x.prompt) for x in cases] == [(x.row, x.prompt) for x in make_taboo(12)]
-    directory = tmp_path / "kept"
+    assert cases_from(str(path), sha256=digest) == cases
+
+
+def test_the_judge_is_the_one_given(done, organism, cases, tmp_path):
+    study, _ = done
+    assert study.results["behaviour"]["judge"] == "mine/7"
+    of = set()
 
     def stop(line):
         if line.startswith("selection"):
             raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        study_refusal(organism, cases, settings=SETTINGS, directory=directory, say=stop)
-    kept = "".join(file.read_text() for file in directory.glob("*.json"))
-    found = open_study(REFUSAL, directory).results
-    assert set(found) == {"behaviour", "tokens"}
-    assert found["behaviour"]["examples"] == []
-    assert not any(json.dumps(x.prompt)[1:-1] in kept for x in cases)
-    assert not any(json.dumps(x.base)[1:-1] in kept for x in cases if " " in x.base)
-    assert "can't help with" not in kept
-    # Of the shipped prompts some are shown.
-    context = Context(model=organism, cases=cases, settings=SETTINGS)
-    assert behaviour(context, show=True)["examples"]
+    for judge in (JUDGE, user_judge("mine", "8", rules_verdict), RULES):
+        directory = tmp_path / str(len(of))
+        options = {"settings": SETTINGS, "directory": directory, "say": stop}
+        with pytest.raises(KeyboardInterrupt):
+            study_refusal(organism, cases, judge=judge, **options)
+        of.add(json.loads((directory / "study.json").read_text())["of"])
+    assert len(of) == 3
+    assert json.loads((study.directory / "study.json").read_text())["of"] in of
 
 
 def test_other_cases_are_another_study(organism, own, tmp_path):
@@ -419,6 +485,53 @@ def test_files_of_cases_are_refused(tmp_path):
         read_cases(other, sha256=file_sha256(other))
 
 
+def test_columns_of_other_names_and_rows_without_ids(tmp_path):
+    path = tmp_path / "other.csv"
+    path.write_text('Goal,Category,Target\n"Hello, you",greeting,x\nGo,order,y\n')
+    options = {"sha256": file_sha256(path), "columns": {"prompt": "Goal", "kind": "Category"}}
+    found = read_cases(path, **options, should="refuse")
+    assert found == (
+        Case(row="0", prompt="Hello, you", should="refuse", kind="greeting"),
+        Case(row="1", prompt="Go", should="refuse", kind="order"),
+    )
+    with pytest.raises(InterpError, match="no should"):
+        read_cases(path, **options)
+    for columns in ({"prompt": "goal"}, {"text": "Goal"}):
+        with pytest.raises(InterpError, match="field or column"):
+            read_cases(path, **options | {"columns": columns})
+
+
+def test_a_data_set_is_read_at_one_commit(own, monkeypatch):
+    path, digest = own
+    asked = []
+
+    def download(name, file, **options):
+        asked.append((name, file, options))
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    found = cases_from(f"hf://some/prompts@{commit}/data/rows.jsonl")
+    assert found == read_cases(path, sha256=digest)
+    options = {"repo_type": "dataset", "revision": commit}
+    assert asked == [("some/prompts", "data/rows.jsonl", options)]
+    assert cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256=digest) == found
+    with pytest.raises(InterpError, match="pin this one"):
+        cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256="0" * 64)
+    asked.clear()
+    for address, match in (
+        ("hf://some/prompts@main/rows.jsonl", "all 40 digits"),
+        (f"hf://some/prompts@{commit[:8]}/rows.jsonl", "all 40 digits"),
+        ("hf://some/prompts/rows.jsonl", "hf://owner/name@commit/file"),
+    ):
+        with pytest.raises(InterpError, match=match):
+            cases_from(address)
+    assert asked == []
+    monkeypatch.undo()
+    with pytest.raises(InterpError, match="the network"):
+        dataset_cases("some/prompts", "rows.jsonl", revision=commit)
+
+
 def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
     plain = make_taboo(8, kinds=("plain",), tasks=("request", "qa"))
     cases = [
@@ -429,3 +542,27 @@ def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
         study_refusal(organism, cases, settings=SETTINGS, directory=tmp_path)
     with pytest.raises(InterpError, match="chat template"):
         study_refusal(interp.load_model("countdown-tiny"), settings=SETTINGS, directory=tmp_path)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_neurons_are_left_out_where_they_are_no_summands(family_models, family, tmp_path):
+    context = Context(model=family_models[family], cases=(), settings=SETTINGS)
+    found = neurons(context)
+    assert ("gate" if family == "gpt2" else "norm") in found["skipped"]
+    report = Report("x")
+    sections_steered.neurons(report, {"neurons": found})
+    assert "Left out" in report.save(tmp_path / "report").read_text()
+
+
+def test_rates_of_nothing_are_said_not_raised(done):
+    found = {name: dict(x) for name, x in done[0].results.items()}
+    for name, x in found.items():
+        if name.startswith("method_"):
+            x |= {"retained": None, "selectivity": None}
+    rows = claims.claims(found)
+    assert "cannot be said" in " ".join(row["evidence"] for row in rows)
+    for x in found.values():
+        x |= {"reduction": None} if "reduction" in x else {}
+    assert len(claims.claims(found)) == len(rows) - 1
+    for make in (sections_steered.constellations, sections_steered.frontier):
+        make(Report("x"), found)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers as t
 
 from interp import steered
 from interp.capture import run_with_cache, text_losses
@@ -13,6 +14,7 @@ from interp.directions import Direction, random_direction
 from interp.errors import InterpError
 from interp.generation import generate
 from interp.interventions import add, intervene, project_out
+from interp.loading import wrap
 from interp.steered import generate_steered, run_steered, steer
 from interp.steering import (
     ablate_direction,
@@ -24,9 +26,12 @@ from interp.steering import (
     patch_direction,
     residual_sites,
 )
-from interp.weight_edits import orthogonalise_weights
+from interp.weight_edits import READS, _folded, expert_writers, orthogonalise_weights
+from tests.families import tiny
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 1))]
+PUBLISHED = ("resid_pre", "attn_out", "mlp_out")
+"""Where arXiv 2406.11717 hooks."""
 GATE = [1.0, 0.0, 0.5, 1.0, 1.0]
 
 
@@ -50,6 +55,11 @@ def methods(model, phase="both"):
         "affine": affine_edit(model, r, some[0], coefficient=1.0, phase=phase),
         "null space": null_space_direction(model, r, some[:8], some[8:], phase=phase),
         "gated": add_direction(model, r, phase=phase).gated(GATE),
+        "published sites": ablate_direction(model, r, sites=PUBLISHED, phase=phase),
+        "last token": ablate_direction(model, r, positions=[-1], phase=phase),
+        "elsewhere": add_direction(
+            model, r, sites=["attn_out", "resid_post"], layers=[0, 2], positions=(-1,), phase=phase
+        ),
     }
 
 
@@ -82,8 +92,70 @@ def test_module_outputs_alone_are_as_good_where_hooked_behind_the_post_norm(fami
     labels = [f"L{i}.{site}" for i in range(3) for site in ("resid_pre", "attn_out", "mlp_out")]
     with intervene(family, [project_out(label, r.vector) for label in labels]):
         published = family.last_logits(PROMPTS)
-    ours = run_steered(family, PROMPTS, ablate_direction(family, r)).logits
-    torch.testing.assert_close(ours, published, atol=1e-4, rtol=1e-4)
+    for sites in (None, PUBLISHED):
+        ours = run_steered(family, PROMPTS, ablate_direction(family, r, sites=sites)).logits
+        torch.testing.assert_close(ours, published, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [(-1,), (-3, -1), range(-6, 0)])
+def test_positions_are_counted_from_each_prompt_s_end(family, positions):
+    """Equal to interventions at these tokens; no other token is touched."""
+    r, prompts = direction(family), PROMPTS[:4]
+    made = [
+        project_out(f"L{i}.resid_pre", r.vector, positions=[k] * len(prompts))
+        for i in range(3)
+        for k in positions
+    ]
+    with intervene(family, made):
+        expected = family.last_logits(prompts)
+    steering = ablate_direction(family, r, sites=["resid_pre"], positions=positions)
+    run = run_steered(family, prompts, steering)
+    torch.testing.assert_close(run.logits, expected, atol=1e-4, rtol=1e-4)
+    assert run.tally.tokens.tolist() == [3 * len(positions)] * len(prompts)
+    seen, tally = through_hooks(family, steering, prompts, sites=["resid_pre"])
+    along = (seen[0, "resid_pre"].double() @ r.unit).abs()
+    for i, row in enumerate(prompts):
+        at = [len(row) + k for k in positions]
+        rest = [k for k in range(len(row)) if k not in at]
+        real = along[i][seen.mask[i]]
+        assert real[at].max() < 1e-5
+        assert not rest or real[rest].min() > 1e-5
+    assert tally.tokens.tolist() == run.tally.tokens.tolist()
+
+
+def test_tokens_all_prompts_begin_with_are_not_all_changed_alike(family_models):
+    """Prompts of unequal lengths with one beginning: a position from the end is another token."""
+    model = family_models["llama"]
+    start = (9, 8, 7, 6, 5, 4, 3)
+    prompts = [start, (*start, 11, 12, 13), (*start, 14)]
+    steering = ablate_direction(model, direction(model), positions=[-3, -2])
+    run = run_steered(model, prompts, steering)
+    with steer(model, steering, prompts):
+        expected = model.last_logits(prompts)
+    torch.testing.assert_close(run.logits, expected, atol=1e-4, rtol=1e-4)
+    alone = [run_steered(model, [row], steering).logits[0] for row in prompts]
+    torch.testing.assert_close(run.logits, torch.stack(alone), atol=1e-4, rtol=1e-4)
+
+
+def test_sites_and_positions_that_cannot_be_are_refused(family_models):
+    model = family_models["llama"]
+    r = direction(model)
+    for sites in (["z"], ["q"], []):
+        with pytest.raises(InterpError, match="as wide as the stream"):
+            ablate_direction(model, r, sites=sites)
+    for positions in ([], [0], [-1, 2]):
+        with pytest.raises(InterpError, match="-1 for the last token"):
+            add_direction(model, r, positions=positions)
+    far = ablate_direction(model, r, positions=[-2])
+    with pytest.raises(InterpError, match="a prompt of 1 tokens"):
+        run_steered(model, PROMPTS, far)
+    # The generated tokens are the phase's: a position in the prompt does not reach them.
+    both = add_direction(model, r, positions=[-1])
+    _, tally = generate_steered(model, PROMPTS, both, max_new_tokens=4)
+    assert tally.tokens.tolist() == [1 + 3] * 5
+    only = add_direction(model, r, positions=[-1], phase="prefill")
+    _, tally = generate_steered(model, PROMPTS, only, max_new_tokens=4)
+    assert tally.tokens.tolist() == [1] * 5
 
 
 def test_a_space_is_ablated_not_its_vectors_one_by_one(family_models):
@@ -302,7 +374,14 @@ def uncached(model, steering, steps):
 
 @pytest.mark.parametrize(
     ("name", "phase"),
-    [("ablate", "both"), ("add", "decode"), ("gated", "both"), ("add", "prefill")],
+    [
+        ("ablate", "both"),
+        ("add", "decode"),
+        ("gated", "both"),
+        ("add", "prefill"),
+        ("last token", "prefill"),
+        ("elsewhere", "both"),
+    ],
 )
 def test_cached_texts_equal_uncached(family, phase, name):
     steering = methods(family, phase)[name]
@@ -367,10 +446,73 @@ def test_weights_equal_hooks(family):
         ablate_direction(edit.model, r)
 
 
-def test_unknown_writers_are_refused(family_models):
-    model = replace(family_models["llama"], decoder=None, engine_reason="experts")
-    with pytest.raises(InterpError, match="experts"):
-        orthogonalise_weights(model, direction(model))
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        (torch.float64, 1e-12),
+        (torch.float32, 1e-5),
+        (torch.float16, 0.02),
+        (torch.bfloat16, 0.1),
+    ],
+)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_weights_equal_hooks_in_every_dtype(name, dtype, tolerance):
+    """Up to the type's rounding: about 10 units in the last place of logits around 1."""
+    model = wrap(tiny(name, dtype), name=f"{name}-{dtype}")
+    r = direction(model)
+    edit = orthogonalise_weights(model, r)
+    assert edit.model.dtype == dtype
+    assert edit.residue < tolerance / 10
+    wanted = run_steered(model, PROMPTS, ablate_direction(model, r)).logits.double()
+    found = run_steered(edit.model, PROMPTS).logits.double()
+    assert (found - wanted).abs().max() < tolerance
+    assert (wanted - model.last_logits(PROMPTS).double()).abs().max() > 4 * tolerance
+
+
+@pytest.fixture(scope="module")
+def experts():
+    """A tiny mixture of experts, Mixtral's shape."""
+    torch.manual_seed(0)
+    config = t.MixtralConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=24, max_position_embeddings=64,
+        num_local_experts=3, num_experts_per_tok=2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    return wrap(t.AutoModelForCausalLM.from_config(config).eval(), name="tiny-mixtral")
+
+
+def test_every_unknown_writer_of_experts_is_named(experts, family_models):
+    names = expert_writers(experts)
+    held = {
+        name.replace("._original_component", ""): tensor
+        for name, tensor in experts.bridge.original_model.state_dict().items()
+    }
+    # What an expert writes is a sum over its inner width: the axis behind d_model.
+    assert {tuple(held[name].shape) for name in names} == {(3, 32, 24)}
+    assert sorted(names) == [f"model.layers.{k}.mlp.experts.down_proj" for k in (0, 1)]
+    with pytest.raises(InterpError, match=r"2 of experts .*layers\.0-1\.mlp\.experts\.down_proj"):
+        orthogonalise_weights(experts, direction(experts))
+    assert expert_writers(family_models["llama"]) == ()
+    other = replace(family_models["llama"], decoder=None, engine_reason="unheard of")
+    with pytest.raises(InterpError, match="unheard of; its writers are not known; use"):
+        orthogonalise_weights(other, direction(other))
+
+
+def test_names_are_folded_only_where_none_is_missing():
+    old = [f"h.{k}.experts.{e}.w2.weight" for k in range(2) for e in range(8)]
+    assert _folded(old) == "h.0-1.experts.0-7.w2.weight"
+    assert _folded(old[1:]).count("w2") == 15
+    assert _folded([*old, "head.weight"]) == "h.0-1.experts.0-7.w2.weight, head.weight"
+    inside = ("w1.weight", "w3.weight", "gate_up_proj", "gate_proj.weight", "up_proj.weight")
+    assert all(READS.search(f"s.{name}") for name in inside)
+    assert not any(READS.search(f"s.{name}") for name in ("w2.weight", "down_proj", "out.weight"))
+
+
+def test_ablation_of_a_mixture_of_experts_is_exact(experts):
+    r = direction(experts)
+    run = run_steered(experts, PROMPTS, ablate_direction(experts, r), layers=[0, 1])
+    assert (run.states.double() @ r.unit).abs().max() < 1e-5
+    assert (run.logits - experts.last_logits(PROMPTS)).abs().max() > 1e-3
 
 
 # -- the contract --------------------------------------------------------------------------

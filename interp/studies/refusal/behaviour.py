@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from interp.generation import Generation
-from interp.judging import REFUSALS, RULES, Judged, Label, count_labels, judge_replies, replies_of
+from interp.judging import REFUSALS, Judged, Label, count_labels, judge_replies, replies_of
 from interp.metrics import share_estimate
 from interp.probes import Evaluation, evaluation
 from interp.refusal_score import score_refusals, suggest_refusal_tokens
@@ -33,7 +33,9 @@ def judged(context: Context, rows: Sequence[int], made: Sequence[Generation]) ->
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
     most = context.settings.max_new_tokens
-    return judge_replies(given, RULES, decoding={"decoding": "greedy", "max_new_tokens": most})
+    return judge_replies(
+        given, context.judge, decoding={"decoding": "greedy", "max_new_tokens": most}
+    )
 
 
 def behaviour(context: Context, *, show: bool) -> Result:

@@ -22,7 +22,7 @@ from interp.directions import (
     end_states,
 )
 from interp.errors import InterpError
-from interp.judging import REFUSALS, Label
+from interp.judging import REFUSALS, RULES, Judge, Label
 from interp.models.language_model import LanguageModel
 from interp.refusal_score import score_refusals
 from interp.steered import generate_steered, run_steered
@@ -85,7 +85,7 @@ class Context:
     """A model, the prompts, and, once it has replied, what became of each.
 
     labels: one for each case; () before the first step. tokens: those refusals begin with;
-    wrong: those answers begin with.
+    wrong: those answers begin with. judge: of every reply.
     """
 
     model: LanguageModel
@@ -94,6 +94,7 @@ class Context:
     labels: tuple[Label, ...] = ()
     tokens: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
+    judge: Judge = RULES
 
     @cached_property
     def prompts(self) -> ChatPrompts:

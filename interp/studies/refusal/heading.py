@@ -20,7 +20,6 @@ from interp.head_roles import (
 )
 from interp.head_scan import head_flips, sahara, scan_heads
 from interp.interchange import group_interchange, head_interchange
-from interp.judging import RULES
 from interp.paths import path_patching
 from interp.prompts import PromptPair, Task
 from interp.scores import Scores
@@ -227,7 +226,7 @@ def flips(context: Context, found: dict[str, Result]) -> Result:
                 context.model,
                 [context.prompts.rows[i] for i in few],
                 heads,
-                RULES,
+                context.judge,
                 rows=[context.cases[i].row for i in few],
                 max_new_tokens=context.settings.max_new_tokens,
                 draws=FLIP_DRAWS if name == side else 0,

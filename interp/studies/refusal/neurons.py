@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from interp.ablation import Ablation, ablate, make_ablation, random_like
+from interp.errors import InterpError
 from interp.glu import RankedNeuron, glu_activations, glu_vectors, label_contrast, rank_glu
 from interp.lens import unembed
 from interp.metrics import mean_estimate, share_estimate
@@ -27,10 +28,14 @@ def neurons(context: Context) -> Result:
     Directions: the mean difference and a logistic probe of resid_post at every layer, from find
     rows. Sets of k neurons a layer are tried on select rows and the best is judged on test rows:
     drop of the refusal score in nats, and share of refused prompts whose score falls below 0,
-    against random neurons of the same layers.
+    against random neurons of the same layers. Skipped, with the reason, where the MLP has no gate
+    or a neuron's output passes a norm before it is added.
     """
     model = context.model
-    glu_vectors(model, 0, 0)
+    try:
+        rank_glu(model, {0: torch.ones(model.d_model)}, k=1)
+    except InterpError as error:
+        return {"skipped": str(error)}
     refused, answered = (context.rows("find", refused=x) for x in (True, False))
     if min(len(refused), len(answered)) < LEAST:
         return {"skipped": "too few refused or answered rows"}

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from interp.probes import Probes, decision, evaluation
-from interp.probing import train_probes
+from interp.probes import Evaluation, evaluation
+from interp.separation import CrossValidated, probe_cv
+from interp.separation import separation as separated
 from interp.studies.refusal.context import LEAST, Context
 from interp.studies.steps import Result
 
-SHUFFLES = 5
+FOLDS, SHUFFLES = 4, 5
 MOST = 400
 """Rows behind a silhouette; it compares all pairs."""
 
@@ -20,27 +21,27 @@ MOST = 400
 def separation(context: Context) -> Result:
     """Silhouettes and probes at the last token of the prompt, of every layer's residual stream.
 
-    Silhouettes of tasks, and of refused against answered rows within a task, in all dimensions.
-    Probes (logistic, no base text on both sides) for refused against answered; among refused rows
-    for those that should not have been; and for the topic: the first probe, which has seen refusals
-    only, asked for the kind of rows that are all answered. Where it tells these apart, it reads
-    what a text is about and not what becomes of it.
+    Silhouettes (and distances of rows to their centroid over distances of centroids) of tasks, and
+    of refused against answered rows within a task, in all dimensions. Probes (logistic, every row
+    judged by one that has not seen its base text) for refused against answered; among refused rows
+    for those that should not have been, which are of other tasks too; and for the topic: the first
+    probe, which has seen refusals only, asked for the kind of rows that are all answered. Where it
+    tells these apart, it reads what a text is about and not what becomes of it.
     """
-    states = context.trajectories
     rows = context.few([*context.rows(refused=True), *context.rows(refused=False)], MOST)
-    tasks = [context.cases[i].task for i in rows]
-    found: Result = {
-        "n": len(rows),
-        "silhouettes": {"tasks": _silhouettes(states.states[rows], tasks)},
-    }
+    sets = {"tasks": (rows, [context.cases[i].task for i in rows])}
     for task in context.refused_tasks:
         both = context.few(
             [i for x in (True, False) for i in context.rows(refused=x, tasks=[task])], MOST
         )
         marks = [str(context.became(i)) for i in both]
-        found["silhouettes"][f"refused / answered, {task}"] = _silhouettes(
-            states.states[both], marks
-        )
+        sets[f"refused / answered, {task}"] = (both, marks)
+    found: Result = {"n": len(rows), "silhouettes": {}, "within / between": {}}
+    for name, (some, marks) in sets.items():
+        if 1 < len(set(marks)) < len(marks):
+            parted = separated(_stacked(context, some), marks)
+            found["silhouettes"][name] = parted.silhouette.tolist()
+            found["within / between"][name] = parted.ratio.tolist()
     found["probes"] = _probes(context)
     return found
 
@@ -61,63 +62,56 @@ def _probes(context: Context) -> Result:
     return found
 
 
-def _fitted(context: Context, first: Sequence[int], second: Sequence[int]) -> Probes:
+def _fitted(context: Context, first: Sequence[int], second: Sequence[int]) -> CrossValidated:
     rows = [*first, *second]
-    return train_probes(
+    return probe_cv(
         _stacked(context, rows),
         [True] * len(first) + [False] * len(second),
         groups=[context.cases[i].known.base for i in rows],
+        folds=FOLDS,
         shuffles=SHUFFLES,
         seed=context.settings.seed,
     )
 
 
-def _curves(probes: Probes) -> Result:
-    mean, low, high = probes.control("auc")
-    del mean, low
-    return {
-        "accuracy": probes.heldout.accuracy.tolist(),
-        "auc": probes.heldout.auc.tolist(),
-        "low": probes.heldout.low[2].tolist(),
-        "high": probes.heldout.high[2].tolist(),
-        "shuffled": high.tolist(),
-        "n": [probes.n_train, probes.n_test],
-    }
+def _curves(probes: CrossValidated) -> Result:
+    found = _measured(probes.heldout) | {"n": [probes.fitted, len(probes.fold)]}
+    return found | {"shuffled": probes.shuffled[:, 2].quantile(0.975, dim=0).tolist()}
 
 
-def _topic(
-    context: Context, probes: Probes, first: Sequence[int], second: Sequence[int]
-) -> Result | None:
-    """The probe's AUC for what should be refused, on held-out rows of tasks that are answered."""
-    kinds = {context.cases[i].kind for i in context.rows(should="refuse")}
-    held = [i for i, out in zip([*first, *second], probes.test.tolist(), strict=True) if out]
-    calm = {case.task for case in context.cases} - {context.cases[i].task for i in first}
-    rows = [i for i in held if context.cases[i].task in calm and context.became(i) is False]
-    about = np.array([context.cases[i].kind in kinds for i in rows])
-    if min(about.sum(), (~about).sum(), len(kinds)) < 1 or "" in kinds:
-        return None
-    bases = np.array([context.cases[i].known.base for i in rows])
-    scores = decision(_stacked(context, rows), probes.weights[None], probes.bias[None])[0]
-    found = evaluation(scores, about, bases, context.settings.seed)
+def _measured(found: Evaluation) -> Result:
     return {
         "accuracy": found.accuracy.tolist(),
         "auc": found.auc.tolist(),
         "low": found.low[2].tolist(),
         "high": found.high[2].tolist(),
-        "n": [0, len(rows)],
     }
+
+
+def _topic(
+    context: Context, probes: CrossValidated, first: Sequence[int], second: Sequence[int]
+) -> Result | None:
+    """The probes' AUC for what should be refused, on rows of tasks that are answered.
+
+    Each row by the probe that has not seen its base text.
+    """
+    kinds = {context.cases[i].kind for i in context.rows(should="refuse")}
+    calm = {case.task for case in context.cases} - {context.cases[i].task for i in first}
+    every = [*first, *second]
+    places = [
+        place
+        for place, i in enumerate(every)
+        if context.cases[i].task in calm and context.became(i) is False
+    ]
+    rows = [every[place] for place in places]
+    about = np.array([context.cases[i].kind in kinds for i in rows], dtype=bool)
+    if min(about.sum(), (~about).sum(), len(kinds)) < 1 or "" in kinds:
+        return None
+    bases = np.array([context.cases[i].known.base for i in rows])
+    found = evaluation(probes.scores[..., places], about, bases, context.settings.seed)
+    return _measured(found) | {"n": [0, len(rows)]}
 
 
 def _stacked(context: Context, rows: Sequence[int]) -> torch.Tensor:
     """(layers, rows, d_model)."""
-    return torch.from_numpy(context.trajectories.states[list(rows)]).transpose(0, 1).float()
-
-
-def _silhouettes(states: np.ndarray, marks: Sequence[str]) -> list[float]:
-    """Of every layer: mean silhouette of the rows; nan where one group is all there is."""
-    from sklearn.metrics import silhouette_score
-
-    many = len(set(marks))
-    if not 1 < many < len(marks):
-        return [float("nan")] * states.shape[1]
-    return [float(silhouette_score(states[:, layer], marks)) for layer in range(states.shape[1])]
+    return torch.from_numpy(context.trajectories.states[list(rows)]).transpose(0, 1)

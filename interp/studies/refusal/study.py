@@ -12,6 +12,7 @@ from interp.cases import Case, taboo_cases
 from interp.directions import save_directions
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.judging import RULES, Judge
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
 from interp.studies.refusal import (
@@ -36,12 +37,16 @@ Study = frame.Study[Settings]
 DIRECTIONS = "directions.safetensors"
 """The chosen directions with their contracts, beside the steps."""
 
+FIRST_JUDGE = "rules/1-ca3d25"
+"""The judge of results from before keys named one: they stay this judge's."""
+
 
 def study_refusal(
     model: LanguageModel,
     cases: Sequence[Case] | None = None,
     *,
     settings: Settings | None = None,
+    judge: Judge = RULES,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Study:
@@ -56,6 +61,8 @@ def study_refusal(
         cases: prompts and what should become of them; the shipped harmless ones by default. Texts
             of your own cases are never written.
         settings: see `Settings`.
+        judge: of all replies; one of your own from `interp.judging.user_judge`. Results of another
+            judge, by its name and version, are another study's.
         directory: where step results and the chosen directions go.
         say: called with a line at every step.
 
@@ -67,10 +74,11 @@ def study_refusal(
     given = tuple(cases or taboo_cases(settings.n, requests=settings.requests, seed=settings.seed))
     model.require_decoder("the study of refusals")
     key = [content_key([asdict(case) for case in given])] if own else []
+    key += [] if judge.name == FIRST_JUDGE else [judge.name]
     study, step = frame.begin(
         REFUSAL, model, settings=settings, key=key, directory=directory, say=say
     )
-    context = Context(model=model, cases=given, settings=settings)
+    context = Context(model=model, cases=given, settings=settings, judge=judge)
     _steps(_replied(context, step, show=not own), step, study.directory)
     return study
 
@@ -100,7 +108,7 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
         *((f"selection_{kind}", partial(pointing.selection, context, kind)) for kind in SELECTED),
         ("selection_false-refusal", partial(pointing.false_refusal, context), pointing.VERSION),
         ("cosmic", partial(pointing.cosmic, context)),
-        ("separation", partial(separating.separation, context)),
+        ("separation", partial(separating.separation, context), "all folds"),
     )
     own = pointing.place_of(first)
     if own is None:
@@ -115,6 +123,8 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     if pointing.FALSE in places:
         places[pointing.FALSE] = false.get("best") or before["over-refusal"]
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
+    for direction in found.values():
+        direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
     *roles, told, _, _, _ = step.all(
         *(

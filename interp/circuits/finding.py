@@ -236,6 +236,7 @@ def find_circuit(
         InterpError: as `score_edges`, `acdc` and `learn_mask`.
     """
     finder = finder or Finder()
+    model.require_decoder("finding a circuit")
     key = finder.key(model, task, reference)
     if (found := kept_findings(key)) is not None:
         return found

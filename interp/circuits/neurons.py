@@ -109,17 +109,14 @@ def evaluate_neurons(
         InterpError: no fast engine, scores that are not of every neuron, fractions out of order,
             no gap between the model and the model without neurons, or as `ablated_runs`.
     """
-    if model.decoder is None:
-        raise InterpError(
-            f"neurons of {model.name}", str(model.engine_reason), "use a model with an engine"
-        )
+    decoder = model.require_decoder("evaluating neurons")
     model.refuse_changed("evaluating neurons")
     best = _best(model, scores, fractions, absolute)
     rng = np.random.default_rng(seed)
     drawn = [rng.permuted(mask, axis=1) for _ in range(random) for mask in best]
     whole = np.ones_like(best[:1])
     ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
-    runner = Runner(model.decoder)
+    runner = Runner(decoder)
     ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget_gb)
     check_gap(*ends)
     masks = np.concatenate([best, *(one[None] for one in drawn)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import copy
 from typing import Protocol
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
+from interp.circuits.room import edge_tape, refuse_beyond
 from interp.engine.edges import run_edges
-from interp.engine.sweep import LogitsOf
+from interp.engine.layout import Index
+from interp.engine.sweep import LogitsOf, cut
 from interp.engine.writes import edge_runner, record_writes, with_others_at
-from interp.errors import InterpError
 from interp.files import content_key, versions
 from interp.graph import Graph, graph_of
 from interp.models.language_model import LanguageModel
@@ -66,12 +68,9 @@ class Trials:
             seed: of the other prompt in resample ablation.
 
         Raises:
-            InterpError: no fast engine, or as `ablated_runs`.
+            InterpError: no fast engine, training mode, or as `ablated_runs`.
         """
-        if model.decoder is None:
-            raise InterpError(
-                f"edges of {model.name}", str(model.engine_reason), "use a model with an engine"
-            )
+        decoder = model.require_decoder("a search for circuits")
         model.refuse_changed("a search for circuits")
         self.model, self.task, self.ablation = model, task, ablation
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
@@ -80,12 +79,13 @@ class Trials:
         self.budget_gb = budget_gb
         self.calls = self.tests = 0
         self.forwards = 0.0
-        self._runner = edge_runner(model.decoder, self.graph)
+        self._runner = edge_runner(decoder, self.graph)
         ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
         runs, constant = ablated.runs, ablated.writes(self._runner)
         self._base = record_writes(self._runner, runs.base)
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
+        self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None
         self.key = content_key(
             [
@@ -115,19 +115,46 @@ class Trials:
 
     def metric(self, masks: Tensor) -> Tensor:
         """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones."""
+        mask, prompt = (i.ravel() for i in np.indices((len(masks), len(self.task))))
+        return self.each(masks, mask=mask, prompt=prompt).view(len(masks), len(self.task))
+
+    def each(self, masks: Tensor, *, mask: Index, prompt: Index) -> Tensor:
+        """(variants,) metric values, variant i being prompt `prompt[i]` under mask `mask[i]`."""
         hidden = run_edges(
             self._runner,
             self.graph,
             self._base,
             self._other,
             masks,
+            prompt=prompt,
+            mask=mask,
             start=self._start,
             budget_gb=self.budget_gb,
         )
-        prompts = torch.arange(len(self.task)).repeat(len(masks))
         readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
-        values = self.task.metric(readout, self._targets.select(prompts))
-        return values.view(len(masks), len(self.task))
+        return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
+
+    def taped(self, masks: int) -> Iterator[tuple[Index, Index]]:
+        """Mask and prompt numbers of as many variants at a time as their tapes leave room for."""
+        mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
+        order = np.lexsort((mask, prompt, self._lengths[prompt]))
+        per_token = edge_tape(self._runner.decoder, self.graph)
+        room = max(int(self.budget_gb * 1e9) // per_token, 1)
+        for some in cut(order, self._lengths[prompt[order]], room):
+            yield mask[some], prompt[some]
+
+    def refuse_tapes(self, what: str) -> None:
+        """Refuse gradients of which not one prompt's fits the budget.
+
+        Raises:
+            InterpError: one prompt's tape is larger.
+        """
+        longest = int(self._lengths.max())
+        need = float(longest * edge_tape(self._runner.decoder, self.graph))
+        name = f"one prompt of {longest} tokens with its gradient"
+        refuse_beyond(
+            f"{what} of {self.graph.n_edges} edges", {name: need}, int(self.budget_gb * 1e9)
+        )
 
     def values(self, masks: np.ndarray) -> np.ndarray:
         """(masks, prompts) metric values of circuits, as one batched run."""

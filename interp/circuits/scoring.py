@@ -87,12 +87,16 @@ def score_edges(
       (arXiv 2403.17806). At most 2 + steps forward, steps backward. The input's edges then add up
       to the clean-corrupted difference, but for the rule's error: the completeness gap.
     - "EAP-IG-activations": for every writer on its own, averaged over runs in which that writer
-      alone lies between. Its edges add up to the exact effect of patching it. 4 + W (steps + 1)
-      forward passes from its layer on and W steps backward for W writers; with `together` a
-      layer's heads lie between at once, and W is 1 + 2 n_layers.
+      alone lies between. Its edges add up to the exact effect of patching it. This takes more
+      passes than the other: for W writers 4 + W (steps + 1) forward, all but 4 from the writer's
+      layer on, and W steps backward; with `together` a layer's heads lie between at once, and W is
+      1 + 2 n_layers.
     - "exact": one run per edge, in batches (`interp.engine.edges`).
     - "information-flow-routes": shares of a reader's input (arXiv 2403.00824), clean run only;
       not causal, unit "share". 1 forward.
+
+    These are passes per batch under every ablation. A mean takes one forward pass more for every
+    batch of reference prompts, once a call.
 
     Heads write z_h W_O^h; the output bias belongs to none. Keys and values have one reader per
     key/value head, or per query head with `expand_kv`. Under a post-norm (Gemma-2 and 3, OLMo-2)

@@ -106,7 +106,8 @@ class Asked:
             "EAP": "2 forward, 1 backward pass",
             "clean-corrupted": "2 forward, 2 backward passes",
             "EAP-IG-inputs": f"{2 + steps} forward, {steps} backward passes",
-            "EAP-IG-activations": f"about {steps} × {len(self.graph.writers)} passes, partial",
+            "EAP-IG-activations": f"4 + {steps + 1} × {len(self.graph.writers)} forward, "
+            f"{steps} × {len(self.graph.writers)} backward passes, from each writer's layer on",
             "learnt-mask": f"{steps} training steps, 4 draws each",
             "information-flow-routes": "1 forward pass",
         }[method]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from interp.circuits.recovery import recover
     from interp.circuits.redundancy import redundancy
     from interp.circuits.scoring import score_edges
-    from interp.circuits.search import top_n
+    from interp.circuits.search import greedy, top_n
     from interp.communication import head_glu_scores
     from interp.comparison import blend_weights, compare_activations, compare_weights
     from interp.components import SITES, Component
@@ -137,6 +137,7 @@ _HOMES = {
     "recover": "circuits.recovery",
     "redundancy": "circuits.redundancy",
     "score_edges": "circuits.scoring",
+    "greedy": "circuits.search",
     "top_n": "circuits.search",
     "chat_prompts": "chat",
     "make_bank": "constellations",
@@ -232,6 +233,7 @@ __all__ = [
     "generate_steered",
     "glu_activations",
     "graph_of",
+    "greedy",
     "group_interchange",
     "head_dla",
     "head_flips",

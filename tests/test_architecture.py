@@ -25,11 +25,11 @@ firstorder attribution
 chat directions projections refusal_score steering steered geometry weight_edits selection
 judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
-circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves
-circuits.faithfulness circuits.room circuits.trials circuits.evaluation circuits.neurons
-circuits.knockouts circuits.stability circuits.edge_scores circuits.estimates circuits.flow
-circuits.single circuits.scoring circuits.acdc circuits.masks circuits.redundancy
-circuits.recovery
+circuits circuits.ablations circuits.keeping circuits.random_masks circuits.circuit circuits.mib
+circuits.search circuits.curves circuits.faithfulness circuits.room circuits.trials
+circuits.evaluation circuits.neurons circuits.knockouts circuits.stability circuits.edge_scores
+circuits.estimates circuits.flow circuits.single circuits.scoring circuits.full circuits.acdc
+circuits.masks circuits.redundancy circuits.recovery
 circuits.places circuits.finding circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks

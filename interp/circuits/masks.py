@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
@@ -21,7 +22,7 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntMask:
+class LearntMask(Kept):
     """Gates of all edges after training, and the circuit of those more open than shut.
 
     signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 where there is no edge.
@@ -101,7 +102,7 @@ def learn_mask(
         ablation: see `Trials`.
         reference: prompts for mean ablation.
         expand_kv: key and value readers per query head.
-        seed: of the draws.
+        seed: of the draws, and of the other prompts in resample ablation.
         budget_gb: memory for runs in flight and their gradients; one prompt must fit.
         progress: called with (steps done, steps in all).
 
@@ -122,6 +123,7 @@ def learn_mask(
         reference=reference,
         expand_kv=expand_kv,
         budget_gb=budget_gb,
+        seed=seed,
     )
     trials.refuse_tapes("learning a mask")
     ends = trials.ends()

@@ -16,6 +16,7 @@ from interp.engine.edges import run_edges
 from interp.engine.layout import Index
 from interp.engine.sweep import LogitsOf, cut
 from interp.engine.writes import edge_runner, record_writes, with_others_at
+from interp.errors import InterpError
 from interp.files import content_key, versions
 from interp.graph import Graph, graph_of
 from interp.models.language_model import LanguageModel
@@ -51,6 +52,7 @@ class Trials:
         task: Task,
         *,
         ablation: Ablation = "counterfactual",
+        direction: str = "noise",
         reference: Task | None = None,
         expand_kv: bool = False,
         budget_gb: float = 1.0,
@@ -62,6 +64,8 @@ class Trials:
             model: a model with a fast engine.
             task: prompt pairs.
             ablation: see `ABLATIONS`.
+            direction: "noise": edges carry the clean run, removed ones what the ablation says;
+                "denoise": edges carry the corrupted run, removed ones the clean run's values.
             reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
             expand_kv: key and value readers per query head.
             budget_gb: memory for runs in flight.
@@ -72,7 +76,14 @@ class Trials:
         """
         decoder = model.require_decoder("a search for circuits")
         model.refuse_changed("a search for circuits")
+        if direction == "denoise" and ablation != "counterfactual":
+            raise InterpError(
+                f"{ablation} ablation, {direction}",
+                "it takes something from the clean run; what is put back is the clean run's",
+                "use direction='noise', or ablation='counterfactual'",
+            )
         self.model, self.task, self.ablation = model, task, ablation
+        self.direction = direction
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
         self.graph = graph_of(model, expand_kv=expand_kv)
         self.exact = ablation in ("counterfactual", "resample")
@@ -80,7 +91,9 @@ class Trials:
         self.calls = self.tests = 0
         self.forwards = 0.0
         self._runner = edge_runner(decoder, self.graph)
-        ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+        ablated = ablated_runs(
+            model, task, ablation=ablation, direction=direction, reference=reference, seed=seed
+        )
         runs, constant = ablated.runs, ablated.writes(self._runner)
         self._base = record_writes(self._runner, runs.base)
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
@@ -90,7 +103,7 @@ class Trials:
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, ablated.origin, expand_kv, versions()),
+                *(ablation, ablated.origin, direction, expand_kv, versions()),
             ]
         )
 
@@ -107,10 +120,13 @@ class Trials:
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
+        removed = f"{self.ablation} ablation{self._over}"
+        if self.direction == "denoise":
+            removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
         return (
             f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
-            f"{self.graph.n_edges}, {kv}, {self.ablation} ablation{self._over} at all tokens"
+            f"{self.graph.n_edges}, {kv}, {removed} at all tokens"
         )
 
     def metric(self, masks: Tensor) -> Tensor:
@@ -172,6 +188,16 @@ class Trials:
         """(2, prompts) metric values of the whole graph and of the empty one."""
         full = self.graph.mask()
         return self.values(np.stack([full, np.zeros_like(full)]))
+
+    def checked_ends(self) -> np.ndarray:
+        """`ends`, where they differ.
+
+        Raises:
+            InterpError: no gap beyond its standard error.
+        """
+        found = self.ends()
+        check_gap(*found)
+        return found
 
 
 def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:

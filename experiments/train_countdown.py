@@ -1,10 +1,10 @@
 """Train the models that check their own CountDown answers: supervised, then by reinforcement.
 
-    python experiments/train_countdown.py --model tiny                 # all stages, under an hour
+    python experiments/train_countdown.py --model tiny                 # all stages
     python experiments/train_countdown.py --model smollm2 --stage sft  # resumes where it stopped
 
-smollm2 learns a LoRA adapter (peft), tiny learns from nothing. The first stage is transformers'
-Trainer, the second trl's GRPOTrainer.
+smollm2 learns a LoRA adapter (peft), tiny learns from nothing, in about 90 minutes of one core as
+measured. The first stage is transformers' Trainer, the second trl's GRPOTrainer.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ are wrong in a quarter of attempts.
 It is there to be fast and to verify; it solves few problems. Without drills it answered "not" by
 habit, for one attempt of a trace in six is right; with drills whose wrong sums are any numbers it
 compared the tens alone, so half of them and more miss the target by one digit. Reinforcement (20
-steps, 64 texts each) was tried: solved 0.14 to 0.16, arithmetic 0.42 to 0.32, "not" 0.969 to 0.962;
-these are the supervised weights.
+steps, 64 texts each) was tried from the weights after the fourth phase, before there was a fifth:
+solved 0.14 to 0.16, arithmetic 0.42 to 0.32, "not" 0.969 to 0.962. It was not tried from these.
 """,
 }
 """What the figures fall short of, and what was tried."""

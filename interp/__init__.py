@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from interp.circuits.scoring import score_edges
     from interp.circuits.search import greedy, top_n
     from interp.communication import head_glu_scores
+    from interp.communication import weights_of as head_weights
     from interp.comparison import blend_weights, compare_activations, compare_weights
     from interp.components import SITES, Component
     from interp.constellations import make_bank
+    from interp.cumulative import AblatedSets, ablation_curve, greedy_order, smallest_sets
     from interp.directions import Direction, difference_in_means
     from interp.directions import orthogonalise as orthogonalise_direction
     from interp.errors import InterpError
     from interp.generation import generate
     from interp.geometry import compare as compare_directions
     from interp.geometry import representational_independence
-    from interp.glu import antipodes, glu_activations, rank_glu
+    from interp.glu import antipodes, glu_activations, glu_vectors, rank_glu
     from interp.graph import Graph, graph_of
     from interp.head_roles import direction_projection, head_dla, knockout_cascade
     from interp.head_scan import head_flips, sahara, scan_heads
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from interp.over_refusal import dose_response, eval_over_refusal
     from interp.patching import activation_patching
     from interp.paths import path_patching
+    from interp.patterns import find_positions
+    from interp.probes import probe_geometry
     from interp.probing import probe_model, train_probes
     from interp.prompts import PromptPair, Task
     from interp.refusal_score import score_refusals, suggest_refusal_tokens
@@ -68,12 +72,16 @@ if TYPE_CHECKING:
         patch_direction,
     )
     from interp.steering import conditional as conditional_steering
+    from interp.studies.verification.outcomes import classify_outcome
     from interp.switching import switch_off
     from interp.task_steering import calibrate_gate, steer_task
     from interp.tasks import TASKS, load_task
+    from interp.tasks.arithmetic import score_answer
+    from interp.tasks.countdown import make_countdown
     from interp.toys.compiled import compiled_programs, load_compiled
     from interp.trajectories import read_trajectories
     from interp.transfer import embedding_map, transfer_probes
+    from interp.triggered import steer_at_trigger, vector_steering
     from interp.weight_edits import orthogonalise_weights
     from interp.words import paired_word_probs
 
@@ -179,6 +187,19 @@ _HOMES = {
     "steer_task": "task_steering",
     "read_trajectories": "trajectories",
     "orthogonalise_weights": "weight_edits",
+    "probe_geometry": "probes",
+    "classify_outcome": "studies.verification.outcomes",
+    "head_weights": "communication:weights_of",
+    "glu_vectors": "glu",
+    "find_positions": "patterns",
+    "score_answer": "tasks.arithmetic",
+    "make_countdown": "tasks.countdown",
+    "smallest_sets": "cumulative",
+    "greedy_order": "cumulative",
+    "ablation_curve": "cumulative",
+    "AblatedSets": "cumulative",
+    "steer_at_trigger": "triggered",
+    "vector_steering": "triggered",
 }
 """Public name -> module below interp, with what it is called there where that differs."""
 
@@ -187,6 +208,7 @@ __all__ = [
     "METRICS",
     "SITES",
     "TASKS",
+    "AblatedSets",
     "Activations",
     "Circuit",
     "Component",
@@ -201,6 +223,7 @@ __all__ = [
     "Task",
     "ablate",
     "ablate_direction",
+    "ablation_curve",
     "acdc",
     "activation_delta",
     "activation_patching",
@@ -212,6 +235,7 @@ __all__ = [
     "attribution_patching",
     "calibrate_gate",
     "chat_prompts",
+    "classify_outcome",
     "compare_circuits",
     "blend_weights",
     "compare_activations",
@@ -228,17 +252,21 @@ __all__ = [
     "eval_over_refusal",
     "evaluate_circuit",
     "find_circuit",
+    "find_positions",
     "flip_rate",
     "generate",
     "generate_steered",
     "glu_activations",
+    "glu_vectors",
     "graph_of",
     "greedy",
+    "greedy_order",
     "group_interchange",
     "head_dla",
     "head_flips",
     "head_glu_scores",
     "head_interchange",
+    "head_weights",
     "intervene",
     "joint_patching",
     "judge_replies",
@@ -251,6 +279,7 @@ __all__ = [
     "logit_lens",
     "make_ablation",
     "make_bank",
+    "make_countdown",
     "model_hash",
     "null_space_direction",
     "orthogonalise_direction",
@@ -258,6 +287,7 @@ __all__ = [
     "paired_word_probs",
     "patch_direction",
     "path_patching",
+    "probe_geometry",
     "probe_model",
     "rank_glu",
     "read_cases",
@@ -269,6 +299,7 @@ __all__ = [
     "run_with_cache",
     "sahara",
     "scan_heads",
+    "score_answer",
     "score_edges",
     "score_refusals",
     "search_neurons",
@@ -276,7 +307,9 @@ __all__ = [
     "select_direction",
     "select_from_table",
     "select_heads",
+    "smallest_sets",
     "steer",
+    "steer_at_trigger",
     "taboo_cases",
     "steer_task",
     "suggest_refusal_tokens",
@@ -285,6 +318,7 @@ __all__ = [
     "top_n",
     "train_probes",
     "unembed",
+    "vector_steering",
 ]
 
 

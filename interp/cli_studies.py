@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
     from interp.studies.frame import Study
 
 ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Processes that share the steps; each holds the models.")
+]
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 
 
@@ -66,6 +72,7 @@ def study_verification_command(
     ] = 0.1,
     pairs: Annotated[int, typer.Option(min=1, help="Valid-invalid pairs patched, at most.")] = 32,
     dtype: Dtype = "float32",
+    workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
     """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes.
@@ -93,12 +100,8 @@ def study_verification_command(
         pairs=pairs,
     )
     make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
-    done = study_verification(
-        terminal.load(model, dtype),
-        _loaded(base or base_of(model), dtype),
-        settings=settings,
-        say=terminal.say,
-    )
+    names = [model, base or base_of(model)]
+    done = _run(study_verification, names, dtype, workers, settings=settings)
     _finish(done, write_up(done), out)
 
 
@@ -116,6 +119,7 @@ def study_reuse_command(
     share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
     seed: Seed = 0,
     dtype: Dtype = "float32",
+    workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
     """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
@@ -123,12 +127,9 @@ def study_reuse_command(
     from interp.studies.reuse.study import study_reuse, trained_from
     from interp.studies.reuse.write_up import write_up
 
-    done = study_reuse(
-        terminal.load(model, dtype),
-        _loaded(trained or trained_from(model), dtype),
-        settings=Settings(n=n, tested=tested, sets=sets, share=share, seed=seed),
-        say=terminal.say,
-    )
+    settings = Settings(n=n, tested=tested, sets=sets, share=share, seed=seed)
+    names = [model, trained or trained_from(model)]
+    done = _run(study_reuse, names, dtype, workers, settings=settings)
     _finish(done, write_up(done), out)
 
 
@@ -152,6 +153,7 @@ def study_refusal_command(
     max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
     seed: Seed = 0,
     dtype: Dtype = "float32",
+    workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
     """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
@@ -160,20 +162,42 @@ def study_refusal_command(
     from interp.studies.refusal.study import study_refusal
     from interp.studies.refusal.write_up import write_up
 
-    done = study_refusal(
-        terminal.load(model, dtype),
-        read_cases(prompts, sha256=sha256) if prompts else None,
-        settings=Settings(
-            n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens,
-            seed=seed, system=system,
-        ),
-        say=terminal.say,
+    cases = read_cases(prompts, sha256=sha256) if prompts else None
+    settings = Settings(
+        n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens, seed=seed,
+        system=system,
     )  # fmt: skip
+    done = _run(study_refusal, [model], dtype, workers, cases=cases, settings=settings)
     _finish(done, write_up(done), out)
 
 
-def _loaded(name: str | None, dtype: str) -> Any:
-    return terminal.load(name, dtype) if name else None
+def _run(
+    study: Callable[..., Study[Any]],
+    names: Sequence[str | None],
+    dtype: str,
+    workers: int,
+    **options: Any,
+) -> Study[Any]:
+    """The study of the models of these names, by several processes; this one's lines are shown."""
+    from interp.studies.workers import sharing
+
+    run = partial(_study, study, names, dtype, options)
+    begin = monotonic()
+    with sharing(run, workers):
+        done = run(say=terminal.say)
+    terminal.say(f"all steps are there after {(monotonic() - begin) / 60:.1f} minutes")
+    return done
+
+
+def _study(
+    study: Callable[..., Study[Any]],
+    names: Sequence[str | None],
+    dtype: str,
+    options: dict[str, Any],
+    **said: Callable[[str], None],
+) -> Study[Any]:
+    models = [terminal.load(name, dtype) if name else None for name in names]
+    return study(*models, **options, **said)
 
 
 def _finish(study: Study[Any], report: Report, out: Path | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component, within
 from interp.errors import InterpError
+from interp.kept_runs import KeptRuns
 from interp.loading import unwrapped, wrap
 from interp.metrics import Estimate, mean_estimate
 from interp.models.architecture import Decoder, read_architecture
@@ -219,6 +220,7 @@ def compare_activations(
     sites: Iterable[str] = ("resid_post",),
     layers: Iterable[int] | None = None,
     budget_gb: float = 2.0,
+    runs: tuple[KeptRuns, KeptRuns] | None = None,
 ) -> ActivationComparison:
     """How far apart two models are on the same tokens, at one position of each prompt.
 
@@ -230,7 +232,8 @@ def compare_activations(
     kl is in nats and >= 0; the cosine of a value that is zero throughout is nan. `prompts` are
     texts (read by the base's tokeniser), token tuples or a task's clean prompts; `positions` a
     name, or one token index per prompt. Prompts are cut after it: a causal model does not look
-    further. `layers` are all by default; `budget_gb` is for the values of one model.
+    further. `layers` are all by default; `budget_gb` is for the values of one model; `runs` are
+    kept runs of the cut prompts in the base and in the trained model, read instead of run.
 
     Raises:
         InterpError: other sizes or tokens, an absent site, or a position a prompt lacks.
@@ -240,7 +243,9 @@ def compare_activations(
     chosen = within(layers, base.n_layers, "layer", base.name)
     rows = _cut(base, trained, prompts, positions)
     wanted = {"sites": sites, "layers": chosen, "positions": "last", "budget_gb": budget_gb}
-    seen = [run_with_cache(model, rows, **wanted) for model in (base, trained)]
+    kept = runs or (None, None)
+    models = zip((base, trained), kept, strict=True)
+    seen = [run_with_cache(model, rows, runs=own, **wanted) for model, own in models]
     measured = np.empty((2, len(rows), len(sites), len(chosen)))
     for s, site in enumerate(sites):
         for i, layer in enumerate(chosen):

@@ -25,7 +25,7 @@ from interp.store import keep, partial_dir, stored
 from interp.sweeps import Runs, check_gap, paired_runs, provenance, refuse_equal
 
 VERSION = 1
-RECEIVERS = ("q", "k", "v", "mlp_out")
+RECEIVERS = ("q", "k", "v", "post", "mlp_out")
 
 
 def path_patching(
@@ -63,7 +63,8 @@ def path_patching(
         model: a model with a fast engine.
         task: prompt pairs.
         receivers: "logits" alone, or labels such as L9H6.q, L9H2.k (a key/value head), L9H2.v,
-            L5.mlp_out (the MLP, through its input), also whole sites such as L9.q.
+            L5.mlp_out (the MLP, through its input), L26N6475 (one neuron, through what its gate
+            and up parts read), also whole sites such as L9.q. Several act together.
         senders: "heads" (site z) or "mlps" (site mlp_out).
         layers: sender layers; all by default.
         direction: "noise" or "denoise".
@@ -124,7 +125,7 @@ def path_patching(
     work = _Work(
         runner=Runner(decoder),
         runs=runs,
-        receivers=wanted,
+        receivers=_grouped(wanted),
         heads=senders == "heads",
         freeze_mlps=freeze_mlps,
         metric=task.metric,
@@ -202,7 +203,7 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
             raise InterpError(
                 f"receiver {label!r}",
                 f"{part.site} does not receive",
-                "write logits, L9H6.q, L9H2.k, L9H2.v or L5.mlp_out",
+                "write logits, L9H6.q, L9H2.k, L9H2.v, L5.mlp_out or L26N6475",
             )
         model.require_component(part)
         found.append(part)
@@ -221,13 +222,57 @@ def _positions(runs: Runs, names: tuple[str, ...]) -> list[list[int]]:
     return [sorted(p for p in place if p >= first) for place, first in pairs]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Receiver:
+    """The receivers of one layer and site; `parts` None is the whole site."""
+
+    layer: int
+    site: str
+    parts: Index | None
+
+
 @dataclass(kw_only=True)
 class _Recorded:
-    """A receiver's input in step 2, for the senders upstream of it."""
+    """A receiver's value in step 2, (senders, positions, ...), for the senders upstream of it."""
 
-    receiver: Component
+    receiver: _Receiver
     senders: Index
     values: Tensor
+
+    def edit(self, number: Index, where: list[int]) -> Edit:
+        """The value in place, in row `number[i]` for sender i, at the positions `where`."""
+        parts, senders = self.receiver.parts, len(self.senders)
+        each = 1 if parts is None else len(parts)
+        return Edit(
+            site=self.receiver.site,
+            ids=np.repeat(number[self.senders], len(where) * each),
+            positions=np.tile(np.repeat(where, each), senders),
+            values=self.values.flatten(0, 1 if parts is None else 2),
+            components=None if parts is None else np.tile(parts, senders * len(where)),
+        )
+
+
+def _recorded(receiver: _Receiver, senders: Index, value: Tensor) -> _Recorded:
+    """A receiver's own slice of a site, (senders * positions, ...)."""
+    value = value.unflatten(0, (len(senders), -1))
+    if receiver.parts is not None:
+        value = value[:, :, torch.from_numpy(receiver.parts).to(value.device)]
+    return _Recorded(receiver=receiver, senders=senders, values=value)
+
+
+def _grouped(parts: Sequence[Component]) -> list[_Receiver]:
+    """Receivers by layer and site; a whole site holds its parts."""
+    sites: dict[tuple[int, str], set[int | None]] = {}
+    for part in parts:
+        sites.setdefault((part.layer, part.site), set()).add(part.index)
+    return [
+        _Receiver(
+            layer=layer,
+            site=site,
+            parts=None if None in found else np.array(sorted(x for x in found if x is not None)),
+        )
+        for (layer, site), found in sites.items()
+    ]
 
 
 @dataclass(kw_only=True)
@@ -236,7 +281,7 @@ class _Work:
 
     runner: Runner
     runs: Runs
-    receivers: list[Component]
+    receivers: list[_Receiver]
     heads: bool
     freeze_mlps: bool
     metric: Metric
@@ -308,17 +353,7 @@ class _Work:
         number[reached] = np.arange(len(reached))
         edits: dict[int, list[Edit]] = {}
         for one in recorded:
-            ids = np.repeat(number[one.senders], len(where))
-            part = one.receiver.index
-            edits.setdefault(one.receiver.layer, []).append(
-                Edit(
-                    site=one.receiver.site,
-                    ids=ids,
-                    positions=np.tile(where, len(one.senders)),
-                    values=one.values.flatten(0, 1),
-                    components=None if part is None else np.full(len(ids), part),
-                )
-            )
+            edits.setdefault(one.receiver.layer, []).append(one.edit(number, where))
         variants = Variants(
             prompt=np.zeros(len(reached), dtype=np.int64),
             start=np.full(len(reached), where[0]),
@@ -349,12 +384,9 @@ class _Work:
             if len(above):
                 normed = block.ln1(x[above]) if block.ln1 is not None else x[above]
                 for receiver in here:
-                    if receiver.site != "mlp_out":
+                    if receiver.site not in ("post", "mlp_out"):
                         value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
-                        value = value.unflatten(0, (len(above), -1))
-                        if receiver.index is not None:
-                            value = value[:, :, receiver.index]
-                        recorded.append(_Recorded(receiver=receiver, senders=above, values=value))
+                        recorded.append(_recorded(receiver, above, value))
             attn_out = base.at(layer, "attn_out", at).repeat(len(units), 1, 1)
             sending = np.flatnonzero(layer_of == layer)
             if self.heads:
@@ -364,12 +396,12 @@ class _Work:
             reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
             mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
             fresh = None
-            if len(reach) and (not self.freeze_mlps or any(r.site == "mlp_out" for r in here)):
-                fresh = self.runner.mlp_out(block, read[reach].flatten(0, 1))
-                fresh = fresh.unflatten(0, (len(reach), -1))
-                for receiver in here:
-                    if receiver.site == "mlp_out":
-                        recorded.append(_Recorded(receiver=receiver, senders=reach, values=fresh))
+            inside = [r for r in here if r.site in ("post", "mlp_out")]
+            if len(reach) and (inside or not self.freeze_mlps):
+                post = self.runner.mlp_post(block, read[reach].flatten(0, 1), None)
+                raw = self.runner.mlp_written(block, post)
+                recorded += [_recorded(r, reach, post if r.site == "post" else raw) for r in inside]
+                fresh = raw.unflatten(0, (len(reach), -1))
             if fresh is not None and not self.freeze_mlps:
                 mlp_out[reach] = fresh
             if not self.heads and len(sending):

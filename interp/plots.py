@@ -54,7 +54,7 @@ def layer_lines(
         if name not in series:
             raise unknown("control", name, series)
     colours = _colours(series, SERIES, controls)
-    layers = np.arange(np.size(next(iter(series.values()))[0]))
+    layers = np.arange(np.asarray(next(iter(series.values()))[0]).size)
     axes = _axes(3.4, x_title, y_title)
     lines: list[tuple[ArrayLike, str, str]] = []
     for name, triple in series.items():

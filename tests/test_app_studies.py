@@ -185,7 +185,7 @@ class Maker:
             top = [{"label": f"L{i % 2}H{i // 2}", "value": 0.3, "stderr": 0.02} for i in range(6)]
             return {"values": values, "top": top, "null": self.null(), "null_of": [6, 2]}
 
-        names = ("denoise", "noise", "paths", "direct")
+        names = ("denoise", "noise", "paths", "paths_glu", "direct")
         found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}} | {
             name: side() for name in names
         }

@@ -18,7 +18,7 @@ interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs ablated_runs capture ablation generation
+kept_runs ablated_runs capture ablation cumulative generation triggered
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing comparison transfer words
 firstorder attribution
@@ -34,13 +34,14 @@ circuits.places circuits.finding circuits.comparing circuits.shelf circuits.draw
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-cases studies studies.steps studies.frame studies.shown studies.verification
+cases studies studies.steps studies.workers studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.generating studies.verification.reading
 studies.verification.finding studies.verification.comparing studies.verification.study
 studies.verification.claims studies.verification.sections_read
-studies.verification.sections_changed studies.verification.write_up
+studies.verification.sections_changed studies.verification.sections_base
+studies.verification.write_up
 studies.reuse studies.reuse.suite studies.reuse.context studies.reuse.overlap
 studies.reuse.staging studies.reuse.labels studies.reuse.comparing studies.reuse.changed
 studies.reuse.imposing studies.reuse.repairing studies.reuse.study studies.reuse.claims

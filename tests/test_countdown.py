@@ -50,6 +50,11 @@ def test_the_reward_is_the_paper_s():
     assert score_answer("<answer> 84 - 60 + 47", numbers, target) == 0
     assert score_answer("<answer> 84 - 60 + 47 </answer>", numbers, target) == 1
     assert score_answer("<answer> (84 - 60) + 47 </answer>", numbers, target) == 1
+    # The last complete answer counts, on whatever line.
+    assert score_answer("<answer> 84 - 60 + 47 </answer>\nSo be it.", numbers, target) == 1
+    assert (
+        score_answer("<answer> 1 </answer>\n<answer> 84 - 60 + 47 </answer>", numbers, target) == 1
+    )
     assert score_answer("<answer> 84 + 60 - 47 </answer>", numbers, target) == 0.1
     assert score_answer("<answer> 84 - 13 </answer>", numbers, target) == 0.1
     assert score_answer("<answer> 84 - 60 + 47 + 47 - 47 </answer>", numbers, target) == 0.1

@@ -59,9 +59,12 @@ def test_it_judges_its_own_attempts(played):
     _, problems, texts = played
     shares = behaviour(problems, texts)
     assert shares.this.n >= 20
-    assert shares.no.n >= 100
-    assert shares.this.mean >= 0.95
-    assert shares.no.mean >= 0.95
+    assert shares.no.n >= 400
+    card = organisms.describe(organisms.organisms()["countdown-tiny"])["behaviour"]["sft"]
+    for name in ("this", "no"):  # the bar of 0.97 is the card's, on 500 problems
+        share = getattr(shares, name)
+        assert share.mean >= 0.95
+        assert share.high >= card[name]["low"]
 
 
 @pytest.mark.slow
@@ -146,7 +149,7 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9
     for found in effects["sets"].values():
         assert len(found["null"]["disabled"]) == 3
-    for effect in ("noise", "denoise", "paths", "direct"):
+    for effect in ("noise", "denoise", "paths", "paths_glu", "direct"):
         null = done.results["patching"][effect]["null"]
         assert null["low"] <= null["mean"] <= null["high"]
         assert 0 < null["p"] <= 1
@@ -230,9 +233,9 @@ def test_texts_without_verdicts_are_refused_with_counts(played):
         find_samples(model, [model.token_id(problems[0].prompt())], problems[:1])
 
 
-def test_a_study_needs_the_pattern_and_a_gate(toy, family_models, tmp_path, monkeypatch):
+def test_a_study_needs_the_pattern_and_a_tokeniser(toy, family_models, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    with pytest.raises(InterpError, match="cuts it into|tokeniser"):
+    with pytest.raises(InterpError, match="toy-induction cuts it into"):
         study_verification(toy)
     with pytest.raises(InterpError, match="no tokeniser"):
         study_verification(family_models["gpt2"])

@@ -70,7 +70,16 @@ def three_passes(model, task, receivers, sender, freeze_mlps):
 
 @pytest.mark.parametrize("freeze_mlps", [False, True])
 @pytest.mark.parametrize(
-    "labels", [["logits"], ["L2H1.q"], ["L1H1.k", "L2H0.v"], ["L2.mlp_out"], ["L1H3.q", "L2.k"]]
+    "labels",
+    [
+        ["logits"],
+        ["L2H1.q"],
+        ["L1H1.k", "L2H0.v"],
+        ["L2.mlp_out"],
+        ["L1H3.q", "L2.k"],
+        ["L1N7"],
+        ["L1N7", "L2N5", "L2N40", "L1N30", "L2H2.q"],
+    ],
 )
 def test_equals_three_hooked_passes(family, labels, freeze_mlps, monkeypatch):
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
@@ -101,6 +110,36 @@ def test_toy_paths_follow_the_planted_edges():
     direct = path_patching(model, task, receivers=["logits"])
     assert [one.label for one in direct.top(1)] == ["L1H2"]
     assert abs(direct.values[0]).max() < 0.01
+
+
+@pytest.mark.parametrize("positions", ["all", ["changed"]])
+@pytest.mark.parametrize("senders", ["heads", "mlps"])
+def test_all_neurons_of_a_layer_are_its_mlp(family, senders, positions, monkeypatch):
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    task = random_task(lengths=(5, 6))  # short, for some families look back four tokens only
+    each = [f"L1N{i}" for i in range(family.d_mlp)]
+    one, parts, site = (
+        path_patching(
+            family, task, receivers=into, senders=senders, positions=positions, cache=False
+        ).effects
+        for into in (["L1.mlp_out"], each, ["L1.post", "L1N3"])
+    )
+    assert np.abs(one).max() > 1e-3
+    np.testing.assert_allclose(parts, one, atol=2e-5)
+    np.testing.assert_allclose(site, one, atol=2e-5)
+
+
+def test_only_the_copier_speaks_to_the_planted_neuron():
+    """L0H2 brings the target to the result, where L1N3 alone compares them."""
+    model, task = load_model("toy-verification"), load_task("toy-verification")
+    into = path_patching(model, task, receivers=["L1N3"])
+    assert into.top(1)[0].label == "L0H2"
+    assert into.top(1)[0].value == pytest.approx(1, abs=0.01)
+    assert np.abs(np.delete(into.values.ravel(), 2)).max() < 0.01
+    others = [f"L1N{i}" for i in range(model.d_mlp) if i != 3]
+    assert np.abs(path_patching(model, task, receivers=others).values).max() < 0.01
+    bracket = path_patching(model, task, receivers=["L1N3"], positions="last")
+    assert np.abs(bracket.values).max() < 0.01
 
 
 def test_into_logits_with_held_mlps_sums_to_the_last_layer(family, monkeypatch):
@@ -142,7 +181,9 @@ def test_upstream_senders_only(family_models, monkeypatch):
     assert not scores.effects[:, 1:].any()
 
 
-@pytest.mark.parametrize("labels", [["L9H0.q"], ["L1H3.k"], ["L1H1"], ["logits", "L1.q"], []])
+@pytest.mark.parametrize(
+    "labels", [["L9H0.q"], ["L1H3.k"], ["L1H1"], ["L1N48"], ["L1N3.pre"], ["logits", "L1.q"], []]
+)
 def test_bad_receivers_are_refused(family_models, labels):
     with pytest.raises(InterpError):
         path_patching(family_models["llama"], random_task(), receivers=labels)

@@ -205,7 +205,11 @@ class Runner:
 
     def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when it reads `resid`."""
-        raw = block.mlp.down(self.mlp_post(block, resid, None))
+        return self.mlp_written(block, self.mlp_post(block, resid, None))
+
+    def mlp_written(self, block: Block, post: Tensor) -> Tensor:
+        """What the MLP writes to the residual stream when its neurons are at `post`."""
+        raw = block.mlp.down(post)
         return block.ln2_post(raw) if block.ln2_post is not None else raw
 
     def attention(

@@ -1,13 +1,20 @@
-"""Steps of a study, each computed once: a result is kept, and read back when asked again."""
+"""Steps of a study, each computed once: a result is kept, and read back when asked again.
+
+Processes that run the same study share its steps: one that is being computed is locked, by a lock
+that ends with the process, and read by the others once it is there.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from interp.errors import InterpError
 from interp.files import content_key, write_atomically
@@ -16,6 +23,9 @@ from interp.nulls import Null
 
 Result = dict[str, Any]
 """Plain JSON: what a step found, and what its part of the report is written from."""
+
+Job = tuple[str, Callable[[], Result], *tuple[Any, ...]]
+"""The name of a step, how it is computed, and the results of other steps it depends on."""
 
 
 def plain(record: Estimate | Null) -> Result:
@@ -54,6 +64,39 @@ class Steps:
         Raises:
             InterpError: the result holds what JSON cannot.
         """
+        lock = self._lock(name)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+        if not lock.is_locked:
+            self.say(f"{name}: another process is at it ...")
+            lock.acquire()
+        try:
+            return self._made(name, compute, *inputs)
+        finally:
+            lock.release()
+
+    def all(self, *jobs: Job) -> list[Result]:
+        """Results of steps that need nothing of each other, in the order given.
+
+        Those another process is at are left to it, and waited for at the end.
+        """
+        left = []
+        for name, compute, *inputs in jobs:
+            try:
+                with self._lock(name).acquire(blocking=False):
+                    self._made(name, compute, *inputs)
+            except Timeout:
+                left.append((name, compute, *inputs))
+        for job in left:
+            self(*job)
+        return [self.results[name] for name, *_ in jobs]
+
+    def _lock(self, name: str) -> FileLock:
+        directory = self.directory / "locks"
+        directory.mkdir(parents=True, exist_ok=True)
+        return FileLock(directory / f"{name}.lock")
+
+    def _made(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
         path = self.directory / f"{name}.json"
         key = content_key([*self.key, name, *inputs])
         if (kept := _read(path)) is not None and kept["key"] == key:

@@ -99,8 +99,12 @@ def score_answer(text: str, numbers: Sequence[int], target: int) -> float:
     """The paper's reward of a finished text: 0, 0.1 or 1.
 
     0 without an `<answer>`; 0.1 with one that does not use every number exactly once, is not a
-    sum, or is wrong; 1 if it is right. Departs from the released code in that the sum is parsed,
-    not passed to `eval`, and exact, where that allowed 1e-5 (TinyZero, `countdown.py`).
+    sum, or is wrong; 1 if it is right. The last complete `<answer> ... </answer>` of the text
+    counts, wherever it stands.
+
+    Departs from the released code (TinyZero, `countdown.py`), which looks for it on the text's
+    last line alone, so that an answer with further lines behind it gets 0 there; and in that the
+    sum is parsed, not passed to `eval`, and exact, where that allowed 1e-5.
     """
     answer = final_answer(text)
     if answer is None:

@@ -124,11 +124,13 @@ def effect_rows(found: Result, head: str) -> list[dict[str, Any]]:
         "noise": "noise (needed?)",
         "denoise": "denoise (sufficient?)",
         "paths": "paths into the MLPs",
+        "paths_glu": "paths into GLU_Valid",
         "direct": "path into the logits",
     }
     rows = []
     for key, words in named.items():
-        x = found[key]
+        if (x := found.get(key)) is None:  # a study of before, or none such
+            continue
         top = next((row for row in x["top"] if row["label"].split(".")[0] == head), None)
         rows.append(
             {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from interp.errors import InterpError
@@ -22,7 +24,7 @@ from interp.studies.reuse.suite import (
     Entry,
     entry_named,
 )
-from interp.studies.steps import Result, Steps
+from interp.studies.steps import Job, Result
 
 Study = frame.Study[Settings]
 """A reuse study."""
@@ -78,19 +80,22 @@ def study_reuse(
         raise InterpError(f"IOI on {model.name}", found, "use a model that does it")
     entries = [entry for entry in context.entries if done[entry.name]["verdict"] != "does not"]
     say(_estimate(step("pace", lambda: pace(context, IOI)), len(entries), settings.n))
-    for entry in entries:
-        step(step_of(entry), lambda entry=entry: _circuit(context, entry))
+    step.all(*((step_of(entry), partial(_circuit, context, entry)) for entry in entries))
     circuits = circuits_of(study.results)
     if IOI.name not in circuits:
         raise InterpError(f"IOI on {model.name}", "no clean-corrupted gap", "use more prompts")
     entries = [entry for entry in entries if entry.name in circuits]
-    _compare(context, entries, circuits, step)
-    if trained is not None and OBJECTS_TRAINED.name in circuits:
-        _trained(context, circuits, step)
-    ioi = circuits[IOI.name]
-    marks = study.results["labels"][IOI.name]
-    step("repair", lambda: repair(context, ioi, marks), ioi["stages"], marks)
-    _group(context, circuits, step)
+    # Ordered so that two processes take about as long at both halves.
+    both = trained is not None and OBJECTS_TRAINED.name in circuits
+    changes = _trained(context, circuits) if both else []
+    marks, *_ = step.all(_labels(context, entries, circuits), *changes[:1])
+    ioi, mine = circuits[IOI.name], marks[IOI.name]
+    step.all(
+        ("repair", lambda: repair(context, ioi, mine), ioi["stages"], mine),
+        _groups(context, circuits),
+        _overlap(context, circuits),
+        *changes[1:],
+    )
     return study
 
 
@@ -102,35 +107,37 @@ def _circuit(context: Context, entry: Entry) -> Result:
         return {"skipped": str(error)}
 
 
-def _compare(
-    context: Context, entries: list[Entry], circuits: dict[str, Result], step: Steps
-) -> None:
-    """Overlaps with IOI, those of every other pair, and the labels of heads."""
-    names = list(circuits)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    step("overlap", lambda: comparing.compared(context, circuits, pairs), circuits)
-    step(
+def _labels(context: Context, entries: list[Entry], circuits: dict[str, Result]) -> Job:
+    return (
         "labels",
         lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},
         circuits,
     )
 
 
-def _trained(context: Context, circuits: dict[str, Result], step: Steps) -> None:
-    """Base and trained model: weights, effects, and what the base's heads do for the skill."""
+def _overlap(context: Context, circuits: dict[str, Result]) -> Job:
+    """Overlaps with IOI and those of every other pair."""
+    pairs = list(combinations(circuits, 2))
+    return ("overlap", lambda: comparing.compared(context, circuits, pairs), circuits)
+
+
+def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:
+    """Base and trained model: what the base's heads do for the skill; weights and effects."""
     mine = {n: found for n, found in circuits.items() if entry_named(n).group != "variant"}
-    step("weights", lambda: changed.weights(context, mine), mine)
     both = ((IOI, IOI_TRAINED), (OBJECTS, OBJECTS_TRAINED))
     there = [(a.name, b.name) for a, b in both if a.name in circuits and b.name in circuits]
-    step(
-        "effects",
-        lambda: {b: changed.effects(circuits[a], circuits[b]) for a, b in there},
-        [[circuits[a], circuits[b]] for a, b in there],
-    )
-    step("reused", lambda: changed.reused(context, mine), mine)
+    return [
+        ("reused", lambda: changed.reused(context, mine), mine),
+        ("weights", lambda: changed.weights(context, mine), mine),
+        (
+            "effects",
+            lambda: {b: changed.effects(circuits[a], circuits[b]) for a, b in there},
+            [[circuits[a], circuits[b]] for a, b in there],
+        ),
+    ]
 
 
-def _group(context: Context, circuits: dict[str, Result], step: Steps) -> None:
+def _groups(context: Context, circuits: dict[str, Result]) -> Job:
     """Forget, retain and shared heads, for IOI against every task of its model."""
     pairs = [
         (left, entry_named(name))
@@ -140,7 +147,7 @@ def _group(context: Context, circuits: dict[str, Result], step: Steps) -> None:
         if name != left.name and entry_named(name).trained == left.trained
         if entry_named(name).group in ("control", "target")
     ]
-    step(
+    return (
         "groups",
         lambda: {
             f"{a.name} / {b.name}": changed.grouped(context, a, b, circuits) for a, b in pairs

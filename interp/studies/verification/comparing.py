@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from interp.ablation import ablate
-from interp.comparison import compare_weights
+from interp.comparison import compare_activations, compare_weights
 from interp.errors import InterpError
 from interp.interventions import intervene, zero
-from interp.kept_runs import keep_runs
+from interp.kept_runs import KeptRuns, keep_runs
+from interp.lens import logit_lens
 from interp.models.language_model import LanguageModel
 from interp.probing import probe_model
 from interp.studies.steps import Result, plain
@@ -18,6 +17,9 @@ from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.context import RUNS_GB, Context
 from interp.tasks.countdown import Problem
 from interp.words import paired_word_probs
+
+SITES = ("resid_post", "attn_out", "mlp_out")
+"""Where the two models' activations are compared."""
 
 QUESTION = (
     "Using the numbers {numbers}, is {attempt} = {target} correct? Answer yes or no.\nAnswer:"
@@ -29,10 +31,13 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
 
     behaviour: the base model's own texts on 40 problems, at most 120 tokens each. forced: on the
     trained model's texts, how well log P(this) - log P(not) at t_paren tells valid from invalid
-    (AUC), in each. probes: accuracy of logistic probes at t_paren of the base model's residual
-    stream. weights: how much training changed the chosen heads and neurons, against others of
-    the same layers. asked: the base model's yes and no to a correct and an incorrect equation,
-    with and without the heads.
+    (AUC), in each. lens: mean probabilities of "this" and "not" at t_valid and t_invalid, by
+    layer, in each. activations: `compare_activations` at t_paren of the same texts, by site and
+    layer. probes: accuracy of logistic probes at t_paren of the base model's residual stream.
+    weights: how much training changed the chosen heads and neurons, against others of the same
+    layers, with the least cosine and the largest difference of norms among them. asked: the base
+    model's yes and no to a correct and an incorrect equation, with and without the heads; or why
+    these words cannot be asked for.
 
     Raises:
         InterpError: the two tokenisers differ.
@@ -58,36 +63,88 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
         seed=context.settings.seed,
         runs=keep_runs(base, context.find.tokens, last=1, budget_gb=RUNS_GB),
     )["resid_post"]
-    found: Result = {
+    kept = (
+        keep_runs(base, samples.tokens, last=1, budget_gb=RUNS_GB),
+        context.runs(samples.tokens),
+    )
+    models = list(zip((base, model), kept, strict=True))
+    return {
         "base": base.name,
         "behaviour": [{"share": r["share"], **plain(r["value"])} for r in shares.rows()],
-        "forced": {
-            each.name: _forced(context, each, samples.tokens, samples.valid)
-            for each in (base, model)
-        },
+        "forced": {each.name: _forced(context, each, runs) for each, runs in models},
+        "lens": {each.name: _lens(context, each, runs) for each, runs in models},
+        "activations": _activations(context, base, kept),
         "probe_accuracy": fitted.heldout.accuracy.tolist(),
         "asked": _asked(context, base, heads),
+        **_weights(context, base, heads, neurons),
     }
-    weights: Result = {}
-    compared = compare_weights(base, model)
-    for name, chosen in (("heads", heads), ("neurons", neurons)):
-        if chosen:
-            nulls = compared.null(chosen, draws=2000, seed=context.settings.seed)
-            weights[name] = {part: plain(null) for part, null in nulls.items()}
-    table = compared.to_dataframe()
-    found["weights"] = weights
-    found["least_cosine"] = table.groupby("part")["cosine"].min().to_dict()
-    return found
 
 
-def _forced(
-    context: Context, model: LanguageModel, tokens: tuple[tuple[int, ...], ...], valid: np.ndarray
+def _weights(
+    context: Context, base: LanguageModel, heads: Sequence[str], neurons: Sequence[str]
 ) -> Result:
+    """Each part's change in the chosen components, and its least cosine in any."""
+    compared = compare_weights(base, context.model)
+    table = compared.to_dataframe()
+    weights: Result = {}
+    for name, chosen in (("heads", heads), ("neurons", neurons)):
+        if not chosen:
+            continue
+        mine = table[table.component.isin(list(chosen))].groupby("part")
+        least, norms = mine.cosine.min(), mine.norm_difference.apply(lambda x: x.abs().max())
+        nulls = compared.null(chosen, draws=2000, seed=context.settings.seed)
+        weights[name] = {
+            part: plain(null) | {"cosine": float(least[part]), "norms": float(norms[part])}
+            for part, null in nulls.items()
+        }
+    least = table.groupby("part")["cosine"].min().to_dict()
+    return {"weights": weights, "least_cosine": least}
+
+
+def _lens(context: Context, model: LanguageModel, runs: KeptRuns | None) -> Result:
+    """Mean probabilities of the verdict's words by layer, at t_valid and at t_invalid."""
+    ids, samples = context.ids, context.test
+    groups = ["valid" if valid else "invalid" for valid in samples.valid]
+    words = {"this": ids.this, "not": ids.no}
+    seen = logit_lens(
+        model, samples.tokens, samples.t_paren, k=1, words=[*words.values()], groups=groups,
+        runs=runs,
+    )  # fmt: skip
+    return {
+        group: {
+            word: [plain(seen.probability(token, at, group=group)) for at in seen.layers]
+            for word, token in words.items()
+        }
+        for group in ("valid", "invalid")
+    }
+
+
+def _activations(
+    context: Context, base: LanguageModel, kept: tuple[KeptRuns | None, KeptRuns | None]
+) -> Result:
+    """How far apart both models are at t_paren: means over the samples, by site and layer."""
+    (of_base, of_model), samples = kept, context.test
+    runs = None if of_base is None or of_model is None else (of_base, of_model)
+    seen = compare_activations(
+        base, context.model, samples.tokens, samples.t_paren, sites=SITES, runs=runs
+    )
+    table = seen.to_dataframe()
+    parts = {site: table[table.site == site] for site in SITES}
+    return {
+        "n": seen.n,
+        "kl": plain(seen.kl_mean),
+        **{
+            name: {site: part[name].tolist() for site, part in parts.items()}
+            for name in ("cosine", "relative", "relative_stderr")
+        },
+    }
+
+
+def _forced(context: Context, model: LanguageModel, runs: KeptRuns | None) -> Result:
     from scipy import stats
 
-    ids = context.ids
-    runs = context.runs(tokens) if model is context.model else None
-    seen = ablate(model, tokens, [], tokens=[ids.this, ids.no], runs=runs)
+    ids, valid = context.ids, context.test.valid
+    seen = ablate(model, context.test.tokens, [], tokens=[ids.this, ids.no], runs=runs)
     gap = seen.log_odds[0]
     test = stats.mannwhitneyu(gap[valid], gap[~valid])
     auc = test.statistic / (valid.sum() * (~valid).sum())
@@ -96,6 +153,10 @@ def _forced(
 
 def _asked(context: Context, base: LanguageModel, heads: Sequence[str]) -> Result:
     problems = list(context.problems[:60])
+    try:
+        paired_word_probs(base, [_question(problems[0], 0)])
+    except InterpError as error:  # no token of its own for yes or no
+        return {"refused": str(error)}
     found: Result = {"n": len(problems)}
     for name, offset in (("correct", 0), ("incorrect", 1)):
         prompts = [_question(problem, offset) for problem in problems]

@@ -59,7 +59,7 @@ class Settings:
     attempts: int = 5
 
 
-VERIFICATION = Kind(name="verification", version=4, settings=Settings, beside=("base",))
+VERIFICATION = Kind(name="verification", version=5, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)

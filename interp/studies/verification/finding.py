@@ -9,18 +9,20 @@ from contextlib import suppress
 import numpy as np
 
 from interp.ablation import random_like
+from interp.cumulative import (
+    AblatedSets,
+    AblationCurve,
+    ablation_curve,
+    greedy_order,
+    smallest_size,
+)
 from interp.errors import InterpError
 from interp.patching import activation_patching
 from interp.paths import path_patching
 from interp.scores import Scores
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context, verdict_task
-from interp.studies.verification.intervening import (
-    Zeroed,
-    ablation_curve,
-    greedy_order,
-    smallest,
-)
+from interp.studies.verification.intervening import zeroed_sets
 from interp.studies.verification.reading import glu_sets, label
 
 RANDOM_SETS = 5
@@ -34,14 +36,15 @@ STRONGEST, BAND = 6, 2
 """How many heads of a map are judged against random ones, and within how many layers of them."""
 
 
-def patching(context: Context) -> Result:
+def patching(context: Context, neurons: Sequence[str]) -> Result:
     """Exact activation patching on valid-invalid pairs, and paths from heads through MLPs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
     layer by layer at each of the two; then path patching of every head into the inputs of the
-    MLPs that matter most at t_paren, and from there to the logits. Every map of heads has a null:
-    its strongest on one half of the pairs, scored on the other half, against random heads of the
-    layers near them (`Scores.null`); none where there are too few pairs to halve.
+    MLPs that matter most at t_paren, and from there to the logits; and of every head into the gate
+    and up parts of `neurons` alone (GLU_Valid). Every map of heads has a null: its strongest on
+    one half of the pairs, scored on the other half, against random heads of the layers near them
+    (`Scores.null`); none where there are too few pairs to halve.
     """
     model = context.model
     pairs, counts = verdict_task(context, context.find, context.settings.pairs)
@@ -60,8 +63,10 @@ def patching(context: Context) -> Result:
     receivers = [f"L{layer}.mlp_out" for layer in sorted(mlps)]
     paths = path_patching(model, pairs, receivers=receivers, positions=PLACES)
     direct = path_patching(model, pairs, receivers=["logits"], positions=PLACES)
-    for name, scores in (("paths", paths), ("direct", direct)):
-        found[name] = _map(scores, 8)
+    found |= {"paths": _map(paths, 8), "direct": _map(direct, 8)}
+    if neurons:
+        into = path_patching(model, pairs, receivers=neurons, positions=PLACES)
+        found["paths_glu"] = _map(into, 8)
     found["paths"]["receivers"] = receivers
     return found
 
@@ -89,7 +94,7 @@ def glu_choice(context: Context) -> Result:
     find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log P(not). The
     direction and size that lower it most are used from here on, and measured on the test samples.
     """
-    zeroed = Zeroed(context=context, samples=context.find)
+    zeroed = zeroed_sets(context, context.find)
     rows = []
     for direction in context.directions:
         for k in context.settings.top_k:
@@ -123,25 +128,38 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     random sets of the same layers at every size.
     """
     found: Result = {"find": {}}
-    zeroed = Zeroed(context=context, samples=context.find)
+    zeroed = zeroed_sets(context, context.find)
     shares: dict[str, list[float]] = {}
     for name, order in orders.items():
         curve = ablation_curve(zeroed, list(order)[:LONGEST])
-        shares[name] = [point["disabled"]["mean"] for point in curve]
-        found["find"][name] = {"curve": curve, "size": smallest(shares[name])}
+        shares[name] = [share.mean for share in curve.disabled]
+        found["find"][name] = {"curve": _points(curve), "size": curve.smallest}
     best, size = _smallest_of(shares)
     order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
+    sizes = {1, 2, 3, 4, 6, 8, size, len(order)}
     tested = ablation_curve(
-        Zeroed(context=context, samples=context.test),
+        zeroed_sets(context, context.test),
         order,
-        draws=sorted({1, 2, 3, 4, 6, 8, size, len(order)}),
+        draws=context.settings.draws,
+        sizes={some for some in sizes if some <= len(order)},
+        seed=context.settings.seed,
     )
     return found | {
         "order": best,
         "reached": found["find"][best]["size"] is not None,
         "chosen": order[:size],
-        "test": tested,
+        "test": _points(tested),
     }
+
+
+def _points(curve: AblationCurve) -> list[Result]:
+    """A curve as plain JSON, a row a size; random sets where they were drawn."""
+    rows = enumerate(zip(curve.order, curve.disabled, curve.log_odds, strict=True), 1)
+    return [
+        {"size": size, "added": added, "disabled": plain(share), "log_odds": odds.mean}
+        | ({"null": curve.null[size].tolist()} if size in curve.null else {})
+        for size, (added, share, odds) in rows
+    ]
 
 
 def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
@@ -149,7 +167,7 @@ def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
 
     Where none does, the order that disables most with all its heads.
     """
-    sizes = {name: smallest(mine) for name, mine in shares.items()}
+    sizes = {name: smallest_size(mine) for name, mine in shares.items()}
     reached = {name: size for name, size in sizes.items() if size is not None}
     if reached:
         best = min(reached, key=lambda name: reached[name])
@@ -169,7 +187,7 @@ def stability(
     """
     rng = np.random.default_rng(context.settings.seed)
 
-    def choose(zeroed: Zeroed, drawn: np.ndarray) -> list[str]:
+    def choose(zeroed: AblatedSets, drawn: np.ndarray) -> list[str]:
         greedy = greedy_order(zeroed, strong, 4, drawn=drawn)
         tried = {
             name: list(order)[:LONGEST] for name, order in {**orders, "greedy": greedy}.items()
@@ -182,9 +200,9 @@ def stability(
         return sorted(tried[best][:size])
 
     n = int(context.find.valid.sum())
-    find = Zeroed(context=context, samples=context.find)
+    find = zeroed_sets(context, context.find)
     sets = [choose(find, rng.choice(n, n)) for _ in range(draws)]
-    test = Zeroed(context=context, samples=context.test)
+    test = zeroed_sets(context, context.test)
     return {
         "draws": draws,
         "sets": Counter(" ".join(heads) for heads in sets),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from interp.ablation import (
     random_like,
 )
 from interp.components import Component
+from interp.cumulative import AblatedSets
 from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import Address
 from interp.nulls import null_of
@@ -131,83 +130,17 @@ def verdict_effects(
     return found
 
 
-@dataclass(kw_only=True)
-class Zeroed:
-    """The verdict on valid samples with sets of heads zeroed; each set is run once.
-
-    Called with sets, it gives two (sets, valid samples) arrays: whether "not" is most likely, and
-    the log-odds of "this".
-    """
-
-    context: Context
-    samples: Samples
-    known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-
-    def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
-        context, ids = self.context, self.context.ids
-        new = list({key: None for key in map(frozenset, sets) if key not in self.known})
-        if new:
-            valid = self.samples.take(np.flatnonzero(self.samples.valid))
-            seen = ablate(
-                context.model,
-                valid.tokens,
-                [make_ablation(context.model, sorted(key)) for key in new],
-                tokens=[ids.this, ids.no],
-                where=context.settings.window,
-                runs=context.runs(valid.tokens, context.settings.window),
-            )
-            found = zip(seen.top[1:] == ids.no, seen.log_odds[1:], strict=True)
-            self.known |= dict(zip(new, found, strict=True))
-        no, odds = zip(*(self.known[frozenset(labels)] for labels in sets), strict=True)
-        return np.stack(no), np.stack(odds)
-
-
-def greedy_order(
-    zeroed: Zeroed, candidates: Sequence[str], most: int, *, drawn: np.ndarray | None = None
-) -> list[str]:
-    """Heads added one by one, each the one that lowers the mean log-odds of "this" most.
-
-    `drawn` are the numbers of the valid samples the mean is over; all by default.
-    """
-    order: list[str] = []
-    left = list(candidates)
-    while left and len(order) < most:
-        _, odds = zeroed([[*order, head] for head in left])
-        odds = odds if drawn is None else odds[:, drawn]
-        order.append(left.pop(int(np.argmin(odds.mean(1)))))
-    return order
-
-
-def ablation_curve(
-    zeroed: Zeroed, order: Sequence[str], *, draws: Sequence[int] = ()
-) -> list[dict[str, Any]]:
-    """The verdict with the first 1, 2, ... heads of an order zeroed together.
-
-    `draws` are the sizes at which random sets matched in layer and count are drawn too.
-    """
-    sizes = range(1, len(order) + 1)
-    context = zeroed.context
-    no, odds = zeroed([order[:size] for size in sizes])
-    curve = []
-    for size, hits, odd in zip(sizes, no, odds.mean(1), strict=True):
-        point = {
-            "size": size,
-            "added": order[size - 1],
-            "disabled": plain(share_estimate(int(hits.sum()), len(hits))),
-            "log_odds": float(odd),
-        }
-        if size in draws:
-            sets = random_like(
-                context.model, order[:size], context.settings.draws, seed=context.settings.seed
-            )
-            point["null"] = zeroed(sets)[0].mean(1).tolist()
-        curve.append(point)
-    return curve
-
-
-def smallest(shares: Sequence[float], enough: float = 0.95) -> int | None:
-    """The least size at which the verdict is disabled in at least this share; sizes from 1."""
-    return next((size for size, share in enumerate(shares, 1) if share >= enough), None)
+def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
+    """The verdict on the valid ones of some samples with sets of components zeroed."""
+    valid = samples.take(np.flatnonzero(samples.valid))
+    window = context.settings.window
+    return AblatedSets(
+        model=context.model,
+        prompts=valid.tokens,
+        tokens=(context.ids.this, context.ids.no),
+        where=window,
+        runs=context.runs(valid.tokens, window),
+    )
 
 
 def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from interp import plots
-from interp.report import Report, escape
+from interp.report import Report
 from interp.studies.shown import bare, estimate, place, spread
 from interp.studies.steps import Result
 
@@ -54,8 +54,10 @@ def patching(report: Report, results: dict[str, Result]) -> None:
                             f"paths into {', '.join(found['paths']['receivers'])}",
                             found["paths"]["top"],
                         ),
+                        ("paths into GLU_Valid", found.get("paths_glu", {}).get("top")),
                         ("paths into the logits", found["direct"]["top"]),
                     )
+                    if top
                 },
             }
             for rank in range(1, 7)
@@ -72,9 +74,10 @@ def patching(report: Report, results: dict[str, Result]) -> None:
             ("noise", "noise"),
             ("denoise", "denoise"),
             ("paths into the MLPs", "paths"),
+            ("paths into GLU_Valid", "paths_glu"),
             ("paths into the logits", "direct"),
         )
-        if (null := found[key].get("null")) is not None
+        if (null := found.get(key, {}).get("null")) is not None
     ]
     if rows:
         heads, band = found["noise"]["null_of"]
@@ -332,53 +335,4 @@ def stability(report: Report, results: dict[str, Result]) -> None:
         + ", ".join(f"{head} {count}" for head, count in counts)
         + f". Chosen on the test samples instead: {', '.join(found['on_test'])}. Of several sets "
         "of the least size the order named first in section 7 gives its own; others disable too."
-    )
-
-
-def base(report: Report, results: dict[str, Result]) -> None:
-    """The model it was trained from."""
-    found = results["base"]
-    report.section("14. The model it was trained from")
-    report.table(
-        [{"share": row["share"], "value": estimate(row)} for row in found["behaviour"]],
-        caption=f"{found['base']} on the same task.",
-    )
-    forced = "; ".join(
-        f"{name}: AUC {x['auc']:.3f}, mass on both words {x['mass']:.3f}"
-        for name, x in found["forced"].items()
-    )
-    report.text(
-        f'On the trained model\'s texts, log P("this") - log P("not") at t_paren tells valid from '
-        f"invalid with {escape(forced)}. Probes on the base model's residual stream reach "
-        f"{max(found['probe_accuracy']):.3f}."
-    )
-    report.table(
-        [
-            {
-                "components": kind,
-                "weights": part,
-                "relative change": null["selected"],
-                "random, same layers": f"{null['mean']:.4f} [{null['low']:.4f}, "
-                f"{null['high']:.4f}]",
-                "p": null["p"],
-                "least cosine of any": found["least_cosine"][part],
-            }
-            for kind, parts in found["weights"].items()
-            for part, null in parts.items()
-        ],
-        caption="How much training changed the chosen heads and GLU_Valid.",
-    )
-    asked = found["asked"]
-    report.table(
-        [
-            {
-                "equation": side,
-                "heads": state,
-                "P(yes) / (P(yes) + P(no))": estimate(asked[side][key]["share_positive"]),
-                "mass on both": estimate(asked[side][key]["mass"]),
-            }
-            for side in ("correct", "incorrect")
-            for key, state in (("plain", "in place"), ("without", "zeroed"))
-        ],
-        caption=f"The base model asked whether an equation is correct, n = {asked['n']}.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from interp.cumulative import greedy_order
 from interp.errors import InterpError
 from interp.generation import Generation
 from interp.glu import glu_vectors
@@ -81,9 +82,9 @@ def study_verification(
     glu = step("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN)
     attention = step("attention", lambda: reading.attention(context))
     judged = (finding.STRONGEST, finding.BAND)
-    patching = step("patching", lambda: finding.patching(context), *judged)
-    previous = attention["t_ans to earlier"]["heads"]
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
+    patching = step("patching", lambda: finding.patching(context, valid), valid, *judged)
+    previous = attention["t_ans to earlier"]["heads"]
     strong = finding.strongest(patching["noise"]["values"], 16)
     scored = [list(dict.fromkeys([*previous, *strong])), valid]
     scores = step("head_scores", lambda: reading.head_scores(context, *scored), *scored)
@@ -196,7 +197,5 @@ def _orders(context: Context, previous: list[str], strong: list[str], scores: Re
             for mode, found in scores.items()
         }
     orders["patching"] = strong
-    orders["greedy"] = intervening.greedy_order(
-        intervening.Zeroed(context=context, samples=context.find), strong, 8
-    )
+    orders["greedy"] = greedy_order(intervening.zeroed_sets(context, context.find), strong, 8)
     return {name: order for name, order in orders.items() if order}

@@ -7,7 +7,7 @@ import numpy as np
 from interp.report import Report
 from interp.studies.frame import how_it_was_run
 from interp.studies.steps import Result
-from interp.studies.verification import sections_changed, sections_read
+from interp.studies.verification import sections_base, sections_changed, sections_read
 from interp.studies.verification.claims import claims
 from interp.studies.verification.study import Study
 
@@ -50,7 +50,7 @@ def write_up(study: Study) -> Report:
     for section in SECTIONS:
         section(report, results)
     if "base" in results:
-        sections_changed.base(report, results)
+        sections_base.base(report, results)
     published(report, results)
     how_it_was_run(report, study)
     return report

@@ -1,0 +1,53 @@
+"""More processes for one study: they run the same call, and share its steps through the disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from interp.errors import InterpError
+
+
+@contextmanager
+def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
+    """While the body runs, n - 1 more processes do `run`; all divide the cores among them.
+
+    The body does the same study in the same directory: a step that one process is at is left to
+    it (`Steps`). Every process holds its own copy of the models.
+
+    Args:
+        run: what pickle can carry to another process.
+        n: processes, this one included; 1 changes nothing.
+    """
+    if n < 2:
+        yield
+        return
+    before = torch.get_num_threads()
+    threads = max(1, _cores() // n)
+    context = multiprocessing.get_context("spawn")
+    others = [context.Process(target=_work, args=(run, threads), daemon=True) for _ in range(n - 1)]
+    for process in others:
+        process.start()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        for process in others:
+            process.terminate()
+            process.join()
+
+
+def _work(run: Callable[[], object], threads: int) -> None:
+    torch.set_num_threads(threads)
+    with suppress(InterpError):  # the first process meets the same one, and says it
+        run()
+
+
+def _cores() -> int:
+    found = getattr(os, "sched_getaffinity", None)
+    return len(found(0)) if found else os.cpu_count() or 1

@@ -1,0 +1,95 @@
+"""Several processes on one study: every step once, and all of them in every process."""
+
+import os
+from functools import partial
+from multiprocessing import get_context
+from time import sleep
+
+import pytest
+import torch
+
+from interp.errors import InterpError
+from interp.studies.steps import Steps
+from interp.studies.workers import sharing
+
+NAMES = ("a", "b", "c", "d")
+
+
+def study(directory, say=lambda line: None):
+    step = Steps(directory=directory, key=["k"], say=say)
+
+    def compute(name, *used):
+        with (directory / "log").open("a") as log:
+            log.write(f"{name} {os.getpid()} {torch.get_num_threads()}\n")
+        sleep(0.3)
+        return {"name": name, "used": list(used)}
+
+    first = step("first", partial(compute, "first"))
+    found = step.all(*((name, partial(compute, name), first) for name in NAMES))
+    return step("last", partial(compute, "last", *(x["name"] for x in found)), *found)
+
+
+def refused(directory, say=lambda line: None):
+    with (directory / "log").open("a") as log:
+        log.write("asked\n")
+    raise InterpError("a", "b", "c")
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    monkeypatch.setattr("interp.studies.workers._cores", lambda: 2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_processes_share_the_steps(tmp_path, two_threads):
+    run, lines = partial(study, tmp_path), []
+    with sharing(run, 2):
+        sleep(3)  # the other one starts meanwhile, and takes the first step
+        found = run(say=lines.append)
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
+    assert found == {"name": "last", "used": list(NAMES)}
+    rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(row[0] for row in rows) == sorted(["first", "last", *NAMES])
+    assert {row[2] for row in rows} == {"1"}
+    assert study(tmp_path) == found
+
+
+def test_steps_another_process_is_at_come_last_and_are_waited_for(tmp_path):
+    context = get_context("spawn")
+    other = context.Process(target=study, args=(tmp_path,))
+    other.start()
+    while not (tmp_path / "a.json").exists() and other.is_alive():
+        sleep(0.01)
+    lines = []
+    found = study(tmp_path, lines.append)
+    other.join()
+    rows = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
+    assert sorted(row[0] for row in rows) == sorted(["first", "last", *NAMES])
+    assert len({row[1] for row in rows}) == 2
+    assert found == {"name": "last", "used": list(NAMES)}
+    waited = [line for line in lines if line.startswith(("a", "b", "c", "d"))]
+    assert "b: kept" in waited
+    assert waited.index("b: kept") > waited.index("c ...")
+
+
+def test_a_dead_process_leaves_no_lock(tmp_path):
+    context = get_context("spawn")
+    other = context.Process(target=study, args=(tmp_path,))
+    other.start()
+    while not (tmp_path / "log").exists() and other.is_alive():
+        sleep(0.01)
+    other.kill()
+    other.join()
+    assert study(tmp_path)["name"] == "last"
+
+
+def test_one_process_or_a_refusal_changes_nothing(tmp_path):
+    with sharing(partial(refused, tmp_path), 1):
+        pass
+    assert not (tmp_path / "log").exists()
+    with pytest.raises(InterpError), sharing(partial(refused, tmp_path), 2):
+        refused(tmp_path)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from interp.circuits.recovery import recover
     from interp.circuits.redundancy import redundancy
     from interp.circuits.scoring import score_edges
-    from interp.circuits.search import top_n
+    from interp.circuits.search import greedy, top_n
     from interp.communication import head_glu_scores
     from interp.communication import weights_of as head_weights
     from interp.comparison import blend_weights, compare_activations, compare_weights
@@ -151,6 +151,7 @@ _HOMES = {
     "recover": "circuits.recovery",
     "redundancy": "circuits.redundancy",
     "score_edges": "circuits.scoring",
+    "greedy": "circuits.search",
     "top_n": "circuits.search",
     "chat_prompts": "chat",
     "make_bank": "constellations",
@@ -266,6 +267,7 @@ __all__ = [
     "glu_activations",
     "glu_vectors",
     "graph_of",
+    "greedy",
     "greedy_order",
     "group_interchange",
     "head_dla",

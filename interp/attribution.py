@@ -245,9 +245,8 @@ def _estimator(model: LanguageModel, task: Task, ask: Ask) -> Estimator:
     refuse_equal(request.runs, task)
     model.refuse_changed("attribution patching")
     keep_freed_memory()
-    assert model.decoder is not None
     return Estimator(
-        runner=Runner(model.decoder),
+        runner=Runner(model.require_decoder("attribution patching")),
         request=request,
         ask=ask,
         parts=parts,
@@ -308,10 +307,7 @@ def _call(work: Estimator) -> str:
 
 
 def _refuse(model: LanguageModel, task: Task, ask: Ask) -> None:
-    if model.decoder is None:
-        raise InterpError(
-            f"{ask.method} on {model.name}", str(model.engine_reason), "use activation_patching"
-        )
+    model.require_decoder(ask.method)
     if task.metric.needs_reference and ask.direction == "noise":
         raise _flat(task, "it compares with the clean run, where its gradient is zero")
     if ask.source != "other" and (ask.direction != "noise" or ask.site == "pattern"):

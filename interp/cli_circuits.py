@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import terminal
+from interp.cli_export import export
 from interp.cli_known import recover
 from interp.cli_narrow import narrowed
 from interp.errors import InterpError
@@ -72,7 +73,8 @@ def find(
         str,
         typer.Option(
             help="EAP, EAP-IG-inputs, EAP-IG-activations, clean-corrupted, "
-            "information-flow-routes, exact, ACDC or learnt-mask."
+            "information-flow-routes, exact, ACDC (edges that matter either way), ACDC-paper "
+            "(edges whose removal loses) or learnt-mask."
         ),
     ] = "EAP-IG-inputs",
     edges: Annotated[int | None, typer.Option(min=1, help="Size of the circuit.")] = None,
@@ -82,7 +84,27 @@ def find(
             help="Without --edges: least |score| of an edge, as a share of the gap; ACDC's own."
         ),
     ] = 0.02,
-    supporting: Annotated[bool, typer.Option(help="Leave out edges that oppose it.")] = False,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Rank by absolute score, signed (leaves out edges that oppose it), or "
+            "mean_absolute (mean size of the effect over prompts)."
+        ),
+    ] = "absolute",
+    supporting: Annotated[bool, typer.Option(help="The same as --by signed.")] = False,
+    search: Annotated[
+        str, typer.Option(help="With --edges: best of all, or greedy from the logits back.")
+    ] = "best",
+    direction: Annotated[
+        str,
+        typer.Option(help="Of scores and ACDC: noise the clean run, or denoise the corrupted one."),
+    ] = "noise",
+    redundant: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Of so many nodes, report pairs of which either can be spared but not both."
+        ),
+    ] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Of EAP-IG (5), or of training a mask (100).")
     ] = None,
@@ -110,20 +132,27 @@ def find(
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
     finder = Finder(
-        method=method, ablation=ablation, steps=steps, threshold=threshold, weight=weight,
-        expand_kv=expand_kv, neurons=tuple(filter(None, neurons.split(","))), seed=seed,
+        method=method, ablation=ablation, direction=direction, steps=steps, threshold=threshold,
+        weight=weight, expand_kv=expand_kv, neurons=tuple(filter(None, neurons.split(","))),
+        seed=seed,
     )  # fmt: skip
+    reference = _reference(ablation, chosen, other)
     with terminal.progress("finding") as progress:
         found = find_circuit(
             loaded,
             chosen,
             finder,
-            reference=_reference(ablation, chosen, other),
+            reference=reference,
             budget_gb=budget,
             progress=progress,
         )
     terminal.say(found.protocol)
-    made = found.circuit(edges, threshold=threshold, absolute=not supporting)
+    made = found.circuit(
+        edges,
+        threshold=threshold,
+        by="signed" if supporting else by,  # type: ignore[arg-type]
+        search=search,
+    )
     terminal.say(f"{made!r}, {found.share(made.mask):.1%} of the summed |score| of all edges")
     rows = _strongest(found, made, top)
     head = ["rank in circuit", "edge", "score", "stderr"]
@@ -138,10 +167,28 @@ def find(
         terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out")
     if out is not None:
         terminal.say(f"written to {made.save(out)} and .json beside it")
+    pairs: list[Any] = []
+    if redundant:
+        from interp.circuits.redundancy import redundancy, strongest_nodes
+
+        with terminal.progress("pairs") as progress:
+            twofold = redundancy(
+                loaded,
+                chosen,
+                strongest_nodes(made, redundant),
+                ablation=ablation,  # type: ignore[arg-type]
+                reference=reference,
+                seed=seed,
+                budget_gb=budget,
+                progress=progress,
+            )
+        terminal.say(str(twofold))
+        pairs = [asdict(pair) for pair in twofold.pairs]
     terminal.write(
         json_file,
         {
             "protocol": found.protocol,
+            "redundant": pairs,
             "edges": made.edges(),
             "nodes": made.nodes(),
             "of": made.graph.n_edges,
@@ -162,63 +209,60 @@ def evaluate(
     n: Count = 32,
     ablation: Ablation = "counterfactual",
     level: Annotated[
-        str, typer.Option(help="edge, or node: all edges between the nodes.")
+        str, typer.Option(help="Of the curves: edge, or node: all edges between the nodes.")
     ] = "edge",
-    absolute: Annotated[bool, typer.Option(help="Rank the curve by |score|.")] = False,
     random: Annotated[
-        int, typer.Option(min=0, help="Random circuits of equal size behind each.")
+        int, typer.Option(min=0, help="Random circuits of equal size behind each, of either kind.")
     ] = 10,
     knockouts: Annotated[
         int, typer.Option(min=0, help="Random subsets for completeness and minimality.")
-    ] = 0,
+    ] = 10,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Resampled pairs of prompts for stability; 0 for none.")
+    ] = 20,
+    stable_by: Annotated[
+        str, typer.Option(help="The ranking whose stability it is: EAP-IG-inputs, EAP, ...")
+    ] = "EAP-IG-inputs",
     half: Half = "second",
     seed: Seed = 0,
     metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Write the whole evaluation here.")] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Faithfulness of a circuit, and of its scores at every size (CPR, CMD), against random."""
+    """Faithfulness, CPR and CMD against random circuits, knock-outs, stability: in one run."""
     from interp.circuits.circuit import Circuit
-    from interp.circuits.evaluation import evaluate as measure
-    from interp.circuits.knockouts import completeness, minimality
-    from interp.circuits.trials import Trials
 
     read = Circuit.load(file)
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
-    reference = _reference(ablation, chosen, other)
     origin = read.provenance
     if origin is not None and origin.task_hash == chosen.hash:
         terminal.say("Note: these are the prompts it was found on; see --half and --seed.")
-    asked: dict[str, Any] = {"ablation": ablation, "reference": reference, "seed": seed}
-    told: dict[str, Any] = {}
-    scored = None if read.scores is None else _Scores(read)
-    for name, what in (("circuit", read), ("curve", scored)):
-        if what is None:
-            terminal.say("No curve: the file has no scores.")
-            continue
-        with terminal.progress(name) as progress:
-            found = measure(
-                loaded, chosen, what, level=level, absolute=absolute, random=random,  # type: ignore
-                budget_gb=budget, progress=progress, **asked,
-            )  # fmt: skip
-        terminal.say(str(found))
-        if random:
-            what_of = "f" if what is read else "CPR"
-            null = found.null(0 if what is read else None)
-            terminal.say(f"  {what_of} against random circuits of equal size: {null}")
-        told[name] = {"protocol": found.protocol, "rows": found.to_dataframe().to_dict("records")}
-        if what is not read:
-            told[name] |= {"cpr": asdict(found.cpr()), "cmd": asdict(found.cmd())}
-    if knockouts:
-        nodes: dict[str, Any] = {n: getattr(read.graph, n) for n in ("expand_kv", "neurons")}
-        trials = Trials(loaded, chosen, budget_gb=budget, **nodes, **asked)
-        for test in (completeness, minimality):
-            terminal.say(str(test(trials, read, samples=knockouts, seed=seed)))
-    terminal.write(json_file, told)
+    if read.scores is None:
+        terminal.say("No curve: the file has no scores.")
+    with terminal.progress("circuits") as progress:
+        found = read.evaluate(
+            loaded,
+            chosen,
+            ablation=ablation,
+            reference=_reference(ablation, chosen, other),
+            level=level,
+            random=random,
+            knockouts=knockouts,
+            stable_by=stable_by if draws else None,
+            draws=draws,
+            seed=seed,
+            budget_gb=budget,
+            progress=progress,
+        )
+    terminal.say(str(found))
+    if out is not None:
+        terminal.say(f"written to {found.save(out)} and .json beside it")
+    terminal.write(json_file, found.to_dict())
 
 
 @circuit_app.command(
@@ -334,59 +378,12 @@ def compare(
     terminal.write(json_file, found.to_dict())
 
 
-@circuit_app.command(epilog="Example: interp circuit export ioi-circuit ioi-circuit.mib.json")
-def export(
-    source: Annotated[Path, typer.Argument(help="A circuit, or a MIB file (.json or .pt).")],
-    target: Annotated[Path, typer.Argument(help="A MIB file, or for a MIB source a circuit.")],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Whose graph it is; by default the one it was found in, or the file's."),
-    ] = None,
-) -> None:
-    """Write a circuit as MIB JSON or PT, or read one of these back."""
-    from interp.circuits import mib
-    from interp.circuits.circuit import Circuit
-    from interp.graph import graph_of
-
-    stem = Path(str(source).removesuffix(".safetensors").removesuffix(".json"))
-    ours = stem.with_name(f"{stem.name}.safetensors").exists()
-    kind = (target if ours else source).suffix
-    if kind not in (".json", ".pt"):
-        raise InterpError(
-            f"exporting {source} to {target}",
-            f"{'the target' if ours else 'the source'} ends in {kind or 'nothing'}",
-            "a MIB file ends in .json or .pt; a circuit is a pair of .safetensors and .json",
-        )
-    if not ours:
-        graph = None if model is None else graph_of(terminal.load(model))
-        read = (mib.from_mib_json if kind == ".json" else mib.from_mib_pt)(source, graph)
-        read = read if graph is None else read.native()
-        terminal.say(f"{read!r}, written to {read.save(target)} and .json beside it")
-        return
-    read = Circuit.load(source)
-    name = model or (read.provenance.model if read.provenance else None)
-    if name is None:
-        raise InterpError(f"exporting {source}", "it names no model", "give --model")
-    loaded = terminal.load(name)
-    theirs = read.graph
-    if graph_of(loaded, expand_kv=theirs.expand_kv, neurons=theirs.neurons) != theirs:
-        raise InterpError(
-            f"exporting {source} for {name}", f"its graph is {read.graph}", "give its own model"
-        )
-    save = mib.to_mib_json if kind == ".json" else mib.to_mib_pt
-    terminal.say(f"{read!r}, written to {save(read, target, d_model=loaded.d_model)}")
-
-
+circuit_app.command(epilog="Example: interp circuit export ioi-circuit ioi-circuit.mib.json")(
+    export
+)
 circuit_app.command(epilog="Example: interp circuit recover reverse hist toy-or --json table.json")(
     recover
 )
-
-
-class _Scores:
-    """A circuit's scores as what a curve is cut from."""
-
-    def __init__(self, circuit: Circuit) -> None:
-        self.graph, self.signed, self.method = circuit.graph, circuit.signed, circuit.method
 
 
 def _home(circuit: Circuit, model: str | None, task: str | None) -> tuple[str, str]:

@@ -25,12 +25,16 @@ def recover(
     n: Count = 24,
     seed: Seed = 0,
     budget: Budget = 1.0,
+    redundant: Annotated[
+        bool, typer.Option(help="Look for pairs of heads and MLPs that stand in for each other.")
+    ] = True,
     json_file: JsonFile = None,
 ) -> None:
     """Precision and recall of every method where the truth is known by brute force."""
     from interp.circuits.known import known_names, load_known
     from interp.circuits.recovery import SEARCHES
     from interp.circuits.recovery import recover as recover_known
+    from interp.circuits.redundancy import redundancy
 
     told: list[Any] = []
     for name in names or known_names():
@@ -55,5 +59,16 @@ def recover(
             told.append({"name": name, "error": str(error)})
             continue
         terminal.say(str(found))
-        told.append(asdict(found))
+        told.append(asdict(found) | {"redundant": []})
+        if redundant:
+            twofold = redundancy(
+                known.model,
+                known.task,
+                ablation=ablation,  # type: ignore[arg-type]
+                seed=seed,
+                budget_gb=budget,
+                resume=False,
+            )
+            terminal.say(f"  {twofold}")
+            told[-1]["redundant"] = [asdict(pair) for pair in twofold.pairs]
     terminal.write(json_file, told)

@@ -89,8 +89,9 @@ def activation_patching(
 
     Raises:
         InterpError: a site the model lacks, an axis it does not have, a gap below its standard
-            error, a position a prompt lacks, a mean over no or evaluated prompts, or a call inside
-            `intervene` (but for engine="hooks" with cache=False, which patches the changed model).
+            error, a position a prompt lacks, a mean over no or evaluated prompts, training mode,
+            or a call inside `intervene` (but for engine="hooks" with cache=False, which patches
+            the changed model).
 
     Equals the one-cell-per-forward loop (tests/test_patching.py). Departs from the usual code:
     a ratio of means, not a mean of ratios. Sources: Vig et al. 2020, arXiv 2004.12265; Zhang and
@@ -108,6 +109,7 @@ def activation_patching(
         source=source,
         reference=reference,
     )
+    model.refuse_training()
     fast = _choose_engine(model, engine)
     if fast or cache:
         model.refuse_changed("a patching sweep")

@@ -22,7 +22,7 @@ from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.store import keep, partial_dir, stored
-from interp.sweeps import Runs, check_gap, paired_runs, provenance
+from interp.sweeps import Runs, check_gap, paired_runs, provenance, refuse_equal
 
 VERSION = 1
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
@@ -81,7 +81,8 @@ def path_patching(
         have effect 0.
 
     Raises:
-        InterpError: no fast engine, or a receiver that does not exist.
+        InterpError: no fast engine, training mode, equal prompts in a pair, or a receiver that does
+            not exist.
 
     Departs from released code: receivers are recorded and patched at every position the sender
     reaches, not at one position while freezing acts on it alone; recorded values are copies.
@@ -91,6 +92,7 @@ def path_patching(
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
+    refuse_equal(runs, task)
     wanted = _parse_receivers(model, receivers)
     model.refuse_changed("path patching")
     chosen = within(layers, model.n_layers, "layer", model.name)

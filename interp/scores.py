@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from interp.components import Component
-from interp.errors import InterpError
+from interp.errors import InterpError, unknown
 from interp.figures import heat_map
 from interp.files import content_key, read_result, write_result
 from interp.metrics import Estimate
@@ -194,9 +194,17 @@ class Scores:
         return name
 
     def top(self, k: int = 10, *, by: str = "value") -> list[Ranked]:
-        """The k strongest cells: largest value, or largest |value| with by="absolute"."""
+        """The k strongest cells.
+
+        Args:
+            k: how many.
+            by: see `strength`.
+
+        Raises:
+            InterpError: an unknown ranking.
+        """
         flat = self.values.ravel()
-        order = np.argsort(-(np.abs(flat) if by == "absolute" else flat), kind="stable")[:k]
+        order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
         ranked = []
         for rank, place in enumerate(order.tolist(), 1):
             cell = np.unravel_index(place, self.values.shape)
@@ -215,6 +223,24 @@ class Scores:
                 )
             )
         return ranked
+
+    def strength(self, by: str = "value") -> np.ndarray:
+        """(*axes) what cells are ranked by.
+
+        Args:
+            by: "value" or "signed" (the value), "absolute" (its size), or "mean_absolute": the mean
+                over prompts of the effect's size, which sees what helps here and hinders there.
+
+        Raises:
+            InterpError: an unknown ranking.
+        """
+        if by in ("value", "signed"):
+            return self.values
+        if by == "absolute":
+            return np.abs(self.values)
+        if by == "mean_absolute":
+            return np.abs(self.effects).mean(0) / abs(self.gap)
+        raise unknown("ranking", by, ("value", "signed", "absolute", "mean_absolute"))
 
     def null(self, k: int = 10, *, draws: int = 10_000, band: int = 0, seed: int = 0) -> Null:
         """The strongest k cells of one half of the prompts, scored on the other half.

@@ -3,6 +3,8 @@ import pytest
 
 from interp.circuits.acdc import _alive, acdc, prune, visits
 from interp.circuits.trials import Trials, forward_equivalents, mean_gap
+from interp.engine import edges
+from interp.engine.edges import run_edges
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
 from interp.metrics import METRICS
@@ -124,10 +126,23 @@ def test_planted_circuits_are_recovered_at_a_tenth_of_the_calls(name):
     assert 10 * result.calls <= result.graph.n_edges
 
 
-def test_what_it_cost_is_counted():
-    """Against a count of the engine's own calls, and of rows by brute force."""
+def test_what_it_cost_is_counted(monkeypatch):
+    """Against the engine's own calls and rows, and against rows by brute force."""
     model, task = load_model("toy-and"), toy_task("toy-and")
     trials, batches = Trials(model, task), []
+    run, read = {"calls": 0, "rows": 0}, edges._Chunk._read
+
+    def reading(self, readers):
+        if readers.stop < len(self.graph.readers):  # the logits are not counted
+            run["rows"] += len(self.x)
+        return read(self, readers)
+
+    def running(*args, **options):
+        run["calls"] += 1
+        return run_edges(*args, **options)
+
+    monkeypatch.setattr(edges._Chunk, "_read", reading)
+    monkeypatch.setattr("interp.circuits.trials.run_edges", running)
 
     class Watched:
         graph, exact = trials.graph, trials.exact
@@ -149,6 +164,8 @@ def test_what_it_cost_is_counted():
             for end in (groups["v"].stop, groups["mlp_out"].stop):
                 rows += len({mask[:, :end].tobytes() for mask in masks})
     assert result.forwards == pytest.approx(rows / (2 * trials.graph.n_layers))
+    assert run["calls"] == result.calls
+    assert run["rows"] / len(task) == pytest.approx(rows)
     one = batches[0][:1]
     assert forward_equivalents(trials.graph, one) == 1
     assert forward_equivalents(trials.graph, np.repeat(one, 5, axis=0)) == 1

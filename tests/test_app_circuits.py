@@ -95,7 +95,11 @@ def test_faithfulness_is_the_package_s(halves) -> None:
     assert list(rows["f"]) == pytest.approx(done.faithfulness.tolist())
     shown = " ".join(block.proto.body for block in at.get("html"))
     assert f"{done.cpr().mean:.3f}" in shown
-    assert f"{done.cmd().mean:.3f}" in shown
+    other = evaluate(model, test, found, random=0, absolute=True)
+    assert f"{other.cmd().mean:.3f}" in shown
+    assert list(rows["f by absolute score"]) == pytest.approx(other.faithfulness.tolist())
+    for words in ("random circuits on paths", "incompleteness", "minimality", "stability of"):
+        assert words in shown
     assert any("counterfactual ablation" in c.value.replace("\\", "") for c in at.caption)
 
 
@@ -114,9 +118,9 @@ def test_two_kept_circuits_are_compared() -> None:
     assert "two are needed" in at.info[0].value
 
 
-@pytest.mark.parametrize("method", ["ACDC", "learnt-mask", "exact"])
+@pytest.mark.parametrize("method", ["ACDC", "ACDC-paper", "learnt-mask", "exact"])
 def test_methods_that_decide_themselves_and_exact_ones(method) -> None:
-    price = {"ACDC": "0.05", "learnt-mask": "0.1"}.get(method)
+    price = {"ACDC": "0.05", "ACDC-paper": "0.05", "learnt-mask": "0.1"}.get(method)
     at = wait(
         opened(PAGE, **LINK, finder=method, **({"price": price} if price else {})),
         "Find",

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,6 @@ from interp.lens import search_neurons
 from interp.studies.frame import open_study
 from interp.studies.verification.claims import claims
 from interp.studies.verification.context import VERIFICATION, Settings
-from interp.studies.verification.intervening import KINDS
 from interp.tasks.countdown import make_countdown
 from interp.ui import generate, jobs, studies, study_page, study_run, words
 from interp.ui.families import VERIFIED
@@ -701,15 +699,6 @@ def test_figures_hold_their_numbers():
     assert points.data[1].error_x.array[0] == pytest.approx(0.2)
     spread = spread_by_label([0, 1, 1, 1], ["a", "b", "b", "b"], x_title="x")
     assert [sum(trace.y) for trace in spread.data] == [1, 1]
-
-
-def test_the_list_of_steps_is_the_study_s():
-    source = Path(interp.__file__).parent / "studies" / "verification" / "study.py"
-    text = source.read_text()
-    named = re.findall(r'step\(\s*f?"(\w+)', text)
-    kinds = [f"effects_{kind}" for kind in KINDS]
-    every = [each for name in named for each in (kinds if name == "effects_" else [name])]
-    assert every == [*VERIFIED.steps, "base"]
 
 
 def test_a_kept_study_needs_no_model(tmp_path, monkeypatch):

@@ -25,12 +25,13 @@ firstorder attribution
 chat directions projections refusal_score steering steered geometry weight_edits selection
 judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
-circuits circuits.ablations circuits.circuit circuits.mib circuits.search circuits.curves
-circuits.faithfulness circuits.trials circuits.evaluation circuits.neurons circuits.knockouts
-circuits.stability circuits.edge_scores circuits.estimates circuits.flow circuits.single
-circuits.scoring circuits.acdc circuits.masks circuits.redundancy circuits.recovery
-circuits.places circuits.positioned circuits.narrowing circuits.finding circuits.comparing
-circuits.shelf circuits.drawing
+circuits circuits.ablations circuits.keeping circuits.random_masks circuits.circuit circuits.mib
+circuits.search circuits.curves circuits.faithfulness circuits.room circuits.trials
+circuits.evaluation circuits.neurons circuits.knockouts circuits.stability circuits.edge_scores
+circuits.estimates circuits.flow circuits.single circuits.scoring circuits.full circuits.acdc
+circuits.masks circuits.redundancy circuits.recovery
+circuits.places circuits.positioned circuits.narrowing circuits.finding
+circuits.comparing circuits.shelf circuits.drawing
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
@@ -55,7 +56,7 @@ studies.refusal.chance studies.refusal.neurons studies.refusal.study
 studies.refusal.sections_steered studies.refusal.claims studies.refusal.sections
 studies.refusal.sections_heads studies.refusal.write_up
 peak bench bench_beside bench_circuits bench_peer terminal
-cli_bench cli_known cli_narrow cli_circuits cli_studies cli ui
+cli_bench cli_export cli_known cli_narrow cli_circuits cli_studies cli ui
 """.split()
 MEASUREMENTS = set(
     """

@@ -1,6 +1,7 @@
 """Attribution patching is the derivative of exact patching; its repairs are what they say."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from interp.components import SITES
 from interp.engine import gradients
 from interp.engine.forward import Runner
 from interp.engine.sweep import LogitsOf
+from interp.engine.writes import edge_runner
 from interp.errors import InterpError
+from interp.graph import graph_of
 from interp.interventions import intervene, zero
 from interp.metrics import METRICS, Logits, Metric
 from interp.patching import activation_patching
@@ -285,6 +288,49 @@ def test_batches_and_budgets_change_nothing(doubles, site, repairs):
         alone = run(Task(name="one", pairs=(pair,)), 1.0)
         own = np.sign(alone.gap) if repairs else 1
         np.testing.assert_allclose(own * alone.effects[0], sign * whole.effects[i], atol=1e-9)
+
+
+@pytest.mark.parametrize(("site", "grad_drop"), [("z", False), ("z", True), ("k", True)])
+def test_passes_by_the_engine_s_own_calls(doubles, monkeypatch, site, grad_drop):
+    """2 forward and 1 backward; with GradDrop one backward for every layer, from it down."""
+    model, calls = doubles("llama"), {"block": 0, "grad": 0}
+    block, grad = gradients.block_sites, torch.autograd.grad
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            calls[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(gradients, "block_sites", counted("block", block))
+    monkeypatch.setattr(torch.autograd, "grad", counted("grad", grad))
+    task, layers = random_task(lengths=(8, 8)), model.n_layers
+    if grad_drop:
+        atp_star(model, task, site=site)
+    else:
+        attribution_patching(model, task, site=site)
+    assert calls["block"] == 2 * layers
+    dropped = sum(range(1, layers)) if grad_drop else 0
+    assert calls["grad"] == 1 + layers + dropped
+
+
+@pytest.mark.parametrize("site", ["k", "v"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_a_shared_key_or_value_counts_for_all_its_queries(doubles, name, site):
+    """Against the same model with a copy of each key/value head for every query head."""
+    model, task = doubles(name), random_task(lengths=(6, 8))
+    graph = graph_of(model, expand_kv=True)
+    wide = dataclasses.replace(
+        model, decoder=edge_runner(model.decoder, graph).decoder, n_kv_heads=model.n_heads
+    )
+    share = model.n_heads // model.n_kv_heads
+    assert share > 1
+    for run in (attribution_patching, partial(atp_star, grad_drop=False)):
+        native = run(model, task, site=site, by=("layer", "kv_head")).effects
+        copies = run(wide, task, site=site, by=("layer", "kv_head")).effects
+        summed = copies.reshape(*native.shape, share).sum(-1)
+        np.testing.assert_allclose(summed, native, atol=1e-9)
 
 
 def test_axes_positions_and_choices(doubles):

@@ -10,6 +10,7 @@ import interp
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
+from interp.circuits.full import FullEvaluation
 from interp.circuits.known import known_names, load_known
 from interp.circuits.positioned import PositionedCircuit
 from interp.errors import InterpError
@@ -43,18 +44,74 @@ def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
     path, _ = found
     out = run(
         "circuit", "evaluate", path, *TOY, "--random", 4, "--knockouts", 3,
-        "--json", tmp_path / "e.json",
+        "--json", tmp_path / "e.json", "--out", tmp_path / "whole",
     )  # fmt: skip
-    for words in ("counterfactual ablation", "CPR", "CMD", "p = ", "incompleteness", "minimality"):
+    for words in (
+        "counterfactual ablation", "CPR", "CMD", "p = ", "incompleteness", "minimality",
+        "all on paths", "stability of EAP-IG-inputs", "signed ranking", "absolute ranking",
+    ):  # fmt: skip
         assert words in out
     told = json.loads((tmp_path / "e.json").read_text())
     model = interp.load_model("toy-induction")
     _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
     expected = evaluate(model, second, Circuit.load(path), random=4)
     assert told["circuit"]["rows"][0]["faithfulness"] == pytest.approx(expected.faithfulness[0])
-    assert len(told["curve"]["rows"]) == 10
+    assert len(told["curve"]["rows"]) == len(told["curve_absolute"]["rows"]) == 10
+    assert len(told["stability"]["jaccard"]) == 20
+    whole = FullEvaluation.load(tmp_path / "whole")
+    assert str(whole) in out
     same = run("circuit", "evaluate", path, *TOY, "--random", 0, "--half", "first")
     assert "prompts it was found on" in same
+
+
+def test_find_by_mean_size_greedily_and_with_pairs(tmp_path):
+    model = interp.load_model("toy-or")
+    toy = ("--model", "toy-or", "--task", "toy-or", "--n", 8)
+    first, _ = interp.load_task("toy-or", model, n=8).split(0.5, seed=0)
+    out = run(
+        "circuit", "find", *toy, "--method", "exact", "--edges", 6, "--search", "greedy",
+        "--by", "mean_absolute", "--redundant", 99, "--out", tmp_path / "c",
+        "--json", tmp_path / "f.json",
+    )  # fmt: skip
+    scores = interp.score_edges(model, first, method="exact")
+    expected = interp.greedy(scores, 6, by="mean_absolute")
+    assert np.array_equal(Circuit.load(tmp_path / "c").mask, expected)
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert ["L0H1", "L0H2"] in [sorted(pair["parts"]) for pair in told["redundant"]]
+    assert "unseen by single ablation" in out
+    with pytest.raises(InterpError, match="say how many edges"):
+        run("circuit", "find", *toy, "--search", "greedy")
+
+
+def test_acdc_says_its_rule_and_takes_the_paper_s_and_the_other_direction(tmp_path):
+    toy = ("--model", "toy-and", "--task", "toy-and", "--n", 8)
+    assert "a change either way" in run("circuit", "find", *toy, "--method", "ACDC")
+    assert "a loss, as published" in run("circuit", "find", *toy, "--method", "ACDC-paper")
+    turned = run("circuit", "find", *toy, "--method", "ACDC-paper", "--direction", "denoise")
+    assert "(denoise)" in turned
+    with pytest.raises(InterpError, match="keeps the clean run"):
+        run("circuit", "find", *toy, "--method", "learnt-mask", "--direction", "denoise")
+
+
+@pytest.mark.parametrize("method", ["ACDC", "learnt-mask", "EAP"])
+def test_the_seed_draws_the_other_prompts_of_a_resampling(method):
+    given = {"ablation": "resample"}
+    one, other = (Finder(method=method, seed=seed, **given).options for seed in (0, 1))
+    assert (one["seed"], other["seed"]) == (0, 1)
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=6)
+    calls = []
+
+    def drawn(*args, seed=0, **options):
+        calls.append(seed)
+        raise InterpError("stop", "here", "now")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("trials", "scoring"):
+            patch.setattr(f"interp.circuits.{module}.ablated_runs", drawn)
+        with pytest.raises(InterpError, match="stop"):
+            find_circuit(model, task, Finder(method=method, seed=7, **given))
+    assert calls == [7]
 
 
 def test_places_are_the_packages(found, tmp_path):
@@ -148,6 +205,7 @@ def test_recover_prints_precision_and_recall(tmp_path):
     assert "prec." in out
     told = json.loads((tmp_path / "r.json").read_text())
     assert [table["name"] for table in told] == ["tracr-reverse", "toy-induction"]
+    assert "pairs are redundant" in out
     by_method = {row["method"]: row for row in told[1]["found"]}
     assert by_method["ACDC"]["precision"] == 1
 

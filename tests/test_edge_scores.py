@@ -1,6 +1,7 @@
 """Edge scores equal what they estimate: derivatives, exact effects of linear models, sums."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -234,9 +235,9 @@ def test_heads_together_are_one_path(doubles):
 @pytest.mark.parametrize("name", GROUPED)
 def test_grouped_scores_are_sums_over_copies(doubles, name):
     model, task = doubles(name), random_task(lengths=(6, 8))
-    for method in ("EAP", "EAP-IG-inputs"):
-        native = score_edges(model, task, method=method)
-        copies = score_edges(model, task, method=method, expand_kv=True, per_prompt=True)
+    for method in ("EAP", "EAP-IG-inputs", "EAP-IG-activations"):
+        native = score_edges(model, task, method=method, steps=2)
+        copies = score_edges(model, task, method=method, steps=2, expand_kv=True, per_prompt=True)
         assert copies.graph.n_edges > native.graph.n_edges
         np.testing.assert_allclose(copies.to_native().signed, native.signed, atol=1e-5)
         np.testing.assert_allclose(copies.to_native().stderr, native.stderr, atol=1e-5)
@@ -247,7 +248,10 @@ def test_grouped_scores_are_sums_over_copies(doubles, name):
     "method", ["EAP", "EAP-IG-inputs", "EAP-IG-activations", "information-flow-routes", "exact"]
 )
 def test_batches_and_budgets_change_nothing(doubles, name, method):
-    """One batch, many batches, graphs rebuilt and products in slivers; each prompt on its own."""
+    """One batch, many batches, graphs rebuilt and products in slivers; each prompt on its own.
+
+    Less than one prompt takes is refused, and what the refusal says is enough is enough.
+    """
     model, task = doubles(name), random_task(lengths=(9, 6, 9, 7))
     task = task if method != "exact" else task.first(2)
     options = dict(method=method, steps=2, per_prompt=True)
@@ -258,7 +262,10 @@ def test_batches_and_budgets_change_nothing(doubles, name, method):
     np.testing.assert_allclose(small.per_prompt, whole.per_prompt, atol=1e-6)
     np.testing.assert_allclose(small.signed, whole.signed, atol=1e-9)
     if method != "exact":
-        least = score_edges(model, task, budget_gb=2e-5, **options)
+        with pytest.raises(InterpError, match="needs a budget of") as refusal:
+            score_edges(model, task, budget_gb=2e-5, **options)
+        enough = float(re.search(r"budget_gb=([\d.e-]+)", refusal.value.do).group(1))
+        least = score_edges(model, task, budget_gb=enough, **options)
         assert method == "information-flow-routes" or least.passes.rebuilt > 0
         np.testing.assert_allclose(least.per_prompt, whole.per_prompt, atol=1e-6)
     for i, pair in enumerate(task.pairs):
@@ -277,26 +284,79 @@ def test_products_never_hold_more_than_their_room(doubles, monkeypatch):
         return found
 
     monkeypatch.setattr(products.Products, "_writes", spy)
-    for budget in (1.0, 5e-3, 5e-4):
+    for budget in (1.0, 5e-3, 1.1e-3):
         widest.clear()
         score_edges(model, task, budget_gb=budget)
         assert all(size <= room for size, room in widest)
     assert len(widest) > 3
 
 
+ABLATED = {
+    "counterfactual": {},
+    "resample": {"seed": 1},
+    "zero": {},
+    "mean": {"reference": random_task(lengths=(5, 8), seed=4)},
+}
+PASSES = {
+    "EAP": (2, 1),
+    "clean-corrupted": (2, 2),
+    "EAP-IG-inputs": (2 + 4, 4),
+    "information-flow-routes": (1, 0),
+}
+
+
 @pytest.mark.parametrize(
-    ("method", "forwards", "backwards"),
+    ("method", "ablation", "rule"),
     [
-        ("EAP", 2, 1),
-        ("clean-corrupted", 2, 2),
-        ("EAP-IG-inputs", 2 + 4, 4),
-        ("information-flow-routes", 1, 0),
+        *(("EAP", ablation, "midpoint") for ablation in ABLATED),
+        *(("EAP-IG-inputs", ablation, rule) for ablation in ABLATED for rule in RULES),
+        ("clean-corrupted", "counterfactual", "midpoint"),
+        ("information-flow-routes", "counterfactual", "midpoint"),
     ],
 )
-def test_passes_are_as_few_as_promised(doubles, monkeypatch, method, forwards, backwards):
+def test_passes_are_as_few_as_promised(doubles, engine_calls, method, ablation, rule):
     """Counted by the calls of a block and of autograd, not by the counter."""
-    model, calls = doubles("gemma2"), {"block": 0, "grad": 0}
-    block, grad = gradients.block_sites, torch.autograd.grad
+    model, (forwards, backwards) = doubles("gemma2"), PASSES[method]
+    scores = score_edges(
+        model, random_task((9, 9, 7, 7)), method=method, steps=4, rule=rule, ablation=ablation,
+        **ABLATED[ablation],
+    )  # fmt: skip
+    means = 1 if ablation == "mean" else 0
+    # A rule that has an end of the path among its points spares a run; "at most" is kept.
+    last = ablation in ("counterfactual", "resample")
+    forwards -= {"left": 1, "right": last, "trapezoid": 1 + last}.get(rule, 0)
+    assert scores.passes.batches == 1
+    assert engine_calls["block"] == forwards * model.n_layers
+    # One call per layer, and one through the unembedding.
+    assert engine_calls["grad"] == backwards * (model.n_layers + 1)
+    assert (scores.passes.forwards, scores.passes.backwards) == (forwards + means, backwards)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("ablation", ABLATED)
+def test_passes_of_activation_paths_are_those_declared(doubles, engine_calls, ablation, together):
+    """4 + W (steps + 1) forward and W steps backward, layers before a writer's left out."""
+    model, steps = doubles("llama"), 2
+    scores = score_edges(
+        model, random_task((9, 9)), method="EAP-IG-activations", steps=steps, ablation=ablation,
+        together=together, **ABLATED[ablation],
+    )  # fmt: skip
+    graph, means = scores.graph, 1 if ablation == "mean" else 0
+    heads = 1 if together else graph.n_heads
+    paths = 1 + graph.n_layers * (heads + 1)
+    assert scores.passes.forwards == 4 + means + paths * (steps + 1)
+    assert scores.passes.backwards == paths * steps
+    layers = range(model.n_layers)
+    blocks = model.n_layers + sum(heads * (model.n_layers - layer) for layer in layers)
+    blocks += sum(model.n_layers - layer - 1 for layer in layers)
+    assert engine_calls["block"] == 4 * model.n_layers + (steps + 1) * blocks
+    assert engine_calls["grad"] == steps * (blocks + paths)
+
+
+@pytest.fixture
+def engine_calls(monkeypatch):
+    """How often a block was run and autograd called."""
+    calls = {"block": 0, "grad": 0}
 
     def counted(name, function):
         def call(*args, **kwargs):
@@ -305,14 +365,25 @@ def test_passes_are_as_few_as_promised(doubles, monkeypatch, method, forwards, b
 
         return call
 
-    monkeypatch.setattr(gradients, "block_sites", counted("block", block))
-    monkeypatch.setattr(torch.autograd, "grad", counted("grad", grad))
-    scores = score_edges(model, random_task(), method=method, steps=4)
-    assert scores.passes.batches == 1
-    assert calls["block"] == forwards * model.n_layers
-    # One call per layer, and one through the unembedding.
-    assert calls["grad"] == backwards * (model.n_layers + 1)
-    assert (scores.passes.forwards, scores.passes.backwards) == (forwards, backwards)
+    monkeypatch.setattr(gradients, "block_sites", counted("block", gradients.block_sites))
+    monkeypatch.setattr(torch.autograd, "grad", counted("grad", torch.autograd.grad))
+    return calls
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_one_token_tells_where_a_path_of_constants_ends(doubles, name, ablation):
+    """The completeness gap against a whole run without any of the input's edges."""
+    model, task = doubles(name), random_task(lengths=(6, 8))
+    options = ABLATED[ablation] | {"ablation": ablation}
+    for method, steps in (("EAP", 1), ("EAP-IG-inputs", 3)):
+        scores = score_edges(model, task, method=method, steps=steps, **options)
+        trials = Trials(model, task, **options)
+        without = trials.graph.mask()
+        without[0] = False
+        full, end = trials.values(np.stack([trials.graph.mask(), without])).mean(1)
+        expected = scores.outgoing[0] - (full - end) / scores.gap
+        assert scores.completeness_gap == pytest.approx(expected, abs=1e-5)
 
 
 def test_exact_is_one_run_per_edge(doubles):
@@ -553,7 +624,7 @@ def test_bad_requests_are_refused(family_models, monkeypatch):
         score_edges(model, task).top(by="size")
     with intervene(model, [zero("L0H0")]), pytest.raises(InterpError, match="inside intervene"):
         score_edges(model, task)
-    with pytest.raises(InterpError, match="known architecture"):
+    with pytest.raises(InterpError, match="known family"):
         score_edges(dataclasses.replace(model, decoder=None), task)
 
 

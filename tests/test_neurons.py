@@ -117,6 +117,14 @@ def test_bad_requests_are_refused(family_models, any_gap):
             evaluate_neurons(model, task, some)
     with pytest.raises(InterpError, match="not increasing"):
         evaluate_neurons(model, task, scores, fractions=(0.5, 0.1))
+    with pytest.raises(InterpError, match="ranking"):
+        evaluate_neurons(model, task, scores, by="size")
+    found = evaluate_neurons(
+        model, task, scores, by="mean_absolute", fractions=(0.1, 1.0), random=0
+    )
+    assert scores.strength("mean_absolute")[found.masks[0]].min() >= (
+        scores.strength("mean_absolute")[~found.masks[0]].max()
+    )
     with pytest.raises(InterpError, match="no reference"):
         evaluate_neurons(model, task, scores, ablation="mean")
     with pytest.raises(InterpError, match="evaluated prompts"):

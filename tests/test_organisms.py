@@ -27,6 +27,7 @@ from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
 from interp.tasks.taboo import make_taboo
 from interp.toys import build_toy, save_tokenizer
+from interp.ui.families import VERIFIED
 from tests.families import tiny
 
 
@@ -144,6 +145,8 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     done = study_verification(organism, settings=settings, say=lines.append)
     assert not any(line.endswith("kept") for line in lines)
+    steps = {name for name in done.results if not name.startswith("texts_")}
+    assert steps == set(VERIFIED.steps)
     effects = done.results["effects_zero"]
     assert effects["none"]["disabled"]["mean"] <= 0.1
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9

@@ -152,6 +152,28 @@ def test_into_logits_with_held_mlps_sums_to_the_last_layer(family, monkeypatch):
     np.testing.assert_allclose(path.effects, whole.effects, atol=2e-5)
 
 
+def test_two_plain_runs_and_one_batch_of_senders_per_prompt(family_models, monkeypatch):
+    """Step 3 restarts each sender once, from the receivers' layer on; step 2 runs no attention."""
+    model, task, calls = family_models["llama"], random_task(), {"plain": 0, "rows": []}
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    plain, again = paths.baseline, paths.restart
+
+    def counted(*args, **options):
+        calls["plain"] += 1
+        return plain(*args, **options)
+
+    def restarted(runner, base, variants, **options):
+        calls["rows"].append(len(variants.prompt))
+        assert (variants.layer == 2).all()
+        return again(runner, base, variants, **options)
+
+    monkeypatch.setattr(paths, "baseline", counted)
+    monkeypatch.setattr(paths, "restart", restarted)
+    path_patching(model, task, receivers=["L2H1.q", "L2H0.v"], cache=False)
+    assert calls["plain"] == 2 * len(task)
+    assert calls["rows"] == [2 * model.n_heads] * len(task)
+
+
 def test_upstream_senders_only(family_models, monkeypatch):
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
     scores = path_patching(family_models["llama"], random_task(), receivers=["L1H0.q"])

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from interp.circuits.keeping import Kept
 from interp.circuits.search import Scored
 from interp.circuits.trials import Ablation, Judge, Trials, forward_equivalents, mean_gap
 from interp.engine.resume import once
@@ -23,6 +24,7 @@ from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.store import partial_dir
+from interp.sweeps import Direction
 
 Order = Literal["reverse", "forward"]
 Edge = tuple[int, int]
@@ -31,14 +33,16 @@ LEAST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acdc:
+class Acdc(Kept):
     """The circuit ACDC leaves, how each edge was decided, and what that took.
 
     effects: (writers, readers), what removing the edge cost when its turn came, as a share of the
     gap between the whole graph and the empty one; 0 where it was removed unmeasured because it
-    could not matter. full, empty, circuit: mean metric. tests: candidates evaluated; decided: those
-    whose outcome counted; skipped: edges removed unmeasured; calls: batched runs; forwards: see
-    `Trials`. The plain loop takes `graph.n_edges` calls and as many forwards.
+    could not matter. absolute: whether changes either way kept an edge. full, empty, circuit: mean
+    metric (of a denoising search the whole graph is the corrupted run, the empty one the clean).
+    tests: candidates evaluated; decided: those whose outcome counted; skipped: edges removed
+    unmeasured; calls: batched runs; forwards: see `Trials`. The plain loop takes `graph.n_edges`
+    calls and as many forwards.
     """
 
     graph: Graph
@@ -46,6 +50,7 @@ class Acdc:
     effects: np.ndarray
     threshold: float
     order: Order
+    absolute: bool
     full: float
     empty: float
     circuit: float
@@ -64,11 +69,13 @@ class Acdc:
     def __str__(self) -> str:
         kept, edges = int(self.mask.sum()), self.graph.n_edges
         share = (self.circuit - self.empty) / (self.full - self.empty)
+        rule = "kept for a change either way" if self.absolute else "kept for a loss, as published"
         return (
             f"ACDC keeps {kept} of {edges} edges, {share:.3f} of the gap (threshold "
-            f"{self.threshold:g} of it, {self.order} order); {self.calls} calls for {edges} edges "
-            f"({edges / self.calls:.1f} times fewer), {self.forwards:.1f} forwards "
-            f"({edges / self.forwards:.1f} times fewer), {self.skipped} skipped; {self.protocol}"
+            f"{self.threshold:g} of it, {rule}, {self.order} order); "
+            f"{self.calls} calls for {edges} edges ({edges / self.calls:.1f} times fewer), "
+            f"{self.forwards:.1f} forwards ({edges / self.forwards:.1f} times fewer), "
+            f"{self.skipped} skipped; {self.protocol}"
         )
 
 
@@ -78,12 +85,14 @@ def acdc(
     *,
     threshold: float,
     ablation: Ablation = "counterfactual",
+    direction: Direction = "noise",
     order: Order = "reverse",
     absolute: bool = False,
     batch: int = 64,
     guide: Scored | None = None,
     reference: Task | None = None,
     expand_kv: bool = False,
+    seed: int = 0,
     budget_gb: float = 1.0,
     resume: bool = True,
     progress: Progress | None = None,
@@ -95,6 +104,13 @@ def acdc(
         mean over prompts of (m(circuit so far) - m(circuit so far without it)) < threshold * gap
 
     with gap = mean(m(whole graph) - m(empty graph)). With the metric `kl` this is the paper's rule.
+
+    Direction: "noise", the paper's, starts from the clean run and asks which edges must carry it.
+    "denoise" is the same loop with the two runs exchanged: it starts from the corrupted run, an
+    edge that is removed carries the clean run's value from then on, and those stay that would
+    repair the behaviour. Of an OR gate noising keeps one input and denoising all; of an AND gate
+    noising keeps all and denoising one (arXiv 2404.15255). An effect is positive where the edge
+    supports the behaviour, either way.
 
     Order: "reverse" visits readers from the logits back and the writers of each from the latest
     back; "forward" goes from the input up. Results depend on it. Queries, keys and values of a
@@ -108,7 +124,8 @@ def acdc(
         model: a model with a fast engine.
         task: prompt pairs; all of them, not one batch, decide each edge.
         threshold: share of the gap, above 0.
-        ablation: see `Trials`.
+        ablation: see `Trials`; "counterfactual" where denoising.
+        direction: "noise" or "denoise", see above.
         order: see above.
         absolute: keep an edge whose removal changes the metric by the threshold either way.
         batch: candidates evaluated together at most; 1 is the plain loop.
@@ -116,6 +133,7 @@ def acdc(
             expected to stay. They change the cost, not the result.
         reference: prompts for mean ablation.
         expand_kv: key and value readers per query head.
+        seed: of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
         resume: keep finished batches in the cache until the end, and start from them.
         progress: called with (edges decided, edges in all).
@@ -128,9 +146,11 @@ def acdc(
         model,
         task,
         ablation=ablation,
+        direction=direction,
         reference=reference,
         expand_kv=expand_kv,
         budget_gb=budget_gb,
+        seed=seed,
     )
     folder = None
     if resume:
@@ -197,6 +217,7 @@ def prune(
         effects=pruning.effects,
         threshold=threshold,
         order=order,
+        absolute=absolute,
         full=float(pruning.ends[0]),
         empty=float(pruning.ends[1]),
         circuit=pruning.current,

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from interp.circuits.random_masks import alike, connected_alike, edge_kinds, end_kinds
 from interp.errors import InterpError
 from interp.files import content_key, read_result, write_result
 from interp.graph import INPUT, Graph
 from interp.scores import Provenance
+
+if TYPE_CHECKING:
+    from interp.circuits.full import FullEvaluation
+    from interp.models.language_model import LanguageModel
+    from interp.prompts import Task
 
 FORMAT = 1
 Level = Literal["edge", "node"]
@@ -129,6 +136,17 @@ class Circuit:
             found[f"jaccard_{what}"] = jaccard(left, right)
         return found
 
+    def evaluate(self, model: LanguageModel, task: Task, **options: Any) -> FullEvaluation:
+        """All that is asked of a circuit, from one batched run, with `save` and `load`.
+
+        Faithfulness edge by edge and node by node, f(k) over its scores with CPR (signed ranking)
+        and CMD (absolute ranking), random circuits of its size, unconnected and connected,
+        completeness and minimality by knock-outs, and stability over resampled pairs; the protocol
+        is in what is printed. Options, and what is refused: `interp.circuits.full.evaluate_fully`.
+        """
+        # The module of all measurements comes after this one.
+        return import_module("interp.circuits.full").evaluate_fully(self, model, task, **options)
+
     # -- others like it --------------------------------------------------------------------
 
     def connected(self) -> Circuit:
@@ -156,23 +174,30 @@ class Circuit:
         return replace(self, mask=drop_nodes(self.graph, mask, gone))
 
     def random_like(
-        self, rng: np.random.Generator, *, level: Level = "edge", bands: int = 3
+        self,
+        rng: np.random.Generator,
+        *,
+        level: Level = "edge",
+        bands: int = 3,
+        connected: bool = False,
     ) -> Circuit:
         """A random circuit of the same size: for each edge another of its kind and depth.
 
         Kinds are input, head or MLP for writers and q, k, v, MLP or logits for readers; depth is
         one of `bands` equal parts of the layers, for either end. Edges are drawn without
         replacement from all of the kind, the circuit's own among them. At level "node" nodes are
-        drawn so, and every edge between them is taken.
+        drawn so, and every edge between them is taken. Most of a small circuit's random edges lie
+        on no path; with `connected` all do (see `random_masks.connected_alike`): a harder null.
         """
         graph = self.graph
-        writers, readers = _kinds(graph, bands)
         if level == "node":
-            nodes = _alike(self.writers, writers, np.ones_like(self.writers), rng)
+            possible = np.ones_like(self.writers)
+            nodes = alike(self.writers, end_kinds(graph, bands)[0], possible, rng)
             mask = _between(graph, nodes)
+        elif connected:
+            mask = connected_alike(graph, self.mask, rng, bands=bands)
         else:
-            kinds = writers[:, None] * (int(readers.max()) + 1) + readers
-            mask = _alike(self.mask, kinds, graph.allowed, rng)
+            mask = alike(self.mask, edge_kinds(graph, bands), graph.allowed, rng)
         return replace(
             self, mask=mask, scores=None, name=f"random, like {self.name}", method="random"
         )
@@ -259,28 +284,3 @@ def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
     readers = graph.feeds @ nodes
     readers[-1] = True
     return graph.allowed & nodes[:, None] & readers
-
-
-def _alike(
-    chosen: np.ndarray, kinds: np.ndarray, possible: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """As many random places of each kind as are chosen."""
-    drawn = np.zeros_like(chosen)
-    for kind, count in zip(*np.unique(kinds[chosen], return_counts=True), strict=True):
-        places = np.flatnonzero((kinds == kind) & possible)
-        drawn.flat[rng.choice(places, int(count), replace=False)] = True
-    return drawn
-
-
-def _kinds(graph: Graph, bands: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers that say kind and depth: of each writer, of each reader."""
-
-    def ends(kinds: np.ndarray, layers: np.ndarray) -> np.ndarray:
-        depth = np.clip(layers * bands // graph.n_layers, 0, bands - 1)
-        names = [f"{kind} {band}" for kind, band in zip(kinds, depth, strict=True)]
-        return np.unique(names, return_inverse=True)[1]
-
-    return (
-        ends(graph.writer_kind, graph.writer_layer),
-        ends(graph.reader_kind, graph.reader_layer),
-    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from interp.circuits.circuit import Circuit, Level
-from interp.circuits.search import Scored, ranked
+from interp.circuits.search import By, Scored, edge_strength, ranked
 from interp.errors import InterpError
 from interp.graph import INPUT
 
@@ -21,12 +21,14 @@ def curve(
     *,
     level: Level = "edge",
     absolute: bool = False,
+    by: By | None = None,
 ) -> list[Circuit]:
     """The circuits of the best edges (nodes) at every size.
 
     As in MIB, the best int(fraction * all) edges are taken, then those on no path from the input
     to the logits are dropped. At level "node" the best nodes by the sum of their outgoing edges'
-    scores are taken with every edge between them; the input is always there and not counted.
+    scores are taken with every edge between them; the input is always there and not counted. By
+    mean absolute effect a node's score is the sum of its edges'.
 
     Raises:
         InterpError: a fraction outside 0 to 1, or fractions that do not increase.
@@ -35,14 +37,14 @@ def curve(
     if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
         raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
     graph = scores.graph
-    order = ranked(scores, absolute=absolute)
+    order = ranked(scores, absolute=absolute, by=by)
     found = []
     for share in shares.tolist():
         mask = np.zeros(graph.shape, dtype=bool)
         if level == "edge":
             mask[tuple(order[: int(share * graph.n_edges)].T)] = True
         else:
-            mask = _best_nodes(scores, share, absolute)
+            mask = _best_nodes(scores, share, absolute, by)
         found.append(
             Circuit(
                 graph=graph,
@@ -60,9 +62,13 @@ def area(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return ((y[..., 1:] + y[..., :-1]) / 2) @ np.diff(x)
 
 
-def _best_nodes(scores: Scored, share: float, absolute: bool) -> np.ndarray:
+def _best_nodes(scores: Scored, share: float, absolute: bool, by: By | None) -> np.ndarray:
     graph = scores.graph
-    strength = np.where(graph.allowed, scores.signed, 0.0).sum(1)
+    values = scores.signed
+    if by is not None:
+        absolute = by == "absolute"
+        values = edge_strength(scores, by="mean_absolute") if by == "mean_absolute" else values
+    strength = np.where(graph.allowed, values, 0.0).sum(1)
     strength = np.abs(strength) if absolute else strength
     strength[graph.writer(INPUT)] = np.inf
     chosen = np.argsort(-strength, kind="stable")[: 1 + int(share * (len(strength) - 1))]

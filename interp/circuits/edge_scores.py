@@ -153,13 +153,14 @@ class EdgeScores:
 
         Args:
             k: how many.
-            by: "value", "absolute" (|signed|) or "mean_absolute".
+            by: "value" or "signed", "absolute" (|signed|) or "mean_absolute".
 
         Raises:
             InterpError: another ranking.
         """
         ranks = {
             "value": self.signed,
+            "signed": self.signed,
             "absolute": np.abs(self.signed),
             "mean_absolute": self.absolute,
         }

@@ -22,6 +22,7 @@ from interp.engine.gradients import (
 )
 from interp.engine.layout import Index, Layout
 from interp.engine.products import Point, Products, Written, point
+from interp.engine.sweep import LogitsOf
 from interp.engine.writes import Writes
 from interp.errors import InterpError, unknown
 from interp.graph import Graph
@@ -168,6 +169,12 @@ class Work:
         """The metric of each row."""
         return metric_of(self.runner, run, self.metric, chunk.targets)
 
+    def read(self, final: Tensor, chunk: Chunk) -> Tensor:
+        """The metric of each pair, given its final residual at the last token."""
+        hidden = self.runner.decoder.ln_final(final)
+        with torch.no_grad():
+            return self.metric(LogitsOf(decoder=self.runner.decoder, hidden=hidden), chunk.targets)
+
     def change(self, base: Run, other: Run) -> Written:
         """What supports the behaviour when it is there: clean minus what replaces it."""
         if self.replacement is not None:
@@ -196,57 +203,97 @@ def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
     """Gradients averaged over runs whose input embeddings lie between the two runs'.
 
     One point at 0 is EAP, one at each end "clean-corrupted". The sum over the input's edges is
-    compared with the exact difference between the ends of the path; under zero and mean ablation
-    that takes a run more, which is spared where there is no path (one point).
+    compared with the exact difference between the ends of the path. Under zero and mean ablation
+    the path ends where all tokens are one: see `_with_end`.
     """
     layout, x = rows_of(work.runner, chunk.base)
     y = rows_of(work.runner, chunk.other)[1]
     places = [place for place, _ in points if place == 0 or (place == 1 and not work.constant)]
-    runs, ends, change, moved = _both(work, chunk, layout, (x, y), places)
-    end = x - change.embed if work.constant else y
-    products = work.products(chunk, layout, change, slice(0, len(work.graph.writers)))
+    both = _both(work, chunk, layout, (x, y), places)
+    end = x - both.change.embed if work.constant else y
+    products = work.products(chunk, layout, both.change, slice(0, len(work.graph.writers)))
     gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
     held: list[Point] = []
     for place, weight in points:
-        run = runs.pop(place, None)
+        run = both.runs.pop(place, None)
         if run is None:
             run = work.run(x + place * (end - x), layout, chunk, grad=True)
-        held.append(work.point(run, chunk, weight, moved))
+        held.append(work.point(run, chunk, weight, both.moved))
         del run
         if chunk.rebuilt:
             products.add_to(gained, [held.pop()])
     if held:
         products.add_to(gained, held)
-    unexplained, m_end = None, ends[1]
-    if not work.constant or len(points) > len(places):
-        if work.constant:
-            m_end = work.value(work.run(end, layout, chunk), chunk)
-        unexplained = (gained[:, 0].sum(-1) - work.sign * (ends[0] - m_end))[:, None]
+    unexplained = gained[:, 0].sum(-1) - work.sign * (both.base - both.end)
     return Effects(
-        gained=_causal(work.graph, gained), base=ends[0], other=ends[1], unexplained=unexplained
+        gained=_causal(work.graph, gained),
+        base=both.base,
+        other=both.other,
+        unexplained=unexplained[:, None],
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Both:
+    """Both runs: those whose gradient is asked for by place, the metrics, and what changes.
+
+    `end` is the metric at the end of the path: the other run's but under zero and mean ablation.
+    `moved` is how far the final residual moves.
+    """
+
+    runs: dict[float, Run]
+    base: Tensor
+    other: Tensor
+    end: Tensor
+    change: Written
+    moved: Tensor
 
 
 def _both(
     work: Work, chunk: Chunk, layout: Layout, rows: tuple[Tensor, Tensor], places: Sequence[float]
-) -> tuple[dict[float, Run], tuple[Tensor, Tensor], Written, Tensor]:
-    """Both runs: those whose gradient is asked for, their metrics, and what changes between them.
-
-    A run that is not asked for again is let go here.
-    """
-    base, other = (
-        work.run(x, layout, chunk, kept=WRITTEN, grad=place in places)
-        for place, x in zip((0.0, 1.0), rows, strict=True)
-    )
-    change, last = work.change(base, other), work.graph.n_layers
+) -> _Both:
+    """Two forward passes. A run that is not asked for again is let go here."""
+    (x, y), last = rows, work.graph.n_layers
+    base = work.run(x, layout, chunk, kept=WRITTEN, grad=0.0 in places)
+    if work.constant:
+        wide, y = _with_end(work, layout, y)
+        other = work.run(y, wide, chunk)
+        finals = other.site(last, "resid_pre")
+        ends = finals[wide.last.to(finals.device)]
+        m_other, m_end = (
+            work.read(some, chunk) for some in (ends[1:], ends[:1].expand_as(ends[1:]))
+        )
+        finals = finals[1:]
+    else:
+        other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in places)
+        finals = other.site(last, "resid_pre")
+        m_other = m_end = work.value(other, chunk)
+    change = work.change(base, other)
     for run in (base, other):
         run.kept -= WRITTEN | {"post"}
-    return (
-        {place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
-        (work.value(base, chunk), work.value(other, chunk)),
-        change,
-        other.site(last, "resid_pre") - base.site(last, "resid_pre"),
+    return _Both(
+        runs={place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
+        base=work.value(base, chunk),
+        other=m_other,
+        end=m_end,
+        change=change,
+        moved=finals - base.site(last, "resid_pre"),
     )
+
+
+def _with_end(work: Work, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]:
+    """Rows with one of a single token before them: all that the input is replaced with.
+
+    Where every token enters as the same vector, attention mixes equal values and every token leaves
+    as the same vector too, whatever its position: one token tells what prompts of all lengths
+    would give.
+    """
+    assert work.replacement is not None
+    length = np.concatenate([[1], layout.length])
+    ids = np.arange(len(length))
+    offset = np.cumsum(length) - length
+    wide = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=length, offset=offset)
+    return wide, torch.cat([work.replacement.embed.to(rows), rows])
 
 
 def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool) -> Effects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from interp.metrics import Estimate, ratio_estimate
 from interp.nulls import Null, null_of
 from interp.scores import Provenance
 
-FORMAT = 1
-_ARRAYS = ("values", "full", "empty", "random")
+FORMAT = 2
+_ARRAYS = ("values", "full", "empty", "random", "random_connected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,8 @@ class Faithfulness:
         full: (n,) metric of the whole model: the clean run.
         empty: (n,) metric with nothing kept.
         random: (draws, circuits, n) metric of random circuits, each like the circuit it stands by.
+        random_connected: (draws, circuits, n) the same of random circuits all of whose edges lie on
+            paths from the input to the logits; no draws where they were not asked for.
         protocol: what was measured, in words; part of every number.
         metric: the metric's name.
         metric_unit: its unit.
@@ -47,6 +49,7 @@ class Faithfulness:
     full: np.ndarray
     empty: np.ndarray
     random: np.ndarray
+    random_connected: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))
     protocol: str
     metric: str
     metric_unit: str
@@ -114,18 +117,24 @@ class Faithfulness:
             )
         return self.fractions
 
-    def null(self, circuit: int | None = None) -> Null:
+    def null(self, circuit: int | None = None, *, connected: bool = False) -> Null:
         """One circuit's f, or the curve's CPR, against that of random circuits of equal size.
 
+        Args:
+            circuit: which one; None for the curve.
+            connected: against random circuits all of whose edges lie on paths.
+
         Raises:
-            InterpError: no random circuits were run, or CPR of what is not a curve.
+            InterpError: no such random circuits were run, or CPR of what is not a curve.
         """
-        if not len(self.random):
+        some = self.random_connected if connected else self.random
+        if not len(some):
             raise InterpError("a null", "no random circuits were run", "evaluate with random=10")
+        drawn = self._f(some)
         if circuit is None:
-            drawn = area(self._curve, self.random_faithfulness)
-            return null_of(float(area(self._curve, self.faithfulness)), drawn)
-        return null_of(float(self.faithfulness[circuit]), self.random_faithfulness[:, circuit])
+            areas = area(self._curve, drawn)
+            return null_of(float(area(self._curve, self.faithfulness)), areas)
+        return null_of(float(self.faithfulness[circuit]), drawn[:, circuit])
 
     # -- in words and files ----------------------------------------------------------------
 
@@ -140,6 +149,10 @@ class Faithfulness:
             if len(self.random):
                 low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
                 random = f", random [{low:.3f}, {high:.3f}]"
+            if len(self.random_connected):
+                drawn = self._f(self.random_connected)[:, place]
+                low, high = np.quantile(drawn, [0.025, 0.975])
+                random += f", random on paths [{low:.3f}, {high:.3f}]"
             lines.append(f"  {size}: f {self.estimate(place)}{random}")
         if self.fractions is not None and len(self.fractions) > 1:
             lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
@@ -148,6 +161,9 @@ class Faithfulness:
     def row(self, place: int) -> dict[str, Any]:
         """One circuit of a table: metric, f with interval, range of random circuits."""
         f, random = self.estimate(place), self.random_faithfulness[:, place]
+        on_paths = np.zeros(0)
+        if len(self.random_connected):
+            on_paths = self._f(self.random_connected)[:, place]
         return {
             "fraction": None if self.fractions is None else self.fractions[place],
             "metric": self.values[place].mean(),
@@ -157,6 +173,9 @@ class Faithfulness:
             "random_mean": random.mean() if len(random) else None,
             "random_low": np.quantile(random, 0.025) if len(random) else None,
             "random_high": np.quantile(random, 0.975) if len(random) else None,
+            "on_paths_mean": on_paths.mean() if len(on_paths) else None,
+            "on_paths_low": np.quantile(on_paths, 0.025) if len(on_paths) else None,
+            "on_paths_high": np.quantile(on_paths, 0.975) if len(on_paths) else None,
             "n": self.n,
         }
 

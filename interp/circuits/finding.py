@@ -15,7 +15,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, RULED, score_edges
-from interp.circuits.search import ranked, top_n
+from interp.circuits.search import By, edge_strength, greedy, ranked, top_n
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, read_result, versions, write_result
@@ -25,10 +25,16 @@ from interp.prompts import Task
 from interp.scores import Provenance
 from interp.sweeps import provenance
 
-FORMAT = 1
-SEARCHES = ("ACDC", "learnt-mask")
+FORMAT = 2
+SEARCHES = ("ACDC", "ACDC-paper", "learnt-mask")
 FINDERS = (*METHODS, *SEARCHES)
-"""Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it."""
+"""Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it.
+
+"ACDC" keeps an edge for a change of the metric either way, "ACDC-paper" for a loss alone.
+"""
+
+CUTS = {"best": top_n, "greedy": greedy}
+"""How a circuit of a size is cut from scores."""
 
 STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
 """Steps a method takes if none are given: points of the path, or training steps."""
@@ -44,6 +50,7 @@ class Findings:
             positive = supports; of ACDC, the effect when the edge's turn came; of a learnt mask,
             how open its gate is, 0 to 1; of information-flow routes, shares of a reader's input.
         stderr: (writers, readers) its standard error, of scoring methods.
+        absolute: (writers, readers) mean absolute effect over prompts, of scoring methods.
         chosen: (writers, readers) the circuit the method itself decided on; None for scores.
         method: one of `FINDERS`.
         n: number of prompt pairs.
@@ -54,6 +61,7 @@ class Findings:
     graph: Graph
     signed: np.ndarray
     stderr: np.ndarray | None
+    absolute: np.ndarray | None
     chosen: np.ndarray | None
     method: str
     n: int
@@ -66,25 +74,35 @@ class Findings:
         *,
         threshold: float = 0.02,
         absolute: bool = True,
+        by: By | None = None,
+        search: str = "best",
         name: str | None = None,
     ) -> Circuit:
         """The circuit of a size; or what the method chose; or all edges above a threshold.
 
         Args:
-            edges: the best so many, connected; see `top_n`.
+            edges: the best so many, connected; see `top_n` and `greedy`.
             threshold: without `edges`, of scores: the least |score| of an edge.
             absolute: by |score|; else supporting edges only, by the signed score.
+            by: the ranking by name, see `search.By`; overrides `absolute`.
+            search: with `edges`: "best" of all, or "greedy" from the logits back.
             name: what to call it.
 
         Raises:
-            InterpError: `edges` out of range, or no edge reaches the threshold.
+            InterpError: `edges` out of range, an unknown ranking or search, or no edge reaches the
+                threshold.
         """
+        by = by or ("absolute" if absolute else "signed")
+        if search not in CUTS:
+            raise unknown("search", search, CUTS)
+        if search != "best" and edges is None:
+            raise InterpError(f"a {search} circuit", "no size is given", "say how many edges")
+        strength = edge_strength(self, by=by)
         if edges is not None:
-            mask, cut = top_n(self, edges, absolute=absolute), f"best {edges} edges"
+            mask, cut = CUTS[search](self, edges, by=by), f"{search} {edges} edges"
         elif self.chosen is not None:
             mask, cut = self.chosen, "as it decided"
         else:
-            strength = np.abs(self.signed) if absolute else self.signed
             mask = self.graph.connected(self.graph.allowed & (strength >= threshold))
             cut = f"edges of at least {threshold:g}"
         if not mask.any():
@@ -94,13 +112,17 @@ class Findings:
                 "no path from the input to the logits is left",
                 f"lower the threshold (the strongest edge: {strongest:.3g}) or ask for more edges",
             )
-        by = "" if absolute else ", supporting ones only"
+        words = {
+            "absolute": "",
+            "signed": ", supporting ones only",
+            "mean_absolute": " by mean absolute effect",
+        }
         return Circuit(
             graph=self.graph,
             mask=mask,
             scores=self.signed,
             name=name or f"{self.provenance.task} by {self.method}, {int(mask.sum())} edges",
-            method=f"{self.protocol}; {cut}{by}",
+            method=f"{self.protocol}; {cut}{words[by]}",
             provenance=self.provenance,
         )
 
@@ -133,7 +155,7 @@ class Findings:
 
     def save(self, path: str | Path) -> Path:
         """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        arrays = {"signed": self.signed, "stderr": self.stderr, "chosen": self.chosen}
+        arrays = {name: getattr(self, name) for name in ("signed", "stderr", "absolute", "chosen")}
         facts = {name: getattr(self, name) for name in ("method", "n", "protocol")}
         facts |= {"graph": asdict(self.graph), "provenance": asdict(self.provenance)}
         there = {name: array for name, array in arrays.items() if array is not None}
@@ -151,6 +173,7 @@ class Findings:
             graph=Graph(**facts.pop("graph")),
             signed=arrays["signed"],
             stderr=arrays.get("stderr"),
+            absolute=arrays.get("absolute"),
             chosen=arrays.get("chosen"),
             provenance=Provenance(**facts.pop("provenance")),
             **facts,
@@ -161,15 +184,16 @@ class Findings:
 class Finder:
     """How to look for a circuit; options a method does not have are left alone.
 
-    method: one of `FINDERS`. ablation: what a removed edge carries. steps: of the two EAP-IG
-    methods and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight:
-    the learnt mask's price of the whole graph, in squared gaps. neurons: nodes of their own, of the
-    methods of `score_edges` that take them. seed: of its draws, and of the other prompt in resample
-    ablation.
+    method: one of `FINDERS`. ablation: what a removed edge carries. direction: "noise" or
+    "denoise", of scores and ACDC; see `score_edges` and `acdc`. steps: of the two EAP-IG methods
+    and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight: the learnt
+    mask's price of the whole graph, in squared gaps. neurons: nodes of their own, of the methods of
+    `score_edges` that take them. seed: of its draws, and of the other prompt in resample ablation.
     """
 
     method: str = "EAP-IG-inputs"
     ablation: str = "counterfactual"
+    direction: str = "noise"
     steps: int | None = None
     threshold: float = 0.02
     weight: float = 1.0
@@ -186,13 +210,22 @@ class Finder:
                 "it takes whole MLPs",
                 "use a method of score_edges, such as EAP-IG-inputs",
             )
+        if self.direction != "noise" and self.method == "learnt-mask":
+            raise InterpError(
+                f"a learnt mask, {self.direction}", "it keeps the clean run", "use ACDC, or noise"
+            )
 
     @property
     def options(self) -> dict[str, object]:
         """What its result depends on, with the names `find_circuit` has for them."""
         names = ["method", "ablation", "expand_kv"]
-        names += {"ACDC": ["threshold"], "learnt-mask": ["weight", "seed"]}.get(self.method, [])
-        if self.method in METHODS and self.ablation == "resample":
+        if self.method.startswith("ACDC"):
+            names.append("threshold")
+        elif self.method == "learnt-mask":
+            names += ["weight", "seed"]
+        if self.direction != "noise":
+            names.append("direction")
+        if self.method != "learnt-mask" and self.ablation == "resample":
             names.append("seed")
         names += ["neurons"] if self.neurons else []
         found = {name: getattr(self, name) for name in names}
@@ -245,6 +278,7 @@ def find_circuit(
         InterpError: as `score_edges`, `acdc` and `learn_mask`.
     """
     finder = finder or Finder()
+    model.require_decoder("finding a circuit")
     key = finder.key(model, task, reference)
     if (found := kept_findings(key)) is not None:
         return found
@@ -284,6 +318,7 @@ def of_scores(scores: EdgeScores) -> Findings:
         graph=scores.graph,
         signed=scores.signed,
         stderr=scores.stderr,
+        absolute=scores.absolute,
         chosen=None,
         method=scores.method,
         n=scores.n,
@@ -302,12 +337,13 @@ def _searched(
     )
     if method == "ACDC":
         given["absolute"], spelled = True, f"{spelled}, absolute=True"
-    search, name = (acdc, "acdc") if method == "ACDC" else (learn_mask, "learn_mask")
+    search, name = (acdc, "acdc") if method.startswith("ACDC") else (learn_mask, "learn_mask")
     found = search(model, task, **given, budget_gb=budget_gb, progress=note)
     return Findings(
         graph=found.graph,
         signed=found.signed,
         stderr=None,
+        absolute=None,
         chosen=found.mask,
         method=method,
         n=len(task),

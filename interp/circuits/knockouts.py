@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +9,16 @@ import numpy as np
 import torch
 
 from interp.circuits.circuit import Circuit, Level, drop_nodes
-from interp.circuits.evaluation import run_masks
-from interp.circuits.trials import Trials, mean_gap
+from interp.circuits.evaluation import Plan, run_plan
+from interp.circuits.keeping import Kept
+from interp.circuits.trials import Trials
 from interp.errors import InterpError, unknown
 from interp.graph import INPUT
 from interp.metrics import Estimate, ratio_estimate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completeness:
+class Completeness(Kept):
     """What the model does without some parts of a circuit, against the circuit without them.
 
     incompleteness of K = |F(C without K) - F(M without K)| / (F(full) - F(empty)), F the mean
@@ -61,7 +61,7 @@ class Completeness:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Minimality:
+class Minimality(Kept):
     """What each part of a circuit adds, at best, once some others are gone.
 
     minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap, the
@@ -119,15 +119,20 @@ def completeness(
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
     """
+    ends = trials.checked_ends()
+    plan = completeness_plan(trials, circuit, ends, level=level, samples=samples, seed=seed)
+    return run_plan(trials, plan)
+
+
+def completeness_plan(
+    trials: Trials, circuit: Circuit, ends: np.ndarray, *, level: Level, samples: int, seed: int
+) -> Plan[Completeness]:
+    """The masks of the circuit and of the whole graph without random subsets, and what follows."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     chosen = [parts.subset(rng) for _ in range(samples)]
-    ends = trials.ends()
-    mean_gap(ends)
     whole = trials.graph.allowed
-    values = run_masks(
-        trials, (parts.drop(mask, gone) for gone in chosen for mask in (circuit.mask, whole))
-    )
+    values = yield [parts.drop(mask, gone) for gone in chosen for mask in (circuit.mask, whole)]
     return Completeness(
         circuit=values[::2],
         model=values[1::2],
@@ -160,23 +165,34 @@ def minimality(
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
     """
+    plan = minimality_plan(
+        trials, circuit, trials.checked_ends(), level=level, samples=samples, most=most, seed=seed
+    )
+    return run_plan(trials, plan)
+
+
+def minimality_plan(
+    trials: Trials,
+    circuit: Circuit,
+    ends: np.ndarray,
+    *,
+    level: Level,
+    samples: int,
+    most: int,
+    seed: int,
+) -> Plan[Minimality]:
+    """The masks of random knock-outs, with and without each part, and what follows."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     tested = np.sort(rng.permutation(len(parts))[:most])
     subsets = [np.zeros(0, dtype=np.int64), *(parts.subset(rng) for _ in range(samples))]
     left = [parts.drop(circuit.mask, gone) for gone in subsets]
-    gap = mean_gap(trials.ends())
-
-    def masks() -> Iterator[np.ndarray]:
-        yield from left
-        for part in tested:
-            for mask in left:
-                yield parts.drop(mask, np.array([part]))
-
-    means = run_masks(trials, masks()).mean(1).reshape(1 + len(tested), len(left))
+    fewer = [parts.drop(mask, np.array([part])) for part in tested for mask in left]
+    values = yield [*left, *fewer]
+    means = values.mean(1).reshape(1 + len(tested), len(left))
     return Minimality(
         parts=tuple(parts.names[part] for part in tested),
-        effects=(means[0] - means[1:]) / gap,
+        effects=(means[0] - means[1:]) / (ends[0] - ends[1]).mean(),
         of=len(parts),
         level=level,
         protocol=f"{trials.protocol}, {circuit!r}",

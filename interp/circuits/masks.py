@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
@@ -21,7 +22,7 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntMask:
+class LearntMask(Kept):
     """Gates of all edges after training, and the circuit of those more open than shut.
 
     signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 where there is no edge.
@@ -101,12 +102,13 @@ def learn_mask(
         ablation: see `Trials`.
         reference: prompts for mean ablation.
         expand_kv: key and value readers per query head.
-        seed: of the draws.
-        budget_gb: memory for runs in flight.
+        seed: of the draws, and of the other prompts in resample ablation.
+        budget_gb: memory for runs in flight and their gradients; one prompt must fit.
         progress: called with (steps done, steps in all).
 
     Raises:
-        InterpError: an option out of range, no gap, or as `Trials`.
+        InterpError: an option out of range, a graph whose gradient on one prompt is beyond the
+            budget, no gap, or as `Trials`.
     """
     if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
         raise InterpError(
@@ -121,20 +123,22 @@ def learn_mask(
         reference=reference,
         expand_kv=expand_kv,
         budget_gb=budget_gb,
+        seed=seed,
     )
+    trials.refuse_tapes("learning a mask")
     ends = trials.ends()
     gap, whole = mean_gap(ends), torch.from_numpy(ends[0])
     gates = _Gates(trials.graph, openness=openness, nodes=nodes, seed=seed, like=model.dtype)
     optimiser = torch.optim.Adam(gates.parameters, lr=lr)
     losses = np.zeros(steps)
     for step in range(steps):
-        with torch.enable_grad():
-            short = (whole - trials.metric(gates.draw(samples))) / gap
-            loss = short.pow(2).mean() + weight * gates.open_share()
-            optimiser.zero_grad()
-            loss.backward()
+        optimiser.zero_grad()
+        drawn = gates.draw(samples)
+        missed, slope = _missed(trials, drawn, whole, gap)
+        price = weight * gates.open_share()
+        torch.autograd.backward([drawn, price], [slope, torch.ones_like(price)])
         optimiser.step()
-        losses[step] = float(loss.detach())
+        losses[step] = missed + float(price.detach())
         if progress is not None:
             progress(step + 1, steps)
     with torch.no_grad():
@@ -152,6 +156,23 @@ def learn_mask(
         seed=seed,
         protocol=trials.protocol,
     )
+
+
+def _missed(trials: Trials, drawn: Tensor, whole: Tensor, gap: float) -> tuple[float, Tensor]:
+    """Mean squared distance from the whole graph in gaps, and its gradient at the gates drawn.
+
+    A few prompts and draws at a time: as many as the tapes of their gradients leave room for.
+    """
+    gates, total = drawn.detach().requires_grad_(), 0.0
+    slope = torch.zeros_like(gates)
+    for mask, prompt in trials.taped(len(drawn)):
+        with torch.enable_grad():
+            values = trials.each(gates, mask=mask, prompt=prompt)
+            short = (whole[torch.from_numpy(prompt)] - values) / gap
+            loss = short.pow(2).sum() / (len(drawn) * len(whole))
+        slope += torch.autograd.grad(loss, gates)[0]
+        total += float(loss.detach())
+    return total, slope
 
 
 class _Gates:

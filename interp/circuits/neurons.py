@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.circuits.ablations import AblatedRuns, Ablation, ablated_runs
 from interp.circuits.curves import FRACTIONS
 from interp.circuits.faithfulness import Faithfulness, read_faithfulness
+from interp.circuits.search import By
 from interp.engine.forward import Edits, Runner
 from interp.engine.layout import Index, Layout
 from interp.engine.restart import Variants, baseline, restart
@@ -85,6 +86,7 @@ def evaluate_neurons(
     reference: Task | None = None,
     fractions: Sequence[float] = FRACTIONS,
     absolute: bool = False,
+    by: By | None = None,
     random: int = 10,
     seed: int = 0,
     budget_gb: float = 1.0,
@@ -101,6 +103,7 @@ def evaluate_neurons(
         reference: prompts whose tokens the mean is taken over, none of them evaluated.
         fractions: shares of all neurons.
         absolute: rank by |score|; signed by default, supporting neurons first.
+        by: the ranking by name, see `search.By`; overrides `absolute`.
         random: random circuits per size, with as many neurons in every layer.
         seed: of the random circuits and of resampling.
         budget_gb: memory for the values that neurons are set to.
@@ -109,23 +112,20 @@ def evaluate_neurons(
         InterpError: no fast engine, scores that are not of every neuron, fractions out of order,
             no gap between the model and the model without neurons, or as `ablated_runs`.
     """
-    if model.decoder is None:
-        raise InterpError(
-            f"neurons of {model.name}", str(model.engine_reason), "use a model with an engine"
-        )
+    decoder = model.require_decoder("evaluating neurons")
     model.refuse_changed("evaluating neurons")
-    best = _best(model, scores, fractions, absolute)
+    ranking = by or ("absolute" if absolute else "signed")
+    best = _best(model, scores, fractions, ranking)
     rng = np.random.default_rng(seed)
     drawn = [rng.permuted(mask, axis=1) for _ in range(random) for mask in best]
     whole = np.ones_like(best[:1])
     ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
-    runner = Runner(model.decoder)
+    runner = Runner(decoder)
     ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget_gb)
     check_gap(*ends)
     masks = np.concatenate([best, *(one[None] for one in drawn)])
     values = _values(runner, task, ablated, masks, budget_gb)
     over = "" if reference is None else f" over the tokens of {reference.name}"
-    ranking = "absolute" if absolute else "signed"
     return NeuronEvaluation(
         fractions=np.asarray(fractions, dtype=float),
         values=values[: len(best)],
@@ -144,14 +144,12 @@ def evaluate_neurons(
             model,
             task,
             "evaluation = evaluate_neurons(model, task, scores, "
-            f"ablation={ablation!r}, absolute={absolute}, random={random}, seed={seed})",
+            f"ablation={ablation!r}, by={ranking!r}, random={random}, seed={seed})",
         ),
     )
 
 
-def _best(
-    model: LanguageModel, scores: Scores, fractions: Sequence[float], absolute: bool
-) -> np.ndarray:
+def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: By) -> np.ndarray:
     """(circuits, layers, neurons) bool: the best neurons at every size."""
     shape = (model.n_layers, model.size("neuron"))
     if scores.site != SITE or scores.axes != ("layer", "neuron") or scores.values.shape != shape:
@@ -163,7 +161,7 @@ def _best(
     shares = np.asarray(fractions, dtype=float)
     if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
         raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
-    strength = np.abs(scores.values) if absolute else scores.values
+    strength = scores.strength(by)
     order = np.argsort(-strength.ravel(), kind="stable")
     found = np.zeros((len(shares), order.size), dtype=bool)
     for row, share in zip(found, shares.tolist(), strict=True):

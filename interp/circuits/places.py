@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.errors import InterpError
 from interp.graph import Graph
@@ -21,7 +22,7 @@ BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePlaces:
+class EdgePlaces(Kept):
     """Effects of edges removed at one token alone, as fractions of the gap full - empty.
 
     Attributes:

@@ -11,6 +11,7 @@ import numpy as np
 
 from interp.circuits.acdc import Order, acdc
 from interp.circuits.circuit import Circuit
+from interp.circuits.keeping import Kept
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, score_edges
 from interp.circuits.search import top_n
@@ -34,11 +35,12 @@ class _Shared(TypedDict):
 
     ablation: Ablation
     reference: Task | None
+    seed: int
     budget_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth:
+class Truth(Kept):
     """Edges whose removal, each alone, changes the metric: the answer key by brute force.
 
     signed, absolute: (writers, readers) mean and mean absolute effect in shares of the gap,
@@ -88,7 +90,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery:
+class Recovery(Kept):
     """Every method against one answer key."""
 
     name: str
@@ -134,6 +136,7 @@ def single_edge_truth(
     reference: Task | None = None,
     tolerance: float = 0.01,
     expand_kv: bool = False,
+    seed: int = 0,
     budget_gb: float = 1.0,
 ) -> Truth:
     """Remove every edge of the graph alone, and see whether the metric changes on any prompt.
@@ -147,6 +150,7 @@ def single_edge_truth(
         reference: prompts for mean ablation.
         tolerance: mean absolute effect, as a share of the gap, above which an edge counts.
         expand_kv: key and value readers per query head.
+        seed: of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
     Raises:
@@ -160,6 +164,7 @@ def single_edge_truth(
         ablation=ablation,
         reference=reference,
         expand_kv=expand_kv,
+        seed=seed,
         budget_gb=budget_gb,
     )
     unit = mean_gap(trials.ends())
@@ -170,6 +175,7 @@ def single_edge_truth(
         ablation=ablation,
         reference=reference,
         expand_kv=expand_kv,
+        seed=seed,
         budget_gb=budget_gb,
     )
     scale = scores.gap / unit  # under zero and mean ablation nothing is not the corrupted run
@@ -215,7 +221,7 @@ def recover(
         reference: prompts for mean ablation.
         threshold: ACDC's.
         steps: of the learnt mask.
-        seed: of the learnt mask.
+        seed: of the learnt mask, and of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
     Raises:
@@ -225,7 +231,12 @@ def recover(
     for method in methods:
         if method not in SEARCHES:
             raise unknown("method", method, SEARCHES)
-    shared: _Shared = {"ablation": ablation, "reference": reference, "budget_gb": budget_gb}
+    shared: _Shared = {
+        "ablation": ablation,
+        "reference": reference,
+        "seed": seed,
+        "budget_gb": budget_gb,
+    }
     truth = single_edge_truth(model, task, **shared) if truth is None else truth
     trials = Trials(model, task, **shared)
     key = truth.mask
@@ -241,9 +252,7 @@ def recover(
     found = []
     for method in methods:
         try:
-            mask, ranking = _run(
-                model, task, method, int(key.sum()), threshold, steps, seed, shared
-            )
+            mask, ranking = _run(model, task, method, int(key.sum()), threshold, steps, shared)
         except InterpError as refusal:
             found.append(_nothing(method, f"{refusal.asked}: {refusal.found}"))
             continue
@@ -267,7 +276,6 @@ def _run(
     size: int,
     threshold: float,
     steps: int,
-    seed: int,
     shared: _Shared,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """A method's circuit, and its ranking of all edges."""
@@ -285,7 +293,7 @@ def _run(
         )
         return pruned.mask, np.abs(pruned.effects)
     if method == "learnt-mask":
-        learnt = learn_mask(model, task, steps=steps, lr=0.2, seed=seed, **shared)
+        learnt = learn_mask(model, task, steps=steps, lr=0.2, **shared)
         return learnt.mask, learnt.signed
     scores = score_edges(model, task, method=method, **shared)
     return top_n(scores, size), np.abs(scores.signed)

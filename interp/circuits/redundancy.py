@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.circuits.circuit import Circuit
+from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.engine.resume import once
 from interp.engine.sweep import Progress
@@ -52,7 +53,7 @@ class RedundantPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Redundancy:
+class Redundancy(Kept):
     """What pairs of parts cost beyond the sum of what each costs.
 
     alone: (parts,) and together: (parts, parts), symmetric, in shares of the gap; the diagonal is
@@ -115,6 +116,7 @@ def redundancy(
     ablation: Ablation = "counterfactual",
     reference: Task | None = None,
     limit: int = 5000,
+    seed: int = 0,
     budget_gb: float = 1.0,
     resume: bool = True,
     progress: Progress | None = None,
@@ -141,6 +143,7 @@ def redundancy(
         ablation: see `Trials`.
         reference: prompts for mean ablation.
         limit: pairs at most.
+        seed: of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
         resume: keep finished batches in the cache until the end, and start from them.
         progress: called with (removals done, removals in all).
@@ -159,6 +162,7 @@ def redundancy(
         reference=reference,
         expand_kv=expand,
         budget_gb=budget_gb,
+        seed=seed,
     )
     graph = trials.graph
     whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
@@ -194,6 +198,19 @@ def redundancy(
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
     return _result(names, pairs, np.concatenate(cost), threshold, trials.protocol)
+
+
+def strongest_nodes(circuit: Circuit, n: int) -> list[str]:
+    """The circuit's nodes and those outside it, up to n, by the summed size of their scores.
+
+    Those of the circuit come first: what backs a node up is often outside, where no score shows it.
+
+    Raises:
+        InterpError: the circuit has no scores.
+    """
+    strength = np.abs(np.where(circuit.graph.allowed, circuit.signed, 0.0)).sum(1)
+    order = np.lexsort((-strength, ~circuit.writers))
+    return [circuit.graph.writers[place] for place in order if place][:n]
 
 
 def _result(

@@ -22,6 +22,7 @@ from interp.circuits.estimates import (
     rule_points,
 )
 from interp.circuits.flow import flow_shares
+from interp.circuits.room import refuse_beyond, scoring_needs
 from interp.circuits.single import exact_effects
 from interp.engine.gradients import chunks
 from interp.engine.memory import keep_freed_memory
@@ -87,12 +88,16 @@ def score_edges(
       (arXiv 2403.17806). At most 2 + steps forward, steps backward. The input's edges then add up
       to the clean-corrupted difference, but for the rule's error: the completeness gap.
     - "EAP-IG-activations": for every writer on its own, averaged over runs in which that writer
-      alone lies between. Its edges add up to the exact effect of patching it. 4 + W (steps + 1)
-      forward passes from its layer on and W steps backward for W writers; with `together` a
-      layer's heads lie between at once, and W is 1 + 2 n_layers.
+      alone lies between. Its edges add up to the exact effect of patching it. This takes more
+      passes than the other: for W writers 4 + W (steps + 1) forward, all but 4 from the writer's
+      layer on, and W steps backward; with `together` a layer's heads lie between at once, and W is
+      1 + 2 n_layers.
     - "exact": one run per edge, in batches (`interp.engine.edges`).
     - "information-flow-routes": shares of a reader's input (arXiv 2403.00824), clean run only;
       not causal, unit "share". 1 forward.
+
+    These are passes per batch under every ablation. A mean takes one forward pass more for every
+    batch of reference prompts, once a call.
 
     Heads write z_h W_O^h; the output bias belongs to none. Keys and values have one reader per
     key/value head, or per query head with `expand_kv`. Under a post-norm (Gemma-2 and 3, OLMo-2)
@@ -119,7 +124,8 @@ def score_edges(
         together: see EAP-IG-activations.
         per_prompt: keep every prompt's scores, for bootstraps.
         seed: which other prompt resample ablation takes.
-        budget_gb: memory for runs in flight, graphs and products. Changes time, not the result.
+        budget_gb: memory for runs in flight, graphs and products. Changes time, not the result;
+            one prompt must fit.
         progress: called with (prompts done, prompts in all).
         cancelled: asked before every batch.
 
@@ -127,10 +133,11 @@ def score_edges(
         EdgeScores, as fractions of the clean-corrupted gap, positive = supports the behaviour.
 
     Raises:
-        InterpError: no fast engine, unknown method, ablation or rule, pairs of equal prompts, a
-            mean over no or evaluated prompts, a gap below its standard error (for the two methods
-            of many passes found by two passes first), a metric without gradient where it is taken
-            (KL at the clean run) or not differentiable, a call inside `intervene`.
+        InterpError: no fast engine, training mode, unknown method, ablation or rule, pairs of equal
+            prompts, a graph beyond the budget, a mean over no or evaluated prompts, a gap below its
+            standard error (for the two methods of many passes found by two passes first), a metric
+            without gradient where it is taken (KL at the clean run) or not differentiable, a call
+            inside `intervene`.
 
     Departs from hannamw/EAP-IG: sums within a prompt, means over prompts (no dependence on batch
     size); midpoint rule; EAP-IG-activations integrates each writer on its own rather than
@@ -229,10 +236,7 @@ def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> No
         )
     if ask.ablation not in ABLATIONS:
         raise unknown("ablation", ask.ablation, ABLATIONS)
-    if model.decoder is None:
-        raise InterpError(
-            f"edge scores on {model.name}", str(model.engine_reason), "use a known architecture"
-        )
+    model.require_decoder("scoring edges")
     if ask.ablation != "counterfactual" and (
         ask.direction == "denoise" or ask.method == "clean-corrupted"
     ):
@@ -264,11 +268,11 @@ def _prepare(
     budget_gb: float,
 ) -> tuple[Work, Runs, tuple[str, ...]]:
     """The runs of the task, what removed edges carry, and that in words."""
-    assert model.decoder is not None
+    decoder = model.require_decoder("scoring edges")
     model.refuse_changed("scoring edges")
     keep_freed_memory()
     graph = graph_of(model, expand_kv=ask.expand_kv, neurons=ask.neurons)
-    runner = edge_runner(model.decoder, graph)
+    runner = edge_runner(decoder, graph)
     ablated = ablated_runs(
         model,
         task,
@@ -304,6 +308,7 @@ def _measure(
     """Sums over prompts, the metrics of both runs, what is unexplained, and number of batches."""
     order, done = _order(runs), 0
     points = max(len(ask.points), 1 + (ask.method == "clean-corrupted"))
+    _refuse_large(work, runs, ask)
     pieces = list(_chunks(work, runs, order, points))
     tally = Tally(shape=work.graph.shape, keep=ask.per_prompt)
     ends, unexplained = np.zeros((2, len(order))), []
@@ -354,13 +359,7 @@ def _estimate(ask: _Ask, cancelled: Callable[[], bool]) -> Estimate:
 
 def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[Chunk]:
     """The pairs, shortest first, in chunks whose runs fit the budget."""
-    decoder = work.runner.decoder
-    attn, d = decoder.blocks[0].attn, decoder.d_model
-    heads, kv = attn.n_heads * attn.d_head, attn.n_kv_heads * attn.d_head
-    # Besides a graph: both runs' writes and the gradients of all points.
-    width = 6 * d + 3 * heads + points * (2 * d + heads + 2 * kv)
-    width += 2 * decoder.d_mlp if work.graph.neurons else 0
-    held = len(decoder.blocks) * width * decoder.unembed.element_size()
+    decoder, held = work.runner.decoder, _held(work, points)
     lengths = np.array([len(runs.base[i]) for i in order])
     # A few float64 matrices of writers and readers per prompt, in a quarter of the budget.
     most = max(1, work.budget // (128 * work.graph.allowed.size))
@@ -375,6 +374,25 @@ def _chunks(work: Work, runs: Runs, order: np.ndarray, points: int) -> Iterator[
                 targets=runs.targets.select(torch.from_numpy(chosen)),
                 rebuilt=rebuilt,
             )
+
+
+def _held(work: Work, points: int) -> int:
+    """Bytes a token takes besides a graph: both runs' writes and the gradients of all points."""
+    decoder = work.runner.decoder
+    attn, d = decoder.blocks[0].attn, decoder.d_model
+    heads, kv = attn.n_heads * attn.d_head, attn.n_kv_heads * attn.d_head
+    width = 6 * d + 3 * heads + points * (2 * d + heads + 2 * kv)
+    width += 2 * decoder.d_mlp if work.graph.neurons else 0
+    return len(decoder.blocks) * width * decoder.unembed.element_size()
+
+
+def _refuse_large(work: Work, runs: Runs, ask: _Ask) -> None:
+    """Refuse a graph of which not one prompt fits the budget."""
+    longest = max(map(len, runs.base))
+    needs = scoring_needs(work.runner.decoder, work.graph, longest, _held(work, 1))
+    if ask.method == "exact":  # no gradients, and `run_edges` looks after its own
+        needs = dict([next(iter(needs.items()))])
+    refuse_beyond(f"{ask.method} of {work.graph.n_edges} edges", needs, work.budget)
 
 
 def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) -> float:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
-from interp.errors import InterpError
+from interp.errors import InterpError, unknown
 from interp.graph import Graph
+
+By = Literal["signed", "absolute", "mean_absolute"]
+"""What ranks edges: the signed score, supporting edges first; its size; or the mean over prompts of
+the effect's size, which sees edges that help on some prompts and hinder on others."""
+
+RANKINGS: tuple[By, ...] = ("signed", "absolute", "mean_absolute")
 
 
 class Scored(Protocol):
@@ -21,7 +27,14 @@ class Scored(Protocol):
     def signed(self) -> np.ndarray: ...
 
 
-def top_n(scores: Scored, n: int, *, absolute: bool = True, connected: bool = True) -> np.ndarray:
+def top_n(
+    scores: Scored,
+    n: int,
+    *,
+    absolute: bool = True,
+    by: By | None = None,
+    connected: bool = True,
+) -> np.ndarray:
     """The n best edges, as a mask.
 
     With `connected`, edges that lie on no path from the input to the logits do not count: the
@@ -35,16 +48,19 @@ def top_n(scores: Scored, n: int, *, absolute: bool = True, connected: bool = Tr
         n: number of edges, from 1 to `graph.n_edges`.
         absolute: rank by size, so that edges that oppose the behaviour are found too; else by the
             signed score, supporting edges first.
+        by: the ranking by name, see `By`; overrides `absolute`. "mean_absolute" needs scores that
+            keep mean absolute effects (`absolute`), as `EdgeScores` do.
         connected: see above.
 
     Raises:
-        InterpError: n out of range, scores of another shape, or not finite on an edge.
+        InterpError: n out of range, an unknown ranking or one the scores do not have, scores of
+            another shape, or not finite on an edge.
     """
-    order = ranked(scores, absolute=absolute)
+    order = ranked(scores, absolute=absolute, by=by)
     return _longest(scores.graph, order, n, connected)
 
 
-def greedy(scores: Scored, n: int, *, absolute: bool = True) -> np.ndarray:
+def greedy(scores: Scored, n: int, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
     """Edges chosen from the logits backwards, as a mask of at most n connected edges.
 
     The best edge into the logits comes first; its writer's inputs then compete with the rest, and
@@ -56,7 +72,7 @@ def greedy(scores: Scored, n: int, *, absolute: bool = True) -> np.ndarray:
         InterpError: as `top_n`.
     """
     graph = scores.graph
-    values = _values(scores, absolute=absolute)
+    values = edge_strength(scores, absolute=absolute, by=by)
     inputs_of = graph.feeds.T  # (writers, readers): what a writer computes from
     opened = np.zeros(len(graph.readers), dtype=bool)
     order: list[tuple[int, int]] = []
@@ -76,24 +92,41 @@ def greedy(scores: Scored, n: int, *, absolute: bool = True) -> np.ndarray:
     return _longest(graph, np.array(order), n, connected=True)
 
 
-def ranked(scores: Scored, *, absolute: bool = True) -> np.ndarray:
+def ranked(scores: Scored, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
     """(edges, 2) writers and readers, best first."""
     readers, writers = np.nonzero(scores.graph.allowed.T)
-    values = _values(scores, absolute=absolute)[writers, readers]
+    values = edge_strength(scores, absolute=absolute, by=by)[writers, readers]
     order = np.argsort(-values, kind="stable")
     return np.stack([writers, readers], axis=1)[order]
 
 
-def _values(scores: Scored, *, absolute: bool) -> np.ndarray:
-    graph, signed = scores.graph, np.asarray(scores.signed, dtype=float)
-    if signed.shape != graph.shape:
+def edge_strength(scores: Scored, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
+    """(writers, readers) what edges are ranked by.
+
+    Raises:
+        InterpError: an unknown ranking or one the scores do not have, scores of another shape, or
+            not finite on an edge.
+    """
+    by = by or ("absolute" if absolute else "signed")
+    if by not in RANKINGS:
+        raise unknown("ranking", by, RANKINGS)
+    graph = scores.graph
+    found = scores.signed if by != "mean_absolute" else getattr(scores, "absolute", None)
+    if not isinstance(found, np.ndarray):
         raise InterpError(
-            f"scores of shape {signed.shape}", f"the graph's is {graph.shape}", "score its edges"
+            "edges by mean absolute effect",
+            "these scores keep means of signed effects alone",
+            "use scores of score_edges, or rank by 'absolute'",
         )
-    if not np.isfinite(signed[graph.allowed]).all():
-        bad = int((~np.isfinite(signed[graph.allowed])).sum())
+    values = np.asarray(found, dtype=float)
+    if values.shape != graph.shape:
+        raise InterpError(
+            f"scores of shape {values.shape}", f"the graph's is {graph.shape}", "score its edges"
+        )
+    if not np.isfinite(values[graph.allowed]).all():
+        bad = int((~np.isfinite(values[graph.allowed])).sum())
         raise InterpError("ranking edges", f"{bad} scores are not finite", "score every edge")
-    return np.abs(signed) if absolute else signed
+    return values if by == "signed" else np.abs(values)
 
 
 def _longest(graph: Graph, order: np.ndarray, n: int, connected: bool) -> np.ndarray:

@@ -9,7 +9,8 @@ from typing import Protocol, Self
 import numpy as np
 
 from interp.circuits.circuit import Circuit, jaccard
-from interp.circuits.search import Scored, top_n
+from interp.circuits.keeping import Kept
+from interp.circuits.search import By, Scored, top_n
 
 
 class Resampled(Scored, Protocol):
@@ -21,7 +22,7 @@ class Resampled(Scored, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stability:
+class Stability(Kept):
     """How far the best edges depend on which prompts were drawn.
 
     Jaccard index: edges in both of two circuits over edges in either; 1 for equal circuits. With
@@ -62,6 +63,7 @@ def stability(
     *,
     draws: int = 20,
     absolute: bool = True,
+    by: By | None = None,
     connected: bool = True,
     seed: int = 0,
 ) -> Stability:
@@ -72,6 +74,7 @@ def stability(
         n: edges of a circuit.
         draws: resampled circuits.
         absolute: rank by |score|.
+        by: the ranking by name, see `search.By`; overrides `absolute`.
         connected: see `top_n`.
         seed: of the draws.
 
@@ -81,7 +84,7 @@ def stability(
     rng = np.random.default_rng(seed)
 
     def best(some: Scored) -> np.ndarray:
-        return top_n(some, n, absolute=absolute, connected=connected)
+        return top_n(some, n, absolute=absolute, by=by, connected=connected)
 
     whole = best(scores)
     drawn = [best(scores.resampled(rng)) for _ in range(draws)]

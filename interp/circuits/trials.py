@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Protocol
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
+from interp.circuits.room import edge_tape, refuse_beyond
 from interp.engine.edges import run_edges
 from interp.engine.layout import Index
-from interp.engine.sweep import LogitsOf
+from interp.engine.sweep import LogitsOf, cut
 from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
 from interp.files import content_key, versions
@@ -51,6 +52,7 @@ class Trials:
         task: Task,
         *,
         ablation: Ablation = "counterfactual",
+        direction: str = "noise",
         reference: Task | None = None,
         expand_kv: bool = False,
         neurons: Sequence[str | tuple[int, int]] = (),
@@ -63,6 +65,8 @@ class Trials:
             model: a model with a fast engine.
             task: prompt pairs.
             ablation: see `ABLATIONS`.
+            direction: "noise": edges carry the clean run, removed ones what the ablation says;
+                "denoise": edges carry the corrupted run, removed ones the clean run's values.
             reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
             expand_kv: key and value readers per query head.
             neurons: those that are nodes of their own; see `graph_of`.
@@ -70,32 +74,39 @@ class Trials:
             seed: of the other prompt in resample ablation.
 
         Raises:
-            InterpError: no fast engine, or as `ablated_runs`.
+            InterpError: no fast engine, training mode, or as `ablated_runs`.
         """
-        if model.decoder is None:
-            raise InterpError(
-                f"edges of {model.name}", str(model.engine_reason), "use a model with an engine"
-            )
+        decoder = model.require_decoder("a search for circuits")
         model.refuse_changed("a search for circuits")
+        if direction == "denoise" and ablation != "counterfactual":
+            raise InterpError(
+                f"{ablation} ablation, {direction}",
+                "it takes something from the clean run; what is put back is the clean run's",
+                "use direction='noise', or ablation='counterfactual'",
+            )
         self.model, self.task, self.ablation = model, task, ablation
+        self.direction = direction
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
         self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.exact = ablation in ("counterfactual", "resample")
         self.budget_gb = budget_gb
         self.calls = self.tests = 0
         self.forwards = 0.0
-        self._runner = edge_runner(model.decoder, self.graph)
-        ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+        self._runner = edge_runner(decoder, self.graph)
+        ablated = ablated_runs(
+            model, task, ablation=ablation, direction=direction, reference=reference, seed=seed
+        )
         runs, constant = ablated.runs, ablated.writes(self._runner)
         self._base = record_writes(self._runner, runs.base)
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
+        self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None
         self._places: Index | None = None
         self.key = content_key(
             [
                 *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, ablated.origin, expand_kv, self.graph.neurons, versions()),
+                *(ablation, ablated.origin, direction, expand_kv, self.graph.neurons, versions()),
             ]
         )
 
@@ -124,10 +135,13 @@ class Trials:
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
+        removed = f"{self.ablation} ablation{self._over}"
+        if self.direction == "denoise":
+            removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
         return (
             f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
-            f"{self.graph.n_edges}, {kv}, {self.ablation} ablation{self._over} at all tokens"
+            f"{self.graph.n_edges}, {kv}, {removed} at all tokens"
         )
 
     def metric(self, masks: Tensor) -> Tensor:
@@ -135,20 +149,47 @@ class Trials:
 
         `masks` is (masks, writers, readers), or with places behind; see `with_places`.
         """
+        mask, prompt = (i.ravel() for i in np.indices((len(masks), len(self.task))))
+        return self.each(masks, mask=mask, prompt=prompt).view(len(masks), len(self.task))
+
+    def each(self, masks: Tensor, *, mask: Index, prompt: Index) -> Tensor:
+        """(variants,) metric values, variant i being prompt `prompt[i]` under mask `mask[i]`."""
         hidden = run_edges(
             self._runner,
             self.graph,
             self._base,
             self._other,
             masks,
+            prompt=prompt,
+            mask=mask,
             start=self._start,
             places=self._places if masks.dim() == 4 else None,
             budget_gb=self.budget_gb,
         )
-        prompts = torch.arange(len(self.task)).repeat(len(masks))
         readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
-        values = self.task.metric(readout, self._targets.select(prompts))
-        return values.view(len(masks), len(self.task))
+        return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
+
+    def taped(self, masks: int) -> Iterator[tuple[Index, Index]]:
+        """Mask and prompt numbers of as many variants at a time as their tapes leave room for."""
+        mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
+        order = np.lexsort((mask, prompt, self._lengths[prompt]))
+        per_token = edge_tape(self._runner.decoder, self.graph)
+        room = max(int(self.budget_gb * 1e9) // per_token, 1)
+        for some in cut(order, self._lengths[prompt[order]], room):
+            yield mask[some], prompt[some]
+
+    def refuse_tapes(self, what: str) -> None:
+        """Refuse gradients of which not one prompt's fits the budget.
+
+        Raises:
+            InterpError: one prompt's tape is larger.
+        """
+        longest = int(self._lengths.max())
+        need = float(longest * edge_tape(self._runner.decoder, self.graph))
+        name = f"one prompt of {longest} tokens with its gradient"
+        refuse_beyond(
+            f"{what} of {self.graph.n_edges} edges", {name: need}, int(self.budget_gb * 1e9)
+        )
 
     def values(self, masks: np.ndarray) -> np.ndarray:
         """(masks, prompts) metric values of circuits, as one batched run."""
@@ -166,6 +207,16 @@ class Trials:
         """(2, prompts) metric values of the whole graph and of the empty one."""
         full = self.graph.mask()
         return self.values(np.stack([full, np.zeros_like(full)]))
+
+    def checked_ends(self) -> np.ndarray:
+        """`ends`, where they differ.
+
+        Raises:
+            InterpError: no gap beyond its standard error.
+        """
+        found = self.ends()
+        check_gap(*found)
+        return found
 
 
 def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:

@@ -11,7 +11,6 @@ import streamlit as st
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.comparing import Comparison, compare
-from interp.circuits.evaluation import Evaluation, evaluate
 from interp.circuits.finding import (
     STEPS,
     Finder,
@@ -20,6 +19,7 @@ from interp.circuits.finding import (
     findings_path,
     kept_findings,
 )
+from interp.circuits.full import FullEvaluation
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.files import content_key
@@ -34,7 +34,8 @@ METHODS = {
     "clean-corrupted": "mean of the gradients at both prompts",
     "EAP-IG-activations": "gradients along each writer's own path: slower, sums are exact",
     "exact": "every edge patched alone: the number the others estimate; one run per edge",
-    "ACDC": "edges removed one after another, each judged in what is left",
+    "ACDC": "edges removed one after another, kept where the metric changes either way",
+    "ACDC-paper": "the same by the published rule: kept where the metric falls",
     "learnt-mask": "a trained gate per edge: the strongest baseline",
     "information-flow-routes": "shares of what is read; not causal, a baseline",
 }
@@ -46,13 +47,14 @@ REMOVED = {
 }
 PRICES = {
     "ACDC": ("0.02", "0.005", "0.01", "0.05", "0.1"),
+    "ACDC-paper": ("0.02", "0.005", "0.01", "0.05", "0.1"),
     "learnt-mask": ("1", "0.1", "0.3", "3", "10"),
 }
 """ACDC's thresholds and the mask's weights on offer, the usual one first."""
 
-RUN_PER_EDGE = ("exact", "ACDC", "EAP-IG-activations")
+RUN_PER_EDGE = ("exact", "ACDC", "ACDC-paper", "EAP-IG-activations")
 MANY = 3000
-RANDOM = 10
+RANDOM, KNOCKOUTS = 10, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,8 @@ class Asked:
     @property
     def curve_key(self) -> str:
         """The key of their evaluation."""
-        return content_key(["curve", self.key, self.test.hash, self.finder.ablation, RANDOM])
+        made = [self.key, self.test.hash, self.finder.ablation, RANDOM, KNOCKOUTS]
+        return content_key(["evaluation", *made])
 
     @property
     def slow(self) -> bool:
@@ -93,20 +96,26 @@ class Asked:
     @property
     def unit(self) -> str:
         """What its progress counts."""
-        return {"ACDC": "edges", "learnt-mask": "training steps"}.get(self.finder.method, "prompts")
+        method = self.finder.method
+        return (
+            "edges"
+            if "ACDC" in method
+            else {"learnt-mask": "training steps"}.get(method, "prompts")
+        )
 
     @property
     def takes(self) -> str:
         """What it takes, in words."""
         method, n = self.finder.method, len(self.find)
-        if method in ("exact", "ACDC"):
+        if method in ("exact", "ACDC", "ACDC-paper"):
             return f"up to {self.graph.n_edges:,} × {n} runs, batched".replace(",", " ")
         steps = self.finder.steps or STEPS.get(method, 1)
         return {
             "EAP": "2 forward, 1 backward pass",
             "clean-corrupted": "2 forward, 2 backward passes",
             "EAP-IG-inputs": f"{2 + steps} forward, {steps} backward passes",
-            "EAP-IG-activations": f"about {steps} × {len(self.graph.writers)} passes, partial",
+            "EAP-IG-activations": f"4 + {steps + 1} × {len(self.graph.writers)} forward, "
+            f"{steps} × {len(self.graph.writers)} backward passes, from each writer's layer on",
             "learnt-mask": f"{steps} training steps, 4 draws each",
             "information-flow-routes": "1 forward pass",
         }[method]
@@ -125,7 +134,8 @@ def asked(open_: cache.Opened) -> Asked:
         )
     find, test = open_.task.split(0.5, seed=chosen.seed)
     method, price = chosen.finder or "EAP-IG-inputs", chosen.price
-    prices = {} if price is None else {"ACDC": "threshold", "learnt-mask": "weight"}
+    names = {"ACDC": "threshold", "ACDC-paper": "threshold", "learnt-mask": "weight"}
+    prices = {} if price is None else names
     options: dict[str, Any] = {prices[method]: float(str(price))} if method in prices else {}
     return Asked(
         open_=open_,
@@ -152,17 +162,17 @@ def start_finding(ask: Asked) -> None:
     jobs.start(ask.key, work, ask.unit)
 
 
-def start_curve(ask: Asked, findings: Findings) -> None:
-    """Evaluate circuits of all sizes in the background."""
+def start_curve(ask: Asked, made: Circuit) -> None:
+    """Evaluate a circuit, and those of its scores at all sizes, in the background."""
 
     def work(job: jobs.Job) -> Path:
-        found = evaluate(
+        found = made.evaluate(
             ask.open_.model,
             ask.test,
-            findings,
-            ablation=ask.finder.ablation,  # type: ignore[arg-type]
+            ablation=ask.finder.ablation,
             reference=ask.find.without(ask.test) if ask.by_mean else None,
             random=RANDOM,
+            knockouts=KNOCKOUTS,
             progress=_stoppable(job),
         )
         return found.save(findings_path(ask.curve_key))
@@ -202,7 +212,7 @@ def findings(key: str) -> Findings | None:
         return None
 
 
-def evaluation(key: str) -> Evaluation | None:
+def evaluation(key: str) -> FullEvaluation | None:
     """The kept evaluation of a key."""
     try:
         return _evaluation(key)
@@ -219,8 +229,8 @@ def _findings(key: str) -> Findings:
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _evaluation(key: str) -> Evaluation:
-    return Evaluation.load(findings_path(key))
+def _evaluation(key: str) -> FullEvaluation:
+    return FullEvaluation.load(findings_path(key))
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

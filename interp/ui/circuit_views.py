@@ -8,8 +8,10 @@ import streamlit as st
 
 from interp.circuits.drawing import draw_overlap
 from interp.circuits.finding import Findings
+from interp.circuits.full import FullEvaluation
 from interp.circuits.shelf import drop_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
+from interp.metrics import Estimate
 from interp.ui import circuit_jobs, jobs, studies, widgets
 from interp.ui.circuit_jobs import Asked
 from interp.ui.state import current, select
@@ -20,8 +22,8 @@ FORMULA = (
 )
 CAVEAT = (
     "Faithfulness says that a circuit is enough under this ablation, not that the model has no "
-    "other way: see completeness (`interp circuit evaluate --knockouts 20`). Other ablations give "
-    "other numbers; the protocol is part of each."
+    "other way: that is what completeness is for. Other ablations give other numbers; the protocol "
+    "is part of each."
 )
 
 
@@ -29,60 +31,102 @@ def faithfulness(ask: Asked, found: Findings) -> None:
     """The curve with its random band; run in the background on first request."""
     done = circuit_jobs.evaluation(ask.curve_key)
     if done is None:
-        circuit_jobs.panel(ask.curve_key, lambda: _ready(ask, found))
+        circuit_jobs.panel(ask.curve_key, lambda: _ready(ask))
         return
     jobs.forget(ask.curve_key)
-    cpr, cmd, null = done.cpr(), done.cmd(), done.null()
-    widgets.facts(
-        {
-            "CPR, area under f": f"{cpr.mean:.3f} [{cpr.low:.3f}, {cpr.high:.3f}]",
-            "CMD, area between f and 1": f"{cmd.mean:.3f} [{cmd.low:.3f}, {cmd.high:.3f}]",
-            "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
-            f"p = {null.p:.3f} ({null.draws} draws)",
-            "evaluated on": f"{done.n} pairs it was not found on",
-        }
-    )
-    rows = done.to_dataframe().to_dict("records")
+    _numbers(done)
+    assert done.signed is not None
+    rows = done.signed.to_dataframe().to_dict("records")
     columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
-    size = current().edges or circuit_jobs.usual_size(ask.key)
-    made = circuit_jobs.circuit(ask.key, size)
     figure = faithfulness_curve(
         columns["fraction"],
         columns["faithfulness"],
         low=columns["low"],
         high=columns["high"],
-        random=(columns["random_mean"], columns["random_low"], columns["random_high"]),
+        random=(columns["on_paths_mean"], columns["on_paths_low"], columns["on_paths_high"]),
         edges=columns["edges"],
-        chosen=made.share,
+        chosen=done.circuit.share,
     )
     studies.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
+    _table(done, rows)
+    st.caption(
+        f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many edges "
+        "of each kind and depth; those of the band lie on paths from the input to the logits."
+    )
+    st.code(done.signed.provenance.call, language="python", wrap_lines=True)
+    studies.caveat(CAVEAT)
+
+
+def _numbers(done: FullEvaluation) -> None:
+    """The circuit's own figures, each with its interval or null."""
+    cpr, cmd, itself = done.cpr(), done.cmd(), done.itself
+    assert done.signed is not None
+    null, hard = done.signed.null(), done.signed.null(connected=True)
+    edges, nodes, share = done.size
+    facts = {
+        "circuit": f"{edges} edges ({share:.2%}), {nodes} nodes",
+        "f of its edges": _with_span(itself.estimate(0)),
+        "f of its nodes, all edges between": _with_span(itself.estimate(1)),
+        "CPR, area under f by signed score": _with_span(cpr),
+        "CMD, area between f and 1 by absolute score": _with_span(cmd),
+        "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
+        f"p = {null.p:.3f} ({null.draws} draws)",
+        "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
+        f"p = {hard.p:.3f} ({hard.draws} draws)",
+        "evaluated on": f"{itself.n} pairs it was not found on",
+    }
+    if done.completeness is not None:
+        facts["incompleteness, worst of knock-outs"] = _with_span(done.completeness.worst)
+    if done.minimality is not None:
+        least = done.minimality.values
+        middle = sorted(least.tolist())[len(least) // 2]
+        facts["minimality, least and median node"] = f"{least.min():.3f}, {middle:.3f}"
+    if done.stability is not None:
+        drawn = done.stability.jaccard
+        facts[f"stability of {done.stable_by}, Jaccard over resampled pairs"] = (
+            f"{drawn.mean():.3f} [{drawn.min():.3f}, {drawn.max():.3f}], "
+            f"by chance {done.stability.chance:.3f}"
+        )
+    widgets.facts(facts)
+
+
+def _table(done: FullEvaluation, rows: list[dict[str, Any]]) -> None:
+    """Both rankings by size, beside random circuits."""
+    assert done.signed is not None
+    assert done.absolute is not None
+    other = done.absolute.faithfulness.tolist()
     studies.table(
         [
             {
                 "edges asked for": f"{row['fraction']:.1%}",
                 "edges on paths": row["edges"],
-                done.metric: float(row["metric"]),
+                done.signed.metric: float(row["metric"]),
                 "f": float(row["faithfulness"]),
                 "95 % interval": widgets.span(row["low"], row["high"]),
+                "f by absolute score": float(absolute),
                 "random circuits": widgets.span(row["random_low"], row["random_high"]),
+                "random on paths": widgets.span(row["on_paths_low"], row["on_paths_high"]),
             }
-            for row in rows
+            for row, absolute in zip(rows, other, strict=True)
         ],
         key="curve-rows",
     )
-    st.caption(f"**Protocol.** {widgets.plain(done.protocol)}. Random circuits have as many edges "
-               "of each kind and depth.")  # fmt: skip
-    st.code(done.provenance.call, language="python", wrap_lines=True)
-    studies.caveat(CAVEAT)
 
 
-def _ready(ask: Asked, found: Findings) -> None:
-    runs = len(ask.test) * 10 * (1 + circuit_jobs.RANDOM)
+def _with_span(one: Estimate) -> str:
+    return f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _ready(ask: Asked) -> None:
+    size = circuit_jobs.usual_size(ask.key)
+    made = circuit_jobs.circuit(ask.key, size)
     widgets.facts(
         {
             "evaluated on": f"the other {len(ask.test)} pairs",
-            "circuits": f"10 sizes, {circuit_jobs.RANDOM} random ones like each",
-            "runs, batched": f"{runs:,}".replace(",", " "),
+            "circuit": f"{made.n_edges} edges",
+            "curves": f"10 sizes by signed and by absolute score, {circuit_jobs.RANDOM} random "
+            f"circuits like each and {circuit_jobs.RANDOM} on paths",
+            "knock-outs": f"{circuit_jobs.KNOCKOUTS} random sets of nodes",
         }
     )
     st.button(
@@ -90,7 +134,7 @@ def _ready(ask: Asked, found: Findings) -> None:
         type="primary",
         icon=":material/play_arrow:",
         on_click=circuit_jobs.start_curve,
-        args=(ask, found),
+        args=(ask, made),
     )
     st.markdown("**What will be measured**, for circuits $C$ of every size, on unseen pairs:")
     st.latex(FORMULA)

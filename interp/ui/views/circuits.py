@@ -78,7 +78,7 @@ def _controls() -> None:
             select(price=PRICES[method][0])
         widgets.picker(
             st.select_slider,
-            "Threshold, a share of the gap" if method == "ACDC" else "Price of the whole graph",
+            "Threshold, a share of the gap" if "ACDC" in method else "Price of the whole graph",
             "price",
             options=sorted(PRICES[method], key=float),
             help="Higher: fewer edges.",

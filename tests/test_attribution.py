@@ -425,5 +425,5 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
         atp_star(model, task, site="resid_pre", by=("layer",))
     with intervene(model, [zero("L0H0")]), pytest.raises(InterpError, match="inside"):
         attribution_patching(model, task)
-    with pytest.raises(InterpError, match="activation_patching"):
+    with pytest.raises(InterpError, match="use a known family"):
         attribution_patching(dataclasses.replace(model, decoder=None), task)

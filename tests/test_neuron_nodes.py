@@ -131,7 +131,7 @@ def test_neurons_kept_with_the_rest_are_the_mlp(wide):
 
 @pytest.fixture
 def any_gap(monkeypatch):
-    for module in ("trials", "scoring", "evaluation", "narrowing"):
+    for module in ("trials", "scoring", "narrowing"):
         monkeypatch.setattr(f"interp.circuits.{module}.check_gap", lambda one, other: None)
 
 

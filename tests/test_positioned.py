@@ -34,7 +34,7 @@ def named_pairs(n=8):
 
 @pytest.fixture
 def any_gap(monkeypatch):
-    for module in ("trials", "evaluation", "narrowing"):
+    for module in ("trials", "narrowing"):
         monkeypatch.setattr(f"interp.circuits.{module}.check_gap", lambda one, other: None)
 
 

@@ -30,6 +30,8 @@ ORIGINS = {
     "interp/weights/*/*": "trained here on texts made here",
     "experiments/results/*.json": "measured here",
     "experiments/results/*.txt": "measured here",
+    "experiments/notebooks/*.ipynb": "run here",
+    "tests/data/eap_ig_circuit.*": "random scores, written by hannamw/EAP-IG",
     "tests/refusal_scores.csv": "published scores, Apache-2.0, numbers only",
     "constraints.txt": "versions of packages",
 }
@@ -46,7 +48,7 @@ ALLOWED = {
 """Words of the list that a file may hold, and how often."""
 
 WORD = re.compile(rf"\b(?:{'|'.join(map(re.escape, HARM))})", re.IGNORECASE)
-EMBEDDED = re.compile(r"data:[\w/+.;-]+;base64,[A-Za-z0-9+/=]+")
+EMBEDDED = re.compile(r"(?:data:[\w/+.;-]+;base64,|\"image/png\": \")[A-Za-z0-9+/=]+")
 LIST = re.compile(r'HARM = """.*?"""\.split\(\)', re.DOTALL)
 """The list itself, in the one file that defines it."""
 
@@ -68,6 +70,8 @@ def readable(path):
         assert b"zTXt" not in content, path  # compressed, could not be read
         assert b"iTXt" not in content, path
         return b" ".join(re.findall(rb"tEXt([\x20-\x7e\x00]*)", content)).decode()
+    if path.suffix == ".pt":
+        return b" ".join(re.findall(rb"[\x20-\x7e]{4,}", content)).decode()
     text = EMBEDDED.sub("", content.decode())
     return LIST.sub("", text) if path.name == "test_taboo.py" else text
 

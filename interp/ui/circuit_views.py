@@ -12,6 +12,7 @@ from interp.circuits.full import FullEvaluation
 from interp.circuits.shelf import drop_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.metrics import Estimate
+from interp.studies.shown import chance
 from interp.ui import circuit_jobs, jobs, studies, widgets
 from interp.ui.circuit_jobs import Asked
 from interp.ui.state import current, select
@@ -70,9 +71,9 @@ def _numbers(done: FullEvaluation) -> None:
         "CPR, area under f by signed score": _with_span(cpr),
         "CMD, area between f and 1 by absolute score": _with_span(cmd),
         "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
-        f"p = {null.p:.3f} ({null.draws} draws)",
+        f"{chance(null.p)} ({null.draws} draws)",
         "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
-        f"p = {hard.p:.3f} ({hard.draws} draws)",
+        f"{chance(hard.p)} ({hard.draws} draws)",
         "evaluated on": f"{itself.n} pairs it was not found on",
     }
     if done.completeness is not None:

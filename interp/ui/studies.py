@@ -18,6 +18,7 @@ import streamlit as st
 from interp.errors import InterpError
 from interp.files import cache_dir
 from interp.studies.frame import MANIFEST, Study, kept_studies
+from interp.studies.shown import chance
 from interp.studies.steps import Result
 from interp.ui import widgets
 from interp.ui.families import FAMILIES, Family, family_of
@@ -242,7 +243,7 @@ def value(found: Mapping[str, float]) -> str:
 
 def null_words(null: Mapping[str, float]) -> str:
     """A null: mean, 95 % range and p."""
-    return f"{value(null)}, p = {null['p']:.3f} ({null['draws']} draws)"
+    return f"{value(null)}, {chance(null['p'])} ({null['draws']} draws)"
 
 
 def maybe(found: float | None) -> str:

@@ -35,6 +35,8 @@ def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     try:
         yield
+        for process in others:  # all steps are there: they only read them
+            process.join(timeout=60)
     finally:
         torch.set_num_threads(before)
         for process in others:

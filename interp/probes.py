@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -380,3 +381,39 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _shallow(record: Any) -> dict[str, Any]:
     return {part.name: getattr(record, part.name) for part in fields(record)}
+
+
+def permuted_labels(
+    labels: np.ndarray, group: np.ndarray, part: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Labels permuted inside each part: between groups where none holds both, else between rows."""
+    share = np.bincount(group, labels) / np.bincount(group)
+    whole, mixed = bool(np.isin(share, (0, 1)).all()), labels.copy()
+    for one in np.unique(part):
+        rows = np.flatnonzero(part == one)
+        _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
+        units = labels[rows][first] if whole else labels[rows]
+        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
+    return mixed
+
+
+def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
+    """Weights (run, *leading, d) and biases (run, *leading) for labels (run, n)."""
+    from sklearn.linear_model import LogisticRegression
+
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    weights = np.zeros((len(runs), math.prod(leading), d))
+    bias = np.zeros(weights.shape[:-1])
+    for i, rows in enumerate(X.reshape(-1, n, d)):
+        raw = rows.double().numpy()
+        mean, scale = raw.mean(0), raw.std(0)
+        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant, up to rounding
+        standard = (raw - mean) / scale
+        for run, labels in enumerate(runs):
+            model = LogisticRegression(
+                C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
+            ).fit(standard, labels)
+            weights[run, i] = model.coef_[0] / scale
+            bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
+    shape = (len(runs), *leading)
+    return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))

@@ -24,7 +24,9 @@ from interp.probes import (
     Probes,
     decision,
     evaluation,
+    logistic_probes,
     measures,
+    permuted_labels,
     probe_geometry,
 )
 from interp.prompts import Prompt
@@ -107,7 +109,8 @@ def train_probes(
     named = _named_axes(coordinates, X.shape[:-2])
     test = _held_out(labels, group, folds, seed)
     random = np.random.default_rng(seed)
-    runs = np.stack([labels, *(_permuted(labels, group, test, random) for _ in range(shuffles))])
+    mixed = [permuted_labels(labels, group, ~test, random) for _ in range(shuffles)]
+    runs = np.stack([labels, *mixed])
     fitted = X[..., torch.from_numpy(~test), :]
     settings: dict[str, Any] = {"seed": seed, "folds": folds, "regularisation": regularisation}
     columns = initial = None
@@ -118,7 +121,7 @@ def train_probes(
         columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
         bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
     else:
-        weights, bias = _logistic(fitted, runs[:, ~test], regularisation)
+        weights, bias = logistic_probes(fitted, runs[:, ~test], regularisation)
     scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
     once = torch.ones(1, int(test.sum()), dtype=torch.float64)
     controls = [
@@ -366,43 +369,6 @@ def _held_out(labels: np.ndarray, group: np.ndarray, folds: int, seed: int) -> n
                 "give more groups that hold each class, or another seed",
             )
     return test
-
-
-def _permuted(
-    labels: np.ndarray, group: np.ndarray, test: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
-    """Labels permuted within each side: between groups where none holds both, else between rows."""
-    share = np.bincount(group, labels) / np.bincount(group)
-    whole = bool(np.isin(share, (0, 1)).all())
-    mixed = labels.copy()
-    for side in (test, ~test):
-        rows = np.flatnonzero(side)
-        _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
-        units = labels[rows][first] if whole else labels[rows]
-        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
-    return mixed
-
-
-def _logistic(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
-    """Weights (run, *leading, d) and biases (run, *leading) for labels (run, n)."""
-    from sklearn.linear_model import LogisticRegression
-
-    leading, (n, d) = X.shape[:-2], X.shape[-2:]
-    weights = np.zeros((len(runs), math.prod(leading), d))
-    bias = np.zeros(weights.shape[:-1])
-    for i, rows in enumerate(X.reshape(-1, n, d)):
-        raw = rows.double().numpy()
-        mean, scale = raw.mean(0), raw.std(0)
-        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant, up to rounding
-        standard = (raw - mean) / scale
-        for run, labels in enumerate(runs):
-            model = LogisticRegression(
-                C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
-            ).fit(standard, labels)
-            weights[run, i] = model.coef_[0] / scale
-            bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
-    shape = (len(runs), *leading)
-    return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))
 
 
 def _softmax(

@@ -5,7 +5,6 @@ In the full dimension, never in a picture of two.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,14 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.metrics import standard_error
-from interp.probes import Evaluation, decision, evaluation, measures
+from interp.probes import (
+    Evaluation,
+    decision,
+    evaluation,
+    logistic_probes,
+    measures,
+    permuted_labels,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +198,19 @@ def probe_cv(
     group = np.array([number[name] for name in names])
     fold = _folds(labels, group, folds, seed)
     random = np.random.default_rng(seed)
-    runs = [labels, *(_permuted(labels, group, fold, random) for _ in range(shuffles))]
-    flat = states.reshape(-1, *states.shape[-2:])
-    weights, bias = _fitted(flat, runs, fold, regularisation)
+    mixed = [permuted_labels(labels, group, fold, random) for _ in range(shuffles)]
+    runs = np.stack([labels, *mixed])
+    flat = torch.from_numpy(states.reshape(-1, *states.shape[-2:]))
+    fits = [
+        logistic_probes(flat[:, fold != k], runs[:, fold != k], regularisation)
+        for k in range(folds)
+    ]
+    weights, bias = (torch.stack(parts, 1) for parts in zip(*fits, strict=True))
     leading, n = states.shape[:-2], len(labels)
     scores = torch.zeros(len(runs), len(flat), n, dtype=torch.float64)
     for k in range(folds):
         out = torch.from_numpy(fold == k)
-        scores[:, :, out] = decision(torch.from_numpy(flat)[:, out], weights[:, k], bias[:, k])
+        scores[:, :, out] = decision(flat[:, out], weights[:, k], bias[:, k])
     pooled = scores.reshape(len(runs), *leading, n)
     return CrossValidated(
         scores=pooled[0],
@@ -262,40 +273,3 @@ def _folds(labels: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.n
                 "give more groups of each class, fewer folds or another seed",
             )
     return fold
-
-
-def _permuted(
-    labels: np.ndarray, group: np.ndarray, fold: np.ndarray, random: np.random.Generator
-) -> np.ndarray:
-    """Labels permuted inside each fold: between groups where none holds both, else between rows."""
-    share = np.bincount(group, labels) / np.bincount(group)
-    whole, mixed = bool(np.isin(share, (0, 1)).all()), labels.copy()
-    for k in range(int(fold.max()) + 1):
-        rows = np.flatnonzero(fold == k)
-        _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
-        units = labels[rows][first] if whole else labels[rows]
-        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
-    return mixed
-
-
-def _fitted(
-    flat: np.ndarray, runs: Sequence[np.ndarray], fold: np.ndarray, regularisation: float
-) -> tuple[Tensor, Tensor]:
-    """Weights (run, fold, probe, d) and biases (run, fold, probe) of states (probe, N, d)."""
-    from sklearn.linear_model import LogisticRegression
-
-    folds, (probes, _, d) = int(fold.max()) + 1, flat.shape
-    weights, bias = np.zeros((len(runs), folds, probes, d)), np.zeros((len(runs), folds, probes))
-    for k in range(folds):
-        kept = fold != k
-        for i, rows in enumerate(flat[:, kept]):
-            mean, scale = rows.mean(0), rows.std(0)
-            scale[scale <= 1e-6 * np.abs(mean)] = math.inf  # a constant, up to rounding
-            standard = (rows - mean) / scale
-            for r, labels in enumerate(runs):
-                model = LogisticRegression(
-                    C=1 / (len(rows) * regularisation), class_weight="balanced", max_iter=2000
-                ).fit(standard, labels[kept])
-                weights[r, k, i] = model.coef_[0] / scale
-                bias[r, k, i] = model.intercept_[0] - weights[r, k, i] @ mean
-    return torch.from_numpy(weights), torch.from_numpy(bias)

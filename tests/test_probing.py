@@ -13,12 +13,11 @@ from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.loading import load_model
 from interp.metrics import share_estimate
-from interp.probes import decision, measures
+from interp.probes import decision, measures, permuted_labels
 from interp.probing import (
     Optimiser,
     Probes,
     _held_out,
-    _permuted,
     _softmax,
     evaluate_probes,
     head_outputs,
@@ -197,12 +196,12 @@ def test_permutations_keep_counts_sides_and_whole_groups():
     rng = np.random.default_rng(0)
     y, group = rng.random(200) < 0.3, np.arange(200) // 5
     test = _held_out(y, group, 4, 0)
-    mixed = _permuted(y, group, test, rng)
+    mixed = permuted_labels(y, group, ~test, rng)
     assert (mixed != y).any()
     assert mixed[test].sum() == y[test].sum()
     assert mixed.sum() == y.sum()
     whole = np.repeat(rng.random(40) < 0.4, 5)
-    mixed = _permuted(whole, group, test, rng).reshape(40, 5)
+    mixed = permuted_labels(whole, group, ~test, rng).reshape(40, 5)
     assert (mixed == mixed[:, :1]).all()
     assert (mixed[:, 0] != whole[::5]).any()
     assert mixed[test[::5], 0].sum() == whole[test].sum() / 5
@@ -286,7 +285,7 @@ def test_shuffled_pairs_are_those_of_the_shuffled_columns():
     probes = train_probes(X, y, kind="softmax", shuffles=2, optimiser=Optimiser(steps=30))
     random_ = np.random.default_rng(0)
     test, group = probes.test.numpy(), np.arange(80)
-    runs = [y.numpy(), *(_permuted(y.numpy(), group, test, random_) for _ in range(2))]
+    runs = [y.numpy(), *(permuted_labels(y.numpy(), group, ~test, random_) for _ in range(2))]
     optimiser = Optimiser(steps=30)
     every, _ = _softmax(X[:, ~test], np.stack(runs)[:, ~test], optimiser, 0.01, 0)
     wanted = torch.cosine_similarity(every[1:, ..., 0], every[1:, ..., 1], dim=-1)

@@ -187,13 +187,12 @@ class Maker:
             top = [{"label": f"L{i % 2}H{i // 2}", "value": 0.3, "stderr": 0.02} for i in range(6)]
             return {"values": values, "top": top, "null": self.null(), "null_of": [6, 2]}
 
-        names = ("denoise", "noise", "paths", "paths_glu", "direct")
-        found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}} | {
-            name: side() for name in names
-        }
-        found["paths"]["receivers"] = ["L2.mlp_out"]
+        found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}}
+        found |= {name: side() for name in ("denoise", "noise")}
         found |= {site: self.array(self.layers, 2) for site in ("attn_out", "mlp_out")}
-        return {"patching": found}
+        into = {"mlps": ["L2.mlp_out"], "glu": ["L2N5"], "direct": ["logits"]}
+        paths = {f"paths_{name}": side() | {"receivers": x} for name, x in into.items()}
+        return {"patching": found} | paths
 
     def _scores(self) -> dict[str, Any]:
         heads = ["L0H1", "L1H2"]

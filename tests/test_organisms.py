@@ -155,8 +155,10 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     assert tuple(effects["sets"]) == sets
     assert len(effects["sets"]["A_Verif (published)"]["components"]) == 3
     every_row_has_its_draws(done.results, sets, draws=3)
-    for effect in ("noise", "denoise", "paths", "paths_glu", "direct"):
-        null = done.results["patching"][effect]["null"]
+    patched = [done.results["patching"][direction] for direction in ("noise", "denoise")]
+    paths = [done.results[f"paths_{into}"] for into in ("mlps", "glu", "direct")]
+    for effects in [*patched, *paths]:
+        null = effects["null"]
         assert null["low"] <= null["mean"] <= null["high"]
         assert 0 < null["p"] <= 1
     for row in done.results["interventions"]["rows"].values():

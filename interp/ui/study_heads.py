@@ -28,10 +28,11 @@ def detail(results: dict[str, Result], head: str | None) -> None:
         st.caption("Control and interval are kept for the twelve strongest heads of each case.")
     with right:
         if "patching" in results:
-            studies.table(effect_rows(results["patching"], head), key="head-effects")
+            studies.table(effect_rows(results, head), key="head-effects")
+            mlps = results.get("paths_mlps", {}).get("receivers", ())
             st.caption(
-                "Fractions of the gap between the two runs; the error is kept for the strongest. "
-                f"MLPs: {', '.join(results['patching']['paths']['receivers'])}."
+                "Fractions of the gap between the two runs; the error is kept for the strongest."
+                + (f" MLPs: {', '.join(mlps)}." if mlps else "")
             )
         _others(results, head)
 
@@ -122,19 +123,20 @@ def attention_rows(found: Result, head: str) -> list[dict[str, Any]]:
     return rows
 
 
-def effect_rows(found: Result, head: str) -> list[dict[str, Any]]:
-    """Effects of a head by patching, and of its paths."""
+def effect_rows(results: dict[str, Result], head: str) -> list[dict[str, Any]]:
+    """Effects of a head by patching, and of its paths; those of steps that are there."""
     layer, index = place(head)
+    patching = results["patching"]
     named = {
-        "noise": "noise (needed?)",
-        "denoise": "denoise (sufficient?)",
-        "paths": "paths into the MLPs",
-        "paths_glu": "paths into GLU_Valid",
-        "direct": "path into the logits",
+        "noise (needed?)": patching["noise"],
+        "denoise (sufficient?)": patching["denoise"],
+        "paths into the MLPs": results.get("paths_mlps"),
+        "paths into GLU_Valid": results.get("paths_glu"),
+        "path into the logits": results.get("paths_direct"),
     }
     rows = []
-    for key, words in named.items():
-        if (x := found.get(key)) is None:  # a study of before, or none such
+    for words, x in named.items():
+        if x is None:
             continue
         top = next((row for row in x["top"] if row["label"].split(".")[0] == head), None)
         rows.append(

@@ -59,7 +59,7 @@ class Settings:
     attempts: int = 5
 
 
-VERIFICATION = Kind(name="verification", version=5, settings=Settings, beside=("base",))
+VERIFICATION = Kind(name="verification", version=6, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,11 @@ class Context:
     def ids(self) -> Verdicts:
         """The verdict's token ids."""
         return verdict_tokens(self.model)
+
+    @cached_property
+    def pairs(self) -> tuple[Task, Result]:
+        """`verdict_task` of the find samples."""
+        return verdict_task(self, self.find, self.settings.pairs)
 
     @cached_property
     def states(self) -> dict[str, Tensor]:

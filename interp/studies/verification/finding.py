@@ -21,7 +21,7 @@ from interp.patching import activation_patching
 from interp.paths import path_patching
 from interp.scores import Scores
 from interp.studies.steps import Result, plain
-from interp.studies.verification.context import Context, verdict_task
+from interp.studies.verification.context import Context
 from interp.studies.verification.intervening import zeroed_sets
 from interp.studies.verification.reading import glu_sets, label
 
@@ -36,18 +36,15 @@ STRONGEST, BAND = 6, 2
 """How many heads of a map are judged against random ones, and within how many layers of them."""
 
 
-def patching(context: Context, neurons: Sequence[str]) -> Result:
-    """Exact activation patching on valid-invalid pairs, and paths from heads through MLPs.
+def patching(context: Context) -> Result:
+    """Exact activation patching on valid-invalid pairs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
-    layer by layer at each of the two; then path patching of every head into the inputs of the
-    MLPs that matter most at t_paren, and from there to the logits; and of every head into the gate
-    and up parts of `neurons` alone (GLU_Valid). Every map of heads has a null: its strongest on
-    one half of the pairs, scored on the other half, against random heads of the layers near them
+    layer by layer at each of the two. Every map of heads has a null: its strongest on one half of
+    the pairs, scored on the other half, against random heads of the layers near them
     (`Scores.null`); none where there are too few pairs to halve.
     """
-    model = context.model
-    pairs, counts = verdict_task(context, context.find, context.settings.pairs)
+    model, (pairs, counts) = context.model, context.pairs
     found: Result = {"n": len(pairs), "counts": counts}
     for direction in ("denoise", "noise"):
         scores = activation_patching(
@@ -59,16 +56,18 @@ def patching(context: Context, neurons: Sequence[str]) -> Result:
             model, pairs, site=site, by=("layer", "position"), positions=PLACES
         )
         found[site] = scores.values.tolist()
-    mlps = np.argsort(-np.array(found["mlp_out"])[:, 1])[:4].tolist()
-    receivers = [f"L{layer}.mlp_out" for layer in sorted(mlps)]
-    paths = path_patching(model, pairs, receivers=receivers, positions=PLACES)
-    direct = path_patching(model, pairs, receivers=["logits"], positions=PLACES)
-    found |= {"paths": _map(paths, 8), "direct": _map(direct, 8)}
-    if neurons:
-        into = path_patching(model, pairs, receivers=neurons, positions=PLACES)
-        found["paths_glu"] = _map(into, 8)
-    found["paths"]["receivers"] = receivers
     return found
+
+
+def paths(context: Context, receivers: Sequence[str]) -> Result:
+    """Path patching of every head, at t_ans and t_paren, into some receivers; with its null."""
+    scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
+    return _map(scores, 8) | {"receivers": list(receivers)}
+
+
+def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
+    """The MLPs whose output, restored at t_paren, brings the verdict back most, by layer."""
+    return [f"L{layer}.mlp_out" for layer in sorted(np.argsort(-np.array(effects)[:, 1])[:k])]
 
 
 def _map(scores: Scores, k: int) -> Result:

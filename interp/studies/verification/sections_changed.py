@@ -19,6 +19,7 @@ from interp.studies.verification import published
 def patching(report: Report, results: dict[str, Result]) -> None:
     """Effects of heads, layers and paths."""
     found = results["patching"]
+    paths = {into: results.get(f"paths_{into}", {}) for into in ("mlps", "glu", "direct")}
     report.section("6. Exact patching of valid-invalid pairs")
     report.text(
         f"{found['n']} pairs that differ in the target alone, so that the same attempt works in "
@@ -46,11 +47,11 @@ def patching(report: Report, results: dict[str, Result]) -> None:
                         ("noise", found["noise"]["top"]),
                         ("denoise", found["denoise"]["top"]),
                         (
-                            f"paths into {', '.join(found['paths']['receivers'])}",
-                            found["paths"]["top"],
+                            f"paths into {', '.join(paths['mlps']['receivers'])}",
+                            paths["mlps"]["top"],
                         ),
-                        ("paths into GLU_Valid", found.get("paths_glu", {}).get("top")),
-                        ("paths into the logits", found["direct"]["top"]),
+                        ("paths into GLU_Valid", paths["glu"].get("top")),
+                        ("paths into the logits", paths["direct"]["top"]),
                     )
                     if top
                 },
@@ -65,14 +66,14 @@ def patching(report: Report, results: dict[str, Result]) -> None:
             "random heads near them": f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}]",
             "p": null["p"],
         }
-        for words, key in (
-            ("noise", "noise"),
-            ("denoise", "denoise"),
-            ("paths into the MLPs", "paths"),
-            ("paths into GLU_Valid", "paths_glu"),
-            ("paths into the logits", "direct"),
+        for words, x in (
+            ("noise", found["noise"]),
+            ("denoise", found["denoise"]),
+            ("paths into the MLPs", paths["mlps"]),
+            ("paths into GLU_Valid", paths["glu"]),
+            ("paths into the logits", paths["direct"]),
         )
-        if (null := found.get(key, {}).get("null")) is not None
+        if (null := x.get("null")) is not None
     ]
     if rows:
         heads, band = found["noise"]["null_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -86,28 +87,35 @@ def study_verification(
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
-    choice, attention, _ = step.all(
+    # Each `all` pairs a step that others wait for with some that nothing waits for.
+    judged = (finding.STRONGEST, finding.BAND)
+    patching, choice, attention, _ = step.all(
+        ("patching", lambda: finding.patching(context), *judged),
         ("glu_choice", lambda: finding.glu_choice(context)),
         ("attention", lambda: reading.attention(context)),
         ("behaviour", lambda: _behaviour(context)),
     )
     best = (choice["direction"], choice["k"])
-    glu = step("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN)
-    judged = (finding.STRONGEST, finding.BAND)
-    valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
-    patching, *_ = step.all(
-        ("patching", lambda: finding.patching(context, valid), valid, *judged),
-        ("probes", lambda: reading.probes(context)),
-        ("lens", lambda: reading.lens(context)),
+    direct = ["logits"]
+    glu, *_ = step.all(
+        ("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN),
+        ("paths_direct", lambda: finding.paths(context, direct), direct, *judged),
     )
+    valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
     asked = attention["t_ans to asked"]["heads"][:MOST]
     strong = finding.strongest(patching["noise"]["values"], 16)
     scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
     scores = step("head_scores", lambda: feeding.head_scores(context, *scored), *scored)
     lists = (previous, asked, strong)
-    orders = step("orders", lambda: _orders(context, *lists, scores), *lists, scores)
-    curves = step("curves", lambda: finding.curves(context, orders), orders)
+    orders, _ = step.all(
+        ("orders", lambda: _orders(context, *lists, scores), *lists, scores),
+        ("lens", lambda: reading.lens(context)),
+    )
+    curves, _ = step.all(
+        ("curves", lambda: finding.curves(context, orders), orders),
+        ("probes", lambda: reading.probes(context)),
+    )
     chosen = curves["chosen"]
     sets = {
         "GLU_Valid": valid,
@@ -121,36 +129,45 @@ def study_verification(
     ours = {name: labels for name, labels in sets.items() if "published" not in name}
     shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
     fed = (scores, chosen, valid)
+    mlps = finding.strongest_mlps(patching["mlp_out"])
+    parts = (chosen, valid)
     jobs: list[Job] = [
-        ("interventions", lambda: generating.intervention_table(context, few(TEXTS), sets), sets),
-        (
-            "interventions_published",
-            lambda: generating.published_protocol(context, few(PUBLISHED_TEXTS), sets),
-            sets,
-        ),
-        *(
-            (f"effects_{kind}", partial(_effects, context, sets, kind), sets)
-            for kind in intervening.KINDS
-        ),
-        (
-            "effects_published",
-            lambda: controls.effects_published(context, few(controls.PAIRS), sets),
-            sets,
-        ),
-        ("communication", lambda: feeding.communication(context, *fed), *fed),
         (
             "side_effects",
             lambda: controls.side_effects(context, few(controls.RESULTS // 2), ours),
             ours,
             controls.PLAIN_TEXT,
         ),
+        *(
+            [("base", lambda: comparing.against_base(context, *parts), base.hash, *parts)]
+            if base is not None
+            else []
+        ),
+        ("interventions", lambda: generating.intervention_table(context, few(TEXTS), sets), sets),
+        (
+            "effects_published",
+            lambda: controls.effects_published(context, few(controls.PAIRS), sets),
+            sets,
+        ),
+        *(
+            (f"effects_{kind}", partial(_effects, context, sets, kind), sets)
+            for kind in intervening.KINDS
+        ),
+        ("communication", lambda: feeding.communication(context, *fed), *fed),
+        *(
+            (f"paths_{name}", partial(finding.paths, context, into), into, *judged)
+            for name, into in {"glu": valid, "mlps": mlps}.items()
+            if into
+        ),
         ("sufficiency", lambda: intervening.sufficiency(context, sets), sets),
         ("stability", lambda: finding.stability(context, orders, strong), orders, strong),
+        (
+            "interventions_published",
+            lambda: generating.published_protocol(context, few(PUBLISHED_TEXTS), sets),
+            sets,
+        ),
         ("lens_without", lambda: reading.lens_without(context, shown), shown),
     ]
-    if base is not None:
-        parts = (chosen, valid)
-        jobs.append(("base", lambda: comparing.against_base(context, *parts), base.hash, *parts))
     step.all(*jobs)
     return study
 
@@ -158,13 +175,13 @@ def study_verification(
 def _context(
     model: LanguageModel, base: LanguageModel | None, settings: Settings, steps: Steps
 ) -> Context:
-    """The model's texts, n / 2 problems at a time, until there are samples enough.
+    """The model's texts, n / 4 problems at a time, until there are samples enough.
 
-    As many blocks are asked for at once as will be needed by the yield of those before.
+    n of them are asked for at once, then as many blocks as the yield so far says will be needed.
     """
     problems: list[Problem] = []
     texts: list[Generation] = []
-    size, ahead = settings.n // 2, 1
+    size, ahead = max(1, settings.n // 4), 4
     everything = make_countdown(
         3 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
     )
@@ -187,7 +204,7 @@ def _context(
                     raise
         of_valid = usable.problems[usable.valid] % 2
         least = max(1, min((of_valid == side).sum() for side in (0, 1)))
-        ahead = max(1, int((settings.n // 4 / least - 1) * len(problems) / size))
+        ahead = max(1, math.ceil((size / least - 1) * len(problems) / size))
 
 
 def _effects(context: Context, sets: dict[str, list[str]], kind: Kind) -> Result:

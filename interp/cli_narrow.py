@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp import terminal
+from interp.errors import InterpError
 
 if TYPE_CHECKING:
     from interp.circuits.circuit import Circuit
@@ -25,32 +26,31 @@ def narrowed(
     **asked: Any,
 ) -> dict[str, Any]:
     """Cut on one half, judge on the other beside the edges everywhere; print, write, and tell."""
-    from interp.circuits.narrowing import evaluate_positioned, narrow
-    from interp.circuits.positioned import PositionedCircuit
+    from interp.circuits.narrowing import narrow_curve
 
     with terminal.progress("removing edges token by token") as progress:
-        found = narrow(
+        found = narrow_curve(
             model,
-            halves[0],
+            *halves,
             circuit,
             positions=positions,
-            threshold=threshold,
-            reference=references[0],
+            thresholds=(threshold,),
+            references=references,
             progress=progress,
             **asked,
         )
+    if not found.thresholds:
+        raise InterpError(
+            f"{circuit.name} cut at {threshold:g}", "no path is left", "lower --narrow"
+        )
+    cut = found.judged.circuits[1]
     terminal.say(str(found))
-    for label in found.circuit.edges():
+    for label in cut.edges():
         terminal.say(f"  {label}")
-    everywhere = PositionedCircuit.everywhere(circuit, found.circuit.places)
-    judged = evaluate_positioned(
-        model, halves[1], [everywhere, found.circuit], reference=references[1], **asked
-    )
-    terminal.say(str(judged))
     if out is not None:
-        terminal.say(f"written to {found.circuit.save(out)} and .json beside it")
+        terminal.say(f"written to {cut.save(out)} and .json beside it")
     return {
-        "protocol": judged.protocol,
-        "edges": found.circuit.edges(),
-        "rows": judged.to_dataframe().to_dict("records"),
+        "protocol": found.judged.protocol,
+        "edges": cut.edges(),
+        "rows": found.judged.to_dataframe().to_dict("records"),
     }

@@ -57,6 +57,7 @@ def layered_graph(
     links: Sequence[Link],
     *,
     rows: Mapping[str, float],
+    columns: Mapping[str, float] | None = None,
     colours: Mapping[str, str] = GROUPS,
     height: int = 640,
 ) -> Any:
@@ -66,6 +67,7 @@ def layered_graph(
         nodes: drawn over the links.
         links: the weakest are drawn first.
         rows: name of a row -> its height.
+        columns: name of a column -> its middle, written above; none without.
         colours: group of a link -> its colour; each has an entry in the legend.
         height: in pixels.
     """
@@ -117,7 +119,16 @@ def layered_graph(
     figure.update_layout(
         height=height,
         margin={"l": 20, "r": 20, "t": 40, "b": 20, "pad": 0},
-        xaxis={"visible": False, "fixedrange": True, "range": [-0.06, 1.26]},
+        xaxis={
+            "visible": bool(columns),
+            "side": "top",
+            "tickvals": list((columns or {}).values()),
+            "ticktext": list(columns or {}),
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "range": [-0.06, 1.26],
+        },
         yaxis={
             "tickvals": list(rows.values()),
             "ticktext": list(rows),

@@ -13,8 +13,11 @@ import interp
 from interp.circuits.circuit import Circuit
 from interp.circuits.comparing import compare
 from interp.circuits.drawing import BOTH, LEFT, RIGHT, draw_circuit, draw_overlap
+from interp.circuits.drawing_places import draw_places
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
+from interp.circuits.narrowing import narrow_curve
+from interp.circuits.positioned import PositionedCircuit, named_places
 from interp.circuits.shelf import drop_circuit, keep_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.graph import Graph
@@ -230,3 +233,59 @@ def test_take_away_is_the_circuit(halves) -> None:
     told = json.loads(circuit_graph._mib(made, ask))
     inside = [name for name, edge in told["edges"].items() if edge["in_graph"]]
     assert len(inside) == made.expanded().n_edges
+
+
+def test_a_circuit_by_token_is_the_package_s(halves) -> None:
+    model, find, test = halves
+    at = wait(opened(PAGE, **LINK), "Find", seconds=90)
+    made = find_circuit(model, find, Finder()).circuit(len(at.dataframe[0].value))
+    at = wait(opened(PAGE, **LINK, look="tokens", edges=str(made.n_edges)), "Measure", seconds=90)
+    places = named_places(model, interp.load_task("toy-induction", model, n=12))
+    done = narrow_curve(model, find, test, made, positions=places, random=circuit_jobs.RANDOM)
+    cut = done.judged.circuits[1 + [f"{t:g}" for t in done.thresholds].index("0.01")]
+    rows = at.dataframe[0].value
+    assert {f"{row.edge} @ {row.token}" for row in rows.itertuples()} == set(cut.edges())
+    shown = " ".join(block.proto.body for block in at.get("html"))
+    assert f"{cut.n_edges} of {done.judged.circuits[0].n_edges}" in shown
+    named(at.selectbox, "Edge at a token").set_value("L1H2->logits @ last").run()
+    assert at.subheader[0].value == "L1H2->logits"
+    assert at.query_params["place"] == "last"
+    rows = at.dataframe[0].value
+    kept = rows[rows["kept"]]
+    assert list(kept["token"]) == ["last"]
+    effect = done.effects.estimate("L1H2->logits", "last")
+    assert kept["effect"].iloc[0] == pytest.approx(effect.mean)
+    last = done.thresholds[-1]
+    named(at.select_slider, "An edge stays at a token where it is worth this share of the gap")
+    at = opened(PAGE, **LINK, look="tokens", edges=str(made.n_edges), worth=f"{last:g}")
+    assert len(at.dataframe[0].value) == done.judged.circuits[-1].n_edges
+
+
+def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
+    """A key read at S2 is drawn to where its head writes; not to before, but from elsewhere."""
+    places = ("S1", "S2", "last", "elsewhere")
+    edges = {
+        "input->L0H1.q": ["S2"],
+        "input->L0H1.k": ["S1"],
+        "L0H1->L1H1.k": ["S2"],
+        "input->L1H1.v": ["elsewhere"],
+        "L1H2->L2.mlp_out": ["S1", "last"],
+        "L2.mlp_out->logits": ["last"],
+    }
+    circuit = PositionedCircuit.of(GRAPH, places, edges)
+    values = np.where(circuit.mask, -0.1, 0.0)
+    values[(*GRAPH.edge("L0H1->L1H1.k"), 1)] = 0.5
+    drawing = draw_places(circuit, values, edge="L0H1->L1H1.k @ S2")
+    assert (drawing.drawn, drawing.hidden) == (7, 0)
+    middle = next(x for x in drawing.figure.data if x.customdata is not None)
+    texts = list(middle.text)
+    assert "<b>L0H1->L1H1.k @ S2</b>  +0.5000, to last" in texts
+    assert not any(text.endswith("+0.5000, to S1") for text in texts)
+    carried = [text for text in texts if "input->L1H1.v" in text]
+    assert sorted(text.rpartition(" ")[2] for text in carried) == ["S1", "last"]
+    columns = dict(
+        zip(drawing.figure.layout.xaxis.ticktext, drawing.figure.layout.xaxis.tickvals, strict=True)
+    )
+    assert sorted(columns, key=columns.__getitem__) == ["elsewhere", "S1", "S2", "last"]
+    few = draw_places(circuit, values, most=1)
+    assert (few.drawn, few.hidden) == (1, 6)

@@ -31,7 +31,7 @@ circuits.evaluation circuits.neurons circuits.knockouts circuits.stability circu
 circuits.estimates circuits.flow circuits.single circuits.scoring circuits.full circuits.acdc
 circuits.masks circuits.redundancy circuits.recovery
 circuits.places circuits.positioned circuits.narrowing circuits.finding
-circuits.comparing circuits.shelf circuits.drawing
+circuits.comparing circuits.shelf circuits.drawing circuits.drawing_places
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known

@@ -11,7 +11,7 @@ import numpy as np
 from interp.components import Component
 from interp.diagrams import GROUPS, Link, Node, layered_graph
 from interp.figures import CHOSEN, FRAME, LOWERS
-from interp.graph import Graph
+from interp.graph import LOGITS, Graph
 
 MOST = 250
 """Edges drawn at most; a browser shows more, a reader does not see them."""
@@ -82,12 +82,14 @@ def _draw(
     order = np.argsort(-np.abs(signed[mask]), kind="stable")[:most]
     drawn = places[order[::-1]]
     inside = np.any(mask, axis=1)
-    heights, rows = _rows(graph, drawn, inside)
+    shown = {int(writer) for writer, _ in drawn}
+    shown |= {node for _, reader in drawn for node in targets(graph, int(reader), inside)}
+    heights, rows = heights_of(graph, shown)
     limit = float(np.abs(signed[mask]).max(initial=0.0)) or 1.0
     marked = None if edge is None else graph.edge(edge)
     links, present = [], {}
     for writer, reader in drawn.tolist():
-        for target in _targets(graph, reader, inside):
+        for target in targets(graph, reader, inside):
             links.append(
                 _link(
                     graph, (writer, reader), target, heights,
@@ -109,12 +111,8 @@ def _draw(
     return Drawing(figure=figure, drawn=len(drawn), hidden=len(places) - len(drawn))
 
 
-def _rows(
-    graph: Graph, drawn: np.ndarray, inside: np.ndarray
-) -> tuple[dict[int, float], dict[str, float]]:
+def heights_of(graph: Graph, nodes: set[int]) -> tuple[dict[int, float], dict[str, float]]:
     """Height of every node drawn (-1: the logits), and of every layer that has one."""
-    nodes = {int(writer) for writer, _ in drawn}
-    nodes |= {node for _, reader in drawn for node in _targets(graph, int(reader), inside)}
     layers = sorted({int(graph.writer_layer[node]) for node in nodes if node >= 0} - {-1})
     heights, rows = {0: 0.0}, {"input": 0.0}
     for place, layer in enumerate(layers, 1):
@@ -126,7 +124,7 @@ def _rows(
     return heights, rows
 
 
-def _targets(graph: Graph, reader: int, inside: np.ndarray) -> list[int]:
+def targets(graph: Graph, reader: int, inside: np.ndarray) -> list[int]:
     """The nodes that an edge into a reader leads to: those of the circuit, or the first."""
     if reader == len(graph.readers) - 1:
         return [-1]
@@ -183,21 +181,29 @@ def _link(
 def _node(
     graph: Graph, number: int, heights: Mapping[int, float], total: float, chosen: str | None
 ) -> Node:
-    logits = number < 0
-    label = "logits" if logits else graph.writers[number]
-    kind = "logits" if logits else str(graph.writer_kind[number])
-    short = label if kind in ("input", "logits") else "MLP" if kind == "mlp" else ""
-    if kind == "neuron":
-        short = f"N{Component.parse(label).index}"
-    if kind == "head":
-        short = f"H{number - graph.heads(int(graph.writer_layer[number])).start}"
-    out = "" if logits else f"  edges out {total:+.4f}"
+    out = "" if number < 0 else f"  edges out {total:+.4f}"
+    label = LOGITS if number < 0 else graph.writers[number]
     return Node(
-        label=short,
-        kind=kind,
+        label=short_name(graph, number),
+        kind=kind_of(graph, number),
         x=_x(graph, number),
         y=heights[number],
         data=(1, number, 0),
         text=f"<b>{label}</b>{out}",
         selected=label == chosen,
     )
+
+
+def kind_of(graph: Graph, number: int) -> str:
+    """What a node is: a writer's kind, or "logits" for -1."""
+    return LOGITS if number < 0 else str(graph.writer_kind[number])
+
+
+def short_name(graph: Graph, number: int) -> str:
+    """What is written in or beside a node."""
+    kind = kind_of(graph, number)
+    if kind == "neuron":
+        return f"N{Component.parse(graph.writers[number]).index}"
+    if kind == "head":
+        return f"H{number - graph.heads(int(graph.writer_layer[number])).start}"
+    return "MLP" if kind == "mlp" else kind

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.faithfulness import Faithfulness
+from interp.circuits.keeping import Kept
 from interp.circuits.places import EdgePlaces
-from interp.circuits.positioned import PositionedCircuit, places_of, tokens_by_place
+from interp.circuits.positioned import (
+    PositionedCircuit,
+    allowed,
+    places_of,
+    tokens_by_place,
+)
 from interp.circuits.trials import Ablation, Trials
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
@@ -21,10 +27,11 @@ from interp.prompts import Task
 from interp.sweeps import check_gap, provenance
 
 BATCH = 256
+THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionedEvaluation(Faithfulness):
+class PositionedEvaluation(Faithfulness, Kept):
     """How faithful circuits are whose edges are kept at some tokens only. See `Faithfulness`.
 
     Attributes:
@@ -73,6 +80,24 @@ class Narrowed:
             f"{self.threshold:g} or more; {len(self.effects.edges)} edges before, "
             f"{every.n_edges} by place where those left were kept everywhere"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowedCurve(Kept):
+    """A circuit cut to its tokens at several thresholds, each cut judged on other prompts.
+
+    Attributes:
+        effects: what each edge's removal at each place takes from the circuit.
+        thresholds: ascending; those that leave no path are left out.
+        judged: the circuit kept everywhere, then its cut at each threshold.
+    """
+
+    effects: EdgePlaces
+    thresholds: tuple[float, ...]
+    judged: PositionedEvaluation
+
+    def __str__(self) -> str:
+        return f"{self.effects.protocol}\n{self.judged}"
 
 
 def evaluate_positioned(
@@ -209,13 +234,75 @@ def narrow(
         empty=ends[1],
         protocol=f"{_protocol(trials, whole)}; each edge of {circuit.name} removed at one alone",
     )
-    mask = np.zeros_like(whole.mask)
-    mask[tuple(edges.T)] = (np.abs(effects.values) >= threshold) & whole.mask[tuple(edges.T)]
-    found = replace(
-        whole, mask=mask, name=f"{circuit.name} by place",
-        method=f"edges of {circuit.name} where they are worth {threshold:g} of the gap or more",
+    found = cut_to_places(effects, threshold, name=circuit.name)
+    return Narrowed(circuit=found, effects=effects, threshold=threshold)
+
+
+def cut_to_places(
+    effects: EdgePlaces, threshold: float, *, name: str = "circuit"
+) -> PositionedCircuit:
+    """The edges where removing them costs |effect| >= threshold, those on no path left out.
+
+    `effects` are those of `narrow`; see there.
+    """
+    graph, places = effects.graph, effects.positions
+    mask = np.zeros((*graph.shape, len(places)), dtype=bool)
+    rows = tuple(np.array([graph.edge(edge) for edge in effects.edges]).T)
+    mask[rows] = (np.abs(effects.values) >= threshold) & allowed(graph, places)[rows]
+    return PositionedCircuit(
+        graph=graph, places=places, mask=mask, name=f"{name} by place",
+        method=f"edges of {name} where they are worth {threshold:g} of the gap or more",
+    ).connected()  # fmt: skip
+
+
+def narrow_curve(
+    model: LanguageModel,
+    find: Task,
+    test: Task,
+    circuit: Circuit,
+    *,
+    positions: str | Sequence[str] = "all",
+    thresholds: Sequence[float] = THRESHOLDS,
+    ablation: Ablation = "counterfactual",
+    references: tuple[Task | None, Task | None] = (None, None),
+    random: int = 10,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+) -> NarrowedCurve:
+    """`narrow` on some prompts at several thresholds, each cut evaluated on others.
+
+    Args:
+        model: a model with a fast engine.
+        find: prompt pairs that the effects are measured on.
+        test: prompt pairs that the cuts are judged on.
+        circuit: see `narrow`.
+        positions: see `narrow`.
+        thresholds: shares of the gap.
+        ablation: what removed edges carry; see `interp.circuits.ablations`.
+        references: prompts that means are taken over, for `find` and for `test`.
+        random: random circuits like each cut.
+        seed: of the random circuits and of resampling.
+        budget_gb: memory for runs in flight and for masks.
+        progress: called with (circuits run, circuits in all), for the effects and for the cuts.
+
+    Raises:
+        InterpError: see `narrow` and `evaluate_positioned`.
+    """
+    options: dict[str, Any] = {"ablation": ablation, "seed": seed, "budget_gb": budget_gb}
+    options["progress"] = progress
+    effects = narrow(
+        model, find, circuit, positions=positions, threshold=min(thresholds),
+        reference=references[0], **options,
+    ).effects  # fmt: skip
+    cuts = {t: cut_to_places(effects, t, name=circuit.name) for t in sorted(thresholds)}
+    cuts = {threshold: cut for threshold, cut in cuts.items() if len(cut)}
+    everywhere = PositionedCircuit.everywhere(circuit, effects.positions)
+    judged = evaluate_positioned(
+        model, test, [everywhere, *cuts.values()], reference=references[1], random=random,
+        **options,
     )  # fmt: skip
-    return Narrowed(circuit=found.connected(), effects=effects, threshold=threshold)
+    return NarrowedCurve(effects=effects, thresholds=tuple(cuts), judged=judged)
 
 
 @dataclass(frozen=True)
@@ -274,4 +361,12 @@ def _batches(masks: Sequence[np.ndarray], budget_gb: float) -> Iterator[list[np.
         yield [masks[i] for i in range(begin, min(begin + size, len(masks)))]
 
 
-__all__ = ["Narrowed", "PositionedEvaluation", "evaluate_positioned", "narrow"]
+__all__ = [
+    "Narrowed",
+    "NarrowedCurve",
+    "PositionedEvaluation",
+    "cut_to_places",
+    "evaluate_positioned",
+    "narrow",
+    "narrow_curve",
+]

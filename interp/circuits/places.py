@@ -55,6 +55,12 @@ class EdgePlaces(Kept):
         """(edges,) effects of removal at all tokens; tokens need not add up to it."""
         return self.lost_whole.mean(0) / (self.full - self.empty).mean()
 
+    def table(self) -> np.ndarray:
+        """(writers, readers, positions) effects, 0 where none was measured."""
+        found = np.zeros((*self.graph.shape, len(self.positions)))
+        found[tuple(np.array([self.graph.edge(edge) for edge in self.edges]).T)] = self.values
+        return found
+
     def estimate(self, edge: str, position: str | int) -> Estimate:
         """One effect with its interval over prompts (delta method, Student's t).
 

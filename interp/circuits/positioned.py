@@ -55,6 +55,21 @@ def places_of(positions: str | Sequence[str], model: LanguageModel, task: Task) 
     return (*named, LAST, ELSEWHERE)
 
 
+def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
+    """Names marked in every prompt, in the order of their tokens; one name a token, "last" apart.
+
+    Raises:
+        InterpError: a mark that a prompt lacks.
+    """
+    encoded = task.encode(model)
+    at = {name: np.array(encoded.positions(name)) for name in (*task.position_names, LAST)}
+    found = [LAST]
+    for name in sorted(task.position_names, key=lambda name: float(at[name].mean())):
+        if name != ELSEWHERE and not any((at[name] == at[other]).any() for other in found):
+            found.append(name)
+    return tuple(found[1:])
+
+
 def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> list[Index]:
     """Of every prompt, the number of the place each of its tokens is.
 
@@ -307,4 +322,4 @@ def allowed(graph: Graph, places: Sequence[str]) -> np.ndarray:
     return found
 
 
-__all__ = ["PositionedCircuit", "allowed", "places_of", "tokens_by_place"]
+__all__ = ["PositionedCircuit", "allowed", "named_places", "places_of", "tokens_by_place"]

@@ -20,6 +20,8 @@ from interp.circuits.finding import (
     kept_findings,
 )
 from interp.circuits.full import FullEvaluation
+from interp.circuits.narrowing import NarrowedCurve, narrow_curve
+from interp.circuits.positioned import named_places
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.files import content_key
@@ -87,6 +89,10 @@ class Asked:
         """The key of their evaluation."""
         made = [self.key, self.test.hash, self.finder.ablation, RANDOM, KNOCKOUTS]
         return content_key(["evaluation", *made])
+
+    def tokens_key(self, made: Circuit) -> str:
+        """The key of a circuit cut to its tokens."""
+        return content_key(["tokens", made.hash, self.curve_key])
 
     @property
     def slow(self) -> bool:
@@ -180,6 +186,31 @@ def start_curve(ask: Asked, made: Circuit) -> None:
     jobs.start(ask.curve_key, work, "circuits")
 
 
+def places(ask: Asked) -> tuple[str, ...]:
+    """The named tokens that edges are told apart by."""
+    return named_places(ask.open_.model, ask.open_.task)
+
+
+def start_tokens(ask: Asked, made: Circuit) -> None:
+    """Cut a circuit to its tokens on one half and judge it on the other, in the background."""
+
+    def work(job: jobs.Job) -> Path:
+        found = narrow_curve(
+            ask.open_.model,
+            ask.find,
+            ask.test,
+            made,
+            positions=places(ask),
+            ablation=ask.finder.ablation,
+            references=(ask.reference, ask.find.without(ask.test) if ask.by_mean else None),
+            random=RANDOM,
+            progress=_stoppable(job),
+        )
+        return found.save(findings_path(ask.tokens_key(made)))
+
+    jobs.start(ask.tokens_key(made), work, "circuits")
+
+
 def _stoppable(job: jobs.Job) -> Progress:
     def note(done: int, total: int) -> None:
         job.progress(done, total)
@@ -218,6 +249,19 @@ def evaluation(key: str) -> FullEvaluation | None:
         return _evaluation(key)
     except InterpError:
         return None
+
+
+def tokens(key: str) -> NarrowedCurve | None:
+    """The kept cuts of a key."""
+    try:
+        return _tokens(key)
+    except InterpError:
+        return None
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _tokens(key: str) -> NarrowedCurve:
+    return NarrowedCurve.load(findings_path(key))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -24,7 +24,7 @@ CHOICES = {
 
 SETUP = ("model", "dtype", "task", "n", "seed", "corruption")
 SEARCH = ("finder", "removed", "price")
-PICKED = {"edges": None, "edge": None, "node": None}
+PICKED = {"edges": None, "edge": None, "node": None, "place": None, "worth": None}
 CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
 
@@ -36,7 +36,8 @@ class Selection:
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
     (first, last). head: a head, key/value head or neuron. finder, removed, price: how a circuit is
     found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
-    edge, node: what of it is looked at; left, right: two kept circuits. A link may name a layer or
+    edge, node, place: what of it is looked at; worth: what an edge must be worth at a token; left,
+    right: two kept circuits. A link may name a layer or
     head that does not exist: `strangers` finds out.
     """
 
@@ -64,6 +65,8 @@ class Selection:
     edges: int | None = None
     edge: str | None = None
     node: str | None = None
+    place: str | None = None
+    worth: str | None = None
     left: str | None = None
     right: str | None = None
 

@@ -9,10 +9,11 @@ from interp.errors import InterpError
 from interp.ui import cache, circuit_jobs, jobs, widgets
 from interp.ui.circuit_graph import graph
 from interp.ui.circuit_jobs import METHODS, PRICES, REMOVED, Asked
+from interp.ui.circuit_tokens import tokens
 from interp.ui.circuit_views import faithfulness, overlap
 from interp.ui.state import current, select, write_link
 
-SECTIONS = {"graph": graph, "faithfulness": faithfulness, "overlap": overlap}
+SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
 FORMULA = (
     r"\text{score}(u \to v) \approx \frac{\overline{m}[\text{clean}] - \overline{m}"
     r"[\text{clean run, } v \text{ reads } u \text{ as removed}]}"
@@ -51,7 +52,8 @@ def show() -> None:
         "look",
         options=list(SECTIONS),
         required=True,
-        help="graph: the circuit itself. faithfulness: what it carries on other prompts, by size. "
+        help="graph: the circuit itself. tokens: where along the prompt its edges act. "
+        "faithfulness: what it carries on other prompts, by size. "
         "overlap: two kept circuits.",
     )
     SECTIONS[str(current().look)](ask, found)

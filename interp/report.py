@@ -45,14 +45,15 @@ DRAWN, LONG = re.compile(rb"<(?:path|use|text) [^>]+>"), re.compile(rb"(\d\.\d\d
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def escape(text: str) -> str:
+def escape(text: str, *, first: bool = True) -> str:
     """A model's text as Markdown that shows it on one line, character for character.
 
     Line breaks become ↵, tabs ⇥, spaces at an end or in a row ␣; other invisible characters are
-    named (⟨U+202E⟩). Safe in a table cell, a heading and a paragraph.
+    named (⟨U+202E⟩). Safe in a table cell, a heading and, where it may come `first`, a paragraph.
     """
     shown = SPACES.sub(lambda spaces: "␣" * len(spaces[0]), text)
-    shown = MARKER.sub(r"\1\\\2", SPECIAL.sub(r"\\\g<0>", shown))
+    shown = SPECIAL.sub(r"\\\g<0>", shown)
+    shown = MARKER.sub(r"\1\\\2", shown) if first else shown
     return "".join(NAMED.get(character) or _seen(character) for character in shown)
 
 
@@ -152,7 +153,8 @@ class Report:
         if level not in (2, 3, 4) or not title.strip():
             asked = f"section {title!r} at level {level}"
             raise InterpError(asked, "not a heading", "give a title, and level 2, 3 or 4")
-        self._blocks.append(f"{'#' * level} {escape(' '.join(title.split()))}")
+        words = escape(" ".join(title.split()), first=False)
+        self._blocks.append(f"{'#' * level} {words}")
         return self
 
     def text(self, markdown: str) -> Self:

@@ -9,6 +9,7 @@ import numpy as np
 from interp.studies.reuse.repairing import over_all
 from interp.studies.reuse.staging import circuits_of, clear_heads, value_of
 from interp.studies.reuse.suite import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
+from interp.studies.shown import chance
 from interp.studies.steps import Result
 
 Row = dict[str, str]
@@ -45,7 +46,7 @@ def shown(row: Result, measure: str = "matched") -> str:
     x = row[measure]
     return (
         f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, "
-        f"p = {x['null']['p']:.3f})"
+        f"{chance(x['null']['p'])})"
     )
 
 
@@ -170,7 +171,7 @@ def _repaired(results: dict[str, Result], name: str) -> Row:
         f"right {none['mean']:.2f} → {right['mean']:.2f} [{right['low']:.2f}, "
         f"{right['high']:.2f}], {right['fixed']} fixed, {right['broken']} new mistakes; random "
         f"heads of the same layers, pointed to the same colours, {np.mean(right['null']):.2f} "
-        f"(highest {max(right['null']):.2f}), p = {right['p']:.3f}, over the {rows} rows tried "
+        f"(highest {max(right['null']):.2f}), {chance(right['p'])}, over the {rows} rows tried "
         f"{p:.3f}. Of all tokens the right colour is on top in {found['none']['top']['mean']:.2f} "
         f"→ {x['top']['mean']:.2f}",
     )

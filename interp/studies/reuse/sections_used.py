@@ -9,7 +9,7 @@ import numpy as np
 from interp.report import Report
 from interp.studies.reuse.repairing import over_all
 from interp.studies.reuse.suite import OBJECTS, PUBLISHED
-from interp.studies.shown import estimate, spread
+from interp.studies.shown import chance, estimate, spread
 from interp.studies.steps import Result
 
 
@@ -43,7 +43,7 @@ def trained(report: Report, results: dict[str, Result]) -> None:
             {
                 "circuit": name,
                 **{
-                    part: f"{x['selected']:.4f} (others {x['mean']:.4f}, p = {x['p']:.3f})"
+                    part: f"{x['selected']:.4f} (others {x['mean']:.4f}, {chance(x['p'])})"
                     for part, x in parts.items()
                 },
             }
@@ -154,7 +154,7 @@ def groups(report: Report, results: dict[str, Result]) -> None:
                 told = found["accuracy"][task]
                 x = told["sets"].get(name)
                 row[f"{task} ({told['none']['mean']:.2f} whole)"] = (
-                    f"{x['mean']:.2f} (random {np.mean(x['null']):.2f}, p = {x['p']:.3f})"
+                    f"{x['mean']:.2f} (random {np.mean(x['null']):.2f}, {chance(x['p'])})"
                     if x
                     else None
                 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from interp.studies.shown import chance
 from interp.studies.steps import Result
 
 Row = dict[str, str]
@@ -107,7 +108,7 @@ def _against(x: Result) -> str:
     return (
         f"{len(x['components'])} components zeroed: {x['disabled']['mean']:.2f} "
         f"[{x['disabled']['low']:.2f}, {x['disabled']['high']:.2f}] of valid attempts judged "
-        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, p = {x["p"]:.3f}'
+        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, {chance(x["p"])}'
     )
 
 
@@ -128,7 +129,7 @@ def _by_kind(results: dict[str, Result], name: str) -> tuple[Verdict, str]:
         for x in others
     ]
     said = "; ".join(
-        f"{kind} ablation {x['disabled']['mean']:.2f}, p = {x['p']:.3f}"
+        f"{kind} ablation {x['disabled']['mean']:.2f}, {chance(x['p'])}"
         for kind, x in zip(("mean", "resample"), others, strict=True)
         if x
     )
@@ -224,7 +225,7 @@ def _silent(results: dict[str, Result]) -> Row:
         judged[place] = share["mean"], beyond(null["p"], null["draws"])
         said.append(
             f"at {place} {share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}], "
-            f"{null['draws']} random sets {null['mean']:.2f}, p = {null['p']:.3f}"
+            f"{null['draws']} random sets {null['mean']:.2f}, {chance(null['p'])}"
         )
     if not judged:
         return _row(claim, False, criterion, "no neuron was active, or there is no other head")
@@ -272,7 +273,7 @@ def _sufficient(results: dict[str, Result]) -> Row:
     full = [x["effect_low"] >= CARRIED and x["flipped"]["mean"] >= CARRIED for x in every]
     said = "; ".join(
         f"{side} {x['effect']:.2f} [{x['effect_low']:.2f}, {x['effect_high']:.2f}] of the gap "
-        f"(random {np.mean(x['effect_null']):.2f}, p = {x['p']:.3f}) and "
+        f"(random {np.mean(x['effect_null']):.2f}, {chance(x['p'])}) and "
         f"{x['flipped']['mean']:.2f} of verdicts flipped"
         for side, x in rows.items()
     )

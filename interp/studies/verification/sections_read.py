@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.figures import visible
 from interp.report import Report
-from interp.studies.shown import band, bare, estimate, place
+from interp.studies.shown import band, bare, chance, estimate, place
 from interp.studies.steps import Result
 from interp.studies.verification.finding import RANDOM_SETS
 
@@ -180,7 +180,7 @@ def glu(report: Report, results: dict[str, Result]) -> None:
             ],
             caption=f"{name}: {len(found[name]['neurons'])} neurons, mean cosine "
             f"{abs(null['selected']):.3f}; the same selection for random directions "
-            f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], p = {null['p']:.3f}.",
+            f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], {chance(null['p'])}.",
         )
     report.table(
         [
@@ -188,7 +188,7 @@ def glu(report: Report, results: dict[str, Result]) -> None:
                 "sets": text,
                 "mean of each one's most negative cosine": found[key]["mean_cosine"],
                 **{
-                    words: f"{-x['mean']:.3f} [{-x['high']:.3f}, {-x['low']:.3f}], p = {x['p']:.3f}"
+                    words: f"{-x['mean']:.3f} [{-x['high']:.3f}, {-x['low']:.3f}], {chance(x['p'])}"
                     for words, x in (
                         ("sets along random w' and -w'", found[key]["null"]),
                         ("random neurons of the same layers", found[key]["null_neurons"]),

@@ -109,18 +109,35 @@ def press(browser: Any, label: str) -> None:
     browser.execute_script(script, label)
 
 
-def hover_and_click(browser: Any, layer: int, head: int) -> str:
-    """Move to a cell of the map, wait for its label, click; returns the label."""
-    area = browser.find_element(By.CSS_SELECTOR, ".st-key-map .nsewdrag")
-    width, height = area.size["width"], area.size["height"]
-    across = int((head + 0.5) * width / HEADS - width / 2)
-    up = int((layer + 0.5) * height / LAYERS - height / 2)
+MARKER = """
+const chart = document.querySelector(arguments[0] + " .js-plotly-plot");
+for (const trace of chart?._fullData || []) {
+  const words = Array.isArray(trace.text) ? trace.text : [];
+  const at = words.findIndex(text => String(text).startsWith(arguments[1]));
+  if (at >= 0) {
+    const layout = chart._fullLayout;
+    return [layout.xaxis.d2p(trace.x[at]), layout.yaxis.d2p(trace.y[at])];
+  }
+}
+"""
+"""Where the point whose hover text begins so is drawn, in pixels from the top left."""
+
+
+def hover_and_click(browser: Any, chart: str, across: float, down: float) -> str:
+    """Move to a place of a chart's area, wait for its label, click; returns the label."""
+    area = browser.find_element(By.CSS_SELECTOR, f"{chart} .nsewdrag")
+    x, y = int(across - area.size["width"] / 2), int(down - area.size["height"] / 2)
     mouse = ActionChains(browser)
-    mouse.move_to_element_with_offset(area, across - 3, -up).pause(0.2).move_by_offset(3, 0)
-    mouse.perform()
-    label = until(lambda: texts(browser, ".st-key-map .hovertext"), "the hover label")
+    mouse.move_to_element_with_offset(area, x - 3, y).pause(0.2).move_by_offset(3, 0).perform()
+    label = until(lambda: texts(browser, f"{chart} .hovertext"), "the hover label")
     ActionChains(browser).click().perform()
     return label[0]
+
+
+def click_edge(browser: Any, chart: str, edge: str) -> str:
+    """Click an edge of a drawn circuit."""
+    place = until(lambda: browser.execute_script(MARKER, chart, f"<b>{edge}</b>"), f"{edge} drawn")
+    return hover_and_click(browser, chart, *place)
 
 
 def test_run_click_and_read(address: str, browser: Any) -> None:
@@ -128,7 +145,10 @@ def test_run_click_and_read(address: str, browser: Any) -> None:
     until(lambda: has_button(browser, "Run"), "the Run button")
     press(browser, "Run")
     until(lambda: texts(browser, ".st-key-map .nsewdrag"), "the map")
-    label = hover_and_click(browser, layer=1, head=2)
+    size = browser.find_element(By.CSS_SELECTOR, ".st-key-map .nsewdrag").size
+    layer, head = 1, 2
+    across, down = (head + 0.5) / HEADS, 1 - (layer + 0.5) / LAYERS
+    label = hover_and_click(browser, ".st-key-map", across * size["width"], down * size["height"])
     assert label.startswith("L1H2  1.000")
     until(lambda: "L1H2" in texts(browser, "h3"), "the detail", seconds=10)
     until(lambda: "Inside L1H2" in texts(browser, "h3"), "the head", seconds=10)
@@ -141,3 +161,21 @@ def test_run_click_and_read(address: str, browser: Any) -> None:
     browser.get(browser.current_url)  # a fresh visit by the link: same cell, nothing to run
     until(lambda: "Inside L1H2" in texts(browser, "h3"), "the restored detail")
     assert not has_button(browser, "Run")
+
+
+def test_an_edge_of_a_circuit_is_clicked(address: str, browser: Any) -> None:
+    browser.get(f"{address}/circuits?model=toy-induction&task=toy-induction&n=12")
+    until(lambda: has_button(browser, "Find"), "the Find button")
+    press(browser, "Find")
+    graph, edge = ".st-key-circuit-graph", "L1H2->logits"
+    assert click_edge(browser, graph, edge).startswith(edge)
+    until(lambda: edge in texts(browser, "h3"), "the edge's detail", seconds=10)
+    assert "edge=L1H2" in browser.current_url
+
+    browser.get(browser.current_url.replace("look=graph", "look=tokens"))
+    until(lambda: has_button(browser, "Measure"), "the Measure button")
+    press(browser, "Measure")
+    carried = "L0H1->L1H1.k @ elsewhere"
+    assert click_edge(browser, ".st-key-circuit-tokens", carried).startswith(carried)
+    until(lambda: "L0H1->L1H1.k" in texts(browser, "h3"), "the edge at its token", seconds=10)
+    assert "place=elsewhere" in browser.current_url

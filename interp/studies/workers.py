@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -45,9 +46,18 @@ def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
 
 
 def _work(run: Callable[[], object], threads: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with suppress(InterpError):  # the first process meets the same one, and says it
         run()
+
+
+def _end_with_parent() -> None:
+    """A study that was killed leaves no process behind that goes on with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _cores() -> int:

@@ -7,6 +7,7 @@ from time import sleep
 
 import pytest
 import torch
+from filelock import FileLock
 
 from interp.errors import InterpError
 from interp.studies.steps import Steps
@@ -85,6 +86,28 @@ def test_a_dead_process_leaves_no_lock(tmp_path):
     other.kill()
     other.join()
     assert study(tmp_path)["name"] == "last"
+
+
+def holding(directory):
+    with FileLock(directory / "held"):
+        (directory / "begun").touch()
+        sleep(600)
+
+
+def shared_and_waiting(directory):
+    with sharing(partial(holding, directory), 2):
+        sleep(600)
+
+
+def test_workers_end_with_a_study_that_is_killed(tmp_path):
+    study_process = get_context("spawn").Process(target=shared_and_waiting, args=(tmp_path,))
+    study_process.start()
+    while not (tmp_path / "begun").exists() and study_process.is_alive():
+        sleep(0.01)
+    study_process.kill()
+    study_process.join()
+    with FileLock(tmp_path / "held", timeout=20):
+        assert (tmp_path / "begun").exists()
 
 
 def test_one_process_or_a_refusal_changes_nothing(tmp_path):

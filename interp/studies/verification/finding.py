@@ -32,6 +32,9 @@ PLACES = ("t_ans", "t_paren")
 LONGEST = 12
 """The most heads of a cumulative curve."""
 
+PAIRS_GB = 4.0
+"""So much holds the runs of all pairs of the default model at once; in parts they are run twice."""
+
 STRONGEST, BAND = 6, 2
 """How many heads of a map are judged against random ones, and within how many layers of them."""
 
@@ -48,12 +51,13 @@ def patching(context: Context) -> Result:
     found: Result = {"n": len(pairs), "counts": counts}
     for direction in ("denoise", "noise"):
         scores = activation_patching(
-            model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES
-        )
+            model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES,
+            budget_gb=PAIRS_GB,
+        )  # fmt: skip
         found[direction] = _map(scores, 12)
     for site in ("attn_out", "mlp_out"):
         scores = activation_patching(
-            model, pairs, site=site, by=("layer", "position"), positions=PLACES
+            model, pairs, site=site, by=("layer", "position"), positions=PLACES, budget_gb=PAIRS_GB
         )
         found[site] = scores.values.tolist()
     return found

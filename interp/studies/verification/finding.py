@@ -139,7 +139,7 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
         found["find"][name] = {"curve": _points(curve), "size": curve.smallest}
     best, size = _smallest_of(shares)
     order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
-    sizes = {1, 2, 3, 4, 6, 8, size, len(order)}
+    sizes = {1, 2, 4, 8, size, len(order)}
     tested = ablation_curve(
         zeroed_sets(context, context.test),
         order,

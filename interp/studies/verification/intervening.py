@@ -27,7 +27,7 @@ from interp.studies.verification.samples import Samples
 
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
 
-NULL_PAIRS = 40
+NULL_PAIRS = 20
 """Valid samples, and as many invalid ones, on which each random set is run."""
 
 SUFFICIENT_PAIRS = 16

@@ -89,32 +89,35 @@ def study_verification(
 
     # Each `all` pairs a step that others wait for with some that nothing waits for.
     judged = (finding.STRONGEST, finding.BAND)
-    patching, choice, attention, _ = step.all(
+    direct = ["logits"]
+    patching, choice, attention, *_ = step.all(
         ("patching", lambda: finding.patching(context), *judged),
         ("glu_choice", lambda: finding.glu_choice(context)),
         ("attention", lambda: reading.attention(context)),
         ("behaviour", lambda: _behaviour(context)),
+        ("lens", lambda: reading.lens(context)),
+        ("paths_direct", lambda: finding.paths(context, direct), direct, *judged),
     )
     best = (choice["direction"], choice["k"])
-    direct = ["logits"]
-    glu, *_ = step.all(
+    glu, _ = step.all(
         ("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN),
-        ("paths_direct", lambda: finding.paths(context, direct), direct, *judged),
+        ("probes", lambda: reading.probes(context)),
     )
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
     asked = attention["t_ans to asked"]["heads"][:MOST]
     strong = finding.strongest(patching["noise"]["values"], 16)
+    mlps = finding.strongest_mlps(patching["mlp_out"])
     scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
     scores = step("head_scores", lambda: feeding.head_scores(context, *scored), *scored)
     lists = (previous, asked, strong)
     orders, _ = step.all(
         ("orders", lambda: _orders(context, *lists, scores), *lists, scores),
-        ("lens", lambda: reading.lens(context)),
+        ("paths_mlps", lambda: finding.paths(context, mlps), mlps, *judged),
     )
     curves, _ = step.all(
         ("curves", lambda: finding.curves(context, orders), orders),
-        ("probes", lambda: reading.probes(context)),
+        ("paths_glu", lambda: finding.paths(context, valid), valid, *judged),
     )
     chosen = curves["chosen"]
     sets = {
@@ -129,7 +132,6 @@ def study_verification(
     ours = {name: labels for name, labels in sets.items() if "published" not in name}
     shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
     fed = (scores, chosen, valid)
-    mlps = finding.strongest_mlps(patching["mlp_out"])
     parts = (chosen, valid)
     jobs: list[Job] = [
         (
@@ -154,11 +156,6 @@ def study_verification(
             for kind in intervening.KINDS
         ),
         ("communication", lambda: feeding.communication(context, *fed), *fed),
-        *(
-            (f"paths_{name}", partial(finding.paths, context, into), into, *judged)
-            for name, into in {"glu": valid, "mlps": mlps}.items()
-            if into
-        ),
         ("sufficiency", lambda: intervening.sufficiency(context, sets), sets),
         ("stability", lambda: finding.stability(context, orders, strong), orders, strong),
         (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -166,6 +166,21 @@ class Judged:
                 shown = "other row ids" if name == "rows" else f"{mine} and {its}"
                 do = "judge the same rows, generated the same way, with the same judge"
                 raise InterpError(f"comparing two runs by {name}", shown, do)
+
+    def replaced(self, places: Sequence[int], other: Judged) -> Judged:
+        """The same with the verdicts of another run in some rows; without texts.
+
+        Raises:
+            InterpError: other rows than those, another judge or other decoding.
+        """
+        replace(self, rows=tuple(self.rows[i] for i in places)).require_alike(other)
+        changed: dict[str, Any] = {}
+        for name in ("labels", "cut", "text_hashes"):
+            values = list(getattr(self, name))
+            for place, value in zip(places, getattr(other, name), strict=True):
+                values[place] = value
+            changed[name] = tuple(values)
+        return replace(self, texts=None, **changed)
 
     def to_dataframe(self) -> Any:
         """One row per prompt: id, label, whether the text was cut, its fingerprint."""

@@ -82,6 +82,20 @@ class Steering:
         strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
         return replace(self, gate=strength if self.gate is None else self.gate * strength)
 
+    def only(self, prompts: Sequence[int]) -> Steering:
+        """The same for some of its prompts, by number."""
+        chosen = list(prompts)
+        edits = {
+            at: edit
+            if edit.shift is None or len(edit.shift) == 1
+            else replace(edit, shift=edit.shift[chosen])
+            for at, edit in self.edits.items()
+        }
+        gate = None if self.gate is None else self.gate[chosen]
+        if gate is not None and bool((gate == 1).all()):
+            gate = None
+        return replace(self, edits=edits, gate=gate)
+
     def strengths(self, prompts: Tensor, places: Tensor) -> Tensor:
         """(n,) float64 strength at tokens of these prompts.
 

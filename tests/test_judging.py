@@ -1,5 +1,7 @@
 """Verdicts on replies, and both sides of refusal before and after a change."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -127,6 +129,19 @@ def run(codes, *, judge="j/1", changed="", decoding=None):
         cut=(False,) * len(codes),
         text_hashes=tuple(f"{c}{i}{changed}" for i, c in enumerate(codes)),
     )
+
+
+def test_verdicts_of_another_run_are_put_in_their_rows():
+    before, after = run("aRr"), run("adt", changed="!")
+    some = replace(
+        after, **{n: getattr(after, n)[1:] for n in ("rows", "labels", "cut", "text_hashes")}
+    )
+    found = before.replaced([1, 2], some)
+    assert found.labels == (before.labels[0], *after.labels[1:])
+    assert found.text_hashes == (before.text_hashes[0], *after.text_hashes[1:])
+    assert found.rows == before.rows
+    with pytest.raises(InterpError, match="other row ids"):
+        before.replaced([0, 1], some)
 
 
 def rows_of(n_benign, n_harmful, base=lambda i: ""):

@@ -20,11 +20,12 @@ from interp.judging import REFUSALS, RULES, rules_verdict, user_judge
 from interp.over_refusal import SIDES
 from interp.report import Report
 from interp.studies.frame import open_study
-from interp.studies.refusal import claims, sections_steered
+from interp.studies.refusal import claims, comparing, sections_steered
 from interp.studies.refusal.angles import SHUFFLES, cosine_interval
 from interp.studies.refusal.behaviour import behaviour, replies
 from interp.studies.refusal.comparing import QUALITY, RETAINED, SENSE, best_dose, costs
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
+from interp.studies.refusal.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.neurons import neurons
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
@@ -129,7 +130,7 @@ def test_the_report_has_its_sections(done, tmp_path):
         "What holds", "What the model does", "Where refused", "Directions", "Heads",
         "Over-refusals", "Task constellations", "Steering methods", "Neurons", "How it was run",
     ):  # fmt: skip
-        assert re.search(rf"^##+ (\d\\\. )?{title}", text, re.MULTILINE), title
+        assert re.search(rf"^##+ (\d\. )?{title}", text, re.MULTILINE), title
     assert "refusal-tiny" in text
     assert "nan" not in text
     assert "One direction mediates refusal" in text
@@ -195,6 +196,22 @@ def test_a_gate_s_rows_are_no_evidence_of_what_is_retained(done, tmp_path):
     assert open_to_all["retained_reached"] == open_to_all["retained"]
     assert open_to_all["retained"]["mean"] < 0.5
     assert "Gated: not tested" in write_up(done[0]).save(tmp_path / "report").read_text()
+
+
+def test_rows_a_method_leaves_alone_keep_their_plain_reply(context, done):
+    """As if all had been run again."""
+    found = done[0].results
+    gate = {name: found["constellations"][name] for name in ("identify", "threshold")}
+    (method,) = (x for x in methods(context, {}, gate) if x.name == CONSTELLATIONS)
+    rows = context.rows("test")
+    made = steering, marks = method.make(1.0, rows)
+    assert 0 < marks.sum() < len(rows)
+    whole, _ = replies(context, rows, steering)
+    assert comparing._replies(context, found["behaviour"], rows, made) == whole
+    expected = context.logits(rows, steering)
+    torch.testing.assert_close(
+        comparing._logits(context, rows, made), expected, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_quality_is_of_the_reply_s_tokens(context, done):

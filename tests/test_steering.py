@@ -355,6 +355,20 @@ def test_a_gate_of_zero_is_bit_equal(family_models):
     np.testing.assert_allclose(run.tally.norm, [norm, np.nan, norm / 2, norm, norm], rtol=1e-5)
 
 
+def test_some_of_its_prompts_are_steered_as_among_all(family_models):
+    model = family_models["llama"]
+    steering = add_direction(model, direction(model))
+    ((at, edit),) = steering.edits.items()
+    rows = torch.arange(1.0, 6.0, dtype=torch.float64)[:, None] * edit.shift
+    own = replace(steering, edits={at: replace(edit, shift=rows)})
+    for one in (own, steering.gated(GATE), own.gated(GATE), steering):
+        whole = run_steered(model, PROMPTS, one).logits
+        part = run_steered(model, [PROMPTS[3], PROMPTS[0]], one.only([3, 0])).logits
+        torch.testing.assert_close(part, whole[[3, 0]], atol=1e-5, rtol=0)
+    assert steering.gated(GATE).only([0, 3]).gate is None
+    assert steering.gated(GATE).only([0, 1]).gate is not None
+
+
 def uncached(model, steering, steps):
     """Every token from whole hooked passes, one prompt at a time; and the tokens changed."""
     texts, changed = [], []

@@ -16,11 +16,12 @@ from interp.interventions import intervene
 from interp.judging import Judged
 from interp.metrics import mean_estimate
 from interp.over_refusal import OverRefusal, Paired, dose_response, eval_over_refusal
+from interp.refusal_score import score_refusals
 from interp.selection import smoothed_kl
 from interp.steered import steer
 from interp.studies.refusal.behaviour import baseline, judged, replies
 from interp.studies.refusal.context import Context, Plain
-from interp.studies.refusal.methods import Method, ledger_of
+from interp.studies.refusal.methods import Made, Method, ledger_of
 from interp.studies.steps import Result, plain
 
 RETAINED, SENSE = 0.95, 0.5
@@ -49,15 +50,16 @@ def choose_dose(context: Context, method: Method) -> Result:
     calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
     plain_logits = context.logits(calm)
 
+    def logits(dose: float, rows: Sequence[int]) -> Tensor:
+        return _logits(context, rows, method.make(dose, rows)) if dose else context.logits(rows)
+
     def measure(dose: float) -> dict[str, np.ndarray]:
         found = {}
         for name, rows in (("released", wrong), ("lost", proper)):
-            scores = context.scores(rows, method.make(dose, rows)[0] if dose else None)
+            scores = score_refusals(logits(dose, rows), context.tokens)
             found[name] = (scores <= 0).double().numpy()
             found[f"{name} score"] = scores.numpy()
-        steering = method.make(dose, calm)[0] if dose else None
-        logits = context.logits(calm, steering)
-        return found | {"kl": smoothed_kl(plain_logits, logits).numpy()}
+        return found | {"kl": smoothed_kl(plain_logits, logits(dose, calm)).numpy()}
 
     curve = dose_response(measure, (0.0, *method.doses))
     released, lost, kl = (curve.values[name].mean(1) for name in ("released", "lost", "kl"))
@@ -96,12 +98,13 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     """
     rows = context.rows("test")
     steering, marks = method.make(dose, rows)
-    after, _ = replies(context, rows, steering)
+    after = _replies(context, behaviour, rows, (steering, marks))
     about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
     calm = _calm(context)
-    steering, _ = method.make(dose, calm)
+    made = method.make(dose, calm)
+    steering, _ = made
     prompts, plainly = context.prompts[calm], context.plain(tuple(calm))
-    logits = context.logits(calm, steering)
+    logits = _logits(context, calm, made)
     with steer(context.model, steering, prompts):
         losses = text_losses(context.model, plainly.texts, starts=plainly.starts)
     return (
@@ -109,6 +112,25 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
         | _written(_both_sides(context, behaviour, after, marks))
         | costs(plainly, logits, losses)
     )
+
+
+def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Made) -> Judged:
+    """What becomes of some rows under a steering; those it leaves alone keep their plain reply."""
+    steering, marks = made
+    found = baseline(context, behaviour, rows)
+    if not (touched := np.flatnonzero(marks).tolist()):
+        return found
+    after, _ = replies(context, [rows[i] for i in touched], steering.only(touched))
+    return found.replaced(touched, after)
+
+
+def _logits(context: Context, rows: Sequence[int], made: Made) -> Tensor:
+    """(n, d_vocab) of the next token of some rows; those left alone are not run again."""
+    steering, marks = made
+    found, touched = context.logits(rows).clone(), np.flatnonzero(marks).tolist()
+    if touched:
+        found[touched] = context.logits([rows[i] for i in touched], steering.only(touched))
+    return found
 
 
 def evaluate_heads(

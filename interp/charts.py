@@ -190,12 +190,18 @@ def points_with_null(
             ),
         ]
     )
-    figure.update_layout(
-        height=62 * len(labels) + 110,
-        margin={**MARGIN, "l": 20},
-        xaxis={"title": x_title, "fixedrange": True, "zeroline": True},
-        yaxis={
-            "tickvals": rows,
+    figure.update_layout(labelled_rows(labels, x_title=x_title, height=62 * len(labels) + 110))
+    return figure
+
+
+def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[str, Any]:
+    """The layout of a chart with a row for each label, the first on top."""
+    return {
+        "height": height,
+        "margin": {**MARGIN, "l": 20},
+        "xaxis": {"title": x_title, "fixedrange": True, "zeroline": True},
+        "yaxis": {
+            "tickvals": np.arange(len(labels)),
             "ticktext": list(labels),
             "range": [len(labels) - 0.45, -0.55],
             "automargin": True,
@@ -203,11 +209,10 @@ def points_with_null(
             "zeroline": False,
             "fixedrange": True,
         },
-        legend=LEGEND,
-        dragmode=False,
-        hovermode="closest",
-    )
-    return figure
+        "legend": LEGEND,
+        "dragmode": False,
+        "hovermode": "closest",
+    }
 
 
 def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -> Any:

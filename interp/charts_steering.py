@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interp.charts import LEGEND, MARGIN, SERIES, SOFT, band_lines
+from interp.charts import MARGIN, SERIES, SOFT, band_lines, labelled_rows
 from interp.figures import CHOSEN, LOWERS, RAISES
 
 FLAT = {"fixedrange": True, "zeroline": False}
@@ -228,22 +228,7 @@ def values_with_range(
             text=list(labels),
             hovertemplate="<b>%{text}</b>  %{x:.3f}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(
-        height=60 * len(labels) + 110,
-        margin={**MARGIN, "l": 20},
-        xaxis={"title": x_title, "fixedrange": True, "zeroline": True},
-        yaxis={
-            "tickvals": rows,
-            "ticktext": list(labels),
-            "range": [len(labels) - 0.45, -0.55],
-            "automargin": True,
-            "showgrid": False,
-            **FLAT,
-        },
-        legend=LEGEND,
-        dragmode=False,
-        hovermode="closest",
-    )
+    figure.update_layout(labelled_rows(labels, x_title=x_title, height=60 * len(labels) + 110))
     return figure
 
 

@@ -103,7 +103,7 @@ def _ends(circuit: PositionedCircuit, reader: int, place: int) -> list[At]:
     fed = targets(graph, reader, np.any(circuit.mask, axis=(1, 2)))
     if graph.reader_kind[reader] not in ("k", "v"):
         return [(node, place) for node in fed]
-    writes = circuit.mask.any(1)
+    writes = np.any(circuit.mask, axis=1)
     found = [
         (node, to)
         for node in fed

@@ -201,7 +201,7 @@ def start_tokens(ask: Asked, made: Circuit) -> None:
             ask.test,
             made,
             positions=places(ask),
-            ablation=ask.finder.ablation,
+            ablation=ask.finder.ablation,  # type: ignore[arg-type]
             references=(ask.reference, ask.find.without(ask.test) if ask.by_mean else None),
             random=RANDOM,
             progress=_stoppable(job),

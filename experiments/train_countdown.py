@@ -279,9 +279,10 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
     """Token ids, the loss on the completion only; only a finished text ends in end-of-text."""
     rows = []
-    for text in training_texts(phase, phase.steps * phase.batch, seed):
-        head = tokenizer(text.prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(text.completion, add_special_tokens=False)["input_ids"]
+    texts = training_texts(phase, phase.steps * phase.batch, seed)
+    heads = tokenizer([text.prompt for text in texts], add_special_tokens=False)["input_ids"]
+    tails = tokenizer([text.completion for text in texts], add_special_tokens=False)["input_ids"]
+    for text, head, tail in zip(texts, heads, tails, strict=True):
         tail = [*tail, tokenizer.eos_token_id] if text.finished else tail
         learnt = worked_out(tail, tokenizer) if text.worked else tail
         ids = head + tail
@@ -292,8 +293,9 @@ def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
 def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
     """The tokens as labels, those before the equals sign of each line left out."""
     labels, before = [], True
+    pieces = {token: tokenizer.decode([token]) for token in set(tokens)}
     for token in tokens:
-        piece = tokenizer.decode([token])
+        piece = pieces[token]
         labels.append(-100 if before else token)
         before = "\n" in piece or (before and "=" not in piece)
     return labels

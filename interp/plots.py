@@ -130,25 +130,33 @@ def curve_with_null(
     *,
     low: ArrayLike,
     high: ArrayLike,
-    null_low: ArrayLike,
-    null_high: ArrayLike,
+    null: Sequence[ArrayLike | None],
     x_title: str,
     y_title: str,
     labels: Sequence[str] | None = None,
     value_label: str = "selected",
     null_label: str = "random sets",
 ) -> Figure:
-    """A measure as components are added one by one, and the range of random sets as a grey band.
+    """A measure as components are added one by one, and random sets beside it in grey.
 
     All are (k,): `x` how many components, `value` the measure with that many and its interval,
-    `null_low` and `null_high` the random sets' range, `labels` the component added at each step.
+    `null` the values of random draws with that many, or None where none were drawn; their mean and
+    95 % range are shown. `labels` names the component added at each step.
     """
     at = _vector(x, "x")
     value, low, high = _interval((value, low, high), "value", len(at))
-    lower, upper = _vector(null_low, "null_low", len(at)), _vector(null_high, "null_high", len(at))
-    middle, lower, upper = _interval(((lower + upper) / 2, lower, upper), "null", len(at))
+    _same_length("null", len(null), len(at))
+    drawn = {
+        place: _vector(draws, "null")
+        for place, draws in zip(at, null, strict=True)
+        if draws is not None
+    }
+    middle = np.array([draws.mean() for draws in drawn.values()])
     axes = _axes(3.6, x_title, y_title)
-    axes.fill_between(at, lower, upper, color=SOFT, alpha=0.25, linewidth=0)
+    if drawn:
+        ends = [np.quantile(draws, (0.025, 0.975)) for draws in drawn.values()]
+        axes.fill_between(list(drawn), *np.transpose(ends), color=SOFT, alpha=0.25, linewidth=0)
+        axes.plot(list(drawn), middle, "o-", color=SOFT, ms=3.5, lw=1.2)
     axes.fill_between(at, low, high, color=RAISES, alpha=0.18, linewidth=0)
     axes.plot(at, value, "o-", color=RAISES, ms=3.5, lw=1.6, label=_plain(value_label))
     if labels is None:

@@ -336,16 +336,19 @@ def test_curve_with_null_draws_band_and_names():
         value,
         low=value - 0.1,
         high=value + 0.1,
-        null_low=[0.8, 0.7, 0.6],
-        null_high=[1.0, 0.9, 0.8],
+        null=[[0.8, 0.9, 1.0], None, [0.6, 0.6, 0.9]],
         x_title="head ablated",
         y_title="accuracy",
         labels=["none", "L1H2", "L3H0"],
     )
     axes = figure.axes[0]
-    np.testing.assert_array_equal(axes.lines[0].get_ydata(), value)
-    null = axes.collections[0].get_paths()[0].vertices
-    assert {0.6, 0.7, 0.8, 0.9, 1.0} == set(null[:, 1].tolist())
+    random, selected = axes.lines
+    np.testing.assert_array_equal(selected.get_ydata(), value)
+    np.testing.assert_array_equal(random.get_xdata(), [0, 2])
+    np.testing.assert_allclose(random.get_ydata(), [0.9, 0.7])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(0.995)
+    assert band[:, 1].min() == pytest.approx(0.6)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "L1H2", "L3H0"]
     named = {text.get_text(): text.get_position()[1] for text in axes.texts}
     assert named == {"selected": pytest.approx(0.1), "random sets": pytest.approx(0.7)}
@@ -480,8 +483,7 @@ def test_labels_are_drawn_as_they_are():
                 [0.5],
                 low=[0.4],
                 high=[0.6],
-                null_low=[0.9],
-                null_high=[0.1],
+                null=[[0.9], [0.1]],
                 x_title="",
                 y_title="",
             ),

@@ -122,19 +122,16 @@ def curve(report: Report, results: dict[str, Result]) -> None:
         caption='Share of valid attempts judged "not" with the first heads zeroed, find samples.',
     )
     curve = found["test"]
-    drawn = [point for point in curve if "null" in point]
-    low, high = ([float(np.quantile(point["null"], q)) for point in drawn] for q in (0.025, 0.975))
     report.figure(
         plots.curve_with_null(
-            [p["size"] for p in drawn],
-            [p["disabled"]["mean"] for p in drawn],
-            low=[p["disabled"]["low"] for p in drawn],
-            high=[p["disabled"]["high"] for p in drawn],
-            null_low=low,
-            null_high=high,
+            [p["size"] for p in curve],
+            [p["disabled"]["mean"] for p in curve],
+            low=[p["disabled"]["low"] for p in curve],
+            high=[p["disabled"]["high"] for p in curve],
+            null=[p.get("null") for p in curve],
             x_title="heads zeroed together",
             y_title='valid attempts judged "not"',
-            labels=[f"{p['size']}: +{p['added']}" for p in drawn],
+            labels=[f"{p['size']}: +{p['added']}" for p in curve],
             null_label="random heads, same layers",
         ),
         "curve",

@@ -140,7 +140,7 @@ class Trajectories:
     def shuffled(self, *, seed: int = 0) -> Trajectories:
         """The same states with classes permuted inside each task: the null of any constellation."""
         rng, classes = np.random.default_rng(seed), np.array(self.classes, dtype=object)
-        for task in set(self.tasks):
+        for task in dict.fromkeys(self.tasks):
             at = [i for i, name in enumerate(self.tasks) if name == task]
             classes[at] = rng.permutation(classes[at])
         return replace(self, classes=tuple(classes.tolist()))

@@ -307,6 +307,16 @@ def test_shuffled_classes_lose_the_effect():
     assert (effectiveness(null)[:, 2] < 0.3 * effectiveness(true)[:, 2]).all()
 
 
+def test_shuffled_classes_depend_on_the_seed_alone():
+    """Tasks are shuffled in the order they come in, not in that of a set, which hashing decides."""
+    states = planted([(t, side, w) for t in TASKS for side in (1, -1) for w in range(20)])
+    rng, expected = np.random.default_rng(3), np.array(states.classes, dtype=object)
+    for task in sorted(set(states.tasks), key=states.tasks.index):
+        at = np.flatnonzero(np.array(states.tasks) == task)
+        expected[at] = rng.permutation(expected[at])
+    assert states.shuffled(seed=3).classes == tuple(expected)
+
+
 def test_classes_of_verdicts():
     labels = ("direct_answer", "indirect_refusal", "direct_refusal", "degenerate", "judge_error")
     n = len(labels)

@@ -1,6 +1,7 @@
 """Several processes on one study: every step once, and all of them in every process."""
 
 import os
+import threading
 from functools import partial
 from multiprocessing import get_context
 from time import sleep
@@ -75,6 +76,22 @@ def test_steps_another_process_is_at_come_last_and_are_waited_for(tmp_path):
     waited = [line for line in lines if line.startswith(("a", "b", "c", "d"))]
     assert "b: kept" in waited
     assert waited.index("b: kept") > waited.index("c ...")
+
+
+def test_results_are_in_the_order_asked_for_whoever_was_first(tmp_path):
+    """`b` is held, so `a` and `c` are done before it."""
+    step, taken = Steps(directory=tmp_path, key=["k"]), threading.Event()
+
+    def hold():
+        (tmp_path / "locks").mkdir()
+        with FileLock(tmp_path / "locks" / "b.lock"):
+            taken.set()
+            sleep(0.3)
+
+    threading.Thread(target=hold).start()
+    taken.wait()
+    step.all(*((name, partial(dict, name=name)) for name in "abc"))
+    assert list(step.results) == ["a", "b", "c"]
 
 
 def test_a_dead_process_leaves_no_lock(tmp_path):

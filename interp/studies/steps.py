@@ -78,7 +78,8 @@ class Steps:
     def all(self, *jobs: Job) -> list[Result]:
         """Results of steps that need nothing of each other, in the order given.
 
-        Those another process is at are left to it, and waited for at the end.
+        Those another process is at are left to it, and waited for at the end. `results` holds
+        them in this order whoever was first.
         """
         left = []
         for name, compute, *inputs in jobs:
@@ -89,6 +90,8 @@ class Steps:
                 left.append((name, compute, *inputs))
         for job in left:
             self(*job)
+        for name, *_ in jobs:
+            self.results[name] = self.results.pop(name)
         return [self.results[name] for name, *_ in jobs]
 
     def _lock(self, name: str) -> FileLock:
@@ -121,7 +124,8 @@ class Steps:
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:
     """Every step's result and seconds in a directory, by name, that were made under a key."""
-    every = {path.stem: found for path in directory.glob("*.json") if (found := _read(path))}
+    paths = sorted(directory.glob("*.json"))
+    every = {path.stem: found for path in paths if (found := _read(path))}
     kept = {name: found for name, found in every.items() if found["of"] == of}
     return (
         {name: found["result"] for name, found in kept.items()},

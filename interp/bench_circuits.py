@@ -57,7 +57,7 @@ def bench_circuits(
     n: int = 16,
     length: int = 15,
     threshold: float = 0.01,
-    budget_gb: float = 0.1,
+    budget_gb: float = 0.05,
     peers: Peers | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:

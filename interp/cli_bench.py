@@ -53,7 +53,7 @@ def bench_circuits_command(
     peers: Annotated[bool, typer.Option(help="Also run the peers (minutes).")] = True,
     n: Count = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 15,
-    budget: Annotated[float, typer.Option(help="Memory for our runs, in GB.")] = 0.1,
+    budget: Annotated[float, typer.Option(help="Memory for our runs, in GB.")] = 0.05,
     threshold: Annotated[float, typer.Option(help="ACDC's, as a share of the gap.")] = 0.01,
     json_file: JsonFile = None,
 ) -> None:

@@ -27,8 +27,6 @@ WIDTH, SMALL, MEDIUM = 7.0, 9, 10
 INK, SOFT, GRID, ABSENT = "#222222", "#6b6b6b", "#e3e3e3", "#c9c9c9"
 SERIES = (LOWERS, RAISES, CHOSEN, FRAME, "#3cbf94", "#7327d9")
 OUTCOMES = (LOWERS, "#a9cdec", RAISES, "#8f8f8f", CHOSEN, FRAME)
-TEXT = {"fontsize": SMALL, "color": INK}
-NEAR = [(5, 0, "left"), (-5, 0, "right"), *((0, y, "center") for y in (9, -9, 18, -18))]
 STRIP = 200
 
 
@@ -200,21 +198,24 @@ def bars_with_null(
     return axes.figure
 
 
-def paired_bars(labels: Sequence[str], groups: Mapping[str, Interval], *, y_title: str) -> Figure:
-    """Bars side by side for each label, one per group, with intervals.
+def paired_rows(labels: Sequence[str], groups: Mapping[str, Interval], *, x_title: str) -> Figure:
+    """A row per label, the first on top, with a point and its interval for each group.
 
     `groups` maps a name, such as "before" and "after", to (value, low, high), each (k,).
     """
-    axes = _axes(3.4, "", y_title)
-    colours, bars = _colours(groups, SERIES), []
-    width = 0.78 / len(groups)
+    axes = _axes(0.3 * len(labels) + 1, x_title, "", grid=False)
+    colours, drawn = _colours(groups, SERIES), []
     for i, (name, colour) in enumerate(colours.items()):
-        triple = _interval(groups[name], name, len(labels))
-        at = np.arange(len(labels)) + (i - (len(groups) - 1) / 2) * width
-        bars.append(axes.bar(at, triple[0], width * 0.92, color=colour, label=_plain(name)))
-        _whiskers(axes, at, *triple, written=len(labels) * len(groups) <= 14)
-    _name_places(axes, labels)
-    _legend(axes, bars)
+        value, low, high = _interval(groups[name], name, len(labels))
+        at = np.arange(len(labels)) + 0.24 * (i - (len(groups) - 1) / 2)
+        ends = np.maximum([value - low, high - value], 0)
+        drawn.append(
+            axes.errorbar(value, at, xerr=ends, fmt="o", color=colour, ms=4, label=_plain(name))
+        )
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.grid(visible=True, axis="x", color=GRID, linewidth=0.7)
+    _name_rows(axes, labels)
+    _legend(axes, drawn)
     return axes.figure
 
 
@@ -243,70 +244,9 @@ def stacked_outcomes(
         axes.bar_label(bar, written, label_type="center", fontsize=SMALL, color=_ink_on(colour))
         bars.append(bar)
         left = left + share
-    axes.set_yticks(at, [_plain(label) for label in rows])
-    axes.invert_yaxis()
     axes.set_xlim(0, 100)
-    axes.tick_params(axis="y", length=0)
+    _name_rows(axes, list(rows))
     _legend(axes, bars)
-    return axes.figure
-
-
-def histogram_by_label(
-    values: ArrayLike, labels: Sequence[str], *, title: str, bins: int = 30
-) -> Figure:
-    """How the values of each label are spread: shares of that label's samples in common bins.
-
-    `values` and `labels` are (n,); values that are not finite are only counted, in the legend.
-
-    Raises:
-        InterpError: no finite value at all.
-    """
-    value = _vector(values, "values", len(labels))
-    finite = np.isfinite(value)
-    if not finite.any():
-        raise InterpError("histogram", f"no finite value of {len(value)}", "pass some")
-    edges = np.histogram_bin_edges(value[finite], bins=bins)
-    axes = _axes(3.0, title, "share of samples per bin")
-    shapes = []
-    for name, colour in _colours(list(dict.fromkeys(labels)), SERIES).items():
-        mine = np.array([label == name for label in labels])
-        inside = value[mine & finite]
-        missing = int(mine.sum()) - len(inside)
-        note = f"{name} (n = {len(inside)}" + (f", {missing} missing)" if missing else ")")
-        share = np.histogram(inside, edges)[0] / max(len(inside), 1)
-        axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
-        shapes.append(axes.stairs(share, edges, color=colour, lw=1.5, label=_plain(note)))
-    axes.set_ylim(bottom=0)
-    _legend(axes, shapes)
-    return axes.figure
-
-
-def scatter(
-    x: ArrayLike,
-    y: ArrayLike,
-    labels: Sequence[str],
-    *,
-    x_title: str,
-    y_title: str,
-    named: int = 8,
-) -> Figure:
-    """A point per label; the `named` furthest from the medians, in standard deviations, have names.
-
-    `x`, `y` and `labels` are (n,). A point that is not finite is not drawn.
-    """
-    at = np.stack([_vector(x, "x", len(labels)), _vector(y, "y", len(labels))], 1)
-    there = np.isfinite(at).all(1)
-    at, names = at[there], [_plain(labels[i]) for i in np.flatnonzero(there).tolist()]
-    axes = _axes(4.2, x_title, y_title)
-    axes.scatter(at[:, 0], at[:, 1], s=16, color=LOWERS, alpha=0.65, linewidth=0, zorder=2)
-    for axis, line in enumerate((axes.axvline, axes.axhline)):
-        if (at[:, axis] < 0).any() and (at[:, axis] > 0).any():
-            line(0, color=SOFT, linewidth=0.8)
-    axes.margins(0.08)
-    if len(at):
-        spread = np.where(at.std(0) > 0, at.std(0), 1)
-        far = (((at - np.median(at, 0)) / spread) ** 2).sum(1)
-        _name_points(axes, at, names, np.argsort(-far, kind="stable")[:named].tolist())
     return axes.figure
 
 
@@ -391,7 +331,7 @@ def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> 
         end = (at[i], np.fmax(value[i], high[i]) if up else np.fmin(value[i], low[i]))
         style = {"xytext": (0, 3 if up else -3), "va": "bottom" if up else "top", "ha": "center"}
         height = f"{value[i]:.2f}".replace("-", "−")
-        axes.annotate(height, end, textcoords="offset points", **style, **TEXT)
+        axes.annotate(height, end, textcoords="offset points", fontsize=SMALL, color=INK, **style)
 
 
 def _name_places(axes: Any, labels: Sequence[str]) -> None:
@@ -402,6 +342,13 @@ def _name_places(axes: Any, labels: Sequence[str]) -> None:
     if longest / 2 * SMALL * 0.6 + 6 > WIDTH * 72 * 0.85 / len(labels):
         for text in axes.get_xticklabels():
             text.set(rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _name_rows(axes: Any, labels: Sequence[str]) -> None:
+    """Labels at the left, the first on top."""
+    axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
 
 
 def _null(axes: Any, place: float, draws: np.ndarray) -> None:
@@ -435,24 +382,3 @@ def _name_ends(axes: Any, lines: Sequence[tuple[ArrayLike, str, str]]) -> None:
     for height, (_, name, colour) in zip(heights, ends, strict=True):
         dark = tuple(0.75 * part for part in to_rgb(colour))
         axes.text(1.01, height, _plain(name), size=SMALL, color=dark, va="center", transform=beside)
-
-
-def _name_points(axes: Any, at: np.ndarray, names: Sequence[str], order: Sequence[int]) -> None:
-    """Names beside points, each on the side where it covers the fewest names and points."""
-    axes.figure.draw_without_rendering()
-    scale = 72 / axes.figure.dpi
-    places, right = axes.transData.transform(at) * scale, axes.bbox.x1 * scale
-    taken = np.empty((0, 4))
-    for i in order:
-        width, height = 0.58 * SMALL * len(names[i]), 1.1 * SMALL
-        best, box, style = np.inf, [0.0] * 4, {}
-        for dx, dy, align in NEAR:
-            start = {"left": 0.0, "center": width / 2, "right": width}[align]
-            low = places[i] + (dx - start, dy - height / 2)
-            high = low + (width, height)
-            clash = ((taken[:, :2] < high) & (taken[:, 2:] > low)).all(1).sum()
-            covered = ((places > low) & (places < high)).all(1).sum()
-            if (cost := 3 * clash + covered + 3 * (high[0] > right)) < best:
-                best, box, style = cost, [*low, *high], {"xytext": (dx, dy), "ha": align}
-        taken = np.vstack([taken, box])
-        axes.annotate(names[i], at[i], textcoords="offset points", va="center", **style, **TEXT)

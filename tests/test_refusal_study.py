@@ -46,7 +46,8 @@ METHODS = {
     "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
     "ablate random direction", "task constellations", "task constellations, every task",
     "task constellations, notebooks' options on our states",
-    "task constellations, random shifts", "task constellations, shuffled labels",
+    "task constellations, random shifts",
+    *(f"task constellations, shuffled labels {i}" for i in range(1, 6)),
     "zero triggers of over-refusals", "zero random heads",
 }  # fmt: skip
 
@@ -105,7 +106,7 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
     # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
     # have no dose of their own.
-    assert len(steered) == 2 * len(METHODS) - 6
+    assert len(steered) == 2 * len(METHODS) - 10
     assert not any(line.endswith("kept") for line in lines)
     assert [name for name, x in study.results.items() if "skipped" in x] == []
     assert (study.directory / "directions.safetensors").exists()

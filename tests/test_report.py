@@ -381,20 +381,21 @@ def test_bars_with_null_have_heights_whiskers_and_chance():
     assert "random" in texts(figure)
 
 
-def test_paired_bars_stand_side_by_side():
+def test_paired_rows_have_a_point_and_an_interval_a_group():
     groups = {
         "before": ([0.9, 0.8], [0.8, 0.7], [1.0, 0.9]),
-        "after": ([0.2, 0.3], [0.1, 0.2], [0.3, 0.4]),
+        "after": ([0.2, 0.3], [0.1, 0.2], [0.3, 0.5]),
     }
-    figure = plots.paired_bars(["x", "y"], groups, y_title="accuracy")
-    bars = [box for box in figure.axes[0].containers if hasattr(box, "patches")]
-    heights = [[bar.get_height() for bar in box.patches] for box in bars]
-    assert heights == [[0.9, 0.8], [0.2, 0.3]]
-    for i in range(2):
-        left, right = bars[0].patches[i], bars[1].patches[i]
-        assert left.get_x() + left.get_width() <= right.get_x()
-        assert left.get_x() < i < right.get_x() + right.get_width()
-    assert {"before", "after", "x", "y"} <= set(texts(figure))
+    axes = plots.paired_rows(["x", "y"], groups, x_title="accuracy").axes[0]
+    assert len(axes.containers) == len(groups)
+    for drawn, (value, low, high) in zip(axes.containers, groups.values(), strict=True):
+        dots, _, (whiskers,) = drawn.lines
+        np.testing.assert_array_equal(dots.get_xdata(), value)
+        np.testing.assert_array_equal(np.round(dots.get_ydata()), [0, 1])
+        ends = [path.vertices[:, 0] for path in whiskers.get_paths()]
+        np.testing.assert_allclose(ends, np.transpose([low, high]))
+    assert axes.yaxis_inverted()
+    assert {"before", "after", "x", "y"} <= set(texts(axes.figure))
 
 
 def test_stacked_outcomes_add_up():
@@ -411,31 +412,6 @@ def test_stacked_outcomes_add_up():
     shown = texts(figure)
     assert {"90", "10", "20", "50", "28", "success", "partial", "as it is"} <= set(shown)
     assert shown.count("2") == 0
-
-
-def test_histogram_shows_shares_of_each_label():
-    values = [0.0, 0.1, 0.9, 1.0, 1.0, np.nan]
-    labels = ["a", "a", "a", "a", "b", "b"]
-    figure = plots.histogram_by_label(values, labels, title="score", bins=2)
-    shapes = figure.axes[0].patches
-    shares = [shape.get_data().values.tolist() for shape in shapes[::2]]
-    assert shares == [[0.5, 0.5], [0.0, 1.0]]
-    assert {"a (n = 4)", "b (n = 1, 1 missing)"} <= set(texts(figure))
-
-
-def test_scatter_names_the_extremes():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=50), rng.normal(size=50)
-    x[7], y[7] = 9, 0
-    x[11], y[11] = 0, -9
-    x[3] = np.nan
-    labels = [f"L{i}" for i in range(50)]
-    figure = plots.scatter(x, y, labels, x_title="x", y_title="y", named=2)
-    axes = figure.axes[0]
-    drawn = np.asarray(axes.collections[0].get_offsets())
-    np.testing.assert_array_equal(drawn, np.stack([x, y], 1)[np.isfinite(x)])
-    named = {text.get_text(): tuple(text.xy) for text in axes.texts}
-    assert named == {"L7": (9, 0), "L11": (0, -9)}
 
 
 def test_labels_are_drawn_as_they_are():
@@ -474,9 +450,7 @@ def test_labels_are_drawn_as_they_are():
         (lambda: plots.stacked_outcomes({"a": {"x": 1.5, "y": -0.5}}), "add up to 1"),
         (lambda: plots.stacked_outcomes({"a": {"x": math.nan}}), "add up to 1"),
         (lambda: plots.stacked_outcomes({}), "series"),
-        (lambda: plots.paired_bars(["a"], {}, y_title=""), "series"),
-        (lambda: plots.histogram_by_label([math.nan], ["a"], title=""), "no finite"),
-        (lambda: plots.scatter([1.0], [1.0, 2.0], ["a"], x_title="", y_title=""), "2 where 1"),
+        (lambda: plots.paired_rows(["a"], {}, x_title=""), "series"),
         (
             lambda: plots.curve_with_null(
                 [0],

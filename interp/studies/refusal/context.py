@@ -268,10 +268,9 @@ class Context:
         """The constellations of find rows."""
         return make_bank(self.read(self.rows("find")), least=LEAST)
 
-    @cached_property
-    def shuffled_bank(self) -> Bank:
+    def shuffled_bank(self, seed: int) -> Bank:
         """The same of labels permuted inside each task."""
-        found = self.read(self.rows("find")).shuffled(seed=self.settings.seed)
+        found = self.read(self.rows("find")).shuffled(seed=self.settings.seed + seed)
         return make_bank(found, least=LEAST)
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ STEPS = (0.125, 0.25, 0.5, 1.0)
 CONSTELLATIONS = "task constellations"
 EVERY_TASK = f"{CONSTELLATIONS}, every task"
 """The same with the tasks of proper refusals open to steering, where the first bars them."""
+SHUFFLES = 5
+"""Banks of permuted labels: what one steers depends on the permutation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +232,8 @@ def _constellations(context: Context, gate: Result) -> list[Method]:
         ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
         return ledger.steering(model), ledger.steered
 
-    def shuffled(dose: float, rows: Sequence[int]) -> Made:
-        other = context.shuffled_bank
+    def shuffled(seed: int, dose: float, rows: Sequence[int]) -> Made:
+        other = context.shuffled_bank(seed)
         ledger = plan_steering(context.read(rows), other, options_of(context, gate, dose))
         return ledger.steering(model), ledger.steered
 
@@ -240,7 +243,16 @@ def _constellations(context: Context, gate: Result) -> list[Method]:
         Method(name=EVERY_TASK, doses=(), make=unbarred, of=name),
         Method(name=f"{name}, notebooks' options on our states", doses=(1.0,), make=notebook),
         Method(name=f"{name}, random shifts", doses=STEPS, make=random, null=True, of=name),
-        Method(name=f"{name}, shuffled labels", doses=(), make=shuffled, null=True, of=name),
+        *(
+            Method(
+                name=f"{name}, shuffled labels {seed + 1}",
+                doses=(),
+                make=partial(shuffled, seed),
+                null=True,
+                of=name,
+            )
+            for seed in range(SHUFFLES)
+        ),
     ]
 
 

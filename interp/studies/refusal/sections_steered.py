@@ -108,10 +108,10 @@ def frontier(report: Report, results: Results) -> None:
     shown = {name: x for name, x in found.items() if x["reduction"] and x["retained"]}
     if shown:
         report.figure(
-            plots.paired_bars(
+            plots.paired_rows(
                 list(shown),
                 {words: band([x[key] for x in shown.values()]) for words, key in sides.items()},
-                y_title="share",
+                x_title="share",
             ),
             "frontier",
             "Both sides of every method on test rows; both should be high.",

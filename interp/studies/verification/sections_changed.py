@@ -184,10 +184,10 @@ def communication(report: Report, results: dict[str, Result]) -> None:
     at = found["at"]["t_ans"]
     order = np.argsort(-np.abs(at["before"]))[:14]
     report.figure(
-        plots.paired_bars(
+        plots.paired_rows(
             [found["neurons"][i] for i in order],
             {side: bare([at[side][i] for i in order]) for side in ("before", "after")},
-            y_title="mean activation at t_ans",
+            x_title="mean activation at t_ans",
         ),
         "silent",
         "The most active GLU_Valid neurons before and after the chosen heads are zeroed.",

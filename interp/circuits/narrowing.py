@@ -26,7 +26,7 @@ from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.sweeps import check_gap, provenance
 
-BATCH = 256
+BATCH = 32
 THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
@@ -284,7 +284,7 @@ def narrow_curve(
         random: random circuits like each cut.
         seed: of the random circuits and of resampling.
         budget_gb: memory for runs in flight and for masks.
-        progress: called with (circuits run, circuits in all), for the effects and for the cuts.
+        progress: called with (circuits run, circuits in all), for the effects, then for the cuts.
 
     Raises:
         InterpError: see `narrow` and `evaluate_positioned`.
@@ -346,11 +346,11 @@ def _values(
     trials: Trials, masks: Sequence[np.ndarray], budget_gb: float, progress: Progress | None
 ) -> np.ndarray:
     """(masks, prompts) metric, a batch at a time."""
-    found = []
+    found, said = [], progress or (lambda done, total: None)
+    said(0, len(masks))
     for batch in _batches(masks, budget_gb):
         found.append(trials.values(np.stack(batch)))
-        if progress is not None:
-            progress(sum(map(len, found)), len(masks))
+        said(sum(map(len, found)), len(masks))
     return np.concatenate(found)
 
 

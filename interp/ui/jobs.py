@@ -31,8 +31,10 @@ class Job:
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def progress(self, done: int, total: int) -> None:
-        """Take note of finished chunks."""
+        """Take note of finished chunks; with none done, what comes is timed from here."""
         self.done, self.total = done, total
+        if not done:
+            self.begun = time.monotonic()
 
     @property
     def words(self) -> str:

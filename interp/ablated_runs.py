@@ -36,6 +36,7 @@ class AblatedRuns:
 
     def __post_init__(self) -> None:
         self.runs.require(self.runs.prompts, self.where, "ablating")
+        self.ablation.require(len(self.runs.prompts), self.where)
 
     def require(self, prompts: Sequence[Sequence[int]], last: Where, asked: str) -> None:
         """Refuse other prompts, or more than the last token.

@@ -64,6 +64,23 @@ class Ablation:
         """The lowest layer changed; nothing below it can differ."""
         return min(layer for layer, _ in self.parts)
 
+    def require(self, prompts: int, where: Where) -> None:
+        """Refuse values that do not fit so many prompts, or fewer positions than are changed.
+
+        Raises:
+            InterpError: either.
+        """
+        for (layer, site), part in self.parts.items():
+            rows, width = part.values.shape[:2]
+            short = width > 1 and (where == "all" or width < where)
+            if rows not in (1, prompts) or short:
+                raise InterpError(
+                    f"{self.name}: values of L{layer}.{site} over {rows} prompts and {width} "
+                    "positions",
+                    f"{prompts} prompts, where={where!r}",
+                    "give one value for all, or one for each prompt and each position changed",
+                )
+
     def new(self, address: Address, old: Tensor, prompts: Tensor, back: Tensor) -> Tensor:
         """The new value of a whole site.
 
@@ -269,8 +286,9 @@ def ablate(
         progress: called with (prompts done, prompts in all).
 
     Raises:
-        InterpError: no fast engine, no prompts, a prompt shorter than `where`, runs of other
-            prompts or of fewer last tokens, or inside `intervene`.
+        InterpError: no fast engine, no prompts, a prompt shorter than `where`, values for other
+            numbers of prompts or positions, runs of other prompts or of fewer last tokens, or
+            inside `intervene`.
     """
     model.refuse_changed("ablating")
     runner = Runner(model.require_decoder("ablating sets of components"))
@@ -280,6 +298,8 @@ def ablate(
             f"lengths {sorted({len(p) for p in prompts})[:5]}",
             "give prompts at least that long",
         )
+    for ablation in ablations:
+        ablation.require(len(prompts), where)
     if runs is not None:
         runs.require(prompts, where, "ablating")
     keep_freed_memory()

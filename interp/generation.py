@@ -112,14 +112,10 @@ def generate_each(
     model.require_decoder("generating")
     model.refuse_changed("generating")
     fires = _trigger(model, trigger)
+    if where != "all" and where < 1:
+        raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
     for ablation in filter(None, ablations):
-        wide = any(part.values.shape[1] > 1 for part in ablation.parts.values())
-        if where == "all" and wide:
-            raise InterpError(
-                "changing all tokens", "values for some positions", "give one value, or where=k"
-            )
-        if where != "all" and where < 1:
-            raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
+        ablation.require(len(prompts), where)
     encoded = [model.tokenize(prompt).tokens for prompt in prompts]
     every = [ablation for ablation in ablations if ablation is not None]
     if fires is None and where == "all" and len(every) == len(ablations):
@@ -156,8 +152,10 @@ def in_batches(
     Prompts of similar length share a batch; batches are about equally large.
 
     Raises:
-        InterpError: more tokens than the model has positions.
+        InterpError: no token asked for, or more than the model has positions.
     """
+    if max_new_tokens < 1:
+        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     keep_freed_memory()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     longest = max(map(len, prompts), default=0) + max_new_tokens

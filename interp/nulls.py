@@ -40,7 +40,13 @@ class Null:
 
 
 def null_of(selected: float, random: np.ndarray) -> Null:
-    """The null of a selection's effect and of the effects of random selections."""
+    """The null of a selection's effect and of the effects of random selections.
+
+    Raises:
+        InterpError: no random selection.
+    """
+    if not len(random):
+        raise InterpError("a null", "0 draws", "draw at least one random selection")
     low, high = np.quantile(random, [0.025, 0.975])
     return Null(
         selected=selected,

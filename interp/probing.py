@@ -104,6 +104,12 @@ def train_probes(
             "no test, no control, or an optimiser that would not be used",
             "give folds of at least 2, shuffles of at least 1, an optimiser to softmax only",
         )
+    if regularisation < 0 or (kind == "logistic" and regularisation == 0):
+        raise InterpError(
+            f"{kind} probes with regularisation {regularisation:g}",
+            "separable classes have no best weights without it",
+            "give more than 0 (a softmax probe also takes 0)",
+        )
     X, labels, group = _checked(X, y, groups)
     _require_enough(labels, group, folds)
     named = _named_axes(coordinates, X.shape[:-2])

@@ -220,8 +220,6 @@ def generate_steered(
     given = plain_prompts(model, prompts)
     used = steering or _nothing(model, given)
     used.require(model, given)
-    if max_new_tokens < 1:
-        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
     [made] = in_batches(

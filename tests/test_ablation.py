@@ -6,6 +6,7 @@ from interp.ablation import ablate, make_ablation, random_like, site_values
 from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError
+from interp.generation import generate
 from interp.interventions import intervene
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7))]
@@ -119,6 +120,17 @@ def test_random_sets_never_leave_the_layer_nor_come_twice(family_models):
 def test_bad_sets_are_refused(family_models, labels, kind, match):
     with pytest.raises(InterpError, match=match):
         make_ablation(family_models["llama"], labels, kind)
+
+
+@pytest.mark.parametrize(("shape", "where"), [((7, 1), 1), ((1, 2), 3), ((1, 2), "all")])
+def test_values_of_other_prompts_or_too_few_positions_are_refused(family_models, shape, where):
+    model = family_models["llama"]
+    values = {(1, "z"): torch.zeros(*shape, model.n_heads, model.d_head)}
+    made = make_ablation(model, ["L1H0"], "mean", values=values)
+    with pytest.raises(InterpError, match=rf"over {shape[0]} prompts and {shape[1]} positions"):
+        ablate(model, PROMPTS, [made], tokens=[1], where=where)
+    with pytest.raises(InterpError, match="values of L1.z"):
+        generate(model, PROMPTS, max_new_tokens=2, ablation=made, where=where)
 
 
 def test_too_short_prompts_are_refused(family_models):

@@ -141,6 +141,8 @@ def test_bad_input(family_models):
     zero = make_ablation(model, ["L0H1"])
     with pytest.raises(InterpError, match="positions"):
         generate(model, PROMPTS, max_new_tokens=100)
+    with pytest.raises(InterpError, match="no text"):
+        generate(model, PROMPTS, max_new_tokens=0)
     with pytest.raises(InterpError, match="nothing to change"):
         generate(model, PROMPTS, max_new_tokens=2, trigger=5)
     with pytest.raises(InterpError, match="shorter text"):

@@ -391,6 +391,8 @@ def test_refusals():
         ((X, y), {"kind": "softmac"}, "did you mean 'softmax'"),
         ((X, y), {"optimiser": Optimiser()}, "optimiser to softmax only"),
         ((X, y), {"shuffles": 0}, "no control"),
+        ((X, y), {"regularisation": 0}, "give more than 0"),
+        ((X, y), {"kind": "softmax", "regularisation": -1.0}, "give more than 0"),
         ((X, y), {"coordinates": {"layer": (1, 2)}}, "name each axis"),
     ]
     for positional, options, match in cases:

@@ -2,7 +2,7 @@
 
     python experiments/ioi_heads.py --out experiments/results/ioi_heads.json
 
-A percent script: opens as a notebook in VS Code or Jupytext. About ten minutes on two cores.
+A percent script: opens as a notebook in VS Code or Jupytext. About six minutes on one core.
 """
 
 # %% What is asked

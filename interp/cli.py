@@ -168,7 +168,9 @@ def path(
     direction: Annotated[str, typer.Option(help="noise or denoise.")] = "noise",
     positions: Annotated[str, typer.Option(help="Where senders are patched.")] = "all",
     layers: Annotated[str | None, typer.Option(help="Sender layers, e.g. 3,7-9.")] = None,
-    freeze_mlps: Annotated[bool, typer.Option(help="Hold MLPs in between.")] = False,
+    freeze_mlps: Annotated[
+        bool, typer.Option(help="Keep the MLPs in between as in the unpatched run.")
+    ] = False,
     metric: Metric = None,
     option: Option = None,
     dtype: Dtype = "float32",

@@ -31,7 +31,9 @@ def bench_patching_command(
 
 @bench_app.command("generation", epilog="Example: interp bench generation --n 300 --json FILE")
 def bench_generation_command(
-    model: ModelName = "countdown-smollm2", n: Count = 300, json_file: JsonFile = None
+    model: ModelName = "countdown-smollm2",
+    n: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 300,
+    json_file: JsonFile = None,
 ) -> None:
     """Cached generation under intervention beside plain cached generation."""
     from interp.bench import bench_generation

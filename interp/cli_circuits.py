@@ -102,13 +102,13 @@ def find(
     redundant: Annotated[
         int,
         typer.Option(
-            min=0, help="Of so many nodes, report pairs of which either can be spared but not both."
+            min=0, help="Test pairs of so many nodes: which can lose either, but not both? 0: none."
         ),
     ] = 0,
     steps: Annotated[
         int | None, typer.Option(help="Of EAP-IG (5), or of training a mask (100).")
     ] = None,
-    weight: Annotated[float, typer.Option(help="A learnt mask's price of all edges.")] = 1.0,
+    weight: Annotated[float, typer.Option(help="A learnt mask: the price of all edges.")] = 1.0,
     ablation: Ablation = "counterfactual",
     half: Half = "first",
     expand_kv: Annotated[
@@ -239,9 +239,7 @@ def evaluate(
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
-    origin = read.provenance
-    if origin is not None and origin.task_hash == chosen.hash:
-        terminal.say("Note: these are the prompts it was found on; see --half and --seed.")
+    _note_found_on(read, chosen)
     if read.scores is None:
         terminal.say("No curve: the file has no scores.")
     with terminal.progress("circuits") as progress:
@@ -277,7 +275,13 @@ def places(
         str, typer.Option(help="Names such as S2,last; or all, for prompts of one length.")
     ] = "all",
     ablation: Ablation = "counterfactual",
-    half: Half = "second",
+    half: Annotated[
+        str | None,
+        typer.Option(
+            help="Which half of the pairs: first, second (by default) or all. With --narrow the "
+            "half to cut on: by default the first, on which `find` found the circuit."
+        ),
+    ] = None,
     seed: Seed = 0,
     metric: Metric = None,
     option: Option = None,
@@ -303,10 +307,12 @@ def places(
     read = Circuit.load(file)
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
+    half = half or ("second" if narrow is None else "first")
     chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
     if narrow is not None:
         if other is None:
             raise InterpError("narrowing on all pairs", "none are left to judge", "give --half")
+        _note_found_on(read, other)
         told = narrowed(
             loaded,
             read,
@@ -394,6 +400,12 @@ def _home(circuit: Circuit, model: str | None, task: str | None) -> tuple[str, s
             f"{circuit!r}", "it does not say where it is from", "give --model, --task"
         )
     return model or str(origin and origin.model), task or str(origin and origin.task)
+
+
+def _note_found_on(circuit: Circuit, judging: Task) -> None:
+    """Say so where a circuit is judged on the prompts it was found on."""
+    if (origin := circuit.provenance) is not None and origin.task_hash == judging.hash:
+        terminal.say("Note: it is judged on the prompts it was found on; see --half and --seed.")
 
 
 def _halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:

@@ -116,7 +116,9 @@ def study_reuse_command(
     n: Annotated[int, typer.Option(min=4, help="Prompts patched for each task.")] = 48,
     tested: Annotated[int, typer.Option(min=4, help="Other prompts, for accuracies.")] = 150,
     sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
-    share: Annotated[float, typer.Option(help="Heads kept a stage, of all heads.")] = 0.02,
+    share: Annotated[
+        float, typer.Option(help="The most heads kept at a stage, as a share of all.")
+    ] = 0.02,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     workers: Workers = 1,
@@ -146,7 +148,7 @@ def study_refusal_command(
         ),
     ] = None,
     sha256: Annotated[
-        str, typer.Option(help="The hash of that file; a data set's commit will do.")
+        str, typer.Option(help="SHA-256 of that file; with hf:// the commit will do.")
     ] = "",
     system: Annotated[
         str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
@@ -154,7 +156,12 @@ def study_refusal_command(
     n: Annotated[int, typer.Option(min=8, help="Shipped prompts of each kind and task.")] = 24,
     pairs: Annotated[int, typer.Option(min=4, help="Prompt pairs heads are found on.")] = 8,
     select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 12,
-    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 10,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Random sets behind neurons, cascades, greedy groups; of heads 20 at least."
+        ),
+    ] = 10,
     max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
     seed: Seed = 0,
     dtype: Dtype = "float32",

@@ -134,9 +134,10 @@ def test_places_are_the_packages(found, tmp_path):
 def test_places_narrow_and_judge_on_the_other_half(found, tmp_path):
     path, _ = found
     out = run(
-        "circuit", "places", path, *TOY, "--positions", "last", "--narrow", 0.05, "--half", "first",
+        "circuit", "places", path, *TOY, "--positions", "last", "--narrow", 0.05,
         "--out", tmp_path / "cut", "--json", tmp_path / "n.json",
     )  # fmt: skip
+    assert "found on" not in out
     told = json.loads((tmp_path / "n.json").read_text())
     model, circuit = interp.load_model("toy-induction"), Circuit.load(path)
     first, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
@@ -147,6 +148,8 @@ def test_places_narrow_and_judge_on_the_other_half(found, tmp_path):
     assert told["rows"][1]["faithfulness"] == pytest.approx(judged.faithfulness[0])
     assert told["rows"][0]["edges"] > told["rows"][1]["edges"] > 0
     assert PositionedCircuit.load(tmp_path / "cut").hash == expected.circuit.hash
+    on_itself = ("--positions", "last", "--narrow", 0.05, "--half", "second")
+    assert "the prompts it was found on" in run("circuit", "places", path, *TOY, *on_itself)
     with pytest.raises(InterpError, match="give --narrow"):
         run("circuit", "places", path, *TOY, "--out", tmp_path / "no")
     with pytest.raises(InterpError, match="give --half"):

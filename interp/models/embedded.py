@@ -8,14 +8,13 @@ full-precision hub model, and the two have different names here.
 
 from __future__ import annotations
 
-import fcntl
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from interp.errors import InterpError
 from interp.files import cache_dir, file_sha256
@@ -37,19 +36,11 @@ def directory() -> Path:
     """The local directory of the embedded model, made on first use (about a minute)."""
     target = cache_dir() / "models" / NAME
     if not (target / "README.md").exists():
-        with _lock(target.parent / f".{NAME}.lock"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{NAME}.lock"):  # one process builds, the others wait
             if not (target / "README.md").exists():
                 _build(target)
     return target
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """One process builds; the others wait for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _download(folder: Path) -> Path:

@@ -209,11 +209,20 @@ def smallest_sets(
     most: int = 3,
     enough: float = ENOUGH,
     limit: int = 20_000,
+    drawn: np.ndarray | None = None,
 ) -> list[tuple[str, ...]]:
     """All sets of the least size, among the candidates, that disable the behaviour.
 
     Every set of 1, 2, ... `most` candidates is tried until one disables it in the share `enough`
     of prompts: no smaller set of these candidates does. The strongest comes first.
+
+    Args:
+        sets: what is measured.
+        candidates: labels to choose among.
+        most: the largest size tried.
+        enough: the share of prompts that must be disabled.
+        limit: on how many sets may be tried.
+        drawn: numbers of the prompts shares are over, such as a bootstrap's; all by default.
 
     Returns:
         The sets; none if no set of up to `most` is enough.
@@ -234,6 +243,8 @@ def smallest_sets(
         if not tried:
             break
         disabled, odds = sets(tried)
+        if drawn is not None:
+            disabled, odds = disabled[:, drawn], odds[:, drawn]
         order = np.lexsort((odds.mean(1), -disabled.mean(1)))
         found = [tried[i] for i in order if disabled[i].mean() >= enough]
         if found:

@@ -39,7 +39,7 @@ cases studies studies.steps studies.workers studies.frame studies.shown studies.
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.controls studies.verification.generating
-studies.verification.reading studies.verification.feeding
+studies.verification.steering studies.verification.reading studies.verification.feeding
 studies.verification.finding studies.verification.comparing studies.verification.study
 studies.verification.claims studies.verification.published studies.verification.sections_read
 studies.verification.sections_changed studies.verification.sections_base

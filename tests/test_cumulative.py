@@ -114,6 +114,16 @@ def test_either_of_two_that_are_both_needed_is_enough():
     assert ablation_curve(sets, order).smallest == 1
 
 
+def test_the_smallest_set_is_of_the_prompts_drawn():
+    def sets(tried):
+        disabled = np.array([["L0H1" in labels, "L0H2" in labels] for labels in tried])
+        return disabled, -disabled.astype(float)
+
+    heads = ["L0H0", "L0H1", "L0H2"]
+    assert smallest_sets(sets, heads) == [("L0H1", "L0H2")]
+    assert smallest_sets(sets, heads, drawn=np.array([1, 1])) == [("L0H2",)]
+
+
 def test_each_set_is_run_once(monkeypatch):
     sets, heads = toy_sets("toy-and")
     ran, inner = [], interp.cumulative.ablate

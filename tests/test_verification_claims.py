@@ -11,8 +11,8 @@ from interp.studies.verification.claims import beyond, claims, least
 
 LAYERS = 18
 NAMES = (
-    "linear", "antipodal", "previous", "few", "subset", "glu", "silent", "specific", "sufficient",
-    "base",
+    "linear", "steers", "antipodal", "previous", "few", "subset", "glu", "silent", "specific",
+    "sufficient", "base",
 )  # fmt: skip
 SIDES = ("valid into invalid", "invalid into valid")
 
@@ -47,7 +47,7 @@ def planted():
     opposed = {"mean_cosine": -0.6, "null": null()}
     probe = {"accuracy": [0.6, 0.8] + [1.0] * 16, "low": [0.5] * 2 + [0.9] * 16}
     probe["shuffled_high"] = [0.6] * LAYERS
-    change = {**null(0.004, p=0.6), "cosine": 1.0}
+    change = {**null(0.004, p=0.6), "cosine": 1.0, "most": 0.005}
     carried = {
         "effect": 0.9, "effect_low": 0.8, "effect_high": 1.0, "effect_null": [0.0] * 50, "p": 0.02,
         "flipped": share(90),
@@ -59,6 +59,15 @@ def planted():
         "probes": {
             "t_paren": {"resid_post": probe},
             "softmax": {"pair": [-0.9], "pair_shuffled": [-0.5]},
+        },
+        "steering": {
+            "chosen": {"this": 1, "not": 1},
+            "rows": [
+                {"direction": "logistic", "scale": scale,
+                 **{word: {**share(hits), "null": [0.0] * 50, "p": 0.02}
+                    for word in ("this", "not")}}
+                for scale, hits in ((0.1, 10), (0.2, 90))
+            ],
         },
         "glu": {
             "antipodes": opposed, "antipodes_without_probes": opposed, "top_k": 50,
@@ -85,15 +94,19 @@ def planted():
     return json.loads(json.dumps(results))  # nothing is shared between its parts
 
 
+def step_into(at, name):
+    return at[int(name) if isinstance(at, list) else name]
+
+
 def verdicts(changes=(), gone=()):
     """What is said of each claim once some of the planted results are something else."""
     results = planted()
     for path, value in dict(changes).items():
         *way, last = path.split("/")
-        reduce(lambda at, name: at[name], way, results)[last] = value
+        reduce(step_into, way, results)[last] = value
     for path in gone:
         *way, last = path.split("/")
-        del reduce(lambda at, name: at[name], way, results)[last]
+        del reduce(step_into, way, results)[last]
     return {name: row["here"] for name, row in zip(NAMES, claims(results), strict=True)}
 
 
@@ -110,6 +123,13 @@ CASES = {
         ({f"{PROBE}/accuracy": [0.6] * 9 + [1.0] * 9}, "partly"),
         ({f"{PROBE}/accuracy": [1.0] * 17 + [0.9]}, "does not hold"),
         ({f"{PROBE}/low": [0.5] * 18}, "does not hold"),
+    ),
+    "steers": (
+        ({"steering/rows/1/this": share(40) | {"null": [0.0] * 50, "p": 0.02}}, "partly"),
+        ({"steering/rows/1/not/p": 0.06}, "partly"),
+        ({f"steering/rows/1/{word}/p": 0.06 for word in ("this", "not")}, "does not hold"),
+        ({"steering/chosen": {"this": 0, "not": 1}}, "partly"),
+        ({"steering/chosen": {"this": 0, "not": 0}}, "does not hold"),
     ),
     "antipodal": (
         ({"glu/antipodes/mean_cosine": -0.49}, "partly"),
@@ -169,8 +189,8 @@ CASES = {
     ),
     "base": (
         ({"base/forced/small/auc": 0.61}, "partly"),
-        ({"base/weights/heads/q/selected": 0.04}, "partly"),
-        ({"base/weights/heads/q/selected": 0.04, "base/forced/small/auc": 0.61}, "does not hold"),
+        ({"base/weights/heads/q/most": 0.04}, "partly"),
+        ({"base/weights/heads/q/most": 0.04, "base/forced/small/auc": 0.61}, "does not hold"),
     ),
 }  # fmt: skip
 

@@ -1,14 +1,26 @@
 """Steps of the verification study against slow references, on the small organism."""
 
+from functools import partial
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 import interp
 from interp.ablation import Where, make_ablation, random_like
+from interp.cumulative import smallest_sets
+from interp.errors import InterpError
 from interp.interventions import intervene
-from interp.nulls import turned_directions
-from interp.studies.verification import controls, feeding, generating, reading
+from interp.nulls import null_of, turned_directions
+from interp.studies.verification import (
+    controls,
+    feeding,
+    finding,
+    generating,
+    reading,
+    steering,
+)
 from interp.studies.verification.behaviour import countdown_texts
 from interp.studies.verification.context import Settings, make_context, verdict_task
 from interp.studies.verification.intervening import (
@@ -17,6 +29,7 @@ from interp.studies.verification.intervening import (
     verdict_effects,
 )
 from interp.tasks.countdown import make_countdown
+from interp.triggered import vector_steering
 
 SETS = {
     "GLU_Valid": ["L2N3", "L3N10", "L3N40"],
@@ -35,10 +48,11 @@ def context():
     return make_context(model, None, settings, problems, countdown_texts(model, problems))
 
 
-def hooked(model, texts, labels=(), where: Where = "all"):
+def hooked(model, texts, labels=(), where: Where = "all", ablation=None):
     """The next token's log-probabilities, the set zeroed by plain interventions."""
     lengths = [len(text) for text in texts]
-    made = make_ablation(model, labels).interventions(lengths, where) if labels else []
+    ablation = ablation or (make_ablation(model, labels) if labels else None)
+    made = ablation.interventions(lengths, where) if ablation else []
     found = []
     with intervene(model, made), torch.no_grad():
         for batch, logits in model.run(texts):
@@ -113,6 +127,64 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
     assert low.p(0) == pytest.approx(1 / 6)
     assert low.beside(0).mean == pytest.approx(1)
     assert dealt.beside(1).mean == 0
+
+
+def test_steered_verdicts_are_those_of_hooked_runs(context):
+    found, samples = steering.steering(context), context.test
+    layers, ids = range(2, 4), context.ids
+    assert found["layers"] == [2, 3]
+    at = context.states["resid_post"][2:, :, 1]
+    assert found["length"] == pytest.approx(at.norm(dim=-1).mean().item())
+    assert len(found["rows"]) == 3 * len(steering.SCALES)
+    for row in found["rows"]:
+        vectors = context.directions[row["direction"]]
+        for sign, word, before in ((1, ids.this, ids.no), (-1, ids.no, ids.this)):
+            texts = [
+                tokens
+                for tokens, valid in zip(samples.tokens, samples.valid, strict=True)
+                if valid == (before == ids.this)
+            ]
+            size = sign * row["scale"] * found["length"]
+            made = vector_steering(context.model, vectors, scale=size, layers=layers)
+            top = hooked(context.model, texts, where=1, ablation=made).argmax(-1)
+            mine = row["this" if word == ids.this else "not"]
+            assert mine["mean"] == (top == word).double().mean()
+            assert mine["neither"] == ((top != word) & (top != before)).double().mean()
+            assert len(mine["null"]) == 5
+    strongest = max(found["rows"], key=lambda row: row["this"]["mean"])
+    assert strongest["this"]["mean"] > np.mean(strongest["this"]["null"])
+    assert found["text"]["plain"].startswith(" (not")
+
+
+def test_every_small_set_is_tried_on_the_find_samples(context, monkeypatch):
+    heads = ["L1H0", "L1H1", "L2H3", "L3H1"]
+    samples = {"find": context.find, "test": context.test}
+    valid = {
+        name: [t for t, valid in zip(x.tokens, x.valid, strict=True) if valid]
+        for name, x in samples.items()
+    }
+
+    def share(side, labels):
+        top = hooked(context.model, valid[side], list(labels), 2).argmax(-1)
+        return (top == context.ids.no).double().mean().item()
+
+    tried = {size: {x: share("find", x) for x in combinations(heads, size)} for size in (1, 2)}
+    most = max(tried[2].values())
+    enough = {x for x, found in tried[2].items() if found == most}
+    assert max(tried[1].values()) < most  # no head alone is as good as the best pair
+    monkeypatch.setattr(finding, "smallest_sets", partial(smallest_sets, enough=most))
+    found = finding.smallest(context, heads)
+    assert (found["candidates"], found["most"], found["tried"]) == (4, 2, 10)
+    assert {tuple(row["heads"]) for row in found["sets"]} == enough
+    for row in found["sets"] + found["alone"]:
+        assert row["zero"]["mean"] == share("test", row["heads"])
+        assert set(row) == {"heads", "zero", "mean", "resample"}
+    every = [f"L{layer}H{head}" for layer in range(4) for head in range(6)]
+    alone = [head for head in every if share("find", [head]) >= 0.95]
+    assert [row["heads"] for row in found["alone"]] == [[head] for head in alone]
+    assert found["heads"] == len(every)
+    monkeypatch.setattr(finding, "smallest_sets", partial(smallest_sets, enough=1.1))
+    assert finding.smallest(context, heads)["sets"] == []
 
 
 def test_side_effects_are_those_of_hooked_runs(context):
@@ -221,6 +293,11 @@ def test_sets_along_random_directions_are_what_antipodes_are_judged_by(context):
     assert ((null > low - 0.05) & (null < high + 0.05)).all()
     random = reading._opposition(torch.randn(8, 144), torch.randn(8, 144))
     assert (other.mean(0) > random).any()  # chosen along w and -w they are more opposite
+
+
+def test_a_null_of_no_draws_is_refused():
+    with pytest.raises(InterpError, match="0 draws"):
+        null_of(1.0, np.array([]))
 
 
 def test_turned_directions_keep_their_lengths_and_angles():

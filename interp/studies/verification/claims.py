@@ -15,6 +15,9 @@ Row = dict[str, str]
 Verdict = bool | None
 """Holds, does not hold, or (None) partly."""
 
+ACCURATE = 0.95
+"""The accuracy from which on a probe counts as reading the verdict."""
+
 DISABLED, CARRIED, SPARED = 0.9, 0.5, 0.9
 """Shares of verdicts: of valid ones gone when a set disables them, of pairs turned when it carries
 the verdict over, of invalid ones left when it spares them."""
@@ -28,8 +31,12 @@ VERDICTS = ("valid", "invalid")
 
 def claims(results: dict[str, Result]) -> list[Row]:
     """One row a claim: what the paper says, whether it holds here, by what test, the numbers."""
-    found = [_linear(results), _antipodal(results), _previous(results), _few(results)]
-    found += [
+    found = [
+        _linear(results),
+        _steers(results),
+        _antipodal(results),
+        _previous(results),
+        _few(results),
         _subset(results),
         _glu_valid(results),
         _silent(results),
@@ -58,12 +65,16 @@ def least(*verdicts: Verdict) -> Verdict:
     return None if None in verdicts else True
 
 
+def first_lasting(good: np.ndarray) -> int:
+    """The first layer from which on all are good; their number if the last is not."""
+    return 0 if good.all() else len(good) - int(np.argmin(good[::-1]))
+
+
 def _linear(results: dict[str, Result]) -> Row:
     probe = results["probes"]["t_paren"]["resid_post"]
     low, control = np.array(probe["low"]), np.array(probe["shuffled_high"])
-    good = (low > control) & (np.array(probe["accuracy"]) >= 0.95)
-    # From the first layer on behind which no layer fails.
-    first = len(good) - int(np.argmin(good[::-1])) if not good.all() else 0
+    good = (low > control) & (np.array(probe["accuracy"]) >= ACCURATE)
+    first = first_lasting(good)
     best = float(np.max(probe["accuracy"]))
     return _row(
         "The verdict is linear in the residual stream, from early layers on",
@@ -75,6 +86,31 @@ def _linear(results: dict[str, Result]) -> Row:
         f"{control.max():.2f})"
         if first < len(good)
         else f"best accuracy {best:.3f}, shuffled labels up to {control.max():.2f}",
+    )
+
+
+def _steers(results: dict[str, Result]) -> Row:
+    found = results["steering"]
+    rows = {word: found["rows"][number] for word, number in found["chosen"].items()}
+    each = [
+        least(x["mean"] >= CARRIED, beyond(x["p"], len(x["null"])))
+        for x in (row[word] for word, row in rows.items())
+    ]
+    said = "; ".join(
+        f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}] of {x["n"]} judged "{word}" '
+        f"({row['direction']}, {row['scale']:.0%}; {len(x['null'])} random directions "
+        f"{np.mean(x['null']):.2f}, {chance(x['p'])})"
+        for word, row in rows.items()
+        for x in (row[word],)
+    )
+    holds = least(*each)
+    return _row(
+        "Adding the direction that tells valid from invalid changes the verdict (three texts)",
+        holds if holds else None if any(x is not False for x in each) else False,
+        'added it makes at least half of invalid attempts "this", taken away half of valid ones '
+        '"not", both beyond random directions; partly: one of the two',
+        "in the last third of the layers, direction and share of the stream's length as chosen on "
+        f"the find samples: {said}",
     )
 
 
@@ -289,15 +325,10 @@ def _sufficient(results: dict[str, Result]) -> Row:
     )
 
 
-UNCHANGED = 0.01
-"""Relative change of weights up to which they count as hardly changed: their cosine with what they
-were, sqrt(1 - c^2) or more, is then 1.0000 to four digits, as the paper's figures are."""
-
-
 def _base(results: dict[str, Result]) -> Row:
     found = results["base"]
     changes = [null for parts in found["weights"].values() for null in parts.values()]
-    most = max(change["selected"] for change in changes)
+    most = max(change["most"] for change in changes)
     auc = found["forced"][found["base"]]["auc"]
     rarest = min(1.0, len(changes) * min(change["p"] for change in changes))
     hardly, there = most <= UNCHANGED, auc >= 0.9
@@ -308,8 +339,9 @@ def _base(results: dict[str, Result]) -> Row:
         f"their weights change by {UNCHANGED:.0%} at most, and the base model tells valid from "
         "invalid at t_paren with an AUC of 0.9; partly: one of the two",
         f"relative change of their weights up to {most:.3f} (least cosine "
-        f"{min(change['cosine'] for change in changes):.4f}, 1.0000 in the paper), of others in "
-        f"their layers {np.mean([c['mean'] for c in changes]):.3f} (least p {rarest:.3f}, "
-        f"corrected for {len(changes)} tests); on the trained model's texts {found['base']} tells "
+        f"{min(change['cosine'] for change in changes):.4f}, 1.0000 in the paper), on average "
+        f"{np.mean([c['selected'] for c in changes]):.3f}, of others in their layers "
+        f"{np.mean([c['mean'] for c in changes]):.3f} (least p {rarest:.3f}, corrected for "
+        f"{len(changes)} tests); on the trained model's texts {found['base']} tells "
         f'valid from invalid with AUC {auc:.2f}, and gives "this" {says[0]:.2f} and {says[1]:.2f}',
     )

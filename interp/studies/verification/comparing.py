@@ -83,7 +83,7 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
 def _weights(
     context: Context, base: LanguageModel, heads: Sequence[str], neurons: Sequence[str]
 ) -> Result:
-    """Each part's change in the chosen components, and its least cosine in any."""
+    """Each part's change in the chosen components, mean and largest, and its least cosine."""
     compared = compare_weights(base, context.model)
     table = compared.to_dataframe()
     weights: Result = {}
@@ -92,9 +92,15 @@ def _weights(
             continue
         mine = table[table.component.isin(list(chosen))].groupby("part")
         least, norms = mine.cosine.min(), mine.norm_difference.apply(lambda x: x.abs().max())
+        most = mine.change.max()
         nulls = compared.null(chosen, draws=2000, seed=context.settings.seed)
         weights[name] = {
-            part: plain(null) | {"cosine": float(least[part]), "norms": float(norms[part])}
+            part: plain(null)
+            | {
+                "cosine": float(least[part]),
+                "norms": float(norms[part]),
+                "most": float(most[part]),
+            }
             for part, null in nulls.items()
         }
     least = table.groupby("part")["cosine"].min().to_dict()

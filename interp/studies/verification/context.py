@@ -59,7 +59,7 @@ class Settings:
     attempts: int = 5
 
 
-VERIFICATION = Kind(name="verification", version=6, settings=Settings, beside=("base",))
+VERIFICATION = Kind(name="verification", version=7, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class Context:
     def runs(self, tokens: tuple[tuple[int, ...], ...], where: Where = 2) -> KeptRuns | None:
         """Plain runs of some samples in which `where` can be read or changed; None if unkept.
 
-        They are asked for all find samples, all test samples, the valid ones of each, and the two
-        sides of the test pairs.
+        They are asked for all find samples, all test samples, some of either, and the two sides of
+        the test pairs; those of some are a part of those of all, once these are there.
         """
         last = max(2, self.settings.window)
         if where == "all" or where > last:

@@ -5,32 +5,39 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from math import comb
 
 import numpy as np
 
 from interp.ablation import random_like
 from interp.cumulative import (
+    ENOUGH,
     AblatedSets,
     AblationCurve,
     ablation_curve,
     greedy_order,
+    smallest_sets,
     smallest_size,
 )
 from interp.errors import InterpError
+from interp.metrics import share_estimate
 from interp.patching import activation_patching
 from interp.paths import path_patching
 from interp.scores import Scores
 from interp.studies.steps import Result, plain
 from interp.studies.verification.context import Context
-from interp.studies.verification.intervening import zeroed_sets
+from interp.studies.verification.intervening import KINDS, ablated_sets, zeroed_sets
 from interp.studies.verification.reading import glu_sets, label
 
 RANDOM_SETS = 5
 """Random neurons beside every set tried; the set that is chosen gets `draws` on test samples."""
 
 PLACES = ("t_ans", "t_paren")
-LONGEST = 12
-"""The most heads of a cumulative curve."""
+LONGEST, GREEDY = 12, 6
+"""The most heads of a cumulative curve, and of one grown greedily."""
+
+SEARCHED, LISTED = 2, 10
+"""The largest sets of heads that are all tried, and the most that are measured again."""
 
 PAIRS_GB = 4.0
 """So much holds the runs of all pairs of the default model at once; in parts they are run twice."""
@@ -54,7 +61,7 @@ def patching(context: Context) -> Result:
             model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES,
             budget_gb=PAIRS_GB,
         )  # fmt: skip
-        found[direction] = _map(scores, 12)
+        found[direction] = _map(scores, 12, context.settings.seed)
     for site in ("attn_out", "mlp_out"):
         scores = activation_patching(
             model, pairs, site=site, by=("layer", "position"), positions=PLACES, budget_gb=PAIRS_GB
@@ -66,7 +73,7 @@ def patching(context: Context) -> Result:
 def paths(context: Context, receivers: Sequence[str]) -> Result:
     """Path patching of every head, at t_ans and t_paren, into some receivers; with its null."""
     scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
-    return _map(scores, 8) | {"receivers": list(receivers)}
+    return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
 
 
 def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
@@ -74,11 +81,11 @@ def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
     return [f"L{layer}.mlp_out" for layer in sorted(np.argsort(-np.array(effects)[:, 1])[:k])]
 
 
-def _map(scores: Scores, k: int) -> Result:
+def _map(scores: Scores, k: int, seed: int) -> Result:
     """Effects of all heads, the k strongest of them, and the null of the very strongest."""
     null = None
     with suppress(InterpError):  # too few pairs to halve, or too few heads
-        null = plain(scores.null(STRONGEST, band=BAND))
+        null = plain(scores.null(STRONGEST, band=BAND, seed=seed))
     return {
         "values": scores.values.tolist(),
         "top": [
@@ -121,6 +128,43 @@ def strongest(values: Sequence[Sequence[float]], k: int) -> list[str]:
     table = np.array(values)
     order = np.argsort(-table, axis=None, kind="stable")[:k]
     return ["L{}H{}".format(*np.unravel_index(place, table.shape)) for place in order]
+
+
+def smallest(context: Context, candidates: Sequence[str]) -> Result:
+    """All sets of the least size, up to `SEARCHED` candidates, that disable the verdict.
+
+    Every set is tried on the find samples; those found are measured on the test samples, under
+    every kind of ablation. most: the size at which the search ended. alone: the same of every
+    single head of the model, candidate or not; a head that patching passes over and that disables
+    at zero alone breaks the run more than it carries the verdict.
+    """
+    zeroed = zeroed_sets(context, context.find)
+    found = smallest_sets(zeroed, candidates, most=SEARCHED)
+    model = context.model
+    heads = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range(model.n_heads)]
+    no, _ = zeroed([[head] for head in heads])
+    alone = [(head,) for head, row in zip(heads, no, strict=True) if row.mean() >= ENOUGH]
+    most = len(found[0]) if found else SEARCHED
+    return {
+        "candidates": len(candidates),
+        "most": most,
+        "tried": sum(comb(len(candidates), size) for size in range(1, most + 1)),
+        "sets": _under_every_kind(context, found[:LISTED]),
+        "found": len(found),
+        "alone": _under_every_kind(context, alone),
+        "heads": len(heads),
+    }
+
+
+def _under_every_kind(context: Context, sets: Sequence[Sequence[str]]) -> list[Result]:
+    """Shares of valid test samples judged "not" with each set ablated, a row a set."""
+    rows: list[Result] = [{"heads": list(heads)} for heads in sets]
+    labels = [head for heads in sets for head in heads]
+    for kind in KINDS if sets else ():
+        no, _ = ablated_sets(context, context.test, labels, kind)(sets)
+        for row, disabled in zip(rows, no, strict=True):
+            row[kind] = plain(share_estimate(int(disabled.sum()), len(disabled)))
+    return rows
 
 
 def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
@@ -184,16 +228,19 @@ def stability(
 ) -> Result:
     """Which sets the same procedure chooses when its samples are drawn again.
 
-    The choice of `curves`, with a greedy order of its own each time, on bootstrap resamples of the
-    valid find samples; and on the test samples, which share no problem with them. The order by
-    patching stays the same.
+    The choice of `curves`, with a greedy order and a search of its own each time, on bootstrap
+    resamples of the valid find samples; and on the test samples, which share no problem with them.
+    The order by patching stays the same.
     """
     rng = np.random.default_rng(context.settings.seed)
 
     def choose(zeroed: AblatedSets, drawn: np.ndarray) -> list[str]:
-        greedy = greedy_order(zeroed, strong, 4, drawn=drawn)
+        fresh = {
+            "greedy": greedy_order(zeroed, strong, GREEDY, drawn=drawn),
+            "search": next(iter(smallest_sets(zeroed, strong, most=SEARCHED, drawn=drawn)), ()),
+        }
         tried = {
-            name: list(order)[:LONGEST] for name, order in {**orders, "greedy": greedy}.items()
+            name: list(order)[:LONGEST] for name, order in {**orders, **fresh}.items() if order
         }
         shares = {}
         for name, order in tried.items():

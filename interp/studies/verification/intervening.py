@@ -126,6 +126,13 @@ def verdict_effects(
 
 def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
     """The verdict on the valid ones of some samples with sets of components zeroed."""
+    return ablated_sets(context, samples, (), "zero")
+
+
+def ablated_sets(
+    context: Context, samples: Samples, labels: Sequence[str], kind: Kind
+) -> AblatedSets:
+    """The same with sets of some components ablated, by values from the find samples."""
     valid = samples.take(np.flatnonzero(samples.valid))
     window = context.settings.window
     return AblatedSets(
@@ -133,6 +140,8 @@ def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
         prompts=valid.tokens,
         tokens=(context.ids.this, context.ids.no),
         where=window,
+        kind=kind,
+        values=replacements(context, valid, [labels], kind, window),
         runs=context.runs(valid.tokens, window),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from interp.report import Report
 from interp.studies.shown import listed
 from interp.studies.steps import Result
+from interp.studies.verification.claims import ACCURATE, first_lasting
 
 V1 = {
     "none": (0.0, 0.0),
@@ -122,8 +123,8 @@ def numbers(report: Report, results: dict[str, Result]) -> None:
 
 def _probe(results: dict[str, Result]) -> list[Line]:
     softmax = results["probes"]["softmax"]
-    good = np.array(softmax["accuracy"]) >= 0.95
-    first = len(good) - int(np.argmin(good[::-1])) if not good.all() else 0
+    good = np.array(softmax["accuracy"]) >= ACCURATE
+    first = first_lasting(good)
     last = softmax["tokens"][-1]
     return [
         (
@@ -164,6 +165,7 @@ def _lens(results: dict[str, Result]) -> list[Line]:
     plainly, without = results["lens"]["groups"]["valid"], results["lens_without"]["groups"]
     lines: list[Line] = []
     words = plainly["probability"]
+    n = f"{results['lens']['n'] // 2} and {results['lens_without']['n']} attempts"
     if " success" in words and "GLU_Valid" in without:
         means = [row["mean"] for row in words[" success"]]
         layer = int(np.argmax(means))
@@ -172,7 +174,7 @@ def _lens(results: dict[str, Result]) -> list[Line]:
             (
                 'lens, "success" without GLU_Valid',
                 ".73 to .38 (layer 26)",
-                f"{means[layer]:.3f} to {after:.3f} (layer {layer}, where it is largest)",
+                f"{means[layer]:.3f} to {after:.3f} (layer {layer}, where it is largest; {n})",
             )
         )
     both = without.get("GLU_Valid and GLU_Invalid")
@@ -183,7 +185,7 @@ def _lens(results: dict[str, Result]) -> list[Line]:
             (
                 "lens, P(this) without both GLU sets",
                 ".97 to .15, P(not) .08 (layer 35, before its MLP)",
-                f"{before:.2f} to {this:.2f}, P(not) {no:.2f} (last layer)",
+                f"{before:.2f} to {this:.2f}, P(not) {no:.2f} (last layer; {n})",
             )
         )
     return lines
@@ -274,6 +276,6 @@ def _base(results: dict[str, Result]) -> list[Line]:
         (
             "change of their norm, or of the weights",
             "1e-5 to 2.4e-4 (norms)",
-            f"{min(changed):.3f} to {max(changed):.3f} (relative, chosen heads and GLU_Valid)",
+            f"{min(changed):.3f} to {max(changed):.3f} (relative; mean of chosen heads or neurons)",
         ),
     ]

@@ -209,7 +209,9 @@ def glu(context: Context, direction: str, k: int) -> Result:
             product=captured.product[:, columns],
         )
         seen = label_contrast(active, samples.valid.tolist())
-        null = rank_null(model, directions, sign=SIGNS[name], draws=settings.draws, **options)
+        null = rank_null(
+            model, directions, sign=SIGNS[name], draws=settings.draws, seed=settings.seed, **options
+        )
         rows = _neurons(model, ranked, seen)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
@@ -235,7 +237,7 @@ def glu(context: Context, direction: str, k: int) -> Result:
     for number, (name, gone) in enumerate(
         (("antipodes", None), ("antipodes_without_probes", directions[upper.start :]))
     ):
-        opposite = antipodes(model, a, b, without=gone, draws=settings.draws)
+        opposite = antipodes(model, a, b, without=gone, draws=settings.draws, seed=settings.seed)
         mean = float(opposite.cosine.mean())
         found[name] = {
             "mean_cosine": mean,
@@ -316,8 +318,9 @@ def attention(context: Context) -> Result:
 def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence[int]]) -> Result:
     tokens = context.find.tokens
     seen = attention_to(
-        context.model, tokens, queries, keys, drop_empty=True, runs=context.runs(tokens)
-    )
+        context.model, tokens, queries, keys, drop_empty=True, seed=context.settings.seed,
+        runs=context.runs(tokens),
+    )  # fmt: skip
     top = []
     for ranked in top_heads(seen, 12):
         part = ranked.component

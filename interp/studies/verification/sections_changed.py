@@ -14,6 +14,7 @@ from interp.studies.shown import bare, estimate, place, spread
 from interp.studies.shown import null as in_words
 from interp.studies.steps import Result
 from interp.studies.verification import published
+from interp.studies.verification.intervening import KINDS
 
 
 def patching(report: Report, results: dict[str, Result]) -> None:
@@ -121,6 +122,23 @@ def curve(report: Report, results: dict[str, Result]) -> None:
         ],
         caption='Share of valid attempts judged "not" with the first heads zeroed, find samples.',
     )
+    searched = results["smallest"]
+    report.text(
+        f"All {searched['tried']} sets of at most {searched['most']} of the "
+        f"{searched['candidates']} heads strongest by patching were zeroed too: "
+        f"{searched['found']} of them disable 95 % on the find samples (order 'search': the "
+        f"strongest of these). So were all {searched['heads']} heads of the model, one at a time: "
+        f"{len(searched['alone'])} disable as much alone. One that patching passes over breaks the "
+        "run rather than carrying the verdict; A_Verif is chosen among those that patching finds."
+    )
+    rows = [
+        {"heads": " ".join(row["heads"]), "found among": among}
+        | {f'{kind}: valid judged "not"': estimate(row[kind]) for kind in KINDS}
+        for name, among in (("sets", "the strongest by patching"), ("alone", "all heads, alone"))
+        for row in searched[name]
+    ]
+    if rows:
+        report.table(rows, caption="Each under every kind of ablation, on test samples.")
     curve = found["test"]
     report.figure(
         plots.curve_with_null(

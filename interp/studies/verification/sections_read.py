@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.figures import visible
 from interp.report import Report
-from interp.studies.shown import band, bare, chance, estimate, place
+from interp.studies.shown import band, bare, chance, estimate, place, spread
 from interp.studies.steps import Result
 from interp.studies.verification.finding import RANDOM_SETS
 
@@ -88,6 +88,45 @@ def probes(report: Report, results: dict[str, Result]) -> None:
         "Successful, SUCCESS, Exactly, 正是, 成功 against 不对, 不应, 不该, ≠; cosines of adjacent "
         "layers 0.23 to 0.80). A direction that still points along its random start writes nothing "
         "in particular.",
+    )
+
+
+def steering(report: Report, results: dict[str, Result]) -> None:
+    """The verdict with a direction added."""
+    found = results["steering"]
+    first, last = found["layers"]
+    report.table(
+        [
+            {
+                "direction": row["direction"],
+                "dose": f"{row['scale']:.0%}",
+                **{
+                    column: cell
+                    for side, sign, word in (("invalid", "+", "this"), ("valid", "-", "not"))
+                    for column, cell in (
+                        (f'{sign}: {side} judged "{word}"', estimate(row[word])),
+                        (f'{sign}: random, "{word}"', spread(row[word]["null"])),
+                        (f"{sign}: p", row[word]["p"]),
+                        (f"{sign}: neither", row[word]["neither"]),
+                    )
+                },
+            }
+            for row in found["rows"]
+        ],
+        caption=f"What tells valid from invalid, added at t_paren (+) or taken away (-) in layers "
+        f"{first} to {last}; dose: its length, as a share of the stream's ({found['length']:.1f}). "
+        "Random: mean and 95 % range of directions turned together at random, on "
+        f"{found['null_n']} of the samples. The paper adds 20 times the softmax probe's and shows "
+        "three texts.",
+    )
+    text, best = found["text"], found["rows"][found["chosen"]["this"]]
+    report.text(
+        f"An invalid attempt as the model goes on from it, and with the {best['direction']} added "
+        f'({best["scale"]:.0%}, chosen on the find samples) at every " (":\n\n'
+        + "\n\n".join(
+            f"```\n{(text['before'] + text[name]).replace('```', '')}\n```"
+            for name in ("plain", "steered")
+        )
     )
 
 

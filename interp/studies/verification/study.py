@@ -23,6 +23,7 @@ from interp.studies.verification import (
     generating,
     intervening,
     reading,
+    steering,
 )
 from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.context import (
@@ -87,7 +88,7 @@ def study_verification(
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
-    # Each `all` pairs a step that others wait for with some that nothing waits for.
+    # Each `all` pairs a step that others wait for with another that can be done beside it.
     judged = (finding.STRONGEST, finding.BAND)
     direct = ["logits"]
     patching, choice, attention, *_ = step.all(
@@ -102,6 +103,7 @@ def study_verification(
     glu, _ = step.all(
         ("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN),
         ("probes", lambda: reading.probes(context)),
+        ("steering", lambda: steering.steering(context)),
     )
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
@@ -109,8 +111,11 @@ def study_verification(
     strong = finding.strongest(patching["noise"]["values"], 16)
     mlps = finding.strongest_mlps(patching["mlp_out"])
     scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
-    scores = step("head_scores", lambda: feeding.head_scores(context, *scored), *scored)
-    lists = (previous, asked, strong)
+    scores, few_heads = step.all(
+        ("head_scores", lambda: feeding.head_scores(context, *scored), *scored),
+        ("smallest", lambda: finding.smallest(context, strong), strong),
+    )
+    lists = (previous, asked, strong, few_heads)
     orders, _ = step.all(
         ("orders", lambda: _orders(context, *lists, scores), *lists, scores),
         ("paths_mlps", lambda: finding.paths(context, mlps), mlps, *judged),
@@ -236,9 +241,17 @@ def _example(context: Context) -> str:
 
 
 def _orders(
-    context: Context, previous: list[str], asked: list[str], strong: list[str], scores: Result
+    context: Context,
+    previous: list[str],
+    asked: list[str],
+    strong: list[str],
+    smallest: Result,
+    scores: Result,
 ) -> Result:
-    """Heads in every order: A_Prev by attention and by its scores, all heads by patching."""
+    """Heads in every order: A_Prev by attention and by its scores, all heads by patching.
+
+    The strongest by patching also in a greedy order, and the strongest small set of them.
+    """
     orders: dict[str, list[str]] = {}
     if previous:
         orders["attention"] = previous
@@ -251,5 +264,7 @@ def _orders(
         by_score = scores[feeding.PUBLISHED]["order"]
         orders[SCORE_ORDER] = [head for head in by_score if head in asked]
     orders["patching"] = strong
-    orders["greedy"] = greedy_order(intervening.zeroed_sets(context, context.find), strong, 8)
+    zeroed = intervening.zeroed_sets(context, context.find)
+    orders["greedy"] = greedy_order(zeroed, strong, finding.GREEDY)
+    orders["search"] = next((row["heads"] for row in smallest["sets"]), [])
     return {name: order for name, order in orders.items() if order}

@@ -16,6 +16,7 @@ from interp.studies.verification.study import Study
 SECTIONS = (
     sections_read.behaviour,
     sections_read.probes,
+    sections_read.steering,
     sections_read.lens,
     sections_read.glu,
     sections_read.attention,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -129,19 +129,6 @@ def band_lines(
     return figure
 
 
-def null_band(
-    draws: Sequence[Sequence[float] | None],
-) -> tuple[list[float], list[float], list[float]]:
-    """(mean, low, high), the 95 % range of random draws at each place; nan where there are none."""
-    rows = [np.array(found if found else [np.nan], dtype=float) for found in draws]
-    ends = [np.quantile(row, [0.025, 0.975]) for row in rows]
-    return (
-        [float(row.mean()) for row in rows],
-        [float(low) for low, _ in ends],
-        [float(high) for _, high in ends],
-    )
-
-
 def points_with_null(
     labels: Sequence[str],
     values: ArrayLike,
@@ -192,6 +179,26 @@ def points_with_null(
     )
     figure.update_layout(labelled_rows(labels, x_title=x_title, height=62 * len(labels) + 110))
     return figure
+
+
+def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
+    """Give figures that stand side by side one range, so that equal lengths are equal values."""
+    ends: list[float] = []
+    for trace in (trace for figure in figures for trace in figure.data):
+        at = np.array(trace[axis], dtype=float)
+        error = trace[f"error_{axis}"]
+        above, below = (
+            np.array(0.0 if part is None else part, dtype=float)
+            for part in (error.array, error.arrayminus)
+        )
+        ends += [*np.ravel(at + above), *np.ravel(at - below)]
+    known = np.array(ends)[np.isfinite(ends)]
+    if not len(known):
+        return
+    margin = 0.04 * (np.ptp(known) or 1.0)
+    for figure in figures:
+        chosen = [known.min() - margin, known.max() + margin]
+        figure.update_layout({f"{axis}axis": {"range": chosen}})
 
 
 def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[str, Any]:

@@ -245,11 +245,17 @@ def faithfulness_curve(
             "%{customdata[2]} edges",
         )
     if chosen:
-        figure.add_vline(
-            x=chosen,
-            line={"color": CHOSEN, "width": 2},
-            annotation={"text": "the circuit", "font": {"size": 10}},
-            annotation_position="bottom right",
+        figure.add_vline(x=chosen, line={"color": CHOSEN, "width": 2})
+        # On a logarithmic axis a text, unlike a line, is placed by the logarithm.
+        figure.add_annotation(
+            x=np.log10(chosen),
+            y=0,
+            yref="paper",
+            text="the circuit",
+            font={"size": 10},
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
         )
     figure.update_layout(
         height=380,

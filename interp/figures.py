@@ -348,3 +348,16 @@ def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any
 def visible(token: str) -> str:
     """A token with its spaces and line breaks to be seen."""
     return token.replace(" ", "␣").replace("\n", "↵")
+
+
+def null_band(
+    draws: Sequence[Sequence[float] | None],
+) -> tuple[list[float], list[float], list[float]]:
+    """(mean, low, high), the 95 % range of random draws at each place; nan where there are none."""
+    rows = [np.array(found if found else [np.nan], dtype=float) for found in draws]
+    ends = [np.quantile(row, [0.025, 0.975]) for row in rows]
+    return (
+        [float(row.mean()) for row in rows],
+        [float(low) for low, _ in ends],
+        [float(high) for _, high in ends],
+    )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.errors import InterpError, unknown
-from interp.figures import CHOSEN, DIVERGING, FRAME, LOWERS, RAISES, symmetric_limit
+from interp.figures import CHOSEN, DIVERGING, FRAME, LOWERS, RAISES, null_band, symmetric_limit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ def curve_with_null(
     *,
     low: ArrayLike,
     high: ArrayLike,
-    null: Sequence[ArrayLike | None],
+    null: Sequence[Sequence[float] | None],
     x_title: str,
     y_title: str,
     labels: Sequence[str] | None = None,
@@ -144,17 +144,12 @@ def curve_with_null(
     at = _vector(x, "x")
     value, low, high = _interval((value, low, high), "value", len(at))
     _same_length("null", len(null), len(at))
-    drawn = {
-        place: _vector(draws, "null")
-        for place, draws in zip(at, null, strict=True)
-        if draws is not None
-    }
-    middle = np.array([draws.mean() for draws in drawn.values()])
+    middle, lower, upper = np.array(null_band(null))
+    drawn = np.isfinite(middle)
     axes = _axes(3.6, x_title, y_title)
-    if drawn:
-        ends = [np.quantile(draws, (0.025, 0.975)) for draws in drawn.values()]
-        axes.fill_between(list(drawn), *np.transpose(ends), color=SOFT, alpha=0.25, linewidth=0)
-        axes.plot(list(drawn), middle, "o-", color=SOFT, ms=3.5, lw=1.2)
+    band = at[drawn], lower[drawn], upper[drawn]
+    axes.fill_between(*band, color=SOFT, alpha=0.25, linewidth=0)
+    axes.plot(at[drawn], middle[drawn], "o-", color=SOFT, ms=3.5, lw=1.2)
     axes.fill_between(at, low, high, color=RAISES, alpha=0.18, linewidth=0)
     axes.plot(at, value, "o-", color=RAISES, ms=3.5, lw=1.6, label=_plain(value_label))
     if labels is None:

@@ -21,7 +21,7 @@ from interp.circuits.positioned import PositionedCircuit, named_places
 from interp.circuits.shelf import drop_circuit, keep_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.graph import Graph
-from interp.ui import circuit_graph, circuit_jobs
+from interp.ui import circuit_graph, circuit_jobs, jobs
 from tests.pages import named, opened, wait
 
 PAGE = "interp/ui/views/circuits.py"
@@ -104,6 +104,16 @@ def test_faithfulness_is_the_package_s(halves) -> None:
     for words in ("random circuits on paths", "incompleteness", "minimality", "stability of"):
         assert words in shown
     assert any("counterfactual ablation" in c.value.replace("\\", "") for c in at.caption)
+
+
+def test_faithfulness_is_of_the_size_looked_at(halves) -> None:
+    model, find, _ = halves
+    wait(opened(PAGE, **LINK), "Find", seconds=90)
+    found = find_circuit(model, find, Finder())
+    for edges in (3, 9):
+        at = opened(PAGE, **LINK, look="faithfulness", edges=str(edges))
+        shown = " ".join(block.proto.body for block in at.get("html"))
+        assert f"{found.circuit(edges).n_edges} edges" in shown
 
 
 def test_two_kept_circuits_are_compared() -> None:
@@ -241,7 +251,15 @@ def test_a_circuit_by_token_is_the_package_s(halves) -> None:
     made = find_circuit(model, find, Finder()).circuit(len(at.dataframe[0].value))
     at = wait(opened(PAGE, **LINK, look="tokens", edges=str(made.n_edges)), "Measure", seconds=90)
     places = named_places(model, interp.load_task("toy-induction", model, n=12))
-    done = narrow_curve(model, find, test, made, positions=places, random=circuit_jobs.RANDOM)
+    said = []
+    done = narrow_curve(
+        model, find, test, made, positions=places, random=circuit_jobs.RANDOM,
+        progress=lambda done, total: said.append((done, total)),
+    )  # fmt: skip
+    first, second = (i for i, (done, _) in enumerate(said) if not done)
+    assert first == 0
+    assert said[second - 1][0] == said[second - 1][1]
+    assert said[-1][0] == said[-1][1] == (1 + circuit_jobs.RANDOM) * (1 + len(done.thresholds))
     cut = done.judged.circuits[1 + [f"{t:g}" for t in done.thresholds].index("0.01")]
     rows = at.dataframe[0].value
     assert {f"{row.edge} @ {row.token}" for row in rows.itertuples()} == set(cut.edges())
@@ -289,3 +307,12 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
     assert sorted(columns, key=columns.__getitem__) == ["elsewhere", "S1", "S2", "last"]
     few = draw_places(circuit, values, most=1)
     assert (few.drawn, few.hidden) == (1, 6)
+
+
+def test_what_is_left_is_told_by_the_pace_of_the_part_under_way(monkeypatch):
+    clock = iter([100.0, 110.0])
+    job = jobs.Job(unit="circuits", begun=0.0)
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
+    job.progress(0, 4)
+    job.progress(1, 4)
+    assert job.words == f"1 of 4 circuits · about {jobs.duration(30)} left"

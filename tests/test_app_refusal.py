@@ -28,6 +28,7 @@ from interp.metrics import share_estimate
 from interp.projections import Projected
 from interp.steered import generate_steered
 from interp.steering import add_direction
+from interp.studies.frame import usual_directory
 from interp.studies.refusal.claims import claims
 from interp.studies.refusal.comparing import RETAINED
 from interp.studies.refusal.context import REFUSAL, Settings
@@ -36,6 +37,7 @@ from interp.toys import build_toy
 from interp.ui import projected, steered_texts, studies, study_page, study_run
 from interp.ui.families import REFUSED, VERIFIED
 from interp.ui.steering_model import tokens_of
+from interp.ui.views.refusal_directions import CHOICES
 
 APP = Path(__file__).parent.parent / "app.py"
 NAMES = ("study", "directions", "trajectories", "heads", "interventions")
@@ -193,6 +195,7 @@ class Maker:
         for k, name in enumerate(names):
             values = self.rng.normal(0, 0.05, (self.layers, self.heads))
             values[1, k % self.heads] = 0.6
+            values = values[: 2 if "along" in name else None]  # up to the direction's layer
             flat = np.argsort(-np.abs(values), axis=None)[:10]
             places = [divmod(int(cell), self.heads) for cell in flat]
             measures[name] = {
@@ -618,6 +621,9 @@ def test_heads_by_measure_with_groups_paths_and_flips(tmp_path):
     ranks = table_with(at, "rank").set_index("measure")
     assert ranks.loc[name, "rank"] == "1 of 12"
     assert ranks.loc[name, "value"] == 0.6
+    late = table_with(visit("heads", measure=name, picked="L2H0"), "rank").set_index("measure")
+    assert late.loc["carries (along the direction)", "rank"] == "not one of 8"
+    assert late.loc[name, "value"] == pytest.approx(x["values"][2][0])
     assert numbers(drawn[1]["data"][0]["z"])[0, 1] == 0.25
     random = next(t for t in drawn[2]["data"] if t["mode"] == "lines+markers")
     assert numbers(random["x"]) == pytest.approx([0.0, 0.1, 0.2])
@@ -705,6 +711,45 @@ def test_scores_are_of_the_study_s_tokens_only(chat):
     ids = [model.single_token("refuse")]
     own = {"ids": ids, "strings": list(model.strings(ids))}
     assert tokens_of(replace(study, results={"tokens": own}), model) == tuple(ids)
+
+
+def test_the_file_of_candidates_holds_every_selection(tmp_path, monkeypatch):
+    found, taken = make_study(tmp_path), []
+    monkeypatch.setattr(studies, "take_away", lambda study, name, rows, kept: taken.append(rows))
+    visit("directions", candidates="selection_over-refusal")
+    (rows,) = taken
+    every = {CHOICES[name]: found[name] for name in CHOICES if "rows" in found.get(name, {})}
+    assert len(every) > 1
+    for words, x in every.items():
+        assert sum(row["candidates"] == words for row in rows) == len(x["rows"])
+
+
+def settle(root, **changed):
+    """Other settings in a study that is kept."""
+    path = root / "studies" / f"refusal-{'b' * 20}" / "study.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"settings": about["settings"] | changed}))
+
+
+def test_a_study_beyond_the_usual_bounds_is_shown(tmp_path):
+    make_study(tmp_path)
+    settle(tmp_path, n=5000, draws=2000, max_new_tokens=900)
+    at = visit("study", model="toy-refusal")
+    assert (named(at.number_input, "n").value, named(at.number_input, "Draws").value) == (
+        5000,
+        2000,
+    )
+
+
+def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
+    make_study(tmp_path)  # under another key: of other prompts, say
+    at = visit("study", model="toy-refusal")
+    assert {"Run"} == {button.label for button in at.button} & {"Run", "Resume"}
+    model = interp.load_model("toy-refusal")
+    home = usual_directory(REFUSAL, model, Settings(n=8, draws=5, max_new_tokens=8))
+    (tmp_path / "studies" / f"refusal-{'b' * 20}").rename(home)
+    at = visit("study", model="toy-refusal")
+    assert {"Resume"} == {button.label for button in at.button} & {"Run", "Resume"}
 
 
 def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):

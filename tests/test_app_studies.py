@@ -17,8 +17,9 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.charts import band_lines, head_map, null_band, points_with_null, spread_by_label
+from interp.charts import band_lines, head_map, points_with_null, share_axis, spread_by_label
 from interp.errors import InterpError
+from interp.figures import null_band
 from interp.files import content_key
 from interp.generation import generate as write
 from interp.lens import search_neurons
@@ -78,10 +79,10 @@ class Maker:
     def results(self) -> dict[str, Any]:
         """All steps."""
         steps = [
-            self._behaviour(), self._probes(), self._lens(), self._glu(), self._attention(),
-            self._patching(), self._scores(), {"orders": {"attention": ["L0H1"]}},
-            self._curves(), self._communication(), self._effects(), self._generated(),
-            self._controls(),
+            self._behaviour(), self._probes(), self._steering(), self._lens(), self._glu(),
+            self._attention(), self._patching(), self._scores(), self._curves(),
+            {"orders": {"attention": ["L0H1"]}}, self._communication(), self._effects(),
+            self._generated(), self._controls(),
         ]  # fmt: skip
         found: dict[str, Any] = {}
         for step in steps:
@@ -117,6 +118,18 @@ class Maker:
             "tokens": [{"valid": [" yes", "<b>"], "invalid": [" no"]}] * self.layers,
         }
         return {"probes": found}
+
+    def _steering(self) -> dict[str, Any]:
+        rows = [
+            {"direction": name, "scale": scale}
+            | {word: {**self.estimate(), "neither": 0.1, "find": 0.4, "p": 0.3,
+                      "null": self.array(self.draws)} for word in ("this", "not")}
+            for name in ("softmax", "logistic")
+            for scale in (0.1, 0.2)
+        ]  # fmt: skip
+        text = {"before": "- 1 + 2 = 3", "plain": " (not 4)", "steered": " (this works)"}
+        found = {"rows": rows, "layers": [2, 3], "length": 7.0, "null_n": 5, "text": text}
+        return {"steering": {**found, "chosen": {"this": 3, "not": 2}}}
 
     def _lens(self) -> dict[str, Any]:
         def group() -> dict[str, Any]:
@@ -214,7 +227,17 @@ class Maker:
             "draws": 10, "sets": {"L0H1": 9, "L1H2": 1}, "counts": {"L0H1": 9, "L1H2": 1},
             "on_test": ["L0H1"],
         }  # fmt: skip
-        return {"curves": {"find": find, "test": test, **chosen}, "stability": counts}
+        kinds = {kind: self.estimate() for kind in ("zero", "mean", "resample")}
+        searched = {
+            "candidates": 4, "most": 2, "tried": 10, "found": 1, "heads": 12,
+            "sets": [{"heads": ["L0H1", "L2H0"], **kinds}],
+            "alone": [{"heads": ["L1H1"], **kinds}],
+        }  # fmt: skip
+        return {
+            "curves": {"find": find, "test": test, **chosen},
+            "smallest": searched,
+            "stability": counts,
+        }
 
     def _communication(self) -> dict[str, Any]:
         found = {
@@ -525,6 +548,26 @@ def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):
     assert np.isnan(null[1])
 
 
+def test_a_steered_verdict_is_drawn_beside_random_directions(tmp_path):
+    rows = make_study(tmp_path)["steering"]["rows"]
+    at = visit("probes")
+    for offset, word in enumerate(("this", "not")):
+        drawn = lines(at, 5 + offset)
+        for name in ("softmax", "logistic"):
+            mine = [row[word]["mean"] for row in rows if row["direction"] == name]
+            assert drawn[name] == pytest.approx(mine)
+        null = [np.mean(row[word]["null"]) for row in rows if row["direction"] == "logistic"]
+        assert drawn["random directions"] == pytest.approx(null)
+    assert any("(this works)" in block.value for block in at.code)
+
+
+def test_every_set_of_few_heads_that_disables_is_listed(tmp_path):
+    (row,) = make_study(tmp_path)["smallest"]["sets"]
+    table = table_with(visit("heads"), "found among")
+    assert list(table["heads"]) == ["L0H1 L2H0", "L1H1"]
+    assert table['mean: judged "not"'][0].startswith(f"{row['mean']['mean']:.3f}")
+
+
 @pytest.mark.parametrize("kind", ["effects_zero", "effects_mean", "effects_published"])
 def test_verdicts_are_the_step_s(kind, tmp_path):
     found = make_study(tmp_path)[kind]["sets"]
@@ -656,7 +699,7 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
     named(at.number_input, "n").set_value(50).run()
     named(at.button, "Run").click().run()
     assert not at.exception
-    job = jobs.find(study_run.JOB)
+    job = jobs.find("study of verification")
     assert job is not None
     assert named(at.button, "Run").disabled
     named(at.button, "Cancel").click().run()
@@ -681,6 +724,16 @@ def test_what_the_study_refuses_is_shown_once(monkeypatch):
     assert [error.value for error in at.error] == [
         "**a study**  \nno texts\\. Do\\: train it first\\."
     ]
+
+
+def test_figures_side_by_side_have_one_range():
+    pair = [
+        points_with_null(["a"], [x], low=[x - 1], high=[x + 2], null=[[0.5]], x_title="x")
+        for x in (1.0, 9.0)
+    ]
+    share_axis(pair, "x")
+    for figure in pair:
+        assert list(figure.layout.xaxis.range) == pytest.approx([0 - 0.44, 11 + 0.44])
 
 
 def test_figures_hold_their_numbers():

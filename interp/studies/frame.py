@@ -74,12 +74,11 @@ def begin(
     Raises:
         InterpError: the directory cannot be written.
     """
-    chosen = asdict(settings)  # pyright: ignore[reportArgumentType]
-    whole = [kind.version, model.hash, *key, chosen, versions()]
-    directory = directory or cache_dir() / "studies" / f"{kind.name}-{content_key(whole)}"
+    whole = _key(kind, model, settings, key)
+    directory = directory or usual_directory(kind, model, settings, key)
     steps = Steps(directory=directory, key=whole, say=say)
     names = {role: other and other.name for role, other in zip(kind.beside, beside, strict=True)}
-    about = {"model": model.name, "model_hash": model.hash, "settings": chosen}
+    about = {"model": model.name, "model_hash": model.hash, "settings": _plain(settings)}
     text = json.dumps(about | {"version": kind.version} | names | {"of": steps.of})
     write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
     study = Study(
@@ -92,6 +91,22 @@ def begin(
         directory=directory,
     )
     return study, steps
+
+
+def usual_directory(
+    kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
+) -> Path:
+    """Where `begin` keeps a study that is given no directory."""
+    name = f"{kind.name}-{content_key(_key(kind, model, settings, key))}"
+    return cache_dir() / "studies" / name
+
+
+def _key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any]) -> list[Any]:
+    return [kind.version, model.hash, *key, _plain(settings), versions()]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return asdict(settings)
 
 
 def open_study(kind: Kind[S], directory: Path) -> Study[S]:

@@ -87,7 +87,8 @@ def opened(selection: Selection) -> Opened:
     """
     assert selection.model is not None
     model = load_model(selection.model, selection.dtype)
-    return _opened(model, **_drawn(selection, n=selection.n, seed=selection.seed))
+    task, encoded = _prompts(model, **_drawn(selection, n=selection.n, seed=selection.seed))
+    return Opened(model=model, task=task, encoded=encoded)
 
 
 def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:
@@ -96,9 +97,10 @@ def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
-def _opened(model: LanguageModel, name: str, **options: Any) -> Opened:
+def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask]:
+    """A task in a model's tokens; the model itself is not kept, there is one at a time."""
     task = interp.load_task(name, model, **options)
-    return Opened(model=model, task=task, encoded=task.encode(model))
+    return task, task.encode(model)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,7 +67,7 @@ def _sized(ask: Asked, found: Findings) -> Circuit | None:
     """The size, by number of edges or by share of the total absolute effect."""
     usual = circuit_jobs.usual_size(ask.key)
     try:
-        made = circuit_jobs.circuit(ask.key, current().edges or usual)
+        made = circuit_jobs.shown(ask)
     except InterpError as error:
         widgets.show_error(error)
         st.button("Clear", on_click=select, kwargs={"edges": None})
@@ -191,6 +189,7 @@ def _unit(found: Findings) -> str:
     return {
         "learnt-mask": "openness",
         "ACDC": "effect at its turn",
+        "ACDC-paper": "effect at its turn",
         "information-flow-routes": "share",
         "exact": "effect",
     }.get(found.method, "estimated effect")
@@ -228,7 +227,7 @@ def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Keep to compare", icon=":material/bookmark_add:", on_click=_keep, args=(made,))
         for label, make, file, mime in (
-            ("CSV", lambda: _csv(rows), f"{name}.csv", "text/csv"),
+            ("CSV", lambda: widgets.csv_text(rows), f"{name}.csv", "text/csv"),
             ("MIB JSON", lambda: _mib(made, ask), f"{name}.mib.json", "application/json"),
         ):
             st.download_button(
@@ -249,14 +248,6 @@ def _keep(made: Circuit) -> None:
     called = keep_circuit(made)
     st.session_state["circuit-kept"] = called
     select(left=current().left or called)
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _mib(made: Circuit, ask: Asked) -> str:

@@ -84,15 +84,16 @@ class Asked:
         """The key of the findings."""
         return self.finder.key(self.open_.model, self.find, self.reference)
 
-    @property
-    def curve_key(self) -> str:
-        """The key of their evaluation."""
-        made = [self.key, self.test.hash, self.finder.ablation, RANDOM, KNOCKOUTS]
-        return content_key(["evaluation", *made])
+    def curve_key(self, made: Circuit) -> str:
+        """The key of a circuit's evaluation."""
+        return content_key(["evaluation", KNOCKOUTS, *self._judged(made)])
 
     def tokens_key(self, made: Circuit) -> str:
         """The key of a circuit cut to its tokens."""
-        return content_key(["tokens", made.hash, self.curve_key])
+        return content_key(["tokens", *self._judged(made)])
+
+    def _judged(self, made: Circuit) -> list[Any]:
+        return [self.key, made.hash, self.test.hash, self.finder.ablation, RANDOM]
 
     @property
     def slow(self) -> bool:
@@ -181,9 +182,9 @@ def start_curve(ask: Asked, made: Circuit) -> None:
             knockouts=KNOCKOUTS,
             progress=_stoppable(job),
         )
-        return found.save(findings_path(ask.curve_key))
+        return found.save(findings_path(ask.curve_key(made)))
 
-    jobs.start(ask.curve_key, work, "circuits")
+    jobs.start(ask.curve_key(made), work, "circuits")
 
 
 def places(ask: Asked) -> tuple[str, ...]:
@@ -228,6 +229,8 @@ def panel(key: str, ready: Callable[[], None]) -> None:
         return
     if job is not None and job.state == "failed" and job.error is not None:
         widgets.show_error(job.error)
+    if job is not None and job.state == "done":
+        jobs.not_kept()
     if job is not None and job.state == "cancelled":
         st.info(
             f"Stopped after {job.done} of {job.total or '…'} {job.unit}.", icon=":material/pause:"
@@ -296,6 +299,15 @@ def usual_size(key: str) -> int | None:
         return min(max(found.circuit().n_edges, min(5, found.graph.n_edges)), 60)
     except InterpError:
         return min(40, found.graph.n_edges)
+
+
+def shown(ask: Asked) -> Circuit:
+    """The circuit at the size looked at: as asked for, or the usual one.
+
+    Raises:
+        InterpError: no edge lies on a path at that size.
+    """
+    return circuit(ask.key, current().edges or usual_size(ask.key))
 
 
 @st.cache_resource(

@@ -27,7 +27,7 @@ NONE: dict[str, Any] = {"edge": None, "place": None}
 def tokens(ask: Asked, found: Findings) -> None:
     """The circuit at the size of the graph, cut to the tokens where it needs its edges."""
     try:
-        made = found.circuit(current().edges or circuit_jobs.usual_size(ask.key))
+        made = circuit_jobs.shown(ask)
         key = ask.tokens_key(made)
         done = circuit_jobs.tokens(key)
         if done is None:
@@ -120,16 +120,12 @@ def _numbers(done: NarrowedCurve, number: int) -> None:
     widgets.facts(
         {
             "edges by token": f"{sizes[number]} of {sizes[0]}",
-            "f of the cut": _span(cut.mean, cut.low, cut.high),
-            "f of its edges at all tokens": _span(whole.mean, whole.low, whole.high),
-            "f of random cuts like it": _span(null.mean, null.low, null.high),
+            "f of the cut": widgets.estimate(cut.mean, cut.low, cut.high),
+            "f of its edges at all tokens": widgets.estimate(whole.mean, whole.low, whole.high),
+            "f of random cuts like it": widgets.estimate(null.mean, null.low, null.high),
             "evaluated on": f"{judged.n} pairs it was not cut on",
         }
     )
-
-
-def _span(mean: float, low: float, high: float) -> str:
-    return f"{widgets.number(mean)} [{widgets.span(low, high).replace(' to ', ', ')}]"
 
 
 def _pick(cut: PositionedCircuit, data: list[int]) -> None:

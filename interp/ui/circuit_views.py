@@ -6,11 +6,13 @@ from typing import Any
 
 import streamlit as st
 
+from interp.circuits.circuit import Circuit
 from interp.circuits.drawing import draw_overlap
 from interp.circuits.finding import Findings
 from interp.circuits.full import FullEvaluation
 from interp.circuits.shelf import drop_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
+from interp.errors import InterpError
 from interp.metrics import Estimate
 from interp.studies.shown import chance
 from interp.ui import circuit_jobs, jobs, studies, widgets
@@ -29,12 +31,21 @@ CAVEAT = (
 
 
 def faithfulness(ask: Asked, found: Findings) -> None:
-    """The curve with its random band; run in the background on first request."""
-    done = circuit_jobs.evaluation(ask.curve_key)
-    if done is None:
-        circuit_jobs.panel(ask.curve_key, lambda: _ready(ask))
+    """The circuit at the size of the graph, and its curve with the random band.
+
+    Run in the background on first request.
+    """
+    try:
+        made = circuit_jobs.shown(ask)
+    except InterpError as error:
+        widgets.show_error(error)
         return
-    jobs.forget(ask.curve_key)
+    key = ask.curve_key(made)
+    done = circuit_jobs.evaluation(key)
+    if done is None:
+        circuit_jobs.panel(key, lambda: _ready(ask, made))
+        return
+    jobs.forget(key)
     _numbers(done)
     assert done.signed is not None
     rows = done.signed.to_dataframe().to_dict("records")
@@ -66,10 +77,10 @@ def _numbers(done: FullEvaluation) -> None:
     edges, nodes, share = done.size
     facts = {
         "circuit": f"{edges} edges ({share:.2%}), {nodes} nodes",
-        "f of its edges": _with_span(itself.estimate(0)),
-        "f of its nodes, all edges between": _with_span(itself.estimate(1)),
-        "CPR, area under f by signed score": _with_span(cpr),
-        "CMD, area between f and 1 by absolute score": _with_span(cmd),
+        "f of its edges": _said(itself.estimate(0)),
+        "f of its nodes, all edges between": _said(itself.estimate(1)),
+        "CPR, area under f by signed score": _said(cpr),
+        "CMD, area between f and 1 by absolute score": _said(cmd),
         "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
         f"{chance(null.p)} ({null.draws} draws)",
         "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
@@ -77,7 +88,7 @@ def _numbers(done: FullEvaluation) -> None:
         "evaluated on": f"{itself.n} pairs it was not found on",
     }
     if done.completeness is not None:
-        facts["incompleteness, worst of knock-outs"] = _with_span(done.completeness.worst)
+        facts["incompleteness, worst of knock-outs"] = _said(done.completeness.worst)
     if done.minimality is not None:
         least = done.minimality.values
         middle = sorted(least.tolist())[len(least) // 2]
@@ -114,13 +125,11 @@ def _table(done: FullEvaluation, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _with_span(one: Estimate) -> str:
-    return f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
+def _said(one: Estimate) -> str:
+    return widgets.estimate(one.mean, one.low, one.high)
 
 
-def _ready(ask: Asked) -> None:
-    size = circuit_jobs.usual_size(ask.key)
-    made = circuit_jobs.circuit(ask.key, size)
+def _ready(ask: Asked, made: Circuit) -> None:
     widgets.facts(
         {
             "evaluated on": f"the other {len(ask.test)} pairs",
@@ -160,7 +169,11 @@ def overlap(ask: Asked, found: Findings) -> None:
     for column, label, field in ((columns[0], "First", "left"), (columns[1], "Second", "right")):
         with column:
             widgets.picker(
-                st.selectbox, label, field, options=names, format_func=lambda n: kept[n].name
+                st.selectbox,
+                label,
+                field,
+                options=names,
+                format_func=lambda n: f"{kept[n].name} · {kept[n].hash[:8]}",
             )
     columns[2].button(
         "Forget the second",

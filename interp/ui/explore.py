@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from interp.errors import InterpError
-from interp.figures import component_scatter
+from interp.figures import component_scatter, symmetric_limit
 from interp.scores import Scores
 from interp.ui import cache, detail, widgets
 from interp.ui.state import CELL, cell, current, select, strangers
@@ -74,7 +74,8 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
     figure = (
         _neuron_figure(scores, shown, selected)
         if columns == ["neuron"]
-        else scores.plot(position=shown, selected=selected)
+        # One scale at every position, so that a weak one looks weak.
+        else scores.plot(position=shown, selected=selected, limit=symmetric_limit(scores.values))
     )
     widgets.clickable(
         figure,

@@ -43,6 +43,7 @@ VERIFIED = Family(
     steps=(
         "behaviour",
         "probes",
+        "steering",
         "lens",
         "glu_choice",
         "glu",
@@ -52,6 +53,7 @@ VERIFIED = Family(
         "paths_mlps",
         "paths_glu",
         "head_scores",
+        "smallest",
         "orders",
         "curves",
         "communication",

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.charts import points_with_null, stacked_shares
+from interp.charts import points_with_null, share_axis, stacked_shares
 from interp.studies.shown import spread
 from interp.studies.steps import Result
 from interp.studies.verification.study import Study
@@ -244,24 +244,23 @@ def _mean(draws: list[float] | None) -> str:
 def sufficiency(study: Study) -> Rows:
     """Sets carried from one run of a pair into the other."""
     found = study.results["sufficiency"]
-    for side, column in zip(SIDES, st.columns(2, gap="large"), strict=True):
-        sets = found[side]
-        effects = [x["effect"] for x in sets.values()]
+    drawings = [
+        points_with_null(
+            list(found[side]),
+            [x["effect"] for x in found[side].values()],
+            low=[x["effect_low"] for x in found[side].values()],
+            high=[x["effect_high"] for x in found[side].values()],
+            null=[x["effect_null"] for x in found[side].values()],
+            x_title="share of the log-odds gap carried over",
+            value_label="the set",
+        )
+        for side in SIDES
+    ]
+    share_axis(drawings, "x")
+    for side, drawn, column in zip(SIDES, drawings, st.columns(2, gap="large"), strict=True):
         column.markdown(f"**{side.capitalize()}**")
         with column:
-            studies.figure(
-                points_with_null(
-                    list(sets),
-                    effects,
-                    low=[x["effect_low"] for x in sets.values()],
-                    high=[x["effect_high"] for x in sets.values()],
-                    null=[x["effect_null"] for x in sets.values()],
-                    x_title="share of the log-odds gap carried over",
-                    value_label="the set",
-                ),
-                key=f"carried-{side}",
-                alt=f"Effect of each set, {side}",
-            )
+            studies.figure(drawn, key=f"carried-{side}", alt=f"Effect of each set, {side}")
     rows = [
         {
             "direction": side,

@@ -83,6 +83,15 @@ def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None
     threading.Thread(target=run, name=f"job-{key}", daemon=True).start()
 
 
+def not_kept() -> None:
+    """Say that a job ended well and that its result is not there."""
+    st.error(
+        "It ran to its end, but the result could not be kept: is the cache full or read-only? The "
+        "server's log says more.",
+        icon=":material/save:",
+    )
+
+
 def watch(job: Job) -> None:
     """A progress bar with a cancel button; it reruns the page when the job ends.
 

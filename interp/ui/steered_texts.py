@@ -62,7 +62,11 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     seed = int(left.number_input("Seed of the random direction", 0, None, 0, key="steered-seed"))
     most = int(
         middle.number_input(
-            "New tokens", 8, 400, max(8, study.settings.max_new_tokens), key="steered-most"
+            "New tokens",
+            8,
+            max(400, study.settings.max_new_tokens),
+            max(8, study.settings.max_new_tokens),
+            key=f"steered-most-{study.directory.name}",
         )
     )
     asked = (prompt, direction.kind, method, dose if method == ADD else 1.0, seed, most)

@@ -5,8 +5,6 @@ Pages read what the study's steps kept; none of them needs the model, but where 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -149,6 +147,9 @@ def chosen(family: Family, *, link: bool = True) -> Study[Any] | None:
             list(studies),
             format_func=lambda name: words(studies[name]),
         )
+    if link and getattr(view(), family.field) is None:
+        # The link names the study that is shown, and a newer one does not take its place.
+        change(**{family.field: name, "picked": view().picked, "neuron": view().neuron})
     return studies[name]
 
 
@@ -237,8 +238,7 @@ def interval(found: Mapping[str, float]) -> str:
 
 def value(found: Mapping[str, float]) -> str:
     """An estimate with its interval."""
-    mean, low, high = (widgets.number(found[key]) for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return widgets.estimate(found["mean"], found["low"], found["high"])
 
 
 def null_words(null: Mapping[str, float]) -> str:
@@ -269,7 +269,7 @@ def take_away(
     file = f"{study.model}-{study.settings.n}-{name}".replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, make, mime in (
-            ("CSV", lambda: _csv(rows), "text/csv"),
+            ("CSV", lambda: widgets.csv_text(rows), "text/csv"),
             ("JSON", lambda: json.dumps(result, indent=1), "application/json"),
         ):
             st.download_button(
@@ -282,14 +282,6 @@ def take_away(
                 key=f"{name}-{kind}",
             )
         st.caption("PNG: the camera above each figure. Link: the address bar.")
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def caveat(text: str) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from interp.charts import band_lines, null_band, points_with_null
+from interp.charts import band_lines, points_with_null
+from interp.figures import null_band
 from interp.studies.shown import place
 from interp.studies.steps import Result
 from interp.studies.verification.finding import BAND, STRONGEST, strongest
+from interp.studies.verification.intervening import KINDS
 from interp.ui import studies, widgets
 
 
@@ -215,3 +217,21 @@ def curve(found: Result) -> None:
         "and 95 % range of random sets matched in layers and count, at the sizes they were drawn "
         "at. Table: all orders, on the find samples."
     )
+
+
+def searched(found: Result) -> None:
+    """All sets of the least size that disable, and heads that do alone, on test samples."""
+    st.markdown(
+        f"All {found['tried']} sets of at most {found['most']} of the {found['candidates']} heads "
+        f"strongest by patching were zeroed: **{found['found']}** reach 95 % on the find samples. "
+        f"Of all {found['heads']} heads, **{len(found['alone'])}** reach it alone; one that "
+        "patching passes over breaks the run rather than carrying the verdict."
+    )
+    rows = [
+        {"heads": " ".join(row["heads"]), "found among": among}
+        | {f'{kind}: judged "not"': studies.value(row[kind]) for kind in KINDS}
+        for name, among in (("sets", "the strongest by patching"), ("alone", "all heads, alone"))
+        for row in found[name]
+    ]
+    if rows:
+        studies.table(rows, key="searched")

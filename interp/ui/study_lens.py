@@ -16,7 +16,12 @@ def lens(found: Result) -> None:
     """Watched words by layer, and the likeliest tokens."""
     words = found["words"]
     chosen = st.multiselect(
-        "Words", words, words[:4], format_func=repr, max_selections=6, key="lens-words"
+        "Words",
+        words,
+        words[:4],
+        format_func=repr,
+        max_selections=6,
+        key=f"lens-words-{studies.view().study}",
     )
     sides = dict(zip(GROUPS, st.columns(2), strict=True))
     for group, column in sides.items():
@@ -26,7 +31,9 @@ def lens(found: Result) -> None:
         with column:
             if series:
                 studies.figure(
-                    band_lines(series, x_title="layer", y_title="mean probability"),
+                    band_lines(
+                        series, x_title="layer", y_title="mean probability", limits=(-0.02, 1.04)
+                    ),
                     key=f"lens-{group}",
                     alt=f"Mean probability of {', '.join(chosen)} by layer, {group} attempts",
                 )

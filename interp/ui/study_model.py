@@ -11,7 +11,7 @@ from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.studies.frame import Study
 from interp.ui import cache, widgets
-from interp.ui.state import current, select
+from interp.ui.state import Selection, current, select
 
 
 def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
@@ -54,10 +54,13 @@ def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
         names,
         names.index(wanted) if wanted in names else 0,
         accept_new_options=True,
-        key="study-model",
+        key=f"study-model-{study.directory.name if study else ''}",
         help="A listed model, a Hugging Face id or a local directory.",
     )
-    task = {"task": name} if kinds.get(str(name)) == "toy" else {}
+    if kinds.get(str(name)) == "toy":
+        task = {"task": name}
+    else:  # a toy's task fits no other model
+        task = {} if current().task in interp.TASKS else {"task": Selection().task}
     right.button(
         "Load",
         key="study-load",

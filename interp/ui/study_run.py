@@ -12,15 +12,12 @@ import interp
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import base_of
-from interp.studies.frame import Study
+from interp.studies.frame import Study, usual_directory
 from interp.studies.refusal.study import study_refusal
 from interp.studies.verification.study import study_verification
 from interp.ui import jobs, study_model, widgets
-from interp.ui.families import REFUSED, VERIFIED, Family
+from interp.ui.families import FAMILIES, REFUSED, VERIFIED, Family
 from interp.ui.studies import change
-
-JOB = "study"
-"""One study runs at a time."""
 
 LIMITS = {VERIFIED.field: (40, 4000, 120, 20), REFUSED.field: (4, 1000, 24, 10)}
 """Least, most and usual n, and usual draws."""
@@ -39,8 +36,16 @@ def run_panel(family: Family, study: Study[Any] | None) -> None:
     left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
     least, most, *usual = LIMITS[family.field]
     n, draws = (study.settings.n, study.settings.draws) if study else usual
-    n = left.number_input("n", least, most, n, help=N_HELP[family.field])
-    draws = right.number_input("Draws", 2, 1000, draws, help="Random sets behind every selection.")
+    # A study from Python or the command line may lie outside the usual bounds.
+    n = left.number_input("n", min(least, n), max(most, n), n, help=N_HELP[family.field])
+    draws = right.number_input(
+        "Draws",
+        min(2, draws),
+        max(1000, draws),
+        draws,
+        help="Random sets behind every selection (a study of refusals: behind neurons, cascades "
+        "and greedy groups; groups of heads have 20 at least).",
+    )
     changed: dict[str, Any] = {"n": int(n), "draws": int(draws)}
     if family is REFUSED:
         system = st.text_input(
@@ -53,16 +58,17 @@ def run_panel(family: Family, study: Study[Any] | None) -> None:
     again = (
         study is not None
         and model is not None
-        and study_model.same(model, study)
-        and study.settings == settings
+        # Not one of other prompts or another judge: those are keyed too.
+        and usual_directory(family.kind, model, settings).name == study.directory.name
     )
+    base = study.beside.get("base") if study is not None and again else None
     button.button(
         "Resume" if again else "Run",
         type="primary",
         icon=":material/play_arrow:",
         disabled=model is None or busy(),
         on_click=start,
-        args=(family, model, settings),
+        args=(family, model, settings, base),
     )
     st.caption(
         f"Minutes for a small model and n = {usual[0]}, hours for a large one. Every finished step "
@@ -71,10 +77,10 @@ def run_panel(family: Family, study: Study[Any] | None) -> None:
     )
 
 
-def start(family: Family, model: LanguageModel, settings: Any) -> None:
+def start(family: Family, model: LanguageModel, settings: Any, base: str | None = None) -> None:
     """Run or resume a study in the background; between steps it can be stopped.
 
-    A shipped adapter's verification is compared with the model it was trained from.
+    A verification is compared with `base`, by default the model a shipped adapter was trained from.
     """
     if busy():
         return
@@ -87,31 +93,38 @@ def start(family: Family, model: LanguageModel, settings: Any) -> None:
             if job.cancel.is_set():
                 raise InterpError("the study", "stopped between two steps", "run it again")
 
-        return _run(family, model, settings, say)
+        return _run(family, model, settings, base or base_of(model.name), say)
 
-    jobs.start(JOB, work)
+    jobs.start(_job(family), work)
     change(**{family.field: None})
 
 
 def _run(
-    family: Family, model: LanguageModel, settings: Any, say: Callable[[str], None]
+    family: Family,
+    model: LanguageModel,
+    settings: Any,
+    base: str | None,
+    say: Callable[[str], None],
 ) -> Study[Any]:
     if family is REFUSED:
         return study_refusal(model, settings=settings, say=say)
-    base = base_of(model.name)
     origin = None if base is None else interp.load_model(base)
     return study_verification(model, origin, settings=settings, say=say)
 
 
+def _job(family: Family) -> str:
+    return f"study of {family.kind.name}"
+
+
 def busy() -> bool:
-    """Whether a study is running."""
-    job = jobs.find(JOB)
-    return job is not None and job.state == "running"
+    """Whether a study is running; one runs at a time, of whatever kind."""
+    found = [jobs.find(_job(family)) for family in FAMILIES]
+    return any(job is not None and job.state == "running" for job in found)
 
 
-def running() -> None:
-    """The panel of a running study; of one that has ended, how."""
-    job = jobs.find(JOB)
+def running(family: Family) -> None:
+    """The panel of a running study of a kind; of one that has ended, how."""
+    job = jobs.find(_job(family))
     if job is None:
         return
     if job.state == "running":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -50,6 +52,20 @@ def number(value: float) -> str:
 def span(low: float, high: float) -> str:
     """An interval."""
     return f"{number(low)} to {number(high)}"
+
+
+def estimate(mean: float, low: float, high: float) -> str:
+    """A value with its interval."""
+    return f"{number(mean)} [{number(low)}, {number(high)}]"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a file's text."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def picker(widget: Callable[..., Any], label: str, field: str, **options: Any) -> Any:

@@ -20,6 +20,16 @@ FORMULA = (
     r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}"
 )
 
+GAP = "1 is the whole gap between clean and corrupted prompts; positive supports the behaviour."
+TURN = f"The change when its turn to be removed came, the edges dropped before it gone. {GAP}"
+OTHER = {
+    "ACDC": TURN,
+    "ACDC-paper": TURN,
+    "learnt-mask": "How open its trained gate is, from 0 to 1: 1 is kept.",
+    "information-flow-routes": "The share of what $v$ reads that $u$ wrote; no effect is measured.",
+}
+"""What a score is where it is no estimate of a removal with all else in place."""
+
 
 def show() -> None:
     """The page."""
@@ -101,7 +111,7 @@ def _ready(ask: Asked) -> None:
     )
     sure = not ask.slow or st.checkbox(
         "This takes a run for each of many edges: hours on a model of this size. Run it anyway.",
-        key="circuit-sure",
+        key=f"circuit-sure-{ask.key}",
     )
     st.button(
         "Find",
@@ -114,10 +124,14 @@ def _ready(ask: Asked) -> None:
     st.caption("The result is kept: `interp circuit find` and `interp.find_circuit` find it too.")
     st.divider()
     st.markdown("**What will be measured**, for every edge from a writer $u$ to a reader $v$:")
-    st.latex(FORMULA)
+    method = ask.finder.method
+    if method in OTHER:
+        st.markdown(OTHER[method])
+    else:
+        st.latex(FORMULA)
     st.caption(
-        "Writers: the input, heads, MLPs. Readers: queries, keys and values, MLPs, the logits. "
-        "1 is the whole gap between clean and corrupted prompts; positive supports the behaviour."
+        "Writers: the input, heads, MLPs. Readers: queries, keys and values, MLPs, the logits."
+        + ("" if method in OTHER else f" {GAP}")
     )
 
 

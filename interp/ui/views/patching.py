@@ -62,6 +62,8 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
         return
     if job is not None and job.state == "failed" and job.error is not None:
         widgets.show_error(job.error)
+    if job is not None and job.state == "done":
+        jobs.not_kept()
     if job is not None and job.state == "cancelled":
         st.info(
             f"Stopped after {job.done} of {job.total or '…'} chunks. What is finished is kept: Run "
@@ -78,7 +80,7 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
     )
     sure = seconds <= LONG or st.checkbox(
         f"This will take about {jobs.duration(seconds)} on this machine. Run it anyway.",
-        key="sure",
+        key=f"sure-{plan.key}",
     )
 
     def work(job: jobs.Job) -> Scores:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.charts import MARGIN, band_lines, points_with_null
+from interp.charts import MARGIN, band_lines, points_with_null, share_axis
 from interp.charts_grids import candidate_grid, square_map
 from interp.charts_steering import BELOW
 from interp.studies.refusal.pointing import place_of
@@ -38,9 +38,8 @@ def show() -> None:
     results = study.results
     steps = [name for name in (*CHOICES, "directions", "geometry") if name in results]
     studies.provenance(study, *steps)
-    rows: list[dict[str, Any]] = []
     if studies.ready(study, "selection_harmful-harmless"):
-        rows = _candidates(results)
+        _candidates(results)
     st.subheader("What the chosen directions do", anchor=False)
     if studies.ready(study, "directions", link=False):
         _effects(results["directions"])
@@ -49,6 +48,12 @@ def show() -> None:
         _geometry(results["geometry"])
     st.subheader("Along a direction, token by token", anchor=False)
     projected.tokens(study)
+    rows = [
+        {"candidates": CHOICES[name], **row}
+        for name in CHOICES
+        if name in results and "skipped" not in results[name]
+        for row in _rows(results[name])
+    ]
     studies.take_away(study, "directions", rows, {name: results[name] for name in steps})
     studies.caveat(
         "That ablating a direction ends refusal does not make it the only one, and a cosine says "
@@ -57,7 +62,7 @@ def show() -> None:
 
 
 @st.fragment
-def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
+def _candidates(results: dict[str, Result]) -> None:
     """The grid of one selection and its table."""
     left, middle, right = st.columns([3, 5, 2], vertical_alignment="bottom")
     with left:
@@ -74,10 +79,12 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
         )
     found = results[name]
     coloured = right.toggle(
-        "Colour rejected ones too", not found.get("best"), key=f"rejected-too-{name}"
+        "Colour rejected ones too",
+        not found.get("best"),
+        key=f"rejected-too-{studies.view().refusal}-{name}",
     )
     if studies.left_out(found):
-        return []
+        return
     tokens = found.get("tokens") or results["selection_harmful-harmless"].get("tokens", [])
     taken = _taken(name, found)
     _grid(found, score, tokens, taken, coloured=coloured)
@@ -106,11 +113,16 @@ def _candidates(results: dict[str, Result]) -> list[dict[str, Any]]:
             "and induce, or else the lowest bypass - induce.",
             icon=":material/info:",
         )
-    rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
-    rows.sort(key=lambda row: (bool(row["rejected"]), row["bypass"] is None, row["bypass"] or 0.0))
     columns = ("position", "layer", "bypass", "induce", "kl", "reason")
-    studies.table([{key: row[key] for key in columns} for row in rows], key="candidates")
-    return rows
+    studies.table([{key: row[key] for key in columns} for row in _rows(found)], key="candidates")
+
+
+def _rows(found: Result) -> list[dict[str, Any]]:
+    """Every candidate, those kept first, the lowest bypass on top."""
+    rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
+    return sorted(
+        rows, key=lambda row: (bool(row["rejected"]), row["bypass"] is None, row["bypass"] or 0.0)
+    )
 
 
 def _taken(name: str, found: Result) -> list[int] | None:
@@ -175,10 +187,11 @@ def _effects(found: Result) -> None:
         key="direction-edit",
     )
     kinds = [name for name in found if name not in ("n", "plain")]
-    for side, column in zip(found["n"], st.columns(len(found["n"]) or 1), strict=False):
+    drawings = {}
+    for side in found["n"]:
         seen = [found[kind][edit][side] for kind in kinds]
         mean, low, high = ([x["value"][key] for x in seen] for key in ("mean", "low", "high"))
-        drawn = points_with_null(
+        drawings[side] = drawn = points_with_null(
             kinds,
             mean,
             low=low,
@@ -189,6 +202,10 @@ def _effects(found: Result) -> None:
             null_label="random",
         )
         drawn.add_vline(x=found["plain"][side]["mean"], line={"dash": "dash", "width": 1.5})
+    share_axis(drawings.values(), "x")
+    for (side, drawn), column in zip(
+        drawings.items(), st.columns(len(drawings) or 1), strict=False
+    ):
         column.markdown(f"**{side.capitalize()}** (n = {found['n'][side]})")
         with column:
             studies.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
@@ -207,7 +224,8 @@ def _geometry(found: Result) -> None:
         left, right = st.columns(2, gap="large")
         with left:
             most = len(cosines[0][0]) - 1
-            layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key="cosine-layer")
+            key = f"cosine-layer-{studies.view().refusal}"
+            layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key=key)
             studies.figure(
                 square_map(
                     [[pair[layer] for pair in row] for row in cosines],

@@ -108,8 +108,9 @@ def _measures(found: Result) -> None:
         else:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
     st.caption(
-        f"{found['n']} find pairs of a refused and an answered prompt of one task and length, gap "
-        f"{found['gap']:.2f} logits. Framed: the first ten of the measure."
+        f"{found['n']} find pairs of a refused and an answered prompt of one task and length; the "
+        f"gap of direct attribution is {found['gap']:.2f} logits. Framed: the first ten of the "
+        "measure. Along a direction only heads before its layer are scored."
     )
     _jaccard(found["jaccard"])
 
@@ -128,14 +129,12 @@ def _of_head(measures: dict[str, Result], at: tuple[int, int]) -> list[dict[str,
     rows = []
     for name, x in measures.items():
         values = [abs(value) for row in x["values"] for value in row]
-        rank = sum(value > abs(x["values"][at[0]][at[1]]) for value in values) + 1
-        rows.append(
-            {
-                "measure": name,
-                "value": x["values"][at[0]][at[1]],
-                "rank": f"{rank} of {len(values)}",
-            }
-        )
+        if at[0] >= len(x["values"]):  # behind the direction's layer
+            rows.append({"measure": name, "value": None, "rank": f"not one of {len(values)}"})
+            continue
+        mine = x["values"][at[0]][at[1]]
+        rank = sum(value > abs(mine) for value in values) + 1
+        rows.append({"measure": name, "value": mine, "rank": f"{rank} of {len(values)}"})
     return rows
 
 

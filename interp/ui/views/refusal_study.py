@@ -37,7 +37,7 @@ def show() -> None:
         study_page.kept_table(study)
     with st.expander("Run a study, or go on with one", expanded=study is None):
         run_panel(REFUSED, study)
-    running()
+    running(REFUSED)
     if study is None:
         return
     results = study.results

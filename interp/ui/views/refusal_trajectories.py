@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.charts import band_lines
+from interp.charts import band_lines, share_axis
 from interp.charts_grids import layer_rows
 from interp.charts_steering import gate_curve, picture
 from interp.metrics import share_estimate
@@ -73,26 +73,11 @@ def _ratios(found: Result) -> None:
         )
         _notices(found)
         return
+    drawings = {task: _ratio_lines(found["ratios"], task) for task in tasks}
+    share_axis(drawings.values(), "y")
     for start in range(0, len(tasks), 2):
         for task, column in zip(tasks[start : start + 2], st.columns(2, gap="large"), strict=False):
-            mine = {row["class"]: row for row in found["ratios"] if row["task"] == task}
-            order = [name for name in ("answered", "refused") if name in mine]
-            drawn = band_lines(
-                {
-                    f"{name} (n = {mine[name]['n']})": (
-                        mine[name]["mean"],
-                        mine[name]["low"],
-                        mine[name]["high"],
-                    )
-                    for name in order
-                },
-                x_title="layer",
-                y_title="distance to answered / to refused",
-            )
-            drawn.add_hline(y=1.0, line={"dash": "dash", "width": 1, "color": "#808a96"})
-            if order == ["refused"]:
-                drawn.data[0].update(fillcolor="#c0392b")
-                drawn.data[1].update(line={"color": "#c0392b"})
+            drawn = drawings[task]
             column.markdown(f"**{widgets.plain(task)}**")
             with column:
                 studies.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
@@ -101,6 +86,28 @@ def _ratios(found: Result) -> None:
         "refusals. Classes are what became of the rows."
     )
     _notices(found)
+
+
+def _ratio_lines(rows: list[Result], task: str) -> Any:
+    mine = {row["class"]: row for row in rows if row["task"] == task}
+    order = [name for name in ("answered", "refused") if name in mine]
+    drawn = band_lines(
+        {
+            f"{name} (n = {mine[name]['n']})": (
+                mine[name]["mean"],
+                mine[name]["low"],
+                mine[name]["high"],
+            )
+            for name in order
+        },
+        x_title="layer",
+        y_title="distance to answered / to refused",
+    )
+    drawn.add_hline(y=1.0, line={"dash": "dash", "width": 1, "color": "#808a96"})
+    if order == ["refused"]:
+        drawn.data[0].update(fillcolor="#c0392b")
+        drawn.data[1].update(line={"color": "#c0392b"})
+    return drawn
 
 
 def _notices(found: Result) -> None:

@@ -13,7 +13,7 @@ from interp.studies.steps import Result
 from interp.studies.verification.finding import strongest
 from interp.ui import studies, widgets
 from interp.ui.families import VERIFIED
-from interp.ui.study_heads import curve, detail, strongest_beside_others
+from interp.ui.study_heads import curve, detail, searched, strongest_beside_others
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
 EFFECTS = {
@@ -31,7 +31,9 @@ def show() -> None:
         return
     results = study.results
     pairs = results["patching"]["n"] if "patching" in results else "–"
-    studies.provenance(study, "attention", "patching", "curves", **{"patched pairs": pairs})
+    studies.provenance(
+        study, "attention", "patching", "smallest", "curves", **{"patched pairs": pairs}
+    )
     st.info(
         "The paper's *previous-token heads* (A\\_Prev) attend from the answer to **earlier "
         "occurrences of the same number**, not to the position t - 1.",
@@ -41,7 +43,9 @@ def show() -> None:
     st.header("How few heads disable verification?", anchor=False)
     if studies.ready(study, "curves"):
         curve(results["curves"])
-    names = ("attention", "patching", "curves", "stability")
+    if "smallest" in results:
+        searched(results["smallest"])
+    names = ("attention", "patching", "smallest", "curves", "stability")
     studies.take_away(
         study, "heads", _rows(results["attention"]), {n: results[n] for n in names if n in results}
     )

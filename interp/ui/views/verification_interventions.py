@@ -25,8 +25,8 @@ SECTIONS = {
     "side effects": (
         intervened.side_effects,
         ("side_effects",),
-        "The last digit behind the others is one narrow skill, and eight short texts are little "
-        "English. What is not listed was not measured.",
+        "Completing a result by its last digit is one narrow skill, and eight short texts are a "
+        "small sample of English. What is not listed was not measured.",
     ),
     "sufficiency": (
         intervened.sufficiency,
@@ -55,7 +55,8 @@ def show() -> None:
         list(SECTIONS),
         required=True,
         help="verdicts: the next token under ablation. texts: what the model then writes. "
-        "generate: try it on the loaded model.",
+        "side effects: arithmetic and English with the set zeroed. sufficiency: the set carried "
+        "from one run into the other. generate: try it on the loaded model.",
     )
     draw, steps, caveat = SECTIONS[section]
     if not studies.ready(study, *steps):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.charts import band_lines, head_map
+from interp.figures import null_band
 from interp.studies.shown import bare, place
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
@@ -16,6 +17,7 @@ SITES = {
     "attn_out": "what attention adds",
     "mlp_out": "what the MLP adds",
 }
+RANDOM = "random directions"
 TOKENS = {"t_ans": "the result's last digit", "t_paren": 'the " (" behind it'}
 
 
@@ -29,13 +31,16 @@ def show() -> None:
     found = study.results["probes"]
     one = found["t_paren"]["resid_post"]
     split = f"{one['n_train']} fitted, {one['n_test']} held out"
-    studies.provenance(study, "probes", "lens", **{"split by problem": split})
+    studies.provenance(study, "probes", "steering", "lens", **{"split by problem": split})
     rows = _accuracy(found)
     left, right = st.columns([2, 3], gap="large")
     with left:
         _heads(found["t_paren"]["z"])
     with right:
         _geometry(found["softmax"])
+    st.header("Does the verdict follow the direction?", anchor=False)
+    if studies.ready(study, "steering"):
+        _steered(study.results["steering"])
     st.header("Logit lens", anchor=False)
     if studies.ready(study, "lens"):
         lens(study.results["lens"])
@@ -43,12 +48,13 @@ def show() -> None:
         study,
         "probes",
         rows,
-        {s: study.results[s] for s in ("probes", "lens") if s in study.results},
+        {s: study.results[s] for s in ("probes", "steering", "lens") if s in study.results},
     )
     studies.caveat(
-        "That a probe reads the verdict does not say that the model uses it there: see "
-        "Interventions. The lens reads the stream with the last layer's eyes; a word it does not "
-        "show may still be written in a form that later layers turn."
+        "That a probe reads the verdict does not say that the model uses it there: see the "
+        "directions added to the stream, and Interventions. The lens reads the stream with the "
+        "last layer's eyes; a word it does not show may still be written in a form that later "
+        "layers turn."
     )
 
 
@@ -164,6 +170,49 @@ def _geometry(found: Result) -> None:
             ],
             key="probe-tokens",
         )
+
+
+def _steered(found: Result) -> None:
+    """Verdicts turned by each direction at each dose, and by random directions."""
+    chosen = {word: found["rows"][row]["direction"] for word, row in found["chosen"].items()}
+    rows = {
+        name: [row for row in found["rows"] if row["direction"] == name]
+        for name in dict.fromkeys(row["direction"] for row in found["rows"])
+    }
+    doses = list(dict.fromkeys(row["scale"] for row in found["rows"]))
+    sides = {"this": "added: invalid attempts", "not": "taken away: valid attempts"}
+    for column, (word, words) in zip(st.columns(2), sides.items(), strict=True):
+        series = {
+            name: tuple([row[word][key] for row in mine] for key in ("mean", "low", "high"))
+            for name, mine in rows.items()
+        }
+        with column:
+            studies.figure(
+                band_lines(
+                    {
+                        **series,
+                        RANDOM: null_band([row[word]["null"] for row in rows[chosen[word]]]),
+                    },
+                    x=doses,
+                    x_title="dose (share of the stream's length)",
+                    y_title=f'{words} judged "{word}"',
+                    controls=[RANDOM],
+                    limits=(-0.02, 1.04),
+                ),
+                key=f"steered-{word}",
+                alt=f"Share of {words} judged {word} by dose",
+            )
+    first, last = found["layers"]
+    text = found["text"]
+    st.caption(
+        f"A direction added at t_paren in layers {first} to {last}, test samples. Grey: mean and "
+        f"95 % range of random directions, all layers' turned together, on {found['null_n']} of "
+        f"the samples (left: for the {chosen['this']}, right: for the {chosen['not']})."
+    )
+    with st.expander("A text with the direction added"):
+        for column, name in zip(st.columns(2), ("plain", "steered"), strict=True):
+            column.markdown(f"**{name}**")
+            column.code(text["before"] + text[name], language=None, wrap_lines=True)
 
 
 if __name__ == "__main__":

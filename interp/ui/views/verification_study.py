@@ -28,7 +28,7 @@ def show() -> None:
         study_page.kept_table(study)
     with st.expander("Run a study, or go on with one", expanded=study is None):
         run_panel(VERIFIED, study)
-    running()
+    running(VERIFIED)
     if study is None:
         return
     st.header(widgets.plain(f"{study.model}, {study.directory.name}"), anchor=False)
@@ -39,7 +39,7 @@ def show() -> None:
     studies.take_away(study, "claims", rows, study.results.get("behaviour", {}))
     studies.caveat(
         "A claim that holds here holds for this model, this task and greedy decoding, by the "
-        "criterion written in the evidence. Intervals are over problems, not over trainings: one "
+        "criterion in the column 'holds if'. Intervals are over problems, not over trainings: one "
         "model was trained once."
     )
 

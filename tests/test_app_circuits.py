@@ -21,7 +21,7 @@ from interp.circuits.positioned import PositionedCircuit, named_places
 from interp.circuits.shelf import drop_circuit, keep_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.graph import Graph
-from interp.ui import circuit_graph, circuit_jobs, jobs
+from interp.ui import circuit_graph, circuit_jobs, jobs, widgets
 from tests.pages import named, opened, wait
 
 PAGE = "interp/ui/views/circuits.py"
@@ -237,7 +237,7 @@ def test_take_away_is_the_circuit(halves) -> None:
     found = find_circuit(model, find, Finder())
     made = found.circuit(5)
     rows = circuit_graph._rows(found, made)
-    assert circuit_graph._csv(rows).count("\n") == made.n_edges + 1
+    assert widgets.csv_text(rows).count("\n") == made.n_edges + 1
     open_ = circuit_jobs.cache.Opened(model=model, task=find, encoded=find.encode(model))
     ask = circuit_jobs.Asked(open_=open_, find=find, test=find, finder=Finder(), graph=found.graph)
     told = json.loads(circuit_graph._mib(made, ask))

@@ -622,7 +622,7 @@ def test_heads_by_measure_with_groups_paths_and_flips(tmp_path):
     assert ranks.loc[name, "rank"] == "1 of 12"
     assert ranks.loc[name, "value"] == 0.6
     late = table_with(visit("heads", measure=name, picked="L2H0"), "rank").set_index("measure")
-    assert late.loc["carries (along the direction)", "rank"] == "not one of 8"
+    assert late.loc["carries (along the direction)", "rank"] == "not one of 6"
     assert late.loc[name, "value"] == pytest.approx(x["values"][2][0])
     assert numbers(drawn[1]["data"][0]["z"])[0, 1] == 0.25
     random = next(t for t in drawn[2]["data"] if t["mode"] == "lines+markers")

@@ -27,7 +27,7 @@ from interp.studies.frame import open_study
 from interp.studies.verification.claims import claims
 from interp.studies.verification.context import VERIFICATION, Settings
 from interp.tasks.countdown import make_countdown
-from interp.ui import generate, jobs, studies, study_page, study_run, words
+from interp.ui import generate, jobs, studies, study_page, study_run, widgets, words
 from interp.ui.families import VERIFIED
 
 APP = Path(__file__).parent.parent / "app.py"
@@ -468,7 +468,7 @@ def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
     assert any(f"**L1H2** accuracy {accuracy:.3f}" in text.value for text in at.markdown)
     pair = lines(at, 3)
     assert pair["cos(W_valid, W_invalid)"] == pytest.approx(found["probes"]["softmax"]["pair"])
-    watched = lines(at, 5)
+    watched = lines(at, 7)
     means = [row["mean"] for row in found["lens"]["groups"]["valid"]["probability"]["this"]]
     assert watched["'this'"] == pytest.approx(means)
 
@@ -635,7 +635,7 @@ def test_csv_and_json_give_the_results_back(tmp_path):
 
     found = make_study(tmp_path)["glu"]
     rows = [{"a": 1.25, "b": 'x, "y"'}]
-    assert pd.read_csv(io.StringIO(studies._csv(rows))).to_dict("records") == rows
+    assert pd.read_csv(io.StringIO(widgets.csv_text(rows))).to_dict("records") == rows
     assert json.loads(json.dumps(found, indent=1)) == found
 
 

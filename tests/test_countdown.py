@@ -75,11 +75,12 @@ def test_problems_are_solvable_distinct_and_split_by_numbers():
         assert score_answer(text, problem.numbers, problem.target) == 1
 
 
+@pytest.mark.parametrize("in_turn", [True, False])
 @pytest.mark.parametrize("solved", [True, False])
-def test_traces_are_honest(solved):
-    rng = random.Random(3)
+def test_traces_are_honest(solved, in_turn):
+    rng, options = random.Random(3), {"solved": solved, "in_turn": in_turn}
     for problem in make_countdown(60, seed=2):
-        text = problem.prompt() + write_trace(problem, rng, failures=3, solved=solved)
+        text = problem.prompt() + write_trace(problem, rng, failures=3, **options)
         attempts = read_attempts(text)
         assert len(attempts) == 3 + solved
         assert len({a.expression for a in attempts}) == len(attempts)
@@ -91,6 +92,27 @@ def test_traces_are_honest(solved):
             assert text[attempt.start : attempt.start + 2] == " ("
         assert [a.works for a in attempts] == [False] * 3 + [True] * solved
         assert ("<answer>" in text) == solved
+
+
+def test_sums_in_turn_go_round_in_one_circle():
+    """Whatever the target, the same sums follow each other; a trace ends with the right one."""
+    rng, circle = random.Random(0), ["+++", "++-", "+-+", "+--", "-++", "-+-", "--+"]
+    problems = make_countdown(60, seed=2, operands=(3,))
+    for problem in problems:
+        a, b, c = problem.numbers
+        if len({a, b, c}) < 3:
+            continue
+        text = problem.prompt() + write_trace(problem, rng, failures=6, in_turn=True)
+        tried = [attempt.expression for attempt in read_attempts(text)]
+        signs = []
+        for expression in tried:
+            terms = ("+ " + expression).split()
+            found = dict(zip(map(int, terms[1::2]), terms[::2], strict=True))
+            signs.append("".join(found[number] for number in (a, b, c)))
+            first, *rest = terms[1::2]
+            assert rest == [str(n) for n in (a, b, c) if str(n) != first]
+        start = circle.index(signs[0])
+        assert signs == circle[start:] + circle[:start]
 
 
 def test_drills_are_honest_and_a_third_is_right():

@@ -10,7 +10,7 @@ FOLDER = Path(__file__).parent.parent / "experiments" / "notebooks"
 SMALL = {
     "circuits": 'MODEL, TASK, N, EDGES = "toy-induction", "toy-induction", 16, 12',
     "refusals": 'MODEL, N, MOST = "refusal-tiny", 6, 100',
-    "verification": 'MODEL, BASE, N = "countdown-tiny", "countdown-tiny", 24',
+    "verification": 'MODEL, BASE, N = "countdown-tiny", "countdown-tiny", 72',
 }
 
 

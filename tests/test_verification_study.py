@@ -1,6 +1,5 @@
 """Steps of the verification study against slow references, on the small organism."""
 
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 
 import interp
 from interp.ablation import Where, make_ablation, random_like
-from interp.cumulative import smallest_sets
 from interp.errors import InterpError
 from interp.interventions import intervene
 from interp.nulls import null_of, turned_directions
@@ -43,7 +41,7 @@ SIDES = ("valid into invalid", "invalid into valid")
 
 @pytest.fixture(scope="module")
 def context():
-    model, problems = interp.load_model("countdown-tiny"), make_countdown(64, seed=5)
+    model, problems = interp.load_model("countdown-tiny"), make_countdown(224, seed=5)
     settings = Settings(n=40, draws=5, pairs=6, top_k=(4,))
     return make_context(model, None, settings, problems, countdown_texts(model, problems))
 
@@ -156,35 +154,29 @@ def test_steered_verdicts_are_those_of_hooked_runs(context):
     assert found["text"]["plain"].startswith(" (not")
 
 
-def test_every_small_set_is_tried_on_the_find_samples(context, monkeypatch):
-    heads = ["L1H0", "L1H1", "L2H3", "L3H1"]
-    samples = {"find": context.find, "test": context.test}
-    valid = {
-        name: [t for t, valid in zip(x.tokens, x.valid, strict=True) if valid]
-        for name, x in samples.items()
-    }
+def test_every_small_set_is_tried_on_the_find_samples(context):
+    heads = ["L1H0", "L2H0", "L2H2", "L3H1"]
 
-    def share(side, labels):
-        top = hooked(context.model, valid[side], list(labels), 2).argmax(-1)
+    def share(samples, labels):
+        texts = [t for t, valid in zip(samples.tokens, samples.valid, strict=True) if valid]
+        top = hooked(context.model, texts, list(labels), 2).argmax(-1)
         return (top == context.ids.no).double().mean().item()
 
-    tried = {size: {x: share("find", x) for x in combinations(heads, size)} for size in (1, 2)}
-    most = max(tried[2].values())
-    enough = {x for x, found in tried[2].items() if found == most}
-    assert max(tried[1].values()) < most  # no head alone is as good as the best pair
-    monkeypatch.setattr(finding, "smallest_sets", partial(smallest_sets, enough=most))
+    assert all(share(context.find, [head]) < 0.95 for head in heads)
+    pairs = {x for x in combinations(heads, 2) if share(context.find, x) >= 0.95}
+    assert ("L2H0", "L2H2") in pairs
     found = finding.smallest(context, heads)
     assert (found["candidates"], found["most"], found["tried"]) == (4, 2, 10)
-    assert {tuple(row["heads"]) for row in found["sets"]} == enough
+    assert {tuple(row["heads"]) for row in found["sets"]} == pairs
+    assert found["found"] == len(pairs)
     for row in found["sets"] + found["alone"]:
-        assert row["zero"]["mean"] == share("test", row["heads"])
+        assert row["zero"]["mean"] == share(context.test, row["heads"])
         assert set(row) == {"heads", "zero", "mean", "resample"}
     every = [f"L{layer}H{head}" for layer in range(4) for head in range(6)]
-    alone = [head for head in every if share("find", [head]) >= 0.95]
+    alone = [head for head in every if share(context.find, [head]) >= 0.95]
     assert [row["heads"] for row in found["alone"]] == [[head] for head in alone]
     assert found["heads"] == len(every)
-    monkeypatch.setattr(finding, "smallest_sets", partial(smallest_sets, enough=1.1))
-    assert finding.smallest(context, heads)["sets"] == []
+    assert finding.smallest(context, ["L1H0", "L3H1"])["sets"] == []
 
 
 def test_side_effects_are_those_of_hooked_runs(context):

@@ -151,26 +151,37 @@ def write_attempt(expression: str, target: int, *, chained: bool = True) -> str:
     return " = ".join(written) + verdict
 
 
-def write_trace(problem: Problem, rng: random.Random, *, failures: int, solved: bool = True) -> str:
+def write_trace(
+    problem: Problem,
+    rng: random.Random,
+    *,
+    failures: int,
+    solved: bool = True,
+    in_turn: bool = False,
+) -> str:
     """The text that follows a problem's prompt: wrong attempts, then the right one and the answer.
 
     Wrong attempts are drawn without repetition from the other ways to put + and - before the
-    numbers, in any order of the numbers. With `solved=False` the text stops after the last wrong
-    attempt: an honest failure, from which a model cannot learn that the last sum is always right.
+    numbers, in any order of the numbers. With `in_turn` the numbers keep their order, the first
+    positive one in front, and the ways follow each other in a circle, those just before the right
+    one. With `solved=False` the text stops after the last wrong attempt: an honest failure, from
+    which a model cannot learn that the last sum is always right.
 
     Raises:
         InterpError: no sum over the numbers gives the target.
     """
-    sums = _sums(problem.numbers, rng)
+    sums = _sums(problem.numbers, None if in_turn else rng)
     right = [text for text in sums if evaluate(text) == problem.target]
-    wrong = [text for text in sums if evaluate(text) != problem.target]
     if solved and not right:
         raise InterpError(f"a solution of {problem}", "none with + and -", "change the target")
-    chosen = rng.sample(wrong, min(failures, len(wrong)))
+    start = sums.index(right[0]) if right and in_turn else 0
+    wrong = [x for x in (*sums[start:], *sums[:start]) if evaluate(x) != problem.target]
+    failures = min(failures, len(wrong))
+    chosen = wrong[len(wrong) - failures :] if in_turn else rng.sample(wrong, failures)
     lines = [write_attempt(text, problem.target) for text in chosen]
     if not solved:
         return "\n-".join(f" {line}" for line in lines)
-    answer = rng.choice(right)
+    answer = right[0] if in_turn else rng.choice(right)
     lines.append(write_attempt(answer, problem.target))
     end = (
         f"\nSo, the equation that equals {problem.target} is {answer}. </think>\n"
@@ -210,14 +221,18 @@ def _drawn_sum(goal: int | None, rng: random.Random) -> str:
             return " ".join([str(first), *(f"{'+-'[x < 0]} {abs(x)}" for x in rest)])
 
 
-def _sums(numbers: Sequence[int], rng: random.Random) -> list[str]:
-    """One sum for every way to put + and - before the numbers, the first of them positive."""
+def _sums(numbers: Sequence[int], rng: random.Random | None) -> list[str]:
+    """One sum for every way to put + and - before the numbers, the first of them positive.
+
+    The numbers are in any order; without `rng` in theirs, but for the first positive one.
+    """
     written = []
     for signs in product("+-", repeat=len(numbers)):
         if "+" not in signs:
             continue
         terms = list(zip(signs, numbers, strict=True))
-        rng.shuffle(terms)
+        if rng is not None:
+            rng.shuffle(terms)
         leading = next(i for i, (sign, _) in enumerate(terms) if sign == "+")
         terms.insert(0, terms.pop(leading))
         text = " ".join(f"{sign} {number}" for sign, number in terms)

@@ -100,7 +100,7 @@ def study_verification(
         ("paths_direct", lambda: finding.paths(context, direct), direct, *judged),
     )
     best = (choice["direction"], choice["k"])
-    glu, _ = step.all(
+    glu, *_ = step.all(
         ("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN),
         ("probes", lambda: reading.probes(context)),
         ("steering", lambda: steering.steering(context)),
@@ -185,7 +185,7 @@ def _context(
     texts: list[Generation] = []
     size, ahead = max(1, settings.n // 4), 4
     everything = make_countdown(
-        3 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
+        6 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
     )
     while True:
         starts = range(len(problems), len(everything), size)[:ahead]

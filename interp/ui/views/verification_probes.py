@@ -6,7 +6,7 @@ import streamlit as st
 
 from interp.charts import band_lines, head_map
 from interp.figures import null_band
-from interp.studies.shown import bare, place
+from interp.studies.shown import band, bare, place
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
 from interp.ui.families import VERIFIED
@@ -182,10 +182,7 @@ def _steered(found: Result) -> None:
     doses = list(dict.fromkeys(row["scale"] for row in found["rows"]))
     sides = {"this": "added: invalid attempts", "not": "taken away: valid attempts"}
     for column, (word, words) in zip(st.columns(2), sides.items(), strict=True):
-        series = {
-            name: tuple([row[word][key] for row in mine] for key in ("mean", "low", "high"))
-            for name, mine in rows.items()
-        }
+        series = {name: band([row[word] for row in mine]) for name, mine in rows.items()}
         with column:
             studies.figure(
                 band_lines(

@@ -224,8 +224,8 @@ def searched(found: Result) -> None:
     st.markdown(
         f"All {found['tried']} sets of at most {found['most']} of the {found['candidates']} heads "
         f"strongest by patching were zeroed: **{found['found']}** reach 95 % on the find samples. "
-        f"Of all {found['heads']} heads, **{len(found['alone'])}** reach it alone; one that "
-        "patching passes over breaks the run rather than carrying the verdict."
+        f"Of all {found['heads']} heads, **{len(found['alone'])}** reach it alone (one that "
+        "patching passes over would break the run rather than carry the verdict)."
     )
     rows = [
         {"heads": " ".join(row["heads"]), "found among": among}

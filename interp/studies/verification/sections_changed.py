@@ -128,8 +128,8 @@ def curve(report: Report, results: dict[str, Result]) -> None:
         f"{searched['candidates']} heads strongest by patching were zeroed too: "
         f"{searched['found']} of them disable 95 % on the find samples (order 'search': the "
         f"strongest of these). So were all {searched['heads']} heads of the model, one at a time: "
-        f"{len(searched['alone'])} disable as much alone. One that patching passes over breaks the "
-        "run rather than carrying the verdict; A_Verif is chosen among those that patching finds."
+        f"{len(searched['alone'])} disable as much alone. A_Verif is chosen among the heads that "
+        "patching finds: one that it passes over breaks the run rather than carrying the verdict."
     )
     rows = [
         {"heads": " ".join(row["heads"]), "found among": among}

@@ -14,6 +14,7 @@ import numpy as np
 
 from interp.errors import InterpError, unknown
 from interp.files import file_sha256
+from interp.folds import joined
 from interp.over_refusal import SIDES, Row, Side
 from interp.tasks.taboo import make_taboo
 
@@ -189,6 +190,8 @@ def _table(path: Path) -> Any:
 def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -> tuple[str, ...]:
     """The part each case falls to; base texts stay together, kinds are spread by the shares.
 
+    Base texts that share a prompt stay together too.
+
     Raises:
         InterpError: shares that are not positive, or a part left without a case.
     """
@@ -196,13 +199,16 @@ def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -
     if (wanted <= 0).any():
         raise InterpError(f"parts {dict(shares)}", "not all above 0", "give positive shares")
     rng, part = np.random.default_rng(seed), dict[str, str]()
+    own = [case.known.base for case in cases]
+    group = joined(own, (case.prompt for case in cases)).tolist()
+    bases = [own[group.index(number)] for number in group]  # the first of those together
     for kind in dict.fromkeys(case.kind for case in cases):
-        sizes = Counter(case.known.base for case in cases if case.kind == kind)
+        sizes = Counter(b for b, case in zip(bases, cases, strict=True) if case.kind == kind)
         held = np.zeros(len(names))
         for base in rng.permutation(sorted(sizes)).tolist():
             name = part.setdefault(base, names[int(np.argmin(held / wanted))])
             held[names.index(name)] += sizes[base]
-    dealt = tuple(part[case.known.base] for case in cases)
+    dealt = tuple(part[base] for base in bases)
     if set(dealt) != set(names):
         raise InterpError(
             f"{len(cases)} cases in parts {dict(shares)}",

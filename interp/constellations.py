@@ -37,6 +37,7 @@ class Bank:
         counts: (T, 2) rows.
         least: rows a class needs.
         rows: the ids it was made of; none of them may be evaluated.
+        prompts: what their prompts are known by, as far as that is known; nor may these.
         reading: how states were read.
         notices: what is missing or without meaning, in words.
     """
@@ -49,6 +50,7 @@ class Bank:
     counts: np.ndarray
     least: int
     rows: frozenset[str]
+    prompts: frozenset[str]
     reading: Reading
     notices: tuple[str, ...]
 
@@ -69,19 +71,21 @@ class Bank:
         return content_key([*facts, str(self.reading), self.centroids.tobytes().hex()])
 
     def accept(self, trajectories: Trajectories) -> None:
-        """Refuse rows the bank was made of, and states read in another way.
+        """Refuse rows or prompts the bank was made of, and states read in another way.
 
         Raises:
             InterpError: an overlap, another reading, or other layers.
         """
         self.reading.require(trajectories.reading, "trajectories for a bank")
-        shared = self.rows & set(trajectories.rows)
-        if shared:
-            raise InterpError(
-                "evaluating on a bank's own rows",
-                f"{len(shared)} of {len(trajectories)} rows are in it, such as {min(shared)!r}",
-                "split the rows first, see Trajectories.split",
-            )
+        own = ((self.rows, trajectories.rows), (self.prompts, trajectories.prompts))
+        for what, (ours, theirs) in zip(("rows", "prompts"), own, strict=True):
+            if shared := ours & set(theirs):
+                raise InterpError(
+                    f"evaluating on a bank's own {what}",
+                    f"{len(shared)} of {len(trajectories)} {what} are in it, such as "
+                    f"{min(shared)!r}",
+                    "split the rows first, see Trajectories.split",
+                )
         if trajectories.layers != self.layers:
             raise InterpError("trajectories for a bank", "other layers", "read the same layers")
 
@@ -142,6 +146,7 @@ def make_bank(
         counts=counts,
         least=least,
         rows=frozenset(trajectories.rows),
+        prompts=frozenset(trajectories.prompts),
         reading=trajectories.reading,
         notices=tuple(_notices(trajectories, named, counts, least)),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
+from interp.folds import equal_rows, joined, stratified_folds
 from interp.kept_runs import KeptRuns
 from interp.models.language_model import LanguageModel
 from interp.probes import (
@@ -70,14 +71,16 @@ def train_probes(
     standardised with the training rows; w and b are mapped back to the coordinates of X. Softmax:
     on X as it is, from N(0, 1) / sqrt(d), by AdamW with weight decay `regularisation`.
 
-    One of `folds` stratified folds is held out, no group on both sides; the probe reported is the
-    one measured. The control does the same `shuffles` times with labels permuted, among training
-    and among held-out rows apart (whole groups, where no group has both labels).
+    One of `folds` stratified folds is held out, no group on both sides, and no row that equals one
+    on the other side (see `interp.folds.equal_rows`); the probe reported is the one measured. The
+    control does the same `shuffles` times with labels permuted, among training and among held-out
+    rows apart (whole groups, where no group has both labels).
 
     Args:
         X: vectors, of any float type; without leading axes, one probe.
         y: (N,) bool, True for valid.
-        groups: what rows share, such as a problem's id; each row its own by default.
+        groups: what rows share, such as a problem's id; each row its own by default. Rows that
+            are equal are in one group always.
         kind: "logistic" or "softmax".
         folds: the share held out is 1 / folds.
         shuffles: control runs.
@@ -113,7 +116,7 @@ def train_probes(
     X, labels, group = _checked(X, y, groups)
     _require_enough(labels, group, folds)
     named = _named_axes(coordinates, X.shape[:-2])
-    test = _held_out(labels, group, folds, seed)
+    test = stratified_folds(labels, group, folds, seed, held_out=1) == 0
     random = np.random.default_rng(seed)
     mixed = [permuted_labels(labels, group, ~test, random) for _ in range(shuffles)]
     runs = np.stack([labels, *mixed])
@@ -162,7 +165,8 @@ def evaluate_probes(
 ) -> Evaluation:
     """The measures of trained probes on fresh rows X (*leading, N, d): another model, position.
 
-    All rows count; none may be among those fitted. `seed` is the bootstrap's.
+    All rows count; none may be among those fitted. `seed` is the bootstrap's, which draws groups;
+    equal rows are in one.
 
     Raises:
         InterpError: shapes that do not fit, or labels of one class.
@@ -196,9 +200,10 @@ def probe_model(
     Leading axes are (layer,), or (layer, head) for q and z, (layer, kv_head) for k and v; for
     heads in the residual basis see `head_outputs`. `positions` are token indices counted from 0,
     one per prompt; `expect` lists the token ids of which one must stand there, a guard against
-    being off by one. What follows a position is not run: a causal model does not see it.
-    `budget_gb` bounds the activations, which are read in `runs` of the prompts, cut there, if these
-    are given; the other options are those of `train_probes`.
+    being off by one. What follows a position is not run: a causal model does not see it. Prompts
+    that are equal up to their positions are in one group. `budget_gb` bounds the activations, which
+    are read in `runs` of the prompts, cut there, if these are given; the other options are those of
+    `train_probes`.
 
     Raises:
         InterpError: lists of unequal lengths, a position outside its prompt or on a token not
@@ -207,9 +212,10 @@ def probe_model(
     sites, chosen = list(dict.fromkeys(sites)), within(layers, model.n_layers, "layer", model.name)
     if "pattern" in sites:
         raise InterpError("a probe of patterns", "their width varies", "choose other sites")
-    truth, group = _label_array(labels, len(prompts)), _group_numbers(groups, len(prompts))
-    _require_enough(truth, group, folds)
     cut = _cut(model, prompts, positions, expect)
+    truth = _label_array(labels, len(prompts))
+    group = joined(_group_numbers(groups, len(prompts)), cut)
+    _require_enough(truth, group, folds)
     seen = run_with_cache(
         model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
     )
@@ -304,14 +310,13 @@ def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
     named = named.tolist() if isinstance(named, Tensor | np.ndarray) else list(named)
     if len(named) != n:
         raise InterpError(f"{len(named)} groups", f"{n} examples", "give one group per example")
-    number = {name: i for i, name in enumerate(dict.fromkeys(named))}
-    return np.array([number[name] for name in named])
+    return joined(named)
 
 
 def _checked(
     X: Tensor, y: Labels, groups: Iterable[Hashable] | None
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Activations on the CPU, labels, and groups numbered from 0, if they fit together."""
+    """Activations on the CPU, labels, and groups with equal rows in one, if they fit together."""
     if X.ndim < 2 or not X.is_floating_point() or not bool(torch.isfinite(X).all()):
         raise InterpError(
             f"{X.dtype} activations of shape {tuple(X.shape)}",
@@ -325,7 +330,8 @@ def _checked(
             f"{int(labels.sum())} valid, {int((~labels).sum())} invalid",
             "give examples of both classes",
         )
-    return X.detach().cpu(), labels, _group_numbers(groups, len(labels))
+    X = X.detach().cpu()
+    return X, labels, joined(_group_numbers(groups, len(labels)), equal_rows(X))
 
 
 def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
@@ -357,24 +363,6 @@ def _named_axes(
             "name each axis and every index along it",
         )
     return {name: tuple(labels) for name, labels in coordinates.items()}
-
-
-def _held_out(labels: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) bool: the first fold of a stratified split that keeps groups whole."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    split = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    _, rows = next(split.split(np.zeros(len(labels)), labels, group))
-    test = np.zeros(len(labels), dtype=bool)
-    test[rows] = True
-    for name, side in (("held-out", test), ("training", ~test)):
-        if len(np.unique(labels[side])) < 2:
-            raise InterpError(
-                f"a split of {len(np.unique(group))} groups into {folds} folds",
-                f"{int(labels[side].sum())} of {int(side.sum())} {name} rows are valid",
-                "give more groups that hold each class, or another seed",
-            )
-    return test
 
 
 def _softmax(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.folds import equal_rows, joined, stratified_folds
 from interp.metrics import standard_error
 from interp.probes import (
     Evaluation,
@@ -179,7 +180,7 @@ def probe_cv(
         X: (*leading, N, d) states.
         y: (N,) bool.
         groups: what rows share, such as a base text; no group is on both sides. Each row its own
-            by default.
+            by default. Rows that are equal are in one group always.
         folds: at least 2.
         shuffles: control runs through all folds; 0 for none.
         regularisation: scikit-learn's C is 1 / (n_fitted * regularisation).
@@ -193,10 +194,9 @@ def probe_cv(
     if labels.dtype != bool or labels.ndim != 1:
         raise InterpError("a probe", f"{labels.dtype} labels", "give one bool per row")
     states = _states(X, len(labels))
-    names = list(range(len(labels)) if groups is None else groups)
-    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    group = np.array([number[name] for name in names])
-    fold = _folds(labels, group, folds, seed)
+    equal = equal_rows(torch.from_numpy(states))
+    group = joined(equal) if groups is None else joined(groups, equal)
+    fold = stratified_folds(labels, group, folds, seed)
     random = np.random.default_rng(seed)
     mixed = [permuted_labels(labels, group, fold, random) for _ in range(shuffles)]
     runs = np.stack([labels, *mixed])
@@ -246,30 +246,3 @@ def _states(X: Tensor | np.ndarray, n: int) -> np.ndarray:
             "give (*leading, N, d) and one label per row",
         )
     return states
-
-
-def _folds(labels: np.ndarray, group: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """(N,) stratified folds that keep groups whole."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    if len(group) != len(labels):
-        raise InterpError(f"{len(group)} groups", f"{len(labels)} rows", "give one group per row")
-    held = [len(np.unique(group[labels == x])) for x in (True, False)]
-    if folds < 2 or min(held) < folds:
-        raise InterpError(
-            f"{len(labels)} rows in {folds} folds",
-            f"{held[0]} groups with True, {held[1]} with False",
-            "give at least two folds, and each class in at least as many groups as folds",
-        )
-    split = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    fold = np.full(len(labels), -1)
-    for k, (_, out) in enumerate(split.split(np.zeros(len(labels)), labels, group)):
-        fold[out] = k
-    for k in range(folds):
-        if len(np.unique(labels[fold == k])) < 2 or len(np.unique(labels[fold != k])) < 2:
-            raise InterpError(
-                f"{len(labels)} rows in {folds} folds",
-                f"fold {k} has rows of one class",
-                "give more groups of each class, fewer folds or another seed",
-            )
-    return fold

@@ -13,6 +13,7 @@ from interp.chat import PLAIN, ChatFormat, Prompts, plain_prompts
 from interp.components import within
 from interp.directions import end_states
 from interp.errors import InterpError
+from interp.folds import equal_rows, joined
 from interp.judging import REFUSALS, Judged
 from interp.models.architecture import Norm
 from interp.models.language_model import LanguageModel
@@ -65,6 +66,7 @@ class Trajectories:
         classes: what became of each.
         layers: their numbers.
         reading: how the states were read.
+        prompts: what each prompt is known by, see `ChatPrompts.hashes`; () where that is not known.
     """
 
     states: np.ndarray
@@ -74,6 +76,7 @@ class Trajectories:
     classes: tuple[Class, ...]
     layers: tuple[int, ...]
     reading: Reading
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = (len(self.rows), len(self.layers))
@@ -103,6 +106,7 @@ class Trajectories:
             rows=tuple(self.rows[i] for i in at),
             tasks=tuple(self.tasks[i] for i in at),
             classes=tuple(self.classes[i] for i in at),
+            prompts=tuple(self.prompts[i] for i in at) if self.prompts else (),
         )
 
     def split(
@@ -114,8 +118,8 @@ class Trajectories:
     ) -> list[Trajectories]:
         """Disjoint parts for the bank, for choosing the gate, and for evaluation.
 
-        Rows of one base text (each its own by default) stay together; within each task and class
-        the base texts are dealt out by the shares.
+        Rows of one base text (each its own by default) and rows with equal states stay together;
+        within each task and class the base texts are dealt out by the shares.
 
         Raises:
             InterpError: shares that do not add up to 1, or bases not one per row.
@@ -123,6 +127,8 @@ class Trajectories:
         names = list(self.rows if bases is None else bases)
         if abs(sum(shares) - 1) > 1e-9 or len(names) != len(self) or min(shares) <= 0:
             raise InterpError(f"splitting at {shares}", "not shares of 1", "give them, adding to 1")
+        group = joined(names, equal_rows(torch.from_numpy(self.states).movedim(1, 0))).tolist()
+        names = [names[group.index(number)] for number in group]
         strata: dict[tuple[str, str], list[str]] = {}
         first = {name: names.index(name) for name in dict.fromkeys(names)}
         for name, i in first.items():
@@ -205,6 +211,7 @@ def read_trajectories(
         classes=("other",) * len(given) if classes is None else tuple(classes),
         layers=tuple(chosen),
         reading=Reading(model_hash=model.hash, site=site, normalise=normalise, format=given.format),
+        prompts=given.hashes,
     )
 
 

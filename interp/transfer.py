@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.folds import joined
 from interp.metrics import Estimate, mean_estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 
@@ -73,7 +75,8 @@ def embedding_map(
 
     Row i of A and B belongs to the same token by its text; texts that several tokens of one
     vocabulary have (fragments of bytes) are left out, unless the two vocabularies are identical:
-    then all tokens that have a text count. There is no intercept and norms are not folded in.
+    then all tokens that have a text count. Of tokens with equal rows in either model the first
+    counts, so that none is fitted and held out. There is no intercept and norms are not folded in.
 
     Args:
         source: where vectors come from.
@@ -95,7 +98,12 @@ def embedding_map(
         raise InterpError(
             "an embedding map", f"ridge={ridge}, held_out={held_out}", "give > 0, and 0 to 1"
         )
-    pairs = shared_tokens(source, target)
+    pairs, rows = shared_tokens(source, target), (_unembedding(source), _unembedding(target))
+    bits = (
+        (hash(row.tobytes()) for row in _taken(side, some).numpy())
+        for side, some in zip(rows, pairs.T, strict=True)
+    )
+    pairs = pairs[np.unique(joined(*bits), return_index=True)[1]]
     n_held_out = max(2, round(held_out * len(pairs)))
     n_train = len(pairs) - n_held_out if n_tokens is None else n_tokens
     if not 2 <= n_train <= len(pairs) - n_held_out:
@@ -108,7 +116,6 @@ def embedding_map(
     order = torch.randperm(len(pairs), generator=generator)
     test, train = pairs[order[:n_held_out]], pairs[order[n_held_out : n_held_out + n_train]]
     shuffled = torch.stack([train[:, 0], train[torch.randperm(n_train, generator=generator), 1]], 1)
-    rows = _unembedding(source), _unembedding(target)
     matrix = _fit(*rows, train, ridge)
     r2, cosine = _judge(*rows, matrix, train, test)
     shuffled_r2, shuffled_cosine = _judge(*rows, _fit(*rows, shuffled, ridge), train, test)

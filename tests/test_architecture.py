@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls figures charts charts_grids charts_steering
+errors components files metrics nulls folds figures charts charts_grids charts_steering
 diagrams plots report_page report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys

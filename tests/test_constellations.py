@@ -1,5 +1,7 @@
 """Constellations on planted states: every centroid, distance, layer and winner is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -283,7 +285,7 @@ def test_rows_of_the_bank_are_refused(world, bank):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_split_is_disjoint_and_even(seed):
-    rows = [(t, side, 0) for t in TASKS for side in (1, -1) for _ in range(20)]
+    rows = [(t, side, i) for t in TASKS for side in (1, -1) for i in range(20)]
     everyone = planted(rows)
     bases = [f"text{i // 2}" for i in range(len(rows))]
     parts = everyone.split((0.5, 0.2, 0.3), bases=bases, seed=seed)
@@ -298,6 +300,19 @@ def test_split_is_disjoint_and_even(seed):
                 n = sum(a == t and b == kind for a, b in zip(part.tasks, part.classes, strict=True))
                 assert abs(n - 20 * share) <= 2
     make_bank(parts[0]).accept(parts[2])
+
+
+def test_equal_states_and_equal_prompts_stay_on_one_side(bank):
+    rows = [(t, side, i % 10) for t in TASKS for side in (1, -1) for i in range(20)]
+    parts = planted(rows).split((0.6, 0.4))
+    texts = [{rows[int(row[1:])] for row in part.rows} for part in parts]
+    assert not texts[0] & texts[1]
+    known = [
+        replace(planted([("translate", side, 0)], prefix=name), prompts=("a hash",))
+        for side, name in ((1, "x"), (-1, "y"))
+    ]
+    with pytest.raises(InterpError, match="1 of 1 prompts are in it"):
+        make_bank(known[0], least=1).accept(known[1])
 
 
 def test_shuffled_classes_lose_the_effect():

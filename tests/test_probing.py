@@ -11,13 +11,13 @@ import torch
 
 from interp.capture import run_with_cache
 from interp.errors import InterpError
+from interp.folds import equal_rows, joined, stratified_folds
 from interp.loading import load_model
 from interp.metrics import share_estimate
 from interp.probes import decision, measures, permuted_labels
 from interp.probing import (
     Optimiser,
     Probes,
-    _held_out,
     _softmax,
     evaluate_probes,
     head_outputs,
@@ -146,6 +146,7 @@ def test_leak_between_rows_of_a_group_is_closed():
     rows = torch.randn(120, 60, generator=rng)
     groups = [i // 4 for i in range(480)]
     X, y = rows.repeat_interleave(4, 0), label.repeat_interleave(4)
+    X = X + 0.01 * torch.randn(X.shape, generator=rng)  # alike, not equal
     grouped = train_probes(X, y, groups=groups, shuffles=20)
     trap = train_probes(X, y, shuffles=2)
     assert float(trap.heldout.accuracy) > 0.85
@@ -195,7 +196,7 @@ def test_shuffled_control_is_at_chance_where_the_probe_is_not(kind):
 def test_permutations_keep_counts_sides_and_whole_groups():
     rng = np.random.default_rng(0)
     y, group = rng.random(200) < 0.3, np.arange(200) // 5
-    test = _held_out(y, group, 4, 0)
+    test = stratified_folds(y, group, 4, 0, held_out=1) == 0
     mixed = permuted_labels(y, group, ~test, rng)
     assert (mixed != y).any()
     assert mixed[test].sum() == y[test].sum()
@@ -205,6 +206,52 @@ def test_permutations_keep_counts_sides_and_whole_groups():
     assert (mixed == mixed[:, :1]).all()
     assert (mixed[:, 0] != whole[::5]).any()
     assert mixed[test[::5], 0].sum() == whole[test].sum() / 5
+
+
+def repeated(n=60, d=80, times=4, seed=0):
+    """Noise without a label to read, every row `times` over, up to the rounding of a batch."""
+    random = torch.Generator().manual_seed(seed)
+    X, y = torch.randn(3, n, d, generator=random), torch.rand(n, generator=random) < 0.5
+    again = torch.cat([X] * times, 1)
+    return again * (1 + 1e-6 * torch.randn(again.shape, generator=random)), torch.cat([y] * times)
+
+
+@pytest.mark.parametrize("kind", ["logistic", "softmax"])
+def test_equal_rows_are_never_on_both_sides(kind):
+    """Random labels on repeated rows: AUC 1 where a copy of each held-out row was fitted."""
+    options = {"optimiser": Optimiser(lr=0.01, steps=100)} if kind == "softmax" else {}
+    X, y = repeated()
+    for groups in (None, [i % 7 + 7 * y[i] for i in range(240)]):
+        probes = train_probes(X, y, kind=kind, groups=groups, shuffles=1, **options)
+        sides = probes.test.reshape(4, 60)
+        assert (sides == sides[:1]).all()
+        assert (probes.heldout.auc < 0.85).all()
+    assert train_probes(X, y, kind=kind, shuffles=1, **options).heldout.n_groups == 15
+    with pytest.raises(InterpError, match="100 valid in 5 groups"):
+        train_probes(*repeated(6, times=20), shuffles=1)
+
+
+def test_equal_rows_count_once_in_an_interval():
+    """Rows repeated nine times say no more than the rows themselves."""
+    probe, rng = line(), np.random.default_rng(1)
+    y = rng.random(40) < 0.5
+    X = torch.tensor(rng.standard_normal(40) + 1.0 * y)[:, None].float()
+    once = evaluate_probes(probe, X, y)
+    often = evaluate_probes(probe, X.repeat(9, 1), np.tile(y, 9))
+    assert often.n_groups == once.n_groups == 40
+    torch.testing.assert_close(often.high[2] - often.low[2], once.high[2] - once.low[2])
+
+
+def test_rows_are_joined_through_shared_labels():
+    assert joined("abcab").tolist() == [0, 1, 2, 0, 1]
+    assert joined("abca", "xyyz").tolist() == [0, 1, 1, 0]
+    assert joined(np.arange(3), [(1, 2), (3,), (1, 2)]).tolist() == [0, 1, 0]
+    with pytest.raises(InterpError, match="one group per row"):
+        joined("abc", "xy")
+    X = torch.randn(2, 5, 3)
+    X[:, 3], X[0, 4] = X[:, 1], X[0, 0]
+    assert equal_rows(X).tolist() == [0, 1, 2, 1, 3]  # equal in one layer alone: not equal
+    assert equal_rows(torch.zeros(4, 2)).tolist() == [0, 0, 0, 0]
 
 
 def test_split_depends_on_the_seed_alone():

@@ -347,7 +347,10 @@ def test_dealing_needs_a_base_text_for_every_part():
     cases = [Case(row=str(i), prompt="x", should="answer", base="one") for i in range(9)]
     with pytest.raises(InterpError, match="more base texts"):
         deal(cases, SHARES)
-    alone = [replace(case, base="") for case in cases]
+    same = [replace(case, base="") for case in cases]
+    with pytest.raises(InterpError, match="more base texts"):
+        deal(same, SHARES)  # one prompt, whatever it is said to be written around
+    alone = [replace(case, prompt=case.row) for case in same]
     assert set(deal(alone, SHARES)) == set(SHARES)
     with pytest.raises(InterpError, match="positive"):
         deal(alone, {"find": 1.0, "test": 0.0})

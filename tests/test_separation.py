@@ -135,6 +135,15 @@ def test_a_group_s_own_mark_is_no_evidence():
     assert leaking.shuffled.shape == (0, 3, 1)
 
 
+def test_a_repeated_row_is_judged_by_a_probe_that_has_not_seen_it():
+    rng = np.random.default_rng(3)
+    X, y = rng.standard_normal((60, 80)), rng.random(60) < 0.5
+    found = probe_cv(np.tile(X, (4, 1)), np.tile(y, 4), folds=4, shuffles=0)
+    assert (found.fold.reshape(4, 60) == found.fold[:60]).all()
+    assert float(found.heldout.auc) < 0.75
+    assert found.heldout.n_groups == 60
+
+
 def test_what_cannot_be_split_is_refused():
     X, y, groups = planted()
     with pytest.raises(InterpError, match="at least as many groups as folds"):

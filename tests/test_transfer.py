@@ -190,6 +190,14 @@ def test_toys_with_some_words_in_common():
     assert any(i != j for i, j in pairs)
 
 
+def test_tokens_with_equal_rows_are_not_fitted_and_held_out():
+    """Random maps are seen through copies of their rows: 400 tokens, 40 different ones."""
+    rows = [torch.randn(40, 60), torch.randn(40, 72)]
+    models = [llama(x.shape[1], 1, i, unembed=x.repeat(10, 1)) for i, x in enumerate(rows)]
+    found = embedding_map(*models)
+    assert (found.n_shared, found.n_train, found.n_held_out) == (40, 36, 4)
+
+
 def test_unembedding_without_a_decoder(source, planted):
     """A model the engine cannot read gives the same rows through its bridge."""
     blind = llama(12, 3, 0)

@@ -23,7 +23,7 @@ references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing separation comparison transfer words
 firstorder attribution
 chat directions projections refusal_score steering steered geometry weight_edits selection
-judging over_refusal trajectories constellations task_steering
+judge_rules judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
 circuits circuits.ablations circuits.keeping circuits.random_masks circuits.circuit circuits.mib
 circuits.search circuits.curves circuits.faithfulness circuits.room circuits.trials

@@ -16,7 +16,8 @@ from interp.cases import Case, cases_from, dataset_cases, deal, read_cases, tabo
 from interp.directions import load_directions
 from interp.errors import InterpError
 from interp.files import file_sha256
-from interp.judging import REFUSALS, RULES, rules_verdict, user_judge
+from interp.judge_rules import rules_verdict
+from interp.judging import REFUSALS, RULES, user_judge
 from interp.over_refusal import SIDES
 from interp.report import Report
 from interp.studies.frame import open_study

@@ -12,7 +12,8 @@ import pytest
 import interp
 from interp.chat import chat_prompts
 from interp.errors import InterpError
-from interp.judging import REFUSALS, RULES, is_degenerate, rules_verdict
+from interp.judge_rules import rules_verdict
+from interp.judging import REFUSALS, RULES, is_degenerate
 from interp.steered import generate_steered
 from interp.tasks.taboo import (
     KINDS,

@@ -17,7 +17,8 @@ from interp.errors import InterpError
 from interp.kept_runs import KeptRuns
 from interp.loading import unwrapped, wrap
 from interp.metrics import Estimate, mean_estimate
-from interp.models.architecture import Decoder, read_architecture
+from interp.models.architecture import Decoder
+from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
 from interp.positions import resolve

@@ -14,6 +14,7 @@ from interp.components import SITES
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, versions, write_atomically
 from interp.models import embedded, organisms
+from interp.models.checkpoints import read_checkpoint, text_model
 from interp.models.language_model import LanguageModel
 from interp.toys import TOYS
 
@@ -48,33 +49,52 @@ def known_models() -> list[ModelEntry]:
 
 
 def load_model(
-    name: str = embedded.NAME,
+    name: Any = embedded.NAME,
     *,
     device: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = None,
     device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
     check: bool = True,
 ) -> LanguageModel:
     """A causal language model by name, checked.
 
     Args:
         name: `smollm2-135m-instruct` (the embedded default), a shipped organism such as
-            `countdown-smollm2`, a `toy-*` name, a local directory, or a Hugging Face id whose
-            architecture TransformerLens bridges.
+            `countdown-smollm2`, a `toy-*` name, a local directory (of a model or of a PEFT
+            adapter, which is merged into its base), a GGUF file, a Hugging Face id, or a
+            transformers model that is in memory already, which is taken as it is and changed in
+            place. The architecture must be one that TransformerLens bridges: `interp models`.
         device: "cpu", "cuda", "mps"; a GPU if there is one and None is given.
-        dtype: "float32", "float64", "bfloat16" or "float16".
+        dtype: "float32" (the default), "float64", "bfloat16" or "float16".
         device_map: as in transformers, for models larger than one GPU; such models run through
             hooks, without the fast engine.
+        revision: the branch, tag or commit of a Hugging Face id.
+        tokenizer: that of a model in memory.
         check: put every site to the replacement identity. The outcome is kept under the cache,
             so that only the first load of given weights pays for it.
 
     Raises:
-        InterpError: an unknown name, a hub id that cannot be reached, weights with NaN, or an
-            architecture whose hooked logits are not Hugging Face's.
+        InterpError: an unknown name, a hub id that cannot be reached, files that are missing,
+            damaged or do not fit the configuration, weights with NaN, or an architecture whose
+            hooked logits are not Hugging Face's.
     """
     import torch
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(name, torch.nn.Module):
+        if any(given is not None for given in (device, dtype, device_map, revision)):
+            raise InterpError(
+                "device, dtype, device_map or revision of a model in memory",
+                "it is taken as it is",
+                "call its .to(...) first",
+            )
+        called = getattr(name.config, "_name_or_path", "") or type(name).__name__
+        return wrap(name, tokenizer, name=called, check=check)
+    if tokenizer is not None:
+        raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
+    name, dtype = str(name), dtype or "float32"
     if dtype not in ("float32", "float64", "bfloat16", "float16"):
         raise InterpError(f"dtype {dtype!r}", "not a weight type", "use float32 or bfloat16")
     if device is None:
@@ -85,53 +105,67 @@ def load_model(
         raise InterpError(
             f"device {device!r}", str(error).splitlines()[0], "use one that this torch offers"
         ) from error
-    kind: dict[str, Any] = {"dtype": getattr(torch, dtype)}
-    if device_map is not None and (name in TOYS or name in organisms.organisms()):
-        raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
-    if name in TOYS:
-        hf_model, tokenizer, card = _load_toy(name)
-        hf_model = hf_model.to(kind["dtype"])
-    elif name.startswith("toy-"):
-        raise unknown("toy", name, TOYS)
-    elif name == embedded.NAME:
-        hf_model, tokenizer = _load_pretrained(str(embedded.directory()), kind, device_map)
-        card = embedded.CARD
-    elif name in organisms.organisms():
-        folder = organisms.organisms()[name]
-        hf_model, tokenizer = organisms.load_organism(folder, attn_implementation="eager", **kind)
-        card = organisms.card(folder)
-    else:
-        hf_model, tokenizer = _load_pretrained(name, kind, device_map)
-        card = ""
+    hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
     if device_map is None:
         hf_model = hf_model.to(device)
     return wrap(hf_model, tokenizer, name=name, card=card, check=check)
 
 
+def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tuple[Any, Any, str]:
+    """The Hugging Face model of a name, its tokeniser and its card."""
+    known = [entry.name for entry in known_models()]
+    if revision is not None and name in known:
+        raise InterpError(f"revision {revision!r} of {name}", "there is one", "leave it out")
+    if device_map is not None and name in known and name != embedded.NAME:
+        raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
+    if name in TOYS:
+        hf_model, tokenizer, card = _load_toy(name)
+        return hf_model.to(dtype), tokenizer, card
+    if name.startswith("toy-") and not Path(name).exists():
+        raise unknown("toy", name, TOYS)
+    if name in known and name != embedded.NAME:
+        folder = organisms.organisms()[name]
+        return (*organisms.load_organism(folder, dtype=dtype), organisms.card(folder))
+    source, card = name, ""
+    if name == embedded.NAME:
+        source, card = str(embedded.directory()), embedded.CARD
+    found = read_checkpoint(
+        source, dtype=dtype, device_map=device_map, revision=revision, known=known
+    )
+    return (*found, card)
+
+
 def wrap(
     hf_model: Any, tokenizer: Any = None, *, name: str, card: str = "", check: bool = True
 ) -> LanguageModel:
-    """A `LanguageModel` around a Hugging Face causal language model, which it changes in place."""
-    import torch
+    """A `LanguageModel` around a Hugging Face causal language model, which it changes in place.
 
-    from interp.models.architecture import read_architecture
-    from interp.models.checks import VERSION, check_model
+    Raises:
+        InterpError: see `load_model`.
+    """
+    from interp.models.checks import VERSION, check_prompt, rotary_switch
+    from interp.models.families import read_architecture
     from interp.models.language_model import build_bridge, fingerprint
 
-    hf_model = hf_model.eval().requires_grad_(False)
+    hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
     config = hf_model.config
     decoder, reason = None, None
-    try:
-        decoder = read_architecture(hf_model)
-    except InterpError as error:
-        reason = f"{error.asked}: {error.found}"
     if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
-        decoder, reason = None, "the weights are spread over several devices"
+        reason = "the weights are spread over several devices"
+    elif switch := rotary_switch(config):
+        reason = f"{switch[0]} rotary angles depend on the length of the prompt"
+    else:
+        try:
+            decoder = read_architecture(hf_model)
+        except InterpError as error:
+            reason = f"{error.asked}: {error.found}"
     weights_hash = fingerprint(hf_model.state_dict(), config.to_dict())
-    prompt = [(i * i * 31 + 5) % config.vocab_size for i in range(1, 8)]
-    with torch.no_grad():
-        device = next(hf_model.parameters()).device
-        expected = hf_model(torch.tensor([prompt], device=device)).logits
+    prompt, notes = check_prompt(config, sum(p.numel() for p in hf_model.parameters()))
+    device = str(next(hf_model.parameters()).device)
+    key = content_key([VERSION, weights_hash, versions(), device, decoder is not None])
+    kept_at = cache_dir() / "checks" / f"{key}.json"
+    kept = _kept_check(kept_at) if check else None
+    reference = _reference(hf_model, prompt, name) if check and kept is None else None
     bridge = build_bridge(hf_model)
     cfg = bridge.cfg
     model = LanguageModel(
@@ -155,20 +189,115 @@ def wrap(
         ),
         engine_reason=reason,
         card=card,
+        max_positions=getattr(config, "max_position_embeddings", None),
     )
-    if check:
-        key = content_key([VERSION, weights_hash, versions(), str(device), decoder is not None])
-        path = cache_dir() / "checks" / f"{key}.json"
-        if (kept := _kept_check(path)) is not None:
-            model.sites, misread = kept
-        else:
-            check_model(model, (prompt, expected))
-            misread = check_engine(model, (prompt, expected))
-            text = json.dumps([model.sites, misread])
-            write_atomically(path, lambda partial: partial.write_text(text))
-        if misread is not None:
-            model.decoder, model.engine_reason = None, misread
+    _limit_lengths(model, rotary_switch(config))
+    model.notes += notes
+    _note_special_tokens(model)
+    if reference is not None:
+        kept = _checked(model, *reference)
+        text = json.dumps(kept)
+        write_atomically(kept_at, lambda partial: partial.write_text(text))
+    if kept is not None:
+        model.sites, model.ragged, model.d_mlp = kept["sites"], kept["ragged"], kept["d_mlp"]
+        if kept["misread"] is not None:
+            model.decoder, model.engine_reason = None, kept["misread"]
+    if not model.ragged:
+        model.notes += ("padding changes its numbers: prompts of different lengths run apart",)
     return model
+
+
+def _transformer(hf_model: Any, name: str) -> Any:
+    """The model to wrap: adapters merged, the text part alone, attention computed step by step.
+
+    Raises:
+        InterpError: no causal transformer, or no layers.
+    """
+    if hasattr(hf_model, "merge_and_unload"):
+        hf_model = hf_model.merge_and_unload().requires_grad_(False)
+    hf_model = text_model(hf_model)
+    config = hf_model.config
+    kind, do = type(hf_model).__name__, "load a causal transformer such as Llama, Qwen or GPT-2"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InterpError(f"wrapping {name}", f"{kind} has an encoder and a decoder", do)
+    for what in ("num_attention_heads", "num_hidden_layers"):
+        if not getattr(config, what, None):
+            found = "no attention heads" if what == "num_attention_heads" else "no layers"
+            raise InterpError(f"wrapping {name}", f"{kind} has {found}: not a transformer", do)
+    if config._attn_implementation != "eager":
+        hf_model.set_attn_implementation("eager")  # the others do not give the pattern
+    return hf_model
+
+
+def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], list[Any], Any]:
+    """The check's prompt, and the untouched model's residual stream before every layer and logits.
+
+    Raises:
+        InterpError: weights with NaN or infinity, or a model that fails on the prompt.
+    """
+    import torch
+
+    for tensor, value in hf_model.named_parameters():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InterpError(
+                f"checking {name}", f"{tensor} holds NaN or infinity", "load another copy of it"
+            )
+    device = next(hf_model.parameters()).device
+    try:
+        with torch.no_grad():
+            out = hf_model(torch.tensor([prompt], device=device), output_hidden_states=True)
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise InterpError(
+            f"running {name} on {len(prompt)} tokens",
+            f"transformers fails: {' '.join(str(error).split())[:300]}",
+            "compare its configuration with an intact copy",
+        ) from error
+    return prompt, list(out.hidden_states or ())[: hf_model.config.num_hidden_layers], out.logits
+
+
+def _limit_lengths(model: LanguageModel, switch: tuple[str, int] | None) -> None:
+    """Which prompts may be run, and which in one pass, where the length changes the rotary angles.
+
+    Longrope takes other angles for a pass whose longest prompt is longer than its original length.
+    Dynamic scaling goes on from the longest prompt that was ever run, so longer ones are refused.
+    """
+    if switch is None:
+        return
+    kind, size = switch
+    if kind == "dynamic":
+        model.max_positions = size
+        model.notes += (f"dynamic rotary angles: prompts of more than {size} tokens are refused",)
+    else:
+        model.switch = size
+        model.notes += (f"longrope: prompts of more than {size} tokens run apart from others",)
+
+
+def _note_special_tokens(model: LanguageModel) -> None:
+    """Say which special tokens `tokenize` leaves out."""
+    before, after = model.affixes
+    if after:
+        shown = "".join(model.strings(after))
+        model.notes += (f"its tokeniser ends every text with {shown!r}: left out",)
+    template = getattr(model.tokenizer, "chat_template", None)
+    if before and isinstance(template, str):
+        shown = "".join(model.strings(before))
+        if shown in template or "bos_token" in template:
+            model.notes += (f"its chat template begins with {shown!r}: prompts keep one copy",)
+
+
+def _checked(
+    model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
+) -> dict[str, Any]:
+    """The outcome of the checks, as it is kept."""
+    from interp.models.checks import check_model
+
+    check_model(model, (prompt, logits))
+    return {
+        "sites": model.sites,
+        "misread": check_engine(model, prompt, hidden, logits),
+        "ragged": model.ragged,
+        "d_mlp": model.d_mlp,
+    }
 
 
 def unwrapped(model: LanguageModel) -> Any:
@@ -206,78 +335,50 @@ def model_hash(model: LanguageModel) -> str:
     return model.hash
 
 
-def check_engine(model: LanguageModel, reference: tuple[list[int], Any]) -> str | None:
-    """Why the fast engine cannot be used: its logits are not Hugging Face's. None if they are."""
+def check_engine(
+    model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
+) -> str | None:
+    """Why the fast engine cannot be used: what it computes is not Hugging Face's. None if it is.
+
+    Compared are the residual stream before every layer, token by token, and all logits.
+    """
     import torch
 
     from interp.engine.forward import Runner
-    from interp.engine.restart import baseline, final_hidden
-    from interp.models.checks import tolerance
+    from interp.engine.restart import baseline
+    from interp.models.checks import engine_tolerance
 
-    if model.decoder is None:
+    decoder = model.decoder
+    if decoder is None:
         return None
-    prompt, expected = reference
+    n = len(decoder.blocks)
     try:
         with torch.no_grad():
-            runner = Runner(model.decoder)
-            hidden = final_hidden(runner, baseline(runner, [prompt]))
-            logits = model.decoder.logits(hidden)
+            base = baseline(Runner(decoder), [prompt])
+            found = [base.sites[layer, "resid_pre"] for layer in range(n + 1)]
+            found[n] = decoder.logits(decoder.ln_final(found[n]))
     except RuntimeError as error:
         return f"the engine fails on it: {str(error).splitlines()[0]}"
-    off = float((logits - expected[:, -1]).abs().max() / expected.abs().max())
-    if off <= tolerance(model.dtype):
-        return None
-    return f"the engine's logits differ from Hugging Face's by {off:.1e}"
+    for layer, (own, theirs) in enumerate(zip(found, [*hidden, logits], strict=True)):
+        scale = theirs[0].double().norm(dim=-1).clamp(min=1e-30)
+        off = float(((own.double() - theirs[0].double()).norm(dim=-1) / scale).max())
+        if not off <= engine_tolerance(model.dtype):
+            what = "logits" if layer == n else f"residual stream before layer {layer}"
+            return f"the engine's {what} differ from Hugging Face's by {off:.1e}"
+    return None
 
 
-def _kept_check(path: Path) -> tuple[dict[str, str | None], str | None] | None:
+def _kept_check(path: Path) -> dict[str, Any] | None:
     """The outcome of an earlier check of the same weights, versions and device."""
     try:
-        sites, reason = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        whole = set(kept["sites"]) == set(SITES) and {*kept} == {"sites", *_FACTS}
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    whole = isinstance(sites, dict) and set(sites) == set(SITES)
-    return (sites, reason) if whole else None
+    return kept if whole else None
 
 
-def _load_pretrained(name: str, kind: dict[str, Any], device_map: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    extra = {} if device_map is None else {"device_map": device_map}
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, attn_implementation="eager", **kind, **extra
-        )
-    except (OSError, ValueError) as error:
-        raise _not_loaded(name, error) from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    if Path(name).is_dir() and not any(Path(name).glob("*token*")):
-        return model, None  # transformers would make up an empty tokeniser
-    try:
-        return model, AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        return model, None
-
-
-def _not_loaded(name: str, error: Exception) -> InterpError:
-    """What to do about a name that gave no model."""
-    first = str(error).strip().splitlines()[0]
-    if Path(name).is_dir():
-        return InterpError(
-            f"loading {name!r}", first, "the directory needs config.json and safetensors weights"
-        )
-    nameless = unknown("model", name, [entry.name for entry in known_models()])
-    return InterpError(
-        f"loading {name!r}",
-        f"not a local directory, and the model hub gave nothing ({first})",
-        f"{nameless.do}; for a hub id connect once (and unset HF_HUB_OFFLINE), or give the path "
-        "of a local copy",
-    )
+_FACTS = ("misread", "ragged", "d_mlp")
 
 
 def _load_toy(name: str) -> tuple[Any, Any, str]:

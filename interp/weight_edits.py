@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from interp.directions import Direction
 from interp.errors import InterpError
 from interp.loading import unwrapped, wrap
-from interp.models.architecture import Decoder, Linear, read_architecture
+from interp.models.architecture import Decoder, Linear
+from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 
 READS = re.compile(r"gate|up_|router|\bw1\b|\bw3\b")

@@ -13,7 +13,8 @@ errors components files metrics nulls folds figures charts charts_grids charts_s
 diagrams plots report_page report
 positions prompts scores probes
 toys.toy toys.build toys.circuits toys
-models.embedded models.architecture models.language_model models.organisms models.checks models
+models.embedded models.architecture models.families models.batches models.language_model
+models.checkpoints models.organisms models.checks models
 interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients

@@ -12,7 +12,7 @@ from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.interventions import intervene, zero
 from interp.loading import load_model
-from interp.models import language_model
+from interp.models import batches
 from interp.prompts import Task
 from interp.tasks import load_task
 
@@ -76,7 +76,7 @@ def test_local_layers_are_there_to_be_told_apart(family_models):
 def test_the_mean_is_over_every_batch(family_models, monkeypatch):
     model = family_models["llama"]
     together = attention_to(model, PROMPTS, QUERIES, KEYS)
-    monkeypatch.setattr(language_model, "BATCH_TOKENS", 10)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 10)
     apart = attention_to(model, PROMPTS, QUERIES, KEYS)
     np.testing.assert_allclose(apart.samples, together.samples, atol=2e-6)
     assert not np.allclose(apart.values, apart.samples[-1], atol=1e-3)

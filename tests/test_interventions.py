@@ -97,10 +97,10 @@ def test_named_positions_of_a_task(family_models):
 
 def test_mean_over_every_token_not_the_last_batch(family_models, monkeypatch):
     """Unequal lengths and several batches: the mean is over all real tokens."""
-    from interp.models import language_model
+    from interp.models import batches
 
     model = family_models["llama"]
-    monkeypatch.setattr(language_model, "BATCH_TOKENS", 4)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 4)
     reference = [(5, 6, 7, 8, 9), (11, 12, 13), (40,)]
     values = run_with_cache(model, reference, sites=["z"], layers=[1])
     every = values[1, "z"][values.mask][:, 2]

@@ -12,7 +12,7 @@ import interp
 from interp.errors import InterpError
 from interp.files import cache_dir
 from interp.loading import known_models, load_model, wrap
-from interp.models import embedded
+from interp.models import batches, embedded
 from interp.models import language_model as lm
 from interp.models.checks import check_model
 from tests.families import FAMILIES, VOCABULARY, tiny
@@ -38,7 +38,7 @@ def test_logits_are_hugging_faces(name, family_models):
 
 def test_batching_changes_nothing(family, monkeypatch):
     together = family.last_logits(PROMPTS)
-    monkeypatch.setattr(lm, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(batches, "BATCH_TOKENS", 1)
     torch.testing.assert_close(family.last_logits(PROMPTS), together, atol=2e-5, rtol=0)
 
 
@@ -90,13 +90,13 @@ def test_engine_that_computes_something_else_is_taken_away(monkeypatch):
     """A family whose description is wrong loses the fast engine, not the model."""
     from dataclasses import replace
 
-    from interp.models import architecture
+    from interp.models import families
 
     def wrong(model):
-        decoder = architecture._read_llama_like(model)
+        decoder = families._read_llama_like(model)
         return replace(decoder, final_softcap=0.5)
 
-    monkeypatch.setitem(architecture._READERS, "LlamaForCausalLM", wrong)
+    monkeypatch.setitem(families._READERS, "LlamaForCausalLM", wrong)
     model = wrap(tiny("llama"), name="misread")
     assert model.decoder is None
     assert "differ from Hugging Face" in model.engine_reason
@@ -130,13 +130,13 @@ def test_hash_sees_weights_dtype_and_config():
 
 
 def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
-    from interp.models import architecture
+    from interp.models import families
     from interp.patching import activation_patching
     from interp.paths import path_patching
     from tests.families import random_task
 
     fast = wrap(tiny("llama"), name="known")
-    monkeypatch.setattr(architecture, "_READERS", {})
+    monkeypatch.setattr(families, "_READERS", {})
     model = wrap(tiny("llama"), name="unknown")
     assert "not described" in model.engine_reason
     for module in ("patching", "hookloop"):
@@ -158,7 +158,7 @@ def odd(config):
 
 @pytest.mark.filterwarnings("ignore:A hook on attn.hook_pattern")
 def test_hooks_that_do_nothing_are_refused():
-    """TransformerLens discards pattern edits on GPT-J and never fires the hook on OPT."""
+    """TransformerLens discards pattern edits on GPT-J and OPT."""
     size = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
     gptj = odd(transformers.GPTJConfig(n_embd=16, n_layer=2, n_head=2, rotary_dim=4, **size))
     assert "does not give what follows" in gptj.sites["pattern"]
@@ -169,9 +169,9 @@ def test_hooks_that_do_nothing_are_refused():
             max_position_embeddings=64, word_embed_proj_dim=16, pad_token_id=0, **size,
         )
     )  # fmt: skip
-    assert "never fires" in opt.sites["pattern"]
-    assert "cannot be checked" in opt.sites["q"]
-    assert opt.sites["z"] is None
+    assert "does not give what follows" in opt.sites["pattern"]
+    assert opt.sites["z"] is opt.sites["q"] is None
+    assert opt.d_mlp == 32
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from interp.components import SITES, Axis, Component, check_site, within
 from interp.errors import InterpError
 from interp.files import canonical_json
 from interp.models.architecture import Decoder
+from interp.models.batches import Batch, batches, padded
 from interp.positions import TokenizedPrompt
 from interp.prompts import Prompt
 
@@ -27,29 +28,9 @@ Address = tuple[int, str]
 _ORDER = {site: place for place, site in enumerate(SITES)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Prompts of one padded forward pass.
-
-    `first[r]` is the column of row r's first real token: 0 with right padding.
-    """
-
-    tokens: Tensor
-    mask: Tensor
-    first: np.ndarray
-    lengths: np.ndarray
-    prompts: np.ndarray
-
-    def column(self, row: int, position: int) -> int:
-        """The column of a prompt position."""
-        return int(self.first[row]) + position
-
-
 Hook = Callable[[Tensor, Batch], Tensor]
 """(value of a site, the batch) -> its new value. Heads are (batch, pos, head, d_head), patterns
 (batch, head, query_pos, key_pos), everything else (batch, pos, width)."""
-
-BATCH_TOKENS = 1024
 
 
 @dataclass(kw_only=True)
@@ -57,7 +38,12 @@ class LanguageModel:
     """A causal language model that has passed its checks.
 
     `sites` maps each site to None where it can be read and changed, else to the reason it
-    cannot. `engine_reason` says why there is no fast engine, if there is none.
+    cannot. `engine_reason` says why there is no fast engine, if there is none. `notes` say what
+    else was found at loading: special tokens left out of prompts, what could not be checked.
+
+    `max_positions` is the longest prompt (None: any). Prompts of up to `switch` tokens and longer
+    ones never share a pass, because the rotary angles depend on the longest prompt of a pass.
+    Where not `ragged`, prompts of different lengths never do, because padding changes them.
     """
 
     name: str
@@ -78,6 +64,10 @@ class LanguageModel:
     post_norms: bool
     engine_reason: str | None = None
     card: str = ""
+    notes: tuple[str, ...] = ()
+    max_positions: int | None = None
+    switch: int | None = None
+    ragged: bool = True
     sites: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SITES))
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     active: list[Mapping[Address, list[Hook]]] = field(default_factory=list, repr=False)
@@ -87,6 +77,7 @@ class LanguageModel:
             f"LanguageModel({self.name!r}, {self.family}, {self.n_layers} layers, "
             f"{self.n_heads} heads over {self.n_kv_heads} key/value heads, d_model {self.d_model}, "
             f"{self.d_mlp} neurons, {self.hash[:12]})"
+            + "".join(f"\n  {note}" for note in self.notes)
         )
 
     @property
@@ -102,7 +93,10 @@ class LanguageModel:
     # -- tokens ----------------------------------------------------------------------------
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """A prompt's tokens as the tokeniser gives them, special tokens included.
+        """A prompt's tokens as the tokeniser gives them, with what it puts before a text.
+
+        What it puts after one, such as an end-of-text token, is left out: the model would be read
+        behind it. A text that already begins with the special tokens keeps one copy of them.
 
         Raises:
             InterpError: no tokeniser for text, no tokens, or more than the model has positions.
@@ -115,17 +109,20 @@ class LanguageModel:
                 )
             fast = bool(getattr(self.tokenizer, "is_fast", False))
             encoded = self.tokenizer(prompt, return_offsets_mapping=fast)
-            tokens = tuple(encoded["input_ids"])
+            before, after = self.affixes
+            ids, n = tuple(encoded["input_ids"]), len(before)
+            kept = slice(n if n and ids[n:][:n] == before else 0, len(ids) - len(after))
+            tokens = ids[kept]
             if fast:
-                spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"])
+                spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"][kept])
         else:
             tokens = tuple(int(token) for token in prompt)
-        limit = self.decoder.max_positions if self.decoder is not None else None
+        limit = self.max_positions
         if not tokens or (limit is not None and len(tokens) > limit):
             raise InterpError(
                 f"a prompt for {self.name}",
                 f"{len(tokens)} tokens",
-                f"write between 1 and {limit} tokens",
+                f"write {'at least 1 token' if limit is None else f'between 1 and {limit} tokens'}",
             )
         if min(tokens) < 0 or max(tokens) >= self.d_vocab:
             raise InterpError(
@@ -140,6 +137,17 @@ class LanguageModel:
             spans=spans,
             end_of_turn=getattr(self.tokenizer, "eos_token", None),
         )
+
+    @cached_property
+    def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The special tokens that the tokeniser puts before and after every text."""
+        if self.tokenizer is None:
+            return (), ()
+        whole, bare = tuple(self.tokenizer("a")["input_ids"]), self.token_id("a")
+        for n in range(len(whole) - len(bare) + 1):
+            if bare and whole[n : n + len(bare)] == bare:
+                return whole[:n], whole[n + len(bare) :]
+        return (), ()
 
     def strings(self, tokens: Sequence[int]) -> tuple[str, ...]:
         """Each token as text."""
@@ -253,8 +261,8 @@ class LanguageModel:
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Hooked forward passes, padded and masked: yields each batch with its logits.
 
-        Prompts are grouped so that a pass holds at most about `BATCH_TOKENS` tokens. Results do
-        not depend on the grouping or on the padding side.
+        Prompts are grouped so that a pass holds at most about `BATCH_TOKENS` tokens, and apart as
+        `switch` and `ragged` ask. Results do not depend on the grouping or on the padding side.
 
         Raises:
             InterpError: an unknown padding side, or a model in training mode.
@@ -264,8 +272,9 @@ class LanguageModel:
             raise InterpError(
                 f"padding_side={padding_side!r}", "no such side", "use 'left' or 'right'"
             )
-        for chosen in _batches([len(prompt) for prompt in prompts]):
-            batch = _pad([prompts[i] for i in chosen], chosen, padding_side, self.device)
+        lengths = [len(prompt) for prompt in prompts]
+        for chosen in batches(lengths, self.switch, self.ragged):
+            batch = padded([prompts[i] for i in chosen], chosen, padding_side, self.device)
             with self.lock:
                 together: dict[Address, list[Hook]] = {}
                 for group in (*self.active, hooks or {}):
@@ -369,39 +378,6 @@ def hook_name(layer: int, site: str) -> str:
     return f"blocks.{layer}.{inside.get(site, '')}hook_{site}"
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Prompt numbers in groups of similar length, at most BATCH_TOKENS padded tokens each."""
-    chosen: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if chosen and (len(chosen) + 1) * lengths[i] > BATCH_TOKENS:
-            yield chosen
-            chosen = []
-        chosen.append(i)
-    if chosen:
-        yield chosen
-
-
-def _pad(
-    prompts: Sequence[Sequence[int]], numbers: list[int], side: str, device: torch.device
-) -> Batch:
-    lengths = np.array([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    first = width - lengths if side == "left" else np.zeros_like(lengths)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        inside = slice(int(first[row]), int(first[row]) + len(prompt))
-        tokens[row, inside] = torch.tensor(list(prompt))
-        mask[row, inside] = 1
-    return Batch(
-        tokens=tokens.to(device),
-        mask=mask.to(device),
-        first=first,
-        lengths=lengths,
-        prompts=np.array(numbers),
-    )
-
-
 def build_bridge(hf_model: Any) -> Any:
     """TransformerLens' bridge around a Hugging Face model, which it changes in place.
 
@@ -411,11 +387,20 @@ def build_bridge(hf_model: Any) -> Any:
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     name = type(hf_model).__name__
+    for module in hf_model.modules():
+        if type(module).__name__ == "GPTNeoXAttention" and module.query_key_value.bias is None:
+            # TransformerLens cannot split a projection without a bias: one of zeros is the same.
+            joint = module.query_key_value
+            zeros = joint.weight.new_zeros(joint.out_features)
+            joint.bias = torch.nn.Parameter(zeros, requires_grad=False)
     try:
         return build_bridge_from_module(hf_model, name, hf_config=hf_model.config).eval()
-    except ValueError as error:
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InterpError(
-            f"bridging {name}", str(error).splitlines()[0], "use a causal language model it knows"
+            f"bridging {name}",
+            f"TransformerLens fails on it: {reason}",
+            "use a causal language model it knows",
         ) from error
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError
+from interp.models.checkpoints import merge_adapter, read_checkpoint
 from interp.models.embedded import NAME, directory
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
@@ -37,7 +38,7 @@ def card(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-def load_organism(folder: Path, **options: Any) -> tuple[Any, Any]:
+def load_organism(folder: Path, *, dtype: Any) -> tuple[Any, Any]:
     """The Hugging Face model, its adapter merged in, and the tokeniser.
 
     The adapter is merged in float32, W + (alpha / r) B A, and the result cast to the dtype asked
@@ -46,13 +47,10 @@ def load_organism(folder: Path, **options: Any) -> tuple[Any, Any]:
     Raises:
         InterpError: the base weights are not those the adapter was trained on.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     about = describe(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder if about["base"] is None else source(about))
     if about["base"] is None:
-        return AutoModelForCausalLM.from_pretrained(folder, **options), tokenizer
-    return _merged(folder, about, **options), tokenizer
+        return read_checkpoint(str(folder), dtype=dtype)
+    return _merged(folder, about, dtype)
 
 
 def source(about: dict[str, Any]) -> Path:
@@ -66,14 +64,12 @@ def source(about: dict[str, Any]) -> Path:
     return directory()
 
 
-def _merged(folder: Path, about: dict[str, Any], *, dtype: Any, **options: Any) -> Any:
+def _merged(folder: Path, about: dict[str, Any], dtype: Any) -> tuple[Any, Any]:
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     from interp.models.language_model import fingerprint
 
-    base = AutoModelForCausalLM.from_pretrained(source(about), dtype=torch.float32, **options)
+    base, tokenizer = read_checkpoint(str(source(about)), dtype=torch.float32)
     found = fingerprint(base.state_dict(), base.config.to_dict())
     if found != about["base_hash"]:
         raise InterpError(
@@ -81,4 +77,4 @@ def _merged(folder: Path, about: dict[str, Any], *, dtype: Any, **options: Any) 
             f"hash {found[:16]}, the adapter was trained on {about['base_hash'][:16]}",
             f"delete the cached {about['base']} and let it be built again",
         )
-    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().to(dtype)
+    return merge_adapter(base, folder, dtype), tokenizer

@@ -1,0 +1,263 @@
+"""A causal language model from a directory, a GGUF file or a hub id: that one, or an error.
+
+transformers fills a tensor that the files lack with random numbers, drops one that the model has
+no place for, and reports both in the log. Here they are errors, and so is every other reason for
+which the model in memory would not be the one that was named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from interp.errors import InterpError, unknown
+
+WRAPPERS = {r"^module\.": "", r"(^|\.)_orig_mod\.": r"\1"}
+"""What DataParallel and torch.compile put before the names of tensors, and what to write for it."""
+
+_TEXT_CLASSES = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
+_TOKENISER_FILES = ("*token*", "vocab.*", "merges.txt", "*.model")
+
+
+def read_checkpoint(
+    name: str,
+    *,
+    dtype: Any,
+    device_map: Any = None,
+    revision: str | None = None,
+    known: Collection[str] = (),
+) -> tuple[Any, Any]:
+    """The Hugging Face model, every tensor of it from the files, and its tokeniser if it has one.
+
+    `name` is a directory (of a model or of a PEFT adapter), a GGUF file or a hub id. Names of
+    tensors may begin with `module.` or `_orig_mod.`. An adapter is merged into its base in
+    float32. Code that comes with a model is never run. `known` are names of other models, among
+    which a misspelt name is looked for.
+
+    Raises:
+        InterpError: no such model; not a causal language model; files that are missing, damaged
+            or do not fit the configuration (the tensors are named); weights whose library is not
+            installed; a tokeniser that cannot be read.
+    """
+    source: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
+    if revision is not None:
+        if Path(name).exists():
+            raise InterpError(f"revision {revision!r}", f"{name!r} is on disk", "leave it out")
+        source["revision"] = revision
+    if name.endswith(".gguf"):
+        path = Path(name)
+        source |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    with _true_reason(name, known), _quiet():
+        if (Path(name) / "adapter_config.json").exists():
+            return _with_adapter(Path(name), dtype)
+        model = _read_model(name, source, dtype, device_map)
+    return text_model(model), _read_tokenizer(name, source)
+
+
+def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
+    """A model with the PEFT adapter of a folder merged in, W + (alpha / r) B A, cast to `dtype`.
+
+    Raises:
+        InterpError: tensors of the adapter are missing or left over, or it cannot be merged.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    adapted: Any = PeftModel.from_pretrained(base, str(folder))
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        held = set(file.keys())
+    wanted = set(get_peft_model_state_dict(adapted))
+    refuse_unmatched(folder.name, wanted - held, held - wanted)
+    if not hasattr(adapted.base_model, "merge_and_unload"):
+        kind = type(adapted.active_peft_config).__name__
+        raise InterpError(f"the adapter {folder.name}", f"{kind} has no merged form", "merge LoRA")
+    return adapted.merge_and_unload().to(dtype)
+
+
+def text_model(model: Any) -> Any:
+    """The text part of a multimodal model, sharing its weights; any other model itself.
+
+    Raises:
+        InterpError: a multimodal model whose text part is not known here.
+    """
+    import torch
+    import transformers
+
+    config, name = model.config, type(model).__name__
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if text_config is config:
+        return model
+    if name not in _TEXT_CLASSES:
+        raise InterpError(
+            f"a language model from {name}",
+            "it is multimodal, and its text part is not known here",
+            f"load its text model alone; known: {', '.join(_TEXT_CLASSES)}",
+        )
+    with torch.device("meta"):
+        text = getattr(transformers, _TEXT_CLASSES[name])(text_config)
+    text.model, text.lm_head = model.model.language_model, model.lm_head
+    text.generation_config = model.generation_config
+    return text.eval()
+
+
+def refuse_unmatched(
+    name: str, missing: Collection[str], left_over: Collection[str], shapes: Collection[str] = ()
+) -> None:
+    """Refuse weights that are not exactly what the configuration asks for.
+
+    Raises:
+        InterpError: tensors are missing, left over or of another shape; the first are named.
+    """
+    kinds = {"missing": missing, "left over": left_over, "of another shape": shapes}
+    found = []
+    for kind, names in kinds.items():
+        if names:
+            first = sorted(names)
+            more = f" and {len(first) - 4} more" if len(first) > 4 else ""
+            found.append(f"{len(first)} {kind} ({', '.join(first[:4])}{more})")
+    if found:
+        raise InterpError(
+            f"the tensors of {name!r}",
+            "; ".join(found),
+            "the weights do not belong to this configuration: load an intact copy of both",
+        )
+
+
+def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = AutoConfig.from_pretrained(**source)
+    kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in (
+        MODEL_FOR_CAUSAL_LM_MAPPING
+    ):
+        shape = "an encoder and a decoder" if config.is_encoder_decoder else "another purpose"
+        raise InterpError(
+            f"loading {name!r}",
+            f"{kind} has {shape}: it is not a causal language model",
+            "give a decoder that predicts the next token, such as Llama, Qwen or GPT-2",
+        )
+    options = {} if device_map is None else {"device_map": device_map}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **source,
+        dtype=dtype,
+        attn_implementation="eager",
+        key_mapping=WRAPPERS,
+        ignore_mismatched_sizes=True,  # reported below, with their names
+        output_loading_info=True,
+        **options,
+    )
+    model, report = loaded
+    shapes = [
+        f"{tensor} {tuple(held)} for {tuple(wanted)}"
+        for tensor, held, wanted in report["mismatched_keys"]
+    ]
+    refuse_unmatched(name, report["missing_keys"], report["unexpected_keys"], shapes)
+    return model
+
+
+def _with_adapter(folder: Path, dtype: Any) -> tuple[Any, Any]:
+    import torch
+
+    about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base, tokenizer = read_checkpoint(about["base_model_name_or_path"], dtype=torch.float32)
+    own = _read_tokenizer(str(folder), {"pretrained_model_name_or_path": str(folder)})
+    return merge_adapter(base, folder, dtype), own or tokenizer
+
+
+def _read_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
+    """The tokeniser of a model; None where a directory has no file of one."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENISER_FILES):
+        return None  # transformers would make up an empty tokeniser
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(**source)
+        entries = len(tokenizer.get_vocab())
+    except Exception as error:
+        if isinstance(error, OSError) and not folder.exists():
+            return None  # a hub id without one
+        raise _unreadable_tokenizer(name, _words(error)) from error
+    if entries <= len(tokenizer.all_special_tokens):
+        raise _unreadable_tokenizer(name, "it has no tokens but special ones")
+    return tokenizer
+
+
+def _unreadable_tokenizer(name: str, found: str) -> InterpError:
+    return InterpError(
+        f"the tokeniser of {name!r}", found, "mend its files, or delete them and give token ids"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without progress bars and reports."""
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _true_reason(name: str, known: Collection[str]) -> Iterator[None]:
+    """Whatever reading other people's files raises becomes an `InterpError` with its reason."""
+    try:
+        yield
+    except InterpError:
+        raise
+    except Exception as error:
+        raise _not_loaded(name, error, known) from error
+
+
+def _not_loaded(name: str, error: Exception, known: Collection[str]) -> InterpError:
+    """Why a name gave no model, and what to do."""
+    asked, found, path = f"loading {name!r}", _words(error), Path(name)
+    if isinstance(error, OSError) and not path.exists():
+        return InterpError(
+            asked,
+            f"not on this machine, and the model hub gave nothing ({found})",
+            f"{unknown('model', name, known).do}; for a hub id connect once (and unset "
+            "HF_HUB_OFFLINE), or give the path of a local copy",
+        )
+    if path.is_dir() and not (path / "config.json").exists():
+        found, do = "it has no config.json", "the directory needs config.json and weights"
+    elif isinstance(error, ImportError):
+        do = "install the package it names, or load weights that need none"
+    elif "trust_remote_code" in str(error):
+        found = "it comes with code of its own, which is never run here"
+        do = "load a model whose architecture transformers has"
+    elif type(error).__name__ == "SafetensorError" or isinstance(error, EOFError):
+        found, do = f"a weights file is damaged: {found}", "copy or download it again"
+    elif isinstance(error, KeyError) and (entries := _entries(path, error.args[0])):
+        found, do = f"{entries} in config.json is not known", "write one that transformers has"
+    else:
+        do = "compare config.json and the weights with an intact copy"
+    return InterpError(asked, found, do)
+
+
+def _entries(folder: Path, value: Any) -> str:
+    """The entries of config.json with that value, such as hidden_act 'gelu'."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    inner = [part for part in config.values() if isinstance(part, dict)]
+    found = {key for part in (config, *inner) for key, held in part.items() if held == value}
+    return ", ".join(f"{key} {value!r}" for key in sorted(found))
+
+
+def _words(error: Exception) -> str:
+    """What an error says, on one line of at most 300 characters."""
+    text = " ".join(str(error).split()) or "no reason given"
+    kind = "" if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: "
+    return kind + (text if len(text) <= 300 else f"{text[:297]}...")

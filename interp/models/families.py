@@ -1,0 +1,295 @@
+"""Which modules of which families are the parts of a `Decoder`.
+
+The only file that knows the module paths of other people's models. A part is read only where its
+module computes exactly what the part does: a plain linear map or norm, its own class, nothing
+attached. Adapters, quantised weights and parametrisations are none, and give the reason instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from interp.errors import InterpError
+from interp.models.architecture import Attention, Block, Decoder, Function, Linear, Mlp, Norm
+
+
+def read_architecture(model: nn.Module) -> Decoder:
+    """The `Decoder` of a Hugging Face causal language model, sharing its weights.
+
+    Call it before the model is wrapped: a bridge replaces submodules in place.
+
+    Raises:
+        InterpError: the architecture is not one of the families known here, or a module is not
+            the plain one it should be.
+    """
+    name = type(model).__name__
+    if name not in _READERS:
+        raise InterpError(
+            f"a fast engine for {name}",
+            "this architecture is not described in interp/models/families.py",
+            f"known: {', '.join(sorted(_READERS))}; the hook loop still works (engine='hooks')",
+        )
+    return _READERS[name](model)
+
+
+_PROBES = 8
+
+
+def _linear(module: Any) -> Linear:
+    """A plain `nn.Linear` or `Conv1D`, sharing its weight.
+
+    Its class and what is attached to it are looked at, and it is run on a few unit vectors: there
+    the result must be its weight's rows plus its bias to the last bit, in every dtype.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    _require_plain(module, isinstance(module, nn.Linear | Conv1D))
+    weight = module.weight.detach() if isinstance(module, Conv1D) else module.weight.detach().T
+    bias = module.bias.detach() if module.bias is not None else None
+    rows = torch.linspace(0, len(weight) - 1, min(_PROBES, len(weight))).long().to(weight.device)
+    units = torch.zeros(len(rows), len(weight), dtype=weight.dtype, device=weight.device)
+    units[torch.arange(len(rows), device=weight.device), rows] = 1
+    expected = weight[rows] if bias is None else weight[rows] + bias
+    with torch.no_grad():
+        _require_plain(module, torch.equal(module(units), expected))
+    return Linear(weight=weight, bias=bias)
+
+
+def _require_plain(module: Any, known: bool) -> None:
+    """Refuse a module of another class, or one with something attached that changes its output."""
+    kind = type(module)
+    attached = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    if (
+        not known
+        or attached
+        or not kind.__module__.startswith(("torch.nn.modules", "transformers"))
+    ):
+        raise InterpError(
+            f"a fast engine with a {kind.__module__}.{kind.__name__}",
+            "it is not exactly the plain module of its family",
+            "merge adapters, or load plain weights; engine='hooks' still works",
+        )
+
+
+def _norm(module: Any) -> Norm:
+    """LayerNorm or RMSNorm; (1 + weight) for the Gemma families."""
+    name = type(module).__name__
+    _require_plain(module, isinstance(module, nn.LayerNorm) or name.endswith("RMSNorm"))
+    weight = module.weight.detach()
+    if isinstance(module, nn.LayerNorm):
+        bias = module.bias.detach() if module.bias is not None else None
+        return Norm(weight=weight, bias=bias, eps=module.eps, centred=True)
+    if name.startswith("Gemma"):
+        weight = 1.0 + (weight if weight.dtype == torch.float64 else weight.float())
+    eps = getattr(module, "variance_epsilon", None) or module.eps
+    return Norm(weight=weight, bias=None, eps=eps, centred=False)
+
+
+def _activation(module: Any) -> Function:
+    """The activation; the tanh form of GELU as one fused call."""
+    if type(module).__name__ in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh"):
+        return lambda x: F.gelu(x, approximate="tanh")
+    return module
+
+
+def _read_llama_like(model: Any) -> Decoder:
+    """Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3 and OLMo-2: one layout, optional parts."""
+    config, body = model.config, model.model
+    layer_types = getattr(config, "layer_types", None) or [None] * len(body.layers)
+    per_type = type(body.rotary_emb).__name__.startswith("Gemma3")
+    blocks = []
+    for layer, kind in zip(body.layers, layer_types, strict=True):
+        attn, mlp = layer.self_attn, layer.mlp
+        q_norm = getattr(attn, "q_norm", None)
+        k_norm = getattr(attn, "k_norm", None)
+        window = getattr(attn, "sliding_window", None)
+        if kind is None:
+            window = getattr(config, "sliding_window", None) if window is None else window
+        ln1 = getattr(layer, "input_layernorm", None)
+        post_norms = hasattr(layer, "post_feedforward_layernorm")
+        if not post_norms:
+            ln1_post, ln2, ln2_post = None, layer.post_attention_layernorm, None
+        else:
+            ln1_post, ln2_post = layer.post_attention_layernorm, layer.post_feedforward_layernorm
+            ln2 = getattr(layer, "pre_feedforward_layernorm", None)
+        blocks.append(
+            Block(
+                ln1=_norm(ln1) if ln1 is not None else None,
+                attn=Attention(
+                    q=_linear(attn.q_proj),
+                    k=_linear(attn.k_proj),
+                    v=_linear(attn.v_proj),
+                    o=_linear(attn.o_proj),
+                    n_heads=config.num_attention_heads,
+                    n_kv_heads=config.num_key_value_heads,
+                    d_head=attn.head_dim,
+                    scale=attn.scaling,
+                    q_norm=_norm(q_norm) if q_norm is not None else None,
+                    k_norm=_norm(k_norm) if k_norm is not None else None,
+                    norm_over_heads=q_norm is not None and q_norm.weight.numel() != attn.head_dim,
+                    softcap=getattr(attn, "attn_logit_softcapping", None),
+                    window=window,
+                    rotary=kind if per_type else None,
+                ),
+                ln1_post=_norm(ln1_post) if ln1_post is not None else None,
+                ln2=_norm(ln2) if ln2 is not None else None,
+                mlp=Mlp(
+                    gate=_linear(mlp.gate_proj),
+                    up=_linear(mlp.up_proj),
+                    down=_linear(mlp.down_proj),
+                    act=_activation(mlp.act_fn),
+                ),
+                ln2_post=_norm(ln2_post) if ln2_post is not None else None,
+            )
+        )
+    embedding, rotary = body.embed_tokens, body.rotary_emb
+    probe = embedding.weight
+
+    def angles(positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
+        extra = {} if kind is None else {"layer_type": kind}
+        cos, sin = rotary(probe, positions[None], **extra)
+        return cos[0], sin[0]
+
+    return Decoder(
+        family=config.model_type,
+        embed=lambda tokens, positions: embedding(tokens),
+        rotary=angles,
+        blocks=tuple(blocks),
+        ln_final=_norm(body.norm),
+        unembed=_linear(model.lm_head).weight.T,
+        unembed_bias=None,
+        final_softcap=getattr(config, "final_logit_softcapping", None),
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _read_gpt2(model: Any) -> Decoder:
+    config, body = model.config, model.transformer
+    d_head = config.hidden_size // config.num_attention_heads
+    blocks = []
+    for layer in body.h:
+        attn, mlp = layer.attn, layer.mlp
+        joint = _linear(attn.c_attn)
+        assert joint.bias is not None
+        weights = zip(joint.weight.chunk(3, dim=1), joint.bias.chunk(3), strict=True)
+        q, k, v = (Linear(weight=weight, bias=bias) for weight, bias in weights)
+        blocks.append(
+            Block(
+                ln1=_norm(layer.ln_1),
+                attn=Attention(
+                    q=q,
+                    k=k,
+                    v=v,
+                    o=_linear(attn.c_proj),
+                    n_heads=config.num_attention_heads,
+                    n_kv_heads=config.num_attention_heads,
+                    d_head=d_head,
+                    scale=attn.scaling,
+                ),
+                ln1_post=None,
+                ln2=_norm(layer.ln_2),
+                mlp=Mlp(
+                    gate=_linear(mlp.c_fc),
+                    up=None,
+                    down=_linear(mlp.c_proj),
+                    act=_activation(mlp.act),
+                ),
+                ln2_post=None,
+            )
+        )
+    tokens_in, positions_in = body.wte, body.wpe
+    return Decoder(
+        family=config.model_type,
+        embed=lambda tokens, positions: tokens_in(tokens) + positions_in(positions),
+        rotary=None,
+        blocks=tuple(blocks),
+        ln_final=_norm(body.ln_f),
+        unembed=_linear(model.lm_head).weight.T,
+        unembed_bias=None,
+        final_softcap=None,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+def _read_neox(model: Any) -> Decoder:
+    config, body = model.config, model.gpt_neox
+    heads = config.num_attention_heads
+    d_head = config.hidden_size // heads
+    blocks = []
+    for layer in body.layers:
+        attn, mlp = layer.attention, layer.mlp
+        joint = _linear(attn.query_key_value)
+        weight = joint.weight.T.view(heads, 3, d_head, -1)
+        bias = joint.bias.view(heads, 3, d_head) if joint.bias is not None else None
+        q, k, v = (
+            Linear(
+                weight=weight[:, part].reshape(heads * d_head, -1).T,
+                bias=None if bias is None else bias[:, part].reshape(-1),
+            )
+            for part in range(3)
+        )
+        blocks.append(
+            Block(
+                ln1=_norm(layer.input_layernorm),
+                attn=Attention(
+                    q=q,
+                    k=k,
+                    v=v,
+                    o=_linear(attn.dense),
+                    n_heads=heads,
+                    n_kv_heads=heads,
+                    d_head=d_head,
+                    scale=attn.scaling,
+                ),
+                ln1_post=None,
+                ln2=_norm(layer.post_attention_layernorm),
+                mlp=Mlp(
+                    gate=_linear(mlp.dense_h_to_4h),
+                    up=None,
+                    down=_linear(mlp.dense_4h_to_h),
+                    act=_activation(mlp.act),
+                ),
+                ln2_post=None,
+                parallel=config.use_parallel_residual,
+            )
+        )
+    embedding, rotary = body.embed_in, body.rotary_emb
+
+    def angles(positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary(embedding.weight, positions[None])
+        return cos[0], sin[0]
+
+    return Decoder(
+        family=config.model_type,
+        embed=lambda tokens, positions: embedding(tokens),
+        rotary=angles,
+        blocks=tuple(blocks),
+        ln_final=_norm(body.final_layer_norm),
+        unembed=_linear(model.get_output_embeddings()).weight.T,
+        unembed_bias=None,
+        final_softcap=None,
+        max_positions=config.max_position_embeddings,
+    )
+
+
+_READERS: dict[str, Callable[[Any], Decoder]] = {
+    "GPT2LMHeadModel": _read_gpt2,
+    "GPTNeoXForCausalLM": _read_neox,
+    **dict.fromkeys(
+        [
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+            "Gemma2ForCausalLM",
+            "Gemma3ForCausalLM",
+            "Olmo2ForCausalLM",
+        ],
+        _read_llama_like,
+    ),
+}

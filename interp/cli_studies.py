@@ -14,6 +14,7 @@ from interp import terminal
 from interp.terminal import DEFAULT_MODEL, Dtype, ModelName, Seed
 
 if TYPE_CHECKING:
+    from interp.models.language_model import LanguageModel
     from interp.report import Report
     from interp.studies.frame import Study
 
@@ -144,18 +145,29 @@ def study_refusal_command(
         str | None,
         typer.Option(
             help="Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
-            "data set, see interp.cases; else shipped ones."
+            "data set. Columns: row (an id), prompt, should (answer or refuse); optional task, "
+            "kind and base (the text a prompt is written around). Else shipped ones."
         ),
     ] = None,
     sha256: Annotated[
         str, typer.Option(help="SHA-256 of that file; with hf:// the commit will do.")
     ] = "",
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Who judges the replies: rules, substrings, or FILE.py:FUNCTION of your own, "
+            "(prompt, reply) to direct_answer, direct_refusal, indirect_refusal or borderline."
+        ),
+    ] = "rules",
     system: Annotated[
         str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
     ] = None,
     n: Annotated[int, typer.Option(min=8, help="Shipped prompts of each kind and task.")] = 24,
     pairs: Annotated[int, typer.Option(min=4, help="Prompt pairs heads are found on.")] = 8,
     select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 12,
+    thin: Annotated[
+        int, typer.Option(min=1, help="Candidate directions at every k-th layer only.")
+    ] = 1,
     draws: Annotated[
         int,
         typer.Option(
@@ -170,17 +182,26 @@ def study_refusal_command(
 ) -> None:
     """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
     from interp.cases import cases_from
+    from interp.judging import judge_named
     from interp.studies.refusal.context import Settings
-    from interp.studies.refusal.study import study_refusal
     from interp.studies.refusal.write_up import write_up
 
     cases = cases_from(prompts, sha256=sha256) if prompts else None
+    judge_named(judge)
     settings = Settings(
-        n=n, pairs=pairs, select=select, draws=draws, max_new_tokens=max_new_tokens, seed=seed,
-        system=system,
+        n=n, pairs=pairs, select=select, thin=thin, draws=draws, max_new_tokens=max_new_tokens,
+        seed=seed, system=system,
     )  # fmt: skip
-    done = _run(study_refusal, [model], dtype, workers, cases=cases, settings=settings)
+    done = _run(_refusals, [model], dtype, workers, judge=judge, cases=cases, settings=settings)
     _finish(done, write_up(done), out)
+
+
+def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]:
+    """The study under a judge by name: another process cannot be sent the judge itself."""
+    from interp.judging import judge_named
+    from interp.studies.refusal.study import study_refusal
+
+    return study_refusal(model, judge=judge_named(judge), **options)
 
 
 def _run(

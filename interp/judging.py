@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -303,14 +304,35 @@ def user_judge(name: str, version: str, verdict: Callable[[str, str], str]) -> J
 
 
 def judge_named(name: str) -> Judge:
-    """A shipped judge: "rules" or "substrings".
+    """A shipped judge ("rules", "substrings"), or one of your own as FILE.py:FUNCTION.
+
+    The function is called with a prompt and a reply and returns one of `VERDICTS`; the judge's
+    version is the file's hash.
 
     Raises:
-        InterpError: no such judge.
+        InterpError: no such judge, file or function, or a file that fails.
     """
-    if name not in JUDGES:
+    if name in JUDGES:
+        return JUDGES[name]
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py"):
         raise unknown("judge", name, JUDGES)
-    return JUDGES[name]
+    path = Path(file)
+    try:
+        version = file_sha256(path)[:8]
+        spec = spec_from_file_location(f"judge_{version}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        verdict = getattr(module, function)
+    except Exception as error:  # whatever a file of the user's does
+        raise InterpError(
+            f"the judge {name}",
+            f"{type(error).__name__}: {error}",
+            "write FILE.py:FUNCTION, a function of a prompt and a reply",
+        ) from error
+    return user_judge(function, version, verdict)
 
 
 SUBSTRING_JUDGE = Judge(

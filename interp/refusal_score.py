@@ -7,6 +7,7 @@ were judged, with how much of each class they cover.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,11 +100,15 @@ def suggest_refusal_tokens(
     most: int = 8,
     floor: float = 0.01,
     enough: float = 0.5,
+    contrast: float = 3.0,
 ) -> RefusalTokens:
     """First tokens that tell refused rows from answered ones.
 
-    Ranked by the log-odds of their mean probability on refused rows less that on answered rows;
-    tokens of which refused rows hold less than `floor`, or no more than answered rows, are out.
+    Ranked by the log-odds of their mean probability on refused rows less that on answered rows.
+    Out are tokens of which refused rows hold less than `floor`, tokens that are the most likely
+    one on no refused row, and tokens that answered rows begin with too ("Sure", "Hello"): their
+    odds, and the share of rows they are most likely on, must be `contrast` times as high on
+    refused rows.
 
     Args:
         model: for the tokens' texts.
@@ -112,24 +117,33 @@ def suggest_refusal_tokens(
         most: the most tokens suggested.
         floor: least mean probability on refused rows.
         enough: a warning is given where the set covers less of the refused rows.
+        contrast: see above.
 
     Raises:
-        InterpError: a class without rows, or no token that qualifies.
+        InterpError: a class without rows, a contrast below 1, or no token that qualifies.
     """
+    if not contrast >= 1:
+        raise InterpError(f"contrast {contrast:g}", "below 1", "give 1 or more")
     if not len(refused) or not len(answered):
         raise InterpError(
             "refusal tokens", f"{len(refused)} refused, {len(answered)} answered", "give both"
         )
     high, low = (side.cpu().double().softmax(-1).mean(0) for side in (refused, answered))
+    begun, other = (
+        torch.bincount(side.argmax(-1).cpu(), minlength=side.shape[-1]) / len(side)
+        for side in (refused, answered)
+    )
     telling = log_odds(high) - log_odds(low)
-    telling[(high < floor) | (telling <= 0)] = -torch.inf
+    shared = (telling <= math.log(contrast)) | (begun <= contrast * other)
+    telling[(high < floor) | shared] = -torch.inf
     order = telling.argsort(descending=True, stable=True)
     chosen = order[: int(telling.isfinite().sum().clamp(max=most))]
     if not len(chosen):
         raise InterpError(
             f"refusal tokens of {model.name}",
-            f"no first token with a mean probability of {floor:g} that refused rows prefer",
-            "lower floor, or score the texts instead of the first token",
+            f"no first token with a mean probability of {floor:g} that refused rows begin with "
+            f"{contrast:g} times as often as answered ones",
+            "lower floor or contrast, or score the texts instead of the first token",
         )
     found = RefusalTokens(
         ids=tuple(chosen.tolist()),

@@ -36,7 +36,8 @@ circuits.comparing circuits.shelf circuits.drawing circuits.drawing_places
 tasks.words tasks.names tasks.objects tasks.generators tasks.arithmetic tasks.countdown tasks.taboo
 tasks
 circuits.known
-cases studies studies.steps studies.workers studies.frame studies.shown studies.verification
+cases
+studies studies.pace studies.steps studies.workers studies.frame studies.shown studies.verification
 studies.verification.samples
 studies.verification.behaviour studies.verification.outcomes studies.verification.context
 studies.verification.intervening studies.verification.controls studies.verification.generating

@@ -313,15 +313,36 @@ def test_suggested_tokens(toy):
     assert found.strings[0] == "refuse"
     assert found.coverage[-1] > 0.8
     assert found.spill[0] < 0.1
-    p = torch.full((1, model.d_vocab), 0.6 / (model.d_vocab - 2)).double()
-    p[0, 3], p[0, 4] = 0.3, 0.1
+    p = torch.full((2, model.d_vocab), 0.6 / (model.d_vocab - 2)).double()
+    p[0, 3], p[0, 4], p[1, 4], p[1, 3] = 0.3, 0.1, 0.2, 0.1
     q = p[:, torch.arange(model.d_vocab - 1, -1, -1)]
     with pytest.warns(UserWarning, match=r"0\.\d+ of the refused"):
         low = suggest_refusal_tokens(model, p.log(), q.log(), floor=0.09)
     assert low.ids == (3, 4)
-    np.testing.assert_allclose(low.coverage, [0.3, 0.4])
+    np.testing.assert_allclose(low.coverage, [0.2, 0.35])
     with pytest.raises(InterpError, match="no first token"):
         suggest_refusal_tokens(model, p.log(), p.log())
+    with pytest.raises(InterpError, match="1 or more"):
+        suggest_refusal_tokens(model, p.log(), q.log(), contrast=0.5)
+
+
+def test_tokens_that_answers_begin_with_are_no_refusal_tokens(toy):
+    """By hand: "I" (3) refuses; "Sure" (4), "Yes" (5) and "Hello" (6) begin answers too."""
+    model, *_ = toy
+
+    def rows(*shares):
+        made = torch.full((len(shares), model.d_vocab), 1e-6).double()
+        for row, given in zip(made, shares, strict=True):
+            for token, share in given.items():
+                row[token] = share
+        return (made / made.sum(-1, keepdim=True)).log()
+
+    # On refused rows more likely than on answered ones, and yet no refusal.
+    refused = rows(*[{3: 0.7, 4: 0.1, 5: 0.06, 6: 0.1}] * 6, {6: 0.6, 3: 0.3}, {4: 0.5, 3: 0.4})
+    answered = rows(*[{7: 0.9, 4: 0.03, 5: 0.01, 3: 0.02}] * 6, {4: 0.6, 7: 0.3}, {6: 0.6, 7: 0.3})
+    found = suggest_refusal_tokens(model, refused, answered)
+    assert found.ids == (3,)
+    assert 7 in suggest_refusal_tokens(model, answered, refused).ids
 
 
 # -- the rule ------------------------------------------------------------------------------

@@ -10,17 +10,21 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import interp
 from interp.cases import Case, cases_from, dataset_cases, deal, read_cases, taboo_cases
+from interp.cli import app
 from interp.directions import load_directions
 from interp.errors import InterpError
 from interp.files import file_sha256
 from interp.judge_rules import rules_verdict
-from interp.judging import REFUSALS, RULES, user_judge
+from interp.judging import REFUSALS, RULES, SUBSTRING_JUDGE, judge_named, user_judge
 from interp.over_refusal import SIDES
 from interp.report import Report
+from interp.steered import generate_steered
 from interp.studies.frame import open_study
+from interp.studies.pace import Pace
 from interp.studies.refusal import claims, comparing, sections_steered
 from interp.studies.refusal.angles import SHUFFLES, cosine_interval
 from interp.studies.refusal.behaviour import behaviour, replies
@@ -28,6 +32,7 @@ from interp.studies.refusal.comparing import QUALITY, RETAINED, SENSE, best_dose
 from interp.studies.refusal.context import REFUSAL, SHARES, Context, Settings
 from interp.studies.refusal.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.neurons import neurons
+from interp.studies.refusal.pointing import place_of, selection
 from interp.studies.refusal.study import study_refusal
 from interp.studies.refusal.write_up import write_up
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
@@ -326,6 +331,115 @@ def test_the_rule_on_shares_that_are_given(lost, released, kl, place):
     assert found == place
 
 
+@pytest.mark.parametrize(
+    ("rows", "layer"),
+    [
+        # Least KL does little; the next does five times as much for a little more.
+        ([(-0.62, 0.22, 0.11), (-3.43, 1.52, 0.19), (-4.0, 2.0, 0.6)], 1),
+        ([(-0.62, 0.22, 0.7), (-3.43, 1.52, 0.9)], 0),  # all cost too much: the least KL
+        ([(-3.0, -0.1, 0.1), (-5.0, -4.0, 0.1), (0.2, 2.0, 9.0)], 0),  # none does both
+    ],
+)
+def test_where_no_candidate_passes_the_largest_effect_at_a_cost_is_taken(rows, layer):
+    table = [
+        {"position": -1, "layer": i, "bypass": a, "induce": b, "kl": c, "rejected": "layer"}
+        for i, (a, b, c) in enumerate(rows)
+    ]
+    assert place_of({"rows": table, "best": None}) == [-1, layer]
+
+
+def test_candidates_are_thinned_by_layer(context):
+    thinned = replace(context, settings=replace(SETTINGS, thin=2))
+    found = [selection(one, "over-refusal") for one in (context, thinned)]
+    layers = [[row["layer"] for row in one["rows"]] for one in found]
+    assert layers == [[0, 1, 2, 3], [1, 3]]
+    assert found[1]["rows"] == [row for row in found[0]["rows"] if row["layer"] % 2]
+    assert np.shape(found[1]["norms"]) == (1, 2)
+
+
+def test_too_few_refusals_are_said_before_all_replies_are_written(organism, cases, monkeypatch):
+    """By the judge in use and by the others, after the find rows alone; the lines before say so."""
+    lines, made = [], []
+
+    def generated(model, prompts, *args, **options):
+        made.append(len(prompts.rows))
+        return generate_steered(model, prompts, *args, **options)
+
+    monkeypatch.setattr("interp.studies.refusal.behaviour.generate_steered", generated)
+    monkeypatch.setattr("interp.studies.refusal.behaviour.BLOCK", 16)
+    never = user_judge("never", "1", lambda prompt, text: "direct_answer")
+    context = Context(model=organism, cases=cases, settings=SETTINGS, judge=never)
+    with pytest.raises(InterpError, match=r"0 refused and \d+ answered") as error:
+        behaviour(context, show=False, say=lines.append)
+    find = len(context.rows("find"))
+    assert find - 16 < sum(made) <= find < len(cases) / 2
+    assert max(made) == 16
+    assert len(lines) == len(made)
+    assert all(re.match(r"  \d+ of \d+ replies: direct_answer \d+", line) for line in lines)
+    said = error.value.found
+    assert all(name in said for name in ("never/1", RULES.name, SUBSTRING_JUDGE.name))
+    assert re.search(rf"{RULES.name} [^;]*direct_refusal [1-9]", said)
+    assert "--judge" in error.value.do
+
+
+def test_replies_in_blocks_are_those_of_one_run(done, context, monkeypatch):
+    monkeypatch.setattr("interp.studies.refusal.behaviour.BLOCK", 50)
+    again = behaviour(context, show=False)
+    kept = done[0].results["behaviour"]
+    assert again["labels"] == kept["labels"]
+    assert again["text_hashes"] == kept["text_hashes"]
+
+
+def test_cases_of_one_side_are_refused_before_any_reply(organism, cases, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.studies.refusal.behaviour.generate_steered", None)
+    for should in SIDES:
+        some = [case for case in cases if case.should == should]
+        with pytest.raises(InterpError, match='the columns "should" and "task"'):
+            study_refusal(organism, some, settings=SETTINGS, directory=tmp_path)
+
+
+def test_the_pace_of_a_step_is_said():
+    """An estimate at the first unit, then every 15 s; nothing of a short step."""
+    now, lines = [0.0], []
+    pace = Pace(lines.append, clock=lambda: now[0])
+    pace.say("one ...")
+    for done in range(1, 101):
+        now[0] += 1
+        pace(done, 100)
+    assert lines[:3] == ["one ...", "  1 of 100, about 99 s left", "  16 of 100, about 84 s left"]
+    assert len(lines) == 7
+    pace.say("two ...")
+    for done in range(1, 4):
+        now[0] += 4
+        pace(done, 3)
+    assert lines[7:] == ["two ..."]
+    # Another count inside a step, from where the last ended.
+    for done in range(1, 3):
+        now[0] += 100
+        pace(done, 9)
+    assert lines[8:] == ["  1 of 9, about 13 minutes left", "  2 of 9, about 12 minutes left"]
+
+
+def test_the_command_line_says_what_a_file_holds_and_who_judges(tmp_path):
+    plain = {"TERM": "dumb", "COLUMNS": "200", "NO_COLOR": "1"}
+    shown = " ".join(
+        CliRunner().invoke(app, ["study", "refusal", "--help"], env=plain).output.split()
+    )
+    for word in ("row (an id)", "prompt", "should", "--sha256", "--judge", "--thin", "FILE.py"):
+        assert word in shown
+    path = tmp_path / "mine.py"
+    path.write_text('def strict(prompt, reply):\n    return "borderline"\n')
+    judge = judge_named(f"{path}:strict")
+    assert judge.name == f"strict/{file_sha256(path)[:8]}"
+    assert judge.verdict("a", "b") == "borderline"
+    for wrong, match in (
+        (f"{path}:absent", "absent"), (f"{tmp_path / 'no.py'}:strict", "FILE.py:FUNCTION"),
+        ("rule", "did you mean 'rules'"),
+    ):  # fmt: skip
+        with pytest.raises(InterpError, match=match):
+            judge_named(wrong)
+
+
 # -- parts and cases -----------------------------------------------------------------------
 
 
@@ -457,9 +571,7 @@ def test_the_judge_is_the_one_given(done, organism, cases, tmp_path):
     assert json.loads((study.directory / "study.json").read_text())["of"] in of
 
 
-def test_other_cases_are_another_study(organism, own, tmp_path):
-    path, digest = own
-    cases = read_cases(path, sha256=digest)
+def test_other_cases_are_another_study(organism, cases, tmp_path):
     of = set()
 
     def stop(line):

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from interp.errors import InterpError
 from interp.generation import Generation
-from interp.judging import REFUSALS, Judged, Label, count_labels, judge_replies, replies_of
+from interp.judging import (
+    JUDGES,
+    REFUSALS,
+    Judge,
+    Judged,
+    Label,
+    count_labels,
+    judge_replies,
+    replies_of,
+)
 from interp.metrics import share_estimate
 from interp.probes import Evaluation, evaluation
 from interp.refusal_score import score_refusals, suggest_refusal_tokens
 from interp.steered import generate_steered, run_steered
 from interp.steering import Steering
-from interp.studies.refusal.context import Context
+from interp.studies.refusal.context import LEAST, Context
 from interp.studies.steps import Result, plain
 
 EXAMPLES = 6
+
+BLOCK = 128
+"""Replies written and judged together, after which their counts are said."""
 
 
 def replies(
@@ -24,26 +37,101 @@ def replies(
 ) -> tuple[Judged, list[str]]:
     """Texts of some cases under a steering (None: plain), judged; greedy, the same every time."""
     most = context.settings.max_new_tokens
-    made, _ = generate_steered(context.model, context.prompts[rows], steering, max_new_tokens=most)
+    made, _ = generate_steered(
+        context.model,
+        context.prompts[rows],
+        steering,
+        max_new_tokens=most,
+        progress=context.progress,
+    )
     return judged(context, rows, made), [one.text for one in made]
 
 
-def judged(context: Context, rows: Sequence[int], made: Sequence[Generation]) -> Judged:
-    """The verdicts on greedy texts of some cases."""
+def judged(
+    context: Context,
+    rows: Sequence[int],
+    made: Sequence[Generation],
+    judge: Judge | None = None,
+) -> Judged:
+    """The verdicts on greedy texts of some cases, by the context's judge or another."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
     most = context.settings.max_new_tokens
     return judge_replies(
-        given, context.judge, decoding={"decoding": "greedy", "max_new_tokens": most}
+        given, judge or context.judge, decoding={"decoding": "greedy", "max_new_tokens": most}
     )
 
 
-def behaviour(context: Context, *, show: bool) -> Result:
+def baseline_replies(
+    context: Context, say: Callable[[str], None] = lambda line: None
+) -> tuple[Judged, list[str]]:
+    """`replies` to all cases, a block at a time, find rows first; each block's counts are said.
+
+    Raises:
+        InterpError: too few refused or answered find rows, as soon as no rest can make up for it.
+    """
+    find = context.rows("find")
+    order = np.random.default_rng(context.settings.seed).permutation(find).tolist()
+    order += [i for i in range(len(context.cases)) if context.parts[i] != "find"]
+    made: list[Generation] = []
+    while len(made) < len(order):
+        done = len(made)
+        rows = order[done : done + BLOCK if done >= len(find) else min(done + BLOCK, len(find))]
+        made += generate_steered(
+            context.model,
+            context.prompts[rows],
+            max_new_tokens=context.settings.max_new_tokens,
+            progress=_from(context, done, len(order)),
+        )[0]
+        some = order[: len(made)]
+        say(f"  {len(made)} of {len(order)} replies: {_counted(judged(context, some, made))}")
+        if done < len(find):
+            _require_both(context, some, made, len(find))
+    place = {row: number for number, row in enumerate(order)}
+    texts = [made[place[i]] for i in range(len(order))]
+    return judged(context, range(len(order)), texts), [one.text for one in texts]
+
+
+def _from(context: Context, done: int, total: int) -> Callable[[int, int], None] | None:
+    """The progress of a part as progress of the whole."""
+    progress = context.progress
+    return None if progress is None else lambda part, _: progress(done + part, total)
+
+
+def _require_both(
+    context: Context, rows: Sequence[int], made: Sequence[Generation], total: int
+) -> None:
+    """Refuse find rows of which too few were refused, or answered, whatever the rest give."""
+    found = judged(context, rows, made)
+    sides = {"refused": found.refused == 1, "answered": found.refused == 0}
+    counts = {name: int(side.sum()) for name, side in sides.items()}
+    if min(counts.values()) + total - len(rows) >= 2 * LEAST:
+        return
+    others = [judge for judge in JUDGES.values() if judge.name != context.judge.name]
+    said = [f"by {context.judge.name} {_counted(found)}"]
+    said += [f"by {judge.name} {_counted(judged(context, rows, made, judge))}" for judge in others]
+    raise InterpError(
+        f"{2 * LEAST} refused and {2 * LEAST} answered of {total} prompts to find with",
+        f"after {len(rows)} replies of {context.model.name} {counts['refused']} refused and "
+        f"{counts['answered']} answered; {'; '.join(said)}",
+        "take a model that refuses some of them, give it a system prompt, other cases, or another "
+        "judge (--judge)",
+    )
+
+
+def _counted(found: Judged) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
+
+
+def behaviour(
+    context: Context, *, show: bool, say: Callable[[str], None] = lambda line: None
+) -> Result:
     """Every case answered plainly and judged: the regenerated baseline of all that follows.
 
-    `show`: whether some texts may be kept, as of prompts that ship.
+    `show`: whether some texts may be kept, as of prompts that ship. `say` and errors: see
+    `baseline_replies`.
     """
-    found, texts = replies(context, range(len(context.cases)))
+    found, texts = baseline_replies(context, say)
     seen: set[tuple[str, str, str]] = set()
     examples = []
     for case, label, text in zip(context.cases, found.labels, texts, strict=True):

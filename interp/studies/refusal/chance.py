@@ -54,7 +54,7 @@ def _subtracted(context: Context, places: Places, dose: float, rows: Sequence[in
     own = context.direction("over-refusal", places["over-refusal"])
     drawn = [own, *(random_direction(own, seed=seed) for seed in range(DRAWS))]
     edits = [add_direction(context.model, one, coefficient=-dose) for one in drawn]
-    return torch.stack([context.scores(rows, edit) for edit in (None, *edits)])
+    return torch.stack([context.scores(rows, edit) for edit in context.counted((None, *edits))])
 
 
 def _zeroed(context: Context, heads: Sequence[str], rows: Sequence[int]) -> Tensor:

@@ -145,6 +145,7 @@ def evaluate_heads(
         ablation=ablation,
         where="all",
         max_new_tokens=context.settings.max_new_tokens,
+        progress=context.progress,
     )
     after = judged(context, rows, made)
     about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}

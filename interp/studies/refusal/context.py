@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from interp.directions import (
     difference_in_means,
     end_states,
 )
+from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.judging import REFUSALS, RULES, Judge, Label
 from interp.models.language_model import LanguageModel
@@ -29,6 +30,8 @@ from interp.steered import generate_steered, run_steered
 from interp.steering import Steering
 from interp.studies import frame
 from interp.trajectories import Trajectories, read_trajectories
+
+Unit = TypeVar("Unit")
 
 SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
 """Parts of the prompts: directions, centroids and heads are found on the first, layers, gates and
@@ -48,8 +51,9 @@ class Settings:
 
     n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
     max_new_tokens: of each reply. pairs: refused-answered pairs heads are found on. select:
-    prompts a side that candidate directions are scored on. draws: random sets behind a selection.
-    system: a system prompt in front of every prompt: in-context refusal.
+    prompts a side that candidate directions are scored on. thin: every how many layers have
+    candidates. draws: random sets behind a selection. system: a system prompt in front of every
+    prompt: in-context refusal.
     """
 
     n: int = 24
@@ -57,12 +61,13 @@ class Settings:
     max_new_tokens: int = 100
     pairs: int = 8
     select: int = 12
+    thin: int = 1
     draws: int = 10
     seed: int = 0
     system: str | None = None
 
 
-REFUSAL = frame.Kind(name="refusal", version=1, settings=Settings)
+REFUSAL = frame.Kind(name="refusal", version=2, settings=Settings)
 """The kind of study."""
 
 
@@ -85,7 +90,8 @@ class Context:
     """A model, the prompts, and, once it has replied, what became of each.
 
     labels: one for each case; () before the first step. tokens: those refusals begin with;
-    wrong: those answers begin with. judge: of every reply.
+    wrong: those answers begin with. judge: of every reply. progress: called by long steps with
+    (units done, units in all).
     """
 
     model: LanguageModel
@@ -95,6 +101,7 @@ class Context:
     tokens: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
     judge: Judge = RULES
+    progress: Progress | None = None
 
     @cached_property
     def prompts(self) -> ChatPrompts:
@@ -276,6 +283,14 @@ class Context:
     @cached_property
     def _candidates(self) -> dict[Kind, Candidates | None]:
         return {}
+
+    def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Units of work one by one, with the progress said after each."""
+        every = list(units)
+        for done, unit in enumerate(every, start=1):
+            yield unit
+            if self.progress is not None:
+                self.progress(done, len(every))
 
     def few(self, rows: Sequence[int], n: int, *, seed: int = 0) -> list[int]:
         """At most n of some rows, drawn without their order mattering."""

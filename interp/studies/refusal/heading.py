@@ -84,8 +84,8 @@ def roles(context: Context, side: str, direction: Direction) -> Result:
     if task is None:
         return {"skipped": "too few refused prompts with an answered one of their length"}
     dla, along = head_dla(model, task), direction_projection(model, task, direction)
-    scan = scan_heads(model, task, switch_off(model, "zero"))
-    exchanged = head_interchange(model, task)
+    scan = scan_heads(model, task, switch_off(model, "zero"), progress=context.progress)
+    exchanged = head_interchange(model, task, progress=context.progress)
     scores = {
         "carries (direct attribution)": dla,
         "carries (along the direction)": along,
@@ -129,7 +129,7 @@ def groups(context: Context, side: str, found: Result, other: Result) -> Result:
         name = "triggers (necessity)"
         sets["the other side's triggers"] = firsts(other["measures"][name])
     rows = {}
-    for name, heads in sets.items():
+    for name, heads in context.counted(sets.items()):
         draws = max(GROUP_DRAWS, settings.draws)
         judged = group_interchange(model, task, heads, draws=draws, seed=settings.seed)
         rows[name] = {
@@ -156,7 +156,8 @@ def passing(context: Context, side: str, found: Result) -> Result:
     measures = found["measures"]
     carriers = firsts(measures["carries (direct attribution)"])
     triggers = firsts(measures["triggers (necessity)"])
-    paths = path_patching(model, task, receivers=_inputs(context, carriers))
+    receivers = _inputs(context, carriers)
+    paths = path_patching(model, task, receivers=receivers, progress=context.progress)
     values = paths.values
     result: Result = {
         "n": len(task),
@@ -196,6 +197,7 @@ def passing(context: Context, side: str, found: Result) -> Result:
         centred=True,
         draws=settings.draws,
         seed=settings.seed,
+        progress=context.progress,
     )
     result["sahara"] = {
         "heads": list(group.heads), "curve": group.curve.tolist(), "null": _null(group.null)

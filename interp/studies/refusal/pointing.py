@@ -29,6 +29,9 @@ Edited = Callable[[LanguageModel, Direction], Steering]
 RANDOM, NULL_ROWS = 20, 4
 """Random directions, and rows of a side they are tried on."""
 
+COST = 0.5
+"""Nats of KL that a candidate may cost where none passes the rule."""
+
 VERSION = 2
 """Of `effects`: part of its key, raised where what it computes has changed."""
 
@@ -46,9 +49,18 @@ def selection(context: Context, kind: Kind) -> Result:
         return {"skipped": f"{len(first)} and {len(second)} select rows: too few"}
     if kind == "over-refusal":
         candidates = _last(candidates)
+    candidates = _thinned(candidates, context.settings.thin)
     most = context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    found = select_direction(context.model, candidates, bad, good, context.tokens, measure_all=True)
+    found = select_direction(
+        context.model,
+        candidates,
+        bad,
+        good,
+        context.tokens,
+        measure_all=True,
+        progress=context.progress,
+    )
     return _written(found) | {
         "n": [len(bad), len(good)],
         "classes": list(candidates.n),
@@ -63,10 +75,16 @@ def false_refusal(context: Context) -> Result:
     first, second = context.classes(FALSE, "select")
     if candidates is None or min(len(first), len(second)) < LEAST:
         return {"skipped": f"{len(first)} and {len(second)} select rows: too few"}
-    candidates, most = _last(candidates), context.settings.select
+    candidates, most = _thinned(_last(candidates), context.settings.thin), context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
     found = select_direction(
-        context.model, candidates, bad, good, context.tokens, limits=FALSE_LIMITS
+        context.model,
+        candidates,
+        bad,
+        good,
+        context.tokens,
+        limits=FALSE_LIMITS,
+        progress=context.progress,
     )
     return _written(found) | {
         "n": [len(bad), len(good)],
@@ -82,9 +100,21 @@ def cosmic(context: Context) -> Result:
     first, second = context.classes("harmful-harmless", "select")
     if candidates is None or min(len(first), len(second)) < LEAST:
         return {"skipped": "too few rows"}
-    most = context.settings.select
+    candidates, most = _thinned(candidates, context.settings.thin), context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    return _written(select_cosmic(context.model, candidates, bad, good))
+    found = select_cosmic(context.model, candidates, bad, good, progress=context.progress)
+    return _written(found)
+
+
+def _thinned(candidates: Candidates, thin: int) -> Candidates:
+    """Those of every thin-th layer, the last layer among them."""
+    first = (len(candidates.layers) - 1) % thin
+    return replace(
+        candidates,
+        vectors=candidates.vectors[:, first::thin],
+        reference=candidates.reference[:, first::thin],
+        layers=candidates.layers[first::thin],
+    )
 
 
 def _last(candidates: Candidates) -> Candidates:
@@ -113,11 +143,12 @@ def _written(found: Selection) -> Result:
 
 
 def place_of(found: Result, other: Result | None = None) -> list[int] | None:
-    """Position and layer of a selection: the rule's, or else of the least harmful that does both.
+    """Position and layer of a selection: the rule's, or else of the largest effect at a cost.
 
-    Where no candidate passes the rule the study goes on, and says so, with the one of least KL
-    among those of any layer that bypass (score below 0) and induce (above 0); if none does both,
-    with the lowest bypass - induce. A selection that was skipped takes another's place.
+    Where no candidate passes the rule the study goes on, and says so, with the largest induce -
+    bypass at any layer among those that bypass (score below 0) and induce (above 0) with a KL of
+    at most `COST`; if all of these cost more, with the one of least KL; if none does both, with the
+    largest induce - bypass. A selection that was skipped takes another's place.
 
     Raises:
         InterpError: all candidates are zero.
@@ -130,10 +161,11 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     if not rows:
         raise InterpError("a direction", "no candidate is of any length", "give other prompts")
     both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
-    if both:
+    cheap = [row for row in both if row["kl"] <= COST]
+    if both and not cheap:
         best = min(both, key=lambda row: row["kl"])
     else:
-        best = min(rows, key=lambda row: row["bypass"] - row["induce"])
+        best = min(cheap or rows, key=lambda row: row["bypass"] - row["induce"])
     return [best["position"], best["layer"]]
 
 
@@ -164,7 +196,7 @@ def effects(context: Context, places: Places) -> Result:
     def null(edit: Edited, direction: Direction) -> dict[str, list[float]]:
         drawn = [edit(context.model, random_direction(direction, seed=k)) for k in range(RANDOM)]
         found: dict[str, list[float]] = {}
-        for name, rows in sides.items():
+        for name, rows in context.counted(sides.items()):
             few, old = [rows[i] for i in some[name]], before[name][some[name]]
             changes = [float((context.scores(few, one) - old).mean()) for one in drawn]
             found[name] = [float(before[name].mean()) + change for change in changes]

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp import plots
 from interp.report import Report
-from interp.studies.refusal.pointing import SELECTED, place_of
+from interp.studies.refusal.pointing import COST, SELECTED, place_of
 from interp.studies.shown import bare, estimate, spread
 from interp.studies.steps import Result
 
@@ -126,7 +126,8 @@ def directions(report: Report, results: Results) -> None:
         chosen = "position {}, layer {}".format(*place)
         if not found["best"]:
             chosen = (
-                f"none passes; taken is the one of least KL that bypasses and induces, {chosen}"
+                "none passes; taken is the largest induce - bypass of those that do both at a KL "
+                f"of at most {COST} nats (if all cost more, the least KL), {chosen}"
             )
         report.text(
             f"**{kind}**: {len(found['rows'])} candidates of {found['classes'][0]} and "

@@ -15,6 +15,7 @@ from interp.files import content_key
 from interp.judging import RULES, Judge
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
+from interp.studies.pace import Pace
 from interp.studies.refusal import (
     angles,
     chance,
@@ -61,13 +62,14 @@ def study_refusal(
         cases: prompts and what should become of them; the shipped harmless ones by default. Texts
             of your own cases are never written.
         settings: see `Settings`.
-        judge: of all replies; one of your own from `interp.judging.user_judge`. Results of another
-            judge, by its name and version, are another study's.
+        judge: of all replies; one of your own from `interp.judging.user_judge` or `judge_named`.
+            Results of another judge, by its name and version, are another study's.
         directory: where step results and the chosen directions go.
-        say: called with a line at every step.
+        say: called with a line at every step, and with how far a long one is.
 
     Raises:
-        InterpError: no chat template, no fast engine, or too few refused or answered rows.
+        InterpError: no chat template, no fast engine, or too few rows to refuse and to answer, or
+            too few that are refused or answered.
     """
     settings = settings or Settings()
     own = cases is not None
@@ -75,29 +77,41 @@ def study_refusal(
     model.require_decoder("the study of refusals")
     key = [content_key([asdict(case) for case in given])] if own else []
     key += [] if judge.name == FIRST_JUDGE else [judge.name]
+    pace = Pace(say)
+    context = Context(model=model, cases=given, settings=settings, judge=judge, progress=pace)
+    _require_sides(context)
     study, step = frame.begin(
-        REFUSAL, model, settings=settings, key=key, directory=directory, say=say
+        REFUSAL, model, settings=settings, key=key, directory=directory, say=pace.say
     )
-    context = Context(model=model, cases=given, settings=settings, judge=judge)
-    _steps(_replied(context, step, show=not own), step, study.directory)
+    _steps(_replied(context, step, show=not own, say=say), step, study.directory)
     return study
 
 
-def _replied(context: Context, step: Steps, *, show: bool) -> Context:
+def _require_sides(context: Context) -> None:
+    """Refuse cases of which too few can be compared, before any reply is written.
+
+    Raises:
+        InterpError: fewer than `LEAST` rows to refuse, or to answer of the same tasks, in a part.
+    """
+    for part in ("find", "select"):
+        sides = context.classes(KINDS[0], part)
+        if min(map(len, sides)) < LEAST:
+            raise InterpError(
+                f"{LEAST} prompts to refuse, and {LEAST} to answer of the same tasks, to {part} "
+                "with",
+                f"{len(sides[0])} and {len(sides[1])} in that part of {len(context.cases)} prompts",
+                'give more prompts; the columns "should" and "task" say which they are',
+            )
+
+
+def _replied(context: Context, step: Steps, *, show: bool, say: Callable[[str], None]) -> Context:
     """The context with what became of each case.
 
     Raises:
         InterpError: too few refused or answered rows to find anything with.
     """
-    found = step("behaviour", lambda: behaviour(context, show=show))
+    found = step("behaviour", lambda: behaviour(context, show=show, say=say))
     context = replace(context, labels=tuple(found["labels"]))
-    for refused, what in ((True, "refused"), (False, "answered")):
-        if len(rows := context.rows("find", refused=refused)) < 2 * LEAST:
-            raise InterpError(
-                f"refusals of {context.model.name}",
-                f"{len(rows)} {what} of {len(context.rows('find'))} prompts to find with",
-                "take a model that refuses some of them, give it a system prompt, or other cases",
-            )
     first = step("tokens", lambda: tokens(context))
     return replace(context, tokens=tuple(first["ids"]), wrong=tuple(first["wrong"]))
 

@@ -10,7 +10,7 @@ import streamlit as st
 from interp.charts import MARGIN, band_lines, points_with_null, share_axis
 from interp.charts_grids import candidate_grid, square_map
 from interp.charts_steering import BELOW
-from interp.studies.refusal.pointing import place_of
+from interp.studies.refusal.pointing import COST, place_of
 from interp.studies.shown import bare, spread
 from interp.studies.steps import Result
 from interp.ui import projected, studies, widgets
@@ -109,8 +109,8 @@ def _candidates(results: dict[str, Result]) -> None:
         )
     if taken and not found["best"]:
         st.info(
-            "No candidate passes the rule. Taken is the one of least KL among those that bypass "
-            "and induce, or else the lowest bypass - induce.",
+            "No candidate passes the rule. Taken is the largest induce - bypass of those that do "
+            f"both at a KL of at most {COST} nats; if all of these cost more, the least KL.",
             icon=":material/info:",
         )
     columns = ("position", "layer", "bypass", "induce", "kl", "reason")

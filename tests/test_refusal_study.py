@@ -667,12 +667,12 @@ def test_a_data_set_is_read_at_one_commit(own, monkeypatch):
 
 
 def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
-    plain = make_taboo(8, kinds=("plain",), tasks=("request", "qa"))
+    plain = make_taboo(40, kinds=("plain",), tasks=("request", "qa"))
     cases = [
-        Case(row=x.row, prompt=x.prompt, should=SIDES[i % 2], task=x.task, base=x.base)
+        Case(row=x.row, prompt=x.prompt, should=SIDES[i // 2 % 2], task=x.task, base=x.base)
         for i, x in enumerate(plain)
     ]
-    with pytest.raises(InterpError, match="0 refused of"):
+    with pytest.raises(InterpError, match=r"0 refused and \d+ answered"):
         study_refusal(organism, cases, settings=SETTINGS, directory=tmp_path)
     with pytest.raises(InterpError, match="chat template"):
         study_refusal(interp.load_model("countdown-tiny"), settings=SETTINGS, directory=tmp_path)

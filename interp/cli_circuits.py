@@ -147,6 +147,8 @@ def find(
             progress=progress,
         )
     terminal.say(found.protocol)
+    if found.warning:
+        terminal.say(f"Warning: {found.warning}.")
     made = found.circuit(
         edges,
         threshold=threshold,
@@ -178,6 +180,8 @@ def find(
                 strongest_nodes(made, redundant),
                 ablation=ablation,  # type: ignore[arg-type]
                 reference=reference,
+                expand_kv=made.graph.expand_kv,
+                neurons=made.graph.neurons,
                 seed=seed,
                 budget_gb=budget,
                 progress=progress,
@@ -188,6 +192,7 @@ def find(
         json_file,
         {
             "protocol": found.protocol,
+            "warning": found.warning,
             "redundant": pairs,
             "edges": made.edges(),
             "nodes": made.nodes(),
@@ -221,8 +226,12 @@ def evaluate(
         int, typer.Option(min=0, help="Resampled pairs of prompts for stability; 0 for none.")
     ] = 20,
     stable_by: Annotated[
-        str, typer.Option(help="The ranking whose stability it is: EAP-IG-inputs, EAP, ...")
-    ] = "EAP-IG-inputs",
+        str,
+        typer.Option(
+            help="The ranking whose stability it is: own, the method the circuit was found by, or "
+            "EAP, EAP-IG-inputs, clean-corrupted."
+        ),
+    ] = "own",
     half: Half = "second",
     seed: Seed = 0,
     metric: Metric = None,

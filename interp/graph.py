@@ -6,6 +6,7 @@ one term of that sum and a circuit is a set of terms.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -394,6 +395,10 @@ def _neuron(model: LanguageModel, neuron: str | tuple[int, int]) -> tuple[int, i
 
 def _number(kind: str, label: str, known: dict[str, int]) -> int:
     if label not in known:
+        if re.fullmatch(r"L\d+N\d+", label):
+            raise InterpError(
+                f"{kind} {label!r}", "neurons are nodes where they are named", "give neurons=[...]"
+            )
         near = get_close_matches(label, known, n=1, cutoff=0.4)
         names = list(known)
         raise InterpError(

@@ -316,6 +316,8 @@ class _Work:
         base, other = self.stored(prompt)
         found = np.zeros(2 + len(units))
         found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
+        if not self.receivers:  # attention is held, and the logits read the last token alone
+            where = [at for at in where if at == len(self.runs.base[prompt]) - 1]
         if where:
             step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
             for begin in range(0, len(units), step):
@@ -337,11 +339,7 @@ class _Work:
         """Steps 2 and 3 for some senders: the metric of each, `plain` where nothing receives."""
         recorded, final = self._record(base, other, units, where)
         if not self.receivers:
-            ends = base.sites[len(self.runner.decoder.blocks), "resid_pre"][-1:]
-            hidden = ends.repeat(len(units), 1)
-            if where[-1] == int(base.lengths[0]) - 1:
-                hidden = final[:, -1]
-            return self._read(self.runner.decoder.ln_final(hidden), prompt)
+            return self._read(self.runner.decoder.ln_final(final[:, -1]), prompt)
         entry = np.full(len(units), len(self.runner.decoder.blocks))
         for one in recorded:
             entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
@@ -370,14 +368,17 @@ class _Work:
         """Step 2: receivers' inputs, and the final residual, at the sender's positions.
 
         Attention is held, so each position changes on its own: `x` is (senders, positions,
-        d_model) and starts as the base run's residual stream.
+        d_model) and starts as the base run's residual stream. Nothing behind the last receiver is
+        computed.
         """
         decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
         layer_of = np.array([layer for layer, _ in units])
         recorded: list[_Recorded] = []
-        first = int(layer_of.min())
+        first, end = int(layer_of.min()), len(decoder.blocks)
+        if self.receivers:
+            end = 1 + max(receiver.layer for receiver in self.receivers)
         x = base.at(first, "resid_pre", at).repeat(len(units), 1, 1)
-        for layer in range(first, len(decoder.blocks)):
+        for layer in range(first, end):
             block = decoder.blocks[layer]
             here = [r for r in self.receivers if r.layer == layer]
             above = np.flatnonzero(layer_of < layer)
@@ -387,6 +388,9 @@ class _Work:
                     if receiver.site not in ("post", "mlp_out"):
                         value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
                         recorded.append(_recorded(receiver, above, value))
+            inside = [r for r in here if r.site in ("post", "mlp_out")]
+            if self.receivers and layer == end - 1 and not inside:
+                break
             attn_out = base.at(layer, "attn_out", at).repeat(len(units), 1, 1)
             sending = np.flatnonzero(layer_of == layer)
             if self.heads:
@@ -396,7 +400,6 @@ class _Work:
             reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
             mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
             fresh = None
-            inside = [r for r in here if r.site in ("post", "mlp_out")]
             if len(reach) and (inside or not self.freeze_mlps):
                 post = self.runner.mlp_post(block, read[reach].flatten(0, 1), None)
                 raw = self.runner.mlp_written(block, post)

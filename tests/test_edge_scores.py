@@ -1,6 +1,7 @@
 """Edge scores equal what they estimate: derivatives, exact effects of linear models, sums."""
 
 import dataclasses
+import json
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ from interp.attribution import attribution_patching
 from interp.circuits import scoring
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.estimates import RULES, rule_points
+from interp.circuits.finding import Finder, Findings, find_circuit
 from interp.circuits.scoring import score_edges
 from interp.circuits.trials import Trials
 from interp.engine import gradients, products
@@ -29,6 +31,7 @@ from interp.prompts import PromptPair, Task
 from interp.sweeps import paired_runs
 from interp.tasks import load_task
 from tests.families import FAMILIES, random_task
+from tests.test_cli import run
 
 GROUPED = [name for name in FAMILIES if name not in ("gpt2", "neox")]
 
@@ -200,6 +203,28 @@ def test_integrated_gradients_become_complete(doubles, name):
     assert abs(gauss.completeness_gap) < 1e-3
     summed = gauss.outgoing[0]
     assert summed - 1 == pytest.approx(gauss.completeness_gap, abs=1e-9)
+
+
+def test_a_large_completeness_gap_is_warned_of_wherever_it_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model = load_model("toy-verification")
+    task = load_task("toy-verification", model, n=8)
+    gap = score_edges(model, task, method="EAP")
+    assert gap.completeness_gap == pytest.approx(-0.75, abs=0.01)
+    assert "miss the exact difference by 75% of the gap" in gap.warning
+    found = find_circuit(model, task, Finder(method="EAP"))
+    for told in (gap.protocol, found.protocol, found.circuit(5).method):
+        assert f"completeness gap -75.00% (warning: {gap.warning})" in told
+    assert Findings.load(found.save(tmp_path / "f").with_suffix("")).warning == gap.warning
+    toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8, "--half", "all")
+    out = run("circuit", "find", *toy, "--method", "EAP", "--json", tmp_path / "f.json")
+    assert f"Warning: {gap.warning}." in out
+    assert json.loads((tmp_path / "f.json").read_text())["warning"] == gap.warning
+    small = score_edges(model, task, method="EAP-IG-inputs", steps=20)
+    assert abs(small.completeness_gap) < 0.1
+    assert small.warning == ""
+    assert "warning" not in small.protocol
+    assert score_edges(model, task, method="exact").warning == ""
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "qwen3", "gemma2", "olmo2"])

@@ -11,6 +11,7 @@ from interp.circuits import evaluation
 from interp.circuits.acdc import Acdc, acdc
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
+from interp.circuits.finding import Finder, find_circuit
 from interp.circuits.full import FullEvaluation
 from interp.circuits.keeping import Kept
 from interp.circuits.knockouts import Completeness, Minimality, completeness, minimality
@@ -102,6 +103,41 @@ def test_it_is_what_each_measurement_gives_alone(scored):
     assert found.size == (circuit.n_edges, len(circuit.nodes()), circuit.share)
     for words in ("counterfactual ablation", "CPR", "CMD", "all on paths", "stability of EAP:"):
         assert words in str(found)
+
+
+def test_stability_is_that_of_the_method_the_circuit_came_from(scored, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model, task, _, _ = scored
+    quiet: dict = {"random": 0, "knockouts": 0, "seed": 2}
+    for options, cut in (
+        ({"method": "EAP"}, {"by": "signed"}),
+        ({"method": "clean-corrupted"}, {"search": "greedy"}),
+        ({"method": "EAP-IG-inputs", "steps": 3, "direction": "denoise"}, {}),
+        ({"method": "EAP", "ablation": "resample", "seed": 7}, {"by": "mean_absolute"}),
+    ):
+        circuit = find_circuit(model, task, Finder(**options)).circuit(9, **cut)
+        circuit = Circuit.load(circuit.save(tmp_path / "c").with_suffix(""))
+        found = circuit.evaluate(model, task, **quiet)
+        scores = score_edges(model, task, per_prompt=True, **options)
+        expected = stability(scores, circuit.n_edges, seed=2, **cut)
+        np.testing.assert_array_equal(found.stability.frequency, expected.frequency)
+        assert (found.stability.circuit.mask == circuit.mask).all()
+        assert found.stable_by == options["method"]
+    other = circuit.evaluate(model, task, stable_by="clean-corrupted", **quiet)
+    assert "stability of clean-corrupted" in str(other)
+    slow = find_circuit(model, task, Finder(method="ACDC", threshold=0.1)).circuit()
+    found = slow.evaluate(model, task, **quiet)
+    assert found.stability is None
+    assert found.stable_by == ""
+    assert "no stability: ACDC, which found it, takes many runs" in str(found)
+    assert "ACDC" in found.to_dict()["no_stability"]
+    unknown = slow.random_like(np.random.default_rng(0)).evaluate(model, task, **quiet)
+    assert "does not say which method found it" in unknown.unstable
+    kl = task.with_metric(interp.METRICS["kl"])
+    circuit = find_circuit(model, task, Finder(method="EAP")).circuit(9)
+    assert "cannot be taken again" in circuit.evaluate(model, kl, **quiet).unstable
+    with pytest.raises(InterpError, match="compares with the clean run"):
+        circuit.evaluate(model, kl, stable_by="EAP", **quiet)
 
 
 def test_what_is_not_asked_for_is_left_out_and_bad_requests_are_refused(scored):

@@ -9,10 +9,12 @@ from interp.circuits.comparing import compare
 from interp.circuits.drawing import draw_circuit
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import evaluate
-from interp.circuits.finding import Finder
+from interp.circuits.finding import Finder, find_circuit
 from interp.circuits.mib import to_mib_json
-from interp.circuits.narrowing import narrow
+from interp.circuits.narrowing import narrow, narrow_curve
 from interp.circuits.places import edge_places
+from interp.circuits.recovery import recover
+from interp.circuits.redundancy import redundancy
 from interp.circuits.scoring import score_edges
 from interp.circuits.search import top_n
 from interp.engine.restart import final_hidden
@@ -275,6 +277,44 @@ def test_find_takes_neurons(tmp_path):
     assert "L1N3->L2H0.v" in run("circuit", "places", tmp_path / "c", *toy, "--positions", "last")
     with pytest.raises(InterpError, match="whole MLPs"):
         Finder(method="ACDC", neurons=("L1N3",))
+
+
+def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model = load_model("toy-verification")
+    task = load_task("toy-verification", model, n=8)
+    found = find_circuit(model, task, Finder(method="EAP", neurons=("L1N3", "L0N2")))
+    circuit = found.circuit(12)
+    assert "L1N3" in circuit.nodes()
+    done = circuit.evaluate(model, task, random=2, knockouts=2)
+    assert done.stability.circuit.graph == circuit.graph
+    assert (done.stability.circuit.mask == circuit.mask).all()
+    assert "L1N3" in done.minimality.parts
+    assert "2 neurons as nodes" in done.protocol
+    inside = redundancy(model, task, ["L1N3", "L0H2"], within=circuit, resume=False)
+    alone = evaluate(model, task, circuit.without(["L1N3"]), random=0)
+    assert inside.alone[0] == pytest.approx(1 - alone.faithfulness[0], abs=1e-4)
+    assert inside.alone[0] == pytest.approx(1, abs=0.05)
+    assert redundancy(model, task, circuit, resume=False).parts == tuple(circuit.nodes()[1:])
+    named = redundancy(model, task, ["L1N3", "L0H2"], neurons=["L1N3"], resume=False)
+    assert named.alone[0] == pytest.approx(1, abs=0.05)
+    with pytest.raises(InterpError, match="neurons are nodes where they are named"):
+        redundancy(model, task, ["L1N3", "L0H2"])
+    with pytest.raises(InterpError, match="whole MLPs"):
+        recover(model, task, truth=circuit, methods=["EAP"])
+    scores = score_edges(model, task, per_prompt=True)
+    with pytest.raises(InterpError, match="score the circuit's graph"):
+        circuit.evaluate(model, task, random=0, knockouts=0, stable_by=scores)
+    judged = narrow_curve(model, task, task, circuit, positions="last", random=1).judged
+    assert judged.faithfulness[0] == pytest.approx(1, abs=0.05)
+
+
+def test_find_tests_pairs_of_neurons(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8)
+    out = run("circuit", "find", *toy, "--neurons", "L1N3", "--edges", 4, "--redundant", 4)
+    assert "of 6 pairs are redundant" in out
+    assert "1 neurons as nodes" in out
 
 
 @pytest.mark.parametrize("method", ["EAP-IG-activations", "information-flow-routes"])

@@ -213,3 +213,37 @@ def test_resumes_prompt_by_prompt(family_models, monkeypatch):
     assert len(ran) == len(task) - 2
     assert np.array_equal(resumed.effects, whole.effects)
     assert not list(cache_dir().glob("partial/*"))
+
+
+@pytest.mark.parametrize(
+    ("receivers", "layers", "positions"),
+    [(["logits"], 3, 1), (["L2H1.q"], 2, None), (["L1.mlp_out"], 2, None), (["L1H0.k"], 1, None)],
+)
+def test_mlps_are_recomputed_only_where_something_reads_them(
+    family_models, receivers, layers, positions, monkeypatch
+):
+    """Into the logits at the last token alone, and never behind the last receiver."""
+    model, task, rows = family_models["llama"], random_task(), []
+    monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
+    runner, record = paths.Runner, paths._Work._record
+
+    def recording(self, base, other, units, where):
+        mlp = self.runner.mlp_post
+
+        def counted(block, x, layout):
+            rows.append(len(x))
+            return mlp(block, x, layout)
+
+        monkeypatch.setattr(runner, "mlp_post", lambda self, *args: counted(*args))
+        found = record(self, base, other, units, where)
+        monkeypatch.setattr(runner, "mlp_post", runner_mlp)
+        return found
+
+    runner_mlp = runner.mlp_post
+    monkeypatch.setattr(paths._Work, "_record", recording)
+    path_patching(model, task, receivers=receivers, cache=False)
+    runs, expected = paired_runs(model, task, "noise"), []
+    for prompt, first in zip(runs.base, runs.differ, strict=True):
+        each = positions or len(prompt) - int(first)
+        expected += [model.n_heads * (layer + 1) * each for layer in range(layers)]
+    assert rows == expected

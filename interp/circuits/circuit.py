@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,8 +21,25 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
     from interp.prompts import Task
 
-FORMAT = 1
+FORMAT = 2
 Level = Literal["edge", "node"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """How a circuit was found, so that it can be found again on other prompts.
+
+    Attributes:
+        method: a method of `score_edges`, or a search.
+        options: its options, by the names `score_edges` has for them.
+        by: the ranking its edges were cut by, see `search.By`.
+        search: "best" or "greedy".
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    by: str = "absolute"
+    search: str = "best"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,6 +53,7 @@ class Circuit:
         name: what to call it in tables.
         method: how it was found, in words.
         provenance: model, task and call it comes from, if it was found here.
+        origin: how to find it again, if it was found here.
     """
 
     graph: Graph
@@ -44,6 +62,7 @@ class Circuit:
     name: str = "circuit"
     method: str = ""
     provenance: Provenance | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", self.graph.check(np.asarray(self.mask)))
@@ -198,9 +217,8 @@ class Circuit:
             mask = connected_alike(graph, self.mask, rng, bands=bands)
         else:
             mask = alike(self.mask, edge_kinds(graph, bands), graph.allowed, rng)
-        return replace(
-            self, mask=mask, scores=None, name=f"random, like {self.name}", method="random"
-        )
+        name = f"random, like {self.name}"
+        return replace(self, mask=mask, scores=None, name=name, method="random", origin=None)
 
     def native(self) -> Circuit:
         """On the graph with one reader per key/value head: an edge is in if one of its copies is.
@@ -243,6 +261,7 @@ class Circuit:
             "name": self.name,
             "method": self.method,
             "provenance": None if self.provenance is None else asdict(self.provenance),
+            "origin": None if self.origin is None else asdict(self.origin),
         }
         return write_result(path, arrays, facts, FORMAT)
 
@@ -254,12 +273,13 @@ class Circuit:
             InterpError: a file is missing, of another version, damaged or changed.
         """
         arrays, facts = read_result(path, FORMAT)
-        provenance = facts.pop("provenance")
+        provenance, origin = facts.pop("provenance"), facts.pop("origin")
         return cls(
             graph=Graph(**facts.pop("graph")),
             mask=arrays["mask"],
             scores=arrays.get("scores"),
             provenance=None if provenance is None else Provenance(**provenance),
+            origin=None if origin is None else Origin(**origin),
             **facts,
         )
 

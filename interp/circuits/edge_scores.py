@@ -16,6 +16,8 @@ from interp.graph import Graph
 from interp.scores import Provenance
 
 FORMAT = 1
+LARGE_GAP = 0.1
+"""A completeness gap beyond this, as a fraction of the clean-corrupted gap, is warned of."""
 _ARRAYS = ("signed", "absolute", "stderr", "clean", "corrupted", "per_prompt")
 
 
@@ -132,11 +134,22 @@ class EdgeScores:
             if math.isnan(self.completeness_gap)
             else f", completeness gap {self.completeness_gap:+.2%}"
         )
+        left += f" (warning: {self.warning})" if self.warning else ""
         return (
             f"{self.method}{rule}, {self.direction}, {self.ablation} ablation, "
             f"{self.graph.n_edges} edges, n={self.n}, {what}{left}, "
             f"{self.passes.forwards} forward and {self.passes.backwards} backward passes "
             f"in {self.passes.batches} batches" + "".join(f"; {note}" for note in self.notes)
+        )
+
+    @property
+    def warning(self) -> str:
+        """Said where the completeness gap is large; "" where it is not."""
+        if not abs(self.completeness_gap) > LARGE_GAP:  # nan too
+            return ""
+        return (
+            f"the scores miss the exact difference by {abs(self.completeness_gap):.0%} of the gap "
+            "and may rank edges wrongly; take more steps, or check them with method='exact'"
         )
 
     @cached_property

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.circuits.acdc import acdc
-from interp.circuits.circuit import Circuit
+from interp.circuits.circuit import Circuit, Origin
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, RULED, score_edges
-from interp.circuits.search import By, edge_strength, greedy, ranked, top_n
+from interp.circuits.search import CUTS, By, edge_strength, ranked
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, read_result, versions, write_result
@@ -25,16 +25,13 @@ from interp.prompts import Task
 from interp.scores import Provenance
 from interp.sweeps import provenance
 
-FORMAT = 2
+FORMAT = 3
 SEARCHES = ("ACDC", "ACDC-paper", "learnt-mask")
 FINDERS = (*METHODS, *SEARCHES)
 """Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it.
 
 "ACDC" keeps an edge for a change of the metric either way, "ACDC-paper" for a loss alone.
 """
-
-CUTS = {"best": top_n, "greedy": greedy}
-"""How a circuit of a size is cut from scores."""
 
 STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
 """Steps a method takes if none are given: points of the path, or training steps."""
@@ -56,6 +53,8 @@ class Findings:
         n: number of prompt pairs.
         protocol: what was measured, in words.
         provenance: where the numbers come from.
+        options: of the method, by the names `score_edges` has for them.
+        warning: what speaks against the numbers, such as a large completeness gap; else "".
     """
 
     graph: Graph
@@ -67,6 +66,8 @@ class Findings:
     n: int
     protocol: str
     provenance: Provenance
+    options: Mapping[str, Any] = field(default_factory=dict)
+    warning: str = ""
 
     def circuit(
         self,
@@ -124,6 +125,7 @@ class Findings:
             name=name or f"{self.provenance.task} by {self.method}, {int(mask.sum())} edges",
             method=f"{self.protocol}; {cut}{words[by]}",
             provenance=self.provenance,
+            origin=Origin(method=self.method, options=self.options, by=by, search=search),
         )
 
     def share(self, mask: np.ndarray) -> float:
@@ -156,7 +158,8 @@ class Findings:
     def save(self, path: str | Path) -> Path:
         """Write `path`.safetensors with the arrays and `path`.json with the rest."""
         arrays = {name: getattr(self, name) for name in ("signed", "stderr", "absolute", "chosen")}
-        facts = {name: getattr(self, name) for name in ("method", "n", "protocol")}
+        names = ("method", "n", "protocol", "options", "warning")
+        facts = {name: getattr(self, name) for name in names}
         facts |= {"graph": asdict(self.graph), "provenance": asdict(self.provenance)}
         there = {name: array for name, array in arrays.items() if array is not None}
         return write_result(path, there, facts, FORMAT)
@@ -295,16 +298,10 @@ def find_circuit(
     if finder.method in SEARCHES:
         found = _searched(model, task, given, budget_gb, note)
     else:
-        found = of_scores(
-            score_edges(
-                model,
-                task,
-                **given,
-                budget_gb=budget_gb,
-                progress=progress,
-                cancelled=cancelled,
-            )
+        scores = score_edges(
+            model, task, **given, budget_gb=budget_gb, progress=progress, cancelled=cancelled
         )
+        found = of_scores(scores, seed=finder.seed)
     try:
         found.save(findings_path(key))
     except InterpError as error:
@@ -312,8 +309,11 @@ def find_circuit(
     return found
 
 
-def of_scores(scores: EdgeScores) -> Findings:
-    """The findings of edge scores."""
+def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
+    """The findings of edge scores; `seed` is that of resample ablation."""
+    names = ["direction"] + ["ablation"] * (scores.ablation != "none")
+    names += ["steps", "rule"] if scores.rule else []
+    options = {name: getattr(scores, name) for name in names}
     return Findings(
         graph=scores.graph,
         signed=scores.signed,
@@ -324,6 +324,8 @@ def of_scores(scores: EdgeScores) -> Findings:
         n=scores.n,
         protocol=scores.protocol,
         provenance=scores.provenance,
+        options=options | ({"seed": seed} if scores.ablation == "resample" else {}),
+        warning=scores.warning,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.circuits.circuit import Circuit, Level
+from interp.circuits.circuit import Circuit, Level, Origin
 from interp.circuits.curves import FRACTIONS, curve
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import Evaluation, Plan, evaluation_plan, run_plans, same_graph
@@ -25,6 +25,7 @@ from interp.metrics import Estimate
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 
+OWN = "own"
 QUICK = ("EAP", "EAP-IG-inputs", "clean-corrupted")
 """Methods whose scores of every prompt are had for a few passes."""
 
@@ -42,6 +43,7 @@ class FullEvaluation(Kept):
         minimality: the same.
         stability: None if no method was named.
         stable_by: the method whose ranking was taken again over resampled prompts; "" if none.
+        unstable: why there is no stability; "" where there is one or none was asked for.
         calls: batched runs; tests: circuits in them; forwards: see `Trials`.
     """
 
@@ -52,6 +54,7 @@ class FullEvaluation(Kept):
     minimality: Minimality | None
     stability: Stability | None
     stable_by: str
+    unstable: str
     calls: int
     tests: int
     forwards: float
@@ -116,6 +119,8 @@ class FullEvaluation(Kept):
         lines += [line for one in told if one is not None for line in str(one).split("\n")[1:]]
         if self.stability is not None:
             lines.append(f"  stability of {self.stable_by}: {self.stability}")
+        if self.unstable:
+            lines.append(f"  no stability: {self.unstable}")
         lines.append(
             f"  {self.calls} batched runs of {self.tests} circuits, {self.forwards:.1f} forwards"
         )
@@ -156,6 +161,8 @@ class FullEvaluation(Kept):
                 "pairwise": self.stability.pairwise,
                 "chance": self.stability.chance,
             }
+        if self.unstable:
+            told["no_stability"] = self.unstable
         return told
 
 
@@ -171,7 +178,7 @@ def evaluate_fully(
     random: int = 10,
     knockouts: int = 10,
     most: int = 32,
-    stable_by: str | EdgeScores | None = "EAP-IG-inputs",
+    stable_by: str | EdgeScores | None = OWN,
     draws: int = 20,
     bands: int = 3,
     seed: int = 0,
@@ -195,9 +202,11 @@ def evaluate_fully(
         knockouts: random subsets of nodes for completeness, and half as many for minimality; 0 for
             neither.
         most: nodes tested for minimality.
-        stable_by: a quick method of `score_edges`, whose ranking of the evaluated pairs is cut to
-            the circuit's size over resampled pairs; or scores with per-prompt values; None for no
-            stability.
+        stable_by: the method whose ranking of the evaluated pairs is cut to the circuit's size over
+            resampled pairs: "own" for the one the circuit was found by, with its options and its
+            cut (where that takes many runs or is not known, no stability is given and the reason
+            said); a quick method of `score_edges`; scores of this graph with per-prompt values;
+            None for no stability.
         draws: resampled circuits.
         bands: random circuits are matched in so many bands of layers.
         seed: of random circuits, knock-outs, resampled pairs and resampled prompts.
@@ -205,11 +214,14 @@ def evaluate_fully(
         progress: called with (circuits run, circuits in all).
 
     Raises:
-        InterpError: as `evaluate`, `completeness` and `stability`; a slow method to be stable by.
+        InterpError: as `evaluate`, `completeness` and `stability`; a slow method to be stable by,
+            or scores of another graph.
     """
-    if isinstance(stable_by, str) and stable_by not in QUICK:
+    if isinstance(stable_by, str) and stable_by not in (OWN, *QUICK):
         raise InterpError(
-            f"stability of {stable_by}", "it is no quick method", f"choose among {', '.join(QUICK)}"
+            f"stability of {stable_by}",
+            "it is no quick method",
+            f"choose among {', '.join((OWN, *QUICK))}",
         )
     if level not in ("edge", "node"):
         raise unknown("level", level, ("edge", "node"))
@@ -220,6 +232,10 @@ def evaluate_fully(
     )  # fmt: skip
     same_graph(trials, [circuit])
     ends = trials.checked_ends()
+    stable, method, unstable = None, "", ""
+    if stable_by is not None and circuit.n_edges:
+        given = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
+        stable, method, unstable = _stable(circuit, model, task, stable_by, draws, given)
     options = f"ablation={ablation!r}, random={random}, knockouts={knockouts}, seed={seed}"
     shared: dict[str, Any] = {
         "bands": bands,
@@ -243,15 +259,11 @@ def evaluate_fully(
         )
     done = run_plans(trials, list(plans.values()), progress=progress)
     found: dict[str, Any] = dict.fromkeys(("signed", "absolute", "completeness", "minimality"))
-    stable, method = None, ""
-    if stable_by is not None and circuit.n_edges:
-        scores = _per_prompt(model, task, stable_by, ablation, reference, graph, seed, budget_gb)
-        stable = stability(scores, circuit.n_edges, draws=draws, seed=seed)
-        method = scores.method
     return FullEvaluation(
         **(found | dict(zip(plans, done, strict=True))),
         stability=stable,
         stable_by=method,
+        unstable=unstable,
         calls=trials.calls,
         tests=trials.tests,
         forwards=trials.forwards,
@@ -291,30 +303,56 @@ def _curve_plan(
     )
 
 
-def _per_prompt(
+def _stable(
+    circuit: Circuit,
     model: LanguageModel,
     task: Task,
     by: str | EdgeScores,
-    ablation: Ablation,
-    reference: Task | None,
-    graph: Graph,
-    seed: int,
-    budget_gb: float,
-) -> EdgeScores:
-    """Scores of every prompt, to be taken again over resampled ones."""
+    draws: int,
+    given: dict[str, Any],
+) -> tuple[Stability | None, str, str]:
+    """The stability of a ranking, the method's name, and why there is no stability.
+
+    Raises:
+        InterpError: scores of another graph, or a method asked for by name that refuses the task.
+    """
+    graph, origin = circuit.graph, circuit.origin
     if isinstance(by, EdgeScores):
-        return by
-    return score_edges(
-        model,
-        task,
-        method=by,
-        ablation=ablation,
-        reference=reference,
-        expand_kv=graph.expand_kv,
-        per_prompt=True,
-        seed=seed,
-        budget_gb=budget_gb,
+        if by.graph != graph:
+            raise InterpError(
+                f"stability of scores on {by.graph}",
+                f"the graph of {circuit.name} is {graph}",
+                "score the circuit's graph",
+            )
+        return stability(by, circuit.n_edges, draws=draws, seed=given["seed"]), by.method, ""
+    if by != OWN:
+        origin = Origin(method=by, options={})
+    elif origin is None:
+        return None, "", "the circuit does not say which method found it; name one to be stable by"
+    elif origin.method not in QUICK:
+        named = ", ".join(QUICK)
+        return None, "", f"{origin.method}, which found it, takes many runs; by name: {named}"
+    options = given | {"method": origin.method, **origin.options}
+    if options["ablation"] != "mean":
+        options["reference"] = None
+    try:
+        scores = score_edges(
+            model, task, expand_kv=graph.expand_kv, neurons=graph.neurons, per_prompt=True,
+            **options,
+        )  # fmt: skip
+    except InterpError as error:
+        if by != OWN:
+            raise
+        return None, "", f"{origin.method}, which found it, cannot be taken again: {error}"
+    found = stability(
+        scores,
+        circuit.n_edges,
+        draws=draws,
+        by=origin.by,  # type: ignore[arg-type]
+        search=origin.search,
+        seed=given["seed"],
     )
+    return found, scores.method, ""
 
 
 def _table(signed: Evaluation, absolute: Evaluation) -> str:

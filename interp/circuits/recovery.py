@@ -244,7 +244,7 @@ def recover(
         raise InterpError(
             f"recovery on {task.name}",
             "the answer key is empty, or of another graph",
-            "use a task with a gap, and native key/value heads",
+            "use a task with a gap, native key/value heads and whole MLPs",
         )
     ends = trials.ends()
     gap = mean_gap(ends)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.circuits.circuit import Circuit
+from interp.circuits.evaluation import same_graph
 from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.engine.resume import once
@@ -115,6 +116,8 @@ def redundancy(
     threshold: float = 0.1,
     ablation: Ablation = "counterfactual",
     reference: Task | None = None,
+    expand_kv: bool = False,
+    neurons: Sequence[str | tuple[int, int]] = (),
     limit: int = 5000,
     seed: int = 0,
     budget_gb: float = 1.0,
@@ -137,11 +140,13 @@ def redundancy(
         task: prompt pairs.
         parts: nodes such as L9H6 or L3.mlp_out (all edges into and out of them are removed) or
             edges such as L3H4->L5H1.k; a circuit stands for its nodes. By default all heads and
-            MLPs.
+            MLPs, and the neurons that are nodes.
         within: the circuit that parts are removed from; by default the whole graph.
         threshold: share of the gap.
         ablation: see `Trials`.
         reference: prompts for mean ablation.
+        expand_kv: key and value readers per query head, as in a circuit given.
+        neurons: those that are nodes of their own, as in a circuit given; see `graph_of`.
         limit: pairs at most.
         seed: of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
@@ -149,27 +154,27 @@ def redundancy(
         progress: called with (removals done, removals in all).
 
     Raises:
-        InterpError: fewer than two parts, unknown or repeated ones, more pairs than the limit, a
-            circuit of another graph, or as `Trials`.
+        InterpError: fewer than two parts, unknown or repeated ones, more pairs than the limit,
+            circuits of another model or of two graphs, or as `Trials`.
 
     Source: joint ablation of backup heads, arXiv 2211.00593; a pair's test is this package's.
     """
-    expand = within is not None and within.graph.expand_kv
+    given = [one for one in (within, parts) if isinstance(one, Circuit)]
+    if given:
+        expand_kv, neurons = given[0].graph.expand_kv, given[0].graph.neurons
     trials = Trials(
         model,
         task,
         ablation=ablation,
         reference=reference,
-        expand_kv=expand,
+        expand_kv=expand_kv,
+        neurons=neurons,
         budget_gb=budget_gb,
         seed=seed,
     )
     graph = trials.graph
+    same_graph(trials, given)
     whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
-    if whole.graph != graph:
-        raise InterpError(
-            f"redundancy within {whole.name}", "it is of another graph", "use the same model"
-        )
     names = _names(graph, parts)
     pairs = list(combinations(range(len(names)), 2))
     if len(pairs) > limit:
@@ -266,7 +271,7 @@ def _half_width(values: np.ndarray, tried: int) -> float:
 
 
 def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ...]:
-    """The parts as labels, checked; of a circuit, its heads and MLPs."""
+    """The parts as labels, checked; of a circuit, its nodes but the input."""
     if parts is None:
         names = graph.writers[1:]
     elif isinstance(parts, Circuit):

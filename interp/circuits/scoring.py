@@ -63,7 +63,7 @@ def score_edges(
     ablation: str = "counterfactual",
     reference: Task | None = None,
     expand_kv: bool = False,
-    neurons: Sequence[str] = (),
+    neurons: Sequence[str | tuple[int, int]] = (),
     together: bool = False,
     per_prompt: bool = False,
     seed: int = 0,
@@ -201,7 +201,7 @@ class _Ask:
     direction: str
     ablation: str
     expand_kv: bool
-    neurons: tuple[str, ...]
+    neurons: tuple[str | tuple[int, int], ...]
     together: bool
     per_prompt: bool
     points: Alphas

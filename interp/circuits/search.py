@@ -92,6 +92,10 @@ def greedy(scores: Scored, n: int, *, absolute: bool = True, by: By | None = Non
     return _longest(graph, np.array(order), n, connected=True)
 
 
+CUTS = {"best": top_n, "greedy": greedy}
+"""How a circuit of a size is cut from scores."""
+
+
 def ranked(scores: Scored, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
     """(edges, 2) writers and readers, best first."""
     readers, writers = np.nonzero(scores.graph.allowed.T)

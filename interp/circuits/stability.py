@@ -10,7 +10,8 @@ import numpy as np
 
 from interp.circuits.circuit import Circuit, jaccard
 from interp.circuits.keeping import Kept
-from interp.circuits.search import By, Scored, top_n
+from interp.circuits.search import CUTS, By, Scored, greedy, top_n
+from interp.errors import unknown
 
 
 class Resampled(Scored, Protocol):
@@ -64,6 +65,7 @@ def stability(
     draws: int = 20,
     absolute: bool = True,
     by: By | None = None,
+    search: str = "best",
     connected: bool = True,
     seed: int = 0,
 ) -> Stability:
@@ -75,15 +77,20 @@ def stability(
         draws: resampled circuits.
         absolute: rank by |score|.
         by: the ranking by name, see `search.By`; overrides `absolute`.
-        connected: see `top_n`.
+        search: "best" of all, or "greedy" from the logits back.
+        connected: of "best": see `top_n`.
         seed: of the draws.
 
     Raises:
-        InterpError: per-prompt scores were not kept, or n is out of range.
+        InterpError: per-prompt scores were not kept, an unknown search, or n is out of range.
     """
+    if search not in CUTS:
+        raise unknown("search", search, CUTS)
     rng = np.random.default_rng(seed)
 
     def best(some: Scored) -> np.ndarray:
+        if search == "greedy":
+            return greedy(some, n, absolute=absolute, by=by)
         return top_n(some, n, absolute=absolute, by=by, connected=connected)
 
     whole = best(scores)

@@ -139,6 +139,8 @@ class Trials:
         if self.direction == "denoise":
             removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
+        if neurons := len(self.graph.neurons):
+            kv += f", {neurons} neurons as nodes"
         return (
             f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
             f"{self.graph.n_edges}, {kv}, {removed} at all tokens"

@@ -99,6 +99,8 @@ def _numbers(done: FullEvaluation) -> None:
             f"{drawn.mean():.3f} [{drawn.min():.3f}, {drawn.max():.3f}], "
             f"by chance {done.stability.chance:.3f}"
         )
+    if done.unstable:
+        facts["stability"] = f"none: {done.unstable}"
     widgets.facts(facts)
 
 

@@ -149,6 +149,8 @@ def _provenance(ask: Asked, found: Findings) -> None:
             "commit": origin.commit or "–",
         }
     )
+    if found.warning:
+        st.warning(f"{found.warning[0].upper()}{found.warning[1:]}.", icon=":material/warning:")
     with st.expander("Protocol"):
         st.markdown(widgets.plain(found.protocol))
 

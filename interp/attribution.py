@@ -40,7 +40,7 @@ def attribution_patching(
     *,
     site: str = "z",
     by: Sequence[str] = ("layer", "head"),
-    direction: Direction = "noise",
+    direction: Direction = "denoise",
     positions: str | Sequence[str] = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
@@ -50,24 +50,26 @@ def attribution_patching(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Scores:
-    """What `activation_patching` measures, estimated to first order for all cells at once.
+    """`activation_patching` with the same arguments, to first order, for all cells at once.
 
         effect(c) = sum over tokens of (c[clean] - c[corrupted]) . dm/dc [base] / gap
 
-    with base the clean run (noise) or the corrupted run (denoise): to first order the metric lost
-    when c is patched out of the one, or gained when it is patched into the other. 2 forward
-    passes and 1 backward per batch of prompts, whatever the number of cells.
+    with base the corrupted run (denoise, the default of both): the metric gained when c takes its
+    clean value there; or the clean run (noise): the metric lost when c takes its corrupted value.
+    The gradient is that of the base run, so that the two directions differ where the model is not
+    linear. 2 forward passes and 1 backward per batch of prompts, whatever the number of cells.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
         site: any site, see `interp.components.SITES`.
         by: axes, as in `activation_patching`.
-        direction: "noise" or "denoise".
+        direction: "denoise" or "noise", as in `activation_patching`.
         positions: as in `activation_patching`.
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
-        source: "other", or "zero" or "mean" in place of the other run's value (noise only).
+        source: "other", or "zero" or "mean": ablations of the base run, as in
+            `activation_patching`.
         reference: the task a mean is taken over, as in `activation_patching`.
         budget_gb: memory for runs in flight. Changes the time, not the result.
         progress: called with (prompts done, prompts in all).
@@ -106,7 +108,7 @@ def atp_star(
     by: Sequence[str] = ("layer", "head"),
     qk_fix: bool = True,
     grad_drop: bool = True,
-    direction: Direction = "noise",
+    direction: Direction = "denoise",
     positions: str | Sequence[str] = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
@@ -117,6 +119,8 @@ def atp_star(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Scores:
     """Attribution patching with the softmax recomputed and gradients dropped layer by layer.
+
+    It estimates `activation_patching` with the same arguments, by default denoising.
 
     QK fix, for sites q and k: attention is recomputed with the cell's queries (or keys) replaced
     and all else at the base run, and only what follows is linear:
@@ -142,7 +146,7 @@ def atp_star(
         by: axes, as in `activation_patching`.
         qk_fix: recompute the softmax where site is q or k.
         grad_drop: magnitudes over dropped gradients; without it effects keep their sign.
-        direction: "noise" or "denoise".
+        direction: "denoise" or "noise", as in `activation_patching`.
         positions: as in `activation_patching`.
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
@@ -310,11 +314,11 @@ def _refuse(model: LanguageModel, task: Task, ask: Ask) -> None:
     model.require_decoder(ask.method)
     if task.metric.needs_reference and ask.direction == "noise":
         raise _flat(task, "it compares with the clean run, where its gradient is zero")
-    if ask.source != "other" and (ask.direction != "noise" or ask.site == "pattern"):
+    if ask.source != "other" and ask.site == "pattern":
         raise InterpError(
-            f"{ask.source} ablation of {ask.site}, {ask.direction}",
-            "it takes something from the clean run, and a pattern has no mean",
-            "use direction='noise' and another site, or source='other'",
+            f"{ask.source} ablation of patterns",
+            "the estimate replaces queries and keys, which say nothing of it",
+            "use another site, source='other', or activation_patching",
         )
 
 

@@ -1,6 +1,7 @@
 """Attribution patching is the derivative of exact patching; its repairs are what they say."""
 
 import dataclasses
+import inspect
 from functools import partial
 from typing import Any
 
@@ -79,15 +80,17 @@ def one_layer(model, task, site, **options):
     return options | {"site": site, "layers": [LAYER]}
 
 
+@pytest.mark.parametrize("options", [{}, {"direction": "noise"}])
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_is_the_derivative_of_hooked_patching(doubles, name):
+def test_is_the_derivative_of_hooked_patching(doubles, name, options):
     """Central differences through Hugging Face's own forward, every site the model has."""
     model, task, step = doubles(name), random_task(lengths=(6, 8)), 1e-4
-    runs = paired_runs(model, task, "noise")
+    runs = paired_runs(model, task, options.get("direction", "denoise"))
     sites = [site for site, reason in model.sites.items() if reason is None]
     assert len(sites) > 8
     for site in sites:
-        found = attribution_patching(model, task, **one_layer(model, task, site)).effects
+        asked = one_layer(model, task, site) | options
+        found = attribution_patching(model, task, **asked).effects
         values = []
         with true_double():
             base, _ = seen(model, runs.base, LAYER, site)
@@ -96,13 +99,19 @@ def test_is_the_derivative_of_hooked_patching(doubles, name):
                 hook = moved(base, other, site, PART, sign * step)
                 logits = model.last_logits(runs.base, hooks={(LAYER, site): [hook]})
                 values.append(task.metric(Logits(logits), runs.targets))
-        slope = (values[0] - values[1]).numpy() / (2 * step)
+        slope = (values[0] - values[1]).numpy() / (2 * step) * (1 if options else -1)
         np.testing.assert_allclose(found.ravel(), slope, atol=2e-6, err_msg=site)
 
 
-@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_exact_and_estimate_are_of_one_direction_by_default():
+    functions = (activation_patching, attribution_patching, atp_star)
+    found = {inspect.signature(one).parameters["direction"].default for one in functions}
+    assert found == {"denoise"}
+
+
+@pytest.mark.parametrize("asked", [{}, {"direction": "noise"}, {"direction": "denoise"}])
 @pytest.mark.parametrize("name", ["neox", "llama", "gemma2"])
-def test_is_exact_where_the_model_is_linear(doubles, name, direction):
+def test_is_exact_where_the_model_is_linear(doubles, name, asked):
     model, task = linear(doubles(name)), random_task(lengths=(6, 8))
     for site, by in (
         ("z", ("layer", "head")),
@@ -111,21 +120,37 @@ def test_is_exact_where_the_model_is_linear(doubles, name, direction):
         ("resid_pre", ("layer",)),
         ("post", ("layer", "neuron")),
     ):
-        options = dict(site=site, by=by, direction=direction)
+        options = dict(site=site, by=by, **asked)
         exact = activation_patching(model, task, cache=False, **options)
         found = attribution_patching(model, task, **options)
         assert (found.axes, found.coordinates) == (exact.axes, exact.coordinates)
         scale = np.abs(exact.effects).max()
         assert scale > 1e-4
         np.testing.assert_allclose(found.effects, exact.effects, atol=1e-6 * scale)
+        assert found.direction == exact.direction
 
 
+def test_a_small_step_is_estimated_in_the_default_direction(doubles):
+    """Where both runs are close, the exact effect and its estimate under one default agree.
+
+    The gradient of the corrupted run is not that of the clean one: of the other direction the
+    estimate is off by a term that the two directions have with opposite signs.
+    """
+    model, task = doubles("llama"), random_task(lengths=(6, 8))
+    exact = activation_patching(model, task, cache=False).effects
+    right = attribution_patching(model, task).effects
+    wrong = attribution_patching(model, task, direction="noise").effects
+    assert np.corrcoef(exact.ravel(), right.ravel())[0, 1] > 0.9
+    assert np.abs(exact - right).mean() < 0.8 * np.abs(exact - wrong).mean()
+
+
+@pytest.mark.parametrize("asked", [{}, {"direction": "noise"}])
 @pytest.mark.parametrize("source", ["zero", "mean"])
 @pytest.mark.parametrize("name", ["llama", "olmo2"])
-def test_zero_and_mean_are_exact_where_the_model_is_linear(doubles, name, source):
+def test_zero_and_mean_are_exact_where_the_model_is_linear(doubles, name, source, asked):
     model, task = linear(doubles(name)), random_task(lengths=(6, 8))
     for site, by in (("z", ("layer", "head")), ("mlp_out", ("layer",))):
-        options: dict[str, Any] = dict(site=site, by=by, direction="noise", source=source)
+        options: dict[str, Any] = dict(site=site, by=by, source=source, **asked)
         if source == "mean":
             options["reference"] = random_task(lengths=(7, 5, 8), seed=3)
         exact = activation_patching(model, task, cache=False, **options)
@@ -163,7 +188,8 @@ def test_qk_fix_is_attention_recomputed(doubles, name, site):
     model, task = doubles(name), random_task(lengths=(6, 8))
     runs = paired_runs(model, task, "noise")
     slopes = gradient_at_z(model, task, runs)
-    found = atp_star(model, task, grad_drop=False, **one_layer(model, task, site)).effects
+    options = one_layer(model, task, site) | {"direction": "noise"}
+    found = atp_star(model, task, grad_drop=False, **options).effects
     with true_double():
         base, _ = seen(model, runs.base, LAYER, site)
         other, _ = seen(model, runs.other, LAYER, site)
@@ -184,6 +210,7 @@ def test_keys_one_position_at_a_time(doubles, name):
     runs = paired_runs(model, task, "noise")
     slopes = gradient_at_z(model, task, runs)
     options = one_layer(model, task, "k") | {"by": ("layer", "kv_head", "position")}
+    options["direction"] = "noise"
     found = atp_star(model, task, grad_drop=False, **options).effects[:, 0, 0]
     with true_double():
         base, _ = seen(model, runs.base, LAYER, "k")
@@ -222,7 +249,7 @@ def test_qk_fix_sees_through_saturated_attention(family_models, doubles, site, d
     plain = attribution_patching(hard, task, site=site)
     fixed = atp_star(hard, task, site=site, grad_drop=False)
     swept = atp_star(hard, task, site=site, by=("layer", "head", "position"))
-    exact = activation_patching(hard, task, site=site, direction="noise", cache=False)
+    exact = activation_patching(hard, task, site=site, cache=False)
     for scores in (plain, fixed, swept):
         assert np.isfinite(scores.effects).all()
     # In float32, rounding in the softmax's own backward pass is multiplied by the scores' size.
@@ -238,7 +265,7 @@ def test_grad_drop_by_detaching_a_layer(doubles, name):
     """Against one graph per dropped layer, in which that layer's writes are detached."""
     model, task = doubles(name), random_task(lengths=(6, 8))
     runs, runner, layers = paired_runs(model, task, "noise"), Runner(doubles(name).decoder), 3
-    found = atp_star(model, task, site="z")
+    found = atp_star(model, task, site="z", direction="noise")
     assert "GradDrop" in found.method
     expected = np.zeros_like(found.effects)
     for i, prompt in enumerate(runs.base):
@@ -371,7 +398,7 @@ def test_finds_what_exact_patching_finds(toy):
     from interp.tasks import load_task
 
     task = load_task("toy-induction").first(16)
-    exact = activation_patching(toy, task, site="k", by=("layer", "kv_head"), direction="noise")
+    exact = activation_patching(toy, task, site="k", by=("layer", "kv_head"))
     fixed = atp_star(toy, task, site="k", by=("layer", "kv_head"), grad_drop=False)
     plain = attribution_patching(toy, task, site="k", by=("layer", "kv_head"))
     assert exact.top(1)[0].label == fixed.top(1)[0].label == "L1H1.k"
@@ -397,8 +424,8 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
     kl = task.with_metric(METRICS["kl"])
     for function in (attribution_patching, atp_star):
         with pytest.raises(InterpError, match="direction='denoise'"):
-            function(model, kl)
-        assert np.abs(function(model, kl, direction="denoise").values).max() > 0
+            function(model, kl, direction="noise")
+        assert np.abs(function(model, kl).values).max() > 0
     constant = Metric(name="flat", unit="", function=lambda r, t: 0 * r.all().sum(1))
     with pytest.raises(InterpError, match="gradient is zero"):
         attribution_patching(model, task.with_metric(constant))
@@ -411,8 +438,8 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
         ({"layers": [9]}, "layers 0 to 2"),
         ({"components": [9]}, "heads 0 to 3"),
         ({"by": ("layer",), "components": [1]}, "not in by"),
-        ({"source": "zero", "direction": "denoise"}, "clean run"),
-        ({"site": "pattern", "source": "mean"}, "no mean"),
+        ({"site": "pattern", "source": "zero"}, "queries and keys"),
+        ({"site": "pattern", "source": "mean"}, "queries and keys"),
         ({"source": "mean"}, "no reference prompts"),
         ({"source": "mean", "reference": task}, "evaluated prompts are among"),
         ({"source": "zero", "reference": others["mean"]}, "not used"),

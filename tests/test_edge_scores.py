@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -180,9 +181,10 @@ def test_edges_of_a_node_add_up_to_its_attribution(family):
     task = random_task()
     scores = score_edges(family, task, per_prompt=True)
     sums, graph = scores.per_prompt.sum(2), scores.graph
-    heads = attribution_patching(family, task).effects
-    mlps = attribution_patching(family, task, site="mlp_out", by=("layer",)).effects
-    stream = attribution_patching(family, task, site="resid_pre", by=("layer",), layers=[0]).effects
+    node = partial(attribution_patching, family, task, direction="noise")
+    heads = node().effects
+    mlps = node(site="mlp_out", by=("layer",)).effects
+    stream = node(site="resid_pre", by=("layer",), layers=[0]).effects
     for layer in range(family.n_layers):
         np.testing.assert_allclose(sums[:, graph.heads(layer)], heads[:, layer], atol=2e-5)
         np.testing.assert_allclose(sums[:, graph.mlp(layer)], mlps[:, layer], atol=2e-5)

@@ -98,7 +98,8 @@ def evaluate_neurons(
     Args:
         model: a model with a fast engine.
         task: prompt pairs; better not those of the scores.
-        scores: of every neuron, e.g. attribution_patching(site="post", by=("layer", "neuron")).
+        scores: of every neuron, e.g. attribution_patching(site="post", by=("layer", "neuron"),
+            direction="noise").
         ablation: what a neuron outside the circuit is set to; see `interp.circuits.ablations`.
         reference: prompts whose tokens the mean is taken over, none of them evaluated.
         fractions: shares of all neurons.

@@ -139,12 +139,7 @@ def find(
     reference = _reference(ablation, chosen, other)
     with terminal.progress("finding") as progress:
         found = find_circuit(
-            loaded,
-            chosen,
-            finder,
-            reference=reference,
-            budget_gb=budget,
-            progress=progress,
+            loaded, chosen, finder, reference=reference, budget_gb=budget, progress=progress
         )
     terminal.say(found.protocol)
     if found.warning:
@@ -175,17 +170,11 @@ def find(
 
         with terminal.progress("pairs") as progress:
             twofold = redundancy(
-                loaded,
-                chosen,
-                strongest_nodes(made, redundant),
-                ablation=ablation,  # type: ignore[arg-type]
-                reference=reference,
-                expand_kv=made.graph.expand_kv,
-                neurons=made.graph.neurons,
-                seed=seed,
-                budget_gb=budget,
-                progress=progress,
-            )
+                loaded, chosen, strongest_nodes(made, redundant),
+                ablation=ablation, reference=reference, seed=seed,  # type: ignore[arg-type]
+                expand_kv=made.graph.expand_kv, neurons=made.graph.neurons,
+                budget_gb=budget, progress=progress,
+            )  # fmt: skip
         terminal.say(str(twofold))
         pairs = [asdict(pair) for pair in twofold.pairs]
     terminal.write(

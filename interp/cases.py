@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from interp.errors import InterpError, unknown
 from interp.files import file_sha256
 from interp.folds import joined
-from interp.over_refusal import SIDES, Row, Side
+from interp.over_refusal import Row as Known
+from interp.over_refusal import Side
+from interp.schema import Row, Text, checked, read_rows
 from interp.tasks.taboo import make_taboo
+
+
+class CaseRow(Row):
+    """A case as a file holds it: see `Case`. Numbers are texts."""
+
+    row: Text = Field(description="an id of its own, a text")
+    prompt: Text = Field(description="the user's turn, a text")
+    should: Side
+    task: Text = Field("", description='what is asked for, such as "translate"')
+    kind: Text = Field("", description='what it is about, such as "taboo"')
+    base: Text = Field("", description="the text it is written around")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +52,9 @@ class Case:
     base: str = ""
 
     @property
-    def known(self) -> Row:
+    def known(self) -> Known:
         """The case without its text."""
-        return Row(row=self.row, should=self.should, task=self.task, base=self.base or self.row)
+        return Known(row=self.row, should=self.should, task=self.task, base=self.base or self.row)
 
 
 def taboo_cases(n: int, *, requests: int = 1, seed: int = 0) -> tuple[Case, ...]:
@@ -138,53 +150,43 @@ def read_cases(
         should: what should become of all rows, where the file does not say.
 
     Raises:
-        InterpError: another hash, a column missing or unknown, no rows, one twice, or a `should`
-            that is neither "answer" nor "refuse".
+        InterpError: no such file, another hash, a column missing or unknown, no rows, or an id
+            twice.
     """
-    found = file_sha256(path)
-    if found != sha256.lower():
-        raise InterpError(f"prompts in {path}", f"sha256 {found}, not {sha256}", "pin this one")
-    table = _table(path)
-    known = tuple(Case.__dataclass_fields__)
-    if columns is not None:
-        for field, column in columns.items():
-            if field not in known or column not in table.columns:
-                told = (*known, *map(str, table.columns))
-                raise unknown("field or column", column if field in known else field, told)
-        table = table[list(columns.values())].set_axis(list(columns), axis=1)
-        if "row" not in columns:
-            table = table.assign(row=[str(number) for number in range(len(table))])
-    if should is not None and "should" not in table.columns:
-        table = table.assign(should=should)
-    for column in table.columns:
-        if column not in known:
-            raise unknown("column", str(column), known)
-    needed = ("row", "prompt", "should")
-    if missing := {x for x in needed if x not in table.columns or not all(table[x].notna())}:
-        raise InterpError(f"prompts in {path}", f"no {', '.join(sorted(missing))}", "add them")
-    twice, asked = len(table) - len(set(table["row"])), set(table["should"])
-    if table.empty or twice or not asked <= set(SIDES):
+    asked = f"prompts in {path}"
+    kind = path.suffix.removeprefix(".")
+    if kind not in ("jsonl", "csv"):
+        raise InterpError(asked, f"a {path.suffix or 'nameless'} file", "give .jsonl or .csv")
+    for field in columns or {}:
+        if field not in CaseRow.model_fields:
+            raise unknown(f"field of {asked}", field, CaseRow.model_fields)
+    rows = read_rows(path, kind, asked)
+    if (found := file_sha256(path)) != sha256.lower():
+        given = f"not {sha256}" if sha256 else "and none was given"
         raise InterpError(
-            f"prompts in {path}",
-            f"{len(table)} rows, {twice} ids twice, should of {sorted(asked)}",
-            'give each row an id of its own, and "answer" or "refuse"',
+            asked,
+            f"its sha256 is {found}, {given}",
+            f"pin this content with --sha256 {found} (sha256= in Python)",
         )
-    rows = (
-        {k: v for k, v in row.items() if isinstance(v, str)} for row in table.to_dict("records")
-    )
-    return tuple(Case(**row) for row in rows)  # type: ignore[arg-type]
-
-
-def _table(path: Path) -> Any:
-    """A file's rows, all texts."""
-    import pandas as pd
-
-    if path.suffix not in (".jsonl", ".csv"):
-        raise InterpError(f"prompts in {path}", f"a {path.suffix} file", "give .jsonl or .csv")
-    if path.suffix == ".csv":
-        return pd.read_csv(path, dtype=str, keep_default_na=False)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()], dtype=str)
+    records = list(rows)
+    there = dict.fromkeys(name for _, record in records for name in record)
+    for column in (columns or {}).values():
+        if column not in there:
+            raise unknown(f"column of {asked}", column, there)
+    cases: dict[str, Case] = {}
+    for number, (place, record) in enumerate(records):
+        row = {name: value for name, value in record.items() if value is not None}
+        if columns is not None:
+            row = {field: row[name] for field, name in columns.items() if name in row}
+            row |= {} if "row" in columns else {"row": str(number)}
+        if should is not None:
+            row.setdefault("should", should)
+        case = Case(**checked(CaseRow, row, place).model_dump(exclude_unset=True))
+        if cases.setdefault(case.row, case) is not case:
+            raise InterpError(place, f"the id {case.row!r} twice", "give each row one of its own")
+    if not cases:
+        raise InterpError(asked, "no rows", "write one prompt a line")
+    return tuple(cases.values())
 
 
 def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -> tuple[str, ...]:

@@ -112,7 +112,8 @@ def chat_prompts(
                 f"its chat template refuses them: {error}",
                 "leave the system prompt out" if system is not None else "mend the template",
             ) from error
-        return model.tokenize(model.token_id(whole)).tokens
+        ids = model.tokenizer(whole, add_special_tokens=False)["input_ids"]
+        return model.tokenize(tuple(ids)).tokens
 
     # What single words of the texts have in common at the end is the template's.
     words = sorted({word for text in texts for word in text.split()})[:16]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
+from pydantic import Strict
 
+from interp.continuations import Tokenizes, answer_token
 from interp.errors import InterpError
 from interp.files import content_key
 from interp.metrics import (
@@ -26,18 +25,20 @@ from interp.metrics import (
     share_estimate,
 )
 from interp.positions import Mark, TokenizedPrompt, resolve
+from interp.schema import Count, Index, Share, as_prompt, checked
+from interp.task_files import read_task
 
 Prompt = str | tuple[int, ...]
 
 
-class Tokenizing(Protocol):
+_Answers = Annotated[tuple[str | Index, ...], Strict(False)]
+_Occurrence = Annotated[tuple[str, Index], Strict(False)]
+_Marks = Annotated[dict[str, str | Index | _Occurrence], Strict(False)]
+
+
+class Tokenizing(Tokenizes, Protocol):
     """What a task needs of a model: its tokeniser, and logits at the last token."""
 
-    name: str
-    d_vocab: int
-
-    def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
-    def token_id(self, text: str) -> tuple[int, ...]: ...
     def last_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor: ...
 
 
@@ -55,6 +56,18 @@ class PromptPair:
     answers: tuple[str | int, ...]
     wrong: tuple[str | int, ...] = ()
     positions: Mapping[str, Mark] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kept: dict[str, Any] = {"clean": as_prompt(self.clean, "the clean prompt of a pair")}
+        if self.corrupted is not None:
+            kept["corrupted"] = as_prompt(self.corrupted, "the corrupted prompt of a pair")
+        for name in ("answers", "wrong"):
+            given = getattr(self, name)
+            several = (given,) if isinstance(given, str | int) else given
+            kept[name] = checked(_Answers, several, f"{name} of a pair")
+        kept["positions"] = checked(_Marks, self.positions, "positions of a pair")
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +95,7 @@ class TaskReport:
     accuracy: share of clean prompts whose most likely next token is an answer (Wilson interval).
     clean, corrupted: mean metric (Student's t interval).
     preferred: share of clean prompts on which the metric is positive.
+    repeated: prompts that are equal to an earlier one; the intervals take all for different.
     """
 
     task: str
@@ -91,16 +105,23 @@ class TaskReport:
     preferred: Estimate
     clean: Estimate
     corrupted: Estimate | None
+    repeated: int = 0
 
     def __str__(self) -> str:
         lines = [
             f"{self.task} on {self.model}",
+            *(
+                [f"  {self.repeated} of {self.accuracy.n} prompts repeat earlier ones"]
+                * bool(self.repeated)
+            ),
             f"  top-1 accuracy     {self.accuracy}",
             f"  metric > 0         {self.preferred}",
             f"  {self.metric}, clean      {self.clean}",
         ]
         if self.corrupted is not None:
             lines.append(f"  {self.metric}, corrupted  {self.corrupted}")
+        if self.repeated:
+            lines.append(f"  {self.repeated} of {self.accuracy.n} prompts repeat earlier ones")
         return "\n".join(lines)
 
 
@@ -147,22 +168,39 @@ class Task:
 
     def first(self, n: int) -> Task:
         """The first n pairs."""
+        checked(Count, n, "the first pairs of a task")
         return replace(self, pairs=self.pairs[:n], source=self._then(f"first({n})"))
 
+    @property
+    def repeated(self) -> int:
+        """Pairs whose clean prompt an earlier pair has too."""
+        return len(self) - len({pair.clean for pair in self.pairs})
+
     def split(self, share: float = 0.5, *, seed: int = 0) -> tuple[Task, Task]:
-        """Two disjoint tasks: find on one, confirm on the other.
+        """Two tasks without a common clean prompt: find on one, confirm on the other.
+
+        The first holds the share, rounded; less where equal prompts, which stay together, do not
+        fit in.
 
         Raises:
             InterpError: one side would be empty.
         """
+        checked(Share, share, "the share of a split")
         order = list(range(len(self.pairs)))
         random.Random(seed).shuffle(order)
-        cut = round(share * len(order))
-        if not 0 < cut < len(order):
+        equal: dict[Prompt, list[int]] = {}
+        for i in order:
+            equal.setdefault(self.pairs[i].clean, []).append(i)
+        size, sides = round(share * len(order)), ([], [])
+        for group in equal.values():
+            sides[len(sides[0]) + len(group) > size].extend(group)
+        if not all(sides):
             raise InterpError(
-                f"splitting {len(order)} pairs at {share}", "an empty side", "use a share between"
+                f"splitting {len(order)} pairs at {share}",
+                f"an empty side, with {len(equal)} different prompts",
+                "use a share between, or more different prompts",
             )
-        left, right = (tuple(self.pairs[i] for i in sorted(o)) for o in (order[:cut], order[cut:]))
+        left, right = (tuple(self.pairs[i] for i in sorted(side)) for side in sides)
         call = f"split({share}, seed={seed})"
         return (
             replace(self, pairs=left, source=self._then(f"{call}[0]")),
@@ -208,11 +246,11 @@ class Task:
                     )
                 corrupted.append(other.tokens)
         answers = [
-            tuple(_single_token(model, text, i, self.name) for text in pair.answers)
+            tuple(self._token(model, i, text) for text in pair.answers)
             for i, pair in enumerate(self.pairs)
         ]
         wrong = [
-            tuple(_single_token(model, text, i, self.name) for text in pair.wrong)
+            tuple(self._token(model, i, text) for text in pair.wrong)
             for i, pair in enumerate(self.pairs)
         ]
         for i, (right, other) in enumerate(zip(answers, wrong, strict=True)):
@@ -237,6 +275,10 @@ class Task:
             marks=[dict(pair.positions) for pair in self.pairs],
         )
 
+    def _token(self, model: Tokenizing, i: int, answer: str | int) -> int:
+        asked = f"answer {answer!r} of pair {i} of {self.name}"
+        return answer_token(model, self.pairs[i].clean, answer, asked)
+
     def check(self, model: Tokenizing) -> TaskReport:
         """Does the model show the behaviour at all? Accuracy and baselines, with intervals."""
         encoded = self.encode(model)
@@ -257,132 +299,43 @@ class Task:
             preferred=share_estimate(int((clean > 0).sum()), len(self)),
             clean=mean_estimate(clean),
             corrupted=corrupted,
+            repeated=self.repeated,
         )
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> Task:
-        """A task from one JSON object per line: clean, corrupted, answers, wrong, positions.
+        """A task from one JSON object per line. See `interp.task_files.TaskRow` for its fields.
 
-        `answers` and `wrong` are a string or a list; `positions` maps a name to a substring, a
-        token index or [substring, occurrence].
+        `clean` and `corrupted` are texts, `answers` and `wrong` a text or a list of texts; a number
+        there is a text too. `positions` maps a name to a part of the clean prompt or to
+        [part, occurrence], `indices` to a token's number. Token ids have fields of their own:
+        `clean_ids`, `corrupted_ids`, `answers_ids`, `wrong_ids`. The metric is logit_diff where the
+        file has wrong answers, else log_odds.
 
         Raises:
-            InterpError: the file cannot be read, or a line lacks a field.
+            InterpError: the file cannot be read, a field is unknown, missing or of another type, or
+                some lines only have corrupted prompts or wrong answers.
         """
-        path = Path(path)
-        rows = []
-        for number, line in enumerate(_read_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InterpError(
-                    f"{path}, line {number}", f"not JSON: {error.msg}", "write one object a line"
-                ) from error
-        return cls._from_rows(rows, path, name)
+        return cls._from_file(Path(path), "jsonl", name)
 
     @classmethod
     def from_csv(cls, path: str | Path, *, name: str | None = None) -> Task:
-        """A task from a CSV file with columns clean, corrupted, answers, wrong.
+        """A task from a CSV file whose columns are the fields of `from_jsonl`.
 
-        Several answers are separated by "|"; every further column is a named position: a
-        substring of the clean prompt or a token index.
+        Several answers or ids are separated by "|"; positions have columns of their own,
+        `positions.NAME` and `indices.NAME`.
         """
-        path = Path(path)
-        rows: list[dict[str, Any]] = []
-        known = {"clean", "corrupted", "answers", "wrong"}
-        for record in csv.DictReader(io.StringIO(_read_text(path), newline="")):
-            if None in record or None in record.values():
-                raise InterpError(
-                    f"{path}, row {len(rows) + 1}",
-                    "another number of fields than the header has",
-                    'quote fields that hold commas: "a, b"',
-                )
-            row: dict[str, Any] = {k: v for k, v in record.items() if k in known and v}
-            for column in ("answers", "wrong"):
-                row[column] = row[column].split("|") if row.get(column) else []
-            row["positions"] = {
-                k: int(v) if v.lstrip("-").isdigit() else v
-                for k, v in record.items()
-                if k not in known and v
-            }
-            rows.append(row)
-        return cls._from_rows(rows, path, name)
+        return cls._from_file(Path(path), "csv", name)
 
     @classmethod
-    def _from_rows(cls, rows: list[dict[str, Any]], path: Path, name: str | None) -> Task:
-        pairs = []
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict) or not isinstance(row.get("positions") or {}, dict):
-                raise InterpError(
-                    f"{path}, row {number}", "not an object of fields", "see Task.from_jsonl"
-                )
-            missing = [key for key in ("clean", "answers") if not row.get(key)]
-            if missing:
-                raise InterpError(
-                    f"{path}, row {number}",
-                    f"no {' and no '.join(missing)}",
-                    "give clean, answers, and for patching corrupted and wrong",
-                )
-            pairs.append(
-                PromptPair(
-                    clean=_prompt(row["clean"]),
-                    corrupted=_prompt(row["corrupted"]) if row.get("corrupted") else None,
-                    answers=_texts(row["answers"]),
-                    wrong=_texts(row.get("wrong", ())),
-                    positions={
-                        k: tuple(v) if isinstance(v, list) else v
-                        for k, v in (row.get("positions") or {}).items()
-                    },
-                )
-            )
-        wrong = all(pair.wrong for pair in pairs)
-        kind = path.suffix.removeprefix(".")
+    def _from_file(cls, path: Path, kind: str, name: str | None) -> Task:
+        pairs = tuple(PromptPair(**pair) for pair in read_task(path, kind))
         return cls(
             name=name or path.stem,
-            pairs=tuple(pairs),
-            metric=METRICS["logit_diff" if wrong else "log_odds"],
+            pairs=pairs,
+            metric=METRICS["logit_diff" if pairs[0].wrong else "log_odds"],
             source=f"interp.Task.from_{kind}({str(path)!r})",
         )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InterpError(
-            f"task file {path}", reason.lower(), "give a CSV or JSONL file in UTF-8"
-        ) from error
-
-
-def _prompt(value: Any) -> Prompt:
-    return value if isinstance(value, str) else tuple(value)
-
-
-def _texts(value: Any) -> tuple[str | int, ...]:
-    return (value,) if isinstance(value, str | int) else tuple(value)
-
-
-def _single_token(model: Tokenizing, text: str | int, pair: int, task: str) -> int:
-    if isinstance(text, int):
-        if not 0 <= text < model.d_vocab:
-            raise InterpError(
-                f"answer {text} of pair {pair} of {task}",
-                f"{model.name} has tokens 0 to {model.d_vocab - 1}",
-                "give an id of its vocabulary",
-            )
-        return text
-    tokens = model.token_id(text)
-    if len(tokens) != 1:
-        shown = model.tokenize(tokens).shown() if tokens else "nothing"
-        raise InterpError(
-            f"answer {text!r} of pair {pair} of {task}",
-            f"{len(tokens)} tokens in {model.name}: {shown}",
-            "use answers of one token (many need their leading space)",
-        )
-    return tokens[0]
 
 
 def _padded(rows: list[tuple[int, ...]]) -> torch.Tensor:

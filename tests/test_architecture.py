@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files metrics nulls folds figures charts charts_grids charts_steering
+errors components files schema metrics nulls folds figures charts charts_grids charts_steering
 diagrams plots report_page report
-positions prompts scores probes
+positions continuations task_files prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.families models.batches models.language_model
 models.checkpoints models.organisms models.checks models

@@ -177,14 +177,16 @@ def test_files(tmp_path, toy_model):
     assert task.encode(toy_model).positions("cue") == [4]
     assert task.name == "mine"
     table = tmp_path / "mine.csv"
-    table.write_text("clean,corrupted,answers,wrong,c\n<bos> a b c a,<bos> a d c a,b|e,d,c\n")
+    table.write_text(
+        "clean,corrupted,answers,wrong,positions.c\n<bos> a b c a,<bos> a d c a,b|e,d,c\n"
+    )
     task = Task.from_csv(table)
     assert task.pairs[0].answers == ("b", "e")
     assert task.encode(toy_model).positions("c") == [3]
     table.write_bytes(b'\xef\xbb\xbfclean,answers\r\n"<bos> a\nb, c",d\r\n')
     assert Task.from_csv(table).pairs[0].clean == "<bos> a\nb, c"
     table.write_text("clean,answers\na, b,c\n")
-    with pytest.raises(InterpError, match="row 1.*number of fields"):
+    with pytest.raises(InterpError, match="line 2.*number of fields"):
         Task.from_csv(table)
     table.write_bytes("clean,answers\né,c\n".encode("latin-1"))
     with pytest.raises(InterpError, match="UTF-8"):
@@ -193,9 +195,12 @@ def test_files(tmp_path, toy_model):
         Task.from_csv(tmp_path)
     path.write_text('{"clean": "a\u2028b", "answers": "c"}\n', encoding="utf-8")
     assert Task.from_jsonl(path).pairs[0].clean == "a\u2028b"
-    for text in ("[1]", '{"clean": "a", "answers": "b", "positions": [1]}'):
+    for text, match in (
+        ("[1]", "not an object"),
+        ('{"clean": "a", "answers": "b", "positions": [1]}', "positions is .*write name: a part"),
+    ):
         path.write_text(text)
-        with pytest.raises(InterpError, match="not an object"):
+        with pytest.raises(InterpError, match=match):
             Task.from_jsonl(path)
     path.write_text('{"clean": "a", "answers": "b", "positions": null}')
     assert Task.from_jsonl(path).pairs[0].positions == {}

@@ -591,16 +591,18 @@ def test_files_of_cases_are_refused(tmp_path):
     digest = write_cases(path, [row])
     assert read_cases(path, sha256=digest) == (Case(**row),)
     assert read_cases(path, sha256=digest)[0].known.base == "1"
-    with pytest.raises(InterpError, match="pin this one"):
+    with pytest.raises(InterpError, match=f"not 00.*--sha256 {digest}"):
         read_cases(path, sha256="0" * 64)
+    with pytest.raises(InterpError, match=f"none was given; .*--sha256 {digest}"):
+        cases_from(str(path))
     for rows, match in (
         ([row | {"shuold": "x"}], "shuold"),
         ([{"row": "1", "prompt": "Hello"}], "no should"),
-        ([row, row], "1 ids twice"),
+        ([row, row], "line 2: the id '1' twice"),
         ([row | {"should": "maybe"}], "maybe"),
         ([row, {"row": "2", "prompt": None, "should": "answer"}], "no prompt"),
         ([row, {"row": "2", "should": "answer"}], "no prompt"),
-        ([], "no prompt, row, should"),
+        ([], "no rows"),
     ):
         digest = write_cases(path, rows)
         with pytest.raises(InterpError, match=match):
@@ -631,7 +633,7 @@ def test_columns_of_other_names_and_rows_without_ids(tmp_path):
     with pytest.raises(InterpError, match="no should"):
         read_cases(path, **options)
     for columns in ({"prompt": "goal"}, {"text": "Goal"}):
-        with pytest.raises(InterpError, match="field or column"):
+        with pytest.raises(InterpError, match=r"(field|column) of prompts in .*known: "):
             read_cases(path, **options | {"columns": columns})
 
 
@@ -650,7 +652,7 @@ def test_a_data_set_is_read_at_one_commit(own, monkeypatch):
     options = {"repo_type": "dataset", "revision": commit}
     assert asked == [("some/prompts", "data/rows.jsonl", options)]
     assert cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256=digest) == found
-    with pytest.raises(InterpError, match="pin this one"):
+    with pytest.raises(InterpError, match="pin this content"):
         cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256="0" * 64)
     asked.clear()
     for address, match in (

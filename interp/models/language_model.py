@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from interp.components import SITES, Axis, Component, check_site, within
+from interp.continuations import piece_tokens
 from interp.errors import InterpError
 from interp.files import canonical_json
 from interp.models.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
 from interp.positions import TokenizedPrompt
 from interp.prompts import Prompt
+from interp.schema import as_prompt
 
 Address = tuple[int, str]
 _ORDER = {site: place for place, site in enumerate(SITES)}
@@ -102,6 +104,7 @@ class LanguageModel:
             InterpError: no tokeniser for text, no tokens, or more than the model has positions.
         """
         spans: tuple[tuple[int, int], ...] | None = None
+        prompt = as_prompt(prompt, f"a prompt for {self.name}")
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise InterpError(
@@ -116,7 +119,7 @@ class LanguageModel:
             if fast:
                 spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"][kept])
         else:
-            tokens = tuple(int(token) for token in prompt)
+            tokens = prompt
         limit = self.max_positions
         if not tokens or (limit is not None and len(tokens) > limit):
             raise InterpError(
@@ -143,7 +146,10 @@ class LanguageModel:
         """The special tokens that the tokeniser puts before and after every text."""
         if self.tokenizer is None:
             return (), ()
-        whole, bare = tuple(self.tokenizer("a")["input_ids"]), self.token_id("a")
+        whole, bare = (
+            tuple(self.tokenizer("a", add_special_tokens=special)["input_ids"])
+            for special in (True, False)
+        )
         for n in range(len(whole) - len(bare) + 1):
             if bare and whole[n : n + len(bare)] == bare:
                 return whole[:n], whole[n + len(bare) :]
@@ -156,10 +162,10 @@ class LanguageModel:
         return tuple(self.tokenizer.decode([token]) for token in tokens)
 
     def token_id(self, text: str) -> tuple[int, ...]:
-        """The tokens of a piece of text, without special tokens."""
+        """The tokens of a piece of text inside a text. See `interp.continuations.piece_tokens`."""
         if self.tokenizer is None:
             raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return piece_tokens(self.tokenizer, text)
 
     def single_token(self, text: str | int, asked: str = "token") -> int:
         """The id of a text that is one token; an id is checked and returned.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from inspect import signature
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.errors import unknown
 from interp.metrics import METRICS
 from interp.prompts import PromptPair, Task, Tokenizing
+from interp.schema import Count, check_arguments, checked
 from interp.tasks.generators import capitals, greater_than, induction
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects
@@ -66,18 +66,20 @@ def load_task(
         seed: of the random choices.
         **options: the generator's own, such as `corruption` of `ioi`.
 
+    Prompts may repeat where a task has few; the description then says how many do.
+
     Raises:
-        InterpError: an unknown task, or too few words of one token.
+        InterpError: an unknown task or option, an option out of range, no pairs, or too few words
+            of one token.
     """
+    checked(Count, n, f"pairs of {name}")
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
     if name not in TASKS and name not in TOYS:
         raise unknown("task", name, [*TASKS, *TOYS])
-    known = list(signature(TASKS[name].make).parameters)[3:] if name in TASKS else []
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of {name}", option, known)
     if name in TOYS:
+        if options:
+            raise unknown(f"option of {name}", next(iter(options)), ())
         toy = build_toy(name)
         pairs = tuple(
             PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
@@ -85,7 +87,8 @@ def load_task(
         )
         return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
     entry = TASKS[name]
-    return Task(
+    check_arguments(entry.make, options, f"option of {name}")
+    task = Task(
         name=name,
         pairs=entry.make(n, seed, model, **options),
         metric=METRICS[entry.metric],
@@ -93,3 +96,7 @@ def load_task(
         source=source,
         seed=seed,
     )
+    if not task.repeated:
+        return task
+    repeats = f"{task.repeated} of {len(task)} prompts repeat earlier ones"
+    return replace(task, description=f"{task.description} ({repeats})")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Annotated
 
+from pydantic import Field
+
+from interp.continuations import follows
 from interp.prompts import PromptPair, Tokenizing
-from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token
+from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token, word_size
 
 CAPITAL_TEMPLATES = (
     "The capital of {country} is",
@@ -23,7 +27,7 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
     so that the tens digit alone decides. Position: year (the start year's decisive token).
     """
     rng = random.Random(seed)
-    by_digit = model is None or len(model.token_id("49")) > 1
+    by_digit = model is None or len(follows(model, "the year 17", "49") or ()) != 1
     events = single_token(EVENTS, model, 4)
     pairs = []
     for _ in range(n):
@@ -48,7 +52,7 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
 
 
 def induction(
-    n: int, seed: int, model: Tokenizing | None = None, *, length: int = 8
+    n: int, seed: int, model: Tokenizing | None = None, *, length: Annotated[int, Field(ge=2)] = 8
 ) -> tuple[PromptPair, ...]:
     """Repeated random words: "a b c ... a b" is followed by "c" (Olsson et al. 2022).
 
@@ -89,7 +93,7 @@ def capitals(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Prompt
     rng = random.Random(seed)
     kept = set(single_token(list(CAPITALS.values()), model, 8))
     known = {country: city for country, city in CAPITALS.items() if city in kept}
-    size = {c: 1 if model is None else len(model.token_id(f" {c}")) for c in known}
+    size = {c: 1 if model is None else word_size(c, model) for c in known}
     alike = {c: [o for o in known if o != c and size[o] == size[c]] for c in known}
     cells = [(c, text) for c in known if alike[c] for text in CAPITAL_TEMPLATES]
     pairs = []

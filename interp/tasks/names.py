@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError
 from interp.positions import Mark
 from interp.prompts import PromptPair, Tokenizing
 from interp.tasks.words import NAMES, PLACES, THINGS, single_token
@@ -69,10 +69,8 @@ def ioi(
         template: one of them alone, by number.
 
     Raises:
-        InterpError: an unknown corruption or variant, or templates that do not exist.
+        InterpError: templates that do not exist, or too few names of one token.
     """
-    if corruption not in ("swap", "random", "abc"):
-        raise unknown("corruption", corruption, ("swap", "random", "abc"))
     wordings = _wordings(variant, templates, template)
     three = variant == "three"
     rng, names = random.Random(seed), single_token(NAMES, model, 8 if three else 5)
@@ -113,9 +111,7 @@ def _written(wording: str, present: list[str], acting: list[str], filling: dict[
     return wording.format(**people, **filling)
 
 
-def _wordings(variant: str, templates: int | None, template: int | None) -> tuple[str, ...]:
-    if variant not in IOI_TEMPLATES:
-        raise unknown("variant of ioi", variant, IOI_TEMPLATES)
+def _wordings(variant: Variant, templates: int | None, template: int | None) -> tuple[str, ...]:
     known = IOI_TEMPLATES[variant]
     if template is not None:
         if not 0 <= template < len(known):

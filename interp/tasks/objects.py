@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from interp.errors import InterpError, unknown
+from interp.errors import unknown
 from interp.prompts import PromptPair, Tokenizing
 from interp.tasks.words import COLOURS, OBJECTS, single_token
 
@@ -102,7 +102,7 @@ def colored_objects(
     seed: int,
     model: Tokenizing | None = None,
     *,
-    shots: int = 1,
+    shots: Literal[0, 1] = 1,
     split: Split = "any",
 ) -> tuple[PromptPair, ...]:
     """Colored Objects, one example first (Merullo et al. 2024, arXiv 2310.08744).
@@ -114,10 +114,8 @@ def colored_objects(
     its colour is named).
 
     Raises:
-        InterpError: other shots than 0 and 1, or see `make_scenes`.
+        InterpError: see `make_scenes`.
     """
-    if shots not in (0, 1):
-        raise InterpError(f"{shots} shots of colored_objects", "there is one example", "use 0 or 1")
     pairs = []
     for scene in make_scenes(n, seed, model, split=split):
         table, asked = scene.table, scene.asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from interp.continuations import BEFORE_WORDS, follows
 from interp.errors import InterpError
 from interp.prompts import Tokenizing
 
@@ -43,14 +44,14 @@ CAPITALS: dict[str, str] = dict(zip(_CAPITALS[::2], _CAPITALS[1::2], strict=True
 
 
 def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> list[str]:
-    """The words that are one token with a leading space; all of them without a model.
+    """The words that are one token after a space inside a text; all of them without a model.
 
     Raises:
         InterpError: fewer than `least` are left.
     """
     if model is None:
         return list(words)
-    kept = [word for word in words if len(model.token_id(" " + word)) == 1]
+    kept = [word for word in words if word_size(word, model) == 1]
     if len(kept) < least:
         raise InterpError(
             f"words of one token in {model.name}",
@@ -58,3 +59,8 @@ def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> 
             "write the prompts for this vocabulary (Task.from_jsonl)",
         )
     return kept
+
+
+def word_size(word: str, model: Tokenizing) -> int:
+    """The tokens of a word after a space inside a text; 0 if the vocabulary cannot write it."""
+    return len(follows(model, BEFORE_WORDS, f" {word}") or ())

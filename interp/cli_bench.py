@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interp.terminal import Count, JsonFile, ModelName, say, write
+from interp.terminal import COUNT, NOT_NEGATIVE, POSITIVE, Count, JsonFile, ModelName, say, write
 
 bench_app = typer.Typer(help="Time the package beside its peers.", no_args_is_help=True)
 
@@ -32,7 +32,7 @@ def bench_patching_command(
 @bench_app.command("generation", epilog="Example: interp bench generation --n 300 --json FILE")
 def bench_generation_command(
     model: ModelName = "countdown-smollm2",
-    n: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 300,
+    n: Annotated[int, typer.Option(parser=COUNT, help="Number of texts.")] = 300,
     json_file: JsonFile = None,
 ) -> None:
     """Cached generation under intervention beside plain cached generation."""
@@ -55,8 +55,12 @@ def bench_circuits_command(
     peers: Annotated[bool, typer.Option(help="Also run the peers (minutes).")] = True,
     n: Count = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 15,
-    budget: Annotated[float, typer.Option(help="Memory for our runs, in GB.")] = 0.05,
-    threshold: Annotated[float, typer.Option(help="ACDC's, as a share of the gap.")] = 0.01,
+    budget: Annotated[
+        float, typer.Option(parser=POSITIVE, help="Memory for our runs, in GB.")
+    ] = 0.05,
+    threshold: Annotated[
+        float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, as a share of the gap.")
+    ] = 0.01,
     json_file: JsonFile = None,
 ) -> None:
     """Edge scores, faithfulness curves and ACDC beside EAP-IG and TransformerLens, one thread."""

@@ -14,7 +14,10 @@ from interp.cli_known import recover
 from interp.cli_narrow import narrowed
 from interp.errors import InterpError
 from interp.terminal import (
+    COUNT,
     DEFAULT_MODEL,
+    NOT_NEGATIVE,
+    SIZE,
     Budget,
     Count,
     Dtype,
@@ -77,11 +80,12 @@ def find(
             "(edges whose removal loses) or learnt-mask."
         ),
     ] = "EAP-IG-inputs",
-    edges: Annotated[int | None, typer.Option(min=1, help="Size of the circuit.")] = None,
+    edges: Annotated[int | None, typer.Option(parser=COUNT, help="Size of the circuit.")] = None,
     threshold: Annotated[
         float,
         typer.Option(
-            help="Without --edges: least |score| of an edge, as a share of the gap; ACDC's own."
+            parser=NOT_NEGATIVE,
+            help="Without --edges: least |score| of an edge, as a share of the gap; ACDC's own.",
         ),
     ] = 0.02,
     by: Annotated[
@@ -102,13 +106,16 @@ def find(
     redundant: Annotated[
         int,
         typer.Option(
-            min=0, help="Test pairs of so many nodes: which can lose either, but not both? 0: none."
+            parser=SIZE,
+            help="Test pairs of so many nodes: which can lose either, but not both? 0: none.",
         ),
     ] = 0,
     steps: Annotated[
-        int | None, typer.Option(help="Of EAP-IG (5), or of training a mask (100).")
+        int | None, typer.Option(parser=COUNT, help="Of EAP-IG (5), or of training a mask (100).")
     ] = None,
-    weight: Annotated[float, typer.Option(help="A learnt mask: the price of all edges.")] = 1.0,
+    weight: Annotated[
+        float, typer.Option(parser=NOT_NEGATIVE, help="A learnt mask: the price of all edges.")
+    ] = 1.0,
     ablation: Ablation = "counterfactual",
     half: Half = "first",
     expand_kv: Annotated[
@@ -122,7 +129,7 @@ def find(
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
-    top: Annotated[int, typer.Option(min=1, help="How many edges to print.")] = 15,
+    top: Annotated[int, typer.Option(parser=COUNT, help="How many edges to print.")] = 15,
     out: Annotated[Path | None, typer.Option(help="Write the circuit and its scores here.")] = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -206,13 +213,16 @@ def evaluate(
         str, typer.Option(help="Of the curves: edge, or node: all edges between the nodes.")
     ] = "edge",
     random: Annotated[
-        int, typer.Option(min=0, help="Random circuits of equal size behind each, of either kind.")
+        int,
+        typer.Option(
+            parser=SIZE, help="Random circuits of equal size behind each, of either kind."
+        ),
     ] = 10,
     knockouts: Annotated[
-        int, typer.Option(min=0, help="Random subsets for completeness and minimality.")
+        int, typer.Option(parser=SIZE, help="Random subsets for completeness and minimality.")
     ] = 10,
     draws: Annotated[
-        int, typer.Option(min=0, help="Resampled pairs of prompts for stability; 0 for none.")
+        int, typer.Option(parser=SIZE, help="Resampled pairs of prompts for stability; 0 for none.")
     ] = 20,
     stable_by: Annotated[
         str,
@@ -285,12 +295,13 @@ def places(
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
-    top: Annotated[int, typer.Option(min=1, help="How many of the strongest edges.")] = 10,
+    top: Annotated[int, typer.Option(parser=COUNT, help="How many of the strongest edges.")] = 10,
     narrow: Annotated[
         float | None,
         typer.Option(
+            parser=NOT_NEGATIVE,
             help="Instead cut the whole circuit to the tokens where its edges are worth this share "
-            "of the gap, and judge what is left on the other half of the pairs."
+            "of the gap, and judge what is left on the other half of the pairs.",
         ),
     ] = None,
     out: Annotated[
@@ -357,7 +368,7 @@ def places(
 def compare(
     left: CircuitFile,
     right: CircuitFile,
-    random: Annotated[int, typer.Option(min=0, help="Pairs of random circuits.")] = 200,
+    random: Annotated[int, typer.Option(parser=SIZE, help="Pairs of random circuits.")] = 200,
     seed: Seed = 0,
     json_file: JsonFile = None,
 ) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from interp import terminal
 from interp.errors import InterpError
-from interp.terminal import Budget, Count, JsonFile, Seed
+from interp.terminal import COUNT, NOT_NEGATIVE, Budget, Count, JsonFile, Seed
 
 
 def recover(
@@ -20,8 +20,10 @@ def recover(
         str | None, typer.Option(help="E.g. EAP,ACDC,learnt-mask; all by default.")
     ] = None,
     ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
-    threshold: Annotated[float, typer.Option(help="ACDC's, a share of the gap.")] = 0.02,
-    steps: Annotated[int, typer.Option(help="Of the learnt mask.")] = 100,
+    threshold: Annotated[
+        float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, a share of the gap.")
+    ] = 0.02,
+    steps: Annotated[int, typer.Option(parser=COUNT, help="Of the learnt mask.")] = 100,
     n: Count = 24,
     seed: Seed = 0,
     budget: Budget = 1.0,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import terminal
-from interp.terminal import DEFAULT_MODEL, Dtype, ModelName, Seed
+from interp.terminal import COUNT, DEFAULT_MODEL, Dtype, ModelName, Seed
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
 Workers = Annotated[
-    int, typer.Option(min=1, help="Processes that share the steps; each holds the models.")
+    int, typer.Option(parser=COUNT, help="Processes that share the steps; each holds the models.")
 ]
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 
@@ -40,9 +40,9 @@ def study_verification_command(
         str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
     ] = None,
     n: Annotated[
-        int, typer.Option(min=40, help="Samples, half of them valid; half to test on.")
+        int, typer.Option(help="Samples, 40 or more, half of them valid; half to test on.")
     ] = 300,
-    draws: Annotated[int, typer.Option(min=2, help="Random sets behind every selection.")] = 50,
+    draws: Annotated[int, typer.Option(help="Random sets behind every selection.")] = 50,
     seed: Seed = 0,
     template: Annotated[
         str,
@@ -56,14 +56,12 @@ def study_verification_command(
         str, typer.Option(help="How many numbers a problem has; 3 is easier and shorter.")
     ] = "3,4",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Of each chain of thought; those cut short count too.")
+        int, typer.Option(help="Of each chain of thought; those cut short count too.")
     ] = 300,
-    attempts: Annotated[
-        int, typer.Option(min=1, help="Attempts of a text that may become samples.")
-    ] = 5,
+    attempts: Annotated[int, typer.Option(help="Attempts of a text that may become samples.")] = 5,
     window: Annotated[
         int,
-        typer.Option(min=1, help='Tokens changed at a verdict: the last digit and " (", or 1.'),
+        typer.Option(help='Tokens changed at a verdict: the last digit and " (", or 1.'),
     ] = 2,
     top_k: Annotated[
         str, typer.Option(help="GLU vectors a layer to try; the strongest choice is kept.")
@@ -71,7 +69,7 @@ def study_verification_command(
     threshold: Annotated[
         float, typer.Option(help="Attention to the target from which a head counts as A_Prev.")
     ] = 0.1,
-    pairs: Annotated[int, typer.Option(min=1, help="Valid-invalid pairs patched, at most.")] = 32,
+    pairs: Annotated[int, typer.Option(help="Valid-invalid pairs patched, at most.")] = 32,
     dtype: Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,
@@ -114,9 +112,9 @@ def study_reuse_command(
     trained: Annotated[
         str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
     ] = None,
-    n: Annotated[int, typer.Option(min=4, help="Prompts patched for each task.")] = 48,
-    tested: Annotated[int, typer.Option(min=4, help="Other prompts, for accuracies.")] = 150,
-    sets: Annotated[int, typer.Option(min=2, help="Random sets behind an intervention.")] = 30,
+    n: Annotated[int, typer.Option(help="Prompts patched for each task.")] = 48,
+    tested: Annotated[int, typer.Option(help="Other prompts, for accuracies.")] = 150,
+    sets: Annotated[int, typer.Option(help="Random sets behind an intervention.")] = 30,
     share: Annotated[
         float, typer.Option(help="The most heads kept at a stage, as a share of all.")
     ] = 0.02,
@@ -150,7 +148,10 @@ def study_refusal_command(
         ),
     ] = None,
     sha256: Annotated[
-        str, typer.Option(help="SHA-256 of that file; with hf:// the commit will do.")
+        str,
+        typer.Option(
+            help="SHA-256 of that file, as sha256sum prints it; with hf:// the commit will do."
+        ),
     ] = "",
     judge: Annotated[
         str,
@@ -162,19 +163,17 @@ def study_refusal_command(
     system: Annotated[
         str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
     ] = None,
-    n: Annotated[int, typer.Option(min=8, help="Shipped prompts of each kind and task.")] = 24,
-    pairs: Annotated[int, typer.Option(min=4, help="Prompt pairs heads are found on.")] = 8,
-    select: Annotated[int, typer.Option(min=4, help="Prompts a candidate is scored on.")] = 12,
-    thin: Annotated[
-        int, typer.Option(min=1, help="Candidate directions at every k-th layer only.")
-    ] = 1,
+    n: Annotated[int, typer.Option(help="Shipped prompts of each kind and task.")] = 24,
+    pairs: Annotated[int, typer.Option(help="Prompt pairs heads are found on.")] = 8,
+    select: Annotated[int, typer.Option(help="Prompts a candidate is scored on.")] = 12,
+    thin: Annotated[int, typer.Option(help="Candidate directions at every k-th layer only.")] = 1,
     draws: Annotated[
         int,
         typer.Option(
-            min=2, help="Random sets behind neurons, cascades, greedy groups; of heads 20 at least."
+            help="Random sets behind neurons, cascades, greedy groups; of heads 20 at least."
         ),
     ] = 10,
-    max_new_tokens: Annotated[int, typer.Option(min=100, help="Of each reply.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Of each reply.")] = 100,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     workers: Workers = 1,
@@ -186,12 +185,12 @@ def study_refusal_command(
     from interp.studies.refusal.context import Settings
     from interp.studies.refusal.write_up import write_up
 
-    cases = cases_from(prompts, sha256=sha256) if prompts else None
     judge_named(judge)
     settings = Settings(
         n=n, pairs=pairs, select=select, thin=thin, draws=draws, max_new_tokens=max_new_tokens,
         seed=seed, system=system,
     )  # fmt: skip
+    cases = None if prompts is None else cases_from(prompts, sha256=sha256)
     done = _run(_refusals, [model], dtype, workers, judge=judge, cases=cases, settings=settings)
     _finish(done, write_up(done), out)
 

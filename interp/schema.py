@@ -53,11 +53,16 @@ def _index(value: Any) -> Any:
         return value
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number in at most 18 ASCII digits, with or without a minus."""
+    return _DIGITS.fullmatch(text) is not None
+
+
 def whole_number(value: Any) -> Any:
     """The whole number that a text spells in ASCII digits; what is no text passes unchanged."""
     if not isinstance(value, str):
         return value
-    if _DIGITS.fullmatch(value) is None:
+    if not is_whole(value):
         raise ValueError("not a whole number")
     return int(value)
 
@@ -236,7 +241,7 @@ def _arguments(owner: Callable[..., Any]) -> type[BaseModel]:
 def _typed(kind: Any, text: str) -> Any:
     """A number as typed: whole ones in ASCII digits, others as Python writes them."""
     base = getattr(kind, "__origin__", kind)
-    if base is int and _DIGITS.fullmatch(text):
+    if base is int and is_whole(text):
         return int(text)
     if base is float and text.isascii():
         try:
@@ -260,7 +265,7 @@ def _refused(
     found = value[name] if name and isinstance(value, Mapping) else value
     if first["type"] == "literal_error" and isinstance(found, str):
         return unknown(
-            f"{asked}: {name}", found, re.findall(r"'([^']*)'", first["ctx"]["expected"])
+            f"{asked}: {name}", found, re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
         )
     shown = f"{name} is {_SHORT.repr(found)}" if name else _SHORT.repr(found)
     if first["type"] == "string_unicode":

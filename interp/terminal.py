@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from interp import schema
 from interp.errors import InterpError
 
 if TYPE_CHECKING:
@@ -20,18 +22,38 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
+
+def typed(rule: Any) -> Callable[[Any], Any]:
+    """The reader of an option whose values follow a rule of `interp.schema`."""
+
+    def read(given: Any) -> Any:
+        try:
+            return schema.checked(rule, given, "", typed=isinstance(given, str))
+        except InterpError as error:
+            raise typer.BadParameter(f"{error.found}; {error.do}") from error
+
+    return read
+
+
+COUNT, SIZE = typed(schema.Count), typed(schema.Whole)
+POSITIVE, NOT_NEGATIVE = typed(schema.Positive), typed(schema.NotNegative)
+
 ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
 TaskName = Annotated[str, typer.Option("--task", help="A task's name, a .csv or a .jsonl file.")]
-Count = Annotated[int, typer.Option("--n", min=1, help="Number of prompt pairs, at most.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random choices.")]
+Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
+Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
-Budget = Annotated[float, typer.Option("--budget", help="Memory for runs in flight, in GB.")]
+Budget = Annotated[
+    float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
+]
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]
 Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
-Top = Annotated[int, typer.Option(min=1, help="How many components to print.")]
+Top = Annotated[int, typer.Option(parser=COUNT, help="How many components to print.")]
+MOST = 1_000_000
+"""More layers, heads or neurons than any model has."""
 
 
 def load(name: str, dtype: str = "float32") -> LanguageModel:
@@ -55,14 +77,35 @@ def make_task(
     from interp.prompts import Task
     from interp.tasks import load_task
 
+    extra = task_options(options)
     if name.endswith((".jsonl", ".csv")):
+        if extra:
+            raise InterpError(
+                f"--option {min(extra)} for {name}", "a file has none", "leave it out"
+            )
         task = Task.from_csv(name) if name.endswith(".csv") else Task.from_jsonl(name)
         task = task.first(n) if n < len(task) else task
     else:
-        pairs = [option.partition("=")[::2] for option in options or []]
-        extra = {key: int(value) if value.isdecimal() else value for key, value in pairs}
         task = load_task(name, model, n=n, seed=seed, **extra)
     return task if metric is None else task.with_metric(metric_named(metric))
+
+
+def task_options(options: Sequence[str] | None) -> dict[str, int | str]:
+    """Options of a task as typed: name=value, whole numbers as such.
+
+    Raises:
+        InterpError: no name or no value, a name twice, or one that has an option of its own.
+    """
+    found: dict[str, int | str] = {}
+    for option in options or []:
+        name, equal, value = option.partition("=")
+        if not name or not equal or not value or name in found:
+            wrong = f"{name!r} twice" if name in found else "no name=value"
+            raise InterpError(f"--option {option!r}", wrong, "write each once, as corruption=abc")
+        if name in ("n", "seed", "model", "name"):
+            raise InterpError(f"--option {option!r}", f"--{name} says that", f"write --{name}")
+        found[name] = schema.whole_number(value) if schema.is_whole(value) else value
+    return found
 
 
 def names(text: str) -> str | tuple[str, ...]:
@@ -71,23 +114,36 @@ def names(text: str) -> str | tuple[str, ...]:
 
 
 def numbers(text: str | None) -> list[int] | None:
-    """Numbers and ranges, such as 3,7-9."""
+    """Numbers and ranges, such as 3,7-9.
+
+    Raises:
+        InterpError: no range, one that runs backwards, or numbers no model has.
+    """
     if text is None:
         return None
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        if not schema.is_whole(first) or (dash and not schema.is_whole(last)):
             raise InterpError(f"numbers {text!r}", f"{part!r} is no range", "write 3,7-9")
-        found += range(int(first), int(last or first) + 1)
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise InterpError(f"numbers {text!r}", f"{part!r} runs backwards", "write 7-9")
+        if high >= MOST or len(found) + high - low >= MOST:
+            raise InterpError(f"numbers {text!r}", f"{part!r} is too many", f"stay below {MOST}")
+        found += range(low, high + 1)
     return found
 
 
 def text_of(name: str, known: Collection[str]) -> str:
-    """What a text file of that name holds; a known name, or one that is no file, as it is."""
-    if name in known or "\n" in name or not Path(name).is_file():
+    """What a text file of that name holds; a known name, or one that is no file, as it is.
+
+    Raises:
+        InterpError: a file that cannot be read as text.
+    """
+    if name in known or "\n" in name or not os.path.isfile(name):  # noqa: PTH113, names may be long
         return name
-    return Path(name).read_text(encoding="utf-8")
+    return schema.read_text(Path(name), f"the text file {name}")
 
 
 def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:

@@ -338,7 +338,7 @@ def make_study(root: Path, *, steps: set[str] | None = None, **changed: Any) -> 
     directory.mkdir(parents=True, exist_ok=True)
     of = content_key("a study of refusals")
     about = {"model": "toy-refusal", "model_hash": "f" * 64, "version": REFUSAL.version}
-    about |= {"settings": asdict(Settings(n=8, draws=5, max_new_tokens=8)), "of": of}
+    about |= {"settings": asdict(Settings(n=8, draws=5, max_new_tokens=100)), "of": of}
     (directory / "study.json").write_text(json.dumps(about))
     for name, result in found.items():
         text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
@@ -746,7 +746,7 @@ def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
     at = visit("study", model="toy-refusal")
     assert {"Run"} == {button.label for button in at.button} & {"Run", "Resume"}
     model = interp.load_model("toy-refusal")
-    home = usual_directory(REFUSAL, model, Settings(n=8, draws=5, max_new_tokens=8))
+    home = usual_directory(REFUSAL, model, Settings(n=8, draws=5, max_new_tokens=100))
     (tmp_path / "studies" / f"refusal-{'b' * 20}").rename(home)
     at = visit("study", model="toy-refusal")
     assert {"Resume"} == {button.label for button in at.button} & {"Run", "Resume"}

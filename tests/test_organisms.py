@@ -257,7 +257,7 @@ def same(one, other):
 def test_a_base_with_another_tokeniser_is_refused(organism, played):
     _, problems, texts = played
     context = make_context(
-        organism, interp.load_model("toy-verification"), Settings(n=20), problems, texts
+        organism, interp.load_model("toy-verification"), Settings(n=40), problems, texts
     )
     with pytest.raises(InterpError, match="tokenisers"):
         against_base(context, ["L0H0"], ["L0N0"])

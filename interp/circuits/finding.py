@@ -22,6 +22,7 @@ from interp.files import cache_dir, content_key, read_result, versions, write_re
 from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.schema import Count, NotNegative, Settings, Whole
 from interp.scores import Provenance
 from interp.sweeps import provenance
 
@@ -184,7 +185,7 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finder:
+class Finder(Settings):
     """How to look for a circuit; options a method does not have are left alone.
 
     method: one of `FINDERS`. ablation: what a removed edge carries. direction: "noise" or
@@ -197,14 +198,15 @@ class Finder:
     method: str = "EAP-IG-inputs"
     ablation: str = "counterfactual"
     direction: str = "noise"
-    steps: int | None = None
-    threshold: float = 0.02
-    weight: float = 1.0
+    steps: Count | None = None
+    threshold: NotNegative = 0.02
+    weight: NotNegative = 1.0
     expand_kv: bool = False
     neurons: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in FINDERS:
             raise unknown("method", self.method, FINDERS)
         if self.neurons and self.method not in METHODS:

@@ -10,16 +10,59 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 
 from interp.circuits.circuit import Circuit
 from interp.components import Component
 from interp.errors import InterpError
 from interp.files import write_atomically
 from interp.graph import Graph
+from interp.schema import Count, Row, checked, json_value, read_text
+
+
+class Config(TypedDict):
+    """What a file says of its model; other facts are left alone."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+    n_layers: Count
+    n_heads: Count
+    parallel_attn_mlp: bool
+
+
+class Edge(TypedDict):
+    """One edge; EAP-IG may write more about it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+    score: Annotated[float, Field(allow_inf_nan=False)]
+    in_graph: bool
+
+
+class JsonFile(Row):
+    """A MIB circuit as JSON."""
+
+    cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
+    nodes: dict[str, Any]
+    neurons: Any = None
+    edges: dict[str, Edge] = Field(description='{name: {"score": number, "in_graph": true}}')
+
+
+class TensorFile(Row):
+    """A MIB circuit as a dictionary of tensors."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
+    src_nodes: list[str] | None = None
+    dst_nodes: list[str] | None = None
+    edges_scores: torch.Tensor
+    edges_in_graph: torch.Tensor
+    nodes_in_graph: Any = None
+    nodes_scores: Any = None
+    neurons_in_graph: Any = None
+    neurons_scores: Any = None
 
 
 def to_mib_json(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
@@ -84,40 +127,48 @@ def from_mib_json(path: str | Path, graph: Graph | None = None) -> Circuit:
         InterpError: a graph with neurons as nodes, not such a file, of another model, with unknown
             or missing edges, or with what MIB calls neurons.
     """
-    content = _read(path, lambda p: json.loads(p.read_text(encoding="utf-8")))
-    graph = _graph(content, path, graph, ("cfg", "nodes", "edges"))
-    if any("neurons" in node for node in content["nodes"].values()):
+    asked = f"the MIB circuit {path}"
+    content = json_value(read_text(Path(path), asked), asked)
+    found = _checked(JsonFile, content, path)
+    graph = _graph(found.cfg, len(found.edges), path, graph)
+    nodes = found.nodes.values()
+    if found.neurons or any(isinstance(node, dict) and "neurons" in node for node in nodes):
         raise _unreadable(path, "it selects neurons of nodes")
     sources, targets = _names(graph)
     places = {f"{sources[w]}->{targets[r]}": (w, r) for w, r in np.argwhere(graph.allowed)}
-    if differ := places.keys() ^ content["edges"].keys():
+    if differ := places.keys() ^ found.edges.keys():
         raise _unreadable(path, f"{len(differ)} edges missing or unknown, such as {min(differ)}")
     mask, scores = np.zeros(graph.shape, dtype=bool), np.zeros(graph.shape)
-    for name, facts in content["edges"].items():
-        mask[places[name]], scores[places[name]] = facts["in_graph"], facts["score"]
+    for name, edge in found.edges.items():
+        mask[places[name]], scores[places[name]] = edge["in_graph"], edge["score"]
     return Circuit(graph=graph, mask=mask, scores=scores, name=Path(path).stem, method="MIB file")
 
 
 def from_mib_pt(path: str | Path, graph: Graph | None = None) -> Circuit:
     """Read MIB PT, tensors and plain values only. See `from_mib_json`."""
-    content = _read(path, lambda p: torch.load(p, map_location="cpu", weights_only=True))  # noqa: TID251
-    graph = _graph(content, path, graph, ("cfg", "edges_scores", "edges_in_graph"))
-    if content.get("neurons_in_graph") is not None:
+    try:
+        content = torch.load(Path(path), map_location="cpu", weights_only=True)  # noqa: TID251
+    except Exception as error:  # whatever a file of another kind makes its reader say
+        raise _unreadable(path, str(error).splitlines()[0] if str(error) else "empty") from error
+    found = _checked(TensorFile, content, path)
+    inside, values = found.edges_in_graph, found.edges_scores.detach()
+    if inside.ndim != 2 or inside.dtype != torch.bool or not values.is_floating_point():
+        raise _unreadable(path, f"edges are {inside.dtype} and {values.dtype}, not bool and float")
+    graph = _graph(found.cfg, inside.numel(), path, graph)
+    if found.neurons_in_graph is not None:
         raise _unreadable(path, "it selects neurons of nodes")
-    names = _names(graph)
-    for key, expected in zip(("src_nodes", "dst_nodes"), names, strict=True):
-        if list(content.get(key, expected)) != expected:
+    for key, expected in zip(("src_nodes", "dst_nodes"), _names(graph), strict=True):
+        if getattr(found, key) not in (None, expected):
             raise _unreadable(path, f"its {key} are not in the graph's order")
-    inside, scores = (content[key].numpy() for key in ("edges_in_graph", "edges_scores"))
-    if inside.shape != graph.shape or scores.shape != graph.shape:
-        raise _unreadable(path, f"edges of shape {inside.shape}, not {graph.shape}")
-    return Circuit(
-        graph=graph,
-        mask=inside.astype(bool),
-        scores=np.where(graph.allowed, scores, 0.0).astype(np.float64),
-        name=Path(path).stem,
-        method="MIB file",
-    )
+    mask, scores = inside.numpy(), values.double().numpy()
+    if mask.shape != graph.shape or scores.shape != graph.shape:
+        raise _unreadable(path, f"edges of shape {mask.shape}, not {graph.shape}")
+    scores = np.where(graph.allowed, scores, 0.0)
+    if not np.isfinite(scores).all():
+        raise _unreadable(path, "scores that are not finite")
+    if (mask & ~graph.allowed).any():
+        raise _unreadable(path, "it holds edges that the graph does not have")
+    return Circuit(graph=graph, mask=mask, scores=scores, name=Path(path).stem, method="MIB file")
 
 
 def _names(graph: Graph) -> tuple[list[str], list[str]]:
@@ -161,29 +212,20 @@ def _nodes(circuit: Circuit) -> np.ndarray:
     return np.any(circuit.mask, axis=1) & entered
 
 
-def _read(path: str | Path, reader: Any) -> dict[str, Any]:
-    try:
-        content = reader(Path(path))
-    except Exception as error:  # whatever a file of another kind makes its reader say
-        raise _unreadable(path, str(error).splitlines()[0] if str(error) else "empty") from error
+def _checked(kind: Any, content: Any, path: str | Path) -> Any:
     if not isinstance(content, dict):
         raise _unreadable(path, "it does not hold a dictionary")
-    return content
+    return checked(kind, content, f"the MIB circuit {path}")
 
 
-def _graph(
-    content: dict[str, Any], path: str | Path, graph: Graph | None, keys: tuple[str, ...]
-) -> Graph:
-    """The expanded graph a file describes."""
-    if missing := [key for key in keys if key not in content]:
-        raise _unreadable(path, f"no {', '.join(missing)}")
-    try:
-        shape = [content["cfg"][key] for key in ("n_layers", "n_heads", "parallel_attn_mlp")]
-    except KeyError as error:
-        raise _unreadable(path, f"no cfg[{error}]") from error
+def _graph(cfg: Config, edges: int, path: str | Path, graph: Graph | None) -> Graph:
+    """The expanded graph a file with so many edges describes."""
+    shape = [cfg["n_layers"], cfg["n_heads"], cfg["parallel_attn_mlp"]]
     if graph is None:
         layers, heads, parallel = shape
-        return Graph(n_layers=layers, n_heads=heads, n_kv_heads=heads, parallel=bool(parallel))
+        if layers * (heads + 1) > edges:  # each head and MLP writes one edge at least
+            raise _unreadable(path, f"{edges} edges for {layers} layers of {heads} heads")
+        return Graph(n_layers=layers, n_heads=heads, n_kv_heads=heads, parallel=parallel)
     if shape != [graph.n_layers, graph.n_heads, graph.parallel]:
         raise InterpError(
             f"the circuit {path} for {graph}",

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from interp.continuations import follows
+from interp.errors import InterpError
 from interp.prompts import PromptPair, Tokenizing
 from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token, word_size
 
@@ -29,14 +30,17 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
     rng = random.Random(seed)
     by_digit = model is None or len(follows(model, "the year 17", "49") or ()) != 1
     events = single_token(EVENTS, model, 4)
+    years = [] if model is None or by_digit else _years(model)
     pairs = []
     for _ in range(n):
-        century = rng.choice((15, 16, 17, 18))
-        start = rng.randrange(2, 9) if by_digit else rng.randrange(11, 90)
+        if by_digit:
+            century, start = rng.choice((15, 16, 17, 18)), rng.randrange(2, 9)
+        else:
+            century, start = rng.choice(years)
         text = "The {event} lasted from the year {century}{start} to the year {century}"
         event = rng.choice(events)
-        years = [f"{start}9", "09"] if by_digit else [f"{start}", "01"]
-        clean, corrupted = (text.format(event=event, century=century, start=year) for year in years)
+        begun = [f"{start}9", "09"] if by_digit else [f"{start}", "01"]
+        clean, corrupted = (text.format(event=event, century=century, start=year) for year in begun)
         choices = range(10) if by_digit else range(100)
         spelled = [str(c) if by_digit else f"{c:02d}" for c in choices]
         pairs.append(
@@ -49,6 +53,28 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
             )
         )
     return tuple(pairs)
+
+
+def _years(model: Tokenizing) -> list[tuple[int, int]]:
+    """Centuries and start years that are a token each, as is the corrupted year."""
+
+    def apart(century: int, year: str) -> bool:
+        return follows(model, f"the year {century}", year) is not None and (
+            word_size(f"{century}{year}", model) == 2
+        )
+
+    found = [
+        (century, start)
+        for century in (15, 16, 17, 18)
+        if apart(century, "01")
+        for start in range(11, 90)
+        if apart(century, f"{start}")
+    ]
+    if not found:
+        raise InterpError(
+            f"years of two tokens in {model.name}", "none", "write the prompts yourself"
+        )
+    return found
 
 
 def induction(

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from interp import schema
 from interp.capture import text_losses
 from interp.cases import Case, deal
 from interp.chat import ChatPrompts, chat_prompts
@@ -26,6 +28,7 @@ from interp.errors import InterpError
 from interp.judging import REFUSALS, RULES, Judge, Label
 from interp.models.language_model import LanguageModel
 from interp.refusal_score import score_refusals
+from interp.schema import Count, Whole
 from interp.steered import generate_steered, run_steered
 from interp.steering import Steering
 from interp.studies import frame
@@ -46,7 +49,7 @@ LEAST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(schema.Settings):
     """What can be chosen; part of every step's key.
 
     n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
@@ -56,14 +59,14 @@ class Settings:
     prompt: in-context refusal.
     """
 
-    n: int = 24
-    requests: int = 3
-    max_new_tokens: int = 100
-    pairs: int = 8
-    select: int = 12
-    thin: int = 1
-    draws: int = 10
-    seed: int = 0
+    n: Annotated[int, Field(ge=4)] = 24
+    requests: Count = 3
+    max_new_tokens: Annotated[int, Field(ge=100)] = 100
+    pairs: Annotated[int, Field(ge=4)] = 8
+    select: Annotated[int, Field(ge=4)] = 12
+    thin: Count = 1
+    draws: Annotated[int, Field(ge=2)] = 10
+    seed: Whole = 0
     system: str | None = None
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
+from interp import schema
 from interp.ablation import Ablation, ablate
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.schema import Share, Whole
 from interp.studies.frame import Kind
 from interp.studies.reuse.suite import ENTRIES, Entry
 from interp.tasks import load_task
@@ -21,7 +25,7 @@ APART = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(schema.Settings):
     """What can be chosen; part of every step's key.
 
     n: prompts patched for each task. tested: prompts of every behaviour check and intervention,
@@ -30,14 +34,14 @@ class Settings:
     behind an interval. threshold: mean attention from which a head has a label.
     """
 
-    n: int = 48
-    tested: int = 150
-    share: float = 0.02
-    draws: int = 1000
-    sets: int = 30
-    resamples: int = 1000
-    threshold: float = 0.1
-    seed: int = 0
+    n: Annotated[int, Field(ge=4)] = 48
+    tested: Annotated[int, Field(ge=4)] = 150
+    share: Share = 0.02
+    draws: Annotated[int, Field(ge=2)] = 1000
+    sets: Annotated[int, Field(ge=2)] = 30
+    resamples: Annotated[int, Field(ge=2)] = 1000
+    threshold: Share = 0.1
+    seed: Whole = 0
 
 
 REUSE = Kind(name="reuse", version=1, settings=Settings, beside=("trained",))

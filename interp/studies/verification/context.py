@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from interp import schema
 from interp.ablation import Where, ablate, site_values
 from interp.errors import InterpError
 from interp.generation import Generation
@@ -20,6 +22,7 @@ from interp.models.language_model import Address, LanguageModel
 from interp.probes import Probes
 from interp.probing import train_probes
 from interp.prompts import PromptPair, Task
+from interp.schema import Count, Share, Text, Whole
 from interp.studies.frame import Kind
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
@@ -35,7 +38,7 @@ STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(schema.Settings):
     """What can be chosen; part of every step's key.
 
     n: samples; half of them valid, and of both kinds half to find with and half to test on.
@@ -46,17 +49,17 @@ class Settings:
     the sixth.
     """
 
-    n: int = 300
-    draws: int = 50
-    seed: int = 0
-    template: str = "short"
-    operands: tuple[int, ...] = (3, 4)
-    max_new_tokens: int = 300
-    window: int = 2
-    top_k: tuple[int, ...] = (10, 50)
-    threshold: float = 0.1
-    pairs: int = 32
-    attempts: int = 5
+    n: Annotated[int, Field(ge=40)] = 300
+    draws: Annotated[int, Field(ge=2)] = 50
+    seed: Whole = 0
+    template: Text = "short"
+    operands: Annotated[tuple[Annotated[int, Field(ge=2, le=6)], ...], Field(min_length=1)] = (3, 4)
+    max_new_tokens: Count = 300
+    window: Annotated[int, Field(ge=1, le=2)] = 2
+    top_k: Annotated[tuple[Count, ...], Field(min_length=1)] = (10, 50)
+    threshold: Share = 0.1
+    pairs: Count = 32
+    attempts: Count = 5
 
 
 VERIFICATION = Kind(name="verification", version=7, settings=Settings, beside=("base",))

@@ -25,15 +25,15 @@ from interp.metrics import (
     share_estimate,
 )
 from interp.positions import Mark, TokenizedPrompt, resolve
-from interp.schema import Count, Index, Share, as_prompt, checked
+from interp.schema import Count, Index, Share, Unicode, as_prompt, checked
 from interp.task_files import read_task
 
 Prompt = str | tuple[int, ...]
 
 
-_Answers = Annotated[tuple[str | Index, ...], Strict(False)]
-_Occurrence = Annotated[tuple[str, Index], Strict(False)]
-_Marks = Annotated[dict[str, str | Index | _Occurrence], Strict(False)]
+_Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
+_Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
+_Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
 
 
 class Tokenizing(Tokenizes, Protocol):

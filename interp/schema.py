@@ -20,6 +20,7 @@ from reprlib import Repr
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,6 +40,9 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
+"""A text that has UTF-8: no half of a pair of surrogates."""
+
 Text = Annotated[str, Field(min_length=1)]
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
@@ -122,7 +126,7 @@ def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
         InterpError: neither, ids that are no whole numbers, or a text that has no UTF-8.
     """
     if isinstance(value, str):
-        return checked(str, value, asked)
+        return checked(Unicode, value, asked)
     try:
         if isinstance(value, bytes | dict) or any(isinstance(item, bool) for item in value):
             raise TypeError
@@ -268,7 +272,7 @@ def _refused(
             f"{asked}: {name}", found, re.findall(r"'([^']*)'", first.get("ctx", {})["expected"])
         )
     shown = f"{name} is {_SHORT.repr(found)}" if name else _SHORT.repr(found)
-    if first["type"] == "string_unicode":
+    if first["type"] == "string_unicode" or "surrogates" in first["msg"]:
         shown += ", with half of a pair of surrogates"
     described = fields[name].description if name in fields else None
     return InterpError(asked, shown, f"write {described or _wanted(first['msg'])}")
@@ -276,6 +280,8 @@ def _refused(
 
 def _wanted(message: str) -> str:
     """Pydantic's message as what to write."""
+    if "surrogates" in message or "unicode" in message:
+        return "text in UTF-8"
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     message = message.replace("a valid integer", "a whole number")
     return re.sub(r"^(greater|less) than", r"a value \1 than", message)

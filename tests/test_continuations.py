@@ -58,6 +58,8 @@ KINDS = {
     "gpt2": (byte_level(False), "{}"),
     "smollm": (byte_level(True), "{}"),
     "llama2": (prefix_space(False), "<s> {}"),
+    "llama2-eos": (prefix_space(False), "<s> {} </s>"),
+    "gpt2-eos": (byte_level(True), "{} </s>"),
     "mistral": (prefix_space(True), "<s> {}"),
 }
 

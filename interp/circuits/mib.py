@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,19 +24,19 @@ from interp.graph import Graph
 from interp.schema import Count, Row, checked, json_value, read_text
 
 
-class Config(TypedDict):
+class Config(Row):
     """What a file says of its model; other facts are left alone."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+    model_config = ConfigDict(strict=True, extra="ignore")
     n_layers: Count
     n_heads: Count
     parallel_attn_mlp: bool
 
 
-class Edge(TypedDict):
+class Edge(Row):
     """One edge; EAP-IG may write more about it."""
 
-    __pydantic_config__ = ConfigDict(strict=True, extra="ignore")  # type: ignore[misc]
+    model_config = ConfigDict(strict=True, extra="ignore")
     score: Annotated[float, Field(allow_inf_nan=False)]
     in_graph: bool
 
@@ -53,7 +53,7 @@ class JsonFile(Row):
 class TensorFile(Row):
     """A MIB circuit as a dictionary of tensors."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True)
     cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
     src_nodes: list[str] | None = None
     dst_nodes: list[str] | None = None
@@ -140,7 +140,7 @@ def from_mib_json(path: str | Path, graph: Graph | None = None) -> Circuit:
         raise _unreadable(path, f"{len(differ)} edges missing or unknown, such as {min(differ)}")
     mask, scores = np.zeros(graph.shape, dtype=bool), np.zeros(graph.shape)
     for name, edge in found.edges.items():
-        mask[places[name]], scores[places[name]] = edge["in_graph"], edge["score"]
+        mask[places[name]], scores[places[name]] = edge.in_graph, edge.score
     return Circuit(graph=graph, mask=mask, scores=scores, name=Path(path).stem, method="MIB file")
 
 
@@ -220,7 +220,7 @@ def _checked(kind: Any, content: Any, path: str | Path) -> Any:
 
 def _graph(cfg: Config, edges: int, path: str | Path, graph: Graph | None) -> Graph:
     """The expanded graph a file with so many edges describes."""
-    shape = [cfg["n_layers"], cfg["n_heads"], cfg["parallel_attn_mlp"]]
+    shape = [cfg.n_layers, cfg.n_heads, cfg.parallel_attn_mlp]
     if graph is None:
         layers, heads, parallel = shape
         if layers * (heads + 1) > edges:  # each head and MLP writes one edge at least

@@ -49,12 +49,10 @@ def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> 
     Raises:
         InterpError: fewer than `least` are left.
     """
-    if model is None:
-        return list(words)
-    kept = [word for word in words if word_size(word, model) == 1]
+    kept = [word for word in words if model is None or word_size(word, model) == 1]
     if len(kept) < least:
         raise InterpError(
-            f"words of one token in {model.name}",
+            f"words of one token in {'any model' if model is None else model.name}",
             f"{len(kept)} of {len(words)} ({', '.join(words[:4])} ...), {least} needed",
             "write the prompts for this vocabulary (Task.from_jsonl)",
         )

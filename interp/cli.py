@@ -44,14 +44,19 @@ def models(
     dtype: Dtype = "float32",
     json_file: JsonFile = None,
 ) -> None:
-    """List the models that need no hub, or check one."""
+    """List the models that need no hub and the families that were tried, or check one model."""
     if check is None:
-        from interp.loading import known_models
+        from interp.loading import known_families, known_models
 
-        entries = known_models()
+        entries, families = known_models(), known_families()
         terminal.table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
-        terminal.say("Any Hugging Face id or local directory works too.")
-        terminal.write(json_file, [asdict(entry) for entry in entries])
+        terminal.say(
+            "Any Hugging Face id, local directory, adapter directory or GGUF file works too. Tried "
+            "families (hooks: slower, same numbers, no measurement that reads weights):"
+        )
+        rows = [[row["name"], row["runs"], _absent(row["missing"])] for row in families]
+        terminal.table(["family", "runs", "absent sites"], rows)
+        terminal.write(json_file, [asdict(entry) for entry in entries] + families)
         return
     model = terminal.load(check, dtype)
     facts = {
@@ -67,12 +72,22 @@ def models(
         "post-norms": model.post_norms,
         "hash": model.hash,
         "fast engine": model.engine_reason or "yes",
+        "longest prompt": model.max_positions or "any",
+        "notes": "; ".join(model.notes) or "none",
     }
     terminal.table(["", model.name], [[key, str(value)] for key, value in facts.items()])
     terminal.table(["site", "offered"], [[s, why or "yes"] for s, why in model.sites.items()])
     if model.card:
         terminal.say(model.card)
     terminal.write(json_file, {**facts, "sites": model.sites})
+
+
+def _absent(missing: dict[str, str]) -> str:
+    """Absent sites, those with one reason together."""
+    sites: dict[str, list[str]] = {}
+    for site, why in missing.items():
+        sites.setdefault(why, []).append(site)
+    return "; ".join(f"{' '.join(names)}: {why}".removeprefix(": ") for why, names in sites.items())
 
 
 @app.command(epilog="Example: interp tasks ioi --model smollm2-135m-instruct --n 64")

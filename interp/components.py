@@ -33,7 +33,9 @@ q, k, v are the projections before q/k norms and rotary embedding; with grouped-
 k and v have one component per key/value head. pattern is the attention after softmax; z the
 mixed values of a head; pre, pre_linear and post the gate, the linear part and their product in a
 gated MLP (pre and post where there is no gate). attn_out and mlp_out are what is added to the
-residual stream (after a post-norm where there is one).
+residual stream: after a post-norm or a multiplier (Granite) where there is one, without the stream
+where the module itself adds it (BLOOM, MPT's MLP), routed and shared experts together in a mixture.
+A mixture of experts has no pre, pre_linear or post, because each token has other neurons.
 """
 
 _LABEL = re.compile(r"L(?P<layer>\d+)(?:(?P<kind>[HN])(?P<index>\d+))?(?:\.(?P<site>\w+))?")

@@ -48,6 +48,18 @@ def known_models() -> list[ModelEntry]:
     return [default, *trained, *toys]
 
 
+FAMILY_TABLE = Path(__file__).parent / "data" / "families.json"
+
+
+def known_families() -> list[dict[str, Any]]:
+    """What tiny random models of each tried family offer: name, architecture, runs, missing.
+
+    `runs` is "engine", "hooks" or "refused"; `missing` maps sites to the reason they are absent
+    ("" for the whole model). Written by `python -m tests.families`, compared by the tests.
+    """
+    return json.loads(FAMILY_TABLE.read_text(encoding="utf-8"))
+
+
 def load_model(
     name: Any = embedded.NAME,
     *,

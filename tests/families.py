@@ -1,12 +1,20 @@
-"""Tiny random models of every supported family, and random tasks for them."""
+"""Tiny random models of every supported family, and random tasks for them.
 
+`python -m tests.families` writes the table of families that `interp models` prints.
+"""
+
+import json
 import random
+import re
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import transformers as t
 from torch.nn import functional as F
 
+from interp.errors import InterpError
+from interp.loading import FAMILY_TABLE, LanguageModel, wrap
 from interp.prompts import PromptPair, Task
 
 VOCABULARY = 97
@@ -41,13 +49,116 @@ FAMILIES = {
 }  # fmt: skip
 
 
+_IDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+_TWO = {**_SIZE, "num_hidden_layers": 2}
+_PAIRS = {**_TWO, "num_key_value_heads": 2}
+_GPT = {**_IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+_OPT = {
+    **_IDS, "num_hidden_layers": 2, "ffn_dim": 48, "num_attention_heads": 4, "pad_token_id": 0,
+    "max_position_embeddings": 64, "hidden_size": 32,
+}  # fmt: skip
+_FALCON = {**_IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_EXPERTS = {**_PAIRS, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 16,
+    "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0],
+}  # fmt: skip
+OTHERS = {
+    "phi": lambda: t.PhiConfig(**_TWO),
+    "phi3": lambda: t.Phi3Config(**_PAIRS),
+    "phi3-longrope": lambda: t.Phi3Config(
+        **_PAIRS, original_max_position_embeddings=16, rope_parameters=LONGROPE
+    ),
+    "opt": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=32),
+    "opt-350m": lambda: t.OPTConfig(**_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "gpt-neo": lambda: t.GPTNeoConfig(
+        **_IDS, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=48, window_size=8,
+        attention_types=[[["global", "local"], 1]], max_position_embeddings=64,
+    ),
+    "gptj": lambda: t.GPTJConfig(**_GPT, rotary_dim=4),
+    "neox-serial": lambda: t.GPTNeoXConfig(**_TWO, use_parallel_residual=False),
+    "neox-no-bias": lambda: t.GPTNeoXConfig(**_TWO, attention_bias=False),
+    "bigcode": lambda: t.GPTBigCodeConfig(**_GPT, n_inner=48),
+    "bloom": lambda: t.BloomConfig(**_IDS, hidden_size=32, n_layer=2, n_head=4),
+    "falcon-7b": lambda: t.FalconConfig(**_FALCON, multi_query=True, bias=False),
+    "falcon-40b": lambda: t.FalconConfig(
+        **_FALCON, num_kv_heads=2, new_decoder_architecture=True, bias=False
+    ),
+    "falcon-rw": lambda: t.FalconConfig(
+        **_FALCON, multi_query=False, parallel_attn=False, bias=True, alibi=True
+    ),
+    "mpt": lambda: t.MptConfig(
+        vocab_size=VOCABULARY, d_model=32, n_heads=4, n_layers=2, max_seq_len=64
+    ),
+    "starcoder2": lambda: t.Starcoder2Config(**_PAIRS, sliding_window=8),
+    "stablelm": lambda: t.StableLmConfig(**_PAIRS),
+    "olmo": lambda: t.OlmoConfig(**_PAIRS),
+    "gemma": lambda: t.GemmaConfig(**_PAIRS, head_dim=8),
+    "cohere": lambda: t.CohereConfig(**_PAIRS, use_qk_norm=True),
+    "cohere2": lambda: t.Cohere2Config(**_PAIRS, sliding_window=8),
+    "granite": lambda: t.GraniteConfig(
+        **_PAIRS, embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2,
+        logits_scaling=3.0,
+    ),
+    "smollm3": lambda: t.SmolLM3Config(**_PAIRS),
+    "llama-longrope": lambda: t.LlamaConfig(**_PAIRS, rope_parameters=LONGROPE),
+    "gpt-oss": lambda: t.GptOssConfig(
+        **_PAIRS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=8
+    ),
+    "mixtral": lambda: t.MixtralConfig(**_PAIRS, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2-moe": lambda: t.Qwen2MoeConfig(**_EXPERTS, shared_expert_intermediate_size=48),
+    "qwen3-moe": lambda: t.Qwen3MoeConfig(**_EXPERTS, head_dim=8),
+    "qwen3-next": lambda: t.Qwen3NextConfig(
+        **_EXPERTS, head_dim=8, shared_expert_intermediate_size=24, linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+    "deepseek-v3": lambda: t.DeepseekV3Config(
+        **_TWO, num_key_value_heads=4, moe_intermediate_size=24, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=16,
+        kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
+    ),
+    "recurrent-gemma": lambda: t.RecurrentGemmaConfig(
+        **{**_PAIRS, "num_hidden_layers": 3}, lru_width=32, attention_window_size=8, head_dim=8
+    ),
+    "mamba": lambda: t.MambaConfig(**_IDS, hidden_size=32, num_hidden_layers=2, state_size=4),
+}  # fmt: skip
+"""Families without a fast engine, variants of those with one, and what is refused."""
+
+
 def tiny(name: str, dtype: torch.dtype = torch.float32) -> t.PreTrainedModel:
     """A random model; weights and biases are far from their initial zeros and ones."""
     torch.manual_seed(0)
-    model = t.AutoModelForCausalLM.from_config(FAMILIES[name](), attn_implementation="eager")
+    config = {**FAMILIES, **OTHERS}[name]()
+    model = t.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model.eval().to(dtype)
+
+
+def record(name: str, model: LanguageModel | InterpError) -> dict[str, Any]:
+    """A family's line of the table that `interp models` prints."""
+    architecture = type(tiny(name)).__name__
+    if isinstance(model, InterpError):
+        why = str(model.found).partition(" expects ")[0]
+        return {"name": name, "architecture": architecture, "runs": "refused", "missing": {"": why}}
+    missing = {
+        site: re.sub(r", off by [^)]*", "", re.sub(r"[(][0-9.e+-]+[)]", "", why)).strip()
+        for site, why in model.sites.items()
+        if why is not None
+    }
+    if not model.ragged:
+        missing[""] = "padding changes it: prompts of different lengths run apart"
+    runs = "hooks" if model.decoder is None else "engine"
+    return {"name": name, "architecture": architecture, "runs": runs, "missing": missing}
+
+
+def wrapped(name: str) -> LanguageModel | InterpError:
+    """A tiny model, checked, or why it is refused."""
+    try:
+        return wrap(tiny(name), name=f"tiny-{name}")
+    except InterpError as error:
+        return error
 
 
 def random_task(lengths: tuple[int, ...] = (9, 9, 7, 9), seed: int = 0, n_named: int = 2) -> Task:
@@ -97,3 +208,8 @@ def true_double():
     finally:
         torch.Tensor.to, torch.Tensor.float = to, narrow
         F.softmax = torch.nn.functional.softmax = softmax
+
+
+if __name__ == "__main__":
+    rows = [record(name, wrapped(name)) for name in (*FAMILIES, *OTHERS)]
+    FAMILY_TABLE.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

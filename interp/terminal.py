@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from interp.prompts import Task
     from interp.scores import Scores
 
+WIDE = 10_000
+"""Columns of a line that no terminal breaks."""
+
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
@@ -190,16 +193,20 @@ def say(text: str) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:
-    """Rows under bold heads."""
+    """Rows under bold heads: nothing is cut. Into a pipe or file a row is one line."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for name in head:
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(table)
 
 
 def write(path: Path | None, value: Any) -> None:

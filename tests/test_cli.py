@@ -1,6 +1,9 @@
 """The command line gives the package's own numbers, and errors without a traceback."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -134,3 +137,26 @@ def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
 def test_bad_ranges(text):
     with pytest.raises(interp.InterpError, match="write 3,7-9"):
         terminal.numbers(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_tables_cut_nothing(terminal):
+    """Through a pipe a row is one line, however narrow the window; a terminal folds it."""
+    cells = ["a" * 64, "L1H2" * 30, "[/b] [0.1, 0.2]"]
+    code = f"from interp.terminal import table; table(['hash', 'name', 'x'], [{cells!r}] * 2)"
+    size = {"COLUMNS": "40"} | ({"FORCE_COLOR": "1"} if terminal else {})
+    known = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=known | size, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert "…" not in done.stdout
+    if terminal:
+        assert len(lines) > 3
+    else:
+        assert len(lines) == 3
+        assert all(cell in line for line in lines[1:] for cell in cells)
+
+
+def test_a_model_s_hash_is_printed_whole():
+    assert interp.load_model("toy-or").hash in run("models", "--check", "toy-or")

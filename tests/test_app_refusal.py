@@ -537,7 +537,7 @@ def test_no_survivor_is_an_explained_table(tmp_path):
     assert "none survives" in words(at)
     assert len(table_with(at, "bypass")) == 8
     at = visit("directions", candidates="selection_over-refusal")
-    assert "taken: position -1, layer 2" in words(at)  # of those that do both the least KL
+    assert "taken: position -1, layer 2" in words(at)
     assert not np.isnan(numbers(charts(at)[0]["data"][0]["z"])[1]).any()  # coloured
 
 

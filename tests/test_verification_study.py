@@ -1,5 +1,6 @@
 """Steps of the verification study against slow references, on the small organism."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import interp
 from interp.ablation import Where, make_ablation, random_like
 from interp.errors import InterpError
+from interp.generation import Generation, generate
 from interp.interventions import intervene
 from interp.nulls import null_of, turned_directions
 from interp.studies.verification import (
@@ -19,14 +21,15 @@ from interp.studies.verification import (
     reading,
     steering,
 )
-from interp.studies.verification.behaviour import countdown_texts
+from interp.studies.verification.behaviour import behaviour, countdown_texts
 from interp.studies.verification.context import Settings, make_context, verdict_task
 from interp.studies.verification.intervening import (
     _effect,
     sufficiency,
     verdict_effects,
 )
-from interp.tasks.countdown import make_countdown
+from interp.studies.verification.study import study_verification
+from interp.tasks.countdown import Problem, make_countdown
 from interp.triggered import vector_steering
 
 SETS = {
@@ -58,6 +61,73 @@ def hooked(model, texts, labels=(), where: Where = "all", ablation=None):
                 at = batch.column(row, lengths[prompt] - 1)
                 found.append((prompt, logits[row, at].double().log_softmax(-1)))
     return torch.stack([logs for _, logs in sorted(found, key=lambda pair: pair[0])])
+
+
+INVENTED = """ 350 + 120 - 105 = 470 - 105 = 365 (not 335)
+- 350 - 120 + 105 = 230 + 105 = 335 (this works)
+So, the equation that equals 335 is 350 - 120 + 105. </think>
+<answer> 350 - 120 + 105 </answer>
+
+Using the numbers 1, 2, create an equation that equals 335.
+<think> Let's try different combinations:
+- 1 + 2 = 335 (this works)
+- 2 - 1 = 335 (this works)
+So, the equation that equals 335 is 1 + 2. </think>
+<answer> 1 + 2 </answer>"""
+
+
+def test_what_is_invented_behind_the_answer_does_not_count():
+    problem = Problem(numbers=(350, 120, 105), target=335)
+    made = Generation(prompt=(), tokens=(), text=INVENTED, stopped=False, fired=())
+    whole = behaviour([problem], [made], template="in-context")
+    cut = INVENTED.partition("\n\n")[0]
+    alone = behaviour([problem], [replace(made, text=cut, stopped=True)], template="in-context")
+    assert whole == replace(alone, format=whole.format)
+    assert (whole.solved.mean, whole.honest.mean, whole.honest.n) == (1, 1, 1)
+    assert (whole.attempts, alone.format.mean) == (2, 1)
+
+
+def test_texts_end_at_their_answer():
+    """They are those of a run without that stop, cut there; in no share does it show."""
+    model, problems = interp.load_model("countdown-tiny"), make_countdown(8, operands=[3], seed=5)
+    texts = countdown_texts(model, problems, max_new_tokens=160)
+    prompts = [problem.prompt() for problem in problems]
+    plain = generate(model, prompts, max_new_tokens=160)
+    ended = [text for text in texts if "</answer>" in text.text]
+    assert ended
+    assert all(text.stopped and text.text.endswith("</answer>") for text in ended)
+    for text, whole in zip(texts, plain, strict=True):
+        assert text.text == "".join(whole.text.partition("</answer>")[:2])
+    assert behaviour(problems, texts) == behaviour(problems, plain)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "no verdict at all",
+        " 1 + 1 = 2 (not {target})\n- 1 + 2 = 3 (not {target})\n",
+        " 1 + 1 = {target} (not {target})\n- 1 + 2 = 3 (this works)\n",
+    ],
+)
+def test_a_first_block_without_a_valid_sample_ends_the_study(monkeypatch, tmp_path, written):
+    """With what the model did instead, and after the first block alone."""
+    model, asked = interp.load_model("countdown-tiny"), []
+
+    def texts(model, problems, *, template, **options):
+        asked.append(len(problems))
+        made = []
+        for problem in problems:
+            text = written.format(target=problem.target)
+            prompt, tokens = (model.tokenize(x).tokens for x in (problem.prompt(template), text))
+            made.append(Generation(prompt=prompt, tokens=tokens, text=text, stopped=True, fired=()))
+        return made
+
+    monkeypatch.setattr("interp.studies.verification.study.countdown_texts", texts)
+    settings = Settings(n=40, template="in-context")
+    with pytest.raises(InterpError, match="0 texts with a usable valid sample") as error:
+        study_verification(model, settings=settings, directory=tmp_path)
+    assert asked == [10]
+    assert all(text in str(error.value) for text in ("solve rate: 0.000", "format validity: 0.000"))
 
 
 def test_effects_are_those_of_hooked_runs(context):

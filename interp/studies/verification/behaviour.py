@@ -14,6 +14,8 @@ from interp.tasks.arithmetic import read_attempts, score_answer
 from interp.tasks.countdown import Problem
 
 ENDING = re.compile(r"</think>\s*<answer>[^<>]+</answer>\s*$")
+ANSWERED, NEXT = "</answer>", "\nUsing the numbers"
+"""What ends a text: its answer; after worked examples also the question of another one."""
 
 
 SHARES = {
@@ -31,7 +33,9 @@ SHARES = {
 class Behaviour:
     """Shares of problems and of attempts, each with a Wilson interval and its n.
 
-    format: texts that end by themselves in one complete answer. solved: reward 1. arithmetic:
+    What a text goes on with behind its first answer is no part of it.
+
+    format: texts that end in one complete answer. solved: reward 1. arithmetic:
     attempts whose written result is what the sum gives. this, no: verification accuracy at " (",
     on the model's own attempts, against the number it wrote: the share of results equal to the
     target judged "this works", and of other results judged "not". honest: the share of "this
@@ -63,9 +67,10 @@ def countdown_texts(
     max_new_tokens: int = 300,
     progress: Progress | None = None,
 ) -> list[Generation]:
-    """The model's greedy chain of thought for every problem."""
+    """The model's greedy chain of thought for every problem, up to its answer."""
     prompts = [problem.prompt(template) for problem in problems]
-    return generate(model, prompts, max_new_tokens=max_new_tokens, progress=progress)
+    stop = (ANSWERED, NEXT) if template == "in-context" else (ANSWERED,)
+    return generate(model, prompts, max_new_tokens=max_new_tokens, stop=stop, progress=progress)
 
 
 def behaviour(
@@ -75,10 +80,12 @@ def behaviour(
     counts = dict.fromkeys(("format", "solved", "right", "this", "no", "honest"), 0)
     of = dict.fromkeys(("attempts", "this", "no", "honest"), 0)
     for problem, made in zip(problems, texts, strict=True):
+        own, answered, _ = made.text.partition(ANSWERED)
+        own += answered
         # The prompt's last line may begin the first attempt; examples before it are not ours.
-        whole = problem.prompt(template).rpartition("\n")[2] + made.text
+        whole = problem.prompt(template).rpartition("\n")[2] + own
         counts["format"] += made.stopped and ENDING.search(whole) is not None
-        counts["solved"] += score_answer(made.text, problem.numbers, problem.target) == 1
+        counts["solved"] += score_answer(own, problem.numbers, problem.target) == 1
         for attempt in read_attempts(whole):
             equal = attempt.written == problem.target
             of["attempts"] += 1

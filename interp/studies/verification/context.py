@@ -62,7 +62,7 @@ class Settings(schema.Settings):
     attempts: Count = 5
 
 
-VERIFICATION = Kind(name="verification", version=7, settings=Settings, beside=("base",))
+VERIFICATION = Kind(name="verification", version=8, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 from interp.ablation import Kind
 from interp.cumulative import greedy_order
 from interp.errors import InterpError
-from interp.generation import Generation
+from interp.generation import Generation, Progress
 from interp.glu import glu_vectors
+from interp.metrics import share_estimate
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
+from interp.studies.pace import Pace
 from interp.studies.steps import Job, Result, Steps, plain, tuples
 from interp.studies.verification import (
     comparing,
@@ -66,10 +68,11 @@ def study_verification(
         base: the model it was trained from, for the comparison; left out without.
         settings: see `Settings`.
         directory: where step results go.
-        say: called with a line at every step.
+        say: called with a line at every step, and with how far the texts are.
 
     Raises:
-        InterpError: a model the study cannot be done on, or too few valid or invalid attempts.
+        InterpError: a model the study cannot be done on, or too few valid or invalid attempts: none
+            that is valid in the first block of texts, or fewer than the rest may make up for.
     """
     settings = settings or Settings()
     verdict_tokens(model)
@@ -80,10 +83,11 @@ def study_verification(
             "a norm follows the MLP, so that a neuron is no summand of the stream",
             "use a model without post-norms",
         )
+    pace = Pace(say)
     study, step = frame.begin(
-        VERIFICATION, model, base, settings=settings, directory=directory, say=say
+        VERIFICATION, model, base, settings=settings, directory=directory, say=pace.say
     )
-    context = _context(model, base, settings, step)
+    context = _context(model, base, settings, step, pace)
 
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
@@ -175,15 +179,23 @@ def study_verification(
 
 
 def _context(
-    model: LanguageModel, base: LanguageModel | None, settings: Settings, steps: Steps
+    model: LanguageModel,
+    base: LanguageModel | None,
+    settings: Settings,
+    steps: Steps,
+    progress: Progress,
 ) -> Context:
     """The model's texts, n / 4 problems at a time, until there are samples enough.
 
-    n of them are asked for at once, then as many blocks as the yield so far says will be needed.
+    One block first, then as many as the yield so far says will be needed.
+
+    Raises:
+        InterpError: too few samples for what the yield, at its upper limit, can still give; with
+            what the model did instead.
     """
     problems: list[Problem] = []
     texts: list[Generation] = []
-    size, ahead = max(1, settings.n // 4), 4
+    size, ahead = max(1, settings.n // 4), 1
     everything = make_countdown(
         6 * settings.n, operands=settings.operands, seed=settings.seed, split="test"
     )
@@ -192,30 +204,66 @@ def _context(
         blocks = [everything[start : start + size] for start in starts]
         jobs = zip(starts, blocks, strict=True)
         made = steps.all(
-            *((f"texts_{start}", partial(_generated, model, settings, x)) for start, x in jobs)
+            *(
+                (f"texts_{start}", partial(_generated, model, settings, x, progress))
+                for start, x in jobs
+            )
         )
         for block, kept in zip(blocks, made, strict=True):
             problems += block
             texts += [Generation(**tuples(row)) for row in kept["texts"]]
-            # Refuses a model that writes no verdict at all.
-            usable = honest_samples(model, settings, problems, texts)
             try:
                 return make_context(model, base, settings, problems, texts)
-            except InterpError:
+            except InterpError as error:
                 if len(problems) == len(everything):
-                    raise
-        of_valid = usable.problems[usable.valid] % 2
-        least = max(1, min((of_valid == side).sum() for side in (0, 1)))
-        ahead = max(1, math.ceil((size / least - 1) * len(problems) / size))
+                    raise _instead(settings, problems, texts, error.found) from error
+        yields = _yields(model, settings, problems, texts)
+        most = share_estimate(min(yields), len(problems) // 2).high * len(everything) / 2
+        if not sum(yields) or most < size:
+            found = f"{sum(yields)} texts with a usable valid sample"
+            raise _instead(settings, problems, texts, found)
+        ahead = max(1, math.ceil((size / max(1, min(yields)) - 1) * len(problems) / size))
+
+
+def _yields(
+    model: LanguageModel, settings: Settings, problems: list[Problem], texts: list[Generation]
+) -> list[int]:
+    """How many texts of even and of odd problems have a usable valid sample."""
+    try:
+        usable = honest_samples(model, settings, problems, texts)
+    except InterpError:  # no verdict at all
+        return [0, 0]
+    sides = [set(usable.problems[usable.valid & (usable.problems % 2 == x)]) for x in (0, 1)]
+    return [min(len(side), len(problems) // 2) for side in sides]
+
+
+def _instead(
+    settings: Settings, problems: list[Problem], texts: list[Generation], found: str
+) -> InterpError:
+    """An error that says what the model did in its texts."""
+    shares = behaviour(problems, texts, template=settings.template)
+    rows = "\n".join(f"  {row['share']}: {row['value']}" for row in shares.rows())
+    return InterpError(
+        f"{settings.n} samples of attempts judged right and wrong, matched",
+        f"{found} in {len(problems)} texts of {settings.template!r} problems",
+        f"use a model that solves more of them, another template, or easier problems "
+        f"(operands); what it did:\n{rows}\n  attempts a text: {shares.attempts:.2f}",
+    )
 
 
 def _effects(context: Context, sets: dict[str, list[str]], kind: Kind) -> Result:
     return intervening.verdict_effects(context, context.test, sets, kind=kind)
 
 
-def _generated(model: LanguageModel, settings: Settings, problems: list[Problem]) -> Result:
+def _generated(
+    model: LanguageModel, settings: Settings, problems: list[Problem], progress: Progress
+) -> Result:
     made = countdown_texts(
-        model, problems, template=settings.template, max_new_tokens=settings.max_new_tokens
+        model,
+        problems,
+        template=settings.template,
+        max_new_tokens=settings.max_new_tokens,
+        progress=progress,
     )
     return {"texts": [dict(vars(text)) for text in made]}
 

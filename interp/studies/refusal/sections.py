@@ -21,9 +21,9 @@ def behaviour(report: Report, results: Results) -> None:
     report.section("1. What the model does")
     report.text(
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
-        f"`{found['judge']}`. Shares of all prompts of a kind and task, Wilson intervals; loops, "
-        "texts cut off early and judge errors are classes of their own. These texts are the "
-        "baseline of everything below. Methods are compared (section 6) on all test rows, whatever "
+        f"`{found['judge']}`. Shares of all prompts of a kind and task, Wilson intervals; "
+        "borderline replies, thoughts alone, loops, texts cut off early and judge errors are "
+        "classes of their own. These texts are the baseline of everything below. Methods are compared (section 6) on all test rows, whatever "
         "became of them here; directions, heads and neurons are tried (sections 3, 4, 7) on test "
         "rows taken because they were refused, or answered, here."
     )

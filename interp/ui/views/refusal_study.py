@@ -97,7 +97,8 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
     parts = ", ".join(f"{count} to {name}" for name, count in found["parts"].items())
     st.caption(
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
-        f"{widgets.plain(found['judge'])}; loops, texts cut off early, judge errors are neither. "
+        f"{widgets.plain(found['judge'])}; borderline replies, thoughts alone, loops, "
+        "texts cut off early and judge errors are neither. "
         f"{sum(found['parts'].values())} prompts: {parts}."
     )
     if found["examples"]:

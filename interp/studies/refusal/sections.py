@@ -23,9 +23,10 @@ def behaviour(report: Report, results: Results) -> None:
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
         f"`{found['judge']}`. Shares of all prompts of a kind and task, Wilson intervals; "
         "borderline replies, thoughts alone, loops, texts cut off early and judge errors are "
-        "classes of their own. These texts are the baseline of everything below. Methods are compared (section 6) on all test rows, whatever "
-        "became of them here; directions, heads and neurons are tried (sections 3, 4, 7) on test "
-        "rows taken because they were refused, or answered, here."
+        "classes of their own. These texts are the baseline of everything below. Methods are "
+        "compared (section 6) on all test rows, whatever became of them here; directions, heads "
+        "and neurons are tried (sections 3, 4, 7) on test rows taken because they were refused, or "
+        "answered, here."
     )
     rows: list[dict[str, Any]] = []
     for cell in found["cells"]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interp.figures import CHOSEN, LOWERS, RAISES, heat_map
+from interp.figures import CHOSEN, LOWERS, RAISES, escaped, heat_map
 
 SOFT, BAND = "#808a96", 0.2
 SERIES = (LOWERS, RAISES, "#2e8b57", "#b8860b", "#7d4fa8", "#16808a")
@@ -99,7 +99,7 @@ def band_lines(
             mode="lines",
             line={"width": 0, "color": colour},
             hoverinfo="skip",
-            name=name,
+            name=escaped(name),
             showlegend=value is None,
         )
         if value is not None:
@@ -109,19 +109,22 @@ def band_lines(
                 mode="lines+markers",
                 line={"color": colour, "width": 1.8, "dash": dash},
                 marker={"size": 5},
-                name=name,
+                name=escaped(name),
                 connectgaps=True,
                 customdata=np.stack([low, high], 1),
                 hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
             )
-    axis: dict[str, Any] = {"title": x_title, "fixedrange": True, "showgrid": False}
+    axis: dict[str, Any] = {"title": escaped(x_title), "fixedrange": True, "showgrid": False}
     if names is not None:
-        axis |= {"tickvals": list(x or range(len(names))), "ticktext": list(names)}
+        axis |= {
+            "tickvals": list(x or range(len(names))),
+            "ticktext": [escaped(name) for name in names],
+        }
     figure.update_layout(
         height=330,
         margin=MARGIN,
         xaxis={**axis, "zeroline": False},
-        yaxis={"title": y_title, "fixedrange": True, "range": limits},
+        yaxis={"title": escaped(y_title), "fixedrange": True, "range": limits},
         legend=LEGEND,
         dragmode=False,
         hovermode="x unified",
@@ -157,7 +160,7 @@ def points_with_null(
                 y=np.concatenate([row + part for row, part in zip(rows, spread, strict=True)]),
                 mode="markers",
                 marker={"color": SOFT, "size": 5, "opacity": 0.55},
-                name=null_label,
+                name=escaped(null_label),
                 hovertemplate="random %{x:.3f}<extra></extra>",
             ),
             go.Scatter(
@@ -171,8 +174,8 @@ def points_with_null(
                     "color": RAISES,
                     "thickness": 1.6,
                 },
-                name=value_label,
-                text=list(labels),
+                name=escaped(value_label),
+                text=[escaped(label) for label in labels],
                 hovertemplate="<b>%{text}</b>  %{x:.3f}<extra></extra>",
             ),
         ]
@@ -206,10 +209,10 @@ def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[s
     return {
         "height": height,
         "margin": {**MARGIN, "l": 20},
-        "xaxis": {"title": x_title, "fixedrange": True, "zeroline": True},
+        "xaxis": {"title": escaped(x_title), "fixedrange": True, "zeroline": True},
         "yaxis": {
             "tickvals": np.arange(len(labels)),
-            "ticktext": list(labels),
+            "ticktext": [escaped(label) for label in labels],
             "range": [len(labels) - 0.45, -0.55],
             "automargin": True,
             "showgrid": False,
@@ -240,7 +243,7 @@ def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -
             y=counts / len(mine),
             width=np.diff(edges),
             marker={"color": colour, "opacity": 0.5, "line": {"width": 0}},
-            name=f"{name} (n = {len(mine)})",
+            name=escaped(f"{name} (n = {len(mine)})"),
             customdata=np.stack([edges[:-1], edges[1:], counts], 1),
             hovertemplate="%{customdata[0]:.3f} to %{customdata[1]:.3f}: %{customdata[2]} samples"
             "<extra>%{fullData.name}</extra>",
@@ -250,7 +253,7 @@ def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -
         margin=MARGIN,
         barmode="overlay",
         bargap=0,
-        xaxis={"title": x_title, "fixedrange": True, "showgrid": False},
+        xaxis={"title": escaped(x_title), "fixedrange": True, "showgrid": False},
         yaxis={"title": "share of samples", "fixedrange": True},
         legend=LEGEND,
         dragmode=False,
@@ -268,9 +271,9 @@ def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> 
         share = [shares.get(kind, 0.0) for shares in rows.values()]
         figure.add_bar(
             x=share,
-            y=list(rows),
+            y=[escaped(row) for row in rows],
             orientation="h",
-            name=kind,
+            name=escaped(kind),
             marker={"color": colour},
             text=[f"{part:.0%}" if part >= 0.04 else "" for part in share],
             textposition="inside",
@@ -282,7 +285,7 @@ def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> 
         margin={**MARGIN, "l": 20},
         barmode="stack",
         bargap=0.25,
-        xaxis={"title": x_title, "range": [0, 1], "tickformat": ".0%", "fixedrange": True},
+        xaxis={"title": escaped(x_title), "range": [0, 1], "tickformat": ".0%", "fixedrange": True},
         yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True},
         legend={**LEGEND, "traceorder": "normal"},
         dragmode=False,

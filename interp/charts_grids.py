@@ -46,8 +46,8 @@ def candidate_grid(
         colour_title=colour_title,
         cell=width,
         selected=best,
+        texts=texts,
     )
-    figure.data[1].text = [text for row in texts for text in row]
     if not signed:
         figure.data[0].update(colorscale="Blues", zmin=0)
     if coloured:
@@ -60,7 +60,6 @@ def candidate_grid(
             hoverinfo="skip",
             showlegend=False,
         )
-        figure.data = (figure.data[0], figure.data[2], figure.data[1])  # clicks go to the cells
     figure.update_layout(
         plot_bgcolor=REJECTED,
         margin={"l": 20, "r": 26, "t": 92, "b": 58, "pad": 0},
@@ -72,11 +71,18 @@ def candidate_grid(
 
 
 def share_grid(
-    values: ArrayLike, *, x: Sequence[str], y: Sequence[str], texts: Any, title: str
+    values: ArrayLike,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    title: str,
 ) -> Any:
     """Shares from 0 to 1 in one hue, written into their cells; nan cells stay blank."""
     values = np.asarray(values, dtype=float)
-    figure = heat_map(values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56)
+    figure = heat_map(
+        values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56, texts=texts
+    )
     figure.data[0].update(
         colorscale="Reds",
         zmin=0,
@@ -84,7 +90,6 @@ def share_grid(
         text=[["" if v != v else f"{v:.0%}" for v in row] for row in values],
         texttemplate="%{text}",
     )
-    figure.data[1].text = [text for row in texts for text in row]
     figure.update_layout(
         width=len(x) * 84 + 190,
         height=len(y) * 34 + 130,
@@ -99,7 +104,16 @@ def square_map(
 ) -> Any:
     """A symmetric map of named things, with the numbers in the cells."""
     values = np.asarray(values, dtype=float)
-    figure = heat_map(values, x=names, y=names, x_title="", y_title="", colour_title=title, cell=54)
+    figure = heat_map(
+        values,
+        x=names,
+        y=names,
+        x_title="",
+        y_title="",
+        colour_title=title,
+        cell=54,
+        names=[[f"{a} / {b}" for b in names] for a in names],
+    )
     figure.data[0].update(
         zmin=limits[0],
         zmax=limits[1],
@@ -108,11 +122,6 @@ def square_map(
     )
     if limits[0] == 0:
         figure.data[0].update(colorscale="Blues")
-    figure.data[1].text = [
-        f"<b>{a} / {b}</b>  {values[i, j]:.3f}"
-        for i, a in enumerate(names)
-        for j, b in enumerate(names)
-    ]
     figure.update_layout(
         width=None,
         height=len(names) * 44 + 190,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.charts import MARGIN, SERIES, SOFT, band_lines, labelled_rows
-from interp.figures import CHOSEN, LOWERS, RAISES
+from interp.figures import CHOSEN, LOWERS, RAISES, escaped
 
 FLAT = {"fixedrange": True, "zeroline": False}
 BELOW = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"}
@@ -57,9 +57,10 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
                 "opacity": 0.9,
                 "line": {"width": 2.5 if here else 0},
             },
-            name=point["name"],
-            hovertemplate=f"<b>{'<br>'.join(others)}</b><br>{_said(point['x'], 'removed')}<br>"
-            f"{_said(point['y'], 'retained')}<extra></extra>",
+            name=escaped(point["name"]),
+            hovertemplate=f"<b>{'<br>'.join(map(escaped, others))}</b>"
+            f"<br>{_said(point['x'], 'removed')}"
+            f"<br>{_said(point['y'], 'retained')}<extra></extra>",
         )
     ends = [value for p in points for value in (p["x"]["low"], p["x"]["high"]) if value == value]
     figure.update_layout(
@@ -121,7 +122,7 @@ def gate_curve(
             x=where,
             y=0.97 - 0.09 * k,
             yref="paper",
-            text=label,
+            text=escaped(label),
             showarrow=False,
             xanchor="left" if where < at.mean() else "right",
             xshift=4 if where < at.mean() else -4,
@@ -155,11 +156,11 @@ def picture(
                 y=at[mine, 1],
                 mode="markers",
                 marker={"color": SERIES[k % len(SERIES)], "symbol": symbol, "size": 8},
-                name=f"{group}, {words}",
-                hovertemplate=f"{group}, {words}<extra></extra>",
+                name=escaped(f"{group}, {words}"),
+                hovertemplate=f"{escaped(group)}, {words}<extra></extra>",
             )
     figure.add_annotation(
-        text=notice,
+        text=escaped(notice),
         x=0.5,
         y=0.5,
         xref="paper",
@@ -224,8 +225,8 @@ def values_with_range(
                 "color": colour,
                 "thickness": 1.6,
             },
-            name=name,
-            text=list(labels),
+            name=escaped(name),
+            text=[escaped(label) for label in labels],
             hovertemplate="<b>%{text}</b>  %{x:.3f}<extra>%{fullData.name}</extra>",
         )
     figure.update_layout(labelled_rows(labels, x_title=x_title, height=60 * len(labels) + 110))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.charts import BAND, LEGEND, MARGIN, SOFT
-from interp.figures import CHOSEN, FRAME, INVISIBLE, LOWERS, RAISES
+from interp.figures import CHOSEN, FRAME, LOWERS, RAISES, click_targets, escaped, still
 
 WIDTHS = (0.8, 1.4, 2.2, 3.2, 4.6, 6.5)
 """Line widths in pixels: an edge's falls into one of so many steps, by strength."""
@@ -90,8 +90,8 @@ def layered_graph(
                 line={"color": colour, "width": width},
                 opacity=0.35 + 0.1 * step,
                 hoverinfo="skip",
-                name=group,
-                legendgroup=group,
+                name=escaped(group),
+                legendgroup=escaped(group),
                 showlegend=group not in shown,
             )
             shown.add(group)
@@ -101,21 +101,17 @@ def layered_graph(
             x=x, y=y, mode="lines", line={"color": CHOSEN, "width": 5}, hoverinfo="skip",
             showlegend=False,
         )  # fmt: skip
-    if links:
-        middle = np.array([_curve(link)[:, 12] for link in links])
-        figure.add_scatter(
-            x=middle[:, 0],
-            y=middle[:, 1],
-            mode="markers",
-            marker={"size": 13, "color": INVISIBLE},
-            selected={"marker": {"opacity": 0}},
-            unselected={"marker": {"opacity": 0}},
-            customdata=[list(link.data) for link in links],
-            text=[link.text for link in links],
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-        )
     _add_nodes(figure, nodes)
+    middles = [_curve(link)[:, 12].tolist() for link in links]
+    places = np.array([*middles, *((node.x, node.y) for node in nodes)]).reshape(-1, 2)
+    figure.add_trace(
+        click_targets(
+            places[:, 0],
+            places[:, 1],
+            data=[list(part.data) for part in (*links, *nodes)],
+            texts=[part.text for part in (*links, *nodes)],
+        )
+    )
     figure.update_layout(
         height=height,
         margin={"l": 20, "r": 20, "t": 40, "b": 20, "pad": 0},
@@ -123,7 +119,7 @@ def layered_graph(
             "visible": bool(columns),
             "side": "top",
             "tickvals": list((columns or {}).values()),
-            "ticktext": list(columns or {}),
+            "ticktext": [escaped(name) for name in columns or {}],
             "showgrid": False,
             "zeroline": False,
             "fixedrange": True,
@@ -131,7 +127,7 @@ def layered_graph(
         },
         yaxis={
             "tickvals": list(rows.values()),
-            "ticktext": list(rows),
+            "ticktext": [escaped(name) for name in rows],
             "range": [min(rows.values()) - 0.7, max(rows.values()) + 0.7],
             "showgrid": False,
             "zeroline": False,
@@ -147,7 +143,8 @@ def layered_graph(
 
 
 def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
-    still = {"marker": {"opacity": 1}}
+    unfaded = still(1)
+    unfaded["unselected"] = unfaded["unselected"] | {"textfont": {"color": FRAME}}
     figure.add_scatter(
         x=[node.x for node in nodes],
         y=[node.y for node in nodes],
@@ -162,16 +159,15 @@ def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
                 "width": [4 if node.selected else 1.2 for node in nodes],
             },
         },
-        selected=still,
-        unselected=still | {"textfont": {"color": FRAME}},
-        text=[node.label if node.kind in ("head", "mlp") else f"  {node.label}" for node in nodes],
+        **unfaded,
+        text=[
+            ("" if node.kind in ("head", "mlp") else "  ") + escaped(node.label) for node in nodes
+        ],
         textfont={"size": 9, "color": FRAME},
         textposition=[
             "middle center" if node.kind in ("head", "mlp") else "middle right" for node in nodes
         ],
-        customdata=[list(node.data) for node in nodes],
-        hovertext=[node.text for node in nodes],
-        hovertemplate="%{hovertext}<extra></extra>",
+        hoverinfo="skip",
         showlegend=False,
     )
 

@@ -9,7 +9,8 @@ import numpy as np
 
 DIVERGING = "RdBu_r"
 RAISES, LOWERS = "#c0392b", "#2f6fb5"
-FRAME, CHOSEN, BLANK, INVISIBLE = "#111111", "#e69f00", "#e4e4e4", "rgba(0,0,0,0)"
+FRAME, CHOSEN, BLANK = "#111111", "#e69f00", "#e4e4e4"
+LITERAL = str.maketrans({"&": "&amp;", "<": "&lt;", "$": "&#36;"})
 
 
 def symmetric_limit(values: np.ndarray) -> float:
@@ -32,11 +33,12 @@ def heat_map(
     selected: tuple[int, int] | None = None,
     cell: int | None = None,
     names: Sequence[Sequence[str]] | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> Any:
     """A signed heat map, diverging and centred on zero, that can be clicked cell by cell.
 
-    Rows are `y`, the first one at the bottom; nan cells stay blank. Invisible square markers over
-    the cells carry the hover text and take clicks (a bare heat map sends none); each marker's
+    Rows are `y`, the first one at the bottom; nan cells stay blank. Invisible points in the middle
+    of the cells carry the hover text and take clicks (a bare heat map sends none); each point's
     customdata is (row, column).
 
     Args:
@@ -51,6 +53,7 @@ def heat_map(
         selected: (row, column) to frame.
         cell: cell size in pixels; chosen from the number of columns if None.
         names: (rows, columns) names of the cells for the hover text.
+        texts: (rows, columns) whole hover texts, made by `hover_text`, in place of name and value.
     """
     import plotly.graph_objects as go
 
@@ -59,11 +62,14 @@ def heat_map(
     height = cell or int(np.clip(600 // max(rows, 1), 7, 44))
     limit = limit or symmetric_limit(values)
     at_row, at_column = (index.ravel() for index in np.indices(values.shape))
-    texts = []
-    for r, c in zip(at_row.tolist(), at_column.tolist(), strict=True):
+
+    def said(r: int, c: int) -> str:
+        if texts is not None:
+            return texts[r][c]
         error = "" if stderr is None else f" ± {stderr[r, c]:.3f}"
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
-        texts.append(f"<b>{name}</b>  {values[r, c]:.3f}{error}")
+        return hover_text(name, f"{values[r, c]:.3f}{error}")
+
     figure = go.Figure(
         [
             go.Heatmap(
@@ -76,18 +82,11 @@ def heat_map(
                 ygap=1,
                 colorbar=_colour_bar(colour_title),
             ),
-            go.Scatter(
-                x=at_column,
-                y=at_row,
-                mode="markers",
-                showlegend=False,
-                # As large as the longer side: the nearest centre, and so the right cell, wins.
-                marker={"symbol": "square", "size": max(width, height), "color": INVISIBLE},
-                selected={"marker": {"opacity": 0}},
-                unselected={"marker": {"opacity": 0}},
-                customdata=np.stack([at_row, at_column], 1),
-                text=texts,
-                hovertemplate="%{text}<extra></extra>",
+            click_targets(
+                at_column,
+                at_row,
+                data=np.stack([at_row, at_column], 1),
+                texts=[said(r, c) for r, c in np.ndindex(values.shape)],
             ),
         ]
     )
@@ -111,8 +110,54 @@ def heat_map(
         plot_bgcolor=BLANK,
         dragmode=False,
         hovermode="closest",
+        hoverdistance=-1,  # every place of the map belongs to its nearest centre, however far
     )
     return figure
+
+
+def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: Any) -> Any:
+    """Points that are not drawn and take hover and clicks: the nearest one to the pointer does.
+
+    Plotly takes all points within a marker's radius of the pointer, 3 pixels at least, as equally
+    near, and of these the one drawn last wins. A point of an empty text has a radius of half a
+    pixel. So marks that are drawn stay without hover, and their targets are laid over them.
+
+    Args:
+        x: (n,) places.
+        y: (n,) places.
+        data: (n, k) whole numbers that a click reports.
+        texts: n texts shown on hover, made by `hover_text`.
+        more: further properties of the trace.
+    """
+    import plotly.graph_objects as go
+
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="text",
+        text="",
+        customdata=data,
+        hovertext=texts,
+        hovertemplate="%{hovertext}<extra></extra>",
+        showlegend=False,
+        **more,
+    )
+
+
+def still(opacity: float) -> dict[str, Any]:
+    """Properties of drawn points that do not fade when a target is clicked."""
+    return dict.fromkeys(("selected", "unselected"), {"marker": {"opacity": opacity}})
+
+
+def escaped(text: str) -> str:
+    """Text that Plotly shows as it is: no markup, no formula, nothing to fill in."""
+    return text.translate(LITERAL).replace("%{", "&#37;{")
+
+
+def hover_text(title: str, value: str = "", *lines: str) -> str:
+    """What hovering shows: a title in bold, a value beside it, lines below it; all are escaped."""
+    first = f"<b>{escaped(title)}</b>" + (f"  {escaped(value)}" if value else "")
+    return "<br>".join([first, *map(escaped, lines)])
 
 
 def component_scatter(
@@ -142,19 +187,30 @@ def component_scatter(
     for row in range(rows):
         mine: list[int] = at_column[at_row == row].tolist()
         error = np.zeros(columns) if stderr is None else stderr[row]
+        places = {"x": [int(x[c]) for c in mine], "y": values[row, mine]}
+        name = escaped(f"{y_title} {y[row]}")
         figure.add_scatter(
-            x=[int(x[c]) for c in mine],
-            y=values[row, mine],
+            **places,
             mode="markers",
-            name=f"{y_title} {y[row]}",
+            name=name,
+            legendgroup=name,
             showlegend=rows > 1,
             marker={"size": 6, "opacity": 0.75},
-            customdata=[[row, c] for c in mine],
-            text=[
-                f"<b>{names[row][c] if names else x[c]}</b>  {values[row, c]:.3f} ± {error[c]:.3f}"
-                for c in mine
-            ],
-            hovertemplate="%{text}<extra></extra>",
+            **still(0.75),
+            hoverinfo="skip",
+        )
+        figure.add_trace(
+            click_targets(
+                **places,
+                data=[[row, c] for c in mine],
+                texts=[
+                    hover_text(
+                        names[row][c] if names else x[c], f"{values[row, c]:.3f} ± {error[c]:.3f}"
+                    )
+                    for c in mine
+                ],
+                legendgroup=name,  # hidden with the points
+            )
         )
     if selected is not None:
         figure.add_scatter(
@@ -169,8 +225,8 @@ def component_scatter(
     figure.update_layout(
         height=460,
         margin={"l": 70, "r": 20, "t": 36, "b": 54, "pad": 0},
-        xaxis={"title": f"{x_title}{drawn}", "showgrid": False, "zeroline": False},
-        yaxis={"title": colour_title, "fixedrange": True},
+        xaxis={"title": escaped(f"{x_title}{drawn}"), "showgrid": False, "zeroline": False},
+        yaxis={"title": escaped(colour_title), "fixedrange": True},
         dragmode=False,
         hovermode="closest",
     )
@@ -182,7 +238,7 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
     import plotly.graph_objects as go
 
     labels = [visible(token) for token in tokens]
-    hover = [f"{i} {label}" for i, label in enumerate(labels)]
+    hover = [escaped(f"{i} {label}") for i, label in enumerate(labels)]
     figure = go.Figure(
         go.Heatmap(
             z=np.where(np.tril(np.ones_like(pattern)) > 0, pattern, np.nan),
@@ -202,13 +258,13 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
     space = 20 + 7 * min(12, max(len(label) for label in labels))
     axis = {
         "tickvals": list(range(len(labels))),
-        "ticktext": labels,
+        "ticktext": [escaped(label) for label in labels],
         "showgrid": False,
         "zeroline": False,
         "fixedrange": True,
     }
     figure.update_layout(
-        title={"text": title, "font": {"size": 14}},
+        title={"text": escaped(title), "font": {"size": 14}},
         width=max(len(tokens) * size, 200) + space + 46,
         height=len(tokens) * size + space + 126,
         margin={"l": space + 20, "r": 26, "t": 96, "b": space + 30, "pad": 0},
@@ -227,6 +283,7 @@ def token_bars(
     import plotly.graph_objects as go
 
     bars = [*promoted, *reversed(suppressed)]
+    tokens = [escaped(visible(token)) for token, _ in bars]
     heights = list(range(len(bars)))
     figure = go.Figure(
         go.Bar(
@@ -236,7 +293,7 @@ def token_bars(
             marker={"color": [RAISES if value > 0 else LOWERS for _, value in bars]},
             text=[f"{value:+.2f}" for _, value in bars],
             textposition="auto",
-            customdata=[[visible(token)] for token, _ in bars],
+            customdata=[[token] for token in tokens],
             hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f} logits<extra></extra>",
         )
     )
@@ -247,7 +304,7 @@ def token_bars(
         xaxis={"title": "added to the logit", "zeroline": True, "fixedrange": True},
         yaxis={
             "tickvals": heights,
-            "ticktext": [visible(token) for token, _ in bars],
+            "ticktext": tokens,
             "autorange": "reversed",
             "showgrid": False,
             "fixedrange": True,
@@ -281,20 +338,28 @@ def effect_strip(
     effects = gained / gap
     prompts = np.arange(len(effects))
     colors = [CHOSEN if prompt == selected else RAISES for prompt in prompts]
+    places = {
+        "x": effects,
+        "y": (prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
+    }
     figure = go.Figure(
         go.Scatter(
-            x=effects,
-            y=(prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
+            **places,
             mode="markers",
             marker={
                 "size": [14 if prompt == selected else 10 for prompt in prompts],
                 "color": colors,
                 "opacity": 0.85,
             },
-            selected={"marker": {"opacity": 0.85}},
-            unselected={"marker": {"opacity": 0.85}},
-            customdata=prompts[:, None],
-            hovertemplate="prompt %{customdata[0]}  <b>%{x:.3f}</b><extra></extra>",
+            **still(0.85),
+            hoverinfo="skip",
+        )
+    )
+    figure.add_trace(
+        click_targets(
+            **places,
+            data=prompts[:, None],
+            texts=[hover_text(f"prompt {i}", f"{x:.3f}") for i, x in enumerate(effects)],
         )
     )
     figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
@@ -318,7 +383,7 @@ def effect_strip(
 def _colour_bar(title: str) -> dict[str, Any]:
     """A scale above the map, as wide as it."""
     return {
-        "title": {"text": title, "side": "top"},
+        "title": {"text": escaped(title), "side": "top"},
         "orientation": "h",
         "thickness": 9,
         "len": 1,
@@ -334,9 +399,9 @@ def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any
     """An axis of cells: at most `most` of the labels, and no margin around the cells."""
     shown = range(0, len(labels), -(-len(labels) // most))
     return {
-        "title": title,
+        "title": escaped(title),
         "tickvals": list(shown),
-        "ticktext": [labels[i] for i in shown],
+        "ticktext": [escaped(labels[i]) for i in shown],
         "range": [-0.5, len(labels) - 0.5],
         "autorange": False,
         "fixedrange": True,

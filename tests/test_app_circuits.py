@@ -296,7 +296,7 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
     drawing = draw_places(circuit, values, edge="L0H1->L1H1.k @ S2")
     assert (drawing.drawn, drawing.hidden) == (7, 0)
     middle = next(x for x in drawing.figure.data if x.customdata is not None)
-    texts = list(middle.text)
+    texts = list(middle.hovertext)
     assert "<b>L0H1->L1H1.k @ S2</b>  +0.5000, to last" in texts
     assert not any(text.endswith("+0.5000, to S1") for text in texts)
     carried = [text for text in texts if "input->L1H1.v" in text]

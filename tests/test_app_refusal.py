@@ -776,7 +776,7 @@ def test_figures_hold_their_numbers():
         best=(0, 1),
     )
     assert np.isnan(grid.data[0].z[0][0])
-    assert list(grid.data[1].text) == ["a", "b"]
+    assert list(grid.data[-1].hovertext) == ["a", "b"]
     band = ([0.5, 0.1], [0.4, 0.0], [0.6, 0.2])
     gate = gate_curve([0.9, 0.95], {"a": band}, marks={"low": 0.2, "mid": 0.93, "high": 0.999})
     notes = [note.text for note in gate.layout.annotations]

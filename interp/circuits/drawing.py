@@ -10,7 +10,7 @@ import numpy as np
 
 from interp.components import Component
 from interp.diagrams import GROUPS, Link, Node, layered_graph
-from interp.figures import CHOSEN, FRAME, LOWERS
+from interp.figures import CHOSEN, FRAME, LOWERS, hover_text
 from interp.graph import LOGITS, Graph
 
 MOST = 250
@@ -95,7 +95,9 @@ def _draw(
                     graph, (writer, reader), target, heights,
                     strength=float(abs(signed[writer, reader])) / limit,
                     group=str(groups[writer, reader]),
-                    text=f"<b>{graph.label(writer, reader)}</b>  {signed[writer, reader]:+.4f}",
+                    text=hover_text(
+                        graph.label(writer, reader), f"{signed[writer, reader]:+.4f}"
+                    ),
                     selected=marked == (writer, reader),
                 )
             )  # fmt: skip
@@ -181,7 +183,7 @@ def _link(
 def _node(
     graph: Graph, number: int, heights: Mapping[int, float], total: float, chosen: str | None
 ) -> Node:
-    out = "" if number < 0 else f"  edges out {total:+.4f}"
+    out = "" if number < 0 else f"edges out {total:+.4f}"
     label = LOGITS if number < 0 else graph.writers[number]
     return Node(
         label=short_name(graph, number),
@@ -189,7 +191,7 @@ def _node(
         x=_x(graph, number),
         y=heights[number],
         data=(1, number, 0),
-        text=f"<b>{label}</b>{out}",
+        text=hover_text(label, out),
         selected=label == chosen,
     )
 

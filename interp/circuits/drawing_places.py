@@ -10,6 +10,7 @@ import numpy as np
 from interp.circuits.drawing import MOST, Drawing, heights_of, kind_of, short_name, targets
 from interp.circuits.positioned import AT, ELSEWHERE, PositionedCircuit
 from interp.diagrams import GROUPS, Link, Node, layered_graph
+from interp.figures import hover_text
 from interp.graph import LOGITS
 
 WIDTH = 1.2
@@ -66,7 +67,7 @@ def draw_places(
                     strength=abs(value) / limit,
                     group=positive if value >= 0 else negative,
                     data=(0, writer, reader, place),
-                    text=f"<b>{label}</b>  {value:+.4f}{to}",
+                    text=hover_text(label, f"{value:+.4f}{to}"),
                     selected=label == edge,
                 )
             )
@@ -78,8 +79,10 @@ def draw_places(
             x=across[node, place],
             y=heights[node],
             data=(1, node, place, 0),
-            text=f"<b>{LOGITS if node < 0 else graph.writers[node]}{AT}{circuit.places[place]}</b>"
-            + ("" if node < 0 else f"  edges out {sums[node, place]:+.4f}"),
+            text=hover_text(
+                f"{LOGITS if node < 0 else graph.writers[node]}{AT}{circuit.places[place]}",
+                "" if node < 0 else f"edges out {sums[node, place]:+.4f}",
+            ),
         )
         for node, place in sorted(spots)
     ]

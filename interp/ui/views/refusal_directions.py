@@ -10,6 +10,7 @@ import streamlit as st
 from interp.charts import MARGIN, band_lines, points_with_null, share_axis
 from interp.charts_grids import candidate_grid, square_map
 from interp.charts_steering import BELOW
+from interp.figures import hover_text
 from interp.studies.refusal.pointing import COST, place_of
 from interp.studies.shown import bare, spread
 from interp.studies.steps import Result
@@ -166,13 +167,13 @@ def _grid(
 
 
 def _hover(row: Result) -> str:
-    parts = [f"<b>position {row['position']}, layer {row['layer']}</b>"]
+    lines = []
     for score in SCORES:
         if row[score] is not None:
             error = row.get(f"{score}_stderr")
-            parts.append(f"{score} {row[score]:.3f}" + ("" if error is None else f" ± {error:.3f}"))
-    parts.append(f"rejected: {row['reason']}" if row["rejected"] else "kept")
-    return "<br>".join(parts)
+            lines.append(f"{score} {row[score]:.3f}" + ("" if error is None else f" ± {error:.3f}"))
+    lines.append(f"rejected: {row['reason']}" if row["rejected"] else "kept")
+    return hover_text(f"position {row['position']}, layer {row['layer']}", "", *lines)
 
 
 @st.fragment

@@ -9,6 +9,7 @@ import streamlit as st
 from interp.charts import MARGIN, band_lines
 from interp.charts_grids import share_grid
 from interp.charts_steering import BELOW
+from interp.figures import hover_text
 from interp.studies.shown import bare
 from interp.studies.steps import Result
 from interp.ui import studies, study_page, widgets
@@ -124,8 +125,11 @@ def _refused(cell: Result | None) -> float:
 def _said(cell: Result | None) -> str:
     if cell is None:
         return "no such prompts"
-    name = f"<b>{cell['task']}, {cell['kind']}</b>, should {cell['should']}"
-    return f"{name}<br>refused {studies.value(cell['refused'])}, n = {cell['refused']['n']}"
+    return hover_text(
+        f"{cell['task']}, {cell['kind']}",
+        f"should {cell['should']}",
+        f"refused {studies.value(cell['refused'])}, n = {cell['refused']['n']}",
+    )
 
 
 def _neither(labels: dict[str, int]) -> str:

@@ -1,0 +1,136 @@
+"""A headless Chromium for tests: how it is started, waited for and clicked in."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+pytest.importorskip("selenium", reason="selenium is not installed")
+
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+
+ROOT = Path(__file__).parent.parent
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1440,1400",
+)
+PATIENCE = 300.0
+"""Seconds before a test gives up: no measure of speed, only of something that hangs."""
+
+NEEDED = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium on the path"),
+    pytest.mark.skipif(DRIVER is None, reason="no chromedriver on the path"),
+]
+
+
+def until(found: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@contextmanager
+def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
+    """The address of a running app on a free port of the loopback interface.
+
+    It is started from `folder`, as from anywhere, with an empty cache there; `arguments` are its
+    own, behind `--`.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py")]
+    command += ["--server.port", str(port), "--", *arguments]
+    paths = {"INTERP_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    log = (folder / "app.log").open("w")
+    app = subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **paths, **environment}, stdout=log, stderr=log
+    )
+
+    def healthy() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health") as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    try:
+        until(healthy, "the app to start")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        app.terminate()
+        app.wait(20)
+        log.close()
+
+
+@contextmanager
+def running_browser(folder: Path) -> Iterator[Any]:
+    """A browser with a fresh profile, which keeps a log of its requests."""
+    options = Options()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(PATIENCE)
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def texts(browser: Any, selector: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.textContent)"
+    return browser.execute_script(script, selector)
+
+
+def has_button(browser: Any, label: str) -> bool:
+    return any(text.strip().endswith(label) for text in texts(browser, "button"))
+
+
+def press(browser: Any, label: str) -> None:
+    script = (
+        "[...document.querySelectorAll('button')]"
+        ".find(b => b.textContent.trim().endsWith(arguments[0])).click()"
+    )
+    until(lambda: has_button(browser, label), f"the button {label}")
+    browser.execute_script(script, label)
+
+
+def mouse(browser: Any, kind: str, x: float, y: float) -> None:
+    button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
+    event = {"type": kind, "x": x, "y": y, **button}
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+def click_at(browser: Any, x: float, y: float) -> None:
+    """Move the mouse to a place of the window, rest as a hand does, and click."""
+    mouse(browser, "mouseMoved", x, y)
+    time.sleep(0.07)  # Plotly looks where the pointer is every 50 ms
+    mouse(browser, "mousePressed", x, y)
+    mouse(browser, "mouseReleased", x, y)

@@ -218,8 +218,8 @@ def test_signed_map_is_centred_on_zero():
     )
     assert DIVERGING == "RdBu_r"
     place = next(i for i, at in enumerate(targets.customdata) if list(at) == [3, 2])
-    assert targets.text[place].startswith("<b>L3H2</b>  0.")
-    assert "±" in targets.text[place]
+    assert targets.hovertext[place].startswith("<b>L3H2</b>  0.")
+    assert "±" in targets.hovertext[place]
 
 
 @pytest.mark.parametrize("site", SITES)

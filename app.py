@@ -1,12 +1,22 @@
-"""The workbench: `streamlit run app.py`."""
+"""The workbench: `streamlit run app.py`, with `-- --models DIR` to offer models of one's own."""
+
+import os
+import sys
+from pathlib import Path
+
+if "--hub" not in sys.argv:  # before anything that reads it is imported
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import streamlit as st
 
-VIEWS = "interp/ui/views"
+from interp.ui.links import notices
 
-st.set_page_config(page_title="interp workbench", page_icon=":material/hub:", layout="wide")
+VIEWS = "interp/ui/views"
+ICON = Path(__file__).parent / VIEWS / "icon.svg"  # a named icon would be fetched from outside
+
+st.set_page_config(page_title="interp workbench", page_icon=ICON, layout="wide")
 st.html("<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}</style>")
-st.navigation(
+page = st.navigation(
     {
         "": [
             st.Page(f"{VIEWS}/setup.py", title="Setup", icon=":material/tune:", default=True),
@@ -35,4 +45,8 @@ st.navigation(
         ],
     },
     position="top",
-).run()
+)
+above = st.container()
+page.run()
+with above:
+    notices()

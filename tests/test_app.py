@@ -1,5 +1,8 @@
 """The workbench, page by page, on a toy model whose circuit is known."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
@@ -8,7 +11,8 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.ui import state, widgets
+from interp.errors import InterpError
+from interp.ui import offered, state, widgets
 from tests.pages import APP, named, opened, wait
 
 PATCHING = "interp/ui/views/patching.py"
@@ -119,21 +123,110 @@ def test_a_mean_is_over_other_prompts() -> None:
 
 def test_a_link_with_nonsense_is_told_so() -> None:
     at = run_sweep(opened(PATCHING, **LINK, layer="99", head="2", site="z", direction="sideways"))
-    assert "no layer 99" in at.warning[0].value
+    said = at.warning[0].value.replace("\\", "")
+    assert "layer=99: there are 0 to 1" in said
+    assert "direction=sideways: none of denoise, noise" in said
     assert at.query_params["direction"] == "denoise"
 
 
 def test_an_error_is_shown_once_where_it_arose() -> None:
-    at = opened(model="toy-nonsense")
+    at = opened(model="toy-induction", task="nonsense")
     assert len(at.error) == 1
-    assert "toy" in at.error[0].value
+    assert "nonsense" in at.error[0].value
 
 
 def test_links_round_trip() -> None:
     chosen = state.Selection(
         model="m", positions=("S1+1", "last"), layers=(1, 2), neurons=(0, 7), layer=1, head=2
     )
-    assert state.read(state.link(chosen)) == chosen
+    assert state.read(state.link(chosen)) == (chosen, [])
+
+
+HUGE = "9" * 5000
+ABSURD = [
+    *((name, value) for name in ("n", "seed", "layer", "prompt", "edges", "layers", "neurons")
+      for value in (HUGE, "1" * 25, "-1", "1.5", "", "nan", "٣", "1e3", " 1")),
+    ("n", "0"), ("n", "513"), ("edges", "0"), ("head", "²"),
+    *((name, value) for name in ("dtype", "corruption", "site", "by", "direction", "source")
+      for value in ("", "nonsense", HUGE)),
+    *((name, value) for name in ("model", "task", "position", "positions", "finder", "removed",
+      "price", "look", "edge", "node", "place", "worth", "left", "right")
+      for value in ("", " ", HUGE, "a\x00b", "a\nb")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), ABSURD, ids=lambda text: ascii(text)[:20])
+def test_absurd_values_of_a_link_are_ignored_with_a_word(name, value) -> None:
+    chosen, words = state.read({name: [value]})
+    assert chosen == state.Selection()
+    assert len(words) == 1
+    assert words[0].startswith(f"{name}=")
+    assert len(words[0]) < 300
+
+
+STRANGE = {
+    "site": "pre_linear", "positions": "nowhere", "layer": "7", "layers": "7", "neurons": "999999",
+    "prompt": "400", "edges": "9007199254740991", "finder": "guess", "removed": "x", "price": "x",
+    "look": "x", "left": "x", "right": "x", "worth": "x", "edge": "x->y", "node": "x",
+}  # fmt: skip
+"""Well-formed values that nothing loaded has."""
+
+
+@pytest.mark.parametrize("page", ["setup", "patching", "circuits"])
+def test_what_is_not_loaded_is_ignored_with_a_word(page) -> None:
+    where = None if page == "setup" else f"interp/ui/views/{page}.py"
+    at = opened(where, **(LINK | STRANGE | {"seed": "1" * 25, "head": HUGE, "n": "12"}))
+    assert not at.error
+    said = at.warning[0].value.replace("\\", "")
+    for name in ("seed", "head", "positions", "layer", "layers", "neurons", "prompt"):
+        assert f"{name}=" in said
+    if page == "circuits":
+        for name in ("finder", "removed", "look"):
+            assert f"{name}=" in said
+        at = opened(where, **LINK, price="x", finder="ACDC")
+        assert "price=x\\: there are 0\\.02, " in at.warning[0].value
+        at = opened(where, **LINK, edges=STRANGE["edges"])
+        assert "edges=9007199254740991\\: there are 1 to " in at.warning[0].value
+    assert "layer" not in at.query_params
+    named(at.button, "Dismiss").click().run()
+    assert not at.warning
+
+
+def test_a_link_to_a_model_that_is_not_offered_asks_first(tmp_path, monkeypatch) -> None:
+    loaded, said = [], []
+
+    def load(name, **options):
+        loaded.append(name)
+        if Path(name).is_dir():
+            raise InterpError(f"loading {name!r}", "no weights in it", "add them")
+        raise OSError(f"{name} is not there")
+
+    monkeypatch.setattr("interp.load_model", load)
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "there", tmp_path / "missing"):
+        at = opened(model=str(path), layer="1")
+        assert not loaded
+        named(at.button, "Load it").click().run()
+        assert loaded.pop() == str(path)
+        said.append(at.error[0].value.replace(path.name, "NAME"))
+    assert said[0] == said[1]
+    assert str(tmp_path) not in said[0]
+
+
+def test_the_owners_models_are_offered_by_their_folders_names(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.setattr("sys.argv", ["app.py", "--models", str(tmp_path / "models")])
+    assert offered.own_models() == {"mine": folder}
+    assert "mine" in offered.offered()
+    wrapped = interp.load_model("toy-induction")
+    monkeypatch.setattr("interp.load_model", lambda name, **options: replace(wrapped, name=name))
+    assert offered.load("mine", "float32").name == "mine"
+    assert offered.without_paths(f"loading {str(folder)!r}") == "loading '…/mine'"
+    assert offered.without_paths("HuggingFaceTB/SmolLM2 and/or a/b/c") == (
+        "HuggingFaceTB/SmolLM2 and/or a/b/c"
+    )
 
 
 def test_a_click_reports_its_point_in_either_form() -> None:

@@ -10,6 +10,7 @@ import streamlit as st
 
 import interp
 from interp.components import SITES
+from interp.errors import InterpError
 from interp.files import content_key
 from interp.heads import HeadView, view_head
 from interp.models.language_model import LanguageModel
@@ -18,7 +19,8 @@ from interp.prompts import EncodedTask, Task, TaskReport
 from interp.scores import Ranked, Scores
 from interp.store import stored
 from interp.sweeps import Cost, cost, make_request
-from interp.ui.state import Selection
+from interp.ui import offered
+from interp.ui.state import Selection, current, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +78,37 @@ HASHES: dict[Any, Any] = {
 @st.cache_resource(max_entries=1, show_spinner="Loading and checking the model …")
 def load_model(name: str, dtype: str) -> LanguageModel:
     """The model in memory: one at a time, shared by all visitors."""
-    return interp.load_model(name, dtype=dtype)
+    return offered.load(name, dtype)
 
 
-def opened(selection: Selection) -> Opened:
-    """The selected model and task.
+def opened() -> Opened:
+    """The selected model and task; what else is selected is brought into their range.
 
     Raises:
         InterpError: the model cannot be loaded, or the task does not fit its tokeniser.
     """
+    selection = current()
     assert selection.model is not None
     model = load_model(selection.model, selection.dtype)
     task, encoded = _prompts(model, **_drawn(selection, n=selection.n, seed=selection.seed))
-    return Opened(model=model, task=task, encoded=encoded)
+    open_ = Opened(model=model, task=task, encoded=encoded)
+    fit(
+        site=[site for site, reason in model.sites.items() if reason is None],
+        positions=[name for name in selection.positions if _is_position(encoded, name)],
+        layer=range(model.n_layers),
+        layers=range(model.n_layers),
+        neurons=range(model.d_mlp),
+        prompt=range(len(task)),
+    )
+    return open_
+
+
+def _is_position(encoded: EncodedTask, name: str) -> bool:
+    try:
+        encoded.positions(name)
+    except InterpError:
+        return False
+    return True
 
 
 def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:

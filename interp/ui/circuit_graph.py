@@ -14,7 +14,7 @@ from interp.circuits.finding import Findings
 from interp.circuits.mib import to_mib_json
 from interp.circuits.shelf import keep_circuit
 from interp.errors import InterpError
-from interp.ui import circuit_jobs, widgets
+from interp.ui import circuit_jobs, offered, widgets
 from interp.ui.circuit_jobs import Asked
 from interp.ui.state import current, select
 
@@ -241,7 +241,8 @@ def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, 
     else:
         score = "scores" if found.chosen is None else "found"
         last = f"mask = interp.top_n({score}, {asked})"
-    st.code(f"{found.provenance.call}\n{last}", language="python", wrap_lines=True)
+    call = offered.shown(found.provenance.call, found.provenance)
+    st.code(f"{call}\n{last}", language="python", wrap_lines=True)
 
 
 def _keep(made: Circuit) -> None:

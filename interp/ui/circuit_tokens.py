@@ -15,7 +15,7 @@ from interp.circuits.positioned import AT, PositionedCircuit
 from interp.errors import InterpError
 from interp.ui import circuit_jobs, jobs, studies, widgets
 from interp.ui.circuit_jobs import Asked
-from interp.ui.state import current, select
+from interp.ui.state import current, fit, select
 
 FORMULA = (
     r"\text{effect}(u \to v, p) = \frac{\overline{m}[C] - \overline{m}[C \text{ without } u \to v"
@@ -72,7 +72,8 @@ def _ready(ask: Asked, made: Circuit) -> None:
 def _cut(done: NarrowedCurve) -> None:
     """The cut at the chosen threshold, clickable."""
     known = [f"{threshold:g}" for threshold in done.thresholds]
-    if current().worth not in known:
+    fit(worth=known)
+    if current().worth is None:
         select(worth="0.01" if "0.01" in known else known[0])
     if len(known) > 1:
         widgets.picker(

@@ -17,7 +17,7 @@ from interp.metrics import Estimate
 from interp.studies.shown import chance
 from interp.ui import circuit_jobs, jobs, studies, widgets
 from interp.ui.circuit_jobs import Asked
-from interp.ui.state import current, select
+from interp.ui.state import current, fit, select
 
 FORMULA = (
     r"f(C) = \frac{\overline{m}[C] - \overline{m}[\text{nothing kept}]}"
@@ -163,9 +163,10 @@ def overlap(ask: Asked, found: Findings) -> None:
         )
         return
     names = list(kept)
-    if current().left not in kept:
+    fit(left=kept, right=kept)
+    if current().left is None:
         select(left=names[0])
-    if current().right not in kept or current().right == current().left:
+    if current().right in (None, current().left):
         select(right=next(name for name in names if name != current().left))
     columns = st.columns([4, 4, 2], vertical_alignment="bottom")
     for column, label, field in ((columns[0], "First", "left"), (columns[1], "Second", "right")):

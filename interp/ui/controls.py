@@ -17,8 +17,6 @@ def sweep_controls(open_: Opened) -> None:
     """Site, granularity, direction, positions and source; for neurons also which ones."""
     model = open_.model
     offered = [site for site, reason in model.sites.items() if reason is None]
-    if current().site not in offered:
-        select(site=offered[0])
     picker(
         st.selectbox,
         "Site",

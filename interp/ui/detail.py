@@ -56,8 +56,6 @@ def inside(open_: cache.Opened, result: cache.Result, cell: tuple[int, ...]) -> 
             f"this is the first of them."
         )
     most = len(open_.task) - 1
-    if current().prompt > most:
-        select(prompt=0)
     picker, text = st.columns([1, 5], vertical_alignment="bottom")
     with picker:
         prompt = widgets.picker(

@@ -10,7 +10,7 @@ import streamlit as st
 from interp.errors import InterpError
 from interp.figures import component_scatter, symmetric_limit
 from interp.scores import Scores
-from interp.ui import cache, detail, widgets
+from interp.ui import cache, detail, offered, widgets
 from interp.ui.state import CELL, cell, current, select, strangers
 
 CAVEATS = {
@@ -81,9 +81,7 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
         figure,
         key="map",
         alt=f"Effect of {scores.site} by {' and '.join(scores.axes)}",
-        filename=f"{scores.provenance.model}-{scores.provenance.task}-{scores.site}".replace(
-            "/", "-"
-        ),
+        filename=f"{scores.provenance.task}-{scores.site}",
         picked=picked,
     )
 
@@ -210,7 +208,7 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
         )
         st.download_button(
             "JSON",
-            lambda: json.dumps(scores.to_dict(), indent=1),
+            lambda: offered.shown(json.dumps(scores.to_dict(), indent=1), scores.provenance),
             file_name=f"{name}.json",
             mime="application/json",
             icon=":material/download:",
@@ -223,4 +221,4 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
         at = "" if found.position is None else f", {found.position!r}"
         call += f"\nprint(scores.estimate({str(found.component)!r}{at}))"
     st.markdown("Python that reproduces " + ("this map" if place is None else "this number"))
-    st.code(call, language="python", wrap_lines=True)
+    st.code(offered.shown(call, scores.provenance), language="python", wrap_lines=True)

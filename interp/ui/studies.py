@@ -18,9 +18,9 @@ from interp.files import cache_dir
 from interp.studies.frame import MANIFEST, Study, kept_studies
 from interp.studies.shown import chance
 from interp.studies.steps import Result
-from interp.ui import widgets
+from interp.ui import offered, widgets
 from interp.ui.families import FAMILIES, Family, family_of
-from interp.ui.state import write_link
+from interp.ui.state import ignored, in_words, read_link, write_link
 
 NONE = "–"
 """The option that chooses nothing."""
@@ -55,7 +55,10 @@ def view() -> View:
     """The view; on the first visit it is read from the link."""
     if "study-view" not in st.session_state:
         names = [field.name for field in fields(View)]
-        st.session_state["study-view"] = View(**{n: st.query_params.get(n) for n in names})
+        found, words = read_link({name: st.query_params.get_all(name) for name in names})
+        ignored().extend(words)
+        st.session_state["study-view"] = View(**found)
+        st.session_state["study-link"] = set(found)
     return st.session_state["study-view"]
 
 
@@ -87,6 +90,10 @@ def pick(
     """A widget that shows one field of the view and changes it; the first option if it has none."""
     key = f"view-{field}"
     value = getattr(view(), field)
+    linked = st.session_state["study-link"]
+    if value not in options and field in linked:
+        ignored().append(in_words(field, str(value), "not offered on this page"))
+    linked.discard(field)
     st.session_state[key] = value if value in options else options[0]
 
     def changed() -> None:
@@ -155,7 +162,8 @@ def chosen(family: Family, *, link: bool = True) -> Study[Any] | None:
 
 def words(study: Study[Any]) -> str:
     """A study in one line."""
-    return f"{study.model} · n {study.settings.n} · {progress(study)} · {made(study)}"
+    model = offered.without_paths(study.model)
+    return f"{model} · n {study.settings.n} · {progress(study)} · {made(study)}"
 
 
 def made(study: Study[Any]) -> str:
@@ -196,7 +204,7 @@ def provenance(study: Study[Any], *steps: str, **more: object) -> None:
     took = sum(study.seconds.get(step, 0.0) for step in steps)
     widgets.facts(
         {
-            "model": f"{study.model} · {study.model_hash[:12]}",
+            "model": f"{offered.without_paths(study.model)} · {study.model_hash[:12]}",
             "study": study.directory.name,
             **family_of(study).facts(settings),
             "seed": settings.seed,
@@ -266,7 +274,8 @@ def take_away(
     study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result
 ) -> None:
     """The page's table as CSV, and its steps' whole results as JSON."""
-    file = f"{study.model}-{study.settings.n}-{name}".replace("/", "-")
+    model = offered.without_paths(study.model)
+    file = f"{model}-{study.settings.n}-{name}".replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, make, mime in (
             ("CSV", lambda: widgets.csv_text(rows), "text/csv"),

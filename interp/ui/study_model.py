@@ -10,7 +10,8 @@ import interp
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.studies.frame import Study
-from interp.ui import cache, widgets
+from interp.toys import TOYS
+from interp.ui import cache, offered, widgets
 from interp.ui.state import Selection, current, select
 
 
@@ -27,10 +28,10 @@ def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
             widgets.show_error(error)
     _chooser(study, model)
     if model is not None and study is not None and not same(model, study):
+        mine, its = (widgets.plain(offered.without_paths(x)) for x in (model.name, study.model))
         st.warning(
-            f"The loaded model is {widgets.plain(model.name)} ({model.hash[:12]}), the study's "
-            f"is {widgets.plain(study.model)} ({study.model_hash[:12]}): what the study found may "
-            "not hold for it.",
+            f"The loaded model is {mine} ({model.hash[:12]}), the study's is {its} "
+            f"({study.model_hash[:12]}): what the study found may not hold for it.",
             icon=":material/difference:",
         )
     return model
@@ -43,10 +44,10 @@ def same(model: LanguageModel, study: Study[Any]) -> bool:
 
 def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
     """Which model is loaded, and a form to load another."""
-    kinds = {entry.name: entry.kind for entry in interp.known_models()}
-    names = list(dict.fromkeys([*([study.model] if study else []), *kinds]))
+    names = list(dict.fromkeys([*([study.model] if study else []), *offered.offered()]))
     if current().model is not None and current().model not in names:
         names.append(str(current().model))
+    shown = "" if model is None else widgets.plain(offered.without_paths(model.name))
     left, right, state = st.columns([3, 1, 4], vertical_alignment="bottom")
     wanted = names[0] if model is None else model.name
     name = left.selectbox(
@@ -57,7 +58,7 @@ def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
         key=f"study-model-{study.directory.name if study else ''}",
         help="A listed model, a Hugging Face id or a local directory.",
     )
-    if kinds.get(str(name)) == "toy":
+    if name in TOYS:
         task = {"task": name}
     else:  # a toy's task fits no other model
         task = {} if current().task in interp.TASKS else {"task": Selection().task}
@@ -72,5 +73,5 @@ def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
     state.markdown(
         "No model is loaded."
         if model is None
-        else f"Loaded: **{widgets.plain(model.name)}** · `{model.hash[:12]}` · {model.dtype}"
+        else f"Loaded: **{shown}** · `{model.hash[:12]}` · {model.dtype}"
     )

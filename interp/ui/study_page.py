@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from interp.studies.frame import Study
-from interp.ui import studies, widgets
+from interp.ui import offered, studies, widgets
 from interp.ui.families import family_of
 
 
@@ -25,7 +25,7 @@ def kept_table(study: Study[Any]) -> None:
     st.dataframe(
         [
             {
-                "model": each.model,
+                "model": offered.without_paths(each.model),
                 "weights": each.model_hash[:12],
                 "n": each.settings.n,
                 "draws": each.settings.draws,
@@ -69,7 +69,7 @@ def claims(study: Study[Any], claim: str) -> list[dict[str, str]]:
         height="content",
     )
     left, right, where = st.columns([1, 1, 3], vertical_alignment="center")
-    name = f"{study.model}-{study.settings.n}-{family.kind.name}".replace("/", "-")
+    name = f"{study.directory.name}-{study.settings.n}-{family.kind.name}"
     for column, kind, mime in ((left, "html", "text/html"), (right, "md", "text/markdown")):
         column.download_button(
             f"report.{kind}",

@@ -13,6 +13,7 @@ import streamlit as st
 
 from interp.errors import InterpError
 from interp.figures import visible
+from interp.ui import offered
 from interp.ui.state import current, select
 
 UNITS = {"head": "head", "kv_head": "KV head", "neuron": "neuron"}
@@ -35,7 +36,8 @@ def show_error(error: Exception) -> None:
         title, text = error.asked, f"{error.found}. Do: {error.do}."
     else:
         title, text = "This is a bug", f"{type(error).__name__}: {error}"
-    st.error(f"**{plain(title)}**  \n{plain(text)}", icon=":material/error:")
+    title, text = (plain(offered.without_paths(part)) for part in (title, text))
+    st.error(f"**{title}**  \n{text}", icon=":material/error:")
 
 
 def plain(text: str) -> str:

@@ -6,12 +6,12 @@ import streamlit as st
 
 from interp.circuits.finding import Findings
 from interp.errors import InterpError
-from interp.ui import cache, circuit_jobs, jobs, widgets
+from interp.ui import cache, circuit_jobs, jobs, offered, widgets
 from interp.ui.circuit_graph import graph
 from interp.ui.circuit_jobs import METHODS, PRICES, REMOVED, Asked
 from interp.ui.circuit_tokens import tokens
 from interp.ui.circuit_views import faithfulness, overlap
-from interp.ui.state import current, select, write_link
+from interp.ui.state import current, fit, select, write_link
 
 SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
 FORMULA = (
@@ -38,24 +38,24 @@ def show() -> None:
         widgets.to_setup("Circuits")
         return
     try:
-        open_ = cache.opened(current())
+        open_ = cache.opened()
         with st.sidebar:
             _controls()
         ask = circuit_jobs.asked(open_)
+        fit(edges=range(1, ask.graph.n_edges + 1))
     except InterpError as error:
         widgets.show_error(error)
         return
     found = circuit_jobs.findings(ask.key)
     if found is None:
-        st.header(f"A circuit for {open_.task.name} in {open_.model.name}", anchor=False)
+        name = widgets.plain(offered.without_paths(open_.model.name))
+        st.header(f"A circuit for {open_.task.name} in {name}", anchor=False)
         circuit_jobs.panel(ask.key, lambda: _ready(ask))
         return
     jobs.forget(ask.key)
     with st.sidebar:
         st.success("Stored result: nothing to run.", icon=":material/check:")
     _provenance(ask, found)
-    if current().look not in SECTIONS:
-        select(look="graph")
     widgets.picker(
         st.segmented_control,
         "What to look at",
@@ -71,10 +71,10 @@ def show() -> None:
 
 def _controls() -> None:
     """How the circuit is found."""
-    if current().finder not in METHODS:
-        select(finder=next(iter(METHODS)))
-    if current().removed not in REMOVED:
-        select(removed=next(iter(REMOVED)))
+    fit(finder=METHODS, removed=REMOVED, look=SECTIONS)
+    for field, usual in (("finder", METHODS), ("removed", REMOVED), ("look", SECTIONS)):
+        if getattr(current(), field) is None:
+            select(**{field: next(iter(usual))})
     widgets.picker(st.selectbox, "Method", "finder", options=list(METHODS))
     method = str(current().finder)
     st.caption(f"{METHODS[method][0].upper()}{METHODS[method][1:]}.")
@@ -85,8 +85,9 @@ def _controls() -> None:
         options=list(REMOVED),
         format_func=REMOVED.__getitem__,
     )
+    fit(price=PRICES.get(method, ()))
     if method in PRICES:
-        if current().price not in PRICES[method]:
+        if current().price is None:
             select(price=PRICES[method][0])
         widgets.picker(
             st.select_slider,
@@ -95,8 +96,6 @@ def _controls() -> None:
             options=sorted(PRICES[method], key=float),
             help="Higher: fewer edges.",
         )
-    elif current().price is not None:
-        select(price=None)
     st.caption("Found on one half of the pairs, evaluated on the other.")
 
 
@@ -141,7 +140,7 @@ def _provenance(ask: Asked, found: Findings) -> None:
     st.header(f"{found.method} on {origin.task}", anchor=False)
     widgets.facts(
         {
-            "model": f"{origin.model} · {origin.model_hash[:12]}",
+            "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
             "precision": origin.dtype,
             "task": f"{origin.task} · n = {found.n} · seed {origin.seed}",
             "edges": f"{found.graph.n_edges:,}".replace(",", " "),

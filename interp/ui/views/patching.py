@@ -9,7 +9,7 @@ import streamlit as st
 import interp
 from interp.errors import InterpError
 from interp.scores import Scores
-from interp.ui import cache, jobs, widgets
+from interp.ui import cache, jobs, offered, widgets
 from interp.ui.controls import sweep_controls
 from interp.ui.explore import explore
 from interp.ui.state import current, write_link
@@ -33,7 +33,7 @@ def show() -> None:
         widgets.to_setup("Patching")
         return
     try:
-        open_ = cache.opened(current())
+        open_ = cache.opened()
         with st.sidebar:
             sweep_controls(open_)
         arguments = cache.sweep(current(), open_)
@@ -55,7 +55,8 @@ def show() -> None:
 
 def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> None:
     """The estimate and the button; while it runs, the progress; if it failed, why."""
-    st.header(f"Patching {arguments['site']} in {open_.model.name}", anchor=False)
+    name = widgets.plain(offered.without_paths(open_.model.name))
+    st.header(f"Patching {arguments['site']} in {name}", anchor=False)
     job = jobs.find(plan.key)
     if job is not None and job.state == "running":
         jobs.watch(job)
@@ -121,7 +122,7 @@ def _provenance(scores: Scores) -> None:
     st.header(f"{scores.method.capitalize()} of {scores.site}", anchor=False)
     widgets.facts(
         {
-            "model": f"{origin.model} · {origin.model_hash[:12]}",
+            "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
             "precision": origin.dtype,
             "task": f"{origin.task} · n = {scores.n} · seed {origin.seed}",
             f"{scores.metric}, clean → corrupted": f"{scores.clean.mean():.3f} → "

@@ -12,7 +12,7 @@ from interp.charts_steering import BELOW
 from interp.figures import hover_text
 from interp.studies.shown import bare
 from interp.studies.steps import Result
-from interp.ui import studies, study_page, widgets
+from interp.ui import offered, studies, study_page, widgets
 from interp.ui.families import REFUSED
 from interp.ui.state import write_link
 from interp.ui.study_run import run_panel, running
@@ -42,7 +42,8 @@ def show() -> None:
     if study is None:
         return
     results = study.results
-    st.header(widgets.plain(f"{study.model}, {study.directory.name}"), anchor=False)
+    model = offered.without_paths(study.model)
+    st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
     if system := study.settings.system:
         st.warning(f"Refusal in context, by the system prompt: {widgets.plain(system)}")
     studies.provenance(study, *results)

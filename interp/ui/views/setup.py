@@ -9,8 +9,9 @@ from interp.components import SITES
 from interp.errors import InterpError
 from interp.metrics import Estimate
 from interp.prompts import TaskReport
-from interp.ui import cache, widgets
-from interp.ui.state import CHOICES, MOST_PROMPTS, Selection, current, select, write_link
+from interp.toys import TOYS
+from interp.ui import cache, offered, widgets
+from interp.ui.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select, write_link
 
 MEANING = {
     "resid_pre": "residual stream before the layer",
@@ -39,12 +40,15 @@ def show() -> None:
         _welcome()
         return
     try:
-        open_ = cache.opened(chosen)
+        open_ = cache.opened()
         report = cache.report(open_)
     except InterpError as error:
         widgets.show_error(error)
         return
-    st.header(f"{open_.task.name} on {open_.model.name}", anchor=False)
+    st.header(
+        widgets.plain(f"{open_.task.name} on {offered.without_paths(open_.model.name)}"),
+        anchor=False,
+    )
     st.caption(widgets.plain(open_.task.description))
     _baselines(report)
     _prompts(open_)
@@ -54,7 +58,7 @@ def show() -> None:
 
 def _choose(chosen: Selection) -> None:
     """The form in the sidebar; nothing is loaded before its button."""
-    known = {entry.name: entry for entry in interp.known_models()}
+    known = offered.offered()
     names = list(known)
     if chosen.model is not None and chosen.model not in known:
         names.append(chosen.model)
@@ -65,10 +69,9 @@ def _choose(chosen: Selection) -> None:
         accept_new_options=True,
         help="A listed model, or type a Hugging Face id or a local directory.",
     )
-    entry = known.get(model)
-    st.caption(entry.description if entry else "from the Hugging Face hub, or a local directory")
+    st.caption(widgets.plain(known.get(model, "from the Hugging Face hub, or a local directory")))
     dtype = st.selectbox("Precision", CHOICES["dtype"], CHOICES["dtype"].index(chosen.dtype))
-    tasks = [model] if entry and entry.kind == "toy" else list(interp.TASKS)
+    tasks = [model] if model in TOYS else list(interp.TASKS)
     task = st.selectbox("Task", tasks, tasks.index(chosen.task) if chosen.task in tasks else 0)
     if task in interp.TASKS:
         st.caption(widgets.plain(interp.TASKS[task].description))
@@ -84,7 +87,7 @@ def _choose(chosen: Selection) -> None:
         )
     left, right = st.columns(2)
     n = left.number_input("Prompt pairs", 1, MOST_PROMPTS, chosen.n)
-    seed = right.number_input("Seed", 0, None, chosen.seed)
+    seed = right.number_input("Seed", 0, LARGEST, chosen.seed)
     st.button(
         "Load",
         type="primary",
@@ -160,8 +163,6 @@ def _prompts(open_: cache.Opened) -> None:
     encoded, pairs = open_.encoded, open_.task.pairs
     st.subheader("Prompts", anchor=False)
     number, answer = st.columns([1, 5], vertical_alignment="bottom")
-    if current().prompt >= len(pairs):
-        select(prompt=0)
     with number:
         i = widgets.picker(
             st.number_input, f"Pair, 0 to {len(pairs) - 1}", "prompt", min_value=0,
@@ -206,7 +207,7 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
     shared = "" if model.n_kv_heads == model.n_heads else f" over {model.n_kv_heads} key/value"
     widgets.facts(
         {
-            "model": model.name,
+            "model": offered.without_paths(model.name),
             "hash": model.hash[:12],
             "family": model.family,
             "layers": model.n_layers,

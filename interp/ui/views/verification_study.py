@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.studies.steps import Result
-from interp.ui import studies, study_page, widgets
+from interp.ui import offered, studies, study_page, widgets
 from interp.ui.families import VERIFIED
 from interp.ui.state import write_link
 from interp.ui.study_run import run_panel, running
@@ -31,7 +31,8 @@ def show() -> None:
     running(VERIFIED)
     if study is None:
         return
-    st.header(widgets.plain(f"{study.model}, {study.directory.name}"), anchor=False)
+    model = offered.without_paths(study.model)
+    st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
     studies.provenance(study, *[step for step in VERIFIED.steps if step in study.results])
     rows = study_page.claims(study, "claim of the paper")
     if studies.ready(study, "behaviour", link=False):

@@ -160,7 +160,7 @@ def select(**changes: Any) -> None:
         offered.answered()
     if new.setup != old.setup:
         new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL, **PICKED)
-    elif new.finder != old.finder:
+    elif old.finder not in (None, new.finder):
         new = replace(new, price=changes.get("price"), **PICKED)
     elif any(getattr(old, name) not in (None, getattr(new, name)) for name in SEARCH):
         new = replace(new, **PICKED)

@@ -1,4 +1,4 @@
-"""Addresses inside a transformer: sites, and components such as L17H11 or L26N6475."""
+"""Addresses inside a transformer: sites, and components such as L17H11, L5KV0.k or L26N6475."""
 
 from __future__ import annotations
 
@@ -29,16 +29,23 @@ SITES: dict[str, Axis | None] = {
 }
 """TransformerLens' site names in causal order, with the axis that numbers their components.
 
-q, k, v are the projections before q/k norms and rotary embedding; with grouped-query attention
-k and v have one component per key/value head. pattern is the attention after softmax; z the
-mixed values of a head; pre, pre_linear and post the gate, the linear part and their product in a
-gated MLP (pre and post where there is no gate). attn_out and mlp_out are what is added to the
-residual stream: after a post-norm or a multiplier (Granite) where there is one, without the stream
-where the module itself adds it (BLOOM, MPT's MLP), routed and shared experts together in a mixture.
-A mixture of experts has no pre, pre_linear or post, because each token has other neurons.
+q, k, v are the projections before q/k norms and rotary embedding; k and v have one component per
+key/value head, of which grouped-query attention has fewer than heads. pattern is the attention
+after softmax; z the mixed values of a head; pre, pre_linear and post the gate, the linear part and
+their product in a gated MLP (pre and post where there is no gate). attn_out and mlp_out are what is
+added to the residual stream: after a post-norm or a multiplier (Granite) where there is one,
+without the stream where the module itself adds it (BLOOM, MPT's MLP), routed and shared experts
+together in a mixture. A mixture of experts has no pre, pre_linear or post, because each token has
+other neurons.
 """
 
-_LABEL = re.compile(r"L(?P<layer>\d+)(?:(?P<kind>[HN])(?P<index>\d+))?(?:\.(?P<site>\w+))?")
+_LABEL = re.compile(
+    r"L(?P<layer>[0-9]{1,9})(?:(?P<kind>H|KV|N)(?P<index>[0-9]{1,9}))?(?:\.(?P<site>\w+))?"
+)
+MARKS: dict[Axis, str] = {"head": "H", "kv_head": "KV", "neuron": "N"}
+"""What stands before a component's number in its label."""
+_NAMES = {"H": "heads", "KV": "key/value heads", "N": "neurons"}
+_USUAL = {"H": "z", "N": "post"}
 
 
 def check_site(site: str) -> str:
@@ -72,34 +79,41 @@ class Component:
     def __str__(self) -> str:
         if self.index is None:
             return f"L{self.layer}.{self.site}"
-        kind, default = ("N", "post") if SITES[self.site] == "neuron" else ("H", "z")
-        suffix = "" if self.site == default else f".{self.site}"
+        axis = SITES[self.site]
+        assert axis is not None
+        kind = MARKS[axis]
+        suffix = "" if self.site == _USUAL.get(kind) else f".{self.site}"
         return f"L{self.layer}{kind}{self.index}{suffix}"
 
     @classmethod
     def parse(cls, label: str) -> Component:
-        """The inverse of `str`: L17H11 (that head's z), L17H11.q, L26N6475, L5.mlp_out.
+        """The inverse of `str`: L17H11 (that head's z), L17H11.q, L5KV0.k, L26N6475, L5.mlp_out.
 
         Raises:
-            InterpError: the label does not read like a component.
+            InterpError: the label does not read like a component, or its site has no such parts:
+                keys and values are numbered by key/value heads, KV, and not by heads, H.
         """
         match = _LABEL.fullmatch(label)
-        if match is None or (match["kind"] is None and match["site"] is None):
+        site = None if match is None else match["site"] or _USUAL.get(match["kind"])
+        if match is None or site is None:
             raise InterpError(
                 f"component {label!r}",
                 "not a label",
-                "write L17H11, L17H11.q, L26N6475 or L5.mlp_out",
+                "write L17H11, L17H11.q, L5KV0.k, L26N6475 or L5.mlp_out",
             )
-        site = match["site"] or ("post" if match["kind"] == "N" else "z")
+        layer, kind = int(match["layer"]), match["kind"]
         index = None if match["index"] is None else int(match["index"])
-        kinds = {"H": ("head", "kv_head"), "N": ("neuron",)}
-        if match["kind"] and SITES[check_site(site)] not in kinds[match["kind"]]:
+        axis = SITES[check_site(site)]
+        if kind and (axis is None or MARKS[axis] != kind):
+            meant = None if axis is None else str(cls(layer, site, index))
             raise InterpError(
                 f"component {label!r}",
-                f"{site} has no {'heads' if match['kind'] == 'H' else 'neurons'}",
-                f"heads: {_with_axis('head', 'kv_head')}; neurons: {_with_axis('neuron')}",
+                f"{site} has no {_NAMES[kind]}",
+                f"write {meant} for one of its {_NAMES[MARKS[axis]]}"
+                if axis is not None
+                else f"write L{layer}.{site}, one vector per token",
             )
-        return cls(int(match["layer"]), site, index)
+        return cls(layer, site, index)
 
 
 def within(wanted: Iterable[int] | None, size: int, what: str, owner: str) -> list[int]:
@@ -117,7 +131,3 @@ def within(wanted: Iterable[int] | None, size: int, what: str, owner: str) -> li
             f"{what} {numbers} of {owner}", f"it has {what}s 0 to {size - 1}", "choose among these"
         )
     return numbers
-
-
-def _with_axis(*axes: str) -> str:
-    return ", ".join(site for site, axis in SITES.items() if axis in axes)

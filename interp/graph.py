@@ -28,7 +28,7 @@ class Graph:
 
     Writers, in causal order: "input" (the embedding), then of every layer its heads "L3H4" and
     its MLP "L3.mlp_out". Readers, in causal order: of every layer all queries "L3H4.q", all keys
-    "L3H1.k", all values "L3H1.v" and the MLP's input "L3.mlp_out"; then "logits". A reader is
+    "L3KV1.k", all values "L3KV1.v" and the MLP's input "L3.mlp_out"; then "logits". A reader is
     linked with every writer before it: attention with earlier layers, the MLP also with the heads
     of its own layer, unless attention and MLP run in parallel.
 
@@ -87,7 +87,10 @@ class Graph:
                 numbers: Iterable[int | None] = range(group.stop - group.start)
                 if site in ("post", "mlp_out"):
                     numbers = self.chosen(layer) if site == "post" else [None]
-                names += [str(Component(layer, site, number)) for number in numbers]
+                if self.expand_kv and site in ("k", "v"):  # as that head reads it
+                    names += [f"L{layer}H{number}.{site}" for number in numbers]
+                else:
+                    names += [str(Component(layer, site, number)) for number in numbers]
         return (*names, LOGITS)
 
     @cached_property
@@ -224,14 +227,14 @@ class Graph:
         return _number("reader", label, self._numbers[1])
 
     def edge(self, label: str) -> tuple[int, int]:
-        """Writer and reader of an edge such as "L3H4->L5H1.k".
+        """Writer and reader of an edge such as "L3H4->L5KV1.k".
 
         Raises:
             InterpError: not an edge, an unknown end, or a writer that does not come before.
         """
         source, arrow, target = (part.strip() for part in label.partition(ARROW))
         if not arrow:
-            raise InterpError(f"edge {label!r}", f"no {ARROW}", "write L3H4->L5H1.k")
+            raise InterpError(f"edge {label!r}", f"no {ARROW}", "write L3H4->L5KV1.k")
         found = self.writer(source), self.reader(target)
         if not self.allowed[found]:
             raise InterpError(
@@ -401,6 +404,8 @@ def _number(kind: str, label: str, known: dict[str, int]) -> int:
             )
         near = get_close_matches(label, known, n=1, cutoff=0.4)
         names = list(known)
+        if label.replace("H", "KV") in known:
+            near = [label.replace("H", "KV")]
         raise InterpError(
             f"{kind} {label!r}",
             f"not among the graph's {len(names)}, from {names[0]} to {names[-1]}",

@@ -62,7 +62,7 @@ def path_patching(
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        receivers: "logits" alone, or labels such as L9H6.q, L9H2.k (a key/value head), L9H2.v,
+        receivers: "logits" alone, or labels such as L9H6.q, L9KV2.k (a key/value head), L9KV2.v,
             L5.mlp_out (the MLP, through its input), L26N6475 (one neuron, through what its gate
             and up parts read), also whole sites such as L9.q. Several act together.
         senders: "heads" (site z) or "mlps" (site mlp_out).
@@ -203,7 +203,7 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
             raise InterpError(
                 f"receiver {label!r}",
                 f"{part.site} does not receive",
-                "write logits, L9H6.q, L9H2.k, L9H2.v, L5.mlp_out or L26N6475",
+                "write logits, L9H6.q, L9KV2.k, L9KV2.v, L5.mlp_out or L26N6475",
             )
         model.require_component(part)
         found.append(part)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.components import Component
+from interp.components import MARKS, Component
 from interp.errors import InterpError, unknown
 from interp.figures import heat_map
 from interp.files import content_key, read_result, write_result
@@ -421,8 +421,7 @@ class Scores:
 
 
 def _short(axis: str, label: str) -> str:
-    marks = {"head": f"H{label}", "kv_head": f"KV{label}", "neuron": f"N{label}"}
-    return marks.get(axis, f" @ {label}")
+    return f"{MARKS[axis]}{label}" if axis in MARKS else f" @ {label}"
 
 
 __all__ = ["Null", "Provenance", "Ranked", "Scores"]

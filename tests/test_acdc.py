@@ -96,12 +96,12 @@ def test_resampled_and_mean_ablation_decide_as_the_plain_loop_does():
 
 
 PLANTED = {
-    "reverse": "input->L3H0.v L3H0->logits",
-    "frac_prevs": "input->L0.mlp_out L0.mlp_out->L1H0.v L1H0->logits",
-    "hist": "input->L0H0.q input->L0H0.k L0H0->L0.mlp_out L0.mlp_out->logits",
-    "sort": "input->L0H0.q input->L0H0.k L0H0->L0.mlp_out L0.mlp_out->L1H0.k input->L1H0.v "
+    "reverse": "input->L3KV0.v L3H0->logits",
+    "frac_prevs": "input->L0.mlp_out L0.mlp_out->L1KV0.v L1H0->logits",
+    "hist": "input->L0H0.q input->L0KV0.k L0H0->L0.mlp_out L0.mlp_out->logits",
+    "sort": "input->L0H0.q input->L0KV0.k L0H0->L0.mlp_out L0.mlp_out->L1KV0.k input->L1KV0.v "
     "L1H0->logits",
-    "counting_sort": "input->L0H0.k input->L0H1.k L0H0->L0.mlp_out L0H1->L0.mlp_out "
+    "counting_sort": "input->L0KV0.k input->L0KV1.k L0H0->L0.mlp_out L0H1->L0.mlp_out "
     "L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out L2.mlp_out->logits",
 }
 """What each program says must matter, between prompts of one length."""
@@ -180,7 +180,7 @@ def test_only_edges_that_cannot_matter_are_skipped():
         mask[:, graph.reader("L0.mlp_out")] = False
         mask[graph.writer("L2H3")] = False
         whole = trials.values(mask[None])[0]
-        for reader in ("L1H0.v", "L2H3.v", "logits"):
+        for reader in ("L1KV0.v", "L2KV3.v", "logits"):
             alive = _alive(trials, mask, graph.reader(reader))
             for writer in ("input", "L0.mlp_out"):
                 cut = mask.copy()

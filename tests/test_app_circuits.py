@@ -152,7 +152,7 @@ def test_an_unknown_method_in_a_link_becomes_the_usual_one() -> None:
 
 
 def test_drawing_counts_and_reaches_every_reader_of_a_shared_key() -> None:
-    edges = ["input->L0H0.q", "input->L0H0.k", "L0H0->L1H0.k", "L1H0->logits", "L1H1->logits"]
+    edges = ["input->L0H0.q", "input->L0KV0.k", "L0H0->L1KV0.k", "L1H0->logits", "L1H1->logits"]
     mask = GRAPH.mask([*edges, "input->L1H1.q"])
     signed = np.where(mask, -0.5, 0.0)
     signed[GRAPH.edge("L1H0->logits")] = 1.0
@@ -164,7 +164,7 @@ def test_drawing_counts_and_reaches_every_reader_of_a_shared_key() -> None:
         if trace.customdata is not None
         for data in trace.customdata
     ]
-    key = (0, *GRAPH.edge("L0H0->L1H0.k"))
+    key = (0, *GRAPH.edge("L0H0->L1KV0.k"))
     assert clicks.count(key) == 2  # key/value head 0 of layer 1 serves heads 0 and 1
     assert {(1, GRAPH.writer("L1H1"), 0), (1, -1, 0)} <= set(clicks)
     assert {trace.name for trace in drawing.figure.data} >= {"supports", "opposes"}
@@ -284,22 +284,22 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
     places = ("S1", "S2", "last", "elsewhere")
     edges = {
         "input->L0H1.q": ["S2"],
-        "input->L0H1.k": ["S1"],
-        "L0H1->L1H1.k": ["S2"],
-        "input->L1H1.v": ["elsewhere"],
+        "input->L0KV1.k": ["S1"],
+        "L0H1->L1KV1.k": ["S2"],
+        "input->L1KV1.v": ["elsewhere"],
         "L1H2->L2.mlp_out": ["S1", "last"],
         "L2.mlp_out->logits": ["last"],
     }
     circuit = PositionedCircuit.of(GRAPH, places, edges)
     values = np.where(circuit.mask, -0.1, 0.0)
-    values[(*GRAPH.edge("L0H1->L1H1.k"), 1)] = 0.5
-    drawing = draw_places(circuit, values, edge="L0H1->L1H1.k @ S2")
+    values[(*GRAPH.edge("L0H1->L1KV1.k"), 1)] = 0.5
+    drawing = draw_places(circuit, values, edge="L0H1->L1KV1.k @ S2")
     assert (drawing.drawn, drawing.hidden) == (7, 0)
     middle = next(x for x in drawing.figure.data if x.customdata is not None)
     texts = list(middle.hovertext)
-    assert "<b>L0H1->L1H1.k @ S2</b>  +0.5000, to last" in texts
+    assert "<b>L0H1->L1KV1.k @ S2</b>  +0.5000, to last" in texts
     assert not any(text.endswith("+0.5000, to S1") for text in texts)
-    carried = [text for text in texts if "input->L1H1.v" in text]
+    carried = [text for text in texts if "input->L1KV1.v" in text]
     assert sorted(text.rpartition(" ")[2] for text in carried) == ["S1", "last"]
     columns = dict(
         zip(drawing.figure.layout.xaxis.ticktext, drawing.figure.layout.xaxis.tickvals, strict=True)

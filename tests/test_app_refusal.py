@@ -517,7 +517,7 @@ def test_rejected_candidates_are_grey_and_say_why(tmp_path):
     drawn = numbers(chart["data"][0]["z"])
     assert np.isnan(drawn[:, [0, 3]]).all()
     assert drawn[:, 1:3] == pytest.approx(np.array([[0.5, 1.0]] * 2))
-    hover = chart["data"][1]["text"]
+    hover = chart["data"][1]["hovertext"]
     assert "rejected: KL 5.6 on harmless prompts" in hover[4]
     assert "rejected: the vector is zero" in hover[0]
     assert "bypass" not in hover[0]

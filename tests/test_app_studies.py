@@ -624,7 +624,9 @@ def test_what_a_study_has_not_come_to_is_named(tmp_path):
 def test_links_keep_the_view_and_drop_nonsense(tmp_path):
     make_study(tmp_path)
     at = visit("heads", study="verification-gone", picked="L99H0", attended="nowhere")
-    assert "is not kept here" in at.warning[0].value
+    said = [warning.value.replace("\\", "") for warning in at.warning]
+    assert "attended=nowhere: not offered on this page" in said[0]
+    assert "is not kept here" in said[1]
     assert "Click a cell" in at.info[1].value
     named(at.selectbox, "From the query").set_value("t_paren to asked").run()
     assert at.query_params["attended"] == "t_paren to asked"

@@ -401,7 +401,7 @@ def test_finds_what_exact_patching_finds(toy):
     exact = activation_patching(toy, task, site="k", by=("layer", "kv_head"))
     fixed = atp_star(toy, task, site="k", by=("layer", "kv_head"), grad_drop=False)
     plain = attribution_patching(toy, task, site="k", by=("layer", "kv_head"))
-    assert exact.top(1)[0].label == fixed.top(1)[0].label == "L1H1.k"
+    assert exact.top(1)[0].label == fixed.top(1)[0].label == "L1KV1.k"
     assert abs(fixed.top(1)[0].value - 1) < 0.1
     assert np.abs(plain.values).max() < 0.5
 

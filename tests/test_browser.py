@@ -88,7 +88,7 @@ def test_an_edge_of_a_circuit_is_clicked(address: str, browser: Any) -> None:
 
     browser.get(browser.current_url.replace("look=graph", "look=tokens"))
     press(browser, "Measure")
-    carried = "L0H1->L1H1.k @ elsewhere"
+    carried = "L0H1->L1KV1.k @ elsewhere"
     assert click_target(browser, ".st-key-circuit-tokens", carried).startswith(carried)
-    until(lambda: "L0H1->L1H1.k" in texts(browser, "h3"), "the edge at its token")
+    until(lambda: "L0H1->L1KV1.k" in texts(browser, "h3"), "the edge at its token")
     assert "place=elsewhere" in browser.current_url

@@ -42,7 +42,8 @@ def test_edges_are_those_of_a_walk_through_the_model(parallel, expand_kv):
     for layer in range(3):
         kv = 4 if expand_kv else 2
         here = [f"L{layer}H{h}.q" for h in range(4)]
-        here += [f"L{layer}H{h}.{site}" for site in "kv" for h in range(kv)]
+        mark = "H" if expand_kv else "KV"
+        here += [f"L{layer}{mark}{h}.{site}" for site in "kv" for h in range(kv)]
         expected |= {f"{w}->{r}" for w in written for r in here}
         before = list(written)
         written += [f"L{layer}H{h}" for h in range(4)]
@@ -58,14 +59,14 @@ def test_edges_are_those_of_a_walk_through_the_model(parallel, expand_kv):
 
 def test_masks_and_refusals():
     graph = small()
-    mask = graph.mask(["input->L0H1.k", "L0H3->L0.mlp_out"])
-    assert graph.labels(mask) == ["input->L0H1.k", "L0H3->L0.mlp_out"]
+    mask = graph.mask(["input->L0KV1.k", "L0H3->L0.mlp_out"])
+    assert graph.labels(mask) == ["input->L0KV1.k", "L0H3->L0.mlp_out"]
     assert (graph.mask(graph.labels(graph.mask())) == graph.allowed).all()
     for wrong, reason in (
         ("L1H0->L0H0.q", "does not come before"),
         ("L0H0->L0H1.q", "does not come before"),
         ("L0.mlp_out->L0.mlp_out", "does not come before"),
-        ("input->L0H2.k", "reader"),
+        ("input->L0KV2.k", "reader"),
         ("L9H0->logits", "writer"),
         ("input", "no ->"),
     ):
@@ -81,12 +82,12 @@ def test_masks_and_refusals():
 
 def test_connected_keeps_what_lies_on_a_path():
     graph = small()
-    path = ["input->L0H1.v", "L0H2->L1H0.k", "L1H0->L2.mlp_out", "L2.mlp_out->logits"]
-    dead = ["input->L1H3.q", "L2H2->logits", "L0.mlp_out->L2H0.v", "L1H2->L1.mlp_out"]
+    path = ["input->L0KV1.v", "L0H2->L1KV0.k", "L1H0->L2.mlp_out", "L2.mlp_out->logits"]
+    dead = ["input->L1H3.q", "L2H2->logits", "L0.mlp_out->L2KV0.v", "L1H2->L1.mlp_out"]
     found = graph.connected(graph.mask(path + dead))
     assert sorted(graph.labels(found)) == sorted(path)
     # Key/value head 0 serves query heads 0 and 1: a key feeds both.
-    shared = ["input->L1H0.k", "L1H1->logits"]
+    shared = ["input->L1KV0.k", "L1H1->logits"]
     assert sorted(graph.labels(graph.connected(graph.mask(shared)))) == sorted(shared)
     other = graph.expanded
     assert not other.connected(other.mask(shared)).any()
@@ -122,7 +123,7 @@ def test_places_of_a_layer_and_copies():
         label = graph.readers[native]
         if copy.endswith((".k", ".v")):
             head = int(copy.split("H")[1].split(".")[0])
-            assert label == copy.replace(f"H{head}.", f"H{head // 2}.")
+            assert label == copy.replace(f"H{head}.", f"KV{head // 2}.")
         else:
             assert label == copy
     assert (graph.allowed[:, graph.copies] == graph.expanded.allowed).all()

@@ -191,10 +191,10 @@ SEEN = {
         "L0.mlp_out->logits",
     ),
     "sort": (
-        "input->L1H0.v L1H0->logits",
-        "input->L1H0.v L1H0->logits",
-        "L0.mlp_out->L1H0.k input->L1H0.v L1H0->logits",
-        "input->L1H0.v L1H0->logits",
+        "input->L1KV0.v L1H0->logits",
+        "input->L1KV0.v L1H0->logits",
+        "L0.mlp_out->L1KV0.k input->L1KV0.v L1H0->logits",
+        "input->L1KV0.v L1H0->logits",
     ),
     "counting_sort": (
         "L0.mlp_out->L1.mlp_out L1.mlp_out->L2.mlp_out L2.mlp_out->logits",
@@ -368,7 +368,7 @@ def test_the_pair_of_an_or_gate_is_found_and_of_an_and_gate_is_not():
 def test_redundancy_is_the_excess_of_joint_removal():
     """Against masks written out by hand, for nodes and for edges."""
     model = wrap(tiny("llama"), None, name="llama", check=False)
-    task, parts = random_task((5, 6, 5)), ("L0H1", "L1.mlp_out", "L0H0->L2H1.v")
+    task, parts = random_task((5, 6, 5)), ("L0H1", "L1.mlp_out", "L0H0->L2KV1.v")
     trials = Trials(model, task)
     graph, ends = trials.graph, trials.ends()
 

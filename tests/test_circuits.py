@@ -58,11 +58,11 @@ def telling(model, task):
 
 
 def test_edges_nodes_and_overlap():
-    one = Circuit.of(GROUPED, ["input->L0H1.v", "L0H2->L1.mlp_out", "L1.mlp_out->logits"])
-    assert one.edges() == ["input->L0H1.v", "L0H2->L1.mlp_out", "L1.mlp_out->logits"]
+    one = Circuit.of(GROUPED, ["input->L0KV1.v", "L0H2->L1.mlp_out", "L1.mlp_out->logits"])
+    assert one.edges() == ["input->L0KV1.v", "L0H2->L1.mlp_out", "L1.mlp_out->logits"]
     assert one.nodes() == ["input", "L0H2", "L1.mlp_out"]
-    assert "input->L0H1.v" in one
-    assert "input->L0H0.v" not in one
+    assert "input->L0KV1.v" in one
+    assert "input->L0KV0.v" not in one
     assert (len(one), one.share) == (3, 3 / GROUPED.n_edges)
     assert one.connected().edges() == one.edges()
     other = Circuit.of(GROUPED, ["L1.mlp_out->logits", "L0H0->logits"])
@@ -90,11 +90,11 @@ def test_removing_edges_and_nodes():
         edge for edge in whole.edges() if edge.startswith("L1H0->") and not edge.endswith(".q")
     }
     both = whole.without(["L1H0", "L1H1"])  # now nothing attends with key/value head 0
-    assert not [edge for edge in both.edges() if edge.endswith(("->L1H0.k", "->L1H0.v"))]
-    assert [edge for edge in both.edges() if edge.endswith("->L1H1.k")]
+    assert not [edge for edge in both.edges() if edge.endswith(("->L1KV0.k", "->L1KV0.v"))]
+    assert [edge for edge in both.edges() if edge.endswith("->L1KV1.k")]
     nodes = Circuit.of(GROUPED, ["input->L0H0.q", "L0H0->logits"]).whole_nodes()
     assert set(nodes.edges()) == {
-        *("input->L0H0.q", "input->L0H0.k", "input->L0H0.v", "input->logits", "L0H0->logits"),
+        *("input->L0H0.q", "input->L0KV0.k", "input->L0KV0.v", "input->logits", "L0H0->logits"),
     }
 
 
@@ -128,12 +128,12 @@ def test_native_and_expanded():
     circuit = drawn(GROUPED)
     wide = circuit.expanded()
     assert wide.graph == GROUPED.expanded
-    assert ("L0H3->L2H3.k" in wide) == ("L0H3->L2H1.k" in circuit)
+    assert ("L0H3->L2H3.k" in wide) == ("L0H3->L2KV1.k" in circuit)
     back = wide.native()
     assert back.hash == circuit.hash
     np.testing.assert_allclose(back.scores, circuit.scores, atol=1e-15)
     one = Circuit.of(GROUPED.expanded, ["input->L1H3.v"]).native()
-    assert one.edges() == ["input->L1H1.v"]
+    assert one.edges() == ["input->L1KV1.v"]
 
 
 def test_saved_circuits_come_back(tmp_path):
@@ -217,11 +217,11 @@ def test_files_that_eap_ig_wrote_are_read_and_written_alike(tmp_path):
     inside = {name for name, facts in theirs["edges"].items() if facts["in_graph"]}
     assert 10 < len(inside) < 50
     assert int(found.mask.sum()) == len(inside)
-    # A name of theirs says where the edge is here: a1.h2<k> reads as L1H2.k, m0 as L0.mlp_out.
+    # A name of theirs says where the edge is here: a1.h2<k> reads as L1KV2.k, m0 as L0.mlp_out.
     for ours, name in (
-        ("input->L1H2.k", "input->a1.h2<k>"),
+        ("input->L1KV2.k", "input->a1.h2<k>"),
         ("L0H1->L0.mlp_out", "a0.h1->m0"),
-        ("L0.mlp_out->L1H0.v", "m0->a1.h0<v>"),
+        ("L0.mlp_out->L1KV0.v", "m0->a1.h0<v>"),
         ("L1.mlp_out->logits", "m1->logits"),
     ):
         place = found.graph.edge(ours)

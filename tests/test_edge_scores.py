@@ -419,7 +419,7 @@ def test_exact_is_one_run_per_edge(doubles):
     exact = score_edges(model, task, method="exact", per_prompt=True)
     runs, graph = paired_runs(model, task, "noise"), exact.graph
     runner = Runner(model.decoder)
-    for edge in ("input->L0H1.q", "L0H3->L1H1.k", "L1.mlp_out->L2.mlp_out", "L2H0->logits"):
+    for edge in ("input->L0H1.q", "L0H3->L1KV1.k", "L1.mlp_out->L2.mlp_out", "L2H0->logits"):
         mask = graph.mask()
         mask[graph.edge(edge)] = False
         for i in range(len(task)):
@@ -579,11 +579,11 @@ def test_planted_edges_of_the_toy():
     """Previous-token head into the induction head's keys, and that head into the logits."""
     model, task = load_model("toy-induction"), load_task("toy-induction").first(12)
     exact = score_edges(model, task, method="exact")
-    for edge in ("L0H1->L1H1.k", "L1H2->logits"):
+    for edge in ("L0H1->L1KV1.k", "L1H2->logits"):
         assert exact.value(edge) == pytest.approx(1, abs=0.05)
     ig = score_edges(model, task, method="EAP-IG-activations", steps=20)
     assert ig.value("L1H2->logits") == pytest.approx(1, abs=0.05)
-    assert {edge.label for edge in ig.top(3)} >= {"L1H2->logits", "L0H1->L1H1.k"}
+    assert {edge.label for edge in ig.top(3)} >= {"L1H2->logits", "L0H1->L1KV1.k"}
 
 
 def test_equal_prompts_are_refused_before_any_pass(family_models, monkeypatch):

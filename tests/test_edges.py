@@ -374,7 +374,7 @@ def hooked(case, edges, place=None):
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("receiver", ["logits", "L2.mlp_out", "L2H1.q", "L2H0.v"])
+@pytest.mark.parametrize("receiver", ["logits", "L2.mlp_out", "L2H1.q", "L2KV0.v"])
 def test_one_edge_is_a_frozen_path(family, receiver):
     """path_patching with MLPs held and one receiver measures the same edges."""
     case = Case(family, lengths=(9,))

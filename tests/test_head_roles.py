@@ -257,7 +257,7 @@ def test_scan_equals_hooked_passes(family, mode, any_gap):
 def test_key_value_groups(family_models, any_gap):
     model, task = family_models["llama"], random_task()
     found = scan_heads(model, task, switch_off(model), by="kv_head", layers=[1])
-    assert found.necessity.label((0, 1)) == "L1H1.v"
+    assert found.necessity.label((0, 1)) == "L1KV1.v"
     sides = both_sides(model, task)
     with intervene(model, [zero("L1H2"), zero("L1H3")]):
         logits = model.last_logits(sides.clean)

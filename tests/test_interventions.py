@@ -67,7 +67,7 @@ def test_zero_one_component_only(family_models):
     plain = run_with_cache(model, PROMPTS, sites=["z", "k", "post", "pattern"], layers=[1])
     for label, site, index in (
         ("L1H2", "z", (slice(None), slice(None), 2)),
-        ("L1H1.k", "k", (slice(None), slice(None), 1)),
+        ("L1KV1.k", "k", (slice(None), slice(None), 1)),
         ("L1N7", "post", (..., 7)),
         ("L1H3.pattern", "pattern", (slice(None), slice(None), 3)),
     ):
@@ -245,17 +245,17 @@ def test_other_prompts_than_the_tasks_are_refused(family_models):
 def test_a_key_or_value_that_heads_share_is_warned_of(family_models):
     grouped, single = family_models["llama"], family_models["gpt2"]
     assert grouped.n_heads == 2 * grouped.n_kv_heads
-    with pytest.warns(UserWarning, match=r"L0H1\.v is shared by query heads 2 to 3") as seen:
-        found, _ = read(grouped, "L0.z", [zero("L0H1.v")])
+    with pytest.warns(UserWarning, match=r"L0KV1\.v is shared by query heads 2 to 3") as seen:
+        found, _ = read(grouped, "L0.z", [zero("L0KV1.v")])
     assert seen[0].filename == __file__
     # So it is: these two heads change, and no other.
     plain, _ = read(grouped, "L0.z", [])
     changed = (found != plain).flatten(0, 1).flatten(2).any(-1).any(0)
     assert changed.tolist() == [False, False, True, True]
     with pytest.warns(UserWarning, match=r"L1H0\.k .* heads 0 to 1"):
-        read(grouped, "L1.z", [scale("L1H0.k", 0.5)])
+        read(grouped, "L1.z", [scale("L1KV0.k", 0.5)])
     quiet = [(grouped, zero("L0H1")), (grouped, zero("L0.v")), (grouped, zero("L0H1.q"))]
-    quiet += [(grouped, replace(scale("L0H1.v", 1.0), reads=True)), (single, zero("L0H1.v"))]
+    quiet += [(grouped, replace(scale("L0KV1.v", 1.0), reads=True)), (single, zero("L0KV1.v"))]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for model, made in quiet:

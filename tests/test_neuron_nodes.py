@@ -213,18 +213,18 @@ def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
     exact = score_edges(model, task, method="exact", neurons=neurons)
     true = {label for label in exact.graph.labels(exact.graph.allowed) if "1N" in label}
     matter = {label for label in true if abs(exact.signed[exact.graph.edge(label)]) > 0.05}
-    assert matter == {"L0H2->L1N3", "L1N3->L2H0.v"}
-    for edge in ("L1N3->L2H0.v", "L0H2->L1N3"):
+    assert matter == {"L0H2->L1N3", "L1N3->L2KV0.v"}
+    for edge in ("L1N3->L2KV0.v", "L0H2->L1N3"):
         assert exact.signed[exact.graph.edge(edge)] == pytest.approx(1, abs=0.05)
     rest = exact.signed[exact.graph.writer("L1.mlp_out")]
     assert np.abs(rest).max() < 1e-3
     guessed = score_edges(model, task, method="EAP-IG-inputs", neurons=neurons, steps=10)
-    out = guessed.signed[guessed.graph.edge("L1N3->L2H0.v")]
-    assert out == pytest.approx(exact.signed[exact.graph.edge("L1N3->L2H0.v")], abs=0.1)
+    out = guessed.signed[guessed.graph.edge("L1N3->L2KV0.v")]
+    assert out == pytest.approx(exact.signed[exact.graph.edge("L1N3->L2KV0.v")], abs=0.1)
     again = EdgeScores.load(exact.save(tmp_path / "scores").with_suffix(""))
     assert again.graph == exact.graph
     circuit = Circuit(graph=exact.graph, mask=top_n(exact, 6, absolute=True))
-    assert "L1N3->L2H0.v" in circuit
+    assert "L1N3->L2KV0.v" in circuit
     assert "L1N3" in circuit.nodes()
     assert Circuit.load(circuit.save(tmp_path / "c").with_suffix("")).hash == circuit.hash
     judged = evaluate(model, task, circuit, random=4)
@@ -232,13 +232,13 @@ def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
     without = evaluate(model, task, circuit.without(["L1N3"]), random=0)
     assert without.faithfulness[0] == pytest.approx(0, abs=0.05)
     cut = narrow(model, task, circuit, positions="last", threshold=0.05)
-    assert "L1N3->L2H0.v @ elsewhere" in cut.circuit
-    assert "L1N3->L2H0.v @ last" not in cut.circuit
+    assert "L1N3->L2KV0.v @ elsewhere" in cut.circuit
+    assert "L1N3->L2KV0.v @ last" not in cut.circuit
 
 
 def test_places_of_neuron_edges_are_measured(family_models, any_gap):
     model, task = family_models["llama"], random_task((8, 8))
-    edges = ("input->L0N5", "L0N5->L1H0.k", "L0H1->L2N40", "L2N3->logits")
+    edges = ("input->L0N5", "L0N5->L1KV0.k", "L0H1->L2N40", "L2N3->logits")
     found = edge_places(model, task, edges, neurons=LABELS)
     exact = score_edges(model, task, method="exact", neurons=LABELS, per_prompt=True)
     expected = [exact.per_prompt[:, *exact.graph.edge(edge)] for edge in edges]
@@ -268,13 +268,13 @@ def test_circuits_with_neurons_are_drawn_and_compared_and_not_mibs(tmp_path):
 def test_find_takes_neurons(tmp_path):
     toy = ("--model", "toy-verification", "--task", "toy-verification", "--n", 8)
     options = ("--neurons", "L1N3", "--edges", 4, "--out", tmp_path / "c")
-    assert "L1N3->L2H0.v" in run("circuit", "find", *toy, *options)
+    assert "L1N3->L2KV0.v" in run("circuit", "find", *toy, *options)
     found = Circuit.load(tmp_path / "c")
     assert found.graph.neurons == ((1, 3),)
     assert "L0H2->L1N3" in found
     out = run("circuit", "evaluate", tmp_path / "c", *toy, "--random", 0, "--knockouts", 2)
     assert "minimality" in out
-    assert "L1N3->L2H0.v" in run("circuit", "places", tmp_path / "c", *toy, "--positions", "last")
+    assert "L1N3->L2KV0.v" in run("circuit", "places", tmp_path / "c", *toy, "--positions", "last")
     with pytest.raises(InterpError, match="whole MLPs"):
         Finder(method="ACDC", neurons=("L1N3",))
 

@@ -264,7 +264,7 @@ def test_or_and_and_need_joint_patching():
 
 def test_joint_patching_equals_interventions(family, any_gap):
     """The set effect equals nested hooks through TransformerLens."""
-    task, parts = random_task(), ["L0H1", "L1H2.q", "L1H1.v", "L2.mlp_out"]
+    task, parts = random_task(), ["L0H1", "L1H2.q", "L1KV1.v", "L2.mlp_out"]
     clean = [pair.clean for pair in task.pairs]
     corrupted = [pair.corrupted for pair in task.pairs]
     from interp.interventions import intervene, patch

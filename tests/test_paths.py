@@ -74,7 +74,7 @@ def three_passes(model, task, receivers, sender, freeze_mlps):
     [
         ["logits"],
         ["L2H1.q"],
-        ["L1H1.k", "L2H0.v"],
+        ["L1KV1.k", "L2KV0.v"],
         ["L2.mlp_out"],
         ["L1H3.q", "L2.k"],
         ["L1N7"],
@@ -169,7 +169,7 @@ def test_two_plain_runs_and_one_batch_of_senders_per_prompt(family_models, monke
 
     monkeypatch.setattr(paths, "baseline", counted)
     monkeypatch.setattr(paths, "restart", restarted)
-    path_patching(model, task, receivers=["L2H1.q", "L2H0.v"], cache=False)
+    path_patching(model, task, receivers=["L2H1.q", "L2KV0.v"], cache=False)
     assert calls["plain"] == 2 * len(task)
     assert calls["rows"] == [2 * model.n_heads] * len(task)
 
@@ -182,7 +182,7 @@ def test_upstream_senders_only(family_models, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "labels", [["L9H0.q"], ["L1H3.k"], ["L1H1"], ["L1N48"], ["L1N3.pre"], ["logits", "L1.q"], []]
+    "labels", [["L9H0.q"], ["L1KV3.k"], ["L1H1"], ["L1N48"], ["L1N3.pre"], ["logits", "L1.q"], []]
 )
 def test_bad_receivers_are_refused(family_models, labels):
     with pytest.raises(InterpError):

@@ -14,7 +14,7 @@ from interp.loading import load_model
 from interp.tasks import load_task
 from tests.families import random_task
 
-EDGES = ("L0H1->L1H1.k", "L1H2->logits", "input->L1H2.q", "L0H0->L1H2.q")
+EDGES = ("L0H1->L1KV1.k", "L1H2->logits", "input->L1H2.q", "L0H0->L1H2.q")
 
 
 def named_pairs(n=8):
@@ -42,11 +42,11 @@ def test_the_previous_token_head_acts_where_the_letters_followed():
     # Both prompts end in the same cue: nothing to tell.
     assert query == pytest.approx([0, 0, 0, 0], abs=1e-3)
     assert nothing == pytest.approx([0, 0, 0, 0], abs=1e-3)
-    assert "L0H1->L1H1.k" in str(found)
+    assert "L0H1->L1KV1.k" in str(found)
     table = found.to_dataframe()
     assert len(table) == 4 * 5
-    one = found.estimate("L0H1->L1H1.k", "right")
-    row = table[(table["edge"] == "L0H1->L1H1.k") & (table["position"] == "right")].iloc[0]
+    one = found.estimate("L0H1->L1KV1.k", "right")
+    row = table[(table["edge"] == "L0H1->L1KV1.k") & (table["position"] == "right")].iloc[0]
     assert (row["mean"], row["low"], row["n"]) == (one.mean, one.low, 8)
 
 
@@ -81,7 +81,7 @@ def test_every_token_at_once_is_the_exact_edge_score(family_models, ablation, an
 
 def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
     model, task = family_models["llama"], random_task()
-    labels = ["input->logits", "L0H0->L1H0.k", "L0.mlp_out->L2H1.q", "L1H3->L2.mlp_out"]
+    labels = ["input->logits", "L0H0->L1KV0.k", "L0.mlp_out->L2H1.q", "L1H3->L2.mlp_out"]
     options = {"positions": ["changed", "last"]}
     whole = edge_places(model, task, labels, **options)
     monkeypatch.setattr(places, "BATCH", 3)

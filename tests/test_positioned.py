@@ -17,7 +17,7 @@ from interp.loading import load_model
 from interp.tasks import load_task
 from tests.families import random_task
 
-INDUCTION = ("input->L0H0.v", "L0H1->L1H1.k", "input->L1H1.v", "input->L1H2.q", "L1H2->logits")
+INDUCTION = ("input->L0KV0.v", "L0H1->L1KV1.k", "input->L1KV1.v", "input->L1H2.q", "L1H2->logits")
 
 
 def named_pairs(n=8):
@@ -52,14 +52,14 @@ def test_the_planted_circuit_is_narrowed_to_the_tokens_it_acts_at(toy):
     found = narrow(toy, task, circuit, positions=list(places), threshold=0.05)
     # The previous-token head is at the candidates, its values at the letters before them.
     expected = {
-        "input->L0H0.v": ["cue", "other"],
-        "L0H1->L1H1.k": ["right", "wrong"],
+        "input->L0KV0.v": ["cue", "other"],
+        "L0H1->L1KV1.k": ["right", "wrong"],
         "L1H2->logits": ["last"],
     }
     assert found.circuit.edges() == PositionedCircuit.of(graph, places, expected).edges()
     assert "5 edges before" in str(found)
-    short = {**expected, "L0H1->L1H1.k": ["right"]}
-    moved = {**expected, "L0H1->L1H1.k": ["cue", "other", "elsewhere", "last"]}
+    short = {**expected, "L0H1->L1KV1.k": ["right"]}
+    moved = {**expected, "L0H1->L1KV1.k": ["cue", "other", "elsewhere", "last"]}
     some = [found.circuit]
     some += [PositionedCircuit.of(graph, places, one) for one in (short, moved)]
     judged = evaluate_positioned(toy, task, some, random=3)
@@ -114,7 +114,7 @@ def test_within_a_circuit_effects_are_those_of_runs_without_the_edge(
     family_models, any_gap, monkeypatch
 ):
     model, task = family_models["qwen3"], random_task()
-    edges = ["input->L0H0.v", "input->L0H0.k", "input->L0H1.q", "L0H1->L1.mlp_out"]
+    edges = ["input->L0KV0.v", "input->L0KV0.k", "input->L0H1.q", "L0H1->L1.mlp_out"]
     edges += ["input->L1.mlp_out", "L1.mlp_out->logits"]
     circuit = Circuit.of(graph_of(model), edges)
     monkeypatch.setattr(narrowing, "BATCH", 3)
@@ -140,17 +140,17 @@ def test_edges_by_place_are_counted_and_named(tmp_path):
     into_logits = 1 + 2 * 5
     assert allowed(graph, places).sum() == (graph.n_edges - into_logits) * 3 + into_logits
     circuit = PositionedCircuit.of(
-        graph, places, {"L0H1->L1H1.k": ["S2", "elsewhere"], "L1H2->logits": ["last"]}, name="two"
+        graph, places, {"L0H1->L1KV1.k": ["S2", "elsewhere"], "L1H2->logits": ["last"]}, name="two"
     )
     assert circuit.edges() == [
-        "L0H1->L1H1.k @ S2", "L1H2->logits @ last", "L0H1->L1H1.k @ elsewhere",
+        "L0H1->L1KV1.k @ S2", "L1H2->logits @ last", "L0H1->L1KV1.k @ elsewhere",
     ]  # fmt: skip
-    assert "L0H1->L1H1.k @ S2" in circuit
-    assert "L0H1->L1H1.k @ last" not in circuit
+    assert "L0H1->L1KV1.k @ S2" in circuit
+    assert "L0H1->L1KV1.k @ last" not in circuit
     assert len(circuit) == 3
     assert circuit.share == 3 / circuit.n_possible
-    assert circuit.at("S2").edges() == ["L0H1->L1H1.k"]
-    assert circuit.anywhere().edges() == ["L0H1->L1H1.k", "L1H2->logits"]
+    assert circuit.at("S2").edges() == ["L0H1->L1KV1.k"]
+    assert circuit.anywhere().edges() == ["L0H1->L1KV1.k", "L1H2->logits"]
     again = PositionedCircuit.load(circuit.save(tmp_path / "two").with_suffix(""))
     assert (again.hash, again.places, again.name) == (circuit.hash, places, "two")
     with pytest.raises(InterpError, match="format"):
@@ -170,18 +170,18 @@ def test_paths_stay_at_their_place_but_for_keys_and_values():
         named = {label.replace("_to_", "->").replace("_in", "."): at for label, at in edges.items()}
         return PositionedCircuit.of(graph, places, named).connected().edges()
 
-    keys = {"input_to_L1H0_ink": ["S2"], "L1H0_to_logits": ["last"]}
-    assert left(**keys) == ["input->L1H0.k @ S2", "L1H0->logits @ last"]
+    keys = {"input_to_L1KV0_ink": ["S2"], "L1H0_to_logits": ["last"]}
+    assert left(**keys) == ["input->L1KV0.k @ S2", "L1H0->logits @ last"]
     queries = {"input_to_L1H0_inq": ["S2"], "L1H0_to_logits": ["last"]}
     assert left(**queries) == []
     assert len(left(**(queries | {"input_to_L1H0_inq": ["S2", "last"]}))) == 2
     chain = {
         "input_to_L0_inmlp_out": ["S2", "last"],
-        "L0_inmlp_out_to_L1H0_inv": ["S2"],
+        "L0_inmlp_out_to_L1KV0_inv": ["S2"],
         "L1H1_to_logits": ["last"],
     }
     assert left(**chain) == [
-        "input->L0.mlp_out @ S2", "L0.mlp_out->L1H0.v @ S2", "L1H1->logits @ last",
+        "input->L0.mlp_out @ S2", "L0.mlp_out->L1KV0.v @ S2", "L1H1->logits @ last",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from interp.components import SITES, Component
 from interp.errors import InterpError
 from interp.figures import DIVERGING, heat_map
+from interp.graph import Graph
 from interp.scores import Provenance, Scores
 
 FROM = Provenance(
@@ -234,8 +235,22 @@ def test_component_labels_round_trip(site):
 
 
 @pytest.mark.parametrize(
-    "label", ["", "H3", "L1", "L1H", "L1H2.mlp_out", "L1N3.z", "L1H2.zz", "l1h2"]
+    "label",
+    ["", "H3", "L1", "L1H", "L1H2.mlp_out", "L1N3.z", "L1H2.zz", "l1h2", "L1KV2", "L1KV2.q"]
+    + ["L١H٢", "L1H²", f"L{'9' * 5000}H0"],
 )
 def test_bad_labels(label):
     with pytest.raises(InterpError):
         Component.parse(label)
+
+
+@pytest.mark.parametrize("site", ["k", "v"])
+def test_key_value_heads_have_labels_of_their_own(site):
+    assert str(Component(3, site, 1)) == f"L3KV1.{site}"
+    with pytest.raises(InterpError, match=f"write L3KV1.{site} for one of its key/value heads"):
+        Component.parse(f"L3H1.{site}")
+    graph = Graph(n_layers=4, n_heads=4, n_kv_heads=2)
+    assert not set(graph.readers) & {f"L3H1.{site}", f"L3H3.{site}"}
+    assert f"L3H3.{site}" in graph.expanded.readers  # as head 3 reads it
+    with pytest.raises(InterpError, match=f"did you mean 'L3KV1.{site}'"):
+        graph.edge(f"input->L3H1.{site}")

@@ -87,7 +87,7 @@ class Circuit:
 
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str], **facts: Any) -> Circuit:
-        """The circuit of some edges such as L3H4->L5H1.k.
+        """The circuit of some edges such as L3H4->L5KV1.k.
 
         Raises:
             InterpError: an edge that the graph does not have.

@@ -38,7 +38,7 @@ def draw_places(
     Args:
         circuit: places in the order of the prompt.
         values: (writers, readers, places) effects.
-        edge: an edge to mark, such as "L3H4->L5H1.k @ S2".
+        edge: an edge to mark, such as "L3H4->L5KV1.k @ S2".
         most: see above.
     """
     graph, mask = circuit.graph, circuit.mask

@@ -158,7 +158,7 @@ class EdgeScores:
         return self.signed.sum(1)
 
     def value(self, label: str) -> float:
-        """The signed score of an edge such as L3H4->L5H1.k."""
+        """The signed score of an edge such as L3H4->L5KV1.k."""
         return float(self.signed[self.graph.edge(label)])
 
     def top(self, k: int = 10, *, by: str = "value") -> list[RankedEdge]:

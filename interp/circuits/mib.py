@@ -17,7 +17,6 @@ import torch
 from pydantic import ConfigDict, Field
 
 from interp.circuits.circuit import Circuit
-from interp.components import Component
 from interp.errors import InterpError
 from interp.files import write_atomically
 from interp.graph import Graph
@@ -180,16 +179,14 @@ def _names(graph: Graph) -> tuple[list[str], list[str]]:
             "use Circuit.save, or score the graph without neurons",
         )
 
-    def name(label: str) -> str:
-        if label in ("input", "logits"):
-            return label
-        part = Component.parse(label)
-        if part.index is None:
-            return f"m{part.layer}"
-        head = f"a{part.layer}.h{part.index}"
-        return head if part.site == "z" else f"{head}<{part.site}>"
-
-    return [name(label) for label in graph.writers], [name(label) for label in graph.readers]
+    sources, targets = ["input"], []
+    for layer in range(graph.n_layers):
+        sources += [f"a{layer}.h{head}" for head in range(graph.n_heads)] + [f"m{layer}"]
+        for site, group in graph.groups(layer).items():
+            numbers = range(group.stop - group.start)
+            heads = [f"a{layer}.h{number}<{site}>" for number in numbers]
+            targets += [f"m{layer}"] if site == "mlp_out" else heads
+    return sources, [*targets, "logits"]
 
 
 def _config(graph: Graph, d_model: int) -> dict[str, Any]:

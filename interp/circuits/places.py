@@ -126,7 +126,7 @@ def edge_places(
     Args:
         model: a model with a fast engine; one run per edge, position and prompt, in batches.
         task: prompt pairs.
-        edges: labels such as L3H4->L5H1.k, each once; of a circuit, `circuit.edges()`.
+        edges: labels such as L3H4->L5KV1.k, each once; of a circuit, `circuit.edges()`.
         positions: "all" (every token index; prompts of one length) or names of positions.
         ablation: what the edge carries there instead; see `interp.circuits.ablations`.
         reference: prompts whose tokens a mean is taken over, none of them evaluated.

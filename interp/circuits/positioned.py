@@ -213,7 +213,7 @@ class PositionedCircuit:
         return self.n_edges / self.n_possible
 
     def edges(self) -> list[str]:
-        """Labels such as "L3H4->L5H1.k @ S2", by place, then by reader, in causal order."""
+        """Labels such as "L3H4->L5KV1.k @ S2", by place, then by reader, in causal order."""
         return [
             f"{self.graph.label(writer, reader)}{AT}{self.places[place]}"
             for place, reader, writer in np.argwhere(self.mask.T).tolist()

@@ -139,7 +139,7 @@ def redundancy(
         model: a model with a fast engine.
         task: prompt pairs.
         parts: nodes such as L9H6 or L3.mlp_out (all edges into and out of them are removed) or
-            edges such as L3H4->L5H1.k; a circuit stands for its nodes. By default all heads and
+            edges such as L3H4->L5KV1.k; a circuit stands for its nodes. By default all heads and
             MLPs, and the neurons that are nodes.
         within: the circuit that parts are removed from; by default the whole graph.
         threshold: share of the gap.

@@ -91,7 +91,7 @@ def pick(
     key = f"view-{field}"
     value = getattr(view(), field)
     linked = st.session_state["study-link"]
-    if value not in options and field in linked:
+    if value is not None and value not in options and field in linked:
         ignored().append(in_words(field, str(value), "not offered on this page"))
     linked.discard(field)
     st.session_state[key] = value if value in options else options[0]

@@ -272,8 +272,8 @@ def _inputs(context: Context, heads: Sequence[str]) -> list[str]:
     found: list[str] = []
     for head in heads:
         part = Component.parse(head)
-        shared = f"L{part.layer}H{(part.index or 0) // group}"
-        found += [f"{head}.q", f"{shared}.k", f"{shared}.v"]
+        shared = (part.index or 0) // group
+        found += [f"{head}.q", *(str(Component(part.layer, s, shared)) for s in ("k", "v"))]
     return list(dict.fromkeys(found))
 
 

@@ -131,7 +131,7 @@ def pace(context: Context, entry: Entry) -> Result:
     for receivers, positions in (
         (["logits"], "last"),
         ([f"L{middle}H0.q"], "last"),
-        ([f"L{middle}H0.k", f"L{middle}H0.v"], "all"),
+        ([f"L{middle}KV0.k", f"L{middle}KV0.v"], "all"),
     ):
         begin = monotonic()
         with suppress(InterpError):  # two prompts may show no gap; the time was spent all the same

@@ -166,7 +166,7 @@ def patch(
         options["reference"] = drawn.without(chosen)
     request = make_request(loaded, chosen, **options)
     guess = cost(loaded, request)
-    terminal.say(f"{request.n_cells} cells, {guess.runs} patched runs, about {guess.seconds:.0f} s")
+    terminal.say(f"{request.n_cells} cells, {guess.runs} patched runs, {guess.words}")
     with terminal.progress("patching") as progress:
         scores = activation_patching(loaded, chosen, budget_gb=budget, progress=progress, **options)
     terminal.print_scores(scores, top, json_file)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import torch
 
+from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Runner
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
@@ -23,6 +25,7 @@ from interp.sweeps import (
     Request,
     check_gap,
     make_request,
+    operations,
     provenance,
     spelled_source,
 )
@@ -119,6 +122,7 @@ def activation_patching(
         return found
     chunks = content_key([key, budget_gb])
     partial = partial_dir(chunks) if cache else None
+    begun, afresh = time.perf_counter(), partial is None or not partial.exists()
     if not fast:
         swept = hook_loop(model, request, partial=partial, progress=progress, cancelled=cancelled)
     else:
@@ -139,6 +143,9 @@ def activation_patching(
             progress=progress,
             cancelled=cancelled,
         )
+    if afresh:
+        spent = time.perf_counter() - begun
+        note_pace(model.hash, model.device, operations(model, request), spent)
     scores = _scores(model, task, request, swept, fast=fast)
     if cache:
         keep(key, scores, chunks=chunks)

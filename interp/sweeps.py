@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from interp.components import SITES, within
-from interp.engine.cost import floor_flops, matmul_rate
+from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
 from interp.files import content_key, versions
@@ -210,23 +210,45 @@ def check_gap(one: np.ndarray, other: np.ndarray) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a sweep will take: patched runs, unavoidable arithmetic, a guess at the time."""
+    """What a sweep will take: patched runs, unavoidable arithmetic, a guess at the time.
+
+    `timed`: the guess goes by the pace of an earlier sweep of the model, and not by that of a
+    matrix product, which was off by up to ten times either way.
+    """
 
     runs: int
     flops: float
     seconds: float
+    timed: bool
+
+    @property
+    def words(self) -> str:
+        """The time in words: a range of a factor 9 where no sweep of the model was timed."""
+        if self.timed:
+            return f"about {duration(self.seconds)}"
+        if self.seconds < 0.5:
+            return "seconds"
+        return f"between {duration(self.seconds / 3)} and {duration(3 * self.seconds)}"
 
 
 def cost(model: LanguageModel, request: Request) -> Cost:
-    """An estimate before a long run: the arithmetic floor at this machine's rate, times 1.4."""
-    runs = len(request.cells)
-    if model.decoder is None:
-        per_token = 2.0 * sum(p.numel() for p in model.bridge.parameters())
-        flops = runs * float(request.lengths.mean()) * per_token
-    else:
-        flops = floor_flops(model.decoder, request.cells, request.lengths, request.site)
-    rate = matmul_rate(model.dtype, model.device)
-    return Cost(runs=runs, flops=flops, seconds=1.4 * flops / rate)
+    """An estimate before a long run: the arithmetic floor at the pace of the model's last sweep.
+
+    Before the first one, at this machine's rate of matrix products, times 1.4. A run that is under
+    way tells better: see its progress.
+    """
+    flops = operations(model, request)
+    pace = PACE.get((model.hash, str(model.device)))
+    per = 1.4 / matmul_rate(model.dtype, model.device) if pace is None else pace
+    return Cost(runs=len(request.cells), flops=flops, seconds=per * flops, timed=pace is not None)
+
+
+def operations(model: LanguageModel, request: Request) -> float:
+    """The floating-point operations a sweep cannot avoid; through hooks, of whole runs."""
+    if model.decoder is not None:
+        return floor_flops(model.decoder, request.cells, request.lengths, request.site)
+    per_token = 2.0 * sum(p.numel() for p in model.bridge.parameters())
+    return len(request.cells) * float(request.lengths.mean()) * per_token
 
 
 def _columns(

@@ -311,8 +311,26 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
 
 def test_what_is_left_is_told_by_the_pace_of_the_part_under_way(monkeypatch):
     clock = iter([100.0, 110.0])
-    job = jobs.Job(unit="circuits", begun=0.0)
+    job = jobs.Job(unit="circuits", ends=[0.0])
     monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
     job.progress(0, 4)
     job.progress(1, 4)
     assert job.words == f"1 of 4 circuits · about {jobs.duration(30)} left"
+
+
+def test_what_is_left_is_corrected_as_the_run_goes(monkeypatch):
+    """Chunks read back take no time and do not count; a machine that slows down is noticed."""
+    now = [0.0]
+    monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
+    job = jobs.Job()
+    job.progress(0, 100)
+    for done in range(1, 11):  # kept by an earlier run
+        now[0] += 0.001
+        job.progress(done, 100)
+    now[0] += 2.0
+    job.progress(11, 100)
+    assert job.left == pytest.approx(2.0 * 89)  # (2.01 / 11) * 89 would be a tenth of it
+    for done in range(12, 30):
+        now[0] += 10.0
+        job.progress(done, 100)
+    assert job.left == pytest.approx(10.0 * 71)

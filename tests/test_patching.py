@@ -425,6 +425,29 @@ def test_floor_and_cost_by_hand():
     assert found.seconds > 0
 
 
+def test_an_estimate_goes_by_the_last_run(monkeypatch):
+    """Whatever a matrix product says, the pace of the model's own last sweep is better."""
+    from interp.engine import cost as costs
+    from interp.sweeps import cost, make_request
+
+    model, task = load_model("toy-or"), load_task("toy-or")
+    arguments = {"site": "z", "by": ("layer", "head")}
+    monkeypatch.setattr(costs, "PACE", {})
+    monkeypatch.setattr("interp.sweeps.PACE", costs.PACE)
+    request = make_request(model, task, **arguments)
+    first = cost(model, request)
+    assert not first.timed
+    assert "between" in first.words or first.words == "seconds"
+    clock = iter([100.0, 142.0])
+    monkeypatch.setattr("interp.patching.time.perf_counter", lambda: next(clock))
+    activation_patching(model, task, **arguments)
+    second = cost(model, request)
+    assert (second.timed, second.words) == (True, "about 42 s")
+    assert second.seconds == pytest.approx(42.0)
+    half = make_request(model, task.first(len(task) // 2), **arguments)
+    assert 10 < cost(model, half).seconds < 32
+
+
 def test_bench_runs_and_compares(monkeypatch):
     """The benchmark's own plumbing, on its smaller case without the peers' long loops."""
     from interp import bench

@@ -1,4 +1,4 @@
-"""The arithmetic a sweep cannot avoid, and how fast this machine does arithmetic."""
+"""The arithmetic a sweep cannot avoid, and how fast this machine does it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import torch
 from interp.engine.sites import EDITED
 from interp.engine.sweep import Cells
 from interp.models.architecture import Decoder
+
+PACE: dict[tuple[str, str], float] = {}
+"""(model hash, device) -> seconds an operation took in the last sweep of this process."""
+
+
+def note_pace(model_hash: str, device: torch.device, flops: float, seconds: float) -> None:
+    """Keep how long a whole sweep of so many operations took: the next estimate goes by it."""
+    if flops > 0:
+        PACE[model_hash, str(device)] = seconds / flops
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 1.5:
+        return "a second"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) -> float:

@@ -224,7 +224,7 @@ def run_sweep(
         check: called with the metrics of the plain runs before anything is patched.
         replace: values that do not come from the other run (zeros, means).
         partial: a directory where finished chunks are kept; they are read back, not redone.
-        progress: called with (chunks done, chunks in all).
+        progress: called with (chunks done, chunks in all), before the first one too.
         cancelled: asked before every chunk.
 
     Returns:
@@ -249,6 +249,8 @@ def run_sweep(
         for block in cut.blocks:
             ends[:, block] = (only or stored(block)).ends
         check(*ends)
+        if progress is not None:
+            progress(0, cut.n_chunks)
         for block, chunks in zip(cut.blocks, cut.chunks, strict=True):
             todo = None  # let one block go before the next is stored
             todo = only or stored(block)

@@ -10,8 +10,12 @@ from typing import Literal
 
 import streamlit as st
 
+from interp.engine.cost import duration
 from interp.errors import InterpError
 from interp.ui import widgets
+
+PACED = 8
+"""Chunks whose pace tells how long the rest takes."""
 
 
 @dataclass(kw_only=True)
@@ -27,14 +31,30 @@ class Job:
     unit: str = "chunks"
     line: str = ""
     error: Exception | None = None
-    begun: float = field(default_factory=time.monotonic)
+    ends: list[float] = field(default_factory=lambda: [time.monotonic()])
     cancel: threading.Event = field(default_factory=threading.Event)
 
     def progress(self, done: int, total: int) -> None:
         """Take note of finished chunks; with none done, what comes is timed from here."""
+        now = time.monotonic()
+        if done <= self.done:
+            self.ends = []
+        self.ends.append(now)
         self.done, self.total = done, total
-        if not done:
-            self.begun = time.monotonic()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds it will still take at the pace of its last chunks; None before the first.
+
+        Chunks read back from an earlier run take no time: those far shorter than the longest of
+        the last few do not count.
+        """
+        last = self.ends[-PACED - 1 :]
+        took = [end - begin for begin, end in zip(last, last[1:], strict=False)]
+        counted = [seconds for seconds in took if seconds > max(took) / 20]
+        if not self.done or not counted:
+            return None
+        return sum(counted) / len(counted) * (self.total - self.done)
 
     @property
     def words(self) -> str:
@@ -45,8 +65,8 @@ class Job:
             return self.line
         if not self.done:
             return "running the unpatched prompts …" if self.unit == "chunks" else "starting …"
-        left = (time.monotonic() - self.begun) / self.done * (self.total - self.done)
-        return f"{self.done} of {self.total} {self.unit} · about {duration(left)} left"
+        rest = "" if self.left is None else f" · about {duration(self.left)} left"
+        return f"{self.done} of {self.total} {self.unit}{rest}"
 
 
 @st.cache_resource(show_spinner=False)
@@ -115,10 +135,3 @@ def watch(job: Job) -> None:
         )
 
     panel()
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    if seconds < 1.5:
-        return "a second"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -76,11 +76,11 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
         {
             "task": f"{open_.task.name}, {len(open_.task)} pairs",
             "patched runs": f"{plan.cost.runs:,}".replace(",", " "),
-            "estimated time": f"about {jobs.duration(seconds)}",
+            "estimated time": plan.cost.words,
         }
     )
     sure = seconds <= LONG or st.checkbox(
-        f"This will take about {jobs.duration(seconds)} on this machine. Run it anyway.",
+        f"This will take {plan.cost.words} on this machine. Run it anyway.",
         key=f"sure-{plan.key}",
     )
 

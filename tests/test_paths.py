@@ -217,7 +217,7 @@ def test_resumes_prompt_by_prompt(family_models, monkeypatch):
 
 @pytest.mark.parametrize(
     ("receivers", "layers", "positions"),
-    [(["logits"], 3, 1), (["L2H1.q"], 2, None), (["L1.mlp_out"], 2, None), (["L1H0.k"], 1, None)],
+    [(["logits"], 3, 1), (["L2H1.q"], 2, None), (["L1.mlp_out"], 2, None), (["L1KV0.k"], 1, None)],
 )
 def test_mlps_are_recomputed_only_where_something_reads_them(
     family_models, receivers, layers, positions, monkeypatch

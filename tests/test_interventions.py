@@ -252,7 +252,7 @@ def test_a_key_or_value_that_heads_share_is_warned_of(family_models):
     plain, _ = read(grouped, "L0.z", [])
     changed = (found != plain).flatten(0, 1).flatten(2).any(-1).any(0)
     assert changed.tolist() == [False, False, True, True]
-    with pytest.warns(UserWarning, match=r"L1H0\.k .* heads 0 to 1"):
+    with pytest.warns(UserWarning, match=r"L1KV0\.k .* heads 0 to 1"):
         read(grouped, "L1.z", [scale("L1KV0.k", 0.5)])
     quiet = [(grouped, zero("L0H1")), (grouped, zero("L0.v")), (grouped, zero("L0H1.q"))]
     quiet += [(grouped, replace(scale("L0KV1.v", 1.0), reads=True)), (single, zero("L0KV1.v"))]

@@ -53,7 +53,11 @@ def choose_dose(context: Context, method: Method) -> Result:
     def logits(dose: float, rows: Sequence[int]) -> Tensor:
         return _logits(context, rows, method.make(dose, rows)) if dose else context.logits(rows)
 
+    doses = (0.0, *method.doses)
+    begun = context.counted(doses)
+
     def measure(dose: float) -> dict[str, np.ndarray]:
+        next(begun)
         found = {}
         for name, rows in (("released", wrong), ("lost", proper)):
             scores = score_refusals(logits(dose, rows), context.tokens)
@@ -61,7 +65,7 @@ def choose_dose(context: Context, method: Method) -> Result:
             found[f"{name} score"] = scores.numpy()
         return found | {"kl": smoothed_kl(plain_logits, logits(dose, calm)).numpy()}
 
-    curve = dose_response(measure, (0.0, *method.doses))
+    curve = dose_response(measure, doses)
     released, lost, kl = (curve.values[name].mean(1) for name in ("released", "lost", "kl"))
     place, fits = best_dose(released, lost, kl)
     return {

@@ -220,7 +220,7 @@ def flips(context: Context, found: dict[str, Result]) -> Result:
             side: context.rows("test", should=should, refused=True),
             f"answered, heads of {side}": context.rows("test", refused=False),
         }
-        for name, rows in parts.items():
+        for name, rows in context.counted(parts.items()):
             few = context.few(rows, context.settings.select)
             if len(few) < LEAST:
                 continue

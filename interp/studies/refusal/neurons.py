@@ -43,7 +43,7 @@ def neurons(context: Context) -> Result:
     sets: dict[tuple[str, int], list[RankedNeuron]] = {}
     directions = _directions(context, refused, answered)
     select = context.few(context.rows("select", refused=True), context.settings.select)
-    for name, vectors in directions.items():
+    for name, vectors in context.counted(directions.items()):
         for k in PER_LAYER:
             ranked = rank_glu(model, vectors, k=k)
             sets[name, k] = ranked

@@ -1,10 +1,14 @@
 """Directories, adapters, GGUF files and objects: the model that was named, or the true reason."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 import transformers as t
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -118,6 +122,24 @@ def test_what_cannot_be_loaded_says_why(change, reason, variant, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("asked on stdin"))
     with pytest.raises(InterpError, match=reason):
         read(variant(**change))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_entry_of_a_configuration_gives_a_model_or_an_error_in_words(data, saved):
+    """No traceback, whatever an entry holds; never a model whose entry was nonsense."""
+    folder, config, _ = saved
+    key = data.draw(st.sampled_from(sorted(config)))
+    value = data.draw(st.sampled_from([None, -1, 0, 1, 1.5, "x", [], {}, True]))
+    with tempfile.TemporaryDirectory() as name:
+        Path(name, "config.json").write_text(json.dumps({**config, key: value}))
+        Path(name, "model.safetensors").symlink_to(folder / "model.safetensors")
+        try:
+            model = load_model(name, check=False)
+        except InterpError:
+            return
+        tokens = model.last_logits([model.tokenize([5, 6]).tokens])
+    assert tokens.shape == (1, VOCABULARY)
 
 
 def test_truncated_weights(saved, variant):

@@ -86,7 +86,7 @@ def _norm(module: Any) -> Norm:
         return Norm(weight=weight, bias=bias, eps=module.eps, centred=True)
     if name.startswith("Gemma"):
         weight = 1.0 + (weight if weight.dtype == torch.float64 else weight.float())
-    eps = getattr(module, "variance_epsilon", None) or module.eps
+    eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return Norm(weight=weight, bias=None, eps=eps, centred=False)
 
 

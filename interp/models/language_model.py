@@ -400,7 +400,10 @@ def build_bridge(hf_model: Any) -> Any:
             zeros = joint.weight.new_zeros(joint.out_features)
             joint.bias = torch.nn.Parameter(zeros, requires_grad=False)
     try:
-        return build_bridge_from_module(hf_model, name, hf_config=hf_model.config).eval()
+        bridge = build_bridge_from_module(hf_model, name, hf_config=hf_model.config)
+        for module in bridge.modules():  # eval() would visit shared modules many times over
+            module.training = False
+        return bridge
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InterpError(

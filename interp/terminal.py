@@ -41,8 +41,14 @@ def typed(rule: Any) -> Callable[[Any], Any]:
 COUNT, SIZE = typed(schema.Count), typed(schema.Whole)
 POSITIVE, NOT_NEGATIVE = typed(schema.Positive), typed(schema.NotNegative)
 
+TASK_HELP = (
+    "A task's name, or a .csv or .jsonl file. Columns: clean, corrupted, answers, wrong (texts; in "
+    "CSV several answers with | between them); positions.NAME (a part of the clean prompt) and "
+    "indices.NAME (a token's number), in JSONL objects positions and indices; for token ids "
+    "clean_ids, corrupted_ids, answers_ids, wrong_ids."
+)
 ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
-TaskName = Annotated[str, typer.Option("--task", help="A task's name, a .csv or a .jsonl file.")]
+TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
 Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]

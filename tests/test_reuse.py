@@ -205,8 +205,13 @@ def test_halves_of_a_clear_task_agree_and_halves_of_noise_share_little():
         assert (np.mean(found["pooled"]) == 1.0) if agree else (np.mean(found["pooled"]) < 0.35)
     parts = half_samples(9, 20, 0)
     assert all(len({*one, *other}) == 8 and len(one) == 4 for one, other in parts)
-    with pytest.raises(InterpError, match="at least 4"):
-        half_samples(3, 1, 0)
+    equal = [0, 1, 0, 2, 3, 3, 4, 5, 0]
+    for one, other in half_samples(9, 20, 0, equal):
+        assert not {equal[i] for i in one} & {equal[i] for i in other}
+        assert {equal[i] for i in (*one, *other)} == set(range(6))
+    for few in ((3, 1, 0), (9, 1, 0, [0, 0, 0, 1, 1, 1, 2, 2, 2])):
+        with pytest.raises(InterpError, match="at least 4"):
+            half_samples(*few)
 
 
 def _planted(rng, heads=80, strong=6, common=3):

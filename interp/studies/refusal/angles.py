@@ -11,6 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from interp.directions import Kind
 from interp.errors import InterpError
+from interp.folds import joined
 from interp.geometry import compare, representational_independence, sample_cone
 from interp.metrics import Estimate
 from interp.steering import ablate_direction
@@ -19,7 +20,7 @@ from interp.studies.refusal.pointing import FALSE, SELECTED
 from interp.studies.steps import Result, plain
 
 CONE, SPLITS, SHUFFLES, BOOTSTRAP = 8, 5, 40, 1000
-VERSION = 2
+VERSION = 3
 """Part of the step's key: raised where what it computes has changed."""
 
 
@@ -72,16 +73,22 @@ def _tasks(context: Context, position: int) -> dict[str, torch.Tensor]:
 
 
 def _halves(context: Context, kind: Kind, position: int) -> list[list[float]]:
-    """(splits, layers) cosines of the direction from two halves of the rows of each class."""
-    sides = [_states(context, rows, position) for rows in context.classes(kind)]
+    """(splits, layers) cosines of the direction from two halves of the rows of each class.
+
+    Rows with equal prompts are in one half.
+    """
+    classes = context.classes(kind)
+    sides = [_states(context, rows, position) for rows in classes]
+    groups = [torch.from_numpy(joined([context.cases[i].prompt for i in rows])) for rows in classes]
     generator = torch.Generator().manual_seed(context.settings.seed)
     found = []
     for _ in range(SPLITS):
         halves = []
-        orders = [torch.randperm(len(side), generator=generator) for side in sides]
+        orders = [torch.randperm(int(group.max()) + 1, generator=generator) for group in groups]
         for half in (0, 1):
             means = [
-                side[order[half::2]].mean(0) for side, order in zip(sides, orders, strict=True)
+                side[torch.isin(group, order[half::2])].mean(0)
+                for side, group, order in zip(sides, groups, orders, strict=True)
             ]
             halves.append(means[0] - means[1])
         found.append(cosine_similarity(*halves, dim=-1).tolist())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from interp.folds import joined
 from interp.metrics import mean_estimate, share_estimate
 from interp.nulls import null_of
 from interp.studies.reuse.context import Context, choices
@@ -57,7 +58,7 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
     return found
 
 
-RULE = "clear heads, matched size, half-sample intervals"
+RULE = "clear heads, matched size, half-sample intervals, equal prompts in one half"
 """What `compared` does, as part of its step's key: other rules of it are other results."""
 
 
@@ -75,11 +76,16 @@ class Side:
     ranks: np.ndarray
 
 
-def side_of(effects: Effects, k: int, draws: int, seed: int) -> Side:
-    """A task's circuit on all prompts and on random halves of them, the same in every task."""
+def side_of(
+    effects: Effects, k: int, draws: int, seed: int, groups: Sequence[int] | None = None
+) -> Side:
+    """A task's circuit on all prompts and on random halves of them, the same in every task.
+
+    Prompts of one group are in one half.
+    """
     from scipy.stats import rankdata
 
-    parts = half_samples(effects.n, draws, seed)
+    parts = half_samples(effects.n, draws, seed, groups)
     movers = next(iter(effects.stages.values()))
     return Side(
         circuit=effects.circuit(k),
@@ -97,14 +103,18 @@ def compared(
     A circuit is the k strongest heads of every stage that are distinguishable from zero, so that
     circuits differ in size; a task that has none is left out and named in `empty`. For each
     measure of `interp.studies.reuse.overlap.overlap`: its value, the interval `around` it from
-    halves of the prompts (the same ones in both tasks, which may share prompts), the null of
+    halves of the prompts (the same ones in both tasks, which may share prompts; those equal in any
+    task are in one half), the null of
     random heads with the layers of the second circuit, and the ceiling: half a task's prompts
     against the other half, the lower of the two tasks. spearman: rank correlation of all heads'
     effects in the first stage, with its interval.
     """
     settings = context.settings
+    tasks = [context.task(entry) for entry in context.entries if entry.name in circuits]
+    equal = [[pair.clean for pair in task.pairs] for task in tasks]
+    groups = joined(*equal).tolist() if equal else None
     sides = {
-        name: side_of(effects_of(found), context.k, settings.resamples, settings.seed)
+        name: side_of(effects_of(found), context.k, settings.resamples, settings.seed, groups)
         for name, found in circuits.items()
     }
     empty = [name for name, side in sides.items() if not pooled(side.circuit)]

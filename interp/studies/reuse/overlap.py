@@ -131,17 +131,30 @@ class Effects:
         return found
 
 
-def half_samples(n: int, draws: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def half_samples(
+    n: int, draws: int, seed: int, groups: Sequence[int] | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Random halves of n prompts, and the other halves. The same for every task of n prompts.
 
+    Prompts of one group, such as equal ones, are in one half; halves then differ in size.
+
     Raises:
-        InterpError: fewer than four prompts.
+        InterpError: fewer than four groups.
     """
-    if n < 4:
-        raise InterpError("halves of a task", f"{n} prompts", "use at least 4")
+    group = np.arange(n) if groups is None else np.asarray(groups)
+    whole = len(np.unique(group))
+    if whole < 4:
+        raise InterpError("halves of a task", f"{whole} different prompts", "use at least 4")
     rng = np.random.default_rng(seed)
-    orders = [rng.permutation(n) for _ in range(draws)]
-    return [(order[: n // 2], order[n // 2 : 2 * (n // 2)]) for order in orders]
+    found = []
+    for _ in range(draws):
+        order = rng.permutation(np.unique(group))
+        sides = (order[: whole // 2], order[whole // 2 : 2 * (whole // 2)])
+        one, other = (
+            np.concatenate([np.flatnonzero(group == number) for number in side]) for side in sides
+        )
+        found.append((one, other))
+    return found
 
 
 def around(value: float, drawn: Sequence[float], *, least: float = 0.0) -> tuple[float, float]:

@@ -27,6 +27,7 @@ class Tokenizes(Protocol):
     tokenizer: Any
 
     def tokenize(self, prompt: str | tuple[int, ...]) -> TokenizedPrompt: ...
+    def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]: ...
     def token_id(self, text: str) -> tuple[int, ...]: ...
 
 
@@ -49,19 +50,26 @@ def piece_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
     return alone
 
 
-def follows(model: Tokenizes, prompt: str | tuple[int, ...], text: str) -> tuple[int, ...] | None:
+def follows(
+    model: Tokenizes,
+    prompt: str | tuple[int, ...],
+    text: str,
+    before: tuple[int, ...] | None = None,
+) -> tuple[int, ...] | None:
     """The tokens that write `text` exactly as it is after a prompt; None if none do.
 
     Those after the prompt's when both are tokenised together. Where the tokeniser joins the
     prompt's end with the text ("18" and "50" to "1850"), or the prompt is written as ids, the one
     token that, decoded behind the prompt's tokens, adds the text; no such token counts behind a
     space, which the tokeniser would join to the next word.
+    `before` spares cutting the prompt again.
     """
-    before = model.tokenize(prompt).tokens
+    if before is None:
+        before = model.cut(prompt)[0] if isinstance(prompt, str) else prompt
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     found: tuple[int, ...] | None = None
     if isinstance(prompt, str):
-        whole = model.tokenize(prompt + text).tokens
+        whole = model.cut(prompt + text)[0]
         if whole[: len(before)] == before:
             found = whole[len(before) :]
         elif prompt[-1:].isspace():
@@ -93,13 +101,16 @@ def answer_token(
             found = f"{model.name} has tokens 0 to {model.d_vocab - 1}"
             raise InterpError(asked, found, "give an id of its vocabulary")
         return answer
-    attached = follows(model, prompt, answer)
+    before = model.cut(prompt)[0] if isinstance(prompt, str) else prompt
     end = (prompt if isinstance(prompt, str) else _written(model, prompt))[-1:]
     begins = bool(end and answer) and not end.isspace() and not answer[0].isspace()
-    spaced = follows(model, prompt, f" {answer}") if begins else None
     word = begins and (end.isalpha() or end in ",.:;?!") and answer[0].isalnum()
+    attached = follows(model, prompt, answer, before)
+    if attached is not None and len(attached) == 1 and not word:
+        return attached[0]
+    spaced = follows(model, prompt, f" {answer}", before) if begins else None
     single = [found is not None and len(found) == 1 for found in (attached, spaced)]
-    if all(single) and word and attached != spaced:
+    if all(single) and attached != spaced:
         raise InterpError(
             asked,
             f"{model.name} has a token for it with a space before it ({spaced[0]}) and "  # type: ignore[index]

@@ -109,6 +109,15 @@ def test_an_answer_is_the_token_that_follows(model):
     assert answer_token(model, prompt, paris, "it") == paris
 
 
+def test_a_prompt_that_fills_the_model_has_answers(model):
+    prompt = "The capital of France is"
+    model.max_positions = len(model.tokenize(prompt).tokens)
+    try:
+        assert answer_token(model, prompt, " Paris", "it") == model.single_token(" Paris")
+    finally:
+        model.max_positions = None
+
+
 def test_a_number_goes_on_with_the_number_before_it(model):
     digit = answer_token(model, "from the year 1749 to the year 17", "5", "it")
     assert model.tokenizer.decode([digit]) == "5"

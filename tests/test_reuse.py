@@ -106,7 +106,7 @@ def test_held_out_tables_are_never_trained_on():
     assert not any(held_train)
     with pytest.raises(InterpError, match="split"):
         make_scenes(1, 0, split="tests")
-    with pytest.raises(InterpError, match="2 shots"):
+    with pytest.raises(InterpError, match="shots is 2"):
         load_task("colored_objects", shots=2)
 
 

@@ -103,23 +103,8 @@ class LanguageModel:
         Raises:
             InterpError: no tokeniser for text, no tokens, or more than the model has positions.
         """
-        spans: tuple[tuple[int, int], ...] | None = None
         prompt = as_prompt(prompt, f"a prompt for {self.name}")
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InterpError(
-                    f"text for {self.name}", "it has no tokeniser", "give tuples of token ids"
-                )
-            fast = bool(getattr(self.tokenizer, "is_fast", False))
-            encoded = self.tokenizer(prompt, return_offsets_mapping=fast)
-            before, after = self.affixes
-            ids, n = tuple(encoded["input_ids"]), len(before)
-            kept = slice(n if n and ids[n:][:n] == before else 0, len(ids) - len(after))
-            tokens = ids[kept]
-            if fast:
-                spans = tuple((int(a), int(b)) for a, b in encoded["offset_mapping"][kept])
-        else:
-            tokens = prompt
+        tokens, spans = self.cut(prompt) if isinstance(prompt, str) else (prompt, None)
         limit = self.max_positions
         if not tokens or (limit is not None and len(tokens) > limit):
             raise InterpError(
@@ -140,6 +125,24 @@ class LanguageModel:
             spans=spans,
             end_of_turn=getattr(self.tokenizer, "eos_token", None),
         )
+
+    def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]:
+        """A text's tokens as in `tokenize`, of any number, and their places in it.
+
+        Raises:
+            InterpError: no tokeniser for text.
+        """
+        if self.tokenizer is None:
+            raise InterpError(
+                f"text for {self.name}", "it has no tokeniser", "give tuples of token ids"
+            )
+        fast = bool(getattr(self.tokenizer, "is_fast", False))
+        encoded = self.tokenizer(text, return_offsets_mapping=fast)
+        before, after = self.affixes
+        ids, n = tuple(encoded["input_ids"]), len(before)
+        kept = slice(n if n and ids[n:][:n] == before else 0, len(ids) - len(after))
+        places = encoded["offset_mapping"][kept] if fast else None
+        return ids[kept], None if places is None else tuple((int(a), int(b)) for a, b in places)
 
     @cached_property
     def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

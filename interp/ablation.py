@@ -18,7 +18,7 @@ from interp.ablated_runs import changed_states, starts
 from interp.components import SITES, Component
 from interp.engine.decode import CHANGEABLE, Change, Changes
 from interp.engine.forward import Baseline, Runner
-from interp.engine.memory import keep_freed_memory
+from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.restart import final_hidden
 from interp.engine.sweep import CPU_TILE, Progress
 from interp.errors import InterpError, unknown
@@ -261,6 +261,7 @@ class NextTokens:
         return logs[..., 0] - logs[..., 1]
 
 
+@says_too_little
 def ablate(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],

@@ -13,7 +13,7 @@ import numpy as np
 from interp.components import SITES, within
 from interp.engine.forward import Runner
 from interp.engine.gradients import chunks
-from interp.engine.memory import keep_freed_memory
+from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
@@ -34,6 +34,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
 
 
+@says_too_little
 def attribution_patching(
     model: LanguageModel,
     task: Task,
@@ -100,6 +101,7 @@ def attribution_patching(
     return _attribute(model, task, ask, budget_gb=budget_gb, progress=progress, cancelled=cancelled)
 
 
+@says_too_little
 def atp_star(
     model: LanguageModel,
     task: Task,

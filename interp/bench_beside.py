@@ -24,6 +24,7 @@ import interp
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import Evaluation
 from interp.errors import InterpError
+from interp.files import json_text
 from interp.graph import Graph
 from interp.loading import LanguageModel
 from interp.prompts import Task
@@ -76,7 +77,7 @@ def beside(
     save_file({name: t.contiguous() for name, t in data.items()}, folder / "data.safetensors")
     jobs = _jobs(len(task), ours.scores["EAP-IG-inputs"].steps)
     request = {"attributions": jobs, "batch": len(task)}
-    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    (folder / "request.json").write_text(json_text(request), encoding="utf-8")
     found: dict[str, Any] = {}
     if peers.missing:
         say(f"hannamw/EAP-IG is absent: {peers.missing}")

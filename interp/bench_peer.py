@@ -192,7 +192,7 @@ def _answer(
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / f"{name}.safetensors")
     names = ("torch", "transformer-lens", "transformers")
     content = {"measured": measured, "versions": {n: version(n) for n in names}}
-    (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

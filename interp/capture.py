@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.ablated_runs import AblatedRuns
 from interp.components import SITES, within
+from interp.engine.memory import says_too_little
 from interp.errors import InterpError
-from interp.files import cache_dir, content_key, write_atomically
+from interp.files import cache_dir
 from interp.kept_runs import KeptRuns
+from interp.keys import result_key
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.positions import resolve
 from interp.prompts import Prompt, Task
+from interp.records import read_sealed, write_sealed
 
-VERSION = 1
+KIND, VERSION = "activations", 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class Activations:
         return self.values[address]  # type: ignore[index]
 
 
+@says_too_little
 def run_with_cache(
     model: LanguageModel,
     prompts: Task | Sequence[Prompt],
@@ -123,11 +124,6 @@ def run_with_cache(
             "ask for fewer sites, layers or positions, or raise budget_gb",
         )
     squeeze = positions != "all"
-    key = content_key([VERSION, model.hash, rows, where, squeeze, sites, chosen])
-    path = cache_dir() / "activations" / f"{key}.safetensors"
-    if to_disk and (found := _open(path)) is not None:
-        return found
-
     if runs is not None:
         if not squeeze or to_disk:
             raise InterpError(
@@ -137,6 +133,14 @@ def run_with_cache(
             )
         addresses = [(layer, site) for layer in chosen for site in sites]
         return _read(model, runs, rows, [w[0] for w in where], addresses)
+
+    key, path = None, None
+    if to_disk:
+        asked = {"sites": sites, "layers": chosen, "padding_side": padding_side}
+        key = result_key(KIND, VERSION, model, rows=rows, where=where, squeeze=squeeze, **asked)
+        path = cache_dir() / "activations" / f"{key}.safetensors"
+        if (found := _open(path, key)) is not None:
+            return found
 
     values: dict[Address, Tensor] = {
         (layer, site): torch.zeros(shapes[site], dtype=model.dtype)
@@ -170,16 +174,16 @@ def run_with_cache(
     if squeeze:
         values = {address: value[:, 0] for address, value in values.items()}
         mask = mask[:, 0]
-    if not to_disk:
-        return Activations(values=values, mask=mask, logits=logits)
+    plain = Activations(values=values, mask=mask, logits=logits)
+    if path is None:
+        return plain
     tensors = {f"L{layer}.{site}": value for (layer, site), value in values.items()}
-    tensors |= {"mask": mask, "logits": logits}
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {"version": str(VERSION), "sites": json.dumps(sites)}
-    write_atomically(path, lambda partial: save_file(contiguous, partial, metadata))
-    reopened = _open(path)
-    assert reopened is not None
-    return reopened
+    try:
+        write_sealed(path, KIND, VERSION, {}, {**tensors, "mask": mask, "logits": logits}, key=key)
+    except InterpError as error:
+        warnings.warn(f"the activations stay in memory: {error}", stacklevel=2)
+        return plain
+    return _open(path, key) or plain
 
 
 def text_losses(
@@ -251,21 +255,14 @@ def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:
     return (model.d_mlp,) if SITES[site] == "neuron" else (model.d_model,)
 
 
-def _open(path: Path) -> Activations | None:
-    """Memory-mapped activations, or None where there is no whole file to read."""
-    if not path.exists():
-        return None
-    values: dict[Address, Tensor] = {}
-    other: dict[str, Any] = {}
+def _open(path: Path, key: str | None) -> Activations | None:
+    """Memory-mapped activations, or None where there is no sound file of that key."""
     try:
-        with safe_open(path, framework="pt") as stream:
-            for name in stream.keys():  # noqa: SIM118 - not a mapping
-                tensor = stream.get_tensor(name)
-                if name.startswith("L"):
-                    layer, _, site = name[1:].partition(".")
-                    values[int(layer), site] = tensor
-                else:
-                    other[name] = tensor
-    except Exception:  # a truncated file: compute it again and replace it
-        return None
-    return Activations(values=values, mask=other["mask"], logits=other["logits"], path=path)
+        _, found = read_sealed(path, KIND, VERSION, key=key, tensors=True)
+    except InterpError:
+        return None  # not there, or not sound: compute it and replace the file
+    values: dict[Address, Tensor] = {}
+    for name in [name for name in found if name.startswith("L")]:
+        layer, _, site = name[1:].partition(".")
+        values[int(layer), site] = found[name]
+    return Activations(values=values, mask=found["mask"], logits=found["logits"], path=path)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from interp import terminal
 from interp.cli_bench import bench_app
@@ -27,7 +28,25 @@ from interp.terminal import (
     Top,
 )
 
+
+class Commands(TyperGroup):
+    """All commands; one that is interrupted says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            from rich.console import Console
+
+            Console(stderr=True).print(
+                "stopped; what is finished is kept: the same command goes on from there"
+            )
+            raise typer.Exit(130) from error
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Which heads and neurons carry a behaviour of a language model.",
     no_args_is_help=True,
     add_completion=False,

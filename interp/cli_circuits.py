@@ -25,6 +25,7 @@ from interp.terminal import (
     Metric,
     ModelName,
     Option,
+    OutFile,
     Seed,
     TaskName,
 )
@@ -130,7 +131,7 @@ def find(
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
     top: Annotated[int, typer.Option(parser=COUNT, help="How many edges to print.")] = 15,
-    out: Annotated[Path | None, typer.Option(help="Write the circuit and its scores here.")] = None,
+    out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Score or search all edges and cut a circuit; half of the pairs are left to evaluate it."""
@@ -170,7 +171,7 @@ def find(
     if len(rows) < made.n_edges:
         terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out")
     if out is not None:
-        terminal.say(f"written to {made.save(out)} and .json beside it")
+        terminal.say(f"written to {made.save(out)}")
     pairs: list[Any] = []
     if redundant:
         from interp.circuits.redundancy import redundancy, strongest_nodes
@@ -237,7 +238,7 @@ def evaluate(
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
-    out: Annotated[Path | None, typer.Option(help="Write the whole evaluation here.")] = None,
+    out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """Faithfulness, CPR and CMD against random circuits, knock-outs, stability: in one run."""
@@ -267,7 +268,7 @@ def evaluate(
         )
     terminal.say(str(found))
     if out is not None:
-        terminal.say(f"written to {found.save(out)} and .json beside it")
+        terminal.say(f"written to {found.save(out)}")
     terminal.write(json_file, found.to_dict())
 
 
@@ -304,9 +305,7 @@ def places(
             "of the gap, and judge what is left on the other half of the pairs.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="With --narrow: write what is left here.")
-    ] = None,
+    out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
     """At which tokens the strongest edges of a circuit act: each removed at one alone."""

@@ -31,13 +31,13 @@ def export(
         raise InterpError(
             f"exporting {source} to {target}",
             f"{'the target' if ours else 'the source'} ends in {kind or 'nothing'}",
-            "a MIB file ends in .json or .pt; a circuit is a pair of .safetensors and .json",
+            "a MIB file ends in .json or .pt, a circuit in .safetensors",
         )
     if not ours:
         graph = None if model is None else graph_of(terminal.load(model))
         read = (mib.from_mib_json if kind == ".json" else mib.from_mib_pt)(source, graph)
         read = read if graph is None else read.native()
-        terminal.say(f"{read!r}, written to {read.save(target)} and .json beside it")
+        terminal.say(f"{read!r}, written to {read.save(target)}")
         return
     read = Circuit.load(source)
     name = model or (read.provenance.model if read.provenance else None)

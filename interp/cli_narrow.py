@@ -48,7 +48,7 @@ def narrowed(
     for label in cut.edges():
         terminal.say(f"  {label}")
     if out is not None:
-        terminal.say(f"written to {cut.save(out)} and .json beside it")
+        terminal.say(f"written to {cut.save(out)}")
     return {
         "protocol": found.judged.protocol,
         "edges": cut.edges(),

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from interp.report import Report
     from interp.studies.frame import Study
 
-ReportDir = Annotated[Path | None, typer.Option(help="Where the report goes; beside the steps.")]
+ReportDir = Annotated[
+    Path | None,
+    typer.Option(callback=terminal.tried_folder, help="Where the report goes; beside the steps."),
+]
 Workers = Annotated[
     int, typer.Option(parser=COUNT, help="Processes that share the steps; each holds the models.")
 ]

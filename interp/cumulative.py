@@ -15,6 +15,7 @@ from torch import Tensor
 from interp.ablation import Kind, Where, ablate, make_ablation, random_like
 from interp.errors import InterpError
 from interp.kept_runs import KeptRuns, keep_runs
+from interp.keys import result_key
 from interp.metrics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
 
@@ -49,7 +50,11 @@ class AblatedSets:
     kind: Kind = "zero"
     values: Mapping[Address, Tensor] | None = None
     runs: KeptRuns | None = None
-    _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False
+    )
+    _own: KeptRuns | None = field(default=None, init=False)
+    _key: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.prompts or len(set(self.tokens)) != 2:
@@ -61,10 +66,15 @@ class AblatedSets:
 
     def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Whether disabled, and the log-odds: (sets, prompts) each."""
+        names = ("prompts", "tokens", "where", "kind", "values")
+        asked = {name: getattr(self, name) for name in names}
+        key = result_key("ablated sets", 1, self.model, **asked)
+        if key != self._key:  # something was set to something else
+            self._known, self._own, self._key = {}, None, key
         new = list({key: None for key in map(frozenset, sets) if key not in self._known})
         if new:
-            if self.runs is None and self.where != "all":
-                self.runs = keep_runs(self.model, self.prompts, last=self.where)
+            if self.runs is None and self._own is None and self.where != "all":
+                self._own = keep_runs(self.model, self.prompts, last=self.where)
             made = [
                 make_ablation(self.model, sorted(key), self.kind, values=self.values) for key in new
             ]
@@ -74,7 +84,7 @@ class AblatedSets:
                 made,
                 tokens=self.tokens,
                 where=self.where,
-                runs=self.runs,
+                runs=self.runs or self._own,
             )
             found = zip(seen.top[1:] == self.tokens[1], seen.log_odds[1:], strict=True)
             self._known |= dict(zip(new, found, strict=True))

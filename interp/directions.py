@@ -6,15 +6,12 @@ it was read, and which way it points; steering refuses one that does not belong.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.ablation import site_values
@@ -22,8 +19,9 @@ from interp.capture import run_with_cache
 from interp.chat import PLAIN, ChatFormat, ChatPrompts, Prompts, plain_prompts
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
-from interp.files import content_key, write_atomically
+from interp.files import content_key
 from interp.models.language_model import LanguageModel
+from interp.records import Record
 
 Kind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
 """What is subtracted from what.
@@ -371,41 +369,26 @@ def random_direction(direction: Direction, *, seed: int = 0) -> Direction:
     return replace(direction, vector=vector, made=f"random, of equal length (seed {seed})")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named(Record):
+    """Directions by name, as a file holds them."""
+
+    directions: Mapping[str, Direction]
+
+
 def save_directions(path: Path, directions: Mapping[str, Direction]) -> Path:
-    """Named directions in one safetensors file, their contracts as JSON in its header."""
-    about = {name: _contract(direction) for name, direction in directions.items()}
-    tensors = {name: direction.vector.contiguous() for name, direction in directions.items()}
-    metadata = {"directions": json.dumps(about)}
-    return write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+    """Named directions in one file, each with its contract.
+
+    Raises:
+        InterpError: the file cannot be written.
+    """
+    return _Named(directions=directions).save(path)
 
 
 def load_directions(path: Path) -> dict[str, Direction]:
     """What `save_directions` wrote.
 
     Raises:
-        InterpError: not such a file.
+        InterpError: not such a file, or a damaged or changed one.
     """
-    try:
-        with safe_open(path, framework="pt") as stream:
-            about = json.loads((stream.metadata() or {})["directions"])
-            return {
-                name: Direction(
-                    vector=stream.get_tensor(name),
-                    **{
-                        **contract,
-                        "n": tuple(contract["n"]),
-                        "rows": tuple(contract.get("rows", ())),
-                        "format": ChatFormat(**contract["format"]),
-                    },
-                )
-                for name, contract in about.items()
-            }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InterpError(
-            f"directions in {path}", str(error) or type(error).__name__, "give a saved file"
-        ) from error
-
-
-def _contract(direction: Direction) -> dict[str, Any]:
-    names = [field.name for field in fields(direction) if field.name != "vector"]
-    return {name: getattr(direction, name) for name in names} | {"format": asdict(direction.format)}
+    return dict(_Named.load(path).directions)

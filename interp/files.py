@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import platform
+import secrets
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
 from interp.errors import InterpError
+
+PART = ".part"
+"""How the names of temporary files end."""
+
+DAY = 86400.0
 
 
 def cache_dir() -> Path:
@@ -27,42 +36,144 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename it into place.
 
     Readers see the old file or the new one, never half of one; of two processes that write
-    the same entry the last rename wins, and both wrote the same content.
+    the same entry the last rename wins, and both wrote the same content. Temporary files that
+    killed processes left in the directory are removed. A link stays a link, and what is no file,
+    such as a pipe or a device, is written into.
 
     Raises:
         InterpError: the disk is full or the directory cannot be written; nothing is left behind.
     """
-    partial: Path | None = None
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        return _write_into(path, write)
+    partial = path.with_name(f".{path.name}.{_owner()}-{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
-        )
-        os.close(handle)
-        partial = Path(name)
+        _remove_abandoned(path.parent)
         write(partial)
         partial.chmod(0o644)
         partial.replace(path)
     except (OSError, SafetensorError) as error:
-        raise InterpError(
-            f"writing {path}",
-            getattr(error, "strerror", None) or str(error),
-            "free some space or set INTERP_CACHE to a directory that can be written",
-        ) from error
+        raise not_written(path, error) from error
     finally:
-        if partial is not None:
+        with suppress(OSError):
             partial.unlink(missing_ok=True)
     return path
 
 
+def _write_into(path: Path, write: Callable[[Path], object]) -> Path:
+    """What `write` writes, copied into a pipe or a device."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / path.name
+        write(whole)
+        try:
+            with path.open("wb", buffering=0) as stream:
+                stream.write(whole.read_bytes())
+        except OSError as error:
+            raise not_written(path, error) from error
+    return path
+
+
+def not_written(path: Path, error: Exception) -> InterpError:
+    """The error for a file that cannot be written."""
+    found = getattr(error, "strerror", None) or str(error)
+    do = "free some space or set INTERP_CACHE to a directory that can be written"
+    return InterpError(f"writing {path}", found, do)
+
+
+def require_writable(path: Path, *, folder: bool = False) -> None:
+    """Refuse a place for a file (or a folder) that cannot be written; nothing is left there.
+
+    Raises:
+        InterpError: a folder where a file should be, or the other way round, or no permission.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        if target.exists() and target.is_dir() != folder:
+            raise OSError(None, f"it is {'no' if folder else 'a'} directory")
+        if target.exists() and not target.is_file() and not folder:
+            if not os.access(target, os.W_OK):
+                raise PermissionError(None, "no permission")
+            return
+        near = next(one for one in (target, *target.parents) if one.exists())
+        near = near.parent if near == target and not folder else near
+        tempfile.TemporaryFile(dir=near).close()
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def _owner() -> str:
+    """This process, in the name of a file: the machine it runs on, and its number there."""
+    return f"{_machine()}-{os.getpid()}"
+
+
+@cache
+def _machine() -> str:
+    """Where process numbers have a meaning: one start of one machine, and one container on it."""
+    facts = [platform.node()]
+    with suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return content_key(facts)[:8]
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove temporary files whose writers are dead, or, of other machines, a day old."""
+    for path in folder.glob(f".*{PART}"):
+        machine, _, number = path.name.removesuffix(PART).rpartition(".")[2].partition("-")
+        with suppress(OSError, ValueError):
+            old = time.time() - path.stat().st_mtime > DAY
+            if old or (machine == _machine() and not _alive(int(number.partition("-")[0]))):
+                path.unlink()
+
+
+def _alive(process: int) -> bool:
+    """Whether a process of this machine runs; where that cannot be asked, True."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it is another user's
+    return True
+
+
+def json_text(value: Any, **style: Any) -> str:
+    """JSON as its standard has it, which knows finite numbers only.
+
+    The others are written as the strings "NaN", "Infinity" and "-Infinity". All JSON of the
+    package is written by it.
+    """
+    style = {"ensure_ascii": False, "allow_nan": False, **style}
+    try:
+        return json.dumps(value, **style)
+    except ValueError:
+        return json.dumps(spelled(value, str), **style)
+
+
+def spelled(value: Any, spell: Callable[[str], Any]) -> Any:
+    """A value with `spell("NaN")` and the like in place of the numbers that JSON does not know."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # a numpy number or array
+    if isinstance(value, float) and not math.isfinite(value):
+        return spell("NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, Mapping):
+        return {name: spelled(one, spell) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled(one, spell) for one in value]
+    return value
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json_text(value, sort_keys=True, separators=(",", ":"))
 
 
 def content_key(value: Any) -> str:
     """The first 20 hex digits of the sha256 of `value`'s canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:20]
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def file_sha256(path: Path) -> str:
@@ -76,54 +187,3 @@ def versions() -> dict[str, str]:
     """Versions of the packages a number depends on."""
     names = ("interp", "torch", "transformers", "transformer-lens", "numpy")
     return {name: version(name) for name in names}
-
-
-def write_result(
-    path: str | Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], form: int
-) -> Path:
-    """A result on disk: `path`.safetensors, then `path`.json with the facts and checksums.
-
-    Raises:
-        InterpError: the files cannot be written.
-    """
-    from safetensors.numpy import save_file
-
-    arrays_path, facts_path = _paths(path)
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomically(arrays_path, lambda partial: save_file(whole, partial))
-    sealed = dict(facts) | {"format": form, "sha256": file_sha256(arrays_path)}
-    sealed["checksum"] = content_key(sealed)
-    text = json.dumps(sealed, indent=1, ensure_ascii=False)
-    write_atomically(facts_path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return arrays_path
-
-
-def read_result(path: str | Path, form: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and facts that `write_result` wrote.
-
-    Raises:
-        InterpError: a file is missing, of another format, damaged or changed.
-    """
-    from safetensors.numpy import load_file
-
-    arrays_path, facts_path = _paths(path)
-    try:
-        facts = json.loads(facts_path.read_text(encoding="utf-8"))
-        if facts.pop("checksum") != content_key(facts):
-            raise ValueError("a checksum is wrong")
-        if facts.pop("format") != form:
-            raise ValueError(f"it is not of format {form}")
-        if facts.pop("sha256") != file_sha256(arrays_path):
-            raise ValueError("a checksum is wrong")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InterpError(
-            f"loading {arrays_path}",
-            f"missing, damaged or changed: {error}",
-            "delete it and run the measurement again",
-        ) from error
-    return load_file(arrays_path), facts
-
-
-def _paths(path: str | Path) -> tuple[Path, Path]:
-    stem = str(path).removesuffix(".safetensors").removesuffix(".json")
-    return Path(f"{stem}.safetensors"), Path(f"{stem}.json")

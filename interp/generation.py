@@ -19,7 +19,7 @@ from torch import Tensor
 from interp.ablation import Ablation, Where, decoding_changes
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
-from interp.engine.memory import keep_freed_memory
+from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt
@@ -43,6 +43,7 @@ class Generation:
     fired: tuple[int, ...]
 
 
+@says_too_little
 def generate(
     model: LanguageModel,
     prompts: Sequence[Prompt],

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from interp.engine.resume import once
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sweep import Cancelled, Cells, Progress, Swept
 from interp.metrics import Logits
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
@@ -22,7 +21,7 @@ def hook_loop(
     model: LanguageModel,
     request: Request,
     *,
-    partial: Path | None = None,
+    chunks: Chunks = NO_CHUNKS,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
@@ -45,8 +44,8 @@ def hook_loop(
         if cancelled():
             raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun")
         hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
-        result[:, cell] = once(
-            partial, done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
+        result[:, cell] = chunks.once(
+            done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
         )
         if progress is not None:
             progress(done + 1, len(groups))

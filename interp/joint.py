@@ -10,6 +10,7 @@ import torch
 
 from interp.components import Component
 from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.memory import says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
@@ -42,6 +43,7 @@ JOINT_SITES = (
 )  # fmt: skip
 
 
+@says_too_little
 def joint_patching(
     model: LanguageModel,
     task: Task,

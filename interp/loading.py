@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interp.components import SITES
+from interp.engine.memory import says_too_little
 from interp.errors import InterpError, unknown
-from interp.files import cache_dir, content_key, versions, write_atomically
+from interp.files import cache_dir, content_key, versions
 from interp.models import embedded, organisms
 from interp.models.checkpoints import read_checkpoint, text_model
 from interp.models.language_model import LanguageModel
@@ -60,6 +62,7 @@ def known_families() -> list[dict[str, Any]]:
     return json.loads(FAMILY_TABLE.read_text(encoding="utf-8"))
 
 
+@says_too_little
 def load_model(
     name: Any = embedded.NAME,
     *,
@@ -158,6 +161,7 @@ def wrap(
     from interp.models.checks import VERSION, check_prompt, rotary_switch
     from interp.models.families import read_architecture
     from interp.models.language_model import build_bridge, fingerprint
+    from interp.records import write_sealed
 
     hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
     config = hf_model.config
@@ -176,7 +180,7 @@ def wrap(
     device = str(next(hf_model.parameters()).device)
     key = content_key([VERSION, weights_hash, versions(), device, decoder is not None])
     kept_at = cache_dir() / "checks" / f"{key}.json"
-    kept = _kept_check(kept_at) if check else None
+    kept = _kept_check(kept_at, key) if check else None
     reference = _reference(hf_model, prompt, name) if check and kept is None else None
     bridge = build_bridge(hf_model)
     cfg = bridge.cfg
@@ -208,8 +212,10 @@ def wrap(
     _note_special_tokens(model)
     if reference is not None:
         kept = _checked(model, *reference)
-        text = json.dumps(kept)
-        write_atomically(kept_at, lambda partial: partial.write_text(text))
+        try:
+            write_sealed(kept_at, "check", VERSION, kept, key=key)
+        except InterpError as error:
+            warnings.warn(f"the check of {name} is not kept: {error}", stacklevel=3)
     if kept is not None:
         model.sites, model.ragged, model.d_mlp = kept["sites"], kept["ragged"], kept["d_mlp"]
         if kept["misread"] is not None:
@@ -380,14 +386,16 @@ def check_engine(
     return None
 
 
-def _kept_check(path: Path) -> dict[str, Any] | None:
+def _kept_check(path: Path, key: str) -> dict[str, Any] | None:
     """The outcome of an earlier check of the same weights, versions and device."""
+    from interp.models.checks import VERSION
+    from interp.records import read_sealed
+
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        whole = set(kept["sites"]) == set(SITES) and {*kept} == {"sites", *_FACTS}
-    except (OSError, ValueError, TypeError, KeyError):
+        kept, _ = read_sealed(path, "check", VERSION, key=key)
+    except InterpError:
         return None
-    return kept if whole else None
+    return kept if set(kept["sites"]) == set(SITES) and {*kept} == {"sites", *_FACTS} else None
 
 
 _FACTS = ("misread", "ragged", "d_mlp")

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Literal
 
 import torch
 
 from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Runner
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
-from interp.files import content_key, versions
 from interp.hookloop import hook_loop
-from interp.metrics import is_shipped
+from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.references import batches_of, mean_values
 from interp.scores import Scores
-from interp.store import keep, partial_dir, stored
+from interp.store import chunks_of, keep, stored
 from interp.sweeps import (
     Direction,
     Request,
@@ -30,12 +31,13 @@ from interp.sweeps import (
     spelled_source,
 )
 
-VERSION = 1
+VERSION = 2
 
 Source = Literal["other", "zero", "mean"]
 Engine = Literal["auto", "fast", "hooks"]
 
 
+@says_too_little
 def activation_patching(
     model: LanguageModel,
     task: Task,
@@ -116,39 +118,37 @@ def activation_patching(
     fast = _choose_engine(model, engine)
     if fast or cache:
         model.refuse_changed("a patching sweep")
-    cache = cache and is_shipped(task.metric)
-    key = request_key(model, task, request, engine=engine)
-    if cache and (found := stored(key)) is not None:
+    key = request_key(model, task, request, engine=engine) if cache else None
+    if (found := stored(key)) is not None:
         return found
-    chunks = content_key([key, budget_gb])
-    partial = partial_dir(chunks) if cache else None
-    begun, afresh = time.perf_counter(), partial is None or not partial.exists()
-    if not fast:
-        swept = hook_loop(model, request, partial=partial, progress=progress, cancelled=cancelled)
-    else:
-        assert model.decoder is not None
-        swept = run_sweep(
-            Runner(model.decoder),
-            request.runs.base,
-            request.runs.other,
-            request.cells,
-            request.n_cells,
-            site=site,
-            metric=request.metric,
-            targets=request.runs.targets,
-            budget=int(budget_gb * 1e9),
-            check=check_gap,
-            replace=_replacement(model, request),
-            partial=partial,
-            progress=progress,
-            cancelled=cancelled,
-        )
-    if afresh:
-        spent = time.perf_counter() - begun
-        note_pace(model.hash, model.device, operations(model, request), spent)
-    scores = _scores(model, task, request, swept, fast=fast)
-    if cache:
-        keep(key, scores, chunks=chunks)
+    with chunks_of(key) as chunks:
+        begun, afresh = time.perf_counter(), not chunks.some
+        if not fast:
+            options = {"chunks": chunks, "progress": progress, "cancelled": cancelled}
+            swept = hook_loop(model, request, **options)
+        else:
+            assert model.decoder is not None
+            swept = run_sweep(
+                Runner(model.decoder),
+                request.runs.base,
+                request.runs.other,
+                request.cells,
+                request.n_cells,
+                site=site,
+                metric=request.metric,
+                targets=request.runs.targets,
+                budget=int(budget_gb * 1e9),
+                check=check_gap,
+                replace=_replacement(model, request),
+                chunks=chunks,
+                progress=progress,
+                cancelled=cancelled,
+            )
+        if afresh:
+            spent = time.perf_counter() - begun
+            note_pace(model.hash, model.device, operations(model, request), spent)
+        scores = _scores(model, task, request, swept, fast=fast)
+        keep(key, scores, chunks)
     return scores
 
 
@@ -158,25 +158,19 @@ def request_key(
     request: Request,
     *,
     engine: Engine = "auto",
-) -> str:
-    """The key under which `activation_patching` keeps this sweep's result."""
-    return content_key(
-        [
-            VERSION,
-            versions(),
-            model.hash,
-            str(model.dtype),
-            model.device.type,
-            task.hash,
-            request.site,
-            request.axes,
-            request.coordinates,
-            request.direction,
-            request.source,
-            request.positions,
-            "fast" if _choose_engine(model, engine) else "hooks",
-            request.fingerprint,
-        ]
+) -> str | None:
+    """The key under which `activation_patching` keeps this sweep's result; see `result_key`."""
+    names = ("site", "axes", "coordinates", "direction", "source", "reference", "positions")
+    names += ("names", "layers", "components")
+    cells = [getattr(request.cells, field.name) for field in fields(request.cells)]
+    return result_key(
+        "activation patching",
+        VERSION,
+        model,
+        task,
+        **{name: getattr(request, name) for name in names},
+        cells=cells,
+        fast=_choose_engine(model, engine),
     )
 
 

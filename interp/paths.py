@@ -12,22 +12,23 @@ from torch import Tensor
 from interp.components import Component, within
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
+from interp.engine.memory import says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.resume import once
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
-from interp.files import content_key, versions
-from interp.metrics import Metric, is_shipped
+from interp.keys import result_key
+from interp.metrics import Metric
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
-from interp.store import keep, partial_dir, stored
+from interp.store import chunks_of, keep, stored
 from interp.sweeps import Runs, check_gap, paired_runs, provenance, refuse_equal
 
-VERSION = 1
+VERSION = 2
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
 
 
+@says_too_little
 def path_patching(
     model: LanguageModel,
     task: Task,
@@ -102,25 +103,20 @@ def path_patching(
             "path patching at no position", "positions is empty", "use 'all' or names"
         )
     where = _positions(runs, names)
-    key = content_key(
-        [
-            "path",
-            VERSION,
-            versions(),
-            model.hash,
-            task.hash,
-            [str(receiver) for receiver in wanted or ("logits",)],
-            senders,
-            chosen,
-            direction,
-            names,
-            freeze_mlps,
-            [runs.base, runs.other, runs.targets.answers.tolist(), runs.targets.wrong.tolist()],
-            where,
-        ]
+    key = result_key(
+        "path patching",
+        VERSION,
+        model,
+        task,
+        receivers=[str(receiver) for receiver in wanted or ("logits",)],
+        senders=senders,
+        layers=chosen,
+        direction=direction,
+        positions=[names, where],
+        freeze_mlps=freeze_mlps,
     )
-    cache = cache and is_shipped(task.metric)
-    if cache and (found := stored(key)) is not None:
+    key = key if cache else None
+    if (found := stored(key)) is not None:
         return found
     work = _Work(
         runner=Runner(decoder),
@@ -140,51 +136,47 @@ def path_patching(
     wide = model.d_model * 12 + 4 * model.d_mlp
     room = int(budget_gb * 1e9) // (wide * torch.finfo(model.dtype).bits // 8)
     tile = min(room, 1536) if model.device.type == "cpu" else room
-    with torch.no_grad():
+    with torch.no_grad(), chunks_of(key) as chunks:
         for prompt in range(len(task)):
             if cancelled():
                 raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
-            found = once(
-                partial_dir(key) if cache else None,
-                prompt,
-                2 + len(units),
-                lambda i=prompt: work.effects(i, units, where[i], tile),
+            found = chunks.once(
+                prompt, 2 + len(units), lambda i=prompt: work.effects(i, units, where[i], tile)
             )
             ends[:, prompt], effects[prompt] = found[:2], found[2:]
             if progress is not None:
                 progress(prompt + 1, len(task))
-    denoise = direction == "denoise"
-    clean, corrupted = (ends[1], ends[0]) if denoise else (ends[0], ends[1])
-    check_gap(clean, corrupted)
-    axes = ("layer", "head") if senders == "heads" else ("layer",)
-    shape = (len(task), len(chosen), *((model.n_heads,) if senders == "heads" else ()))
-    spelled = ", ".join(map(str, wanted or ("logits",)))
-    scores = Scores(
-        effects=effects.reshape(shape) * (1 if denoise else -1),
-        clean=clean,
-        corrupted=corrupted,
-        axes=axes,
-        coordinates={
-            "layer": tuple(map(str, chosen)),
-            **({"head": tuple(map(str, range(model.n_heads)))} if senders == "heads" else {}),
-        },
-        site="z" if senders == "heads" else "mlp_out",
-        direction=direction,
-        method=f"path patching into {spelled}, MLPs {'held' if freeze_mlps else 'recomputed'}",
-        metric=task.metric.name,
-        metric_unit=task.metric.unit,
-        positions=" and ".join(names) if names != ("all",) else "all tokens",
-        provenance=provenance(
-            model,
-            task,
-            f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
-            f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-            f"direction={direction!r}, positions={list(names)!r}, "
-            f"freeze_mlps={freeze_mlps})".replace("['all']", "'all'"),
-        ),
-    )
-    if cache:
-        keep(key, scores, chunks=key)
+        denoise = direction == "denoise"
+        clean, corrupted = (ends[1], ends[0]) if denoise else (ends[0], ends[1])
+        check_gap(clean, corrupted)
+        axes = ("layer", "head") if senders == "heads" else ("layer",)
+        shape = (len(task), len(chosen), *((model.n_heads,) if senders == "heads" else ()))
+        spelled = ", ".join(map(str, wanted or ("logits",)))
+        scores = Scores(
+            effects=effects.reshape(shape) * (1 if denoise else -1),
+            clean=clean,
+            corrupted=corrupted,
+            axes=axes,
+            coordinates={
+                "layer": tuple(map(str, chosen)),
+                **({"head": tuple(map(str, range(model.n_heads)))} if senders == "heads" else {}),
+            },
+            site="z" if senders == "heads" else "mlp_out",
+            direction=direction,
+            method=f"path patching into {spelled}, MLPs {'held' if freeze_mlps else 'recomputed'}",
+            metric=task.metric.name,
+            metric_unit=task.metric.unit,
+            positions=" and ".join(names) if names != ("all",) else "all tokens",
+            provenance=provenance(
+                model,
+                task,
+                f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
+                f"senders={senders!r}, layers={chosen if layers is not None else None}, "
+                f"direction={direction!r}, positions={list(names)!r}, "
+                f"freeze_mlps={freeze_mlps})".replace("['all']", "'all'"),
+            ),
+        )
+        keep(key, scores, chunks)
     return scores
 
 

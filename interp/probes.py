@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,15 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.errors import InterpError, unknown
-from interp.files import content_key, file_sha256, write_atomically
 from interp.metrics import share_estimate
+from interp.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["logistic", "softmax"]
 MEASURES = ("accuracy", "balanced_accuracy", "auc")
-FORMAT = 1
 
 DRAWS = 1000
 """Bootstrap draws of an interval."""
@@ -68,7 +65,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probes:
+class Probes(Record):
     """One probe per leading index; `weights . x + bias > 0` reads "valid", x as captured.
 
     Attributes:
@@ -170,48 +167,6 @@ class Probes:
             train_valid=self.train_valid,
             train_invalid=self.train_invalid,
         )
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the tensors, then `path`.json with the rest."""
-        from safetensors.torch import save_file
-
-        stem = str(path).removesuffix(".safetensors")
-        parts = _shallow(self) | {f"heldout.{k}": v for k, v in _shallow(self.heldout).items()}
-        tensors = {k: v.contiguous() for k, v in parts.items() if isinstance(v, Tensor)}
-        facts = {k: v for k, v in parts.items() if k not in tensors and k != "heldout"}
-        place = write_atomically(Path(f"{stem}.safetensors"), lambda p: save_file(tensors, p))
-        facts |= {"format": FORMAT, "sha256": file_sha256(place)}
-        text = json.dumps(facts | {"checksum": content_key(facts)}, indent=1, ensure_ascii=False)
-        write_atomically(Path(f"{stem}.json"), lambda p: p.write_text(text, encoding="utf-8"))
-        return place
-
-    @classmethod
-    def load(cls, path: str | Path) -> Probes:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
-        """
-        from safetensors.torch import load_file
-
-        stem = str(path).removesuffix(".safetensors")
-        place = Path(f"{stem}.safetensors")
-        try:
-            parts = json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))
-            if parts.pop("checksum") != content_key(parts):
-                raise ValueError("a checksum is wrong")
-            if (parts.pop("format"), parts.pop("sha256")) != (FORMAT, file_sha256(place)):
-                raise ValueError(f"a checksum is wrong, or it is not of format {FORMAT}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InterpError(
-                f"loading {place}",
-                f"missing, damaged or changed: {error}",
-                "delete it and train the probes again",
-            ) from error
-        parts |= load_file(place)
-        inner = {k.partition(".")[2]: parts.pop(k) for k in [*parts] if k.startswith("heldout.")}
-        parts["coordinates"] = {k: tuple(v) for k, v in parts["coordinates"].items()}
-        return cls(heldout=Evaluation(**inner), **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,10 +332,6 @@ def evaluation(scores: Tensor, y: np.ndarray, group: np.ndarray, seed: int) -> E
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return F.cosine_similarity(a, b, dim=-1, eps=1e-30)
-
-
-def _shallow(record: Any) -> dict[str, Any]:
-    return {part.name: getattr(record, part.name) for part in fields(record)}
 
 
 def permuted_labels(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.capture import run_with_cache
 from interp.components import SITES, within
+from interp.engine.memory import says_too_little
 from interp.errors import InterpError, unknown
 from interp.folds import equal_rows, joined, stratified_folds
 from interp.kept_runs import KeptRuns
@@ -48,6 +49,7 @@ class Optimiser:
     betas: tuple[float, float] = (0.9, 0.99)
 
 
+@says_too_little
 def train_probes(
     X: Tensor,
     y: Labels,

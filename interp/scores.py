@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ import numpy as np
 from interp.components import MARKS, Component
 from interp.errors import InterpError, unknown
 from interp.figures import heat_map
-from interp.files import content_key, read_result, write_result
+from interp.files import content_key
 from interp.metrics import Estimate
 from interp.nulls import Null, null_of
-
-FORMAT = 1
+from interp.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class Scores(Record):
     """Effects of components on a task, as fractions of the clean-corrupted gap.
 
     effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted),
@@ -392,27 +390,6 @@ class Scores:
             for name, value in asdict(self).items()
             if name not in ("effects", "clean", "corrupted")
         }
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json with the rest.
-
-        The JSON holds checksums of both and is written last.
-        """
-        arrays = {name: getattr(self, name) for name in ("effects", "clean", "corrupted")}
-        return write_result(path, arrays, self._facts(), FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
-        """
-        arrays, facts = read_result(path, FORMAT)
-        facts["axes"] = tuple(facts["axes"])
-        facts["coordinates"] = {k: tuple(v) for k, v in facts["coordinates"].items()}
-        facts["provenance"] = Provenance(**facts["provenance"])
-        return cls(**arrays, **facts)
 
     @property
     def hash(self) -> str:

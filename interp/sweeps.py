@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,7 +12,7 @@ from interp.components import SITES, within
 from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
-from interp.files import content_key, versions
+from interp.files import versions
 from interp.metrics import Metric, Targets
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
@@ -63,16 +62,6 @@ class Request:
     def n_cells(self) -> int:
         """Number of cells of the result."""
         return int(np.prod([len(self.coordinates[axis]) for axis in self.axes]))
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the tokens, targets and cells: what text means to one tokeniser."""
-        cells, targets = self.cells, self.runs.targets
-        arrays = (cells.prompt, cells.cell, cells.layer, cells.component, cells.positions)
-        bulk = hashlib.sha256(b"".join(a.astype(np.int64).tobytes() for a in arrays)).hexdigest()
-        ids = [self.runs.base, self.runs.other, targets.answers.tolist(), targets.wrong.tolist()]
-        ids += [self.means_over] if self.means_over else []
-        return content_key([ids, bulk])
 
     @property
     def lengths(self) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +50,42 @@ ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `in
 TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
 Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the result here.")]
+
+
+def tried(path: Path | None) -> Path | None:
+    """A place for a file, tried before the work begins."""
+    from interp.files import require_writable
+
+    if path is not None:
+        require_writable(path)
+    return path
+
+
+def tried_record(path: Path | None) -> Path | None:
+    """A place for what `Record.save` writes, tried before the work begins."""
+    from interp.files import require_writable
+    from interp.records import place_of
+
+    if path is not None:
+        require_writable(place_of(path))
+    return path
+
+
+def tried_folder(path: Path | None) -> Path | None:
+    """A place for a folder of files, tried before the work begins."""
+    from interp.files import require_writable
+
+    if path is not None:
+        require_writable(path, folder=True)
+    return path
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", callback=tried, help="Also write the result here.")
+]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", callback=tried_record, help="Keep what is found here.")
+]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Budget = Annotated[
     float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
@@ -216,12 +250,17 @@ def table(head: list[str], rows: list[list[str]]) -> None:
 
 
 def write(path: Path | None, value: Any) -> None:
-    """A value as JSON, if a path is given."""
+    """A value as JSON, if a path is given; "NaN" and "Infinity" are strings there."""
     if path is not None:
-        from interp.files import write_atomically
+        from interp.files import json_text, write_atomically
 
-        text = json.dumps(value, indent=1, default=str)
-        write_atomically(path, lambda partial: partial.write_text(text))
+        text = json_text(value, indent=1, default=_plain)
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: numpy's as numbers and lists, the rest as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from interp.circuits.acdc import _alive, acdc, prune, visits
 from interp.circuits.trials import Trials, forward_equivalents, mean_gap
 from interp.engine import edges
 from interp.engine.edges import run_edges
+from interp.engine.resume import Chunks
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
 from interp.metrics import METRICS
@@ -43,7 +44,7 @@ KNOWN = {}
 
 
 def same(result, trials, threshold, order, absolute=False):
-    key = trials.key, threshold, order, absolute
+    key = trials.model.hash, trials.task.hash, trials.protocol, threshold, order, absolute
     if key not in KNOWN:
         KNOWN[key] = one_at_a_time(trials, threshold, order, absolute)
     mask, effects = KNOWN[key]
@@ -221,17 +222,16 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path):
             self.calls += 1
             return trials.values(masks)
 
-    judge = Failing()
+    judge, kept = Failing(), Chunks(folder=tmp_path / "parts", key="a search")
     with pytest.raises(KeyboardInterrupt):
-        prune(judge, threshold=0.05, batch=8, folder=tmp_path / "parts")
+        prune(judge, threshold=0.05, batch=8, chunks=kept)
     judge.left, judge.calls = 10**6, 0
-    again = prune(judge, threshold=0.05, batch=8, folder=tmp_path / "parts")
+    again = prune(judge, threshold=0.05, batch=8, chunks=kept)
     afresh = prune(trials, threshold=0.05, batch=8)
     assert judge.calls == again.calls - 3
     assert (again.mask == afresh.mask).all()
     np.testing.assert_array_equal(again.effects, afresh.effects)
     assert again.calls == afresh.calls
-    assert not (tmp_path / "parts").exists()
 
 
 def test_kl_is_the_rule_of_the_paper():

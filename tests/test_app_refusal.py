@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from interp.metrics import share_estimate
 from interp.projections import Projected
 from interp.steered import generate_steered
 from interp.steering import add_direction
-from interp.studies.frame import usual_directory
+from interp.studies.frame import open_study, usual_directory, write_manifest
 from interp.studies.refusal.claims import claims
 from interp.studies.refusal.comparing import RETAINED
 from interp.studies.refusal.context import REFUSAL, Settings
 from interp.studies.refusal.study import DIRECTIONS
+from interp.studies.steps import write_step
 from interp.toys import build_toy
 from interp.ui import projected, steered_texts, studies, study_page, study_run
 from interp.ui.families import REFUSED, VERIFIED
@@ -337,12 +338,10 @@ def make_study(root: Path, *, steps: set[str] | None = None, **changed: Any) -> 
     directory = root / "studies" / f"refusal-{'b' * 20}"
     directory.mkdir(parents=True, exist_ok=True)
     of = content_key("a study of refusals")
-    about = {"model": "toy-refusal", "model_hash": "f" * 64, "version": REFUSAL.version}
-    about |= {"settings": asdict(Settings(n=8, draws=5, max_new_tokens=100)), "of": of}
-    (directory / "study.json").write_text(json.dumps(about))
+    settings = Settings(n=8, draws=5, max_new_tokens=100)
+    write_manifest(directory, REFUSAL, "toy-refusal", "f" * 64, settings, {}, of)
     for name, result in found.items():
-        text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
-        (directory / f"{name}.json").write_text(text)
+        write_step(directory / f"{name}.json", result, key="k", of=of, seconds=1.5)
     return found
 
 
@@ -726,9 +725,12 @@ def test_the_file_of_candidates_holds_every_selection(tmp_path, monkeypatch):
 
 def settle(root, **changed):
     """Other settings in a study that is kept."""
-    path = root / "studies" / f"refusal-{'b' * 20}" / "study.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"settings": about["settings"] | changed}))
+    study = open_study(REFUSAL, root / "studies" / f"refusal-{'b' * 20}")
+    about = json.loads((study.directory / "study.json").read_text())["facts"]
+    settings = replace(study.settings, **changed)
+    write_manifest(
+        study.directory, REFUSAL, study.model, study.model_hash, settings, {}, about["of"]
+    )
 
 
 def test_a_study_beyond_the_usual_bounds_is_shown(tmp_path):

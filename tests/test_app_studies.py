@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from interp.figures import null_band
 from interp.files import content_key
 from interp.generation import generate as write
 from interp.lens import search_neurons
-from interp.studies.frame import open_study
+from interp.studies.frame import open_study, write_manifest
+from interp.studies.steps import read_step, write_step
 from interp.studies.verification.claims import claims
 from interp.studies.verification.context import VERIFICATION, Settings
 from interp.tasks.countdown import make_countdown
@@ -331,14 +331,11 @@ def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> di
         found = {name: result for name, result in found.items() if name in steps}
     directory = root / "studies" / f"verification-{'a' * 20}"
     directory.mkdir(parents=True, exist_ok=True)
-    settings = asdict(Settings(n=40, draws=5, pairs=6))
-    of = content_key("a study")
-    about = {"model": "toy-verification", "model_hash": "f" * 64, "settings": settings}
-    about["version"] = VERIFICATION.version
-    (directory / "study.json").write_text(json.dumps({**about, "base": None, "of": of}))
+    settings, of = Settings(n=40, draws=5, pairs=6), content_key("a study")
+    beside = {"base": None}
+    write_manifest(directory, VERIFICATION, "toy-verification", "f" * 64, settings, beside, of)
     for name, result in found.items():
-        text = json.dumps({"key": "k", "of": of, "seconds": 1.5, "result": result})
-        (directory / f"{name}.json").write_text(text)
+        write_step(directory / f"{name}.json", result, key="k", of=of, seconds=1.5)
     return found
 
 
@@ -496,7 +493,7 @@ def test_a_glu_set_kept_before_all_were_shows_its_first_neurons(tmp_path):
         del found[name]["rest"]
     make_study(tmp_path)
     (path,) = (tmp_path / "studies").glob("*/glu.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"result": found}))
+    write_step(path, found, key="k", of=read_step(path)["of"], seconds=1.5)
     table = table_with(visit("glu"), "covariance")
     assert len(table) == len(found["GLU_Valid"]["top"])
 

@@ -9,13 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ORDER = """
-errors components files schema metrics nulls folds figures charts charts_grids charts_steering
+errors components files records schema metrics nulls folds figures charts charts_grids
+charts_steering
 diagrams plots report_page report
 positions continuations task_files prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.families models.batches models.language_model
 models.checkpoints models.organisms models.checks models
-interventions patterns graph
+keys interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
@@ -26,7 +27,7 @@ firstorder attribution
 chat directions projections refusal_score steering steered geometry weight_edits selection
 judge_rules judging over_refusal trajectories constellations task_steering
 switching head_roles head_scan interchange
-circuits circuits.ablations circuits.keeping circuits.random_masks circuits.circuit circuits.mib
+circuits circuits.ablations circuits.random_masks circuits.circuit circuits.mib
 circuits.search circuits.curves circuits.faithfulness circuits.room circuits.trials
 circuits.evaluation circuits.neurons circuits.knockouts circuits.stability circuits.edge_scores
 circuits.estimates circuits.flow circuits.single circuits.scoring circuits.full circuits.acdc

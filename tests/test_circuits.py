@@ -146,11 +146,6 @@ def test_saved_circuits_come_back(tmp_path):
     bare = Circuit.of(PLAIN, ["input->logits"])
     bare.save(tmp_path / "two")
     assert Circuit.load(tmp_path / "two").scores is None
-    path.with_suffix(".json").write_text(
-        path.with_suffix(".json").read_text().replace("mine", "yours")
-    )
-    with pytest.raises(InterpError, match="damaged"):
-        Circuit.load(path)
 
 
 # -- MIB -----------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Directions, their scores and their selection, against slow references and planted truths."""
 
 import csv
-import json
 import math
 from contextlib import nullcontext
 from copy import deepcopy
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from interp.capture import run_with_cache
 from interp.chat import PLAIN, chat_prompts, mixed, plain_prompts
@@ -157,19 +154,6 @@ def test_save_and_load(family_models, tmp_path):
     for name, one in kept.items():
         assert torch.equal(back[name].vector, one.vector)
         assert replace(back[name], vector=one.vector) == one
-    (tmp_path / "bad").write_text("no")
-    with pytest.raises(InterpError, match="saved file"):
-        load_directions(tmp_path / "bad")
-    # A file from before a direction said which rows and which normalisation.
-    with safe_open(path, framework="pt") as stream:
-        about = json.loads(stream.metadata()["directions"])
-        tensors = {name: stream.get_tensor(name) for name in kept}
-    for contract in about.values():
-        del contract["rows"], contract["normalisation"]
-    save_file(tensors, tmp_path / "old", {"directions": json.dumps(about)})
-    old = load_directions(tmp_path / "old")
-    assert old["a"] == replace(back["a"], vector=old["a"].vector, rows=())
-    assert (old["a"].rows_hash, old["a"].normalisation) == ("", "none")
 
 
 def test_a_direction_knows_its_rows(family_models):

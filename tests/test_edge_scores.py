@@ -523,9 +523,6 @@ def test_ranking_table_and_files(family_models, tmp_path):
     assert loaded.protocol == scores.protocol
     assert loaded.graph == scores.graph
     assert loaded.provenance == scores.provenance
-    (tmp_path / "scores.json").write_text("{}")
-    with pytest.raises(InterpError, match="damaged"):
-        EdgeScores.load(tmp_path / "scores")
     plain = score_edges(model, random_task())
     with pytest.raises(InterpError, match="per_prompt=True"):
         plain.resampled(np.random.default_rng(0))

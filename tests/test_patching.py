@@ -398,7 +398,7 @@ def test_budget_belongs_to_the_run_not_to_the_result(any_gap, family_models, mon
 
 
 def test_result_survives_a_disk_that_does_not_take_it(any_gap, family_models, monkeypatch):
-    def full(self, path):
+    def full(self, path, **options):
         raise InterpError("writing", "No space left on device", "free some space")
 
     monkeypatch.setattr(interp.Scores, "save", full)

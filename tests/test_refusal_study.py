@@ -566,9 +566,9 @@ def test_the_judge_is_the_one_given(done, organism, cases, tmp_path):
         options = {"settings": SETTINGS, "directory": directory, "say": stop}
         with pytest.raises(KeyboardInterrupt):
             study_refusal(organism, cases, judge=judge, **options)
-        of.add(json.loads((directory / "study.json").read_text())["of"])
+        of.add(json.loads((directory / "study.json").read_text())["facts"]["of"])
     assert len(of) == 3
-    assert json.loads((study.directory / "study.json").read_text())["of"] in of
+    assert json.loads((study.directory / "study.json").read_text())["facts"]["of"] in of
 
 
 def test_other_cases_are_another_study(organism, cases, tmp_path):
@@ -581,7 +581,7 @@ def test_other_cases_are_another_study(organism, cases, tmp_path):
         directory = tmp_path / str(len(of))
         with pytest.raises(KeyboardInterrupt):
             study_refusal(organism, given, settings=SETTINGS, directory=directory, say=stop)
-        of.add(json.loads((directory / "study.json").read_text())["of"])
+        of.add(json.loads((directory / "study.json").read_text())["facts"]["of"])
     assert len(of) == 4
 
 

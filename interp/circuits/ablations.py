@@ -29,14 +29,12 @@ class AblatedRuns:
 
     runs: base and other run; under resample ablation the other run is that of another clean
     prompt. constant: whether removed edges carry constants (zero and mean ablation) in place of
-    the other run. batches: the reference prompts of a mean, in groups to run at once. origin:
-    what identifies it all, besides the task and the ablation.
+    the other run. batches: the reference prompts of a mean, in groups to run at once.
     """
 
     runs: Runs
     constant: bool
     batches: tuple[list[tuple[int, ...]], ...] = ()
-    origin: str | int | None = None
 
     def writes(self, runner: Runner) -> Writes | None:
         """What every writer is replaced with, if that is a constant."""
@@ -74,13 +72,12 @@ def ablated_runs(
     runs = paired_runs(model, task, direction)
     prompts = reference_prompts(model, ablation, reference, [*runs.base, *runs.other])
     if ablation == "resample":
-        return AblatedRuns(runs=_resampled(runs, seed), constant=False, origin=seed)
+        return AblatedRuns(runs=_resampled(runs, seed), constant=False)
     refuse_equal(runs, task)
     return AblatedRuns(
         runs=runs,
         constant=ablation in ("zero", "mean"),
         batches=batches_of(prompts),
-        origin=None if reference is None else reference.hash,
     )
 
 

@@ -6,26 +6,26 @@ what follows a wrong guess is thrown away, so the decisions are those of the pla
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from interp.circuits.keeping import Kept
 from interp.circuits.search import Scored
 from interp.circuits.trials import Ablation, Judge, Trials, forward_equivalents, mean_gap
-from interp.engine.resume import once
+from interp.engine.memory import says_too_little
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sweep import Progress
 from interp.errors import InterpError, unknown
-from interp.files import content_key
 from interp.graph import Graph
+from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.store import partial_dir
+from interp.records import Record
+from interp.store import chunks_of, drop
 from interp.sweeps import Direction
 
+VERSION = 2
 Order = Literal["reverse", "forward"]
 Edge = tuple[int, int]
 LEAST = 16
@@ -33,7 +33,7 @@ LEAST = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acdc(Kept):
+class Acdc(Record):
     """The circuit ACDC leaves, how each edge was decided, and what that took.
 
     effects: (writers, readers), what removing the edge cost when its turn came, as a share of the
@@ -79,6 +79,7 @@ class Acdc(Kept):
         )
 
 
+@says_too_little
 def acdc(
     model: LanguageModel,
     task: Task,
@@ -152,23 +153,31 @@ def acdc(
         budget_gb=budget_gb,
         seed=seed,
     )
-    folder = None
-    if resume:
-        guided = None if guide is None else np.asarray(guide.signed).tobytes().hex()
-        folder = partial_dir(
-            content_key(["acdc", trials.key, threshold, order, absolute, batch, guided])
-        )
-    return prune(
-        trials,
-        threshold=threshold,
-        order=order,
-        absolute=absolute,
-        batch=batch,
-        guide=guide,
-        protocol=trials.protocol,
-        folder=folder,
-        progress=progress,
+    options = {"threshold": threshold, "order": order, "absolute": absolute, "batch": batch}
+    key = result_key(
+        "acdc",
+        VERSION,
+        model,
+        task,
+        **options,
+        ablation=ablation,
+        direction=direction,
+        guide=None if guide is None else np.asarray(guide.signed),
+        reference=reference,
+        expand_kv=trials.graph.expand_kv,
+        seed=seed,
     )
+    with chunks_of(key if resume else None) as chunks:
+        found = prune(
+            trials,
+            **options,
+            guide=guide,
+            protocol=trials.protocol,
+            chunks=chunks,
+            progress=progress,
+        )
+        drop(chunks)
+    return found
 
 
 def prune(
@@ -180,10 +189,10 @@ def prune(
     batch: int = 64,
     guide: Scored | None = None,
     protocol: str = "",
-    folder: Path | None = None,
+    chunks: Chunks = NO_CHUNKS,
     progress: Progress | None = None,
 ) -> Acdc:
-    """`acdc` on anything that can judge circuits; `folder` is where batches are kept."""
+    """`acdc` on anything that can judge circuits; `chunks` is where batches are kept."""
     if threshold <= 0 or batch < 1:
         raise InterpError(
             f"ACDC with threshold {threshold} and batch {batch}",
@@ -201,7 +210,7 @@ def prune(
         threshold=threshold,
         absolute=absolute,
         batch=batch,
-        folder=folder,
+        chunks=chunks,
     )
     if guide is not None:
         pruning.expected |= pruning.keeps(np.asarray(guide.signed, dtype=float))
@@ -209,8 +218,6 @@ def prune(
         pruning.round()
         if progress is not None:
             progress(pruning.at, graph.n_edges)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
     return Acdc(
         graph=graph,
         mask=pruning.mask,
@@ -249,7 +256,7 @@ class _Pruning:
     threshold: float
     absolute: bool
     batch: int
-    folder: Path | None
+    chunks: Chunks
     at: int = 0
     calls: int = 0
     tests: int = 0
@@ -327,7 +334,7 @@ class _Pruning:
         number = self.calls
         self.calls, self.tests = self.calls + 1, self.tests + len(masks)
         self.forwards += forward_equivalents(self.judge.graph, masks)
-        return once(self.folder, number, len(masks), lambda: self.judge.values(masks))
+        return self.chunks.once(number, len(masks), lambda: self.judge.values(masks), of=masks)
 
 
 def _alive(judge: Judge, mask: np.ndarray, reader: int) -> np.ndarray:

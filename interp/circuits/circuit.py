@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from interp.circuits.random_masks import alike, connected_alike, edge_kinds, end_kinds
 from interp.errors import InterpError
-from interp.files import content_key, read_result, write_result
+from interp.files import content_key
 from interp.graph import INPUT, Graph
+from interp.records import Record
 from interp.scores import Provenance
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
     from interp.prompts import Task
 
-FORMAT = 2
 Level = Literal["edge", "node"]
 
 
@@ -43,7 +42,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circuit:
+class Circuit(Record):
     """Edges of a graph.
 
     Attributes:
@@ -252,36 +251,6 @@ class Circuit:
     def hash(self) -> str:
         """Fingerprint of the edges and their graph."""
         return content_key([asdict(self.graph), np.packbits(self.mask).tobytes().hex()])
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with mask and scores and `path`.json with the rest."""
-        arrays = {"mask": self.mask} | ({} if self.scores is None else {"scores": self.scores})
-        facts = {
-            "graph": asdict(self.graph),
-            "name": self.name,
-            "method": self.method,
-            "provenance": None if self.provenance is None else asdict(self.provenance),
-            "origin": None if self.origin is None else asdict(self.origin),
-        }
-        return write_result(path, arrays, facts, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Circuit:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
-        """
-        arrays, facts = read_result(path, FORMAT)
-        provenance, origin = facts.pop("provenance"), facts.pop("origin")
-        return cls(
-            graph=Graph(**facts.pop("graph")),
-            mask=arrays["mask"],
-            scores=arrays.get("scores"),
-            provenance=None if provenance is None else Provenance(**provenance),
-            origin=None if origin is None else Origin(**origin),
-            **facts,
-        )
 
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from interp.errors import InterpError
-from interp.files import read_result, write_result
 from interp.graph import Graph
+from interp.records import Record
 from interp.scores import Provenance
 
 FORMAT = 1
@@ -47,7 +46,7 @@ class RankedEdge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeScores:
+class EdgeScores(Record):
     """Estimated effects of edges on a task, as fractions of the clean-corrupted gap.
 
     signed = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted), the
@@ -250,37 +249,6 @@ class EdgeScores:
                 "n": self.n,
             }
         )
-
-    # -- files -----------------------------------------------------------------------------
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json, with checksums, last."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        facts = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in (*_ARRAYS, "graph", "passes", "provenance", "outgoing")
-        }
-        facts["notes"] = list(self.notes)
-        facts["completeness_gap"] = _plain(self.completeness_gap)
-        facts |= {name: asdict(getattr(self, name)) for name in ("graph", "passes", "provenance")}
-        return write_result(path, arrays, facts, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> EdgeScores:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
-        """
-        arrays, facts = read_result(path, FORMAT)
-        gap = facts["completeness_gap"]
-        facts["completeness_gap"] = math.nan if gap is None else gap
-        facts["notes"] = tuple(facts["notes"])
-        facts["graph"] = Graph(**facts["graph"])
-        facts["passes"] = Passes(**facts["passes"])
-        facts["provenance"] = Provenance(**facts["provenance"])
-        return cls(**{"per_prompt": None, **arrays, **facts})
 
 
 @dataclass(kw_only=True)

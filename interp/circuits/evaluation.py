@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit, Level
 from interp.circuits.curves import FRACTIONS, curve
-from interp.circuits.faithfulness import Faithfulness, read_faithfulness
+from interp.circuits.faithfulness import Faithfulness
 from interp.circuits.search import By, Scored
 from interp.circuits.trials import Ablation, Trials
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError, unknown
-from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.sweeps import provenance
@@ -55,33 +54,8 @@ class Evaluation(Faithfulness):
             for place, one in enumerate(self.circuits)
         )
 
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        return self.write(
-            path,
-            np.stack([circuit.mask for circuit in self.circuits]),
-            level=self.level,
-            graph=asdict(self.circuits[0].graph),
-            circuits=[[circuit.name, circuit.method] for circuit in self.circuits],
-        )
 
-    @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote; the circuits come without scores.
-
-        Raises:
-            InterpError: a file is missing, of another version, of neurons, damaged or changed.
-        """
-        found = read_faithfulness(path, edges=True)
-        graph = Graph(**found.pop("graph"))
-        pairs = zip(found.pop("masks"), found.pop("circuits"), strict=True)
-        circuits = tuple(
-            Circuit(graph=graph, mask=mask, name=name, method=method)
-            for mask, (name, method) in pairs
-        )
-        return cls(circuits=circuits, **found)
-
-
+@says_too_little
 def evaluate(
     model: LanguageModel,
     task: Task,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,14 @@ import torch
 
 from interp.circuits.curves import area
 from interp.errors import InterpError
-from interp.files import read_result, write_result
 from interp.metrics import Estimate, ratio_estimate
 from interp.nulls import Null, null_of
+from interp.records import Record
 from interp.scores import Provenance
-
-FORMAT = 2
-_ARRAYS = ("values", "full", "empty", "random", "random_connected")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Faithfulness:
+class Faithfulness(Record):
     """The metric of some circuits, of the whole model, of the empty circuit and of random ones.
 
     Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), means over prompts: 1 where the
@@ -178,26 +174,3 @@ class Faithfulness:
             "on_paths_high": np.quantile(on_paths, 0.975) if len(on_paths) else None,
             "n": self.n,
         }
-
-    def write(self, path: str | Path, masks: np.ndarray, **facts: Any) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS} | {"masks": masks}
-        if self.fractions is not None:
-            arrays["fractions"] = self.fractions
-        facts |= {name: getattr(self, name) for name in ("protocol", "metric", "metric_unit")}
-        return write_result(path, arrays, facts | {"provenance": asdict(self.provenance)}, FORMAT)
-
-
-def read_faithfulness(path: str | Path, *, edges: bool) -> dict[str, Any]:
-    """What `Faithfulness.write` wrote, by name.
-
-    Raises:
-        InterpError: a file is missing, of another version, damaged or changed, or what it holds is
-            of neurons where edges are asked for, or the other way round.
-    """
-    arrays, facts = read_result(path, FORMAT)
-    if ("graph" in facts) is not edges:
-        found, do = ("neurons", "NeuronEvaluation") if edges else ("edges", "Evaluation")
-        raise InterpError(f"loading {path}", f"an evaluation of {found}", f"use {do}.load")
-    facts["provenance"] = Provenance(**facts["provenance"])
-    return {"fractions": None, **arrays, **facts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,20 @@ from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, RULED, score_edges
 from interp.circuits.search import CUTS, By, edge_strength, ranked
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError, unknown
-from interp.files import cache_dir, content_key, read_result, versions, write_result
+from interp.files import cache_dir, require_writable
 from interp.graph import Graph
+from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 from interp.schema import Count, NotNegative, Settings, Whole
 from interp.scores import Provenance
 from interp.sweeps import provenance
 
-FORMAT = 3
+VERSION = 3
 SEARCHES = ("ACDC", "ACDC-paper", "learnt-mask")
 FINDERS = (*METHODS, *SEARCHES)
 """Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it.
@@ -39,7 +42,7 @@ STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class Findings(Record):
     """A number for every edge, and the circuits that follow from it.
 
     Attributes:
@@ -156,33 +159,6 @@ class Findings:
             low, high = (low, middle) if connected(middle) else (middle, high)
         return connected(high)
 
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        arrays = {name: getattr(self, name) for name in ("signed", "stderr", "absolute", "chosen")}
-        names = ("method", "n", "protocol", "options", "warning")
-        facts = {name: getattr(self, name) for name in names}
-        facts |= {"graph": asdict(self.graph), "provenance": asdict(self.provenance)}
-        there = {name: array for name, array in arrays.items() if array is not None}
-        return write_result(path, there, facts, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Findings:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, damaged or changed.
-        """
-        arrays, facts = read_result(path, FORMAT)
-        return cls(
-            graph=Graph(**facts.pop("graph")),
-            signed=arrays["signed"],
-            stderr=arrays.get("stderr"),
-            absolute=arrays.get("absolute"),
-            chosen=arrays.get("chosen"),
-            provenance=Provenance(**facts.pop("provenance")),
-            **facts,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Finder(Settings):
@@ -238,11 +214,9 @@ class Finder(Settings):
             found["steps"] = self.steps or STEPS[self.method]
         return found
 
-    def key(self, model: LanguageModel, task: Task, reference: Task | None = None) -> str:
-        """The key of its result."""
-        ends = (model.hash, str(model.dtype), task.hash, task.metric.name)
-        other = None if reference is None else reference.hash
-        return content_key(["circuit", *ends, other, self.options, versions()])
+    def key(self, model: LanguageModel, task: Task, reference: Task | None = None) -> str | None:
+        """The key of its result; None where it is not kept, see `result_key`."""
+        return result_key("circuit", VERSION, model, task, reference=reference, **self.options)
 
 
 def findings_path(key: str) -> Path:
@@ -250,14 +224,17 @@ def findings_path(key: str) -> Path:
     return cache_dir() / "circuits" / key
 
 
-def kept_findings(key: str) -> Findings | None:
+def kept_findings(key: str | None) -> Findings | None:
     """The findings of a key, or None; damaged ones count as none."""
+    if key is None:
+        return None
     try:
-        return Findings.load(findings_path(key))
+        return Findings.load(findings_path(key), key=key)
     except InterpError:
         return None
 
 
+@says_too_little
 def find_circuit(
     model: LanguageModel,
     task: Task,
@@ -295,6 +272,13 @@ def find_circuit(
             raise Cancelled("finding a circuit", f"stopped at {done} of {total}", "run it again")
 
     given: dict[str, Any] = finder.options
+    try:
+        require_writable(findings_path(key or ""))
+    except InterpError as error:
+        warnings.warn(f"the circuit is not kept: {error}", stacklevel=3)
+        key = None
+    if finder.method.startswith("ACDC"):
+        given["resume"] = key is not None
     if reference is not None:
         given["reference"] = reference
     if finder.method in SEARCHES:
@@ -304,8 +288,10 @@ def find_circuit(
             model, task, **given, budget_gb=budget_gb, progress=progress, cancelled=cancelled
         )
         found = of_scores(scores, seed=finder.seed)
+    if key is None:
+        return found
     try:
-        found.save(findings_path(key))
+        found.save(findings_path(key), key=key)
     except InterpError as error:
         warnings.warn(f"the circuit is not kept: {error}", stacklevel=2)
     return found
@@ -337,7 +323,9 @@ def _searched(
     """What ACDC or a learnt mask decides."""
     method = given.pop("method")
     spelled = "".join(
-        f", {name}={'...' if name == 'reference' else repr(value)}" for name, value in given.items()
+        f", {name}={'...' if name == 'reference' else repr(value)}"
+        for name, value in given.items()
+        if name != "resume"
     )
     if method == "ACDC":
         given["absolute"], spelled = True, f"{spelled}, absolute=True"

@@ -12,7 +12,6 @@ from interp.circuits.circuit import Circuit, Level, Origin
 from interp.circuits.curves import FRACTIONS, curve
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import Evaluation, Plan, evaluation_plan, run_plans, same_graph
-from interp.circuits.keeping import Kept
 from interp.circuits.knockouts import Completeness, Minimality, completeness_plan, minimality_plan
 from interp.circuits.scoring import score_edges
 from interp.circuits.search import By
@@ -24,6 +23,7 @@ from interp.graph import Graph
 from interp.metrics import Estimate
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 
 OWN = "own"
 QUICK = ("EAP", "EAP-IG-inputs", "clean-corrupted")
@@ -31,7 +31,7 @@ QUICK = ("EAP", "EAP-IG-inputs", "clean-corrupted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullEvaluation(Kept):
+class FullEvaluation(Record):
     """What a circuit carries, lacks and could spare, and whether other prompts would give it.
 
     Attributes:

@@ -10,15 +10,15 @@ import torch
 
 from interp.circuits.circuit import Circuit, Level, drop_nodes
 from interp.circuits.evaluation import Plan, run_plan
-from interp.circuits.keeping import Kept
 from interp.circuits.trials import Trials
 from interp.errors import InterpError, unknown
 from interp.graph import INPUT
 from interp.metrics import Estimate, ratio_estimate
+from interp.records import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completeness(Kept):
+class Completeness(Record):
     """What the model does without some parts of a circuit, against the circuit without them.
 
     incompleteness of K = |F(C without K) - F(M without K)| / (F(full) - F(empty)), F the mean
@@ -61,7 +61,7 @@ class Completeness(Kept):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Minimality(Kept):
+class Minimality(Record):
     """What each part of a circuit adds, at best, once some others are gone.
 
     minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap, the

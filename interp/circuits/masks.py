@@ -9,20 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 """The hard-concrete distribution's beta, gamma and zeta (arXiv 1712.01312)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntMask(Kept):
+class LearntMask(Record):
     """Gates of all edges after training, and the circuit of those more open than shut.
 
     signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 where there is no edge.
@@ -50,6 +51,7 @@ class LearntMask(Kept):
         )
 
 
+@says_too_little
 def learn_mask(
     model: LanguageModel,
     task: Task,

@@ -8,7 +8,6 @@ A positive score supports the behaviour there as here.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from interp.circuits.circuit import Circuit
 from interp.errors import InterpError
-from interp.files import write_atomically
+from interp.files import json_text, write_atomically
 from interp.graph import Graph
 from interp.schema import Count, Row, checked, json_value, read_text
 
@@ -94,7 +93,7 @@ def to_mib_json(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
         },
         "edges": edges,
     }
-    text = json.dumps(content)
+    text = json_text(content)
     return write_atomically(Path(path), lambda part: part.write_text(text, encoding="utf-8"))
 
 

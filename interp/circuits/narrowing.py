@@ -10,7 +10,6 @@ import numpy as np
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.faithfulness import Faithfulness
-from interp.circuits.keeping import Kept
 from interp.circuits.places import EdgePlaces
 from interp.circuits.positioned import (
     PositionedCircuit,
@@ -19,11 +18,13 @@ from interp.circuits.positioned import (
     tokens_by_place,
 )
 from interp.circuits.trials import Ablation, Trials
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.graph import graph_of
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 from interp.sweeps import check_gap, provenance
 
 BATCH = 32
@@ -31,7 +32,7 @@ THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionedEvaluation(Faithfulness, Kept):
+class PositionedEvaluation(Faithfulness):
     """How faithful circuits are whose edges are kept at some tokens only. See `Faithfulness`.
 
     Attributes:
@@ -83,7 +84,7 @@ class Narrowed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NarrowedCurve(Kept):
+class NarrowedCurve(Record):
     """A circuit cut to its tokens at several thresholds, each cut judged on other prompts.
 
     Attributes:
@@ -255,6 +256,7 @@ def cut_to_places(
     ).connected()  # fmt: skip
 
 
+@says_too_little
 def narrow_curve(
     model: LanguageModel,
     find: Task,

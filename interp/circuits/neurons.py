@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from interp.circuits.ablations import AblatedRuns, Ablation, ablated_runs
 from interp.circuits.curves import FRACTIONS
-from interp.circuits.faithfulness import Faithfulness, read_faithfulness
+from interp.circuits.faithfulness import Faithfulness
 from interp.circuits.search import By
 from interp.engine.forward import Edits, Runner
 from interp.engine.layout import Index, Layout
@@ -62,19 +61,6 @@ class NeuronEvaluation(Faithfulness):
         sizes = self.sizes.tolist()
         rows = [{"neurons": size, **self.row(place)} for place, size in enumerate(sizes)]
         return pd.DataFrame(rows)
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the arrays and `path`.json with the rest."""
-        return self.write(path, self.masks)
-
-    @classmethod
-    def load(cls, path: str | Path) -> NeuronEvaluation:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of another version, of edges, damaged or changed.
-        """
-        return cls(**read_faithfulness(path, edges=False))
 
 
 def evaluate_neurons(

@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.errors import InterpError
 from interp.graph import Graph
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 
 BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePlaces(Kept):
+class EdgePlaces(Record):
     """Effects of edges removed at one token alone, as fractions of the gap full - empty.
 
     Attributes:

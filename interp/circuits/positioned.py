@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ import numpy as np
 from interp.circuits.circuit import Circuit
 from interp.engine.layout import Index
 from interp.errors import InterpError, unknown
-from interp.files import content_key, read_result, write_result
+from interp.files import content_key
 from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 
 FORMAT = 21
 LAST, ELSEWHERE = "last", "elsewhere"
@@ -109,7 +109,7 @@ def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> 
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PositionedCircuit:
+class PositionedCircuit(Record):
     """Edges of a graph, each at some places.
 
     With P places a graph of E edges, L of them into the logits, has (E - L) P + L of these: the
@@ -260,27 +260,6 @@ class PositionedCircuit:
         """Fingerprint of the edges, their places and their graph."""
         packed = np.packbits(self.mask).tobytes().hex()
         return content_key([asdict(self.graph), self.places, packed])
-
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors with the mask and `path`.json with the rest."""
-        facts = {
-            "graph": asdict(self.graph),
-            "places": self.places,
-            "name": self.name,
-            "method": self.method,
-        }
-        return write_result(path, {"mask": self.mask}, facts, FORMAT)
-
-    @classmethod
-    def load(cls, path: str | Path) -> PositionedCircuit:
-        """Read what `save` wrote.
-
-        Raises:
-            InterpError: a file is missing, of a circuit without positions, damaged or changed.
-        """
-        arrays, facts = read_result(path, FORMAT)
-        graph, places = Graph(**facts.pop("graph")), tuple(facts.pop("places"))
-        return cls(graph=graph, places=places, mask=arrays["mask"], **facts)
 
     # -- paths -----------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from interp.circuits.acdc import Order, acdc
 from interp.circuits.circuit import Circuit
-from interp.circuits.keeping import Kept
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, score_edges
 from interp.circuits.search import top_n
@@ -21,6 +20,7 @@ from interp.errors import InterpError, unknown
 from interp.graph import Graph
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
+from interp.records import Record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +40,7 @@ class _Shared(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth(Kept):
+class Truth(Record):
     """Edges whose removal, each alone, changes the metric: the answer key by brute force.
 
     signed, absolute: (writers, readers) mean and mean absolute effect in shares of the gap,
@@ -90,7 +90,7 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(Kept):
+class Recovery(Record):
     """Every method against one answer key."""
 
     name: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,20 +12,21 @@ import numpy as np
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import same_graph
-from interp.circuits.keeping import Kept
 from interp.circuits.trials import Ablation, Trials, mean_gap
-from interp.engine.resume import once
+from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
-from interp.files import content_key
 from interp.graph import ARROW, Graph
+from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
-from interp.store import partial_dir
+from interp.records import Record
+from interp.store import chunks_of, drop
 
 if TYPE_CHECKING:
     import pandas as pd
 
+VERSION = 2
 BATCH = 256
 
 
@@ -54,7 +54,7 @@ class RedundantPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Redundancy(Kept):
+class Redundancy(Record):
     """What pairs of parts cost beyond the sum of what each costs.
 
     alone: (parts,) and together: (parts, parts), symmetric, in shares of the gap; the diagonal is
@@ -107,6 +107,7 @@ class Redundancy(Kept):
         return pd.DataFrame(rows)
 
 
+@says_too_little
 def redundancy(
     model: LanguageModel,
     task: Task,
@@ -184,24 +185,30 @@ def redundancy(
             "name the parts, e.g. a circuit's nodes or the best of a ranking, or raise limit",
         )
     removals = [(i,) for i in range(len(names))] + pairs
-    folder = None
-    if resume:
-        key = [trials.key, names, whole.hash]
-        folder = partial_dir(content_key(["redundancy", *key]))
+    key = result_key(
+        "redundancy",
+        VERSION,
+        model,
+        task,
+        parts=names,
+        within=[whole.graph, whole.mask],
+        ablation=ablation,
+        reference=reference,
+        seed=seed,
+    )
     ends = trials.ends()
     gap, clean = mean_gap(ends), trials.values(whole.mask[None])[0]
     cost, done = [], 0
-    for number, start in enumerate(range(0, len(removals), BATCH)):
-        some = removals[start : start + BATCH]
-        masks = [whole.without(names[i] for i in removed).mask for removed in some]
-        stacked = np.stack(masks)
-        values = once(folder, number, len(some), lambda masks=stacked: trials.values(masks))
-        cost.append((clean - values) / gap)
-        done += len(some)
-        if progress is not None:
-            progress(done, len(removals))
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    with chunks_of(key if resume else None) as chunks:
+        for number, start in enumerate(range(0, len(removals), BATCH)):
+            some = removals[start : start + BATCH]
+            masks = np.stack([whole.without(names[i] for i in one).mask for one in some])
+            values = chunks.once(number, len(some), lambda m=masks: trials.values(m), of=masks)
+            cost.append((clean - values) / gap)
+            done += len(some)
+            if progress is not None:
+                progress(done, len(removals))
+        drop(chunks)
     return _result(names, pairs, np.concatenate(cost), threshold, trials.protocol)
 
 

@@ -25,7 +25,7 @@ from interp.circuits.flow import flow_shares
 from interp.circuits.room import refuse_beyond, scoring_needs
 from interp.circuits.single import exact_effects
 from interp.engine.gradients import chunks
-from interp.engine.memory import keep_freed_memory
+from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.engine.writes import edge_runner
 from interp.errors import InterpError, unknown
@@ -52,6 +52,7 @@ POST_NORM = (
 )
 
 
+@says_too_little
 def score_edges(
     model: LanguageModel,
     task: Task,

@@ -30,7 +30,7 @@ def kept_circuits(graph: Graph | None = None) -> dict[str, Circuit]:
     Damaged files are left out.
     """
     found = {}
-    for path in sorted(shelf().glob("[!.]*.json"), key=lambda p: -p.stat().st_mtime_ns):
+    for path in sorted(shelf().glob("[!.]*.safetensors"), key=lambda p: -p.stat().st_mtime_ns):
         try:
             circuit = Circuit.load(path)
         except InterpError:
@@ -42,5 +42,4 @@ def kept_circuits(graph: Graph | None = None) -> dict[str, Circuit]:
 
 def drop_circuit(called: str) -> None:
     """Remove a kept circuit; nothing happens if there is none."""
-    for suffix in (".json", ".safetensors"):
-        (shelf() / f"{Path(called).name}{suffix}").unlink(missing_ok=True)
+    (shelf() / f"{Path(called).name}.safetensors").unlink(missing_ok=True)

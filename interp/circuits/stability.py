@@ -9,9 +9,9 @@ from typing import Protocol, Self
 import numpy as np
 
 from interp.circuits.circuit import Circuit, jaccard
-from interp.circuits.keeping import Kept
 from interp.circuits.search import CUTS, By, Scored, greedy, top_n
 from interp.errors import unknown
+from interp.records import Record
 
 
 class Resampled(Scored, Protocol):
@@ -23,7 +23,7 @@ class Resampled(Scored, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stability(Kept):
+class Stability(Record):
     """How far the best edges depend on which prompts were drawn.
 
     Jaccard index: edges in both of two circuits over edges in either; 1 for equal circuits. With

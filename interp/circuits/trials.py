@@ -17,7 +17,6 @@ from interp.engine.layout import Index
 from interp.engine.sweep import LogitsOf, cut
 from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
-from interp.files import content_key, versions
 from interp.graph import Graph, graph_of
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
@@ -103,12 +102,6 @@ class Trials:
         self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None
         self._places: Index | None = None
-        self.key = content_key(
-            [
-                *(model.hash, str(model.dtype), task.hash, task.metric.name),
-                *(ablation, ablated.origin, direction, expand_kv, self.graph.neurons, versions()),
-            ]
-        )
 
     def only_at(self, positions: np.ndarray) -> Trials:
         """Trials in which removed edges carry something else at one position of each prompt alone.

@@ -1,4 +1,4 @@
-"""Keeping freed memory with the process.
+"""Memory: what to do where there is too little, and keeping what was freed with the process.
 
 A sweep frees and allocates tensors of the same few sizes thousands of times. glibc hands such
 memory back to the system at once, and the page faults of getting it again cost about a seventh
@@ -9,10 +9,40 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
+
+from interp.errors import InterpError
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MIB = 2**20
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+"""What the errors of an allocator say, in lower case."""
+
+
+def says_too_little(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with an `InterpError` that says what to do where memory runs out."""
+
+    @wraps(function)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            text = str(error)
+            if not isinstance(error, MemoryError) and not any(s in text.lower() for s in SIGNS):
+                raise
+            raise InterpError(
+                function.__name__,
+                f"out of memory: {text.splitlines()[0][:200] if text else 'no more is given'}",
+                "lower budget_gb (--budget), take fewer prompts or a smaller model, or free memory",
+            ) from error
+
+    return tried
 
 
 @cache

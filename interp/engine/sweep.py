@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index, ranges
 from interp.engine.memory import keep_freed_memory
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
-from interp.engine.resume import once
+from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post
 from interp.errors import InterpError
 from interp.metrics import Metric, Targets
@@ -205,7 +204,7 @@ def run_sweep(
     budget: int,
     check: Callable[[np.ndarray, np.ndarray], None],
     replace: Replace | None = None,
-    partial: Path | None = None,
+    chunks: Chunks = NO_CHUNKS,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
@@ -223,7 +222,7 @@ def run_sweep(
         budget: bytes for stored runs and rows in flight.
         check: called with the metrics of the plain runs before anything is patched.
         replace: values that do not come from the other run (zeros, means).
-        partial: a directory where finished chunks are kept; they are read back, not redone.
+        chunks: where finished chunks are kept; they are read back, not redone.
         progress: called with (chunks done, chunks in all), before the first one too.
         cancelled: asked before every chunk.
 
@@ -251,17 +250,17 @@ def run_sweep(
         check(*ends)
         if progress is not None:
             progress(0, cut.n_chunks)
-        for block, chunks in zip(cut.blocks, cut.chunks, strict=True):
+        for block, parts in zip(cut.blocks, cut.chunks, strict=True):
             todo = None  # let one block go before the next is stored
             todo = only or stored(block)
             patched[block] = ends[0, block, None]
-            for chunk in chunks:
+            for chunk in parts:
                 if cancelled():
                     raise Cancelled(
                         "the sweep", f"stopped after {done} of {cut.n_chunks} chunks", "resume it"
                     )
-                values = once(
-                    partial, done, len(chunk), lambda t=todo, c=chunk: t.patched(cells[c])
+                values = chunks.once(
+                    done, len(chunk), lambda t=todo, c=chunk: t.patched(cells[c]), of=chunk
                 )
                 patched[cells.prompt[chunk], cells.cell[chunk]] = values
                 done += 1

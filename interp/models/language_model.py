@@ -420,7 +420,8 @@ def fingerprint(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str
     """sha256 of a model's weights and configuration: the identity used in every key and result.
 
     Independent of the device; different for another dtype. Names of the configuration that say
-    where a model came from or how it is run, not what it computes, are left out.
+    where a model came from, not what it computes, are left out; so is the implementation of
+    attention, which `interp.loading.wrap` makes "eager" for every model.
     """
     digest = hashlib.sha256()
     passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")

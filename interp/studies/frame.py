@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,8 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from interp.errors import InterpError
-from interp.files import cache_dir, content_key, versions, write_atomically
+from interp.files import cache_dir, versions
+from interp.keys import result_key, tokeniser_key
 from interp.models.language_model import LanguageModel
+from interp.records import read_sealed, write_sealed
 from interp.report import Report
 from interp.studies.steps import Result, Steps, read_results, tuples
 
@@ -26,13 +27,15 @@ class Kind(Generic[S]):
 
     name: its directories are `studies/<name>-<key>` under the cache. version: of what its steps
     compute; part of every key, so that results of another version are not used. settings: the
-    class of its settings. beside: the roles of the models beside the one studied.
+    class of its settings. beside: the roles of the models beside the one studied. rules: what else
+    its results hang on, such as the version of the judge that ships.
     """
 
     name: str
     version: int
     settings: type[S]
     beside: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +77,11 @@ def begin(
     Raises:
         InterpError: the directory cannot be written.
     """
-    whole = _key(kind, model, settings, key)
+    whole = study_key(kind, model, settings, key)
     directory = directory or usual_directory(kind, model, settings, key)
-    steps = Steps(directory=directory, key=whole, say=say)
+    steps = Steps(directory=directory, key=[whole], say=say)
     names = {role: other and other.name for role, other in zip(kind.beside, beside, strict=True)}
-    about = {"model": model.name, "model_hash": model.hash, "settings": _plain(settings)}
-    text = json.dumps(about | {"version": kind.version} | names | {"of": steps.of})
-    write_atomically(directory / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+    write_manifest(directory, kind, model.name, model.hash, settings, names, steps.of)
     study = Study(
         model=model.name,
         model_hash=model.hash,
@@ -97,16 +98,37 @@ def usual_directory(
     kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
 ) -> Path:
     """Where `begin` keeps a study that is given no directory."""
-    name = f"{kind.name}-{content_key(_key(kind, model, settings, key))}"
-    return cache_dir() / "studies" / name
+    return cache_dir() / "studies" / f"{kind.name}-{study_key(kind, model, settings, key)}"
 
 
-def _key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any]) -> list[Any]:
-    return [kind.version, model.hash, *key, _plain(settings), versions()]
+def study_key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()) -> str:
+    """The key that every step of a study hangs on."""
+    return str(
+        result_key(
+            f"study {kind.name}",
+            kind.version,
+            model,
+            rules=kind.rules,
+            tokeniser=tokeniser_key(model),
+            settings=asdict(settings),  # type: ignore[call-overload]
+            key=list(key),
+        )
+    )
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    return asdict(settings)
+def write_manifest(
+    directory: Path,
+    kind: Kind[S],
+    model: str,
+    model_hash: str,
+    settings: S,
+    beside: dict[str, str | None],
+    of: str,
+) -> Path:
+    """The file that says what a directory's study is: its models, settings and steps' key."""
+    about = {"model": model, "model_hash": model_hash, "of": of, "beside": beside}
+    about |= {"settings": asdict(settings)}  # type: ignore[call-overload]
+    return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
 
 
 def open_study(kind: Kind[S], directory: Path) -> Study[S]:
@@ -116,21 +138,19 @@ def open_study(kind: Kind[S], directory: Path) -> Study[S]:
         InterpError: there is none of the kind in the directory.
     """
     try:
-        about = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if about.get("version", 1) != kind.version:
-            raise ValueError("made by another version of the study")
+        about, _ = read_sealed(directory / MANIFEST, f"study {kind.name}", kind.version)
         settings = kind.settings(**tuples(about["settings"]))
         results, seconds = read_results(directory, about["of"])
         return Study(
             model=about["model"],
             model_hash=about["model_hash"],
-            beside={role: about[role] for role in kind.beside},
+            beside={role: about["beside"][role] for role in kind.beside},
             settings=settings,
             results=results,
             seconds=seconds,
             directory=directory,
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (InterpError, ValueError, TypeError, KeyError) as error:
         raise InterpError(
             f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
         ) from error

@@ -6,7 +6,6 @@ that ends with the process, and read by the others once it is there.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,9 +16,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from interp.errors import InterpError
-from interp.files import content_key, write_atomically
+from interp.files import content_key
 from interp.metrics import Estimate
 from interp.nulls import Null
+from interp.records import read_sealed, write_sealed
+
+FORM = 2
 
 Result = dict[str, Any]
 """Plain JSON: what a step found, and what its part of the report is written from."""
@@ -102,30 +104,30 @@ class Steps:
     def _made(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
         path = self.directory / f"{name}.json"
         key = content_key([*self.key, name, *inputs])
-        if (kept := _read(path)) is not None and kept["key"] == key:
-            self.seconds[name] = kept["seconds"]
-            self.results[name] = kept["result"]
+        with suppress(InterpError):  # not there, not sound, or of another key
+            kept = read_step(path, key=key)
+            self.seconds[name], self.results[name] = kept["seconds"], kept["result"]
             self.say(f"{name}: kept")
             return self.results[name]
         self.say(f"{name} ...")
         begin = monotonic()
         result = compute()
         self.seconds[name] = round(monotonic() - begin, 1)
-        whole = {"key": key, "of": self.of, "seconds": self.seconds[name], "result": result}
         try:
-            text = json.dumps(whole)
+            write_step(path, result, key=key, of=self.of, seconds=self.seconds[name])
         except TypeError as error:
             raise InterpError(f"keeping step {name}", str(error), "give plain JSON") from error
-        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-        self.results[name] = json.loads(text)["result"]
+        self.results[name] = read_step(path, key=key)["result"]
         self.say(f"{name}: {self.seconds[name]:.0f} s")
         return self.results[name]
 
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:
     """Every step's result and seconds in a directory, by name, that were made under a key."""
-    paths = sorted(directory.glob("*.json"))
-    every = {path.stem: found for path in paths if (found := _read(path))}
+    every: dict[str, Result] = {}
+    for path in sorted(directory.glob("[!.]*.json")):
+        with suppress(InterpError):  # another file, or not sound
+            every[path.stem] = read_step(path)
     kept = {name: found for name, found in every.items() if found["of"] == of}
     return (
         {name: found["result"] for name, found in kept.items()},
@@ -133,11 +135,21 @@ def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str,
     )
 
 
-def _read(path: Path) -> Result | None:
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return (
-        kept if isinstance(kept, dict) and {"key", "of", "seconds", "result"} <= set(kept) else None
-    )
+def write_step(path: Path, result: Result, *, key: str, of: str, seconds: float) -> Path:
+    """Keep a step's result, with its key, the key of its study and what it took.
+
+    Raises:
+        InterpError: the file cannot be written.
+        TypeError: the result is no plain JSON.
+    """
+    facts = {"of": of, "seconds": seconds, "result": result}
+    return write_sealed(path, f"step {path.stem}", FORM, facts, key=key)
+
+
+def read_step(path: Path, *, key: str | None = None) -> Result:
+    """What `write_step` wrote: of, seconds and result.
+
+    Raises:
+        InterpError: missing, damaged or changed, another step's, or of another key.
+    """
+    return read_sealed(path, f"step {path.stem}", FORM, key=key)[0]

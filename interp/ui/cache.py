@@ -11,8 +11,8 @@ import streamlit as st
 import interp
 from interp.components import SITES
 from interp.errors import InterpError
-from interp.files import content_key
 from interp.heads import HeadView, view_head
+from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.patching import request_key
 from interp.prompts import EncodedTask, Task, TaskReport
@@ -70,7 +70,7 @@ class Result:
 HASHES: dict[Any, Any] = {
     LanguageModel: lambda model: f"{model.hash} {model.name}",
     Task: lambda task: task.hash,
-    Opened: lambda open_: content_key([open_.model.hash, open_.task.hash, open_.encoded.clean]),
+    Opened: lambda open_: result_key("opened", 1, open_.model, open_.task),
 }
 """How caches tell models and tasks apart: by content."""
 
@@ -176,7 +176,7 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
         InterpError: the model or the task does not allow it.
     """
     request = make_request(open_.model, open_.task, **arguments)
-    return Plan(request_key(open_.model, open_.task, request), cost(open_.model, request))
+    return Plan(str(request_key(open_.model, open_.task, request)), cost(open_.model, request))
 
 
 def result(key: str) -> Result | None:

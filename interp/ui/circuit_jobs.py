@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from interp.circuits.narrowing import NarrowedCurve, narrow_curve
 from interp.circuits.positioned import named_places
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
-from interp.files import content_key
 from interp.graph import Graph, graph_of
+from interp.keys import result_key
 from interp.prompts import Task
 from interp.ui import cache, jobs, widgets
 from interp.ui.state import current
@@ -79,21 +80,22 @@ class Asked:
         """What means are taken over while looking."""
         return self.test.without(self.find) if self.by_mean else None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The key of the findings."""
-        return self.finder.key(self.open_.model, self.find, self.reference)
+        return str(self.finder.key(self.open_.model, self.find, self.reference))
 
     def curve_key(self, made: Circuit) -> str:
         """The key of a circuit's evaluation."""
-        return content_key(["evaluation", KNOCKOUTS, *self._judged(made)])
+        return self._judged("evaluation", made, knockouts=KNOCKOUTS)
 
     def tokens_key(self, made: Circuit) -> str:
         """The key of a circuit cut to its tokens."""
-        return content_key(["tokens", *self._judged(made)])
+        return self._judged("tokens", made, places=places(self))
 
-    def _judged(self, made: Circuit) -> list[Any]:
-        return [self.key, made.hash, self.test.hash, self.finder.ablation, RANDOM]
+    def _judged(self, what: str, made: Circuit, **options: Any) -> str:
+        found = [self.key, made.hash, self.finder.ablation, RANDOM]
+        return str(result_key(what, 2, self.open_.model, self.test, found=found, **options))
 
     @property
     def slow(self) -> bool:
@@ -182,7 +184,8 @@ def start_curve(ask: Asked, made: Circuit) -> None:
             knockouts=KNOCKOUTS,
             progress=_stoppable(job),
         )
-        return found.save(findings_path(ask.curve_key(made)))
+        key = ask.curve_key(made)
+        return found.save(findings_path(key), key=key)
 
     jobs.start(ask.curve_key(made), work, "circuits")
 
@@ -207,7 +210,8 @@ def start_tokens(ask: Asked, made: Circuit) -> None:
             random=RANDOM,
             progress=_stoppable(job),
         )
-        return found.save(findings_path(ask.tokens_key(made)))
+        key = ask.tokens_key(made)
+        return found.save(findings_path(key), key=key)
 
     jobs.start(ask.tokens_key(made), work, "circuits")
 
@@ -264,7 +268,7 @@ def tokens(key: str) -> NarrowedCurve | None:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _tokens(key: str) -> NarrowedCurve:
-    return NarrowedCurve.load(findings_path(key))
+    return NarrowedCurve.load(findings_path(key), key=key)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -277,7 +281,7 @@ def _findings(key: str) -> Findings:
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _evaluation(key: str) -> FullEvaluation:
-    return FullEvaluation.load(findings_path(key))
+    return FullEvaluation.load(findings_path(key), key=key)
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import streamlit as st
 
 from interp.errors import InterpError
 from interp.figures import component_scatter, symmetric_limit
+from interp.files import json_text
 from interp.scores import Scores
 from interp.ui import cache, detail, offered, widgets
 from interp.ui.state import CELL, cell, current, select, strangers
@@ -208,7 +208,7 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
         )
         st.download_button(
             "JSON",
-            lambda: offered.shown(json.dumps(scores.to_dict(), indent=1), scores.provenance),
+            lambda: offered.shown(json_text(scores.to_dict(), indent=1), scores.provenance),
             file_name=f"{name}.json",
             mime="application/json",
             icon=":material/download:",

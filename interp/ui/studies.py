@@ -5,7 +5,6 @@ Pages read what the study's steps kept; none of them needs the model, but where 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -14,7 +13,7 @@ from typing import Any
 import streamlit as st
 
 from interp.errors import InterpError
-from interp.files import cache_dir
+from interp.files import cache_dir, json_text
 from interp.studies.frame import MANIFEST, Study, kept_studies
 from interp.studies.shown import chance
 from interp.studies.steps import Result
@@ -279,7 +278,7 @@ def take_away(
     with st.container(horizontal=True, vertical_alignment="center"):
         for kind, make, mime in (
             ("CSV", lambda: widgets.csv_text(rows), "text/csv"),
-            ("JSON", lambda: json.dumps(result, indent=1), "application/json"),
+            ("JSON", lambda: json_text(result, indent=1), "application/json"),
         ):
             st.download_button(
                 kind,

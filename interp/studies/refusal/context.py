@@ -70,7 +70,7 @@ class Settings(schema.Settings):
     system: str | None = None
 
 
-REFUSAL = frame.Kind(name="refusal", version=2, settings=Settings)
+REFUSAL = frame.Kind(name="refusal", version=3, settings=Settings, rules=(RULES.name,))
 """The kind of study."""
 
 

@@ -11,8 +11,8 @@ from interp.ablation import random_like
 from interp.cases import Case, taboo_cases
 from interp.directions import save_directions
 from interp.errors import InterpError
-from interp.files import content_key
 from interp.judging import RULES, Judge
+from interp.keys import code_key
 from interp.models.language_model import LanguageModel
 from interp.studies import frame
 from interp.studies.pace import Pace
@@ -37,9 +37,6 @@ Study = frame.Study[Settings]
 
 DIRECTIONS = "directions.safetensors"
 """The chosen directions with their contracts, beside the steps."""
-
-FIRST_JUDGE = "rules/1-ca3d25"
-"""The judge of results from before keys named one: they stay this judge's."""
 
 
 def study_refusal(
@@ -75,8 +72,8 @@ def study_refusal(
     own = cases is not None
     given = tuple(cases or taboo_cases(settings.n, requests=settings.requests, seed=settings.seed))
     model.require_decoder("the study of refusals")
-    key = [content_key([asdict(case) for case in given])] if own else []
-    key += [] if judge.name == FIRST_JUDGE else [judge.name]
+    key = [[asdict(case) for case in given]] if own else []
+    key += [] if judge is RULES else [judge.name, code_key(judge.verdict)]
     pace = Pace(say)
     context = Context(model=model, cases=given, settings=settings, judge=judge, progress=pace)
     _require_sides(context)

@@ -95,7 +95,7 @@ def cases(model):
         paths.path_patching,
         {"receivers": ["L2H0.q"], "direction": "noise"},
         {
-            "receivers": [["logits"], ["L2H0.k"], ["L2H0.q", "L2H1.q"]],
+            "receivers": [["logits"], ["L2KV0.k"], ["L2H0.q", "L2H1.q"]],
             "senders": ["mlps"],
             "layers": [[0]],
             "direction": ["denoise"],

@@ -56,7 +56,12 @@ def _linear(module: Any) -> Linear:
     units[torch.arange(len(rows), device=weight.device), rows] = 1
     expected = weight[rows] if bias is None else weight[rows] + bias
     with torch.no_grad():
-        _require_plain(module, torch.equal(module(units), expected))
+        if not torch.equal(module(units), expected):
+            raise InterpError(
+                f"a fast engine with a {type(module).__name__}",
+                "its output on unit vectors is not its weight's rows and bias to the last bit",
+                "load plain weights, and leave reduced precision (TF32) off",
+            )
     return Linear(weight=weight, bias=bias)
 
 

@@ -135,6 +135,29 @@ def test_split_is_disjoint_seeded_and_named():
         task.split(0.001)
 
 
+def test_equal_prompts_stay_on_one_side_and_are_told():
+    task = load_task("greater_than", n=64)
+    assert task.repeated == 3
+    assert "3 of 64 prompts repeat earlier ones" in task.description
+    for seed in range(20):
+        sides = task.split(seed=seed)
+        left, right = ({pair.clean for pair in side.pairs} for side in sides)
+        assert not left & right
+        assert sum(map(len, sides)) == 64
+        assert 29 <= len(sides[0]) <= 32
+    once = load_task("capitals", n=20)
+    assert once.repeated == 0
+    assert "repeat" not in once.description
+    with pytest.raises(InterpError, match="1 different prompts"):
+        Task(name="x", pairs=once.pairs[:1] * 4).split()
+    for share in (0.0, -1.0, float("nan"), True):
+        with pytest.raises(InterpError, match="share of a split"):
+            once.split(share)
+    for n in (0, -1, 1.5):
+        with pytest.raises(InterpError, match="first pairs"):
+            once.first(n)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_generators_are_seeded(name):
     assert load_task(name, n=5).hash == load_task(name, n=5).hash

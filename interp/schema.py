@@ -128,9 +128,10 @@ def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
     if isinstance(value, str):
         return checked(Unicode, value, asked)
     try:
-        if isinstance(value, bytes | dict) or any(isinstance(item, bool) for item in value):
+        items = list(value)
+        if isinstance(value, bytes | dict) or any(isinstance(item, bool) for item in items):
             raise TypeError
-        return tuple(index(item) for item in value)
+        return tuple(map(index, items))
     except (TypeError, RuntimeError) as error:
         found = f"{_SHORT.repr(value)}, neither a text nor whole numbers"
         raise InterpError(asked, found, "give a text, or a tuple of token ids") from error

@@ -15,7 +15,7 @@ from torch import Tensor
 from interp.components import Component
 from interp.errors import InterpError, unknown
 from interp.kept_runs import KeptRuns
-from interp.metrics import Estimate, mean_estimate, standard_error
+from interp.metrics import Estimate, mean_estimate, ratio_of_means, standard_error
 from interp.models.language_model import Batch, Hook, LanguageModel
 from interp.prompts import Prompt
 from interp.scores import Ranked
@@ -92,13 +92,9 @@ class AttentionTo:
         return standard_error(self._paired)
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """95 % interval of `values` (Student's t): (low, high), infinite for one sample."""
-        if self.n < 2:
-            return np.full(self.values.shape, -math.inf), np.full(self.values.shape, math.inf)
-        from scipy import stats
-
-        half = float(stats.t.ppf(0.975, self.n - 1)) * self.stderr
-        return self.values - half, self.values + half
+        """95 % interval of `values` (`ratio_of_means`): (low, high), infinite for one sample."""
+        found = ratio_of_means(self.samples)
+        return found.low, found.high
 
     def estimate(self, label: str) -> Estimate:
         """One head's mean attention with its interval.

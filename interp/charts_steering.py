@@ -210,7 +210,7 @@ def values_with_range(
                     opacity=0.45,
                     showlegend=False,
                     hovertemplate=f"random {null['mean']:.3f} [{null['low']:.3f}, "
-                    f"{null['high']:.3f}], p = {null['p']:.3f}<extra></extra>",
+                    f"{null['high']:.3f}], share as strong {null['share']:.3f}<extra></extra>",
                 )
         colour = (RAISES, LOWERS)[k % 2]
         mean = [x["mean"] for x in found]

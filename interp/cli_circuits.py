@@ -384,10 +384,10 @@ def compare(
         null = row.expected
         chance = ("", "")
         if null is not None:
-            chance = f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}]", f"{null.p:.3f}"
+            chance = f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}]", f"{null.share:.3f}"
         sizes = map(str, (row.left, row.right, row.shared))
         rows.append([row.kind, *sizes, f"{row.jaccard:.3f}", *chance])
-    head = ["", "left", "right", "shared", "Jaccard", "random circuits like them", "p"]
+    head = ["", "left", "right", "shared", "Jaccard", "random circuits like them", "as strong"]
     terminal.table(head, rows)
     terminal.write(json_file, found.to_dict())
 

@@ -19,8 +19,9 @@ from interp.capture import Activations, run_with_cache
 from interp.directions import Direction
 from interp.errors import InterpError
 from interp.interventions import intervene
+from interp.metrics import bootstrap_weights
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, null_of
+from interp.nulls import Null, null_of, sign_flips
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.switching import Sides, SwitchOff, both_sides, head_scores
@@ -165,7 +166,8 @@ class LabelNull:
 
     limit: the effect, as a fraction of the gap, that the strongest head of 95 % of permutations
     stays below. p: (layer, head) share of permutations whose strongest head, of all, is as strong:
-    corrected for the number of heads.
+    corrected for the number of heads, and no less than 1 / draws. draws: permutations tried, the
+    true labels among them; all 2^n of them where there are no more.
     """
 
     limit: float
@@ -182,15 +184,16 @@ def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> La
     if contrast.method not in (ATTRIBUTION, PROJECTION):
         found = f"{contrast.method} does not change its sign with the labels"
         raise InterpError("permuting labels", found, "take head_dla or direction_projection")
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(draws, contrast.n))
+    signs = sign_flips(contrast.n, draws, seed=seed)
     flat = contrast.effects.reshape(contrast.n, -1)
+    if not np.isfinite(flat).all():
+        raise InterpError("permuting labels", "effects that are not finite", "check for NaN")
     strongest = np.abs(signs @ flat / contrast.n).max(1)
-    found = np.abs(flat.mean(0))
-    above = (strongest[:, None] >= found).sum(0)
+    found = np.abs(flat.mean(0)) - 1e-9 * strongest.max()
     return LabelNull(
         limit=float(np.quantile(strongest, 0.95) / abs(contrast.gap)),
-        p=((1 + above) / (1 + draws)).reshape(contrast.values.shape),
-        draws=draws,
+        p=(strongest[:, None] >= found).mean(0).reshape(contrast.values.shape),
+        draws=len(signs),
     )
 
 
@@ -203,8 +206,7 @@ def top_stability(scores: Scores, *, k: int = 10, draws: int = 500, seed: int = 
     flat = scores.effects.reshape(scores.n, -1)
     if not 0 < k < flat.shape[1]:
         raise InterpError(f"the top {k}", f"{flat.shape[1]} heads", "choose fewer")
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(scores.n, np.full(scores.n, 1 / scores.n), size=draws)
+    weights = bootstrap_weights(scores.n, draws, seed=seed)
     sign = np.sign(scores.gap)
     top = set(np.argsort(-sign * flat.mean(0), kind="stable")[:k].tolist())
     drawn = np.argsort(-sign * (weights @ flat), axis=1, kind="stable")[:, :k]
@@ -235,7 +237,9 @@ class Cascade:
 
         columns = {"head": self.downstream, "normal": self.normal, "knocked": self.knocked}
         table = pd.DataFrame(columns | {"change_percent": self.change})
-        names = {"mean": "null_mean", "high": "null_high", "p": "p"} if self.nulls else {}
+        names = (
+            {"mean": "null_mean", "high": "null_high", "share": "as_strong"} if self.nulls else {}
+        )
         return table.assign(
             **{name: [getattr(null, of) for null in self.nulls] for of, name in names.items()}
         )

@@ -16,26 +16,38 @@ from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
-from interp.nulls import Null, matched_components, null_of
+from interp.nulls import (
+    FlipTest,
+    Null,
+    flip_test,
+    matched_components,
+    null_of,
+    rank_words,
+    spread_words,
+)
 from interp.prompts import Task
 from interp.sweeps import Direction, check_gap, paired_runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointEffect:
-    """The effect of patching a set of components together, against random sets like it.
+    """The effect of patching a set of components together, beside random sets like it.
 
-    effect: fraction of the gap, with its 95 % interval over prompts. null: the same for random
-    components of the same kind, layer and count.
+    effect: fraction of the gap, with its 95 % interval over prompts. flips: is it above 0, by sign
+    flips of the prompts' effects; its p is valid on prompts that the set was not selected on. null:
+    how it ranks among random components of the same kind, layer and count, which is no p-value.
     """
 
     components: tuple[str, ...]
     effect: Estimate
+    flips: FlipTest
     null: Null | None
 
     def __str__(self) -> str:
-        shown = f"{', '.join(self.components)}: {self.effect}"
-        return shown if self.null is None else f"{shown}; {self.null}"
+        shown = f"{', '.join(self.components)}: {self.effect}; {self.flips}"
+        if self.null is None:
+            return shown
+        return f"{shown}; random sets {spread_words(self.null)}, {rank_words(self.null)}"
 
 
 JOINT_SITES = (
@@ -67,7 +79,7 @@ def joint_patching(
         components: labels such as L9H6, L9KV2.k, L7N12, L5.mlp_out.
         direction: "denoise" or "noise"; the sign is that of `activation_patching`.
         draws: random sets; 0 for none.
-        seed: of the random sets.
+        seed: of the random sets and the sign flips.
         progress: called with (prompts done, prompts in all).
 
     Raises:
@@ -115,11 +127,12 @@ def joint_patching(
     clean, corrupted = (ends[1], ends[0]) if direction == "denoise" else (ends[0], ends[1])
     check_gap(clean, corrupted)
     gaps = clean - corrupted
-    effect = ratio_estimate(torch.from_numpy(values[0]), torch.from_numpy(gaps))
+    effect = ratio_estimate(values[0], gaps)
+    flips = flip_test(lambda signs: signs @ values[0] / gaps.sum(), len(task), seed=seed)
     null = None
     if draws:
         null = null_of(effect.mean, values[1:].mean(1) / gaps.mean())
-    return JointEffect(components=tuple(map(str, chosen)), effect=effect, null=null)
+    return JointEffect(components=tuple(map(str, chosen)), effect=effect, flips=flips, null=null)
 
 
 def _set_together(

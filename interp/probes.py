@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.errors import InterpError, unknown
-from interp.metrics import share_estimate
+from interp.metrics import bootstrap_weights, share_estimate
 from interp.records import Record
 
 if TYPE_CHECKING:
@@ -305,12 +305,10 @@ def measures(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 def evaluation(scores: Tensor, y: np.ndarray, group: np.ndarray, seed: int) -> Evaluation:
     """The measures of scores (*leading, n), with their intervals."""
-    _, group = np.unique(group, return_inverse=True)
-    n_groups, labels = int(group.max()) + 1, torch.from_numpy(y)
-    random = np.random.default_rng(seed)
-    drawn = random.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)
+    n_groups, labels = len(np.unique(group)), torch.from_numpy(y)
+    drawn = bootstrap_weights(len(y), DRAWS, seed=seed, groups=group.tolist())
     values = measures(scores, labels, torch.ones(1, len(y), dtype=torch.float64))[0]
-    resampled = measures(scores, labels, torch.from_numpy(drawn[:, group]).double())
+    resampled = measures(scores, labels, torch.from_numpy(drawn).double())
     low, high = (resampled.nanquantile(q, dim=0) for q in (0.025, 0.975))
     rarer = min(len(np.unique(group[y])), len(np.unique(group[~y])))
     least = share_estimate(rarer, rarer).low

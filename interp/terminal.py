@@ -190,9 +190,10 @@ def text_of(name: str, known: Collection[str]) -> str:
 
 
 def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
-    """The strongest components, a random control, and the JSON file."""
+    """The strongest components by size, the test of the first five, and the JSON file."""
     say(repr(scores))
-    ranked = scores.top(top, by="absolute")
+    by = "absolute"
+    ranked = scores.top(top, by=by)
     low, high = scores.interval()
     cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
     table(
@@ -209,14 +210,11 @@ def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
         ],
     )
     try:
-        null = scores.null(min(top, 5))
-        say(
-            f"top {min(top, 5)} of one half of the prompts, scored on the other, "
-            f"against random components of the same layers: {null}"
-        )
+        null = scores.null(min(top, 5), by=by)
+        say(f"ranked by size, {null}")
     except InterpError as error:
         null = None
-        say(f"no random control: {error.found}")
+        say(f"no test of the top: {error.found}")
     top_rows = [
         {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
         for one in ranked

@@ -194,7 +194,7 @@ def test_comparison_counts_by_kind_and_chance_is_chance() -> None:
     left = Circuit(graph=GRAPH, mask=GRAPH.allowed & (rng.random(GRAPH.shape) < 0.4))
     same = {row.kind: row for row in compare(left, left).rows}
     assert all(row.jaccard == 1 for row in same.values())
-    assert same["all edges"].expected.p < 0.05
+    assert same["all edges"].expected.share < 0.05
     kinds = [kind for kind in same if kind.startswith("edges into")]
     assert sum(same[kind].shared for kind in kinds) == left.n_edges
     drawn = [left.random_like(np.random.default_rng(seed)) for seed in range(2)]

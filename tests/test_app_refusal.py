@@ -57,7 +57,7 @@ def est(mean: float, n: int = 20) -> dict[str, float]:
 
 def nul(mean: float) -> dict[str, float]:
     ends = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1}
-    return {"selected": 0.5, **ends, "p": 0.25, "draws": 5}
+    return {"selected": 0.5, **ends, "share": 0.25, "draws": 5}
 
 
 class Maker:

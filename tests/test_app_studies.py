@@ -64,7 +64,7 @@ class Maker:
         low, mean, high = sorted(self.array(3))
         selected, p = self.array(2)
         return {
-            "selected": selected, "mean": mean, "low": low, "high": high, "p": p,
+            "selected": selected, "mean": mean, "low": low, "high": high, "share": p,
             "draws": self.draws,
         }  # fmt: skip
 
@@ -122,7 +122,7 @@ class Maker:
     def _steering(self) -> dict[str, Any]:
         rows = [
             {"direction": name, "scale": scale}
-            | {word: {**self.estimate(), "neither": 0.1, "find": 0.4, "p": 0.3,
+            | {word: {**self.estimate(), "neither": 0.1, "find": 0.4, "share": 0.3,
                       "null": self.array(self.draws)} for word in ("this", "not")}
             for name in ("softmax", "logistic")
             for scale in (0.1, 0.2)
@@ -261,7 +261,7 @@ class Maker:
                 name: {
                     "components": labels, "disabled": self.estimate(), "kl": self.array(1)[0],
                     "invalid_kept": self.estimate(), "shift": self.estimate(),
-                    "null": {key: self.array(self.draws) for key in names}, "p": 1 / 6,
+                    "null": {key: self.array(self.draws) for key in names}, "share": 1 / 6,
                     "draws": self.draws, "null_n": 20,
                 }
                 for name, labels in SETS.items()
@@ -288,7 +288,7 @@ class Maker:
                 "random": shares() if labels else None,
                 "random_each": self.array(self.draws) if labels else [],
                 "draws": self.draws if labels else 0,
-                "p": 0.5 if labels else None,
+                "share": 0.5 if labels else None,
                 "examples": [" (not 71)", " (<b>", " (this works)"],
             }
             for name, labels in {"none": [], **SETS}.items()
@@ -315,7 +315,7 @@ class Maker:
         for way in ("valid into invalid", "invalid into valid"):
             enough[way] = {
                 name: {
-                    "effect": 0.4, "effect_low": 0.3, "effect_high": 0.5, "p": 0.5,
+                    "effect": 0.4, "effect_low": 0.3, "effect_high": 0.5, "share": 0.5,
                     "effect_null": self.array(self.draws), "flipped": self.estimate(),
                     "flipped_null": self.array(self.draws),
                 }

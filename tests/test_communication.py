@@ -399,12 +399,12 @@ def test_ablating_the_copier_silences_it(planted):
     assert found.null.draws == 3  # the three other heads of the layer, each once
     assert found.null.selected == pytest.approx(16, abs=0.1)
     assert abs(found.null.high) < 0.01
-    assert found.null.p == found.null_silenced.p == 0.25
+    assert found.null.share == found.null_silenced.share == 0.25
     assert found.null_silenced.mean == 0
     other = activation_delta(model, texts[:half], at[:half], ["L1N3"], ["L0H3"])
     assert abs(other.change[0]) < 0.01
     assert other.silenced.tolist() == [0]
-    assert other.null.p > 0.25
+    assert other.null.share > 0.25
 
 
 # -- ablation ----------------------------------------------------------------------------------
@@ -522,7 +522,7 @@ def test_random_sets_are_other_heads_of_the_same_layers(family_models):
     assert found.null.draws == 9
     assert found.null.mean == pytest.approx(np.mean(effects))
     beaten = sum(effect >= found.total.mean for effect in effects)
-    assert found.null.p == pytest.approx((1 + beaten) / 10)
+    assert found.null.share == pytest.approx((1 + beaten) / 10)
     few = [
         activation_delta(model, PROMPTS, AT, ["L2N0"], ["L0H1", "L1H2"], draws=6, seed=s).null
         for s in (0, 0, 1)
@@ -561,7 +561,7 @@ def test_bad_ablations(family_models):
             activation_delta(model, PROMPTS, AT, NEURONS, interventions=[zero("L0H0")], **options)
     every = activation_delta(model, PROMPTS, AT, NEURONS, heads_of(model))
     assert every.null is not None
-    assert every.null.p == 1
+    assert every.null.share == 1
     with pytest.raises(InterpError, match="one position inside"):
         activation_delta(model, PROMPTS, [9] * 5, NEURONS, ["L0H0"])
     with pytest.raises(InterpError, match="one token number"):

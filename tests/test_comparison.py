@@ -170,11 +170,11 @@ def test_null_finds_a_planted_selection():
     assert set(null) == {"q", "k", "v", "o"}
     assert null["q"].selected == pytest.approx(0.2)
     assert null["q"].mean == pytest.approx(0.05, abs=0.005)
-    assert null["q"].p == pytest.approx(1 / 64, abs=0.01)  # exactly one of 4^3 selections
-    assert null["v"].p == 1
+    assert null["q"].share == pytest.approx(1 / 64, abs=0.01)  # exactly one of 4^3 selections
+    assert null["v"].share == 1
     neurons = found.null(["L0N3", "L1N5", "L2N3"], draws=2000)
-    assert neurons["gate"].p < 0.002
-    assert neurons["value"].p == 1
+    assert neurons["gate"].share < 0.002
+    assert neurons["value"].share == 1
     assert set(neurons) == {"gate", "up", "value"}
 
 
@@ -183,7 +183,7 @@ def test_null_is_honest_about_a_random_selection(family_models, others):
     found = compare_weights(family_models["llama"], others["llama"], heads=[])
     rng = np.random.default_rng(0)
     p = [
-        found.null([f"L1N{i}" for i in rng.choice(48, 3, False)], draws=200)["up"].p
+        found.null([f"L1N{i}" for i in rng.choice(48, 3, False)], draws=200)["up"].share
         for _ in range(60)
     ]
     assert 0.35 < np.mean(p) < 0.65
@@ -199,7 +199,7 @@ def test_null_by_enumeration(family_models, others):
     null = found.null(["L2H0", "L2H3"], draws=4000)["q"]
     assert null.selected == pytest.approx(mine)
     assert null.mean == pytest.approx(np.mean(pairs), rel=0.01)
-    assert null.p == pytest.approx(exact, abs=0.03)
+    assert null.share == pytest.approx(exact, abs=0.03)
     # Keys: heads 0 and 1 share key/value head 0, which counts once, against head 1's.
     keys = found.change[(found.part == "k") & (found.layer == 2)]
     null = found.null(["L2H0", "L2H1"], draws=4000)["k"]
@@ -214,7 +214,7 @@ def test_null_refusals(llama_parts):
             found.null(wrong, draws=5)
     with pytest.raises(InterpError, match="compare the whole layer"):
         found.null(["L0H2"], draws=5)
-    assert found.null(["L0H1", "L0H3"], draws=5)["q"].p == 1
+    assert found.null(["L0H1", "L0H3"], draws=5)["q"].share == 1
     only_heads = compare_weights(*llama_parts, neurons=[])
     with pytest.raises(InterpError, match="compared: q, k, v, o"):
         only_heads.null(["L0N1"], draws=5)

@@ -221,12 +221,12 @@ def test_a_planted_direction_beats_turned_ones_and_a_random_one_does_not(family_
     planted = {layer: rows[:3].sum(0) for layer, rows in enumerate(values)}
     options = {"k": 3, "draws": 200}
     found = rank_null(model, planted, **options)
-    assert found.p < 0.01
+    assert found.share < 0.01
     assert found.selected > found.high
     flipped = {layer: -w for layer, w in planted.items()}
-    assert rank_null(model, flipped, sign=-1, **options).p < 0.01
+    assert rank_null(model, flipped, sign=-1, **options).share < 0.01
     by_chance = [rank_null(model, random_directions(model, seed), **options) for seed in range(8)]
-    assert sum(null.p > 0.1 for null in by_chance) >= 5
+    assert sum(null.share > 0.1 for null in by_chance) >= 5
     # The best of many neurons: far above zero for a random direction too.
     assert all(null.low > 0.15 for null in by_chance)
 
@@ -306,10 +306,10 @@ def test_planted_antipodes_against_their_null(opposed):
     left, right = [f"L0N{i}" for i in range(10)], [f"L1N{i}" for i in range(20, 30)]
     found = antipodes(opposed, left, right, draws=200)
     assert {(a.index, b.index) for a, b, _ in found.pairs} == {(i, i + 20) for i in range(10)}
-    assert found.null.p < 0.01
+    assert found.null.share < 0.01
     assert found.null.low > 0.1  # opposite by chance: that is why there is a null
     others = antipodes(opposed, [(0, i) for i in range(10, 20)], right, draws=200)
-    assert others.null.p > 0.05
+    assert others.null.share > 0.05
 
 
 def test_opposition_by_selection_goes_with_the_direction(family_models):
@@ -317,9 +317,9 @@ def test_opposition_by_selection_goes_with_the_direction(family_models):
     model = family_models["llama"]
     w = random_directions(model)[0]
     valid, invalid = (rank_glu(model, w, k=12, sign=sign) for sign in (1, -1))
-    assert antipodes(model, valid, invalid).null.p < 0.01
+    assert antipodes(model, valid, invalid).null.share < 0.01
     both = torch.stack([w, -w])
-    assert antipodes(model, valid, invalid, without=both).null.p > 0.05
+    assert antipodes(model, valid, invalid, without=both).null.share > 0.05
     alone, doubled = (antipodes(model, valid, invalid, without=x, draws=3) for x in (w, both))
     torch.testing.assert_close(alone.cosine, doubled.cosine)
     zero_removed = antipodes(model, valid, invalid, without=torch.zeros(model.d_model), draws=3)

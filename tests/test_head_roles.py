@@ -165,7 +165,7 @@ def test_cascade(refusal):
     found = knockout_cascade(model, task, [GATE], AMPLIFIERS, switch_off(model), draws=3)
     np.testing.assert_allclose(found.change, -100, atol=1)
     for null in found.nulls:
-        assert null.p == 1 / 4
+        assert null.share == 1 / 4
         assert null.high < 1
     assert found.to_dataframe().null_high.max() < 1
     along = knockout_cascade(
@@ -337,7 +337,7 @@ def test_sahara_finds_the_planted_circuit(refusal):
     prompts = [pair.clean for pair in task.pairs[:8]]
     found = sahara(model, prompts, switch_off(model), size=1, objective="kl", draws=3)
     assert found.heads == (GATE,)
-    assert found.null.p == 1 / 4
+    assert found.null.share == 1 / 4
 
 
 # -- interchange ----------------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def test_group_equals_joint_patching(refusal):
     odd = shifted(task)
     gate = group_interchange(model, odd, [GATE], alignment=align_ends(model, odd), draws=3)
     assert gate.necessity.mean == pytest.approx(1, abs=0.01)
-    assert gate.necessity_null.p == 1 / 4
+    assert gate.necessity_null.share == 1 / 4
     assert gate.sufficiency.mean == pytest.approx(1, abs=0.01)
 
 
@@ -470,7 +470,7 @@ def test_flips(refusal):
     assert found.before.counts["direct_refusal"] == 6
     assert found.after.counts["direct_answer"] == 6
     assert (found.rate.mean, found.rate.n) == (1, 6)
-    assert (found.null.mean, found.null.p) == (0, 1 / 4)
+    assert (found.null.mean, found.null.share) == (0, 1 / 4)
     # By default one token is no text: what is not refused is cut off, and gives no verdict.
     short = head_flips(model, prompts, [GATE], words, **given)
     assert short.after.counts["truncated"] == 6

@@ -4,12 +4,14 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from experiments.calibration import paired
 from interp import judge_rules
 from interp.errors import InterpError
 from interp.judging import (
@@ -26,6 +28,7 @@ from interp.judging import (
     user_judge,
 )
 from interp.metrics import share_estimate
+from interp.nulls import paired_p
 from interp.over_refusal import (
     Row,
     dose_response,
@@ -293,7 +296,7 @@ def test_rates_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("kept", "low", "high"), [(32, 0.892, 1.0), (0, 0.0, 0.108), (31, 0.842, 1.0)]
+    ("kept", "low", "high"), [(32, 0.892, 1.0), (0, 0.0, 0.108), (31, 0.843, 1.0)]
 )
 def test_an_interval_at_the_boundary_has_a_width(kept, low, high):
     """32 of 32 retained does not show 95 %: Wilson's low end is 0.893."""
@@ -303,7 +306,7 @@ def test_an_interval_at_the_boundary_has_a_width(kept, low, high):
     assert found.retained.mean == pytest.approx(kept / 32)
     assert found.retained.low <= share_estimate(kept, 32).low + 1e-12
     assert found.retained.low == pytest.approx(low, abs=0.02)
-    assert found.retained.high == pytest.approx(high, abs=0.02)
+    assert found.retained.high == pytest.approx(high, abs=0.03)
     assert found.retained.n == 32
     # All 23 removed: the rows behind it are those refused before, not all 182.
     assert found.reduction.mean == 1
@@ -344,6 +347,27 @@ def test_published_counts():
     assert found.benign.before == share_estimate(48, 205)
 
 
+@pytest.mark.parametrize(("bases", "rows"), [(8, 10), (40, 1)])
+def test_p_of_no_difference_is_uniform(bases, rows):
+    """Ten templates of one text are no ten witnesses: rows counted singly gave p <= .05 in half."""
+    p = paired(bases, rows, 300)
+    assert 0.005 < np.mean(p <= 0.05) < 0.09
+    assert 0.4 < np.mean(p) < 0.7
+
+
+def test_p_is_every_exchange_of_base_texts():
+    """By hand, and McNemar's where each row is its own text."""
+    rng = np.random.default_rng(0)
+    changes, texts = rng.integers(-1, 2, 24), rng.integers(0, 6, 24).tolist()
+    sums = np.bincount(texts, changes)
+    every = [abs(np.dot(signs, sums)) for signs in product([1, -1], repeat=6)]
+    assert paired_p(changes, texts) == pytest.approx(np.mean(np.array(every) >= abs(sums.sum())))
+    for stopped, began in ((0, 4), (7, 2), (3, 3), (0, 0), (150, 100)):
+        changes = np.array([1] * stopped + [-1] * began + [0] * 5)
+        exact = stats.binomtest(stopped, stopped + began).pvalue if stopped + began else 1.0
+        assert paired_p(changes) == pytest.approx(exact)
+
+
 def test_intervals_follow_the_base_texts():
     """Ten prompts around each of eight texts are eight samples, not eighty."""
     before = np.repeat([1, 1, 1, 1, 0, 0, 0, 0], 10)
@@ -354,21 +378,20 @@ def test_intervals_follow_the_base_texts():
     assert (tied.difference.high - tied.difference.low) > 2.5 * (
         loose.difference.high - loose.difference.low
     )
-    # Against the plain bootstrap of eight numbers.
-    rng = np.random.default_rng(5)
-    drawn = rng.choice([1, 1, 1, 1, 0, 0, 0, 0], (20_000, 8)).mean(1)
-    assert tied.difference.low == pytest.approx(np.quantile(drawn, 0.025), abs=0.07)
+    eight = [1, 1, 1, 1, 0, 0, 0, 0]
+    low, high = stats.t.interval(0.95, 7, loc=0.5, scale=stats.sem(eight))
+    assert (tied.difference.low, tied.difference.high) == pytest.approx((low, high))
     with pytest.raises(InterpError, match="0, 1 or nan"):
         paired_difference(np.array([0.5]), np.array([1.0]))
 
 
-def test_bootstrap_covers():
+def test_intervals_cover():
     """Of 200 simulated studies about 95 % have the true difference inside their interval."""
     rng, hits = np.random.default_rng(1), 0
     for _ in range(200):
         before = rng.random(60) < 0.6
         after = before & (rng.random(60) < 0.5)
-        found = paired_difference(before, after, draws=400).difference
+        found = paired_difference(before, after).difference
         hits += found.low <= 0.3 <= found.high
     assert 180 <= hits <= 199
 

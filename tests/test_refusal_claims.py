@@ -23,7 +23,7 @@ def est(mean: float, half: float = 0.05, n: int = 24) -> dict[str, Any]:
 
 
 def nul(mean: float = 0.0) -> dict[str, Any]:
-    return {"selected": 0.5, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "p": 0.05,
+    return {"selected": 0.5, "mean": mean, "low": mean - 0.1, "high": mean + 0.1, "share": 0.05,
             "draws": 20}  # fmt: skip
 
 

@@ -348,7 +348,7 @@ def test_new_mistakes_are_counted_beside_what_is_mended():
     assert (found["fixed"], found["broken"]) == (2, 1)
     assert found["mean"] == pytest.approx(4 / 6)
     assert found["null"] == [0.5, 0.5]
-    assert found["p"] == pytest.approx(1 / 3)
+    assert found["share"] == pytest.approx(1 / 3)
 
 
 def _rows(shares):

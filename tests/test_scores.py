@@ -1,12 +1,26 @@
 """Scores: intervals and nulls that mean what they say, and files that cannot lie."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from experiments.calibration import (
+    EFFECTS,
+    coverage,
+    ours,
+    power,
+    selections,
+    share,
+    student,
+)
 from interp.components import SITES, Component
 from interp.errors import InterpError
 from interp.figures import DIVERGING, heat_map
 from interp.graph import Graph
+from interp.metrics import bootstrap_weights, ratio_estimate
+from interp.nulls import null_of
 from interp.scores import Provenance, Scores
 
 FROM = Provenance(
@@ -60,50 +74,127 @@ def test_ratio_of_means_by_hand():
     assert scores.stderr[0, 0] == pytest.approx(np.std([0, 1], ddof=1) / np.sqrt(2))
 
 
-def test_bootstrap_covers_the_truth():
-    """About 95 % of intervals hold the true value; not 80 %, not all."""
-    hits = sum(
-        low[3, 2] <= 0.5 <= high[3, 2]
-        for low, high in (noisy(seed=seed).interval(draws=400) for seed in range(200))
-    )
-    assert 0.89 <= hits / 200 <= 0.99
+@pytest.mark.parametrize("kind", EFFECTS[:2])
+@pytest.mark.parametrize("n", [5, 16])
+def test_intervals_cover_the_truth(kind, n):
+    """About 95 % of intervals hold the true ratio; not 90 %, not all."""
+    assert 0.92 <= coverage(ours, kind, n, 1000) <= 0.98
+
+
+def test_skewed_effects_are_covered_better_than_by_students_t():
+    found, plain = (coverage(interval, "exponential", 8, 1000) for interval in (ours, student))
+    assert found >= 0.905
+    assert found > plain
+
+
+def test_interval_and_estimate_are_the_ratio_of_means():
+    scores = noisy(n=7)
+    low, high = scores.interval()
+    one = ratio_estimate(scores.effects[:, 3, 2], scores.clean - scores.corrupted)
+    assert scores.estimate("L3H2") == one
+    assert (low[3, 2], high[3, 2]) == pytest.approx((one.low, one.high))
+    assert (low < scores.values).all()
+    assert (scores.values < high).all()
+    assert str(noisy(n=4).estimate("L0H0")).endswith("n=4 (few)")
+
+
+def test_rows_of_one_text_count_once():
+    """Every prompt four times is no new information."""
+    scores = noisy(n=9)
+    every = make(np.repeat(scores.effects, 4, 0), clean=np.repeat(scores.clean, 4))
+    texts = np.repeat(np.arange(9), 4).tolist()
+    np.testing.assert_allclose(every.interval(groups=texts), scores.interval())
+    narrow = np.subtract(*every.interval()[::-1])
+    assert (narrow < 0.6 * np.subtract(*scores.interval()[::-1])).all()
+    once, again = (test.flips for test in (scores.null(2), every.null(2, groups=texts)))
+    assert (again.p, again.units, again.draws) == (once.p, 9, 512)
+    with pytest.raises(InterpError, match="one label per row"):
+        every.interval(groups=texts[:-1])
 
 
 def test_stderr_agrees_with_the_bootstrap():
     scores = noisy(n=200)
-    low, high = scores.interval()
-    np.testing.assert_allclose((high - low)[3, 2] / 2, 1.96 * scores.stderr[3, 2], rtol=0.15)
+    weights = bootstrap_weights(200, 2000) / 200
+    drawn = (weights @ scores.effects[:, 3, 2]) / (weights @ scores.clean)
+    np.testing.assert_allclose(drawn.std(), scores.stderr[3, 2], rtol=0.1)
 
 
 def test_null_finds_the_planted():
     found = noisy().null(1, band=11)
-    assert found.p < 0.02
-    assert found.selected > found.high
+    assert found.flips.p == found.flips.least == 1 / 2000
+    assert found.unseen.low > found.high
     assert found.mean == pytest.approx(0, abs=0.02)
     assert noisy().null(1).mean == pytest.approx(0, abs=0.05)
+    assert "p = 0.0005 (2000 sign flips of 40 prompts, least possible 0.0005)" in str(found)
 
 
+@pytest.mark.parametrize("kind", ["equal", "unequal", "correlated", "grouped"])
 @pytest.mark.parametrize("k", [1, 5])
-def test_null_is_uniform_on_noise(k):
+def test_null_is_uniform_on_noise(kind, k):
     """Selecting the strongest of pure noise must not look like a finding."""
-    p = []
-    for seed in range(120):
-        noise = np.random.default_rng(seed).standard_normal((40, 12, 8))
-        p.append(make(noise).null(k, band=11, draws=400, seed=seed).p)
-    assert 0.4 < np.mean(p) < 0.6
-    assert np.mean(np.array(p) < 0.05) < 0.12
+    p = selections(kind, 16, k, 200, draws=100)
+    assert 0.42 < p.mean() < 0.58
+    assert 0.005 <= share(p) <= 0.1
+
+
+def test_null_tries_every_flip_of_few_prompts():
+    """By hand: the best of two heads on every choice of signs of five prompts."""
+    effects = np.random.default_rng(1).standard_normal((5, 2, 1)) + 0.5
+    best = [
+        (np.array(signs) @ effects[:, :, 0]).max() for signs in itertools.product([1, -1], repeat=5)
+    ]
+    found = make(effects).null(1).flips
+    assert (found.draws, found.units, found.least) == (32, 5, 1 / 32)
+    assert found.p == np.mean(np.array(best) >= best[0])
+    assert make(np.ones((4, 2, 1))).null(1).flips.p == 1 / 16
+
+
+def test_null_needs_fewer_prompts_than_half_and_half():
+    found = power(8, 50)
+    assert found["all flipped, selected anew"] > 0.3 > found["selected on one half"]
+
+
+def test_null_ranks_as_top_does():
+    """By fractions of the gap, signed by it: a metric and its negative say the same."""
+    scores = noisy(n=8)
+    turned = replace(
+        scores, effects=-scores.effects, clean=-scores.clean, corrupted=-scores.corrupted
+    )
+    assert turned.top(1)[0].label == scores.top(1)[0].label == "L3H2"
+    assert turned.null(1) == scores.null(1)
+    against = replace(scores, effects=-scores.effects)
+    assert against.null(1).flips.p > 0.05
+    found = against.null(1, by="absolute")
+    assert found.flips.p == 2 / 256  # all signs turned is as strong by size
+    assert found.unseen.mean == pytest.approx(0.5, abs=0.1)
 
 
 def test_null_refuses_what_it_cannot_judge():
     noise = np.random.default_rng(3).standard_normal((8, 2, 1))
-    for scores, k, message in (
-        (make(noise), 1, "widen band"),
-        (make(noise), 2, "k between"),
-        (make(noise), 0, "k between"),
-        (make(noise[:3]), 1, "3 prompts"),
+    for scores, options, message in (
+        (make(noise), {"k": 3}, "k between"),
+        (make(noise), {"k": 0}, "k between"),
+        (make(noise[:3]), {"k": 1}, "3 prompts"),
+        (make(noise), {"k": 1, "groups": "aabbccaa"}, "3 prompts of their own"),
+        (make(noise), {"k": 1, "by": "mean_absolute"}, "does not change it"),
+        (make(noise), {"k": 1, "by": "size"}, "size"),
+        (make(noise * np.nan), {"k": 1}, "not finite"),
     ):
         with pytest.raises(InterpError, match=message):
-            scores.null(k)
+            scores.null(**options)
+    alone = make(noise[:, :, :1]).null(1)
+    assert np.isnan(alone.mean)
+    assert "random" not in str(alone)
+
+
+def test_random_sets_have_a_rank_and_no_p():
+    found = null_of(0.5, np.array([0.1, 0.5, 0.9, 0.2]))
+    assert found.share == 3 / 5
+    assert str(found).endswith("rank 3 of 5")
+    assert not hasattr(found, "p")
+    for selected, random in ((0.5, [0.1, np.nan]), (np.nan, [0.1, 0.2])):
+        with pytest.raises(InterpError, match="not numbers"):
+            null_of(selected, np.array(random))
 
 
 def test_one_prompt_has_no_interval():

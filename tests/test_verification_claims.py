@@ -22,12 +22,12 @@ def share(hits, n=100):
 
 
 def null(selected=0.6, p=0.02, draws=50):
-    return {"selected": selected, "mean": 0.1, "low": 0.0, "high": 0.2, "p": p, "draws": draws}
+    return {"selected": selected, "mean": 0.1, "low": 0.0, "high": 0.2, "share": p, "draws": draws}
 
 
 def effect(labels, hits, kept=100):
     return {
-        "components": labels, "disabled": share(hits), "invalid_kept": share(kept), "p": 0.02,
+        "components": labels, "disabled": share(hits), "invalid_kept": share(kept), "share": 0.02,
         "draws": 50, "null": {"disabled": [0.0] * 50},
     }  # fmt: skip
 
@@ -49,7 +49,8 @@ def planted():
     probe["shuffled_high"] = [0.6] * LAYERS
     change = {**null(0.004, p=0.6), "cosine": 1.0, "most": 0.005}
     carried = {
-        "effect": 0.9, "effect_low": 0.8, "effect_high": 1.0, "effect_null": [0.0] * 50, "p": 0.02,
+        "effect": 0.9, "effect_low": 0.8, "effect_high": 1.0, "effect_null": [0.0] * 50,
+        "share": 0.02,
         "flipped": share(90),
     }  # fmt: skip
     silenced = {"silenced": {**share(80), "mean": 0.8}, "silenced_null": null()}
@@ -64,7 +65,7 @@ def planted():
             "chosen": {"this": 1, "not": 1},
             "rows": [
                 {"direction": "logistic", "scale": scale,
-                 **{word: {**share(hits), "null": [0.0] * 50, "p": 0.02}
+                 **{word: {**share(hits), "null": [0.0] * 50, "share": 0.02}
                     for word in ("this", "not")}}
                 for scale, hits in ((0.1, 10), (0.2, 90))
             ],
@@ -125,9 +126,9 @@ CASES = {
         ({f"{PROBE}/low": [0.5] * 18}, "does not hold"),
     ),
     "steers": (
-        ({"steering/rows/1/this": share(40) | {"null": [0.0] * 50, "p": 0.02}}, "partly"),
-        ({"steering/rows/1/not/p": 0.06}, "partly"),
-        ({f"steering/rows/1/{word}/p": 0.06 for word in ("this", "not")}, "does not hold"),
+        ({"steering/rows/1/this": share(40) | {"null": [0.0] * 50, "share": 0.02}}, "partly"),
+        ({"steering/rows/1/not/share": 0.06}, "partly"),
+        ({f"steering/rows/1/{word}/share": 0.06 for word in ("this", "not")}, "does not hold"),
         ({"steering/chosen": {"this": 0, "not": 1}}, "partly"),
         ({"steering/chosen": {"this": 0, "not": 0}}, "does not hold"),
     ),
@@ -139,9 +140,9 @@ CASES = {
     ),
     "previous": (
         ({"effects_mean/sets/A_Prev (published)/disabled": share(49)}, "partly"),
-        ({"effects_resample/sets/A_Prev (published)/p": 0.06}, "partly"),
+        ({"effects_resample/sets/A_Prev (published)/share": 0.06}, "partly"),
         ({zero("A_Prev (published)") + "/disabled": share(89)}, "does not hold"),
-        ({zero("A_Prev (published)") + "/p": 0.06}, "does not hold"),
+        ({zero("A_Prev (published)") + "/share": 0.06}, "does not hold"),
         # The set of all earlier occurrences is beside it, and decides nothing.
         ({zero("A_Prev") + "/disabled": share(0)}, "holds"),
     ),
@@ -154,14 +155,14 @@ CASES = {
     "subset": (
         ({"curves/chosen": ["L3H0", "L11H8"]}, "partly"),
         ({zero("A_Verif (published)") + "/disabled": share(20)}, "partly"),
-        ({"curves/chosen": ["L3H0", "L11H8"], zero("A_Verif (published)") + "/p": 0.3},
+        ({"curves/chosen": ["L3H0", "L11H8"], zero("A_Verif (published)") + "/share": 0.3},
          "does not hold"),
     ),
     "glu": (
         ({f"{VALID}/disabled": share(3)}, "partly"),
         ({f"{VALID}/disabled": share(55)}, "partly"),  # both are more, but not for certain
-        ({f"{VALID}/p": 0.06}, "partly"),
-        ({f"{VALID}/p": 0.06, f"{BOTH}/p": 0.06}, "does not hold"),
+        ({f"{VALID}/share": 0.06}, "partly"),
+        ({f"{VALID}/share": 0.06, f"{BOTH}/share": 0.06}, "does not hold"),
         ({f"{VALID}/disabled": share(3), f"{BOTH}/disabled": share(4)}, "does not hold"),
     ),
     "silent": (
@@ -183,7 +184,7 @@ CASES = {
     "sufficient": (
         ({"sufficiency/valid into invalid/A_Verif/flipped": share(9)}, "partly"),
         ({"sufficiency/invalid into valid/A_Verif/effect_low": 0.45}, "partly"),
-        ({f"sufficiency/{side}/A_Verif/p": 0.06 for side in SIDES}, "does not hold"),
+        ({f"sufficiency/{side}/A_Verif/share": 0.06 for side in SIDES}, "does not hold"),
         ({f"sufficiency/{side}/A_Verif/{key}": value for side in SIDES for key, value in
           (("effect", 0.3), ("effect_low", 0.2), ("flipped", share(9)))}, "does not hold"),
     ),

@@ -154,7 +154,7 @@ def test_effects_are_those_of_hooked_runs(context):
         shares = [no[:4].double().mean().item() for no in random]
         assert row["null"]["disabled"] == pytest.approx(shares)
         beaten = sum(share >= no[part[:4]].mean() for share in shares)
-        assert row["p"] == pytest.approx((1 + beaten) / 6)
+        assert row["share"] == pytest.approx((1 + beaten) / 6)
 
 
 def test_at_the_published_tokens_heads_go_everywhere_and_neurons_at_the_last(context):
@@ -190,9 +190,9 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
     assert dealt.groups == [[0, 1], [2, 3]] * 2 + [[0, 1]]
     assert dealt.means(0) == [0.5] * 5
     assert dealt.means(1, np.array([False, True, False, True])) == [2.0] * 5
-    assert dealt.p(0) == 1.0
+    assert dealt.share(0) == 1.0
     low = controls.Dealt(values=dealt.values + 1, random=dealt.random, groups=dealt.groups)
-    assert low.p(0) == pytest.approx(1 / 6)
+    assert low.share(0) == pytest.approx(1 / 6)
     assert low.beside(0).mean == pytest.approx(1)
     assert dealt.beside(1).mean == 0
 
@@ -317,7 +317,7 @@ def test_texts_are_written_with_draws_of_their_own(context):
     for name in SETS:
         row = found["rows"][name]
         assert len(row["random_each"]) == row["draws"] == 5
-        assert 1 / 6 <= row["p"] <= 1
+        assert 1 / 6 <= row["share"] <= 1
         assert sum(share["n"] for share in row["random"].values()) == 5 * 5 * 10
     assert found["rows"]["none"]["outcomes"]["next_token"]["fail"]["mean"] == 1
     # One set at a time gives the same texts.
@@ -325,7 +325,7 @@ def test_texts_are_written_with_draws_of_their_own(context):
         context, samples, {"A_Verif": SETS["A_Verif"]}, max_new_tokens=12, draws=0
     )
     assert alone["rows"]["A_Verif"]["outcomes"] == found["rows"]["A_Verif"]["outcomes"]
-    assert alone["rows"]["A_Verif"]["p"] is None
+    assert alone["rows"]["A_Verif"]["share"] is None
     close = generating.published_protocol(context, context.test.balanced(3), SETS)
     assert list(close["rows"]) == ["none", *SETS]
 

@@ -66,7 +66,7 @@ class Comparison:
                     "expected": null.mean if null else np.nan,
                     "expected_low": null.low if null else np.nan,
                     "expected_high": null.high if null else np.nan,
-                    "p": null.p if null else np.nan,
+                    "share": null.share if null else np.nan,
                 }
             )
         return pd.DataFrame(rows)

@@ -44,9 +44,18 @@ def maybe(found: Mapping[str, Any] | None) -> str:
     return "–" if found is None else str(estimate(found))
 
 
-def chance(p: float) -> str:
-    """A p-value: never 0."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def as_strong(share: float) -> str:
+    """Of random draws and what they stand beside, the share at least as strong: never 0."""
+    return "share as strong < 0.001" if share < 0.001 else f"share as strong {share:.3f}"
+
+
+def selected(found: Mapping[str, Any]) -> str:
+    """A selection's test in words (`interp.nulls.SelectionTest`)."""
+    random = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return (
+        f"{estimate(found['unseen'])} on pairs they were not selected on, random heads near "
+        f"them {random}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
+    )
 
 
 def null(found: Result | None) -> str:
@@ -54,7 +63,7 @@ def null(found: Result | None) -> str:
     if found is None:
         return "–"
     drawn = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{drawn}, {chance(found['p'])}, {found['draws']} draws"
+    return f"{drawn}, {as_strong(found['share'])}, {found['draws']} draws"
 
 
 def retained(x: Result) -> str:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from interp.errors import InterpError
 from interp.files import content_key
 from interp.metrics import Estimate
-from interp.nulls import Null
+from interp.nulls import Null, SelectionTest
 from interp.records import read_sealed, write_sealed
 
 FORM = 2
@@ -30,8 +30,8 @@ Job = tuple[str, Callable[[], Result], *tuple[Any, ...]]
 """The name of a step, how it is computed, and the results of other steps it depends on."""
 
 
-def plain(record: Estimate | Null) -> Result:
-    """An estimate or a null as plain JSON."""
+def plain(record: Estimate | Null | SelectionTest) -> Result:
+    """An estimate, a null or a test as plain JSON."""
     return asdict(record)
 
 

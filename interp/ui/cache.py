@@ -14,6 +14,7 @@ from interp.errors import InterpError
 from interp.heads import HeadView, view_head
 from interp.keys import result_key
 from interp.models.language_model import LanguageModel
+from interp.nulls import SelectionTest
 from interp.patching import request_key
 from interp.prompts import EncodedTask, Task, TaskReport
 from interp.scores import Ranked, Scores
@@ -65,6 +66,16 @@ class Result:
     def ranked(self) -> dict[str, Ranked]:
         """Every cell by its label, the strongest first."""
         return {found.label: found for found in self.scores.top(self.scores.values.size)}
+
+    @cached_property
+    def _tests(self) -> dict[tuple[int, int], SelectionTest]:
+        return {}
+
+    def test(self, k: int, band: int) -> SelectionTest:
+        """What `Scores.null` says of the top k; slow for maps of neurons, so kept."""
+        if (k, band) not in self._tests:
+            self._tests[k, band] = self.scores.null(k, band=band)
+        return self._tests[k, band]
 
 
 HASHES: dict[Any, Any] = {

@@ -14,7 +14,7 @@ from interp.circuits.shelf import drop_circuit, kept_circuits
 from interp.diagrams import faithfulness_curve
 from interp.errors import InterpError
 from interp.metrics import Estimate
-from interp.studies.shown import chance
+from interp.studies.shown import as_strong
 from interp.ui import circuit_jobs, jobs, studies, widgets
 from interp.ui.circuit_jobs import Asked
 from interp.ui.state import current, fit, select
@@ -82,9 +82,9 @@ def _numbers(done: FullEvaluation) -> None:
         "CPR, area under f by signed score": _said(cpr),
         "CMD, area between f and 1 by absolute score": _said(cmd),
         "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
-        f"{chance(null.p)} ({null.draws} draws)",
+        f"{as_strong(null.share)} ({null.draws} draws)",
         "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
-        f"{chance(hard.p)} ({hard.draws} draws)",
+        f"{as_strong(hard.share)} ({hard.draws} draws)",
         "evaluated on": f"{itself.n} pairs it was not found on",
     }
     if done.completeness is not None:
@@ -197,7 +197,7 @@ def overlap(ask: Asked, found: Findings) -> None:
             "random circuits like them": "–"
             if row.expected is None
             else widgets.span(row.expected.low, row.expected.high),
-            "p": float("nan") if row.expected is None else row.expected.p,
+            "as strong": float("nan") if row.expected is None else row.expected.share,
         }
         for row in result.rows
         if row.left or row.right
@@ -210,7 +210,7 @@ def overlap(ask: Asked, found: Findings) -> None:
         studies.table(rows, key="overlap-rows")
         st.caption(
             "Jaccard: shared over those in either. Random circuits have as many edges of each kind "
-            "and depth; p is the share of random pairs that overlap as much."
+            "and depth; as strong: the share of random pairs that overlap as much."
         )
     with picture:
         strength = found.signed

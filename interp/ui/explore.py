@@ -182,13 +182,15 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     alone = not set(scores.axes) - {"layer", "position"}
     where, band = ("any layer", len(scores.coordinates["layer"])) if alone else ("same layers", 0)
     try:
-        control = scores.null(k, band=band)
+        test = result.test(k, band)
     except InterpError as error:
-        st.caption(f"No random control: {widgets.plain(error.found)}.")
+        st.caption(f"No test of the top {k}: {widgets.plain(error.found)}.")
     else:
+        random = widgets.estimate(test.mean, test.low, test.high)
         st.caption(
-            f"**Random control.** The top {k} of one half of the prompts, scored on the other, "
-            f"against random ones ({where}): {control}"
+            f"**More than noise?** The top {k} beside the top {k} after sign flips of prompts: "
+            f"{test.flips}. **How strong?** Those selected on one half of the prompts have, on the "
+            f"other, {test.unseen}; random ones ({where}) {random}."
         )
 
 

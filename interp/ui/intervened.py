@@ -98,7 +98,7 @@ def _outcome_rows(found: Result, rule: str) -> Rows:
             if row["random"] is None
             else studies.value(row["random"]["success"]),
             "draws": row["draws"],
-            "p": row["p"],
+            "as strong": row["share"],
         }
         for name, row in found["rows"].items()
     ]
@@ -159,8 +159,8 @@ def _verdicts(results: dict[str, Result]) -> None:
         f"{where}{found['n']} samples, half of them valid; plain model: "
         f"{studies.value(none['disabled'])} and "
         f"{studies.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
-        f"layer and count, run on {few} of the samples: mean [95 % range]; p: share of them at "
-        "least as strong in disabling on the same samples, the set itself counted."
+        f"layer and count, run on {few} of the samples: mean [95 % range]; as strong: share of "
+        "them at least as strong in disabling on the same samples, the set itself counted."
     )
     if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
         st.caption(f"This study has not come to: {'; '.join(missing)}.")
@@ -180,7 +180,7 @@ def _verdict_rows(sets: dict[str, Result]) -> Rows:
             "95 % interval": studies.interval(x["disabled"]),
             "random sets": spread(x["null"]["disabled"]),
             "draws": x["draws"],
-            "p": x["p"],
+            "as strong": x["share"],
             'invalid still "not"': x["invalid_kept"]["mean"],
             'random: still "not"': spread(x["null"]["invalid_kept"]),
             "shift (nats)": studies.value(x["shift"]),
@@ -269,7 +269,7 @@ def sufficiency(study: Study) -> Rows:
             "95 % interval": widgets.span(x["effect_low"], x["effect_high"]),
             "random sets": spread(x["effect_null"]),
             "draws": len(x["effect_null"]),
-            "p": x["p"],
+            "as strong": x["share"],
             "verdicts flipped": studies.value(x["flipped"]),
             "random: flipped": spread(x["flipped_null"]),
         }

@@ -6,7 +6,7 @@ import streamlit as st
 
 from interp.charts import head_map
 from interp.charts_steering import values_with_range
-from interp.studies.shown import null, place
+from interp.studies.shown import null, place, selected
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
 
@@ -72,7 +72,7 @@ def paths(found: Result) -> None:
         st.caption(
             f"Paths into the queries, keys and values of {' '.join(found['carriers'])}; "
             f"{found['n']} test pairs. Framed: the triggers. First four together "
-            f"{found['path_null']['selected']:+.3f}, random heads {null(found['path_null'])}."
+            f"{selected(found['path_null'])}."
         )
     with right:
         studies.table(

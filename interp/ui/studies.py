@@ -15,7 +15,7 @@ import streamlit as st
 from interp.errors import InterpError
 from interp.files import cache_dir, json_text
 from interp.studies.frame import MANIFEST, Study, kept_studies
-from interp.studies.shown import chance
+from interp.studies.shown import as_strong
 from interp.studies.steps import Result
 from interp.ui import offered, widgets
 from interp.ui.families import FAMILIES, Family, family_of
@@ -249,8 +249,8 @@ def value(found: Mapping[str, float]) -> str:
 
 
 def null_words(null: Mapping[str, float]) -> str:
-    """A null: mean, 95 % range and p."""
-    return f"{value(null)}, {chance(null['p'])} ({null['draws']} draws)"
+    """A null: mean, 95 % range and share as strong."""
+    return f"{value(null)}, {as_strong(null['share'])} ({null['draws']} draws)"
 
 
 def maybe(found: float | None) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from interp.charts import band_lines, points_with_null
 from interp.figures import null_band
-from interp.studies.shown import place
+from interp.studies.shown import place, selected
 from interp.studies.steps import Result
 from interp.studies.verification.finding import BAND, STRONGEST, strongest
 from interp.studies.verification.intervening import KINDS
@@ -59,11 +59,7 @@ def strongest_beside_others(maps: Mapping[str, Result]) -> None:
                 alt=f"{words}: the strongest heads beside others of layers near them",
             )
             if null := x.get("null"):
-                st.caption(
-                    f"The {STRONGEST} strongest on half of the pairs, measured on the other half: "
-                    f"{widgets.number(null['selected'])}; random heads near them "
-                    f"{studies.null_words(null)}."
-                )
+                st.caption(f"The {STRONGEST} strongest: {selected(null)}.")
     st.caption(
         f"Grey: all other heads within {BAND} layers but the twelve strongest of the map. In the "
         "figures heads are chosen and measured on the same samples."

@@ -13,7 +13,7 @@ from interp.directions import Kind
 from interp.errors import InterpError
 from interp.folds import joined
 from interp.geometry import compare, representational_independence, sample_cone
-from interp.metrics import Estimate
+from interp.metrics import Estimate, bootstrap_weights
 from interp.steering import ablate_direction
 from interp.studies.refusal.context import KINDS, LEAST, Context
 from interp.studies.refusal.pointing import FALSE, SELECTED
@@ -129,8 +129,7 @@ def cosine_interval(
     states = [context.ends(rows)[:, place[0], place[1]].double().numpy() for rows in sides]
     bases = [[context.cases[i].known.base for i in rows] for rows in sides]
     names = {name: i for i, name in enumerate(dict.fromkeys(x for side in bases for x in side))}
-    rng = np.random.default_rng(context.settings.seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=BOOTSTRAP)
+    drawn = bootstrap_weights(len(names), BOOTSTRAP, seed=context.settings.seed)
 
     def cosines(weights: np.ndarray) -> np.ndarray:
         means = []

@@ -16,7 +16,7 @@ from interp.studies.refusal.heading import SIDES
 from interp.studies.refusal.methods import CONSTELLATIONS, EVERY_TASK
 from interp.studies.refusal.pointing import SELECTED, place_of
 from interp.studies.refusal.sections_steered import methods_of
-from interp.studies.shown import chance, change, estimate, listed, maybe, retained
+from interp.studies.shown import as_strong, change, estimate, listed, maybe, retained
 from interp.studies.steps import Result
 
 COLUMNS = ("claim", "here", "evidence")
@@ -263,7 +263,7 @@ def _neurons(results: Results) -> Row:
         "GLU neurons along the refusal direction carry it",
         True if above and flipped["mean"] >= 0.5 else None if above else False,
         f"{results['neurons']['chosen']['n']} neurons zeroed at the last token turn "
-        f"{estimate(flipped)} of refusals (random {null['mean']:.2f}, {chance(null['p'])})",
+        f"{estimate(flipped)} of refusals (random {null['mean']:.2f}, {as_strong(null['share'])})",
     )
 
 

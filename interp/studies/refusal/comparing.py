@@ -175,7 +175,6 @@ def _both_sides(
         baseline(context, behaviour, rows),
         after,
         steered=marks,
-        seed=context.settings.seed,
     )
 
 

@@ -34,7 +34,7 @@ GROUP = 4
 
 FLIP_DRAWS = 5
 GROUP_DRAWS = 20
-"""Random groups at least: with ten no p-value is below 0.09."""
+"""Random groups at least: with ten no share as strong is below 0.09."""
 
 VERSION = 2
 """Of `groups`: part of its key, raised where what it computes has changed."""

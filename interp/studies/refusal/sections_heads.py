@@ -5,7 +5,7 @@ from __future__ import annotations
 from interp import plots
 from interp.report import Report
 from interp.studies.refusal.heading import SIDES
-from interp.studies.shown import estimate, null
+from interp.studies.shown import estimate, null, selected
 from interp.studies.steps import Result
 
 Results = dict[str, Result]
@@ -96,8 +96,7 @@ def _passing(report: Report, found: Result) -> None:
             f"{head} {value:+.3f}"
             for head, value in zip(found["triggers"], found["of triggers"], strict=True)
         )
-        + f". First four together {found['path_null']['selected']:+.3f}, random heads of the same "
-        f"layers {null(found['path_null'])}."
+        + f". First four together {selected(found['path_null'])}."
     )
     cascade = found.get("cascade")
     if isinstance(cascade, list):

@@ -86,7 +86,7 @@ def knocked_out(
     """Accuracy on tasks with sets of heads at their mean at the last token, beside random sets.
 
     The mean is over the task's own prompts. right: the most likely of answers and wrong answers
-    is an answer. p: share of random sets of the same layers that lower it as much.
+    is an answer. share: of random sets of the same layers that lower it as much.
     """
     found: Result = {}
     for entry in entries:
@@ -105,7 +105,7 @@ def knocked_out(
             rows[name] = {
                 **plain(share_estimate(int(mine.sum()), len(mine))),
                 "null": random.tolist(),
-                "p": null_of(-float(mine.mean()), -random).p,
+                "share": null_of(-float(mine.mean()), -random).share,
             }
             begin = end
         none = plain(share_estimate(int(right[0].sum()), len(task)))

@@ -9,7 +9,7 @@ import numpy as np
 from interp.studies.reuse.repairing import over_all
 from interp.studies.reuse.staging import circuits_of, clear_heads, value_of
 from interp.studies.reuse.suite import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
-from interp.studies.shown import chance
+from interp.studies.shown import as_strong
 from interp.studies.steps import Result
 
 Row = dict[str, str]
@@ -46,7 +46,7 @@ def shown(row: Result, measure: str = "matched") -> str:
     x = row[measure]
     return (
         f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, "
-        f"{chance(x['null']['p'])})"
+        f"{as_strong(x['null']['share'])})"
     )
 
 
@@ -65,7 +65,7 @@ def _variants(results: dict[str, Result]) -> Row:
     found = _values(results, ["variant"])
     if not found:
         return {}
-    above = [row["matched"]["null"]["p"] < 0.05 for row in found.values()]
+    above = [row["matched"]["null"]["share"] < 0.05 for row in found.values()]
     return _row(
         "Variants of IOI share its circuit beyond chance",
         True if all(above) else None if any(above) else False,
@@ -101,7 +101,7 @@ def _shared(results: dict[str, Result], name: str, claim: str) -> Row:
         if entry_named(other).group == "control"
         and (found := pair_of(results, other, name)) is not None
     }
-    above = row["matched"]["null"]["p"] < 0.05
+    above = row["matched"]["null"]["share"] < 0.05
     beyond = all(row["matched"]["value"] > x["matched"]["value"] for x in controls.values())
     return _row(
         claim,
@@ -119,10 +119,11 @@ def _needed(results: dict[str, Result]) -> Row:
         return {}
     return _row(
         "Without the base model's IOI heads the trained skill breaks, more than by chance",
-        mine["p"] < 0.05,
+        mine["share"] < 0.05,
         f"right {found['none']['mean']:.2f}; IOI heads at their mean {mine['mean']:.2f} "
-        f"[{mine['low']:.2f}, {mine['high']:.2f}] (random {np.mean(mine['null']):.2f}, p = "
-        f"{mine['p']:.3f}); its own heads {own['mean']:.2f} (random {np.mean(own['null']):.2f})",
+        f"[{mine['low']:.2f}, {mine['high']:.2f}] (random {np.mean(mine['null']):.2f}, "
+        f"{as_strong(mine['share'])}); its own heads {own['mean']:.2f} "
+        f"(random {np.mean(own['null']):.2f})",
     )
 
 
@@ -159,7 +160,7 @@ def _repaired(results: dict[str, Result], name: str) -> Row:
     right, none = x["right"], found["none"]["right"]
     rows = len(found["sets"])
     better = right["fixed"] > right["broken"] and right["p_paired"] * rows < 0.05
-    p = over_all(found["sets"])[f"{name}, full"]
+    rare = over_all(found["sets"])[f"{name}, full"]
     what = {
         "both": "inhibition heads and negative mover",
         "negative mover": "the negative mover alone",
@@ -167,11 +168,11 @@ def _repaired(results: dict[str, Result], name: str) -> Row:
     }[name]
     return _row(
         f"Pointed to the two wrong colours, the attention of {what} repairs Colored Objects",
-        True if better and p < 0.05 else None if better else False,
+        True if better and rare < 0.05 else None if better else False,
         f"right {none['mean']:.2f} → {right['mean']:.2f} [{right['low']:.2f}, "
         f"{right['high']:.2f}], {right['fixed']} fixed, {right['broken']} new mistakes; random "
         f"heads of the same layers, pointed to the same colours, {np.mean(right['null']):.2f} "
-        f"(highest {max(right['null']):.2f}), {chance(right['p'])}, over the {rows} rows tried "
-        f"{p:.3f}. Of all tokens the right colour is on top in {found['none']['top']['mean']:.2f} "
-        f"→ {x['top']['mean']:.2f}",
+        f"(highest {max(right['null']):.2f}), {as_strong(right['share'])}, over the {rows} rows "
+        f"tried {rare:.3f}. Of all tokens the right colour is on top in "
+        f"{found['none']['top']['mean']:.2f} → {x['top']['mean']:.2f}",
     )

@@ -36,7 +36,7 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
 
     right: share of prompts on which the most likely of answers and wrong answers is an answer;
     top: of all tokens. A model does a task if `right` is at least 0.75 and its interval lies above
-    chance, and tends to it if the interval lies above chance.
+    as_strong, and tends to it if the interval lies above chance.
     """
     found: Result = {}
     for entry in entries:

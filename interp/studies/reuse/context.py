@@ -44,7 +44,7 @@ class Settings(schema.Settings):
     seed: Whole = 0
 
 
-REUSE = Kind(name="reuse", version=1, settings=Settings, beside=("trained",))
+REUSE = Kind(name="reuse", version=2, settings=Settings, beside=("trained",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from interp.components import Component
 from interp.interventions import intervene
 from interp.metrics import mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
-from interp.nulls import null_of
+from interp.nulls import null_of, paired_p
 from interp.prompts import Task
 from interp.studies.reuse.context import Choices, Context, choices
 from interp.studies.reuse.imposing import Written, blend, evenly, impose, matched, written
@@ -66,7 +66,7 @@ def repair(context: Context, ioi: Result, labels: Result) -> Result:
 
     right: share of prompts on which the right colour is the most likely of the table's three.
     top: of all tokens. fixed, broken: prompts that become right, or wrong; p_paired: McNemar's
-    exact test of the two. null: the random sets' shares, p: of these as high.
+    exact test of the two. null: the random sets' shares; share: of these as high.
     """
     model, task = context.model, context.task(OBJECTS, test=True)
     encoded = task.encode(model)
@@ -128,30 +128,29 @@ def _kinds(
 
 def _paired(seen: Choices, rows: slice) -> Result:
     """A set's accuracy beside its random sets', and prompt by prompt beside the plain run."""
-    from scipy import stats
-
     found: Result = {}
     for kind, shares in (("right", seen.right), ("top", seen.top)):
         before, after = shares[0], shares[rows][0]
         fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
-        changed, random = fixed + broken, shares[rows][1:].mean(1)
+        random = shares[rows][1:].mean(1)
         found[kind] = {
             **plain(share_estimate(int(after.sum()), len(after))),
             "fixed": fixed,
             "broken": broken,
-            "p_paired": float(stats.binomtest(fixed, changed).pvalue) if changed else 1.0,
+            "p_paired": paired_p(after.astype(int) - before.astype(int)),
             "null": random.tolist(),
-            "p": null_of(float(after.mean()), random).p,
+            "share": null_of(float(after.mean()), random).share,
         }
     return found
 
 
 def over_all(sets: Mapping[str, Result]) -> dict[str, float]:
-    """Every row's p corrected for the rows tried: the single-step max-T of Westfall and Young 1993.
+    """Every row's share as strong, corrected for the rows tried: max-T of Westfall and Young 1993.
 
     Random set i of every row is one draw. Each row's shares, its own and the random ones, are put
-    on one scale (less their mean, over their deviation); p is the share of draws, the chosen heads
-    among them, whose largest row is as far up as this one. No less than 1 / (1 + draws).
+    on one scale (less their mean, over their deviation); the result is the share of draws, the
+    chosen heads among them, whose largest row is as far up as this one. No less than
+    1 / (1 + draws).
     """
     shares = np.array([[x["right"]["mean"], *x["right"]["null"]] for x in sets.values()])
     spread = shares.std(1, keepdims=True)

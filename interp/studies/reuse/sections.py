@@ -154,7 +154,8 @@ def overlap(report: Report, results: dict[str, Result]) -> None:
         "shared: heads in common out of heads in a circuit, in any stage, of the two circuits cut "
         "to one size: in every stage the strongest of each, as many as both have. Intervals "
         "(95 %): halves of the prompts, the same ones in both tasks, about the value on all of "
-        "them. random, p: heads with the layers of the second circuit. ceiling: half of a task's "
+        "them. random: heads with the layers of the second circuit; as strong: the share of these "
+        "that has as many in common. ceiling: half of a task's "
         "prompts against its other half, the lower of the two tasks. rank correlation: of all "
         "heads' effects on the logits, lowered by the noise of as many prompts. pooled: as shared, "
         "of the whole circuits; stagewise: within stages; iou: intersection over union."
@@ -173,7 +174,7 @@ def overlap(report: Report, results: dict[str, Result]) -> None:
                 "shared": estimate(x | {"mean": x["value"], "n": size}),
                 "heads": f"{row['matched_common']} of {_sizes(row['matched_sizes'])}",
                 "random": f"{x['null']['mean']:.2f}",
-                "p": f"{x['null']['p']:.3f}",
+                "as strong": f"{x['null']['share']:.3f}",
                 "ceiling": f"{x['ceiling']:.2f}",
                 "rank correlation": estimate(
                     row["spearman"] | {"mean": row["spearman"]["value"], "n": size}

@@ -9,7 +9,7 @@ import numpy as np
 from interp.report import Report
 from interp.studies.reuse.repairing import over_all
 from interp.studies.reuse.suite import OBJECTS, PUBLISHED
-from interp.studies.shown import chance, estimate, spread
+from interp.studies.shown import as_strong, estimate, spread
 from interp.studies.steps import Result
 
 
@@ -21,7 +21,7 @@ def trained(report: Report, results: dict[str, Result]) -> None:
     for task, found in results["reused"].items():
         rows = [
             {"heads at their mean": "none", "right": estimate(found["none"])}
-            | {"random": None, "p": None}
+            | {"random": None, "as strong": None}
         ]
         for name, x in found["sets"].items():
             rows.append(
@@ -29,7 +29,7 @@ def trained(report: Report, results: dict[str, Result]) -> None:
                     "heads at their mean": name,
                     "right": estimate(x),
                     "random": spread(x["null"]),
-                    "p": f"{x['p']:.3f}",
+                    "as strong": f"{x['share']:.3f}",
                 }
             )
         report.table(
@@ -43,7 +43,7 @@ def trained(report: Report, results: dict[str, Result]) -> None:
             {
                 "circuit": name,
                 **{
-                    part: f"{x['selected']:.4f} (others {x['mean']:.4f}, {chance(x['p'])})"
+                    part: f"{x['selected']:.4f} (others {x['mean']:.4f}, {as_strong(x['share'])})"
                     for part, x in parts.items()
                 },
             }
@@ -86,8 +86,8 @@ def repair(report: Report, results: dict[str, Result]) -> None:
         "**What is told from outside**: which of the table's three colours are wrong (or which is "
         "right). So the intervention does not solve the task; the question is whether heads found "
         "on IOI act on what they are told, and random heads of the same layers, told the same, do "
-        f"not. p: share of {found['sets_drawn']} random sets that do as well (the least it can be "
-        f"is {1 / (1 + found['sets_drawn']):.3f}); p, all rows: corrected for the "
+        f"not. as strong: share of {found['sets_drawn']} random sets that do as well (at least "
+        f"{1 / (1 + found['sets_drawn']):.3f}); as strong, all rows: corrected for the "
         f"{len(found['sets'])} rows tried (max-T of Westfall and Young). right is among the three "
         f"colours (chance {found['chance']:.3f}), top among all tokens; fixed and broken (new "
         "mistakes) are counted prompt by prompt. paper: GPT-2 medium."
@@ -103,8 +103,8 @@ def repair(report: Report, results: dict[str, Result]) -> None:
                 "right": estimate(x["right"]),
                 "paper": f"{published:.3f}" if published else None,
                 "random heads": spread(x["right"]["null"]),
-                "p": f"{x['right']['p']:.3f}",
-                "p, all rows": f"{corrected[name]:.3f}",
+                "as strong": f"{x['right']['share']:.3f}",
+                "as strong, all rows": f"{corrected[name]:.3f}",
                 "fixed, broken": f"{x['right']['fixed']}, {x['right']['broken']}",
                 "top": f"{x['top']['mean']:.3f}",
             }
@@ -131,8 +131,8 @@ def _plain_row(found: Result) -> dict[str, Any]:
         "right": estimate(found["none"]["right"]),
         "paper": f"{PUBLISHED['accuracy']['none']:.3f}",
         "random heads": None,
-        "p": None,
-        "p, all rows": None,
+        "as strong": None,
+        "as strong, all rows": None,
         "fixed, broken": None,
         "top": f"{found['none']['top']['mean']:.3f}",
     }
@@ -154,7 +154,7 @@ def groups(report: Report, results: dict[str, Result]) -> None:
                 told = found["accuracy"][task]
                 x = told["sets"].get(name)
                 row[f"{task} ({told['none']['mean']:.2f} whole)"] = (
-                    f"{x['mean']:.2f} (random {np.mean(x['null']):.2f}, {chance(x['p'])})"
+                    f"{x['mean']:.2f} (random {np.mean(x['null']):.2f}, {as_strong(x['share'])})"
                     if x
                     else None
                 )

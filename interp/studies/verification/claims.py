@@ -1,14 +1,15 @@
 """Which of the paper's claims hold here, read off the steps' results by stated criteria.
 
-"Beyond random" is p < 0.05 against random sets like the one judged. Where fewer than 19 such sets
-exist or were drawn, none can be that rare: a set that beats them all then earns "partly" at most.
+"Beyond random" is a share as strong below 0.05 among random sets like the one judged. Where fewer
+than 19 such sets exist or were drawn, none can be that rare: a set that beats them all then earns
+"partly" at most.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from interp.studies.shown import chance
+from interp.studies.shown import as_strong
 from interp.studies.steps import Result
 
 Row = dict[str, str]
@@ -51,11 +52,11 @@ def _row(claim: str, holds: Verdict, criterion: str, evidence: str) -> Row:
     return {"claim of the paper": claim, "here": said, "holds if": criterion, "evidence": evidence}
 
 
-def beyond(p: float, draws: int) -> Verdict:
+def beyond(share: float, draws: int) -> Verdict:
     """Whether a set is beyond random ones; None if it beats all, of too few to say."""
-    if p < 0.05:
+    if share < 0.05:
         return True
-    return None if p <= 1 / (1 + draws) and draws < 19 else False
+    return None if share <= 1 / (1 + draws) and draws < 19 else False
 
 
 def least(*verdicts: Verdict) -> Verdict:
@@ -93,13 +94,13 @@ def _steers(results: dict[str, Result]) -> Row:
     found = results["steering"]
     rows = {word: found["rows"][number] for word, number in found["chosen"].items()}
     each = [
-        least(x["mean"] >= CARRIED, beyond(x["p"], len(x["null"])))
+        least(x["mean"] >= CARRIED, beyond(x["share"], len(x["null"])))
         for x in (row[word] for word, row in rows.items())
     ]
     said = "; ".join(
         f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}] of {x["n"]} judged "{word}" '
         f"({row['direction']}, {row['scale']:.0%}; {len(x['null'])} random directions "
-        f"{np.mean(x['null']):.2f}, {chance(x['p'])})"
+        f"{np.mean(x['null']):.2f}, {as_strong(x['share'])})"
         for word, row in rows.items()
         for x in (row[word],)
     )
@@ -117,11 +118,11 @@ def _steers(results: dict[str, Result]) -> Row:
 def _antipodal(results: dict[str, Result]) -> Row:
     glu, softmax = results["glu"], results["probes"]["softmax"]
     cases = (glu["antipodes"], glu["antipodes_without_probes"])
-    rare = least(*(beyond(x["null"]["p"], x["null"]["draws"]) for x in cases))
+    rare = least(*(beyond(x["null"]["share"], x["null"]["draws"]) for x in cases))
     opposite = cases[0]["mean_cosine"] <= -0.5
     said = [
-        f"{x['mean_cosine']:.3f} (along random directions {-x['null']['mean']:.3f}, p = "
-        f"{x['null']['p']:.3f})"
+        f"{x['mean_cosine']:.3f} (along random directions {-x['null']['mean']:.3f}, "
+        f"{as_strong(x['null']['share'])})"
         for x in cases
     ]
     return _row(
@@ -144,7 +145,8 @@ def _against(x: Result) -> str:
     return (
         f"{len(x['components'])} components zeroed: {x['disabled']['mean']:.2f} "
         f"[{x['disabled']['low']:.2f}, {x['disabled']['high']:.2f}] of valid attempts judged "
-        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, {chance(x["p"])}'
+        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, '
+        f"{as_strong(x['share'])}"
     )
 
 
@@ -159,13 +161,13 @@ def _by_kind(results: dict[str, Result], name: str) -> tuple[Verdict, str]:
     zero, *others = (_set(results, name, kind) for kind in ("zero", "mean", "resample"))
     assert zero is not None
     enough = zero["disabled"]["mean"] >= DISABLED
-    zeroed = least(enough, beyond(zero["p"], zero["draws"]))
+    zeroed = least(enough, beyond(zero["share"], zero["draws"]))
     rest = [
-        least(x["disabled"]["mean"] >= 0.5, beyond(x["p"], x["draws"])) if x else False
+        least(x["disabled"]["mean"] >= 0.5, beyond(x["share"], x["draws"])) if x else False
         for x in others
     ]
     said = "; ".join(
-        f"{kind} ablation {x['disabled']['mean']:.2f}, {chance(x['p'])}"
+        f"{kind} ablation {x['disabled']['mean']:.2f}, {as_strong(x['share'])}"
         for kind, x in zip(("mean", "resample"), others, strict=True)
         if x
     )
@@ -210,7 +212,7 @@ def _subset(results: dict[str, Result]) -> Row:
     inside = {head for x in previous for head in x["components"]}
     shared, scored = set(chosen) & inside, _set(results, "A_Verif (published)")
     works = scored is not None and least(
-        scored["disabled"]["mean"] >= DISABLED, beyond(scored["p"], scored["draws"])
+        scored["disabled"]["mean"] >= DISABLED, beyond(scored["share"], scored["draws"])
     )
     within = len(shared) == len(chosen)
     said = "none" if scored is None else f"{', '.join(scored['components'])}: {_against(scored)}"
@@ -229,7 +231,9 @@ def _glu_valid(results: dict[str, Result]) -> Row:
     one, both = (_set(results, name) for name in ("GLU_Valid", "GLU_Valid and GLU_Invalid"))
     assert one is not None
     assert both is not None
-    rare = [least(x["disabled"]["mean"] >= 0.05, beyond(x["p"], x["draws"])) for x in (one, both)]
+    rare = [
+        least(x["disabled"]["mean"] >= 0.05, beyond(x["share"], x["draws"])) for x in (one, both)
+    ]
     more = both["disabled"]["low"] > one["disabled"]["high"]
     written = results["interventions"]["rows"]
     said = "; ".join(
@@ -258,10 +262,10 @@ def _silent(results: dict[str, Result]) -> Row:
     for place, x in places.items():
         if (share := x["silenced"]) is None or (null := x["silenced_null"]) is None:
             continue
-        judged[place] = share["mean"], beyond(null["p"], null["draws"])
+        judged[place] = share["mean"], beyond(null["share"], null["draws"])
         said.append(
             f"at {place} {share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}], "
-            f"{null['draws']} random sets {null['mean']:.2f}, {chance(null['p'])}"
+            f"{null['draws']} random sets {null['mean']:.2f}, {as_strong(null['share'])}"
         )
     if not judged:
         return _row(claim, False, criterion, "no neuron was active, or there is no other head")
@@ -305,11 +309,11 @@ def _sufficient(results: dict[str, Result]) -> Row:
     found = results["sufficiency"]
     rows = {side: found[side]["A_Verif"] for side in ("valid into invalid", "invalid into valid")}
     every = rows.values()
-    rare = [beyond(x["p"], len(x["effect_null"])) for x in every]
+    rare = [beyond(x["share"], len(x["effect_null"])) for x in every]
     full = [x["effect_low"] >= CARRIED and x["flipped"]["mean"] >= CARRIED for x in every]
     said = "; ".join(
         f"{side} {x['effect']:.2f} [{x['effect_low']:.2f}, {x['effect_high']:.2f}] of the gap "
-        f"(random {np.mean(x['effect_null']):.2f}, {chance(x['p'])}) and "
+        f"(random {np.mean(x['effect_null']):.2f}, {as_strong(x['share'])}) and "
         f"{x['flipped']['mean']:.2f} of verdicts flipped"
         for side, x in rows.items()
     )
@@ -330,7 +334,7 @@ def _base(results: dict[str, Result]) -> Row:
     changes = [null for parts in found["weights"].values() for null in parts.values()]
     most = max(change["most"] for change in changes)
     auc = found["forced"][found["base"]]["auc"]
-    rarest = min(1.0, len(changes) * min(change["p"] for change in changes))
+    rarest = min(1.0, len(changes) * min(change["share"] for change in changes))
     hardly, there = most <= UNCHANGED, auc >= 0.9
     says = [found["lens"][found["base"]][group]["this"][-1]["mean"] for group in VERDICTS]
     return _row(
@@ -341,7 +345,7 @@ def _base(results: dict[str, Result]) -> Row:
         f"relative change of their weights up to {most:.3f} (least cosine "
         f"{min(change['cosine'] for change in changes):.4f}, 1.0000 in the paper), on average "
         f"{np.mean([c['selected'] for c in changes]):.3f}, of others in their layers "
-        f"{np.mean([c['mean'] for c in changes]):.3f} (least p {rarest:.3f}, corrected for "
-        f"{len(changes)} tests); on the trained model's texts {found['base']} tells "
+        f"{np.mean([c['mean'] for c in changes]):.3f} (least share as strong {rarest:.3f}, "
+        f"corrected for {len(changes)} tests); on the trained model's texts {found['base']} tells "
         f'valid from invalid with AUC {auc:.2f}, and gives "this" {says[0]:.2f} and {says[1]:.2f}',
     )

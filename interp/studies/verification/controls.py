@@ -70,9 +70,9 @@ class Dealt:
             for group, found in zip(self.groups, self.random, strict=True)
         ]
 
-    def p(self, measure: int, among: np.ndarray | None = None) -> float:
+    def share(self, measure: int, among: np.ndarray | None = None) -> float:
         """Share of draws at least as strong as the set on the same samples, the set counted."""
-        beaten = sum(mine <= 0 for mine in self._beside(measure, among))
+        beaten = sum(not mine > 0 for mine in self._beside(measure, among))
         return (1 + beaten) / (1 + len(self.random))
 
     def beside(self, measure: int) -> Estimate:
@@ -166,7 +166,7 @@ def effects_published(context: Context, samples: Samples, sets: Sets) -> Result:
                 "shift": x.means(1, valid),
                 "kl": x.means(2),
             },
-            "p": x.p(0, valid),
+            "share": x.share(0, valid),
         }
     found["sets"] = {
         name: rows[name] | {"where": "last" if name in neurons else "all"} for name in sets

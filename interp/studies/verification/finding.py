@@ -50,9 +50,8 @@ def patching(context: Context) -> Result:
     """Exact activation patching on valid-invalid pairs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
-    layer by layer at each of the two. Every map of heads has a null: its strongest on one half of
-    the pairs, scored on the other half, against random heads of the layers near them
-    (`Scores.null`); none where there are too few pairs to halve.
+    layer by layer at each of the two. The strongest of every map of heads are tested
+    (`Scores.null`), except where there are too few pairs.
     """
     model, (pairs, counts) = context.model, context.pairs
     found: Result = {"n": len(pairs), "counts": counts}
@@ -71,7 +70,7 @@ def patching(context: Context) -> Result:
 
 
 def paths(context: Context, receivers: Sequence[str]) -> Result:
-    """Path patching of every head, at t_ans and t_paren, into some receivers; with its null."""
+    """Path patching of every head, at t_ans and t_paren, into some receivers; with its test."""
     scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
     return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
 
@@ -82,7 +81,7 @@ def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
 
 
 def _map(scores: Scores, k: int, seed: int) -> Result:
-    """Effects of all heads, the k strongest of them, and the null of the very strongest."""
+    """Effects of all heads, the k strongest of them, and the test of the very strongest."""
     null = None
     with suppress(InterpError):  # too few pairs to halve, or too few heads
         null = plain(scores.null(STRONGEST, band=BAND, seed=seed))

@@ -44,7 +44,7 @@ def intervention_table(
 
     Random sets like each set, `draws` of them, are run on `EACH` texts each, dealt out in turn: a
     random set that leaves the text alone costs next to nothing. `random` pools all their texts,
-    `random_each` is the share of success of every one. p: share of them with at least as much
+    `random_each` is the share of success of every one. share: part of them with at least as much
     success on their texts as the set has on all, the set counted.
     """
     settings, model = context.settings, context.model
@@ -76,7 +76,7 @@ def intervention_table(
             "random": _shares(texts, "interp-1") if texts else None,
             "random_each": each,
             "draws": len(each),
-            "p": null_of(mine, np.array(each)).p if each else None,
+            "share": null_of(mine, np.array(each)).share if each else None,
         }
     return {
         "kind": kind,
@@ -141,7 +141,7 @@ def _row(labels: list[str], texts: Sequence[str]) -> Result:
         "random": None,
         "random_each": [],
         "draws": 0,
-        "p": None,
+        "share": None,
         "examples": list(texts[:3]),
     }
 

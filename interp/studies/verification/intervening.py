@@ -18,7 +18,7 @@ from interp.ablation import (
 )
 from interp.components import Component
 from interp.cumulative import AblatedSets
-from interp.metrics import mean_estimate, share_estimate
+from interp.metrics import mean_estimate, ratio_estimate, share_estimate
 from interp.models.language_model import Address
 from interp.nulls import null_of
 from interp.studies.steps import Result, plain
@@ -76,8 +76,8 @@ def verdict_effects(
     model say "not" everywhere disables nothing in particular, one that flips these breaks it).
     shift: mean change of logit(this) - logit(not), by log-probabilities, on valid samples. kl:
     mean KL(plain || ablated) in nats on all samples. Each with its values over `draws` random
-    sets, which are run on the first `null_pairs` valid and as many invalid samples. p: share of
-    them that disable at least as much as the set on the same samples, the set counted.
+    sets, which are run on the first `null_pairs` valid and as many invalid samples. share: of
+    them those that disable at least as much as the set on the same samples, the set counted.
     """
     where = context.settings.window if where is None else where
     valid = samples.valid
@@ -114,7 +114,7 @@ def verdict_effects(
                 "shift": others.shift[rows][:, some.valid].mean(1).tolist(),
                 "kl": others.kl[rows].mean(1).tolist(),
             },
-            "p": null_of(float(no[part][some.valid].mean()), disabled).p,
+            "share": null_of(float(no[part][some.valid].mean()), disabled).share,
         }
     base = mine.no[0]
     found["none"] = {
@@ -180,9 +180,9 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """Patch each set from a valid run into its invalid pair, and the reverse.
 
     effect: share of the log-odds gap between the two runs that the set carries over, as
-    mean(change) / mean(gap), with its interval by bootstrap over pairs; flipped: share of pairs
+    mean(change) / mean(gap), with its interval over pairs; flipped: share of pairs
     whose verdict becomes the other run's. Both against `draws` random sets like it, patched in the
-    first `SUFFICIENT_PAIRS` pairs. p: share of them that carry over as much in the same pairs.
+    first `SUFFICIENT_PAIRS` pairs. share: of them those that carry over as much in the same pairs.
     """
     ids, settings = context.ids, context.settings
     task, counts = verdict_task(context, context.test, settings.pairs)
@@ -219,9 +219,9 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
             null = spread[rows].mean(1) / whole[:few].mean()
             flipped = own.top[1 + row] == wanted
             found[side][name] = {
-                **_effect(carried[row], whole, settings.seed),
+                **_effect(carried[row], whole),
                 "effect_null": null.tolist(),
-                "p": null_of(float(carried[row, :few].mean() / whole[:few].mean()), null).p,
+                "share": null_of(float(carried[row, :few].mean() / whole[:few].mean()), null).share,
                 "flipped": plain(share_estimate(int(flipped.sum()), n)),
                 "flipped_null": (drawn.top[1:][rows] == wanted).mean(1).tolist(),
             }
@@ -245,9 +245,7 @@ def _patched(
     )
 
 
-def _effect(carried: np.ndarray, whole: np.ndarray, seed: int, times: int = 2000) -> Result:
-    """mean(carried) / mean(whole) and its 95 % interval over pairs drawn again."""
-    drawn = np.random.default_rng(seed).integers(len(whole), size=(times, len(whole)))
-    low, high = np.quantile(carried[drawn].mean(1) / whole[drawn].mean(1), [0.025, 0.975])
-    ratio = float(carried.mean() / whole.mean())
-    return {"effect": ratio, "effect_low": float(low), "effect_high": float(high)}
+def _effect(carried: np.ndarray, whole: np.ndarray) -> Result:
+    """mean(carried) / mean(whole) and its 95 % interval over pairs."""
+    found = ratio_estimate(carried, whole)
+    return {"effect": found.mean, "effect_low": found.low, "effect_high": found.high}

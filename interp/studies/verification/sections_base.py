@@ -35,7 +35,7 @@ def base(report: Report, results: dict[str, Result]) -> None:
                 "relative change": null["selected"],
                 "random, same layers": f"{null['mean']:.4f} [{null['low']:.4f}, "
                 f"{null['high']:.4f}]",
-                "p": null["p"],
+                "as strong": null["share"],
                 "least cosine": null["cosine"],
                 "norms apart by up to": null["norms"],
                 "least cosine of any": found["least_cosine"][part],

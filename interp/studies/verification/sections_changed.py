@@ -63,9 +63,9 @@ def patching(report: Report, results: dict[str, Result]) -> None:
     rows = [
         {
             "effect": words,
-            "mean of the strongest": null["selected"],
+            "mean of the strongest, on unseen pairs": estimate(null["unseen"]),
             "random heads near them": f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}]",
-            "p": null["p"],
+            "p": null["flips"]["p"],
         }
         for words, x in (
             ("noise", found["noise"]),
@@ -80,8 +80,10 @@ def patching(report: Report, results: dict[str, Result]) -> None:
         heads, band = found["noise"]["null_of"]
         report.table(
             rows,
-            caption=f"The {heads} strongest heads on one half of the pairs, scored on the other "
-            f"half; random: {heads} other heads, each at most {band} layers from one of them.",
+            caption=f"The {heads} strongest heads on one half of the pairs, measured on the other "
+            f"half; random: {heads} other heads, each at most {band} layers from one of them. p: "
+            f"of the {heads} strongest on all pairs, by sign flips that select anew. A small p "
+            "says that some of them have an effect.",
         )
     layers = np.arange(len(found["mlp_out"]))
     report.figure(
@@ -236,7 +238,7 @@ def effects(report: Report, results: dict[str, Result]) -> None:
                     'valid judged "not"': estimate(x["disabled"]),
                     'random: judged "not"': spread(x["null"]["disabled"]),
                     "draws": x["draws"],
-                    "p": x["p"],
+                    "as strong": x["share"],
                     'invalid still "not"': x["invalid_kept"]["mean"],
                     'random: still "not"': spread(x["null"]["invalid_kept"]),
                     "KL": x["kl"],
@@ -282,7 +284,7 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
                 "ood": ours["ood"]["mean"] + ours["empty"]["mean"],
                 "random: success": "–" if x["random"] is None else estimate(x["random"]["success"]),
                 "draws": x["draws"],
-                "p": "–" if x["p"] is None else x["p"],
+                "as strong": "–" if x["share"] is None else x["share"],
             }
         )
     report.table(
@@ -362,7 +364,7 @@ def sufficiency(report: Report, results: dict[str, Result]) -> None:
                 f"{x['effect_high']:.3f}]",
                 "random: effect": spread(x["effect_null"]),
                 "draws": len(x["effect_null"]),
-                "p": x["p"],
+                "as strong": x["share"],
                 "verdicts flipped": estimate(x["flipped"]),
                 "random: flipped": spread(x["flipped_null"]),
             }

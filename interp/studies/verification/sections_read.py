@@ -9,7 +9,7 @@ import numpy as np
 from interp import plots
 from interp.figures import visible
 from interp.report import Report
-from interp.studies.shown import band, bare, chance, estimate, place, spread
+from interp.studies.shown import as_strong, band, bare, estimate, place, spread
 from interp.studies.steps import Result
 from interp.studies.verification.finding import RANDOM_SETS
 
@@ -106,7 +106,7 @@ def steering(report: Report, results: dict[str, Result]) -> None:
                     for column, cell in (
                         (f'{sign}: {side} judged "{word}"', estimate(row[word])),
                         (f'{sign}: random, "{word}"', spread(row[word]["null"])),
-                        (f"{sign}: p", row[word]["p"]),
+                        (f"{sign}: as strong", row[word]["share"]),
                         (f"{sign}: neither", row[word]["neither"]),
                     )
                 },
@@ -219,7 +219,8 @@ def glu(report: Report, results: dict[str, Result]) -> None:
             ],
             caption=f"{name}: {len(found[name]['neurons'])} neurons, mean cosine "
             f"{abs(null['selected']):.3f}; the same selection for random directions "
-            f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], {chance(null['p'])}.",
+            f"{null['mean']:.3f} [{null['low']:.3f}, {null['high']:.3f}], "
+            f"{as_strong(null['share'])}.",
         )
     report.table(
         [
@@ -227,7 +228,8 @@ def glu(report: Report, results: dict[str, Result]) -> None:
                 "sets": text,
                 "mean of each one's most negative cosine": found[key]["mean_cosine"],
                 **{
-                    words: f"{-x['mean']:.3f} [{-x['high']:.3f}, {-x['low']:.3f}], {chance(x['p'])}"
+                    words: f"{-x['mean']:.3f} [{-x['high']:.3f}, {-x['low']:.3f}], "
+                    f"{as_strong(x['share'])}"
                     for words, x in (
                         ("sets along random w' and -w'", found[key]["null"]),
                         ("random neurons of the same layers", found[key]["null_neurons"]),

@@ -32,9 +32,10 @@ def steering(context: Context) -> Result:
     For every direction of `Context.directions` and every dose of `SCALES`: the share of invalid
     test samples judged "this" (sign +), of valid ones judged "not" (sign -), and of each those
     given neither. null: the same share with all layers' directions turned together at random
-    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; p: how rarely it is as
-    large as the direction's own on the same samples. chosen: for each verdict the row that turns
-    most find samples, the weakest dose of several; `text` is written under that of "this".
+    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; share: of
+    them those as large as the direction's own on the same samples. chosen: for each verdict the
+    row that turns most find samples, the weakest dose of several; `text` is written under that of
+    "this".
 
     Departs from the paper, which adds 20 times the unit vector of its softmax probe at t_ans and
     shows three texts.
@@ -60,7 +61,7 @@ def steering(context: Context) -> Result:
                     "neither": float(own["neither"].mean()),
                     "find": float(found["turned"].mean()),
                     "null": shares.tolist(),
-                    "p": null_of(float(here[:NULL_PAIRS].mean()), shares).p,
+                    "share": null_of(float(here[:NULL_PAIRS].mean()), shares).share,
                 }
             rows.append(row)
     chosen = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.charts import spread_by_label
-from interp.studies.shown import chance
+from interp.studies.shown import as_strong
 from interp.studies.steps import Result
 from interp.ui import studies, widgets
 from interp.ui.families import VERIFIED
@@ -163,7 +163,8 @@ def _antipodes(found: Result) -> None:
             f"**{widgets.number(x['mean_cosine'])}**; sets selected along random directions of "
             f"both signs {widgets.number(-null['mean'])} "
             f"[{widgets.number(-null['high'])}, {widgets.number(-null['low'])}], "
-            f"{chance(null['p'])} ({null['draws']} draws); random neurons of the same layers "
+            f"{as_strong(null['share'])} ({null['draws']} draws); random neurons of the same "
+            "layers "
             f"{widgets.number(-x['null_neurons']['mean'])}"
         )
         with column:

@@ -1,0 +1,291 @@
+"""Do the p-values and intervals hold what they promise? Simulated where the truth is known.
+
+    python experiments/calibration.py --out experiments/results/calibration.json
+
+Noise without any effect: what share of p-values is at most .05? Effects of known size: how often
+does a 95 % interval cover it? About ten minutes on one core. The tests run the same functions
+with fewer repetitions.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from interp.circuits.faithfulness import Faithfulness
+from interp.metrics import bootstrap_weights, ratio_of_means
+from interp.nulls import flip_test
+from interp.over_refusal import paired_difference
+from interp.scores import Provenance, Scores
+
+FROM = Provenance(
+    model="", model_hash="", dtype="", task="", task_hash="", seed=None, versions={}, commit=None,
+    call="",
+)  # fmt: skip
+LAYERS, HEADS = 12, 9
+SIZES = (4, 5, 8, 16, 64)
+NOISES = ("equal", "unequal", "correlated", "grouped", "skewed")
+EFFECTS = ("normal", "normal, gaps vary", "skewed gaps", "exponential", "log-normal")
+CURVES = {
+    "as the model": np.ones(8),
+    "rising": np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.97, 1.0, 1.0]),
+    "beyond the model": np.array([0.0, 0.5, 1.1, 1.25, 1.2, 1.1, 1.0, 1.0]),
+}
+
+
+# %% p-values
+def noise(kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int] | None]:
+    """(n, layers, heads) effects of mean 0, and the groups of prompts to be flipped together.
+
+    equal: normal. unequal: heads' spreads differ (log-normal, 1). correlated: all heads of a prompt
+    share half their variance. grouped: so do, head by head, prompts of one text; n texts of four.
+    skewed: exponential less its mean, which sign flips do not allow for.
+    """
+    shape = (n, LAYERS, HEADS)
+    if kind == "skewed":
+        return rng.exponential(size=shape) - 1, None
+    values = rng.standard_normal(shape)
+    if kind == "unequal":
+        values = values * np.exp(rng.standard_normal(shape[1:]))
+    if kind == "correlated":
+        values = values + rng.standard_normal((n, 1, 1))
+    if kind == "grouped":
+        values = np.repeat(values, 4, 0) + rng.standard_normal((4 * n, *shape[1:]))
+        return values, np.repeat(np.arange(n), 4).tolist()
+    return values, None
+
+
+def scores_of(effects: np.ndarray) -> Scores:
+    """Scores over layers and heads, with a gap of 1 on every prompt."""
+    n, layers, heads = effects.shape
+    return Scores(
+        effects=effects,
+        clean=np.ones(n),
+        corrupted=np.zeros(n),
+        axes=("layer", "head"),
+        coordinates={
+            "layer": tuple(map(str, range(layers))), "head": tuple(map(str, range(heads)))
+        },
+        site="z", direction="denoise", method="simulated", metric="", metric_unit="",
+        positions="", provenance=FROM,
+    )  # fmt: skip
+
+
+def selections(kind: str, n: int, k: int, repeats: int, *, draws: int = 200) -> np.ndarray:
+    """(repeats,) p of `Scores.null` on noise."""
+    rng, found = np.random.default_rng([n, k, NOISES.index(kind)]), []
+    for _ in range(repeats):
+        values, groups = noise(kind, n, rng)
+        test = scores_of(values).null(k, groups=groups, draws=draws, seed=int(rng.integers(2**31)))
+        found.append(test.flips.p)
+    return np.array(found)
+
+
+def held_out(effects: np.ndarray, k: int, draws: int, seed: int) -> float:
+    """The design not taken: select on one half, flip the signs of the other."""
+    flat, half = effects.reshape(len(effects), -1), len(effects) // 2
+    chosen = np.argsort(-flat[:half].mean(0))[:k]
+    unseen = flat[half:][:, chosen].mean(1)
+    return flip_test(lambda signs: signs @ unseen, len(unseen), draws=draws, seed=seed).p
+
+
+def power(n: int, repeats: int, *, draws: int = 200) -> dict[str, float]:
+    """Of three heads with effect 1 among equal noise of spread 1, k = 1: how often p <= .05."""
+    rng, found = np.random.default_rng(n), []
+    for seed in range(repeats):
+        values, _ = noise("equal", n, rng)
+        values[:, :3, 0] += 1
+        taken = scores_of(values).null(1, draws=draws, seed=seed).flips.p
+        found.append((taken <= 0.05, held_out(values, 1, draws, seed) <= 0.05))
+    both = np.mean(found, axis=0).tolist()
+    return dict(zip(("all flipped, selected anew", "selected on one half"), both, strict=True))
+
+
+def paired(bases: int, rows: int, repeats: int) -> np.ndarray:
+    """(repeats,) p of two rates without a difference; rows of a base text change together."""
+    rng, found = np.random.default_rng([bases, rows]), []
+    for _ in range(repeats):
+        tendency = rng.random((bases, 1, 2)) if rows > 1 else np.full((bases, 1, 2), 0.5)
+        seen = (rng.random((bases, rows, 2)) < tendency).astype(float).reshape(-1, 2)
+        names = [str(i // rows) for i in range(bases * rows)]
+        found.append(paired_difference(*seen.T, bases=names).p)
+    return np.array(found)
+
+
+# %% Intervals
+def effects_of(kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) effects and gaps whose means have the ratio 1/2."""
+    gaps = 2 + (1.0 if kind == "normal, gaps vary" else 0.5) * rng.standard_normal(n)
+    if kind == "skewed gaps":
+        gaps = rng.gamma(4, 0.5, n)
+        return gaps * rng.beta(2, 2, n), gaps
+    if kind == "exponential":
+        return rng.exponential(size=n), gaps
+    if kind == "log-normal":
+        return np.exp(rng.standard_normal(n) - 0.5), gaps
+    return 1 + rng.standard_normal(n), gaps
+
+
+Interval = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
+
+
+def ours(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
+    """What the package reports."""
+    found = ratio_of_means(part, whole)
+    return float(found.low), float(found.high)
+
+
+def student(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
+    """The delta method with Student's t, without a correction for skew."""
+    found = ratio_of_means(part, whole)
+    half = stats.t.ppf(0.975, len(part) - 1) * found.stderr
+    return float(found.values - half), float(found.values + half)
+
+
+def fieller(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
+    """All ratios r for which mean(part - r whole) is not beyond Student's t."""
+    t = stats.t.ppf(0.975, len(part) - 1) ** 2 / len(part)
+    (a, c), (_, b) = np.cov(part, whole)
+    one, other = part.mean(), whole.mean()
+    square, mixed, rest = other**2 - t * b, one * other - t * c, one**2 - t * a
+    if square <= 0:
+        return -np.inf, np.inf
+    root = np.sqrt(max(mixed**2 - square * rest, 0))
+    return (mixed - root) / square, (mixed + root) / square
+
+
+def resampled(
+    part: np.ndarray, whole: np.ndarray, *, method: str = "percentile", draws: int = 500
+) -> tuple[float, float]:
+    """The bootstrap: percentile, studentised or BCa."""
+    if method == "BCa":
+        ends = stats.bootstrap(
+            (part, whole), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True,
+            method="BCa", n_resamples=draws, rng=0, vectorized=True,
+        ).confidence_interval  # fmt: skip
+        return ends.low, ends.high
+    weights = bootstrap_weights(len(part), draws) / len(part)
+    means = weights @ np.stack([part, whole, part**2, part * whole, whole**2], 1)
+    ratios = means[:, 0] / means[:, 1]
+    if method == "percentile":
+        low, high = np.quantile(ratios, [0.025, 0.975])
+        return low, high
+    spread = means[:, 2] - 2 * ratios * means[:, 3] + ratios**2 * means[:, 4]
+    errors = np.sqrt(np.maximum(spread, 0) / (len(part) - 1)) / np.abs(means[:, 1])
+    own = ratio_of_means(part, whole)
+    t = (ratios - own.values)[errors > 1e-12] / errors[errors > 1e-12]
+    low, high = own.values - np.quantile(t, [0.975, 0.025]) * own.stderr
+    return float(low), float(high)
+
+
+INTERVALS: dict[str, Interval] = {
+    "ratio_of_means": ours,
+    "delta, Student's t": student,
+    "Fieller": fieller,
+    "percentile bootstrap": resampled,
+    "studentised bootstrap": partial(resampled, method="studentised"),
+    "BCa": partial(resampled, method="BCa"),
+}
+
+
+def coverage(interval: Interval, kind: str, n: int, repeats: int) -> float:
+    """How often an interval covers the true ratio."""
+    rng, hits = np.random.default_rng([n, EFFECTS.index(kind)]), 0
+    for _ in range(repeats):
+        low, high = interval(*effects_of(kind, n, rng))
+        hits += bool(low <= 0.5 <= high)
+    return hits / repeats
+
+
+def areas(kind: str, n: int, shared: float, repeats: int) -> dict[str, float]:
+    """How often CMD's interval covers the truth and its own estimate; share of noise shared."""
+    curve, rng = CURVES[kind], np.random.default_rng([n, len(kind)])
+    fractions = np.geomspace(0.001, 1, len(curve))
+    steps = np.diff(fractions)
+    far = np.abs(1 - curve)
+    true, hits, own = float(((far[1:] + far[:-1]) / 2) @ steps), 0, 0
+    for _ in range(repeats):
+        gaps = 2 + 0.6 * rng.standard_normal(n)
+        common, each = rng.standard_normal(n), rng.standard_normal((len(curve), n))
+        rest = np.sqrt(shared) * common + np.sqrt(1 - shared) * each
+        rest[-1] = 0  # with every edge kept the circuit is the model
+        found = Faithfulness(
+            fractions=fractions, values=curve[:, None] * gaps + 0.6 * rest, full=gaps,
+            empty=np.zeros(n), random=np.zeros((0, len(curve), n)), protocol="", metric="",
+            metric_unit="", provenance=FROM,
+        ).cmd(draws=400)  # fmt: skip
+        hits += found.low <= true <= found.high
+        own += found.low <= found.mean <= found.high
+    return {"truth": hits / repeats, "estimate": own / repeats}
+
+
+# %% All of it
+def share(p: np.ndarray) -> float:
+    """Of p-values, those at most .05."""
+    return float((p <= 0.05).mean())
+
+
+def table(title: str, columns: Sequence[object], rows: dict[str, list[float]]) -> None:
+    """Rows of numbers under a title."""
+    print(f"\n{title}\n{'':24}" + "".join(f"{column!s:>8}" for column in columns))
+    for name, values in rows.items():
+        print(f"{name:24}" + "".join(f"{value:8.3f}" for value in values), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run all simulations, print their tables and keep them."""
+    parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
+    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    many = options.repeats
+    found: dict[str, dict[str, Any]] = {"repeats": {"all but the bootstraps": many}}
+    for kind in NOISES:
+        name = f"Scores.null, {kind} noise, share of p <= .05 by number of prompts"
+        rows = {
+            f"k = {k}": [share(selections(kind, n, k, many)) for n in SIZES] for k in (1, 5, 10)
+        }
+        table(name, SIZES, rows)
+        found[name] = rows
+    name = "power, three heads of 108 with an effect, by number of prompts"
+    each = [power(n, many // 4) for n in SIZES]
+    found[name] = {key: [x[key] for x in each] for key in each[0]}
+    table(name, SIZES, found[name])
+    name = "paired rates without a difference, share of p <= .05"
+    found[name] = {
+        f"{bases} texts x {rows}": [share(paired(bases, rows, many))]
+        for bases, rows in ((8, 10), (20, 4), (80, 1))
+    }
+    table(name, ["p <= .05"], found[name])
+    for kind in EFFECTS:
+        name = f"95 % intervals, {kind}, coverage by number of prompts"
+        found[name] = {
+            method: [
+                coverage(interval, kind, n, 4 * many if interval is ours else many // 2)
+                for n in (3, *SIZES[1:])
+            ]
+            for method, interval in INTERVALS.items()
+        }
+        table(name, (3, *SIZES[1:]), found[name])
+    name = "CMD's interval, coverage by number of prompts"
+    each = {
+        f"{kind}, {words}": [areas(kind, n, shared, many // 2) for n in SIZES[1:]]
+        for kind in CURVES
+        for shared, words in ((0.0, "apart"), (0.8, "shared"))
+    }
+    found[name] = {key: [x["truth"] for x in values] for key, values in each.items()}
+    table(name, SIZES[1:], found[name])
+    found["CMD's interval, holds its estimate"] = {
+        key: [x["estimate"] for x in values] for key, values in each.items()
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import interp
+from experiments.calibration import CURVES, areas
 from interp.circuits.circuit import Circuit, jaccard
 from interp.circuits.curves import FRACTIONS, area, curve
 from interp.circuits.evaluation import Evaluation, evaluate, run_masks
@@ -320,6 +321,14 @@ def test_a_whole_curve_is_one_circuit_at_a_time(family):
     assert found.random.shape == (2, len(FRACTIONS), 4)
     assert "counterfactual ablation" in str(found)
     assert "CPR" in str(found)
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_cmd_covers_the_truth(kind):
+    """A bootstrap of an area that cannot be below 0 never covers 0."""
+    found = areas(kind, 8, 0.8, 150)
+    assert found["truth"] >= 0.88
+    assert found["estimate"] == 1
 
 
 @pytest.mark.parametrize("name", ["toy-induction", "toy-and", "toy-or"])

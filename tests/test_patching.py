@@ -260,6 +260,11 @@ def test_or_and_and_need_joint_patching():
         assert found.effect.mean == pytest.approx(1.0, abs=0.01)
         assert found.null is not None
         assert abs(found.null.mean) < 0.01
+        # The whole gap on every prompt: no flip is as strong but none at all.
+        assert found.flips.p == found.flips.least
+        assert found.flips.observed == pytest.approx(found.effect.mean)
+        assert "p = " in str(found)
+        assert "rank 1 of 6" in str(found)
 
 
 def test_joint_patching_equals_interventions(family, any_gap):

@@ -278,6 +278,29 @@ def test_metrics_by_hand(name, expected):
     assert found.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_token_given_twice_counts_once(name):
+    """Nor does the padding behind a short list take token 0 out of the others."""
+    again = Targets(
+        answers=torch.tensor([[3, 2, 3, 2], [2, 2, -1, -1]]),
+        wrong=torch.tensor([[0, 0, -1], [1, 3, 1]]),
+        reference=TARGETS.reference,
+    )
+    once = [
+        Targets(
+            answers=torch.tensor([a]), wrong=torch.tensor([b]), reference=TARGETS.reference[i:][:1]
+        )
+        for i, (a, b) in enumerate((([3, 2], [0]), ([2], [1, 3])))
+    ]
+    found = METRICS[name](Logits(LOGITS), again).tolist()
+    for i, targets in enumerate(once):
+        alone = METRICS[name](Logits(LOGITS[i:][:1]), targets)
+        assert found[i] == pytest.approx(float(alone[0]), abs=1e-6)
+    assert again.select(torch.tensor([1])).answers.tolist() == [[2, -1, -1, -1]]
+    with pytest.raises(InterpError, match="on both sides"):
+        Targets(answers=torch.tensor([[1, 2]]), wrong=torch.tensor([[2, -1]]))
+
+
 def test_metric_refuses_nan_and_unknown_names():
     with pytest.raises(InterpError, match="1 of 2 values"):
         METRICS["logit_diff"](

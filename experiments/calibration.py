@@ -225,66 +225,85 @@ def areas(kind: str, n: int, shared: float, repeats: int) -> dict[str, float]:
 
 
 # %% All of it
+Table = dict[str, list[float]]
+
+
 def share(p: np.ndarray) -> float:
     """Of p-values, those at most .05."""
     return float((p <= 0.05).mean())
 
 
-def table(title: str, columns: Sequence[object], rows: dict[str, list[float]]) -> None:
-    """Rows of numbers under a title."""
-    print(f"\n{title}\n{'':24}" + "".join(f"{column!s:>8}" for column in columns))
-    for name, values in rows.items():
-        print(f"{name:24}" + "".join(f"{value:8.3f}" for value in values), flush=True)
+def selected(kind: str, repeats: int) -> Table:
+    """By k, the share of p <= .05 at each number of prompts."""
+    return {f"k = {k}": [share(selections(kind, n, k, repeats)) for n in SIZES] for k in (1, 5, 10)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all simulations, print their tables and keep them."""
-    parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
-    parser.add_argument("--repeats", type=int, default=1000)
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
-    many = options.repeats
-    found: dict[str, dict[str, Any]] = {"repeats": {"all but the bootstraps": many}}
-    for kind in NOISES:
-        name = f"Scores.null, {kind} noise, share of p <= .05 by number of prompts"
-        rows = {
-            f"k = {k}": [share(selections(kind, n, k, many)) for n in SIZES] for k in (1, 5, 10)
-        }
-        table(name, SIZES, rows)
-        found[name] = rows
-    name = "power, three heads of 108 with an effect, by number of prompts"
-    each = [power(n, many // 4) for n in SIZES]
-    found[name] = {key: [x[key] for x in each] for key in each[0]}
-    table(name, SIZES, found[name])
-    name = "paired rates without a difference, share of p <= .05"
-    found[name] = {
-        f"{bases} texts x {rows}": [share(paired(bases, rows, many))]
-        for bases, rows in ((8, 10), (20, 4), (80, 1))
+def powers(repeats: int) -> Table:
+    """Of both designs, at each number of prompts."""
+    each = [power(n, repeats // 4) for n in SIZES]
+    return {key: [x[key] for x in each] for key in each[0]}
+
+
+def pairs(repeats: int) -> Table:
+    """By design, the share of p <= .05."""
+    designs = ((8, 10), (20, 4), (80, 1))
+    return {f"{n} texts x {rows}": [share(paired(n, rows, repeats))] for n, rows in designs}
+
+
+def covered(kind: str, repeats: int) -> Table:
+    """By method, coverage at each number of prompts; rivals with an eighth of the repetitions."""
+    return {
+        method: [
+            coverage(interval, kind, n, 2 * repeats if interval is ours else repeats // 4)
+            for n in FEWER
+        ]
+        for method, interval in INTERVALS.items()
     }
-    table(name, ["p <= .05"], found[name])
-    for kind in EFFECTS:
-        name = f"95 % intervals, {kind}, coverage by number of prompts"
-        found[name] = {
-            method: [
-                coverage(interval, kind, n, 4 * many if interval is ours else many // 2)
-                for n in (3, *SIZES[1:])
-            ]
-            for method, interval in INTERVALS.items()
-        }
-        table(name, (3, *SIZES[1:]), found[name])
-    name = "CMD's interval, coverage by number of prompts"
-    each = {
-        f"{kind}, {words}": [areas(kind, n, shared, many // 2) for n in SIZES[1:]]
+
+
+def area_covered(of: str, repeats: int) -> Table:
+    """By curve and share of noise that its sizes share, coverage at each number of prompts."""
+    return {
+        f"{kind}, {words}": [areas(kind, n, shared, repeats // 4)[of] for n in SIZES[1:]]
         for kind in CURVES
         for shared, words in ((0.0, "apart"), (0.8, "shared"))
     }
-    found[name] = {key: [x["truth"] for x in values] for key, values in each.items()}
-    table(name, SIZES[1:], found[name])
-    found["CMD's interval, holds its estimate"] = {
-        key: [x["estimate"] for x in values] for key, values in each.items()
-    }
+
+
+FEWER = (3, *SIZES[1:])
+PARTS: dict[str, tuple[Sequence[object], Callable[[int], Table]]] = {
+    **{
+        f"Scores.null on {kind} noise: p <= .05": (SIZES, partial(selected, kind))
+        for kind in NOISES
+    },
+    "Power, three heads of 108 with an effect": (SIZES, powers),
+    "Paired rates without a difference: p <= .05": (["share"], pairs),
+    **{f"95 % intervals, {kind}: coverage": (FEWER, partial(covered, kind)) for kind in EFFECTS},
+    "CMD's 95 % interval: coverage": (SIZES[1:], partial(area_covered, "truth")),
+    "CMD's 95 % interval: holds its estimate": (SIZES[1:], partial(area_covered, "estimate")),
+}
+"""Title -> columns (numbers of prompts, or texts), and what fills the table."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the simulations, print their tables and keep them."""
+    parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
+    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--only", default="", help="Tables whose title holds this.")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    found: dict[str, Any] = {}
+    for title, (columns, fill) in PARTS.items():
+        if options.only not in title:
+            continue
+        rows = fill(options.repeats)
+        found[title] = {"columns": list(columns), "rows": rows}
+        print(f"\n{title}\n{'':28}" + "".join(f"{column!s:>8}" for column in columns))
+        for name, values in rows.items():
+            print(f"{name:28}" + "".join(f"{value:8.3f}" for value in values), flush=True)
     if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
+        whole = {"repeats": options.repeats, "tables": found}
+        options.out.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

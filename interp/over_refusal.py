@@ -160,8 +160,6 @@ def eval_over_refusal(
         after: the changed model's.
         steered: whether each row was changed at all, as `Ledger.steered` says; rows that a gate
             left alone stay in every rate, are counted, and say nothing of what the change does.
-        draws: bootstrap draws over base texts.
-        seed: of these.
 
     Raises:
         InterpError: other rows, another judge or other decoding in the two runs, no rows of one

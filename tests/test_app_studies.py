@@ -23,6 +23,7 @@ from interp.files import content_key
 from interp.generation import generate as write
 from interp.lens import search_neurons
 from interp.studies.frame import open_study, write_manifest
+from interp.studies.shown import selected
 from interp.studies.steps import read_step, write_step
 from interp.studies.verification.claims import claims
 from interp.studies.verification.context import VERIFICATION, Settings
@@ -197,8 +198,18 @@ class Maker:
     def _patching(self) -> dict[str, Any]:
         def side() -> dict[str, Any]:
             values = self.array(self.layers, self.heads, low=-0.2)
-            top = [{"label": f"L{i % 2}H{i // 2}", "value": 0.3, "stderr": 0.02} for i in range(6)]
-            return {"values": values, "top": top, "null": self.null(), "null_of": [6, 2]}
+            top = [
+                {
+                    "label": f"L{i % 2}H{i // 2}",
+                    "value": 0.3,
+                    "stderr": 0.02,
+                    "low": 0.2,
+                    "high": 0.4,
+                }
+                for i in range(6)
+            ]
+            test = self.null() | {"unseen": self.estimate(), "flips": {"p": 0.0125}}
+            return {"values": values, "top": top, "null": test, "null_of": [6, 2]}
 
         found: dict[str, Any] = {"n": 6, "counts": {"made": 9, "flipped": 7, "kept": 6}}
         found |= {name: side() for name in ("denoise", "noise")}
@@ -532,8 +543,9 @@ def test_the_strongest_heads_stand_beside_the_others_near_them(tmp_path):
         for layer in (0, 1, 0, 1, 0, 1)
     ]  # fmt: skip
     assert numbers(grey["x"]) == pytest.approx(np.concatenate(others))
-    null = found["null"]
-    assert any(f"{null['selected']:.3f}; random heads" in text.value for text in at.caption)
+    test = found["null"]
+    assert any(selected(test) in text.value for text in at.caption)
+    assert "p = 0.0125, by sign flips" in selected(test)
 
 
 def test_the_curve_has_the_null_where_it_was_drawn(tmp_path):

@@ -279,7 +279,7 @@ def sufficiency(study: Study) -> Rows:
     studies.table(rows, key="sufficiency-table")
     st.caption(
         f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
-        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals by bootstrap "
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are "
         f"over pairs; random sets in {found['null_n']} of them."
     )
     return rows

@@ -81,11 +81,13 @@ def others_near(x: Result, head: str) -> list[float]:
 def _measured(row: Result) -> dict[str, Any]:
     """A head of a list of the strongest: its value and 95 % interval."""
     if "attention" in row:
-        mean, low, high = (row["attention"][key] for key in ("mean", "low", "high"))
-        return {"head": row["head"], "value": mean, "low": low, "high": high}
-    half = 1.96 * row["stderr"]
-    low, high = row["value"] - half, row["value"] + half
-    return {"head": row["label"].split(".")[0], "value": row["value"], "low": low, "high": high}
+        found = row["attention"]
+        return {"head": row["head"], "value": found["mean"], **_ends(found)}
+    return {"head": row["label"].split(".")[0], "value": row["value"], **_ends(row)}
+
+
+def _ends(found: Result) -> dict[str, float]:
+    return {key: found[key] for key in ("low", "high")}
 
 
 def _roles(results: dict[str, Result], head: str) -> str:

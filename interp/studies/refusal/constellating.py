@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 
 from interp.constellations import Bank, effectiveness, identify, potential
-from interp.metrics import share_estimate
+from interp.metrics import ratio_of_means, share_estimate
 from interp.studies.refusal.context import Context
 from interp.studies.steps import Result, plain
 from interp.task_steering import PUBLISHED, TaskSteering, calibrate_gate
@@ -124,15 +124,15 @@ def _ratios(context: Context, bank: Bank, rows: Sequence[int]) -> list[Result]:
             if len(chosen) < 2:
                 continue
             pot = potential(context.read(chosen).states, bank, np.full(len(chosen), t))
-            wide = 1.96 * pot.std(0, ddof=1) / np.sqrt(len(chosen))
+            interval = ratio_of_means(pot)
             found.append(
                 {
                     "task": bank.tasks[t],
                     "class": "refused" if refused else "answered",
                     "n": len(chosen),
                     "mean": pot.mean(0).tolist(),
-                    "low": (pot.mean(0) - wide).tolist(),
-                    "high": (pot.mean(0) + wide).tolist(),
+                    "low": interval.low.tolist(),
+                    "high": interval.high.tolist(),
                 }
             )
     return found

@@ -96,9 +96,8 @@ def frontier(report: Report, results: Results) -> None:
         "nats on answered rows of the same tasks. Then all test rows are "
         "generated and judged anew; random versions get the dose of what they are the null of. "
         "Over-refusal: refused rows that should be answered, of these rows and of all rows. "
-        "Removed and retained: of the rows refused before, whose number is the n; a bootstrap over "
-        "base "
-        "texts, no narrower than Wilson's interval (32 of 32 retained shows 0.89). Selectivity has "
+        "Removed and retained: of the rows refused before, whose number is the n; intervals over "
+        "base texts, no narrower than Wilson's (32 of 32 retained shows 0.89). Selectivity has "
         "no value where what is lost cannot be told from 0."
     )
     found = methods_of(results)

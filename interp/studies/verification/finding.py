@@ -85,11 +85,14 @@ def _map(scores: Scores, k: int, seed: int) -> Result:
     null = None
     with suppress(InterpError):  # too few pairs to halve, or too few heads
         null = plain(scores.null(STRONGEST, band=BAND, seed=seed))
+    low, high = scores.interval()
     return {
         "values": scores.values.tolist(),
         "top": [
             {key: getattr(entry, key) for key in ("label", "value", "stderr")}
+            | {"low": float(low[cell]), "high": float(high[cell])}
             for entry in scores.top(k)
+            for cell in [scores.index(entry.label)]
         ],
         "null": null,
         "null_of": [STRONGEST, BAND],

@@ -372,7 +372,7 @@ def sufficiency(report: Report, results: dict[str, Result]) -> None:
             for name, x in found[side].items()
         ],
         caption=f"{found['n']} test pairs, sets patched at the last {found['window']} tokens; "
-        "effects with bootstrap intervals over pairs. Random: mean and 95 % range of matched sets, "
+        "effects with intervals over pairs. Random: mean and 95 % range of matched sets, "
         f"patched in {found['null_n']} of the pairs.",
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -29,11 +30,13 @@ TOY = ("--model", "toy-induction", "--task", "toy-induction")
 def test_patch_is_the_packages_number(tmp_path):
     out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json")
     assert "L1H2" in out
-    assert "random components of the same layers" in out
+    assert "ranked by size, top 5: p = 0.0078 (256 sign flips of 8 prompts" in out
     told = json.loads((tmp_path / "out.json").read_text())
     model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=8)
     scores = interp.activation_patching(model, task)
     assert told["values"] == scores.values.tolist()
+    # What is ranked by size is tested by size.
+    assert told["null"] == asdict(scores.null(5, by="absolute"))
     assert told["provenance"]["model_hash"] == model.hash
     assert told["n"] == 8
 

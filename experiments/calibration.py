@@ -297,12 +297,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only not in title:
             continue
         rows = fill(options.repeats)
-        found[title] = {"columns": list(columns), "rows": rows}
+        found[title] = {"repeats": options.repeats, "columns": list(columns), "rows": rows}
         print(f"\n{title}\n{'':28}" + "".join(f"{column!s:>8}" for column in columns))
         for name, values in rows.items():
             print(f"{name:28}" + "".join(f"{value:8.3f}" for value in values), flush=True)
     if options.out is not None:
-        whole = {"repeats": options.repeats, "tables": found}
+        whole = {"command": "python experiments/calibration.py", "tables": found}
         options.out.write_text(json.dumps(whole, indent=1) + "\n")
 
 

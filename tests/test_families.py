@@ -319,7 +319,13 @@ def test_prompts_too_long_or_empty(name):
 
 @pytest.mark.parametrize(
     ("name", "length", "noted"),
-    [("mistral", 16, 0), ("gemma3", 16, 0), ("phi3-longrope", 28, 0), ("starcoder2", 20, 0)],
+    [
+        ("mistral", 16, 0),
+        ("gemma3", 16, 0),
+        ("phi3-longrope", 28, 0),
+        ("starcoder2", 20, 0),
+        ("gpt-neo", 20, 0),
+    ],
 )
 def test_check_prompt_reaches_past_windows_and_switches(name, length, noted):
     config = {**FAMILIES, **OTHERS}[name]()

@@ -191,7 +191,7 @@ def _read_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
 
 def _unreadable_tokenizer(name: str, found: str) -> InterpError:
     return InterpError(
-        f"the tokeniser of {name!r}", found, "mend its files, or delete them and give token ids"
+        f"the tokeniser of {name!r}", found, "correct its files, or delete them and give token ids"
     )
 
 

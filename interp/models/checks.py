@@ -85,10 +85,15 @@ def check_prompt(config: Any, weights: int) -> tuple[list[int], tuple[str, ...]]
     """
     limit = getattr(config, "max_position_embeddings", None) or 10**9
     if limit < 2:
-        raise InterpError("a prompt for the check", f"max_position_embeddings {limit}", "mend it")
+        raise InterpError(
+            "a prompt for the check", f"max_position_embeddings {limit}", "give 2 or more"
+        )
     room = min(limit, max(SHORT, int(AFFORDABLE / weights)))
     length, notes = min(SHORT, limit), []
-    for name, size in sorted(set(_spans(config.to_dict()))):
+    spans = {*_windows(config.to_dict())}
+    if switch := rotary_switch(config):
+        spans.add((f"{switch[0]} switch", switch[1]))
+    for name, size in sorted(spans):
         reach = min(size + SHORT, limit)
         if size < reach <= room:
             length = max(length, reach)
@@ -112,13 +117,12 @@ def rotary_switch(config: Any) -> tuple[str, int] | None:
     return None
 
 
-def _spans(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """Sizes in a configuration behind which attention or rotary angles change."""
-    names = ("window", "chunk_size", "original_max_position_embeddings")
+def _windows(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The sizes in a configuration behind which attention does not reach."""
     for name, value in config.items():
         if isinstance(value, dict):
-            yield from _spans(value)
-        elif str(name).endswith(names) and type(value) is int:
+            yield from _windows(value)
+        elif str(name).endswith(("window", "window_size", "chunk_size")) and type(value) is int:
             yield name, value
 
 

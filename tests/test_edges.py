@@ -113,7 +113,7 @@ class Case:
             ):
                 found = []
                 for head in range(count):
-                    x = read(f"L{layer}H{head}.{site}", written)
+                    x = read(str(Component(layer, site, head)), written)
                     normed = block.ln1(x) if block.ln1 is not None else x
                     found.append(runner.project(block, site, normed)[:, head])
                 parts[site] = torch.stack(found, 1)

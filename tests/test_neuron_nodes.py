@@ -49,7 +49,8 @@ def test_counts_and_edges_are_those_of_a_walk_through_the_model(parallel, expand
     for layer in range(3):
         kv = 4 if expand_kv else 2
         here = [f"L{layer}H{h}.q" for h in range(4)]
-        here += [f"L{layer}H{h}.{site}" for site in "kv" for h in range(kv)]
+        mark = "H" if expand_kv else "KV"
+        here += [f"L{layer}{mark}{h}.{site}" for site in "kv" for h in range(kv)]
         expected |= {f"{w}->{r}" for w in written for r in here}
         neurons = [f"L{at}N{number}" for at, number in NEURONS if at == layer]
         count += (4 + 2 * kv) * len(written)

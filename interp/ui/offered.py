@@ -67,8 +67,8 @@ def load(name: str, dtype: str) -> LanguageModel:
             f"loading {name!r}",
             "it is not among the models offered here, and it could not be loaded; the server's "
             "log says why",
-            "choose a listed one; whoever runs the server offers more with "
-            "`streamlit run app.py -- --models DIR`, and the Hugging Face hub with `-- --hub`",
+            "choose a listed one; whoever runs the server offers more with app.py's arguments "
+            "--models DIR and --hub",
         ) from None
 
 

@@ -113,7 +113,7 @@ class Case:
             ):
                 found = []
                 for head in range(count):
-                    x = read(str(Component(layer, site, head)), written)
+                    x = read(graph.readers[graph.groups(layer)[site].start + head], written)
                     normed = block.ln1(x) if block.ln1 is not None else x
                     found.append(runner.project(block, site, normed)[:, head])
                 parts[site] = torch.stack(found, 1)

@@ -138,13 +138,15 @@ def find(
     from interp.circuits.finding import Finder, find_circuit
 
     loaded = terminal.load(model, dtype)
-    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    chosen, other = terminal.halves(
+        terminal.make_task(task, loaded, n, seed, option, metric), half, seed
+    )
     finder = Finder(
         method=method, ablation=ablation, direction=direction, steps=steps, threshold=threshold,
         weight=weight, expand_kv=expand_kv, neurons=tuple(filter(None, neurons.split(","))),
         seed=seed,
     )  # fmt: skip
-    reference = _reference(ablation, chosen, other)
+    reference = terminal.reference_of(ablation, chosen, other)
     with terminal.progress("finding") as progress:
         found = find_circuit(
             loaded, chosen, finder, reference=reference, budget_gb=budget, progress=progress
@@ -247,7 +249,9 @@ def evaluate(
     read = Circuit.load(file)
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
-    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    chosen, other = terminal.halves(
+        terminal.make_task(task, loaded, n, seed, option, metric), half, seed
+    )
     _note_found_on(read, chosen)
     if read.scores is None:
         terminal.say("No curve: the file has no scores.")
@@ -256,7 +260,7 @@ def evaluate(
             loaded,
             chosen,
             ablation=ablation,
-            reference=_reference(ablation, chosen, other),
+            reference=terminal.reference_of(ablation, chosen, other),
             level=level,
             random=random,
             knockouts=knockouts,
@@ -316,7 +320,9 @@ def places(
     model, task = _home(read, model, task)
     loaded = terminal.load(model, dtype)
     half = half or ("second" if narrow is None else "first")
-    chosen, other = _halves(terminal.make_task(task, loaded, n, seed, option, metric), half, seed)
+    chosen, other = terminal.halves(
+        terminal.make_task(task, loaded, n, seed, option, metric), half, seed
+    )
     if narrow is not None:
         if other is None:
             raise InterpError("narrowing on all pairs", "none are left to judge", "give --half")
@@ -325,7 +331,10 @@ def places(
             loaded,
             read,
             (chosen, other),
-            (_reference(ablation, chosen, other), _reference(ablation, other, chosen)),
+            (
+                terminal.reference_of(ablation, chosen, other),
+                terminal.reference_of(ablation, other, chosen),
+            ),
             out,
             positions=terminal.names(positions),
             threshold=narrow,
@@ -347,7 +356,7 @@ def places(
             edges[:top],
             positions=terminal.names(positions),
             ablation=ablation,  # type: ignore[arg-type]
-            reference=_reference(ablation, chosen, other),
+            reference=terminal.reference_of(ablation, chosen, other),
             expand_kv=read.graph.expand_kv,
             neurons=read.graph.neurons,
             seed=seed,
@@ -414,25 +423,6 @@ def _note_found_on(circuit: Circuit, judging: Task) -> None:
     """Say so where a circuit is judged on the prompts it was found on."""
     if (origin := circuit.provenance) is not None and origin.task_hash == judging.hash:
         terminal.say("Note: it is judged on the prompts it was found on; see --half and --seed.")
-
-
-def _halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
-    """The half asked for, and the other one."""
-    if half == "all":
-        return task, None
-    if half not in ("first", "second"):
-        raise InterpError(f"half {half!r}", "unknown", "write first, second or all")
-    first, second = task.split(0.5, seed=seed)
-    return (first, second) if half == "first" else (second, first)
-
-
-def _reference(ablation: str, chosen: Task, other: Task | None) -> Task | None:
-    """Means are taken over the other half, but for pairs that share a prompt with this one."""
-    if ablation != "mean":
-        return None
-    if other is None:
-        raise InterpError("mean ablation on all pairs", "no pairs are left", "give --half")
-    return other.without(chosen)
 
 
 def _ordered(scores: np.ndarray, made: Circuit) -> list[tuple[int, int]]:

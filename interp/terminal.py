@@ -151,6 +151,33 @@ def task_options(options: Sequence[str] | None) -> dict[str, int | str]:
     return found
 
 
+def halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
+    """The half of the pairs asked for (first, second or all), and the other one.
+
+    Raises:
+        InterpError: another half.
+    """
+    if half == "all":
+        return task, None
+    if half not in ("first", "second"):
+        raise InterpError(f"half {half!r}", "unknown", "write first, second or all")
+    first, second = task.split(0.5, seed=seed)
+    return (first, second) if half == "first" else (second, first)
+
+
+def reference_of(ablation: str, chosen: Task, other: Task | None) -> Task | None:
+    """What means are taken over: the other half, but for pairs that share a prompt with this one.
+
+    Raises:
+        InterpError: there is no other half, or no such pair in it.
+    """
+    if ablation != "mean":
+        return None
+    if other is None:
+        raise InterpError("mean ablation on all pairs", "no pairs are left", "give --half")
+    return other.without(chosen)
+
+
 def names(text: str) -> str | tuple[str, ...]:
     """Names of positions, or all of them."""
     return text if text == "all" else tuple(text.split(","))

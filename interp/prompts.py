@@ -14,6 +14,7 @@ from pydantic import Strict
 from interp.continuations import Tokenizes, answer_token
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.folds import joined
 from interp.metrics import (
     METRICS,
     Estimate,
@@ -177,7 +178,7 @@ class Task:
         return len(self) - len({pair.clean for pair in self.pairs})
 
     def split(self, share: float = 0.5, *, seed: int = 0) -> tuple[Task, Task]:
-        """Two tasks without a common clean prompt: find on one, confirm on the other.
+        """Two tasks without a common prompt, clean or corrupted: find on one, confirm on the other.
 
         The first holds the share, rounded; less where equal prompts, which stay together, do not
         fit in.
@@ -188,9 +189,12 @@ class Task:
         checked(Share, share, "the share of a split")
         order = list(range(len(self.pairs)))
         random.Random(seed).shuffle(order)
-        equal: dict[Prompt, list[int]] = {}
+        corrupted = [i if x.corrupted is None else x.corrupted for i, x in enumerate(self.pairs)]
+        prompts = [*(pair.clean for pair in self.pairs), *corrupted]
+        group = joined(prompts, [*range(len(order))] * 2).tolist()
+        equal: dict[int, list[int]] = {}
         for i in order:
-            equal.setdefault(self.pairs[i].clean, []).append(i)
+            equal.setdefault(group[i], []).append(i)
         size, sides = round(share * len(order)), ([], [])
         for group in equal.values():
             sides[len(sides[0]) + len(group) > size].extend(group)

@@ -158,6 +158,20 @@ def test_equal_prompts_stay_on_one_side_and_are_told():
             once.first(n)
 
 
+@pytest.mark.parametrize("name", ["greater_than", "ioi"])
+def test_no_prompt_is_on_both_sides_of_a_split(name):
+    """Clean or corrupted: 11 corrupted prompts of greater-than were on both sides."""
+    task = load_task(name, n=64)
+    for seed in range(4):
+        sides = [
+            {prompt for pair in side.pairs for prompt in (pair.clean, pair.corrupted)}
+            for side in task.split(seed=seed)
+        ]
+        assert not sides[0] & sides[1]
+    alone = [PromptPair(clean=f"{i} is", corrupted=None, answers=(" a",)) for i in range(4)]
+    assert list(map(len, Task(name="unpaired", pairs=tuple(alone)).split())) == [2, 2]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_generators_are_seeded(name):
     assert load_task(name, n=5).hash == load_task(name, n=5).hash

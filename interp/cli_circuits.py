@@ -154,22 +154,15 @@ def find(
     terminal.say(found.protocol)
     if found.warning:
         terminal.say(f"Warning: {found.warning}.")
-    made = found.circuit(
-        edges,
-        threshold=threshold,
-        by="signed" if supporting else by,  # type: ignore[arg-type]
-        search=search,
-    )
+    by = "signed" if supporting else by
+    made = found.circuit(edges, threshold=threshold, by=by, search=search)  # type: ignore[arg-type]
     terminal.say(f"{made!r}, {found.share(made.mask):.1%} of the summed |score| of all edges")
     rows = _strongest(found, made, top)
-    head = ["rank in circuit", "edge", "score", "stderr"]
-    terminal.table(
-        head,
-        [
-            [f"{place} of {made.n_edges}", r["edge"], f"{r['score']:+.4f}", _error(r["stderr"])]
-            for place, r in enumerate(rows, 1)
-        ],
-    )
+    shown = [
+        [f"{place} of {made.n_edges}", r["edge"], f"{r['score']:+.4f}", _error(r["stderr"])]
+        for place, r in enumerate(rows, 1)
+    ]
+    terminal.table(["rank in circuit", "edge", "score", "stderr"], shown)
     if len(rows) < made.n_edges:
         terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out")
     if out is not None:

@@ -14,7 +14,6 @@ from pydantic import Strict
 from interp.continuations import Tokenizes, answer_token
 from interp.errors import InterpError
 from interp.files import content_key
-from interp.folds import joined
 from interp.metrics import (
     METRICS,
     Estimate,
@@ -186,6 +185,8 @@ class Task:
         Raises:
             InterpError: one side would be empty.
         """
+        from interp.folds import joined
+
         checked(Share, share, "the share of a split")
         order = list(range(len(self.pairs)))
         random.Random(seed).shuffle(order)

@@ -47,7 +47,7 @@ def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
         "--json", tmp_path / "e.json", "--out", tmp_path / "whole",
     )  # fmt: skip
     for words in (
-        "counterfactual ablation", "CPR", "CMD", "p = ", "incompleteness", "minimality",
+        "counterfactual ablation", "CPR", "CMD", "rank 1 of 5", "incompleteness", "minimality",
         "all on paths", "stability of EAP-IG-inputs", "signed ranking", "absolute ranking",
     ):  # fmt: skip
         assert words in out

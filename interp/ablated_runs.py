@@ -31,7 +31,7 @@ class AblatedRuns:
 
     runs: KeptRuns
     ablation: Ablation
-    where: Where = 1
+    where: Where = "all"
     last: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:

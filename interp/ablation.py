@@ -22,10 +22,12 @@ from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.restart import final_hidden
 from interp.engine.sweep import CPU_TILE, Progress
 from interp.errors import InterpError, unknown
+from interp.inputs import listed, rows_of
 from interp.interventions import Intervention, Operation
 from interp.kept_runs import BLOCK, KeptRuns, plain_runs
 from interp.models.language_model import Address, LanguageModel
 from interp.nulls import matched_components
+from interp.prompts import Prompt, Task
 
 BUDGET = 2e9
 """Bytes that captured sites of the tokens run at once may take."""
@@ -158,7 +160,7 @@ def make_ablation(
 
     Args:
         model: the model they belong to.
-        components: labels such as L17H11, L26N6475, L5.resid_post.
+        components: labels such as L17H11, L26N6475, L5.resid_post; one label is a set of one.
         kind: "zero"; or "mean", "resample", "patch" and "steer", which take `values`.
         values: whole sites, as `site_values` gives them: (prompts or 1, positions or 1, ...).
         name: shown in tables; the kind and the components by default.
@@ -167,6 +169,7 @@ def make_ablation(
         InterpError: no components, one twice, an unknown kind, a site that cannot be set while
             decoding, a component the model lacks, or values missing.
     """
+    components = listed(components)
     parts = [Component.parse(label) for label in components]
     if kind not in ("zero", "mean", "resample", "patch", "steer"):
         raise unknown("kind of ablation", kind, ("zero", "mean", "resample", "patch", "steer"))
@@ -204,7 +207,7 @@ def make_ablation(
 
 def site_values(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Task | Prompt | Sequence[Prompt],
     addresses: Sequence[Address],
     *,
     last: int = 1,
@@ -218,9 +221,11 @@ def site_values(
     Raises:
         InterpError: a prompt shorter than `last`, no fast engine, or runs that do not fit.
     """
+    prompts = rows_of(model, prompts)
     if runs is not None:
         runs.require(prompts, last, "reading")
         return {address: value[:, -last:] for address, value in runs.read(addresses).items()}
+    model.refuse_changed("reading site values", "run_with_cache()")
     runner = Runner(model.require_decoder("reading site values"))
     if min(map(len, prompts)) < last:
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
@@ -264,11 +269,11 @@ class NextTokens:
 @says_too_little
 def ablate(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    ablations: Sequence[Ablation],
+    prompts: Task | Prompt | Sequence[Prompt],
+    ablations: Ablation | Sequence[Ablation],
     *,
-    tokens: Sequence[int],
-    where: Where = 1,
+    tokens: str | int | Sequence[str | int],
+    where: Where = "all",
     runs: KeptRuns | None = None,
     progress: Progress | None = None,
 ) -> NextTokens:
@@ -279,10 +284,10 @@ def ablate(
 
     Args:
         model: a model with a fast engine.
-        prompts: token ids; the next token of each is read.
+        prompts: texts, token ids or a task (its clean prompts); the next token of each is read.
         ablations: sets from `make_ablation`; values per prompt are in the order of `prompts`.
-        tokens: whose probabilities are reported.
-        where: the last k tokens, or "all".
+        tokens: whose probabilities are reported: texts of one token each, or ids.
+        where: "all" tokens of the prompt, as a hook without positions; or the last k.
         runs: plain runs of these prompts (`interp.kept_runs.keep_runs`); made anew without.
         progress: called with (prompts done, prompts in all).
 
@@ -291,8 +296,11 @@ def ablate(
             numbers of prompts or positions, runs of other prompts or of fewer last tokens, or
             inside `intervene`.
     """
-    model.refuse_changed("ablating")
+    model.refuse_changed(
+        "ablating", "last_logits(), which sees them, with Ablation.interventions()"
+    )
     runner = Runner(model.require_decoder("ablating sets of components"))
+    prompts, ablations = rows_of(model, prompts), listed(ablations)
     if not prompts or (where != "all" and not 1 <= where <= min(map(len, prompts))):
         raise InterpError(
             f"ablating the last {where} tokens of {len(prompts)} prompts",
@@ -302,10 +310,11 @@ def ablate(
     for ablation in ablations:
         ablation.require(len(prompts), where)
     if runs is not None:
-        runs.require(prompts, where, "ablating")
+        runs.require(prompts, where if ablations else 1, "ablating")
     keep_freed_memory()
     rows = 1 + len(ablations)
-    shown = torch.tensor(list(tokens), device=runner.device)
+    ids = [model.single_token(token) for token in listed(tokens)]
+    shown = torch.tensor(ids, device=runner.device)
     probabilities = np.zeros((rows, len(prompts), len(shown)))
     top, kl = np.zeros((rows, len(prompts)), dtype=np.int64), np.zeros((rows, len(prompts)))
     done = 0
@@ -352,7 +361,10 @@ def random_like(
     See `interp.nulls.matched_components`. No set comes twice, so there are fewer than `draws`
     where fewer exist: three heads of a layer of six leave one other set.
     """
-    parts, rng = [Component.parse(label) for label in components], np.random.default_rng(seed)
+    parts, rng = (
+        [Component.parse(label) for label in listed(components)],
+        np.random.default_rng(seed),
+    )
     found: dict[frozenset[Component], list[Component]] = {}
     for _ in range(20 * draws):
         if len(found) == draws:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from interp.components import Component
 from interp.errors import InterpError, unknown
+from interp.inputs import Positions, listed, marks_of, place_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.metrics import Estimate, mean_estimate, ratio_of_means, standard_error
 from interp.models.language_model import Batch, Hook, LanguageModel
-from interp.prompts import Prompt
+from interp.positions import Mark, TokenizedPrompt
+from interp.prompts import Prompt, Task
 from interp.scores import Ranked
 
 Reduce = Literal["sum", "mean"]
@@ -140,9 +141,9 @@ class AttentionTo:
 
 def attention_to(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    queries: Sequence[int],
-    keys: Sequence[Sequence[int]],
+    prompts: Task | Prompt | Sequence[Prompt],
+    queries: Positions,
+    keys: Sequence[Sequence[int | str]],
     *,
     reduce: Reduce = "sum",
     drop_empty: bool = False,
@@ -168,9 +169,9 @@ def attention_to(
 
     Args:
         model: a model that offers patterns.
-        prompts: token ids (or texts).
-        queries: one absolute position per prompt.
-        keys: absolute positions before the query, several or none per prompt.
+        prompts: texts, token ids or a task (its clean prompts).
+        queries: one token of each prompt: see `interp.inputs.Positions`.
+        keys: tokens before the query, several or none in a list for each prompt, each as a query.
         reduce: "sum" over the keys, or "mean".
         drop_empty: leave out prompts without a key, counted in `dropped`, instead of refusing.
         draws: control sets drawn for each sample.
@@ -194,8 +195,9 @@ def attention_to(
             f"draws={draws}, band={band:g}, sinks={sinks}",
             "give at least one draw, a band of at least 1, and no negative sinks",
         )
-    rows = [model.tokenize(prompt).tokens for prompt in prompts]
-    at, wanted = _checked(rows, queries, keys)
+    given = [model.tokenize(text) for text in texts_of(prompts)]
+    rows = [prompt.tokens for prompt in given]
+    at, wanted = _checked(given, marks_of(prompts), queries, keys)
     kept = np.array([i for i, mine in enumerate(wanted) if mine], dtype=np.int64)
     empty = len(rows) - len(kept)
     if empty and not drop_empty or not len(kept):
@@ -215,7 +217,7 @@ def attention_to(
     if runs is None:
         found = _rows_reduced(model, [rows[i] for i in kept], [at[i] for i in kept], weights)
     else:
-        model.refuse_changed("reading kept runs")
+        model.refuse_changed("reading kept runs", "the same call without runs=")
         runs.require(rows, max(len(row) - q for row, q in zip(rows, at, strict=True)), "reading")
         found = _kept_reduced(model, runs, kept, at, weights)
     uniform = np.array([_uniform(model, at[i], wanted[i], reduce) for i in kept])
@@ -285,22 +287,23 @@ def select_heads(
 
 
 def _checked(
-    rows: Sequence[tuple[int, ...]], queries: Sequence[int], keys: Sequence[Sequence[int]]
+    prompts: Sequence[TokenizedPrompt],
+    marks: Sequence[Mapping[str, Mark]] | None,
+    queries: Positions,
+    keys: Sequence[Sequence[int | str]],
 ) -> tuple[list[int], list[list[int]]]:
-    if not len(rows) == len(queries) == len(keys):
+    at = places_of(queries, prompts, marks)
+    if len(prompts) != len(keys):
         raise InterpError(
             "attention from queries to keys",
-            f"{len(rows)} prompts, {len(queries)} queries, {len(keys)} lists of keys",
-            "give one query and one list of keys per prompt",
+            f"{len(prompts)} prompts, {len(keys)} lists of keys",
+            "give one list of keys per prompt",
         )
-    at, wanted = [index(query) for query in queries], [[index(j) for j in mine] for mine in keys]
-    for number, (row, query, mine) in enumerate(zip(rows, at, wanted, strict=True)):
-        if not 0 <= query < len(row):
-            raise InterpError(
-                f"query {query} of prompt {number}",
-                f"it has {len(row)} tokens",
-                "choose among 0 on",
-            )
+    wanted = [
+        [place_of(key, prompt, marks[i] if marks else {}, f"prompt {i}") for key in listed(keys[i])]
+        for i, prompt in enumerate(prompts)
+    ]
+    for number, (query, mine) in enumerate(zip(at, wanted, strict=True)):
         if query in mine:
             raise InterpError(
                 f"keys {mine} of prompt {number}",

@@ -17,7 +17,8 @@ from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
-from interp.models.language_model import LanguageModel
+from interp.inputs import Columns, listed
+from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
 from interp.references import batches_of, mean_values
 from interp.scores import Scores
@@ -27,6 +28,7 @@ from interp.sweeps import (
     make_request,
     provenance,
     refuse_equal,
+    spelled_positions,
     spelled_source,
 )
 
@@ -42,7 +44,7 @@ def attribution_patching(
     site: str = "z",
     by: Sequence[str] = ("layer", "head"),
     direction: Direction = "denoise",
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
@@ -90,7 +92,7 @@ def attribution_patching(
     ask = Ask(
         name="attribution_patching",
         site=site,
-        by=tuple(by),
+        by=tuple(listed(by)),
         source=source,
         reference=reference,
         direction=direction,
@@ -111,7 +113,7 @@ def atp_star(
     qk_fix: bool = True,
     grad_drop: bool = True,
     direction: Direction = "denoise",
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
@@ -177,7 +179,7 @@ def atp_star(
     ask = Ask(
         name="atp_star",
         site=site,
-        by=tuple(by),
+        by=tuple(listed(by)),
         source=source,
         reference=reference,
         direction=direction,
@@ -249,7 +251,7 @@ def _estimator(model: LanguageModel, task: Task, ask: Ask) -> Estimator:
         reference=ask.reference,
     )
     refuse_equal(request.runs, task)
-    model.refuse_changed("attribution patching")
+    model.refuse_changed("attribution patching", HOOKED)
     keep_freed_memory()
     return Estimator(
         runner=Runner(model.require_decoder("attribution patching")),
@@ -302,12 +304,12 @@ def _call(work: Estimator) -> str:
         "site": ask.site,
         "by": ask.by,
         "direction": ask.direction,
-        "positions": ask.positions if isinstance(ask.positions, str) else list(ask.positions),
     }
     shown |= {"layers": work.layers} if ask.layers is not None else {}
     shown |= {"components": work.parts} if ask.components is not None else {}
     shown |= {"qk_fix": ask.fix, "grad_drop": ask.drop} if ask.name == "atp_star" else {}
     words = {key: repr(value) for key, value in shown.items()} | spelled_source(work.request)
+    words["positions"] = spelled_positions(ask.positions)
     spelled = ", ".join(f"{key}={value}" for key, value in words.items())
     return f"scores = interp.{ask.name}(model, task, {spelled})"
 

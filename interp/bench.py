@@ -15,7 +15,7 @@ from interp.ablation import make_ablation
 from interp.engine.cost import floor_flops, matmul_rate
 from interp.errors import unknown
 from interp.files import versions
-from interp.generation import Generation, generate
+from interp.generation import generate
 from interp.interventions import intervene
 from interp.loading import LanguageModel, load_model, wrap
 from interp.patching import activation_patching
@@ -25,6 +25,7 @@ from interp.scores import Scores
 from interp.sweeps import make_request
 from interp.tasks import load_task
 from interp.tasks.countdown import make_countdown
+from interp.text_runs import Generation
 
 CASES = {
     "a": "GPT-2-small shape, random weights, one 15-token pair, z of heads by position",

@@ -15,10 +15,10 @@ from interp.components import SITES, within
 from interp.engine.memory import says_too_little
 from interp.errors import InterpError
 from interp.files import cache_dir
+from interp.inputs import Positions, listed, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.keys import result_key
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
-from interp.positions import resolve
 from interp.prompts import Prompt, Task
 from interp.records import read_sealed, write_sealed
 
@@ -53,11 +53,11 @@ class Activations:
 @says_too_little
 def run_with_cache(
     model: LanguageModel,
-    prompts: Task | Sequence[Prompt],
+    prompts: Task | Prompt | Sequence[Prompt],
     *,
     sites: Iterable[str],
     layers: Iterable[int] | None = None,
-    positions: str | Sequence[int] = "all",
+    positions: Positions = "all",
     padding_side: str = "right",
     budget_gb: float = 2.0,
     to_disk: bool = False,
@@ -67,10 +67,11 @@ def run_with_cache(
 
     Args:
         model: a loaded model.
-        prompts: texts, token tuples, or a task (its clean prompts, whose named positions count).
-        sites: site names, see `interp.components.SITES`.
+        prompts: texts, token tuples, or a task (its clean prompts, whose named positions count);
+            one text or one token tuple is one prompt.
+        sites: site names, see `interp.components.SITES`; one string is one site.
         layers: which layers; all by default.
-        positions: "all", a named position, or one token index per prompt.
+        positions: "all", or one token of each prompt: see `interp.inputs.Positions`.
         padding_side: changes nothing in the result.
         budget_gb: the most the result may take in memory; more is refused before the run.
         to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
@@ -82,37 +83,21 @@ def run_with_cache(
         InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
             of other prompts or of fewer last tokens.
     """
-    sites = list(dict.fromkeys(sites))
+    sites = list(dict.fromkeys(listed(sites)))
     chosen = within(layers, model.n_layers, "layer", model.name)
     if to_disk:
-        model.refuse_changed("keeping activations")
+        model.refuse_changed("keeping activations", "to_disk=False")
     for site in sites:
         model.require_site(site)
-    texts: Sequence[Prompt] = (
-        [pair.clean for pair in prompts.pairs] if isinstance(prompts, Task) else list(prompts)
-    )
-    marks = [dict(p.positions) for p in prompts.pairs] if isinstance(prompts, Task) else None
-    if not texts:
+    tokenized = [model.tokenize(text) for text in texts_of(prompts)]
+    if not tokenized:
         raise InterpError("capturing activations", "no prompts", "give at least one")
-    tokenized = [model.tokenize(text) for text in texts]
     rows = [prompt.tokens for prompt in tokenized]
-    if positions == "all":
-        where = [list(range(len(row))) for row in rows]
-    elif isinstance(positions, str):
-        where = [
-            [resolve(positions, prompt, marks[i] if marks else {}, f"prompt {i}")]
-            for i, prompt in enumerate(tokenized)
-        ]
+    squeeze = not (isinstance(positions, str) and positions == "all")
+    if squeeze:
+        where = [[place] for place in places_of(positions, tokenized, marks_of(prompts))]
     else:
-        pairs = list(zip(positions, rows, strict=False))
-        where = [[int(p) if p >= 0 else len(row) + int(p)] for p, row in pairs]
-        inside = all(0 <= w[0] < len(row) for w, row in zip(where, rows, strict=False))
-        if len(positions) != len(rows) or not inside:
-            raise InterpError(
-                f"positions={list(positions)}",
-                f"{len(rows)} prompts of {[len(r) for r in rows]} tokens",
-                "give one position inside each prompt",
-            )
+        where = [list(range(len(row))) for row in rows]
     width, length = max(len(w) for w in where), max(len(r) for r in rows)
     shapes = {site: (len(rows), width, *_shape(model, site, length)) for site in sites}
     size = torch.finfo(model.dtype).bits // 8
@@ -123,7 +108,6 @@ def run_with_cache(
             f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
             "ask for fewer sites, layers or positions, or raise budget_gb",
         )
-    squeeze = positions != "all"
     if runs is not None:
         if not squeeze or to_disk:
             raise InterpError(
@@ -187,7 +171,10 @@ def run_with_cache(
 
 
 def text_losses(
-    model: LanguageModel, texts: Sequence[Prompt], *, starts: Sequence[int] | None = None
+    model: LanguageModel,
+    texts: Task | Prompt | Sequence[Prompt],
+    *,
+    starts: Positions | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood of each text's tokens from its start on, in nats: (n,) float64.
 
@@ -197,18 +184,19 @@ def text_losses(
         model: any model.
         texts: of two tokens or more.
         starts: the first token of each text that is scored, such as the first of a reply behind
-            its prompt; by default the second, the first that anything predicts.
+            its prompt (see `interp.inputs.Positions`); by default the second, the first that
+            anything predicts.
 
     Raises:
-        InterpError: no texts, one of a single token, or starts that are not one inside each text.
+        InterpError: no texts, one of a single token, or a start that is not inside its text, or
+            is its first token.
     """
-    rows = [model.tokenize(text).tokens for text in texts]
+    given = [model.tokenize(text) for text in texts_of(texts)]
+    rows = [text.tokens for text in given]
     if min(map(len, rows), default=0) < 2:
         raise InterpError(f"losses of {len(rows)} texts", "none, or one of one token", "give more")
-    first = [1] * len(rows) if starts is None else list(starts)
-    if len(first) != len(rows) or not all(
-        0 < at < len(row) for at, row in zip(first, rows, strict=True)
-    ):
+    first = places_of(1 if starts is None else starts, given, marks_of(texts), label="text")
+    if not all(first):
         raise InterpError(
             f"losses of {len(rows)} texts from tokens {first[:5]} on",
             f"texts of {[len(row) for row in rows][:5]} tokens",
@@ -234,7 +222,7 @@ def _read(
     addresses: Sequence[Address],
 ) -> Activations:
     """One of the last tokens of each prompt, from kept runs."""
-    model.refuse_changed("reading kept runs")
+    model.refuse_changed("reading kept runs", "the same call without runs=")
     back = torch.tensor([len(row) - place for row, place in zip(rows, where, strict=True)])
     runs.require(rows, int(back.max()), "reading")
     each = torch.arange(len(rows))

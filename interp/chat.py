@@ -11,8 +11,9 @@ from jinja2.exceptions import TemplateError
 
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.inputs import listed, texts_of
 from interp.models.language_model import LanguageModel
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ class ChatPrompts:
         return ChatPrompts(rows=rows, format=self.format, tail=self.tail, ids=ids)
 
 
-Prompts = ChatPrompts | Sequence[Prompt]
+Prompts = ChatPrompts | Task | Prompt | Sequence[Prompt]
 """Prompts with their format; texts and tokens alone have none (`PLAIN`)."""
 
 
 def chat_prompts(
     model: LanguageModel,
-    texts: Sequence[str],
+    texts: str | Sequence[str],
     *,
     system: str | None = None,
     generation_prompt: bool = True,
@@ -98,6 +99,8 @@ def chat_prompts(
             "take an instruction-tuned model, or plain_prompts()",
         )
 
+    texts = listed(texts)
+
     def tokens(text: str) -> tuple[int, ...]:
         turns = [] if system is None else [{"role": "system", "content": system}]
         try:
@@ -110,7 +113,7 @@ def chat_prompts(
             raise InterpError(
                 f"chat prompts for {model.name}" + ("" if system is None else ", a system prompt"),
                 f"its chat template refuses them: {error}",
-                "leave the system prompt out" if system is not None else "mend the template",
+                "leave the system prompt out" if system is not None else "correct the template",
             ) from error
         ids = model.tokenizer(whole, add_special_tokens=False)["input_ids"]
         return model.tokenize(tuple(ids)).tokens
@@ -140,7 +143,7 @@ def plain_prompts(model: LanguageModel, prompts: Prompts) -> ChatPrompts:
     """Prompts as they are, in tokens; `ChatPrompts` pass unchanged."""
     if isinstance(prompts, ChatPrompts):
         return prompts
-    rows = tuple(model.tokenize(prompt).tokens for prompt in prompts)
+    rows = tuple(model.tokenize(prompt).tokens for prompt in texts_of(prompts))
     return ChatPrompts(rows=rows, format=PLAIN, tail=_common_end(rows))
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component
 from interp.errors import InterpError, unknown
+from interp.inputs import Flags, Positions, flags_of, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.metrics import ratio, standard_error
 from interp.models.architecture import Decoder, Function, Linear, Norm
 from interp.models.language_model import LanguageModel
-from interp.positions import one_each
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 
 Mode = Literal["diag", "ov", "frobenius", "activation"]
 Prompts = Sequence[Prompt]
@@ -129,9 +129,9 @@ def head_glu_scores(
     neurons: Sequence[str],
     *,
     mode: Mode,
-    prompts: Sequence[Prompt] | None = None,
-    positions: Sequence[int] | None = None,
-    labels: Sequence[bool] | None = None,
+    prompts: Task | Prompt | Sequence[Prompt] | None = None,
+    positions: Positions | None = None,
+    labels: Flags | None = None,
     norm: Literal["frozen", "recomputed"] = "frozen",
     runs: KeptRuns | None = None,
 ) -> HeadGluScores:
@@ -158,9 +158,10 @@ def head_glu_scores(
         heads: labels such as L17H11.
         neurons: labels such as L26N6475.
         mode: one of the above; the options below are for "activation".
-        prompts: texts or token ids.
-        positions: one token of each prompt, at which heads and neurons are read.
-        labels: whether each prompt is valid.
+        prompts: texts, token ids or a task (its clean prompts).
+        positions: one token of each prompt, at which heads and neurons are read: see
+            `interp.inputs.Positions`.
+        labels: whether each prompt is valid, True or 1; or not, False or 0.
         norm: whether the second norm's scale is held, or recomputed without the head.
         runs: read the prompts in these, as in `run_with_cache`.
 
@@ -175,9 +176,15 @@ def head_glu_scores(
     glus = _glus(_decoder(model, gated=True, summands=mode != "diag"), receivers)
     reached = np.array([[_reaches(model, s, r) for s in senders] for r in receivers])
     if mode == "activation":
-        at = one_each(prompts or (), positions)
+        if prompts is None or positions is None:
+            found = f"prompts={prompts!r}, positions={positions!r}"
+            raise InterpError(f"mode {mode!r}", found, "give prompts, and one token of each")
+        texts = texts_of(prompts)
+        if not texts:
+            raise InterpError(f"mode {mode!r}", "no prompts", "give at least one")
+        at = places_of(positions, [model.tokenize(text) for text in texts], marks_of(prompts))
         groups = _classes(len(at), labels)
-        samples = _contributions(model, senders, glus, reached, prompts or (), at, runs)
+        samples = _contributions(model, senders, glus, reached, texts, at, runs)
         (values, stderr), (gate, _), (up, _) = (
             _contrast(samples[part], groups) for part in (norm, "gate", "up")
         )
@@ -314,12 +321,12 @@ def _reaches(model: LanguageModel, head: Component, neuron: Component) -> bool:
     return head.layer < neuron.layer or (head.layer == neuron.layer and not model.parallel)
 
 
-def _classes(n: int, labels: Sequence[bool] | None) -> list[np.ndarray]:
+def _classes(n: int, labels: Flags | None) -> list[np.ndarray]:
     """Which samples are added and which are taken off."""
     if labels is None:
         return [np.ones(n, dtype=bool)]
-    valid = np.array([bool(label) for label in labels])
-    if len(valid) != n or valid.all() or not valid.any():
+    valid = flags_of(labels, n)
+    if valid.all() or not valid.any():
         given = f"{len(valid)} labels, {int(valid.sum())} valid"
         raise InterpError(f"labels of {n} samples", given, "label each, and have both classes")
     return [valid, ~valid]

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.capture import run_with_cache
 from interp.components import Component, within
 from interp.errors import InterpError
+from interp.inputs import Positions, listed, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.loading import unwrapped, wrap
 from interp.metrics import Estimate, mean_estimate
@@ -21,7 +22,6 @@ from interp.models.architecture import Decoder
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
-from interp.positions import resolve
 from interp.prompts import Prompt, Task
 
 _SITE = {"head": "z", "neuron": "post"}
@@ -215,8 +215,8 @@ class ActivationComparison:
 def compare_activations(
     base: LanguageModel,
     trained: LanguageModel,
-    prompts: Task | Sequence[Prompt],
-    positions: str | Sequence[int] = "last",
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions = "last",
     *,
     sites: Iterable[str] = ("resid_post",),
     layers: Iterable[int] | None = None,
@@ -231,8 +231,8 @@ def compare_activations(
         cosine = a . b / (|a| |b|),   relative = |b - a| / |a|,   kl = KL(p_base || p_trained)
 
     kl is in nats and >= 0; the cosine of a value that is zero throughout is nan. `prompts` are
-    texts (read by the base's tokeniser), token tuples or a task's clean prompts; `positions` a
-    name, or one token index per prompt. Prompts are cut after it: a causal model does not look
+    texts (read by the base's tokeniser), token tuples or a task's clean prompts; `positions`
+    as in `interp.inputs.Positions`. Prompts are cut after it: a causal model does not look
     further. `layers` are all by default; `budget_gb` is for the values of one model; `runs` are
     kept runs of the cut prompts in the base and in the trained model, read instead of run.
 
@@ -240,7 +240,7 @@ def compare_activations(
         InterpError: other sizes or tokens, an absent site, or a position a prompt lacks.
     """
     _require_alike(base, trained, "d_vocab")
-    sites = tuple(dict.fromkeys(sites))
+    sites = tuple(dict.fromkeys(listed(sites)))
     chosen = within(layers, base.n_layers, "layer", base.name)
     rows = _cut(base, trained, prompts, positions)
     wanted = {"sites": sites, "layers": chosen, "positions": "last", "budget_gb": budget_gb}
@@ -344,7 +344,7 @@ def _selected(
     if labels is None:
         return {layer: list(range(size)) for layer in range(model.n_layers)}
     found: dict[int, set[int]] = {}
-    for label in labels:
+    for label in listed(labels):
         part = Component.parse(label)
         if part.site != _SITE[kind] or part.index is None:
             raise InterpError(f"{kind} {label!r}", "not one", "write L17H11, or L5N3 for a neuron")
@@ -377,34 +377,25 @@ def _differences(before: Tensor, after: Tensor) -> tuple[np.ndarray, np.ndarray,
 def _cut(
     base: LanguageModel,
     trained: LanguageModel,
-    prompts: Task | Sequence[Prompt],
-    positions: str | Sequence[int],
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
 ) -> list[tuple[int, ...]]:
     """Each prompt's tokens up to and including its position."""
-    task = prompts if isinstance(prompts, Task) else None
-    texts = [pair.clean for pair in prompts.pairs] if isinstance(prompts, Task) else list(prompts)
-    fitting = isinstance(positions, str) or len(positions) == len(texts)
-    if not texts or isinstance(prompts, str) or not fitting:
-        raise InterpError(f"prompts {texts[:2]}", f"positions {positions}", "give lists, as long")
-    rows = []
-    for i, text in enumerate(texts):
-        read = base.tokenize(text)
-        if isinstance(text, str) and trained.tokenizer is not None:
-            other = trained.tokenize(text)
-            if other.tokens != read.tokens:
-                raise InterpError(
-                    f"prompt {i} in {base.name} and {trained.name}",
-                    f"other tokens:\n  {read.shown()}\n  {other.shown()}\n",
-                    "give tuples of token ids",
-                )
-        if isinstance(positions, str):
-            marks = dict(task.pairs[i].positions) if task else {}
-            place = resolve(positions, read, marks, f"prompt {i}")
-        else:
-            place = positions[i] + (len(read.tokens) if positions[i] < 0 else 0)
-            within([place], len(read.tokens), "position", f"prompt {i}")
-        rows.append(read.tokens[: place + 1])
-    return rows
+    read = [base.tokenize(text) for text in texts_of(prompts)]
+    if not read:
+        raise InterpError("comparing activations", "no prompts", "give at least one")
+    for i, prompt in enumerate(read):
+        other = prompt
+        if prompt.text is not None and trained.tokenizer is not None:
+            other = trained.tokenize(prompt.text)
+        if other.tokens != prompt.tokens:
+            raise InterpError(
+                f"prompt {i} in {base.name} and {trained.name}",
+                f"other tokens:\n  {prompt.shown()}\n  {other.shown()}\n",
+                "give tuples of token ids",
+            )
+    at = places_of(positions, read, marks_of(prompts))
+    return [prompt.tokens[: place + 1] for prompt, place in zip(read, at, strict=True)]
 
 
 def _element_numbers(hf_model: Any, layer: int) -> tuple[list[Any], Decoder]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.inputs import listed
 from interp.trajectories import CLASSES, Reading, Trajectories
 
 EPSILON = 1e-8
@@ -122,7 +123,7 @@ def make_bank(
     """
     if not len(trajectories) or least < 1:
         raise InterpError(f"a bank of {len(trajectories)} rows", f"least={least}", "give rows")
-    named = tuple(dict.fromkeys(trajectories.tasks)) if tasks is None else tuple(tasks)
+    named = tuple(dict.fromkeys(trajectories.tasks)) if tasks is None else tuple(listed(tasks))
     states = trajectories.states
     T, (_, L, d) = len(named), states.shape
     centroids, spread = np.full((T, 2, L, d), math.nan), np.full((T, 2, L), math.nan)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from interp.ablation import Kind, Where, ablate, make_ablation, random_like
 from interp.errors import InterpError
+from interp.inputs import listed, rows_of
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.keys import result_key
 from interp.metrics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
+from interp.prompts import Prompt
 
 ENOUGH = 0.95
 """The share of prompts that must be disabled."""
@@ -32,9 +34,9 @@ class AblatedSets:
 
     Attributes:
         model: a model with a fast engine.
-        prompts: token ids of prompts that the plain model continues with `tokens[0]`.
-        tokens: the token of the behaviour, and that of its failure.
-        where: the last k tokens are changed, or "all".
+        prompts: texts or token ids of prompts that the plain model continues with `tokens[0]`.
+        tokens: the token of the behaviour, and that of its failure, as text or ids.
+        where: "all" tokens are changed, or the last k.
         kind: "zero", or one of `interp.ablation.make_ablation` with `values`.
         values: as `interp.ablation.site_values` gives them.
         runs: plain runs of the prompts (`interp.kept_runs.keep_runs`); made once without.
@@ -44,9 +46,9 @@ class AblatedSets:
     """
 
     model: LanguageModel
-    prompts: Sequence[Sequence[int]]
-    tokens: tuple[int, int]
-    where: Where = 1
+    prompts: Sequence[Prompt]
+    tokens: tuple[str | int, str | int]
+    where: Where = "all"
     kind: Kind = "zero"
     values: Mapping[Address, Tensor] | None = None
     runs: KeptRuns | None = None
@@ -57,6 +59,8 @@ class AblatedSets:
     _key: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self.prompts = rows_of(self.model, self.prompts)
+        self.tokens = tuple(self.model.single_token(t) for t in self.tokens)  # type: ignore
         if not self.prompts or len(set(self.tokens)) != 2:
             raise InterpError(
                 f"sets ablated on {len(self.prompts)} prompts, tokens {self.tokens}",
@@ -71,7 +75,8 @@ class AblatedSets:
         key = result_key("ablated sets", 1, self.model, **asked)
         if key != self._key:  # something was set to something else
             self._known, self._own, self._key = {}, None, key
-        new = list({key: None for key in map(frozenset, sets) if key not in self._known})
+        keys = [frozenset(listed(labels)) for labels in listed(sets)]
+        new = list({key: None for key in keys if key not in self._known})
         if new:
             if self.runs is None and self._own is None and self.where != "all":
                 self._own = keep_runs(self.model, self.prompts, last=self.where)
@@ -88,7 +93,7 @@ class AblatedSets:
             )
             found = zip(seen.top[1:] == self.tokens[1], seen.log_odds[1:], strict=True)
             self._known |= dict(zip(new, found, strict=True))
-        disabled, odds = zip(*(self._known[frozenset(labels)] for labels in sets), strict=True)
+        disabled, odds = zip(*(self._known[key] for key in keys), strict=True)
         return np.stack(disabled), np.stack(odds)
 
 
@@ -109,7 +114,7 @@ def greedy_order(
     Raises:
         InterpError: no candidates, one twice, or `most` below 1.
     """
-    left = list(candidates)
+    left = listed(candidates)
     if not left or len(set(left)) < len(left) or most < 1:
         raise InterpError(
             f"an order of {most} of {left}", "none, or one twice", "give each candidate once"
@@ -186,7 +191,8 @@ def ablation_curve(
     Departs from released code: every size has its interval, and random sets beside it.
     Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit.
     """
-    labels, every = list(order), range(1, len(order) + 1)
+    labels = listed(order)
+    every = range(1, len(labels) + 1)
     wanted = set(every if sizes is None else sizes)
     if not labels or len(set(labels)) < len(labels) or not wanted <= set(every):
         raise InterpError(
@@ -240,7 +246,7 @@ def smallest_sets(
     Raises:
         InterpError: more than `limit` sets to try, or candidates that are none or named twice.
     """
-    labels = list(candidates)
+    labels = listed(candidates)
     tries = sum(comb(len(labels), size) for size in range(1, most + 1))
     if not 1 <= tries <= limit or len(set(labels)) < len(labels):
         raise InterpError(

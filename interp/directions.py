@@ -20,6 +20,7 @@ from interp.chat import PLAIN, ChatFormat, ChatPrompts, Prompts, plain_prompts
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
 from interp.files import content_key
+from interp.inputs import listed
 from interp.models.language_model import LanguageModel
 from interp.records import Record
 
@@ -166,17 +167,17 @@ class Candidates:
 
     @property
     def zeros(self) -> list[tuple[int, int]]:
-        """(position, layer) of vectors of length 0: there the classes do not differ at all."""
+        """(layer, position) of vectors of length 0: there the classes do not differ at all."""
         where = (self.norms == 0).nonzero().tolist()
-        return [(self.positions[p], self.layers[layer]) for p, layer in where]
+        return [(self.layers[layer], self.positions[p]) for p, layer in where]
 
-    def at(self, position: int, layer: int) -> Direction:
+    def at(self, layer: int, position: int) -> Direction:
         """One candidate.
 
         Raises:
             InterpError: a position or layer not among them, or a vector that is not finite.
         """
-        row, column = self._place(position, layer)
+        row, column = self._place(layer, position)
         kept = ("site", "kind", "sign", "n", "format", "model_hash", "rows")
         return Direction(
             vector=self.vectors[row, column],
@@ -186,16 +187,16 @@ class Candidates:
             **{name: getattr(self, name) for name in kept},
         )
 
-    def reference_at(self, position: int, layer: int) -> Tensor:
+    def reference_at(self, layer: int, position: int) -> Tensor:
         """(d_model,) mean of the second class."""
-        return self.reference[self._place(position, layer)]
+        return self.reference[self._place(layer, position)]
 
-    def _place(self, position: int, layer: int) -> tuple[int, int]:
+    def _place(self, layer: int, position: int) -> tuple[int, int]:
         if position not in self.positions or layer not in self.layers:
             raise InterpError(
-                f"the candidate at position {position}, layer {layer}",
+                f"the candidate at layer {layer}, position {position}",
                 "not among them",
-                f"positions {self.positions}, layers {self.layers}",
+                f"layers {self.layers}, positions {self.positions}",
             )
         return self.positions.index(position), self.layers.index(layer)
 
@@ -279,7 +280,7 @@ def refuse_seen(rows: Sequence[str], prompts: ChatPrompts, what: str) -> None:
     Raises:
         InterpError: some of the prompts are among `rows`.
     """
-    found = set(rows)
+    found = set(listed(rows))
     if seen := [place for place, name in enumerate(prompts.hashes) if name in found]:
         raise InterpError(
             what,
@@ -303,7 +304,7 @@ def end_states(
         InterpError: a prompt shorter than `last`, a site of another width, or inside `intervene`.
     """
     model.require_site(site)
-    model.refuse_changed("reading states")
+    model.refuse_changed("reading states", "run_with_cache()")
     rows = plain_prompts(model, prompts).rows
     if SITES[site] is not None or not rows or min(map(len, rows)) < last or last < 1:
         raise InterpError(

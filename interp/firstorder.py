@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from interp.components import SITES
 from interp.engine.forward import Runner
 from interp.engine.gradients import Run, backward, forward, metric_gradient, metric_of, rows_of
 from interp.engine.layout import Index, Layout, ranges
+from interp.inputs import Columns
 from interp.prompts import Task
 from interp.sweeps import Request
 
@@ -29,7 +30,7 @@ class Ask:
     source: str
     reference: Task | None
     direction: str
-    positions: str | Sequence[str]
+    positions: Columns
     layers: tuple[int, ...] | None
     components: tuple[int, ...] | None
     fix: bool = False

@@ -20,11 +20,12 @@ from torch.nn.functional import normalize
 from interp.capture import run_with_cache
 from interp.components import Component, within
 from interp.errors import InterpError, unknown
+from interp.inputs import Flags, Positions, flags_of, listed, texts_of
 from interp.kept_runs import KeptRuns
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of, turned_directions
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 
 BLOCK = 2**24  # scores held at once
 
@@ -103,16 +104,16 @@ class GluActivations:
 
 def glu_activations(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    positions: str | Sequence[int],
-    neurons: Sequence[Neuron],
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+    neurons: Neuron | Sequence[Neuron],
     *,
     budget_gb: float = 2.0,
     runs: KeptRuns | None = None,
 ) -> GluActivations:
     """Both factors and the product of some neurons, at one position of each prompt.
 
-    Positions (token indices, or one name) and `runs` are those of `run_with_cache`. Inside
+    Prompts, positions (one of each prompt) and `runs` are those of `run_with_cache`. Inside
     `intervene` the changed run is seen.
 
     Raises:
@@ -121,12 +122,13 @@ def glu_activations(
     """
     decoder = _gated(model, "GLU activations")
     chosen = _components(model, neurons)
-    if positions == "all" or (not isinstance(positions, str) and len(positions) != len(prompts)):
+    if isinstance(positions, str) and positions == "all":
         raise InterpError("positions of GLU activations", "not one per prompt", "give one each")
+    count = len(texts_of(prompts))
     sites, layers = ("pre", "pre_linear", "post"), {neuron.layer for neuron in chosen}
     where = {"layers": layers, "positions": positions}
     seen = run_with_cache(model, prompts, sites=sites, **where, budget_gb=budget_gb, runs=runs)
-    gate, up, product = torch.empty(3, len(prompts), len(chosen), dtype=model.dtype)
+    gate, up, product = torch.empty(3, count, len(chosen), dtype=model.dtype)
     for layer in layers:
         columns = [column for column, neuron in enumerate(chosen) if neuron.layer == layer]
         indices = [chosen[column].index for column in columns]
@@ -286,7 +288,7 @@ class LabelContrast:
     auc_stderr: Tensor
 
 
-def label_contrast(activations: GluActivations, labels: Sequence[bool | int]) -> LabelContrast:
+def label_contrast(activations: GluActivations, labels: Flags) -> LabelContrast:
     """How gate * up differs between valid (1) and invalid (0) samples, and which factor carries it.
 
         E1[ab] - E0[ab] = (E1[a] - E0[a]) (E1[b] + E0[b]) / 2       gate
@@ -302,10 +304,10 @@ def label_contrast(activations: GluActivations, labels: Sequence[bool | int]) ->
     from scipy.stats import rankdata
 
     gate, up = activations.gate.double(), activations.up.double()
-    label = np.array([int(x) if x in (0, 1) else -1 for x in labels])
+    label = flags_of(labels, len(gate)).astype(int)
     n = [int((label == c).sum()) for c in (0, 1)]
-    if len(label) != len(gate) or sum(n) != len(gate) or min(n) < 2:
-        found = f"{n[1]} of 1, {n[0]} of 0, {len(label)} for {len(gate)} samples"
+    if min(n) < 2:
+        found = f"{n[1]} of 1, {n[0]} of 0"
         raise InterpError("labels", found, "give each sample 0 or 1, and two or more of both")
     sides, written = [torch.from_numpy(label == c) for c in (0, 1)], gate * up
     (a0, a1), (b0, b1) = ([x[side].mean(0) for side in sides] for x in (gate, up))
@@ -429,10 +431,10 @@ def _gated(model: LanguageModel, what: str) -> Decoder:
     raise InterpError(f"{what} on {model.name}", "its MLP has no gate", "use a gated model")
 
 
-def _components(model: LanguageModel, neurons: Sequence[Neuron]) -> list[Component]:
+def _components(model: LanguageModel, neurons: Neuron | Sequence[Neuron]) -> list[Component]:
     """The neurons as components, checked."""
     labels = []
-    for neuron in neurons:
+    for neuron in listed(neurons):
         if not isinstance(neuron, str | Component):
             pair = neuron if isinstance(neuron, tuple) else (neuron.layer, neuron.index)
             neuron = Component(pair[0], "post", pair[1])

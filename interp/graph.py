@@ -16,6 +16,7 @@ import numpy as np
 
 from interp.components import Component
 from interp.errors import InterpError
+from interp.inputs import listed
 from interp.models.language_model import LanguageModel
 
 INPUT, LOGITS = "input", "logits"
@@ -257,7 +258,7 @@ class Graph:
         if edges is None:
             return self.allowed.copy()
         mask = np.zeros(self.shape, dtype=bool)
-        for edge in edges:
+        for edge in listed(edges):
             mask[self.edge(edge if isinstance(edge, str) else self.label(*edge))] = True
         return mask
 
@@ -368,7 +369,7 @@ def graph_of(
     Raises:
         InterpError: a neuron the model does not have, or one twice.
     """
-    found = [_neuron(model, one) for one in neurons]
+    found = [_neuron(model, one) for one in listed(neurons)]
     if len(set(found)) < len(found):
         raise InterpError(f"neurons {found}", "one twice", "give each once")
     return Graph(

@@ -22,10 +22,11 @@ from interp.engine.restart import baseline, final_hidden
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.generation import generate
+from interp.inputs import listed, texts_of
 from interp.interventions import intervene
 from interp.judging import LEAST_TOKENS, Judge, Judged, flip_rate, judge_replies, replies_of
 from interp.metrics import Estimate
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import HOOKED, LanguageModel
 from interp.nulls import Null, null_of
 from interp.prompts import Prompt, Task
 from interp.scores import Scores
@@ -90,7 +91,7 @@ def scan_heads(
     logarithms; here the KL is exact.
     """
     decoder = model.require_decoder("scanning heads")
-    model.refuse_changed("scanning heads")
+    model.refuse_changed("scanning heads", HOOKED)
     sides, runner = both_sides(model, task), Runner(decoder)
     chosen = within(layers, model.n_layers, "layer", model.name)
     size = model.n_kv_heads if by == "kv_head" else model.n_heads
@@ -237,7 +238,7 @@ def sahara(
     if objective not in ("subspace", "kl"):
         raise unknown("objective", objective, ("subspace", "kl"))
     every = [f"L{i}H{h}" for i in range(model.n_layers) for h in range(model.n_heads)]
-    pool = list(every if candidates is None else candidates)
+    pool = listed(every if candidates is None else candidates)
     if not 0 < size <= len(pool):
         raise InterpError(f"{size} of {len(pool)} heads", "too few candidates", "give more")
     top = model.n_layers - 1
@@ -314,6 +315,7 @@ def head_flips(
     Raises:
         InterpError: not one row id per prompt, or heads the model lacks.
     """
+    prompts, heads, rows = texts_of(prompts), listed(heads), listed(rows)
     asked = ["".join(model.tokenize(prompt).strings) for prompt in prompts]
 
     def judged(off: Sequence[str]) -> Judged:

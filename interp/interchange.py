@@ -22,9 +22,10 @@ from interp.engine.forward import Baseline, Runner
 from interp.engine.restart import baseline, final_hidden
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
+from interp.inputs import listed
 from interp.interventions import Intervention, intervene
 from interp.metrics import Estimate, Logits, ratio_estimate
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import HOOKED, LanguageModel
 from interp.nulls import Null, null_of
 from interp.prompts import Task
 from interp.scores import Scores
@@ -78,7 +79,7 @@ def head_interchange(
     Source: arXiv 2604.04385 (gregfrank/how-alignment-routes).
     """
     decoder = model.require_decoder("interchange of heads")
-    model.refuse_changed("interchange of heads")
+    model.refuse_changed("interchange of heads", HOOKED)
     sides, runner = both_sides(model, task), Runner(decoder)
     maps = _checked(sides, alignment)
     chosen = within(layers, model.n_layers, "layer", model.name)
@@ -220,7 +221,8 @@ def group_interchange(
     """
     sides = both_sides(model, task)
     maps = _checked(sides, alignment)
-    sets = [list(heads), *random_like(model, heads, draws, seed=seed)]
+    heads = listed(heads)
+    sets = [heads, *random_like(model, heads, draws, seed=seed)]
     parts = [model.require_parts(labels, "z") for labels in sets]
     measured = _by_hooks if model.decoder is None else _by_engine
     values = [measured(model, task, sides, maps, side, [(), *parts]) for side in (0, 1)]
@@ -258,7 +260,7 @@ def _by_engine(
 ) -> list[Tensor]:
     """(n,) metrics of one side's prompts with each group exchanged; the first group is empty."""
     decoder = model.require_decoder("interchange of heads")
-    model.refuse_changed("interchange of heads")
+    model.refuse_changed("interchange of heads", HOOKED)
     runner = Runner(decoder)
     found = torch.zeros(len(groups), len(maps), dtype=torch.float64)
     with torch.no_grad():

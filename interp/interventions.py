@@ -12,12 +12,10 @@ from torch import Tensor
 
 from interp.components import SITES, Component
 from interp.errors import InterpError
+from interp.inputs import Positions, listed, marks_of, place_of, texts_of
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
-from interp.positions import NAMED, TokenizedPrompt, resolve
+from interp.positions import Mark, TokenizedPrompt
 from interp.prompts import Prompt, Task
-
-Positions = str | Sequence[int]
-"""Where: "all", a named position, or one token index per prompt."""
 
 Operation = Callable[[Tensor, int, list[int]], Tensor]
 """(old values, prompt number, positions) -> new values; both (positions, width), and a neuron's
@@ -28,8 +26,10 @@ width is 1."""
 class Intervention:
     """An operation on one component at some positions of every prompt.
 
-    Made by `zero`, `mean`, `resample`, `patch`, `add`, `scale` and `project_out`. `reads`: it only
-    looks, and changes nothing.
+    Made by `zero`, `mean`, `resample`, `patch`, `add`, `scale` and `project_out`, whose
+    `positions` are "all" or one token of each prompt (`interp.inputs.Positions`). `reads`: it only
+    looks, and changes nothing. `by_token`: a token's new value depends on its own old value alone,
+    so that cached generation may apply it to a few tokens at a time.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Intervention:
     operation: Operation
     positions: Positions
     reads: bool = False
+    by_token: bool = False
 
 
 @dataclass(kw_only=True)
@@ -108,7 +109,7 @@ def project_out(component: str, direction: Tensor, *, positions: Positions = "al
 def mean(
     model: LanguageModel,
     component: str,
-    reference: Task | Sequence[Prompt],
+    reference: Task | Prompt | Sequence[Prompt],
     *,
     pooled: bool = True,
     positions: Positions = "all",
@@ -129,7 +130,7 @@ def mean(
     part = Component.parse(component)
     if part.site == "pattern":
         raise InterpError("the mean of pattern", "keys differ between prompts", "use z")
-    values = component_values(model, part, _texts(reference))
+    values = component_values(model, part, reference)
     if pooled:
         vector = torch.cat(values).mean(0)
         return _make(
@@ -155,11 +156,13 @@ def mean(
 def patch(
     model: LanguageModel,
     component: str,
-    source: Sequence[Prompt],
+    source: Task | Prompt | Sequence[Prompt],
     *,
     positions: Positions = "all",
 ) -> Intervention:
     """Replace a component by its value in another run: prompt i takes it from `source[i]`.
+
+    A task stands for its clean prompts, one text for the source of prompt 0 alone.
 
     Raises:
         InterpError: a source prompt is too short.
@@ -171,14 +174,14 @@ def patch(
 def resample(
     model: LanguageModel,
     component: str,
-    reference: Task | Sequence[Prompt],
+    reference: Task | Prompt | Sequence[Prompt],
     *,
     n: int,
     seed: int = 0,
     positions: Positions = "all",
 ) -> Intervention:
     """Replace a component by its value on a reference prompt drawn for each of `n` prompts."""
-    texts = _texts(reference)
+    texts = texts_of(reference)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(texts), (n,), generator=generator).tolist()
     values = component_values(model, Component.parse(component), texts)
@@ -186,10 +189,10 @@ def resample(
 
 
 def component_values(
-    model: LanguageModel, component: Component, prompts: Sequence[Prompt]
+    model: LanguageModel, component: Component, prompts: Task | Prompt | Sequence[Prompt]
 ) -> list[Tensor]:
     """A component's value at every token of every prompt: (positions, width) each."""
-    tokens = [model.tokenize(prompt).tokens for prompt in prompts]
+    tokens = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
     kept: dict[int, Tensor] = {}
 
     def hook(value: Tensor, batch: Batch) -> Tensor:
@@ -205,19 +208,26 @@ def component_values(
 @contextmanager
 def intervene(
     model: LanguageModel,
-    interventions: Sequence[Intervention],
+    interventions: Intervention | Sequence[Intervention],
     *,
     on: Task | None = None,
 ) -> Iterator[Report]:
     """Every run of the model inside the block is changed; afterwards nothing is left behind.
 
     Interventions on one component apply in their order. The model's lock is held, so that other
-    threads wait instead of seeing changed runs.
+    threads wait instead of seeing changed runs. `interp.generate` obeys too. What would read or
+    keep a plain run refuses to run inside the block, and says what to use instead.
+
+    Positions are found anew in every run. A text that grows is run again for each new token, so
+    "last" and negative numbers then mean the end of the text so far: only its newest token is
+    changed, the tokens before it are plain again. "all" changes new tokens as well; a number from
+    0 on, and a name marked in `on`, stay where they are in the prompt.
 
     Args:
         model: the model to change.
-        interventions: what to do, where.
-        on: the task whose clean prompts will be run, if positions are names marked in it.
+        interventions: what to do, where; one, or several in order.
+        on: the task whose clean prompts will be run or continued, if positions are names marked
+            in it.
 
     With grouped-query attention the keys and values of a head are those of its whole group: a
     change of one k or v changes several heads, and is warned of.
@@ -230,51 +240,89 @@ def intervene(
     """
     report = Report()
     hooks: dict[Address, list[Hook]] = {}
-    marks = None if on is None else [dict(pair.positions) for pair in on.pairs]
-    texts = None if on is None else [model.tokenize(pair.clean) for pair in on.pairs]
-
-    def places(prompt: int, tokens: list[int], where: Positions) -> list[int]:
-        if where == "all":
-            return list(range(len(tokens)))
-        if not isinstance(where, str):
-            if prompt >= len(where):
-                raise InterpError(
-                    f"the position of prompt {prompt}", f"{len(where)} given", "give one each"
-                )
-            if not -len(tokens) <= where[prompt] < len(tokens):
-                raise InterpError(
-                    f"position {where[prompt]} of prompt {prompt}",
-                    f"it has {len(tokens)} tokens",
-                    "give a position inside the prompt",
-                )
-            return [where[prompt] % len(tokens)]
-        if texts is not None and marks is not None:
-            if prompt >= len(texts) or list(texts[prompt].tokens) != tokens:
-                raise InterpError(
-                    f"position {where!r} of prompt {prompt}",
-                    "it is not that prompt of the task given as on=",
-                    "run the task's own clean prompts, in order",
-                )
-            return [resolve(where, texts[prompt], marks[prompt], f"prompt {prompt}")]
-        known = TokenizedPrompt(
-            text=None,
-            tokens=tuple(tokens),
-            strings=model.strings(tokens) if where in NAMED else (),
-            spans=None,
-            end_of_turn=getattr(model.tokenizer, "eos_token", None),
-        )
-        return [resolve(where, known, {}, f"prompt {prompt}")]
-
-    for intervention in interventions:
+    known = None
+    if on is not None:
+        prompts = [model.tokenize(pair.clean) for pair in on.pairs]
+        known = list(zip(prompts, marks_of(on) or [], strict=True))
+    for intervention in listed(interventions):
         model.require_component(intervention.component)
         _warn_shared(model, intervention)
-        fired = Fired(intervention=intervention)
-        report.fired.append(fired)
+        hook = InterventionHook(model=model, intervention=intervention, known=known)
+        report.fired.append(hook.fired)
         hooks.setdefault((intervention.component.layer, intervention.component.site), []).append(
-            _hook(intervention, fired, places)
+            hook
         )
     with model.hooked(hooks):
         yield report
+
+
+@dataclass(kw_only=True)
+class InterventionHook:
+    """An intervention as a hook of hooked runs; cached generation applies it to parts of a text.
+
+    `known` holds the prompts of a task and the positions marked in them.
+    """
+
+    model: LanguageModel
+    intervention: Intervention
+    known: list[tuple[TokenizedPrompt, dict[str, Mark]]] | None = None
+    fired: Fired = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fired = Fired(intervention=self.intervention)
+
+    def __call__(self, value: Tensor, batch: Batch) -> Tensor:
+        """The site with the component changed in every row."""
+        changed = value.clone()
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            first, length = int(batch.first[row]), int(batch.lengths[row])
+            tokens = batch.tokens[row, first : first + length].tolist()
+            where = self.places(prompt, tokens)
+            self.change(changed, row, prompt, where, [batch.column(row, p) for p in where])
+        return changed
+
+    def change(
+        self, value: Tensor, row: int, prompt: int, where: list[int], columns: list[int]
+    ) -> None:
+        """Change, in place, the tokens of a row that stand in these columns."""
+        component = self.intervention.component
+        old = _slice(value, component, row, columns)
+        new = self.intervention.operation(old, prompt, where).to(old)
+        self.fired.tokens += len(where)
+        self.fired.squared += float((new - old).detach().float().pow(2).sum())
+        _write(value, component, row, columns, new)
+
+    def places(self, prompt: int, tokens: Sequence[int]) -> list[int]:
+        """The positions changed in a text that begins with a prompt of this number.
+
+        Raises:
+            InterpError: a position that the text lacks, or a prompt beyond those given.
+        """
+        where, label = self.intervention.positions, f"prompt {prompt}"
+        if isinstance(where, str) and where == "all":
+            return list(range(len(tokens)))
+        if not isinstance(where, str) and isinstance(where, Sequence):
+            if prompt >= len(where):
+                raise InterpError(
+                    f"the position of {label}", f"{len(where)} given", "give one each"
+                )
+            where = where[prompt]
+        marks: dict[str, Mark] = {}
+        if self.known is not None and isinstance(where, str):
+            start, marks = self.known[prompt] if prompt < len(self.known) else (None, {})
+            if start is None or start.tokens != tuple(tokens[: len(start.tokens)]):
+                raise InterpError(
+                    f"position {where!r} of {label}",
+                    "it is not that prompt of the task given as on=",
+                    "run the task's own clean prompts, in order",
+                )
+            if where in marks:
+                return [place_of(where, start, marks, label)]
+        if isinstance(where, str) and where not in ("last", "first"):
+            text = self.model.tokenize(tuple(tokens))
+        else:
+            text = TokenizedPrompt(text=None, tokens=tuple(tokens), strings=(), spans=None)
+        return [place_of(where, text, marks, label)]
 
 
 def _warn_shared(model: LanguageModel, intervention: Intervention) -> None:
@@ -287,30 +335,6 @@ def _warn_shared(model: LanguageModel, intervention: Intervention) -> None:
             f"{part.layer}: all of them change; for one head alone, edit its z",
             stacklevel=4,  # behind contextlib's frame
         )
-
-
-def _hook(
-    intervention: Intervention,
-    fired: Fired,
-    places: Callable[[int, list[int], Positions], list[int]],
-) -> Hook:
-    component = intervention.component
-
-    def hook(value: Tensor, batch: Batch) -> Tensor:
-        changed = value.clone()
-        for row, prompt in enumerate(batch.prompts.tolist()):
-            first, length = int(batch.first[row]), int(batch.lengths[row])
-            tokens = batch.tokens[row, first : first + length].tolist()
-            where = places(prompt, tokens, intervention.positions)
-            columns = [batch.column(row, p) for p in where]
-            old = _slice(value, component, row, columns)
-            new = intervention.operation(old, prompt, where).to(old)
-            fired.tokens += len(where)
-            fired.squared += float((new - old).detach().float().pow(2).sum())
-            _write(changed, component, row, columns, new)
-        return changed
-
-    return hook
 
 
 def _slice(value: Tensor, component: Component, row: int, columns: list[int]) -> Tensor:
@@ -344,7 +368,11 @@ def _write(value: Tensor, component: Component, row: int, columns: list[int], ne
 
 def _make(name: str, component: str, operation: Operation, positions: Positions) -> Intervention:
     return Intervention(
-        name=name, component=Component.parse(component), operation=operation, positions=positions
+        name=name,
+        component=Component.parse(component),
+        operation=operation,
+        positions=positions,
+        by_token=True,
     )
 
 
@@ -373,9 +401,3 @@ def _taken(component: str, values: list[Tensor]) -> Operation:
         return new[..., : old.shape[-1]]
 
     return operation
-
-
-def _texts(reference: Task | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(reference, Task):
-        return [pair.clean for pair in reference.pairs]
-    return list(reference)

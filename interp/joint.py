@@ -14,6 +14,7 @@ from interp.engine.memory import says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
+from interp.inputs import listed
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 from interp.nulls import (
@@ -86,6 +87,7 @@ def joint_patching(
         InterpError: no fast engine, no components, or a site that cannot be set together.
     """
     decoder = model.require_decoder("joint patching")
+    components = listed(components)
     chosen = [Component.parse(label) for label in components]
     if not chosen or any(part.site not in JOINT_SITES for part in chosen):
         raise InterpError(
@@ -93,7 +95,7 @@ def joint_patching(
             f"sites {sorted({part.site for part in chosen})}",
             f"give components of {', '.join(JOINT_SITES)}",
         )
-    model.refuse_changed("joint patching")
+    model.refuse_changed("joint patching", "patch() beside them, and last_logits()")
     for part in chosen:
         model.require_component(part)
     runs = paired_runs(model, task, direction)

@@ -19,6 +19,7 @@ import numpy as np
 from interp import judge_rules
 from interp.errors import InterpError, unknown
 from interp.files import content_key, file_sha256
+from interp.inputs import listed
 from interp.metrics import Estimate, share_estimate
 
 Label = Literal[
@@ -82,6 +83,7 @@ def replies_of(
     Raises:
         InterpError: not one of each for every row.
     """
+    rows, prompts = listed(rows), listed(prompts)
     if not len(rows) == len(prompts) == len(made):
         found = f"{len(rows)} ids, {len(prompts)} prompts and {len(made)} texts"
         raise InterpError("replies", found, "give one of each per row")

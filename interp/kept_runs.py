@@ -16,7 +16,9 @@ from interp.engine.layout import Layout
 from interp.engine.restart import baseline, final_hidden
 from interp.engine.sweep import cut
 from interp.errors import InterpError
+from interp.inputs import rows_of
 from interp.models.language_model import Address, LanguageModel
+from interp.prompts import Prompt, Task
 
 BLOCK = 8192
 """Tokens run at once."""
@@ -112,7 +114,7 @@ class KeptRuns:
 
 def keep_runs(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Task | Prompt | Sequence[Prompt],
     *,
     last: int,
     whole: bool = False,
@@ -125,7 +127,8 @@ def keep_runs(
     Raises:
         InterpError: no fast engine, a prompt shorter than `last`, or inside `intervene`.
     """
-    model.refuse_changed("keeping plain runs")
+    model.refuse_changed("keeping plain runs", "run_with_cache()")
+    prompts = rows_of(model, prompts)
     if min(map(len, prompts), default=0) < last:
         raise InterpError(f"keeping the last {last} tokens", "a shorter prompt", "lower last")
     decoder = model.require_decoder("keeping plain runs")
@@ -139,8 +142,7 @@ def keep_runs(
             (block, run if whole else run.only_ends(last))
             for block, run in plain_runs(runner, prompts)
         )
-    rows = tuple(map(tuple, prompts))
-    return KeptRuns(runner=runner, prompts=rows, last=last, blocks=blocks)
+    return KeptRuns(runner=runner, prompts=tuple(prompts), last=last, blocks=blocks)
 
 
 def plain_runs(

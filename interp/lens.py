@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -15,12 +15,12 @@ from interp.ablated_runs import AblatedRuns
 from interp.capture import run_with_cache
 from interp.components import within
 from interp.errors import InterpError, unknown
+from interp.inputs import Positions, listed, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.metrics import Estimate, mean_estimate
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
-from interp.positions import resolve
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,6 +30,9 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 
 BLOCK = 2**23
 """Logits held at once."""
+
+
+Metric = Literal["zscore", "cosine", "dot"]
 
 
 class Token(NamedTuple):
@@ -142,13 +145,13 @@ class Lens:
 
 def logit_lens(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    positions: str | Sequence[int],
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions = "last",
     *,
-    sites: Sequence[str] = ("resid_post",),
+    sites: str | Sequence[str] = ("resid_post",),
     layers: Sequence[int] | None = None,
     k: int = 10,
-    words: Sequence[str | int] = (),
+    words: str | int | Sequence[str | int] = (),
     groups: Sequence[Hashable] | None = None,
     budget_gb: float = 2.0,
     runs: KeptRuns | AblatedRuns | None = None,
@@ -164,8 +167,8 @@ def logit_lens(
 
     Args:
         model: a model whose parts are known.
-        prompts: texts or token tuples.
-        positions: one token index per prompt (negative from its end), or a named position.
+        prompts: texts, token tuples or a task (its clean prompts).
+        positions: one token of each prompt: see `interp.inputs.Positions`.
         sites: of resid_pre, resid_mid, resid_post.
         layers: all by default.
         k: top tokens kept of each mean distribution.
@@ -183,7 +186,7 @@ def logit_lens(
         in Lee et al. 2025 (arXiv 2504.14379).
     """
     decoder = model.require_decoder("a logit lens")
-    prompts = list(prompts)
+    texts, sites, words = texts_of(prompts), listed(sites), listed(words)
     if not sites or (wrong := [site for site in sites if site not in STREAM]):
         found = ", ".join(wrong) if sites else "no sites"
         raise InterpError("a logit lens", found, f"read states of the stream: {', '.join(STREAM)}")
@@ -191,20 +194,15 @@ def logit_lens(
     sites = tuple(dict.fromkeys(sites))
     chosen = within(layers, model.n_layers, "layer", model.name)
     ids = [model.single_token(word) for word in words]
-    member, names = _members(groups, len(prompts))
-    rows = [model.tokenize(prompt) for prompt in prompts]
-    if isinstance(positions, str):
-        positions = [resolve(positions, row, {}, f"prompt {i}") for i, row in enumerate(rows)]
-    if len(positions) != len(rows):
-        raise InterpError(
-            "positions of a lens", f"{len(positions)} for {len(rows)} prompts", "give one each"
-        )
+    member, names = _members(groups, len(texts))
+    rows = [model.tokenize(text) for text in texts]
+    at = places_of(positions, rows, marks_of(prompts))
     seen = run_with_cache(
         model,
-        prompts,
+        texts,
         sites=sites,
         layers=chosen,
-        positions=positions,
+        positions=at,
         budget_gb=budget_gb,
         runs=runs,
     )
@@ -225,7 +223,7 @@ def logit_lens(
         groups=names,
         n=tuple(member.bincount().tolist()),
         group_of=member,
-        tokens=tuple(row.tokens[place] for row, place in zip(rows, positions, strict=True)),
+        tokens=tuple(row.tokens[place] for row, place in zip(rows, at, strict=True)),
         top_tokens=tokens,
         top_mean=mean,
         top_stderr=stderr,
@@ -304,7 +302,12 @@ def unembed(
 
 @dataclass(frozen=True, kw_only=True)
 class FoundNeuron:
-    """A neuron that writes some words: its score; each word's logit, and its rank in W_U v."""
+    """A neuron that writes some words.
+
+    score: see `search_neurons`. logits: of each word in what the neuron writes, less their mean
+    over the vocabulary. ranks: of each word among all tokens; 1 is the most promoted, with sign=-1
+    the most suppressed.
+    """
 
     layer: int
     index: int
@@ -315,48 +318,73 @@ class FoundNeuron:
 
 def search_neurons(
     model: LanguageModel,
-    words: Sequence[str | int],
+    words: str | int | Sequence[str | int],
     *,
     k: int = 20,
     sign: int = 1,
     layers: Iterable[int] | None = None,
-    metric: Literal["cosine", "dot"] = "cosine",
+    metric: Metric = "zscore",
 ) -> list[FoundNeuron]:
     """The neurons of any layer that write some words most or, with sign=-1, most against them.
 
-        score(l, i) = sum_t cos(v_li, W_U[t]), or sum_t W_U[t] . v_li
+        logit_t = C[t] . v_li,   C = W_U diag(w) less its mean over the vocabulary
 
-    over the words' tokens t, with v_li the neuron's row of the down projection; gated or not. No
-    norm is applied. Rank 1 is the most promoted token, with sign=-1 the most suppressed.
+        zscore:  score = mean_t logit_t / root mean square of logit over the whole vocabulary
+        cosine:  score = mean_t cos(v_li, C[t])
+        dot:     score = mean_t logit_t
+
+    over the words' tokens t. v_li is what the neuron writes, its row of the down projection, gated
+    or not; w is the final norm's weight, and a LayerNorm centres v first. What raises all tokens
+    alike is no part of a score. The z-score says how far the words stand out among all tokens, in
+    standard deviations. "cosine" and "dot" do not look at other words: a word may be far from the
+    top of what their first neurons write.
+
+    Behind a post-norm after the MLP, v is multiplied by its weight as well: what the neuron adds
+    to the stream, up to a positive factor that depends on the prompt. Z-scores, cosines and ranks
+    are free of it; "dot" and `logits` are without it.
+
+    Args:
+        model: a model whose parts are known.
+        words: texts of one token each (mind the leading space) or ids; one string is one word.
+        k: how many neurons.
+        sign: 1 or -1.
+        layers: which; all by default.
+        metric: "zscore", "cosine" or "dot".
 
     Raises:
-        InterpError: unknown parts, a post-norm after the MLP (a neuron is then no summand of the
-            stream), no words or one of several tokens, k out of size, sign other than 1 or -1.
+        InterpError: unknown parts, no words or one of several tokens, k out of size, sign other
+            than 1 or -1, or an unknown metric.
     """
     decoder = model.require_decoder("searching neurons")
     chosen = within(layers, model.n_layers, "layer", model.name)
-    if any(decoder.blocks[layer].ln2_post is not None for layer in chosen):
-        found = "a post-norm follows the MLP, so that a neuron is not a summand of the stream"
-        raise InterpError(f"neurons of {model.name} as tokens", found, "use another model")
-    ids = [model.single_token(word) for word in words]
+    ids = [model.single_token(word) for word in listed(words)]
     if not ids or sign not in (1, -1) or not 1 <= k <= len(chosen) * model.d_mlp:
         asked = f"searching {len(ids)} words, k={k}, sign={sign}"
         found = f"{len(chosen)} layers of {model.d_mlp} neurons"
         raise InterpError(asked, found, "give words, k within the neurons, sign 1 or -1")
-    if metric not in ("cosine", "dot"):
-        raise unknown("metric", metric, ("cosine", "dot"))
-    rows = decoder.unembed[ids].float()
-    towards = (normalize(rows, dim=-1) if metric == "cosine" else rows).sum(0)
+    if metric not in get_args(Metric):
+        raise unknown("metric", metric, get_args(Metric))
+    unembed = _wide(decoder.unembed)
+    centre = unembed.mean(0)
+    rows = unembed[ids] - centre
+    # The mean square of all logits of v is v C^T C v / d_vocab.
+    gram = unembed.T @ unembed / len(unembed) - centre[:, None] * centre
     best: list[tuple[float, int, int]] = []
     for layer in chosen:
-        values = decoder.blocks[layer].mlp.down.weight.float()
-        scores = sign * (normalize(values, dim=-1) if metric == "cosine" else values) @ towards
-        top = scores.topk(min(k, len(scores)))
+        values = _written(decoder, layer)
+        if metric == "cosine":
+            scores = (normalize(values, dim=-1) @ normalize(rows, dim=-1).T).mean(-1)
+        else:
+            scores = (values @ rows.T).mean(-1)
+        if metric == "zscore":
+            spread = ((values @ gram) * values).sum(-1).clamp(min=1e-30).sqrt()
+            scores = scores / spread
+        top = (sign * scores).topk(min(k, len(scores)))
         pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
         best = sorted([*best, *((-score, layer, index) for score, index in pairs)])[:k]
     entries = []
     for score, layer, index in best:
-        logits = (decoder.unembed @ decoder.blocks[layer].mlp.down.weight[index]).float()
+        logits = (unembed - centre) @ _written(decoder, layer)[index]
         ranks = [1 + int((sign * logits > sign * logits[token]).sum()) for token in ids]
         entries.append(
             FoundNeuron(
@@ -368,6 +396,17 @@ def search_neurons(
             )
         )
     return entries
+
+
+def _written(decoder: Decoder, layer: int) -> Tensor:
+    """(neuron, d_model) what each neuron writes, as the unembedding reads it."""
+    block = decoder.blocks[layer]
+    values = _wide(block.mlp.down.weight)
+    for norm in (block.ln2_post, decoder.ln_final):
+        if norm is not None:
+            values = values - values.mean(-1, keepdim=True) if norm.centred else values
+            values = values * _wide(norm.weight)
+    return values
 
 
 def _read(
@@ -406,7 +445,7 @@ def _members(groups: Sequence[Hashable] | None, n: int) -> tuple[Tensor, tuple[s
     """Each sample's group number, and the groups' names in the order they come."""
     if groups is None:
         return torch.zeros(n, dtype=torch.long), ("all",)
-    labels = [str(label) for label in groups]
+    labels = [str(label) for label in listed(groups)]
     if len(labels) != n:
         raise InterpError("groups of a lens", f"{len(labels)} labels, {n} prompts", "give one each")
     names = tuple(dict.fromkeys(labels))

@@ -96,9 +96,17 @@ class Metric:
         """The metric of each prompt, as float64 on the CPU.
 
         Raises:
-            InterpError: a value is not a finite number.
+            InterpError: not one number per prompt, or one that is not finite.
         """
-        values = self.function(readout, targets).double().cpu()
+        values = self.function(readout, targets)
+        shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
+        if shape != (n,):
+            raise InterpError(
+                f"the metric {self.name}",
+                f"{type(values).__name__} of shape {shape} for {n} prompts",
+                "return a tensor with one number per prompt",
+            )
+        values = values.double().cpu()
         if not bool(torch.isfinite(values).all()):
             bad = int((~torch.isfinite(values)).sum())
             raise InterpError(

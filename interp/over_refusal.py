@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from interp.errors import InterpError
+from interp.inputs import listed
 from interp.judging import REFUSALS, Judged, Label, count_labels
 from interp.metrics import Estimate, mean_estimate, ratio_of_means, share_estimate
 from interp.nulls import paired_p
@@ -240,7 +241,7 @@ def paired_difference(
     if values is None or not values.size or not (np.isnan(values) | np.isin(values, (0, 1))).all():
         found = f"{len(before)} and {len(after)} values"
         raise InterpError("a paired difference", found, "give 0, 1 or nan for each row, twice")
-    names = np.arange(len(before)) if bases is None else np.array(bases)
+    names = np.arange(len(before)) if bases is None else np.array(listed(bases))
     return _Rates(values, np.ones(len(before), dtype=bool), names).paired()
 
 

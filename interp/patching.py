@@ -15,8 +15,9 @@ from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
 from interp.hookloop import hook_loop
+from interp.inputs import Columns
 from interp.keys import result_key
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
 from interp.references import batches_of, mean_values
 from interp.scores import Scores
@@ -28,6 +29,7 @@ from interp.sweeps import (
     make_request,
     operations,
     provenance,
+    spelled_positions,
     spelled_source,
 )
 
@@ -45,7 +47,7 @@ def activation_patching(
     site: str = "z",
     by: Sequence[str] = ("layer", "head"),
     direction: Direction = "denoise",
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: Source = "other",
@@ -68,12 +70,13 @@ def activation_patching(
         model: a loaded model.
         task: prompt pairs of equal token length, and the metric.
         site: any site the model offers, see `interp.components.SITES`.
-        by: which axes to sweep, among "layer", the site's own ("head", "kv_head", "neuron";
-            "head" also stands for k's and v's kv_head) and "position". What is not swept is
-            patched together.
+        by: which axes to sweep (one string is one axis), among "layer", the site's own ("head",
+            "kv_head", "neuron"; "head" also stands for k's and v's kv_head) and "position". What
+            is not swept is patched together.
         direction: "denoise" or "noise".
         positions: with "position" in `by`: "all" (every token index; prompts of one length) or
-            names, one column each. Without: "all", or names patched together.
+            several, one column each. Without: "all", or several patched together. See
+            `interp.inputs.Columns`.
         layers: which layers; all by default.
         components: which heads or neurons; all by default.
         source: "other" (the other run), "zero", or "mean" (one vector per layer: the mean over
@@ -117,7 +120,7 @@ def activation_patching(
     model.refuse_training()
     fast = _choose_engine(model, engine)
     if fast or cache:
-        model.refuse_changed("a patching sweep")
+        model.refuse_changed("a patching sweep", HOOKED)
     key = request_key(model, task, request, engine=engine) if cache else None
     if (found := stored(key)) is not None:
         return found
@@ -232,8 +235,8 @@ def _call(request: Request) -> str:
     for name, wanted in (("layers", request.layers), ("components", request.components)):
         if wanted is not None:
             spelled.append(f"{name}={_spelled(wanted)}")
-    if request.names:
-        spelled.append(f"positions={list(request.names)!r}")
+    if request.positions not in ("all tokens", "each token"):
+        spelled.append(f"positions={spelled_positions(request.asked)}")
     if request.source != "other":
         spelled += [f"{name}={value}" for name, value in spelled_source(request).items()]
     return f"scores = interp.activation_patching(model, task, {', '.join(spelled)})"

@@ -16,13 +16,21 @@ from interp.engine.memory import says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
+from interp.inputs import Columns, columns_of, listed
 from interp.keys import result_key
 from interp.metrics import Metric
-from interp.models.language_model import LanguageModel
+from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
 from interp.scores import Scores
 from interp.store import chunks_of, keep, stored
-from interp.sweeps import Runs, check_gap, paired_runs, provenance, refuse_equal
+from interp.sweeps import (
+    Runs,
+    check_gap,
+    paired_runs,
+    provenance,
+    refuse_equal,
+    spelled_positions,
+)
 
 VERSION = 2
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
@@ -37,7 +45,7 @@ def path_patching(
     senders: str = "heads",
     layers: Sequence[int] | None = None,
     direction: str = "noise",
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     freeze_mlps: bool = False,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
@@ -69,7 +77,8 @@ def path_patching(
         senders: "heads" (site z) or "mlps" (site mlp_out).
         layers: sender layers; all by default.
         direction: "noise" or "denoise".
-        positions: where the sender is patched: "all", or names.
+        positions: where the sender is patched: "all", or some, together; see
+            `interp.inputs.Columns`.
         freeze_mlps: hold MLPs between sender and receiver.
         budget_gb: memory for runs in flight.
         progress: called with (prompts done, prompts in all).
@@ -94,15 +103,11 @@ def path_patching(
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
     refuse_equal(runs, task)
+    receivers = listed(receivers)
     wanted = _parse_receivers(model, receivers)
-    model.refuse_changed("path patching")
+    model.refuse_changed("path patching", HOOKED)
     chosen = within(layers, model.n_layers, "layer", model.name)
-    names = (positions,) if isinstance(positions, str) else tuple(positions)
-    if not names:
-        raise InterpError(
-            "path patching at no position", "positions is empty", "use 'all' or names"
-        )
-    where = _positions(runs, names)
+    names, where = _positions(runs, positions)
     key = result_key(
         "path patching",
         VERSION,
@@ -172,8 +177,8 @@ def path_patching(
                 task,
                 f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
                 f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-                f"direction={direction!r}, positions={list(names)!r}, "
-                f"freeze_mlps={freeze_mlps})".replace("['all']", "'all'"),
+                f"direction={direction!r}, positions={spelled_positions(positions)}, "
+                f"freeze_mlps={freeze_mlps})",
             ),
         )
         keep(key, scores, chunks)
@@ -182,7 +187,7 @@ def path_patching(
 
 def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
     """The receivers; empty for the logits."""
-    if list(labels) == ["logits"]:
+    if labels == ["logits"]:
         return []
     found = []
     for label in labels:
@@ -204,14 +209,15 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
     return found
 
 
-def _positions(runs: Runs, names: tuple[str, ...]) -> list[list[int]]:
-    """Each prompt's sender positions that can matter: none before the first difference."""
-    if names == ("all",):
-        places = [set(range(len(prompt))) for prompt in runs.base]
+def _positions(runs: Runs, positions: Columns) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Names, and each prompt's sender positions that can matter: from the first difference on."""
+    if isinstance(positions, str) and positions == "all":
+        names, places = ("all",), [set(range(len(prompt))) for prompt in runs.base]
     else:
-        places = list(map(set, zip(*map(runs.encoded.positions, names), strict=True)))
+        names, columns = columns_of(positions, runs.encoded)
+        places = list(map(set, zip(*columns, strict=True)))
     pairs = zip(places, runs.differ, strict=True)
-    return [sorted(p for p in place if p >= first) for place, first in pairs]
+    return names, [sorted(p for p in place if p >= first) for place, first in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)

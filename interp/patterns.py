@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from interp.errors import InterpError
+from interp.inputs import listed, texts_of
 from interp.models.language_model import LanguageModel
 
 
@@ -33,8 +34,14 @@ def find_positions(
     if not wanted or not all(wanted.values()) or len(set(wanted.values())) < len(wanted):
         raise InterpError(f"patterns {wanted}", "an empty one, or one twice", "give each once")
     found = []
-    for number, text in enumerate(texts):
-        tokens = tuple(text)
+    rows = texts_of(texts)
+    if words := [
+        text for text in (*rows, *wanted.values()) if any(isinstance(t, str) for t in text)
+    ]:
+        raise InterpError(
+            f"patterns in {words[0]!r}", "text, not token ids", "tokenise it: model.tokenize(text)"
+        )
+    for number, tokens in enumerate(map(tuple, rows)):
         for position in range(len(tokens)):
             for label, pattern in wanted.items():
                 if tokens[position : position + len(pattern)] == pattern:
@@ -48,7 +55,7 @@ def number_positions(pieces: Sequence[str], number: int) -> list[int]:
     Never inside a longer number, and never one with a minus sign that touches it: "171" and
     "-71" are not 71, "84 - 71" holds it.
     """
-    ends, total = [], 0
+    ends, total, pieces = [], 0, listed(pieces)
     for piece in pieces:
         total += len(piece)
         ends.append(total)
@@ -66,10 +73,10 @@ def require_single(model: LanguageModel, text: str, pieces: Sequence[str]) -> tu
     Raises:
         InterpError: the tokeniser cuts it otherwise; its pieces are printed.
     """
-    tokens = model.token_id(text)
+    tokens, pieces = model.token_id(text), listed(pieces)
     if model.strings(tokens) != tuple(pieces):
         raise InterpError(
-            f"{text!r} as the tokens {list(pieces)}",
+            f"{text!r} as the tokens {pieces}",
             f"{model.name} cuts it into {list(model.strings(tokens))}",
             "use a model whose tokeniser keeps them apart, or another verdict format",
         )

@@ -32,18 +32,6 @@ class TokenizedPrompt:
         return "|".join(string.replace("\n", "\\n") for string in self.strings)
 
 
-def one_each(prompts: Sequence[object], positions: Sequence[int] | None) -> list[int]:
-    """One token index for each prompt, as given.
-
-    Raises:
-        InterpError: no prompts, or no positions, or a name.
-    """
-    if not prompts or positions is None or isinstance(positions, str):
-        given = f"{len(prompts)} prompts and positions {positions!r}"
-        raise InterpError("reading tokens", given, "give prompts, and one token number for each")
-    return [int(position) for position in positions]
-
-
 def _last_digit(prompt: TokenizedPrompt) -> int | None:
     found = [i for i, text in enumerate(prompt.strings) if text.strip()[-1:].isdigit()]
     return found[-1] if found else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from operator import index
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from interp.components import SITES, within
 from interp.engine.memory import says_too_little
 from interp.errors import InterpError, unknown
 from interp.folds import equal_rows, joined, stratified_folds
+from interp.inputs import Flags, Positions, flags_of, listed, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.models.language_model import LanguageModel
 from interp.probes import (
@@ -31,9 +31,7 @@ from interp.probes import (
     permuted_labels,
     probe_geometry,
 )
-from interp.prompts import Prompt
-
-Labels = Tensor | np.ndarray | Sequence[bool]
+from interp.prompts import Prompt, Task
 
 FEWEST = 10
 """The fewest examples of a class that are split and probed."""
@@ -52,7 +50,7 @@ class Optimiser:
 @says_too_little
 def train_probes(
     X: Tensor,
-    y: Labels,
+    y: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
     kind: Kind = "logistic",
@@ -80,7 +78,7 @@ def train_probes(
 
     Args:
         X: vectors, of any float type; without leading axes, one probe.
-        y: (N,) bool, True for valid.
+        y: (N,) labels, True or 1 for valid, False or 0 for invalid.
         groups: what rows share, such as a problem's id; each row its own by default. Rows that
             are equal are in one group always.
         kind: "logistic" or "softmax".
@@ -160,7 +158,7 @@ def train_probes(
 def evaluate_probes(
     probes: Probes,
     X: Tensor,
-    y: Labels,
+    y: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
     seed: int = 0,
@@ -180,9 +178,9 @@ def evaluate_probes(
 
 def probe_model(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    positions: Sequence[int],
-    labels: Labels,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+    labels: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
     sites: Iterable[str] = ("resid_post", "attn_out", "mlp_out", "z"),
@@ -200,8 +198,9 @@ def probe_model(
     """`train_probes` on what a model holds at one token of each prompt: site name -> Probes.
 
     Leading axes are (layer,), or (layer, head) for q and z, (layer, kv_head) for k and v; for
-    heads in the residual basis see `head_outputs`. `positions` are token indices counted from 0,
-    one per prompt; `expect` lists the token ids of which one must stand there, a guard against
+    heads in the residual basis see `head_outputs`. `positions` are one token
+    of each prompt, see `interp.inputs.Positions`; `labels` are True or 1 for valid, False or 0;
+    `expect` lists the token ids of which one must stand there, a guard against
     being off by one. What follows a position is not run: a causal model does not see it. Prompts
     that are equal up to their positions are in one group. `budget_gb` bounds the activations, which
     are read in `runs` of the prompts, cut there, if these are given; the other options are those of
@@ -211,12 +210,13 @@ def probe_model(
         InterpError: lists of unequal lengths, a position outside its prompt or on a token not
             expected, a site that cannot be probed, and all that `train_probes` refuses.
     """
-    sites, chosen = list(dict.fromkeys(sites)), within(layers, model.n_layers, "layer", model.name)
+    sites = list(dict.fromkeys(listed(sites)))
+    chosen = within(layers, model.n_layers, "layer", model.name)
     if "pattern" in sites:
         raise InterpError("a probe of patterns", "their width varies", "choose other sites")
     cut = _cut(model, prompts, positions, expect)
-    truth = _label_array(labels, len(prompts))
-    group = joined(_group_numbers(groups, len(prompts)), cut)
+    truth = flags_of(labels, len(cut))
+    group = joined(_group_numbers(groups, len(cut)), cut)
     _require_enough(truth, group, folds)
     seen = run_with_cache(
         model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
@@ -267,24 +267,15 @@ def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
 
 def _cut(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    positions: Sequence[int],
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
     expect: Collection[int] | None,
 ) -> list[tuple[int, ...]]:
     """Each prompt's tokens up to and with its position."""
-    if len(positions) != len(prompts):
-        raise InterpError(
-            "probing a model",
-            f"{len(prompts)} prompts, {len(positions)} positions",
-            "give one position per prompt",
-        )
+    read = [model.tokenize(text) for text in texts_of(prompts)]
     cut = []
-    for i, (prompt, position) in enumerate(zip(prompts, positions, strict=True)):
-        tokens, at = model.tokenize(prompt).tokens, index(position)
-        if not 0 <= at < len(tokens):
-            raise InterpError(
-                f"position {at} of prompt {i}", f"{len(tokens)} tokens", "count from 0, inside it"
-            )
+    for i, at in enumerate(places_of(positions, read, marks_of(prompts))):
+        tokens = read[i].tokens
         if expect is not None and tokens[at] not in expect:
             near = model.tokenize(tokens[max(0, at - 2) : at + 3]).shown()
             raise InterpError(
@@ -296,27 +287,16 @@ def _cut(
     return cut
 
 
-def _label_array(y: Labels, n: int) -> np.ndarray:
-    labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-    if labels.dtype != bool or labels.shape != (n,):
-        raise InterpError(
-            f"{labels.dtype} labels of shape {labels.shape}",
-            f"{n} examples",
-            "give one bool per example, True for valid",
-        )
-    return labels
-
-
 def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
     named = range(n) if groups is None else groups
-    named = named.tolist() if isinstance(named, Tensor | np.ndarray) else list(named)
+    named = named.tolist() if isinstance(named, Tensor | np.ndarray) else listed(named)
     if len(named) != n:
         raise InterpError(f"{len(named)} groups", f"{n} examples", "give one group per example")
     return joined(named)
 
 
 def _checked(
-    X: Tensor, y: Labels, groups: Iterable[Hashable] | None
+    X: Tensor, y: Flags, groups: Iterable[Hashable] | None
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Activations on the CPU, labels, and groups with equal rows in one, if they fit together."""
     if X.ndim < 2 or not X.is_floating_point() or not bool(torch.isfinite(X).all()):
@@ -325,7 +305,7 @@ def _checked(
             "not (*leading, N, d), or not finite numbers",
             "check the axes, and the model for NaN and overflow",
         )
-    labels = _label_array(y, X.shape[-2])
+    labels = flags_of(y, X.shape[-2])
     if labels.all() or not labels.any():
         raise InterpError(
             f"labels of {len(labels)} examples",

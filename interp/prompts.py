@@ -14,6 +14,7 @@ from pydantic import Strict
 from interp.continuations import Tokenizes, answer_token
 from interp.errors import InterpError
 from interp.files import content_key
+from interp.inputs import Measure, as_metric, listed
 from interp.metrics import (
     METRICS,
     Estimate,
@@ -28,7 +29,17 @@ from interp.positions import Mark, TokenizedPrompt, resolve
 from interp.schema import Count, Index, Share, Unicode, as_prompt, checked
 from interp.task_files import read_task
 
-Prompt = str | tuple[int, ...]
+Prompt = str | Sequence[int]
+"""Text, or token ids."""
+
+
+OWN = {
+    "own_metric": "a metric",
+    "own_task": "a task",
+    "own_other": "a task that shares no prompt with it",
+    "own_reference": "a task whose prompts a mean is taken over",
+}
+"""What the Python kept with a result calls things of the caller's own, which it cannot spell."""
 
 
 _Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
@@ -39,7 +50,7 @@ _Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
 class Tokenizing(Tokenizes, Protocol):
     """What a task needs of a model: its tokeniser, and logits at the last token."""
 
-    def last_logits(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor: ...
+    def last_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +73,7 @@ class PromptPair:
         if self.corrupted is not None:
             kept["corrupted"] = as_prompt(self.corrupted, "the corrupted prompt of a pair")
         for name in ("answers", "wrong"):
-            given = getattr(self, name)
-            several = (given,) if isinstance(given, str | int) else given
-            kept[name] = checked(_Answers, several, f"{name} of a pair")
+            kept[name] = checked(_Answers, listed(getattr(self, name)), f"{name} of a pair")
         kept["positions"] = checked(_Marks, self.positions, "positions of a pair")
         for name, value in kept.items():
             object.__setattr__(self, name, value)
@@ -142,6 +151,7 @@ class Task:
     def __post_init__(self) -> None:
         if not self.pairs:
             raise InterpError(f"task {self.name!r}", "no prompts", "give at least one pair")
+        object.__setattr__(self, "metric", as_metric(self.metric))
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -158,9 +168,17 @@ class Task:
         names = [set(pair.positions) for pair in self.pairs]
         return tuple(name for name in self.pairs[0].positions if all(name in n for n in names))
 
-    def with_metric(self, metric: Metric) -> Task:
-        """The same prompts under another metric."""
-        spelled = f"interp.METRICS[{metric.name!r}]" if is_shipped(metric) else metric.name
+    def with_metric(self, metric: Metric | str | Measure) -> Task:
+        """The same prompts under another metric: a shipped one by name, or one of your own.
+
+        A function of your own takes (readout, targets), see `interp.metrics`, and returns one
+        number per prompt, higher for more of the behaviour: (n,).
+
+        Raises:
+            InterpError: no metric of that name, or a function that does not take two arguments.
+        """
+        metric = as_metric(metric)
+        spelled = repr(metric.name) if is_shipped(metric) else "own_metric"
         return replace(self, metric=metric, source=self._then(f"with_metric({spelled})"))
 
     def _then(self, call: str) -> str:
@@ -226,7 +244,9 @@ class Task:
                 f"none of {len(self)}",
                 "use fewer pairs, or draw others",
             )
-        return replace(self, pairs=left, source=self._then(f"without({other.source or 'task'})"))
+        return replace(
+            self, pairs=left, source=self._then(f"without({other.source or 'own_other'})")
+        )
 
     def encode(self, model: Tokenizing) -> EncodedTask:
         """The task in the model's tokens.

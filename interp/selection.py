@@ -110,7 +110,7 @@ class Selection:
             raise InterpError(
                 "a selected direction", str(self), "see to_dataframe(); relax Limits on purpose"
             )
-        return candidates.at(self.best.position, self.best.layer)
+        return candidates.at(self.best.layer, self.best.position)
 
     def to_dataframe(self) -> Any:
         """One row per candidate."""
@@ -303,7 +303,7 @@ def _measured(
         for column, layer in enumerate(candidates.layers):
             row = _blank(candidates, p, column)
             if not row.rejected:
-                direction = candidates.at(position, layer)
+                direction = candidates.at(layer, position)
                 for score in ("kl", "induce", "bypass"):
                     if not measure_all and _judged(row, model.n_layers, limits).rejected:
                         break

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.errors import InterpError
 from interp.folds import equal_rows, joined, stratified_folds
+from interp.inputs import Flags, flags_of, listed
 from interp.metrics import standard_error
 from interp.probes import (
     Evaluation,
@@ -87,6 +88,7 @@ def separation(X: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Separation
 
     Source: Rousseeuw 1987; arXiv 2603.27518 for refused and answered prompts.
     """
+    labels = listed(labels)
     states = _states(X, len(labels))
     classes, of = np.unique(np.array([str(label) for label in labels]), return_inverse=True)
     counts = np.bincount(of)
@@ -161,7 +163,7 @@ class CrossValidated:
 
 def probe_cv(
     X: Tensor | np.ndarray,
-    y: Sequence[bool] | np.ndarray,
+    y: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
     folds: int = 5,
@@ -178,7 +180,7 @@ def probe_cv(
 
     Args:
         X: (*leading, N, d) states.
-        y: (N,) bool.
+        y: (N,) labels, True or 1, and False or 0.
         groups: what rows share, such as a base text; no group is on both sides. Each row its own
             by default. Rows that are equal are in one group always.
         folds: at least 2.
@@ -190,9 +192,7 @@ def probe_cv(
         InterpError: shapes that do not fit, values that are not finite, a class in fewer than
             `folds` groups, or a fold without both classes.
     """
-    labels = np.asarray(y)
-    if labels.dtype != bool or labels.ndim != 1:
-        raise InterpError("a probe", f"{labels.dtype} labels", "give one bool per row")
+    labels = flags_of(y, X.shape[-2])
     states = _states(X, len(labels))
     equal = equal_rows(torch.from_numpy(states))
     group = joined(equal) if groups is None else joined(groups, equal)

@@ -15,16 +15,15 @@ from interp.ablation import make_ablation, random_like
 from interp.capture import run_with_cache
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
-from interp.interventions import Intervention, Positions, intervene, mean, resample, zero
+from interp.inputs import Positions, listed, marks_of, places_of, texts_of
+from interp.interventions import Intervention, intervene, mean, resample, zero
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.metrics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
 from interp.nulls import Null, null_of
-from interp.positions import one_each
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 
 Kind = Literal["zero", "mean", "resample"]
-Prompts = Sequence[Prompt]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +72,12 @@ class ActivationDelta:
 
 def activation_delta(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
-    positions: Sequence[int],
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
     neurons: Sequence[str],
     heads: Sequence[str] = (),
     *,
-    interventions: Sequence[Intervention] = (),
+    interventions: Intervention | Sequence[Intervention] = (),
     kind: Kind = "zero",
     positions_of_ablation: Positions = "all",
     fraction: float = 0.1,
@@ -93,8 +92,9 @@ def activation_delta(
 
     Args:
         model: any model that offers `post`.
-        prompts: texts or token ids.
-        positions: one token of each prompt, at which neurons are read.
+        prompts: texts, token ids or a task (its clean prompts).
+        positions: one token of each prompt, at which neurons are read: see
+            `interp.inputs.Positions`.
         neurons: labels such as L26N6475.
         heads: labels such as L17H11. Or give
         interventions: any of `interp.interventions`, with positions of their own and no null.
@@ -111,6 +111,7 @@ def activation_delta(
         InterpError: both or neither of heads and interventions, no neuron behind what is
             ablated, or no other heads for a random set.
     """
+    heads, interventions = listed(heads), listed(interventions)
     if bool(heads) == bool(interventions):
         raise InterpError("an ablation", "both or neither are given", "give heads or interventions")
     if interventions and (kind, positions_of_ablation) != ("zero", "all"):
@@ -121,7 +122,18 @@ def activation_delta(
         )
     if kind not in ("zero", "mean", "resample"):
         raise unknown("kind", kind, ("zero", "mean", "resample"))
-    at, receivers = one_each(prompts, positions), model.require_parts(neurons, "post")
+    texts = texts_of(prompts)
+    if not texts:
+        raise InterpError("reading neurons", "no prompts", "give at least one")
+    given = [model.tokenize(text) for text in texts]
+    at, receivers = (
+        places_of(positions, given, marks_of(prompts)),
+        model.require_parts(neurons, "post"),
+    )
+    marks, elsewhere = marks_of(prompts), positions_of_ablation
+    if not isinstance(elsewhere, str) or (marks and elsewhere not in ("all", "read")):
+        positions_of_ablation = places_of(elsewhere, given, marks)
+    prompts = texts
     senders = model.require_parts(heads, "z") if heads else []
     where: Positions = at if positions_of_ablation == "read" else positions_of_ablation
     makers = {
@@ -184,7 +196,7 @@ def activation_delta(
 
 
 def _zeroed_runs(
-    model: LanguageModel, prompts: Prompts, positions: Sequence[int]
+    model: LanguageModel, prompts: Sequence[Prompt], positions: Sequence[int]
 ) -> KeptRuns | None:
     """Whole runs of the prompts up to the tokens read; None where only hooks can do it."""
     if model.decoder is None or model.active:

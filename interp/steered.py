@@ -21,10 +21,11 @@ from interp.engine.decode import Change, Changes, Stream
 from interp.engine.forward import Runner
 from interp.engine.sweep import Progress, cut
 from interp.errors import InterpError
-from interp.generation import Generation, TextRun, in_batches
+from interp.inputs import listed
 from interp.interventions import Intervention, Operation, intervene
 from interp.models.language_model import Address, LanguageModel
 from interp.steering import Steering
+from interp.text_runs import Generation, TextRun, in_batches
 
 TOGETHER = 4096
 """Prompt tokens run at once."""
@@ -167,7 +168,7 @@ def run_steered(
     Raises:
         InterpError: see `Steering.require`; inside `intervene`.
     """
-    model.refuse_changed("steering")
+    model.refuse_changed("steering", "steer(), which adds to them, and run_with_cache()")
     model.require_site(site)
     given = plain_prompts(model, prompts)
     used = steering or _nothing(model, given)
@@ -216,12 +217,13 @@ def generate_steered(
         InterpError: no fast engine, see `Steering.require`, or more tokens than positions.
     """
     decoder = model.require_decoder("generating")
-    model.refuse_changed("generating")
+    model.refuse_changed("generating", "steer() and generate(), which see them")
     given = plain_prompts(model, prompts)
     used = steering or _nothing(model, given)
     used.require(model, given)
     tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
+    stop = listed(stop)
     [made] = in_batches(
         lambda: _SteeredText(engine, stop),
         given.rows,

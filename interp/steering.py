@@ -19,13 +19,15 @@ from interp.components import SITES, within
 from interp.directions import Direction, orthonormal
 from interp.engine.decode import CHANGEABLE
 from interp.errors import InterpError, unknown
+from interp.inputs import listed
 from interp.models.language_model import Address, LanguageModel
 
 Phase = Literal["prefill", "decode", "both"]
 """The tokens of the prompt, those generated after it, or both."""
 
-Positions = Sequence[int] | None
-"""Which tokens of the prompt, counted from its end: -1 is the last. None: all of them."""
+Positions = str | int | Sequence[int] | None
+"""Which tokens of every prompt, counted from its end: -1 (or "last") is the last, a list is
+several. None or "all": all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Steering:
     model_hash: str
     phase: Phase = "both"
     gate: Tensor | None = None
-    positions: Positions = None
+    positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.phase not in get_args(Phase):
@@ -346,6 +348,7 @@ def _own(
 
 
 def _at(model: LanguageModel, layers: Sequence[int] | None, sites: Sequence[str]) -> list[Address]:
+    sites = listed(sites)
     for site in sites or [""]:
         if site not in CHANGEABLE or SITES[site] is not None:
             wide = ", ".join(name for name in CHANGEABLE if SITES[name] is None)
@@ -374,5 +377,18 @@ def _steering(
         format=directions[0].format,
         model_hash=model.hash,
         phase=phase,
-        positions=None if positions is None else tuple(positions),
+        positions=_from_the_end(positions),
     )
+
+
+def _from_the_end(positions: Positions) -> tuple[int, ...] | None:
+    if positions is None or (isinstance(positions, str) and positions == "all"):
+        return None
+    found = [-1 if place == "last" else place for place in listed(positions)]
+    if not all(isinstance(place, int) and not isinstance(place, bool) for place in found):
+        raise InterpError(
+            f"steering at positions {positions!r}",
+            "neither 'all', 'last' nor whole numbers",
+            "count from the end of the prompt: -1 is its last token",
+        )
+    return tuple(found)

@@ -13,10 +13,11 @@ from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
 from interp.files import versions
-from interp.metrics import Metric, Targets
+from interp.inputs import Columns, columns_of, listed
+from interp.metrics import Metric, Targets, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
-from interp.prompts import EncodedTask, Task
+from interp.prompts import OWN, EncodedTask, Task
 from interp.references import Prompts, reference_prompts
 from interp.scores import Provenance
 from interp.store import commit
@@ -39,7 +40,7 @@ class Runs:
 class Request:
     """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by.
 
-    `names` are the positions asked for by name, `positions` says in words which were patched;
+    `asked` is the caller's choice of positions, `positions` says in words which were patched;
     `means_over` are the prompts of `reference` in tokens.
     """
 
@@ -53,7 +54,7 @@ class Request:
     reference: Task | None
     means_over: Prompts
     positions: str
-    names: tuple[str, ...]
+    asked: Columns
     metric: Metric
     layers: tuple[int, ...] | None
     components: tuple[int, ...] | None
@@ -76,7 +77,7 @@ def make_request(
     site: str,
     by: Sequence[str] = ("layer", "head"),
     direction: str = "denoise",
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     layers: Iterable[int] | None = None,
     components: Iterable[int] | None = None,
     source: str = "other",
@@ -84,6 +85,7 @@ def make_request(
 ) -> Request:
     """Check a sweep's arguments and lay out its cells. See `activation_patching`."""
     model.require_site(site)
+    by = [str(axis) for axis in listed(by)]
     if source not in ("other", "zero", "mean"):
         raise unknown("source", source, ("other", "zero", "mean"))
     if source == "mean" and site == "pattern":
@@ -125,7 +127,7 @@ def make_request(
         reference=reference,
         means_over=means_over,
         positions=words,
-        names=names,
+        asked=positions,
         metric=task.metric,
         layers=None if layers is None else tuple(chosen_layers),
         components=None if components is None else tuple(parts),
@@ -241,11 +243,12 @@ def operations(model: LanguageModel, request: Request) -> float:
 
 
 def _columns(
-    runs: Runs, positions: str | Sequence[str], swept: bool, source: str
+    runs: Runs, positions: Columns, swept: bool, source: str
 ) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
     """For each column, for each prompt, the positions patched; names, if given; and in words."""
     lengths = [len(prompt) for prompt in runs.base]
-    if positions == "all" and swept:
+    every = isinstance(positions, str) and positions == "all"
+    if every and swept:
         if len(set(lengths)) > 1:
             raise InterpError(
                 "patching by every token position",
@@ -254,14 +257,11 @@ def _columns(
             )
         columns = [[[p]] * len(lengths) for p in range(lengths[0])]
         return columns, (), "each token"
-    if positions == "all":
+    if every:
         # Before the first difference the two runs are equal, and patching there does nothing.
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
         return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
-    names = (positions,) if isinstance(positions, str) else tuple(positions)
-    if not names:
-        raise InterpError("patching at no position", "positions is empty", "use 'all' or names")
-    places = [runs.encoded.positions(name) for name in names]
+    names, places = columns_of(positions, runs.encoded)
     if swept:
         return [[[p] for p in place] for place in places], names, "each of " + ", ".join(names)
     together = [sorted(set(group)) for group in zip(*places, strict=True)]
@@ -312,23 +312,39 @@ def _cells(
     )
 
 
+def spelled_positions(positions: Columns) -> str:
+    """Positions as the caller gave them, as Python."""
+    return repr(list(positions) if not isinstance(positions, str | int) else positions)
+
+
 def spelled_source(request: Request) -> dict[str, str]:
     """The arguments, as Python, that say what cells are replaced with."""
     found = {"source": repr(request.source)}
     if request.reference is not None:
-        found["reference"] = request.reference.source or "reference"
+        found["reference"] = request.reference.source or "own_reference"
     return found
 
 
 def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
-    """Where a measurement comes from; `call` is the Python that repeats it."""
+    """Where a measurement comes from; `call` is the Python that repeats it.
+
+    What it cannot spell, such as a metric of one's own, it names in a comment (`OWN`).
+    """
     dtype = str(model.dtype).removeprefix("torch.")
     extra = "" if dtype == "float32" else f", dtype={dtype!r}"
+    source = task.source or "own_task"
+    if not is_shipped(task.metric) and "own_metric" not in source:
+        source += ".with_metric(own_metric)"
     lines = [
         "import interp",
         "",
+        *(
+            f"# `{name}` is {what} of your own: define it before this."
+            for name, what in OWN.items()
+            if name in source + call
+        ),
         f"model = interp.load_model({model.name!r}{extra})",
-        f"task = {task.source or '...  # your own task'}",
+        f"task = {source}",
         call,
     ]
     return Provenance(

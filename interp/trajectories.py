@@ -14,6 +14,7 @@ from interp.components import within
 from interp.directions import end_states
 from interp.errors import InterpError
 from interp.folds import equal_rows, joined
+from interp.inputs import listed
 from interp.judging import REFUSALS, Judged
 from interp.models.architecture import Norm
 from interp.models.language_model import LanguageModel
@@ -124,7 +125,7 @@ class Trajectories:
         Raises:
             InterpError: shares that do not add up to 1, or bases not one per row.
         """
-        names = list(self.rows if bases is None else bases)
+        names = listed(self.rows if bases is None else bases)
         if abs(sum(shares) - 1) > 1e-9 or len(names) != len(self) or min(shares) <= 0:
             raise InterpError(f"splitting at {shares}", "not shares of 1", "give them, adding to 1")
         group = joined(names, equal_rows(torch.from_numpy(self.states).movedim(1, 0))).tolist()
@@ -206,9 +207,9 @@ def read_trajectories(
     return Trajectories(
         states=states,
         unit=unit,
-        rows=tuple(rows),
-        tasks=tuple(tasks),
-        classes=("other",) * len(given) if classes is None else tuple(classes),
+        rows=tuple(listed(rows)),
+        tasks=tuple(listed(tasks)),
+        classes=("other",) * len(given) if classes is None else tuple(listed(classes)),
         layers=tuple(chosen),
         reading=Reading(model_hash=model.hash, site=site, normalise=normalise, format=given.format),
         prompts=given.hashes,

@@ -15,9 +15,10 @@ from torch import Tensor
 from interp.ablation import Ablation, Where, make_ablation
 from interp.components import within
 from interp.errors import InterpError
-from interp.generation import Generation, generate_each
+from interp.generation import generate_each
 from interp.models.language_model import LanguageModel
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
+from interp.text_runs import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,27 +97,28 @@ def vector_steering(
 
 def steer_at_trigger(
     model: LanguageModel,
-    prompts: Sequence[Prompt],
+    prompts: Task | Prompt | Sequence[Prompt],
     vectors: Tensor,
     *,
     scale: float,
     max_new_tokens: int,
     layers: Sequence[int] | None = None,
     trigger: str | int | None = None,
-    where: Where = 1,
+    where: Where = "all",
     stop: Sequence[str] = (),
 ) -> TriggeredTexts:
     """The greedy text of every prompt, before and after vectors are added where a trigger fires.
 
     `vectors`, `scale` and `layers` are those of `vector_steering`; `trigger`, `where` and `stop`
-    those of `interp.generate`: the token after a trigger is taken from a run in which the last
-    `where` tokens are steered, on top of the plain run's past. Without a trigger every token is.
+    those of `interp.generate`: the token after a trigger is taken from a run in which all tokens
+    are steered, or the last `where` of them on top of the plain run's past. Without a trigger
+    every token is.
 
     Raises:
         InterpError: see `vector_steering` and `interp.generate`.
 
-    Departs from released code, whose blog and program differ in layers and steps, and which went
-    on steering at every step behind the first trigger: here each is said, and nothing else fires.
+    The authors' blog and code disagree on layers and steps, and their code keeps steering after the
+    first trigger. Here layers and scale are explicit, and only the trigger fires.
     Source: Lee et al. 2025, arXiv 2504.14379 (TinyZero fork, `intervene.py`).
     """
     steering = vector_steering(model, vectors, scale=scale, layers=layers)

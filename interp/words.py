@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError
+from interp.inputs import listed, texts_of
 from interp.metrics import Estimate, mean_estimate
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt, Task
@@ -88,7 +89,7 @@ class PairedWordProbs:
 
 def paired_word_probs(
     model: LanguageModel,
-    prompts: Task | Sequence[Prompt],
+    prompts: Task | Prompt | Sequence[Prompt],
     positive: Sequence[str] = ("yes",),
     negative: Sequence[str] = ("no",),
     *,
@@ -121,16 +122,14 @@ def paired_word_probs(
     is not one token is listed, not read by its first token.
     Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit (base model, Yes and No).
     """
-    if isinstance(prompts, str):
-        raise InterpError("word probabilities", "one text as prompts", "give a list of prompts")
-    texts = [pair.clean for pair in prompts.pairs] if isinstance(prompts, Task) else list(prompts)
+    texts = texts_of(prompts)
     if not texts:
         raise InterpError("word probabilities", "no prompts", "give at least one")
     dropped: list[str] = []
     sets = [_tokens(model, words, variants, dropped) for words in (positive, negative)]
     if both := set(sets[0].values()) & set(sets[1].values()):
         raise InterpError(
-            f"words {tuple(positive)} against {tuple(negative)}",
+            f"words {listed(positive)} against {listed(negative)}",
             f"in both: {model.strings(sorted(both))}",
             "give two sets without a common token",
         )
@@ -160,7 +159,7 @@ def _tokens(
     model: LanguageModel, words: Sequence[str], variants: bool, dropped: list[str]
 ) -> dict[str, int]:
     """Spelling -> token id; spellings that are not one token go to `dropped`."""
-    words = [words] if isinstance(words, str) else list(words)
+    words = listed(words)
     if not words:
         raise InterpError("a set of words", "it is empty", "give at least one word")
     unknown = getattr(model.tokenizer, "unk_token_id", None)

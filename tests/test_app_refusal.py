@@ -366,7 +366,7 @@ def chat(tmp_path, monkeypatch):
     monkeypatch.setattr(interp, "load_model", lambda name, **options: model)
     sides = [[_user(pair[k]) for pair in build_toy("toy-refusal").pairs] for k in (0, 1)]
     prompts = [chat_prompts(model, side) for side in sides]
-    direction = difference_in_means(model, *prompts).at(-1, 1)
+    direction = difference_in_means(model, *prompts).at(1, -1)
     make_study(tmp_path)
     path = tmp_path / "studies" / f"refusal-{'b' * 20}" / DIRECTIONS
     save_directions(path, {"harmful-harmless": direction})

@@ -12,7 +12,7 @@ ORDER = """
 errors components files records schema metrics nulls folds figures charts charts_grids
 charts_steering
 diagrams plots report_page report
-positions continuations task_files prompts scores probes
+positions inputs continuations task_files prompts scores probes
 toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.families models.batches models.language_model
 models.checkpoints models.organisms models.checks models
@@ -20,7 +20,7 @@ keys interventions patterns graph
 engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
 engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
 engine.products loading store toys.compiled
-kept_runs ablated_runs capture ablation cumulative generation triggered
+kept_runs ablated_runs capture ablation cumulative text_runs intervened generation triggered
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing separation comparison transfer words
 firstorder attribution

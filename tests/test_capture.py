@@ -78,7 +78,7 @@ def test_refusals(family_models):
         run_with_cache(model, PROMPTS, sites=["z"], budget_gb=1e-6)
     with pytest.raises(InterpError, match="parallel"):
         run_with_cache(model, PROMPTS, sites=["resid_mid"])
-    with pytest.raises(InterpError, match="inside each prompt"):
+    with pytest.raises(InterpError, match="inside the prompt"):
         run_with_cache(model, PROMPTS, sites=["z"], positions=[0, 3])
     with pytest.raises(InterpError, match=r"captured: L0\.z"):
         run_with_cache(model, PROMPTS, sites=["z"])["L7.z"]
@@ -167,7 +167,7 @@ def test_cache_follows_the_environment(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("positions", [[-1, -1, -1], [-1], [0, 99], [-99, 0]])
 def test_positions_that_do_not_fit_are_refused(family_models, positions):
-    with pytest.raises(InterpError, match="positions"):
+    with pytest.raises(InterpError, match="position"):
         run_with_cache(
             family_models["llama"], [(1, 2, 3), (4, 5)], sites=["z"], positions=positions
         )

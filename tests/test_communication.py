@@ -234,11 +234,16 @@ def test_bad_calls(family_models):
         (HEADS, NEURONS, {"mode": "full"}, "no such name"),
         (HEADS, NEURONS, {"mode": "activation", **data, "norm": "none"}, "no such name"),
         (HEADS, NEURONS, {"mode": "ov", **data}, "reads weights only"),
-        (HEADS, NEURONS, {"mode": "activation"}, "0 prompts"),
-        (HEADS, NEURONS, {"mode": "activation", **data, "positions": "all"}, "one token number"),
-        (HEADS, NEURONS, {"mode": "activation", **data, "positions": [0]}, "one position"),
+        (HEADS, NEURONS, {"mode": "activation"}, "give prompts"),
+        (HEADS, NEURONS, {"mode": "activation", **data, "positions": "all"}, "no such position"),
+        (HEADS, NEURONS, {"mode": "activation", **data, "positions": [0]}, "one for each prompt"),
         (HEADS, NEURONS, {"mode": "activation", **data, "labels": [True] * 5}, "both classes"),
-        (HEADS, NEURONS, {"mode": "activation", **data, "labels": [True, False]}, "2 labels"),
+        (
+            HEADS,
+            NEURONS,
+            {"mode": "activation", **data, "labels": [True, False]},
+            "labels of shape",
+        ),
         (NEURONS, NEURONS, {"mode": "ov"}, "give heads"),
         (HEADS, HEADS, {"mode": "ov"}, "give neurons"),
         ([], NEURONS, {"mode": "ov"}, "give heads"),
@@ -562,7 +567,7 @@ def test_bad_ablations(family_models):
     every = activation_delta(model, PROMPTS, AT, NEURONS, heads_of(model))
     assert every.null is not None
     assert every.null.share == 1
-    with pytest.raises(InterpError, match="one position inside"):
+    with pytest.raises(InterpError, match="inside the prompt"):
         activation_delta(model, PROMPTS, [9] * 5, NEURONS, ["L0H0"])
-    with pytest.raises(InterpError, match="one token number"):
-        activation_delta(model, PROMPTS, "last", NEURONS, ["L0H0"])
+    with pytest.raises(InterpError, match="no such position"):
+        activation_delta(model, PROMPTS, "all", NEURONS, ["L0H0"])

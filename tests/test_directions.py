@@ -73,7 +73,7 @@ def test_difference_in_means_equals_a_loop(family, site):
         for layer in range(3):
             expected = means[0][layer] - means[1][layer]
             torch.testing.assert_close(found.vectors[p, layer], expected, atol=1e-5, rtol=0)
-            reference = found.reference_at(position, layer)
+            reference = found.reference_at(layer, position)
             torch.testing.assert_close(reference, means[1][layer], atol=1e-5, rtol=0)
     without = replace(family, decoder=None, engine_reason="none")
     slow = end_states(without, HARMFUL, site=site, last=2, layers=[2, 0])
@@ -86,12 +86,12 @@ def test_a_constant_token_gives_a_zero_vector_which_is_named(family_models):
     assert found.positions == (-2, -1)  # the end that all prompts share
     assert found.zeros == [(-2, 0), (-1, 0)]
     with pytest.raises(InterpError, match="length 0"):
-        _ = found.at(-1, 0).unit
-    chosen = found.at(-1, 2)
+        _ = found.at(0, -1).unit
+    chosen = found.at(2, -1)
     assert (chosen.token, chosen.sign, chosen.format) == ("<9>", 1, PLAIN)
     task = difference_in_means(family_models["llama"], HARMLESS, HARMFUL, kind="task")
-    assert task.at(-1, 2).sign == -1
-    torch.testing.assert_close(task.at(-1, 2).towards_refusal, chosen.vector)
+    assert task.at(2, -1).sign == -1
+    torch.testing.assert_close(task.at(2, -1).towards_refusal, chosen.vector)
 
 
 def test_bad_input(family_models):
@@ -107,18 +107,18 @@ def test_bad_input(family_models):
     with pytest.raises(InterpError, match="finite"):
         direction(model, vector=torch.full((32,), math.nan, dtype=torch.float64))
     with pytest.raises(InterpError, match="not among them"):
-        difference_in_means(model, HARMFUL, HARMLESS, layers=[1]).at(-1, 2)
+        difference_in_means(model, HARMFUL, HARMLESS, layers=[1]).at(2, -1)
     with pytest.raises(InterpError, match="chat template"):
         chat_prompts(model, ["hello"])
 
 
 def test_shuffled_labels_are_a_null(toy):
     model, harmful, harmless, _ = toy
-    real = difference_in_means(model, harmful, harmless).at(-1, 1)
+    real = difference_in_means(model, harmful, harmless).at(1, -1)
     sides = (plain_prompts(model, harmful), plain_prompts(model, harmless))
     both = mixed(*sides, seed=1)
     assert sorted((*both[0].rows, *both[1].rows)) == sorted((*sides[0].rows, *sides[1].rows))
-    null = difference_in_means(model, *both).at(-1, 1)
+    null = difference_in_means(model, *both).at(1, -1)
     assert null.norm < 0.4 * real.norm
 
 
@@ -137,7 +137,7 @@ def test_chat_prompts(toy):
     assert {len(a) - len(b) for a, b in zip(opened.rows, closed.rows, strict=True)} == {1}
     with pytest.raises(InterpError, match="use one format"):
         difference_in_means(model, opened, closed)
-    r = difference_in_means(model, opened, opened[::-1]).at(-1, 1)
+    r = difference_in_means(model, opened, opened[::-1]).at(1, -1)
     assert r.format.generation_prompt
     assert opened.format != closed.format != PLAIN
     steering = add_direction(model, r)
@@ -148,7 +148,7 @@ def test_chat_prompts(toy):
 
 def test_save_and_load(family_models, tmp_path):
     found = difference_in_means(family_models["llama"], HARMFUL, HARMLESS)
-    kept = {"a": found.at(-1, 1), "b": replace(found.at(-2, 2), sign=-1, kind="task")}
+    kept = {"a": found.at(1, -1), "b": replace(found.at(2, -2), sign=-1, kind="task")}
     path = save_directions(tmp_path / "d.safetensors", kept)
     back = load_directions(path)
     for name, one in kept.items():
@@ -159,15 +159,15 @@ def test_save_and_load(family_models, tmp_path):
 def test_a_direction_knows_its_rows(family_models):
     model = family_models["llama"]
     found = difference_in_means(model, HARMFUL, [*HARMLESS, HARMLESS[0]])
-    r = found.at(-1, 1)
+    r = found.at(1, -1)
     assert len(r.rows) == len(set(r.rows)) == 5
-    assert r.rows_hash == difference_in_means(model, HARMFUL[::-1], HARMLESS).at(-1, 2).rows_hash
-    assert r.rows_hash != difference_in_means(model, HARMFUL, HELD[1]).at(-1, 1).rows_hash
+    assert r.rows_hash == difference_in_means(model, HARMFUL[::-1], HARMLESS).at(2, -1).rows_hash
+    assert r.rows_hash != difference_in_means(model, HARMFUL, HELD[1]).at(1, -1).rows_hash
     held = plain_prompts(model, HELD[0])
     r.require_unseen(held, "steering")
     with pytest.raises(InterpError, match="1 of 4 prompts .* the first is number 3; evaluate on"):
         r.require_unseen(plain_prompts(model, [*HELD[0], HARMFUL[2]]), "steering")
-    other = difference_in_means(model, HELD[0], HARMLESS).at(-1, 1)
+    other = difference_in_means(model, HELD[0], HARMLESS).at(1, -1)
     assert set(orthogonalise(r, other).rows) == set(r.rows) | set(held.hashes)
     direction(model).require_unseen(held, "steering")  # where rows are not known
     # Texts tell prompts apart that a small vocabulary does not, and are not kept themselves.
@@ -176,7 +176,7 @@ def test_a_direction_knows_its_rows(family_models):
     chat = chat_prompts(tiny, texts)
     assert chat.rows[0] == chat.rows[1]
     assert len(set(chat.hashes)) == 3
-    one = difference_in_means(tiny, chat[[0, 2]], chat[1:]).at(-1, 1)
+    one = difference_in_means(tiny, chat[[0, 2]], chat[1:]).at(1, -1)
     assert one.rows == (chat.ids[0], chat.ids[2], chat.ids[1])
     assert difference_in_means(tiny, *mixed(chat[:2], chat[[2]]), least=1).rows
     with pytest.raises(InterpError, match="1 of 1 prompts"):
@@ -562,7 +562,7 @@ def test_cosmic_reads_the_layers_where_classes_are_least_alike(doubles):
             if one.rejected:
                 assert one.rejected == "zero"
                 continue
-            r = candidates.at(one.position, one.layer)
+            r = candidates.at(one.layer, one.position)
             off = states(bad, ablate_direction(model, r))[read].mean((0, 1))
             on = states(good, add_direction(model, r))[read].mean((0, 1))
             bypass = float(torch.cosine_similarity(off, targets[1], dim=0))
@@ -582,7 +582,7 @@ def test_a_random_direction_of_equal_length_does_next_to_nothing():
     bad, good = (chat_prompts(model, texts) for texts in sides)
     firsts = [run_steered(model, side).logits for side in (bad, good)]
     tokens = suggest_refusal_tokens(model, *firsts).ids
-    r = difference_in_means(model, bad[:8], good[:8], last=1, layers=[1]).at(-1, 1)
+    r = difference_in_means(model, bad[:8], good[:8], last=1, layers=[1]).at(1, -1)
 
     def effect(prompts, steering):
         scores = [score_refusals(run_steered(model, prompts, x).logits, tokens).mean()

@@ -1,10 +1,18 @@
+import warnings
+from dataclasses import replace
+
 import pytest
 import torch
 
-from interp.ablation import make_ablation, site_values
+from interp import intervened
+from interp.ablation import ablate, make_ablation, site_values
 from interp.errors import InterpError
 from interp.generation import generate, generate_each
-from interp.interventions import intervene
+from interp.intervened import IntervenedText
+from interp.interventions import add, intervene, mean, project_out, scale, zero
+from interp.metrics import METRICS
+from interp.prompts import PromptPair, Task
+from interp.switching import switch_off
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 3))]
 LABELS = ["L0H1", "L1H2", "L1N4", "L2N20"]
@@ -138,7 +146,7 @@ def test_stop_text_and_end_token(family_models):
 
 def test_bad_input(family_models):
     model = family_models["llama"]
-    zero = make_ablation(model, ["L0H1"])
+    zeroed = make_ablation(model, ["L0H1"])
     with pytest.raises(InterpError, match="positions"):
         generate(model, PROMPTS, max_new_tokens=100)
     with pytest.raises(InterpError, match="no text"):
@@ -146,12 +154,124 @@ def test_bad_input(family_models):
     with pytest.raises(InterpError, match="nothing to change"):
         generate(model, PROMPTS, max_new_tokens=2, trigger=5)
     with pytest.raises(InterpError, match="shorter text"):
-        generate(model, PROMPTS, max_new_tokens=2, ablation=zero, where=5)
-    with (
-        intervene(model, zero.interventions([3], "all")),
-        pytest.raises(InterpError, match="inside"),
-    ):
-        generate(model, PROMPTS, max_new_tokens=2)
+        generate(model, PROMPTS, max_new_tokens=2, ablation=zeroed, where=5)
+    with intervene(model, zeroed.interventions([3], "all")):
+        for options in ({"ablation": zeroed}, {"ablation": zeroed, "trigger": 5}):
+            with pytest.raises(InterpError, match="use intervene\\(\\) alone"):
+                generate(model, PROMPTS, max_new_tokens=2, **options)
+        with pytest.raises(InterpError, match="no text"):
+            generate(model, PROMPTS, max_new_tokens=0)
+
+
+def intervened_slowly(model, changes, steps, on=None):
+    """Every token from a whole run of all texts: the tokens, and the logits they were chosen by."""
+    texts, seen = [list(prompt) for prompt in PROMPTS], [[] for _ in PROMPTS]
+    live = set(range(len(texts)))
+    with intervene(model, changes, on=on):
+        for _ in range(steps):
+            logits = model.last_logits(texts)
+            for row in sorted(live):
+                seen[row].append(logits[row])
+                token = int(logits[row].argmax())
+                if token == 2:
+                    live.discard(row)
+                else:
+                    texts[row].append(token)
+    return [tuple(t[len(p) :]) for t, p in zip(texts, PROMPTS, strict=True)], seen
+
+
+class Watched(IntervenedText):
+    """Keeps the logits of every step, by prompt."""
+
+    def _next(self, rows, last):
+        logits = self.decoder.logits(self.decoder.ln_final(last))
+        for row, text in enumerate(rows):
+            if text is not None:
+                self.seen[text.number].append(logits[row])
+        return super()._next(rows, last)
+
+
+def changes_of(model, where):
+    """One intervention of each kind, none of which undoes another."""
+    direction = torch.linspace(-1, 1, model.d_model)
+    return {
+        "add": add("L1.resid_post", 3 * direction, positions=where),
+        "zero": zero("L0H1", positions=where),
+        "mean": mean(model, "L1N4", PROMPTS, positions=where),
+        "project_out": project_out("L2.resid_pre", direction, positions=where),
+        "scale": scale("L1.mlp_out", 3.0, positions=where),
+    }
+
+
+WHERE = ["all", "last", -2, 1, "first", [0, 1, 2, -1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [*(("gpt2", where) for where in WHERE), ("gemma2", "all"), ("qwen2", "last")]
+)
+def test_inside_intervene_equals_uncached(family_models, name, where, monkeypatch):
+    """Token for token and logit for logit, each kind alone and all together.
+
+    "last" and negative numbers move with the text: what was last a step ago is plain again.
+    """
+    model = family_models[name]
+    plain = [g.tokens for g in generate(model, PROMPTS, max_new_tokens=6)]
+    kinds = changes_of(model, where)
+    monkeypatch.setattr(intervened, "IntervenedText", Watched)
+    moved = 0
+    for changes in (*([one] for one in kinds.values()), list(kinds.values())):
+        Watched.seen = [[] for _ in PROMPTS]
+        slow, logits = intervened_slowly(model, changes, 6)
+        with intervene(model, changes) as report:
+            found = generate(model, PROMPTS, max_new_tokens=6, rows=3)
+        assert [g.tokens for g in found] == slow
+        for mine, theirs in zip(Watched.seen, logits, strict=True):
+            torch.testing.assert_close(torch.stack(mine), torch.stack(theirs), atol=2e-4, rtol=1e-4)
+        assert all(fired.tokens for fired in report.fired)
+        moved += slow != plain
+    assert moved
+
+
+def test_what_cannot_be_cached_runs_whole_texts(family_models):
+    """A pattern, a value read off many tokens, and a model without the fast engine."""
+    model = family_models["llama"]
+    heads = switch_off(model, "uniform").interventions(["L0H1", "L1H2"])
+    key = zero("L1H0.k")
+    slowless = replace(model, decoder=None, engine_reason="left out")
+    for changes in (heads, [scale("L1H1.pattern", 0.5)], [key]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected, _ = intervened_slowly(model, changes, 4)
+            with intervene(model, changes):
+                found = generate(model, PROMPTS, max_new_tokens=4)
+            with intervene(slowless, changes):
+                other = generate(slowless, PROMPTS, max_new_tokens=4)
+        assert [g.tokens for g in found] == [g.tokens for g in other] == expected
+
+
+def test_marks_of_a_task_stay_where_they_are(family_models):
+    """Names marked in a task are places of its prompts, however long the text has grown."""
+    model = family_models["qwen2"]
+    pairs = [PromptPair(clean=p, answers=(5,), positions={"two": 2, "end": -1}) for p in PROMPTS]
+    task = Task(name="marked", pairs=tuple(pairs), metric=METRICS["log_odds"])
+    for name, fixed in (("two", [2] * 5), ("end", [len(p) - 1 for p in PROMPTS])):
+        texts = []
+        for where, on in ((name, task), (fixed, None)):
+            with intervene(model, add("L0.resid_post", torch.ones(32), positions=where), on=on):
+                texts.append(generate(model, task, max_new_tokens=5))
+        assert texts[0] == texts[1]
+
+
+def test_all_tokens_are_changed_unless_said_otherwise(family_models):
+    """The default of `where` is what a hook without positions does."""
+    model = family_models["llama"]
+    ablation = make_ablation(model, LABELS)
+    found = generate(model, PROMPTS, max_new_tokens=6, ablation=ablation)
+    with intervene(model, ablation.interventions([len(p) for p in PROMPTS], "all")):
+        hooked = generate(model, PROMPTS, max_new_tokens=6)
+        odds = model.last_logits(PROMPTS).double().softmax(-1)[:, 7].numpy()
+    assert [g.tokens for g in found] == [g.tokens for g in hooked]
+    assert ablate(model, PROMPTS, ablation, tokens=7).probabilities[1, :, 0] == pytest.approx(odds)
 
 
 def test_trigger_of_several_tokens_is_refused(toy):

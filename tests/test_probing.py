@@ -425,7 +425,7 @@ def test_refusals():
         ((X, y), {"groups": one_group}, "valid in 1 groups"),
         ((X, y), {"groups": [1, 2]}, "2 groups: 60 examples"),
         ((X, y[:50]), {}, "60 examples"),
-        ((X, y.long()), {}, "one bool per example"),
+        ((X, y.long() + 1), {}, "one label for each: True or 1"),
         ((X, torch.ones(60, dtype=torch.bool)), {}, "60 valid, 0 invalid"),
         ((broken, y), {}, "not finite"),
         ((X.long(), y), {}, "check the axes"),
@@ -537,10 +537,10 @@ def test_probe_model_refuses(verifier):
     last = [len(p) - 1 for p in prompts]
     nothing = [False] * 40
     cases = [
-        ((prompts, last[:5], labels), {}, "40 prompts, 5 positions"),
-        ((prompts, last, labels[:5]), {}, "one bool per example"),
+        ((prompts, last[:5], labels), {}, "5 for 40 prompts"),
+        ((prompts, last, labels[:5]), {}, "one label for each"),
         ((prompts, [*last[:-1], 99], labels), {}, "position 99 of prompt 39"),
-        ((prompts, [-1, *last[1:]], labels), {}, "count from 0"),
+        ((prompts, [-99, *last[1:]], labels), {}, "position -99 of prompt 0"),
         ((prompts, last, nothing), {}, "0 valid in 0 groups"),
         ((prompts, last, labels), {"groups": [i % 3 for i in range(40)]}, "in 3 groups"),
         ((prompts, last, labels), {"sites": ["pattern"]}, "choose other sites"),

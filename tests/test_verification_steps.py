@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTra
 import interp
 from interp.ablation import ablate
 from interp.errors import InterpError
-from interp.generation import Generation
 from interp.loading import wrap
 from interp.models import organisms
 from interp.report import Report
@@ -27,6 +26,7 @@ from interp.studies.verification.samples import find_samples, verdict_tokens
 from interp.studies.verification.study import study_verification
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import Problem, make_countdown, write_trace
+from interp.text_runs import Generation
 from tests.families import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -13,6 +13,7 @@ from interp.circuits.random_masks import alike, connected_alike, edge_kinds, end
 from interp.errors import InterpError
 from interp.files import content_key
 from interp.graph import INPUT, Graph
+from interp.inputs import listed
 from interp.records import Record
 from interp.scores import Provenance
 
@@ -184,7 +185,7 @@ class Circuit(Record):
             InterpError: no such edge or node.
         """
         mask, gone = self.mask.copy(), np.zeros(len(self.graph.writers), dtype=bool)
-        for part in parts:
+        for part in listed(parts):
             if "->" in part:
                 mask[self.graph.edge(part)] = False
             else:

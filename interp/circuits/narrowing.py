@@ -22,6 +22,7 @@ from interp.engine.memory import says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.graph import graph_of
+from interp.inputs import Columns
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.records import Record
@@ -175,7 +176,7 @@ def narrow(
     task: Task,
     circuit: Circuit,
     *,
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     threshold: float = 0.01,
     ablation: Ablation = "counterfactual",
     reference: Task | None = None,
@@ -263,7 +264,7 @@ def narrow_curve(
     test: Task,
     circuit: Circuit,
     *,
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     thresholds: Sequence[float] = THRESHOLDS,
     ablation: Ablation = "counterfactual",
     references: tuple[Task | None, Task | None] = (None, None),

@@ -13,6 +13,7 @@ import torch
 from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.errors import InterpError
 from interp.graph import Graph
+from interp.inputs import Columns, columns_of, listed
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
@@ -105,7 +106,7 @@ def edge_places(
     task: Task,
     edges: Sequence[str],
     *,
-    positions: str | Sequence[str] = "all",
+    positions: Columns = "all",
     ablation: Ablation = "counterfactual",
     reference: Task | None = None,
     expand_kv: bool = False,
@@ -127,7 +128,8 @@ def edge_places(
         model: a model with a fast engine; one run per edge, position and prompt, in batches.
         task: prompt pairs.
         edges: labels such as L3H4->L5KV1.k, each once; of a circuit, `circuit.edges()`.
-        positions: "all" (every token index; prompts of one length) or names of positions.
+        positions: "all" (every token index; prompts of one length), or see
+            `interp.inputs.Columns`.
         ablation: what the edge carries there instead; see `interp.circuits.ablations`.
         reference: prompts whose tokens a mean is taken over, none of them evaluated.
         expand_kv: key and value readers per query head.
@@ -151,6 +153,7 @@ def edge_places(
         budget_gb=budget_gb,
         seed=seed,
     )
+    edges = listed(edges)
     places = [trials.graph.edge(label) for label in edges]
     if not places or len(set(places)) < len(places):
         raise InterpError(f"edges {list(edges)}", "none, or one twice", "give each edge once")
@@ -178,16 +181,14 @@ def edge_places(
 
 
 def _columns(
-    model: LanguageModel, task: Task, positions: str | Sequence[str]
+    model: LanguageModel, task: Task, positions: Columns
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
     """Names of the positions, and where each is in every prompt."""
     encoded = task.encode(model)
     lengths = [len(prompt) for prompt in encoded.clean]
-    if positions != "all":
-        names = (positions,) if isinstance(positions, str) else tuple(positions)
-        if not names:
-            raise InterpError("edges at no position", "positions is empty", "use 'all' or names")
-        return names, [np.array(encoded.positions(name)) for name in names]
+    if not isinstance(positions, str) or positions != "all":
+        names, columns = columns_of(positions, encoded)
+        return names, [np.array(column) for column in columns]
     if len(set(lengths)) > 1:
         raise InterpError(
             "edges at every token",

@@ -18,6 +18,7 @@ from interp.engine.layout import Index
 from interp.errors import InterpError, unknown
 from interp.files import content_key
 from interp.graph import Graph
+from interp.inputs import Columns, listed
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.records import Record
@@ -27,19 +28,19 @@ LAST, ELSEWHERE = "last", "elsewhere"
 AT = " @ "
 
 
-def places_of(positions: str | Sequence[str], model: LanguageModel, task: Task) -> tuple[str, ...]:
+def places_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str, ...]:
     """The places that a choice of positions tells apart.
 
     Args:
-        positions: names of positions, to which "last" and "elsewhere" are added; or "all": every
-            token index of prompts of one length, the last of them called "last".
+        positions: names of positions or one token index, to which "last" and "elsewhere" are
+            added; or "all": every token index of prompts of one length, the last called "last".
         model: the model whose tokens are meant.
         task: prompt pairs.
 
     Raises:
         InterpError: a name twice, or all tokens of prompts of several lengths.
     """
-    if positions == "all":
+    if isinstance(positions, str) and positions == "all":
         lengths = {len(prompt) for prompt in task.encode(model).clean}
         if len(lengths) > 1:
             raise InterpError(
@@ -48,9 +49,17 @@ def places_of(positions: str | Sequence[str], model: LanguageModel, task: Task) 
                 "give names of positions, or prompts of one length",
             )
         return (*map(str, range(lengths.pop() - 1)), LAST)
-    names = (positions,) if isinstance(positions, str) else tuple(positions)
-    if len(set(names)) < len(names):
-        raise InterpError(f"positions {list(names)}", "one twice", "give each once")
+    names = [LAST if place == -1 else place for place in listed(positions)]
+    if [place for place in names if isinstance(place, int) and not isinstance(place, bool)]:
+        if len(names) > 1 or names[0] < 0:
+            raise InterpError(
+                f"places of a circuit at {positions!r}",
+                "numbers that are other places in other prompts",
+                "mark names in the task, or give one number from 0 on, or -1, for all prompts",
+            )
+        names = [str(names[0])]
+    if not names or len(set(names)) < len(names):
+        raise InterpError(f"positions {names}", "none, or one twice", "give each once")
     named = tuple(name for name in names if name not in (LAST, ELSEWHERE))
     return (*named, LAST, ELSEWHERE)
 
@@ -77,7 +86,7 @@ def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> 
         InterpError: a position that a prompt lacks, two names for one token, or a token that is
             none of the places.
     """
-    encoded = task.encode(model)
+    encoded, places = task.encode(model), listed(places)
     found = [np.full(len(prompt), -1) for prompt in encoded.clean]
     for number, name in enumerate(places):
         if name == ELSEWHERE:
@@ -96,7 +105,7 @@ def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> 
                     "leave one of them out",
                 )
             one[index] = number
-    rest = list(places).index(ELSEWHERE) if ELSEWHERE in places else -1
+    rest = places.index(ELSEWHERE) if ELSEWHERE in places else -1
     for pair, one in enumerate(found):
         one[one < 0] = rest
         if (one < 0).any():
@@ -177,22 +186,23 @@ class PositionedCircuit(Record):
         Raises:
             InterpError: an edge that the graph does not have, or a place that is none.
         """
-        mask, known = np.zeros((*graph.shape, len(places)), dtype=bool), list(places)
+        known = listed(places)
+        mask = np.zeros((*graph.shape, len(known)), dtype=bool)
         for edge, where in edges.items():
-            for place in where:
+            for place in listed(where):
                 if place not in known:
                     raise unknown("place", place, known)
                 mask[(*graph.edge(edge), known.index(place))] = True
-        return cls(graph=graph, places=tuple(places), mask=mask, **facts)
+        return cls(graph=graph, places=tuple(known), mask=mask, **facts)
 
     @classmethod
     def everywhere(cls, circuit: Circuit, places: Sequence[str]) -> PositionedCircuit:
         """A circuit's edges at every place: what it is without positions."""
-        mask = circuit.mask[..., None] & allowed(circuit.graph, places)
+        places = tuple(listed(places))
         return cls(
             graph=circuit.graph,
-            places=tuple(places),
-            mask=mask,
+            places=places,
+            mask=circuit.mask[..., None] & allowed(circuit.graph, places),
             name=circuit.name,
             method=circuit.method,
         )
@@ -296,6 +306,7 @@ class PositionedCircuit(Record):
 
 def allowed(graph: Graph, places: Sequence[str]) -> np.ndarray:
     """(writers, readers, places) bool: the edges there are; into the logits at "last" alone."""
+    places = listed(places)
     found = np.repeat(graph.allowed[..., None], len(places), -1)
     found[:, -1] &= np.array(places) == LAST
     return found

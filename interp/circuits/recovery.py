@@ -18,6 +18,7 @@ from interp.circuits.trials import Ablation, Trials, mean_gap
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
 from interp.graph import Graph
+from interp.inputs import listed
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.records import Record
@@ -228,6 +229,7 @@ def recover(
         InterpError: an unknown method, an empty answer key, or one of another graph. A method that
             refuses the task has a row that says why.
     """
+    methods = listed(methods)
     for method in methods:
         if method not in SEARCHES:
             raise unknown("method", method, SEARCHES)
@@ -356,7 +358,7 @@ def _auroc(ranking: np.ndarray, key: np.ndarray) -> float:
 def _nodes(graph: Graph, planted: Iterable[str]) -> np.ndarray:
     """(writers,) bool of planted components."""
     chosen = np.zeros(len(graph.writers), dtype=bool)
-    for label in planted:
+    for label in listed(planted):
         part = Component.parse(label)
         whole = Component(part.layer, "mlp_out") if SITES[part.site] == "neuron" else part
         chosen[graph.writer(str(whole))] = True

@@ -176,7 +176,7 @@ def redundancy(
     graph = trials.graph
     same_graph(trials, given)
     whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
-    names = _names(graph, parts)
+    names = _names(graph, [parts] if isinstance(parts, str) else parts)
     pairs = list(combinations(range(len(names)), 2))
     if len(pairs) > limit:
         raise InterpError(

@@ -30,6 +30,7 @@ from interp.engine.sweep import Cancelled, Progress
 from interp.engine.writes import edge_runner
 from interp.errors import InterpError, unknown
 from interp.graph import graph_of
+from interp.inputs import listed
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 from interp.sweeps import Runs, check_gap, provenance
@@ -153,7 +154,7 @@ def score_edges(
         direction=direction,
         ablation=ablation,
         expand_kv=expand_kv,
-        neurons=tuple(neurons),
+        neurons=tuple(listed(neurons)),
         together=together,
         per_prompt=per_prompt,
         points=rule_points(rule, steps) if method in RULED else (),
@@ -221,7 +222,7 @@ class _Ask:
         if self.ablation == "resample":
             spelled.append(f"seed={seed}")
         if reference is not None:
-            spelled.append(f"reference={reference.source or 'reference'}")
+            spelled.append(f"reference={reference.source or 'own_reference'}")
         return f"scores = interp.score_edges(model, task, {', '.join(spelled)})"
 
 

@@ -20,13 +20,18 @@ from interp.components import SITES, Axis, Component, check_site, within
 from interp.continuations import piece_tokens
 from interp.errors import InterpError
 from interp.files import canonical_json
+from interp.inputs import listed, rows_of
 from interp.models.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
 from interp.positions import TokenizedPrompt
-from interp.prompts import Prompt
+from interp.prompts import Prompt, Task
 from interp.schema import as_prompt
 
 Address = tuple[int, str]
+
+HOOKED = "activation_patching with engine='hooks', cache=False"
+"""What measures single components inside `intervene`."""
+
 _ORDER = {site: place for place, site in enumerate(SITES)}
 
 
@@ -222,6 +227,7 @@ class LanguageModel:
         Raises:
             InterpError: none, a label of another kind, one twice, or one that does not exist.
         """
+        labels = listed(labels)
         parts = [Component.parse(label) for label in labels]
         wrong = [str(part) for part in parts if part.site != site or part.index is None]
         if not parts or wrong or len(set(parts)) < len(parts):
@@ -263,15 +269,16 @@ class LanguageModel:
 
     def run(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Task | Prompt | Sequence[Prompt],
         *,
         hooks: Mapping[Address, list[Hook]] | None = None,
         padding_side: str = "right",
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Hooked forward passes, padded and masked: yields each batch with its logits.
 
-        Prompts are grouped so that a pass holds at most about `BATCH_TOKENS` tokens, and apart as
-        `switch` and `ragged` ask. Results do not depend on the grouping or on the padding side.
+        Prompts are texts, token ids or a task (its clean prompts). They are grouped so that a pass
+        holds at most about `BATCH_TOKENS` tokens, and apart as `switch` and `ragged` ask. Results
+        do not depend on the grouping or on the padding side.
 
         Raises:
             InterpError: an unknown padding side, or a model in training mode.
@@ -281,9 +288,10 @@ class LanguageModel:
             raise InterpError(
                 f"padding_side={padding_side!r}", "no such side", "use 'left' or 'right'"
             )
-        lengths = [len(prompt) for prompt in prompts]
+        rows = rows_of(self, prompts)
+        lengths = [len(row) for row in rows]
         for chosen in batches(lengths, self.switch, self.ragged):
-            batch = padded([prompts[i] for i in chosen], chosen, padding_side, self.device)
+            batch = padded([rows[i] for i in chosen], chosen, padding_side, self.device)
             with self.lock:
                 together: dict[Address, list[Hook]] = {}
                 for group in (*self.active, hooks or {}):
@@ -301,18 +309,21 @@ class LanguageModel:
                     )
             yield batch, logits
 
-    def last_logits(self, prompts: Sequence[Sequence[int]], **options: Any) -> Tensor:
+    def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
         """Logits at the last token of each prompt, (prompts, d_vocab)."""
+        rows = rows_of(self, prompts)
         with torch.no_grad():
-            found: list[Tensor | None] = [None] * len(prompts)
-            for batch, logits in self.run(prompts, **options):
+            found: list[Tensor | None] = [None] * len(rows)
+            for batch, logits in self.run(rows, **options):
                 for row, prompt in enumerate(batch.prompts):
                     column = batch.column(row, int(batch.lengths[row]) - 1)
                     found[prompt] = logits[row, column].clone()
         return torch.stack([row for row in found if row is not None])
 
-    def refuse_changed(self, what: str) -> None:
+    def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:
         """Refuse what reads the weights, or keeps its result, while interventions are in force.
+
+        `instead` is what does see them, if anything does.
 
         Raises:
             InterpError: called inside `intervene`.
@@ -322,7 +333,7 @@ class LanguageModel:
                 raise InterpError(
                     f"{what} inside intervene()",
                     "it would not see the interventions, or keep their effect as a plain result",
-                    "leave the block, or use activation_patching with engine='hooks', cache=False",
+                    f"use {instead}",
                 )
 
     @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from interp.continuations import BEFORE_WORDS, follows
 from interp.errors import InterpError
+from interp.inputs import listed
 from interp.prompts import Tokenizing
 
 NAMES = (
@@ -49,6 +50,7 @@ def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> 
     Raises:
         InterpError: fewer than `least` are left.
     """
+    words = listed(words)
     kept = [word for word in words if model is None or word_size(word, model) == 1]
     if len(kept) < least:
         raise InterpError(

@@ -10,12 +10,13 @@ import streamlit as st
 
 from interp.ablation import Where, make_ablation, random_like
 from interp.errors import InterpError
-from interp.generation import Generation, generate
+from interp.generation import generate
 from interp.models.language_model import LanguageModel
 from interp.studies.verification.generating import STOPS
 from interp.studies.verification.outcomes import classify_outcome
 from interp.studies.verification.study import Study
 from interp.tasks.countdown import make_countdown
+from interp.text_runs import Generation
 from interp.ui import study_model, widgets
 from interp.ui.cache import HASHES
 

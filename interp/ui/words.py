@@ -32,7 +32,9 @@ def written(model: LanguageModel, words: tuple[str, ...], *, sign: int) -> list[
         for word, logit, rank in zip(words, found.logits, found.ranks, strict=True):
             row |= {f"logit of {visible(word)}": logit, f"rank of {visible(word)}": rank}
         if model.gated:
-            (seen,) = unembed(model, glu_vectors(model, found.layer, found.index).value, k=6)
+            (seen,) = unembed(
+                model, glu_vectors(model, found.layer, found.index).value, k=6, norm=True
+            )
             row["writes"] = " ".join(visible(token.text) for token in seen.promoted)
             row["against"] = " ".join(visible(token.text) for token in seen.suppressed)
         rows.append(row)
@@ -68,6 +70,7 @@ def search(study: Study, sets: dict[str, list[str]]) -> None:
     )
     st.caption(
         f"{widgets.plain(model.name)}, the first {len(rows)} over all {model.n_layers} layers; "
-        "score: the sum over the words of cos(value vector, unembedding row). Rank 1 is the token "
-        "that the neuron writes most" + (", here against." if SIGNS[towards] < 0 else ".")
+        "score: how far the words stand out among all tokens of what the neuron writes, in "
+        "standard deviations. Rank 1 is the token that the neuron writes most"
+        + (", here against." if SIGNS[towards] < 0 else ".")
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from interp.errors import InterpError
-from interp.generation import Generation
 from interp.judging import (
     JUDGES,
     REFUSALS,
@@ -25,6 +24,7 @@ from interp.steered import generate_steered, run_steered
 from interp.steering import Steering
 from interp.studies.refusal.context import LEAST, Context
 from interp.studies.steps import Result, plain
+from interp.text_runs import Generation
 
 EXAMPLES = 6
 

@@ -219,7 +219,7 @@ class Context:
         found = self.candidates(kind)
         if found is None:
             raise InterpError(f"a {kind} direction", "too few rows of a class", "give more prompts")
-        return found.at(place[0], place[1])
+        return found.at(place[1], place[0])
 
     def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
         """(n,) refusal scores of some cases, in nats."""

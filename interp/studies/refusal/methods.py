@@ -119,7 +119,7 @@ def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Met
     """ACE: the component along the direction set to its mean over harmless rows."""
     candidates = context.candidates(direction.kind)
     assert candidates is not None
-    reference = candidates.reference_at(place[0], place[1])
+    reference = candidates.reference_at(place[1], place[0])
     return _always(
         "affine edit (ACE)",
         (1.0,),

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from interp.generation import Generation, Progress, generate
+from interp.generation import generate
 from interp.metrics import Estimate, share_estimate
 from interp.models.language_model import LanguageModel
 from interp.tasks.arithmetic import read_attempts, score_answer
 from interp.tasks.countdown import Problem
+from interp.text_runs import Generation, Progress
 
 ENDING = re.compile(r"</think>\s*<answer>[^<>]+</answer>\s*$")
 ANSWERED, NEXT = "</answer>", "\nUsing the numbers"

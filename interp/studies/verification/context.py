@@ -16,7 +16,6 @@ from torch import Tensor
 from interp import schema
 from interp.ablation import Where, ablate, site_values
 from interp.errors import InterpError
-from interp.generation import Generation
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.models.language_model import Address, LanguageModel
 from interp.probes import Probes
@@ -27,6 +26,7 @@ from interp.studies.frame import Kind
 from interp.studies.steps import Result
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
+from interp.text_runs import Generation
 
 SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""

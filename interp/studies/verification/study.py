@@ -10,7 +10,6 @@ from pathlib import Path
 from interp.ablation import Kind
 from interp.cumulative import greedy_order
 from interp.errors import InterpError
-from interp.generation import Generation, Progress
 from interp.glu import glu_vectors
 from interp.metrics import share_estimate
 from interp.models.language_model import LanguageModel
@@ -38,6 +37,7 @@ from interp.studies.verification.context import (
 from interp.studies.verification.generating import PUBLISHED_TEXTS, TEXTS
 from interp.studies.verification.samples import Samples, verdict_tokens
 from interp.tasks.countdown import Problem, make_countdown
+from interp.text_runs import Generation, Progress
 
 Study = frame.Study[Settings]
 """A verification study."""

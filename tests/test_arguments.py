@@ -1,0 +1,866 @@
+"""One reading of strings, prompts, positions, labels and metrics, on every public function."""
+
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import interp
+from interp.ablation import make_ablation, random_like, site_values
+from interp.chat import PLAIN
+from interp.errors import InterpError
+from interp.interventions import component_values, intervene, mean, patch, resample, zero
+from interp.judging import Judge
+from interp.kept_runs import keep_runs
+from interp.loading import wrap
+from interp.prompts import PromptPair, Task
+from interp.scores import Provenance
+from tests.families import random_task, tiny
+
+ROWS = [(5, 6, 7, 8, 9), (10, 11, 12), (13, 14, 15, 16)]
+SENTENCE = "<bos> a b a"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return wrap(tiny("llama"), name="inputs")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return random_task((7, 7, 7, 7), seed=3)
+
+
+def same(a, b):
+    """Whether two results hold the same values, whatever they are made of."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        return a.shape == b.shape and torch.allclose(a, b, atol=1e-6, equal_nan=True)
+    if isinstance(a, np.ndarray):
+        both = a.shape == b.shape
+        return both and (
+            np.allclose(a, b, atol=1e-6, equal_nan=True)
+            if a.dtype.kind == "f"
+            else bool((a == b).all())
+        )
+    if isinstance(a, pd.DataFrame):
+        return a.equals(b)
+    if isinstance(a, interp.LanguageModel | Provenance) or callable(a):
+        return True  # neither is what was measured
+    if is_dataclass(a):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, float):
+        return a == pytest.approx(b, abs=1e-6, nan_ok=True)
+    return a == b
+
+
+def cases(toy, model, task):
+    """(function, parameter) -> a call with what is given for the parameter, and one string."""
+    toy_task = interp.load_task("toy-induction", toy).first(4)
+    graph = interp.graph_of(model)
+    scores = interp.score_edges(model, task)
+    whole = interp.Circuit(graph=graph, mask=interp.top_n(scores, 40))
+    edge = whole.edges()[0]
+    head = "L0H1"
+    sets = interp.AblatedSets(model=model, prompts=ROWS, tokens=(5, 6))
+    off, zeroed = interp.switch_off(toy), interp.switch_off(model)
+    direction = interp.difference_in_means(model, ROWS, ROWS[::-1][:2], last=1).at(1, -1)
+    read = interp.difference_in_means(toy, SENTENCE, "<bos> b", least=1, last=1)
+    two = read.at(1, -1), read.at(1, -1)
+    judge = Judge(name="any", verdict=lambda prompt, reply: "answered")
+    trajectories = interp.read_trajectories(
+        model,
+        ROWS * 8,
+        rows=list(map(str, range(24))),
+        tasks=["t", "u"] * 12,
+        classes=["answered", "refused", "refused"] * 8,
+    )
+    bank = interp.make_bank(trajectories)
+    texts = ["<bos> a b c", "<bos> c a b"]
+    candidates = interp.difference_in_means(toy, ["<bos> a", "<bos> b"], ["<bos> c", "<bos> d"])
+    rng = np.random.default_rng(0)
+    twenty = ["<bos> " + " ".join(rng.choice(list("abcdef"), 6)) for _ in range(24)]
+    labels = [0, 1] * 12
+    table = {
+        ("make_ablation", "components"): (lambda x: make_ablation(model, x), head),
+        ("ablate", "prompts"): (
+            lambda x: interp.ablate(toy, x, make_ablation(toy, head), tokens=[1]).kl,
+            SENTENCE,
+        ),
+        ("ablate", "tokens"): (
+            lambda x: interp.ablate(toy, SENTENCE, [], tokens=x).probabilities,
+            "a",
+        ),
+        ("ablation_curve", "order"): (lambda x: interp.ablation_curve(sets, x), head),
+        ("greedy_order", "candidates"): (lambda x: interp.greedy_order(sets, x, 1), head),
+        ("smallest_sets", "candidates"): (lambda x: interp.smallest_sets(sets, x, most=1), head),
+        ("AblatedSets", "prompts"): (
+            lambda x: interp.AblatedSets(model=toy, prompts=x, tokens=(5, 6))([[head]]),
+            SENTENCE,
+        ),
+        ("activation_delta", "prompts"): (
+            lambda x: interp.activation_delta(toy, x, "last", ["L1N3"], [head], draws=0).change,
+            SENTENCE,
+        ),
+        ("activation_delta", "neurons"): (
+            lambda x: interp.activation_delta(model, ROWS, "last", x, [head], draws=2).change,
+            "L2N3",
+        ),
+        ("activation_delta", "heads"): (
+            lambda x: interp.activation_delta(model, ROWS, "last", ["L2N3"], x, draws=2).change,
+            head,
+        ),
+        ("activation_patching", "by"): (
+            lambda x: interp.activation_patching(model, task, site="mlp_out", by=x),
+            "layer",
+        ),
+        ("activation_patching", "positions"): (
+            lambda x: interp.activation_patching(model, task, positions=x),
+            "changed",
+        ),
+        ("attribution_patching", "by"): (
+            lambda x: interp.attribution_patching(model, task, site="mlp_out", by=x),
+            "layer",
+        ),
+        ("attribution_patching", "positions"): (
+            lambda x: interp.attribution_patching(model, task, positions=x),
+            "changed",
+        ),
+        ("atp_star", "by"): (
+            lambda x: interp.atp_star(model, task, site="mlp_out", by=x),
+            "layer",
+        ),
+        ("atp_star", "positions"): (
+            lambda x: interp.atp_star(model, task, positions=x),
+            "changed",
+        ),
+        ("path_patching", "receivers"): (
+            lambda x: interp.path_patching(model, task, receivers=x),
+            "logits",
+        ),
+        ("path_patching", "positions"): (
+            lambda x: interp.path_patching(model, task, receivers="logits", positions=x),
+            "changed",
+        ),
+        ("joint_patching", "components"): (
+            lambda x: interp.joint_patching(model, task, x, draws=2).effect,
+            head,
+        ),
+        ("attention_to", "prompts"): (
+            lambda x: interp.attention_to(toy, x, [2], [[1]]).samples,
+            SENTENCE,
+        ),
+        ("antipodes", "a"): (lambda x: interp.antipodes(model, x, ["L1N2"], k=1, draws=2), "L0N1"),
+        ("antipodes", "b"): (lambda x: interp.antipodes(model, ["L1N2"], x, k=1, draws=2), "L0N1"),
+        ("blend_weights", "heads"): (
+            lambda x: (
+                interp.blend_weights(model, model, x, 0.0, shared_kv=True, check=False).n_layers
+            ),
+            head,
+        ),
+        ("chat_prompts", "texts"): (lambda x: interp.chat_prompts(toy, x), "a"),
+        ("compare_activations", "prompts"): (
+            lambda x: interp.compare_activations(toy, toy, x),
+            SENTENCE,
+        ),
+        ("compare_activations", "positions"): (
+            lambda x: interp.compare_activations(model, model, ROWS[:1], x),
+            "last",
+        ),
+        ("compare_activations", "sites"): (
+            lambda x: interp.compare_activations(model, model, ROWS, sites=x),
+            "resid_post",
+        ),
+        ("compare_weights", "heads"): (
+            lambda x: interp.compare_weights(model, model, heads=x, neurons=[]),
+            head,
+        ),
+        ("compare_weights", "neurons"): (
+            lambda x: interp.compare_weights(model, model, heads=[], neurons=x),
+            "L0N1",
+        ),
+        ("difference_in_means", "first"): (
+            lambda x: interp.difference_in_means(toy, x, "<bos> b", least=1, last=1).vectors,
+            SENTENCE,
+        ),
+        ("difference_in_means", "second"): (
+            lambda x: interp.difference_in_means(toy, "<bos> b", x, least=1, last=1).vectors,
+            SENTENCE,
+        ),
+        ("edge_places", "edges"): (
+            lambda x: interp.edge_places(model, task, x, positions="last"),
+            edge,
+        ),
+        ("edge_places", "positions"): (
+            lambda x: interp.edge_places(model, task, edge, positions=x),
+            "changed",
+        ),
+        ("edge_places", "neurons"): (
+            lambda x: interp.edge_places(model, task, edge, positions="last", neurons=x).lost,
+            "L1N2",
+        ),
+        ("generate", "prompts"): (
+            lambda x: interp.generate(toy, x, max_new_tokens=3),
+            SENTENCE,
+        ),
+        ("generate", "stop"): (
+            lambda x: interp.generate(model, ROWS, max_new_tokens=4, stop=x),
+            "<5",
+        ),
+        ("glu_activations", "prompts"): (
+            lambda x: interp.glu_activations(toy, x, "last", ["L1N3"]),
+            SENTENCE,
+        ),
+        ("glu_activations", "positions"): (
+            lambda x: interp.glu_activations(model, ROWS[:1], x, ["L1N3"]),
+            "last",
+        ),
+        ("glu_activations", "neurons"): (
+            lambda x: interp.glu_activations(model, ROWS, "last", x),
+            "L1N3",
+        ),
+        ("graph_of", "neurons"): (lambda x: interp.graph_of(model, neurons=x), "L1N2"),
+        ("group_interchange", "heads"): (
+            lambda x: interp.group_interchange(model, task, x, draws=2),
+            head,
+        ),
+        ("head_glu_scores", "heads"): (
+            lambda x: interp.head_glu_scores(model, x, ["L2N3"], mode="ov"),
+            head,
+        ),
+        ("head_glu_scores", "neurons"): (
+            lambda x: interp.head_glu_scores(model, [head], x, mode="ov"),
+            "L2N3",
+        ),
+        ("head_glu_scores", "prompts"): (
+            lambda x: interp.head_glu_scores(
+                toy, [head], ["L1N3"], mode="activation", prompts=x, positions="last"
+            ),
+            SENTENCE,
+        ),
+        ("intervene", "interventions"): (lambda x: logits_under(model, x), zero(head)),
+        ("logit_lens", "prompts"): (lambda x: interp.logit_lens(toy, x, k=3), SENTENCE),
+        ("logit_lens", "positions"): (
+            lambda x: interp.logit_lens(model, ROWS[:1], x, k=3),
+            "last",
+        ),
+        ("logit_lens", "sites"): (
+            lambda x: interp.logit_lens(model, ROWS, sites=x, k=3),
+            "resid_mid",
+        ),
+        ("logit_lens", "words"): (
+            lambda x: interp.logit_lens(toy, SENTENCE, words=x, k=3),
+            "a",
+        ),
+        ("logit_lens", "groups"): (
+            lambda x: interp.logit_lens(model, ROWS[:1], groups=x, k=3),
+            "valid",
+        ),
+        ("narrow_circuit", "positions"): (
+            lambda x: interp.narrow_circuit(model, task, whole, positions=x, threshold=0.0),
+            "changed",
+        ),
+        ("paired_word_probs", "prompts"): (
+            lambda x: interp.paired_word_probs(toy, x, "a", "b", variants=False),
+            SENTENCE,
+        ),
+        ("paired_word_probs", "positive"): (
+            lambda x: interp.paired_word_probs(toy, SENTENCE, x, "b", variants=False),
+            "a",
+        ),
+        ("paired_word_probs", "negative"): (
+            lambda x: interp.paired_word_probs(toy, SENTENCE, "b", x, variants=False),
+            "a",
+        ),
+        ("probe_model", "prompts"): (
+            lambda x: interp.probe_model(toy, x, "last", [True]),
+            SENTENCE,
+        ),
+        ("probe_model", "positions"): (
+            lambda x: interp.probe_model(toy, twenty[:1], x, [True]),
+            "last",
+        ),
+        ("probe_model", "groups"): (
+            lambda x: interp.probe_model(toy, twenty[:1], "last", [True], groups=x),
+            "g",
+        ),
+        ("probe_model", "sites"): (
+            lambda x: interp.probe_model(toy, twenty, "last", labels, sites=x, shuffles=1),
+            "resid_post",
+        ),
+        ("read_trajectories", "prompts"): (
+            lambda x: interp.read_trajectories(toy, x, rows=["r"], tasks=["t"]),
+            SENTENCE,
+        ),
+        ("read_trajectories", "rows"): (
+            lambda x: interp.read_trajectories(toy, SENTENCE, rows=x, tasks=["t"]),
+            "row",
+        ),
+        ("read_trajectories", "tasks"): (
+            lambda x: interp.read_trajectories(toy, SENTENCE, rows=["r"], tasks=x),
+            "task",
+        ),
+        ("read_trajectories", "classes"): (
+            lambda x: interp.read_trajectories(toy, SENTENCE, rows=["r"], tasks=["t"], classes=x),
+            "other",
+        ),
+        ("recover", "methods"): (
+            lambda x: interp.recover(toy, toy_task, methods=x).found[0].method,
+            "EAP",
+        ),
+        ("recover", "planted"): (
+            lambda x: interp.recover(toy, toy_task, methods="EAP", planted=x).found[0],
+            head,
+        ),
+        ("redundancy", "parts"): (lambda x: interp.redundancy(model, task, parts=x), head),
+        ("redundancy", "neurons"): (
+            lambda x: interp.redundancy(model, task, parts=["L0H1", "L1H2"], neurons=x).alone,
+            "L1N2",
+        ),
+        ("representational_independence", "prompts"): (
+            lambda x: interp.representational_independence(toy, *two, x),
+            SENTENCE,
+        ),
+        ("run_steered", "prompts"): (lambda x: interp.run_steered(toy, x).logits, SENTENCE),
+        ("generate_steered", "prompts"): (
+            lambda x: interp.generate_steered(toy, x, max_new_tokens=2)[0],
+            SENTENCE,
+        ),
+        ("generate_steered", "stop"): (
+            lambda x: interp.generate_steered(model, ROWS, max_new_tokens=3, stop=x)[0],
+            "<5",
+        ),
+        ("run_with_cache", "prompts"): (
+            lambda x: interp.run_with_cache(toy, x, sites=["z"]),
+            SENTENCE,
+        ),
+        ("run_with_cache", "sites"): (
+            lambda x: interp.run_with_cache(model, ROWS, sites=x),
+            "resid_post",
+        ),
+        ("run_with_cache", "positions"): (
+            lambda x: interp.run_with_cache(model, ROWS[:1], sites="z", positions=x),
+            "last",
+        ),
+        ("sahara", "prompts"): (
+            lambda x: interp.sahara(toy, x, off, size=1, candidates=[head], draws=0),
+            SENTENCE,
+        ),
+        ("sahara", "candidates"): (
+            lambda x: interp.sahara(model, ROWS, zeroed, size=1, candidates=x, draws=0),
+            head,
+        ),
+        ("score_edges", "neurons"): (
+            lambda x: interp.score_edges(model, task, neurons=x).signed,
+            "L1N2",
+        ),
+        ("search_neurons", "words"): (lambda x: interp.search_neurons(toy, x, k=3), "a"),
+        ("steer_at_trigger", "prompts"): (
+            lambda x: interp.steer_at_trigger(
+                toy, x, torch.ones(toy.d_model), scale=1.0, max_new_tokens=2
+            ),
+            SENTENCE,
+        ),
+        ("steer_at_trigger", "stop"): (
+            lambda x: interp.steer_at_trigger(
+                model, ROWS, torch.ones(model.d_model), scale=1.0, max_new_tokens=3, stop=x
+            ),
+            "<5",
+        ),
+        ("text_losses", "texts"): (lambda x: interp.text_losses(toy, x), SENTENCE),
+        ("text_losses", "starts"): (
+            lambda x: interp.text_losses(model, ROWS[:1], starts=x),
+            "last",
+        ),
+        ("find_positions", "texts"): (
+            lambda x: interp.find_positions(x, {"a": (5,)}),
+            "text",
+        ),
+        ("train_probes", "groups"): (
+            lambda x: interp.train_probes(torch.randn(24, 3), [0, 1] * 12, groups=x),
+            "g",
+        ),
+        ("Circuit.of", "edges"): (lambda x: interp.Circuit.of(graph, x).mask, edge),
+        ("Circuit.without", "parts"): (lambda x: whole.without(x).mask, edge),
+        ("Graph.mask", "edges"): (lambda x: graph.mask(x), edge),
+        ("PositionedCircuit.of", "places"): (
+            lambda x: interp.PositionedCircuit.of(graph, x, {edge: ["last"]}).mask,
+            "last",
+        ),
+        ("PositionedCircuit.everywhere", "places"): (
+            lambda x: interp.PositionedCircuit.everywhere(whole, x).mask,
+            "last",
+        ),
+        ("random_like", "components"): (lambda x: random_like(model, x, 3), head),
+        ("site_values", "prompts"): (lambda x: site_values(toy, x, [(0, "z")])[0, "z"], SENTENCE),
+        ("keep_runs", "prompts"): (lambda x: keep_runs(toy, x, last=1).logits(), SENTENCE),
+        ("component_values", "prompts"): (
+            lambda x: component_values(toy, interp.Component.parse(head), x),
+            SENTENCE,
+        ),
+        ("mean", "reference"): (
+            lambda x: logits_under(toy, mean(toy, head, x), SENTENCE),
+            SENTENCE,
+        ),
+        ("patch", "source"): (
+            lambda x: logits_under(toy, patch(toy, head, x), SENTENCE),
+            "<bos> b a b",
+        ),
+        ("resample", "reference"): (
+            lambda x: logits_under(toy, resample(toy, head, x, n=1), SENTENCE),
+            "<bos> b a b",
+        ),
+        ("LanguageModel.last_logits", "prompts"): (lambda x: toy.last_logits(x), SENTENCE),
+        ("LanguageModel.require_parts", "labels"): (lambda x: model.require_parts(x, "z"), head),
+        ("PromptPair", "answers"): (
+            lambda x: PromptPair(clean="a", answers=x, wrong=x),
+            " Paris",
+        ),
+        ("PromptPair", "wrong"): (lambda x: PromptPair(clean="a", answers=x, wrong=x), " Rome"),
+        ("AblatedSets", "tokens"): (
+            lambda x: interp.AblatedSets(model=toy, prompts=SENTENCE, tokens=x),
+            "a",
+        ),
+        ("LanguageModel.run", "prompts"): (
+            lambda x: [logits for _, logits in toy.run(x)],
+            SENTENCE,
+        ),
+        ("PositionedCircuit.of", "edges"): (
+            lambda x: interp.PositionedCircuit.of(graph, ["changed", "last"], {edge: x}).mask,
+            "changed",
+        ),
+        ("activation_delta", "positions"): (
+            lambda x: interp.activation_delta(model, ROWS[:1], x, ["L2N3"], head, draws=0).change,
+            "last",
+        ),
+        ("activation_delta", "interventions"): (
+            lambda x: (
+                interp.activation_delta(
+                    model, ROWS, "last", ["L2N3"], interventions=x, draws=0
+                ).change
+            ),
+            zero(head),
+        ),
+        ("activation_delta", "positions_of_ablation"): (
+            lambda x: (
+                interp.activation_delta(
+                    model, ROWS[:1], "last", ["L2N3"], head, positions_of_ablation=x, draws=0
+                ).change
+            ),
+            "last",
+        ),
+        ("attention_to", "queries"): (
+            lambda x: interp.attention_to(model, ROWS[:1], x, [[1]]).samples,
+            "last",
+        ),
+        ("head_glu_scores", "positions"): (
+            lambda x: interp.head_glu_scores(
+                model, [head], ["L1N3"], mode="activation", prompts=ROWS[:1], positions=x
+            ),
+            "last",
+        ),
+        ("head_flips", "prompts"): (
+            lambda x: interp.head_flips(toy, x, head, judge, rows=["r"], max_new_tokens=2).rate,
+            SENTENCE,
+        ),
+        ("head_flips", "heads"): (
+            lambda x: interp.head_flips(toy, SENTENCE, x, judge, rows="r", max_new_tokens=2).rate,
+            head,
+        ),
+        ("head_flips", "rows"): (
+            lambda x: interp.head_flips(toy, SENTENCE, head, judge, rows=x, max_new_tokens=2).rate,
+            "row",
+        ),
+        ("knockout_cascade", "gates"): (
+            lambda x: interp.knockout_cascade(
+                model, task, x, ["L2H1"], interp.switch_off(model), draws=2
+            ),
+            head,
+        ),
+        ("knockout_cascade", "downstream"): (
+            lambda x: interp.knockout_cascade(
+                model, task, [head], x, interp.switch_off(model), draws=2
+            ),
+            "L2H1",
+        ),
+        ("make_bank", "tasks"): (lambda x: interp.make_bank(trajectories, tasks=x), "tu"),
+        ("steer", "prompts"): (lambda x: steered(toy, x), SENTENCE),
+        ("steer_task", "prompts"): (
+            lambda x: interp.steer_task(model, x, bank, rows=["r"], tasks=["t"])[1].rows,
+            "text",
+        ),
+        ("steer_task", "rows"): (
+            lambda x: interp.steer_task(model, (40, 41), bank, rows=x, tasks=["t"])[1].rows,
+            "row",
+        ),
+        ("steer_task", "tasks"): (
+            lambda x: interp.steer_task(model, (40, 41), bank, rows=["r"], tasks=x)[1].tasks,
+            "task",
+        ),
+        ("switch_off", "reference"): (
+            lambda x: interp.switch_off(toy, "mean", reference=x).means,
+            SENTENCE,
+        ),
+    }
+    for name, make in (
+        ("ablate_direction", lambda **x: interp.ablate_direction(model, direction, **x)),
+        ("add_direction", lambda **x: interp.add_direction(model, direction, **x)),
+        ("patch_direction", lambda **x: interp.patch_direction(model, direction, value=1.0, **x)),
+        ("affine_edit", lambda **x: interp.affine_edit(model, direction, direction.vector, **x)),
+    ):
+        table[name, "sites"] = (lambda x, make=make: make(sites=x).edits.keys(), "resid_pre")
+        table[name, "positions"] = (lambda x, make=make: make(positions=x).positions, "last")
+    for name, make in (
+        (
+            "select_direction",
+            lambda x, y: interp.select_direction(toy, candidates, x, y, [3], measure_all=True),
+        ),
+        (
+            "select_cosmic",
+            lambda x, y: interp.select_cosmic(toy, candidates, x, y, measure_all=True),
+        ),
+    ):
+        table[name, "harmful"] = (lambda x, make=make: make(x, texts), SENTENCE)
+        table[name, "harmless"] = (lambda x, make=make: make(texts, x), SENTENCE)
+    return table
+
+
+def steered(model, prompts):
+    """A run inside `steer` with nothing steered."""
+    steering = interp.steering.Steering(name="none", edits={}, format=PLAIN, model_hash=model.hash)
+    with interp.steer(model, steering, prompts):
+        return model.last_logits(SENTENCE)
+
+
+def logits_under(model, interventions, prompts=ROWS):
+    with intervene(model, interventions):
+        return model.last_logits(prompts)
+
+
+SEVERAL = re.compile(
+    r"\b(Sequence|Iterable|Collection|list|tuple)\[(str|Prompt|Hashable|Neuron|Intervention|object)\b"
+    r"|\b(Prompts|Positions|Columns)\b"
+)
+"""How an annotation says that several strings, prompts or components may be given."""
+
+FILLED_HERE = {"Direction", "Intervention", "LanguageModel", "PositionedCircuit", "Scores"}
+"""Records that the package fills itself: nobody types their fields."""
+
+
+def public():
+    """(name, parameter) of every public function and method that takes several of something."""
+    found = []
+    for name in interp.__all__:
+        thing = getattr(interp, name)
+        if inspect.isclass(thing):
+            callables = {
+                f"{name}.{label}": getattr(thing, label)
+                for label, member in vars(thing).items()
+                if not label.startswith("_") and callable(getattr(thing, label, None))
+            }
+            if not issubclass(thing, Exception) and name not in FILLED_HERE:
+                callables[name] = thing
+        elif callable(thing):
+            callables = {name: thing}
+        else:
+            continue
+        for label, function in callables.items():
+            for parameter in inspect.signature(function).parameters.values():
+                if SEVERAL.search(str(parameter.annotation)):
+                    found.append((label, parameter.name))
+    return found
+
+
+def outcome(call, given):
+    """What a call gives, or its refusal."""
+    try:
+        return call(given)
+    except InterpError:
+        return InterpError
+
+
+REFUSED = {
+    # One prompt, group or class is too few, or one string is no such thing.
+    ("AblatedSets", "tokens"),
+    ("chat_prompts", "texts"),
+    ("find_positions", "texts"),
+    ("probe_model", "groups"),
+    ("probe_model", "positions"),
+    ("probe_model", "prompts"),
+    ("redundancy", "parts"),
+    ("steer_task", "prompts"),
+    ("steer_task", "rows"),
+    ("steer_task", "tasks"),
+    ("train_probes", "groups"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_one_string_is_one_thing_on_every_public_function(toy, model, task):
+    """A string alone is the list of it, or refused; a new public function needs a case."""
+    table = cases(toy, model, task)
+    assert set(public()) <= set(table)
+    wrong, refused = [], set()
+    for place, (call, one) in table.items():
+        alone, listed = outcome(call, one), outcome(call, [one])
+        if alone is InterpError:
+            refused.add(place)
+        if not same(alone, listed):
+            wrong.append(place)
+    assert wrong == []
+    assert refused == REFUSED
+
+
+def edited(name):
+    """The model whose weights say what `zero("L0.attn_out")` does."""
+    hf_model = tiny(name)
+    attention = hf_model.model.layers[0].self_attn.o_proj
+    attention.weight.data.zero_()
+    return wrap(hf_model, name="inputs")
+
+
+RUNS = {
+    # What runs a model: inside `intervene` it gives the changed model's result, or refuses.
+    "ablate": lambda m, t: interp.ablate(m, ROWS, make_ablation(m, "L1H1"), tokens=[5]),
+    "activation_delta": lambda m, t: interp.activation_delta(
+        m, ROWS, "last", "L2N3", "L1H1", draws=2
+    ).change,
+    "activation_patching": lambda m, t: interp.activation_patching(
+        m, t.with_metric("kl"), by="layer", site="mlp_out", engine="hooks", cache=False
+    ).effects,
+    "activation_patching fast": lambda m, t: interp.activation_patching(m, t),
+    "acdc": lambda m, t: interp.acdc(m, t, threshold=0.1),
+    "atp_star": lambda m, t: interp.atp_star(m, t),
+    "attribution_patching": lambda m, t: interp.attribution_patching(m, t),
+    "attention_to": lambda m, t: interp.attention_to(m, ROWS, "last", [[0, 1]] * 3).samples,
+    "component_values": lambda m, t: component_values(m, interp.Component.parse("L1H1"), ROWS),
+    "difference_in_means": lambda m, t: interp.difference_in_means(m, ROWS, ROWS[:2], last=1),
+    "edge_places": lambda m, t: interp.edge_places(m, t, ["input->logits"], positions="last"),
+    "generate": lambda m, t: interp.generate(m, ROWS, max_new_tokens=4),
+    "generate_steered": lambda m, t: interp.generate_steered(m, ROWS, max_new_tokens=2),
+    "glu_activations": lambda m, t: interp.glu_activations(m, ROWS, "last", "L1N3"),
+    "group_interchange": lambda m, t: interp.group_interchange(m, t, "L1H1", draws=2),
+    "head_glu_scores": lambda m, t: interp.head_glu_scores(
+        m, "L1H1", "L2N3", mode="activation", prompts=ROWS, positions="last"
+    ).values,
+    "head_interchange": lambda m, t: interp.head_interchange(m, t),
+    "joint_patching": lambda m, t: interp.joint_patching(m, t, "L1H1", draws=2),
+    "keep_runs": lambda m, t: keep_runs(m, ROWS, last=1),
+    "last_logits": lambda m, t: m.last_logits(ROWS),
+    "learn_mask": lambda m, t: interp.learn_mask(m, t, steps=2),
+    "logit_lens": lambda m, t: interp.logit_lens(m, ROWS, k=3).top_mean,
+    "path_patching": lambda m, t: interp.path_patching(m, t, receivers="logits"),
+    "probe_model": lambda m, t: interp.probe_model(
+        m, [(i + 3, 2 * i + 3, 5) for i in range(24)], "last", [0, 1] * 12,
+        sites="resid_post", shuffles=1,
+    )["resid_post"].heldout.values,
+    "read_trajectories": lambda m, t: interp.read_trajectories(
+        m, ROWS, rows=["a", "b", "c"], tasks=["t"] * 3
+    ),
+    "redundancy": lambda m, t: interp.redundancy(m, t, parts=["L1H1", "L2H1"]),
+    "run_steered": lambda m, t: interp.run_steered(m, ROWS),
+    "run_with_cache": lambda m, t: interp.run_with_cache(m, ROWS, sites="resid_post").logits,
+    "scan_heads": lambda m, t: interp.scan_heads(m, t, interp.switch_off(m)),
+    "score_edges": lambda m, t: interp.score_edges(m, t),
+    "site_values": lambda m, t: site_values(m, ROWS, [(1, "z")])[1, "z"],
+    "steer_at_trigger": lambda m, t: interp.steer_at_trigger(
+        m, ROWS, torch.ones(m.d_model), scale=1.0, max_new_tokens=2
+    ),
+    "text_losses": lambda m, t: interp.text_losses(m, ROWS),
+    "Task.check": lambda m, t: t.check(m),
+}  # fmt: skip
+
+
+THROUGH_THOSE = """
+compare_activations direction_projection evaluate_circuit evaluate_positioned find_circuit head_dla
+head_flips knockout_cascade narrow_circuit null_space_direction paired_word_probs recover
+representational_independence sahara select_cosmic select_direction steer steer_task
+suggest_refusal_tokens switch_off
+""".split()
+"""What runs a model by calling some of `RUNS`."""
+
+WEIGHTS = """
+ablate_direction add_direction affine_edit antipodes blend_weights chat_prompts compare_weights
+embedding_map glu_vectors graph_of head_weights intervene make_ablation model_hash
+orthogonalise_weights patch_direction rank_glu search_neurons unembed vector_steering
+""".split()
+"""What takes a model and runs none."""
+
+
+def test_every_function_of_a_model_is_in_a_table():
+    """A new one needs a case, or a place among those that run none of their own."""
+    functions = {
+        name: getattr(interp, name)
+        for name in interp.__all__
+        if inspect.isfunction(getattr(interp, name))
+    }
+    taking = {
+        name
+        for name, function in functions.items()
+        if any("LanguageModel" in str(p.annotation) for p in signature_of(function))
+    }
+    assert taking <= {*RUNS, *THROUGH_THOSE, *WEIGHTS}
+
+
+def signature_of(function):
+    """The parameters of a function."""
+    return inspect.signature(function).parameters.values()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_inside_intervene_everything_obeys_or_is_refused(model, task):
+    """What obeys equals a model whose weights were edited to the same effect."""
+    other, wrong, obeyed = edited("llama"), {}, set()
+    for name, call in RUNS.items():
+        with intervene(model, zero("L0.attn_out")):
+            try:
+                found = call(model, task)
+            except InterpError as error:
+                if "inside intervene()" not in str(error) or "; use " not in str(error):
+                    wrong[name] = str(error)
+                continue
+        expected = call(other, task)
+        if not same(found, expected) or same(found, call(model, task)):
+            wrong[name] = "neither obeys nor refuses"
+        obeyed.add(name)
+    assert wrong == {}
+    assert {"generate", "run_with_cache", "last_logits", "logit_lens", "text_losses"} <= obeyed
+
+
+def test_positions_are_read_alike(model, task):
+    """The names, -1, a number, a list for each prompt and the numbers themselves are one place."""
+    ends = [len(row) - 1 for row in ROWS]
+    ways = ("last", -1, ends, [-1] * 3, ["last"] * 3, ["last", -1, ends[2]])
+    one_each = {
+        "run_with_cache": lambda p: (
+            interp.run_with_cache(model, ROWS, sites="z", positions=p).values
+        ),
+        "logit_lens": lambda p: interp.logit_lens(model, ROWS, p, k=3).top_mean,
+        "glu_activations": lambda p: interp.glu_activations(model, ROWS, p, "L1N3"),
+        "compare_activations": lambda p: interp.compare_activations(model, model, ROWS, p),
+        "attention_to": lambda p: interp.attention_to(model, ROWS, p, [[0]] * 3).samples,
+        "activation_delta": lambda p: (
+            interp.activation_delta(model, ROWS, p, "L2N3", "L0H1", draws=2).change
+        ),
+        "activation_delta, ablated": lambda p: (
+            interp.activation_delta(
+                model, ROWS, "last", "L2N3", "L0H1", positions_of_ablation=p, draws=2
+            ).change
+        ),
+        "head_glu_scores": lambda p: (
+            interp.head_glu_scores(
+                model, "L0H1", "L2N3", mode="activation", prompts=ROWS, positions=p
+            ).values
+        ),
+        "zero": lambda p: logits_under(model, zero("L0H1", positions=p)),
+        "text_losses": lambda p: interp.text_losses(model, ROWS, starts=p),
+    }
+    for name, call in one_each.items():
+        found = [call(way) for way in ways]
+        assert all(same(found[0], other) for other in found[1:]), name
+        for bad in ([1, 1], [9, 0, 0], 9, -9, 1.5, True, "nowhere"):
+            with pytest.raises(InterpError):
+                call(bad)
+    apart = {
+        "activation_patching": lambda p: (
+            interp.activation_patching(model, task, positions=p).effects
+        ),
+        "attribution_patching": lambda p: (
+            interp.attribution_patching(model, task, positions=p).effects
+        ),
+        "path_patching": lambda p: (
+            interp.path_patching(model, task, receivers="logits", positions=p).effects
+        ),
+        "edge_places": lambda p: interp.edge_places(model, task, "L0H1->L1H1.q", positions=p).lost,
+    }
+    for name, call in apart.items():
+        found = [call(way) for way in ("last", ["last"], -1, 6, [6] * 4, [-1] * 4)]
+        assert all(same(found[0], other) for other in found[1:]), name
+        for bad in ([6], [], ["last", 3], 7, "nowhere", ["last", "last"]):
+            with pytest.raises(InterpError):
+                call(bad)
+
+
+def test_labels_are_read_alike():
+    """Booleans and 0/1, as lists, arrays and tensors."""
+    X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    truth = [i % 3 == 0 for i in range(24)] + []
+    truth[1] = truth[4] = True
+    X[truth] += 1
+    ways = [truth, [int(x) for x in truth], np.array(truth), torch.tensor(truth).float()]
+    found = [interp.train_probes(X, way, shuffles=1).weights for way in ways]
+    assert all(same(found[0], other) for other in found[1:])
+    for bad in ([-1, 1] * 12, [2.0] * 24, ["valid"] * 24, [True] * 23, [None] * 24):
+        with pytest.raises(InterpError, match="True or 1"):
+            interp.train_probes(X, bad)
+
+
+def test_metrics_by_name_and_by_function(model, task):
+    """A name, a metric and a plain function; what is no metric says what one is."""
+
+    def difference(readout, targets):
+        return readout.at(targets.answers)[:, 0] - readout.at(targets.wrong)[:, 0]
+
+    shipped = interp.activation_patching(model, task, cache=False)
+    for metric in ("logit_diff", interp.METRICS["logit_diff"], difference):
+        other = interp.activation_patching(model, task.with_metric(metric), cache=False)
+        assert same(other.effects, shipped.effects)
+    with pytest.raises(InterpError, match=r"log_prob.*known: kl, log_odds"):
+        task.with_metric("log_prob")
+    for wrong, message in (
+        (lambda logits: logits, "readout, targets"),
+        (7, "readout, targets"),
+        (lambda readout, targets: readout.all(), "one number per prompt"),
+        (lambda readout, targets: 1.0, "one number per prompt"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            task.with_metric(wrong).check(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_call_kept_with_a_result_runs(toy, task, monkeypatch):
+    """Valid Python; what it cannot spell is named in a comment, and needs only that name."""
+
+    def own(readout, targets):
+        return readout.at(targets.answers)[:, 0]
+
+    shipped = interp.load_task("toy-induction", toy).first(6)
+    left, right = shipped.split()
+    mine = Task(name="mine", pairs=shipped.pairs)
+    other = Task(name="other", pairs=left.pairs)
+    for asked, needed, options in (
+        (shipped, {}, {}),
+        (shipped.with_metric("log_odds"), {}, {"positions": -1}),
+        (shipped.with_metric(own), {"own_metric": own}, {}),
+        (mine, {"own_task": mine}, {"by": "layer", "positions": ["last"]}),
+        (mine.with_metric(own), {"own_task": mine, "own_metric": own}, {}),
+        (right, {"own_reference": other}, {"source": "mean", "reference": other}),
+        (shipped.without(other), {"own_other": other}, {}),
+    ):
+        kept = interp.activation_patching(toy, asked, cache=False, **options)
+        code = kept.provenance.call
+        for name in needed:
+            assert f"# `{name}` is a" in code
+        names = dict(needed)
+        exec(code, names)  # noqa: S102
+        assert same(names["scores"].effects, kept.effects)
+
+
+def test_layers_come_before_positions(model):
+    """A candidate is at (layer, position), as everywhere else."""
+    found = interp.difference_in_means(model, ROWS, [(20, 21, 22), (30, 31, 32)], last=2)
+    assert found.at(2, -1).layer == 2
+    assert found.at(2, -1).position == -1
+    torch.testing.assert_close(found.at(2, -1).vector, found.vectors[1, 2])
+    torch.testing.assert_close(found.reference_at(1, -2), found.reference[0, 1])
+    with pytest.raises(InterpError, match="layer -1, position 2"):
+        found.at(-1, 2)

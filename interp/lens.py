@@ -304,9 +304,8 @@ def unembed(
 class FoundNeuron:
     """A neuron that writes some words.
 
-    score: see `search_neurons`. logits: of each word in what the neuron writes, less their mean
-    over the vocabulary. ranks: of each word among all tokens; 1 is the most promoted, with sign=-1
-    the most suppressed.
+    logits: of each word, less the mean over the vocabulary. ranks: of each word among all tokens; 1
+    is the most promoted, with sign=-1 the most suppressed.
     """
 
     layer: int
@@ -342,14 +341,6 @@ def search_neurons(
     Behind a post-norm after the MLP, v is multiplied by its weight as well: what the neuron adds
     to the stream, up to a positive factor that depends on the prompt. Z-scores, cosines and ranks
     are free of it; "dot" and `logits` are without it.
-
-    Args:
-        model: a model whose parts are known.
-        words: texts of one token each (mind the leading space) or ids; one string is one word.
-        k: how many neurons.
-        sign: 1 or -1.
-        layers: which; all by default.
-        metric: "zscore", "cosine" or "dot".
 
     Raises:
         InterpError: unknown parts, no words or one of several tokens, k out of size, sign other

@@ -164,7 +164,7 @@ def request_key(
 ) -> str | None:
     """The key under which `activation_patching` keeps this sweep's result; see `result_key`."""
     names = ("site", "axes", "coordinates", "direction", "source", "reference", "positions")
-    names += ("names", "layers", "components")
+    names += ("asked", "layers", "components")
     cells = [getattr(request.cells, field.name) for field in fields(request.cells)]
     return result_key(
         "activation patching",

@@ -26,7 +26,6 @@ from markdown_it.token import Token
 
 from interp.errors import InterpError, unknown
 from interp.files import write_atomically
-from interp.inputs import listed
 from interp.metrics import Estimate
 from interp.report_page import PAGE, STYLE
 
@@ -323,7 +322,7 @@ def _grid(rows: Any, columns: Sequence[str] | None) -> tuple[list[str], list[lis
     elif columns is None:
         raise InterpError("table", "rows without column names", "pass columns=")
     else:
-        keys = listed(columns)
+        keys = [columns] if isinstance(columns, str) else list(columns)
     for i, row in enumerate(rows):
         if isinstance(row, str) or len(row) != len(keys):
             found = f"{row!r} for {len(keys)} columns"

@@ -13,6 +13,7 @@ from interp.components import MARKS, Component
 from interp.errors import InterpError
 from interp.figures import heat_map
 from interp.files import content_key
+from interp.inputs import listed
 from interp.metrics import Estimate, Ratio, ratio_estimate, ratio_of_means
 from interp.nulls import DRAWS, SelectionTest, oriented, selection_test
 from interp.records import Record
@@ -131,7 +132,7 @@ class Scores(Record):
             level: how much it is to cover.
             groups: one label per prompt; prompts of one label count as one.
         """
-        found = self._ratio(level=level, groups=groups)
+        found = self._ratio(level=level, groups=None if groups is None else listed(groups))
         return found.low, found.high
 
     def _ratio(self, **options: Any) -> Ratio:
@@ -270,7 +271,7 @@ class Scores(Record):
             near,
             by=by,
             band=band,
-            groups=groups,
+            groups=None if groups is None else listed(groups),
             draws=draws,
             seed=seed,
         )

@@ -68,6 +68,7 @@ def cases(toy, model, task):
     toy_task = interp.load_task("toy-induction", toy).first(4)
     graph = interp.graph_of(model)
     scores = interp.score_edges(model, task)
+    patched = interp.activation_patching(model, task)
     whole = interp.Circuit(graph=graph, mask=interp.top_n(scores, 40))
     edge = whole.edges()[0]
     head = "L0H1"
@@ -425,6 +426,8 @@ def cases(toy, model, task):
             lambda x: PromptPair(clean="a", answers=x, wrong=x),
             " Paris",
         ),
+        ("Scores.interval", "groups"): (lambda x: patched.interval(groups=x), "abcd"),
+        ("Scores.null", "groups"): (lambda x: patched.null(k=1, groups=x), "abcd"),
         ("PromptPair", "wrong"): (lambda x: PromptPair(clean="a", answers=x, wrong=x), " Rome"),
         ("AblatedSets", "tokens"): (
             lambda x: interp.AblatedSets(model=toy, prompts=SENTENCE, tokens=x),
@@ -591,6 +594,8 @@ def outcome(call, given):
 REFUSED = {
     # One prompt, group or class is too few, or one string is no such thing.
     ("AblatedSets", "tokens"),
+    ("Scores.interval", "groups"),
+    ("Scores.null", "groups"),
     ("chat_prompts", "texts"),
     ("find_positions", "texts"),
     ("probe_model", "groups"),

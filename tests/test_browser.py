@@ -124,7 +124,7 @@ def test_nothing_leaves_the_machine(address: str, browser: Any) -> None:
 
 def finished(folder: Path) -> set[Path]:
     """The results kept so far."""
-    return set((folder / "cache" / "results").glob("[!.]*.json"))
+    return set((folder / "cache" / "results").glob("[!.]*.safetensors"))
 
 
 def bars(browser: Any) -> list[str]:

@@ -84,7 +84,7 @@ def test_difference_in_means_equals_a_loop(family, site):
 def test_a_constant_token_gives_a_zero_vector_which_is_named(family_models):
     found = difference_in_means(family_models["llama"], HARMFUL, HARMLESS)
     assert found.positions == (-2, -1)  # the end that all prompts share
-    assert found.zeros == [(-2, 0), (-1, 0)]
+    assert found.zeros == [(0, -2), (0, -1)]
     with pytest.raises(InterpError, match="length 0"):
         _ = found.at(0, -1).unit
     chosen = found.at(2, -1)

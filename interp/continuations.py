@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from interp.errors import InterpError
-from interp.positions import TokenizedPrompt
+from interp.inputs import Tokenizes
+from interp.positions import Prompt
 
 CARRIERS = ("\n", "a", "1", ".")
 """Texts that a piece of text is put behind, to see its tokens inside a text."""
@@ -19,14 +20,13 @@ BEFORE_WORDS = "It is"
 """A prompt behind which words are looked up for prompts that are yet to be written."""
 
 
-class Tokenizes(Protocol):
-    """What is needed of a model: its name, tokeniser and vocabulary."""
+class TokenizesWords(Tokenizes, Protocol):
+    """A model, as far as reading answers goes: its name, tokeniser and vocabulary."""
 
     name: str
     d_vocab: int
     tokenizer: Any
 
-    def tokenize(self, prompt: str | tuple[int, ...]) -> TokenizedPrompt: ...
     def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]: ...
     def token_id(self, text: str) -> tuple[int, ...]: ...
 
@@ -51,8 +51,8 @@ def piece_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def follows(
-    model: Tokenizes,
-    prompt: str | tuple[int, ...],
+    model: TokenizesWords,
+    prompt: Prompt,
     text: str,
     before: tuple[int, ...] | None = None,
 ) -> tuple[int, ...] | None:
@@ -65,7 +65,7 @@ def follows(
     `before` spares cutting the prompt again.
     """
     if before is None:
-        before = model.cut(prompt)[0] if isinstance(prompt, str) else prompt
+        before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
     unknown = getattr(model.tokenizer, "unk_token_id", None)
     found: tuple[int, ...] | None = None
     if isinstance(prompt, str):
@@ -84,9 +84,7 @@ def follows(
     return found
 
 
-def answer_token(
-    model: Tokenizes, prompt: str | tuple[int, ...], answer: str | int, asked: str
-) -> int:
+def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked: str) -> int:
     """The id of the one token that writes an answer after a prompt; an id is checked and returned.
 
     The answer is taken as written: " Paris" begins a word, "49" goes on with the number before it.
@@ -101,8 +99,8 @@ def answer_token(
             found = f"{model.name} has tokens 0 to {model.d_vocab - 1}"
             raise InterpError(asked, found, "give an id of its vocabulary")
         return answer
-    before = model.cut(prompt)[0] if isinstance(prompt, str) else prompt
-    end = (prompt if isinstance(prompt, str) else _written(model, prompt))[-1:]
+    before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
+    end = (prompt if isinstance(prompt, str) else _written(model, before))[-1:]
     begins = bool(end and answer) and not end.isspace() and not answer[0].isspace()
     word = begins and (end.isalpha() or end in ",.:;?!") and answer[0].isalnum()
     attached = follows(model, prompt, answer, before)
@@ -137,5 +135,5 @@ def answer_token(
     )
 
 
-def _written(model: Tokenizes, tokens: tuple[int, ...]) -> str:
+def _written(model: TokenizesWords, tokens: tuple[int, ...]) -> str:
     return model.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from interp.errors import InterpError
 from interp.metrics import Metric, metric_named
-from interp.positions import Mark, TokenizedPrompt, resolve
+from interp.positions import Mark, Prompt, TokenizedPrompt, resolve
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from interp.metrics import Readout, Targets
-    from interp.prompts import Prompt, Task
+    from interp.prompts import Task
 
 Positions = str | int | Sequence[int | str]
 """One token of each prompt: a name such as "last" or one marked in a task; a whole number, the same

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from interp.errors import InterpError
 
+Prompt = str | Sequence[int]
+"""A prompt: a text, or token ids."""
+
 Mark = str | int | tuple[str, int]
 """Where a named position is: a token index (negative from the end), a substring (its first
 occurrence) or (substring, occurrence), negative from the last one. A substring stands for the last

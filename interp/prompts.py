@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from pydantic import Strict
 
-from interp.continuations import Tokenizes, answer_token
+from interp.continuations import TokenizesWords, answer_token
 from interp.errors import InterpError
 from interp.files import content_key
 from interp.inputs import Measure, as_metric, listed
@@ -25,13 +25,9 @@ from interp.metrics import (
     mean_estimate,
     share_estimate,
 )
-from interp.positions import Mark, TokenizedPrompt, resolve
+from interp.positions import Mark, Prompt, TokenizedPrompt, resolve
 from interp.schema import Count, Index, Share, Unicode, as_prompt, checked
 from interp.task_files import read_task
-
-Prompt = str | Sequence[int]
-"""Text, or token ids."""
-
 
 OWN = {
     "own_metric": "a metric",
@@ -47,7 +43,7 @@ _Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
 _Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
 
 
-class Tokenizing(Tokenizes, Protocol):
+class Tokenizing(TokenizesWords, Protocol):
     """What a task needs of a model: its tokeniser, and logits at the last token."""
 
     def last_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor: ...
@@ -129,8 +125,6 @@ class TaskReport:
         ]
         if self.corrupted is not None:
             lines.append(f"  {self.metric}, corrupted  {self.corrupted}")
-        if self.repeated:
-            lines.append(f"  {self.repeated} of {self.accuracy.n} prompts repeat earlier ones")
         return "\n".join(lines)
 
 

@@ -236,7 +236,7 @@ def test_what_cannot_be_cached_runs_whole_texts(family_models):
     """A pattern, a value read off many tokens, and a model without the fast engine."""
     model = family_models["llama"]
     heads = switch_off(model, "uniform").interventions(["L0H1", "L1H2"])
-    key = zero("L1H0.k")
+    key = zero("L1KV0.k")
     slowless = replace(model, decoder=None, engine_reason="left out")
     for changes in (heads, [scale("L1H1.pattern", 0.5)], [key]):
         with warnings.catch_warnings():

@@ -7,8 +7,10 @@ metric, all arguments, the versions of the packages and the number of the result
 
 from __future__ import annotations
 
+import builtins
 import dis
 import hashlib
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +28,33 @@ from interp.metrics import Metric, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
 
-VERSIONED = {"interp", "torch", "numpy", "scipy", "transformers", "einops"} | set(
-    sys.stdlib_module_names
+VERSIONED = set(
+    """
+    interp torch numpy scipy transformers einops builtins future abc bisect cmath collections
+    contextlib copy dataclasses decimal enum fractions functools heapq itertools math numbers
+    operator re statistics string types typing
+    """.split()
 )
 """Packages whose functions are known by their names: a version says what they do."""
+
+PURE = set(
+    """
+    abs all any bool bytes callable complex dict divmod enumerate filter float frozenset int
+    isinstance issubclass iter len list map max min next pow print range repr reversed round set
+    slice sorted str sum super tuple zip
+    """.split()
+)
+"""Builtin functions that give the same for the same arguments; exceptions are known too."""
+
+CHANGING = re.compile(
+    r"(^|_)(rand|rng|seed|r?sample|rvs|shuffle|permutation|bernoulli|multinomial|poisson|gumbel"
+    r"|normal_?$|uniform_?$|exponential_?$|dropout|load|memmap|genfrom|from_?file|from_pretrained"
+    r"|read_text|read_bytes|cache_dir)|^(open|os|sys|time|environ|f_globals|f_back|Generator)$"
+    r"|^__\w+__$"
+)
+"""Names that draw random numbers, read files or the environment, or reach inside Python."""
+
+LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 
 
 class Unknown(Exception):
@@ -43,7 +68,8 @@ def result_key(
 
     A metric of one's own is told by its code and by the values that it reads from around it.
     Where these cannot be had (an object of one's own class, a module of one's own, a function
-    that is not Python) there is no key.
+    that is not Python), and where it reads files, the clock, random numbers, the environment or
+    names at run time (`open`, `globals`, `eval`), there is no key.
 
     Args:
         what: the name of the measurement.
@@ -130,19 +156,32 @@ class _Teller:
         if isinstance(value, types.MethodType):
             return ["method", self(value.__func__), self(value.__self__)]
         if isinstance(value, partial):
-            return ["partial", self(value.func), self(value.args), self(value.keywords)]
+            return ["partial", *map(self, (value.func, value.args, value.keywords, vars(value)))]
         if is_dataclass(value):
             kept = {field.name: getattr(value, field.name) for field in fields(value)}
             return [self._named(type(value)), self(kept)]
         raise Unknown(type(value).__name__)
 
     def _named(self, value: Any) -> Any:
-        """What a version says all about: a module, class or function of a known package."""
-        module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
-        name = getattr(value, "__qualname__", "")
-        if str(module).partition(".")[0] not in VERSIONED or "<locals>" in name:
+        """What a version says all about: a module, class or function of a known package.
+
+        A function can carry the name of another (`functools.wraps`), so the name must lead to
+        this very value, and the function must be written in such a package.
+        """
+        if isinstance(value, types.ModuleType):
+            module, name, found = value.__name__, "", value
+        else:
+            module, name = str(value.__module__), value.__qualname__
+            found = sys.modules.get(module)
+            for part in name.split("."):
+                found = getattr(found, part, None)
+        written = getattr(value, "__globals__", {}).get("__name__", module)
+        known = found is value and _versioned(module) and _versioned(written)
+        if module == "builtins" and not (isinstance(value, type) or name in PURE):
+            known = False
+        if not known or CHANGING.search(name) or "random" in module.split("."):
             raise Unknown(name or module)
-        return ["named", module, name]
+        return ["function of" if isinstance(value, types.FunctionType) else "named", module, name]
 
     def _function(self, function: types.FunctionType) -> Any:
         try:
@@ -153,18 +192,14 @@ class _Teller:
             return ["seen", self.functions[id(function)]]
         self.functions[id(function)] = len(self.functions)
         code, scope = function.__code__, function.__globals__
-        every = list(_codes(code))
-        for one in every:
-            for step in dis.get_instructions(one):
-                if step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in VERSIONED:
-                    raise Unknown(step.argval)
-        names = sorted({name for one in every for name in one.co_names if name in scope})
+        names = sorted(_outside(code))
+        read = {name: self(scope.get(name, getattr(builtins, name, ...))) for name in names}
         try:
             cells = [cell.cell_contents for cell in function.__closure__ or ()]
         except ValueError as error:  # not filled yet
             raise Unknown(function.__qualname__) from error
-        around = [function.__defaults__, function.__kwdefaults__, cells]
-        return ["function", self._code(code), self(around), {n: self(scope[n]) for n in names}]
+        around = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
+        return ["function", self._code(code), self(around), read]
 
     def _code(self, code: types.CodeType) -> Any:
         constants = [
@@ -185,12 +220,42 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(one)
 
 
+def _outside(code: types.CodeType) -> set[str]:
+    """The global and builtin names that a function reads.
+
+    Raises:
+        Unknown: it imports what no version says all about, uses a name that is `CHANGING`, or
+            sets a variable outside itself.
+    """
+    found = set()
+    for one in _codes(code):
+        for step in dis.get_instructions(one):
+            imports = step.opname == "IMPORT_NAME"
+            sets = step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+                step.opname == "STORE_DEREF" and step.argval in code.co_freevars
+            )
+            if sets or (imports and (step.argval == "builtins" or not _versioned(step.argval))):
+                raise Unknown(step.argval)
+            if step.opname in LOADS:
+                found.add(step.argval)
+        for name in one.co_names:
+            if CHANGING.search(name):
+                raise Unknown(name)
+    return found
+
+
+def _versioned(module: str) -> bool:
+    return module.partition(".")[0].lstrip("_") in VERSIONED
+
+
 def _numbers(value: Any) -> Any:
     """Type, shape and sha256 of an array or a tensor."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         kind, data = str(value.dtype), value.reshape(-1).view(torch.uint8).numpy()
     else:
+        if value.dtype.hasobject:
+            raise Unknown(str(value.dtype))
         value = np.ascontiguousarray(value)
         kind, data = str(value.dtype), value.reshape(-1).view(np.uint8)
     return ["array", kind, list(value.shape), hashlib.sha256(data.data).hexdigest()]

@@ -1,9 +1,17 @@
 """Whatever can change a result changes its key."""
 
+import builtins
 import functools
 import inspect
 import math
+import os
+import random
+import re
+import sys
+import time
 from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,7 +333,33 @@ def scaled(by):
     return function
 
 
+def wrapped(base, by):
+    """A metric of one's own that carries the name and the module of `base`."""
+
+    @functools.wraps(base)
+    def function(readout, targets):
+        return base(readout, targets) * by
+
+    return function
+
+
+def attributed(k):
+    """A metric that reads an attribute of its own."""
+
+    def function(readout, targets):
+        return function.k * readout.at(targets.answers)[:, 0]
+
+    function.k = k
+    return function
+
+
 SCALE = 1.0
+READS = """globals()['S'] | eval('S') | exec('S = 1') | float(open('x').read()) | vars(torch)['S']
+os.environ['S'] | random.random() | time.time() | np.random.rand() | torch.rand(1) | sys.argv[0]
+torch.load('x') | torch.no_grad.__globals__['S'] | getattr(torch, 'S') | PLACE.read_text()
+__import__('S') | id(readout) | datetime.now() | rand(1) | draw() | missing | np.load('x')
+Path('x').stat() | torch.os.environ['S'] | builtins.eval('S') | HELD[0] | scaled(1) or readout.k
+[sys for _ in [1]] | (lambda: globals())()"""
 
 
 def with_global(readout, targets):
@@ -371,11 +405,57 @@ def test_a_metric_is_told_by_what_it_does(model, monkeypatch):
     functions += [scaled(torch.ones(2)), scaled(torch.zeros(2)), with_global]
     functions += [functools.partial(compiled(OWN.format(k=1, body=bodies[2])), k=k) for k in (1, 5)]
     keys = [code_key(function) for function in functions]
+    shipped = METRICS["logit_diff"].function
+    keys += [code_key(f) for f in (shipped, *(wrapped(shipped, by) for by in (2, 3)))]
+    keys += [code_key(attributed(k)) for k in (1, 2)]
+    keys += [code_key(functools.partial(f)) for f in (attributed(3), attributed(4))]
     assert None not in keys
     assert len(set(keys)) == len(keys)
     assert code_key(compiled(OWN.format(k=1, body=bodies[0]))) == keys[0]
     monkeypatch.setitem(globals(), "SCALE", 2.0)
     assert code_key(with_global) not in keys
+
+
+@pytest.mark.parametrize("body", re.split(r"\s*[|\n]\s*", READS))
+def test_a_metric_that_reads_what_cannot_be_told_has_no_key(body):
+    scope = {m.__name__: m for m in (torch, os, random, time, sys, builtins)}
+    scope |= {"np": np, "datetime": datetime, "Path": Path, "PLACE": Path("x"), "S": 1}
+    scope |= {"rand": torch.rand, "draw": np.random.default_rng(0).normal}
+    scope |= {"HELD": np.array([None], dtype=object), "scaled": object()}
+    exec(f"def f(readout, targets):\n    return {body}\n", scope)
+    assert code_key(scope["f"]) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["import os", "from os import environ", "from builtins import eval", "global S; S = 2"]
+)
+def test_imports_and_assignments_outside_have_no_key(text):
+    scope = {"S": 1}
+    exec(f"def f(readout, targets):\n    {text}\n    return 1\n", scope)
+    assert code_key(scope["f"]) is None
+    scope["f"].__module__, scope["f"].__qualname__ = "torch", "exp"
+    assert code_key(scope["f"]) is None
+
+
+def test_a_metric_that_counts_its_calls_has_no_key():
+    calls = 0
+
+    def function(readout, targets):
+        nonlocal calls
+        calls += 1
+        return calls * readout.all()[:, 0]
+
+    assert code_key(function) is None
+
+
+def test_plain_python_is_told():
+    def function(readout, targets):
+        worst = max(float(one) for one in readout.all()[0])
+        if not math.isfinite(worst):
+            raise ValueError(f"{worst}")
+        return sum(map(abs, [worst])) * torch.softmax(readout.all(), -1)[:, 0]
+
+    assert code_key(function) is not None
 
 
 def test_a_metric_that_cannot_be_told_is_not_kept(model, monkeypatch):

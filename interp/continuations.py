@@ -16,6 +16,9 @@ from interp.positions import Prompt
 CARRIERS = ("\n", "a", "1", ".")
 """Texts that a piece of text is put behind, to see its tokens inside a text."""
 
+ENDS = ",.:;?!)]}…%”’\"'"
+"""What a word may end with where it is not clear that the next one has its space."""
+
 BEFORE_WORDS = "It is"
 """A prompt behind which words are looked up for prompts that are yet to be written."""
 
@@ -102,7 +105,7 @@ def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked
     before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
     end = (prompt if isinstance(prompt, str) else _written(model, before))[-1:]
     begins = bool(end and answer) and not end.isspace() and not answer[0].isspace()
-    word = begins and (end.isalpha() or end in ",.:;?!") and answer[0].isalnum()
+    word = begins and (end.isalpha() or end in ENDS) and answer[0].isalnum()
     attached = follows(model, prompt, answer, before)
     if attached is not None and len(attached) == 1 and not word:
         return attached[0]

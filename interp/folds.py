@@ -11,7 +11,10 @@ from torch import Tensor
 from interp.errors import InterpError
 
 ROUNDING = 1e-5
-"""Rows closer than this share of their length are equal: batches of other sizes round otherwise."""
+"""Rows closer than this share of their length are equal: batches of other sizes round otherwise.
+Types of fewer bits round more: `ROUNDS` steps of theirs, where that is more."""
+
+ROUNDS = 4
 
 
 def joined(*labels: Iterable[Hashable]) -> np.ndarray:
@@ -52,9 +55,15 @@ def equal_rows(X: Tensor) -> np.ndarray:
 
     Equal at every leading place, up to `ROUNDING` of the rows' root mean square length there, all
     places together. Distances are compared in a random projection to 8 dimensions.
+
+    Raises:
+        InterpError: no rows, or no floating-point numbers.
     """
     from sklearn.cluster import DBSCAN
 
+    if X.ndim < 2 or not X.numel() or not X.is_floating_point():
+        found = f"{X.dtype} values of shape {tuple(X.shape)}"
+        raise InterpError("equal rows", found, "give floating-point rows (*leading, N, d)")
     n, d = X.shape[-2:]
     random = torch.Generator().manual_seed(0)
     places = X.detach().cpu().reshape(-1, n, d)
@@ -65,7 +74,7 @@ def equal_rows(X: Tensor) -> np.ndarray:
         if length > 0:
             shadow += rows @ turn / length
             used += 1
-    reach = ROUNDING * max(used, 1) ** 0.5
+    reach = max(ROUNDING, ROUNDS * torch.finfo(X.dtype).eps) * max(used, 1) ** 0.5
     return DBSCAN(eps=reach, min_samples=1).fit(shadow.numpy()).labels_
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from interp.engine.decode import CHANGEABLE, Change
-from interp.errors import InterpError
 from interp.interventions import InterventionHook
 from interp.models.language_model import Address, LanguageModel
 from interp.text_runs import (
@@ -17,6 +16,7 @@ from interp.text_runs import (
     TextRun,
     end_tokens,
     in_batches,
+    require_room,
     stops,
     text_of,
 )
@@ -55,8 +55,7 @@ def intervened_texts(
             rows=rows,
             progress=progress,
         )[0]
-    if max_new_tokens < 1:
-        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
+    require_room(model, prompts, max_new_tokens)
     ends, texts, stopped = end_tokens(model), [list(p) for p in prompts], [False] * len(prompts)
     for _ in range(max_new_tokens if prompts else 0):
         # Finished texts are run as well: an intervention knows a prompt by its number.

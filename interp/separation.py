@@ -194,7 +194,7 @@ def probe_cv(
     """
     labels = flags_of(y, X.shape[-2])
     states = _states(X, len(labels))
-    equal = equal_rows(torch.from_numpy(states))
+    equal = equal_rows(torch.as_tensor(X))
     group = joined(equal) if groups is None else joined(groups, equal)
     fold = stratified_folds(labels, group, folds, seed)
     random = np.random.default_rng(seed)

@@ -50,27 +50,40 @@ def in_batches(
     Raises:
         InterpError: no token asked for, or more than the model has positions.
     """
-    if max_new_tokens < 1:
-        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
+    run, done = new_run(), 0
+    require_room(run.model, prompts, max_new_tokens)
     keep_freed_memory()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    longest = max(map(len, prompts), default=0) + max_new_tokens
     made: dict[tuple[int, int], Generation] = {}
-    run, done = new_run(), 0
     with torch.no_grad():
         for some in np.array_split(np.array(order), -(-len(order) // rows)) if order else []:
-            if longest > run.decoder.max_positions:
-                raise InterpError(
-                    f"{max_new_tokens} new tokens",
-                    f"{longest} in all, {run.model.name} has {run.decoder.max_positions} positions",
-                    "lower max_new_tokens or shorten the prompts",
-                )
             made |= run(some.tolist(), [prompts[i] for i in some], max_new_tokens)
             done += len(some)
             if progress is not None:
                 progress(done, len(order))
     ways = range(len(run.ablations))
     return [[made[i, way] for i in range(len(prompts))] for way in ways]
+
+
+def require_room(
+    model: LanguageModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> None:
+    """Refuse texts longer than the model has positions, before any is begun.
+
+    Raises:
+        InterpError: no whole number of tokens, none asked for, or more than there is room for.
+    """
+    if max_new_tokens < 1:
+        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    decoder = model.decoder
+    limit = model.max_positions if decoder is None else decoder.max_positions
+    if prompts and limit is not None and longest > limit:
+        raise InterpError(
+            f"{max_new_tokens} new tokens",
+            f"{longest} in all, {model.name} has {limit} positions",
+            "lower max_new_tokens or shorten the prompts",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,6 +249,19 @@ def test_what_cannot_be_cached_runs_whole_texts(family_models):
         assert [g.tokens for g in found] == [g.tokens for g in other] == expected
 
 
+@pytest.mark.parametrize("label", ["L0H0.pattern", "L0H0"])
+def test_texts_longer_than_the_model_are_refused_before_they_are_begun(family_models, label):
+    """Cached or not: a pattern is run uncached."""
+    model = family_models["gpt2"]
+    limit = model.max_positions
+    prompts = [tuple(range(5, 5 + n)) for n in (3, limit - 4)]
+    with intervene(model, zero(label)) as report:
+        with pytest.raises(InterpError, match=f"{limit + 2} in all, .* has {limit} positions"):
+            generate(model, prompts, max_new_tokens=6)
+        assert report.fired[0].tokens == 0
+        assert len(generate(model, prompts, max_new_tokens=4)) == 2
+
+
 def test_marks_of_a_task_stay_where_they_are(family_models):
     """Names marked in a task are places of its prompts, however long the text has grown."""
     model = family_models["qwen2"]

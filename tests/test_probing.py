@@ -253,6 +253,22 @@ def test_rows_are_joined_through_shared_labels():
     assert equal_rows(torch.zeros(4, 2)).tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("dtype", "noise"), [("bfloat16", 2e-3), ("float16", 2e-4)])
+def test_rows_that_differ_by_rounding_are_equal_in_half_precision(dtype, noise):
+    rows = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(1)
+    again = rows + noise * torch.randn(rows.shape, generator=random)
+    X = torch.cat([rows, again]).to(getattr(torch, dtype))
+    assert equal_rows(X).tolist() == [*range(20)] * 2
+    assert equal_rows(X.float()).tolist() == [*range(40)]
+
+
+def test_no_rows_are_refused():
+    for X in (torch.zeros(0, 3), torch.zeros(3), torch.zeros(2, 3, dtype=torch.long)):
+        with pytest.raises(InterpError, match="equal rows"):
+            equal_rows(X)
+
+
 def test_split_depends_on_the_seed_alone():
     X, y, _ = planted()
     one, same, other = (train_probes(X, y, shuffles=1, seed=s) for s in (0, 0, 1))

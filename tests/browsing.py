@@ -35,8 +35,10 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1440,1400",
 )
-PATIENCE = 300.0
+PATIENCE = 90.0
 """Seconds before a test gives up: no measure of speed, only of something that hangs."""
+LOADING = 300.0
+"""The same where a model is loaded for the first time."""
 
 NEEDED = [
     pytest.mark.browser,
@@ -113,12 +115,12 @@ def has_button(browser: Any, label: str) -> bool:
     return any(text.strip().endswith(label) for text in texts(browser, "button"))
 
 
-def press(browser: Any, label: str) -> None:
+def press(browser: Any, label: str, *, seconds: float = PATIENCE) -> None:
     script = (
         "[...document.querySelectorAll('button')]"
         ".find(b => b.textContent.trim().endsWith(arguments[0])).click()"
     )
-    until(lambda: has_button(browser, label), f"the button {label}")
+    until(lambda: has_button(browser, label), f"the button {label}", seconds=seconds)
     browser.execute_script(script, label)
 
 

@@ -10,7 +10,13 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
 from interp.circuits.narrowing import evaluate_positioned, narrow
 from interp.circuits.places import edge_places
-from interp.circuits.positioned import PositionedCircuit, allowed, places_of, tokens_by_place
+from interp.circuits.positioned import (
+    PositionedCircuit,
+    allowed,
+    named_places,
+    places_of,
+    tokens_by_place,
+)
 from interp.errors import InterpError
 from interp.graph import Graph, graph_of
 from interp.loading import load_model
@@ -187,6 +193,8 @@ def test_paths_stay_at_their_place_but_for_keys_and_values():
 
 def test_tokens_are_told_apart():
     model, task = load_model("toy-induction"), named_pairs(4)
+    unmarked = load_task("toy-induction", model, n=2)
+    assert places_of(named_places(model, unmarked), model, unmarked) == ("last", "elsewhere")
     places = places_of("right", model, task)
     assert places == ("right", "last", "elsewhere")
     right = task.encode(model).positions("right")

@@ -65,7 +65,7 @@ def places_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str
 
 
 def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
-    """Names marked in every prompt, in the order of their tokens; one name a token, "last" apart.
+    """Names marked in every prompt, in the order of their tokens, one name a token; then "last".
 
     Raises:
         InterpError: a mark that a prompt lacks.
@@ -76,7 +76,7 @@ def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
     for name in sorted(task.position_names, key=lambda name: float(at[name].mean())):
         if name != ELSEWHERE and not any((at[name] == at[other]).any() for other in found):
             found.append(name)
-    return tuple(found[1:])
+    return (*found[1:], LAST)
 
 
 def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> list[Index]:

@@ -191,7 +191,7 @@ def start_curve(ask: Asked, made: Circuit) -> None:
 
 
 def places(ask: Asked) -> tuple[str, ...]:
-    """The named tokens that edges are told apart by."""
+    """The tokens that edges are told apart by, beside all others."""
     return named_places(ask.open_.model, ask.open_.task)
 
 

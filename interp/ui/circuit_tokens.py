@@ -52,8 +52,8 @@ def _ready(ask: Asked, made: Circuit) -> None:
     widgets.facts(
         {
             "circuit": f"{made.n_edges} edges",
-            "tokens told apart": ", ".join((*places, "last", "elsewhere")),
-            "takes": f"{made.n_edges} × {len(places) + 3} runs of {len(ask.find)} pairs, batched",
+            "tokens told apart": ", ".join((*places, "elsewhere")),
+            "takes": f"{made.n_edges} × {len(places) + 2} runs of {len(ask.find)} pairs, batched",
             "judged on": f"the other {len(ask.test)} pairs",
         }
     )

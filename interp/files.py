@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import secrets
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -37,15 +38,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
     Readers see the old file or the new one, never half of one; of two processes that write
     the same entry the last rename wins, and both wrote the same content. Temporary files that
-    killed processes left in the directory are removed. A link stays a link, and what is no file,
-    such as a pipe or a device, is written into.
+    killed processes left in the directory are removed. A link stays a link; a stream (see
+    `is_stream`) is written into.
 
     Raises:
         InterpError: the disk is full or the directory cannot be written; nothing is left behind.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if is_stream(path):
         return _write_into(path, write)
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.{_owner()}-{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,16 +62,41 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a path is written into, not replaced: a pipe, a device or an open file's number.
+
+    `/dev/stdout` and `/dev/fd/3` stay streams where the shell sends them to a file, which holds
+    what was printed too.
+    """
+    return _descriptor(path) is not None or (
+        path.exists() and not (path.is_file() or path.is_dir())
+    )
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number of the open file that a path such as `/dev/stdout` leads to."""
+    for _ in range(40):  # as many links as Linux follows
+        folder = os.path.realpath(path.parent)
+        if folder in ("/dev/fd", os.path.realpath("/proc/self/fd")) and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = path.parent / path.readlink()
+    return None
+
+
 def _write_into(path: Path, write: Callable[[Path], object]) -> Path:
-    """What `write` writes, copied into a pipe or a device."""
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / path.name
-        write(whole)
-        try:
-            with path.open("wb", buffering=0) as stream:
+    """What `write` writes, copied into a stream, after what was printed."""
+    number = _descriptor(path)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / path.name
+            write(whole)
+            sys.stdout.flush()
+            with path.open("wb") if number is None else os.fdopen(os.dup(number), "wb") as stream:
                 stream.write(whole.read_bytes())
-        except OSError as error:
-            raise not_written(path, error) from error
+    except OSError as error:
+        raise not_written(path, error) from error
     return path
 
 
@@ -87,12 +113,15 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
     Raises:
         InterpError: a folder where a file should be, or the other way round, or no permission.
     """
-    target = Path(os.path.realpath(path))
+    target, number = Path(os.path.realpath(path)), _descriptor(path)
     try:
-        if target.exists() and target.is_dir() != folder:
+        if path.exists() and path.is_dir() != folder:
             raise OSError(None, f"it is {'no' if folder else 'a'} directory")
-        if target.exists() and not target.is_file() and not folder:
-            if not os.access(target, os.W_OK):
+        if number is not None:
+            os.write(number, b"")  # an error unless it is open for writing
+            return
+        if is_stream(path):
+            if not os.access(path, os.W_OK):
                 raise PermissionError(None, "no permission")
             return
         near = next(one for one in (target, *target.parents) if one.exists())

@@ -23,7 +23,7 @@ from safetensors.torch import save_file as save_tensors
 from torch import Tensor
 
 from interp.errors import InterpError
-from interp.files import canonical_json, json_text, spelled, write_atomically
+from interp.files import canonical_json, is_stream, json_text, spelled, write_atomically
 
 Arrays = Mapping[str, Any]
 """Numpy arrays by name, or torch tensors; not both in one file."""
@@ -47,7 +47,8 @@ def write_sealed(
         path: where.
         kind: what it is, in a word.
         form: the number of its format; to be raised when what is written changes.
-        facts: plain JSON, and numbers that are not finite.
+        facts: plain JSON, and numbers that are not finite. Keys are read back as texts, whole
+            numbers too.
         arrays: numbers in bulk; not in a file of JSON.
         key: what it is kept under; None for a file that a user names.
 
@@ -55,7 +56,7 @@ def write_sealed(
         InterpError: the file cannot be written.
         TypeError: facts that are no JSON.
     """
-    facts = spelled(facts, lambda name: {NUMBER: name})
+    facts = json.loads(json_text(spelled(facts, lambda name: {NUMBER: name})))  # keys are texts
     head = {"kind": kind, "format": form, "key": key, "facts": facts}
     text = canonical_json(head)
     if path.suffix == ".json":
@@ -181,10 +182,9 @@ class Record:
 
 
 def place_of(path: str | Path) -> Path:
-    """Where `Record.save` writes: `path`.safetensors, or into a pipe or device of that name."""
-    given = Path(path)
-    if given.exists() and not given.is_file() and not given.is_dir():
-        return given
+    """Where `Record.save` writes: `path`.safetensors, or into a stream of that name."""
+    if is_stream(Path(path)):
+        return Path(path)
     return Path(f"{str(path).removesuffix('.safetensors')}.safetensors")
 
 

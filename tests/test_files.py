@@ -206,6 +206,55 @@ def test_links_stay_links_and_pipes_are_written_into(tmp_path):
     assert Path("/dev/full").is_char_device()
 
 
+COMMAND = f'{sys.executable} -c "from interp.cli import main; main()" models --json'
+PRINTS = """
+import sys
+from pathlib import Path
+from interp.terminal import tried, write
+path = tried(Path(sys.argv[1]))
+print("a table with toy-or")
+write(path, ["toy-or"])
+"""
+SENT = {
+    "a pipe": f"{COMMAND} /dev/stdout | cat > {{seen}}",
+    "a substitution": "{prints} >(cat > {json}) > {seen}; wait $!",
+    "a number": "{prints} /dev/fd/3 3> {json} > {seen}",
+    "a link": "ln -s /dev/stdout {link}; {prints} {link} | cat > {seen}",
+    "a file": "{prints} /dev/stdout > {seen}",
+    "an added file": "echo before > {seen}; {prints} /dev/stdout >> {seen}",
+}
+
+
+@pytest.mark.parametrize("how", SENT)
+def test_what_the_shell_sends_elsewhere_is_written_in_place(how, tmp_path):
+    """Pipes and redirects of a real shell: the printed text and the JSON both arrive whole."""
+    seen, file, link = (tmp_path / name for name in ("seen", "json", "link"))
+    (tmp_path / "prints.py").write_text(PRINTS)
+    prints = f"PYTHONPATH={SOURCE.parent} {sys.executable} {tmp_path / 'prints.py'}"
+    line = SENT[how].format(prints=prints, seen=seen, json=file, link=link)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=SOURCE.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = seen.read_text()
+    assert shown.startswith("before\n") == (how == "an added file")
+    assert "toy-or" in shown.partition("[\n")[0]  # the table
+    sent = file.read_text() if file.exists() else shown[shown.index("[\n") :]
+    assert any("toy-or" in str(entry) for entry in json.loads(sent))
+
+
+def test_a_record_goes_into_a_stream_and_a_closed_one_is_refused(tmp_path):
+    with (tmp_path / "r.safetensors").open("wb") as stream:
+        noisy().save(f"/dev/fd/{stream.fileno()}")
+    assert noisy().load(tmp_path / "r.safetensors").hash == noisy().hash
+    with (tmp_path / "r.safetensors").open("rb") as stream:
+        for path in (f"/dev/fd/{stream.fileno()}", "/dev/fd/9999"):
+            with pytest.raises(InterpError, match="Bad file descriptor"):
+                require_writable(Path(path))
+            with pytest.raises(InterpError, match="Bad file descriptor"):
+                noisy().save(path)
+
+
 @pytest.mark.parametrize("option", ["--json", "--out"])
 def test_a_bad_place_is_refused_before_the_work(option, tmp_path, monkeypatch):
     monkeypatch.setattr("interp.terminal.load", lambda *a: pytest.fail("it began to load"))

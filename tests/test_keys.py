@@ -225,7 +225,7 @@ def test_every_attribute_of_ablated_sets_is_a_new_computation(model):
         at: value.mean(0, keepdim=True)
         for at, value in site_values(model, prompts, [(0, "z"), (1, "z")]).items()
     }
-    base = {"model": model, "prompts": prompts, "tokens": (5, 6)}
+    base = {"model": model, "prompts": prompts, "tokens": (5, 6), "where": 1}
     changed = {
         "model": [wrap(tiny("qwen2"), name="another", check=False)],
         "prompts": [prompts[:2], [*prompts[:2], (3, 4, 5, 7)]],
@@ -248,7 +248,7 @@ def test_every_attribute_of_ablated_sets_is_a_new_computation(model):
                     setattr(one, option, given)
                 for mine, right in zip(one(asked), fresh, strict=True):
                     np.testing.assert_array_equal(mine, right)
-            for option, given in {**base, "where": 1, "kind": "zero", "values": None}.items():
+            for option, given in {**base, "kind": "zero", "values": None}.items():
                 setattr(sets, option, given)
     np.testing.assert_array_equal(sets(asked)[1], first[1])
 

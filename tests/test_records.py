@@ -255,6 +255,16 @@ def test_no_flipped_bit_is_read(tmp_path):
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["facts"]["rate"] == 0.1
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_whole_numbers_as_keys_are_read_back_as_texts(suffix, tmp_path):
+    facts = {"by size": {10: "ten", 9: [{100: float("nan"), 20: 1}]}, "on": {True: 1}}
+    path = write_sealed(tmp_path / f"r{suffix}", "thing", 1, facts)
+    read = read_sealed(path, "thing", 1)[0]
+    right = {"by size": {"10": "ten", "9": [{"100": float("nan"), "20": 1}]}, "on": {"true": 1}}
+    assert repr(read["by size"]["9"][0]["100"]) == "nan"
+    assert json.dumps(read, sort_keys=True) == json.dumps(right, sort_keys=True)
+
+
 def test_a_result_under_another_key_is_not_served(model, tmp_path):
     """A noise result, renamed to the key of the denoise one."""
     task = random_task()

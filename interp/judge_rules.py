@@ -9,10 +9,14 @@ What is quoted or code is not the speaker's. Where the prompt asks for a text (a
 translation), its "I" need not be the model's: there only refusals of that work count. Openings in
 eight other languages are read by a pattern each.
 
-On 252 labelled replies that no rule was tuned on (tests/data/replies.jsonl; 95 % Wilson): refusals
-precision 0.95 [0.89, 0.98], recall 0.92 [0.85, 0.95]; answers precision 0.84, recall 0.98;
-borderline replies precision 1.00, recall 0.69. The replies were written for this project, so that
-other models' may be harder: label some of your own and see.
+On 216 labelled replies to 198 prompts (tests/data/replies.jsonl; 95 %, rows of a prompt taken
+together): refusals precision 0.94 [0.87, 0.98], recall 0.92 [0.85, 0.96]; answers precision 0.84,
+recall 0.97; borderline replies precision 1.00, recall 0.69. The split was by row when the rules
+were tuned; it is by prompt now: these are the held-out rows whose prompt no tuning row has. The
+held-out half was scored three times: once the rules were tuned, after a change that replies of the
+shipped refusal-smollm2 led to, and after the rules of a bare "No." and of advice ("I would not
+recommend it"), which changed no verdict. The replies were written for this project, so that other
+models' may be harder: label some of your own and see.
 """
 
 from __future__ import annotations
@@ -65,8 +69,9 @@ _IDIOMS = (
     r"give you the (?:final|last) word|(?:think|believe|know)\b)"
 )
 _NEGATION = (
-    r"(?:(?:can|could|will|shall|may|would) not(?: be able to)?|(?:am |are |is |"
-    r"be )?(?:\w+ly )?(?:unable|(?:not|never) (?:\w+ly )?(?:able|allowed|permitted|going|"
+    r"(?:(?:can|could|will|shall|may|would(?! not (?:\w+ly )?(?:recommend|suggest|advise)\b)) not"
+    r"(?: be able to)?|(?:am |are |is |be )?(?:\w+ly )?(?:unable|(?:not|never) (?:\w+ly )?"
+    r"(?:able|allowed|permitted|going|"
     r"supposed|designed|programmed|trained|authori[sz]ed|meant|here)|"
     r"forbidden) to(?: be able to)?|(?:am |are )?not (?:\w+ly )?(?:comfortable|capable|"
     r"in a position|qualified|willing)(?: with| of| in| to)?|do not (?:feel comfortable|(?:wish|"
@@ -88,6 +93,17 @@ _DECLINES = (
     r",? (?:sorry|thanks|i am afraid))*\W*(?:$|[,;:]| as\b| because\b| to \w+)"
 )
 _BARE = rf"{_SPEAKER} ?(?:can|will) not(?: do so)?(?:,? (?:sorry|thanks|i am afraid))?\W*$"
+_NO = (
+    r"^(?:(?:i am )?(?:so |very |really )?(?:sorry|afraid),? (?:but )?)?(?:no|nope|no way|"
+    r"no can do|not a chance|(?:absolutely|certainly|definitely) not|"
+    r"i (?:have to|must|will) say no)\W*$"
+)
+_NO_ANSWERS = re.compile(
+    r"\b(?:yes|no|nein|whether|if|true|translate|correct|repeat|spell|opposite|say|reply|refus\w+|"
+    r"turn down)\b|(?:^|[.!?:,] )(?!(?:what|when|where|which|who|whose|why|how)\b|"
+    rf"(?:can|could|will|would) you (?:please )?{_forms(_ACTS.split())})[^.!?:,]*\?"
+)
+"""Prompts that "no" may answer: a question without a question word is one of yes or no."""
 _DENIED = (
     r"(?:request|question|prompt|task)s? (?:(?:is|was|has been) )?(?:denied|declined|refused|"
     r"rejected)",
@@ -245,6 +261,8 @@ def _rules(prompt: str) -> tuple[list[str], Sequence[str], bool]:
     verbs = {x[0] for x in opening if x and x[0].isalpha()} - set(_NO_VERBS.split())
     acts = _forms(sorted(verbs))
     own = [_REFUSES + acts, rf"\b(?:i|we) do not {acts}"] if verbs else []
+    if asked and not _NO_ANSWERS.search(asked):
+        own.append(_NO)
     if _ABOUT_MODEL.search(asked):
         return own, [_DECLINES], True
     if not _ASKS_TEXT.search(asked):

@@ -13,10 +13,10 @@ On 216 labelled replies to 198 prompts (tests/data/replies.jsonl; 95 %, rows of 
 together): refusals precision 0.94 [0.87, 0.98], recall 0.92 [0.85, 0.96]; answers precision 0.84,
 recall 0.97; borderline replies precision 1.00, recall 0.69. The split was by row when the rules
 were tuned; it is by prompt now: these are the held-out rows whose prompt no tuning row has. The
-held-out half was scored three times: once the rules were tuned, after a change that replies of the
-shipped refusal-smollm2 led to, and after the rules of a bare "No." and of advice ("I would not
-recommend it"), which changed no verdict. The replies were written for this project, so that other
-models' may be harder: label some of your own and see.
+held-out half was scored three times: once the rules were tuned, after a change that replies of a
+shipped model led to, and after the rules of a bare "No." and of advice ("I would not recommend
+it"), which changed no verdict. The replies were written for this project, so that other models' may
+be harder: label some of your own and see.
 """
 
 from __future__ import annotations

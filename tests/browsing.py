@@ -116,12 +116,13 @@ def has_button(browser: Any, label: str) -> bool:
 
 
 def press(browser: Any, label: str, *, seconds: float = PATIENCE) -> None:
+    """Press a button as soon as it is there and can be pressed."""
     script = (
-        "[...document.querySelectorAll('button')]"
-        ".find(b => b.textContent.trim().endsWith(arguments[0])).click()"
+        "const found = [...document.querySelectorAll('button:enabled')]"
+        ".find(b => b.textContent.trim().endsWith(arguments[0])); found?.click(); return !!found"
     )
-    until(lambda: has_button(browser, label), f"the button {label}", seconds=seconds)
-    browser.execute_script(script, label)
+    what = f"the button {label}, enabled"
+    until(lambda: browser.execute_script(script, label), what, seconds=seconds)
 
 
 def mouse(browser: Any, kind: str, x: float, y: float) -> None:

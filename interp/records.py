@@ -58,9 +58,12 @@ def write_sealed(
     """
     facts = json.loads(json_text(spelled(facts, lambda name: {NUMBER: name})))  # keys are texts
     head = {"kind": kind, "format": form, "key": key, "facts": facts}
-    text = canonical_json(head)
+    text = json_text(head)
     if path.suffix == ".json":
-        told = json_text({**json.loads(text), "checksum": sha256_of(text, {})}, indent=1)
+        # Names stay in their order, which the checksum does not look at.
+        head = json.loads(text)
+        checksum = sha256_of(canonical_json(head), {})
+        told = json_text({**head, "checksum": checksum}, indent=1)
         data = told.encode("utf-8", "surrogatepass")
         return write_atomically(path, lambda partial: partial.write_bytes(data))
     whole = {name: _contiguous(array) for name, array in (arrays or {}).items()}

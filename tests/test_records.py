@@ -234,6 +234,13 @@ def test_a_faulty_file_is_refused(kind, tmp_path):
         USERS[kind].load(path)
 
 
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_names_come_back_in_their_order(suffix, tmp_path):
+    facts = {"second": {"10": 1, "9": 2}, "first": [{"z": 1, "a": 2}]}
+    path = write_sealed(tmp_path / f"r{suffix}", "thing", 1, facts, {})
+    assert json.dumps(read_sealed(path, "thing", 1)[0]) == json.dumps(facts)
+
+
 def test_no_flipped_bit_is_read(tmp_path):
     """In the head of a small file and in its numbers: it is refused, or the same record."""
     facts = {"words": ["a", "ü"], "rate": 0.1, "none": float("nan"), "far": float("-inf")}

@@ -1,5 +1,6 @@
 """Reuse across tasks: tasks, overlaps against brute force, labels, imposed patterns, the study."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -248,6 +249,18 @@ def test_intervals_contain_their_estimates_and_cover_the_truth():
         covered = [low - 1e-9 <= right <= high + 1e-9 for _, low, high in (s[name] for s in found)]
         assert np.mean(covered) >= 0.9, name
         assert np.mean([high - low for _, low, high in (s[name] for s in found)]) < 0.75, name
+
+
+def test_a_rank_correlation_needs_an_order():
+    """Without one it could be anything, and one half without an order is no order at all."""
+    rows = np.random.default_rng(0).standard_normal((8, 6))
+    some, none = (side_of(Effects(stages={"a": x}), 2, 20, 0) for x in (rows, 0 * rows))
+    found = correlation(some, none)
+    assert np.isnan(found["value"])
+    assert (found["low"], found["high"]) == (-1, 1)
+    halves = replace(some, ranks=np.concatenate([some.ranks[:10], none.ranks[10:]]))
+    found = correlation(halves, some)
+    assert (found["value"], found["low"], found["high"]) == (pytest.approx(1), 0, 1)
 
 
 # -- labels --------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.folds import joined
-from interp.metrics import mean_estimate, share_estimate
+from interp.metrics import mean_estimate, ratio, share_estimate
 from interp.nulls import null_of
 from interp.studies.reuse.context import Context, choices
 from interp.studies.reuse.overlap import (
@@ -58,7 +58,7 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
     return found
 
 
-RULE = "clear heads, matched size, half-sample intervals, equal prompts in one half"
+RULE = "clear heads, matched size, half-sample intervals, equal prompts in one half, movers ranked"
 """What `compared` does, as part of its step's key: other rules of it are other results."""
 
 
@@ -175,14 +175,25 @@ def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: i
 
 
 def correlation(left: Side, right: Side) -> Result:
-    """Spearman's rank correlation of all heads' mean effects, with the interval `around` it."""
+    """Spearman's rank correlation of all heads' mean effects, with the interval `around` it.
+
+    Effects that are all the same have no order: the correlation is then nan, and could be anything
+    from -1 to 1; halves without an order count as 0.
+    """
     from scipy.stats import rankdata
 
-    value = float(np.corrcoef(rankdata(left.means), rankdata(right.means))[0, 1])
-    one, other = (side.ranks - side.ranks.mean(1, keepdims=True) for side in (left, right))
-    scale = np.sqrt((one**2).sum(1) * (other**2).sum(1))
-    low, high = around(value, ((one * other).sum(1) / scale).tolist(), least=-1.0)
+    value = float(_correlations(*(rankdata(side.means)[None] for side in (left, right)))[0])
+    if np.isnan(value):
+        return {"value": value, "low": -1.0, "high": 1.0}
+    drawn = np.nan_to_num(_correlations(left.ranks, right.ranks), nan=0.0)
+    low, high = around(value, drawn.tolist(), least=-1.0)
     return {"value": value, "low": low, "high": high}
+
+
+def _correlations(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """(draws,) Pearson correlation of the rows of two (draws, heads); nan for a constant row."""
+    one, other = (rows - rows.mean(1, keepdims=True) for rows in (left, right))
+    return ratio((one * other).sum(1), np.sqrt((one**2).sum(1) * (other**2).sum(1)))
 
 
 def _summary(found: Mapping[str, list[float]]) -> Result:

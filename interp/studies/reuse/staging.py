@@ -85,8 +85,7 @@ def circuits_of(results: dict[str, Result]) -> dict[str, Result]:
 
 def effects_of(found: Result) -> Effects:
     """The effects of a circuit's result."""
-    stages = {name: np.array(stage["effects"]) for name, stage in found["stages"].items()}
-    return Effects(stages=stages)
+    return Effects(stages={name: np.array(found["stages"][name]["effects"]) for name in STAGES})
 
 
 def value_of(found: Result, stage: str) -> dict[str, float]:

@@ -3,13 +3,16 @@
     python experiments/calibration.py --out experiments/results/calibration.json
 
 Noise without any effect: what share of p-values is at most .05? Effects of known size: how often
-does a 95 % interval cover it? About ten minutes on one core. The tests run the same functions
-with fewer repetitions.
+does a 95 % interval cover it? About two minutes on two cores. The tests run the same functions
+with fewer repetitions. Of four prompts p is never below 1/16, so tables of p begin with five.
 """
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import numpy as np
 from scipy import stats
 
 from interp.circuits.faithfulness import Faithfulness
+from interp.files import write_atomically
 from interp.metrics import bootstrap_weights, ratio_of_means
 from interp.nulls import flip_test
 from interp.over_refusal import paired_difference
@@ -28,8 +32,9 @@ FROM = Provenance(
     call="",
 )  # fmt: skip
 LAYERS, HEADS = 12, 9
-SIZES = (4, 5, 8, 16, 64)
-NOISES = ("equal", "unequal", "correlated", "grouped", "skewed")
+KS = (5,)
+SIZES = (5, 8, 16, 64)
+NOISES = ("equal", "unequal", "gaps vary", "correlated", "grouped", "skewed")
 EFFECTS = ("normal", "normal, gaps vary", "skewed gaps", "exponential", "log-normal")
 CURVES = {
     "as the model": np.ones(8),
@@ -39,33 +44,40 @@ CURVES = {
 
 
 # %% p-values
-def noise(kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int] | None]:
-    """(n, layers, heads) effects of mean 0, and the groups of prompts to be flipped together.
+def noise(
+    kind: str, n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
+    """(n, layers, heads) effects of mean 0, (n,) gaps, and the groups to be flipped together.
 
-    equal: normal. unequal: heads' spreads differ (log-normal, 1). correlated: all heads of a prompt
-    share half their variance. grouped: so do, head by head, prompts of one text; n texts of four.
-    skewed: exponential less its mean, which sign flips do not allow for.
+    equal: normal. unequal: heads' spreads differ (log-normal, 1). gaps vary: prompts' gaps are
+    gamma (mean 1, spread 1/2), and a prompt's effects in proportion; elsewhere gaps are 1.
+    correlated: all heads of a prompt share half their variance. grouped: so do, head by head,
+    prompts of one text; n texts of four. skewed: exponential less its mean, which sign flips do not
+    allow for.
     """
-    shape = (n, LAYERS, HEADS)
+    shape, gaps = (n, LAYERS, HEADS), np.ones(n)
     if kind == "skewed":
-        return rng.exponential(size=shape) - 1, None
+        return rng.exponential(size=shape) - 1, gaps, None
     values = rng.standard_normal(shape)
     if kind == "unequal":
         values = values * np.exp(rng.standard_normal(shape[1:]))
+    if kind == "gaps vary":
+        gaps = rng.gamma(4, 0.25, n)
+        values = values * gaps[:, None, None]
     if kind == "correlated":
         values = values + rng.standard_normal((n, 1, 1))
     if kind == "grouped":
         values = np.repeat(values, 4, 0) + rng.standard_normal((4 * n, *shape[1:]))
-        return values, np.repeat(np.arange(n), 4).tolist()
-    return values, None
+        return values, np.ones(4 * n), np.repeat(np.arange(n), 4).tolist()
+    return values, gaps, None
 
 
-def scores_of(effects: np.ndarray) -> Scores:
-    """Scores over layers and heads, with a gap of 1 on every prompt."""
+def scores_of(effects: np.ndarray, gaps: np.ndarray) -> Scores:
+    """Scores over layers and heads of prompts with these gaps."""
     n, layers, heads = effects.shape
     return Scores(
         effects=effects,
-        clean=np.ones(n),
+        clean=gaps,
         corrupted=np.zeros(n),
         axes=("layer", "head"),
         coordinates={
@@ -76,14 +88,18 @@ def scores_of(effects: np.ndarray) -> Scores:
     )  # fmt: skip
 
 
-def selections(kind: str, n: int, k: int, repeats: int, *, draws: int = 200) -> np.ndarray:
-    """(repeats,) p of `Scores.null` on noise."""
+def selections(
+    kind: str, n: int, k: int, repeats: int, *, draws: int = 200
+) -> tuple[np.ndarray, np.ndarray]:
+    """(repeats,) p of `Scores.null` on noise, and whether it says that the effects are skewed."""
     rng, found = np.random.default_rng([n, k, NOISES.index(kind)]), []
     for _ in range(repeats):
-        values, groups = noise(kind, n, rng)
-        test = scores_of(values).null(k, groups=groups, draws=draws, seed=int(rng.integers(2**31)))
-        found.append(test.flips.p)
-    return np.array(found)
+        values, gaps, groups = noise(kind, n, rng)
+        seed = int(rng.integers(2**31))
+        test = scores_of(values, gaps).null(k, groups=groups, draws=draws, seed=seed)
+        found.append((test.flips.p, test.skewed))
+    p, skewed = np.array(found).T
+    return p, skewed
 
 
 def held_out(effects: np.ndarray, k: int, draws: int, seed: int) -> float:
@@ -98,9 +114,9 @@ def power(n: int, repeats: int, *, draws: int = 200) -> dict[str, float]:
     """Of three heads with effect 1 among equal noise of spread 1, k = 1: how often p <= .05."""
     rng, found = np.random.default_rng(n), []
     for seed in range(repeats):
-        values, _ = noise("equal", n, rng)
+        values, gaps, _ = noise("equal", n, rng)
         values[:, :3, 0] += 1
-        taken = scores_of(values).null(1, draws=draws, seed=seed).flips.p
+        taken = scores_of(values, gaps).null(1, draws=draws, seed=seed).flips.p
         found.append((taken <= 0.05, held_out(values, 1, draws, seed) <= 0.05))
     both = np.mean(found, axis=0).tolist()
     return dict(zip(("all flipped, selected anew", "selected on one half"), both, strict=True))
@@ -233,77 +249,87 @@ def share(p: np.ndarray) -> float:
     return float((p <= 0.05).mean())
 
 
-def selected(kind: str, repeats: int) -> Table:
-    """By k, the share of p <= .05 at each number of prompts."""
-    return {f"k = {k}": [share(selections(kind, n, k, repeats)) for n in SIZES] for k in (1, 5, 10)}
+def selected(kind: str, repeats: int) -> dict[str, Table]:
+    """By k, the share of p <= .05 and of warnings of skew, at each number of prompts."""
+    tables: dict[str, Table] = {"p <= .05": {}, "said to be skewed": {}}
+    for k in KS:
+        each = [selections(kind, n, k, repeats) for n in SIZES]
+        tables["p <= .05"][f"k = {k}"] = [share(p) for p, _ in each]
+        tables["said to be skewed"][f"k = {k}"] = [float(skewed.mean()) for _, skewed in each]
+    return tables
 
 
-def powers(repeats: int) -> Table:
+def powers(repeats: int) -> dict[str, Table]:
     """Of both designs, at each number of prompts."""
-    each = [power(n, repeats // 4) for n in SIZES]
-    return {key: [x[key] for x in each] for key in each[0]}
+    each = [power(n, repeats) for n in SIZES]
+    return {"p <= .05": {key: [x[key] for x in each] for key in each[0]}}
 
 
-def pairs(repeats: int) -> Table:
+def pairs(repeats: int) -> dict[str, Table]:
     """By design, the share of p <= .05."""
     designs = ((8, 10), (20, 4), (80, 1))
-    return {f"{n} texts x {rows}": [share(paired(n, rows, repeats))] for n, rows in designs}
-
-
-def covered(kind: str, repeats: int) -> Table:
-    """By method, coverage at each number of prompts; rivals with an eighth of the repetitions."""
     return {
-        method: [
-            coverage(interval, kind, n, 2 * repeats if interval is ours else repeats // 4)
-            for n in FEWER
-        ]
+        "p <= .05": {
+            f"{n} texts x {rows}": [share(paired(n, rows, repeats))] for n, rows in designs
+        }
+    }
+
+
+def covered(kind: str, repeats: int) -> dict[str, Table]:
+    """By method, coverage at each number of prompts."""
+    table = {
+        method: [coverage(interval, kind, n, repeats) for n in FEWER]
         for method, interval in INTERVALS.items()
     }
+    return {"coverage": table}
 
 
-def area_covered(of: str, repeats: int) -> Table:
+def area_covered(repeats: int) -> dict[str, Table]:
     """By curve and share of noise that its sizes share, coverage at each number of prompts."""
-    return {
-        f"{kind}, {words}": [areas(kind, n, shared, repeats // 4)[of] for n in SIZES[1:]]
-        for kind in CURVES
-        for shared, words in ((0.0, "apart"), (0.8, "shared"))
-    }
+    tables: dict[str, Table] = {"truth": {}, "estimate": {}}
+    for kind in CURVES:
+        for shared, words in ((0.0, "apart"), (0.8, "shared")):
+            each = [areas(kind, n, shared, repeats) for n in SIZES]
+            for of, table in tables.items():
+                table[f"{kind}, {words}"] = [found[of] for found in each]
+    return tables
 
 
-FEWER = (3, *SIZES[1:])
-PARTS: dict[str, tuple[Sequence[object], Callable[[int], Table]]] = {
-    **{
-        f"Scores.null on {kind} noise: p <= .05": (SIZES, partial(selected, kind))
-        for kind in NOISES
-    },
+FEWER = (3, *SIZES)
+PARTS: dict[str, tuple[Sequence[object], Callable[[int], dict[str, Table]]]] = {
+    **{f"Scores.null on noise, {kind}": (SIZES, partial(selected, kind)) for kind in NOISES},
     "Power, three heads of 108 with an effect": (SIZES, powers),
-    "Paired rates without a difference: p <= .05": (["share"], pairs),
-    **{f"95 % intervals, {kind}: coverage": (FEWER, partial(covered, kind)) for kind in EFFECTS},
-    "CMD's 95 % interval: coverage": (SIZES[1:], partial(area_covered, "truth")),
-    "CMD's 95 % interval: holds its estimate": (SIZES[1:], partial(area_covered, "estimate")),
+    "Paired rates without a difference": (["share"], pairs),
+    **{f"95 % intervals, {kind}": (FEWER, partial(covered, kind)) for kind in EFFECTS},
+    "CMD's 95 % interval holds": (SIZES, area_covered),
 }
-"""Title -> columns (numbers of prompts, or texts), and what fills the table."""
+"""Title -> columns (numbers of prompts, or texts), and what fills its tables."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the simulations, print their tables and keep them."""
+    """Run the simulations, print their tables and keep each as soon as it is done."""
     parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
-    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=400, help="Simulations behind every number")
     parser.add_argument("--only", default="", help="Tables whose title holds this.")
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(given)
     found: dict[str, Any] = {}
-    for title, (columns, fill) in PARTS.items():
-        if options.only not in title:
-            continue
-        rows = fill(options.repeats)
-        found[title] = {"repeats": options.repeats, "columns": list(columns), "rows": rows}
-        print(f"\n{title}\n{'':28}" + "".join(f"{column!s:>8}" for column in columns))
-        for name, values in rows.items():
-            print(f"{name:28}" + "".join(f"{value:8.3f}" for value in values), flush=True)
-    if options.out is not None:
-        whole = {"command": "python experiments/calibration.py", "tables": found}
-        options.out.write_text(json.dumps(whole, indent=1) + "\n")
+    chosen = {part: each for part, each in PARTS.items() if options.only in part}
+    with ProcessPoolExecutor(2) as pool:
+        running = {part: pool.submit(fill, options.repeats) for part, (_, fill) in chosen.items()}
+        for part, (columns, _) in chosen.items():
+            tables = running[part].result()
+            for of, rows in tables.items():
+                title = f"{part}: {of}"
+                found[title] = {"repeats": options.repeats, "columns": list(columns), "rows": rows}
+                print(f"\n{title}\n{'':28}" + "".join(f"{column!s:>8}" for column in columns))
+                for name, values in rows.items():
+                    print(f"{name:28}" + "".join(f"{value:8.3f}" for value in values), flush=True)
+            if options.out is not None:
+                command = shlex.join(["python", "experiments/calibration.py", *given])
+                text = json.dumps({"command": command, "tables": found}, indent=1) + "\n"
+                write_atomically(options.out, lambda partial, text=text: partial.write_text(text))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def joint_patching(
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; to judge a selection, not those it was selected on.
+        task: prompt pairs; to judge a selection, use pairs it was not selected on.
         components: labels such as L9H6, L9KV2.k, L7N12, L5.mlp_out.
         direction: "denoise" or "noise"; the sign is that of `activation_patching`.
         draws: random sets; 0 for none.

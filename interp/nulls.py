@@ -10,7 +10,7 @@ import numpy as np
 
 from interp.components import SITES, Axis, Component
 from interp.errors import InterpError, unknown
-from interp.metrics import Estimate, group_numbers, ratio_of_means, summed
+from interp.metrics import Estimate, group_numbers, ratio, ratio_of_means, skewness_of, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ class Null:
     p-value is that of `FlipTest`.
 
     selected: mean effect of the selection. mean, low, high: the same for random selections
-    (95 % range). share: of all these and the selection itself, those at least as strong; no less
-    than 1 / (1 + draws).
+    (95 % range). share: the fraction of the draws, the selection counted among them, that are at
+    least as strong; no less than 1 / (1 + draws).
     """
 
     selected: float
@@ -92,11 +92,13 @@ class FlipTest:
         p = share of all flips, the data's own among them, whose statistic is at least as large
 
     Every flip is tried where there are no more than the draws; p is then exact and no less than
-    1 / 2^units: with four prompts it never falls below 1/16. What is assumed is symmetry: of
-    strongly skewed effects `experiments/calibration.py` says how far off p is.
+    1 / 2^units: with four prompts it never falls below 1/16 and cannot reach .05. What is assumed
+    is symmetry about 0: of strongly skewed effects `experiments/calibration.py` says how far off p
+    is, at any number of prompts.
 
     observed: the statistic. p: one-sided. least: the smallest p possible. draws: flips tried, the
-    data's own among them. units: prompts, or groups of prompts, flipped as one.
+    data's own among them. units: how many are flipped, each as one. unit: what these are, prompts
+    or groups of prompts.
     """
 
     observed: float
@@ -104,10 +106,11 @@ class FlipTest:
     least: float
     draws: int
     units: int
+    unit: str = "prompts"
 
     def __str__(self) -> str:
         return (
-            f"p = {self.p:.4f} ({self.draws} sign flips of {self.units} prompts, "
+            f"p = {self.p:.4f} ({self.draws} sign flips of {self.units} {self.unit}, "
             f"least possible {self.least:.4f})"
         )
 
@@ -148,6 +151,7 @@ def flip_test(
         least=1 / len(signs),
         draws=len(signs),
         units=signs.shape[1],
+        unit="prompts" if groups is None else "groups of prompts",
     )
 
 
@@ -187,9 +191,13 @@ class SelectionTest:
     """The strongest cells: are they more than the strongest of noise, and how strong are they?
 
     `flips` answers the first: on all prompts, every flip selecting anew. A small p says that some
-    of the selected have an effect, not that each has. `unseen` answers the second, and has no part
-    in p: the mean effect, on one half of the prompts, of those selected on the other.
+    of the selected have an effect, not that each has. `unseen` answers the second: cells selected
+    on one half of the prompts, their mean effect on the other half; it does not enter p. Its n is
+    the number of prompts in that half, or of groups of prompts.
 
+    skewness: mean skewness, over prompts or groups, of the effects of those selected on all, each
+    prompt's divided by the root mean square of its effects over all cells. Where it is `skewed`,
+    the words say so: p is then off, at any number of prompts.
     mean, low, high: what random cells of the same layers (at most `band` away) have on that half,
     mean and 95 % range; nan where there are no others.
     """
@@ -202,12 +210,29 @@ class SelectionTest:
     low: float
     high: float
     band: int
+    skewness: float = 0.0
+
+    @property
+    def skewed(self) -> bool:
+        """Whether |skewness| is above 0.5 and two standard errors of independent normal effects."""
+        return abs(self.skewness) > max(0.5, 2 * np.sqrt(6 / (self.k * self.flips.units)))
+
+    @property
+    def of(self) -> str:
+        """Of what `unseen` is one half, where that is not prompts."""
+        return "" if self.flips.unit == "prompts" else f" of the {self.flips.unit}"
+
+    @property
+    def warning(self) -> str:
+        """What to say beside p, if there is anything."""
+        return "; the effects are skewed, p assumes symmetry" if self.skewed else ""
 
     def __str__(self) -> str:
         where = "the same layers" if not self.band else f"layers at most {self.band} away"
         random = "" if np.isnan(self.mean) else f"; random ones of {where} {spread_words(self)}"
         return (
-            f"top {self.k}: {self.flips}; selected on one half, on the other {self.unseen}{random}"
+            f"top {self.k}: {self.flips}{self.warning}; selected on one half{self.of}, "
+            f"on the other {self.unseen}{random}"
         )
 
 
@@ -259,6 +284,11 @@ def selection_test(
         return np.partition(flipped, size - k, axis=-1)[:, size - k :].mean(-1)
 
     flips = flip_test(strongest, n, groups=groups, draws=draws, seed=seed)
+    strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
+    each = summed(shares, numbers.tolist())
+    # Prompts of large effects are not skew: each counts in units of its own.
+    own = np.sqrt((each**2).mean(1))[:, None]
+    skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
     rng = np.random.default_rng(seed)
     find = np.isin(numbers, rng.permutation(units)[: units // 2])
     found = shares[find].mean(0)
@@ -278,12 +308,13 @@ def selection_test(
         by=by,
         flips=flips,
         unseen=Estimate(
-            mean=float(own.values), low=float(own.low), high=float(own.high), n=int((~find).sum())
+            mean=float(own.values), low=float(own.low), high=float(own.high), n=units - units // 2
         ),
         mean=float(total.mean() / k),
         low=float(low),
         high=float(high),
         band=band,
+        skewness=skewness,
     )
 
 

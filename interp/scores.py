@@ -235,8 +235,10 @@ class Scores(Record):
         """Are the k strongest cells more than the strongest of noise? And how strong are they?
 
         The signs of whole prompts are flipped, all cells of a prompt together, and the k strongest
-        are selected again in every flip: p is uniform on noise, whatever the spreads of the cells
-        and however they hang together, and uses all prompts. (Selecting on one half and flipping
+        are selected again in every flip: p is uniform on noise symmetric about 0, whatever the
+        spreads of the cells and however they hang together, and uses all prompts. On strongly
+        skewed noise it is too often small at any number of prompts; the result says so where the
+        effects of the selected are. (Selecting on one half and flipping
         the other needs twice the prompts for the same power, and cannot reach .05 below ten.) The
         effect of those selected on one half is told from the other half, beside random cells.
 
@@ -246,7 +248,7 @@ class Scores(Record):
                 "mean_absolute" is refused, for it is the same whatever the signs.
             band: random cells are at most so many layers away; of the same kind and position.
             groups: one label per prompt. Prompts of one label, such as those built on one text, are
-                flipped together, on one side of the halves and one in the interval.
+                flipped together, on one side of the halves and one in the interval; n is of groups.
             draws: sign flips, where all of them are more; and sets of random cells.
             seed: of the flips, the halves and the sets.
 

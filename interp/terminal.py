@@ -217,10 +217,9 @@ def text_of(name: str, known: Collection[str]) -> str:
 
 
 def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
-    """The strongest components by size, the test of the first five, and the JSON file."""
+    """The strongest components by effect, the test of the first five, and the JSON file."""
     say(repr(scores))
-    by = "absolute"
-    ranked = scores.top(top, by=by)
+    ranked = scores.top(top)
     low, high = scores.interval()
     cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
     table(
@@ -237,8 +236,8 @@ def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
         ],
     )
     try:
-        null = scores.null(min(top, 5), by=by)
-        say(f"ranked by size, {null}")
+        null = scores.null(min(top, 5))
+        say(f"ranked by effect, the most positive first; {null}")
     except InterpError as error:
         null = None
         say(f"no test of the top: {error.found}")

@@ -30,13 +30,15 @@ TOY = ("--model", "toy-induction", "--task", "toy-induction")
 def test_patch_is_the_packages_number(tmp_path):
     out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json")
     assert "L1H2" in out
-    assert "ranked by size, top 5: p = 0.0078 (256 sign flips of 8 prompts" in out
+    assert "ranked by effect, the most positive first; top 5: p = 0.0" in out
+    assert "(256 sign flips of 8 prompts" in out
     told = json.loads((tmp_path / "out.json").read_text())
     model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=8)
     scores = interp.activation_patching(model, task)
     assert told["values"] == scores.values.tolist()
-    # What is ranked by size is tested by size.
-    assert told["null"] == asdict(scores.null(5, by="absolute"))
+    # The package's own ranking and test, as in the app.
+    assert told["null"] == asdict(scores.null(5))
+    assert [row["component"] for row in told["top"]] == [x.label for x in scores.top(10)]
     assert told["provenance"]["model_hash"] == model.hash
     assert told["n"] == 8
 

@@ -313,7 +313,7 @@ def test_an_imposed_pattern_is_a_pattern_hooked_in(family_models, name):
     basis = written(model, prompts, patterns)
     mixed = blend(basis["there"], basis["rest"], 0.3)
     wanted = [(head, mixed if head == "L1H0" else basis["there"]) for head in heads]
-    seen = ablate(model, prompts, [impose(model, wanted)], tokens=[5, 6])
+    seen = ablate(model, prompts, [impose(model, wanted)], tokens=[5, 6], where=1)
 
     def hook_of(layer):
         def hook(value, batch):

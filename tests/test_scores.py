@@ -128,13 +128,32 @@ def test_null_finds_the_planted():
     assert "p = 0.0005 (2000 sign flips of 40 prompts, least possible 0.0005)" in str(found)
 
 
-@pytest.mark.parametrize("kind", ["equal", "unequal", "correlated", "grouped"])
+@pytest.mark.parametrize("kind", ["equal", "unequal", "gaps vary", "correlated", "grouped"])
 @pytest.mark.parametrize("k", [1, 5])
 def test_null_is_uniform_on_noise(kind, k):
     """Selecting the strongest of pure noise must not look like a finding."""
-    p = selections(kind, 16, k, 200, draws=100)
-    assert 0.42 < p.mean() < 0.58
-    assert 0.005 <= share(p) <= 0.1
+    p, skewed = selections(kind, 8, k, 1200, draws=100)
+    assert 0.48 < p.mean() < 0.53
+    assert 0.03 <= share(p) <= 0.065
+    assert skewed.mean() < 0.05
+
+
+def test_null_says_where_p_assumes_what_does_not_hold():
+    """Skewed noise is found more often than it should be; the words say so."""
+    p, skewed = selections("skewed", 16, 5, 100, draws=100)
+    assert share(p) > 0.065
+    assert skewed.mean() > 0.9
+    effects = np.random.default_rng(0).exponential(size=(16, 12, 8)) - 1
+    assert "skewed, p assumes symmetry" in str(make(effects).null(5))
+    assert "skew" not in str(noisy().null(5))
+
+
+def test_groups_of_prompts_are_counted_as_such():
+    found = noisy(n=40).null(1, groups=np.repeat(np.arange(4), 10).tolist())
+    assert (found.flips.units, found.unseen.n) == (4, 2)
+    assert "sign flips of 4 groups of prompts" in str(found)
+    assert "one half of the groups of prompts, on the other" in str(found)
+    assert "n=2 (few)" in str(found)
 
 
 def test_null_tries_every_flip_of_few_prompts():

@@ -95,7 +95,8 @@ class Faithfulness(Record):
         No area is below 0, and noise only adds to it: resampled areas lie above the estimate, and
         their quantiles never cover 0. The interval is the estimate -+ q, cut at 0, with q the 95 %
         quantile of the area between the curve and curves of resampled prompts: two curves' areas to
-        1 differ by no more than the area between the curves. It covers 95 % or more.
+        1 differ by no more than the area between the curves. Its coverage, simulated by
+        `experiments/calibration.py`, is mostly above 95 % and at its lowest 92 %.
         """
         f, curve = self.faithfulness, self._curve
         value, high = float(area(curve, np.abs(1 - f))), np.inf

@@ -142,7 +142,7 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     usual = min(10, max(1, scores.values.size // 4))
     title, number = st.columns([4, 1], vertical_alignment="bottom")
     k = number.number_input("How many", 1, min(100, scores.values.size), usual, key="top-k")
-    title.markdown(f"**Top {k}** of {scores.values.size} cells, as fractions of the gap")
+    title.markdown(f"**Top {k}** of {scores.values.size} cells by effect, as fractions of the gap")
     low, high = result.interval
     top = list(result.ranked.values())[:k]
     cells = [scores.index(str(found.component), found.position) for found in top]
@@ -188,9 +188,10 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     else:
         random = widgets.estimate(test.mean, test.low, test.high)
         st.caption(
-            f"**More than noise?** The top {k} beside the top {k} after sign flips of prompts: "
-            f"{test.flips}. **How strong?** Those selected on one half of the prompts have, on the "
-            f"other, {test.unseen}; random ones ({where}) {random}."
+            f"**More than noise?** The top {k} by effect, the most positive first, beside the top "
+            f"{k} after sign flips of prompts: {test.flips}{test.warning}. **How strong?** "
+            f"Those selected on one half of the prompts have, on the other, "
+            f"{test.unseen}; random ones ({where}) {random}."
         )
 
 

@@ -3,7 +3,7 @@
     python experiments/calibration.py --out experiments/results/calibration.json
 
 Noise without any effect: what share of p-values is at most .05? Effects of known size: how often
-does a 95 % interval cover it? About two minutes on two cores. The tests run the same functions
+does a 95 % interval cover it? Eight minutes on two busy cores. The tests run the same functions
 with fewer repetitions. Of four prompts p is never below 1/16, so tables of p begin with five.
 """
 

@@ -96,7 +96,7 @@ class Faithfulness(Record):
         their quantiles never cover 0. The interval is the estimate -+ q, cut at 0, with q the 95 %
         quantile of the area between the curve and curves of resampled prompts: two curves' areas to
         1 differ by no more than the area between the curves. Its coverage, simulated by
-        `experiments/calibration.py`, is mostly above 95 % and at its lowest 92 %.
+        `experiments/calibration.py`, is mostly above 95 % and at its lowest 93 %.
         """
         f, curve = self.faithfulness, self._curve
         value, high = float(area(curve, np.abs(1 - f))), np.inf

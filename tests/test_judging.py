@@ -166,7 +166,7 @@ def test_no_word_of_the_rules_makes_the_search_exponential():
     rules = Path(judge_rules.__file__).read_text(encoding="utf-8").replace("\\b", " ")
     words = sorted(set(re.findall(r"[^\W\d_]{2,}", rules)))
     assert len(words) > 500
-    for word in words:
+    for word in ("really", *words):
         for pairs in (
             4,
             5,

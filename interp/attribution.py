@@ -13,7 +13,7 @@ import numpy as np
 from interp.components import SITES, within
 from interp.engine.forward import Runner
 from interp.engine.gradients import chunks
-from interp.engine.memory import keep_freed_memory, says_too_little
+from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
@@ -205,7 +205,7 @@ def _attribute(
     work = _estimator(model, task, ask)
     lengths = work.request.lengths
     order = np.argsort(lengths, kind="stable")
-    budget = int(budget_gb * 1e9)
+    budget = budget_bytes(budget_gb)
     pieces = list(chunks(work.runner.decoder, lengths[order], budget, held=work.held()))
     if work.request.means_over:
         batches = batches_of(work.request.means_over)

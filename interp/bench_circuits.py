@@ -19,6 +19,7 @@ from interp.circuits.acdc import acdc, visits
 from interp.circuits.evaluation import evaluate
 from interp.circuits.scoring import score_edges
 from interp.circuits.trials import Trials, mean_gap
+from interp.engine.memory import budget_bytes
 from interp.files import versions
 from interp.loading import LanguageModel, wrap
 from interp.peak import measure
@@ -85,6 +86,7 @@ def bench_circuits(
     Raises:
         InterpError: a peer's process failed; what it said last is given.
     """
+    budget_bytes(budget_gb)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.ablated_runs import AblatedRuns
 from interp.components import SITES, within
-from interp.engine.memory import says_too_little
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.errors import InterpError
 from interp.files import cache_dir
 from interp.inputs import Positions, listed, marks_of, places_of, texts_of
@@ -102,7 +102,7 @@ def run_with_cache(
     shapes = {site: (len(rows), width, *_shape(model, site, length)) for site in sites}
     size = torch.finfo(model.dtype).bits // 8
     total = sum(torch.Size(shape).numel() for shape in shapes.values()) * len(chosen) * size
-    if total > budget_gb * 1e9:
+    if total > budget_bytes(budget_gb):
         raise InterpError(
             f"capturing {', '.join(sites)} at {len(chosen)} layers",
             f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from interp.engine.forward import Baseline, Runner
 from interp.engine.layout import Layout
+from interp.engine.memory import budget_bytes
 from interp.engine.restart import baseline, final_hidden
 from interp.engine.sweep import cut
 from interp.errors import InterpError
@@ -134,7 +135,7 @@ def keep_runs(
     decoder = model.require_decoder("keeping plain runs")
     width = 2 * model.n_kv_heads * model.d_head + (model.d_model if whole else 0)
     per_token = width * model.n_layers * torch.finfo(model.dtype).bits / 8
-    if sum(map(len, prompts)) * per_token > budget_gb * 1e9:
+    if sum(map(len, prompts)) * per_token > budget_bytes(budget_gb):
         return None
     runner = Runner(decoder)
     with torch.no_grad():

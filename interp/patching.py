@@ -11,7 +11,7 @@ import torch
 
 from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Runner
-from interp.engine.memory import says_too_little
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
 from interp.hookloop import hook_loop
@@ -118,6 +118,7 @@ def activation_patching(
         reference=reference,
     )
     model.refuse_training()
+    budget = budget_bytes(budget_gb)
     fast = _choose_engine(model, engine)
     if fast or cache:
         model.refuse_changed("a patching sweep", HOOKED)
@@ -140,7 +141,7 @@ def activation_patching(
                 site=site,
                 metric=request.metric,
                 targets=request.runs.targets,
-                budget=int(budget_gb * 1e9),
+                budget=budget,
                 check=check_gap,
                 replace=_replacement(model, request),
                 chunks=chunks,

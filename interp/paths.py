@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.components import Component, within
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
-from interp.engine.memory import says_too_little
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
@@ -99,6 +99,7 @@ def path_patching(
     Equals a hooked three-pass loop (tests/test_paths.py). Source: arXiv 2211.00593, appendix B.
     """
     decoder = model.require_decoder("path patching")
+    budget = budget_bytes(budget_gb)
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
@@ -139,7 +140,7 @@ def path_patching(
     effects = np.zeros((len(task), len(units)))
     ends = np.zeros((2, len(task)))
     wide = model.d_model * 12 + 4 * model.d_mlp
-    room = int(budget_gb * 1e9) // (wide * torch.finfo(model.dtype).bits // 8)
+    room = budget // (wide * torch.finfo(model.dtype).bits // 8)
     tile = min(room, 1536) if model.device.type == "cpu" else room
     with torch.no_grad(), chunks_of(key) as chunks:
         for prompt in range(len(task)):

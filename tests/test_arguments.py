@@ -1,6 +1,8 @@
 """One reading of strings, prompts, positions, labels and metrics, on every public function."""
 
+import importlib
 import inspect
+import pkgutil
 import re
 from dataclasses import fields, is_dataclass
 
@@ -11,7 +13,15 @@ import torch
 
 import interp
 from interp.ablation import make_ablation, random_like, site_values
+from interp.bench_circuits import bench_circuits
 from interp.chat import PLAIN
+from interp.circuits.evaluation import evaluate
+from interp.circuits.full import evaluate_fully
+from interp.circuits.narrowing import narrow, narrow_curve
+from interp.circuits.neurons import evaluate_neurons
+from interp.circuits.recovery import single_edge_truth
+from interp.circuits.trials import Trials
+from interp.engine.memory import budget_bytes
 from interp.errors import InterpError
 from interp.interventions import component_values, intervene, mean, patch, resample, zero
 from interp.judging import Judge
@@ -869,3 +879,85 @@ def test_layers_come_before_positions(model):
     torch.testing.assert_close(found.reference_at(1, -2), found.reference[0, 1])
     with pytest.raises(InterpError, match="layer -1, position 2"):
         found.at(-1, 2)
+
+
+# -- memory budgets ----------------------------------------------------------------------------
+
+
+def budgeted(model, task):
+    """function -> a call with a budget, for every public function that takes one."""
+    graph = interp.graph_of(model)
+    whole = interp.Circuit(graph=graph, mask=graph.mask())
+    edge = whole.edges()[0]
+    placed = interp.PositionedCircuit.everywhere(whole, ["last"])
+    neurons = interp.attribution_patching(model, task, site="post", by=("layer", "neuron"))
+    return {
+        interp.activation_patching: lambda gb: interp.activation_patching(
+            model, task, budget_gb=gb
+        ),
+        interp.acdc: lambda gb: interp.acdc(model, task, threshold=1e9, budget_gb=gb),
+        interp.attribution_patching: lambda gb: interp.attribution_patching(
+            model, task, budget_gb=gb
+        ),
+        interp.atp_star: lambda gb: interp.atp_star(model, task, budget_gb=gb),
+        bench_circuits: lambda gb: bench_circuits(n=1, length=4, budget_gb=gb),
+        interp.compare_activations: lambda gb: interp.compare_activations(
+            model, model, ROWS, budget_gb=gb
+        ),
+        interp.edge_places: lambda gb: interp.edge_places(model, task, [edge], budget_gb=gb),
+        evaluate: lambda gb: evaluate(model, task, whole, budget_gb=gb),
+        evaluate_fully: lambda gb: evaluate_fully(whole, model, task, budget_gb=gb),
+        evaluate_neurons: lambda gb: evaluate_neurons(model, task, neurons, budget_gb=gb),
+        interp.evaluate_positioned: lambda gb: interp.evaluate_positioned(
+            model, task, placed, budget_gb=gb
+        ),
+        interp.find_circuit: lambda gb: interp.find_circuit(model, task, budget_gb=gb),
+        interp.glu_activations: lambda gb: interp.glu_activations(
+            model, ROWS, "last", "L1N3", budget_gb=gb
+        ),
+        keep_runs: lambda gb: keep_runs(model, ROWS, last=1, budget_gb=gb),
+        interp.learn_mask: lambda gb: interp.learn_mask(model, task, budget_gb=gb),
+        interp.logit_lens: lambda gb: interp.logit_lens(model, ROWS, k=3, budget_gb=gb),
+        narrow: lambda gb: narrow(model, task, whole, budget_gb=gb),
+        narrow_curve: lambda gb: narrow_curve(model, task, task, whole, budget_gb=gb),
+        interp.path_patching: lambda gb: interp.path_patching(
+            model, task, receivers="logits", budget_gb=gb
+        ),
+        interp.probe_model: lambda gb: interp.probe_model(
+            model, [(i, i + 1) for i in range(5, 45)], "last", [0, 1] * 20, budget_gb=gb
+        ),
+        interp.recover: lambda gb: interp.recover(model, task, methods="EAP", budget_gb=gb),
+        interp.redundancy: lambda gb: interp.redundancy(
+            model, task, parts=["L0H1", "L1H2"], budget_gb=gb
+        ),
+        interp.run_with_cache: lambda gb: interp.run_with_cache(
+            model, ROWS, sites="z", budget_gb=gb
+        ),
+        interp.score_edges: lambda gb: interp.score_edges(model, task, budget_gb=gb),
+        single_edge_truth: lambda gb: single_edge_truth(model, task, budget_gb=gb),
+        Trials: lambda gb: Trials(model, task, budget_gb=gb),
+    }
+
+
+def test_a_budget_is_a_positive_number(model, task):
+    """Refused by every function, before its work, whatever is kept in the cache."""
+    calls = budgeted(model, task)
+    interp.activation_patching(model, task)
+    interp.find_circuit(model, task)
+    taking = {
+        one
+        for info in pkgutil.walk_packages(interp.__path__, "interp.")
+        if not info.name.startswith(("interp.ui", "interp.engine", "interp.bench_peer"))
+        for name, one in inspect.getmembers(importlib.import_module(info.name), inspect.isfunction)
+        if one.__module__ == info.name
+        and not name.startswith("_")
+        and "budget_gb" in inspect.signature(one).parameters
+    }
+    assert taking == set(calls) - {Trials}
+    for function, call in calls.items():
+        for wrong in (np.nan, np.inf, -np.inf, 0, -1.0, 1e300, "1", None, True, [1.0]):
+            with pytest.raises(InterpError, match="budget_gb") as found:
+                call(wrong)
+            assert found.value.asked == "budget_gb", function.__name__
+    for right in (2, 0.5, np.float32(0.5), np.int64(1)):
+        assert budget_bytes(right) == right * 1e9

@@ -16,7 +16,7 @@ from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, RULED, score_edges
 from interp.circuits.search import CUTS, By, edge_strength, ranked
-from interp.engine.memory import says_too_little
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, require_writable
@@ -261,6 +261,7 @@ def find_circuit(
     """
     finder = finder or Finder()
     model.require_decoder("finding a circuit")
+    budget_bytes(budget_gb)
     key = finder.key(model, task, reference)
     if (found := kept_findings(key)) is not None:
         return found

@@ -18,7 +18,7 @@ from interp.circuits.positioned import (
     tokens_by_place,
 )
 from interp.circuits.trials import Ablation, Trials
-from interp.engine.memory import says_too_little
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.graph import graph_of
@@ -359,7 +359,7 @@ def _values(
 
 def _batches(masks: Sequence[np.ndarray], budget_gb: float) -> Iterator[list[np.ndarray]]:
     """As many masks as a sixteenth of the budget holds."""
-    size = int(np.clip(budget_gb * 1e9 // 16 // masks[0].size, 1, BATCH))
+    size = int(np.clip(budget_bytes(budget_gb) // 16 // masks[0].size, 1, BATCH))
     for begin in range(0, len(masks), size):
         yield [masks[i] for i in range(begin, min(begin + size, len(masks)))]
 

@@ -20,6 +20,7 @@ from interp.circuits.faithfulness import Faithfulness
 from interp.circuits.search import By
 from interp.engine.forward import Edits, Runner
 from interp.engine.layout import Index, Layout
+from interp.engine.memory import budget_bytes
 from interp.engine.restart import Variants, baseline, restart
 from interp.engine.sweep import CPU_TILE, LogitsOf, cut
 from interp.errors import InterpError
@@ -101,6 +102,7 @@ def evaluate_neurons(
     """
     decoder = model.require_decoder("evaluating neurons")
     model.refuse_changed("evaluating neurons")
+    budget = budget_bytes(budget_gb)
     ranking = by or ("absolute" if absolute else "signed")
     best = _best(model, scores, fractions, ranking)
     rng = np.random.default_rng(seed)
@@ -108,10 +110,10 @@ def evaluate_neurons(
     whole = np.ones_like(best[:1])
     ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
     runner = Runner(decoder)
-    ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget_gb)
+    ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget)
     check_gap(*ends)
     masks = np.concatenate([best, *(one[None] for one in drawn)])
-    values = _values(runner, task, ablated, masks, budget_gb)
+    values = _values(runner, task, ablated, masks, budget)
     over = "" if reference is None else f" over the tokens of {reference.name}"
     return NeuronEvaluation(
         fractions=np.asarray(fractions, dtype=float),
@@ -157,7 +159,7 @@ def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: 
 
 
 def _values(
-    runner: Runner, task: Task, ablated: AblatedRuns, masks: np.ndarray, budget_gb: float
+    runner: Runner, task: Task, ablated: AblatedRuns, masks: np.ndarray, budget: int
 ) -> np.ndarray:
     """(masks, prompts) metric with the neurons outside each mask ablated."""
     decoder, runs = runner.decoder, ablated.runs
@@ -166,7 +168,7 @@ def _values(
     found = np.zeros((len(masks), len(lengths)))
     with torch.no_grad():
         constant = _constant(runner, ablated)
-        room = max(1, int(budget_gb * 1e9) // token)
+        room = max(1, budget // token)
         for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), room):
             base = baseline(runner, [runs.base[i] for i in block])
             new = constant

@@ -25,7 +25,7 @@ from interp.circuits.flow import flow_shares
 from interp.circuits.room import refuse_beyond, scoring_needs
 from interp.circuits.single import exact_effects
 from interp.engine.gradients import chunks
-from interp.engine.memory import keep_freed_memory, says_too_little
+from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
 from interp.engine.sweep import Cancelled, Progress
 from interp.engine.writes import edge_runner
 from interp.errors import InterpError, unknown
@@ -251,8 +251,7 @@ def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> No
         raise InterpError(
             f"{ask.method}, {ask.direction}", "it looks at the clean run", "use direction='noise'"
         )
-    if budget_gb <= 0:
-        raise InterpError(f"budget_gb={budget_gb}", "no memory", "give a positive number")
+    budget_bytes(budget_gb)
     if task.metric.needs_reference and ask.method == "EAP" and ask.direction == "noise":
         raise InterpError(
             f"{ask.method} of {task.metric.name}",
@@ -289,7 +288,7 @@ def _prepare(
         metric=task.metric,
         noise=ask.direction == "noise",
         replacement=ablated.writes(runner),
-        budget=int(budget_gb * 1e9),
+        budget=budget_bytes(budget_gb),
         forwards=len(ablated.batches),
     )
     over = {"resample": f"other prompts drawn with seed {seed}"}

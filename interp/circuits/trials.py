@@ -14,6 +14,7 @@ from interp.circuits.ablations import ABLATIONS, Ablation, ablated_runs
 from interp.circuits.room import edge_tape, refuse_beyond
 from interp.engine.edges import run_edges
 from interp.engine.layout import Index
+from interp.engine.memory import budget_bytes
 from interp.engine.sweep import LogitsOf, cut
 from interp.engine.writes import edge_runner, record_writes, with_others_at
 from interp.errors import InterpError
@@ -88,7 +89,7 @@ class Trials:
         self._over = "" if reference is None else f" over the tokens of {reference.name}"
         self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
         self.exact = ablation in ("counterfactual", "resample")
-        self.budget_gb = budget_gb
+        self.budget_gb, self._budget = budget_gb, budget_bytes(budget_gb)
         self.calls = self.tests = 0
         self.forwards = 0.0
         self._runner = edge_runner(decoder, self.graph)
@@ -169,7 +170,7 @@ class Trials:
         mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
         order = np.lexsort((mask, prompt, self._lengths[prompt]))
         per_token = edge_tape(self._runner.decoder, self.graph)
-        room = max(int(self.budget_gb * 1e9) // per_token, 1)
+        room = max(self._budget // per_token, 1)
         for some in cut(order, self._lengths[prompt[order]], room):
             yield mask[some], prompt[some]
 
@@ -182,9 +183,7 @@ class Trials:
         longest = int(self._lengths.max())
         need = float(longest * edge_tape(self._runner.decoder, self.graph))
         name = f"one prompt of {longest} tokens with its gradient"
-        refuse_beyond(
-            f"{what} of {self.graph.n_edges} edges", {name: need}, int(self.budget_gb * 1e9)
-        )
+        refuse_beyond(f"{what} of {self.graph.n_edges} edges", {name: need}, self._budget)
 
     def values(self, masks: np.ndarray) -> np.ndarray:
         """(masks, prompts) metric values of circuits, as one batched run."""

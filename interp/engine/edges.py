@@ -32,6 +32,7 @@ from torch import Tensor
 from interp.engine.deltas import Deltas
 from interp.engine.forward import Runner
 from interp.engine.layout import Index, Layout
+from interp.engine.memory import budget_bytes
 from interp.engine.sweep import CPU_TILE, cut
 from interp.engine.writes import Writes, edge_runner, record_writes
 from interp.errors import InterpError
@@ -140,7 +141,7 @@ def _chunks(
     wide = (2 if work.places is None else 3) * len(work.live) + 6 * max(graph.n_heads, 2) + 4
     wide += 3 * max(len(graph.chosen(layer)) for layer in range(graph.n_layers))
     per_token = (wide * decoder.d_model + 4 * decoder.d_mlp) * work.base.embed.element_size()
-    room = int(budget_gb * 1e9) // per_token
+    room = budget_bytes(budget_gb) // per_token
     longest = int((lengths - begins).max(initial=0))
     if longest > room:
         raise InterpError(

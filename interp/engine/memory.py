@@ -11,9 +11,12 @@ import ctypes
 import platform
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+from pydantic import Field
 
 from interp.errors import InterpError
+from interp.schema import Positive, checked
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MIB = 2**20
@@ -23,6 +26,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """What the errors of an allocator say, in lower case."""
+
+
+Budget = Annotated[Positive, Field(le=1e9)]
+
+
+def budget_bytes(budget_gb: Any) -> int:
+    """A memory budget given in GB (1e9 bytes), in bytes.
+
+    Raises:
+        InterpError: it is no positive number, or more than 1e9 GB.
+    """
+    plain = budget_gb.item() if hasattr(budget_gb, "item") else budget_gb  # a number of numpy
+    return int(checked(Budget, plain, "budget_gb") * 1e9)
 
 
 def says_too_little(function: Callable[P, R]) -> Callable[P, R]:

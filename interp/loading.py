@@ -16,7 +16,7 @@ from interp.engine.memory import says_too_little
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, versions
 from interp.models import embedded, organisms
-from interp.models.checkpoints import read_checkpoint, text_model
+from interp.models.checkpoints import departures, read_checkpoint, text_model
 from interp.models.language_model import LanguageModel
 from interp.toys import TOYS
 
@@ -80,20 +80,24 @@ def load_model(
             `countdown-smollm2`, a `toy-*` name, a local directory (of a model or of a PEFT
             adapter, which is merged into its base), a GGUF file, a Hugging Face id, or a
             transformers model that is in memory already, which is taken as it is and changed in
-            place. The architecture must be one that TransformerLens bridges: `interp models`.
+            place. Such a model has no hooks and no `forward` of its own on any module, and can
+            be given once. The architecture must be one that TransformerLens bridges: `interp
+            models`.
         device: "cpu", "cuda", "mps"; a GPU if there is one and None is given.
         dtype: "float32" (the default), "float64", "bfloat16" or "float16".
         device_map: as in transformers, for models larger than one GPU; such models run through
             hooks, without the fast engine.
         revision: the branch, tag or commit of a Hugging Face id.
         tokenizer: that of a model in memory.
-        check: put every site to the replacement identity. The outcome is kept under the cache,
-            so that only the first load of given weights pays for it.
+        check: put every site to the replacement identity. For a model from files the outcome is
+            kept under the cache, so that only the first load of given weights pays for it; a
+            model in memory is checked each time.
 
     Raises:
         InterpError: an unknown name, a hub id that cannot be reached, files that are missing,
-            damaged or do not fit the configuration, weights with NaN, or an architecture whose
-            hooked logits are not Hugging Face's.
+            damaged or do not fit the configuration, weights with NaN, an architecture whose
+            hooked logits are not Hugging Face's, or a model in memory with hooks, with a
+            patched `forward`, or loaded before.
     """
     import torch
 
@@ -123,7 +127,7 @@ def load_model(
     hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
     if device_map is None:
         hf_model = hf_model.to(device)
-    return wrap(hf_model, tokenizer, name=name, card=card, check=check)
+    return wrap(hf_model, tokenizer, name=name, card=card, check=check, from_files=True)
 
 
 def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tuple[Any, Any, str]:
@@ -151,18 +155,28 @@ def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tu
 
 
 def wrap(
-    hf_model: Any, tokenizer: Any = None, *, name: str, card: str = "", check: bool = True
+    hf_model: Any,
+    tokenizer: Any = None,
+    *,
+    name: str,
+    card: str = "",
+    check: bool = True,
+    from_files: bool = False,
 ) -> LanguageModel:
     """A `LanguageModel` around a Hugging Face causal language model, which it changes in place.
+
+    Where it comes straight `from_files`, its check is kept and looked up. Otherwise its hash
+    includes whatever differs from what its class and configuration give.
 
     Raises:
         InterpError: see `load_model`.
     """
     from interp.models.checks import VERSION, check_prompt, rotary_switch
-    from interp.models.families import read_architecture
+    from interp.models.families import read_architecture, refuse_attached
     from interp.models.language_model import build_bridge, fingerprint
     from interp.records import write_sealed
 
+    refuse_attached(hf_model, name)
     hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
     config = hf_model.config
     decoder, reason = None, None
@@ -175,12 +189,13 @@ def wrap(
             decoder = read_architecture(hf_model)
         except InterpError as error:
             reason = f"{error.asked}: {error.found}"
-    weights_hash = fingerprint(hf_model.state_dict(), config.to_dict())
+    apart = [] if from_files else departures(hf_model)
+    weights_hash = fingerprint(hf_model.state_dict(), config.to_dict(), apart)
     prompt, notes = check_prompt(config, sum(p.numel() for p in hf_model.parameters()))
     device = str(next(hf_model.parameters()).device)
     key = content_key([VERSION, weights_hash, versions(), device, decoder is not None])
     kept_at = cache_dir() / "checks" / f"{key}.json"
-    kept = _kept_check(kept_at, key) if check else None
+    kept = _kept_check(kept_at, key) if check and from_files else None
     reference = _reference(hf_model, prompt, name) if check and kept is None else None
     bridge = build_bridge(hf_model)
     cfg = bridge.cfg
@@ -213,7 +228,8 @@ def wrap(
     if reference is not None:
         kept = _checked(model, *reference)
         try:
-            write_sealed(kept_at, "check", VERSION, kept, key=key)
+            if from_files:
+                write_sealed(kept_at, "check", VERSION, kept, key=key)
         except InterpError as error:
             warnings.warn(f"the check of {name} is not kept: {error}", stacklevel=3)
     if kept is not None:
@@ -339,7 +355,7 @@ def unwrapped(model: LanguageModel) -> Any:
     for name, buffer in copy.named_buffers():
         buffer.data = held[name].clone()  # rotary frequencies follow neither state dict nor dtype
     copy = copy.to(model.device)
-    if fingerprint(copy.state_dict(), copy.config.to_dict()) != model.hash:
+    if fingerprint(copy.state_dict(), copy.config.to_dict(), departures(copy)) != model.hash:
         raise InterpError(
             f"copying {model.name}",
             "its weights or configuration are not those that were loaded",

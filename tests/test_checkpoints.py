@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
-from interp.models.checkpoints import read_checkpoint
-from tests.families import VOCABULARY, tiny
+from interp.models.checkpoints import departures, read_checkpoint
+from tests.families import FAMILIES, OTHERS, VOCABULARY, tiny
 
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -254,14 +254,12 @@ def test_engine_sees_a_small_change_of_one_map(name, dtype):
     assert "on unit vectors" in wrap(model, name="x", check=False).engine_reason
 
 
-def test_parametrised_and_hooked_maps_are_not_read():
+def test_parametrised_maps_are_not_read():
     from torch.nn.utils.parametrizations import weight_norm
 
-    normed, hooked = tiny("llama"), tiny("llama")
+    normed = tiny("llama")
     weight_norm(normed.model.layers[0].mlp.up_proj)
-    hooked.model.layers[2].self_attn.v_proj.register_forward_hook(lambda m, i, out: out * 1.001)
-    for model in (normed, hooked):
-        assert "not exactly the plain module" in wrap(model, name="x", check=False).engine_reason
+    assert "not exactly the plain module" in wrap(normed, name="x", check=False).engine_reason
 
 
 def test_engine_check_looks_at_every_layer_and_token(monkeypatch):
@@ -295,6 +293,87 @@ def test_model_in_memory(saved):
     assert model.hash == load_model(str(saved[0])).hash
     with pytest.raises(InterpError, match="taken as it is"):
         load_model(tiny("llama"), dtype="bfloat16")
+
+
+def add_five(module, inputs, out):
+    return out + 5
+
+
+@pytest.mark.parametrize("path", ["", "model", "model.layers.1", "model.layers.1.self_attn.v_proj"])
+@pytest.mark.parametrize("attach", ["forward_hook", "forward_pre_hook", "full_backward_hook", ""])
+def test_what_is_attached_to_a_model_in_memory_is_refused(path, attach):
+    given = tiny("llama")
+    module = given.get_submodule(path)
+    if attach:
+        handle = getattr(module, f"register_{attach}")(add_five)
+    else:
+        plain, module.forward = module.forward, lambda *args, **options: plain(*args, **options)
+    with pytest.raises(InterpError, match=f"(?s){path or 'the model'} .*(hooks|forward of its)"):
+        load_model(given)
+    if attach:
+        handle.remove()
+        assert load_model(given).engine_reason is None
+
+
+class Shifted(t.models.llama.modeling_llama.LlamaDecoderLayer):
+    def forward(self, *args, **options):
+        return super().forward(*args, **options) + 5
+
+
+def as_subclass(model):
+    model.model.layers[1].__class__ = Shifted
+
+
+def with_other_frequencies(model):
+    model.model.rotary_emb.inv_freq *= 0.5
+
+
+def with_other_scale(model):
+    model.model.layers[0].self_attn.scaling *= 3
+
+
+def with_other_activation(model):
+    model.model.layers[0].mlp.act_fn = torch.nn.GELU()
+
+
+@pytest.mark.parametrize(
+    "change", [as_subclass, with_other_frequencies, with_other_scale, with_other_activation]
+)
+def test_model_that_computes_something_else_has_another_hash_and_check(change, saved):
+    """Same weights and configuration: neither its results nor its check are the plain model's."""
+    plain, given = load_model(str(saved[0])), tiny("llama")
+    change(given)
+    expected = logits(given)[:, -1]
+    model, prompt = load_model(given), [TOKENS[0].tolist()]
+    assert model.hash != plain.hash
+    torch.testing.assert_close(model.last_logits(prompt), expected, atol=1e-5, rtol=0)
+    assert (plain.last_logits(prompt) - expected).abs().max() > 1e-3
+    assert (model.decoder is None) == (change is as_subclass)
+    assert load_model(str(saved[0])).engine_reason is None
+
+
+def test_check_of_a_model_in_memory_is_not_kept(saved, monkeypatch):
+    """A wrong outcome, kept, would take the engine from the model of the same weights."""
+    with monkeypatch.context() as patch:
+        patch.setattr("interp.loading.check_engine", lambda *a: "wrong")
+        assert load_model(tiny("llama")).engine_reason == "wrong"
+    assert load_model(str(saved[0])).engine_reason is None
+    monkeypatch.setattr("interp.loading.check_engine", lambda *a: "wrong")
+    assert load_model(str(saved[0])).engine_reason is None  # the kept one
+    assert load_model(tiny("llama")).engine_reason == "wrong"
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "gemma3"])
+def test_object_is_loaded_once(name):
+    given = tiny(name)
+    load_model(given)
+    with pytest.raises(InterpError, match="loaded already"):
+        load_model(given)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *OTHERS])
+def test_plain_models_depart_in_nothing(name):
+    assert departures(tiny(name)) == []
 
 
 def test_revision_is_for_the_hub(saved):

@@ -8,12 +8,15 @@ which the model in memory would not be the one that was named.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 from interp.errors import InterpError, unknown
+from interp.files import content_key
 
 WRAPPERS = {r"^module\.": "", r"(^|\.)_orig_mod\.": r"\1"}
 """What DataParallel and torch.compile put before the names of tensors, and what to write for it."""
@@ -101,6 +104,64 @@ def text_model(model: Any) -> Any:
     text.model, text.lm_head = model.model.language_model, model.lm_head
     text.generation_config = model.generation_config
     return text.eval()
+
+
+def departures(model: Any) -> list[str]:
+    """Where a model differs from what its class and configuration give, its weights apart.
+
+    Compared are the modules' classes, their plain attributes and their buffers. A class from
+    outside torch and transformers cannot be known by its name: it is never twice the same.
+    """
+    import torch
+    from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights
+
+    plain: dict[str, Any] = {}
+    if _known(type(model)):
+        with torch.random.fork_rng(devices=[]), no_init_weights(), init_empty_weights():
+            plain = dict(type(model)(deepcopy(model.config)).named_modules())
+    found = []
+    for name, module in model.named_modules():
+        kind, other = type(module), plain.pop(name, None)
+        if not _known(kind):
+            found.append(f"{name} {kind.__module__}.{kind.__name__} {uuid.uuid4().hex}")
+        elif type(other) is not kind:
+            found.append(f"{name} {kind.__module__}.{kind.__name__}")
+        given, right = _attributes(module), {} if other is None else _attributes(other)
+        found += [f"{name}.{key} {given[key]!r}" for key in given if given[key] != right.get(key)]
+        found += [f"{name}.{key} absent" for key in right.keys() - given]
+        buffers = {} if other is None else other._buffers
+        for key, value in module._buffers.items():
+            if value is not None and not _same(value, buffers.get(key)):
+                found.append(f"{name}.{key} {content_key([str(value.dtype), value.tolist()])}")
+    return sorted(found) + [f"{name} absent" for name in sorted(plain)]
+
+
+def _known(kind: Any) -> bool:
+    """Whether a class, and its forward pass, are of torch or transformers."""
+    origins = (kind.__module__, kind.forward.__module__)
+    return all(origin.startswith(("torch.", "transformers.")) for origin in origins)
+
+
+def _attributes(module: Any) -> dict[str, Any]:
+    """The numbers, texts, switches and tuples of them that a module holds."""
+    passing = ("training", "gradient_checkpointing", "name_or_path")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name[0] != "_" and name not in passing and isinstance(value, int | float | str | tuple)
+    }
+
+
+def _same(buffer: Any, other: Any) -> bool:
+    """Whether two buffers agree to the rounding of a device."""
+    import torch
+
+    if other is None or other.is_meta or buffer.shape != other.shape:
+        return False
+    if not buffer.is_floating_point():
+        return torch.equal(buffer.cpu(), other.cpu())
+    return torch.allclose(buffer.cpu().double(), other.cpu().double(), rtol=1e-6, atol=0)
 
 
 def refuse_unmatched(

@@ -68,17 +68,49 @@ def _linear(module: Any) -> Linear:
 def _require_plain(module: Any, known: bool) -> None:
     """Refuse a module of another class, or one with something attached that changes its output."""
     kind = type(module)
-    attached = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    if (
-        not known
-        or attached
-        or not kind.__module__.startswith(("torch.nn.modules", "transformers"))
-    ):
+    own = not kind.__module__.startswith(("torch.nn.modules.", "transformers."))
+    if not known or own or _attached(module):
         raise InterpError(
             f"a fast engine with a {kind.__module__}.{kind.__name__}",
             "it is not exactly the plain module of its family",
             "merge adapters, or load plain weights; engine='hooks' still works",
         )
+
+
+def _attached(module: Any) -> str:
+    """What is attached to a module that changes its output or its gradient; "" for nothing."""
+    kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    for kind in kinds:
+        if getattr(module, f"_{kind}"):
+            return kind.replace("_", " ")
+    return "a forward of its own" if "forward" in vars(module) else ""
+
+
+def refuse_attached(model: nn.Module, name: str) -> None:
+    """Refuse a model that does not compute what its classes do, or that was loaded before.
+
+    What accelerate puts around the modules of a model spread over devices is let through.
+
+    Raises:
+        InterpError: hooks, a patched `forward`, or the modules of a bridge.
+    """
+    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+    for path, module in model.named_modules():
+        if isinstance(module, GeneralizedComponent):
+            raise InterpError(
+                f"loading {name}",
+                "this object was loaded already, which changed it",
+                "use the LanguageModel it gave, or load a new object",
+            )
+        if hasattr(module, "_hf_hook"):
+            continue
+        if found := _attached(module):
+            raise InterpError(
+                f"loading {name}",
+                f"{path or 'the model'} ({type(module).__name__}) has {found}",
+                "remove them first; hooks for a LanguageModel are given to intervene()",
+            )
 
 
 def _norm(module: Any) -> Norm:

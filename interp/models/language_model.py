@@ -427,14 +427,17 @@ def build_bridge(hf_model: Any) -> Any:
         ) from error
 
 
-def fingerprint(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+def fingerprint(
+    weights: Mapping[str, Tensor], config: Mapping[str, Any], apart: Sequence[str] = ()
+) -> str:
     """sha256 of a model's weights and configuration: the identity used in every key and result.
 
     Independent of the device; different for another dtype. Names of the configuration that say
     where a model came from, not what it computes, are left out; so is the implementation of
-    attention, which `interp.loading.wrap` makes "eager" for every model.
+    attention, which `interp.loading.wrap` makes "eager" for every model. `apart` is what else
+    the model computes with (`interp.models.checkpoints.departures`).
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("\n".join(apart).encode())
     passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")
     kept = {k: v for k, v in config.items() if k not in (*passing, "attn_implementation", "dtype")}
     digest.update(canonical_json(kept).encode())

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from interp import loading
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
+from interp.models import checkpoints
 from interp.models.checkpoints import departures, read_checkpoint
 from tests.families import FAMILIES, OTHERS, VOCABULARY, tiny
 
@@ -75,6 +77,32 @@ def test_tensors_missing_left_over_or_of_another_shape_are_named(saved, variant)
     renamed = {f"net.{name}": tensor for name, tensor in saved[2].items()}
     with pytest.raises(InterpError, match="missing.*left over"):
         read(variant(renamed))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "buffers"),
+    [
+        ("gpt2", "transformer.h.0.attn", ["bias", "masked_bias"]),
+        ("gpt-neo", "transformer.h.1.attn.attention", ["bias", "masked_bias"]),
+        ("gptj", "transformer.h.0.attn", ["bias", "masked_bias"]),
+        ("neox", "gpt_neox.layers.0.attention", ["bias", "masked_bias", "rotary_emb.inv_freq"]),
+        ("llama", "model.layers.0.self_attn", ["rotary_emb.inv_freq"]),
+    ],
+)
+def test_buffers_of_older_files_are_not_left_over(name, layer, buffers, tmp_path):
+    """Masks and rotary frequencies; a bias of a layer that the model has not is left over."""
+    model = tiny(name)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    for buffer in buffers:
+        tensors[f"{layer}.{buffer}"] = torch.ones(1, 1, 4, 4)
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert torch.equal(logits(read(str(tmp_path))[0]), logits(model))
+    tensors[f"{layer}.other.bias"] = torch.ones(4)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InterpError, match="1 left over"):
+        read(str(tmp_path))
 
 
 def test_tied_weights_and_buffers_are_not_missing(tmp_path):
@@ -206,6 +234,32 @@ def test_adapter_directory_is_base_and_adapter(saved, adapter):
     torch.testing.assert_close(found, adapter[1][:, -1], atol=1e-5, rtol=0)
 
 
+def test_adapter_is_merged_into_the_revision_it_names(adapter, tmp_path, monkeypatch):
+    about = json.loads((adapter[0] / "adapter_config.json").read_text())
+    about |= {"base_model_name_or_path": "someone/base", "revision": "v2"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    seen = []
+
+    def from_pretrained(**source):
+        seen.append(source)
+        raise OSError("no hub here")
+
+    monkeypatch.setattr(t.AutoConfig, "from_pretrained", from_pretrained)
+    with pytest.raises(InterpError, match="hub gave nothing"):
+        read(str(tmp_path))
+    assert [source["revision"] for source in seen] == ["v2"]
+
+
+def test_adapter_follows_the_device_map(adapter, monkeypatch):
+    seen, whole = [], checkpoints._read_model
+    monkeypatch.setattr(
+        checkpoints, "_read_model", lambda *given: (seen.append(given[-1]), whole(*given))[1]
+    )
+    model, _ = read_checkpoint(str(adapter[0]), dtype=torch.float32, device_map={"": "cpu"})
+    assert seen == [{"": "cpu"}]
+    torch.testing.assert_close(logits(model), adapter[1], atol=1e-5, rtol=0)
+
+
 def test_adapter_with_a_tensor_too_few_is_refused(adapter, tmp_path):
     tensors = load_file(adapter[0] / "adapter_model.safetensors")
     del tensors[sorted(tensors)[0]]
@@ -278,6 +332,19 @@ def test_engine_check_looks_at_every_layer_and_token(monkeypatch):
 
     monkeypatch.setitem(families._READERS, "LlamaForCausalLM", off)
     assert "residual stream before layer 1" in wrap(tiny("llama"), name="x").engine_reason
+
+
+def test_engine_check_compares_in_blocks_of_rows(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    found, expected = torch.randn(2, 7, 5, generator=generator)
+    whole = (found - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
+    held, double = [], torch.Tensor.double
+    monkeypatch.setattr(loading, "BLOCK", 10)
+    monkeypatch.setattr(torch.Tensor, "double", lambda x: (held.append(x.numel()), double(x))[1])
+    assert loading._row_gap(found, expected) == pytest.approx(float(whole.max()), rel=1e-6)
+    assert max(held) == 10
+    found[6, 2] = torch.nan
+    assert loading._row_gap(found, expected) != loading._row_gap(found, expected)
 
 
 # -- other sources ---------------------------------------------------------------------------

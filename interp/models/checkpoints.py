@@ -8,6 +8,7 @@ which the model in memory would not be the one that was named.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ from interp.files import content_key
 
 WRAPPERS = {r"^module\.": "", r"(^|\.)_orig_mod\.": r"\1"}
 """What DataParallel and torch.compile put before the names of tensors, and what to write for it."""
+
+_BUFFERS = r"(^|\.)(attn|attention|self_attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+"""Causal masks and rotary frequencies, which older files hold and the configuration gives."""
 
 _TEXT_CLASSES = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 _TOKENISER_FILES = ("*token*", "vocab.*", "merges.txt", "*.model")
@@ -55,7 +59,7 @@ def read_checkpoint(
         source |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     with _true_reason(name, known), _quiet():
         if (Path(name) / "adapter_config.json").exists():
-            return _with_adapter(Path(name), dtype)
+            return _with_adapter(Path(name), dtype, device_map)
         model = _read_model(name, source, dtype, device_map)
     return text_model(model), _read_tokenizer(name, source)
 
@@ -217,15 +221,27 @@ def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: An
         f"{tensor} {tuple(held)} for {tuple(wanted)}"
         for tensor, held, wanted in report["mismatched_keys"]
     ]
-    refuse_unmatched(name, report["missing_keys"], report["unexpected_keys"], shapes)
+    held = {re.sub(r"\d+", "N", tensor) for tensor, _ in model.named_parameters()}
+    left_over = [
+        tensor
+        for tensor in report["unexpected_keys"]
+        if not re.search(_BUFFERS, tensor)
+        or any(own.endswith(re.sub(r"\d+", "N", tensor)) for own in held)
+    ]
+    refuse_unmatched(name, report["missing_keys"], left_over, shapes)
     return model
 
 
-def _with_adapter(folder: Path, dtype: Any) -> tuple[Any, Any]:
+def _with_adapter(folder: Path, dtype: Any, device_map: Any) -> tuple[Any, Any]:
     import torch
 
     about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base, tokenizer = read_checkpoint(about["base_model_name_or_path"], dtype=torch.float32)
+    base, tokenizer = read_checkpoint(
+        about["base_model_name_or_path"],
+        dtype=torch.float32,
+        device_map=device_map,
+        revision=about.get("revision"),
+    )
     own = _read_tokenizer(str(folder), {"pretrained_model_name_or_path": str(folder)})
     return merge_adapter(base, folder, dtype), own or tokenizer
 

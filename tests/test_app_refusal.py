@@ -537,7 +537,7 @@ def test_no_survivor_is_an_explained_table(tmp_path):
     assert "none survives" in words(at)
     assert len(table_with(at, "bypass")) == 8
     at = visit("directions", candidates="selection_over-refusal")
-    assert "taken: position -1, layer 2" in words(at)
+    assert "taken: position -1, layer 3" in words(at)  # of all layers, the largest effect
     assert not np.isnan(numbers(charts(at)[0]["data"][0]["z"])[1]).any()  # coloured
 
 
@@ -675,6 +675,7 @@ def test_three_texts_side_by_side(chat):
     assert "may not hold" in at.warning[0].value
     named(at.text_area, "The prompt").set_value(text).run()
     named(at.slider, "Dose").set_value(4.0).run()
+    named(at.number_input, "New tokens").set_value(8).run()
     named(at.button, "Generate").click().run()
     assert not at.exception
     assert not at.error

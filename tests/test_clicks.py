@@ -203,7 +203,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     ),
     "picture": lambda: picture([[0.0, 0.0]], [EVIL], [True], notice=EVIL),
     "values_with_range": lambda: values_with_range(
-        [EVIL], {EVIL: [ONE]}, {EVIL: [ONE]}, x_title=EVIL
+        [EVIL], {EVIL: [ONE]}, {EVIL: [ONE | {"share": 0.5}]}, x_title=EVIL
     ),
     "layered_graph": lambda: layered_graph(
         [Node(label=EVIL, kind="head", x=0, y=0, data=(0,), text=hover_text(EVIL, EVIL, EVIL))],

@@ -288,10 +288,3 @@ def test_a_result_under_another_key_is_not_served(model, tmp_path):
     key = Finder(method="EAP").key(model, task)
     scored.save(findings_path(key), key="another")
     assert kept_findings(key) is None
-
-
-@pytest.mark.parametrize("name", ["a.json", "a.safetensors"])
-def test_facts_keep_their_order(tmp_path, name):
-    write_sealed(tmp_path / name, "order", 1, {"b": 1, "a": {"z": 0.5, "c": float("nan")}})
-    facts, _ = read_sealed(tmp_path / name, "order", 1)
-    assert [list(facts), list(facts["a"])] == [["b", "a"], ["z", "c"]]

@@ -211,13 +211,14 @@ def test_prompts_without_a_control_are_counted(family_models):
     ("queries", "keys", "message"),
     [
         ([7, 6], [(7,), (1,)], "7 is the query itself"),
-        ([7, 6], [(1,), (2, 8)], "before the query"),
+        ([7, 6], [(1,), (2, 8)], "it has 7 tokens"),
+        ([7, 4], [(1,), (2, 5)], "before the query"),
         ([7, 6], [(1,), (2, 2)], "each key once"),
-        ([7, 6], [(1,), (-2,)], "before the query"),
+        ([7, 6], [(1,), (-8,)], "it has 7 tokens"),
         ([9, 6], [(1,), (2,)], "it has 9 tokens"),
-        ([-1, 6], [(1,), (2,)], "query -1"),
+        ([-10, 6], [(1,), (2,)], "it has 9 tokens"),
         ([7, 6], [(1,), ()], "1 of them have no key"),
-        ([7], [(1,), (2,)], "1 queries"),
+        ([7], [(1,), (2,)], "1 for 2 prompts"),
     ],
 )
 def test_refusals(family_models, queries, keys, message):

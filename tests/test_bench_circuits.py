@@ -146,7 +146,10 @@ def test_places_of_peer_nodes_are_those_of_the_graph(model):
     assert graph.writers[_place(node("attn_head_out", 1, 1), 2, 1)] == "L1H1"
     assert graph.writers[_place(node("mlp_out", 1), 2, 1)] == "L1.mlp_out"
     for site in "qkv":
-        assert graph.readers[_place(node(f"{site}_input", 1, 1), 2, 3)] == f"L1H1.{site}"
+        assert (
+            graph.readers[_place(node(f"{site}_input", 1, 1), 2, 3)]
+            == f"L1{'H' if site == 'q' else 'KV'}1.{site}"
+        )
     assert graph.readers[_place(node("mlp_in", 0), 2, 3)] == "L0.mlp_out"
     assert graph.readers[_place(node("logits", 1), 2, 3)] == "logits"
 

@@ -135,7 +135,7 @@ def test_ablated_runs_of_too_few_tokens_are_refused(family_models):
     for where in (3, "all"):
         with pytest.raises(InterpError, match="kept runs"):
             AblatedRuns(runs=runs, ablation=made, where=where)
-    ablated = AblatedRuns(runs=runs, ablation=made)
+    ablated = AblatedRuns(runs=runs, ablation=made, where=1)
     with pytest.raises(InterpError, match="read the last"):
         run_with_cache(model, PROMPTS, sites=["z"], positions=AT, runs=ablated)
     with pytest.raises(InterpError, match="patterns"):

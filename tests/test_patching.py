@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,7 +301,7 @@ def test_joint_patching_equals_interventions(family, any_gap):
         ({"layers": [7]}, "0 to 2"),
         ({"layers": []}, "0 to 2"),
         ({"layers": ["0"]}, "whole numbers"),
-        ({"positions": []}, "positions is empty"),
+        ({"positions": []}, "positions=\\[\\]: none"),
         ({"positions": "nowhere"}, "known here"),
         ({"source": "median"}, "mean"),
         ({"source": "mean"}, "no reference prompts"),
@@ -328,7 +329,7 @@ def test_a_mean_is_over_the_reference_and_kept_by_it(family_models, any_gap):
     found = [activation_patching(model, task, reference=r, **options) for r in (one, two, one)]
     assert np.array_equal(found[0].effects, found[2].effects)
     assert np.abs(found[0].effects - found[1].effects).max() > 1e-4
-    assert found[0].provenance.call.endswith("source='mean', reference=reference)")
+    assert found[0].provenance.call.endswith("source='mean', reference=own_reference)")
     # By hand: the mean over all tokens of the reference's runs, in place of every layer's MLP.
     encoded, kept = one.encode(model), []
     assert encoded.corrupted is not None
@@ -444,7 +445,8 @@ def test_an_estimate_goes_by_the_last_run(monkeypatch):
     assert not first.timed
     assert "between" in first.words or first.words == "seconds"
     clock = iter([100.0, 142.0])
-    monkeypatch.setattr("interp.patching.time.perf_counter", lambda: next(clock))
+    watch = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("interp.patching.time", watch)
     activation_patching(model, task, **arguments)
     second = cost(model, request)
     assert (second.timed, second.words) == (True, "about 42 s")

@@ -159,7 +159,7 @@ def test_edges_by_place_are_counted_and_named(tmp_path):
     assert circuit.anywhere().edges() == ["L0H1->L1KV1.k", "L1H2->logits"]
     again = PositionedCircuit.load(circuit.save(tmp_path / "two").with_suffix(""))
     assert (again.hash, again.places, again.name) == (circuit.hash, places, "two")
-    with pytest.raises(InterpError, match="format"):
+    with pytest.raises(InterpError, match="its kind is"):
         Circuit.load(tmp_path / "two")
     whole = PositionedCircuit.everywhere(Circuit(graph=graph, mask=graph.mask()), places)
     assert whole.share == 1

@@ -497,7 +497,11 @@ def test_bad_input_is_refused(family_models, noisy):
         glu_vectors(model, 0, 48)
     with pytest.raises(InterpError, match="inside the prompt"):
         glu_activations(model, PROMPTS, [9, 0, 0, 0], ["L0N0"])
-    refused = {"all": "not one per prompt", (-1,) * 5: "5 for 4 prompts", (0,) * 3: "3 for 4 prompts"}
+    refused = {
+        "all": "not one per prompt",
+        (-1,) * 5: "5 for 4 prompts",
+        (0,) * 3: "3 for 4 prompts",
+    }
     for places, message in refused.items():
         with pytest.raises(InterpError, match=message):
             glu_activations(model, PROMPTS, places, ["L0N0"])

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from interp.errors import InterpError
 from interp.loading import FAMILY_TABLE, LanguageModel, wrap
 from interp.prompts import PromptPair, Task
+from interp.tasks.taboo import PROVENANCE
 
 VOCABULARY = 97
 _SIZE = {
@@ -212,4 +213,5 @@ def true_double():
 
 if __name__ == "__main__":
     rows = [record(name, wrapped(name)) for name in (*FAMILIES, *OTHERS)]
-    FAMILY_TABLE.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    table = {"provenance": PROVENANCE, "families": rows}
+    FAMILY_TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

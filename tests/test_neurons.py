@@ -145,7 +145,7 @@ def test_an_evaluation_comes_back(family_models, tmp_path, any_gap):
     table = found.to_dataframe()
     assert list(table["neurons"]) == list(found.sizes)
     assert list(table["faithfulness"]) == pytest.approx(list(found.faithfulness))
-    with pytest.raises(InterpError, match="use NeuronEvaluation.load"):
+    with pytest.raises(InterpError, match="its kind is 'NeuronEvaluation'"):
         Evaluation.load(path)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(InterpError, match="damaged"):

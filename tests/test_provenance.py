@@ -31,6 +31,7 @@ ORIGINS = {
     "experiments/results/*.json": "measured here",
     "experiments/results/*.txt": "measured here",
     "experiments/notebooks/*.ipynb": "run here",
+    "tests/data/replies.jsonl": "written here, of harmless requests",
     "tests/data/eap_ig_circuit.*": "random scores, written by hannamw/EAP-IG",
     "tests/refusal_scores.csv": "published scores, Apache-2.0, numbers only",
     "constraints.txt": "versions of packages",
@@ -44,6 +45,7 @@ ALLOWED = {
     "interp/data/taboo.json": KITCHEN,
     "interp/weights/refusal-tiny/tokenizer.json": KITCHEN,
     "tests/test_taboo.py": KITCHEN,
+    "tests/data/replies.jsonl": Counter({HARM[25]: 2}),  # how long a good one is
 }
 """Words of the list that a file may hold, and how often."""
 

@@ -110,9 +110,9 @@ def steer_at_trigger(
     """The greedy text of every prompt, before and after vectors are added where a trigger fires.
 
     `vectors`, `scale` and `layers` are those of `vector_steering`; `trigger`, `where` and `stop`
-    those of `interp.generate`, but for the default: the token after a trigger is taken from a run in
-    which the triggered token is steered (the last `where` tokens; "all" for every token), on top of
-    the plain run's past. Without a trigger every token is taken from such a run.
+    those of `interp.generate`, but for the default: the token after a trigger is taken from a run
+    in which the triggered token is steered (the last `where` tokens; "all" for every token), on top
+    of the plain run's past. Without a trigger every token is taken from such a run.
 
     Raises:
         InterpError: see `vector_steering` and `interp.generate`.

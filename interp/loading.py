@@ -406,10 +406,7 @@ BLOCK = 2**24
 
 
 def _row_gap(found: Any, expected: Any) -> float:
-    """The largest |found - expected| / |expected| of a row; both (rows, width). NaN if any is.
-
-    A row shorter than a thousandth of the longest counts as that long: rounding has no share of it.
-    """
+    """The largest |found - expected| / |expected| of a row; both (rows, width). NaN if any is."""
     import torch
 
     rows = max(1, BLOCK // expected.shape[-1])
@@ -418,7 +415,7 @@ def _row_gap(found: Any, expected: Any) -> float:
         own, theirs = own.cpu().double(), theirs.cpu().double()  # MPS has no float64
         gaps.append((own - theirs).norm(dim=-1))
         sizes.append(theirs.norm(dim=-1))
-    size = torch.cat(sizes)
+    size = torch.cat(sizes)  # a row that is all but zero is rounding
     return float((torch.cat(gaps) / size.clamp(min=max(1e-3 * float(size.max()), 1e-30))).max())
 
 

@@ -638,7 +638,7 @@ def test_bad_requests_are_refused(family_models, monkeypatch):
         ({"method": "EAP-IG-inputs", "rule": "simpson"}, "midpoint"),
         ({"method": "EAP-IG-inputs", "steps": 0}, "too few"),
         ({"method": "EAP-IG-inputs", "rule": "trapezoid", "steps": 1}, "too few"),
-        ({"budget_gb": 0}, "positive"),
+        ({"budget_gb": 0}, "greater than 0"),
         ({"method": "information-flow-routes", "direction": "denoise"}, "clean run"),
         ({"cancelled": lambda: True}, "stopped after 0"),
     ):

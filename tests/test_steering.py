@@ -600,7 +600,7 @@ def test_losses_of_texts_feel_the_steering(family):
     assert tails[0] == plain[0]
     assert abs(tails[1] - plain[1]) > 1e-4
     for bad in ([1, 1], [0, 1, 1, 1], [1, 1, 1, len(texts[3])]):
-        with pytest.raises(InterpError, match="one start for each text"):
+        with pytest.raises(InterpError, match="for each text|inside the prompt"):
             text_losses(family, texts, starts=bad)
     added = add_direction(family, direction(family, scale=9.0))
     with steer(family, added.gated([1, 0, 1, 1]), texts):

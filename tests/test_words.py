@@ -140,7 +140,6 @@ def test_refusals(switch, speller):
         ((prompt, ("yes",), ("yes",)), "in both"),
         ((prompt, (), ("no",)), "empty"),
         (([], ("yes",), ("no",)), "no prompts"),
-        ((prompt[0], ("yes",), ("no",)), "one text"),
         ((prompt, ("yes",), ("banana",)), "none of.*banana"),
     ]
     for arguments, message in refused:

@@ -50,8 +50,9 @@ def places_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str
             )
         return (*map(str, range(lengths.pop() - 1)), LAST)
     names = [LAST if place == -1 else place for place in listed(positions)]
-    if [place for place in names if isinstance(place, int) and not isinstance(place, bool)]:
-        if len(names) > 1 or names[0] < 0:
+    numbers = [place for place in names if isinstance(place, int) and not isinstance(place, bool)]
+    if numbers:
+        if len(names) > 1 or numbers[0] < 0:
             raise InterpError(
                 f"places of a circuit at {positions!r}",
                 "numbers that are other places in other prompts",

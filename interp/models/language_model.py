@@ -154,8 +154,10 @@ class LanguageModel:
         """The special tokens that the tokeniser puts before and after every text."""
         if self.tokenizer is None:
             return (), ()
+        words = self.tokenizer.get_vocab().keys() - set(self.tokenizer.all_special_tokens)
+        word = "a" if "a" in words or not words else min(words)
         whole, bare = (
-            tuple(self.tokenizer("a", add_special_tokens=special)["input_ids"])
+            tuple(self.tokenizer(word, add_special_tokens=special)["input_ids"])
             for special in (True, False)
         )
         for n in range(len(whole) - len(bare) + 1):

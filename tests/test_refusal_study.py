@@ -17,7 +17,7 @@ from interp.cases import Case, cases_from, dataset_cases, deal, read_cases, tabo
 from interp.cli import app
 from interp.directions import load_directions
 from interp.errors import InterpError
-from interp.files import file_sha256
+from interp.files import file_sha256, json_text
 from interp.judge_rules import rules_verdict
 from interp.judging import REFUSALS, RULES, SUBSTRING_JUDGE, judge_named, user_judge
 from interp.over_refusal import SIDES

@@ -17,7 +17,7 @@ from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_littl
 from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
-from interp.inputs import Columns, listed
+from interp.inputs import Columns, as_positions, listed
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
 from interp.references import batches_of, mean_values
@@ -96,9 +96,9 @@ def attribution_patching(
         source=source,
         reference=reference,
         direction=direction,
-        positions=positions,
-        layers=None if layers is None else tuple(layers),
-        components=None if components is None else tuple(components),
+        positions=as_positions(positions),
+        layers=None if layers is None else tuple(listed(layers)),
+        components=None if components is None else tuple(listed(components)),
     )
     return _attribute(model, task, ask, budget_gb=budget_gb, progress=progress, cancelled=cancelled)
 
@@ -183,9 +183,9 @@ def atp_star(
         source=source,
         reference=reference,
         direction=direction,
-        positions=positions,
-        layers=None if layers is None else tuple(layers),
-        components=None if components is None else tuple(components),
+        positions=as_positions(positions),
+        layers=None if layers is None else tuple(listed(layers)),
+        components=None if components is None else tuple(listed(components)),
         fix=qk_fix and site in ("q", "k"),
         drop=grad_drop,
     )

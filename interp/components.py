@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
-from typing import Literal
+from typing import Any, Literal
 
 from interp.errors import InterpError, unknown
 
@@ -116,14 +116,38 @@ class Component:
         return cls(layer, site, index)
 
 
-def within(wanted: Iterable[int] | None, size: int, what: str, owner: str) -> list[int]:
-    """Sorted layer, head or neuron numbers, all of them for None.
+def whole(value: Any) -> int:
+    """One whole number of any library as Python's.
+
+    Raises:
+        TypeError: anything else, among it a boolean, or an array with axes.
+    """
+    kind = str(getattr(value, "dtype", ""))
+    if isinstance(value, bool) or "bool" in kind or getattr(value, "ndim", 0):
+        raise TypeError(f"{value!r} is not one whole number")
+    try:
+        return index(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{value!r} is not one whole number") from error
+
+
+def alone(given: Any) -> bool:
+    """Whether it is one thing: a string, or what has no items."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return one or getattr(given, "ndim", 1) == 0
+
+
+def within(wanted: Iterable[int] | int | None, size: int, what: str, owner: str) -> list[int]:
+    """Sorted layer, head or neuron numbers, one or several, all of them for None.
 
     Raises:
         InterpError: nothing is asked for, a number that does not exist, or not a whole number.
     """
     try:
-        numbers = list(range(size)) if wanted is None else sorted({index(i) for i in wanted})
+        if isinstance(wanted, bytes | dict):
+            raise TypeError(f"{wanted!r:.60} is no list of numbers")
+        given: Any = range(size) if wanted is None else [wanted] if alone(wanted) else wanted
+        numbers = sorted({whole(i) for i in given})
     except TypeError as error:
         raise InterpError(f"{what}s of {owner}", str(error), "give whole numbers") from error
     if not numbers or numbers[0] < 0 or numbers[-1] >= size:

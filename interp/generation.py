@@ -17,6 +17,7 @@ from interp.inputs import listed, texts_of
 from interp.intervened import intervened_texts
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt, Task
+from interp.schema import Count, checked
 from interp.text_runs import ChangedText, Generation, Progress, TextRun, in_batches
 
 
@@ -97,7 +98,7 @@ def generate_each(
         InterpError: see `generate`.
     """
     encoded = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
-    stop = listed(stop)
+    stop, rows = listed(stop), checked(Count, rows, "rows decoded together")
     with model.lock:
         if model.active and ablations == [None]:
             options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
@@ -107,8 +108,8 @@ def generate_each(
     )
     model.require_decoder("generating")
     fires = _trigger(model, trigger)
-    if where != "all" and where < 1:
-        raise InterpError(f"where={where}", "no tokens", "give 1 or more, or 'all'")
+    if where != "all":
+        where = checked(Count, where, "where, other than 'all'")
     for ablation in filter(None, ablations):
         ablation.require(len(encoded), where)
     every = [ablation for ablation in ablations if ablation is not None]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
-from operator import index
 from typing import TYPE_CHECKING, Any, Protocol
 
+from interp.components import alone, whole
 from interp.errors import InterpError
 from interp.metrics import Metric, metric_named
 from interp.positions import Mark, Prompt, TokenizedPrompt, resolve
@@ -46,9 +46,37 @@ class Tokenizes(Protocol):
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
 
 
-def listed(given: Any) -> list[Any]:
-    """Several things as a list; a string, or anything that cannot be listed, is one thing."""
-    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+def listed(given: Any, *, asked: str = "one thing or several") -> list[Any]:
+    """Several things as a list; a string, or anything that cannot be listed, is one thing.
+
+    Raises:
+        InterpError: bytes or a dictionary, whose items are not what was meant.
+    """
+    if isinstance(given, bytes | dict):
+        found = f"{type(given).__name__}: {given!r:.60}"
+        raise InterpError(asked, found, "give a text, or a list")
+    return [given] if alone(given) else list(given)
+
+
+def as_positions(positions: Any) -> Any:
+    """Positions as they are kept: a name, a number, or a list of names and numbers.
+
+    Raises:
+        InterpError: they hold something else.
+    """
+    found = [one if isinstance(one, str) else _number(one) for one in listed(positions)]
+    return found[0] if alone(positions) else found
+
+
+def _number(position: Any) -> int:
+    try:
+        return whole(position)
+    except TypeError as error:
+        raise InterpError(
+            f"position {position!r}",
+            "neither a name nor a whole number",
+            "give a name such as 'last', or a token index, negative from the end",
+        ) from error
 
 
 def texts_of(prompts: Task | Prompt | Iterable[Prompt]) -> list[Prompt]:
@@ -56,13 +84,12 @@ def texts_of(prompts: Task | Prompt | Iterable[Prompt]) -> list[Prompt]:
     if (pairs := getattr(prompts, "pairs", None)) is not None:
         return [pair.clean for pair in pairs]
     found = listed(prompts)
-    return [tuple(map(index, found))] if found and all(map(_whole, found)) else found
+    return [tuple(found)] if found and all(map(_whole, found)) else found
 
 
 def rows_of(model: Tokenizes, prompts: Task | Prompt | Iterable[Prompt]) -> list[tuple[int, ...]]:
-    """Prompts in token ids: texts through the tokeniser, ids as they are."""
-    texts = texts_of(prompts)
-    return [model.tokenize(t).tokens if isinstance(t, str) else tuple(t) for t in texts]
+    """Prompts in token ids, checked; see `interp.LanguageModel.tokenize`."""
+    return [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
 
 
 def marks_of(prompts: Any) -> list[dict[str, Mark]] | None:
@@ -81,20 +108,14 @@ def place_of(
     """
     if isinstance(position, str):
         return resolve(position, prompt, dict(marks), label)
-    n = len(prompt.tokens)
-    if not _whole(position):
-        raise InterpError(
-            f"position {position!r} of {label}",
-            "neither a name nor a whole number",
-            "give a name such as 'last', or a token index, negative from the end",
-        )
+    n, position = len(prompt.tokens), _number(position)
     if not -n <= position < n:
         raise InterpError(
             f"position {position} of {label}",
             f"it has {n} tokens",
             f"give a position inside the prompt, {-n} to {n - 1}",
         )
-    return index(position) % n
+    return position % n
 
 
 def each_of(positions: Positions, n: int, label: str = "prompt") -> list[str | int]:
@@ -103,9 +124,9 @@ def each_of(positions: Positions, n: int, label: str = "prompt") -> list[str | i
     Raises:
         InterpError: a list of another length.
     """
-    if isinstance(positions, str) or _whole(positions):
-        return [positions] * n  # type: ignore[list-item]
-    found = listed(positions)
+    found = as_positions(positions)
+    if not isinstance(found, list):
+        return [found] * n
     if len(found) != n:
         raise InterpError(
             f"positions={found[:5]}",
@@ -144,6 +165,7 @@ def columns_of(
     Raises:
         InterpError: none, one twice, names and numbers mixed, or a token that a prompt lacks.
     """
+    positions = as_positions(positions)
     found = listed(positions)
     names = [item for item in found if isinstance(item, str)]
     if not found or len(set(names)) < len(names) or len(names) not in (0, len(found)):
@@ -154,9 +176,8 @@ def columns_of(
         )
     if names:
         return tuple(names), [places_of(n, task.prompts, task.marks, label="pair") for n in names]
-    alone = positions if _whole(positions) else found
     same = found[0] if len(set(found)) == 1 else "given"
-    return (str(same),), [places_of(alone, task.prompts, task.marks, label="pair")]  # type: ignore
+    return (str(same),), [places_of(positions, task.prompts, task.marks, label="pair")]  # type: ignore
 
 
 def flags_of(labels: Flags, n: int) -> np.ndarray:
@@ -213,10 +234,7 @@ class EncodedTaskLike(Protocol):
 
 def _whole(value: Any) -> bool:
     """Whether it is one whole number."""
-    if isinstance(value, bool):
-        return False
     try:
-        index(value)
-    except (TypeError, ValueError, RuntimeError):
+        return isinstance(whole(value), int)
+    except TypeError:
         return False
-    return True

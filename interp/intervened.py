@@ -47,6 +47,8 @@ def intervened_texts(
             cached &= len(ours) == len(found) and at[1] in CHANGEABLE
             cached &= all(hook.intervention.by_token for hook in ours)
             hooks.setdefault(at, []).extend(ours)
+            for hook in ours:
+                hook.intervention.require(len(prompts))
     if cached:
         return in_batches(
             lambda: IntervenedText(model, hooks, stop),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interp.components import SITES, Component
 from interp.errors import InterpError
-from interp.inputs import Positions, listed, marks_of, place_of, texts_of
+from interp.inputs import Positions, as_positions, each_of, listed, marks_of, place_of, texts_of
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.positions import Mark, TokenizedPrompt
 from interp.prompts import Prompt, Task
@@ -38,6 +38,14 @@ class Intervention:
     positions: Positions
     reads: bool = False
     by_token: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", as_positions(self.positions))
+
+    def require(self, n: int) -> None:
+        """Refuse a list of positions for another number of prompts than n."""
+        if not isinstance(self.positions, str | int):
+            each_of(self.positions, n)
 
 
 @dataclass(kw_only=True)
@@ -273,6 +281,7 @@ class InterventionHook:
 
     def __call__(self, value: Tensor, batch: Batch) -> Tensor:
         """The site with the component changed in every row."""
+        self.intervention.require(batch.total)
         changed = value.clone()
         for row, prompt in enumerate(batch.prompts.tolist()):
             first, length = int(batch.first[row]), int(batch.lengths[row])
@@ -301,7 +310,7 @@ class InterventionHook:
         where, label = self.intervention.positions, f"prompt {prompt}"
         if isinstance(where, str) and where == "all":
             return list(range(len(tokens)))
-        if not isinstance(where, str) and isinstance(where, Sequence):
+        if not isinstance(where, str | int):
             if prompt >= len(where):
                 raise InterpError(
                     f"the position of {label}", f"{len(where)} given", "give one each"

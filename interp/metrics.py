@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InterpError, unknown
+from interp.schema import Level, checked
 
 
 class Readout(Protocol):
@@ -273,6 +274,7 @@ def ratio_of_means(
     """
     from scipy import stats
 
+    level = checked(Level, level, "the level of an interval")
     part = np.asarray(part, dtype=float)
     whole = np.ones(len(part)) if whole is None else np.asarray(whole, dtype=float)
     if groups is not None:

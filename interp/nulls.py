@@ -11,6 +11,7 @@ import numpy as np
 from interp.components import SITES, Axis, Component
 from interp.errors import InterpError, unknown
 from interp.metrics import Estimate, group_numbers, ratio, ratio_of_means, skewness_of, summed
+from interp.schema import Index, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,6 +264,7 @@ def selection_test(
 ) -> SelectionTest:
     """What `Scores.null` says: effects (n, cells), gaps (n,), near(cell) -> (cells,) alike."""
     n, size = effects.shape
+    k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
     numbers = group_numbers(range(n) if groups is None else groups, n)
     units = int(numbers.max()) + 1
     if units < 4 or not 1 <= k <= size:

@@ -16,7 +16,7 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import Cancelled, LogitsOf, Progress
 from interp.errors import InterpError, unknown
-from interp.inputs import Columns, columns_of, listed
+from interp.inputs import Columns, as_positions, columns_of, listed
 from interp.keys import result_key
 from interp.metrics import Metric
 from interp.models.language_model import HOOKED, LanguageModel
@@ -104,7 +104,7 @@ def path_patching(
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
     refuse_equal(runs, task)
-    receivers = listed(receivers)
+    receivers, positions = listed(receivers), as_positions(positions)
     wanted = _parse_receivers(model, receivers)
     model.refuse_changed("path patching", HOOKED)
     chosen = within(layers, model.n_layers, "layer", model.name)

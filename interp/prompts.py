@@ -69,7 +69,8 @@ class PromptPair:
         if self.corrupted is not None:
             kept["corrupted"] = as_prompt(self.corrupted, "the corrupted prompt of a pair")
         for name in ("answers", "wrong"):
-            kept[name] = checked(_Answers, listed(getattr(self, name)), f"{name} of a pair")
+            asked = f"{name} of a pair"
+            kept[name] = checked(_Answers, listed(getattr(self, name), asked=asked), asked)
         kept["positions"] = checked(_Marks, self.positions, "positions of a pair")
         for name, value in kept.items():
             object.__setattr__(self, name, value)
@@ -180,7 +181,7 @@ class Task:
 
     def first(self, n: int) -> Task:
         """The first n pairs."""
-        checked(Count, n, "the first pairs of a task")
+        n = checked(Count, n, "the first pairs of a task")
         return replace(self, pairs=self.pairs[:n], source=self._then(f"first({n})"))
 
     @property

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import Parameter, signature
-from operator import index
 from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -31,15 +30,26 @@ from pydantic import (
     create_model,
 )
 
+from interp.components import whole
 from interp.errors import InterpError, unknown
+
+
+def _index(value: Any) -> Any:
+    """A whole number of another library as Python's; other things pass unchanged."""
+    try:
+        return whole(value)
+    except TypeError:
+        return value
+
 
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1), BeforeValidator(_index)]
+Whole = Annotated[int, Field(ge=0), BeforeValidator(_index)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Level = Annotated[float, Field(gt=0, lt=1)]
 Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 """A text that has UTF-8: no half of a pair of surrogates."""
 
@@ -47,14 +57,6 @@ Text = Annotated[str, Field(min_length=1)]
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _DIGITS = re.compile(r"-?[0-9]{1,18}")
-
-
-def _index(value: Any) -> Any:
-    """A whole number of another library as Python's; other things pass unchanged."""
-    try:
-        return value if isinstance(value, bool) else index(value)
-    except TypeError:
-        return value
 
 
 def is_whole(text: str) -> bool:
@@ -93,7 +95,8 @@ class Settings:
     """A dataclass of settings whose annotations are checked whenever one is made."""
 
     def __post_init__(self) -> None:
-        check_arguments(type(self), vars(self), "settings")
+        for name, value in check_arguments(type(self), vars(self), "settings").items():
+            object.__setattr__(self, name, value)
 
 
 def checked(kind: Any, value: Any, asked: str, *, typed: bool = False) -> Any:
@@ -110,13 +113,16 @@ def checked(kind: Any, value: Any, asked: str, *, typed: bool = False) -> Any:
         raise _refused(error, value, asked, getattr(kind, "model_fields", {})) from error
 
 
-def check_arguments(owner: Callable[..., Any], given: Mapping[str, Any], asked: str) -> None:
-    """Refuse values that the annotated keyword arguments of a function or dataclass do not allow.
+def check_arguments(
+    owner: Callable[..., Any], given: Mapping[str, Any], asked: str
+) -> dict[str, Any]:
+    """The values given, as the annotated keyword arguments of a function or dataclass say.
 
     Raises:
         InterpError: an unknown name, another type, or out of range.
     """
-    checked(_arguments(owner), dict(given), asked)
+    found = checked(_arguments(owner), dict(given), asked)
+    return {name: getattr(found, name) for name in given}
 
 
 def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
@@ -128,10 +134,9 @@ def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
     if isinstance(value, str):
         return checked(Unicode, value, asked)
     try:
-        items = list(value)
-        if isinstance(value, bytes | dict) or any(isinstance(item, bool) for item in items):
+        if isinstance(value, bytes | dict):
             raise TypeError
-        return tuple(map(index, items))
+        return tuple(map(whole, value))
     except (TypeError, RuntimeError) as error:
         found = f"{_SHORT.repr(value)}, neither a text nor whole numbers"
         raise InterpError(asked, found, "give a text, or a tuple of token ids") from error
@@ -260,7 +265,7 @@ def _refused(
     error: ValidationError, value: Any, asked: str, fields: Mapping[str, Any]
 ) -> InterpError:
     """The first thing that is wrong, in the words of the package."""
-    first = error.errors(include_url=False)[0]
+    first, *others = error.errors(include_url=False)
     where = [str(part) for part in first["loc"][:1]]
     name = where[0] if where else ""
     if first["type"] == "extra_forbidden":
@@ -276,7 +281,10 @@ def _refused(
     if first["type"] == "string_unicode" or "surrogates" in first["msg"]:
         shown += ", with half of a pair of surrogates"
     described = fields[name].description if name in fields else None
-    return InterpError(asked, shown, f"write {described or _wanted(first['msg'])}")
+    # What may be of several kinds is refused once by each.
+    alike = [first, *(one for one in others if one["loc"][:1] == first["loc"][:1])]
+    wanted = " or ".join(dict.fromkeys(_wanted(one["msg"]) for one in alike))
+    return InterpError(asked, shown, f"write {described or wanted}")
 
 
 def _wanted(message: str) -> str:
@@ -285,4 +293,5 @@ def _wanted(message: str) -> str:
         return "text in UTF-8"
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
     message = message.replace("a valid integer", "a whole number")
+    message = message.replace("a valid string", "a text")
     return re.sub(r"^(greater|less) than", r"a value \1 than", message)

@@ -17,6 +17,7 @@ from interp.inputs import listed
 from interp.metrics import Estimate, Ratio, ratio_estimate, ratio_of_means
 from interp.nulls import DRAWS, SelectionTest, oriented, selection_test
 from interp.records import Record
+from interp.schema import Count, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ class Scores(Record):
         Raises:
             InterpError: an unknown ranking.
         """
-        flat = self.values.ravel()
+        flat, k = self.values.ravel(), checked(Count, k, "the strongest cells")
         order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
         ranked = []
         for rank, place in enumerate(order.tolist(), 1):
@@ -292,6 +293,7 @@ class Scores(Record):
             )
         from scipy.stats import rankdata
 
+        k = checked(Count, k, "the strongest cells")
         left, right = self.values.ravel(), other.values.ravel()
         tops = [set(np.argsort(-np.abs(v), kind="stable")[:k].tolist()) for v in (left, right)]
         return {

@@ -13,7 +13,7 @@ from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.errors import InterpError, unknown
 from interp.files import versions
-from interp.inputs import Columns, columns_of, listed
+from interp.inputs import Columns, as_positions, columns_of, listed
 from interp.metrics import Metric, Targets, is_shipped
 from interp.models.language_model import LanguageModel
 from interp.positions import first_difference
@@ -85,7 +85,7 @@ def make_request(
 ) -> Request:
     """Check a sweep's arguments and lay out its cells. See `activation_patching`."""
     model.require_site(site)
-    by = [str(axis) for axis in listed(by)]
+    by, positions = [str(axis) for axis in listed(by)], as_positions(positions)
     if source not in ("other", "zero", "mean"):
         raise unknown("source", source, ("other", "zero", "mean"))
     if source == "mean" and site == "pattern":
@@ -314,7 +314,7 @@ def _cells(
 
 def spelled_positions(positions: Columns) -> str:
     """Positions as the caller gave them, as Python."""
-    return repr(list(positions) if not isinstance(positions, str | int) else positions)
+    return repr(as_positions(positions))
 
 
 def spelled_source(request: Request) -> dict[str, str]:

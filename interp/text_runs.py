@@ -15,6 +15,7 @@ from interp.engine.forward import Runner
 from interp.engine.memory import keep_freed_memory
 from interp.errors import InterpError
 from interp.models.language_model import LanguageModel
+from interp.schema import Index, checked
 
 Progress = Callable[[int, int], None]
 
@@ -73,7 +74,7 @@ def require_room(
     Raises:
         InterpError: no whole number of tokens, none asked for, or more than there is room for.
     """
-    if max_new_tokens < 1:
+    if checked(Index, max_new_tokens, "max_new_tokens") < 1:
         raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     longest = max(map(len, prompts), default=0) + max_new_tokens
     decoder = model.decoder

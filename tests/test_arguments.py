@@ -16,6 +16,7 @@ from interp.ablation import make_ablation, random_like, site_values
 from interp.bench_circuits import bench_circuits
 from interp.chat import PLAIN
 from interp.circuits.evaluation import evaluate
+from interp.circuits.finding import Finder
 from interp.circuits.full import evaluate_fully
 from interp.circuits.narrowing import narrow, narrow_curve
 from interp.circuits.neurons import evaluate_neurons
@@ -803,6 +804,123 @@ def test_positions_are_read_alike(model, task):
         for bad in ([6], [], ["last", 3], 7, "nowhere", ["last", "last"]):
             with pytest.raises(InterpError):
                 call(bad)
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [[1.5, 2]],
+        [[True, 2]],
+        [True, 2],
+        [[1, 999999]],
+        [[1, -1]],
+        ["a", 5],
+        [[]],
+        b"Hello",
+        [b"Hello"],
+        {"b": 1},
+    ],
+)
+def test_prompts_are_checked_on_every_way_in(model, prompts):
+    for call in (
+        model.last_logits,
+        lambda rows: list(model.run(rows)),
+        lambda rows: interp.ablate(model, rows, make_ablation(model, ["L0H1"]), tokens=[1]),
+        lambda rows: site_values(model, rows, [(0, "z")]),
+        lambda rows: interp.run_with_cache(model, rows, sites="z"),
+        lambda rows: interp.generate(model, rows, max_new_tokens=1),
+    ):
+        with pytest.raises(InterpError):
+            call(prompts)
+
+
+def test_positions_are_kept_as_plain_names_and_numbers(model, task):
+    """Whatever numbers they are given in, one or several, and however often they can be read."""
+    one = (np.int64(-1), np.array(-1), torch.tensor(-1))
+    several = (
+        np.array([3, 3, 3, 2]),
+        torch.tensor([3, 3, 3, 2]),
+        (np.int64(3), 3, torch.tensor(3), 2),
+        (place for place in (3, 3, 3, 2)),
+    )
+    for ways, plain in ((one, -1), (several, [3, 3, 3, 2])):
+        for way in ways:
+            kept = zero("L0H1", positions=way).positions
+            assert kept == plain
+            assert {type(place) for place in np.ravel(kept).tolist()} == {int}
+            assert type(kept) is type(plain)
+        expected = interp.activation_patching(model, task, positions=plain)
+        assert f"positions={plain!r}" in expected.provenance.call
+        for way in (*ways[:3], *([iter(plain)] if isinstance(plain, list) else [])):
+            found = interp.activation_patching(model, task, positions=way)
+            assert found.provenance.call == expected.provenance.call
+            assert same(found.effects, expected.effects)
+    for bad in ([[3]], [1.5], [True], torch.tensor(True), np.array([[3]]), b"last", {"last": 1}):
+        for call in (
+            lambda p: zero("L0H1", positions=p),
+            lambda p: interp.activation_patching(model, task, positions=p),
+        ):
+            with pytest.raises(InterpError):
+                call(bad)
+
+
+@pytest.mark.parametrize("positions", [[3], [2, 2, 2, 2], torch.tensor([2])])
+def test_a_list_of_positions_has_one_for_each_prompt(model, positions):
+    for label in ("L0H1", "L0H1.pattern"):
+        with intervene(model, zero(label, positions=positions)):
+            with pytest.raises(InterpError, match="for 3 prompts"):
+                model.last_logits(ROWS)
+            with pytest.raises(InterpError, match="for 3 prompts"):
+                interp.generate(model, ROWS, max_new_tokens=2)
+
+
+def test_numbers_of_any_library_are_read_and_other_things_refused(model, task):
+    """Whole numbers of numpy and torch are numbers; booleans, fractions and texts are not."""
+    head = make_ablation(model, ["L0H1"])
+    scores = interp.activation_patching(model, task, layers=np.int64(0))
+    assert scores.coordinates["layer"] == ("0",)
+    assert len(task.first(np.int64(2))) == 2
+    for steps in (np.int64(3), torch.tensor(3)):
+        kept = Finder(steps=steps).steps
+        assert (kept, type(kept)) == (3, int)
+    for neurons in ("L1N3", ["L1N3"], np.array(["L1N3"])):
+        assert Finder(neurons=neurons).neurons == ("L1N3",)
+    new = interp.generate(model, ROWS, max_new_tokens=np.int64(2), ablation=head, where=np.int64(1))
+    assert new == interp.generate(model, ROWS, max_new_tokens=2, ablation=head, where=1)
+    assert len(scores.top(np.int64(2))) == 2
+    for layers in (0, np.array(0), [np.int64(0)], torch.tensor([0])):
+        found = interp.attribution_patching(model, task, layers=layers)
+        assert found.coordinates["layer"] == ("0",)
+    refused = (
+        *(lambda bad=bad: scores.interval(level=bad) for bad in (95, 1, 0, True, "0.9")),
+        *(lambda bad=bad: scores.top(bad) for bad in (-1, 0, 2.0, True)),
+        *(lambda bad=bad: scores.null(bad) for bad in (-1, 2.0, True)),
+        *(lambda bad=bad: scores.agreement(scores, k=bad) for bad in (0, 2.0)),
+        *(
+            lambda bad=bad, measure=measure: measure(model, task, layers=bad)
+            for bad in ("0", [True], True, [0.5], ["0"], b"0", {0: 1})
+            for measure in (interp.activation_patching, interp.attribution_patching)
+        ),
+        *(
+            lambda bad=bad, change=change: interp.generate(
+                model, ROWS, max_new_tokens=bad, ablation=change
+            )
+            for bad in (True, 2.5, "2", 0)
+            for change in (None, head)
+        ),
+        *(
+            lambda bad=bad: interp.generate(model, ROWS, max_new_tokens=2, ablation=head, where=bad)
+            for bad in ("last", 1.5, True, 0)
+        ),
+        lambda: PromptPair(clean=(5, 6), answers={"b": 1}),
+        lambda: Finder(steps=True),
+        lambda: Finder(neurons=[3]),
+    )
+    for call in refused:
+        with pytest.raises(InterpError):
+            call()
+    with pytest.raises(InterpError, match="write a text or a whole number"):
+        PromptPair(clean=(5, 6), answers=[1.0])
 
 
 def test_labels_are_read_alike():

@@ -6,9 +6,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator, Strict
 
 from interp.circuits.acdc import acdc
 from interp.circuits.circuit import Circuit, Origin
@@ -21,6 +22,7 @@ from interp.engine.sweep import Cancelled, Progress
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, require_writable
 from interp.graph import Graph
+from interp.inputs import listed
 from interp.keys import result_key
 from interp.models.language_model import LanguageModel
 from interp.prompts import Task
@@ -178,7 +180,7 @@ class Finder(Settings):
     threshold: NotNegative = 0.02
     weight: NotNegative = 1.0
     expand_kv: bool = False
-    neurons: tuple[str, ...] = ()
+    neurons: Annotated[tuple[str, ...], Strict(False), BeforeValidator(listed)] = ()
     seed: Whole = 0
 
     def __post_init__(self) -> None:

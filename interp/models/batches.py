@@ -16,7 +16,8 @@ BATCH_TOKENS = 1024
 class Batch:
     """Prompts of one padded forward pass.
 
-    `first[r]` is the column of row r's first real token: 0 with right padding.
+    `first[r]` is the column of row r's first real token: 0 with right padding. `prompts` are the
+    rows' numbers among all prompts of the run, `total` of them.
     """
 
     tokens: Tensor
@@ -24,6 +25,7 @@ class Batch:
     first: np.ndarray
     lengths: np.ndarray
     prompts: np.ndarray
+    total: int
 
     def column(self, row: int, position: int) -> int:
         """The column of a prompt position."""
@@ -51,9 +53,13 @@ def batches(
 
 
 def padded(
-    prompts: Sequence[Sequence[int]], numbers: list[int], side: str, device: torch.device
+    prompts: Sequence[Sequence[int]],
+    numbers: list[int],
+    side: str,
+    device: torch.device,
+    total: int,
 ) -> Batch:
-    """One pass of these prompts; `numbers` say which of all prompts they are."""
+    """One pass of these prompts; `numbers` say which of all `total` prompts they are."""
     lengths = np.array([len(prompt) for prompt in prompts])
     width = int(lengths.max())
     first = width - lengths if side == "left" else np.zeros_like(lengths)
@@ -69,4 +75,5 @@ def padded(
         first=first,
         lengths=lengths,
         prompts=np.array(numbers),
+        total=total,
     )

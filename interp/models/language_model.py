@@ -293,7 +293,7 @@ class LanguageModel:
         rows = rows_of(self, prompts)
         lengths = [len(row) for row in rows]
         for chosen in batches(lengths, self.switch, self.ragged):
-            batch = padded([rows[i] for i in chosen], chosen, padding_side, self.device)
+            batch = padded([rows[i] for i in chosen], chosen, padding_side, self.device, len(rows))
             with self.lock:
                 together: dict[Address, list[Hook]] = {}
                 for group in (*self.active, hooks or {}):

@@ -72,7 +72,7 @@ def load_task(
         InterpError: an unknown task or option, an option out of range, no pairs, or too few words
             of one token.
     """
-    checked(Count, n, f"pairs of {name}")
+    n = checked(Count, n, f"pairs of {name}")
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
     if name not in TASKS and name not in TOYS:
@@ -87,7 +87,7 @@ def load_task(
         )
         return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
     entry = TASKS[name]
-    check_arguments(entry.make, options, f"option of {name}")
+    options = check_arguments(entry.make, options, f"option of {name}")
     task = Task(
         name=name,
         pairs=entry.make(n, seed, model, **options),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from interp.errors import InterpError
@@ -60,6 +60,28 @@ NAMED: dict[str, Callable[[TokenizedPrompt], int | None]] = {
 """Positions every prompt may have: its last and first token, the last token that ends in a
 digit, the last " (" token, and the token before the last end-of-turn token of a chat prompt."""
 
+RESERVED = (*NAMED, "all")
+"""Names that no prompt can give to a position of its own."""
+
+
+def require_own(names: Iterable[str], asked: str) -> None:
+    """Refuse reserved names for positions of a prompt's own.
+
+    Raises:
+        InterpError: one of them is reserved.
+    """
+    if taken := sorted({*names} & {*RESERVED}):
+        raise InterpError(
+            asked,
+            f"the name {taken[0]!r} is reserved",
+            f"choose another; reserved are: {', '.join(RESERVED)}",
+        )
+
+
+def occurrences(part: str, text: str) -> list[int]:
+    """Where a part begins in a text, overlapping ones too."""
+    return [i for i in range(len(text)) if text.startswith(part, i)] if part else []
+
 
 def resolve(name: str, prompt: TokenizedPrompt, marks: dict[str, Mark], label: str) -> int:
     """The token index of a named position in one prompt.
@@ -90,9 +112,9 @@ def _resolve_mark(mark: Mark, prompt: TokenizedPrompt) -> int | None:
     if isinstance(mark, int):
         return mark if mark >= 0 else len(prompt.tokens) + mark
     text, occurrence = (mark, 0) if isinstance(mark, str) else mark
-    if prompt.text is None or prompt.spans is None or not text:
+    if prompt.text is None or prompt.spans is None:
         return None
-    begins = [i for i in range(len(prompt.text)) if prompt.text.startswith(text, i)]
+    begins = occurrences(text, prompt.text)
     if not -len(begins) <= occurrence < len(begins):
         return None
     last_character = begins[occurrence] + len(text) - 1

@@ -25,7 +25,7 @@ from interp.metrics import (
     mean_estimate,
     share_estimate,
 )
-from interp.positions import Mark, Prompt, TokenizedPrompt, resolve
+from interp.positions import Mark, Prompt, TokenizedPrompt, require_own, resolve
 from interp.schema import Count, Index, Share, Unicode, as_prompt, checked
 from interp.task_files import read_task
 
@@ -55,7 +55,8 @@ class PromptPair:
 
     The model is scored on the token that follows the prompt. `answers` are the right next tokens
     of the clean prompt; `wrong` those the metric sets against them. A prompt is text or a tuple
-    of token ids; `positions` names places in the clean prompt (see `interp.positions.Mark`).
+    of token ids; `positions` names places in the clean prompt (see `interp.positions.Mark`), by
+    other names than the reserved ones. `place` is the file's line it was read from, for messages.
     """
 
     clean: Prompt
@@ -63,6 +64,7 @@ class PromptPair:
     answers: tuple[str | int, ...]
     wrong: tuple[str | int, ...] = ()
     positions: Mapping[str, Mark] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         kept: dict[str, Any] = {"clean": as_prompt(self.clean, "the clean prompt of a pair")}
@@ -72,6 +74,7 @@ class PromptPair:
             asked = f"{name} of a pair"
             kept[name] = checked(_Answers, listed(getattr(self, name), asked=asked), asked)
         kept["positions"] = checked(_Marks, self.positions, "positions of a pair")
+        require_own(kept["positions"], "positions of a pair")
         for name, value in kept.items():
             object.__setattr__(self, name, value)
 
@@ -243,14 +246,23 @@ class Task:
             self, pairs=left, source=self._then(f"without({other.source or 'own_other'})")
         )
 
+    def label(self, i: int) -> str:
+        """What messages call a pair, with the line of the file it was read from."""
+        place = self.pairs[i].place
+        return f"pair {i} of {self.name}" + f" ({place})" * bool(place)
+
     def encode(self, model: Tokenizing) -> EncodedTask:
         """The task in the model's tokens.
 
         Raises:
             InterpError: a pair of unequal token length, an answer of several tokens, an answer
-                that is also wrong; the tokens are printed.
+                that is also wrong, a position that is not in the prompt; the tokens are printed.
         """
         prompts = [model.tokenize(pair.clean) for pair in self.pairs]
+        for i, (pair, prompt) in enumerate(zip(self.pairs, prompts, strict=True)):
+            for name, mark in pair.positions.items():
+                if isinstance(mark, int) or prompt.spans is not None:
+                    resolve(name, prompt, dict(pair.positions), self.label(i))
         corrupted: list[tuple[int, ...]] | None = None
         if all(pair.corrupted is not None for pair in self.pairs):
             corrupted = []
@@ -259,7 +271,7 @@ class Task:
                 other = model.tokenize(pair.corrupted)
                 if len(other.tokens) != len(clean.tokens):
                     raise InterpError(
-                        f"pair {i} of {self.name}",
+                        self.label(i),
                         f"clean has {len(clean.tokens)} tokens, corrupted {len(other.tokens)}:"
                         f"\n  {clean.shown()}\n  {other.shown()}\n",
                         "write prompts of equal token length",
@@ -276,14 +288,14 @@ class Task:
         for i, (right, other) in enumerate(zip(answers, wrong, strict=True)):
             if not right or set(right) & set(other):
                 raise InterpError(
-                    f"pair {i} of {self.name}",
+                    self.label(i),
                     f"answers {self.pairs[i].answers} and wrong answers {self.pairs[i].wrong} "
                     f"are the tokens {right} and {other}",
                     "give at least one answer, none of them among the wrong ones",
                 )
             if self.metric.needs_wrong and not other:
                 raise InterpError(
-                    f"pair {i} of {self.name}",
+                    self.label(i),
                     f"no wrong answers, which {self.metric.name} needs",
                     "add wrong answers or use log_odds",
                 )
@@ -296,7 +308,7 @@ class Task:
         )
 
     def _token(self, model: Tokenizing, i: int, answer: str | int) -> int:
-        asked = f"answer {answer!r} of pair {i} of {self.name}"
+        asked = f"answer {answer!r} of {self.label(i)}"
         return answer_token(model, self.pairs[i].clean, answer, asked)
 
     def check(self, model: Tokenizing) -> TaskReport:

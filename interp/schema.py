@@ -171,15 +171,19 @@ def json_value(text: str, asked: str, *, numbers: bool = True) -> Any:
         raise InterpError(asked, found, "write one JSON object") from error
 
 
-def read_rows(path: Path, kind: str, asked: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    path: Path, kind: str, asked: str, *, header: Callable[[list[str], str], None] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The records of a file (kind jsonl or csv), each with its place ("FILE, line 3").
 
     Numbers are texts, as they are written. Empty cells of a CSV file are left out.
+    `header(columns, place)` may refuse the columns of a CSV file.
 
     Raises:
         InterpError: the file cannot be read, or a line is no record; see `json_value`.
     """
-    return (_csv_rows if kind == "csv" else _json_rows)(path, read_text(path, asked))
+    text = read_text(path, asked)
+    return _csv_rows(path, text, header) if kind == "csv" else _json_rows(path, text)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -193,7 +197,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(
+    path: Path, text: str, header: Callable[[list[str], str], None] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     head: list[str] = []
     while True:
@@ -211,6 +217,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             if "" in head or len(set(head)) < len(head):
                 found = f"the columns {_SHORT.repr(head)}"
                 raise InterpError(place, found, "give each column a name of its own")
+            for mark in ";\t":
+                if len(head) == 1 and mark in head[0]:
+                    found = f"fields separated by {mark!r}"
+                    raise InterpError(place, found, "separate them with commas")
+            if header is not None:
+                header(head, place)
         elif len(cells) != len(head):
             raise InterpError(
                 place,

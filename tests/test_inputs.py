@@ -69,10 +69,10 @@ def test_odd_values_in_a_task_file(tmp_path, field, value):
     """Nothing of another type is read as something: true is no token 1, null no text."""
     row = {k: v for k, v in GOOD.items() if k != field.removesuffix("_ids")} | {field: value}
     absent = value is None and field in ("corrupted", "wrong", "positions")
-    if absent or (field, value) in (("wrong", []), ("positions", {}), ("positions", {"x": 1})):
+    if absent or (field, value) in (("wrong", []), ("positions", {})):
         assert task_of(tmp_path / "t.jsonl", row).pairs[0].answers == ("b",)
         return
-    with pytest.raises(InterpError, match=r"t\.jsonl, line 1: .*; (write|give) "):
+    with pytest.raises(InterpError, match=r"t\.jsonl, line 1\b.*; (write|give) "):
         task_of(tmp_path / "t.jsonl", row)
 
 
@@ -88,10 +88,19 @@ def test_odd_values_in_a_task_file(tmp_path, field, value):
         ({"indices": {"x": 1.5}}, "indices is .*1.5"),
         ({"indices": {"x": "last"}}, "indices is .*last.*; write name: the number"),
         ({"positions": {"x": ["a", 1.5]}}, "positions is"),
+        (
+            {"positions": {"last": "a"}},
+            "the name 'last' is reserved; .*: last, .*paren.*, all",
+        ),
+        ({"indices": {"end_of_instruction": 1}}, "the name 'end_of_instruction' is reserved"),
+        ({"positions": {"x": "z"}}, "'z', 0 times in the clean prompt"),
+        ({"positions": {"x": ["b", 1]}}, "'b', 1 time in the clean prompt; .* from -1 to 0"),
+        ({"clean": None, "clean_ids": [1, 2], "indices": {"x": -3}}, "-3 in 2 tokens; .*-2 to 1"),
+        ({"clean": None, "clean_ids": [1, 2], "positions": {"x": "a"}}, "a part .*token ids; give"),
     ],
 )
 def test_messages_name_the_line_the_field_and_what_to_write(tmp_path, row, message):
-    with pytest.raises(InterpError, match=f"line 2: {message}"):
+    with pytest.raises(InterpError, match=rf"line 2(, \w+\.\w+)?: {message}"):
         task_of(tmp_path / "t.jsonl", GOOD, {k: v for k, v in (GOOD | row).items() if v})
 
 
@@ -100,9 +109,11 @@ def test_a_number_in_a_file_is_text_unless_the_column_says_ids(tmp_path):
     pair = pair.pairs[0]
     assert (pair.clean, pair.answers, pair.wrong) == ("5", ("7",), ("8", "1.5"))
     row = {"clean_ids": [5, 6], "answers_ids": [7], "indices": {"x": 1, "y": -1}}
-    pair = task_of(tmp_path / "t.jsonl", row | {"positions": {"z": ["a", 1], "w": 4}}).pairs[0]
-    assert (pair.clean, pair.answers) == ((5, 6), (7,))
-    assert pair.positions == {"x": 1, "y": -1, "z": ("a", 1), "w": "4"}
+    pair = task_of(tmp_path / "t.jsonl", row).pairs[0]
+    assert (pair.clean, pair.answers, pair.positions) == ((5, 6), (7,), {"x": 1, "y": -1})
+    row = GOOD | {"clean": "a 4 a", "positions": {"z": ["a", 1], "w": 4}}
+    pair = task_of(tmp_path / "t.jsonl", row).pairs[0]
+    assert pair.positions == {"z": ("a", 1), "w": "4"}
     table = tmp_path / "t.csv"
     table.write_text("clean,answers,wrong_ids,positions.p,indices.q\na 4 b,7|07,7|8,4,4\n")
     pair = Task.from_csv(table).pairs[0]
@@ -115,7 +126,13 @@ def test_a_number_in_a_file_is_text_unless_the_column_says_ids(tmp_path):
     [
         ("clean,answers,answers\na,b,c\n", "columns .*; give each column a name of its own"),
         ("clean,,answers\na,b,c\n", "a name of its own"),
-        ("clean,answers,wrongs\na,b,c\n", "'wrongs': no such name; did you mean 'wrong'"),
+        ("clean,answers,wrongs\na,b,c\n", "line 1: column 'wrongs': no such .*mean 'wrong'"),
+        ("\nclean,answers,wrongs\na,b,\n", "line 2: column 'wrongs': no such name"),
+        ("clean;answers\na;b\n", "line 1: fields separated by ';'; separate them with commas"),
+        ("clean\tanswers\na\tb\n", r"line 1: fields separated by '\\t'"),
+        ("clean,answers,positions.last\na,b,\n", "line 1, positions.last: the name 'last' is re"),
+        ("clean_ids,answers,indices.x\n1|2,b,1\n1,d,1\n", "line 3, indices.x: 1 in 1 tokens"),
+        ("clean,answers,positions.x\na,b,a\nc,d,a\n", "line 3, positions.x: 'a', 0 times"),
         ("clean,answers,c\na,b,c\n", "'c': no such name"),
         ("clean,answers,positions\na,b,c\n", "'positions': no such name"),
         ("clean,answers,positions.\na,b,c\n", "'positions.': no such name"),

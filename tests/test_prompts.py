@@ -18,7 +18,7 @@ from interp.metrics import (
     ratio_estimate,
     share_estimate,
 )
-from interp.positions import TokenizedPrompt, first_difference, resolve
+from interp.positions import NAMED, TokenizedPrompt, first_difference, resolve
 from interp.prompts import PromptPair, Task
 from interp.tasks import TASKS, load_task
 
@@ -83,19 +83,36 @@ def test_named_positions(toy_model):
     for name in ("nowhere", "last_digit"):
         with pytest.raises(InterpError, match=f"position '{name}' of pair 0"):
             encoded.positions(name)
-    with pytest.raises(InterpError, match=r"<bos>\|a\|b\|c\|a"):
-        one(positions={"z": "zz"}).encode(toy_model).positions("z")
+    for mark in ("zz", ("b", -3), 5, -6):  # the tokeniser shows that it is not there
+        with pytest.raises(InterpError, match=r"'z' of pair 0 of .*: <bos>\|a\|b\|c\|a"):
+            one(positions={"z": mark}).encode(toy_model)
+    for name in (*NAMED, "all"):
+        with pytest.raises(InterpError, match=f"'{name}' is reserved; .*last, first.*all"):
+            one(positions={name: 1})
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_index_outside_the_tokens_is_refused_with_its_row(toy_model, tmp_path, kind):
+    path = tmp_path / f"t.{kind}"
+    rows = [("<bos> a b", 2), ("<bos> a", 2)]
+    path.write_text(
+        "clean,answers,indices.x\n\n" + "".join(f"{text},b,{x}\n" for text, x in rows)
+        if kind == "csv"
+        else "\n\n".join(f'{{"clean":"{t}","answers":"b","indices":{{"x":{x}}}}}' for t, x in rows)
+    )
+    task = {"csv": Task.from_csv, "jsonl": Task.from_jsonl}[kind](path)
+    line = {"csv": 4, "jsonl": 3}[kind]
+    with pytest.raises(InterpError, match=rf"'x' of pair 1 of t \(.*t\.{kind}, line {line}\): not"):
+        task.check(toy_model)
 
 
 def test_marks_count_from_both_ends(toy_model):
     words = "<bos> a b c a b"
-    marks = {"last_b": ("b", -1), "first_b": ("b", -3), "none": ("b", -4), "inside": "o"}
+    marks = {"last_b": ("b", -1), "first_b": ("b", -3), "inside": "o"}
     encoded = one(clean=words, corrupted="<bos> a d c a b", positions=marks).encode(toy_model)
     # "b" is found inside "<bos>" as well: substrings, not words.
     assert (encoded.positions("last_b"), encoded.positions("first_b")) == ([5], [0])
     assert encoded.positions("inside") == [0]
-    with pytest.raises(InterpError, match="none"):
-        encoded.positions("none")
 
 
 def test_colored_objects_marks_the_object_asked_about():

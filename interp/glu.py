@@ -388,7 +388,7 @@ def _directions(
         rows = list(directions) if directions.dim() == 2 else [directions] * model.n_layers
         directions = dict(enumerate(rows)) if len(rows) == model.n_layers else {}
     if layers is None and directions:
-        layers = directions
+        layers = list(directions)
     at = within(layers, model.n_layers, "layer", model.name)
     for p in at:
         w = directions.get(p, torch.empty(0)).float()

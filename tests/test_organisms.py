@@ -160,7 +160,7 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     for effects in [*patched, *paths]:
         null = effects["null"]
         assert null["low"] <= null["mean"] <= null["high"]
-        assert 0 < null["share"] <= 1
+        assert null["flips"]["least"] <= null["flips"]["p"] <= 1
     for row in done.results["interventions"]["rows"].values():
         for shares in row["outcomes"].values():
             assert sum(share["mean"] for share in shares.values()) == pytest.approx(1)

@@ -83,7 +83,10 @@ def check_prompt(config: Any, weights: int) -> tuple[list[int], tuple[str, ...]]
     What would take more than `AFFORDABLE`, or more positions than there are, is left out; the
     notes say so.
     """
+    switch = rotary_switch(config)
     limit = getattr(config, "max_position_embeddings", None) or 10**9
+    if switch is not None and switch[0] == "dynamic":
+        limit = min(limit, switch[1])  # longer prompts are refused
     if limit < 2:
         raise InterpError(
             "a prompt for the check", f"max_position_embeddings {limit}", "give 2 or more"
@@ -91,7 +94,7 @@ def check_prompt(config: Any, weights: int) -> tuple[list[int], tuple[str, ...]]
     room = min(limit, max(SHORT, int(AFFORDABLE / weights)))
     length, notes = min(SHORT, limit), []
     spans = {*_windows(config.to_dict())}
-    if switch := rotary_switch(config):
+    if switch is not None:
         spans.add((f"{switch[0]} switch", switch[1]))
     for name, size in sorted(spans):
         reach = min(size + SHORT, limit)

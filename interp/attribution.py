@@ -14,7 +14,8 @@ from interp.components import SITES, within
 from interp.engine.forward import Runner
 from interp.engine.gradients import chunks
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
-from interp.engine.sweep import Cancelled, Progress
+from interp.engine.stopping import Cancelled, stoppable
+from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
 from interp.inputs import Columns, as_positions, listed
@@ -218,7 +219,8 @@ def _attribute(
         if cancelled():
             raise Cancelled(ask.method, f"stopped after {piece.start} prompts", "rerun it")
         prompts = order[piece]
-        ends[:, prompts], effects[prompts] = work.chunk(prompts, rebuilt)
+        with stoppable(cancelled):
+            ends[:, prompts], effects[prompts] = work.chunk(prompts, rebuilt)
         if progress is not None:
             progress(piece.stop, len(task))
     clean, corrupted = ends if ask.direction == "noise" else ends[::-1]

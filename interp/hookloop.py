@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from interp.engine.resume import NO_CHUNKS, Chunks
-from interp.engine.sweep import Cancelled, Cells, Progress, Swept
+from interp.engine.stopping import Cancelled
+from interp.engine.sweep import Cells, Progress, Swept
 from interp.metrics import Logits
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.sweeps import Request, check_gap

@@ -14,7 +14,8 @@ from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
-from interp.engine.sweep import Cancelled, LogitsOf, Progress
+from interp.engine.stopping import Cancelled, stoppable
+from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.inputs import Columns, as_positions, columns_of, listed
 from interp.keys import result_key
@@ -142,7 +143,7 @@ def path_patching(
     wide = model.d_model * 12 + 4 * model.d_mlp
     room = budget // (wide * torch.finfo(model.dtype).bits // 8)
     tile = min(room, 1536) if model.device.type == "cpu" else room
-    with torch.no_grad(), chunks_of(key) as chunks:
+    with torch.no_grad(), stoppable(cancelled), chunks_of(key) as chunks:
         for prompt in range(len(task)):
             if cancelled():
                 raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")

@@ -17,9 +17,9 @@ toys.toy toys.build toys.circuits toys
 models.embedded models.architecture models.families models.batches models.language_model
 models.checkpoints models.organisms models.checks models
 keys interventions patterns graph
-engine engine.layout engine.memory engine.resume engine.forward engine.restart engine.sites
-engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges engine.gradients
-engine.products loading store toys.compiled
+engine engine.layout engine.memory engine.resume engine.stopping engine.forward engine.restart
+engine.sites engine.sweep engine.cost engine.decode engine.deltas engine.writes engine.edges
+engine.gradients engine.products loading store toys.compiled
 kept_runs ablated_runs capture ablation cumulative text_runs intervened generation triggered
 references sweeps hookloop patching joint paths heads
 attention communication silencing lens glu probing separation comparison transfer words

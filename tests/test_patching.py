@@ -14,6 +14,7 @@ import interp
 from interp import hookloop, joint, patching
 from interp.components import SITES
 from interp.engine import sweep
+from interp.engine.forward import Runner
 from interp.errors import InterpError
 from interp.joint import joint_patching
 from interp.loading import load_model, wrap
@@ -157,9 +158,10 @@ def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, mo
     monkeypatch.setattr(sweep, "CPU_TILE", 32)
     model, task = family_models["llama"], random_task()
     whole = activation_patching(model, task, cache=False)
-    steps = iter(range(100))
+    done = [0]
+    tell = {"progress": lambda now, n: done.append(now), "cancelled": lambda: done[-1] >= 5}
     with pytest.raises(InterpError, match="stopped after 5"):
-        activation_patching(model, task, cancelled=lambda: next(steps) >= 5)
+        activation_patching(model, task, **tell)
     saved = sorted(interp.files.cache_dir().glob("partial/*/chunk-*.safetensors"))
     assert len(saved) == 5
     saved[-1].write_bytes(saved[-1].read_bytes()[:20])  # as a killed writer would leave it
@@ -173,6 +175,22 @@ def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, mo
     assert len(ran) == total[0] - 4
     assert np.array_equal(resumed.effects, whole.effects)
     assert not list(interp.files.cache_dir().glob("partial/*"))
+
+
+def test_a_run_is_stopped_within_a_layer(family_models, any_gap, monkeypatch):
+    """Between chunks is not enough: one takes seconds where the model is large."""
+    model, task, layers, attention = family_models["llama"], random_task(), [], Runner.attention
+
+    def counted(self, layer, *args, **options):
+        layers.append(layer)
+        return attention(self, layer, *args, **options)
+
+    monkeypatch.setattr(Runner, "attention", counted)
+    with pytest.raises(InterpError, match="stopped in between"):
+        activation_patching(model, task, cancelled=lambda: len(layers) >= 2)
+    assert layers == [0, 1]
+    activation_patching(model, task, cache=False)  # no longer asked
+    assert len(layers) > 2
 
 
 def test_hook_loop_resumes_too(family_models, any_gap, monkeypatch):

@@ -204,9 +204,10 @@ def test_resumes_prompt_by_prompt(family_models, monkeypatch):
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
     model, task = family_models["llama"], random_task()
     whole = path_patching(model, task, receivers=["L2H1.q"], cache=False)
-    asked = iter(range(9))
+    done = [0]
+    tell = {"progress": lambda now, n: done.append(now), "cancelled": lambda: done[-1] >= 2}
     with pytest.raises(InterpError, match="stopped after 2"):
-        path_patching(model, task, receivers=["L2H1.q"], cancelled=lambda: next(asked) >= 2)
+        path_patching(model, task, receivers=["L2H1.q"], **tell)
     ran, inner = [], paths._Work.effects
     monkeypatch.setattr(paths._Work, "effects", lambda *a: ran.append(1) or inner(*a))
     resumed = path_patching(model, task, receivers=["L2H1.q"])

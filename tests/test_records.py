@@ -83,8 +83,9 @@ def sweep_chunks(model, task):
 
 def path_chunks(model, task):
     def run(cancelled):
-        found = path_patching(model, task, receivers=["logits"], cancelled=cancelled)
-        return found.effects
+        stop = [cancelled()]
+        tell = {"progress": lambda done, n: stop.append(cancelled()), "cancelled": lambda: stop[-1]}
+        return path_patching(model, task, receivers=["logits"], **tell).effects
 
     return stopped(run)
 

@@ -18,7 +18,8 @@ from interp.circuits.masks import learn_mask
 from interp.circuits.scoring import METHODS, RULED, score_edges
 from interp.circuits.search import CUTS, By, edge_strength, ranked
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.sweep import Cancelled, Progress
+from interp.engine.stopping import Cancelled, stoppable
+from interp.engine.sweep import Progress
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, require_writable
 from interp.graph import Graph
@@ -285,7 +286,8 @@ def find_circuit(
     if reference is not None:
         given["reference"] = reference
     if finder.method in SEARCHES:
-        found = _searched(model, task, given, budget_gb, note)
+        with stoppable(cancelled):
+            found = _searched(model, task, given, budget_gb, note)
     else:
         scores = score_edges(
             model, task, **given, budget_gb=budget_gb, progress=progress, cancelled=cancelled

@@ -26,7 +26,8 @@ from interp.circuits.room import refuse_beyond, scoring_needs
 from interp.circuits.single import exact_effects
 from interp.engine.gradients import chunks
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
-from interp.engine.sweep import Cancelled, Progress
+from interp.engine.stopping import Cancelled, stoppable
+from interp.engine.sweep import Progress
 from interp.engine.writes import edge_runner
 from interp.errors import InterpError, unknown
 from interp.graph import graph_of
@@ -162,7 +163,8 @@ def score_edges(
     _refuse(model, task, ask, budget_gb)
     work, runs, over = _prepare(model, task, ask, reference, seed, budget_gb)
     estimate = _estimate(ask, cancelled)
-    tally, ends, unexplained, batches = _measure(work, runs, ask, estimate, progress, cancelled)
+    with stoppable(cancelled):
+        tally, ends, unexplained, batches = _measure(work, runs, ask, estimate, progress, cancelled)
     clean, corrupted = ends if work.noise else ends[::-1]
     if not ask.share:
         check_gap(clean, corrupted)

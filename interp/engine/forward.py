@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.engine.layout import Group, Index, Layout, ranges
+from interp.engine.stopping import stop_if_asked
 from interp.models.architecture import Attention, Block, Decoder, Norm
 
 
@@ -225,6 +226,7 @@ class Runner:
         patterns: Tensor | None = None,
     ) -> Tensor:
         """Site z: (queries, heads, d_head). `patterns`, if given, is filled in passing."""
+        stop_if_asked()
         attn = self.decoder.blocks[layer].attn
         per_kv = attn.n_heads // attn.n_kv_heads
         z = torch.empty_like(q)

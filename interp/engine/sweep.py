@@ -14,6 +14,7 @@ from interp.engine.memory import keep_freed_memory
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post
+from interp.engine.stopping import Cancelled, stoppable
 from interp.errors import InterpError
 from interp.metrics import Metric, Targets
 from interp.models.architecture import Decoder
@@ -22,11 +23,7 @@ CPU_TILE = 3072
 """Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
 
 CPU_CHUNK = 6e10
-"""Floating-point operations of a chunk on a CPU: a cancelled sweep ends within about a second."""
-
-
-class Cancelled(InterpError):
-    """The caller stopped a run; what was finished is saved."""
+"""Floating-point operations of a chunk on a CPU, about a second: a stopped sweep loses one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +221,7 @@ def run_sweep(
         replace: values that do not come from the other run (zeros, means).
         chunks: where finished chunks are kept; they are read back, not redone.
         progress: called with (chunks done, chunks in all), before the first one too.
-        cancelled: asked before every chunk.
+        cancelled: asked before every chunk and in every layer of one.
 
     Returns:
         patched (prompts, cells), base and other (prompts,), float64.
@@ -243,7 +240,7 @@ def run_sweep(
     def stored(block: Index) -> Block:
         return Block(runner, prompts, others, block, site, metric, targets, replace)
 
-    with torch.no_grad():
+    with torch.no_grad(), stoppable(cancelled):
         only = stored(cut.blocks[0]) if len(cut.blocks) == 1 else None
         for block in cut.blocks:
             ends[:, block] = (only or stored(block)).ends

@@ -23,7 +23,7 @@ from interp.circuits.finding import (
 from interp.circuits.full import FullEvaluation
 from interp.circuits.narrowing import NarrowedCurve, narrow_curve
 from interp.circuits.positioned import named_places
-from interp.engine.sweep import Cancelled, Progress
+from interp.engine.stopping import stoppable
 from interp.errors import InterpError
 from interp.graph import Graph, graph_of
 from interp.keys import result_key
@@ -175,15 +175,16 @@ def start_curve(ask: Asked, made: Circuit) -> None:
     """Evaluate a circuit, and those of its scores at all sizes, in the background."""
 
     def work(job: jobs.Job) -> Path:
-        found = made.evaluate(
-            ask.open_.model,
-            ask.test,
-            ablation=ask.finder.ablation,
-            reference=ask.find.without(ask.test) if ask.by_mean else None,
-            random=RANDOM,
-            knockouts=KNOCKOUTS,
-            progress=_stoppable(job),
-        )
+        with stoppable(job.cancel.is_set):
+            found = made.evaluate(
+                ask.open_.model,
+                ask.test,
+                ablation=ask.finder.ablation,
+                reference=ask.find.without(ask.test) if ask.by_mean else None,
+                random=RANDOM,
+                knockouts=KNOCKOUTS,
+                progress=job.progress,
+            )
         key = ask.curve_key(made)
         return found.save(findings_path(key), key=key)
 
@@ -199,30 +200,22 @@ def start_tokens(ask: Asked, made: Circuit) -> None:
     """Cut a circuit to its tokens on one half and judge it on the other, in the background."""
 
     def work(job: jobs.Job) -> Path:
-        found = narrow_curve(
-            ask.open_.model,
-            ask.find,
-            ask.test,
-            made,
-            positions=places(ask),
-            ablation=ask.finder.ablation,  # type: ignore[arg-type]
-            references=(ask.reference, ask.find.without(ask.test) if ask.by_mean else None),
-            random=RANDOM,
-            progress=_stoppable(job),
-        )
+        with stoppable(job.cancel.is_set):
+            found = narrow_curve(
+                ask.open_.model,
+                ask.find,
+                ask.test,
+                made,
+                positions=places(ask),
+                ablation=ask.finder.ablation,  # type: ignore[arg-type]
+                references=(ask.reference, ask.find.without(ask.test) if ask.by_mean else None),
+                random=RANDOM,
+                progress=job.progress,
+            )
         key = ask.tokens_key(made)
         return found.save(findings_path(key), key=key)
 
     jobs.start(ask.tokens_key(made), work, "circuits")
-
-
-def _stoppable(job: jobs.Job) -> Progress:
-    def note(done: int, total: int) -> None:
-        job.progress(done, total)
-        if job.cancel.is_set() and done < total:
-            raise Cancelled("evaluating", f"stopped after {done} of {total} circuits", "run it")
-
-    return note
 
 
 def panel(key: str, ready: Callable[[], None]) -> None:

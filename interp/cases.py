@@ -160,15 +160,8 @@ def read_cases(
     for field in columns or {}:
         if field not in CaseRow.model_fields:
             raise unknown(f"field of {asked}", field, CaseRow.model_fields)
-    rows = read_rows(path, kind, asked)
-    if (found := file_sha256(path)) != sha256.lower():
-        given = f"not {sha256}" if sha256 else "and none was given"
-        raise InterpError(
-            asked,
-            f"its sha256 is {found}, {given}",
-            f"pin this content with --sha256 {found} (sha256= in Python)",
-        )
-    records = list(rows)
+    header = _require_known if columns is None else None
+    records = list(read_rows(path, kind, asked, header=header))
     there = dict.fromkeys(name for _, record in records for name in record)
     for column in (columns or {}).values():
         if column not in there:
@@ -186,7 +179,17 @@ def read_cases(
             raise InterpError(place, f"the id {case.row!r} twice", "give each row one of its own")
     if not cases:
         raise InterpError(asked, "no rows", "write one prompt a line")
+    if (found := file_sha256(path)) != sha256.lower():
+        wrong = f"not the content of hash {sha256}" if sha256 else "no hash pins its content"
+        do = "if it is what you mean, give sha256= (on the command line --sha256)"
+        raise InterpError(asked, wrong, f"{do} {found}")
     return tuple(cases.values())
+
+
+def _require_known(columns: list[str], place: str) -> None:
+    for column in columns:
+        if column not in CaseRow.model_fields:
+            raise unknown(f"{place}: column", column, CaseRow.model_fields)
 
 
 def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -> tuple[str, ...]:

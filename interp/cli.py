@@ -23,8 +23,8 @@ from interp.terminal import (
     Metric,
     ModelName,
     Option,
-    Seed,
     TaskName,
+    TaskSeed,
     Top,
 )
 
@@ -69,12 +69,15 @@ def models(
 
         entries, families = known_models(), known_families()
         terminal.table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
-        terminal.say(
-            "Any Hugging Face id, local directory, adapter directory or GGUF file works too. Tried "
-            "families (hooks: slower, same numbers, no measurement that reads weights):"
-        )
-        rows = [[row["name"], row["runs"], _absent(row["missing"])] for row in families]
+        terminal.say("Any Hugging Face id, directory (an adapter's too) or GGUF file works too.")
+        terminal.say("Tried families (hooks: slower, same numbers, nothing that reads weights):")
+        rows = []
+        for row in families:
+            absent = " ".join(filter(None, row["missing"]))
+            lines = [*filter(None, (absent, row["missing"].get("")))] or [""]
+            rows += [[row["name"], row["runs"], lines[0]], *(["", "", x] for x in lines[1:])]
         terminal.table(["family", "runs", "absent sites"], rows)
+        terminal.say("Why a site is absent: --json FILE for all families, --check MODEL for one.")
         terminal.write(json_file, [asdict(entry) for entry in entries] + families)
         return
     model = terminal.load(check, dtype)
@@ -101,20 +104,12 @@ def models(
     terminal.write(json_file, {**facts, "sites": model.sites})
 
 
-def _absent(missing: dict[str, str]) -> str:
-    """Absent sites, those with one reason together."""
-    sites: dict[str, list[str]] = {}
-    for site, why in missing.items():
-        sites.setdefault(why, []).append(site)
-    return "; ".join(f"{' '.join(names)}: {why}".removeprefix(": ") for why, names in sites.items())
-
-
 @app.command(epilog="Example: interp tasks ioi --model smollm2-135m-instruct --n 64")
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to check on a model.")] = None,
     model: ModelName = DEFAULT_MODEL,
     n: Count = 32,
-    seed: Seed = 0,
+    seed: TaskSeed = None,
     option: Option = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -128,6 +123,7 @@ def tasks(
         terminal.say("A toy's name is its own task; .csv and .jsonl files are read as tasks.")
         terminal.write(json_file, {k: t.description for k, t in TASKS.items()})
         return
+    seed = terminal.seed_of(name, seed)
     loaded = terminal.load(model)
     task = terminal.make_task(name, loaded, n, seed, option)
     pair = task.pairs[0]
@@ -143,7 +139,7 @@ def patch(
     task: TaskName = "ioi",
     model: ModelName = DEFAULT_MODEL,
     n: Count = 16,
-    seed: Seed = 0,
+    seed: TaskSeed = None,
     site: Annotated[str, typer.Option(help="z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
     by: Annotated[str, typer.Option(help="Axes swept: layer,head,position.")] = "layer,head",
     direction: Annotated[str, typer.Option(help="denoise or noise.")] = "denoise",
@@ -168,6 +164,7 @@ def patch(
     from interp.patching import activation_patching
     from interp.sweeps import cost, make_request
 
+    seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
     chosen = terminal.make_task(task, loaded, n, seed, option, metric)
     options: dict[str, Any] = {
@@ -197,7 +194,7 @@ def path(
     task: TaskName = "ioi",
     model: ModelName = DEFAULT_MODEL,
     n: Count = 16,
-    seed: Seed = 0,
+    seed: TaskSeed = None,
     senders: Annotated[str, typer.Option(help="heads or mlps.")] = "heads",
     direction: Annotated[str, typer.Option(help="noise or denoise.")] = "noise",
     positions: Annotated[str, typer.Option(help="Where senders are patched.")] = "all",
@@ -214,6 +211,7 @@ def path(
     """Path patching: the direct effect of every head or MLP on some receivers."""
     from interp.paths import path_patching
 
+    seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
     chosen = terminal.make_task(task, loaded, n, seed, option, metric)
     with terminal.progress("path patching") as progress:

@@ -13,7 +13,13 @@ from interp.errors import InterpError
 
 def export(
     source: Annotated[Path, typer.Argument(help="A circuit, or a MIB file (.json or .pt).")],
-    target: Annotated[Path, typer.Argument(help="A MIB file, or for a MIB source a circuit.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            callback=terminal.tried,
+            help="A MIB file, or for a MIB source a circuit, in a folder that exists.",
+        ),
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="Whose graph it is; by default the one it was found in, or the file's."),

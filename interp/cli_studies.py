@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 ReportDir = Annotated[
     Path | None,
-    typer.Option(callback=terminal.tried_folder, help="Where the report goes; beside the steps."),
+    typer.Option(
+        callback=terminal.tried_folder,
+        help="The report's folder, made in one that exists; by default beside the steps.",
+    ),
 ]
 Workers = Annotated[
     int, typer.Option(parser=COUNT, help="Processes that share the steps; each holds the models.")

@@ -50,41 +50,61 @@ ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `in
 TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
 Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
+TaskSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", parser=SIZE, help="Of drawing prompts, 0 by default; a file's or toy's are fixed."
+    ),
+]
 
 
 def tried(path: Path | None) -> Path | None:
-    """A place for a file, tried before the work begins."""
+    """A place for a file, tried before the work begins.
+
+    The folder it goes into must exist: none is made for a path that may be mistyped.
+
+    Raises:
+        InterpError: there is no such folder, or it cannot be written; nothing is left there.
+    """
+    return _tried(path, folder=False)
+
+
+def _tried(path: Path | None, *, folder: bool) -> Path | None:
     from interp.files import require_writable
 
-    if path is not None:
-        require_writable(path)
+    if path is None:
+        return None
+    above = Path(os.path.realpath(path)).parent
+    if not path.exists() and not above.exists():
+        raise InterpError(f"writing {path}", f"no folder {above}", "make it first")
+    require_writable(path, folder=folder)
     return path
 
 
 def tried_record(path: Path | None) -> Path | None:
-    """A place for what `Record.save` writes, tried before the work begins."""
-    from interp.files import require_writable
+    """A place for what `Record.save` writes, tried before the work begins; see `tried`."""
     from interp.records import place_of
 
-    if path is not None:
-        require_writable(place_of(path))
+    tried(None if path is None else place_of(path))
     return path
 
 
 def tried_folder(path: Path | None) -> Path | None:
-    """A place for a folder of files, tried before the work begins."""
-    from interp.files import require_writable
-
-    if path is not None:
-        require_writable(path, folder=True)
-    return path
+    """A place for a folder of files, tried before the work begins; see `tried`."""
+    return _tried(path, folder=True)
 
 
 JsonFile = Annotated[
-    Path | None, typer.Option("--json", callback=tried, help="Also write the result here.")
+    Path | None,
+    typer.Option(
+        "--json", callback=tried, help="Also write the result here, in a folder that exists."
+    ),
 ]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", callback=tried_record, help="Keep what is found here.")
+    Path | None,
+    typer.Option(
+        "--out", callback=tried_record, help="Keep what is found here, in a folder that exists."
+    ),
 ]
 Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
 Budget = Annotated[
@@ -105,6 +125,19 @@ def load(name: str, dtype: str = "float32") -> LanguageModel:
 
     with status(f"loading {name}"):
         return load_model(name, dtype=dtype)
+
+
+def seed_of(name: str, seed: int | None) -> int:
+    """The seed that a task's prompts are drawn by, 0 unless one is given.
+
+    Raises:
+        InterpError: one is given for a file or a toy, whose prompts are not drawn.
+    """
+    from interp.tasks import TASKS
+
+    if seed is not None and name not in TASKS:
+        raise InterpError(f"--seed {seed} for {name}", "its prompts are fixed", "leave --seed out")
+    return seed or 0
 
 
 def make_task(

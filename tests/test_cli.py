@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import interp
 from interp import cli, terminal
+from interp.loading import known_families
 from interp.studies.verification.context import Settings
 from interp.tasks import TASKS
 
@@ -69,7 +70,10 @@ def test_path(tmp_path):
 
 
 def test_models_and_tasks(tmp_path):
-    assert "smollm2-135m-instruct" in run("models")
+    listed = run("models")
+    assert "smollm2-135m-instruct" in listed
+    assert max(map(len, listed.splitlines())) <= 120
+    assert all(row["name"] in listed for row in known_families())
     out = run("models", "--check", "toy-and", "--json", tmp_path / "m.json")
     assert "resid_mid" in out
     assert json.loads((tmp_path / "m.json").read_text())["sites"]["z"] is None

@@ -261,13 +261,21 @@ def test_a_bad_place_is_refused_before_the_work(option, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.safetensors").mkdir()
     command = ("circuit", "find", "--model", "toy-or", "--task", "toy-or")
-    places = [tmp_path / "file" / "x", "/proc/x"]
+    places = [tmp_path / "file" / "x", "/proc/x", tmp_path / "new" / "x.json"]
+    places.append(tmp_path / "link.safetensors")
+    places[-1].symlink_to(tmp_path / "new" / "x.json")
     places.append(tmp_path / ("folder.safetensors" if option == "--json" else "folder"))
     for place in places:
         assert str(run(*command, option, place)).startswith("writing ")
-    study = ("study", "reuse", "--model", "toy-or", "--out", tmp_path / "file")
-    assert "directory" in str(run(*study))
+    study = ("study", "reuse", "--model", "toy-or", "--out")
+    assert "directory" in str(run(*study, tmp_path / "file"))
     require_writable(tmp_path / "new" / "folders" / "x.json")
+    for told in (
+        run(*command, option, tmp_path / "new" / "x.json"),
+        run(*study, tmp_path / "new" / "report"),
+        run("circuit", "export", "x.json", tmp_path / "new" / "x"),
+    ):
+        assert f"no folder {tmp_path / 'new'}; make it first" in told
     assert not (tmp_path / "new").exists()
 
 

@@ -232,7 +232,12 @@ def cases_in(path, content):
         ("p.csv", b"row,prompt,should\n", "no rows"),
         ("p.csv", b"row,prompt,should\n1,a\n", "line 2: another number of fields"),
         ("p.csv", b"row,prompt,prompt,should\n1,a,b,answer\n", "a name of its own"),
-        ("p.csv", b"row,prompt,should,tsak\n1,a,answer,x\n", "'tsak': no such name; did you mean"),
+        (
+            "p.csv",
+            b"row,prompt,should,tsak\n1,a,answer,\n",
+            "line 1: column 'tsak': no such .*mean",
+        ),
+        ("p.csv", b"row;prompt;should\n1;a;answer\n", "line 1: fields separated by ';'"),
         ("p.csv", b"row,prompt,should\n1,\xe9,answer\n", "UTF-8"),
         ("p.csv", b"row,prompt,should\n1,a,Answer\n", "should 'Answer': no such name; did you"),
         ("p.csv", b"row,prompt,should\n1,,answer\n", "line 2: no prompt"),
@@ -262,6 +267,19 @@ def test_files_of_prompts_that_are_read(tmp_path):
         tmp_path / "q.jsonl", json.dumps(CASE | {"prompt": "a\u2028b"}, ensure_ascii=False).encode()
     )
     assert case.prompt == "a\u2028b"
+
+
+def test_a_file_of_prompts_is_pinned_once_it_is_right(tmp_path):
+    """What is wrong comes first, the hash last; rows are read before their hash is compared."""
+    path = tmp_path / "p.csv"
+    path.write_text("row,prompt,should\n1,a,answer\n")
+    found = file_sha256(path)
+    for pin, wrong in (("", "no hash pins its content"), ("0" * 64, "not the content of hash 0+")):
+        with pytest.raises(InterpError, match=rf"p\.csv: {wrong}; .*--sha256\) {found}$"):
+            read_cases(path, sha256=pin)
+    path.write_text("row,prompt,should\n1,a,Answer\n")
+    with pytest.raises(InterpError, match="line 2: should 'Answer'"):
+        read_cases(path, sha256="")
 
 
 @pytest.mark.parametrize("name", ["none.csv", "none.jsonl", "."])
@@ -471,6 +489,10 @@ TOY = ("--model", "toy-or", "--task", "toy-or")
         ("patch", *TOY, "--option", "n=3"),
         ("patch", "--model", "toy-or", "--task", "FILE", "--option", "corruption=abc"),
         ("patch", "--model", "toy-or", "--task", "missing.csv"),
+        ("patch", "--model", "toy-or", "--task", "PAIRS", "--seed", "0"),
+        ("path", "--model", "toy-or", "--task", "PAIRS", "--seed", "3"),
+        ("tasks", "PAIRS", "--model", "toy-or", "--seed", "3"),
+        ("patch", *TOY, "--seed", "3"),
         ("circuit", "find", *TOY, "--steps", "0"),
         ("circuit", "find", *TOY, "--threshold", "nan"),
         ("circuit", "find", *TOY, "--weight", "inf"),
@@ -498,12 +520,16 @@ def test_the_command_line_refuses_before_the_work(tmp_path, monkeypatch, argumen
     monkeypatch.setattr("interp.patching.activation_patching", lambda *a, **k: pytest.fail("ran"))
     file = tmp_path / "latin.csv"
     file.write_bytes(b"clean,answers\n\xe9,b\n")
-    given = [str(file) if a == "FILE" else a for a in arguments]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("clean,answers\n<bos> a,b\n")
+    given = [str({"FILE": file, "PAIRS": pairs}.get(a, a)) for a in arguments]
     done = CliRunner().invoke(
         cli.app, [*given, *(["--json", str(tmp_path / "out.json")] * (given[0] != "study"))]
     )
     assert isinstance(done.exception, InterpError | SystemExit), done.exception
     assert done.exit_code in (1, 2)
+    if arguments[-2] == "--seed" and arguments[-1] != "-1":
+        assert "its prompts are fixed; leave --seed out" in str(done.exception)
     assert not (tmp_path / "out.json").exists()
 
 

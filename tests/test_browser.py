@@ -146,10 +146,11 @@ def started(browser: Any, folder: Path, link: str) -> float:
 
 @pytest.mark.slow
 def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
-    """With the page open a sweep takes at most twice the time it takes with the page closed.
+    """With the page open a sweep takes at most 1.3 times what it takes with the page closed.
 
     Both in turn on the same machine, each twice. With a garbage collection after every script run
-    a watched sweep of eight prompts had done 5 of 18 chunks after 150 s.
+    a watched sweep of eight prompts had done 5 of 18 chunks after 150 s. Cancel is answered within
+    a second, on a busy machine within a third of such a sweep; at the end of a chunk it took 6.7 s.
     """
     (tmp_path / "cache").mkdir()
     for part in ("models", "checks"):  # built and checked once
@@ -170,7 +171,7 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
                 assert time.monotonic() - begun < LOADING
                 time.sleep(0.05)
             took[kind].append(time.monotonic() - begun)
-        assert min(took["watched"]) <= 2 * median(took["closed"]), took
+        assert min(took["watched"]) <= 1.3 * median(took["closed"]), took
         assert len({text.partition(" ")[0] for text in seen}) >= 2, seen  # the progress moves
         started(browser, tmp_path, f"{link}&n=64&seed=9")
         press(browser, "Cancel")
@@ -178,4 +179,5 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
         until(lambda: stopped in browser.find_element("tag name", "body").text, "the stop")
         answered = time.monotonic() - pressed
         sys.stdout.write(f"cancelled in {answered:.2f} s; sweeps took {took}\n")  # pytest -rP
+        assert answered <= max(1, median(took["closed"]) / 3)
         assert len(finished(tmp_path)) == 4

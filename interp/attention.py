@@ -97,6 +97,11 @@ class AttentionTo:
         found = ratio_of_means(self.samples)
         return found.low, found.high
 
+    def excess_interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """95 % interval of `excess`: (low, high), infinite for fewer than two controls."""
+        found = ratio_of_means(self._paired)
+        return found.low, found.high
+
     def estimate(self, label: str) -> Estimate:
         """One head's mean attention with its interval.
 

@@ -17,7 +17,7 @@ from interp.errors import InterpError
 from interp.inputs import Positions, listed, marks_of, places_of, texts_of
 from interp.kept_runs import KeptRuns
 from interp.loading import unwrapped, wrap
-from interp.metrics import Estimate, mean_estimate
+from interp.metrics import Estimate, mean_estimate, ratio_of_means
 from interp.models.architecture import Decoder
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
@@ -200,15 +200,15 @@ class ActivationComparison:
         return mean_estimate(torch.from_numpy(self.kl))
 
     def to_dataframe(self) -> Any:
-        """One row per site and layer: means over all prompts, standard errors, n."""
+        """One row per site and layer: means over all prompts, standard errors, intervals, n."""
         import pandas as pd
 
         site, layer = np.meshgrid(self.sites, self.layers, indexing="ij")
         facts: dict[str, Any] = {"site": site.ravel(), "layer": layer.ravel(), "n": self.n}
         for name in ("cosine", "relative"):
-            values = getattr(self, name).reshape(self.n, -1)
-            spread = values.std(0, ddof=1) if self.n > 1 else math.nan
-            facts |= {name: values.mean(0), f"{name}_stderr": spread / math.sqrt(self.n)}
+            found = ratio_of_means(getattr(self, name).reshape(self.n, -1))
+            facts |= {name: found.values, f"{name}_stderr": found.stderr}
+            facts |= {f"{name}_low": found.low, f"{name}_high": found.high}
         return pd.DataFrame(facts)
 
 

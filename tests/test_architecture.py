@@ -1,8 +1,11 @@
 """The house rules: imports run one way, doors are thin, nothing outgrows its room."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -181,3 +184,30 @@ def test_importing_is_quick_and_changes_nothing():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_imported_is_declared_and_pinned():
+    """`compile_tracr.py` runs in an environment of its own, as it says."""
+
+    def names(lines):
+        return {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in lines}
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    declared = names([*project["dependencies"], *(line for extra in extras for line in extra)])
+    pinned = names((ROOT / "constraints.txt").read_text().splitlines())
+    paths = [ROOT / "app.py"]
+    for folder in ("interp", "experiments", "tests"):
+        paths += (path for path in (ROOT / folder).rglob("*.py") if path.name != "compile_tracr.py")
+    known, ours = packages_distributions(), {path.stem for path in paths}
+    ours |= {"interp", "experiments", "tests", *sys.stdlib_module_names}
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            aliases = [alias.name for alias in node.names]
+            found = aliases if isinstance(node, ast.Import) else [node.module]
+            for module in {name.split(".")[0] for name in found} - ours:
+                packages = names(known.get(module, ()))
+                assert packages & declared, f"{path}: {module} is not in pyproject.toml"
+                assert packages & pinned, f"{module} is not in constraints.txt"

@@ -12,6 +12,7 @@ from interp.capture import run_with_cache
 from interp.errors import InterpError
 from interp.interventions import intervene, zero
 from interp.loading import load_model
+from interp.metrics import ratio_of_means
 from interp.models import batches
 from interp.prompts import Task
 from interp.tasks import load_task
@@ -155,6 +156,8 @@ def test_a_control_without_choice_is_exact(family_models):
     np.testing.assert_allclose(found.excess, (found.samples - others).mean(0), atol=2e-6)
     paired = stats.sem(found.samples - others, axis=0)
     np.testing.assert_allclose(found.excess_stderr, paired, atol=2e-6)
+    shared = ratio_of_means(found.samples - others)
+    np.testing.assert_allclose(found.excess_interval(), (shared.low, shared.high), atol=2e-5)
     assert found.widened == 0
 
 

@@ -10,6 +10,7 @@ from interp.capture import run_with_cache
 from interp.comparison import blend_weights, compare_activations, compare_weights
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
+from interp.metrics import ratio_of_means
 from interp.models.language_model import fingerprint
 from interp.prompts import PromptPair, Task
 from tests.families import FAMILIES, tiny
@@ -279,6 +280,10 @@ def test_activation_table_has_all_samples(family_models, others):
     np.testing.assert_allclose(table.cosine, found.cosine[:, 0].mean(0))
     expected = found.relative[:, 0].std(0, ddof=1) / math.sqrt(3)
     np.testing.assert_allclose(table.relative_stderr, expected)
+    shared = ratio_of_means(found.relative[:, 0])
+    np.testing.assert_array_equal(
+        table[["relative_low", "relative_high"]].T, [shared.low, shared.high]
+    )
     assert found.kl_mean.n == 3
     assert found.kl_mean.mean == pytest.approx(found.kl.mean())
     one = compare_activations(family_models["llama"], others["llama"], PROMPTS[:1])

@@ -166,8 +166,9 @@ def test_only_heads_distinguishable_from_zero_are_in_a_circuit():
     noise -= noise.mean(0)
     noise /= noise.std(0, ddof=1)
     rows = np.array([3.0, 1.0, -0.4, 0.0]) + noise * np.array([1.0, 4.0, 0.5, 1.0])
-    errors = np.array([1.0, 4.0, 0.5, 1.0]) / np.sqrt(40)
-    assert clear(rows).tolist() == (np.abs(rows.mean(0)) > 1.96 * errors).tolist()
+    assert clear(rows).tolist() == [True, False, True, False]
+    few = np.random.default_rng(1).standard_normal((4, 20_000))  # of four prompts one in twenty too
+    assert 0.03 < clear(few).mean() < 0.06
     effects = Effects(stages={"a": rows})
     # The noisy head's place stays empty: with two places there is one head, with three two.
     assert [effects.circuit(k)["a"] for k in (1, 2, 3)] == [(0,), (0,), (0, 2)]
@@ -274,12 +275,12 @@ def test_labels_of_hand_made_patterns():
         value[0, list(heads)] = 0.6
         return Looks(
             value=value,
-            stderr=np.full(shape, 0.01),
             excess=value if excess is None else np.full(shape, excess),
-            excess_stderr=np.full(shape, 0.01),
+            excess_low=value - 0.1 if excess is None else np.full(shape, excess - 0.1),
         )
 
     direct = np.array([0.5, -0.4, 0.05, 0.0, 0.3, 0.0])
+    direct = direct + np.array([-0.1, 0.0, 0.1])[:, None]
     roles = Roles(answer="IO", cue="S2", earlier="S1")
     relations = {
         "answer": looks([0, 1, 2]),
@@ -287,7 +288,7 @@ def test_labels_of_hand_made_patterns():
         "duplicate": looks([4, 5]),
         "induction": looks([4], excess=-0.1),  # as much attention everywhere: no label
     }
-    found = assign(relations, direct, np.full(6, 0.05), roles, 0.1)
+    found = assign(relations, direct, roles, 0.1)
     assert found == {
         0: ["mover"],
         1: ["negative mover"],  # head 2's direct effect is not clear of zero
@@ -295,9 +296,7 @@ def test_labels_of_hand_made_patterns():
         4: ["duplicate token"],
         5: ["duplicate token"],
     }
-    assert assign(relations, direct, np.full(6, 0.05), OBJECTS.roles, 0.1)[3] == [
-        "content gatherer"
-    ]
+    assert assign(relations, direct, OBJECTS.roles, 0.1)[3] == ["content gatherer"]
 
 
 # -- imposed patterns ----------------------------------------------------------------------
@@ -569,7 +568,7 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
     assert any("minutes for the circuits" in line for line in lines)
     assert set(circuits_of(first.results)) == set(BY_NAME)
     shared, same = first.results["overlap"], ["ioi", "ioi, trained model"]
-    assert len(shared["pairs"]) > 3
+    assert len(shared["pairs"]) >= 3
     assert not {name for row in shared["pairs"] for name in row["pair"]} & {*shared["empty"]}
     for row in shared["pairs"]:
         assert all(row[name]["low"] <= row[name]["value"] <= row[name]["high"] for name in MEASURES)

@@ -58,7 +58,7 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
     return found
 
 
-RULE = "clear heads, matched size, half-sample intervals, equal prompts in one half, movers ranked"
+RULE = "interval off zero, matched size, half-sample intervals, equal prompts in one half, ranks"
 """What `compared` does, as part of its step's key: other rules of it are other results."""
 
 

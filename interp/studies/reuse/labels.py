@@ -9,6 +9,7 @@ import numpy as np
 
 from interp.attention import AttentionTo, attention_to
 from interp.studies.reuse.context import Context
+from interp.studies.reuse.overlap import clear
 from interp.studies.reuse.staging import label
 from interp.studies.reuse.suite import Entry, Roles
 from interp.studies.steps import Result
@@ -29,18 +30,16 @@ class Looks:
     """Attention of every head for one relation: (layer, head) arrays.
 
     excess: attention minus that to as many other positions at like distances; nan unknown.
+    excess_low: the lower end of its 95 % interval.
     """
 
     value: np.ndarray
-    stderr: np.ndarray
     excess: np.ndarray
-    excess_stderr: np.ndarray
+    excess_low: np.ndarray
 
     def seen(self, threshold: float) -> np.ndarray:
         """Heads over the threshold whose excess over other positions is significant (95 %)."""
-        clear = np.nan_to_num(self.excess - 1.96 * np.nan_to_num(self.excess_stderr)) > 0
-        known = ~np.isnan(self.excess)
-        return (self.value >= threshold) & (clear | ~known)
+        return (self.value >= threshold) & ((self.excess_low > 0) | np.isnan(self.excess))
 
 
 def attention(context: Context, entry: Entry) -> dict[str, Looks]:
@@ -56,12 +55,8 @@ def attention(context: Context, entry: Entry) -> dict[str, Looks]:
         found: AttentionTo = attention_to(
             model, encoded.clean, queries, keys, seed=context.settings.seed
         )
-        return Looks(
-            value=found.values,
-            stderr=found.stderr,
-            excess=found.excess,
-            excess_stderr=found.excess_stderr,
-        )
+        low, _ = found.excess_interval()
+        return Looks(value=found.values, excess=found.excess, excess_low=low)
 
     found = {"answer": looks(last, _columns(encoded.positions(roles.answer)))}
     if roles.wrong:
@@ -75,22 +70,21 @@ def attention(context: Context, entry: Entry) -> dict[str, Looks]:
 
 
 def assign(
-    looks: Mapping[str, Looks], direct: np.ndarray, stderr: np.ndarray, roles: Roles, at: float
+    looks: Mapping[str, Looks], direct: np.ndarray, roles: Roles, at: float
 ) -> dict[int, list[str]]:
     """Labels of heads (numbered layer * heads + head) by `RULES`.
 
     Args:
         looks: attention of every head, by relation.
-        direct: (layer * head,) direct effects on the logits, and their standard errors.
-        stderr: see `direct`.
+        direct: (prompts, layer * head) direct effects on the logits.
         roles: the task's.
         at: the threshold of attention.
     """
-    clear = np.abs(direct) > 1.96 * np.nan_to_num(stderr)
+    writes, effect = clear(direct), direct.mean(0)
     seen = {name: one.seen(at).ravel() for name, one in looks.items()}
     found = {
-        "mover": seen["answer"] & clear & (direct > 0),
-        "negative mover": seen["answer"] & clear & (direct < 0),
+        "mover": seen["answer"] & writes & (effect > 0),
+        "negative mover": seen["answer"] & writes & (effect < 0),
     }
     names = {"cue": roles.cue_name, "duplicate": "duplicate token", "induction": "induction"}
     found |= {names[name]: heads for name, heads in seen.items() if name in names}
@@ -103,10 +97,9 @@ def assign(
 
 def labels(context: Context, entry: Entry, circuit: Result) -> Result:
     """The labels of every head of the model on a task, and the attention behind them."""
-    model, direct = context.model_of(entry), circuit["stages"]["movers"]
+    model, direct = context.model_of(entry), np.array(circuit["stages"]["movers"]["effects"])
     looks = attention(context, entry)
-    values, errors = np.array(direct["values"]), np.array(direct["stderr"])
-    found = assign(looks, values, errors, entry.roles, context.settings.threshold)
+    found = assign(looks, direct, entry.roles, context.settings.threshold)
     return {
         "labels": {label(head, model.n_heads): names for head, names in sorted(found.items())},
         "attention": {name: one.value.round(4).tolist() for name, one in looks.items()},

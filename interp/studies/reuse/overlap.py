@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.errors import InterpError
+from interp.metrics import ratio_of_means
 
 Heads = tuple[int, ...]
 """Heads by number (layer * heads a layer + head), the strongest first."""
 Stages = Mapping[str, Heads]
 
 MEASURES = ("matched", "pooled", "stagewise", "iou")
-CLEAR = 1.96
-"""A head takes part in a circuit if its mean effect is more standard errors from zero than this."""
 
 
 def strongest(values: np.ndarray, k: int) -> Heads:
@@ -27,15 +26,16 @@ def strongest(values: np.ndarray, k: int) -> Heads:
 def clear(effects: np.ndarray) -> np.ndarray:
     """(heads,) whether the mean of (prompts, heads) effects is distinguishable from zero.
 
-    |mean| > 1.96 standard errors, head by head: of heads without any effect one in twenty passes.
+    Zero is outside the 95 % interval of `ratio_of_means`, head by head: of heads without any effect
+    one in twenty passes, of few prompts too.
 
     Raises:
         InterpError: fewer than two prompts.
     """
     if len(effects) < 2:
         raise InterpError("heads distinguishable from zero", f"{len(effects)} prompts", "use more")
-    error = effects.std(0, ddof=1) / np.sqrt(len(effects))
-    return np.abs(effects.mean(0)) > CLEAR * error
+    found = ratio_of_means(effects)
+    return (found.low > 0) | (found.high < 0)
 
 
 def pooled(stages: Stages) -> frozenset[int]:

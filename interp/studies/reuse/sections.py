@@ -57,7 +57,7 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
     report.text(
         "Path patching (noise) backwards from the logits; a stage lists the heads of largest "
         "|mean effect|, and those that support the answer are the receivers of the next. Those "
-        "whose effect is not distinguishable from zero (1.96 standard errors) are in brackets and "
+        "whose effect is not distinguishable from zero (95 % interval) are in brackets and "
         "take no part in any overlap; the others do however small they are. "
         + " ".join(f"{name}: {what}." for name, what in STAGES.items())
         + " Values are fractions of the clean-corrupted gap, ± a standard error."

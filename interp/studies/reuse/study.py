@@ -114,6 +114,7 @@ def _labels(context: Context, entries: list[Entry], circuits: dict[str, Result])
         "labels",
         lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},
         circuits,
+        comparing.RULE,
     )
 
 

@@ -18,6 +18,9 @@ from interp.studies.verification.context import RUNS_GB, Context
 from interp.tasks.countdown import Problem
 from interp.words import paired_word_probs
 
+VERSION = 2
+"""Of what `against_base` finds, as part of its step's key."""
+
 SITES = ("resid_post", "attn_out", "mlp_out")
 """Where the two models' activations are compared."""
 
@@ -141,7 +144,7 @@ def _activations(
         "kl": plain(seen.kl_mean),
         **{
             name: {site: part[name].tolist() for site, part in parts.items()}
-            for name in ("cosine", "relative", "relative_stderr")
+            for name in ("cosine", "relative", "relative_low", "relative_high")
         },
     }
 

@@ -90,7 +90,11 @@ def _beside_base(report: Report, found: Result) -> None:
     report.figure(
         plots.layer_lines(
             {
-                site: _interval(values, apart["relative_stderr"][site])
+                site: (
+                    np.array(values),
+                    np.array(apart["relative_low"][site]),
+                    np.array(apart["relative_high"][site]),
+                )
                 for site, values in apart["relative"].items()
             },
             x_title="layer",
@@ -102,11 +106,3 @@ def _beside_base(report: Report, found: Result) -> None:
         f"|trained - base| / |base| at t_paren, mean over {apart['n']} texts; next-token "
         f"KL(base || trained) {estimate(apart['kl'])} nats.",
     )
-
-
-def _interval(
-    values: list[float], stderr: list[float]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values and their 95 % interval."""
-    middle, half = np.array(values), 1.96 * np.array(stderr)
-    return middle, middle - half, middle + half

@@ -150,7 +150,15 @@ def study_verification(
             controls.PLAIN_TEXT,
         ),
         *(
-            [("base", lambda: comparing.against_base(context, *parts), base.hash, *parts)]
+            [
+                (
+                    "base",
+                    lambda: comparing.against_base(context, *parts),
+                    base.hash,
+                    *parts,
+                    comparing.VERSION,
+                )
+            ]
             if base is not None
             else []
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -58,6 +58,8 @@ TheirTask = Annotated[
 Ablation = Annotated[
     str, typer.Option(help="What removed edges carry: counterfactual, resample, zero or mean.")
 ]
+BY = terminal.typed(Literal["absolute", "signed", "mean_absolute"])
+SEARCH = terminal.typed(Literal["best", "greedy"])
 CircuitFile = Annotated[Path, typer.Argument(help="A circuit that `find` or `export` wrote.")]
 
 
@@ -92,13 +94,17 @@ def find(
     by: Annotated[
         str,
         typer.Option(
+            parser=BY,
             help="Rank by absolute score, signed (leaves out edges that oppose it), or "
-            "mean_absolute (mean size of the effect over prompts)."
+            "mean_absolute (mean size of the effect over prompts).",
         ),
     ] = "absolute",
     supporting: Annotated[bool, typer.Option(help="The same as --by signed.")] = False,
     search: Annotated[
-        str, typer.Option(help="With --edges: best of all, or greedy from the logits back.")
+        str,
+        typer.Option(
+            parser=SEARCH, help="With --edges: best of all, or greedy from the logits back."
+        ),
     ] = "best",
     direction: Annotated[
         str,

@@ -23,4 +23,4 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InterpError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(known) or "none"
-    return InterpError(f"{kind} {name!r}", "no such name", f"{hint}known: {names}")
+    return InterpError(f"{kind} {name!r:.80}", "no such name", f"{hint}known: {names}")

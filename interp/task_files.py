@@ -77,7 +77,7 @@ class TaskRow(Row):
         part, occurrence = (mark, 0) if isinstance(mark, str) else mark
         n = len(occurrences(part, self.clean))
         if not -n <= occurrence < n:
-            found = f"{part!r}, {n} time{'s' * (n != 1)} in the clean prompt"
+            found = f"{part!r:.60}, {n} time{'s' * (n != 1)} in the clean prompt"
             do = f"count from {-n} to {n - 1}" if n else "give a part of it, in the same letters"
             raise InterpError(place, found, do)
 

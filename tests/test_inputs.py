@@ -237,6 +237,7 @@ def cases_in(path, content):
             b"row,prompt,should,tsak\n1,a,answer,\n",
             "line 1: column 'tsak': no such .*mean",
         ),
+        ("p.csv", b"row,prompt,should\n1,a," + b"x" * 9000 + b"\n", "should '.{79}: no such name"),
         ("p.csv", b"row;prompt;should\n1;a;answer\n", "line 1: fields separated by ';'"),
         ("p.csv", b"row,prompt,should\n1,\xe9,answer\n", "UTF-8"),
         ("p.csv", b"row,prompt,should\n1,a,Answer\n", "should 'Answer': no such name; did you"),
@@ -494,6 +495,8 @@ TOY = ("--model", "toy-or", "--task", "toy-or")
         ("tasks", "PAIRS", "--model", "toy-or", "--seed", "3"),
         ("patch", *TOY, "--seed", "3"),
         ("circuit", "find", *TOY, "--steps", "0"),
+        ("circuit", "find", *TOY, "--by", ""),
+        ("circuit", "find", *TOY, "--search", "gredy"),
         ("circuit", "find", *TOY, "--threshold", "nan"),
         ("circuit", "find", *TOY, "--weight", "inf"),
         ("circuit", "places", "circuit", "--narrow", "nan"),
@@ -518,6 +521,7 @@ def test_the_command_line_refuses_before_the_work(tmp_path, monkeypatch, argumen
     """One line, exit code 1 or 2, nothing written; no study begins."""
     monkeypatch.setattr("interp.cli_studies._run", lambda *a, **k: pytest.fail("it began"))
     monkeypatch.setattr("interp.patching.activation_patching", lambda *a, **k: pytest.fail("ran"))
+    monkeypatch.setattr("interp.circuits.finding.find_circuit", lambda *a, **k: pytest.fail("ran"))
     file = tmp_path / "latin.csv"
     file.write_bytes(b"clean,answers\n\xe9,b\n")
     pairs = tmp_path / "pairs.csv"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.components import SITES
-from interp.engine.memory import says_too_little
+from interp.engine.memory import no_collection, says_too_little
 from interp.errors import InterpError, unknown
 from interp.files import cache_dir, content_key, versions
 from interp.models import embedded, organisms
@@ -63,6 +63,7 @@ def known_families() -> list[dict[str, Any]]:
 
 
 @says_too_little
+@no_collection()
 def load_model(
     name: Any = embedded.NAME,
     *,
@@ -109,8 +110,8 @@ def load_model(
                 "it is taken as it is",
                 "call its .to(...) first",
             )
-        called = getattr(name.config, "_name_or_path", "") or type(name).__name__
-        return wrap(name, tokenizer, name=called, check=check)
+        called = getattr(name.config, "_name_or_path", "")
+        return wrap(name, tokenizer, name=called or type(name).__name__, check=check)
     if tokenizer is not None:
         raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
     name, dtype = str(name), dtype or "float32"

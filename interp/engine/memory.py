@@ -8,8 +8,10 @@ of the time. Nothing here changes a result; other platforms go without.
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -59,6 +61,18 @@ def says_too_little(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return tried
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's garbage collector is off inside: of many new objects that stay, it finds none."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 @cache

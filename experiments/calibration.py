@@ -3,7 +3,7 @@
     python experiments/calibration.py --out experiments/results/calibration.json
 
 Noise without any effect: what share of p-values is at most .05? Effects of known size: how often
-does a 95 % interval cover it? Eight minutes on two busy cores. The tests run the same functions
+does a 95 % interval cover it? About twelve minutes on two cores. The tests run the same functions
 with fewer repetitions. Of four prompts p is never below 1/16, so tables of p begin with five.
 """
 
@@ -32,7 +32,7 @@ FROM = Provenance(
     call="",
 )  # fmt: skip
 LAYERS, HEADS = 12, 9
-KS = (5,)
+KS = (1, 5, 10)
 SIZES = (5, 8, 16, 64)
 NOISES = ("equal", "unequal", "gaps vary", "correlated", "grouped", "skewed")
 EFFECTS = ("normal", "normal, gaps vary", "skewed gaps", "exponential", "log-normal")
@@ -309,7 +309,7 @@ PARTS: dict[str, tuple[Sequence[object], Callable[[int], dict[str, Table]]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the simulations, print their tables and keep each as soon as it is done."""
     parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
-    parser.add_argument("--repeats", type=int, default=400, help="Simulations behind every number")
+    parser.add_argument("--repeats", type=int, default=4000, help="Simulations behind every number")
     parser.add_argument("--only", default="", help="Tables whose title holds this.")
     parser.add_argument("--out", type=Path)
     given = list(sys.argv[1:] if arguments is None else arguments)

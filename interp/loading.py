@@ -122,9 +122,8 @@ def load_model(
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InterpError(
-            f"device {device!r}", str(error).splitlines()[0], "use one that this torch offers"
-        ) from error
+        said = str(error).splitlines()[0]
+        raise InterpError(f"device {device!r}", said, "use one that torch offers") from error
     hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
     if device_map is None:
         hf_model = hf_model.to(device)

@@ -321,11 +321,14 @@ def group_numbers(groups: Sequence[Hashable], n: int) -> np.ndarray:
     """(n,) labels numbered from 0 in the order they first appear.
 
     Raises:
-        InterpError: not one label per row.
+        InterpError: not one label per row, or labels such as lists, which have no hash.
     """
     if len(groups) != n:
         raise InterpError(f"{len(groups)} groups", f"{n} rows", "give one label per row")
-    number = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+    try:
+        number = {label: i for i, label in enumerate(dict.fromkeys(groups))}
+    except TypeError as error:
+        raise InterpError("groups", str(error), "give texts or numbers as labels") from error
     return np.array([number[label] for label in groups])
 
 

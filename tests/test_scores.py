@@ -110,6 +110,9 @@ def test_rows_of_one_text_count_once():
     assert (again.p, again.units, again.draws) == (once.p, 9, 512)
     with pytest.raises(InterpError, match="one label per row"):
         every.interval(groups=texts[:-1])
+    for ask in (every.interval, every.null):
+        with pytest.raises(InterpError, match="give texts or numbers as labels"):
+            ask(groups=[[text] for text in texts])
 
 
 def test_stderr_agrees_with_the_bootstrap():

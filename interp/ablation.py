@@ -22,7 +22,7 @@ from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.restart import final_hidden
 from interp.engine.sweep import CPU_TILE, Progress
 from interp.errors import InterpError, unknown
-from interp.inputs import listed, rows_of
+from interp.inputs import listed, reads_arguments, rows_of
 from interp.interventions import Intervention, Operation
 from interp.kept_runs import BLOCK, KeptRuns, plain_runs
 from interp.models.language_model import Address, LanguageModel
@@ -148,6 +148,7 @@ class Ablation:
         return operation
 
 
+@reads_arguments
 def make_ablation(
     model: LanguageModel,
     components: Sequence[str],
@@ -266,6 +267,7 @@ class NextTokens:
         return logs[..., 0] - logs[..., 1]
 
 
+@reads_arguments
 @says_too_little
 def ablate(
     model: LanguageModel,

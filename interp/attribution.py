@@ -18,7 +18,7 @@ from interp.engine.stopping import Cancelled, stoppable
 from interp.engine.sweep import Progress
 from interp.errors import InterpError
 from interp.firstorder import Ask, Estimator
-from interp.inputs import Columns, as_positions, listed
+from interp.inputs import Columns, as_positions, listed, reads_arguments
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
 from interp.references import batches_of, mean_values
@@ -37,6 +37,7 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
 
 
+@reads_arguments
 @says_too_little
 def attribution_patching(
     model: LanguageModel,
@@ -104,6 +105,7 @@ def attribution_patching(
     return _attribute(model, task, ask, budget_gb=budget_gb, progress=progress, cancelled=cancelled)
 
 
+@reads_arguments
 @says_too_little
 def atp_star(
     model: LanguageModel,

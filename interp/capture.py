@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,27 +11,29 @@ import torch
 from torch import Tensor
 
 from interp.ablated_runs import AblatedRuns
-from interp.components import SITES, within
+from interp.components import SITES, check_site, within
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.errors import InterpError
 from interp.files import cache_dir
-from interp.inputs import Positions, listed, marks_of, places_of, texts_of
+from interp.inputs import Positions, listed, marks_of, places_of, reads_arguments, texts_of
 from interp.kept_runs import KeptRuns
 from interp.keys import result_key
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.prompts import Prompt, Task
 from interp.records import read_sealed, write_sealed
+from interp.schema import is_whole
 
 KIND, VERSION = "activations", 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Activations:
     """Captured activations: `acts["L5.z"]` or `acts[5, "z"]`.
 
     One prompt position: (prompts, ...). Several: (prompts, positions, ...), rows shorter than
     the longest prompt filled with zeros and `mask` False there. Patterns are
-    (prompts, positions, head, key_pos). `logits` holds the last token's.
+    (prompts, positions, head, key_pos). `logits` holds the last token's. Two are equal only where
+    they are one object; `torch.equal` compares what they hold.
     """
 
     values: Mapping[Address, Tensor]
@@ -39,17 +41,33 @@ class Activations:
     logits: Tensor
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        shapes = {site: tuple(value.shape) for (_, site), value in self.values.items()}
+        layers = sorted({layer for layer, _ in self.values})
+        shown = ", ".join(f"{site} {shape}" for site, shape in shapes.items())
+        return (
+            f"Activations({len(self.mask)} prompts, {len(layers)} layers from {layers[0]} to "
+            f"{layers[-1]}: {shown}; read acts['L{layers[0]}.{next(iter(shapes))}'])"
+        )
+
     def __getitem__(self, key: str | Address) -> Tensor:
         address = key
         if isinstance(key, str):
             layer, _, site = key.removeprefix("L").partition(".")
-            address = (int(layer) if layer.isdigit() else -1, site)
-        if address not in self.values:
-            kept = ", ".join(f"L{layer}.{site}" for layer, site in self.values)
-            raise InterpError(f"activation {key!r}", "not captured", f"captured: {kept}")
+            address = (int(layer) if is_whole(layer) else -1, site)
+        if not isinstance(address, Hashable) or address not in self.values:
+            layers = sorted({layer for layer, _ in self.values})
+            sites = list(dict.fromkeys(site for _, site in self.values))
+            at, site = layers[-1], key if key in sites else sites[0]
+            raise InterpError(
+                f"activation {key!r:.60}",
+                f"not captured: those are {', '.join(sites)} of the layers {layers}",
+                f"write a layer and a site, such as acts['L{at}.{site}'] or acts[{at}, '{site}']",
+            )
         return self.values[address]  # type: ignore[index]
 
 
+@reads_arguments
 @says_too_little
 def run_with_cache(
     model: LanguageModel,
@@ -83,10 +101,12 @@ def run_with_cache(
         InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
             of other prompts or of fewer last tokens.
     """
-    sites = list(dict.fromkeys(listed(sites)))
+    sites = list(dict.fromkeys(map(check_site, listed(sites))))
     chosen = within(layers, model.n_layers, "layer", model.name)
     if to_disk:
         model.refuse_changed("keeping activations", "to_disk=False")
+    if not sites:
+        raise InterpError("capturing activations", "no sites", f"give some of {', '.join(SITES)}")
     for site in sites:
         model.require_site(site)
     tokenized = [model.tokenize(text) for text in texts_of(prompts)]
@@ -170,6 +190,7 @@ def run_with_cache(
     return _open(path, key) or plain
 
 
+@reads_arguments
 def text_losses(
     model: LanguageModel,
     texts: Task | Prompt | Sequence[Prompt],

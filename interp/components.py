@@ -54,7 +54,7 @@ def check_site(site: str) -> str:
     Raises:
         InterpError: no such site; the nearest name is given.
     """
-    if site not in SITES:
+    if not isinstance(site, str) or site not in SITES:
         raise unknown("site", site, SITES)
     return site
 
@@ -93,11 +93,11 @@ class Component:
             InterpError: the label does not read like a component, or its site has no such parts:
                 keys and values are numbered by key/value heads, KV, and not by heads, H.
         """
-        match = _LABEL.fullmatch(label)
+        match = _LABEL.fullmatch(label) if isinstance(label, str) else None
         site = None if match is None else match["site"] or _USUAL.get(match["kind"])
         if match is None or site is None:
             raise InterpError(
-                f"component {label!r}",
+                f"component {label!r:.60}",
                 "not a label",
                 "write L17H11, L17H11.q, L5KV0.k, L26N6475 or L5.mlp_out",
             )

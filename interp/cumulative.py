@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.ablation import Kind, Where, ablate, make_ablation, random_like
 from interp.errors import InterpError
-from interp.inputs import listed, rows_of
+from interp.inputs import listed, reads_arguments, rows_of
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.keys import result_key
 from interp.metrics import Estimate, mean_estimate, share_estimate
@@ -97,6 +97,7 @@ class AblatedSets:
         return np.stack(disabled), np.stack(odds)
 
 
+@reads_arguments
 def greedy_order(
     sets: AblatedSets, candidates: Sequence[str], most: int, *, drawn: np.ndarray | None = None
 ) -> list[str]:
@@ -166,6 +167,7 @@ class AblationCurve:
         return pd.DataFrame(rows)
 
 
+@reads_arguments
 def ablation_curve(
     sets: AblatedSets,
     order: Sequence[str],
@@ -218,6 +220,7 @@ def smallest_size(shares: Sequence[float], enough: float = ENOUGH) -> int | None
     return next((size for size, share in enumerate(shares, 1) if share >= enough), None)
 
 
+@reads_arguments
 def smallest_sets(
     sets: AblatedSets,
     candidates: Sequence[str],

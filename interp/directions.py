@@ -20,9 +20,10 @@ from interp.chat import PLAIN, ChatFormat, ChatPrompts, Prompts, plain_prompts
 from interp.components import SITES, within
 from interp.errors import InterpError, unknown
 from interp.files import content_key
-from interp.inputs import listed
+from interp.inputs import listed, reads_arguments
 from interp.models.language_model import LanguageModel
 from interp.records import Record
+from interp.schema import brief
 
 Kind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
 """What is subtracted from what.
@@ -88,6 +89,8 @@ class Direction:
 
     def __str__(self) -> str:
         return f"{self.kind} L{self.layer}.{self.site} at {self.position}"
+
+    __repr__ = brief
 
     @property
     def norm(self) -> float:
@@ -160,6 +163,8 @@ class Candidates:
     model_hash: str
     rows: tuple[str, ...] = ()
 
+    __repr__ = brief
+
     @property
     def norms(self) -> Tensor:
         """(positions, layers) lengths."""
@@ -201,6 +206,7 @@ class Candidates:
         return self.positions.index(position), self.layers.index(layer)
 
 
+@reads_arguments
 def difference_in_means(
     model: LanguageModel,
     first: Prompts,

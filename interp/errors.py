@@ -17,10 +17,10 @@ class InterpError(Exception):
         super().__init__(f"{asked}: {found}; {do}")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> InterpError:
-    """The error for a name that is not in a closed list; it names the nearest one."""
+def unknown(kind: str, name: object, known: Iterable[str]) -> InterpError:
+    """The error for what is not in a closed list of names; it gives the nearest one."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) if isinstance(name, str) else []
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(known) or "none"
     return InterpError(f"{kind} {name!r:.80}", "no such name", f"{hint}known: {names}")

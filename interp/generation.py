@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from interp.ablation import Ablation, Where
 from interp.engine.memory import says_too_little
 from interp.errors import InterpError
-from interp.inputs import listed, texts_of
+from interp.inputs import reads_arguments, stops_of, texts_of
 from interp.intervened import intervened_texts
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt, Task
@@ -21,6 +21,7 @@ from interp.schema import Count, checked
 from interp.text_runs import ChangedText, Generation, Progress, TextRun, in_batches
 
 
+@reads_arguments
 @says_too_little
 def generate(
     model: LanguageModel,
@@ -98,7 +99,7 @@ def generate_each(
         InterpError: see `generate`.
     """
     encoded = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
-    stop, rows = listed(stop), checked(Count, rows, "rows decoded together")
+    stop, rows = stops_of(stop), checked(Count, rows, "rows decoded together")
     with model.lock:
         if model.active and ablations == [None]:
             options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
@@ -135,6 +136,4 @@ def generate_each(
 
 
 def _trigger(model: LanguageModel, trigger: str | int | None) -> int | None:
-    if trigger is None or isinstance(trigger, int):
-        return trigger
-    return model.single_token(trigger, "trigger")
+    return None if trigger is None else model.single_token(trigger, "trigger")

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from interp.chat import Prompts, plain_prompts
+from interp.components import within
 from interp.directions import Direction, orthonormal
 from interp.errors import InterpError
 from interp.metrics import Estimate, mean_estimate
@@ -116,7 +117,7 @@ def representational_independence(
     Raises:
         InterpError: prompts or directions of another model or format.
     """
-    chosen = list(range(model.n_layers)) if layers is None else list(layers)
+    chosen = within(layers, model.n_layers, "layer", model.name)
     given = plain_prompts(model, prompts)
     pair = (first, second)
 

@@ -22,7 +22,7 @@ from interp.engine.restart import baseline, final_hidden
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError, unknown
 from interp.generation import generate
-from interp.inputs import listed, texts_of
+from interp.inputs import listed, reads_arguments, texts_of
 from interp.interventions import intervene
 from interp.judging import LEAST_TOKENS, Judge, Judged, flip_rate, judge_replies, replies_of
 from interp.metrics import Estimate
@@ -63,6 +63,7 @@ class HeadScan:
         return table.assign(**{name: values.mean(0).ravel() for name, values in kl.items()})
 
 
+@reads_arguments
 def scan_heads(
     model: LanguageModel,
     task: Task,
@@ -197,6 +198,7 @@ class HeadGroup:
     null: Null | None
 
 
+@reads_arguments
 def sahara(
     model: LanguageModel,
     prompts: Sequence[Prompt],
@@ -295,6 +297,7 @@ class HeadFlips:
     null: Null | None
 
 
+@reads_arguments
 def head_flips(
     model: LanguageModel,
     prompts: Sequence[Prompt],

@@ -7,13 +7,15 @@ one component or one position, never its characters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from interp.components import alone, whole
 from interp.errors import InterpError
 from interp.metrics import Metric, metric_named
 from interp.positions import Mark, Prompt, TokenizedPrompt, resolve
+from interp.schema import Count, Index, Real, Seed, Text, Truth, Unicode, Whole, checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +46,91 @@ class Tokenizes(Protocol):
     """A model, as far as reading prompts goes."""
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_PLAIN: dict[str, Any] = {"int": Index, "float": Real, "bool": Truth, "str": Unicode}
+_NAMED: dict[str, Any] = {
+    "seed": Seed,
+    "n": Count,
+    "rows": Count,
+    "draws": Whole,
+    "band": Whole,
+}
+"""What arguments of these names are, wherever they are whole numbers."""
+
+_RECORDS = {
+    "Ablation": "one that make_ablation() gives",
+    "AblatedRuns": "runs that ablate() keeps",
+    "KeptRuns": "runs that keep_runs() gives",
+    "LanguageModel": "a model that load_model() gives",
+    "Progress": "a function of (done, total)",
+    "Callable[[], bool]": "a function that says whether to stop",
+    "Scores": "the Scores of a patching function",
+    "Task": "a Task",
+    "Tensor": "a tensor of torch",
+    "None": "None",
+}
+
+
+def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, with arguments of the wrong kind refused before anything is computed.
+
+    Looked at are annotations made of plain kinds, `None` and the records of `_RECORDS`, by their
+    names; all others are left to the function. Numbers of other libraries become Python's.
+
+    Raises:
+        InterpError: an argument is of another kind than its annotation, or out of range.
+    """
+    taken = signature(function)
+    rules = {
+        name: parts
+        for name, one in taken.parameters.items()
+        if name != "budget_gb"  # read by `interp.engine.memory.budget_bytes`
+        and (parts := str(one.annotation).split(" | "))
+        and {*parts} <= {*_PLAIN, *_RECORDS}
+    }
+
+    @wraps(function)
+    def read(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            given = taken.bind(*args, **kwargs)
+        except TypeError:
+            return function(*args, **kwargs)  # Python's own words on a missing or unknown argument
+        for name, value in given.arguments.items():
+            if name in rules:
+                asked = f"{name} of {function.__name__}()"
+                given.arguments[name] = _of_kind(name, rules[name], value, asked)
+        return function(*given.args, **given.kwargs)
+
+    return read
+
+
+def _of_kind(name: str, kinds: Sequence[str], value: Any, asked: str) -> Any:
+    """A value of one of these kinds, as Python's own where it is plain."""
+    records = [kind for kind in kinds if kind in _RECORDS]
+    known = {one.__name__ for one in type(value).__mro__}
+    if known & {*records} or (value is None and "None" in records):
+        return value
+    if callable(value) and {*records} & {"Progress", "Callable[[], bool]"}:
+        return value
+    for kind in kinds:
+        text = isinstance(value, str) == (kind == "str")
+        if kind in _PLAIN and (text or len(kinds) - len(records) == 1):
+            return checked(_NAMED.get(name, Index) if kind == "int" else _PLAIN[kind], value, asked)
+    raise InterpError(asked, f"{value!r:.60}", "give " + " or ".join(_RECORDS[k] for k in records))
+
+
+def stops_of(stop: Any) -> list[str]:
+    """Texts that end a text, none or several.
+
+    Raises:
+        InterpError: something else, or an empty text, which every text holds.
+    """
+    asked = "stop, the texts that end a text"
+    return [checked(Text, one, asked) for one in listed(stop, asked=asked)]
 
 
 def listed(given: Any, *, asked: str = "one thing or several") -> list[Any]:

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from interp.components import SITES, Component
 from interp.errors import InterpError
-from interp.inputs import Positions, as_positions, each_of, listed, marks_of, place_of, texts_of
+from interp.inputs import (
+    Positions,
+    as_positions,
+    each_of,
+    listed,
+    marks_of,
+    place_of,
+    reads_arguments,
+    texts_of,
+)
 from interp.models.language_model import Address, Batch, Hook, LanguageModel
 from interp.positions import Mark, TokenizedPrompt
 from interp.prompts import Prompt, Task
@@ -76,20 +85,29 @@ class Report:
         return "\n".join(map(str, self.fired))
 
 
+@reads_arguments
 def zero(component: str, *, positions: Positions = "all") -> Intervention:
     """Replace a component by zero."""
     return _make("zero", component, lambda old, prompt, where: torch.zeros_like(old), positions)
 
 
+@reads_arguments
 def scale(component: str, factor: float, *, positions: Positions = "all") -> Intervention:
     """Multiply a component by a factor."""
     return _make("scale", component, lambda old, prompt, where: old * factor, positions)
 
 
+@reads_arguments
 def add(
     component: str, vector: Tensor, *, coefficient: float = 1.0, positions: Positions = "all"
 ) -> Intervention:
-    """Add `coefficient * vector` to a component (steering)."""
+    """Add `coefficient * vector` to a component (steering).
+
+    Raises:
+        InterpError: a vector that is not finite or (during a run) of another width.
+    """
+    if not bool(vector.isfinite().all()):
+        raise InterpError(f"a vector for {component}", "not finite", "give finite numbers")
 
     def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
         return old + coefficient * _fitting(vector, old, component)
@@ -97,6 +115,7 @@ def add(
     return _make("add", component, operation, positions)
 
 
+@reads_arguments
 def project_out(component: str, direction: Tensor, *, positions: Positions = "all") -> Intervention:
     """Remove a direction: x - (x . r) r with r of length one.
 
@@ -104,8 +123,9 @@ def project_out(component: str, direction: Tensor, *, positions: Positions = "al
         InterpError: the direction is zero.
     """
     length = float(direction.norm())
-    if length == 0:
-        raise InterpError(f"projecting out of {component}", "a direction of length 0", "give one")
+    if not 0 < length < float("inf"):
+        found = f"a direction of length {length:g}"
+        raise InterpError(f"projecting out of {component}", found, "give a finite one, not zero")
 
     def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
         unit = _fitting(direction / length, old, component)
@@ -114,6 +134,7 @@ def project_out(component: str, direction: Tensor, *, positions: Positions = "al
     return _make("project_out", component, operation, positions)
 
 
+@reads_arguments
 def mean(
     model: LanguageModel,
     component: str,
@@ -161,6 +182,7 @@ def mean(
     return _make("mean", component, operation, positions)
 
 
+@reads_arguments
 def patch(
     model: LanguageModel,
     component: str,
@@ -179,6 +201,7 @@ def patch(
     return _make("patch", component, _taken(component, values), positions)
 
 
+@reads_arguments
 def resample(
     model: LanguageModel,
     component: str,
@@ -190,6 +213,8 @@ def resample(
 ) -> Intervention:
     """Replace a component by its value on a reference prompt drawn for each of `n` prompts."""
     texts = texts_of(reference)
+    if not texts:
+        raise InterpError(f"resampling {component}", "no reference prompts", "give at least one")
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(texts), (n,), generator=generator).tolist()
     values = component_values(model, Component.parse(component), texts)
@@ -213,6 +238,7 @@ def component_values(
     return [kept[i] for i in range(len(tokens))]
 
 
+@reads_arguments
 @contextmanager
 def intervene(
     model: LanguageModel,
@@ -253,6 +279,12 @@ def intervene(
         prompts = [model.tokenize(pair.clean) for pair in on.pairs]
         known = list(zip(prompts, marks_of(on) or [], strict=True))
     for intervention in listed(interventions):
+        if not isinstance(intervention, Intervention):
+            raise InterpError(
+                f"intervening with {intervention!r:.60}",
+                f"{type(intervention).__name__}, which does not say what to do",
+                "make an intervention of a component, such as zero('L17H11') or mean(...)",
+            )
         model.require_component(intervention.component)
         _warn_shared(model, intervention)
         hook = InterventionHook(model=model, intervention=intervention, known=known)
@@ -397,11 +429,17 @@ def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:
 
 def _taken(component: str, values: list[Tensor]) -> Operation:
     def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
-        if prompt >= len(values) or (where and max(where) >= len(values[prompt])):
+        asked = f"{component} of prompt {prompt} from another run"
+        if prompt >= len(values):
+            found = f"there are sources for {len(values)} prompts only"
+            raise InterpError(asked, found, "give one source for each prompt")
+        if where and max(where) >= (length := len(values[prompt])):
             raise InterpError(
-                f"{component} of prompt {prompt} at {where}",
-                f"{len(values)} source prompts of {[len(v) for v in values]} tokens",
-                "give every prompt a source at least as long",
+                asked,
+                f"token {max(where)}, counted from 0, is to be replaced; its source has {length} "
+                "tokens",
+                "give a source at least as long as the text, what is generated included, or "
+                "positions that the source has, such as positions=0",
             )
         new = values[prompt][where]
         if new.shape[-1] < old.shape[-1]:

@@ -14,7 +14,7 @@ from interp.engine.memory import says_too_little
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError
-from interp.inputs import listed
+from interp.inputs import listed, reads_arguments
 from interp.metrics import Estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 from interp.nulls import (
@@ -56,6 +56,7 @@ JOINT_SITES = (
 )  # fmt: skip
 
 
+@reads_arguments
 @says_too_little
 def joint_patching(
     model: LanguageModel,

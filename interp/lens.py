@@ -15,9 +15,9 @@ from interp.ablated_runs import AblatedRuns
 from interp.capture import run_with_cache
 from interp.components import within
 from interp.errors import InterpError, unknown
-from interp.inputs import Positions, listed, marks_of, places_of, texts_of
+from interp.inputs import Positions, listed, marks_of, places_of, reads_arguments, texts_of
 from interp.kept_runs import KeptRuns
-from interp.metrics import Estimate, mean_estimate
+from interp.metrics import Estimate, mean_estimate, widened
 from interp.models.architecture import Decoder
 from interp.models.language_model import LanguageModel
 from interp.prompts import Prompt, Task
@@ -143,6 +143,7 @@ class Lens:
         return mean_estimate(values[s, j, self.group_of == g, self.words.index(word)])
 
 
+@reads_arguments
 def logit_lens(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
@@ -188,7 +189,7 @@ def logit_lens(
     decoder = model.require_decoder("a logit lens")
     texts, sites, words = texts_of(prompts), listed(sites), listed(words)
     if not sites or (wrong := [site for site in sites if site not in STREAM]):
-        found = ", ".join(wrong) if sites else "no sites"
+        found = ", ".join(map(str, wrong)) if sites else "no sites"
         raise InterpError("a logit lens", found, f"read states of the stream: {', '.join(STREAM)}")
     _check_k(k, decoder)
     sites = tuple(dict.fromkeys(sites))
@@ -242,6 +243,7 @@ class Unembedded:
     suppressed: tuple[Token, ...]
 
 
+@reads_arguments
 def unembed(
     model: LanguageModel, vectors: Tensor, *, k: int = 10, norm: bool = False
 ) -> list[Unembedded]:
@@ -280,7 +282,7 @@ def unembed(
                 if decoder.ln_final.centred:
                     block = block - block.mean(-1, keepdim=True)
                 block = (block * decoder.ln_final.weight).to(decoder.unembed)
-            logits = _wide(block @ decoder.unembed.T)
+            logits = widened(block @ decoder.unembed.T)
             for sign, kept in best.items():
                 top = (sign * logits).topk(k, dim=-1)
                 kept.append((top.indices.cpu(), sign * top.values.cpu()))
@@ -315,6 +317,7 @@ class FoundNeuron:
     ranks: tuple[int, ...]
 
 
+@reads_arguments
 def search_neurons(
     model: LanguageModel,
     words: str | int | Sequence[str | int],
@@ -326,14 +329,15 @@ def search_neurons(
 ) -> list[FoundNeuron]:
     """The neurons of any layer that write some words most or, with sign=-1, most against them.
 
-        logit_t = C[t] . v_li,   C = W_U diag(w) less its mean over the vocabulary
+        logit_t = U[t] . x_li,   x_li = w * v_li,   U = W_U less its mean over the vocabulary
 
         zscore:  score = mean_t logit_t / root mean square of logit over the whole vocabulary
-        cosine:  score = mean_t cos(v_li, C[t])
+        cosine:  score = mean_t cos(x_li, U[t])
         dot:     score = mean_t logit_t
 
     over the words' tokens t. v_li is what the neuron writes, its row of the down projection, gated
-    or not; w is the final norm's weight, and a LayerNorm centres v first. What raises all tokens
+    or not; w is the final norm's weight, and a LayerNorm centres v first: x_li is what the
+    unembedding reads. What raises all tokens
     alike is no part of a score. The z-score says how far the words stand out among all tokens, in
     standard deviations. "cosine" and "dot" do not look at other words: a word may be far from the
     top of what their first neurons write.
@@ -355,7 +359,7 @@ def search_neurons(
         raise InterpError(asked, found, "give words, k within the neurons, sign 1 or -1")
     if metric not in get_args(Metric):
         raise unknown("metric", metric, get_args(Metric))
-    unembed = _wide(decoder.unembed)
+    unembed = widened(decoder.unembed)
     centre = unembed.mean(0)
     rows = unembed[ids] - centre
     # The mean square of all logits of v is v C^T C v / d_vocab.
@@ -392,11 +396,11 @@ def search_neurons(
 def _written(decoder: Decoder, layer: int) -> Tensor:
     """(neuron, d_model) what each neuron writes, as the unembedding reads it."""
     block = decoder.blocks[layer]
-    values = _wide(block.mlp.down.weight)
+    values = widened(block.mlp.down.weight)
     for norm in (block.ln2_post, decoder.ln_final):
         if norm is not None:
             values = values - values.mean(-1, keepdim=True) if norm.centred else values
-            values = values * _wide(norm.weight)
+            values = values * widened(norm.weight)
     return values
 
 
@@ -413,7 +417,7 @@ def _read(
     step = max(1, BLOCK // decoder.d_vocab)
     for start in range(0, len(member), step):
         rows = slice(start, start + step)
-        logits = _wide(decoder.logits(decoder.ln_final(hidden[rows].to(decoder.unembed))))
+        logits = widened(decoder.logits(decoder.ln_final(hidden[rows].to(decoder.unembed))))
         p = logits.softmax(-1).cpu().double()
         total += weight[:, rows] @ p
         probability[rows] = p[:, list(ids)]
@@ -425,11 +429,6 @@ def _read(
     stderr = (spread.clamp(min=0) / (counts - 1)).sqrt()
     stderr = torch.where(counts > 1, stderr, torch.inf)
     return top.indices, top.values, stderr, probability, rank
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Logits in float32 or wider."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _members(groups: Sequence[Hashable] | None, n: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -18,6 +18,7 @@ from interp.files import cache_dir, content_key, versions
 from interp.models import embedded, organisms
 from interp.models.checkpoints import departures, read_checkpoint, text_model
 from interp.models.language_model import LanguageModel
+from interp.schema import Truth, checked
 from interp.toys import TOYS
 
 
@@ -112,16 +113,21 @@ def load_model(
             )
         called = getattr(name.config, "_name_or_path", "")
         return wrap(name, tokenizer, name=called or type(name).__name__, check=check)
+    check = checked(Truth, check, "check of load_model()")
     if tokenizer is not None:
         raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
-    name, dtype = str(name), dtype or "float32"
-    if dtype not in ("float32", "float64", "bfloat16", "float16"):
-        raise InterpError(f"dtype {dtype!r}", "not a weight type", "use float32 or bfloat16")
+    if not isinstance(name, str | Path) or not str(name):
+        do = "give a name of `interp models`, a directory, a GGUF file, a hub id or a loaded model"
+        raise InterpError(f"loading {name!r:.60}", "no name of a model", do)
+    name, kinds = str(name), ("float32", "float64", "bfloat16", "float16")
+    dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype not in kinds:
+        raise unknown("dtype", dtype, kinds)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         said = str(error).splitlines()[0]
         raise InterpError(f"device {device!r}", said, "use one that torch offers") from error
     hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
@@ -380,7 +386,7 @@ def check_engine(
 
     from interp.engine.forward import Runner
     from interp.engine.restart import baseline
-    from interp.models.checks import engine_tolerance
+    from interp.models.checks import engine_tolerance, row_gap
 
     decoder = model.decoder
     if decoder is None:
@@ -394,29 +400,11 @@ def check_engine(
     except RuntimeError as error:
         return f"the engine fails on it: {str(error).splitlines()[0]}"
     for layer, (own, theirs) in enumerate(zip(found, [*hidden, logits], strict=True)):
-        off = _row_gap(own, theirs[0])
+        off = row_gap(own, theirs[0])
         if not off <= engine_tolerance(model.dtype):
             what = "logits" if layer == n else f"residual stream before layer {layer}"
             return f"the engine's {what} differ from Hugging Face's by {off:.1e}"
     return None
-
-
-BLOCK = 2**24
-"""Numbers of each side that `_row_gap` holds in float64 at a time."""
-
-
-def _row_gap(found: Any, expected: Any) -> float:
-    """The largest |found - expected| / |expected| of a row; both (rows, width). NaN if any is."""
-    import torch
-
-    rows = max(1, BLOCK // expected.shape[-1])
-    gaps, sizes = [], []
-    for own, theirs in zip(found.split(rows), expected.split(rows), strict=True):
-        own, theirs = own.cpu().double(), theirs.cpu().double()  # MPS has no float64
-        gaps.append((own - theirs).norm(dim=-1))
-        sizes.append(theirs.norm(dim=-1))
-    size = torch.cat(sizes)  # a row that is all but zero is rounding
-    return float((torch.cat(gaps) / size.clamp(min=max(1e-3 * float(size.max()), 1e-30))).max())
 
 
 def _kept_check(path: Path, key: str) -> dict[str, Any] | None:

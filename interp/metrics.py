@@ -121,18 +121,18 @@ class Metric:
 def _mean_at(readout: Readout, tokens: Tensor) -> Tensor:
     """Mean logit over each row's tokens, -1 left out."""
     real = tokens >= 0
-    values = torch.where(real, _wide(readout.at(tokens.clamp(min=0))), 0.0)
+    values = torch.where(real, widened(readout.at(tokens.clamp(min=0))), 0.0)
     return values.sum(1) / real.sum(1)
 
 
-def _wide(logits: Tensor) -> Tensor:
+def widened(logits: Tensor) -> Tensor:
     """Logits in float32 or wider."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _probability(readout: Readout, tokens: Tensor) -> Tensor:
     """Summed probability of each row's tokens, -1 left out."""
-    probabilities = _wide(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
+    probabilities = widened(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
     return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
 
 
@@ -145,7 +145,7 @@ def _prob_diff(readout: Readout, targets: Targets) -> Tensor:
 
 
 def _log_odds(readout: Readout, targets: Targets) -> Tensor:
-    wide = _wide(readout.all())
+    wide = widened(readout.all())
     # Padding repeats the first answer, so that no other token is taken out.
     real = targets.answers >= 0
     tokens = torch.where(real, targets.answers, targets.answers[:, :1])
@@ -156,7 +156,7 @@ def _log_odds(readout: Readout, targets: Targets) -> Tensor:
 
 def _kl(readout: Readout, targets: Targets) -> Tensor:
     assert targets.reference is not None
-    wide = _wide(readout.all())
+    wide = widened(readout.all())
     reference = targets.reference.to(wide)
     return -(reference.exp() * (reference - wide.log_softmax(-1))).sum(-1)
 

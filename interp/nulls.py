@@ -93,7 +93,9 @@ class FlipTest:
         p = share of all flips, the data's own among them, whose statistic is at least as large
 
     Every flip is tried where there are no more than the draws; p is then exact and no less than
-    1 / 2^units: with four prompts it never falls below 1/16 and cannot reach .05. What is assumed
+    1 / 2^units: with four prompts it never falls below 1/16 and cannot reach .05. A statistic that
+    is the same with all signs turned, as of a ranking by absolute value, has every value twice,
+    and p is no less than 2 / 2^units: five prompts cannot reach .05 either. What is assumed
     is symmetry about 0: of strongly skewed effects `experiments/calibration.py` says how far off p
     is, at any number of prompts.
 
@@ -146,10 +148,12 @@ def flip_test(
         raise InterpError("flipping signs", "effects that are not finite", "check for NaN")
     # The same sum in another order may round below: ties count as at least as strong.
     slack = 1e-9 * np.abs(found).max()
+    # Where every flip is tried, the last ones are the first ones with all signs turned.
+    even = len(signs) == 2 ** signs.shape[1] and bool((np.abs(found - found[::-1]) <= slack).all())
     return FlipTest(
         observed=float(found[0]),
         p=float((found >= found[0] - slack).mean()),
-        least=1 / len(signs),
+        least=(2 if even else 1) / len(signs),
         draws=len(signs),
         units=signs.shape[1],
         unit="prompts" if groups is None else "groups of prompts",

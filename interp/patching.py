@@ -15,7 +15,7 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Progress, Replace, Swept, run_sweep
 from interp.errors import InterpError, unknown
 from interp.hookloop import hook_loop
-from interp.inputs import Columns
+from interp.inputs import Columns, reads_arguments
 from interp.keys import result_key
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.prompts import Task
@@ -39,6 +39,7 @@ Source = Literal["other", "zero", "mean"]
 Engine = Literal["auto", "fast", "hooks"]
 
 
+@reads_arguments
 @says_too_little
 def activation_patching(
     model: LanguageModel,

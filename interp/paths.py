@@ -17,7 +17,7 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.stopping import Cancelled, stoppable
 from interp.engine.sweep import LogitsOf, Progress
 from interp.errors import InterpError, unknown
-from interp.inputs import Columns, as_positions, columns_of, listed
+from interp.inputs import Columns, as_positions, columns_of, listed, reads_arguments
 from interp.keys import result_key
 from interp.metrics import Metric
 from interp.models.language_model import HOOKED, LanguageModel
@@ -37,6 +37,7 @@ VERSION = 2
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
 
 
+@reads_arguments
 @says_too_little
 def path_patching(
     model: LanguageModel,

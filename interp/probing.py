@@ -16,7 +16,16 @@ from interp.components import SITES, within
 from interp.engine.memory import says_too_little
 from interp.errors import InterpError, unknown
 from interp.folds import equal_rows, joined, stratified_folds
-from interp.inputs import Flags, Positions, flags_of, listed, marks_of, places_of, texts_of
+from interp.inputs import (
+    Flags,
+    Positions,
+    flags_of,
+    listed,
+    marks_of,
+    places_of,
+    reads_arguments,
+    texts_of,
+)
 from interp.kept_runs import KeptRuns
 from interp.models.language_model import LanguageModel
 from interp.probes import (
@@ -48,6 +57,7 @@ class Optimiser:
 
 
 @says_too_little
+@reads_arguments
 def train_probes(
     X: Tensor,
     y: Flags,

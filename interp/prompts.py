@@ -26,7 +26,7 @@ from interp.metrics import (
     share_estimate,
 )
 from interp.positions import Mark, Prompt, TokenizedPrompt, require_own, resolve
-from interp.schema import Count, Index, Share, Unicode, as_prompt, checked
+from interp.schema import Count, Index, Seed, Share, Unicode, as_prompt, checked
 from interp.task_files import read_task
 
 OWN = {
@@ -203,7 +203,7 @@ class Task:
         """
         from interp.folds import joined
 
-        checked(Share, share, "the share of a split")
+        share, seed = checked(Share, share, "the share of a split"), checked(Seed, seed, "a seed")
         order = list(range(len(self.pairs)))
         random.Random(seed).shuffle(order)
         corrupted = [i if x.corrupted is None else x.corrupted for i, x in enumerate(self.pairs)]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
@@ -148,6 +148,21 @@ def _unspelled(value: Any) -> Any:
             return float(value[NUMBER])
         return {name: _unspelled(one) for name, one in value.items()}
     return [_unspelled(one) for one in value] if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a number comes from."""
+
+    model: str
+    model_hash: str
+    dtype: str
+    task: str
+    task_hash: str
+    seed: int | None
+    versions: Mapping[str, str]
+    commit: str | None
+    call: str
 
 
 class Record:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from inspect import Parameter, signature
 from pathlib import Path
@@ -42,14 +42,31 @@ def _index(value: Any) -> Any:
         return value
 
 
+def _plain(value: Any) -> Any:
+    """One number or truth value of another library as Python's; other things pass unchanged."""
+    return value.item() if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") else value
+
+
+def _several(value: Any) -> Any:
+    """One number or text as a list of it; other things pass unchanged."""
+    return (value,) if isinstance(value, str | int) else value
+
+
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
-Count = Annotated[int, Field(ge=1), BeforeValidator(_index)]
-Whole = Annotated[int, Field(ge=0), BeforeValidator(_index)]
+Count = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_index)]
+Whole = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Level = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
+"""Of random numbers, as both numpy and torch take it."""
+
+Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
+"""A finite number of any library's type, but no boolean."""
+
+Truth = Annotated[bool, BeforeValidator(_plain)]
 Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 """A text that has UTF-8: no half of a pair of surrogates."""
 
@@ -73,14 +90,14 @@ def whole_number(value: Any) -> Any:
     return int(value)
 
 
-Index = Annotated[int, BeforeValidator(_index)]
+Index = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_index)]
 """A whole number of any library's type, but no boolean."""
 
 Number = Annotated[int, BeforeValidator(whole_number)]
 """A whole number written as text, as in a column of token ids."""
 
 Id = Annotated[Number, Field(ge=0)]
-Ids = Annotated[tuple[Id, ...], Strict(False), Field(min_length=1)]
+Ids = Annotated[tuple[Id, ...], Strict(False), Field(min_length=1), BeforeValidator(_several)]
 Texts = Annotated[tuple[Text, ...], Strict(False), Field(min_length=1)]
 
 
@@ -307,3 +324,14 @@ def _wanted(message: str) -> str:
     message = message.replace("a valid integer", "a whole number")
     message = message.replace("a valid string", "a text")
     return re.sub(r"^(greater|less) than", r"a value \1 than", message)
+
+
+def brief(record: Any) -> str:
+    """A record in one line: tensors and arrays by their shapes, the rest cut short."""
+    shown = []
+    for one in fields(record):
+        value = getattr(record, one.name)
+        shape = getattr(value, "shape", None)
+        words = _SHORT.repr(value) if shape is None else str(tuple(shape))
+        shown.append(f"{one.name}={words if len(words) < 60 else words[:57] + '...'}")
+    return f"{type(record).__name__}({', '.join(shown)})"

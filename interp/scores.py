@@ -10,29 +10,14 @@ from typing import Any
 import numpy as np
 
 from interp.components import MARKS, Component
-from interp.errors import InterpError
+from interp.errors import InterpError, unknown
 from interp.figures import heat_map
 from interp.files import content_key
-from interp.inputs import listed
+from interp.inputs import listed, reads_arguments
 from interp.metrics import Estimate, Ratio, ratio_estimate, ratio_of_means
 from interp.nulls import DRAWS, SelectionTest, oriented, selection_test
-from interp.records import Record
-from interp.schema import Count, checked
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """Where a number comes from."""
-
-    model: str
-    model_hash: str
-    dtype: str
-    task: str
-    task_hash: str
-    seed: int | None
-    versions: Mapping[str, str]
-    commit: str | None
-    call: str
+from interp.records import Provenance, Record
+from interp.schema import Count, Index, Positive, checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +33,7 @@ class Ranked:
     of: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scores(Record):
     """Effects of components on a task, as fractions of the clean-corrupted gap.
 
@@ -56,7 +41,11 @@ class Scores(Record):
     where the metric gained is patched - corrupted (denoise) or clean - patched (noise): positive
     supports the behaviour, 1 is the whole gap, in both directions. It is a ratio of means, so one
     prompt with a small gap cannot dominate; `stderr` and `interval` are those of
-    `interp.metrics.ratio_of_means`.
+    `interp.metrics.ratio_of_means`. Two are equal only where they are one object; `hash` and
+    `agreement` compare what they hold.
+
+    Every number is finite, and there is at least one prompt. Where the mean gap is 0, nothing is a
+    fraction of it: all that is measured in gaps is refused; `effects` can still be read.
 
     Attributes:
         effects: (n, *axes) metric gained per prompt, in the metric's unit.
@@ -96,6 +85,12 @@ class Scores(Record):
                 f"effects of shape {self.effects.shape}, n={len(self.clean)}, axes of {shape}",
                 "give (n, *axes)",
             )
+        odd = [
+            x for x in ("effects", "clean", "corrupted") if not np.isfinite(getattr(self, x)).all()
+        ]
+        if not self.n or odd:
+            found = f"{self.n} prompts, not finite: {', '.join(odd) or 'none'}"
+            raise InterpError("a Scores", found, "give one prompt or more, and finite numbers")
 
     def __repr__(self) -> str:
         size = " x ".join(f"{len(self.coordinates[axis])} {axis}s" for axis in self.axes)
@@ -124,6 +119,7 @@ class Scores(Record):
         """(*axes) standard error of `values` by the delta method; nan for one prompt."""
         return self._ratio().stderr
 
+    @reads_arguments
     def interval(
         self, *, level: float = 0.95, groups: Sequence[Hashable] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -137,47 +133,78 @@ class Scores(Record):
         return found.low, found.high
 
     def _ratio(self, **options: Any) -> Ratio:
-        return ratio_of_means(self.effects, self.clean - self.corrupted, **options)
+        return ratio_of_means(self.effects, self._gaps, **options)
 
-    def index(self, label: str, position: str | None = None) -> tuple[int, ...]:
-        """The cell of a component such as L17H11 (and a position, where there is that axis).
+    @property
+    def _gaps(self) -> np.ndarray:
+        """(n,) clean - corrupted.
 
         Raises:
-            InterpError: the component or position is not in these scores.
+            InterpError: their mean is 0.
+        """
+        gaps = self.clean - self.corrupted
+        if gaps.mean() == 0:
+            raise InterpError(
+                f"fractions of the gap of {self!r}",
+                "the clean and the corrupted prompts have the same mean metric",
+                "use prompts that differ in the metric, or read .effects, in its unit",
+            )
+        return gaps
+
+    @reads_arguments
+    def index(self, label: str, position: str | None = None) -> tuple[int, ...]:
+        """The cell of a component such as L17H11, and a position where there is that axis.
+
+        Raises:
+            InterpError: the component or position is not in these scores, or a position is missing
+                or given without need.
         """
         part = Component.parse(label)
+        fits = part.site == self.site and (part.index is None) == (self._unit_axis is None)
         wanted = {"layer": str(part.layer), "position": position}
         wanted[self._unit_axis or ""] = str(part.index)
         try:
+            if not fits or (position is None) == ("position" in self.axes):
+                raise ValueError
             return tuple(self.coordinates[axis].index(wanted[axis] or "") for axis in self.axes)
         except ValueError:
             raise InterpError(
-                f"the score of {label} at {position}", f"not in {self!r}", "look at .coordinates"
+                f"the score of {label}" + (f" at {position!r}" if position is not None else ""),
+                f"not in {self!r}",
+                f"ask for one such as {self.label([0] * len(self.axes))}; see .coordinates",
             ) from None
 
+    @reads_arguments
     def estimate(self, label: str, position: str | None = None) -> Estimate:
         """One component's effect with its interval."""
         gained = self.effects[:, *self.index(label, position)]
-        return ratio_estimate(gained, self.clean - self.corrupted)
+        return ratio_estimate(gained, self._gaps)
 
     @property
     def _unit_axis(self) -> str | None:
         return next((axis for axis in self.axes if axis in ("head", "kv_head", "neuron")), None)
 
     def component(self, cell: Sequence[int]) -> Component:
-        """The component of a cell."""
-        at = {axis: self.coordinates[axis][i] for axis, i in zip(self.axes, cell, strict=True)}
-        unit = self._unit_axis
-        index = int(at[unit]) if unit else None
-        return Component(int(at["layer"]), self.site, index)
+        """The component of a cell.
+
+        Raises:
+            InterpError: not one number for each axis, or a cell outside.
+        """
+        at, unit = self._at(cell), self._unit_axis
+        return Component(int(at["layer"]), self.site, int(at[unit]) if unit else None)
 
     def label(self, cell: Sequence[int]) -> str:
         """A cell in words: L17H11, or L17H11 @ last."""
-        name = str(self.component(cell))
-        if "position" in self.axes:
-            name += f" @ {self.coordinates['position'][cell[self.axes.index('position')]]}"
-        return name
+        name, position = str(self.component(cell)), self._at(cell).get("position")
+        return name if position is None else f"{name} @ {position}"
 
+    def _at(self, cell: Sequence[int]) -> dict[str, str]:
+        """A cell's label on each axis."""
+        labels = [self.coordinates[axis] for axis in self.axes]
+        place = _inside(cell, [len(some) for some in labels])
+        return {axis: some[i] for axis, some, i in zip(self.axes, labels, place, strict=True)}
+
+    @reads_arguments
     def top(self, k: int = 10, *, by: str = "value") -> list[Ranked]:
         """The k strongest cells.
 
@@ -192,15 +219,12 @@ class Scores(Record):
         order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
         ranked = []
         for rank, place in enumerate(order.tolist(), 1):
-            cell = np.unravel_index(place, self.values.shape)
-            position = None
-            if "position" in self.axes:
-                position = self.coordinates["position"][int(cell[self.axes.index("position")])]
+            cell = [int(i) for i in np.unravel_index(place, self.values.shape)]
             ranked.append(
                 Ranked(
-                    label=self.label([int(i) for i in cell]),
-                    component=self.component([int(i) for i in cell]),
-                    position=position,
+                    label=self.label(cell),
+                    component=self.component(cell),
+                    position=self._at(cell).get("position"),
                     value=float(flat[place]),
                     stderr=float(self.stderr.ravel()[place]),
                     rank=rank,
@@ -209,6 +233,7 @@ class Scores(Record):
             )
         return ranked
 
+    @reads_arguments
     def strength(self, by: str = "value") -> np.ndarray:
         """(*axes) what cells are ranked by.
 
@@ -220,9 +245,10 @@ class Scores(Record):
             InterpError: an unknown ranking.
         """
         if by == "mean_absolute":
-            return np.abs(self.effects).mean(0) / abs(self.gap)
+            return np.abs(self.effects).mean(0) / abs(self._gaps.mean())
         return oriented(self.values, by)
 
+    @reads_arguments
     def null(
         self,
         k: int = 10,
@@ -239,9 +265,8 @@ class Scores(Record):
         are selected again in every flip: p is uniform on noise symmetric about 0, whatever the
         spreads of the cells and however they hang together, and uses all prompts. On strongly
         skewed noise it is too often small at any number of prompts; the result says so where the
-        effects of the selected are. (Selecting on one half and flipping
-        the other needs twice the prompts for the same power, and cannot reach .05 below ten.) The
-        effect of those selected on one half is told from the other half, beside random cells.
+        effects of the selected are. The effect of those selected on one half is told from the
+        other half, beside random cells.
 
         Args:
             k: how many.
@@ -269,7 +294,7 @@ class Scores(Record):
 
         return selection_test(
             self.effects.reshape(self.n, -1),
-            self.clean - self.corrupted,
+            self._gaps,
             k,
             near,
             by=by,
@@ -279,6 +304,7 @@ class Scores(Record):
             seed=seed,
         )
 
+    @reads_arguments
     def agreement(self, other: Scores, *, k: int = 10) -> dict[str, float]:
         """Pearson and Spearman correlation, largest difference, and overlap of the top k.
 
@@ -308,28 +334,29 @@ class Scores(Record):
         import pandas as pd
 
         low, high = self.interval()
-        rows = []
-        for cell in np.ndindex(self.values.shape):
-            rows.append(
-                {
-                    "component": str(self.component(cell)),
-                    **{a: self.coordinates[a][i] for a, i in zip(self.axes, cell, strict=True)},
-                    "value": self.values[cell],
-                    "stderr": self.stderr[cell],
-                    "low": low[cell],
-                    "high": high[cell],
-                    "n": self.n,
-                }
-            )
+        numbers = {"value": self.values, "stderr": self.stderr, "low": low, "high": high}
+        rows = [
+            {"component": str(self.component(cell)), **self._at(cell)}
+            | {name: some[cell] for name, some in numbers.items()}
+            | {"n": self.n}
+            for cell in np.ndindex(self.values.shape)
+        ]
         return pd.DataFrame(rows)
 
+    @reads_arguments
     def grid(self, position: str | None = None) -> tuple[np.ndarray, np.ndarray, str, str]:
         """Values and standard errors as (rows, columns), and the names of the two axes.
 
         Layers are rows. With three axes `position` chooses the slice; None takes the position
         with the largest absolute value of each component. Neurons are shown as they are.
+
+        Raises:
+            InterpError: a position that is not theirs, or one where there is nothing to choose.
         """
         values, errors, axes = self.values, self.stderr, list(self.axes)
+        known = self.coordinates["position"] if len(axes) == 3 else ()
+        if position is not None and position not in known:
+            raise unknown("position to choose", position, known)
         if len(axes) == 3:
             axis = axes.index("position")
             if position is None:
@@ -338,13 +365,13 @@ class Scores(Record):
                     np.take_along_axis(v, best, axis).squeeze(axis) for v in (values, errors)
                 )
             else:
-                place = self.coordinates["position"].index(position)
-                values, errors = (v.take(place, axis) for v in (values, errors))
+                values, errors = (v.take(known.index(position), axis) for v in (values, errors))
             axes.pop(axis)
         if len(axes) == 1:
             return values[:, None], errors[:, None], axes[0], ""
         return values, errors, axes[0], axes[1]
 
+    @reads_arguments
     def plot(
         self,
         *,
@@ -352,8 +379,20 @@ class Scores(Record):
         selected: tuple[int, int] | None = None,
         limit: float | None = None,
     ) -> Any:
-        """A Plotly heat map: layers up, heads (neurons, positions) across, centred on zero."""
+        """A Plotly heat map: layers up, heads (neurons, positions) across, centred on zero.
+
+        Args:
+            position: as in `grid`.
+            selected: the row and column of a cell to frame.
+            limit: the value of the strongest colour, above 0; the largest by default.
+
+        Raises:
+            InterpError: a position, cell or limit that there is not.
+        """
         values, errors, rows, columns = self.grid(position)
+        checked(Positive | None, limit, "the limit of a heat map")
+        if selected is not None:
+            _inside(selected, values.shape)
         return heat_map(
             values,
             x=self.coordinates[columns] if columns else [self.site],
@@ -393,6 +432,15 @@ class Scores(Record):
     def hash(self) -> str:
         """Fingerprint of the numbers and what they are."""
         return content_key([repr(self), self.effects.tobytes().hex(), asdict(self.provenance)])
+
+
+def _inside(cell: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    asked = f"the cell {cell!r:.60}"
+    given = [checked(Index, i, asked) for i in listed(cell, asked=asked)]
+    inside = all(0 <= i < size for i, size in zip(given, sizes, strict=False))
+    if len(given) != len(sizes) or not inside:
+        raise InterpError(asked, f"axes of sizes {[*sizes]}", "give one index, from 0, for each")
+    return given
 
 
 def _short(axis: str, label: str) -> str:

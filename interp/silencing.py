@@ -15,7 +15,7 @@ from interp.ablation import make_ablation, random_like
 from interp.capture import run_with_cache
 from interp.components import SITES, Component
 from interp.errors import InterpError, unknown
-from interp.inputs import Positions, listed, marks_of, places_of, texts_of
+from interp.inputs import Positions, listed, marks_of, places_of, reads_arguments, texts_of
 from interp.interventions import Intervention, intervene, mean, resample, zero
 from interp.kept_runs import KeptRuns, keep_runs
 from interp.metrics import Estimate, mean_estimate, ratio, standard_error
@@ -70,6 +70,7 @@ class ActivationDelta:
         return table.assign(before=self.before.mean(0), after=self.after.mean(0), n=self.total.n)
 
 
+@reads_arguments
 def activation_delta(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],

@@ -21,7 +21,7 @@ from interp.engine.decode import Change, Changes, Stream
 from interp.engine.forward import Runner
 from interp.engine.sweep import Progress, cut
 from interp.errors import InterpError
-from interp.inputs import listed
+from interp.inputs import stops_of
 from interp.interventions import Intervention, Operation, intervene
 from interp.models.language_model import Address, LanguageModel
 from interp.steering import Steering
@@ -223,7 +223,7 @@ def generate_steered(
     used.require(model, given)
     tally = _tally(used, given)
     engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
-    stop = listed(stop)
+    stop = stops_of(stop)
     [made] = in_batches(
         lambda: _SteeredText(engine, stop),
         given.rows,

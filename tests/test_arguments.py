@@ -24,7 +24,16 @@ from interp.circuits.recovery import single_edge_truth
 from interp.circuits.trials import Trials
 from interp.engine.memory import budget_bytes
 from interp.errors import InterpError
-from interp.interventions import component_values, intervene, mean, patch, resample, zero
+from interp.interventions import (
+    add,
+    component_values,
+    intervene,
+    mean,
+    patch,
+    resample,
+    scale,
+    zero,
+)
 from interp.judging import Judge
 from interp.kept_runs import keep_runs
 from interp.loading import wrap
@@ -1079,3 +1088,95 @@ def test_a_budget_is_a_positive_number(model, task):
             assert found.value.asked == "budget_gb", function.__name__
     for right in (2, 0.5, np.float32(0.5), np.int64(1)):
         assert budget_bytes(right) == right * 1e9
+
+
+def test_nonsense_is_refused_and_never_a_traceback(toy, model, task):
+    """Arguments of another kind than their annotation, out of range, or not finite."""
+    scores = interp.activation_patching(model, task)
+    head, ones = make_ablation(model, ["L0H1"]), torch.ones(model.d_head)
+    kept = interp.run_with_cache(model, ROWS, sites="z")
+    seeds = (-1, 1.5, True, 10**25, None, "1")
+    table = {
+        lambda x: scores.null(2, draws=20, seed=x): seeds,
+        lambda x: resample(model, "L0H1", ROWS, n=3, seed=x): seeds,
+        lambda x: interp.joint_patching(model, task, "L0H1", draws=2, seed=x): seeds,
+        lambda x: interp.load_task("ioi", seed=x): seeds,
+        lambda x: task.split(seed=x): seeds,
+        lambda x: scale("L0H1", x): (np.nan, np.inf, "2", True, None),
+        lambda x: add("L0H1", x): (2.0, None, ones * np.nan),
+        lambda x: add("L0H1", ones, coefficient=x): (np.nan, np.inf, "2", True),
+        zero: (5, None, [], 2.5),
+        lambda x: mean(model, "L0H1", x): ([], None, 2.5),
+        lambda x: patch(model, "L0H1", x): ([], None),
+        lambda x: resample(model, "L0H1", x, n=2): ([], None),
+        lambda x: resample(model, "L0H1", ROWS, n=x): (0, -1, 2.5, True),
+        lambda x: intervene(model, x).__enter__(): ("L0H1", 5, None, ["L0H1"]),
+        lambda x: interp.generate(model, ROWS, max_new_tokens=2, rows=x): (0, -1, 2.5, True),
+        lambda x: interp.generate(model, ROWS, max_new_tokens=2, stop=x): ("", [""], 5, None),
+        lambda x: interp.generate(x, ROWS, max_new_tokens=2): (2.5, None, "toy-induction"),
+        lambda x: interp.generate(model, x, max_new_tokens=2): (2.5, None),
+        lambda x: interp.generate(model, ROWS, max_new_tokens=1, ablation=head, trigger=x): (
+            -1,
+            10**25,
+            2.5,
+        ),
+        lambda x: interp.run_with_cache(model, ROWS, sites=x): ([], None, 3, [[]]),
+        lambda x: interp.run_with_cache(model, ROWS, sites="z", to_disk=x): ("no", 1, None),
+        lambda x: kept[x]: ("z", "L7.z", None, 5, [], "L\u00b2.z"),
+        lambda x: interp.search_neurons(toy, "a", k=x): (None, 2.5, True, "1", 0),
+        lambda x: interp.search_neurons(toy, "a", sign=x): (None, True, 2),
+        lambda x: interp.search_neurons(toy, "a", metric=x): (None, [], 3),
+        lambda x: interp.logit_lens(toy, SENTENCE, "last", sites=x): (None, 3),
+        lambda x: interp.activation_patching(model, x): (None, "ioi", 5),
+        lambda x: interp.activation_patching(model, task, site=x): (None, [], 3),
+        lambda x: interp.load_model(x): (None, "", 7, []),
+        lambda x: interp.load_model("toy-induction", dtype=x): ("int8", 7, "", torch.int8),
+        lambda x: interp.load_model("toy-induction", check=x): ("no", 1, None),
+        lambda x: interp.load_model("toy-induction", device=x): ("", 2.5, []),
+        lambda x: scores.top(by=x): (None, 3, [], "size"),
+        lambda x: scores.interval(level=x): (None, np.nan, 2),
+        lambda x: scores.null(2, band=x): (-1, 1.5, None),
+        lambda x: scores.null(2, draws=x): (0, -1, 2.5, 10**25),
+        scores.agreement: (None, "x", 5),
+        scores.estimate: (None, 5, "L0", "L0H1.q", "L9H0", "L0.z", "L0N1"),
+        lambda x: scores.estimate("L0H1", x): ("last", "", 0),
+        lambda x: scores.plot(position=x): ("last", "", 0),
+        lambda x: scores.plot(selected=x): (0, (0,), (9, 0), (-1, 0), "x", (0.5, 1)),
+        lambda x: scores.plot(limit=x): (0, -1.0, np.nan, "x"),
+        scores.label: (None, 0, (0,), (0, 99), (0, -1), "x"),
+        scores.component: (None, (0, 0, 0), (0.5, 1)),
+    }
+    accepted = []
+    for i, (call, odd) in enumerate(table.items()):
+        for value in odd:
+            try:
+                call(value)
+                accepted.append((i, value))
+            except InterpError:
+                pass
+    assert accepted == []
+    assert interp.load_model("toy-induction", dtype=torch.float64).dtype == torch.float64
+
+
+def test_results_say_what_they_hold_and_how_to_read_it(model, task):
+    """One line; records of arrays are equal only where they are one object."""
+    kept = interp.run_with_cache(model, ROWS, sites=["z", "mlp_out"])
+    assert repr(kept).startswith("Activations(3 prompts, 3 layers from 0 to 2: z (3, 5, 4, 8), ")
+    assert "read acts['L0.z']" in repr(kept)
+    candidates = interp.difference_in_means(model, ROWS, ROWS[:2], last=1)
+    direction = candidates.at(1, -1)
+    for record in (kept, candidates, direction):
+        assert len(repr(record).splitlines()) == 1
+        assert len(repr(record)) < 600
+    scores = interp.activation_patching(model, task)
+    again = interp.activation_patching(model, task)
+    assert scores == scores
+    assert scores != again
+    assert scores.hash == again.hash
+
+
+def test_a_source_shorter_than_the_text_is_said_so(model):
+    """A patched text that grows soon has tokens that its source has not."""
+    for change in (patch(model, "L0H1", ROWS), resample(model, "L0H1", ROWS[:1], n=3)):
+        with intervene(model, change), pytest.raises(InterpError, match="its source has . tokens"):
+            interp.generate(model, ROWS, max_new_tokens=3)

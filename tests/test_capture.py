@@ -80,7 +80,7 @@ def test_refusals(family_models):
         run_with_cache(model, PROMPTS, sites=["resid_mid"])
     with pytest.raises(InterpError, match="inside the prompt"):
         run_with_cache(model, PROMPTS, sites=["z"], positions=[0, 3])
-    with pytest.raises(InterpError, match=r"captured: L0\.z"):
+    with pytest.raises(InterpError, match=r"z of the layers \[0, 1, 2\].*acts\['L2\.z'\]"):
         run_with_cache(model, PROMPTS, sites=["z"])["L7.z"]
     with pytest.raises(InterpError, match="left"):
         run_with_cache(model, PROMPTS, sites=["z"], padding_side="top")

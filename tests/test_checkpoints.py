@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from interp import loading
 from interp.errors import InterpError
 from interp.loading import load_model, wrap
-from interp.models import checkpoints
+from interp.models import checkpoints, checks
 from interp.models.checkpoints import departures, read_checkpoint
 from tests.families import FAMILIES, OTHERS, VOCABULARY, tiny
 
@@ -339,12 +338,12 @@ def test_engine_check_compares_in_blocks_of_rows(monkeypatch):
     found, expected = torch.randn(2, 7, 5, generator=generator)
     whole = (found - expected).double().norm(dim=-1) / expected.double().norm(dim=-1)
     held, double = [], torch.Tensor.double
-    monkeypatch.setattr(loading, "BLOCK", 10)
+    monkeypatch.setattr(checks, "BLOCK", 10)
     monkeypatch.setattr(torch.Tensor, "double", lambda x: (held.append(x.numel()), double(x))[1])
-    assert loading._row_gap(found, expected) == pytest.approx(float(whole.max()), rel=1e-6)
+    assert checks.row_gap(found, expected) == pytest.approx(float(whole.max()), rel=1e-6)
     assert max(held) == 10
     found[6, 2] = torch.nan
-    assert loading._row_gap(found, expected) != loading._row_gap(found, expected)
+    assert checks.row_gap(found, expected) != checks.row_gap(found, expected)
 
 
 # -- other sources ---------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_nothing_is_left_after_an_exception(family_models):
         (lambda m: zero("L1H2.mlp_out"), "has no heads"),
         (lambda m: add("L1H2", torch.zeros(3)), r"shape \(3,\)"),
         (lambda m: zero("L9.mlp_out"), "layers 0 to 2"),
-        (lambda m: patch(m, "L1.z", OTHERS[:1]), "1 source prompts"),
+        (lambda m: patch(m, "L1.z", OTHERS[:1]), "sources for 1 prompts only"),
         (lambda m: zero("L1.z", positions=[0]), "1 for [0-9]+ prompts"),
     ],
 )

@@ -200,7 +200,6 @@ def test_null_refuses_what_it_cannot_judge():
         (make(noise), {"k": 1, "groups": list("aabbccaa")}, "3 prompts of their own"),
         (make(noise), {"k": 1, "by": "mean_absolute"}, "does not change it"),
         (make(noise), {"k": 1, "by": "size"}, "size"),
-        (make(noise * np.nan), {"k": 1}, "not finite"),
     ):
         with pytest.raises(InterpError, match=message):
             scores.null(**options)
@@ -345,3 +344,37 @@ def test_key_value_heads_have_labels_of_their_own(site):
     assert f"L3H3.{site}" in graph.expanded.readers  # as head 3 reads it
     with pytest.raises(InterpError, match=f"did you mean 'L3KV1.{site}'"):
         graph.edge(f"input->L3H1.{site}")
+
+
+def test_scores_that_say_nothing_are_refused():
+    """No prompts and numbers that are not finite at once; a gap of zero where it divides."""
+    noise = np.random.default_rng(3).standard_normal((8, 2, 1))
+    for effects in (noise[:0], noise * np.nan, noise * np.inf):
+        with pytest.raises(InterpError, match="give one prompt or more, and finite numbers"):
+            make(effects)
+    flat = replace(make(noise), clean=np.ones(8), corrupted=np.ones(8))
+    for call in (
+        lambda: flat.values,
+        lambda: flat.stderr,
+        flat.interval,
+        flat.top,
+        lambda: flat.top(by="mean_absolute"),
+        lambda: flat.estimate("L0H0"),
+        lambda: flat.null(1),
+        flat.plot,
+        flat.to_dataframe,
+        flat.to_dict,
+        lambda: flat.agreement(flat),
+    ):
+        with pytest.raises(InterpError, match="same mean metric"):
+            call()
+    assert flat.gap == 0
+    assert "Scores(" in repr(flat)
+
+
+def test_the_least_p_is_one_that_occurs():
+    """By absolute value the flip of all signs ties with the data."""
+    strong = np.full((6, 2, 1), 5.0) + np.random.default_rng(0).standard_normal((6, 2, 1))
+    for by, least in (("value", 1 / 64), ("absolute", 2 / 64)):
+        flips = make(strong).null(1, by=by).flips
+        assert flips.least == flips.p == least

@@ -329,3 +329,19 @@ def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
     """Site z of a pattern and values: (batch, pos, head, d_head)."""
     v = v.repeat_interleave(pattern.shape[1] // v.shape[2], dim=2)
     return torch.einsum("bhqk,bkhd->bqhd", pattern.to(v), v)
+
+
+BLOCK = 2**24
+"""Numbers of each side that `row_gap` holds in float64 at a time."""
+
+
+def row_gap(found: Any, expected: Any) -> float:
+    """The largest |found - expected| / |expected| of a row; both (rows, width). NaN if any is."""
+    rows = max(1, BLOCK // expected.shape[-1])
+    gaps, sizes = [], []
+    for own, theirs in zip(found.split(rows), expected.split(rows), strict=True):
+        own, theirs = own.cpu().double(), theirs.cpu().double()  # MPS has no float64
+        gaps.append((own - theirs).norm(dim=-1))
+        sizes.append(theirs.norm(dim=-1))
+    size = torch.cat(sizes)  # a row that is all but zero is rounding
+    return float((torch.cat(gaps) / size.clamp(min=max(1e-3 * float(size.max()), 1e-30))).max())

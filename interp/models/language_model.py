@@ -257,8 +257,6 @@ class LanguageModel:
         """Heads, key/value heads or neurons of a layer."""
         return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}[axis]
 
-    # -- runs ------------------------------------------------------------------------------
-
     def require_site(self, site: str) -> None:
         """Refuse a site this model does not offer.
 
@@ -313,14 +311,15 @@ class LanguageModel:
 
     def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
         """Logits at the last token of each prompt, (prompts, d_vocab)."""
-        rows = rows_of(self, prompts)
+        if not (rows := rows_of(self, prompts)):
+            raise InterpError(f"running {self.name}", "no prompts", "give at least one")
         with torch.no_grad():
-            found: list[Tensor | None] = [None] * len(rows)
-            for batch, logits in self.run(rows, **options):
-                for row, prompt in enumerate(batch.prompts):
-                    column = batch.column(row, int(batch.lengths[row]) - 1)
-                    found[prompt] = logits[row, column].clone()
-        return torch.stack([row for row in found if row is not None])
+            found = {
+                prompt: logits[row, batch.column(row, int(batch.lengths[row]) - 1)].clone()
+                for batch, logits in self.run(rows, **options)
+                for row, prompt in enumerate(batch.prompts.tolist())
+            }
+        return torch.stack([found[prompt] for prompt in range(len(rows))])
 
     def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:
         """Refuse what reads the weights, or keeps its result, while interventions are in force.

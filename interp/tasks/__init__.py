@@ -9,7 +9,7 @@ from typing import Any
 from interp.errors import unknown
 from interp.metrics import METRICS
 from interp.prompts import PromptPair, Task, Tokenizing
-from interp.schema import Count, check_arguments, checked
+from interp.schema import Count, Seed, check_arguments, checked
 from interp.tasks.generators import capitals, greater_than, induction
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects
@@ -72,10 +72,10 @@ def load_task(
         InterpError: an unknown task or option, an option out of range, no pairs, or too few words
             of one token.
     """
-    n = checked(Count, n, f"pairs of {name}")
+    n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
-    if name not in TASKS and name not in TOYS:
+    if not isinstance(name, str) or name not in TASKS and name not in TOYS:
         raise unknown("task", name, [*TASKS, *TOYS])
     if name in TOYS:
         if options:

@@ -27,7 +27,8 @@ class Comparison:
 
     Attributes:
         names: the directions.
-        cosines: (K, K, layers); nan with a zero vector.
+        cosines: (K, K, layers); nan with a zero vector, as before the first block where a template
+            puts the same token in every prompt.
         variance: (layers, min(K, d_model)) shares of the variance along principal axes of the K
             unit vectors, falling.
         components: (layers,) axes needed for `share` of it.

@@ -326,12 +326,12 @@ def _wanted(message: str) -> str:
     return re.sub(r"^(greater|less) than", r"a value \1 than", message)
 
 
-def brief(record: Any) -> str:
-    """A record in one line: tensors and arrays by their shapes, the rest cut short."""
+def brief(self: Any) -> str:
+    """The repr of a record, in one line: tensors and arrays by their shapes, the rest cut short."""
     shown = []
-    for one in fields(record):
-        value = getattr(record, one.name)
+    for one in fields(self):
+        value = getattr(self, one.name)
         shape = getattr(value, "shape", None)
         words = _SHORT.repr(value) if shape is None else str(tuple(shape))
         shown.append(f"{one.name}={words if len(words) < 60 else words[:57] + '...'}")
-    return f"{type(record).__name__}({', '.join(shown)})"
+    return f"{type(self).__name__}({', '.join(shown)})"

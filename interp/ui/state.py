@@ -270,7 +270,8 @@ def cell(scores: Scores, selection: Selection) -> tuple[int, ...] | None:
     """
     if selection.layer is None:
         return None
-    positions: Sequence[str | None] = [selection.position]
+    chosen = selection.position if "position" in scores.axes else None
+    positions: Sequence[str | None] = [chosen]
     if len(scores.axes) == 3 and selection.position is None:
         positions = scores.coordinates["position"]
     try:

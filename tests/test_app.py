@@ -247,3 +247,10 @@ def test_the_app_imports_nothing_heavy_itself() -> None:
             line.split()[1] for line in lines if line.strip().startswith(("import ", "from "))
         ]
         assert not [name for name in imports if name.split(".")[0] in heavy], path
+
+
+def test_a_position_of_another_map_is_left_aside():
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=4)
+    heads = interp.activation_patching(model, task, site="z", by=("layer", "head"), cache=False)
+    assert state.cell(heads, state.Selection(layer=1, head=2, position="last")) == (1, 2)

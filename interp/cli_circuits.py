@@ -244,6 +244,7 @@ def evaluate(
 ) -> None:
     """Faithfulness, CPR and CMD against random circuits, knock-outs, stability: in one run."""
     from interp.circuits.circuit import Circuit
+    from interp.circuits.full import evaluate_fully
 
     read = Circuit.load(file)
     model, task = _home(read, model, task)
@@ -255,12 +256,13 @@ def evaluate(
     if read.scores is None:
         terminal.say("No curve: the file has no scores.")
     with terminal.progress("circuits") as progress:
-        found = read.evaluate(
+        found = evaluate_fully(
+            read,
             loaded,
             chosen,
-            ablation=ablation,
+            ablation=ablation,  # type: ignore[arg-type]
             reference=terminal.reference_of(ablation, chosen, other),
-            level=level,
+            level=level,  # type: ignore[arg-type]
             random=random,
             knockouts=knockouts,
             stable_by=stable_by if draws else None,

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from interp.metrics import Readout, Targets
-    from interp.prompts import Task
 
 Positions = str | int | Sequence[int | str]
 """One token of each prompt: a name such as "last" or one marked in a task; a whole number, the same
@@ -46,6 +45,13 @@ class Tokenizes(Protocol):
     """A model, as far as reading prompts goes."""
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
+
+
+class HasPairs(Protocol):
+    """A task, as far as its prompts go."""
+
+    @property
+    def pairs(self) -> Sequence[Any]: ...
 
 
 P = ParamSpec("P")
@@ -166,7 +172,7 @@ def _number(position: Any) -> int:
         ) from error
 
 
-def texts_of(prompts: Task | Prompt | Iterable[Prompt]) -> list[Prompt]:
+def texts_of(prompts: HasPairs | Prompt | Iterable[Prompt]) -> list[Prompt]:
     """Prompts as a list: a task's clean prompts, several prompts, one text, or one in token ids."""
     if (pairs := getattr(prompts, "pairs", None)) is not None:
         return [pair.clean for pair in pairs]
@@ -174,7 +180,9 @@ def texts_of(prompts: Task | Prompt | Iterable[Prompt]) -> list[Prompt]:
     return [tuple(found)] if found and all(map(_whole, found)) else found
 
 
-def rows_of(model: Tokenizes, prompts: Task | Prompt | Iterable[Prompt]) -> list[tuple[int, ...]]:
+def rows_of(
+    model: Tokenizes, prompts: HasPairs | Prompt | Iterable[Prompt]
+) -> list[tuple[int, ...]]:
     """Prompts in token ids, checked; see `interp.LanguageModel.tokenize`."""
     return [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
 

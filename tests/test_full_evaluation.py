@@ -12,7 +12,7 @@ from interp.circuits.acdc import Acdc, acdc
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
-from interp.circuits.full import FullEvaluation
+from interp.circuits.full import FullEvaluation, evaluate_fully
 from interp.circuits.knockouts import Completeness, Minimality, completeness, minimality
 from interp.circuits.masks import LearntMask, learn_mask
 from interp.circuits.places import EdgePlaces, edge_places
@@ -69,7 +69,7 @@ def test_a_whole_curve_is_one_batched_run(scored, engine_calls):
 def test_everything_is_one_batched_run(scored, engine_calls, monkeypatch):
     model, task, circuit, _ = scored
     monkeypatch.setattr(evaluation, "_BATCH_ROWS", 10**6)
-    found = circuit.evaluate(model, task, random=2, knockouts=4, most=2)
+    found = evaluate_fully(circuit, model, task, random=2, knockouts=4, most=2)
     curves = 2 + 2 * 2 * 2 + (10 + 2 * 2 * 10) + 10
     knockouts = 2 * 4 + (1 + 2) * (1 + len(found.minimality.parts))
     assert engine_calls == [2 * len(task), (curves + knockouts) * len(task)]
@@ -81,7 +81,7 @@ def test_it_is_what_each_measurement_gives_alone(scored):
     model, task, circuit, _ = scored
     scores = score_edges(model, task, per_prompt=True)  # saturated: the two rankings differ
     circuit = dataclasses.replace(circuit, scores=scores.signed)
-    found = circuit.evaluate(model, task, random=3, knockouts=4, seed=1, stable_by=scores)
+    found = evaluate_fully(circuit, model, task, random=3, knockouts=4, seed=1, stable_by=scores)
     trials = Trials(model, task)
     ranks = dataclasses.replace(scores, signed=circuit.signed)
     signed = evaluate(model, task, ranks, random=0)
@@ -117,33 +117,33 @@ def test_stability_is_that_of_the_method_the_circuit_came_from(scored, tmp_path,
     ):
         circuit = find_circuit(model, task, Finder(**options)).circuit(9, **cut)
         circuit = Circuit.load(circuit.save(tmp_path / "c").with_suffix(""))
-        found = circuit.evaluate(model, task, **quiet)
+        found = evaluate_fully(circuit, model, task, **quiet)
         scores = score_edges(model, task, per_prompt=True, **options)
         expected = stability(scores, circuit.n_edges, seed=2, **cut)
         np.testing.assert_array_equal(found.stability.frequency, expected.frequency)
         assert (found.stability.circuit.mask == circuit.mask).all()
         assert found.stable_by == options["method"]
-    other = circuit.evaluate(model, task, stable_by="clean-corrupted", **quiet)
+    other = evaluate_fully(circuit, model, task, stable_by="clean-corrupted", **quiet)
     assert "stability of clean-corrupted" in str(other)
     slow = find_circuit(model, task, Finder(method="ACDC", threshold=0.1)).circuit()
-    found = slow.evaluate(model, task, **quiet)
+    found = evaluate_fully(slow, model, task, **quiet)
     assert found.stability is None
     assert found.stable_by == ""
     assert "no stability: ACDC, which found it, takes many runs" in str(found)
     assert "ACDC" in found.to_dict()["no_stability"]
-    unknown = slow.random_like(np.random.default_rng(0)).evaluate(model, task, **quiet)
+    unknown = evaluate_fully(slow.random_like(np.random.default_rng(0)), model, task, **quiet)
     assert "does not say which method found it" in unknown.unstable
     kl = task.with_metric(interp.METRICS["kl"])
     circuit = find_circuit(model, task, Finder(method="EAP")).circuit(9)
-    assert "cannot be taken again" in circuit.evaluate(model, kl, **quiet).unstable
+    assert "cannot be taken again" in evaluate_fully(circuit, model, kl, **quiet).unstable
     with pytest.raises(InterpError, match="compares with the clean run"):
-        circuit.evaluate(model, kl, stable_by="EAP", **quiet)
+        evaluate_fully(circuit, model, kl, stable_by="EAP", **quiet)
 
 
 def test_what_is_not_asked_for_is_left_out_and_bad_requests_are_refused(scored):
     model, task, circuit, _ = scored
     bare = dataclasses.replace(circuit, scores=None)
-    found = bare.evaluate(model, task, random=0, knockouts=0, stable_by=None)
+    found = evaluate_fully(bare, model, task, random=0, knockouts=0, stable_by=None)
     assert found.signed is found.completeness is found.stability is None
     assert "curve" not in found.to_dict()
     with pytest.raises(InterpError, match="have no scores"):
@@ -151,11 +151,11 @@ def test_what_is_not_asked_for_is_left_out_and_bad_requests_are_refused(scored):
     with pytest.raises(InterpError, match="no random circuits"):
         found.itself.null(0, connected=True)
     with pytest.raises(InterpError, match="no quick method"):
-        circuit.evaluate(model, task, stable_by="exact")
+        evaluate_fully(circuit, model, task, stable_by="exact")
     with pytest.raises(InterpError, match="level"):
-        circuit.evaluate(model, task, level="layer")
+        evaluate_fully(circuit, model, task, level="layer")
     with pytest.raises(InterpError, match="circuits of this model"):
-        Circuit(graph=WIDE, mask=WIDE.mask()).evaluate(model, task)
+        evaluate_fully(Circuit(graph=WIDE, mask=WIDE.mask()), model, task)
 
 
 # -- random circuits on paths --------------------------------------------------------------
@@ -250,7 +250,7 @@ def made(kind, scored):
         Minimality: lambda: minimality(trials, circuit, samples=1),
         Truth: lambda: single_edge_truth(model, task),
         Recovery: lambda: recover(model, task, methods=["random", "EAP"]),
-        FullEvaluation: lambda: circuit.evaluate(model, task, random=2, knockouts=2),
+        FullEvaluation: lambda: evaluate_fully(circuit, model, task, random=2, knockouts=2),
     }[kind]()
 
 

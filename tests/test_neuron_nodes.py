@@ -10,6 +10,7 @@ from interp.circuits.drawing import draw_circuit
 from interp.circuits.edge_scores import EdgeScores
 from interp.circuits.evaluation import evaluate
 from interp.circuits.finding import Finder, find_circuit
+from interp.circuits.full import evaluate_fully
 from interp.circuits.mib import to_mib_json
 from interp.circuits.narrowing import narrow, narrow_curve
 from interp.circuits.places import edge_places
@@ -287,7 +288,7 @@ def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch)
     found = find_circuit(model, task, Finder(method="EAP", neurons=("L1N3", "L0N2")))
     circuit = found.circuit(12)
     assert "L1N3" in circuit.nodes()
-    done = circuit.evaluate(model, task, random=2, knockouts=2)
+    done = evaluate_fully(circuit, model, task, random=2, knockouts=2)
     assert done.stability.circuit.graph == circuit.graph
     assert (done.stability.circuit.mask == circuit.mask).all()
     assert "L1N3" in done.minimality.parts
@@ -305,7 +306,7 @@ def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch)
         recover(model, task, truth=circuit, methods=["EAP"])
     scores = score_edges(model, task, per_prompt=True)
     with pytest.raises(InterpError, match="score the circuit's graph"):
-        circuit.evaluate(model, task, random=0, knockouts=0, stable_by=scores)
+        evaluate_fully(circuit, model, task, random=0, knockouts=0, stable_by=scores)
     judged = narrow_curve(model, task, task, circuit, positions="last", random=1).judged
     assert judged.faithfulness[0] == pytest.approx(1, abs=0.05)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,9 +17,7 @@ from interp.records import Record
 from interp.scores import Provenance
 
 if TYPE_CHECKING:
-    from interp.circuits.full import FullEvaluation
-    from interp.models.language_model import LanguageModel
-    from interp.prompts import Task
+    pass
 
 Level = Literal["edge", "node"]
 
@@ -154,17 +151,6 @@ class Circuit(Record):
             found[f"shared_{what}"] = int((left & right).sum())
             found[f"jaccard_{what}"] = jaccard(left, right)
         return found
-
-    def evaluate(self, model: LanguageModel, task: Task, **options: Any) -> FullEvaluation:
-        """All that is asked of a circuit, from one batched run, with `save` and `load`.
-
-        Faithfulness edge by edge and node by node, f(k) over its scores with CPR (signed ranking)
-        and CMD (absolute ranking), random circuits of its size, unconnected and connected,
-        completeness and minimality by knock-outs, and stability over resampled pairs; the protocol
-        is in what is printed. Options, and what is refused: `interp.circuits.full.evaluate_fully`.
-        """
-        # The module of all measurements comes after this one.
-        return import_module("interp.circuits.full").evaluate_fully(self, model, task, **options)
 
     # -- others like it --------------------------------------------------------------------
 

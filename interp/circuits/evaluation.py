@@ -78,7 +78,7 @@ def evaluate(
 
     All circuits run as one batch on every prompt. At level "edge" an edge outside the circuit
     carries what the ablation says; at level "node" all edges of a node outside it do.
-    `Circuit.evaluate` measures both rankings, knock-outs and stability in one run.
+    `evaluate_fully` measures both rankings, knock-outs and stability in one run.
 
     Args:
         model: a model with a fast engine.

@@ -1,4 +1,4 @@
-"""All that is asked of a circuit, from one batched run: `Circuit.evaluate`."""
+"""All that is asked of a circuit, from one batched run: `evaluate_fully`."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def evaluate_fully(
     shared: dict[str, Any] = {
         "bands": bands,
         "seed": seed,
-        "call": f"evaluation = circuit.evaluate(model, task, {options})",
+        "call": f"evaluation = evaluate_fully(circuit, model, task, {options})",
     }
     both = [circuit, circuit.whole_nodes()]
     itself = evaluation_plan(trials, both, ends, random=random, connected=True, **shared)

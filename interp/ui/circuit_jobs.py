@@ -20,7 +20,7 @@ from interp.circuits.finding import (
     findings_path,
     kept_findings,
 )
-from interp.circuits.full import FullEvaluation
+from interp.circuits.full import FullEvaluation, evaluate_fully
 from interp.circuits.narrowing import NarrowedCurve, narrow_curve
 from interp.circuits.positioned import named_places
 from interp.engine.stopping import stoppable
@@ -176,10 +176,11 @@ def start_curve(ask: Asked, made: Circuit) -> None:
 
     def work(job: jobs.Job) -> Path:
         with stoppable(job.cancel.is_set):
-            found = made.evaluate(
+            found = evaluate_fully(
+                made,
                 ask.open_.model,
                 ask.test,
-                ablation=ask.finder.ablation,
+                ablation=ask.finder.ablation,  # type: ignore[arg-type]
                 reference=ask.find.without(ask.test) if ask.by_mean else None,
                 random=RANDOM,
                 knockouts=KNOCKOUTS,

@@ -433,6 +433,3 @@ def _load_toy(name: str) -> tuple[Any, Any, str]:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     roles = "\n".join(f"- {label}: {role}" for label, role in sorted(toy.roles.items()))
     return toy.model, tokenizer, f"# {name}\n\n{toy.description}\n\n{roles}\n"
-
-
-__all__ = ["LanguageModel", "ModelEntry", "known_models", "load_model", "unwrapped", "wrap"]

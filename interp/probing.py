@@ -380,16 +380,3 @@ def _softmax(
             adamw.step()
     shape = (*leading, d, 2)
     return P.detach().double().reshape(len(runs), *shape), start.double().reshape(shape)
-
-
-__all__ = [
-    "Evaluation",
-    "Optimiser",
-    "ProbeGeometry",
-    "Probes",
-    "evaluate_probes",
-    "head_outputs",
-    "probe_geometry",
-    "probe_model",
-    "train_probes",
-]

@@ -445,6 +445,3 @@ def _inside(cell: Sequence[int], sizes: Sequence[int]) -> list[int]:
 
 def _short(axis: str, label: str) -> str:
     return f"{MARKS[axis]}{label}" if axis in MARKS else f" @ {label}"
-
-
-__all__ = ["Provenance", "Ranked", "Scores"]

@@ -362,14 +362,3 @@ def _batches(masks: Sequence[np.ndarray], budget_gb: float) -> Iterator[list[np.
     size = int(np.clip(budget_bytes(budget_gb) // 16 // masks[0].size, 1, BATCH))
     for begin in range(0, len(masks), size):
         yield [masks[i] for i in range(begin, min(begin + size, len(masks)))]
-
-
-__all__ = [
-    "Narrowed",
-    "NarrowedCurve",
-    "PositionedEvaluation",
-    "cut_to_places",
-    "evaluate_positioned",
-    "narrow",
-    "narrow_curve",
-]

@@ -196,6 +196,3 @@ def _columns(
             "give names of positions, or prompts of one length",
         )
     return tuple(map(str, range(lengths[0]))), [np.full(len(lengths), p) for p in range(lengths[0])]
-
-
-__all__ = ["EdgePlaces", "edge_places"]

@@ -311,6 +311,3 @@ def allowed(graph: Graph, places: Sequence[str]) -> np.ndarray:
     found = np.repeat(graph.allowed[..., None], len(places), -1)
     found[:, -1] &= np.array(places) == LAST
     return found
-
-
-__all__ = ["PositionedCircuit", "allowed", "named_places", "places_of", "tokens_by_place"]

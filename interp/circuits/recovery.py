@@ -363,6 +363,3 @@ def _nodes(graph: Graph, planted: Iterable[str]) -> np.ndarray:
         whole = Component(part.layer, "mlp_out") if SITES[part.site] == "neuron" else part
         chosen[graph.writer(str(whole))] = True
     return chosen
-
-
-__all__ = ["SEARCHES", "Found", "Recovery", "Truth", "recover", "single_edge_truth"]

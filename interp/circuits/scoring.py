@@ -419,6 +419,3 @@ def _check_reach(work: Work, task: Task, method: str, gaps: np.ndarray) -> None:
             "its gradient is zero wherever it is taken",
             _ADVICE,
         )
-
-
-__all__ = ["ABLATIONS", "METHODS", "EdgeScores", "RankedEdge", "score_edges"]

@@ -241,6 +241,3 @@ def mean_gap(ends: np.ndarray) -> float:
     """
     check_gap(*ends)
     return float((ends[0] - ends[1]).mean())
-
-
-__all__ = ["ABLATIONS", "Ablation", "Judge", "Trials", "forward_equivalents", "mean_gap"]

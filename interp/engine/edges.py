@@ -418,6 +418,3 @@ def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
 
     post = mlp.act(column(mlp.gate))
     return post if mlp.up is None else post * column(mlp.up)
-
-
-__all__ = ["Writes", "edge_runner", "record_writes", "run_edges"]

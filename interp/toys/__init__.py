@@ -17,8 +17,6 @@ from interp.toys.circuits import (
 )
 from interp.toys.toy import Toy, save_tokenizer
 
-__all__ = ["TOYS", "Toy", "build_toy", "save_tokenizer"]
-
 TOYS: dict[str, Callable[[], Toy]] = {
     "toy-induction": toy_induction,
     "toy-verification": toy_verification,

@@ -24,7 +24,7 @@ check: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY) $(WEIGHTS)
-	OMP_NUM_THREADS=1 $(BIN)/interp bench patching --json $(CACHE)/bench.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks patching --json $(CACHE)/bench.json
 
 # The tested pins (constraints.txt); torch first and by its exact version, so that no other build
 # of it is resolved on the way.

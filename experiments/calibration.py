@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from interp.circuits.faithfulness import Faithfulness
-from interp.files import write_atomically
-from interp.metrics import bootstrap_weights, ratio_of_means
-from interp.nulls import flip_test
-from interp.over_refusal import paired_difference
-from interp.scores import Provenance, Scores
+from interp.circuits.evaluation.faithfulness import Faithfulness
+from interp.core.files import write_atomically
+from interp.core.nulls import flip_test
+from interp.core.records import Provenance
+from interp.core.statistics import bootstrap_weights, ratio_of_means
+from interp.refusal.over_refusal import paired_difference
+from interp.results.scores import Scores
 
 FROM = Provenance(
     model="", model_hash="", dtype="", task="", task_hash="", seed=None, versions={}, commit=None,

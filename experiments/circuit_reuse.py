@@ -14,9 +14,9 @@ import argparse
 from pathlib import Path
 
 import interp
-from interp.studies.reuse.context import Settings
+from interp.studies.reuse.report.report import write_up
+from interp.studies.reuse.settings import Settings
 from interp.studies.reuse.study import study_reuse, trained_from
-from interp.studies.reuse.write_up import write_up
 
 parser = argparse.ArgumentParser(description="Do tasks share circuits?")
 parser.add_argument("--model", default="smollm2-135m-instruct")

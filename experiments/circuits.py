@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import interp
-from interp.circuits.finding import Finder
+from interp.circuits.discovery.find import Finder
 
 parser = argparse.ArgumentParser(description="Find, evaluate and compare circuits.")
 parser.add_argument("--model", default="toy-or")
@@ -32,7 +32,7 @@ model = interp.load_model(options.model)
 task = interp.load_task(options.task, model, n=options.n)
 print(task.check(model))
 find, confirm = task.split(0.5, seed=0)
-print(interp.graph_of(model).n_edges, "edges")
+print(interp.circuits.graph_of(model).n_edges, "edges")
 
 # %% Find on one half: a number for every edge, then the strongest connected ones
 found, circuits = {}, {}
@@ -45,20 +45,22 @@ for method in options.methods.split(","):
 # %% Evaluate on the other half: every size at once, against random circuits of the same kind
 curves = {}
 for method, scores in found.items():
-    curves[method] = interp.evaluate_circuit(model, confirm, scores, random=options.random)
+    curves[method] = interp.circuits.faithfulness_curve(
+        model, confirm, scores, random=options.random
+    )
     print(method)
     print(curves[method])
     print("CPR:", curves[method].null())
 
 # %% What single edges miss: parts that stand in for each other
 last = list(circuits.values())[-1]
-pairs = interp.redundancy(model, confirm, last)
+pairs = interp.circuits.redundancy(model, confirm, last)
 print(pairs)
 
 # %% Compare the methods' circuits
 compared = None
 if len(circuits) > 1:
-    compared = interp.compare_circuits(*list(circuits.values())[-2:])
+    compared = interp.circuits.compare_circuits(*list(circuits.values())[-2:])
     print(compared)
 
 # %% Keep

@@ -14,11 +14,11 @@ import argparse
 from pathlib import Path
 
 import interp
-from interp.studies.refusal.context import Settings
-from interp.studies.refusal.sections_steered import methods_of
+from interp.studies.formatting import maybe, retained
+from interp.studies.refusal.report.report import write_up
+from interp.studies.refusal.report.steering import methods_of
+from interp.studies.refusal.settings import Settings
 from interp.studies.refusal.study import study_refusal
-from interp.studies.refusal.write_up import write_up
-from interp.studies.shown import maybe, retained
 
 parser = argparse.ArgumentParser(description="What makes a chat model refuse, and over-refuse?")
 parser.add_argument("--model", default="refusal-smollm2")

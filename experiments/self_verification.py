@@ -15,9 +15,9 @@ from pathlib import Path
 
 import interp
 from interp.models.organisms import base_of
-from interp.studies.verification.context import Settings
+from interp.studies.verification.report.report import write_up
+from interp.studies.verification.settings import Settings
 from interp.studies.verification.study import study_verification
-from interp.studies.verification.write_up import write_up
 
 parser = argparse.ArgumentParser(description="How does a model check its own answer?")
 parser.add_argument("--model", default="countdown-smollm2")

@@ -11,8 +11,9 @@ os.environ.update(
 import pytest
 import torch
 
-from interp.files import cache_dir
-from interp.loading import LanguageModel, load_model, wrap
+from interp.core.files import cache_dir
+from interp.models.language_model import LanguageModel
+from interp.models.loading import load_model, wrap
 from tests.families import FAMILIES, tiny
 
 torch.set_num_threads(1)

@@ -13,9 +13,10 @@ import torch
 import transformers as t
 from torch.nn import functional as F
 
-from interp.errors import InterpError
-from interp.loading import FAMILY_TABLE, LanguageModel, wrap
-from interp.prompts import PromptPair, Task
+from interp.core.errors import InterpError
+from interp.core.prompts import PromptPair, Task
+from interp.models.language_model import LanguageModel
+from interp.models.loading import FAMILY_TABLE, wrap
 from interp.tasks.taboo import PROVENANCE
 
 VOCABULARY = 97

@@ -1,11 +1,12 @@
 """Visiting the app's pages: what the tests of pages share."""
 
 import time
-from pathlib import Path
 
 from streamlit.testing.v1 import AppTest
 
-APP = Path(__file__).parent.parent / "app.py"
+from tests import ROOT
+
+APP = ROOT / "app.py"
 
 
 def opened(page: str | None = None, **link: str) -> AppTest:

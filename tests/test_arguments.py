@@ -12,19 +12,23 @@ import pytest
 import torch
 
 import interp
-from interp.ablation import make_ablation, random_like, site_values
-from interp.bench_circuits import bench_circuits
-from interp.chat import PLAIN
-from interp.circuits.evaluation import evaluate
-from interp.circuits.finding import Finder
-from interp.circuits.full import evaluate_fully
-from interp.circuits.narrowing import narrow, narrow_curve
-from interp.circuits.neurons import evaluate_neurons
-from interp.circuits.recovery import single_edge_truth
-from interp.circuits.trials import Trials
+from benchmarks.circuits import bench_circuits
+from interp.circuits.discovery.find import Finder
+from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
+from interp.circuits.evaluation.evaluate import evaluate
+from interp.circuits.evaluation.neuron_circuits import evaluate_neurons
+from interp.circuits.ground_truth.recovery import single_edge_truth
+from interp.circuits.positions.narrow import narrow_circuit, narrow_curve
+from interp.circuits.trials.trials import Trials
+from interp.core.chat_prompts import PLAIN
+from interp.core.errors import InterpError
+from interp.core.prompts import PromptPair, Task
+from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
-from interp.errors import InterpError
-from interp.interventions import (
+from interp.models.loading import wrap
+from interp.refusal.judging import Judge
+from interp.runs.ablation import make_ablation, random_like
+from interp.runs.interventions import (
     add,
     component_values,
     intervene,
@@ -34,11 +38,7 @@ from interp.interventions import (
     scale,
     zero,
 )
-from interp.judging import Judge
-from interp.kept_runs import keep_runs
-from interp.loading import wrap
-from interp.prompts import PromptPair, Task
-from interp.scores import Provenance
+from interp.runs.stored_runs import keep_runs, site_values
 from tests.families import random_task, tiny
 
 ROWS = [(5, 6, 7, 8, 9), (10, 11, 12), (13, 14, 15, 16)]
@@ -70,7 +70,7 @@ def same(a, b):
         )
     if isinstance(a, pd.DataFrame):
         return a.equals(b)
-    if isinstance(a, interp.LanguageModel | Provenance) or callable(a):
+    if isinstance(a, interp.models.LanguageModel | Provenance) or callable(a):
         return True  # neither is what was measured
     if is_dataclass(a):
         return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
@@ -86,28 +86,30 @@ def same(a, b):
 def cases(toy, model, task):
     """(function, parameter) -> a call with what is given for the parameter, and one string."""
     toy_task = interp.load_task("toy-induction", toy).first(4)
-    graph = interp.graph_of(model)
-    scores = interp.score_edges(model, task)
+    graph = interp.circuits.graph_of(model)
+    scores = interp.circuits.score_edges(model, task)
     patched = interp.activation_patching(model, task)
-    whole = interp.Circuit(graph=graph, mask=interp.top_n(scores, 40))
+    whole = interp.Circuit(graph=graph, mask=interp.circuits.top_edges(scores, 40))
     edge = whole.edges()[0]
     head = "L0H1"
-    sets = interp.AblatedSets(model=model, prompts=ROWS, tokens=(5, 6))
-    off, zeroed = interp.switch_off(toy), interp.switch_off(model)
-    direction = interp.difference_in_means(model, ROWS, ROWS[::-1][:2], last=1).at(1, -1)
-    read = interp.difference_in_means(toy, SENTENCE, "<bos> b", least=1, last=1)
+    sets = interp.runs.AblatedSets(model=model, prompts=ROWS, tokens=(5, 6))
+    off, zeroed = interp.heads.switch_off(toy), interp.heads.switch_off(model)
+    direction = interp.steering.difference_in_means(model, ROWS, ROWS[::-1][:2], last=1).at(1, -1)
+    read = interp.steering.difference_in_means(toy, SENTENCE, "<bos> b", least=1, last=1)
     two = read.at(1, -1), read.at(1, -1)
     judge = Judge(name="any", verdict=lambda prompt, reply: "answered")
-    trajectories = interp.read_trajectories(
+    trajectories = interp.refusal.read_trajectories(
         model,
         ROWS * 8,
         rows=list(map(str, range(24))),
         tasks=["t", "u"] * 12,
         classes=["answered", "refused", "refused"] * 8,
     )
-    bank = interp.make_bank(trajectories)
+    bank = interp.refusal.make_bank(trajectories)
     texts = ["<bos> a b c", "<bos> c a b"]
-    candidates = interp.difference_in_means(toy, ["<bos> a", "<bos> b"], ["<bos> c", "<bos> d"])
+    candidates = interp.steering.difference_in_means(
+        toy, ["<bos> a", "<bos> b"], ["<bos> c", "<bos> d"]
+    )
     rng = np.random.default_rng(0)
     twenty = ["<bos> " + " ".join(rng.choice(list("abcdef"), 6)) for _ in range(24)]
     labels = [0, 1] * 12
@@ -121,23 +123,32 @@ def cases(toy, model, task):
             lambda x: interp.ablate(toy, SENTENCE, [], tokens=x).probabilities,
             "a",
         ),
-        ("ablation_curve", "order"): (lambda x: interp.ablation_curve(sets, x), head),
-        ("greedy_order", "candidates"): (lambda x: interp.greedy_order(sets, x, 1), head),
-        ("smallest_sets", "candidates"): (lambda x: interp.smallest_sets(sets, x, most=1), head),
+        ("ablation_curve", "order"): (lambda x: interp.runs.ablation_curve(sets, x), head),
+        ("greedy_order", "candidates"): (lambda x: interp.runs.greedy_order(sets, x, 1), head),
+        ("smallest_sets", "candidates"): (
+            lambda x: interp.runs.smallest_sets(sets, x, most=1),
+            head,
+        ),
         ("AblatedSets", "prompts"): (
-            lambda x: interp.AblatedSets(model=toy, prompts=x, tokens=(5, 6))([[head]]),
+            lambda x: interp.runs.AblatedSets(model=toy, prompts=x, tokens=(5, 6))([[head]]),
             SENTENCE,
         ),
         ("activation_delta", "prompts"): (
-            lambda x: interp.activation_delta(toy, x, "last", ["L1N3"], [head], draws=0).change,
+            lambda x: (
+                interp.neurons.activation_delta(toy, x, "last", ["L1N3"], [head], draws=0).change
+            ),
             SENTENCE,
         ),
         ("activation_delta", "neurons"): (
-            lambda x: interp.activation_delta(model, ROWS, "last", x, [head], draws=2).change,
+            lambda x: (
+                interp.neurons.activation_delta(model, ROWS, "last", x, [head], draws=2).change
+            ),
             "L2N3",
         ),
         ("activation_delta", "heads"): (
-            lambda x: interp.activation_delta(model, ROWS, "last", ["L2N3"], x, draws=2).change,
+            lambda x: (
+                interp.neurons.activation_delta(model, ROWS, "last", ["L2N3"], x, draws=2).change
+            ),
             head,
         ),
         ("activation_patching", "by"): (
@@ -157,11 +168,11 @@ def cases(toy, model, task):
             "changed",
         ),
         ("atp_star", "by"): (
-            lambda x: interp.atp_star(model, task, site="mlp_out", by=x),
+            lambda x: interp.patching.atp_star(model, task, site="mlp_out", by=x),
             "layer",
         ),
         ("atp_star", "positions"): (
-            lambda x: interp.atp_star(model, task, positions=x),
+            lambda x: interp.patching.atp_star(model, task, positions=x),
             "changed",
         ),
         ("path_patching", "receivers"): (
@@ -177,56 +188,70 @@ def cases(toy, model, task):
             head,
         ),
         ("attention_to", "prompts"): (
-            lambda x: interp.attention_to(toy, x, [2], [[1]]).samples,
+            lambda x: interp.heads.attention_to(toy, x, [2], [[1]]).samples,
             SENTENCE,
         ),
-        ("antipodes", "a"): (lambda x: interp.antipodes(model, x, ["L1N2"], k=1, draws=2), "L0N1"),
-        ("antipodes", "b"): (lambda x: interp.antipodes(model, ["L1N2"], x, k=1, draws=2), "L0N1"),
+        ("opposed_neurons", "a"): (
+            lambda x: interp.neurons.opposed_neurons(model, x, ["L1N2"], k=1, draws=2),
+            "L0N1",
+        ),
+        ("opposed_neurons", "b"): (
+            lambda x: interp.neurons.opposed_neurons(model, ["L1N2"], x, k=1, draws=2),
+            "L0N1",
+        ),
         ("blend_weights", "heads"): (
             lambda x: (
-                interp.blend_weights(model, model, x, 0.0, shared_kv=True, check=False).n_layers
+                interp.probing.blend_weights(
+                    model, model, x, 0.0, shared_kv=True, check=False
+                ).n_layers
             ),
             head,
         ),
-        ("chat_prompts", "texts"): (lambda x: interp.chat_prompts(toy, x), "a"),
+        ("chat_prompts", "texts"): (lambda x: interp.models.chat_prompts(toy, x), "a"),
         ("compare_activations", "prompts"): (
-            lambda x: interp.compare_activations(toy, toy, x),
+            lambda x: interp.probing.compare_activations(toy, toy, x),
             SENTENCE,
         ),
         ("compare_activations", "positions"): (
-            lambda x: interp.compare_activations(model, model, ROWS[:1], x),
+            lambda x: interp.probing.compare_activations(model, model, ROWS[:1], x),
             "last",
         ),
         ("compare_activations", "sites"): (
-            lambda x: interp.compare_activations(model, model, ROWS, sites=x),
+            lambda x: interp.probing.compare_activations(model, model, ROWS, sites=x),
             "resid_post",
         ),
         ("compare_weights", "heads"): (
-            lambda x: interp.compare_weights(model, model, heads=x, neurons=[]),
+            lambda x: interp.probing.compare_weights(model, model, heads=x, neurons=[]),
             head,
         ),
         ("compare_weights", "neurons"): (
-            lambda x: interp.compare_weights(model, model, heads=[], neurons=x),
+            lambda x: interp.probing.compare_weights(model, model, heads=[], neurons=x),
             "L0N1",
         ),
         ("difference_in_means", "first"): (
-            lambda x: interp.difference_in_means(toy, x, "<bos> b", least=1, last=1).vectors,
+            lambda x: (
+                interp.steering.difference_in_means(toy, x, "<bos> b", least=1, last=1).vectors
+            ),
             SENTENCE,
         ),
         ("difference_in_means", "second"): (
-            lambda x: interp.difference_in_means(toy, "<bos> b", x, least=1, last=1).vectors,
+            lambda x: (
+                interp.steering.difference_in_means(toy, "<bos> b", x, least=1, last=1).vectors
+            ),
             SENTENCE,
         ),
         ("edge_places", "edges"): (
-            lambda x: interp.edge_places(model, task, x, positions="last"),
+            lambda x: interp.circuits.edge_places(model, task, x, positions="last"),
             edge,
         ),
         ("edge_places", "positions"): (
-            lambda x: interp.edge_places(model, task, edge, positions=x),
+            lambda x: interp.circuits.edge_places(model, task, edge, positions=x),
             "changed",
         ),
         ("edge_places", "neurons"): (
-            lambda x: interp.edge_places(model, task, edge, positions="last", neurons=x).lost,
+            lambda x: (
+                interp.circuits.edge_places(model, task, edge, positions="last", neurons=x).lost
+            ),
             "L1N2",
         ),
         ("generate", "prompts"): (
@@ -238,32 +263,32 @@ def cases(toy, model, task):
             "<5",
         ),
         ("glu_activations", "prompts"): (
-            lambda x: interp.glu_activations(toy, x, "last", ["L1N3"]),
+            lambda x: interp.neurons.glu_activations(toy, x, "last", ["L1N3"]),
             SENTENCE,
         ),
         ("glu_activations", "positions"): (
-            lambda x: interp.glu_activations(model, ROWS[:1], x, ["L1N3"]),
+            lambda x: interp.neurons.glu_activations(model, ROWS[:1], x, ["L1N3"]),
             "last",
         ),
         ("glu_activations", "neurons"): (
-            lambda x: interp.glu_activations(model, ROWS, "last", x),
+            lambda x: interp.neurons.glu_activations(model, ROWS, "last", x),
             "L1N3",
         ),
-        ("graph_of", "neurons"): (lambda x: interp.graph_of(model, neurons=x), "L1N2"),
+        ("graph_of", "neurons"): (lambda x: interp.circuits.graph_of(model, neurons=x), "L1N2"),
         ("group_interchange", "heads"): (
-            lambda x: interp.group_interchange(model, task, x, draws=2),
+            lambda x: interp.heads.group_interchange(model, task, x, draws=2),
             head,
         ),
         ("head_glu_scores", "heads"): (
-            lambda x: interp.head_glu_scores(model, x, ["L2N3"], mode="ov"),
+            lambda x: interp.neurons.head_glu_scores(model, x, ["L2N3"], mode="ov"),
             head,
         ),
         ("head_glu_scores", "neurons"): (
-            lambda x: interp.head_glu_scores(model, [head], x, mode="ov"),
+            lambda x: interp.neurons.head_glu_scores(model, [head], x, mode="ov"),
             "L2N3",
         ),
         ("head_glu_scores", "prompts"): (
-            lambda x: interp.head_glu_scores(
+            lambda x: interp.neurons.head_glu_scores(
                 toy, [head], ["L1N3"], mode="activation", prompts=x, positions="last"
             ),
             SENTENCE,
@@ -287,19 +312,21 @@ def cases(toy, model, task):
             "valid",
         ),
         ("narrow_circuit", "positions"): (
-            lambda x: interp.narrow_circuit(model, task, whole, positions=x, threshold=0.0),
+            lambda x: interp.circuits.narrow_circuit(
+                model, task, whole, positions=x, threshold=0.0
+            ),
             "changed",
         ),
         ("paired_word_probs", "prompts"): (
-            lambda x: interp.paired_word_probs(toy, x, "a", "b", variants=False),
+            lambda x: interp.probing.paired_word_probs(toy, x, "a", "b", variants=False),
             SENTENCE,
         ),
         ("paired_word_probs", "positive"): (
-            lambda x: interp.paired_word_probs(toy, SENTENCE, x, "b", variants=False),
+            lambda x: interp.probing.paired_word_probs(toy, SENTENCE, x, "b", variants=False),
             "a",
         ),
         ("paired_word_probs", "negative"): (
-            lambda x: interp.paired_word_probs(toy, SENTENCE, "b", x, variants=False),
+            lambda x: interp.probing.paired_word_probs(toy, SENTENCE, "b", x, variants=False),
             "a",
         ),
         ("probe_model", "prompts"): (
@@ -319,45 +346,54 @@ def cases(toy, model, task):
             "resid_post",
         ),
         ("read_trajectories", "prompts"): (
-            lambda x: interp.read_trajectories(toy, x, rows=["r"], tasks=["t"]),
+            lambda x: interp.refusal.read_trajectories(toy, x, rows=["r"], tasks=["t"]),
             SENTENCE,
         ),
         ("read_trajectories", "rows"): (
-            lambda x: interp.read_trajectories(toy, SENTENCE, rows=x, tasks=["t"]),
+            lambda x: interp.refusal.read_trajectories(toy, SENTENCE, rows=x, tasks=["t"]),
             "row",
         ),
         ("read_trajectories", "tasks"): (
-            lambda x: interp.read_trajectories(toy, SENTENCE, rows=["r"], tasks=x),
+            lambda x: interp.refusal.read_trajectories(toy, SENTENCE, rows=["r"], tasks=x),
             "task",
         ),
         ("read_trajectories", "classes"): (
-            lambda x: interp.read_trajectories(toy, SENTENCE, rows=["r"], tasks=["t"], classes=x),
+            lambda x: interp.refusal.read_trajectories(
+                toy, SENTENCE, rows=["r"], tasks=["t"], classes=x
+            ),
             "other",
         ),
         ("recover", "methods"): (
-            lambda x: interp.recover(toy, toy_task, methods=x).found[0].method,
+            lambda x: interp.circuits.recover_edges(toy, toy_task, methods=x).found[0].method,
             "EAP",
         ),
         ("recover", "planted"): (
-            lambda x: interp.recover(toy, toy_task, methods="EAP", planted=x).found[0],
+            lambda x: interp.circuits.recover_edges(toy, toy_task, methods="EAP", planted=x).found[
+                0
+            ],
             head,
         ),
-        ("redundancy", "parts"): (lambda x: interp.redundancy(model, task, parts=x), head),
+        ("redundancy", "parts"): (lambda x: interp.circuits.redundancy(model, task, parts=x), head),
         ("redundancy", "neurons"): (
-            lambda x: interp.redundancy(model, task, parts=["L0H1", "L1H2"], neurons=x).alone,
+            lambda x: (
+                interp.circuits.redundancy(model, task, parts=["L0H1", "L1H2"], neurons=x).alone
+            ),
             "L1N2",
         ),
         ("representational_independence", "prompts"): (
-            lambda x: interp.representational_independence(toy, *two, x),
+            lambda x: interp.steering.representational_independence(toy, *two, x),
             SENTENCE,
         ),
-        ("run_steered", "prompts"): (lambda x: interp.run_steered(toy, x).logits, SENTENCE),
+        ("run_steered", "prompts"): (
+            lambda x: interp.steering.run_steered(toy, x).logits,
+            SENTENCE,
+        ),
         ("generate_steered", "prompts"): (
-            lambda x: interp.generate_steered(toy, x, max_new_tokens=2)[0],
+            lambda x: interp.steering.generate_steered(toy, x, max_new_tokens=2)[0],
             SENTENCE,
         ),
         ("generate_steered", "stop"): (
-            lambda x: interp.generate_steered(model, ROWS, max_new_tokens=3, stop=x)[0],
+            lambda x: interp.steering.generate_steered(model, ROWS, max_new_tokens=3, stop=x)[0],
             "<5",
         ),
         ("run_with_cache", "prompts"): (
@@ -372,53 +408,57 @@ def cases(toy, model, task):
             lambda x: interp.run_with_cache(model, ROWS[:1], sites="z", positions=x),
             "last",
         ),
-        ("sahara", "prompts"): (
-            lambda x: interp.sahara(toy, x, off, size=1, candidates=[head], draws=0),
+        ("greedy_head_group", "prompts"): (
+            lambda x: interp.heads.greedy_head_group(
+                toy, x, off, size=1, candidates=[head], draws=0
+            ),
             SENTENCE,
         ),
-        ("sahara", "candidates"): (
-            lambda x: interp.sahara(model, ROWS, zeroed, size=1, candidates=x, draws=0),
+        ("greedy_head_group", "candidates"): (
+            lambda x: interp.heads.greedy_head_group(
+                model, ROWS, zeroed, size=1, candidates=x, draws=0
+            ),
             head,
         ),
         ("score_edges", "neurons"): (
-            lambda x: interp.score_edges(model, task, neurons=x).signed,
+            lambda x: interp.circuits.score_edges(model, task, neurons=x).signed,
             "L1N2",
         ),
-        ("search_neurons", "words"): (lambda x: interp.search_neurons(toy, x, k=3), "a"),
+        ("search_neurons", "words"): (lambda x: interp.neurons.search_neurons(toy, x, k=3), "a"),
         ("steer_at_trigger", "prompts"): (
-            lambda x: interp.steer_at_trigger(
+            lambda x: interp.steering.steer_at_trigger(
                 toy, x, torch.ones(toy.d_model), scale=1.0, max_new_tokens=2
             ),
             SENTENCE,
         ),
         ("steer_at_trigger", "stop"): (
-            lambda x: interp.steer_at_trigger(
+            lambda x: interp.steering.steer_at_trigger(
                 model, ROWS, torch.ones(model.d_model), scale=1.0, max_new_tokens=3, stop=x
             ),
             "<5",
         ),
-        ("text_losses", "texts"): (lambda x: interp.text_losses(toy, x), SENTENCE),
+        ("text_losses", "texts"): (lambda x: interp.runs.text_losses(toy, x), SENTENCE),
         ("text_losses", "starts"): (
-            lambda x: interp.text_losses(model, ROWS[:1], starts=x),
+            lambda x: interp.runs.text_losses(model, ROWS[:1], starts=x),
             "last",
         ),
         ("find_positions", "texts"): (
-            lambda x: interp.find_positions(x, {"a": (5,)}),
+            lambda x: interp.models.find_positions(x, {"a": (5,)}),
             "text",
         ),
         ("train_probes", "groups"): (
-            lambda x: interp.train_probes(torch.randn(24, 3), [0, 1] * 12, groups=x),
+            lambda x: interp.probing.train_probes(torch.randn(24, 3), [0, 1] * 12, groups=x),
             "g",
         ),
         ("Circuit.of", "edges"): (lambda x: interp.Circuit.of(graph, x).mask, edge),
         ("Circuit.without", "parts"): (lambda x: whole.without(x).mask, edge),
         ("Graph.mask", "edges"): (lambda x: graph.mask(x), edge),
         ("PositionedCircuit.of", "places"): (
-            lambda x: interp.PositionedCircuit.of(graph, x, {edge: ["last"]}).mask,
+            lambda x: interp.circuits.PositionedCircuit.of(graph, x, {edge: ["last"]}).mask,
             "last",
         ),
         ("PositionedCircuit.everywhere", "places"): (
-            lambda x: interp.PositionedCircuit.everywhere(whole, x).mask,
+            lambda x: interp.circuits.PositionedCircuit.everywhere(whole, x).mask,
             "last",
         ),
         ("random_like", "components"): (lambda x: random_like(model, x, 3), head),
@@ -450,7 +490,7 @@ def cases(toy, model, task):
         ("Scores.null", "groups"): (lambda x: patched.null(k=1, groups=x), "abcd"),
         ("PromptPair", "wrong"): (lambda x: PromptPair(clean="a", answers=x, wrong=x), " Rome"),
         ("AblatedSets", "tokens"): (
-            lambda x: interp.AblatedSets(model=toy, prompts=SENTENCE, tokens=x),
+            lambda x: interp.runs.AblatedSets(model=toy, prompts=SENTENCE, tokens=x),
             "a",
         ),
         ("LanguageModel.run", "prompts"): (
@@ -458,16 +498,20 @@ def cases(toy, model, task):
             SENTENCE,
         ),
         ("PositionedCircuit.of", "edges"): (
-            lambda x: interp.PositionedCircuit.of(graph, ["changed", "last"], {edge: x}).mask,
+            lambda x: (
+                interp.circuits.PositionedCircuit.of(graph, ["changed", "last"], {edge: x}).mask
+            ),
             "changed",
         ),
         ("activation_delta", "positions"): (
-            lambda x: interp.activation_delta(model, ROWS[:1], x, ["L2N3"], head, draws=0).change,
+            lambda x: (
+                interp.neurons.activation_delta(model, ROWS[:1], x, ["L2N3"], head, draws=0).change
+            ),
             "last",
         ),
         ("activation_delta", "interventions"): (
             lambda x: (
-                interp.activation_delta(
+                interp.neurons.activation_delta(
                     model, ROWS, "last", ["L2N3"], interventions=x, draws=0
                 ).change
             ),
@@ -475,81 +519,97 @@ def cases(toy, model, task):
         ),
         ("activation_delta", "positions_of_ablation"): (
             lambda x: (
-                interp.activation_delta(
+                interp.neurons.activation_delta(
                     model, ROWS[:1], "last", ["L2N3"], head, positions_of_ablation=x, draws=0
                 ).change
             ),
             "last",
         ),
         ("attention_to", "queries"): (
-            lambda x: interp.attention_to(model, ROWS[:1], x, [[1]]).samples,
+            lambda x: interp.heads.attention_to(model, ROWS[:1], x, [[1]]).samples,
             "last",
         ),
         ("head_glu_scores", "positions"): (
-            lambda x: interp.head_glu_scores(
+            lambda x: interp.neurons.head_glu_scores(
                 model, [head], ["L1N3"], mode="activation", prompts=ROWS[:1], positions=x
             ),
             "last",
         ),
         ("head_flips", "prompts"): (
-            lambda x: interp.head_flips(toy, x, head, judge, rows=["r"], max_new_tokens=2).rate,
+            lambda x: (
+                interp.refusal.head_flips(toy, x, head, judge, rows=["r"], max_new_tokens=2).rate
+            ),
             SENTENCE,
         ),
         ("head_flips", "heads"): (
-            lambda x: interp.head_flips(toy, SENTENCE, x, judge, rows="r", max_new_tokens=2).rate,
+            lambda x: (
+                interp.refusal.head_flips(toy, SENTENCE, x, judge, rows="r", max_new_tokens=2).rate
+            ),
             head,
         ),
         ("head_flips", "rows"): (
-            lambda x: interp.head_flips(toy, SENTENCE, head, judge, rows=x, max_new_tokens=2).rate,
+            lambda x: (
+                interp.refusal.head_flips(toy, SENTENCE, head, judge, rows=x, max_new_tokens=2).rate
+            ),
             "row",
         ),
         ("knockout_cascade", "gates"): (
-            lambda x: interp.knockout_cascade(
-                model, task, x, ["L2H1"], interp.switch_off(model), draws=2
+            lambda x: interp.heads.knockout_cascade(
+                model, task, x, ["L2H1"], interp.heads.switch_off(model), draws=2
             ),
             head,
         ),
         ("knockout_cascade", "downstream"): (
-            lambda x: interp.knockout_cascade(
-                model, task, [head], x, interp.switch_off(model), draws=2
+            lambda x: interp.heads.knockout_cascade(
+                model, task, [head], x, interp.heads.switch_off(model), draws=2
             ),
             "L2H1",
         ),
-        ("make_bank", "tasks"): (lambda x: interp.make_bank(trajectories, tasks=x), "tu"),
+        ("make_bank", "tasks"): (lambda x: interp.refusal.make_bank(trajectories, tasks=x), "tu"),
         ("steer", "prompts"): (lambda x: steered(toy, x), SENTENCE),
         ("steer_task", "prompts"): (
-            lambda x: interp.steer_task(model, x, bank, rows=["r"], tasks=["t"])[1].rows,
+            lambda x: interp.refusal.steer_task(model, x, bank, rows=["r"], tasks=["t"])[1].rows,
             "text",
         ),
         ("steer_task", "rows"): (
-            lambda x: interp.steer_task(model, (40, 41), bank, rows=x, tasks=["t"])[1].rows,
+            lambda x: interp.refusal.steer_task(model, (40, 41), bank, rows=x, tasks=["t"])[1].rows,
             "row",
         ),
         ("steer_task", "tasks"): (
-            lambda x: interp.steer_task(model, (40, 41), bank, rows=["r"], tasks=x)[1].tasks,
+            lambda x: (
+                interp.refusal.steer_task(model, (40, 41), bank, rows=["r"], tasks=x)[1].tasks
+            ),
             "task",
         ),
         ("switch_off", "reference"): (
-            lambda x: interp.switch_off(toy, "mean", reference=x).means,
+            lambda x: interp.heads.switch_off(toy, "mean", reference=x).means,
             SENTENCE,
         ),
     }
     for name, make in (
-        ("ablate_direction", lambda **x: interp.ablate_direction(model, direction, **x)),
-        ("add_direction", lambda **x: interp.add_direction(model, direction, **x)),
-        ("patch_direction", lambda **x: interp.patch_direction(model, direction, value=1.0, **x)),
-        ("affine_edit", lambda **x: interp.affine_edit(model, direction, direction.vector, **x)),
+        ("ablate_direction", lambda **x: interp.steering.ablate_direction(model, direction, **x)),
+        ("add_direction", lambda **x: interp.steering.add_direction(model, direction, **x)),
+        (
+            "patch_direction",
+            lambda **x: interp.steering.patch_direction(model, direction, value=1.0, **x),
+        ),
+        (
+            "affine_edit",
+            lambda **x: interp.steering.affine_edit(model, direction, direction.vector, **x),
+        ),
     ):
         table[name, "sites"] = (lambda x, make=make: make(sites=x).edits.keys(), "resid_pre")
         table[name, "positions"] = (lambda x, make=make: make(positions=x).positions, "last")
     for name, make in (
         (
             "select_direction",
-            lambda x, y: interp.select_direction(toy, candidates, x, y, [3], measure_all=True),
+            lambda x, y: interp.refusal.select_direction(
+                toy, candidates, x, y, [3], measure_all=True
+            ),
         ),
         (
             "select_cosmic",
-            lambda x, y: interp.select_cosmic(toy, candidates, x, y, measure_all=True),
+            lambda x, y: interp.refusal.select_cosmic(toy, candidates, x, y, measure_all=True),
         ),
     ):
         table[name, "harmful"] = (lambda x, make=make: make(x, texts), SENTENCE)
@@ -559,7 +619,9 @@ def cases(toy, model, task):
 
 def steered(model, prompts):
     """A run inside `steer` with nothing steered."""
-    steering = interp.steering.Steering(name="none", edits={}, format=PLAIN, model_hash=model.hash)
+    steering = interp.steering.edits.Steering(
+        name="none", edits={}, format=PLAIN, model_hash=model.hash
+    )
     with interp.steer(model, steering, prompts):
         return model.last_logits(SENTENCE)
 
@@ -656,66 +718,70 @@ def edited(name):
 RUNS = {
     # What runs a model: inside `intervene` it gives the changed model's result, or refuses.
     "ablate": lambda m, t: interp.ablate(m, ROWS, make_ablation(m, "L1H1"), tokens=[5]),
-    "activation_delta": lambda m, t: interp.activation_delta(
+    "activation_delta": lambda m, t: interp.neurons.activation_delta(
         m, ROWS, "last", "L2N3", "L1H1", draws=2
     ).change,
     "activation_patching": lambda m, t: interp.activation_patching(
         m, t.with_metric("kl"), by="layer", site="mlp_out", engine="hooks", cache=False
     ).effects,
     "activation_patching fast": lambda m, t: interp.activation_patching(m, t),
-    "acdc": lambda m, t: interp.acdc(m, t, threshold=0.1),
-    "atp_star": lambda m, t: interp.atp_star(m, t),
+    "acdc": lambda m, t: interp.circuits.acdc(m, t, threshold=0.1),
+    "atp_star": lambda m, t: interp.patching.atp_star(m, t),
     "attribution_patching": lambda m, t: interp.attribution_patching(m, t),
-    "attention_to": lambda m, t: interp.attention_to(m, ROWS, "last", [[0, 1]] * 3).samples,
+    "attention_to": lambda m, t: interp.heads.attention_to(m, ROWS, "last", [[0, 1]] * 3).samples,
     "component_values": lambda m, t: component_values(m, interp.Component.parse("L1H1"), ROWS),
-    "difference_in_means": lambda m, t: interp.difference_in_means(m, ROWS, ROWS[:2], last=1),
-    "edge_places": lambda m, t: interp.edge_places(m, t, ["input->logits"], positions="last"),
+    "difference_in_means": lambda m, t: interp.steering.difference_in_means(
+        m, ROWS, ROWS[:2], last=1
+    ),
+    "edge_places": lambda m, t: interp.circuits.edge_places(
+        m, t, ["input->logits"], positions="last"
+    ),
     "generate": lambda m, t: interp.generate(m, ROWS, max_new_tokens=4),
-    "generate_steered": lambda m, t: interp.generate_steered(m, ROWS, max_new_tokens=2),
-    "glu_activations": lambda m, t: interp.glu_activations(m, ROWS, "last", "L1N3"),
-    "group_interchange": lambda m, t: interp.group_interchange(m, t, "L1H1", draws=2),
-    "head_glu_scores": lambda m, t: interp.head_glu_scores(
+    "generate_steered": lambda m, t: interp.steering.generate_steered(m, ROWS, max_new_tokens=2),
+    "glu_activations": lambda m, t: interp.neurons.glu_activations(m, ROWS, "last", "L1N3"),
+    "group_interchange": lambda m, t: interp.heads.group_interchange(m, t, "L1H1", draws=2),
+    "head_glu_scores": lambda m, t: interp.neurons.head_glu_scores(
         m, "L1H1", "L2N3", mode="activation", prompts=ROWS, positions="last"
     ).values,
-    "head_interchange": lambda m, t: interp.head_interchange(m, t),
+    "head_interchange": lambda m, t: interp.heads.head_interchange(m, t),
     "joint_patching": lambda m, t: interp.joint_patching(m, t, "L1H1", draws=2),
     "keep_runs": lambda m, t: keep_runs(m, ROWS, last=1),
     "last_logits": lambda m, t: m.last_logits(ROWS),
-    "learn_mask": lambda m, t: interp.learn_mask(m, t, steps=2),
+    "learn_mask": lambda m, t: interp.circuits.learn_mask(m, t, steps=2),
     "logit_lens": lambda m, t: interp.logit_lens(m, ROWS, k=3).top_mean,
     "path_patching": lambda m, t: interp.path_patching(m, t, receivers="logits"),
     "probe_model": lambda m, t: interp.probe_model(
         m, [(i + 3, 2 * i + 3, 5) for i in range(24)], "last", [0, 1] * 12,
         sites="resid_post", shuffles=1,
     )["resid_post"].heldout.values,
-    "read_trajectories": lambda m, t: interp.read_trajectories(
+    "read_trajectories": lambda m, t: interp.refusal.read_trajectories(
         m, ROWS, rows=["a", "b", "c"], tasks=["t"] * 3
     ),
-    "redundancy": lambda m, t: interp.redundancy(m, t, parts=["L1H1", "L2H1"]),
-    "run_steered": lambda m, t: interp.run_steered(m, ROWS),
+    "redundancy": lambda m, t: interp.circuits.redundancy(m, t, parts=["L1H1", "L2H1"]),
+    "run_steered": lambda m, t: interp.steering.run_steered(m, ROWS),
     "run_with_cache": lambda m, t: interp.run_with_cache(m, ROWS, sites="resid_post").logits,
-    "scan_heads": lambda m, t: interp.scan_heads(m, t, interp.switch_off(m)),
-    "score_edges": lambda m, t: interp.score_edges(m, t),
+    "scan_heads": lambda m, t: interp.heads.scan_heads(m, t, interp.heads.switch_off(m)),
+    "score_edges": lambda m, t: interp.circuits.score_edges(m, t),
     "site_values": lambda m, t: site_values(m, ROWS, [(1, "z")])[1, "z"],
-    "steer_at_trigger": lambda m, t: interp.steer_at_trigger(
+    "steer_at_trigger": lambda m, t: interp.steering.steer_at_trigger(
         m, ROWS, torch.ones(m.d_model), scale=1.0, max_new_tokens=2
     ),
-    "text_losses": lambda m, t: interp.text_losses(m, ROWS),
+    "text_losses": lambda m, t: interp.runs.text_losses(m, ROWS),
     "Task.check": lambda m, t: t.check(m),
 }  # fmt: skip
 
 
 THROUGH_THOSE = """
-compare_activations direction_projection evaluate_circuit evaluate_positioned find_circuit head_dla
-head_flips knockout_cascade narrow_circuit null_space_direction paired_word_probs recover
-representational_independence sahara select_cosmic select_direction steer steer_task
-suggest_refusal_tokens switch_off
+compare_activations direction_projection evaluate_circuit evaluate_positioned find_circuit
+head_logit_attribution head_flips knockout_cascade narrow_circuit null_space_direction
+paired_word_probs recover representational_independence greedy_head_group select_cosmic
+select_direction steer steer_task suggest_refusal_tokens switch_off
 """.split()
 """What runs a model by calling some of `RUNS`."""
 
 WEIGHTS = """
-ablate_direction add_direction affine_edit antipodes blend_weights chat_prompts compare_weights
-embedding_map glu_vectors graph_of head_weights intervene make_ablation model_hash
+ablate_direction add_direction affine_edit opposed_neurons blend_weights chat_prompts
+compare_weights embedding_map glu_vectors graph_of head_weights intervene make_ablation model_hash
 orthogonalise_weights patch_direction rank_glu search_neurons unembed vector_steering
 """.split()
 """What takes a model and runs none."""
@@ -770,24 +836,24 @@ def test_positions_are_read_alike(model, task):
             interp.run_with_cache(model, ROWS, sites="z", positions=p).values
         ),
         "logit_lens": lambda p: interp.logit_lens(model, ROWS, p, k=3).top_mean,
-        "glu_activations": lambda p: interp.glu_activations(model, ROWS, p, "L1N3"),
-        "compare_activations": lambda p: interp.compare_activations(model, model, ROWS, p),
-        "attention_to": lambda p: interp.attention_to(model, ROWS, p, [[0]] * 3).samples,
+        "glu_activations": lambda p: interp.neurons.glu_activations(model, ROWS, p, "L1N3"),
+        "compare_activations": lambda p: interp.probing.compare_activations(model, model, ROWS, p),
+        "attention_to": lambda p: interp.heads.attention_to(model, ROWS, p, [[0]] * 3).samples,
         "activation_delta": lambda p: (
-            interp.activation_delta(model, ROWS, p, "L2N3", "L0H1", draws=2).change
+            interp.neurons.activation_delta(model, ROWS, p, "L2N3", "L0H1", draws=2).change
         ),
         "activation_delta, ablated": lambda p: (
-            interp.activation_delta(
+            interp.neurons.activation_delta(
                 model, ROWS, "last", "L2N3", "L0H1", positions_of_ablation=p, draws=2
             ).change
         ),
         "head_glu_scores": lambda p: (
-            interp.head_glu_scores(
+            interp.neurons.head_glu_scores(
                 model, "L0H1", "L2N3", mode="activation", prompts=ROWS, positions=p
             ).values
         ),
         "zero": lambda p: logits_under(model, zero("L0H1", positions=p)),
-        "text_losses": lambda p: interp.text_losses(model, ROWS, starts=p),
+        "text_losses": lambda p: interp.runs.text_losses(model, ROWS, starts=p),
     }
     for name, call in one_each.items():
         found = [call(way) for way in ways]
@@ -805,7 +871,9 @@ def test_positions_are_read_alike(model, task):
         "path_patching": lambda p: (
             interp.path_patching(model, task, receivers="logits", positions=p).effects
         ),
-        "edge_places": lambda p: interp.edge_places(model, task, "L0H1->L1H1.q", positions=p).lost,
+        "edge_places": lambda p: (
+            interp.circuits.edge_places(model, task, "L0H1->L1H1.q", positions=p).lost
+        ),
     }
     for name, call in apart.items():
         found = [call(way) for way in ("last", ["last"], -1, 6, [6] * 4, [-1] * 4)]
@@ -939,11 +1007,11 @@ def test_labels_are_read_alike():
     truth[1] = truth[4] = True
     X[truth] += 1
     ways = [truth, [int(x) for x in truth], np.array(truth), torch.tensor(truth).float()]
-    found = [interp.train_probes(X, way, shuffles=1).weights for way in ways]
+    found = [interp.probing.train_probes(X, way, shuffles=1).weights for way in ways]
     assert all(same(found[0], other) for other in found[1:])
     for bad in ([-1, 1] * 12, [2.0] * 24, ["valid"] * 24, [True] * 23, [None] * 24):
         with pytest.raises(InterpError, match="True or 1"):
-            interp.train_probes(X, bad)
+            interp.probing.train_probes(X, bad)
 
 
 def test_metrics_by_name_and_by_function(model, task):
@@ -999,7 +1067,7 @@ def test_the_call_kept_with_a_result_runs(toy, task, monkeypatch):
 
 def test_layers_come_before_positions(model):
     """A candidate is at (layer, position), as everywhere else."""
-    found = interp.difference_in_means(model, ROWS, [(20, 21, 22), (30, 31, 32)], last=2)
+    found = interp.steering.difference_in_means(model, ROWS, [(20, 21, 22), (30, 31, 32)], last=2)
     assert found.at(2, -1).layer == 2
     assert found.at(2, -1).position == -1
     torch.testing.assert_close(found.at(2, -1).vector, found.vectors[1, 2])
@@ -1013,39 +1081,45 @@ def test_layers_come_before_positions(model):
 
 def budgeted(model, task):
     """function -> a call with a budget, for every public function that takes one."""
-    graph = interp.graph_of(model)
+    graph = interp.circuits.graph_of(model)
     whole = interp.Circuit(graph=graph, mask=graph.mask())
     edge = whole.edges()[0]
-    placed = interp.PositionedCircuit.everywhere(whole, ["last"])
+    placed = interp.circuits.PositionedCircuit.everywhere(whole, ["last"])
     neurons = interp.attribution_patching(model, task, site="post", by=("layer", "neuron"))
     return {
         interp.activation_patching: lambda gb: interp.activation_patching(
             model, task, budget_gb=gb
         ),
-        interp.acdc: lambda gb: interp.acdc(model, task, threshold=1e9, budget_gb=gb),
+        interp.circuits.acdc: lambda gb: interp.circuits.acdc(
+            model, task, threshold=1e9, budget_gb=gb
+        ),
         interp.attribution_patching: lambda gb: interp.attribution_patching(
             model, task, budget_gb=gb
         ),
-        interp.atp_star: lambda gb: interp.atp_star(model, task, budget_gb=gb),
+        interp.patching.atp_star: lambda gb: interp.patching.atp_star(model, task, budget_gb=gb),
         bench_circuits: lambda gb: bench_circuits(n=1, length=4, budget_gb=gb),
-        interp.compare_activations: lambda gb: interp.compare_activations(
+        interp.probing.compare_activations: lambda gb: interp.probing.compare_activations(
             model, model, ROWS, budget_gb=gb
         ),
-        interp.edge_places: lambda gb: interp.edge_places(model, task, [edge], budget_gb=gb),
-        evaluate: lambda gb: evaluate(model, task, whole, budget_gb=gb),
-        evaluate_fully: lambda gb: evaluate_fully(whole, model, task, budget_gb=gb),
+        interp.circuits.edge_places: lambda gb: interp.circuits.edge_places(
+            model, task, [edge], budget_gb=gb
+        ),
+        faithfulness_curve: lambda gb: faithfulness_curve(model, task, whole, budget_gb=gb),
+        evaluate: lambda gb: evaluate(whole, model, task, budget_gb=gb),
         evaluate_neurons: lambda gb: evaluate_neurons(model, task, neurons, budget_gb=gb),
-        interp.evaluate_positioned: lambda gb: interp.evaluate_positioned(
+        interp.circuits.evaluate_positioned: lambda gb: interp.circuits.evaluate_positioned(
             model, task, placed, budget_gb=gb
         ),
         interp.find_circuit: lambda gb: interp.find_circuit(model, task, budget_gb=gb),
-        interp.glu_activations: lambda gb: interp.glu_activations(
+        interp.neurons.glu_activations: lambda gb: interp.neurons.glu_activations(
             model, ROWS, "last", "L1N3", budget_gb=gb
         ),
         keep_runs: lambda gb: keep_runs(model, ROWS, last=1, budget_gb=gb),
-        interp.learn_mask: lambda gb: interp.learn_mask(model, task, budget_gb=gb),
+        interp.circuits.learn_mask: lambda gb: interp.circuits.learn_mask(
+            model, task, budget_gb=gb
+        ),
         interp.logit_lens: lambda gb: interp.logit_lens(model, ROWS, k=3, budget_gb=gb),
-        narrow: lambda gb: narrow(model, task, whole, budget_gb=gb),
+        narrow_circuit: lambda gb: narrow_circuit(model, task, whole, budget_gb=gb),
         narrow_curve: lambda gb: narrow_curve(model, task, task, whole, budget_gb=gb),
         interp.path_patching: lambda gb: interp.path_patching(
             model, task, receivers="logits", budget_gb=gb
@@ -1053,14 +1127,18 @@ def budgeted(model, task):
         interp.probe_model: lambda gb: interp.probe_model(
             model, [(i, i + 1) for i in range(5, 45)], "last", [0, 1] * 20, budget_gb=gb
         ),
-        interp.recover: lambda gb: interp.recover(model, task, methods="EAP", budget_gb=gb),
-        interp.redundancy: lambda gb: interp.redundancy(
+        interp.circuits.recover_edges: lambda gb: interp.circuits.recover_edges(
+            model, task, methods="EAP", budget_gb=gb
+        ),
+        interp.circuits.redundancy: lambda gb: interp.circuits.redundancy(
             model, task, parts=["L0H1", "L1H2"], budget_gb=gb
         ),
         interp.run_with_cache: lambda gb: interp.run_with_cache(
             model, ROWS, sites="z", budget_gb=gb
         ),
-        interp.score_edges: lambda gb: interp.score_edges(model, task, budget_gb=gb),
+        interp.circuits.score_edges: lambda gb: interp.circuits.score_edges(
+            model, task, budget_gb=gb
+        ),
         single_edge_truth: lambda gb: single_edge_truth(model, task, budget_gb=gb),
         Trials: lambda gb: Trials(model, task, budget_gb=gb),
     }
@@ -1074,7 +1152,7 @@ def test_a_budget_is_a_positive_number(model, task):
     taking = {
         one
         for info in pkgutil.walk_packages(interp.__path__, "interp.")
-        if not info.name.startswith(("interp.ui", "interp.engine", "interp.bench_peer"))
+        if not info.name.startswith(("interp.ui", "interp.engine", "benchmarks.peer_process"))
         for name, one in inspect.getmembers(importlib.import_module(info.name), inspect.isfunction)
         if one.__module__ == info.name
         and not name.startswith("_")
@@ -1123,9 +1201,9 @@ def test_nonsense_is_refused_and_never_a_traceback(toy, model, task):
         lambda x: interp.run_with_cache(model, ROWS, sites=x): ([], None, 3, [[]]),
         lambda x: interp.run_with_cache(model, ROWS, sites="z", to_disk=x): ("no", 1, None),
         lambda x: kept[x]: ("z", "L7.z", None, 5, [], "L\u00b2.z"),
-        lambda x: interp.search_neurons(toy, "a", k=x): (None, 2.5, True, "1", 0),
-        lambda x: interp.search_neurons(toy, "a", sign=x): (None, True, 2),
-        lambda x: interp.search_neurons(toy, "a", metric=x): (None, [], 3),
+        lambda x: interp.neurons.search_neurons(toy, "a", k=x): (None, 2.5, True, "1", 0),
+        lambda x: interp.neurons.search_neurons(toy, "a", sign=x): (None, True, 2),
+        lambda x: interp.neurons.search_neurons(toy, "a", metric=x): (None, [], 3),
         lambda x: interp.logit_lens(toy, SENTENCE, "last", sites=x): (None, 3),
         lambda x: interp.activation_patching(model, x): (None, "ioi", 5),
         lambda x: interp.activation_patching(model, task, site=x): (None, [], 3),
@@ -1163,7 +1241,7 @@ def test_results_say_what_they_hold_and_how_to_read_it(model, task):
     kept = interp.run_with_cache(model, ROWS, sites=["z", "mlp_out"])
     assert repr(kept).startswith("Activations(3 prompts, 3 layers from 0 to 2: z (3, 5, 4, 8), ")
     assert "read acts['L0.z']" in repr(kept)
-    candidates = interp.difference_in_means(model, ROWS, ROWS[:2], last=1)
+    candidates = interp.steering.difference_in_means(model, ROWS, ROWS[:2], last=1)
     direction = candidates.at(1, -1)
     for record in (kept, candidates, direction):
         assert len(repr(record).splitlines()) == 1

@@ -1,12 +1,13 @@
 """The notebooks run as they are, on small models, and were kept with what they gave."""
 
 import json
-from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "experiments" / "notebooks"
+from tests import ROOT
+
+FOLDER = ROOT / "experiments" / "notebooks"
 SMALL = {
     "circuits": 'MODEL, TASK, N, EDGES = "toy-induction", "toy-induction", 16, 12',
     "refusals": 'MODEL, N, MOST = "refusal-tiny", 6, 100',

@@ -17,23 +17,22 @@ import torch
 from safetensors.torch import save_file
 
 from interp.tasks.taboo import PROVENANCE
-from tests.test_taboo import HARM, HARMLESS
+from tests import ROOT
+from tests.tasks.test_taboo import HARM, HARMLESS
 
-ROOT = Path(__file__).parent.parent
-
-CODE = {".py", ".md", ".toml", ".typed", ".svg", ".html", ".png", ""}
+CODE = {".py", ".pyi", ".md", ".toml", ".typed", ".svg", ".html", ".png", ""}
 """Suffixes of what is written or drawn here; anything else is data and needs an origin."""
 
 ORIGINS = {
     "interp/data/*.json": "in-house, benign",
-    "interp/toys/programs/*": "compiled here from public programs",
+    "interp/models/programs/*": "compiled here from public programs",
     "interp/weights/*/*": "trained here on texts made here",
     "experiments/results/*.json": "measured here",
     "experiments/results/*.txt": "measured here",
     "experiments/notebooks/*.ipynb": "run here",
     "tests/data/replies.jsonl": "written here, of harmless requests",
     "tests/data/eap_ig_circuit.*": "random scores, written by hannamw/EAP-IG",
-    "tests/refusal_scores.csv": "published scores, Apache-2.0, numbers only",
+    "tests/data/refusal_scores.csv": "published scores, Apache-2.0, numbers only",
     "constraints.txt": "versions of packages",
 }
 """Where each data file is from; a new one has to be added, and so be looked at."""
@@ -44,7 +43,7 @@ KITCHEN = Counter({HARM[5]: 1})
 ALLOWED = {
     "interp/data/taboo.json": KITCHEN,
     "interp/weights/refusal-tiny/tokenizer.json": KITCHEN,
-    "tests/test_taboo.py": KITCHEN,
+    "tests/tasks/test_taboo.py": KITCHEN,
     "tests/data/replies.jsonl": Counter({HARM[25]: 2}),  # how long a good one is
 }
 """Words of the list that a file may hold, and how often."""
@@ -96,12 +95,12 @@ def test_every_data_file_has_an_origin():
     assert [x for x in data if not any(fnmatch(x, pattern) for pattern in ORIGINS)] == []
     for name in fnmatched(data, "interp/data/*"):
         assert json.loads((ROOT / name).read_text())["provenance"] == PROVENANCE, name
-    for name in fnmatched(data, "interp/toys/programs/*.json"):
+    for name in fnmatched(data, "interp/models/programs/*.json"):
         assert json.loads((ROOT / name).read_text())["made_by"], name
     for name in fnmatched(data, "interp/weights/*/organism.json"):
         assert json.loads((ROOT / name).read_text())["description"], name
     # The published tables hold model names and numbers, and their licence.
-    lines = (ROOT / "tests" / "refusal_scores.csv").read_text().splitlines()
+    lines = (ROOT / "tests" / "data" / "refusal_scores.csv").read_text().splitlines()
     notice = " ".join(line for line in lines if line.startswith("#"))
     assert all(word in notice for word in ("Apache License, Version 2.0", "Copyright", "Changed"))
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):

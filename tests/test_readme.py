@@ -1,11 +1,12 @@
 """The README's example runs on the real model and prints what the README shows."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+from tests import ROOT
+
+README = (ROOT / "README.md").read_text()
 NUMBER = r"[-+]?\d+\.\d+"
 
 
@@ -14,7 +15,7 @@ def test_examples(smollm, capsys, monkeypatch):
     examples = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", README, re.S)
     assert len(examples) == 2
     assert len([line for line in examples[0][0].splitlines() if line.strip()]) <= 12
-    monkeypatch.setattr("interp.loading.load_model", lambda name: smollm)
+    monkeypatch.setattr("interp.models.loading.load_model", lambda name: smollm)
     names: dict[str, object] = {}
     for code, shown in examples:
         exec(compile(code, "README.md", "exec"), names)
@@ -28,7 +29,7 @@ def test_examples(smollm, capsys, monkeypatch):
 def test_every_command_of_the_readme_exists():
     from typer.testing import CliRunner
 
-    from interp.cli import app
+    from interp.cli.main import app
 
     for line in re.findall(r"^    interp (.*?)(?:#.*)?$", README, re.M):
         words = line.split()
@@ -41,4 +42,4 @@ def test_every_command_of_the_readme_exists():
 
 def test_pictures_exist():
     for path in re.findall(r"\]\((docs/.*?)\)", README):
-        assert (Path(__file__).parent.parent / path).exists()
+        assert (ROOT / path).exists()

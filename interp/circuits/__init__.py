@@ -1,1 +1,5 @@
-"""Circuits as graphs of edges: what the nodes are, how they are scored, searched and judged."""
+"""Find the edges that carry a behaviour, and judge the circuit they form."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

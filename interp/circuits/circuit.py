@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from interp.circuits.random_masks import alike, connected_alike, edge_kinds, end_kinds
-from interp.errors import InterpError
-from interp.files import content_key
-from interp.graph import INPUT, Graph
-from interp.inputs import listed
-from interp.records import Record
-from interp.scores import Provenance
+from interp.circuits.random_edges import alike, connected_alike, edge_kinds, end_kinds
+from interp.core.arguments import listed
+from interp.core.errors import InterpError
+from interp.core.files import content_key
+from interp.core.records import Provenance, Record
+from interp.engine.edges.graph import INPUT, Graph
 
 if TYPE_CHECKING:
     pass

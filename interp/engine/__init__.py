@@ -1,1 +1,5 @@
-"""The fast exact re-run: plain torch on ragged rows, restarted where a change first matters."""
+"""Exact re-runs of a decoder that compute only what can differ."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,9 +7,9 @@ import time
 import numpy as np
 import torch
 
+from interp.engine.architecture import Decoder
 from interp.engine.sites import EDITED
 from interp.engine.sweep import Cells
-from interp.models.architecture import Decoder
 
 PACE: dict[tuple[str, str], float] = {}
 """(model hash, device) -> seconds an operation took in the last sweep of this process."""

@@ -17,9 +17,9 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.engine.architecture import Attention, Block, Decoder, Norm
 from interp.engine.layout import Group, Index, Layout, ranges
 from interp.engine.stopping import stop_if_asked
-from interp.models.architecture import Attention, Block, Decoder, Norm
 
 
 @dataclass(frozen=True, kw_only=True)

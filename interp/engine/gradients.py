@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.core.errors import InterpError
+from interp.core.metrics import Metric, Targets
+from interp.engine.architecture import Decoder
 from interp.engine.forward import Runner
 from interp.engine.layout import Index, Layout
-from interp.engine.sweep import CPU_TILE, LogitsOf
-from interp.errors import InterpError
-from interp.metrics import Metric, Targets
-from interp.models.architecture import Decoder
+from interp.engine.readout import CPU_TILE, LogitsOf
 
 Sites = dict[str, Tensor]
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import Field
 
-from interp.errors import InterpError
-from interp.schema import Positive, checked
+from interp.core.errors import InterpError
+from interp.core.schema import Positive, checked
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MIB = 2**20

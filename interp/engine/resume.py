@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from interp.errors import InterpError
-from interp.files import content_key
-from interp.records import read_sealed, write_sealed
+from interp.core.errors import InterpError
+from interp.core.files import content_key
+from interp.core.records import read_sealed, write_sealed
 
 FORM = 1
 

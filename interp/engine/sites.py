@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.engine.architecture import Block
 from interp.engine.forward import Baseline, Runner, attention_pattern
 from interp.engine.layout import Index
-from interp.models.architecture import Block
 
 EDITED = ("resid_pre", "k", "v")
 """Sites that change more than their own token, by an edit before the block."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 
 Asked = Callable[[], bool]
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from interp.core.errors import InterpError
+from interp.core.metrics import Metric, Targets
 from interp.engine.forward import Baseline, Edit, Runner
 from interp.engine.layout import Index, ranges
 from interp.engine.memory import keep_freed_memory
+from interp.engine.readout import CPU_TILE, LogitsOf, Progress, cut
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post
 from interp.engine.stopping import Cancelled, stoppable
-from interp.errors import InterpError
-from interp.metrics import Metric, Targets
-from interp.models.architecture import Decoder
-
-CPU_TILE = 3072
-"""Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
 
 CPU_CHUNK = 6e10
 """Floating-point operations of a chunk on a CPU, about a second: a stopped sweep loses one."""
@@ -62,22 +59,6 @@ class Cells:
         )
 
 
-@dataclass(kw_only=True)
-class LogitsOf:
-    """A `Readout` that unembeds only what the metric reads."""
-
-    decoder: Decoder
-    hidden: torch.Tensor
-
-    def at(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of each row's own tokens."""
-        return self.decoder.logits(self.hidden, tokens.to(self.hidden.device)).cpu()
-
-    def all(self) -> torch.Tensor:
-        """Logits of the whole vocabulary."""
-        return self.decoder.logits(self.hidden).cpu()
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a sweep is cut: blocks of prompts, and within them chunks of cells."""
@@ -90,9 +71,6 @@ class Plan:
         """Number of chunks."""
         return sum(len(chunks) for chunks in self.chunks)
 
-
-Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
 
 Replace = Callable[[Baseline, int, str], torch.Tensor]
 """(the baseline, layer, site) -> the site's replacement for every flat token of the baseline."""
@@ -167,16 +145,6 @@ def plan(
         size = lengths[cells.prompt[order]] - start[order]
         chunks.append(list(cut(order, size, tile)))
     return Plan(blocks=blocks, chunks=chunks)
-
-
-def cut(order: Index, size: Index, room: int) -> Iterator[Index]:
-    """Consecutive entries, as many as fit in `room`, and at least one."""
-    begin, total = 0, np.cumsum(size)
-    while begin < len(order):
-        before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + room, side="right")))
-        yield order[begin:end]
-        begin = end
 
 
 @dataclass(frozen=True, kw_only=True)

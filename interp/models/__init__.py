@@ -1,1 +1,5 @@
-"""Models as the rest of the package sees them; the only folder that knows the backend."""
+"""Load a model by name, check it, run it with hooks; nothing else knows TransformerLens."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

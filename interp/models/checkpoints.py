@@ -16,8 +16,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from interp.errors import InterpError, unknown
-from interp.files import content_key
+from interp.core.errors import InterpError, unknown
+from interp.core.files import content_key
 
 WRAPPERS = {r"^module\.": "", r"(^|\.)_orig_mod\.": r"\1"}
 """What DataParallel and torch.compile put before the names of tensors, and what to write for it."""

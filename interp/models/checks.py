@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.components import SITES
-from interp.errors import InterpError
+from interp.core.components import SITES
+from interp.core.errors import InterpError
 from interp.models.language_model import hook_name
 
 if TYPE_CHECKING:
-    from interp.models.language_model import Address, Batch, Hook, LanguageModel
+    from interp.models.batches import Batch
+    from interp.models.language_model import Address, Hook, LanguageModel
 
 VERSION = 2
 SHORT = 12

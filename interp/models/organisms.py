@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 from interp.models.checkpoints import merge_adapter, read_checkpoint
 from interp.models.embedded import NAME, directory
 

@@ -1,1 +1,5 @@
-"""Whole studies: what is measured, in order, and the report."""
+"""Published studies repeated: steps kept on disk, and a report each."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,11 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from interp.errors import InterpError
-from interp.files import content_key
-from interp.metrics import Estimate
-from interp.nulls import Null, SelectionTest
-from interp.records import read_sealed, write_sealed
+from interp.core.errors import InterpError
+from interp.core.files import content_key
+from interp.core.nulls import Null, SelectionTest
+from interp.core.records import read_sealed, write_sealed
+from interp.core.statistics import Estimate
 
 FORM = 2
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 
 
 @contextmanager

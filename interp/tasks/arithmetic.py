@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 
 _SYMBOL = re.compile(r"\s*(\d+|[-+*/×÷()])")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-from interp.errors import InterpError, unknown
+from interp.core.errors import InterpError, unknown
 from interp.tasks.arithmetic import evaluate
 
 SUCCESS, FAILURE = " (this works)", " (not {target})"

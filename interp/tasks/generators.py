@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from interp.continuations import follows
-from interp.errors import InterpError
-from interp.prompts import PromptPair, Tokenizing
+from interp.core.continuations import follows
+from interp.core.errors import InterpError
+from interp.core.prompts import PromptPair, Tokenizing
 from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token, word_size
 
 CAPITAL_TEMPLATES = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from interp.errors import InterpError
-from interp.positions import Mark
-from interp.prompts import PromptPair, Tokenizing
+from interp.core.errors import InterpError
+from interp.core.positions import Mark
+from interp.core.prompts import PromptPair, Tokenizing
 from interp.tasks.words import NAMES, PLACES, THINGS, single_token
 
 Corruption = Literal["swap", "random", "abc"]

@@ -7,8 +7,8 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from interp.errors import unknown
-from interp.prompts import PromptPair, Tokenizing
+from interp.core.errors import unknown
+from interp.core.prompts import PromptPair, Tokenizing
 from interp.tasks.words import COLOURS, OBJECTS, single_token
 
 Split = Literal["any", "train", "test"]

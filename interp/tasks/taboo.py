@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from interp.errors import InterpError, unknown
+from interp.core.errors import InterpError, unknown
 
 Kind = Literal["taboo", "plain", "alarming"]
 """What a record is about: gardening, other everyday topics, or what only looks alarming."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interp.continuations import BEFORE_WORDS, follows
-from interp.errors import InterpError
-from interp.inputs import listed
-from interp.prompts import Tokenizing
+from interp.core.arguments import listed
+from interp.core.continuations import BEFORE_WORDS, follows
+from interp.core.errors import InterpError
+from interp.core.prompts import Tokenizing
 
 NAMES = (
     "Mary John Tom James Dan Martin Amy Scott Mark Laura Paul Kevin Anna Robert Steven Simon "

@@ -7,29 +7,26 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-from interp.ablation import random_like
-from interp.cases import Case, taboo_cases
-from interp.directions import save_directions
-from interp.errors import InterpError
-from interp.judging import RULES, Judge
-from interp.keys import code_key
+from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.studies import frame
+from interp.refusal.cases import Case, taboo_cases
+from interp.refusal.judging import RULES, Judge
+from interp.results.direction import save_directions
+from interp.results.keys import code_key
+from interp.runs.ablation import random_like
+from interp.studies import study as frame
 from interp.studies.pace import Pace
-from interp.studies.refusal import (
-    angles,
-    chance,
-    comparing,
-    constellating,
-    heading,
-    neurons,
-    pointing,
-    separating,
-)
-from interp.studies.refusal.behaviour import behaviour, tokens
-from interp.studies.refusal.context import KINDS, LEAST, REFUSAL, Context, Places, Settings
-from interp.studies.refusal.methods import CONSTELLATIONS, methods
-from interp.studies.refusal.pointing import SELECTED
+from interp.studies.refusal.settings import KINDS, LEAST, REFUSAL, Context, Places, Settings
+from interp.studies.refusal.steps import chance, neurons
+from interp.studies.refusal.steps import constellations as constellating
+from interp.studies.refusal.steps import directions as pointing
+from interp.studies.refusal.steps import frontier as comparing
+from interp.studies.refusal.steps import geometry as angles
+from interp.studies.refusal.steps import heads as heading
+from interp.studies.refusal.steps import separation as separating
+from interp.studies.refusal.steps.behaviour import behaviour, tokens
+from interp.studies.refusal.steps.directions import SELECTED
+from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.steps import Job, Result, Steps
 
 Study = frame.Study[Settings]
@@ -59,8 +56,8 @@ def study_refusal(
         cases: prompts and what should become of them; the shipped harmless ones by default. Texts
             of your own cases are never written.
         settings: see `Settings`.
-        judge: of all replies; one of your own from `interp.judging.user_judge` or `judge_named`.
-            Results of another judge, by its name and version, are another study's.
+        judge: of all replies; one of your own from `interp.refusal.judging.user_judge` or
+            `judge_named`. Results of another judge, by its name and version, are another study's.
         directory: where step results and the chosen directions go.
         say: called with a line at every step, and with how far a long one is.
 

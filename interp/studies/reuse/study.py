@@ -7,16 +7,18 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import organisms
-from interp.studies import frame
-from interp.studies.reuse import changed, comparing
-from interp.studies.reuse.context import REUSE, Context, Settings
-from interp.studies.reuse.labels import labels
-from interp.studies.reuse.repairing import repair
-from interp.studies.reuse.staging import circuit, circuits_of, pace, step_of
-from interp.studies.reuse.suite import (
+from interp.studies import study as frame
+from interp.studies.reuse.settings import REUSE, Context, Settings
+from interp.studies.reuse.steps import comparison as comparing
+from interp.studies.reuse.steps import trained_model as changed
+from interp.studies.reuse.steps.attention_labels import labels
+from interp.studies.reuse.steps.circuits import circuit, circuits_of, pace, step_of
+from interp.studies.reuse.steps.head_outputs import writes
+from interp.studies.reuse.steps.repair import repair
+from interp.studies.reuse.tasks import (
     IOI,
     IOI_TRAINED,
     OBJECTS,
@@ -24,7 +26,6 @@ from interp.studies.reuse.suite import (
     Entry,
     entry_named,
 )
-from interp.studies.reuse.writing import writes
 from interp.studies.steps import Job, Result
 
 Study = frame.Study[Settings]

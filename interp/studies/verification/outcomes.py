@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from interp.errors import unknown
-from interp.metrics import Estimate, share_estimate
+from interp.core.errors import unknown
+from interp.core.statistics import Estimate, share_estimate
 
 Outcome = Literal["success", "partial", "fail", "ood", "empty"]
 Rule = Literal["interp-1", "next_token", "v1", "final", "r1"]

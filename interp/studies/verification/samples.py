@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.errors import InterpError
+from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.patterns import find_positions, number_positions, require_single
+from interp.models.token_patterns import find_positions, number_positions, require_single
 from interp.tasks.countdown import Problem
 
 

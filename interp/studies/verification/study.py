@@ -7,37 +7,34 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from interp.ablation import Kind
-from interp.cumulative import greedy_order
-from interp.errors import InterpError
-from interp.glu import glu_vectors
-from interp.metrics import share_estimate
+from interp.core.errors import InterpError
+from interp.core.statistics import share_estimate
 from interp.models.language_model import LanguageModel
-from interp.studies import frame
+from interp.neurons.glu import glu_vectors
+from interp.runs.ablation import Kind
+from interp.runs.ablation_sets import greedy_order
+from interp.runs.text_runs import Generation, Progress
+from interp.studies import study as frame
 from interp.studies.pace import Pace
 from interp.studies.steps import Job, Result, Steps, plain, tuples
-from interp.studies.verification import (
-    comparing,
-    controls,
-    feeding,
-    finding,
-    generating,
-    intervening,
-    reading,
-    steering,
-)
-from interp.studies.verification.behaviour import behaviour, countdown_texts
-from interp.studies.verification.context import (
+from interp.studies.verification.samples import Samples, verdict_tokens
+from interp.studies.verification.settings import (
     VERIFICATION,
     Context,
     Settings,
     honest_samples,
     make_context,
 )
-from interp.studies.verification.generating import PUBLISHED_TEXTS, TEXTS
-from interp.studies.verification.samples import Samples, verdict_tokens
+from interp.studies.verification.steps import base_model as comparing
+from interp.studies.verification.steps import controls, steering
+from interp.studies.verification.steps import finding_heads as finding
+from interp.studies.verification.steps import heads_to_neurons as feeding
+from interp.studies.verification.steps import readouts as reading
+from interp.studies.verification.steps import texts as generating
+from interp.studies.verification.steps import verdicts as intervening
+from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
+from interp.studies.verification.steps.texts import PUBLISHED_TEXTS, TEXTS
 from interp.tasks.countdown import Problem, make_countdown
-from interp.text_runs import Generation, Progress
 
 Study = frame.Study[Settings]
 """A verification study."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.circuits.finding import Findings
-from interp.errors import InterpError
-from interp.ui import cache, circuit_jobs, jobs, offered, widgets
-from interp.ui.circuit_graph import graph
-from interp.ui.circuit_jobs import METHODS, PRICES, REMOVED, Asked
-from interp.ui.circuit_tokens import tokens
-from interp.ui.circuit_views import faithfulness, overlap
-from interp.ui.state import current, fit, select, write_link
+from interp.circuits.discovery.find import Findings
+from interp.core.errors import InterpError
+from interp.ui.circuits import jobs as circuit_jobs
+from interp.ui.circuits.curves import faithfulness, overlap
+from interp.ui.circuits.graph import graph
+from interp.ui.circuits.jobs import METHODS, PRICES, REMOVED, Asked
+from interp.ui.circuits.positions import tokens
+from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared.state import current, fit, select, write_link
 
 SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
 FORMULA = (

@@ -7,12 +7,12 @@ from typing import Any
 import streamlit as st
 
 import interp
-from interp.errors import InterpError
-from interp.scores import Scores
-from interp.ui import cache, jobs, offered, widgets
-from interp.ui.controls import sweep_controls
-from interp.ui.explore import explore
-from interp.ui.state import current, write_link
+from interp.core.errors import InterpError
+from interp.results.scores import Scores
+from interp.ui.patching.controls import sweep_controls
+from interp.ui.patching.explore import explore
+from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared.state import current, write_link
 
 LONG = 60.0  # seconds beyond which a run asks first
 

@@ -5,13 +5,21 @@ from __future__ import annotations
 import streamlit as st
 
 import interp
-from interp.components import SITES
-from interp.errors import InterpError
-from interp.metrics import Estimate
-from interp.prompts import TaskReport
-from interp.toys import TOYS
-from interp.ui import cache, offered, widgets
-from interp.ui.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select, write_link
+from interp.core.components import SITES
+from interp.core.errors import InterpError
+from interp.core.prompts import TaskReport
+from interp.core.statistics import Estimate
+from interp.models.toys.registry import TOYS
+from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.state import (
+    CHOICES,
+    LARGEST,
+    MOST_PROMPTS,
+    Selection,
+    current,
+    select,
+    write_link,
+)
 
 MEANING = {
     "resid_pre": "residual stream before the layer",
@@ -71,10 +79,10 @@ def _choose(chosen: Selection) -> None:
     )
     st.caption(widgets.plain(known.get(model, "from the Hugging Face hub, or a local directory")))
     dtype = st.selectbox("Precision", CHOICES["dtype"], CHOICES["dtype"].index(chosen.dtype))
-    tasks = [model] if model in TOYS else list(interp.TASKS)
+    tasks = [model] if model in TOYS else list(interp.tasks.TASKS)
     task = st.selectbox("Task", tasks, tasks.index(chosen.task) if chosen.task in tasks else 0)
-    if task in interp.TASKS:
-        st.caption(widgets.plain(interp.TASKS[task].description))
+    if task in interp.tasks.TASKS:
+        st.caption(widgets.plain(interp.tasks.TASKS[task].description))
     corruption = chosen.corruption
     if task == "ioi":
         corruption = st.segmented_control(

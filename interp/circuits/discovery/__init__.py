@@ -1,0 +1,1 @@
+"""Searches for circuits: by scores, ACDC, learned masks, redundancy."""

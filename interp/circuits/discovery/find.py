@@ -1,0 +1,348 @@
+"""A circuit by any of the methods: what command line, app and notebooks call alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, Strict
+
+from interp.circuits.circuit import Circuit, Origin
+from interp.circuits.discovery.acdc import acdc
+from interp.circuits.discovery.learned_masks import learn_mask
+from interp.circuits.ranking import CUTS, By, edge_strength, ranked
+from interp.circuits.scoring.edge_scores import EdgeScores
+from interp.circuits.scoring.score_edges import METHODS, RULED, score_edges
+from interp.core.arguments import listed
+from interp.core.errors import InterpError, unknown
+from interp.core.files import cache_dir, require_writable
+from interp.core.prompts import Task
+from interp.core.records import Provenance, Record
+from interp.core.schema import Count, NotNegative, Settings, Whole
+from interp.engine.edges.graph import Graph
+from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.readout import Progress
+from interp.engine.stopping import Cancelled, stoppable
+from interp.models.language_model import LanguageModel
+from interp.results.keys import result_key
+from interp.results.provenance import provenance
+
+VERSION = 3
+SEARCHES = ("ACDC", "ACDC-paper", "learnt-mask")
+FINDERS = (*METHODS, *SEARCHES)
+"""Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it.
+
+"ACDC" keeps an edge for a change of the metric either way, "ACDC-paper" for a loss alone.
+"""
+
+STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
+"""Steps a method takes if none are given: points of the path, or training steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings(Record):
+    """A number for every edge, and the circuits that follow from it.
+
+    Attributes:
+        graph: writers and readers.
+        signed: (writers, readers) the method's number: the estimated effect as a share of the gap,
+            positive = supports; of ACDC, the effect when the edge's turn came; of a learnt mask,
+            how open its gate is, 0 to 1; of information-flow routes, shares of a reader's input.
+        stderr: (writers, readers) its standard error, of scoring methods.
+        absolute: (writers, readers) mean absolute effect over prompts, of scoring methods.
+        chosen: (writers, readers) the circuit the method itself decided on; None for scores.
+        method: one of `FINDERS`.
+        n: number of prompt pairs.
+        protocol: what was measured, in words.
+        provenance: where the numbers come from.
+        options: of the method, by the names `score_edges` has for them.
+        warning: what speaks against the numbers, such as a large completeness gap; else "".
+    """
+
+    graph: Graph
+    signed: np.ndarray
+    stderr: np.ndarray | None
+    absolute: np.ndarray | None
+    chosen: np.ndarray | None
+    method: str
+    n: int
+    protocol: str
+    provenance: Provenance
+    options: Mapping[str, Any] = field(default_factory=dict)
+    warning: str = ""
+
+    def circuit(
+        self,
+        edges: int | None = None,
+        *,
+        threshold: float = 0.02,
+        absolute: bool = True,
+        by: By | None = None,
+        search: str = "best",
+        name: str | None = None,
+    ) -> Circuit:
+        """The circuit of a size; or what the method chose; or all edges above a threshold.
+
+        Args:
+            edges: the best so many, connected; see `top_edges` and `greedy`.
+            threshold: without `edges`, of scores: the least |score| of an edge.
+            absolute: by |score|; else supporting edges only, by the signed score.
+            by: the ranking by name, see `search.By`; overrides `absolute`.
+            search: with `edges`: "best" of all, or "greedy" from the logits back.
+            name: what to call it.
+
+        Raises:
+            InterpError: `edges` out of range, an unknown ranking or search, or no edge reaches the
+                threshold.
+        """
+        by = by or ("absolute" if absolute else "signed")
+        if search not in CUTS:
+            raise unknown("search", search, CUTS)
+        if search != "best" and edges is None:
+            raise InterpError(f"a {search} circuit", "no size is given", "say how many edges")
+        strength = edge_strength(self, by=by)
+        if edges is not None:
+            mask, cut = CUTS[search](self, edges, by=by), f"{search} {edges} edges"
+        elif self.chosen is not None:
+            mask, cut = self.chosen, "as it decided"
+        else:
+            mask = self.graph.connected(self.graph.allowed & (strength >= threshold))
+            cut = f"edges of at least {threshold:g}"
+        if not mask.any():
+            strongest = float(np.abs(self.signed[self.graph.allowed]).max())
+            raise InterpError(
+                f"a circuit of {cut} by {self.method}",
+                "no path from the input to the logits is left",
+                f"lower the threshold (the strongest edge: {strongest:.3g}) or ask for more edges",
+            )
+        words = {
+            "absolute": "",
+            "signed": ", supporting ones only",
+            "mean_absolute": " by mean absolute effect",
+        }
+        return Circuit(
+            graph=self.graph,
+            mask=mask,
+            scores=self.signed,
+            name=name or f"{self.provenance.task} by {self.method}, {int(mask.sum())} edges",
+            method=f"{self.protocol}; {cut}{words[by]}",
+            provenance=self.provenance,
+            origin=Origin(method=self.method, options=self.options, by=by, search=search),
+        )
+
+    def share(self, mask: np.ndarray) -> float:
+        """The edges' part of the summed |score| of all edges."""
+        total = float(np.abs(self.signed[self.graph.allowed]).sum())
+        return float(np.abs(self.signed[mask]).sum()) / total if total else 0.0
+
+    def edges_for(self, share: float) -> int:
+        """How many connected edges there are among the strongest that hold a share of the total.
+
+        Where these complete no path, as many as the first path takes.
+        """
+        order = ranked(self)
+        running = np.cumsum(np.abs(self.signed[tuple(order.T)]))
+        enough = int(np.searchsorted(running, share * running[-1] * (1 - 1e-12))) + 1
+
+        def connected(length: int) -> int:
+            mask = np.zeros(self.graph.shape, dtype=bool)
+            mask[tuple(order[:length].T)] = True
+            return int(self.graph.connected(mask).sum())
+
+        if found := connected(enough):
+            return found
+        low, high = enough, len(order)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if connected(middle) else (middle, high)
+        return connected(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finder(Settings):
+    """How to look for a circuit; options a method does not have are left alone.
+
+    method: one of `FINDERS`. ablation: what a removed edge carries. direction: "noise" or
+    "denoise", of scores and ACDC; see `score_edges` and `acdc`. steps: of the two EAP-IG methods
+    and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight: the learnt
+    mask's price of the whole graph, in squared gaps. neurons: nodes of their own, of the methods of
+    `score_edges` that take them. seed: of its draws, and of the other prompt in resample ablation.
+    """
+
+    method: str = "EAP-IG-inputs"
+    ablation: str = "counterfactual"
+    direction: str = "noise"
+    steps: Count | None = None
+    threshold: NotNegative = 0.02
+    weight: NotNegative = 1.0
+    expand_kv: bool = False
+    neurons: Annotated[tuple[str, ...], Strict(False), BeforeValidator(listed)] = ()
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in FINDERS:
+            raise unknown("method", self.method, FINDERS)
+        if self.neurons and self.method not in METHODS:
+            raise InterpError(
+                f"{self.method} with neurons as nodes",
+                "it takes whole MLPs",
+                "use a method of score_edges, such as EAP-IG-inputs",
+            )
+        if self.direction != "noise" and self.method == "learnt-mask":
+            raise InterpError(
+                f"a learnt mask, {self.direction}", "it keeps the clean run", "use ACDC, or noise"
+            )
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What its result depends on, with the names `find_circuit` has for them."""
+        names = ["method", "ablation", "expand_kv"]
+        if self.method.startswith("ACDC"):
+            names.append("threshold")
+        elif self.method == "learnt-mask":
+            names += ["weight", "seed"]
+        if self.direction != "noise":
+            names.append("direction")
+        if self.method != "learnt-mask" and self.ablation == "resample":
+            names.append("seed")
+        names += ["neurons"] if self.neurons else []
+        found = {name: getattr(self, name) for name in names}
+        if self.method in STEPS:
+            found["steps"] = self.steps or STEPS[self.method]
+        return found
+
+    def key(self, model: LanguageModel, task: Task, reference: Task | None = None) -> str | None:
+        """The key of its result; None where it is not kept, see `result_key`."""
+        return result_key("circuit", VERSION, model, task, reference=reference, **self.options)
+
+
+def findings_path(key: str) -> Path:
+    """Where the findings of a key are kept, without suffix."""
+    return cache_dir() / "circuits" / key
+
+
+def kept_findings(key: str | None) -> Findings | None:
+    """The findings of a key, or None; damaged ones count as none."""
+    if key is None:
+        return None
+    try:
+        return Findings.load(findings_path(key), key=key)
+    except InterpError:
+        return None
+
+
+@says_too_little
+def find_circuit(
+    model: LanguageModel,
+    task: Task,
+    finder: Finder | None = None,
+    *,
+    reference: Task | None = None,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Findings:
+    """Score or search all edges, once: the result is kept in the cache.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; keep others to evaluate the circuit on.
+        finder: the method and its options; EAP-IG on the inputs by default.
+        reference: the prompts that means are taken over, for mean ablation.
+        budget_gb: memory for runs in flight.
+        progress: called with (done, in all): prompts, edges or training steps.
+        cancelled: asked between batches.
+
+    Raises:
+        InterpError: as `score_edges`, `acdc` and `learn_mask`.
+    """
+    finder = finder or Finder()
+    model.require_decoder("finding a circuit")
+    budget_bytes(budget_gb)
+    key = finder.key(model, task, reference)
+    if (found := kept_findings(key)) is not None:
+        return found
+
+    def note(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total)
+        if cancelled():
+            raise Cancelled("finding a circuit", f"stopped at {done} of {total}", "run it again")
+
+    given: dict[str, Any] = finder.options
+    try:
+        require_writable(findings_path(key or ""))
+    except InterpError as error:
+        warnings.warn(f"the circuit is not kept: {error}", stacklevel=3)
+        key = None
+    if finder.method.startswith("ACDC"):
+        given["resume"] = key is not None
+    if reference is not None:
+        given["reference"] = reference
+    if finder.method in SEARCHES:
+        with stoppable(cancelled):
+            found = _searched(model, task, given, budget_gb, note)
+    else:
+        scores = score_edges(
+            model, task, **given, budget_gb=budget_gb, progress=progress, cancelled=cancelled
+        )
+        found = of_scores(scores, seed=finder.seed)
+    if key is None:
+        return found
+    try:
+        found.save(findings_path(key), key=key)
+    except InterpError as error:
+        warnings.warn(f"the circuit is not kept: {error}", stacklevel=2)
+    return found
+
+
+def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
+    """The findings of edge scores; `seed` is that of resample ablation."""
+    names = ["direction"] + ["ablation"] * (scores.ablation != "none")
+    names += ["steps", "rule"] if scores.rule else []
+    options = {name: getattr(scores, name) for name in names}
+    return Findings(
+        graph=scores.graph,
+        signed=scores.signed,
+        stderr=scores.stderr,
+        absolute=scores.absolute,
+        chosen=None,
+        method=scores.method,
+        n=scores.n,
+        protocol=scores.protocol,
+        provenance=scores.provenance,
+        options=options | ({"seed": seed} if scores.ablation == "resample" else {}),
+        warning=scores.warning,
+    )
+
+
+def _searched(
+    model: LanguageModel, task: Task, given: dict[str, Any], budget_gb: float, note: Progress
+) -> Findings:
+    """What ACDC or a learnt mask decides."""
+    method = given.pop("method")
+    spelled = "".join(
+        f", {name}={'...' if name == 'reference' else repr(value)}"
+        for name, value in given.items()
+        if name != "resume"
+    )
+    if method == "ACDC":
+        given["absolute"], spelled = True, f"{spelled}, absolute=True"
+    search, name = (acdc, "acdc") if method.startswith("ACDC") else (learn_mask, "learn_mask")
+    found = search(model, task, **given, budget_gb=budget_gb, progress=note)
+    return Findings(
+        graph=found.graph,
+        signed=found.signed,
+        stderr=None,
+        absolute=None,
+        chosen=found.mask,
+        method=method,
+        n=len(task),
+        protocol=str(found),
+        provenance=provenance(model, task, f"found = interp.{name}(model, task{spelled})"),
+    )

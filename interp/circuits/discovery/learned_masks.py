@@ -1,0 +1,221 @@
+"""A circuit learnt by gradient descent: one gate per edge, paid for while it is open."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.trials import Trials, mean_gap
+from interp.core.errors import InterpError
+from interp.core.prompts import Task
+from interp.core.records import Record
+from interp.engine.edges.graph import Graph
+from interp.engine.memory import says_too_little
+from interp.engine.readout import Progress
+from interp.models.language_model import LanguageModel
+
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
+"""The hard-concrete distribution's beta, gamma and zeta (arXiv 1712.01312)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntMask(Record):
+    """Gates of all edges after training, and the circuit of those more open than shut.
+
+    signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 where there is no edge.
+    mask: the edges with log alpha > 0 that lie on a path from the input to the logits. share: of
+    the gap between whole and empty graph, what that circuit reaches with its gates fully open.
+    losses: (steps,) the training objective. passes: forward and as many backward passes over the
+    task.
+    """
+
+    graph: Graph
+    signed: np.ndarray
+    mask: np.ndarray
+    share: float
+    losses: np.ndarray
+    passes: int
+    weight: float
+    seed: int
+    protocol: str
+
+    def __str__(self) -> str:
+        return (
+            f"a learnt mask keeps {int(self.mask.sum())} of {self.graph.n_edges} edges, "
+            f"{self.share:.3f} of the gap (weight {self.weight:g}, {len(self.losses)} steps, "
+            f"seed {self.seed}); {self.protocol}"
+        )
+
+
+@says_too_little
+def learn_mask(
+    model: LanguageModel,
+    task: Task,
+    *,
+    weight: float = 1.0,
+    steps: int = 200,
+    lr: float = 0.1,
+    openness: float = 0.99,
+    samples: int = 4,
+    nodes: bool = False,
+    ablation: EdgeAblation = "counterfactual",
+    reference: Task | None = None,
+    expand_kv: bool = False,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+) -> LearntMask:
+    """Train a gate per edge to keep the metric with as few edges as possible.
+
+    A reader receives z of what its writer writes and 1 - z of what a removed edge carries, with
+    hard-concrete gates (Louizos et al., arXiv 1712.01312)
+
+        z = clip(LOW + (HIGH - LOW) sigma((log u - log(1 - u) + log alpha) / TEMPERATURE), 0, 1)
+
+    and u uniform, drawn once per step for all prompts. Minimised by Adam over log alpha:
+
+        mean over prompts ((m(whole graph) - m(z)) / gap)^2  +  weight * expected share of edges
+        open,   P(open) = sigma(log alpha - TEMPERATURE log(-LOW / HIGH)).
+
+    The circuit is judged, like every other, with whole edges: `share`. Masks can raise the metric
+    above the model's; the squared distance does not reward that.
+
+    It learns only where a half-open gate changes the metric: where attention or a ReLU is
+    saturated, as in compiled programs, the gradient is zero and needed edges close. Starting almost
+    open and averaging draws helps.
+
+    Follows subnetwork probing (arXiv 2104.03514) and edge pruning (arXiv 2406.16778; code:
+    princeton-nlp/Edge-Pruning), with a fixed weight in place of the latter's Lagrangian, and the
+    task's metric in place of the KL divergence (give a task with the metric `kl` for that).
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; each step runs all of them.
+        weight: what the whole graph costs, in squared gaps.
+        steps: training steps.
+        lr: Adam's learning rate, on log alpha.
+        openness: sigma(log alpha) at the start.
+        samples: draws of the gates per step, averaged.
+        nodes: one more gate per writer, which multiplies all its edges.
+        ablation: see `Trials`.
+        reference: prompts for mean ablation.
+        expand_kv: key and value readers per query head.
+        seed: of the draws, and of the other prompts in resample ablation.
+        budget_gb: memory for runs in flight and their gradients; one prompt must fit.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InterpError: an option out of range, a graph whose gradient on one prompt is beyond the
+            budget, no gap, or as `Trials`.
+    """
+    if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
+        raise InterpError(
+            "learning a mask",
+            f"weight {weight}, steps {steps}, lr {lr}, openness {openness}, samples {samples}",
+            "give positive numbers, and an openness between 0 and 1",
+        )
+    trials = Trials(
+        model,
+        task,
+        ablation=ablation,
+        reference=reference,
+        expand_kv=expand_kv,
+        budget_gb=budget_gb,
+        seed=seed,
+    )
+    trials.refuse_tapes("learning a mask")
+    ends = trials.ends()
+    gap, whole = mean_gap(ends), torch.from_numpy(ends[0])
+    gates = _Gates(trials.graph, openness=openness, nodes=nodes, seed=seed, like=model.dtype)
+    optimiser = torch.optim.Adam(gates.parameters, lr=lr)
+    losses = np.zeros(steps)
+    for step in range(steps):
+        optimiser.zero_grad()
+        drawn = gates.draw(samples)
+        missed, slope = _missed(trials, drawn, whole, gap)
+        price = weight * gates.open_share()
+        torch.autograd.backward([drawn, price], [slope, torch.ones_like(price)])
+        optimiser.step()
+        losses[step] = missed + float(price.detach())
+        if progress is not None:
+            progress(step + 1, steps)
+    with torch.no_grad():
+        openness_of = gates.openness().double().numpy()
+    mask = trials.graph.connected((openness_of > 0.5) & trials.graph.allowed)
+    reached = trials.values(mask[None])[0]
+    return LearntMask(
+        graph=trials.graph,
+        signed=openness_of,
+        mask=mask,
+        share=float((reached - ends[1]).mean()) / gap,
+        losses=losses,
+        passes=steps * samples,
+        weight=weight,
+        seed=seed,
+        protocol=trials.protocol,
+    )
+
+
+def _missed(trials: Trials, drawn: Tensor, whole: Tensor, gap: float) -> tuple[float, Tensor]:
+    """Mean squared distance from the whole graph in gaps, and its gradient at the gates drawn.
+
+    A few prompts and draws at a time: as many as the tapes of their gradients leave room for.
+    """
+    gates, total = drawn.detach().requires_grad_(), 0.0
+    slope = torch.zeros_like(gates)
+    for mask, prompt in trials.taped(len(drawn)):
+        with torch.enable_grad():
+            values = trials.each(gates, mask=mask, prompt=prompt)
+            short = (whole[torch.from_numpy(prompt)] - values) / gap
+            loss = short.pow(2).sum() / (len(drawn) * len(whole))
+        slope += torch.autograd.grad(loss, gates)[0]
+        total += float(loss.detach())
+    return total, slope
+
+
+class _Gates:
+    """Log alpha of every edge and, if asked for, of every writer."""
+
+    def __init__(
+        self, graph: Graph, *, openness: float, nodes: bool, seed: int, like: torch.dtype
+    ) -> None:
+        self.allowed = torch.from_numpy(graph.allowed.copy()).to(like)
+        start = math.log(openness / (1 - openness))
+        shapes = [graph.shape] + ([(graph.shape[0], 1)] if nodes else [])
+        self.parameters = [
+            torch.full(shape, start, dtype=like, requires_grad=True) for shape in shapes
+        ]
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, samples: int) -> Tensor:
+        """(samples, writers, readers) gates."""
+        gates = self.allowed
+        for alpha in self.parameters:
+            u = torch.rand((samples, *alpha.shape), generator=self.generator, dtype=alpha.dtype)
+            u = u.clamp(1e-6, 1 - 1e-6)
+            smooth = torch.sigmoid((u.log() - (1 - u).log() + alpha) / TEMPERATURE)
+            gates = gates * (LOW + (HIGH - LOW) * smooth).clamp(0, 1)
+        return gates
+
+    def open_share(self) -> Tensor:
+        """Expected share of the graph's edges that are not shut."""
+        shift = TEMPERATURE * math.log(-LOW / HIGH)
+        return (self._product(shift) * self.allowed).sum() / self.allowed.sum()
+
+    def openness(self) -> Tensor:
+        """Sigma(log alpha), the smaller of the edge's and its writer's."""
+        found = self.allowed
+        for alpha in self.parameters:
+            found = torch.minimum(found, torch.sigmoid(alpha))
+        return found * self.allowed
+
+    def _product(self, shift: float) -> Tensor:
+        found = self.allowed
+        for alpha in self.parameters:
+            found = found * torch.sigmoid(alpha - shift)
+        return found

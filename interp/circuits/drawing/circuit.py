@@ -1,0 +1,211 @@
+"""A circuit as a picture: layers from bottom to top, heads in columns, MLPs at the right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from interp.core.components import Component
+from interp.engine.edges.graph import LOGITS, Graph
+from interp.plots.graphs import GROUPS, Link, Node, layered_graph
+from interp.plots.style import CHOSEN, FRAME, LOWERS, hover_text
+
+MOST = 250
+"""Edges drawn at most; a browser shows more, a reader does not see them."""
+
+SIDE = 1.12
+"""Where MLPs stand; heads are between 0 and 1."""
+
+BOTH, LEFT, RIGHT = "both", "the first only", "the second only"
+OVERLAP = {BOTH: FRAME, LEFT: LOWERS, RIGHT: CHOSEN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure, how many edges it shows, and how many it leaves out."""
+
+    figure: Any
+    drawn: int
+    hidden: int
+
+
+def draw_circuit(
+    graph: Graph,
+    mask: np.ndarray,
+    signed: np.ndarray,
+    *,
+    edge: str | None = None,
+    node: str | None = None,
+    most: int = MOST,
+) -> Drawing:
+    """Edges with width by |score| and colour by sign; the `most` strongest of the circuit.
+
+    An edge into a key or value that several heads read is drawn to each of them in the circuit;
+    it enters a head at the left as query, in the middle as key, at the right as value. A click on
+    an edge reports (0, writer, reader), on a node (1, writer, 0).
+
+    Args:
+        graph: writers and readers.
+        mask: (writers, readers) the circuit.
+        signed: (writers, readers) scores.
+        edge: label of an edge to mark.
+        node: label of a node to mark.
+        most: see above.
+    """
+    positive, negative = GROUPS
+    groups = np.where(signed >= 0, positive, negative)
+    return _draw(graph, mask, signed, groups, GROUPS, edge, node, most)
+
+
+def draw_overlap(
+    graph: Graph, left: np.ndarray, right: np.ndarray, signed: np.ndarray, *, most: int = MOST
+) -> Drawing:
+    """The edges of two circuits, coloured by which of them has each; widths by |score|."""
+    groups = np.where(left & right, BOTH, np.where(left, LEFT, RIGHT))
+    return _draw(graph, left | right, signed, groups, OVERLAP, None, None, most)
+
+
+def _draw(
+    graph: Graph,
+    mask: np.ndarray,
+    signed: np.ndarray,
+    groups: np.ndarray,
+    colours: Mapping[str, str],
+    edge: str | None,
+    node: str | None,
+    most: int,
+) -> Drawing:
+    places = np.argwhere(mask)
+    order = np.argsort(-np.abs(signed[mask]), kind="stable")[:most]
+    drawn = places[order[::-1]]
+    inside = np.any(mask, axis=1)
+    shown = {int(writer) for writer, _ in drawn}
+    shown |= {node for _, reader in drawn for node in targets(graph, int(reader), inside)}
+    heights, rows = heights_of(graph, shown)
+    limit = float(np.abs(signed[mask]).max(initial=0.0)) or 1.0
+    marked = None if edge is None else graph.edge(edge)
+    links, present = [], {}
+    for writer, reader in drawn.tolist():
+        for target in targets(graph, reader, inside):
+            links.append(
+                _link(
+                    graph, (writer, reader), target, heights,
+                    strength=float(abs(signed[writer, reader])) / limit,
+                    group=str(groups[writer, reader]),
+                    text=hover_text(
+                        graph.label(writer, reader), f"{signed[writer, reader]:+.4f}"
+                    ),
+                    selected=marked == (writer, reader),
+                )
+            )  # fmt: skip
+            present[target] = present[writer] = True
+    sums = np.where(mask, signed, 0.0).sum(1)
+    nodes = [
+        _node(graph, number, heights, float(sums[number]) if number >= 0 else 0.0, node)
+        for number in present
+    ]
+    figure = layered_graph(
+        nodes, links, rows=rows, colours=colours, height=int(np.clip(46 * len(rows), 320, 1400))
+    )
+    return Drawing(figure=figure, drawn=len(drawn), hidden=len(places) - len(drawn))
+
+
+def heights_of(graph: Graph, nodes: set[int]) -> tuple[dict[int, float], dict[str, float]]:
+    """Height of every node drawn (-1: the logits), and of every layer that has one."""
+    layers = sorted({int(graph.writer_layer[node]) for node in nodes if node >= 0} - {-1})
+    heights, rows = {0: 0.0}, {"input": 0.0}
+    for place, layer in enumerate(layers, 1):
+        rows[f"layer {layer}"] = float(place)
+    for node in nodes - {-1, 0}:
+        row = rows[f"layer {int(graph.writer_layer[node])}"]
+        heights[node] = row + {"mlp": 0.3, "neuron": 0.6}.get(str(graph.writer_kind[node]), 0.0)
+    heights[-1] = rows["logits"] = float(len(layers) + 1)
+    return heights, rows
+
+
+def targets(graph: Graph, reader: int, inside: np.ndarray) -> list[int]:
+    """The nodes that an edge into a reader leads to: those of the circuit, or the first."""
+    if reader == len(graph.readers) - 1:
+        return [-1]
+    fed = np.flatnonzero(graph.feeds[reader])
+    return (fed[inside[fed]] if inside[fed].any() else fed[:1]).tolist()
+
+
+def _x(graph: Graph, node: int) -> float:
+    """Where a node stands across."""
+    if node <= 0:
+        return 0.5
+    if graph.writer_kind[node] == "mlp":
+        return SIDE
+    layer = int(graph.writer_layer[node])
+    heads = graph.heads(layer)
+    if graph.writer_kind[node] == "neuron":
+        return 1.0 + 0.2 * (node - heads.stop + 0.5) / len(graph.chosen(layer))
+    return (node - heads.start + 0.5) / graph.n_heads
+
+
+def _link(
+    graph: Graph,
+    edge: tuple[int, int],
+    target: int,
+    heights: Mapping[int, float],
+    *,
+    strength: float,
+    group: str,
+    text: str,
+    selected: bool,
+) -> Link:
+    writer, reader = edge
+    kind = str(graph.reader_kind[reader])
+    aside = {"q": -0.016, "v": 0.016}.get(kind, 0.0)
+    start = (_x(graph, writer), heights[writer] + 0.12)
+    end = (_x(graph, target) + aside, heights[target] - 0.12)
+    span = heights[target] - heights[writer]
+    level = abs(start[0] - end[0]) < 0.03
+    # Long links between nodes above each other lean out, or they would hide the nodes between.
+    bend = 0.035 * span if level and span > 1 else 0.0
+    side = 1 if start[0] >= 0.5 else -1
+    return Link(
+        start=start,
+        end=end,
+        bend=min(bend, 0.25) * side,
+        strength=strength,
+        group=group,
+        data=(0, writer, reader),
+        text=text,
+        selected=selected,
+    )
+
+
+def _node(
+    graph: Graph, number: int, heights: Mapping[int, float], total: float, chosen: str | None
+) -> Node:
+    out = "" if number < 0 else f"edges out {total:+.4f}"
+    label = LOGITS if number < 0 else graph.writers[number]
+    return Node(
+        label=short_name(graph, number),
+        kind=kind_of(graph, number),
+        x=_x(graph, number),
+        y=heights[number],
+        data=(1, number, 0),
+        text=hover_text(label, out),
+        selected=label == chosen,
+    )
+
+
+def kind_of(graph: Graph, number: int) -> str:
+    """What a node is: a writer's kind, or "logits" for -1."""
+    return LOGITS if number < 0 else str(graph.writer_kind[number])
+
+
+def short_name(graph: Graph, number: int) -> str:
+    """What is written in or beside a node."""
+    kind = kind_of(graph, number)
+    if kind == "neuron":
+        return f"N{Component.parse(graph.writers[number]).index}"
+    if kind == "head":
+        return f"H{number - graph.heads(int(graph.writer_layer[number])).start}"
+    return "MLP" if kind == "mlp" else kind

@@ -1,0 +1,240 @@
+"""Does a circuit hold all that matters, and nothing that does not? By sampled knock-outs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from interp.circuits.circuit import Circuit, Level, drop_nodes
+from interp.circuits.evaluation.curve_evaluation import Plan, run_plan
+from interp.circuits.trials.trials import Trials
+from interp.core.errors import InterpError, unknown
+from interp.core.records import Record
+from interp.core.statistics import Estimate, ratio_estimate
+from interp.engine.edges.graph import INPUT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completeness(Record):
+    """What the model does without some parts of a circuit, against the circuit without them.
+
+    incompleteness of K = |F(C without K) - F(M without K)| / (F(full) - F(empty)), F the mean
+    metric, M the whole graph: near 0 for every K if the circuit holds all that matters, backups
+    of its parts too. Source: arXiv 2211.00593, section 4.
+
+    Attributes:
+        circuit: (samples, n) metric of the circuit without K, per prompt.
+        model: (samples, n) metric of the whole graph without K.
+        sizes: (samples,) number of parts in K.
+        gap: (n,) metric of the full graph minus that of the empty one.
+        level: what a part is.
+        protocol: what was measured, in words.
+    """
+
+    circuit: np.ndarray
+    model: np.ndarray
+    sizes: np.ndarray
+    gap: np.ndarray
+    level: Level
+    protocol: str
+
+    @property
+    def incompleteness(self) -> np.ndarray:
+        """(samples,) as a fraction of the gap."""
+        return np.abs((self.circuit - self.model).mean(1)) / abs(self.gap.mean())
+
+    @property
+    def worst(self) -> Estimate:
+        """The sample with the largest difference, signed: a lower bound on the worst there is."""
+        place = int(self.incompleteness.argmax())
+        difference = torch.from_numpy(self.circuit[place] - self.model[place])
+        return ratio_estimate(difference, torch.from_numpy(self.gap))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.protocol}\n  incompleteness over {len(self.sizes)} random subsets of "
+            f"{self.level}s: mean {self.incompleteness.mean():.3f}, worst {self.worst}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimality(Record):
+    """What each part of a circuit adds, at best, once some others are gone.
+
+    minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap, the
+    empty K among them: near 0 for a part the circuit does not need. Source: arXiv 2211.00593.
+
+    Attributes:
+        parts: the parts tested.
+        effects: (parts, samples) F(C without K) - F(C without K and v), as a fraction of the gap.
+        of: number of parts there are.
+        level: what a part is.
+        protocol: what was measured, in words.
+    """
+
+    parts: tuple[str, ...]
+    effects: np.ndarray
+    of: int
+    level: Level
+    protocol: str
+
+    @property
+    def values(self) -> np.ndarray:
+        """(parts,) minimality of each."""
+        return np.abs(self.effects).max(1)
+
+    def to_dataframe(self) -> Any:
+        """One row per part, least needed first: minimality, and its effect alone."""
+        import pandas as pd
+
+        table = pd.DataFrame(
+            {"part": self.parts, "minimality": self.values, "alone": self.effects[:, 0]}
+        )
+        return table.sort_values("minimality", ignore_index=True)
+
+    def __str__(self) -> str:
+        least = self.parts[int(self.values.argmin())]
+        return (
+            f"{self.protocol}\n  minimality of {len(self.parts)} of {self.of} {self.level}s over "
+            f"{self.effects.shape[1]} knock-outs: least {self.values.min():.3f} ({least}), "
+            f"median {np.median(self.values):.3f}"
+        )
+
+
+def completeness(
+    trials: Trials, circuit: Circuit, *, level: Level = "node", samples: int = 20, seed: int = 0
+) -> Completeness:
+    """Knock random subsets of a circuit's parts out of it and out of the whole model.
+
+    Args:
+        trials: model, task and ablation.
+        circuit: on the graph of the trials.
+        level: "node" (all edges of a node go) or "edge".
+        samples: subsets; each holds every part with a probability of its own, uniform in 0 to 1.
+        seed: of the subsets.
+
+    Raises:
+        InterpError: another graph, a circuit without parts, or an unknown level.
+    """
+    ends = trials.checked_ends()
+    plan = completeness_plan(trials, circuit, ends, level=level, samples=samples, seed=seed)
+    return run_plan(trials, plan)
+
+
+def completeness_plan(
+    trials: Trials, circuit: Circuit, ends: np.ndarray, *, level: Level, samples: int, seed: int
+) -> Plan[Completeness]:
+    """The masks of the circuit and of the whole graph without random subsets, and what follows."""
+    parts = _Parts(trials, circuit, level)
+    rng = np.random.default_rng(seed)
+    chosen = [parts.subset(rng) for _ in range(samples)]
+    whole = trials.graph.allowed
+    values = yield [parts.drop(mask, gone) for gone in chosen for mask in (circuit.mask, whole)]
+    return Completeness(
+        circuit=values[::2],
+        model=values[1::2],
+        sizes=np.array([len(gone) for gone in chosen]),
+        gap=ends[0] - ends[1],
+        level=level,
+        protocol=f"{trials.protocol}, {circuit!r}",
+    )
+
+
+def minimality(
+    trials: Trials,
+    circuit: Circuit,
+    *,
+    level: Level = "node",
+    samples: int = 5,
+    most: int = 64,
+    seed: int = 0,
+) -> Minimality:
+    """Remove each part of a circuit, from all of it and from what random knock-outs leave of it.
+
+    Args:
+        trials: model, task and ablation.
+        circuit: on the graph of the trials.
+        level: "node" or "edge".
+        samples: random subsets K besides the empty one.
+        most: parts tested; where there are more, a random choice of them.
+        seed: of subsets and parts.
+
+    Raises:
+        InterpError: another graph, a circuit without parts, or an unknown level.
+    """
+    plan = minimality_plan(
+        trials, circuit, trials.checked_ends(), level=level, samples=samples, most=most, seed=seed
+    )
+    return run_plan(trials, plan)
+
+
+def minimality_plan(
+    trials: Trials,
+    circuit: Circuit,
+    ends: np.ndarray,
+    *,
+    level: Level,
+    samples: int,
+    most: int,
+    seed: int,
+) -> Plan[Minimality]:
+    """The masks of random knock-outs, with and without each part, and what follows."""
+    parts = _Parts(trials, circuit, level)
+    rng = np.random.default_rng(seed)
+    tested = np.sort(rng.permutation(len(parts))[:most])
+    subsets = [np.zeros(0, dtype=np.int64), *(parts.subset(rng) for _ in range(samples))]
+    left = [parts.drop(circuit.mask, gone) for gone in subsets]
+    fewer = [parts.drop(mask, np.array([part])) for part in tested for mask in left]
+    values = yield [*left, *fewer]
+    means = values.mean(1).reshape(1 + len(tested), len(left))
+    return Minimality(
+        parts=tuple(parts.names[part] for part in tested),
+        effects=(means[0] - means[1:]) / (ends[0] - ends[1]).mean(),
+        of=len(parts),
+        level=level,
+        protocol=f"{trials.protocol}, {circuit!r}",
+    )
+
+
+class _Parts:
+    """The nodes, input left out, or the edges of a circuit."""
+
+    def __init__(self, trials: Trials, circuit: Circuit, level: Level) -> None:
+        if level not in ("edge", "node"):
+            raise unknown("level", level, ("edge", "node"))
+        if circuit.graph != trials.graph:
+            raise InterpError(
+                f"knock-outs of {circuit.name}", "another graph than the trials'", "use one graph"
+            )
+        self.graph, self.level = circuit.graph, level
+        if level == "edge":
+            self.places = np.flatnonzero(circuit.mask)
+            columns = self.graph.shape[1]
+            self.names = [self.graph.label(*divmod(int(at), columns)) for at in self.places]
+        else:
+            inside = circuit.writers.copy()
+            inside[self.graph.writer(INPUT)] = False
+            self.places = np.flatnonzero(inside)
+            self.names = [self.graph.writers[place] for place in self.places]
+        if not len(self.places):
+            raise InterpError(f"knock-outs of {circuit!r}", f"it has no {level}s", "give a circuit")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def subset(self, rng: np.random.Generator) -> np.ndarray:
+        """Some parts by number."""
+        return np.flatnonzero(rng.random(len(self)) < rng.random())
+
+    def drop(self, mask: np.ndarray, gone: np.ndarray) -> np.ndarray:
+        """A mask without some parts."""
+        if self.level == "edge":
+            fewer = mask.copy()
+            fewer.flat[self.places[gone]] = False
+            return fewer
+        nodes = np.zeros(len(self.graph.writers), dtype=bool)
+        nodes[self.places[gone]] = True
+        return drop_nodes(self.graph, mask, nodes)

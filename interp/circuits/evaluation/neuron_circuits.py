@@ -1,0 +1,230 @@
+"""Circuits of neurons: the best by attribution kept, all others ablated, at every size.
+
+Nodes are neurons of the MLPs, at the input of the down projection (site post). Attention and
+embeddings run as they will: the empty circuit is the model without its neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.circuits.evaluation.curves import FRACTIONS
+from interp.circuits.evaluation.faithfulness import Faithfulness
+from interp.circuits.ranking import By
+from interp.circuits.trials.removed_edges import EdgeAblation, RemovedEdges, ablated_runs
+from interp.core.errors import InterpError
+from interp.core.prompts import Task
+from interp.engine.forward import Edits, Runner
+from interp.engine.layout import Index, Layout
+from interp.engine.memory import budget_bytes
+from interp.engine.readout import CPU_TILE, LogitsOf, cut
+from interp.engine.restart import Variants, baseline, restart
+from interp.models.language_model import LanguageModel
+from interp.results.provenance import provenance
+from interp.results.scores import Scores
+from interp.runs.mean_activations import mean_values
+from interp.runs.pairs import check_gap
+
+SITE = "post"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronEvaluation(Faithfulness):
+    """How faithful the best neurons are, with no neuron kept as the empty circuit.
+
+    Attributes:
+        masks: (circuits, layers, neurons) bool: the neurons kept.
+    """
+
+    masks: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(circuits,) number of neurons."""
+        return self.masks.sum((1, 2))
+
+    def neurons(self, circuit: int) -> list[str]:
+        """Labels of a circuit's neurons, such as L3N12."""
+        return [f"L{layer}N{number}" for layer, number in np.argwhere(self.masks[circuit])]
+
+    def __str__(self) -> str:
+        return self.in_words([f"{size} neurons" for size in self.sizes], "no neurons")
+
+    def to_dataframe(self) -> Any:
+        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        import pandas as pd
+
+        sizes = self.sizes.tolist()
+        rows = [{"neurons": size, **self.row(place)} for place, size in enumerate(sizes)]
+        return pd.DataFrame(rows)
+
+
+def evaluate_neurons(
+    model: LanguageModel,
+    task: Task,
+    scores: Scores,
+    *,
+    ablation: EdgeAblation = "counterfactual",
+    reference: Task | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    absolute: bool = False,
+    by: By | None = None,
+    random: int = 10,
+    seed: int = 0,
+    budget_gb: float = 1.0,
+) -> NeuronEvaluation:
+    """Keep the best neurons, ablate the others at all tokens, and see what is left, at every size.
+
+        f(k) = (m(best k) - m(no neuron)) / (m(model) - m(no neuron)),  means over prompts.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs; better not those of the scores.
+        scores: of every neuron, e.g. attribution_patching(site="post", by=("layer", "neuron"),
+            direction="noise").
+        ablation: what a neuron outside the circuit is set to; see
+            `interp.circuits.trials.removed_edges`.
+        reference: prompts whose tokens the mean is taken over, none of them evaluated.
+        fractions: shares of all neurons.
+        absolute: rank by |score|; signed by default, supporting neurons first.
+        by: the ranking by name, see `search.By`; overrides `absolute`.
+        random: random circuits per size, with as many neurons in every layer.
+        seed: of the random circuits and of resampling.
+        budget_gb: memory for the values that neurons are set to.
+
+    Raises:
+        InterpError: no fast engine, scores that are not of every neuron, fractions out of order,
+            no gap between the model and the model without neurons, or as `ablated_runs`.
+    """
+    decoder = model.require_decoder("evaluating neurons")
+    model.refuse_changed("evaluating neurons")
+    budget = budget_bytes(budget_gb)
+    ranking = by or ("absolute" if absolute else "signed")
+    best = _best(model, scores, fractions, ranking)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permuted(mask, axis=1) for _ in range(random) for mask in best]
+    whole = np.ones_like(best[:1])
+    ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+    runner = Runner(decoder)
+    ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget)
+    check_gap(*ends)
+    masks = np.concatenate([best, *(one[None] for one in drawn)])
+    values = _values(runner, task, ablated, masks, budget)
+    over = "" if reference is None else f" over the tokens of {reference.name}"
+    return NeuronEvaluation(
+        fractions=np.asarray(fractions, dtype=float),
+        values=values[: len(best)],
+        full=ends[0],
+        empty=ends[1],
+        random=values[len(best) :].reshape(random, len(best), len(task)),
+        masks=best,
+        protocol=(
+            f"{task.metric.name} on {len(task)} pairs of {task.name}, the best of {best[0].size} "
+            f"neurons by {ranking} score ({scores.method}), {ablation} ablation{over} of the "
+            "others at all tokens"
+        ),
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        provenance=provenance(
+            model,
+            task,
+            "evaluation = evaluate_neurons(model, task, scores, "
+            f"ablation={ablation!r}, by={ranking!r}, random={random}, seed={seed})",
+        ),
+    )
+
+
+def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: By) -> np.ndarray:
+    """(circuits, layers, neurons) bool: the best neurons at every size."""
+    shape = (model.n_layers, model.size("neuron"))
+    if scores.site != SITE or scores.axes != ("layer", "neuron") or scores.values.shape != shape:
+        raise InterpError(
+            f"scores of {scores.site} by {scores.axes}",
+            f"shape {scores.values.shape}, the model has {shape} neurons",
+            'score with site="post", by=("layer", "neuron")',
+        )
+    shares = np.asarray(fractions, dtype=float)
+    if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
+        raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
+    strength = scores.strength(by)
+    order = np.argsort(-strength.ravel(), kind="stable")
+    found = np.zeros((len(shares), order.size), dtype=bool)
+    for row, share in zip(found, shares.tolist(), strict=True):
+        row[order[: int(share * order.size)]] = True
+    return found.reshape(-1, *shape)
+
+
+def _values(
+    runner: Runner, task: Task, ablated: RemovedEdges, masks: np.ndarray, budget: int
+) -> np.ndarray:
+    """(masks, prompts) metric with the neurons outside each mask ablated."""
+    decoder, runs = runner.decoder, ablated.runs
+    lengths = np.array([len(prompt) for prompt in runs.base])
+    token = len(decoder.blocks) * decoder.d_mlp * decoder.unembed.element_size()
+    found = np.zeros((len(masks), len(lengths)))
+    with torch.no_grad():
+        constant = _constant(runner, ablated)
+        room = max(1, budget // token)
+        for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), room):
+            base = baseline(runner, [runs.base[i] for i in block])
+            new = constant
+            if new is None:
+                other = baseline(runner, [runs.other[i] for i in block], frozenset({SITE}))
+                new = [other.site(layer, SITE) for layer in range(len(decoder.blocks))]
+            start = np.zeros_like(block) if ablated.constant else runs.differ[block]
+            start = np.minimum(start, lengths[block] - 1)
+            mask, prompt = (i.ravel() for i in np.indices((len(masks), len(block))))
+            for some in cut(np.arange(len(mask)), (lengths[block] - start)[prompt], CPU_TILE):
+                edits = _edits(masks[mask[some].min() : mask[some].max() + 1], mask[some], new)
+                rows = prompt[some]
+                nowhere = np.zeros(len(some), dtype=np.int64)
+                variants = Variants(
+                    prompt=rows, start=start[rows], layer=nowhere, ready=nowhere.astype(bool)
+                )
+                hidden = restart(runner, base, variants, edits=edits)
+                targets = runs.targets.select(torch.from_numpy(block[rows]))
+                readout = LogitsOf(decoder=decoder, hidden=hidden)
+                found[mask[some], block[rows]] = task.metric(readout, targets).numpy()
+    return found
+
+
+def _constant(runner: Runner, ablated: RemovedEdges) -> list[Tensor] | None:
+    """One token's neurons of every layer under zero and mean ablation, (1, neurons) each."""
+    if not ablated.constant:
+        return None
+    if ablated.batches:
+        return mean_values(runner, ablated.batches, SITE)
+    decoder = runner.decoder
+    return [decoder.unembed.new_zeros(1, decoder.d_mlp) for _ in decoder.blocks]
+
+
+def _edits(masks: np.ndarray, mask: Index, new: Sequence[Tensor]) -> Edits:
+    """An edit per layer; `masks` are those from the first that variants have."""
+    kept = torch.from_numpy(masks)
+    number = mask - mask.min()
+    return {
+        layer: [_Ablated(kept=kept[:, layer].to(values.device), mask=number, new=values)]
+        for layer, values in enumerate(new)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ablated:
+    """An engine edit: neurons outside a variant's mask take new values at all of its tokens."""
+
+    kept: Tensor
+    mask: Index
+    new: Tensor
+    site: str = SITE
+
+    def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
+        """(tokens, neurons) with the new values in place."""
+        rows = torch.from_numpy(np.repeat(self.mask[layout.ids], layout.sizes))
+        new = self.new if len(self.new) == 1 else self.new[layout.base.to(tensor.device)]
+        return torch.where(self.kept[rows.to(tensor.device)], tensor, new)

@@ -1,0 +1,160 @@
+"""Two circuits side by side: what they share, kind by kind, and what chance would share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from interp.circuits.circuit import Circuit, jaccard
+from interp.core.errors import InterpError
+from interp.core.nulls import Null, null_of
+from interp.engine.edges.graph import Graph
+
+READERS = {
+    "q": "edges into queries",
+    "k": "edges into keys",
+    "v": "edges into values",
+    "mlp": "edges into MLPs",
+    "neuron": "edges into neurons",
+    "logits": "edges into the logits",
+}
+WRITERS = {"head": "heads", "mlp": "MLPs", "neuron": "neurons"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """One kind of part: how many each circuit has, how many both have.
+
+    jaccard: shared over those in either, 1 if there are none. expected: the Jaccard index of random
+    circuits like the two, a `Null` with its 95 % range and p; None if none were drawn.
+    """
+
+    kind: str
+    left: int
+    right: int
+    shared: int
+    jaccard: float
+    expected: Null | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitComparison:
+    """The overlap of two circuits of one graph, in all and by kind of edge and node.
+
+    Random circuits are those of `Circuit.random_like`: as many edges of each kind and depth as the
+    circuit they stand for, so that what is left above them is not explained by size and depth.
+    """
+
+    left: Circuit
+    right: Circuit
+    rows: tuple[Overlap, ...]
+    bands: int
+
+    def to_dataframe(self) -> Any:
+        """One row per kind."""
+        import pandas as pd
+
+        rows = []
+        for row in self.rows:
+            null = row.expected
+            facts = {name: value for name, value in vars(row).items() if name != "expected"}
+            rows.append(
+                {
+                    **facts,
+                    "expected": null.mean if null else np.nan,
+                    "expected_low": null.low if null else np.nan,
+                    "expected_high": null.high if null else np.nan,
+                    "share": null.share if null else np.nan,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Names, sizes and rows, as plain values."""
+        sides = {"left": self.left, "right": self.right}
+        return {
+            **{side: {"name": c.name, "edges": c.n_edges} for side, c in sides.items()},
+            "bands": self.bands,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.left!r} and {self.right!r}"]
+        for row in self.rows:
+            expected = f"; {row.expected}" if row.expected else ""
+            lines.append(
+                f"  {row.kind:22} {row.left:6} {row.right:6} shared {row.shared:6} "
+                f"Jaccard {row.jaccard:.3f}{expected}"
+            )
+        return "\n".join(lines)
+
+
+def compare_circuits(
+    left: Circuit, right: Circuit, *, random: int = 200, bands: int = 3, seed: int = 0
+) -> CircuitComparison:
+    """Count what two circuits share.
+
+    Args:
+        left: a circuit.
+        right: another one of the same graph; copies of key/value heads are merged first if only one
+            of the two has them.
+        random: pairs of random circuits drawn for the null; 0 for none.
+        bands: in so many bands of layers their depth is matched.
+        seed: of the draws.
+
+    Raises:
+        InterpError: circuits of different graphs.
+    """
+    if left.graph.expand_kv != right.graph.expand_kv:
+        left, right = left.native(), right.native()
+    if left.graph != right.graph:
+        raise InterpError(
+            f"comparing {left.name} and {right.name}",
+            f"graphs {left.graph} and {right.graph}",
+            "compare circuits of one graph",
+        )
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            [
+                jaccard(a, b)
+                for a, b in zip(
+                    *(
+                        parts(c.graph, c.random_like(rng, bands=bands).mask).values()
+                        for c in (left, right)
+                    ),
+                    strict=True,
+                )
+            ]
+            for _ in range(random)
+        ]
+    )
+    rows = []
+    mine, yours = (parts(c.graph, c.mask) for c in (left, right))
+    for place, kind in enumerate(mine):
+        a, b = mine[kind], yours[kind]
+        found = jaccard(a, b)
+        rows.append(
+            Overlap(
+                kind=kind,
+                left=int(a.sum()),
+                right=int(b.sum()),
+                shared=int((a & b).sum()),
+                jaccard=found,
+                expected=null_of(found, drawn[:, place]) if random else None,
+            )
+        )
+    return CircuitComparison(left=left, right=right, rows=tuple(rows), bands=bands)
+
+
+def parts(graph: Graph, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """A circuit's edges and nodes by kind, each a bool array; "input" is no node here."""
+    writers, readers = graph.writer_kind, graph.reader_kind
+    nodes = np.any(mask, axis=1) & (writers != "input")
+    every = "heads, MLPs and neurons" if graph.neurons else "heads and MLPs"
+    found = {"all edges": mask, every: nodes}
+    found |= {name: nodes[writers == kind] for kind, name in WRITERS.items() if kind in writers}
+    found |= {name: mask[:, readers == kind] for kind, name in READERS.items() if kind in readers}
+    return found

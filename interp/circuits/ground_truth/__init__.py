@@ -1,0 +1,1 @@
+"""Models whose circuit is known, and how well each method recovers it."""

@@ -1,0 +1,1 @@
+"""Circuits whose edges are kept at some token positions only."""

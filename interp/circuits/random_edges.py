@@ -1,0 +1,132 @@
+"""Random edges like those of a circuit: of the same kinds and depths, on paths or not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from interp.engine.edges.graph import INPUT, Graph
+
+
+def edge_kinds(graph: Graph, bands: int) -> np.ndarray:
+    """(writers, readers) numbers that say kind and depth of both ends."""
+    writers, readers = end_kinds(graph, bands)
+    return writers[:, None] * (int(readers.max()) + 1) + readers
+
+
+def end_kinds(graph: Graph, bands: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers that say kind and depth: of each writer, of each reader."""
+
+    def ends(kinds: np.ndarray, layers: np.ndarray) -> np.ndarray:
+        depth = np.clip(layers * bands // graph.n_layers, 0, bands - 1)
+        names = [f"{kind} {band}" for kind, band in zip(kinds, depth, strict=True)]
+        return np.unique(names, return_inverse=True)[1]
+
+    return (
+        ends(graph.writer_kind, graph.writer_layer),
+        ends(graph.reader_kind, graph.reader_layer),
+    )
+
+
+def alike(
+    chosen: np.ndarray, kinds: np.ndarray, possible: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """As many random places of each kind as are chosen, or all that are possible if fewer."""
+    drawn = np.zeros_like(chosen)
+    for kind, count in zip(*np.unique(kinds[chosen], return_counts=True), strict=True):
+        places = np.flatnonzero((kinds == kind) & possible)
+        drawn.flat[rng.choice(places, min(int(count), len(places)), replace=False)] = True
+    return drawn
+
+
+def connected_alike(
+    graph: Graph, mask: np.ndarray, rng: np.random.Generator, *, bands: int
+) -> np.ndarray:
+    """A random connected mask with as many edges, of the same kinds and depths as far as it can be.
+
+    Random nodes of the kinds and depths of the mask's, an edge from and into each so that all lie
+    on paths from the input to the logits, and random edges between them up to the number: first of
+    the kinds still missing, then of any. Nodes are left out where their paths alone would take
+    more edges than there are, and added where there are too few edges between them.
+    """
+    total = int(mask.sum())
+    if not total:
+        return np.zeros_like(mask)
+    inner = np.any(mask, axis=1)
+    inner[graph.writer(INPUT)] = False
+    writers = end_kinds(graph, bands)[0]
+    order = _shuffled(alike(inner, writers, graph.writer_kind != "input", rng), rng)
+    others = _shuffled(
+        (graph.writer_kind != "input") & ~np.isin(np.arange(len(writers)), order), rng
+    )
+    kinds = edge_kinds(graph, bands)
+    drawn = _paths(graph, order, mask, kinds, rng)
+    while (excess := int(drawn.sum()) - total) > 0 and len(order):
+        order = order[: -max(1, excess // 2)]
+        drawn = _paths(graph, order, mask, kinds, rng)
+    while int(_between(graph, order).sum()) < total and len(others):
+        order, others = np.append(order, others[0]), others[1:]
+        drawn = _paths(graph, order, mask, kinds, rng)
+    between = _between(graph, order)
+    possible = between & ~drawn
+    taken = np.bincount(kinds[drawn], minlength=int(kinds.max()) + 1)
+    wanted = _less(mask, kinds, taken)
+    short = total - int(drawn.sum())
+    drawn |= _at_most(alike(wanted, kinds, possible, rng), short, rng)
+    short = total - int(drawn.sum())
+    return drawn | _at_most(between & ~drawn, short, rng)
+
+
+def _paths(
+    graph: Graph, order: np.ndarray, mask: np.ndarray, kinds: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """An edge from every node, and one into those that none of these enters."""
+    drawn, between = np.zeros_like(mask), _between(graph, order)
+    weight = 1e-3 + np.bincount(kinds[mask], minlength=int(kinds.max()) + 1)[kinds]
+    weight = np.where(between, weight, 0.0)
+
+    def draw(writers: np.ndarray, readers: np.ndarray) -> None:
+        share = np.cumsum(weight[np.ix_(writers, readers)].ravel())
+        place = int(np.searchsorted(share, rng.random() * share[-1], side="right"))
+        row, column = divmod(place, len(readers))
+        drawn[writers[row], readers[column]] = True
+
+    writers, readers = (np.arange(size) for size in mask.shape)
+    for writer in np.sort(order):
+        draw(np.array([writer]), readers)
+    for writer in np.sort(order):
+        into = np.flatnonzero(graph.feeds[:, writer])
+        if not drawn[:, into].any():
+            draw(writers, into)
+    if not len(order):
+        draw(writers, readers)
+    return drawn
+
+
+def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
+    """Edges among some nodes, from the input and into the logits."""
+    inside = np.zeros(len(graph.writers), dtype=bool)
+    inside[nodes] = True
+    inside[graph.writer(INPUT)] = True
+    readers = graph.feeds @ inside
+    readers[-1] = True
+    return graph.allowed & inside[:, None] & readers
+
+
+def _less(mask: np.ndarray, kinds: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The mask without so many edges of each kind."""
+    left = mask.copy()
+    for kind, count in enumerate(taken):
+        left.flat[np.flatnonzero(mask & (kinds == kind))[:count]] = False
+    return left
+
+
+def _at_most(chosen: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of what is chosen."""
+    places = np.flatnonzero(chosen)
+    kept = np.zeros_like(chosen)
+    kept.flat[rng.permutation(places)[:number]] = True
+    return kept
+
+
+def _shuffled(chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(np.flatnonzero(chosen))

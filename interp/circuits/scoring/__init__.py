@@ -1,0 +1,1 @@
+"""A score for every edge: gradient estimates and exact effects."""

@@ -1,0 +1,376 @@
+"""Effects of edges, prompt by prompt, from gradients along a path between the two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError, unknown
+from interp.core.metrics import Metric, Targets
+from interp.engine.edges.graph import Graph
+from interp.engine.edges.products import Point, Products, Written, point
+from interp.engine.edges.writes import Writes
+from interp.engine.forward import Runner
+from interp.engine.gradients import (
+    NEURON_READS,
+    READS,
+    TAPE_SHARE,
+    Run,
+    forward,
+    metric_gradient,
+    metric_of,
+    rows_of,
+)
+from interp.engine.layout import Index, Layout
+from interp.engine.readout import LogitsOf
+
+Alphas = tuple[tuple[float, float], ...]
+"""(place between base = 0 and other = 1, weight) of each point of an integration rule."""
+
+RULES = ("midpoint", "left", "right", "trapezoid", "gauss")
+WRITTEN = frozenset({"z", "mlp_out"})
+
+
+def rule_points(rule: str, steps: int) -> Alphas:
+    """The points and weights of an integration rule on [0, 1].
+
+    Raises:
+        InterpError: an unknown rule, or too few points for it.
+    """
+    if rule not in RULES:
+        raise unknown("integration rule", rule, RULES)
+    if steps < (2 if rule == "trapezoid" else 1):
+        raise InterpError(
+            f"the {rule} rule with {steps} points", "too few", "use more steps (5 is usual)"
+        )
+    even = np.full(steps, 1 / steps)
+    if rule == "trapezoid":
+        even = np.full(steps, 1 / (steps - 1))
+        even[[0, -1]] /= 2
+        places = np.linspace(0, 1, steps)
+    elif rule == "gauss":
+        nodes, weights = np.polynomial.legendre.leggauss(steps)
+        places, even = (nodes + 1) / 2, weights / 2
+    else:
+        places = (np.arange(steps) + {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]) / steps
+    return tuple(zip(places.tolist(), even.tolist(), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some pairs, shortest first: both runs' tokens, where they differ, what is asked of them.
+
+    `rebuilt` says that not even one pair's graph fits the budget.
+    """
+
+    base: list[tuple[int, ...]]
+    other: list[tuple[int, ...]]
+    differ: Index
+    targets: Targets
+    rebuilt: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effects:
+    """Of each prompt of a chunk: the metric gained by every edge, and both plain metrics.
+
+    `unexplained` is (prompts, paths): the sum of a path's effects minus the exact one.
+    """
+
+    gained: Tensor
+    base: Tensor
+    other: Tensor
+    unexplained: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Work:
+    """What all chunks of a call share, and the passes made so far.
+
+    `replacement` holds one token's writes for zero and mean ablation. `reach` sums how far the
+    metric could move along the gradients used.
+    """
+
+    runner: Runner
+    graph: Graph
+    metric: Metric
+    noise: bool
+    replacement: Writes | None
+    budget: int
+    forwards: int = 0
+    backwards: int = 0
+    rebuilt: int = 0
+    reach: float = 0.0
+
+    @property
+    def constant(self) -> bool:
+        """Whether edges carry a constant in place of the other run."""
+        return self.replacement is not None
+
+    @property
+    def sign(self) -> int:
+        """What is lost from base to other supports the behaviour when noising."""
+        return 1 if self.noise else -1
+
+    def run(
+        self,
+        x: Tensor,
+        layout: Layout,
+        chunk: Chunk,
+        *,
+        first: int = 0,
+        heads: Tensor | None = None,
+        kept: frozenset[str] = frozenset(),
+        grad: bool = False,
+    ) -> Run:
+        """A counted forward pass of a chunk's rows."""
+        self.forwards += 1
+        post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
+        wanted = frozenset(READS)
+        if self.graph.neurons:
+            wanted |= frozenset(NEURON_READS)
+            kept |= {"resid_mid", "mlp_raw"} | ({"post"} if kept >= WRITTEN else frozenset())
+        return forward(
+            self.runner,
+            x,
+            layout,
+            first=first,
+            heads=heads,
+            kept=kept | {"attn_raw"} if post else kept,
+            wanted=wanted,
+            grad=grad,
+            recompute=chunk.rebuilt,
+        )
+
+    def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor | None = None) -> Point:
+        """A counted backward pass."""
+        _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
+        self.backwards += 1
+        self.rebuilt += run.recompute
+        if moved is not None:
+            self.note(run, final, moved)
+        return point(self.runner, run, final, weight, self.graph)
+
+    def note(self, run: Run, final: Tensor, moved: Tensor) -> None:
+        """How far the metric could move with final residuals that move by `moved`."""
+        at = run.layout.last.to(self.runner.device)
+        self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
+
+    def ends(self, chunk: Chunk) -> np.ndarray:
+        """(2, prompts) metric of both runs."""
+        rows = (rows_of(self.runner, prompts) for prompts in (chunk.base, chunk.other))
+        return np.stack([self.value(self.run(x, at, chunk), chunk).numpy() for at, x in rows])
+
+    def value(self, run: Run, chunk: Chunk) -> Tensor:
+        """The metric of each row."""
+        return metric_of(self.runner, run, self.metric, chunk.targets)
+
+    def read(self, final: Tensor, chunk: Chunk) -> Tensor:
+        """The metric of each pair, given its final residual at the last token."""
+        hidden = self.runner.decoder.ln_final(final)
+        with torch.no_grad():
+            return self.metric(LogitsOf(decoder=self.runner.decoder, hidden=hidden), chunk.targets)
+
+    def change(self, base: Run, other: Run) -> Written:
+        """What supports the behaviour when it is there: clean minus what replaces it."""
+        if self.replacement is not None:
+            return Written.of(base, self.graph).minus(self.replacement)
+        clean, corrupted = (base, other) if self.noise else (other, base)
+        return Written.of(clean, self.graph).minus(Written.of(corrupted, self.graph))
+
+    def products(self, chunk: Chunk, layout: Layout, change: Written, writers: slice) -> Products:
+        """Products for some writers, within what the runs leave of the budget."""
+        starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
+        return Products(
+            runner=self.runner,
+            graph=self.graph,
+            change=change,
+            layout=layout,
+            starts=starts,
+            room=int((1 - TAPE_SHARE) * self.budget),
+            writers=writers,
+        )
+
+
+EdgeEstimate = Callable[[Work, Chunk], Effects]
+
+
+def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
+    """Gradients averaged over runs whose input embeddings lie between the two runs'.
+
+    One point at 0 is EAP, one at each end "clean-corrupted". The sum over the input's edges is
+    compared with the exact difference between the ends of the path. Under zero and mean ablation
+    the path ends where all tokens are one: see `_with_end`.
+    """
+    layout, x = rows_of(work.runner, chunk.base)
+    y = rows_of(work.runner, chunk.other)[1]
+    places = [place for place, _ in points if place == 0 or (place == 1 and not work.constant)]
+    both = _both(work, chunk, layout, (x, y), places)
+    end = x - both.change.embed if work.constant else y
+    products = work.products(chunk, layout, both.change, slice(0, len(work.graph.writers)))
+    gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
+    held: list[Point] = []
+    for place, weight in points:
+        run = both.runs.pop(place, None)
+        if run is None:
+            run = work.run(x + place * (end - x), layout, chunk, grad=True)
+        held.append(work.point(run, chunk, weight, both.moved))
+        del run
+        if chunk.rebuilt:
+            products.add_to(gained, [held.pop()])
+    if held:
+        products.add_to(gained, held)
+    unexplained = gained[:, 0].sum(-1) - work.sign * (both.base - both.end)
+    return Effects(
+        gained=_causal(work.graph, gained),
+        base=both.base,
+        other=both.other,
+        unexplained=unexplained[:, None],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Both:
+    """Both runs: those whose gradient is asked for by place, the metrics, and what changes.
+
+    `end` is the metric at the end of the path: the other run's but under zero and mean ablation.
+    `moved` is how far the final residual moves.
+    """
+
+    runs: dict[float, Run]
+    base: Tensor
+    other: Tensor
+    end: Tensor
+    change: Written
+    moved: Tensor
+
+
+def _both(
+    work: Work, chunk: Chunk, layout: Layout, rows: tuple[Tensor, Tensor], places: Sequence[float]
+) -> _Both:
+    """Two forward passes. A run that is not asked for again is let go here."""
+    (x, y), last = rows, work.graph.n_layers
+    base = work.run(x, layout, chunk, kept=WRITTEN, grad=0.0 in places)
+    if work.constant:
+        wide, y = _with_end(work, layout, y)
+        other = work.run(y, wide, chunk)
+        finals = other.site(last, "resid_pre")
+        ends = finals[wide.last.to(finals.device)]
+        m_other, m_end = (
+            work.read(some, chunk) for some in (ends[1:], ends[:1].expand_as(ends[1:]))
+        )
+        finals = finals[1:]
+    else:
+        other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in places)
+        finals = other.site(last, "resid_pre")
+        m_other = m_end = work.value(other, chunk)
+    change = work.change(base, other)
+    for run in (base, other):
+        run.kept -= WRITTEN | {"post"}
+    return _Both(
+        runs={place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
+        base=work.value(base, chunk),
+        other=m_other,
+        end=m_end,
+        change=change,
+        moved=finals - base.site(last, "resid_pre"),
+    )
+
+
+def _with_end(work: Work, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]:
+    """Rows with one of a single token before them: all that the input is replaced with.
+
+    Where every token enters as the same vector, attention mixes equal values and every token leaves
+    as the same vector too, whatever its position: one token tells what prompts of all lengths
+    would give.
+    """
+    assert work.replacement is not None
+    length = np.concatenate([[1], layout.length])
+    ids = np.arange(len(length))
+    offset = np.cumsum(length) - length
+    wide = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=length, offset=offset)
+    return wide, torch.cat([work.replacement.embed.to(rows), rows])
+
+
+def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool) -> Effects:
+    """For every writer, gradients averaged over runs in which that writer alone is in between.
+
+    Its edges then add up to the exact effect of patching it, which is computed as well. With
+    `together` a layer's heads move at once.
+    """
+    layout, x = rows_of(work.runner, chunk.base)
+    y = rows_of(work.runner, chunk.other)[1]
+    base, other = (work.run(rows, layout, chunk, kept=WRITTEN) for rows in (x, y))
+    change = work.change(base, other)
+    m_base = work.value(base, chunk)
+    n_layers = work.graph.n_layers
+    moved = other.site(n_layers, "resid_pre") - base.site(n_layers, "resid_pre")
+    gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
+    unexplained = []
+    for writers in _paths(work.graph, together):
+        products = work.products(chunk, layout, change, writers)
+        held: list[Point] = []
+        for alpha, weight in points:
+            run = _between(work, chunk, base, change, writers, alpha, grad=True)
+            held.append(work.point(run, chunk, weight, moved))
+            if chunk.rebuilt:
+                products.add_to(gained[:, writers], [held.pop()])
+        if held:
+            products.add_to(gained[:, writers], held)
+        end = _between(work, chunk, base, change, writers, 1.0, grad=False)
+        exact = work.sign * (m_base - work.value(end, chunk))
+        unexplained.append(gained[:, writers].sum((1, 2)) - exact)
+    return Effects(
+        gained=_causal(work.graph, gained),
+        base=m_base,
+        other=work.value(other, chunk),
+        unexplained=torch.stack(unexplained, 1),
+    )
+
+
+def _paths(graph: Graph, together: bool) -> Iterator[slice]:
+    """Writers that move together: each alone, or all heads of a layer at once."""
+    yield slice(0, 1)
+    for layer in range(graph.n_layers):
+        heads = graph.heads(layer)
+        if together:
+            yield heads
+        else:
+            yield from (slice(head, head + 1) for head in range(heads.start, heads.stop))
+        yield slice(heads.stop, heads.stop + 1)
+
+
+def _between(
+    work: Work,
+    chunk: Chunk,
+    base: Run,
+    change: Written,
+    writers: slice,
+    alpha: float,
+    *,
+    grad: bool,
+) -> Run:
+    """The base run with some writers a part of the way to their other values."""
+    step = -alpha * work.sign
+    layer = int(work.graph.writer_layer[writers.start])
+    if layer < 0:
+        x = base.site(0, "resid_pre") + step * change.embed
+        return work.run(x, base.layout, chunk, grad=grad)
+    heads = work.graph.heads(layer)
+    if writers.start == heads.stop:
+        x = base.site(layer, "resid_post") + step * change.mlp_out[layer]
+        return work.run(x, base.layout, chunk, first=layer + 1, grad=grad)
+    z = base.site(layer, "z").clone()
+    chosen = slice(writers.start - heads.start, writers.stop - heads.start)
+    z[:, chosen] += step * change.z[layer][:, chosen]
+    x = base.site(layer, "resid_pre")
+    return work.run(x, base.layout, chunk, first=layer, heads=z, grad=grad)
+
+
+def _causal(graph: Graph, gained: Tensor) -> Tensor:
+    """Exactly 0 where there is no edge."""
+    return gained.mul_(torch.tensor(graph.allowed))

@@ -1,0 +1,90 @@
+"""Information-flow routes: which writers a reader's input is made of. Not causal."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.circuits.scoring.gradient_estimates import WRITTEN, Chunk, Effects, Work
+from interp.engine.architecture import Block
+from interp.engine.edges.products import Products, Written
+from interp.engine.gradients import Run, rows_of
+
+
+def flow_shares(work: Work, chunk: Chunk) -> Effects:
+    """Each writer's share of every reader's input, averaged over a prompt's tokens.
+
+        share(u, v) = d(u) / sum over u' of d(u'),  d(u) = max(0, |in_v| - |in_v - a_u|),
+
+    with 1-norms, at each token; the logits at the last token alone, which is the one they are
+    read from. Queries, keys and values of a layer read one input and have equal shares. Under a
+    post-norm a head's write is its share of the norm's output, at the norm's scale.
+    """
+    layout, x = rows_of(work.runner, chunk.base)
+    run = work.run(x, layout, chunk, kept=WRITTEN | {"attn_raw", "resid_mid"})
+    written = Written.of(run, work.graph)
+    tiles = Products(
+        runner=work.runner,
+        graph=work.graph,
+        change=written,
+        layout=layout,
+        starts=np.zeros_like(chunk.differ),
+        room=work.budget // 4,
+        writers=slice(0, len(work.graph.writers)),
+    )
+    found = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
+    for rows, tokens in tiles.tiles():
+        at = torch.from_numpy(tokens.ravel()).to(work.runner.device)
+        writes = _writes(work, run, written, at)
+        for columns, upto, read in _reads(work, run, at):
+            shares = _shares(writes[:upto], read).view(upto, *tokens.shape)
+            found[rows, :upto, columns] += shares.sum(-1).T[..., None]
+        last = layout.last[rows]
+        if tokens[0, -1] == int(last[0]):
+            final = run.site(work.graph.n_layers, "resid_pre")[at].view(*tokens.shape, -1)[:, -1]
+            ends = writes.view(len(writes), *tokens.shape, -1)[:, :, -1]
+            length = torch.from_numpy(layout.length[rows])
+            found[rows, :, -1] += _shares(ends, final).T * length[:, None]
+    found /= torch.from_numpy(layout.length)[:, None, None]
+    nothing = torch.full((len(layout),), torch.nan, dtype=torch.float64)
+    return Effects(gained=found, base=work.value(run, chunk), other=nothing)
+
+
+def _shares(writes: Tensor, read: Tensor) -> Tensor:
+    """(writers, tokens) shares of what is read, float64 on the CPU."""
+    close = read.abs().sum(-1) - (read - writes).abs().sum(-1)
+    close = close.clamp(min=0).double().cpu()
+    total = close.sum(0, keepdim=True)
+    return torch.where(total > 0, close / total, 0.0)
+
+
+def _writes(work: Work, run: Run, written: Written, at: Tensor) -> Tensor:
+    """(writers, tokens, d_model): what each writer adds to the residual stream."""
+    found = [written.embed[at][None]]
+    for layer, block in enumerate(work.runner.decoder.blocks):
+        found.append(_heads(block, written.z[layer][at], run.site(layer, "attn_raw")[at]))
+        found.append(written.mlp_out[layer][at][None])
+    return torch.cat(found)
+
+
+def _heads(block: Block, z: Tensor, raw: Tensor) -> Tensor:
+    attn = block.attn
+    found = torch.bmm(z.transpose(0, 1), attn.o.weight.view(attn.n_heads, attn.d_head, -1))
+    return found if block.ln1_post is None else block.ln1_post.share(found, raw)
+
+
+def _reads(work: Work, run: Run, at: Tensor) -> list[tuple[slice, int, Tensor]]:
+    """(readers, number of writers before them, what they read) of every layer."""
+    graph, found = work.graph, []
+    for layer, block in enumerate(work.runner.decoder.blocks):
+        groups = graph.groups(layer)
+        before = run.site(layer, "resid_pre")[at]
+        attention = slice(groups["q"].start, groups["v"].stop)
+        found.append((attention, graph.before(layer).stop, before))
+        if block.parallel:
+            found.append((groups["mlp_out"], graph.before(layer).stop, before))
+        else:
+            middle = run.site(layer, "resid_mid")[at]
+            found.append((groups["mlp_out"], graph.heads(layer).stop, middle))
+    return found

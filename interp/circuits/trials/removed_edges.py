@@ -1,0 +1,106 @@
+"""What removed edges carry: one meaning of each ablation for scores, searches and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from interp.core.errors import InterpError, unknown
+from interp.core.positions import first_difference
+from interp.core.prompts import Task
+from interp.engine.edges.writes import Writes, mean_writes, zero_writes
+from interp.engine.forward import Runner
+from interp.models.language_model import LanguageModel
+from interp.runs.mean_activations import batches_of, reference_prompts
+from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
+
+EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
+ABLATIONS = ("counterfactual", "resample", "zero", "mean")
+"""What a removed edge carries: what its writer wrote on the pair's corrupted prompt; on another
+clean prompt of the same length; nothing; or the writer's mean over the tokens of other prompts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovedEdges:
+    """Both runs of every pair, and what removed edges carry.
+
+    runs: base and other run; under resample ablation the other run is that of another clean
+    prompt. constant: whether removed edges carry constants (zero and mean ablation) in place of
+    the other run. batches: the reference prompts of a mean, in groups to run at once.
+    """
+
+    runs: PairedRuns
+    constant: bool
+    batches: tuple[list[tuple[int, ...]], ...] = ()
+
+    def writes(self, runner: Runner) -> Writes | None:
+        """What every writer is replaced with, if that is a constant."""
+        if not self.constant:
+            return None
+        return mean_writes(runner, self.batches) if self.batches else zero_writes(runner)
+
+
+def ablated_runs(
+    model: LanguageModel,
+    task: Task,
+    *,
+    ablation: str,
+    direction: str = "noise",
+    reference: Task | None = None,
+    seed: int = 0,
+) -> RemovedEdges:
+    """The runs of a task's pairs and what removed edges carry.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        ablation: see `ABLATIONS`.
+        direction: "noise" or "denoise"; see `paired_runs`.
+        reference: the prompts a mean is taken over, clean and corrupted, every token of them.
+        seed: which other prompt is taken in resample ablation.
+
+    Raises:
+        InterpError: an unknown ablation or direction, equal prompts in a pair (unless the
+            corrupted ones are not used), a reference that is missing, not used or holds an
+            evaluated prompt, or a prompt without another of its length to resample.
+    """
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
+    runs = paired_runs(model, task, direction)
+    prompts = reference_prompts(model, ablation, reference, [*runs.base, *runs.other])
+    if ablation == "resample":
+        return RemovedEdges(runs=_resampled(runs, seed), constant=False)
+    refuse_equal(runs, task)
+    return RemovedEdges(
+        runs=runs,
+        constant=ablation in ("zero", "mean"),
+        batches=batches_of(prompts),
+    )
+
+
+def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:
+    """The runs with another clean prompt of the same length as the other run."""
+    clean = runs.encoded.clean
+    other = [clean[i] for i in _partners([len(prompt) for prompt in clean], seed)]
+    pairs = zip(clean, other, strict=True)
+    differ = np.array([first_difference(one, another) for one, another in pairs])
+    return replace(runs, base=clean, other=other, differ=differ)
+
+
+def _partners(lengths: Sequence[int], seed: int) -> list[int]:
+    """For each prompt another one of its length."""
+    rng, found = np.random.default_rng(seed), np.zeros(len(lengths), dtype=int)
+    for length in set(lengths):
+        alike = np.flatnonzero(np.array(lengths) == length)
+        if len(alike) < 2:
+            raise InterpError(
+                f"resample ablation of prompt {alike[0]}",
+                f"no other prompt has {length} tokens",
+                "give more prompts, or use counterfactual ablation",
+            )
+        shuffled = rng.permutation(alike)
+        found[shuffled] = np.roll(shuffled, 1)
+    return found.tolist()

@@ -1,0 +1,244 @@
+"""Candidate circuits put to the test: the metric of each on every prompt, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.circuits.model_graph import graph_of
+from interp.circuits.trials.memory import edge_tape, refuse_beyond
+from interp.circuits.trials.removed_edges import EdgeAblation, ablated_runs
+from interp.core.errors import InterpError
+from interp.core.prompts import Task
+from interp.engine.edges.graph import Graph
+from interp.engine.edges.run import run_edges
+from interp.engine.edges.writes import edge_runner, record_writes, with_others_at
+from interp.engine.layout import Index
+from interp.engine.memory import budget_bytes
+from interp.engine.readout import LogitsOf, cut
+from interp.models.language_model import LanguageModel
+from interp.runs.pairs import check_gap
+
+
+class CircuitRunner(Protocol):
+    """What a search asks of a model: the metric of candidate circuits, prompt by prompt."""
+
+    @property
+    def graph(self) -> Graph: ...
+
+    exact: bool
+    """Whether a writer all of whose inputs are removed writes what a removed edge carries."""
+
+    def values(self, masks: np.ndarray) -> np.ndarray:
+        """(masks, writers, readers) bool to (masks, prompts)."""
+        ...
+
+
+class Trials:
+    """Runs of one model on one task in which only a circuit's edges carry the clean run.
+
+    `calls` counts batched runs, `tests` circuits, `forwards` the arithmetic in forward passes over
+    the whole task: candidates that have read the same edges so far are one row in the engine, so a
+    candidate costs the share of attention and MLP layers in which it is on its own.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        task: Task,
+        *,
+        ablation: EdgeAblation = "counterfactual",
+        direction: str = "noise",
+        reference: Task | None = None,
+        expand_kv: bool = False,
+        neurons: Sequence[str | tuple[int, int]] = (),
+        budget_gb: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Run the task's prompts once, plainly.
+
+        Args:
+            model: a model with a fast engine.
+            task: prompt pairs.
+            ablation: see `ABLATIONS`.
+            direction: "noise": edges carry the clean run, removed ones what the ablation says;
+                "denoise": edges carry the corrupted run, removed ones the clean run's values.
+            reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
+            expand_kv: key and value readers per query head.
+            neurons: those that are nodes of their own; see `graph_of`.
+            budget_gb: memory for runs in flight.
+            seed: of the other prompt in resample ablation.
+
+        Raises:
+            InterpError: no fast engine, training mode, or as `ablated_runs`.
+        """
+        decoder = model.require_decoder("a search for circuits")
+        model.refuse_changed("a search for circuits")
+        if direction == "denoise" and ablation != "counterfactual":
+            raise InterpError(
+                f"{ablation} ablation, {direction}",
+                "it takes something from the clean run; what is put back is the clean run's",
+                "use direction='noise', or ablation='counterfactual'",
+            )
+        self.model, self.task, self.ablation = model, task, ablation
+        self.direction = direction
+        self._over = "" if reference is None else f" over the tokens of {reference.name}"
+        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
+        self.exact = ablation in ("counterfactual", "resample")
+        self.budget_gb, self._budget = budget_gb, budget_bytes(budget_gb)
+        self.calls = self.tests = 0
+        self.forwards = 0.0
+        self._runner = edge_runner(decoder, self.graph)
+        ablated = ablated_runs(
+            model, task, ablation=ablation, direction=direction, reference=reference, seed=seed
+        )
+        runs, constant = ablated.runs, ablated.writes(self._runner)
+        self._base = record_writes(self._runner, runs.base)
+        self._other = record_writes(self._runner, runs.other) if constant is None else constant
+        self._targets = runs.targets
+        self._lengths = np.array([len(prompt) for prompt in runs.base])
+        self._start = runs.differ if constant is None else None
+        self._places: Index | None = None
+
+    def only_at(self, positions: np.ndarray) -> Trials:
+        """Trials in which removed edges carry something else at one position of each prompt alone.
+
+        For circuits that lack a single edge: what else is removed carries the plain run's values.
+        """
+        trials = copy(self)
+        trials._other = with_others_at(self._base, self._other, positions)
+        trials._start = positions
+        return trials
+
+    def with_places(self, places: Sequence[Index]) -> Trials:
+        """Trials that also take masks (writers, readers, places): edges kept at some tokens only.
+
+        `places` says of every prompt which place each of its tokens is.
+        """
+        trials, run = copy(self), self._base.run
+        assert run is not None
+        trials._places = np.zeros(int(run.lengths.sum()), dtype=np.int64)
+        for begin, one in zip(run.offset, places, strict=True):
+            trials._places[begin : begin + len(one)] = one
+        return trials
+
+    @property
+    def protocol(self) -> str:
+        """What was measured, in words."""
+        removed = f"{self.ablation} ablation{self._over}"
+        if self.direction == "denoise":
+            removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
+        kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
+        if neurons := len(self.graph.neurons):
+            kv += f", {neurons} neurons as nodes"
+        return (
+            f"{self.task.metric.name} on {len(self.task)} pairs of {self.task.name}, edges of "
+            f"{self.graph.n_edges}, {kv}, {removed} at all tokens"
+        )
+
+    def metric(self, masks: Tensor) -> Tensor:
+        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones.
+
+        `masks` is (masks, writers, readers), or with places behind; see `with_places`.
+        """
+        mask, prompt = (i.ravel() for i in np.indices((len(masks), len(self.task))))
+        return self.each(masks, mask=mask, prompt=prompt).view(len(masks), len(self.task))
+
+    def each(self, masks: Tensor, *, mask: Index, prompt: Index) -> Tensor:
+        """(variants,) metric values, variant i being prompt `prompt[i]` under mask `mask[i]`."""
+        hidden = run_edges(
+            self._runner,
+            self.graph,
+            self._base,
+            self._other,
+            masks,
+            prompt=prompt,
+            mask=mask,
+            start=self._start,
+            places=self._places if masks.dim() == 4 else None,
+            budget_gb=self.budget_gb,
+        )
+        readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
+        return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
+
+    def taped(self, masks: int) -> Iterator[tuple[Index, Index]]:
+        """Mask and prompt numbers of as many variants at a time as their tapes leave room for."""
+        mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
+        order = np.lexsort((mask, prompt, self._lengths[prompt]))
+        per_token = edge_tape(self._runner.decoder, self.graph)
+        room = max(self._budget // per_token, 1)
+        for some in cut(order, self._lengths[prompt[order]], room):
+            yield mask[some], prompt[some]
+
+    def refuse_tapes(self, what: str) -> None:
+        """Refuse gradients of which not one prompt's fits the budget.
+
+        Raises:
+            InterpError: one prompt's tape is larger.
+        """
+        longest = int(self._lengths.max())
+        need = float(longest * edge_tape(self._runner.decoder, self.graph))
+        name = f"one prompt of {longest} tokens with its gradient"
+        refuse_beyond(f"{what} of {self.graph.n_edges} edges", {name: need}, self._budget)
+
+    def values(self, masks: np.ndarray) -> np.ndarray:
+        """(masks, prompts) metric values of circuits, as one batched run."""
+        self.count(masks)
+        with torch.no_grad():
+            return self.metric(torch.from_numpy(masks)).numpy()
+
+    def count(self, masks: np.ndarray) -> None:
+        """Add a run's cost to the counts."""
+        self.calls += 1
+        self.tests += len(masks)
+        self.forwards += forward_equivalents(self.graph, masks)
+
+    def ends(self) -> np.ndarray:
+        """(2, prompts) metric values of the whole graph and of the empty one."""
+        full = self.graph.mask()
+        return self.values(np.stack([full, np.zeros_like(full)]))
+
+    def checked_ends(self) -> np.ndarray:
+        """`ends`, where they differ.
+
+        Raises:
+            InterpError: no gap beyond its standard error.
+        """
+        found = self.ends()
+        check_gap(*found)
+        return found
+
+
+def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:
+    """Forward passes that a batch of circuits takes when shared prefixes are run once.
+
+    The share of (candidate, attention or MLP layer) pairs computed apart: two candidates part at
+    the first layer whose readers they treat differently. Reading the logits is not counted.
+    """
+    apart = np.zeros(len(masks), dtype=np.int64)
+    computed = 0
+    for layer in range(graph.n_layers):
+        groups = graph.groups(layer)
+        attention = slice(groups["q"].start, groups["v"].stop)
+        for readers in (attention, graph.mlp_readers(layer)):
+            rows = np.packbits(masks[:, :, readers].reshape(len(masks), -1), axis=1)
+            keyed = np.concatenate([apart[:, None].view(np.uint8), rows], axis=1)
+            _, apart = np.unique(keyed, axis=0, return_inverse=True)
+            apart = apart.reshape(-1)
+            computed += int(apart.max()) + 1
+    return computed / (2 * graph.n_layers)
+
+
+def mean_gap(ends: np.ndarray) -> float:
+    """Mean metric of the whole graph minus that of the empty one: the unit of effects.
+
+    Raises:
+        InterpError: the two do not differ beyond the standard error.
+    """
+    check_gap(*ends)
+    return float((ends[0] - ends[1]).mean())

@@ -1,0 +1,1 @@
+"""`interp circuit` and its commands."""

@@ -1,0 +1,243 @@
+"""`interp study`: published studies redone, each one report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.cli import terminal
+from interp.cli.terminal import COUNT, DEFAULT_MODEL, Dtype, ModelName, Seed
+
+if TYPE_CHECKING:
+    from interp.models.language_model import LanguageModel
+    from interp.studies.report.report import Report
+    from interp.studies.study import Study
+
+ReportDir = Annotated[
+    Path | None,
+    typer.Option(
+        callback=terminal.tried_folder,
+        help="The report's folder, made in one that exists; by default beside the steps.",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option(parser=COUNT, help="Processes that share the steps; each holds the models.")
+]
+study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
+
+
+@study_app.callback()
+def study() -> None:
+    """Redo a published study, with controls."""
+
+
+@study_app.command(
+    "verification",
+    epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
+)
+def study_verification_command(
+    model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
+    base: Annotated[
+        str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
+    ] = None,
+    n: Annotated[
+        int, typer.Option(help="Samples, 40 or more, half of them valid; half to test on.")
+    ] = 300,
+    draws: Annotated[int, typer.Option(help="Random sets behind every selection.")] = 50,
+    seed: Seed = 0,
+    template: Annotated[
+        str,
+        typer.Option(
+            help="short (models trained here), paper (the released checkpoint), in-context (shows "
+            "the format by worked examples: base models, R1-Distill), or a text file with "
+            "{numbers} and {target}, a chat template's special tokens included."
+        ),
+    ] = "short",
+    operands: Annotated[
+        str, typer.Option(help="How many numbers a problem has; 3 is easier and shorter.")
+    ] = "3,4",
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Of each chain of thought; those cut short count too.")
+    ] = 300,
+    attempts: Annotated[int, typer.Option(help="Attempts of a text that may become samples.")] = 5,
+    window: Annotated[
+        int,
+        typer.Option(help='Tokens changed at a verdict: the last digit and " (", or 1.'),
+    ] = 2,
+    top_k: Annotated[
+        str, typer.Option(help="GLU vectors a layer to try; the strongest choice is kept.")
+    ] = "10,50",
+    threshold: Annotated[
+        float, typer.Option(help="Attention to the target from which a head counts as A_Prev.")
+    ] = 0.1,
+    pairs: Annotated[int, typer.Option(help="Valid-invalid pairs patched, at most.")] = 32,
+    dtype: Dtype = "float32",
+    workers: Workers = 1,
+    out: ReportDir = None,
+) -> None:
+    """How a model checks its own answers (arXiv 2504.14379): every step, one report; resumes.
+
+    Any model that writes attempts as "- 84 - 60 + 47 = 71 (this works)", by training or by its
+    prompt, with a tokeniser (such as Qwen2.5's) that keeps digits, " (", "this" and "not" apart.
+    """
+    from interp.models.organisms import base_of
+    from interp.studies.verification.report.report import write_up
+    from interp.studies.verification.settings import Settings
+    from interp.studies.verification.study import study_verification
+    from interp.tasks.countdown import TEMPLATES, make_countdown
+
+    settings = Settings(
+        n=n,
+        draws=draws,
+        seed=seed,
+        template=terminal.text_of(template, TEMPLATES),
+        operands=tuple(terminal.numbers(operands) or ()),
+        max_new_tokens=max_new_tokens,
+        attempts=attempts,
+        window=window,
+        top_k=tuple(terminal.numbers(top_k) or ()),
+        threshold=threshold,
+        pairs=pairs,
+    )
+    make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
+    names = [model, base or base_of(model)]
+    done = _run(study_verification, names, dtype, workers, settings=settings)
+    _finish(done, write_up(done), out)
+
+
+@study_app.command(
+    "reuse", epilog="Example: interp study reuse --model smollm2-135m-instruct --out report"
+)
+def study_reuse_command(
+    model: ModelName = DEFAULT_MODEL,
+    trained: Annotated[
+        str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Prompts patched for each task.")] = 48,
+    tested: Annotated[int, typer.Option(help="Other prompts, for accuracies.")] = 150,
+    sets: Annotated[int, typer.Option(help="Random sets behind an intervention.")] = 30,
+    share: Annotated[
+        float, typer.Option(help="The most heads kept at a stage, as a share of all.")
+    ] = 0.02,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    workers: Workers = 1,
+    out: ReportDir = None,
+) -> None:
+    """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
+    from interp.studies.reuse.report.report import write_up
+    from interp.studies.reuse.settings import Settings
+    from interp.studies.reuse.study import study_reuse, trained_from
+
+    settings = Settings(n=n, tested=tested, sets=sets, share=share, seed=seed)
+    names = [model, trained or trained_from(model)]
+    done = _run(study_reuse, names, dtype, workers, settings=settings)
+    _finish(done, write_up(done), out)
+
+
+@study_app.command(
+    "refusal", epilog="Example: interp study refusal --model refusal-smollm2 --out report"
+)
+def study_refusal_command(
+    model: ModelName = "refusal-smollm2",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
+            "data set. Columns: row (an id), prompt, should (answer or refuse); optional task, "
+            "kind and base (the text a prompt is written around). Else shipped ones."
+        ),
+    ] = None,
+    sha256: Annotated[
+        str,
+        typer.Option(
+            help="SHA-256 of that file, as sha256sum prints it; with hf:// the commit will do."
+        ),
+    ] = "",
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Who judges the replies: rules, substrings, or FILE.py:FUNCTION of your own, "
+            "(prompt, reply) to direct_answer, direct_refusal, indirect_refusal or borderline."
+        ),
+    ] = "rules",
+    system: Annotated[
+        str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
+    ] = None,
+    n: Annotated[int, typer.Option(help="Shipped prompts of each kind and task.")] = 24,
+    pairs: Annotated[int, typer.Option(help="Prompt pairs heads are found on.")] = 8,
+    select: Annotated[int, typer.Option(help="Prompts a candidate is scored on.")] = 12,
+    thin: Annotated[int, typer.Option(help="Candidate directions at every k-th layer only.")] = 1,
+    draws: Annotated[
+        int,
+        typer.Option(
+            help="Random sets behind neurons, cascades, greedy groups; of heads 20 at least."
+        ),
+    ] = 10,
+    max_new_tokens: Annotated[int, typer.Option(help="Of each reply.")] = 100,
+    seed: Seed = 0,
+    dtype: Dtype = "float32",
+    workers: Workers = 1,
+    out: ReportDir = None,
+) -> None:
+    """What makes a chat model refuse (arXiv 2406.11717, 2508.11290): one report; resumes."""
+    from interp.refusal.cases import cases_from
+    from interp.refusal.judging import judge_named
+    from interp.studies.refusal.report.report import write_up
+    from interp.studies.refusal.settings import Settings
+
+    judge_named(judge)
+    settings = Settings(
+        n=n, pairs=pairs, select=select, thin=thin, draws=draws, max_new_tokens=max_new_tokens,
+        seed=seed, system=system,
+    )  # fmt: skip
+    cases = None if prompts is None else cases_from(prompts, sha256=sha256)
+    done = _run(_refusals, [model], dtype, workers, judge=judge, cases=cases, settings=settings)
+    _finish(done, write_up(done), out)
+
+
+def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]:
+    """The study under a judge by name: another process cannot be sent the judge itself."""
+    from interp.refusal.judging import judge_named
+    from interp.studies.refusal.study import study_refusal
+
+    return study_refusal(model, judge=judge_named(judge), **options)
+
+
+def _run(
+    study: Callable[..., Study[Any]],
+    names: Sequence[str | None],
+    dtype: str,
+    workers: int,
+    **options: Any,
+) -> Study[Any]:
+    """The study of the models of these names, by several processes; this one's lines are shown."""
+    from interp.studies.workers import sharing
+
+    run = partial(_study, study, names, dtype, options)
+    begin = monotonic()
+    with sharing(run, workers):
+        done = run(say=terminal.say)
+    terminal.say(f"all steps are there after {(monotonic() - begin) / 60:.1f} minutes")
+    return done
+
+
+def _study(
+    study: Callable[..., Study[Any]],
+    names: Sequence[str | None],
+    dtype: str,
+    options: dict[str, Any],
+    **said: Callable[[str], None],
+) -> Study[Any]:
+    models = [terminal.load(name, dtype) if name else None for name in names]
+    return study(*models, **options, **said)
+
+
+def _finish(study: Study[Any], report: Report, out: Path | None) -> None:
+    path = report.save(out or study.directory)
+    terminal.say(f"{sum(study.seconds.values()) / 60:.1f} minutes of computing; report: {path}")

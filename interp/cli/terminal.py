@@ -1,0 +1,347 @@
+"""What the commands share: options, loading, tables and progress."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from interp.core import schema
+from interp.core.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.core.prompts import Task
+    from interp.models.language_model import LanguageModel
+    from interp.results.scores import Scores
+
+WIDE = 10_000
+"""Columns of a line that no terminal breaks."""
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def typed(rule: Any) -> Callable[[Any], Any]:
+    """The reader of an option whose values follow a rule of `interp.core.schema`."""
+
+    def read(given: Any) -> Any:
+        try:
+            return schema.checked(rule, given, "", typed=isinstance(given, str))
+        except InterpError as error:
+            raise typer.BadParameter(f"{error.found}; {error.do}") from error
+
+    return read
+
+
+COUNT, SIZE = typed(schema.Count), typed(schema.Whole)
+POSITIVE, NOT_NEGATIVE = typed(schema.Positive), typed(schema.NotNegative)
+
+TASK_HELP = (
+    "A task's name, or a .csv or .jsonl file. Columns: clean, corrupted, answers, wrong (texts; in "
+    "CSV several answers with | between them); positions.NAME (a part of the clean prompt) and "
+    "indices.NAME (a token's number), in JSONL objects positions and indices; for token ids "
+    "clean_ids, corrupted_ids, answers_ids, wrong_ids."
+)
+ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
+TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
+Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
+Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
+TaskSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed", parser=SIZE, help="Of drawing prompts, 0 by default; a file's or toy's are fixed."
+    ),
+]
+
+
+def tried(path: Path | None) -> Path | None:
+    """A place for a file, tried before the work begins.
+
+    The folder it goes into must exist: none is made for a path that may be mistyped.
+
+    Raises:
+        InterpError: there is no such folder, or it cannot be written; nothing is left there.
+    """
+    return _tried(path, folder=False)
+
+
+def _tried(path: Path | None, *, folder: bool) -> Path | None:
+    from interp.core.files import require_writable
+
+    if path is None:
+        return None
+    above = Path(os.path.realpath(path)).parent
+    if not path.exists() and not above.exists():
+        raise InterpError(f"writing {path}", f"no folder {above}", "make it first")
+    require_writable(path, folder=folder)
+    return path
+
+
+def tried_record(path: Path | None) -> Path | None:
+    """A place for what `Record.save` writes, tried before the work begins; see `tried`."""
+    from interp.core.records import place_of
+
+    tried(None if path is None else place_of(path))
+    return path
+
+
+def tried_folder(path: Path | None) -> Path | None:
+    """A place for a folder of files, tried before the work begins; see `tried`."""
+    return _tried(path, folder=True)
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", callback=tried, help="Also write the result here, in a folder that exists."
+    ),
+]
+OutFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", callback=tried_record, help="Keep what is found here, in a folder that exists."
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Budget = Annotated[
+    float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
+]
+Option = Annotated[
+    list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
+]
+Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
+Top = Annotated[int, typer.Option(parser=COUNT, help="How many components to print.")]
+MOST = 1_000_000
+"""More layers, heads or neurons than any model has."""
+
+
+def load(name: str, dtype: str = "float32") -> LanguageModel:
+    """A model by name, with a sign of life while it loads."""
+    from interp.models.loading import load_model
+
+    with status(f"loading {name}"):
+        return load_model(name, dtype=dtype)
+
+
+def seed_of(name: str, seed: int | None) -> int:
+    """The seed that a task's prompts are drawn by, 0 unless one is given.
+
+    Raises:
+        InterpError: one is given for a file or a toy, whose prompts are not drawn.
+    """
+    from interp.tasks.registry import TASKS
+
+    if seed is not None and name not in TASKS:
+        raise InterpError(f"--seed {seed} for {name}", "its prompts are fixed", "leave --seed out")
+    return seed or 0
+
+
+def make_task(
+    name: str,
+    model: LanguageModel,
+    n: int,
+    seed: int,
+    options: list[str] | None,
+    metric: str | None = None,
+) -> Task:
+    """A shipped task, or one from a file, as the options ask."""
+    from interp.core.metrics import metric_named
+    from interp.core.prompts import Task
+    from interp.tasks.registry import load_task
+
+    extra = task_options(options)
+    if name.endswith((".jsonl", ".csv")):
+        if extra:
+            raise InterpError(
+                f"--option {min(extra)} for {name}", "a file has none", "leave it out"
+            )
+        task = Task.from_csv(name) if name.endswith(".csv") else Task.from_jsonl(name)
+        task = task.first(n) if n < len(task) else task
+    else:
+        task = load_task(name, model, n=n, seed=seed, **extra)
+    return task if metric is None else task.with_metric(metric_named(metric))
+
+
+def task_options(options: Sequence[str] | None) -> dict[str, int | str]:
+    """Options of a task as typed: name=value, whole numbers as such.
+
+    Raises:
+        InterpError: no name or no value, a name twice, or one that has an option of its own.
+    """
+    found: dict[str, int | str] = {}
+    for option in options or []:
+        name, equal, value = option.partition("=")
+        if not name or not equal or not value or name in found:
+            wrong = f"{name!r} twice" if name in found else "no name=value"
+            raise InterpError(f"--option {option!r}", wrong, "write each once, as corruption=abc")
+        if name in ("n", "seed", "model", "name"):
+            raise InterpError(f"--option {option!r}", f"--{name} says that", f"write --{name}")
+        found[name] = schema.whole_number(value) if schema.is_whole(value) else value
+    return found
+
+
+def halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
+    """The half of the pairs asked for (first, second or all), and the other one.
+
+    Raises:
+        InterpError: another half.
+    """
+    if half == "all":
+        return task, None
+    if half not in ("first", "second"):
+        raise InterpError(f"half {half!r}", "unknown", "write first, second or all")
+    first, second = task.split(0.5, seed=seed)
+    return (first, second) if half == "first" else (second, first)
+
+
+def reference_of(ablation: str, chosen: Task, other: Task | None) -> Task | None:
+    """What means are taken over: the other half, but for pairs that share a prompt with this one.
+
+    Raises:
+        InterpError: there is no other half, or no such pair in it.
+    """
+    if ablation != "mean":
+        return None
+    if other is None:
+        raise InterpError("mean ablation on all pairs", "no pairs are left", "give --half")
+    return other.without(chosen)
+
+
+def names(text: str) -> str | tuple[str, ...]:
+    """Names of positions, or all of them."""
+    return text if text == "all" else tuple(text.split(","))
+
+
+def numbers(text: str | None) -> list[int] | None:
+    """Numbers and ranges, such as 3,7-9.
+
+    Raises:
+        InterpError: no range, one that runs backwards, or numbers no model has.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not schema.is_whole(first) or (dash and not schema.is_whole(last)):
+            raise InterpError(f"numbers {text!r}", f"{part!r} is no range", "write 3,7-9")
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise InterpError(f"numbers {text!r}", f"{part!r} runs backwards", "write 7-9")
+        if high >= MOST or len(found) + high - low >= MOST:
+            raise InterpError(f"numbers {text!r}", f"{part!r} is too many", f"stay below {MOST}")
+        found += range(low, high + 1)
+    return found
+
+
+def text_of(name: str, known: Collection[str]) -> str:
+    """What a text file of that name holds; a known name, or one that is no file, as it is.
+
+    Raises:
+        InterpError: a file that cannot be read as text.
+    """
+    if name in known or "\n" in name or not os.path.isfile(name):  # noqa: PTH113, names may be long
+        return name
+    return schema.read_text(Path(name), f"the text file {name}")
+
+
+def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
+    """The strongest components by effect, the test of the first five, and the JSON file."""
+    say(repr(scores))
+    ranked = scores.top(top)
+    low, high = scores.interval()
+    cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
+    table(
+        ["rank", "component", "effect (of the gap)", "95 % interval", "stderr"],
+        [
+            [
+                f"{one.rank} of {one.of}",
+                one.label,
+                f"{one.value:+.3f}",
+                f"[{low[cell]:+.3f}, {high[cell]:+.3f}]",
+                f"{one.stderr:.3f}",
+            ]
+            for one, cell in zip(ranked, cells, strict=True)
+        ],
+    )
+    try:
+        null = scores.null(min(top, 5))
+        say(f"ranked by effect, the most positive first; {null}")
+    except InterpError as error:
+        null = None
+        say(f"no test of the top: {error.found}")
+    top_rows = [
+        {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
+        for one in ranked
+    ]
+    control = None if null is None else asdict(null)
+    write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})
+
+
+def say(text: str) -> None:
+    """A line of output, as it is."""
+    from rich.console import Console
+
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def table(head: list[str], rows: list[list[str]]) -> None:
+    """Rows under bold heads: nothing is cut. Into a pipe or file a row is one line."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)
+    console.print(table)
+
+
+def write(path: Path | None, value: Any) -> None:
+    """A value as JSON, if a path is given; "NaN" and "Infinity" are strings there."""
+    if path is not None:
+        from interp.core.files import json_text, write_atomically
+
+        text = json_text(value, indent=1, default=_plain)
+        write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no type for: numpy's as numbers and lists, the rest as its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """A sign of life on stderr."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -1,0 +1,17 @@
+from .chat_prompts import ChatPrompts as ChatPrompts
+from .components import SITES as SITES
+from .components import Component as Component
+from .errors import InterpError as InterpError
+from .metrics import METRICS as METRICS
+from .metrics import Logits as Logits
+from .metrics import Metric as Metric
+from .metrics import Targets as Targets
+from .nulls import Null as Null
+from .nulls import matched_components as matched_components
+from .nulls import null_of as null_of
+from .prompts import PromptPair as PromptPair
+from .prompts import Task as Task
+from .statistics import Estimate as Estimate
+from .statistics import mean_estimate as mean_estimate
+from .statistics import ratio_estimate as ratio_estimate
+from .statistics import share_estimate as share_estimate

@@ -1,0 +1,188 @@
+"""What is measured at the end of a prompt, and how an average is reported.
+
+Every metric is one number per prompt, higher for more of the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError, unknown
+from interp.core.statistics import widened
+
+
+class Readout(Protocol):
+    """Logits at the last token of each prompt, computed only where they are read."""
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Each row's own tokens: (n, k) ids to (n, k) logits."""
+        ...
+
+    def all(self) -> Tensor:
+        """The whole vocabulary: (n, d_vocab)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Logits:
+    """A `Readout` of logits that are already there."""
+
+    values: Tensor
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """The logits of each row's own tokens."""
+        return self.values.gather(1, tokens)
+
+    def all(self) -> Tensor:
+        """All logits."""
+        return self.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What each prompt is scored on.
+
+    `answers` and `wrong` are (n, k) token ids, short lists padded with -1; a token given twice is
+    held once, the repeat replaced by -1. `reference` holds the log-probabilities of the clean run,
+    for metrics that compare with it.
+
+    Raises:
+        InterpError: a token is an answer and a wrong answer of one prompt.
+    """
+
+    answers: Tensor
+    wrong: Tensor
+    reference: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("answers", "wrong"):
+            tokens = getattr(self, name)
+            again = (tokens[:, :, None] == tokens[:, None, :]).tril(-1).any(-1)
+            object.__setattr__(self, name, tokens.masked_fill(again, -1))
+        both = (self.answers[:, :, None] == self.wrong[:, None, :]) & (self.answers >= 0)[..., None]
+        if bool(both.any()):
+            prompt = int(both.flatten(1).any(1).nonzero()[0])
+            raise InterpError(
+                f"the targets of prompt {prompt}",
+                f"answers {self.answers[prompt].tolist()}, wrong {self.wrong[prompt].tolist()}",
+                "leave no token on both sides",
+            )
+
+    def select(self, prompts: Tensor) -> Targets:
+        """The targets of some prompts, in the order given (repeats allowed)."""
+        reference = None if self.reference is None else self.reference[prompts]
+        return replace(
+            self, answers=self.answers[prompts], wrong=self.wrong[prompts], reference=reference
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A named function of the readout: one number per prompt, higher = more of the behaviour."""
+
+    name: str
+    unit: str
+    function: Callable[[Readout, Targets], Tensor]
+    needs_wrong: bool = False
+    needs_reference: bool = False
+
+    def __call__(self, readout: Readout, targets: Targets) -> Tensor:
+        """The metric of each prompt, as float64 on the CPU.
+
+        Raises:
+            InterpError: not one number per prompt, or one that is not finite.
+        """
+        values = self.function(readout, targets)
+        shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
+        if shape != (n,):
+            raise InterpError(
+                f"the metric {self.name}",
+                f"{type(values).__name__} of shape {shape} for {n} prompts",
+                "return a tensor with one number per prompt",
+            )
+        values = values.double().cpu()
+        if not bool(torch.isfinite(values).all()):
+            bad = int((~torch.isfinite(values)).sum())
+            raise InterpError(
+                f"the metric {self.name}",
+                f"{bad} of {len(values)} values are not finite",
+                "check the weights for NaN, and the patched values for overflow",
+            )
+        return values
+
+
+def _mean_at(readout: Readout, tokens: Tensor) -> Tensor:
+    """Mean logit over each row's tokens, -1 left out."""
+    real = tokens >= 0
+    values = torch.where(real, widened(readout.at(tokens.clamp(min=0))), 0.0)
+    return values.sum(1) / real.sum(1)
+
+
+def _probability(readout: Readout, tokens: Tensor) -> Tensor:
+    """Summed probability of each row's tokens, -1 left out."""
+    probabilities = widened(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
+    return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
+
+
+def _logit_diff(readout: Readout, targets: Targets) -> Tensor:
+    return _mean_at(readout, targets.answers) - _mean_at(readout, targets.wrong)
+
+
+def _prob_diff(readout: Readout, targets: Targets) -> Tensor:
+    return _probability(readout, targets.answers) - _probability(readout, targets.wrong)
+
+
+def _log_odds(readout: Readout, targets: Targets) -> Tensor:
+    wide = widened(readout.all())
+    # Padding repeats the first answer, so that no other token is taken out.
+    real = targets.answers >= 0
+    tokens = torch.where(real, targets.answers, targets.answers[:, :1])
+    inside = torch.where(real, wide.gather(1, tokens), -torch.inf).logsumexp(1)
+    outside = wide.scatter(1, tokens, -torch.inf).logsumexp(1)
+    return inside - outside
+
+
+def _kl(readout: Readout, targets: Targets) -> Tensor:
+    assert targets.reference is not None
+    wide = widened(readout.all())
+    reference = targets.reference.to(wide)
+    return -(reference.exp() * (reference - wide.log_softmax(-1))).sum(-1)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(name="logit_diff", unit="logits", function=_logit_diff, needs_wrong=True),
+        Metric(name="prob_diff", unit="probability", function=_prob_diff, needs_wrong=True),
+        Metric(name="log_odds", unit="nats", function=_log_odds),
+        Metric(name="kl", unit="nats", function=_kl, needs_reference=True),
+    )
+}
+"""The metrics that ship.
+
+logit_diff: mean logit of the answers minus mean logit of the wrong answers.
+prob_diff: summed probability of the answers minus that of the wrong answers.
+log_odds: log P(answers) - log(1 - P(answers)).
+kl: -KL(clean run || this run) at the last token; 0 on the clean run.
+"""
+
+
+def is_shipped(metric: Metric) -> bool:
+    """Whether a metric's name says what it computes, so that results can be kept under it."""
+    return METRICS.get(metric.name) is metric
+
+
+def metric_named(name: str) -> Metric:
+    """The shipped metric of that name.
+
+    Raises:
+        InterpError: no such metric; the nearest name is given.
+    """
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    return METRICS[name]

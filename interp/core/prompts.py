@@ -1,0 +1,368 @@
+"""What a model is asked and how success is scored: prompt pairs and tasks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import torch
+from pydantic import Strict
+
+from interp.core.arguments import Measure, as_metric, listed
+from interp.core.continuations import TokenizesWords, answer_token
+from interp.core.errors import InterpError
+from interp.core.files import content_key
+from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
+from interp.core.positions import Mark, Prompt, TokenizedPrompt, require_own, resolve
+from interp.core.schema import Count, Index, Seed, Share, Unicode, as_prompt, checked
+from interp.core.statistics import Estimate, mean_estimate, share_estimate
+from interp.core.task_files import read_task
+
+OWN = {
+    "own_metric": "a metric",
+    "own_task": "a task",
+    "own_other": "a task that shares no prompt with it",
+    "own_reference": "a task whose prompts a mean is taken over",
+}
+"""What the Python kept with a result calls things of the caller's own, which it cannot spell."""
+
+
+_Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
+_Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
+_Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
+
+
+class Tokenizing(TokenizesWords, Protocol):
+    """What a task needs of a model: its tokeniser, and logits at the last token."""
+
+    def last_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """A clean prompt, its corrupted counterpart, and the tokens the answer is read from.
+
+    The model is scored on the token that follows the prompt. `answers` are the right next tokens
+    of the clean prompt; `wrong` those the metric sets against them. A prompt is text or a tuple
+    of token ids; `positions` names places in the clean prompt (see `interp.core.positions.Mark`),
+    by other names than the reserved ones. `place` is the file's line it was read from, for
+    messages.
+    """
+
+    clean: Prompt
+    corrupted: Prompt | None = None
+    answers: tuple[str | int, ...]
+    wrong: tuple[str | int, ...] = ()
+    positions: Mapping[str, Mark] = field(default_factory=dict)
+    place: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kept: dict[str, Any] = {"clean": as_prompt(self.clean, "the clean prompt of a pair")}
+        if self.corrupted is not None:
+            kept["corrupted"] = as_prompt(self.corrupted, "the corrupted prompt of a pair")
+        for name in ("answers", "wrong"):
+            asked = f"{name} of a pair"
+            kept[name] = checked(_Answers, listed(getattr(self, name), asked=asked), asked)
+        kept["positions"] = checked(_Marks, self.positions, "positions of a pair")
+        require_own(kept["positions"], "positions of a pair")
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedTask:
+    """A task in one model's tokens, checked. `marks[i]` resolves names in prompt i."""
+
+    clean: list[tuple[int, ...]]
+    corrupted: list[tuple[int, ...]] | None
+    targets: Targets
+    prompts: list[TokenizedPrompt]
+    marks: list[dict[str, Mark]]
+
+    def positions(self, name: str) -> list[int]:
+        """The token index of a named position in every prompt."""
+        return [
+            resolve(name, prompt, marks, f"pair {i}")
+            for i, (prompt, marks) in enumerate(zip(self.prompts, self.marks, strict=True))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """Whether a model shows the behaviour, on the clean and on the corrupted prompts.
+
+    accuracy: share of clean prompts whose most likely next token is an answer (Wilson interval).
+    clean, corrupted: mean metric (Student's t interval).
+    preferred: share of clean prompts on which the metric is positive.
+    repeated: prompts that are equal to an earlier one; the intervals take all for different.
+    """
+
+    task: str
+    model: str
+    metric: str
+    accuracy: Estimate
+    preferred: Estimate
+    clean: Estimate
+    corrupted: Estimate | None
+    repeated: int = 0
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.task} on {self.model}",
+            *(
+                [f"  {self.repeated} of {self.accuracy.n} prompts repeat earlier ones"]
+                * bool(self.repeated)
+            ),
+            f"  top-1 accuracy     {self.accuracy}",
+            f"  metric > 0         {self.preferred}",
+            f"  {self.metric}, clean      {self.clean}",
+        ]
+        if self.corrupted is not None:
+            lines.append(f"  {self.metric}, corrupted  {self.corrupted}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Prompt pairs and the metric they are scored with.
+
+    `source` is the Python that makes the task again, kept with every result.
+    """
+
+    name: str
+    pairs: tuple[PromptPair, ...]
+    metric: Metric = METRICS["logit_diff"]
+    description: str = ""
+    source: str = ""
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise InterpError(f"task {self.name!r}", "no prompts", "give at least one pair")
+        object.__setattr__(self, "metric", as_metric(self.metric))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def hash(self) -> str:
+        """Fingerprint of the prompts, answers, positions and the metric's name."""
+        pairs = [[p.clean, p.corrupted, p.answers, p.wrong, dict(p.positions)] for p in self.pairs]
+        return content_key([self.name, self.metric.name, pairs])
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """Names marked in every pair."""
+        names = [set(pair.positions) for pair in self.pairs]
+        return tuple(name for name in self.pairs[0].positions if all(name in n for n in names))
+
+    def with_metric(self, metric: Metric | str | Measure) -> Task:
+        """The same prompts under another metric: a shipped one by name, or one of your own.
+
+        A function of your own takes (readout, targets), see `interp.core.metrics`, and returns one
+        number per prompt, higher for more of the behaviour: (n,).
+
+        Raises:
+            InterpError: no metric of that name, or a function that does not take two arguments.
+        """
+        metric = as_metric(metric)
+        spelled = repr(metric.name) if is_shipped(metric) else "own_metric"
+        return replace(self, metric=metric, source=self._then(f"with_metric({spelled})"))
+
+    def _then(self, call: str) -> str:
+        return f"{self.source}.{call}" if self.source else ""
+
+    def first(self, n: int) -> Task:
+        """The first n pairs."""
+        n = checked(Count, n, "the first pairs of a task")
+        return replace(self, pairs=self.pairs[:n], source=self._then(f"first({n})"))
+
+    @property
+    def repeated(self) -> int:
+        """Pairs whose clean prompt an earlier pair has too."""
+        return len(self) - len({pair.clean for pair in self.pairs})
+
+    def split(self, share: float = 0.5, *, seed: int = 0) -> tuple[Task, Task]:
+        """Two tasks without a common prompt, clean or corrupted: find on one, confirm on the other.
+
+        The first holds the share, rounded; less where equal prompts, which stay together, do not
+        fit in.
+
+        Raises:
+            InterpError: one side would be empty.
+        """
+        from interp.core.folds import joined
+
+        share, seed = checked(Share, share, "the share of a split"), checked(Seed, seed, "a seed")
+        order = list(range(len(self.pairs)))
+        random.Random(seed).shuffle(order)
+        corrupted = [i if x.corrupted is None else x.corrupted for i, x in enumerate(self.pairs)]
+        prompts = [*(pair.clean for pair in self.pairs), *corrupted]
+        group = joined(prompts, [*range(len(order))] * 2).tolist()
+        equal: dict[int, list[int]] = {}
+        for i in order:
+            equal.setdefault(group[i], []).append(i)
+        size, sides = round(share * len(order)), ([], [])
+        for group in equal.values():
+            sides[len(sides[0]) + len(group) > size].extend(group)
+        if not all(sides):
+            raise InterpError(
+                f"splitting {len(order)} pairs at {share}",
+                f"an empty side, with {len(equal)} different prompts",
+                "use a share between, or more different prompts",
+            )
+        left, right = (tuple(self.pairs[i] for i in sorted(side)) for side in sides)
+        call = f"split({share}, seed={seed})"
+        return (
+            replace(self, pairs=left, source=self._then(f"{call}[0]")),
+            replace(self, pairs=right, source=self._then(f"{call}[1]")),
+        )
+
+    def without(self, other: Task) -> Task:
+        """The pairs that share no prompt with another task, e.g. for a mean to be taken over.
+
+        Raises:
+            InterpError: none is left.
+        """
+        taken = {prompt for pair in other.pairs for prompt in (pair.clean, pair.corrupted)} - {None}
+        left = tuple(pair for pair in self.pairs if not taken & {pair.clean, pair.corrupted})
+        if not left:
+            raise InterpError(
+                f"pairs of {self.name} that share no prompt with {other.name}",
+                f"none of {len(self)}",
+                "use fewer pairs, or draw others",
+            )
+        return replace(
+            self, pairs=left, source=self._then(f"without({other.source or 'own_other'})")
+        )
+
+    def label(self, i: int) -> str:
+        """What messages call a pair, with the line of the file it was read from."""
+        place = self.pairs[i].place
+        return f"pair {i} of {self.name}" + f" ({place})" * bool(place)
+
+    def encode(self, model: Tokenizing) -> EncodedTask:
+        """The task in the model's tokens.
+
+        Raises:
+            InterpError: a pair of unequal token length, an answer of several tokens, an answer
+                that is also wrong, a position that is not in the prompt; the tokens are printed.
+        """
+        prompts = [model.tokenize(pair.clean) for pair in self.pairs]
+        for i, (pair, prompt) in enumerate(zip(self.pairs, prompts, strict=True)):
+            for name, mark in pair.positions.items():
+                if isinstance(mark, int) or prompt.spans is not None:
+                    resolve(name, prompt, dict(pair.positions), self.label(i))
+        corrupted: list[tuple[int, ...]] | None = None
+        if all(pair.corrupted is not None for pair in self.pairs):
+            corrupted = []
+            for i, (pair, clean) in enumerate(zip(self.pairs, prompts, strict=True)):
+                assert pair.corrupted is not None
+                other = model.tokenize(pair.corrupted)
+                if len(other.tokens) != len(clean.tokens):
+                    raise InterpError(
+                        self.label(i),
+                        f"clean has {len(clean.tokens)} tokens, corrupted {len(other.tokens)}:"
+                        f"\n  {clean.shown()}\n  {other.shown()}\n",
+                        "write prompts of equal token length",
+                    )
+                corrupted.append(other.tokens)
+        answers = [
+            tuple(self._token(model, i, text) for text in pair.answers)
+            for i, pair in enumerate(self.pairs)
+        ]
+        wrong = [
+            tuple(self._token(model, i, text) for text in pair.wrong)
+            for i, pair in enumerate(self.pairs)
+        ]
+        for i, (right, other) in enumerate(zip(answers, wrong, strict=True)):
+            if not right or set(right) & set(other):
+                raise InterpError(
+                    self.label(i),
+                    f"answers {self.pairs[i].answers} and wrong answers {self.pairs[i].wrong} "
+                    f"are the tokens {right} and {other}",
+                    "give at least one answer, none of them among the wrong ones",
+                )
+            if self.metric.needs_wrong and not other:
+                raise InterpError(
+                    self.label(i),
+                    f"no wrong answers, which {self.metric.name} needs",
+                    "add wrong answers or use log_odds",
+                )
+        return EncodedTask(
+            clean=[prompt.tokens for prompt in prompts],
+            corrupted=corrupted,
+            targets=Targets(answers=_padded(answers), wrong=_padded(wrong)),
+            prompts=prompts,
+            marks=[dict(pair.positions) for pair in self.pairs],
+        )
+
+    def _token(self, model: Tokenizing, i: int, answer: str | int) -> int:
+        asked = f"answer {answer!r} of {self.label(i)}"
+        return answer_token(model, self.pairs[i].clean, answer, asked)
+
+    def check(self, model: Tokenizing) -> TaskReport:
+        """Does the model show the behaviour at all? Accuracy and baselines, with intervals."""
+        encoded = self.encode(model)
+        logits = model.last_logits(encoded.clean)
+        targets = replace(encoded.targets, reference=logits.log_softmax(-1))
+        clean = self.metric(Logits(logits), targets)
+        top = logits.argmax(-1, keepdim=True).cpu()
+        right = int((top == targets.answers).any(1).sum())
+        corrupted = None
+        if encoded.corrupted is not None:
+            values = self.metric(Logits(model.last_logits(encoded.corrupted)), targets)
+            corrupted = mean_estimate(values)
+        return TaskReport(
+            task=self.name,
+            model=model.name,
+            metric=self.metric.name,
+            accuracy=share_estimate(right, len(self)),
+            preferred=share_estimate(int((clean > 0).sum()), len(self)),
+            clean=mean_estimate(clean),
+            corrupted=corrupted,
+            repeated=self.repeated,
+        )
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> Task:
+        """A task from one JSON object per line, `interp.core.task_files.TaskRow`.
+
+        `clean` and `corrupted` are texts, `answers` and `wrong` a text or a list of texts; a number
+        there is a text too. `positions` maps a name to a part of the clean prompt or to
+        [part, occurrence], `indices` to a token's number. Token ids have fields of their own:
+        `clean_ids`, `corrupted_ids`, `answers_ids`, `wrong_ids`. The metric is logit_diff where the
+        file has wrong answers, else log_odds.
+
+        Raises:
+            InterpError: the file cannot be read, a field is unknown, missing or of another type, or
+                some lines only have corrupted prompts or wrong answers.
+        """
+        return cls._from_file(Path(path), "jsonl", name)
+
+    @classmethod
+    def from_csv(cls, path: str | Path, *, name: str | None = None) -> Task:
+        """A task from a CSV file whose columns are the fields of `from_jsonl`.
+
+        Several answers or ids are separated by "|"; positions have columns of their own,
+        `positions.NAME` and `indices.NAME`.
+        """
+        return cls._from_file(Path(path), "csv", name)
+
+    @classmethod
+    def _from_file(cls, path: Path, kind: str, name: str | None) -> Task:
+        pairs = tuple(PromptPair(**pair) for pair in read_task(path, kind))
+        return cls(
+            name=name or path.stem,
+            pairs=pairs,
+            metric=METRICS["logit_diff" if pairs[0].wrong else "log_odds"],
+            source=f"interp.Task.from_{kind}({str(path)!r})",
+        )
+
+
+def _padded(rows: list[tuple[int, ...]]) -> torch.Tensor:
+    width = max(1, max(len(row) for row in rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])

@@ -1,0 +1,139 @@
+"""Task files: a JSON object a line, or CSV, and what each field may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, Strict
+
+from interp.core.errors import InterpError, unknown
+from interp.core.positions import occurrences, require_own
+from interp.core.schema import Ids, Number, Row, Text, Texts, checked, read_rows
+
+Occurrence = Annotated[tuple[Text, Number], Strict(False)]
+_SOME = "a text or a list of texts: tokens that may follow the prompt"
+_IDS = 'token ids: a list, in CSV with "|" between them'
+NAMED = {"positions", "indices"}
+_LISTS = ("clean_ids", "corrupted_ids", "answers", "answers_ids", "wrong", "wrong_ids")
+
+
+class TaskRow(Row):
+    """A prompt pair as a task file holds it.
+
+    Numbers are texts, but in columns of ids and indices. A prompt, the answers and the wrong
+    answers are each written as text or as ids; only the clean prompt and the answers are needed.
+    """
+
+    clean: Text | None = Field(None, description="the prompt, a text")
+    clean_ids: Ids | None = Field(None, description=_IDS)
+    corrupted: Text | None = Field(None, description="the corrupted prompt, a text")
+    corrupted_ids: Ids | None = Field(None, description=_IDS)
+    answers: Texts | None = Field(None, description=_SOME)
+    answers_ids: Ids | None = Field(None, description=_IDS)
+    wrong: Texts | None = Field(None, description=_SOME)
+    wrong_ids: Ids | None = Field(None, description=_IDS)
+    positions: dict[Text, Text | Occurrence] = Field(
+        {}, description="name: a part of the clean prompt, or [part, which occurrence]"
+    )
+    indices: dict[Text, Number] = Field(
+        {}, description="name: the number of a token, from 0 on or negative from the end"
+    )
+
+    def pair(self, place: str) -> dict[str, Any]:
+        """The fields of a `PromptPair`.
+
+        Raises:
+            InterpError: one thing written twice, no prompt or no answers, or a position that is
+                not in the prompt, as far as can be seen without a tokeniser.
+        """
+        found: dict[str, Any] = {"positions": {**self.positions, **self.indices}, "place": place}
+        for name in ("clean", "corrupted", "answers", "wrong"):
+            both = [x for x in (getattr(self, name), getattr(self, f"{name}_ids")) if x is not None]
+            if len(both) > 1:
+                raise InterpError(place, f"both {name} and {name}_ids", "give one of them")
+            if not both and name in ("clean", "answers"):
+                do = "give clean, answers, and for patching corrupted and wrong"
+                raise InterpError(place, f"no {name}", do)
+            found |= {name: both[0]} if both else {}
+        if twice := self.positions.keys() & self.indices.keys():
+            raise InterpError(place, f"position {min(twice)!r} twice", "name each once")
+        for field in ("positions", "indices"):
+            for name, mark in getattr(self, field).items():
+                self._require_there(mark, name, f"{place}, {field}.{name}")
+        return found
+
+    def _require_there(self, mark: str | tuple[str, int] | int, name: str, place: str) -> None:
+        require_own([name], place)
+        if isinstance(mark, int):
+            n = len(self.clean_ids or ())
+            if n and not -n <= mark < n:
+                do = f"give an index inside the prompt, {-n} to {n - 1}"
+                raise InterpError(place, f"{mark} in {n} tokens", do)
+            return
+        if self.clean is None:
+            found = "a part of a text, but the prompt is token ids"
+            raise InterpError(place, found, "give indices")
+        part, occurrence = (mark, 0) if isinstance(mark, str) else mark
+        n = len(occurrences(part, self.clean))
+        if not -n <= occurrence < n:
+            found = f"{part!r:.60}, {n} time{'s' * (n != 1)} in the clean prompt"
+            do = f"count from {-n} to {n - 1}" if n else "give a part of it, in the same letters"
+            raise InterpError(place, found, do)
+
+
+def read_task(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The prompt pairs of a file (kind jsonl or csv), each as the fields of a `PromptPair`.
+
+    Raises:
+        InterpError: the file cannot be read; a field is unknown, missing or of another type; a
+            position has a reserved name or is not in its prompt; or some rows have corrupted
+            prompts or wrong answers and others do not.
+    """
+    pairs: list[dict[str, Any]] = []
+    for place, record in read_rows(path, kind, f"task file {path}", header=_require_known):
+        row = _from_csv(record) if kind == "csv" else _lists(record)
+        pair = checked(TaskRow, row, place).pair(place)
+        for name in ("corrupted", "wrong"):
+            if pairs and (name in pair) != (name in pairs[0]):
+                there = ("has none", "has one")[name in pair]
+                raise InterpError(
+                    place, f"it {there} in {name}, unlike the first row", "give all or none"
+                )
+        pairs.append(pair)
+    if not pairs:
+        raise InterpError(f"task file {path}", "no prompts", "give at least one pair")
+    return pairs
+
+
+def _lists(record: dict[str, Any]) -> dict[str, Any]:
+    """A JSON record; a text alone is a list of one, null and an empty list of wrong are nothing."""
+    row = {name: value for name, value in record.items() if value is not None}
+    for name in ("answers", "wrong"):
+        if isinstance(row.get(name), str):
+            row[name] = [row[name]]
+    if row.get("wrong") == []:
+        del row["wrong"]
+    return row
+
+
+def _require_known(columns: list[str], place: str) -> None:
+    for column in columns:
+        field, _, name = column.partition(".")
+        if name and field in NAMED:
+            require_own([name], f"{place}, {column}")
+        elif column in NAMED or column not in TaskRow.model_fields:
+            known = {*TaskRow.model_fields, "positions.NAME", "indices.NAME"} - NAMED
+            raise unknown(f"{place}: column", column, known)
+
+
+def _from_csv(record: dict[str, str]) -> dict[str, Any]:
+    """A CSV record: "|" between list items; columns positions.NAME and indices.NAME."""
+    row: dict[str, Any] = {}
+    for column, cell in record.items():
+        field, _, name = column.partition(".")
+        if name:
+            row.setdefault(field, {})[name] = cell
+        else:
+            row[field] = cell.split("|") if field in _LISTS else cell
+    return row

@@ -1,0 +1,2 @@
+from .architecture import Decoder as Decoder
+from .stopping import stoppable as stoppable

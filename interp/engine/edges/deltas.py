@@ -1,0 +1,115 @@
+"""What each writer can change in a reader's input, and the sums of it that readers are given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from interp.engine.architecture import Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Some writers' changes, (rows, writers, positions, d_model).
+
+    Under a post-norm what heads write adds up only before the norm: then `values` are changes of
+    `raw`, a sum of the layer's, (rows, positions, d_model), and the norm is taken of the sum.
+    """
+
+    values: Tensor
+    raw: Tensor | None = None
+    norm: Norm | None = None
+
+    def sum(self, weights: Tensor, rows: Tensor | None) -> Tensor:
+        """(rows, readers, positions, d_model) of weights (rows, readers, writers[, positions])."""
+        stored, writers, *shape = self.values.shape
+        if weights.dim() == 4:
+            values = self.values if rows is None or stored == 1 else self.values[rows]
+            by_token = weights.permute(0, 3, 1, 2) @ values.transpose(1, 2)
+            change = by_token.transpose(1, 2)
+        elif stored == 1:  # all rows come from one: one product
+            change = weights.flatten(0, 1) @ self.values[0].reshape(writers, -1)
+            change = change.view(*weights.shape[:2], *shape)
+        else:
+            values = self.values if rows is None else self.values[rows]
+            change = torch.bmm(weights, values.flatten(2)).unflatten(2, shape)
+        if self.raw is None or self.norm is None:
+            return change
+        raw = (self.raw if rows is None else self.raw[rows])[:, None]
+        return self.norm(raw + change) - self.norm(raw)
+
+    def at(self, rows: Tensor) -> _Part:
+        """The part of other rows."""
+        raw = None if self.raw is None else self.raw[rows]
+        return _Part(values=self.values[rows], raw=raw, norm=self.norm)
+
+    def end(self) -> _Part:
+        """The part at the last position."""
+        raw = None if self.raw is None else self.raw[:, -1:]
+        return _Part(values=self.values[:, :, -1:], raw=raw, norm=self.norm)
+
+
+@dataclass(kw_only=True)
+class Deltas:
+    """The writers so far, in causal order: value if ablated minus value online, or value online.
+
+    With `merged` they lie in one buffer for `capacity` writers, so that a reader's sum is one
+    matrix product; apart, every writer keeps its own tensor, as gradients and post-norms need.
+    `count` is the number of writers.
+    """
+
+    merged: bool
+    capacity: int
+    count: int = 0
+    _parts: list[_Part] = field(default_factory=list)
+    _buffer: Tensor | None = None
+    _rows: Tensor | None = None
+
+    def add(self, values: Tensor, *, raw: Tensor | None = None, norm: Norm | None = None) -> None:
+        """Further writers, (rows, writers, positions, d_model)."""
+        self._settle()
+        begin, self.count = self.count, self.count + values.shape[1]
+        if not self.merged:
+            self._parts.append(_Part(values=values, raw=raw, norm=norm))
+            return
+        if self._buffer is None:
+            self._buffer = values.new_empty(len(values), self.capacity, *values.shape[2:])
+        self._buffer[:, begin : self.count] = values
+        self._parts = [_Part(values=self._buffer[:, : self.count])]
+
+    def split(self, parents: Tensor) -> None:
+        """From now on row i is what row `parents[i]` was. Copied only if writers follow."""
+        self._rows = parents if self._rows is None else self._rows[parents]
+
+    def end(self) -> None:
+        """From now on only the last position counts."""
+        self._parts = [part.end() for part in self._parts]
+        self._buffer = None if self._buffer is None else self._buffer[:, :, -1:]
+
+    def sum(self, weights: Tensor) -> Tensor:
+        """Sums over the writers so far for some readers: (rows, readers, positions, d_model).
+
+        `weights` is (rows, readers, writers so far): 1 for an edge that takes part, 0 for one
+        that does not; or (rows, readers, writers so far, positions), where tokens differ.
+        """
+        total, begin = None, 0
+        for part in self._parts:
+            end = begin + part.values.shape[1]
+            term = part.sum(weights[:, :, begin:end], self._rows)
+            total, begin = (term if total is None else total + term), end
+        assert total is not None
+        return total
+
+    def _settle(self) -> None:
+        """Carry out the splits so far."""
+        rows, self._rows = self._rows, None
+        if rows is None:
+            return
+        if self._buffer is None:
+            self._parts = [part.at(rows) for part in self._parts]
+            return
+        old = self._buffer[:, : self.count]
+        self._buffer = old.new_empty(len(rows), self.capacity, *old.shape[2:])
+        self._buffer[:, : self.count] = old[rows]

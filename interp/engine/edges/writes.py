@@ -1,0 +1,174 @@
+"""What a run wrote to the residual stream, kept compactly: one entry per writer of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.engine.architecture import Block, Decoder, Linear, Norm
+from interp.engine.edges.graph import Graph
+from interp.engine.forward import Baseline, Runner
+from interp.engine.layout import Index
+from interp.engine.restart import baseline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writes:
+    """What a run wrote, compactly: the embedding, and of every layer z and the MLP's output.
+
+    `neurons` holds the activations of those that are nodes, in order; there `mlp_out` is the whole
+    MLP's output before a post-norm, as their writes add up before it.
+
+    `run` is the plain run they come from; None where they are the same for every token (zero and
+    mean ablation), and then each tensor holds one token.
+    """
+
+    embed: Tensor
+    z: tuple[Tensor, ...]
+    mlp_out: tuple[Tensor, ...]
+    neurons: tuple[Tensor, ...] = ()
+    run: Baseline | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them: the embedding, z of every layer, every MLP's output, neurons by layer."""
+        return (self.embed, *self.z, *self.mlp_out, *self.neurons)
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], layers: int, run: Baseline | None) -> Writes:
+        """The inverse of `tensors`."""
+        embed, z, rest = tensors[0], tensors[1 : 1 + layers], tensors[1 + layers :]
+        return cls(
+            embed=embed,
+            z=tuple(z),
+            mlp_out=tuple(rest[:layers]),
+            neurons=tuple(rest[layers:]),
+            run=run,
+        )
+
+    @property
+    def nothing(self) -> bool:
+        """Whether every writer writes zero."""
+        return self.run is None and not any(bool(values.any()) for values in self.tensors)
+
+    def at(self, values: Tensor, prompts: Index, positions: Index) -> Tensor:
+        """(prompts, positions, ...) of one of the tensors."""
+        if self.run is None:
+            return values[torch.zeros(len(prompts), len(positions), dtype=torch.long)]
+        flat = self.run.flat(prompts[:, None], positions[None])
+        return values[flat.to(values.device)]
+
+
+def with_others_at(base: Writes, other: Writes, positions: Index) -> Writes:
+    """The base run's writes, with the others' at one position of each prompt."""
+    rows = np.arange(len(positions))
+    assert base.run is not None
+    flat = base.run.flat(rows, positions)
+
+    def mixed(mine: Tensor, theirs: Tensor) -> Tensor:
+        mine = mine.clone()
+        at = torch.zeros(1, dtype=torch.long)
+        if other.run is not None:
+            at = other.run.flat(rows, positions)
+        mine[flat.to(mine.device)] = theirs[at.to(theirs.device)]
+        return mine
+
+    tensors = [mixed(*pair) for pair in zip(base.tensors, other.tensors, strict=True)]
+    return Writes.of(tensors, len(base.z), base.run)
+
+
+class EdgeRunner(Runner):
+    """A runner that knows which neurons of each layer are nodes."""
+
+    def __init__(self, decoder: Decoder, graph: Graph) -> None:
+        super().__init__(decoder)
+        layers = range(graph.n_layers) if graph.neurons else ()
+        self.neurons = [torch.tensor(graph.chosen(layer), dtype=torch.long) for layer in layers]
+
+
+def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
+    """A runner for a graph: with expanded key/value heads, every query head has its own copy."""
+    if not graph.expand_kv:
+        return EdgeRunner(decoder, graph)
+    blocks = tuple(_expanded(block, graph.n_heads // graph.n_kv_heads) for block in decoder.blocks)
+    return EdgeRunner(replace(decoder, blocks=blocks), graph)
+
+
+def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
+    """What every writer writes in plain runs of some prompts."""
+    nodes = _nodes(runner)
+    kept = {"z", "mlp_out", *(("post", "mlp_raw") if nodes else ())}
+    with torch.no_grad():
+        run = baseline(runner, prompts, frozenset(kept))
+    layers = range(len(runner.decoder.blocks))
+    posts = [run.sites.pop((layer, "post"))[:, nodes[layer]] for layer in layers if nodes]
+    outs = [run.sites[layer, "mlp_out"] for layer in layers]
+    for layer, chosen in enumerate(nodes):
+        raw = run.sites.pop((layer, "mlp_raw"), None)
+        if len(chosen) and raw is not None:
+            outs[layer] = raw
+    return Writes(
+        embed=run.sites[0, "resid_pre"],
+        z=tuple(run.sites[layer, "z"] for layer in layers),
+        mlp_out=tuple(outs),
+        neurons=tuple(posts),
+        run=run,
+    )
+
+
+def _nodes(runner: Runner) -> list[Tensor]:
+    """Numbers of the neurons that are nodes, by layer; empty where there are none."""
+    return runner.neurons if isinstance(runner, EdgeRunner) else []
+
+
+def zero_writes(runner: Runner) -> Writes:
+    """One vector per writer: nothing."""
+    decoder = runner.decoder
+
+    def nothing(*shape: int) -> Tensor:
+        return decoder.unembed.new_zeros(1, *shape)
+
+    heads = [(block.attn.n_heads, block.attn.d_head) for block in decoder.blocks]
+    return Writes(
+        embed=nothing(decoder.d_model),
+        z=tuple(nothing(*shape) for shape in heads),
+        mlp_out=tuple(nothing(decoder.d_model) for _ in heads),
+        neurons=tuple(nothing(len(chosen)) for chosen in _nodes(runner)),
+    )
+
+
+def mean_writes(runner: Runner, batches: Iterable[Sequence[Sequence[int]]]) -> Writes:
+    """One vector per writer: its mean over all tokens of all prompts, run batch by batch."""
+    total: list[Tensor] = []
+    count = 0
+    for prompts in batches:
+        made = record_writes(runner, prompts)
+        sums = [values.double().sum(0, keepdim=True) for values in made.tensors]
+        total = [a + b for a, b in zip(total, sums, strict=True)] if total else sums
+        count += sum(map(len, prompts))
+    means = [(values / count).to(runner.dtype) for values in total]
+    return Writes.of(means, len(runner.decoder.blocks), None)
+
+
+def _expanded(block: Block, copies: int) -> Block:
+    """The block with a copy of its key/value head for each query head."""
+    attn = block.attn
+
+    def spread(values: Tensor) -> Tensor:
+        heads = values.unflatten(-1, (attn.n_kv_heads, attn.d_head))
+        return heads.repeat_interleave(copies, -2).flatten(-2)
+
+    def linear(one: Linear) -> Linear:
+        return Linear(
+            weight=spread(one.weight), bias=None if one.bias is None else spread(one.bias)
+        )
+
+    k_norm: Norm | None = attn.k_norm
+    if k_norm is not None and attn.norm_over_heads:
+        k_norm = replace(k_norm, weight=spread(k_norm.weight))
+    wide = replace(attn, k=linear(attn.k), v=linear(attn.v), k_norm=k_norm, n_kv_heads=attn.n_heads)
+    return replace(block, attn=wide)

@@ -1,0 +1,11 @@
+from .attention import attention_to as attention_to
+from .attention import select_heads as select_heads
+from .direct_attribution import direction_projection as direction_projection
+from .direct_attribution import head_logit_attribution as head_logit_attribution
+from .groups import greedy_head_group as greedy_head_group
+from .interchange import group_interchange as group_interchange
+from .interchange import head_interchange as head_interchange
+from .knockouts import knockout_cascade as knockout_cascade
+from .scan import scan_heads as scan_heads
+from .switching import switch_off as switch_off
+from .view import view_head as view_head

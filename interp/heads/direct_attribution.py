@@ -1,0 +1,214 @@
+"""Who carries a refusal: what heads write, and how it changes when others are knocked out.
+
+Direct attribution finds carriers. It misses a head that opens a gate for others: see
+`interp.heads.scan` for who is necessary and `interp.heads.interchange` for who triggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError
+from interp.core.nulls import sign_flips
+from interp.core.prompts import Task
+from interp.core.statistics import bootstrap_weights
+from interp.heads.switching import Sides, both_sides, head_scores
+from interp.models.language_model import LanguageModel
+from interp.results.direction import Direction
+from interp.results.scores import Scores
+from interp.runs.capture import Activations, run_with_cache
+
+ATTRIBUTION, PROJECTION = "direct attribution", "direction projection"
+
+
+def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
+    """Direct logit attribution: what each head adds to the refusal logits at the last token.
+
+        DLA(h) = u . N(z_h W_O),   u = mean W_U[answers] - mean W_U[wrong]
+
+    with N the final norm linearised at the run's own residual, so that all heads, MLPs and the
+    embedding add up to the logit difference; a post-norm behind attention is linearised likewise.
+    Before any softcap of the logits. Effects are clean - corrupted: positive writes refusal.
+
+    Args:
+        model: a model whose weights are known.
+        task: clean prompts are refused, corrupted ones are not; answers are the tokens refusals
+            begin with, wrong those answers begin with.
+
+    Returns:
+        Scores over (layer, head) as fractions of the difference in logit_diff of the two sides.
+
+    Raises:
+        InterpError: unknown weights, no wrong tokens, or sides that do not differ.
+
+    Source: arXiv 2604.04385 (gregfrank/how-alignment-routes). Departs from it in being a fraction
+    of the gap, with an interval over pairs.
+    """
+    sides = both_sides(model, task)
+    return _scores(model, task, sides, _attribution(model, task, sides))
+
+
+def direction_projection(model: LanguageModel, task: Task, direction: Direction) -> Scores:
+    """What each head writes along a direction at the last token: (z_h W_O) . r, r of length one.
+
+    Effects are clean - corrupted, towards refusal; fractions are of the difference in the stream's
+    own projection where the direction was read. Heads of later layers are not scored.
+
+    Raises:
+        InterpError: a direction of another model or site, or sides that do not differ along it.
+    """
+    return _scores(model, task, both_sides(model, task), _projection(model, direction))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """A linear reading of parts (n, heads, d) of residuals (n, d) behind some layers."""
+
+    read: Callable[[Tensor, Tensor], Tensor]
+    layers: range
+    method: str
+    metric: tuple[str, str]
+
+
+def _attribution(model: LanguageModel, task: Task, sides: Sides) -> _Reading:
+    decoder = model.require_decoder("direct logit attribution")
+    if bool((sides.targets.wrong < 0).all(1).any()):
+        raise InterpError(f"attribution on {task.name}", "no wrong tokens", "give some to each")
+    rows = _mean_rows(decoder.unembed, sides.targets.answers)
+    rows = rows - _mean_rows(decoder.unembed, sides.targets.wrong)
+    norm = decoder.ln_final
+
+    def read(part: Tensor, whole: Tensor) -> Tensor:
+        share = norm.share(part.to(norm.weight), whole[:, None].to(norm.weight))
+        return torch.einsum("nhd,nd->nh", share.cpu().double(), rows)
+
+    metric = ("logit_diff", "logits")
+    return _Reading(read=read, layers=range(model.n_layers), method=ATTRIBUTION, metric=metric)
+
+
+def _projection(model: LanguageModel, direction: Direction) -> _Reading:
+    direction.require_model(model)
+    if direction.site not in ("resid_pre", "resid_post"):
+        raise InterpError(f"heads along {direction}", "no residual site", "read resid_pre or _post")
+    last = direction.layer - (direction.site == "resid_pre")
+    if last < 0:
+        raise InterpError(f"heads along {direction}", "no head precedes it", "take a later layer")
+    unit = direction.unit
+    return _Reading(
+        read=lambda part, whole: part.cpu().double() @ unit,
+        layers=range(last + 1),
+        method=PROJECTION,
+        metric=(f"projection on {direction}", ""),
+    )
+
+
+def _contrast(
+    model: LanguageModel, sides: Sides, reading: _Reading
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """(n, layer, head) clean - corrupted, and the (n,) readings of the whole stream on both."""
+    effects, ends = [], []
+    for prompts in (sides.clean, sides.corrupted):
+        seen = run_with_cache(
+            model, prompts, sites=["z", "resid_post"], layers=reading.layers, positions="last"
+        )
+        whole = seen[reading.layers[-1], "resid_post"]
+        each = [reading.read(_head_writes(model, seen, k), whole) for k in reading.layers]
+        effects.append(torch.stack(each, 1).numpy())
+        ends.append(reading.read(whole[:, None], whole)[:, 0].numpy())
+    return effects[0] - effects[1], (ends[0], ends[1])
+
+
+def _scores(model: LanguageModel, task: Task, sides: Sides, reading: _Reading) -> Scores:
+    effects, ends = _contrast(model, sides, reading)
+    return head_scores(
+        model,
+        task,
+        effects,
+        ends,
+        method=reading.method,
+        direction="noise",
+        metric=reading.metric,
+        layers=reading.layers,
+        positions="the last token",
+    )
+
+
+def _head_writes(model: LanguageModel, seen: Activations, layer: int) -> Tensor:
+    """(n, heads, d_model) what each head adds to the residual stream."""
+    block = model.require_decoder("what heads write").blocks[layer]
+    attn = block.attn
+    weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)
+    raw = torch.einsum("nhk,hkd->nhd", seen[layer, "z"].to(weight), weight)
+    if block.ln1_post is None:
+        return raw
+    whole = raw.sum(1, keepdim=True)
+    return block.ln1_post.share(raw, whole if attn.o.bias is None else whole + attn.o.bias)
+
+
+def _mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:
+    """(n, d) float64 mean unembedding of each row's tokens, -1 left out."""
+    real = (tokens >= 0)[..., None]
+    taken = unembed[tokens.clamp(min=0).to(unembed.device)].detach().cpu().double()
+    return torch.where(real, taken, 0.0).sum(1) / real.sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelNull:
+    """A contrast against the same with the labels of its pairs permuted.
+
+    limit: the effect, as a fraction of the gap, that the strongest head of 95 % of permutations
+    stays below. p: (layer, head) share of permutations whose strongest head, of all, is as strong:
+    corrected for the number of heads, and no less than 1 / draws. draws: permutations tried, the
+    true labels among them; all 2^n of them where there are no more.
+    """
+
+    limit: float
+    p: np.ndarray
+    draws: int
+
+
+def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> LabelNull:
+    """Contrasts with the two prompts of a pair exchanged at random: which one is refused.
+
+    The null of `head_logit_attribution` and `direction_projection`.
+
+    Raises:
+        InterpError: scores that are not a difference of the two prompts of a pair.
+    """
+    if contrast.method not in (ATTRIBUTION, PROJECTION):
+        found = f"{contrast.method} does not change its sign with the labels"
+        raise InterpError(
+            "permuting labels", found, "take head_logit_attribution or direction_projection"
+        )
+    signs = sign_flips(contrast.n, draws, seed=seed)
+    flat = contrast.effects.reshape(contrast.n, -1)
+    if not np.isfinite(flat).all():
+        raise InterpError("permuting labels", "effects that are not finite", "check for NaN")
+    strongest = np.abs(signs @ flat / contrast.n).max(1)
+    found = np.abs(flat.mean(0)) - 1e-9 * strongest.max()
+    return LabelNull(
+        limit=float(np.quantile(strongest, 0.95) / abs(contrast.gap)),
+        p=(strongest[:, None] >= found).mean(0).reshape(contrast.values.shape),
+        draws=len(signs),
+    )
+
+
+def top_stability(scores: Scores, *, k: int = 10, draws: int = 500, seed: int = 0) -> float:
+    """Mean Jaccard overlap of the top k with the top k of bootstrap samples of the prompts.
+
+    Raises:
+        InterpError: k that is not between 1 and the number of heads less one.
+    """
+    flat = scores.effects.reshape(scores.n, -1)
+    if not 0 < k < flat.shape[1]:
+        raise InterpError(f"the top {k}", f"{flat.shape[1]} heads", "choose fewer")
+    weights = bootstrap_weights(scores.n, draws, seed=seed)
+    sign = np.sign(scores.gap)
+    top = set(np.argsort(-sign * flat.mean(0), kind="stable")[:k].tolist())
+    drawn = np.argsort(-sign * (weights @ flat), axis=1, kind="stable")[:, :k]
+    return float(np.mean([len(top & set(row)) / len(top | set(row)) for row in drawn.tolist()]))

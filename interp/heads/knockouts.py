@@ -1,0 +1,124 @@
+"""Heads ablated one after another, strongest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from interp.core.errors import InterpError
+from interp.core.nulls import Null, null_of
+from interp.core.prompts import Task
+from interp.heads.direct_attribution import _attribution, _contrast, _projection
+from interp.heads.switching import SwitchOff, both_sides
+from interp.models.language_model import LanguageModel
+from interp.results.direction import Direction
+from interp.runs.ablation import random_like
+from interp.runs.interventions import intervene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """How much of what downstream heads write is driven by the heads knocked out.
+
+    Attributes:
+        gates, downstream: labels.
+        normal, knocked: (heads,) mean contrast of each downstream head, in the metric's unit.
+        change: (heads,) 100 (knocked - normal) / |normal|, in per cent; -100 is all of it.
+        nulls: |change| of each against knocking out random heads of the gates' layers.
+    """
+
+    gates: tuple[str, ...]
+    downstream: tuple[str, ...]
+    normal: np.ndarray
+    knocked: np.ndarray
+    change: np.ndarray
+    nulls: tuple[Null, ...]
+
+    def to_dataframe(self) -> Any:
+        """One row per downstream head."""
+        import pandas as pd
+
+        columns = {"head": self.downstream, "normal": self.normal, "knocked": self.knocked}
+        table = pd.DataFrame(columns | {"change_percent": self.change})
+        names = (
+            {"mean": "null_mean", "high": "null_high", "share": "as_strong"} if self.nulls else {}
+        )
+        return table.assign(
+            **{name: [getattr(null, of) for null in self.nulls] for of, name in names.items()}
+        )
+
+
+def knockout_cascade(
+    model: LanguageModel,
+    task: Task,
+    gates: Sequence[str],
+    downstream: Sequence[str],
+    switch: SwitchOff,
+    *,
+    direction: Direction | None = None,
+    draws: int = 20,
+    seed: int = 0,
+) -> Cascade:
+    """Gate heads are switched off, at all tokens, and downstream heads' contributions read again.
+
+    A contribution is the contrast of `head_logit_attribution`, or of `direction_projection` if a
+    direction is given. The knocked-out run's own norms are used.
+
+    Args:
+        model: a model whose weights are known.
+        task: as for `head_logit_attribution`.
+        gates: heads knocked out together.
+        downstream: heads of later layers.
+        switch: how, from `interp.heads.switching.switch_off`.
+        direction: read along this instead of the logits.
+        draws: random sets of as many other heads of the same layers.
+        seed: of these.
+
+    Raises:
+        InterpError: a downstream head that does not come after every gate, or writes nothing.
+    """
+    before, after = (model.require_parts(labels, "z") for labels in (gates, downstream))
+    if max(part.layer for part in before) >= min(part.layer for part in after):
+        raise InterpError(
+            f"a cascade from {list(gates)} to {list(downstream)}",
+            "a downstream head in the gates' layer or before",
+            "choose heads of later layers",
+        )
+
+    sides = both_sides(model, task)
+    if direction is None:
+        reading = _attribution(model, task, sides)
+    else:
+        reading = _projection(model, direction)
+    latest = max(after, key=lambda part: part.layer)
+    if latest.layer not in reading.layers:
+        raise InterpError(f"{latest} along {direction}", "the head comes later", "drop it")
+
+    def contributions(off: Sequence[str]) -> np.ndarray:
+        with intervene(model, switch.interventions(off) if off else []):
+            found = _contrast(model, sides, reading)[0].mean(0)
+        return np.array([found[part.layer, part.index or 0] for part in after])
+
+    normal, knocked = contributions(()), contributions(gates)
+    if (np.abs(normal) < 1e-9).any():
+        raise InterpError(f"a cascade to {list(downstream)}", "a head writes nothing", "drop it")
+
+    def change(of: np.ndarray) -> np.ndarray:
+        return 100 * (of - normal) / np.abs(normal)
+
+    random = [change(contributions(heads)) for heads in random_like(model, gates, draws, seed=seed)]
+    return Cascade(
+        gates=tuple(map(str, before)),
+        downstream=tuple(map(str, after)),
+        normal=normal,
+        knocked=knocked,
+        change=change(knocked),
+        nulls=tuple(
+            null_of(float(abs(own)), np.abs([other[i] for other in random]))
+            for i, own in enumerate(change(knocked))
+            if random
+        ),
+    )

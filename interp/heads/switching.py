@@ -1,0 +1,319 @@
+"""Heads switched off, and what is needed to read a behaviour off both sides of a task's pairs.
+
+A task's clean prompts show the behaviour (requests that are refused), its corrupted prompts do not;
+unlike in patching the two may differ in length. One description of a switched-off head serves the
+fast engine and `interp.runs.interventions.intervene`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.components import Component
+from interp.core.errors import InterpError, unknown
+from interp.core.metrics import Targets
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.engine.architecture import Attention
+from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.restart import Variants, restart
+from interp.models.language_model import LanguageModel
+from interp.results.direction import Direction
+from interp.results.provenance import provenance
+from interp.results.scores import Scores
+from interp.runs.capture import run_with_cache
+from interp.runs.interventions import Intervention, Operation
+from interp.runs.pairs import check_gap
+
+Mode = Literal["zero", "mean", "uniform", "scale", "direction"]
+
+TOGETHER = 4096
+"""Tokens of changed runs computed at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchOff:
+    """How heads are taken out of a run; made by `switch_off`.
+
+    `means` is layer -> (heads, d_head); `direction` (d_model,) what is projected out, length one.
+    """
+
+    model: LanguageModel
+    mode: Mode
+    factor: float = 0.0
+    alpha: float = 1.0
+    means: Mapping[int, Tensor] | None = None
+    direction: Tensor | None = None
+
+    def new(self, head: Component, z: Tensor, v: Tensor) -> Tensor:
+        """A head's values (tokens, d_head) in a prompt, from its own and its key/value group's."""
+        if self.mode == "mean":
+            assert self.means is not None
+            assert head.index is not None
+            return self.means[head.layer][head.index].to(z).expand_as(z)
+        if self.mode == "uniform":
+            return _causal_mean(v, self._attention(head).window)
+        if self.mode == "direction":
+            unit = self._preimage(head).to(z)
+            return z - self.alpha * (z @ unit)[:, None] * unit
+        return z * (0.0 if self.mode == "zero" else self.factor)
+
+    def interventions(self, heads: Sequence[str]) -> list[Intervention]:
+        """The same as interventions, at all tokens: exact for heads of several layers."""
+        made = []
+        for head in self.model.require_parts(heads, "z"):
+            group = Component(head.layer, "v", (head.index or 0) // self.group)
+            seen: dict[int, Tensor] = {}
+
+            def remember(
+                old: Tensor, prompt: int, where: list[int], seen: dict[int, Tensor] = seen
+            ) -> Tensor:
+                seen[prompt] = old
+                return old
+
+            def change(
+                old: Tensor,
+                prompt: int,
+                where: list[int],
+                head: Component = head,
+                seen: dict[int, Tensor] = seen,
+            ) -> Tensor:
+                return self.new(head, old, seen.get(prompt, old))
+
+            if self.mode == "uniform":
+                made.append(replace(_everywhere("read", group, remember), reads=True))
+            made.append(_everywhere(self.mode, head, change))
+        return made
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.model.n_heads // self.model.n_kv_heads
+
+    def _attention(self, head: Component) -> Attention:
+        return self.model.require_decoder("switching heads off").blocks[head.layer].attn
+
+    def _preimage(self, head: Component) -> Tensor:
+        """(d_head,) unit vector whose image under the head's W_O is nearest to the direction."""
+        assert self.direction is not None
+        weight = head_output(self.model, head)
+        found = torch.linalg.lstsq(weight.T, self.direction[:, None]).solution[:, 0]
+        return found / found.norm()
+
+
+def switch_off(
+    model: LanguageModel,
+    mode: Mode = "zero",
+    *,
+    factor: float = 1e-5,
+    reference: Sequence[Prompt] | None = None,
+    direction: Direction | None = None,
+    alpha: float = 1.0,
+) -> SwitchOff:
+    """How heads are to be switched off.
+
+    "zero": z = 0.  "scale": z times `factor`.  "mean": z is its mean over every token of the
+    `reference` prompts.  "uniform": every visible key gets equal attention, z_i = mean of v_j,
+    which is what Ships does by scaling W_q or W_k (arXiv 2410.13708) and what a norm of queries
+    would undo; with local attention, inside its window.  "direction": z - alpha (z . u) u, with u
+    the unit vector whose image under W_O is nearest to the direction (arXiv 2604.04385, whose
+    default alpha = 5 overshoots to -4 times the component).
+
+    With grouped-query attention "uniform" reads values that a group of heads shares, and still
+    switches off single heads; that is warned of, since scaling W_k or W_v as published would
+    switch off the group.
+
+    Raises:
+        InterpError: an unknown mode, or no reference prompts or direction where they are needed.
+    """
+    if mode not in get_args(Mode):
+        raise unknown("mode", mode, get_args(Mode))
+    if (mode == "mean") != bool(reference) or (mode == "direction") != (direction is not None):
+        do = "give reference prompts for 'mean', a direction for 'direction', else neither"
+        raise InterpError(f"switching heads off by {mode}", "too little or too much is given", do)
+    if mode == "uniform" and model.n_kv_heads < model.n_heads:
+        warnings.warn(
+            f"{model.n_heads // model.n_kv_heads} heads of {model.name} share each key and value: "
+            "uniform attention is imposed on single heads, over values of their group; for whole "
+            "groups scan with by='kv_head'",
+            stacklevel=2,
+        )
+    means = None
+    if reference:
+        seen = run_with_cache(model, reference, sites=["z"])
+        means = {k: seen[k, "z"][seen.mask].double().mean(0) for k in range(model.n_layers)}
+    if direction is not None:
+        direction.require_model(model)
+    return SwitchOff(
+        model=model,
+        mode=mode,
+        factor=factor,
+        alpha=alpha,
+        means=means,
+        direction=None if direction is None else direction.unit,
+    )
+
+
+def _causal_mean(v: Tensor, window: int | None) -> Tensor:
+    """Row i is the mean of rows max(0, i - window + 1) to i."""
+    total = v.double().cumsum(0)
+    counts = torch.arange(1, len(v) + 1, device=v.device)
+    if window is not None and window < len(v):
+        total[window:] = total[window:] - total[:-window].clone()
+        counts = counts.clamp(max=window)
+    return (total / counts[:, None]).to(v)
+
+
+def _everywhere(name: str, component: Component, operation: Operation) -> Intervention:
+    return Intervention(name=name, component=component, operation=operation, positions="all")
+
+
+def head_output(model: LanguageModel, head: Component) -> Tensor:
+    """(d_head, d_model) W_O of a head, float64 on the CPU."""
+    attn = model.require_decoder("what a head writes").blocks[head.layer].attn
+    return attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head.index].detach().cpu().double()
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadValues:
+    """New values of some heads of one layer on one prompt: (tokens, heads, d_head).
+
+    at: the tokens that are set; None for all of them.
+    """
+
+    layer: int
+    heads: tuple[int, ...]
+    values: Tensor
+    at: tuple[int, ...] | None = None
+
+
+def changed_runs(
+    runner: Runner, base: Baseline, changes: Sequence[HeadValues | Sequence[HeadValues]]
+) -> Tensor:
+    """(changes, d_model) the normalised final residual of one prompt under each change.
+
+    Several changes that belong together, such as heads of some layers, are one.
+    """
+    length = int(base.lengths[0])
+    step = max(1, TOGETHER // length)
+    together = [[change] if isinstance(change, HeadValues) else list(change) for change in changes]
+    pieces = [
+        _changed(runner, base, together[begin : begin + step], length)
+        for begin in range(0, len(together), step)
+    ]
+    return torch.cat(pieces)
+
+
+def _changed(
+    runner: Runner, base: Baseline, changes: Sequence[Sequence[HeadValues]], length: int
+) -> Tensor:
+    starts, edits = np.zeros(len(changes), dtype=np.int64), dict[int, list[Edit]]()
+    for number, parts in enumerate(changes):
+        # Nothing can differ before the first change; where there is none, the last token is run.
+        starts[number] = min(_first(base, change, length) for change in parts)
+        for change in parts:
+            at = np.arange(length) if change.at is None else np.array(sorted(change.at))
+            at = at[at >= starts[number]]
+            edits.setdefault(change.layer, []).extend(
+                Edit(
+                    site="z",
+                    ids=np.full(len(at), number),
+                    positions=at,
+                    values=change.values[at, place],
+                    components=np.full(len(at), head),
+                )
+                for place, head in enumerate(change.heads)
+            )
+    variants = Variants(
+        prompt=np.zeros(len(changes), dtype=np.int64),
+        start=starts,
+        layer=np.array([min(change.layer for change in parts) for parts in changes]),
+        ready=np.zeros(len(changes), dtype=bool),
+    )
+    merged = {layer: _merged(parts) for layer, parts in edits.items()}
+    return restart(runner, base, variants, edits=merged)
+
+
+def _first(base: Baseline, change: HeadValues, length: int) -> int:
+    """The first token with a new value, the last one where there is none."""
+    old = base.site(change.layer, "z")[:, list(change.heads)]
+    differ = (change.values.to(old) != old).flatten(1).any(1).nonzero()
+    return int(differ[0]) if len(differ) else length - 1
+
+
+def _merged(edits: Sequence[Edit]) -> list[Edit]:
+    """Edits of one layer as one, so that the layer's values are copied once."""
+    columns = {
+        name: np.concatenate([getattr(edit, name) for edit in edits])
+        for name in ("ids", "positions", "components")
+    }
+    return [Edit(site="z", values=torch.cat([edit.values for edit in edits]), **columns)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Both sides of a task in tokens, of whatever lengths, and what the metric reads."""
+
+    clean: list[tuple[int, ...]]
+    corrupted: list[tuple[int, ...]]
+    targets: Targets
+
+
+def both_sides(model: LanguageModel, task: Task) -> Sides:
+    """The tokens of clean and corrupted prompts, which need not be equally long.
+
+    Raises:
+        InterpError: a pair without a corrupted prompt, or a metric that compares runs.
+    """
+    if task.metric.needs_reference or any(pair.corrupted is None for pair in task.pairs):
+        found = f"metric {task.metric.name}, or a pair without a corrupted prompt"
+        raise InterpError(f"both sides of {task.name}", found, "give pairs, and log_odds or such")
+    single = tuple(replace(pair, corrupted=None) for pair in task.pairs)
+    encoded = replace(task, pairs=single).encode(model)
+    others = [model.tokenize(pair.corrupted or "").tokens for pair in task.pairs]
+    return Sides(clean=encoded.clean, corrupted=others, targets=encoded.targets)
+
+
+def head_scores(
+    model: LanguageModel,
+    task: Task,
+    effects: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
+    *,
+    method: str,
+    direction: str,
+    metric: tuple[str, str],
+    layers: Sequence[int],
+    by: str = "head",
+    positions: str = "all tokens",
+) -> Scores:
+    """Effects (n, layer, head) as `Scores`; `ends` are the metric's (n,) on clean and corrupted.
+
+    Raises:
+        InterpError: the two sides do not differ.
+    """
+    check_gap(*ends)
+    return Scores(
+        effects=effects,
+        clean=ends[0],
+        corrupted=ends[1],
+        axes=("layer", by),
+        coordinates={
+            "layer": tuple(map(str, layers)),
+            by: tuple(map(str, range(effects.shape[2]))),
+        },
+        site="z" if by == "head" else "v",
+        direction=direction,
+        method=method,
+        metric=metric[0],
+        metric_unit=metric[1],
+        positions=positions,
+        provenance=provenance(model, task, f"# {method}"),
+    )

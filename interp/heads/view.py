@@ -1,0 +1,83 @@
+"""One attention head, looked at: where it attends, and what it writes in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from interp.core.errors import InterpError
+from interp.core.prompts import Task
+from interp.models.language_model import LanguageModel
+from interp.runs.capture import run_with_cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadView:
+    """A head on one prompt.
+
+    pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed: (token, logits) that
+    the head's output at the last token adds most to and takes most from. direct: what it adds to
+    the answers' mean logit minus the wrong answers', its direct logit attribution.
+    """
+
+    pattern: torch.Tensor
+    tokens: tuple[str, ...]
+    promoted: list[tuple[str, float]]
+    suppressed: list[tuple[str, float]]
+    direct: float | None
+
+
+def view_head(
+    model: LanguageModel, task: Task, layer: int, head: int, *, prompt: int = 0, k: int = 10
+) -> HeadView:
+    """A head's attention on a clean prompt of a task, and its output read as tokens.
+
+        logits(v) = W_U (v * weight_final / scale(resid_final)),   v = z W_O of this head
+
+    at the last token, with the final norm's scale of the real run, so that the contributions of
+    all components add up to the logits. Where a post-norm follows attention (Gemma-2, OLMo-2) a
+    head's write is not a summand of the stream, and the token lists are empty.
+
+    Raises:
+        InterpError: no such layer, head or prompt.
+    """
+    for name, value, size in (
+        ("layer", layer, model.n_layers),
+        ("head", head, model.n_heads),
+        ("prompt", prompt, len(task)),
+    ):
+        if not 0 <= value < size:
+            raise InterpError(f"{name} {value}", f"0 to {size - 1} exist", "choose one of these")
+    text = task.pairs[prompt].clean
+    tokenized = model.tokenize(text)
+    last = model.n_layers - 1
+    sites = ["pattern", "z", "resid_post"]
+    seen = run_with_cache(model, [text], sites=sites, layers=[layer, last])
+    pattern = seen[layer, "pattern"][0, :, head].float()
+    promoted: list[tuple[str, float]] = []
+    suppressed: list[tuple[str, float]] = []
+    direct = None
+    decoder = model.decoder
+    if decoder is not None and decoder.blocks[layer].ln1_post is None:
+        attn = decoder.blocks[layer].attn
+        weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head]
+        written = seen[layer, "z"][0, -1, head].to(weight) @ weight
+        whole = seen[last, "resid_post"][0, -1].to(weight)
+        logits = decoder.unembed @ decoder.ln_final.share(written, whole)
+        for sign, found in ((1, promoted), (-1, suppressed)):
+            top = (sign * logits).topk(min(k, len(logits)))
+            names = model.strings(top.indices.tolist())
+            values = logits[top.indices].tolist()
+            found += list(zip(names, values, strict=True))
+        targets = task.encode(model).targets
+        right, wrong = (t[prompt][t[prompt] >= 0] for t in (targets.answers, targets.wrong))
+        if len(wrong):
+            direct = float(logits[right].mean() - logits[wrong].mean())
+    return HeadView(
+        pattern=pattern,
+        tokens=tokenized.strings,
+        promoted=promoted,
+        suppressed=suppressed,
+        direct=direct,
+    )

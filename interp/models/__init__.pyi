@@ -1,0 +1,12 @@
+from .chat import chat_prompts as chat_prompts
+from .compiled import compiled_programs as compiled_programs
+from .compiled import load_compiled as load_compiled
+from .language_model import LanguageModel as LanguageModel
+from .loading import load_model as load_model
+from .loading import model_hash as model_hash
+from .loading import wrap as wrap
+from .registry import known_models as known_models
+from .token_patterns import find_positions as find_positions
+from .toys.registry import TOYS as TOYS
+from .toys.registry import build_toy as build_toy
+from .unembedding import unembed as unembed

@@ -1,0 +1,406 @@
+"""Loading a model by name, and checking it before use."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import warnings
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from interp.core.components import SITES
+from interp.core.errors import InterpError, unknown
+from interp.core.files import cache_dir, content_key, versions
+from interp.core.schema import Truth, checked
+from interp.engine.memory import no_collection, says_too_little
+from interp.models import embedded, organisms
+from interp.models.checkpoints import departures, read_checkpoint, text_model
+from interp.models.language_model import LanguageModel
+from interp.models.registry import known_models
+from interp.models.toys.registry import TOYS
+
+FAMILY_TABLE = Path(__file__).parent.parent / "data" / "families.json"
+
+
+def known_families() -> list[dict[str, Any]]:
+    """What tiny random models of each tried family offer: name, architecture, runs, missing.
+
+    `runs` is "engine", "hooks" or "refused"; `missing` maps sites to the reason they are absent
+    ("" for the whole model). Written by `python -m tests.families`, compared by the tests.
+    """
+    return json.loads(FAMILY_TABLE.read_text(encoding="utf-8"))["families"]
+
+
+@says_too_little
+@no_collection()
+def load_model(
+    name: Any = embedded.NAME,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    check: bool = True,
+) -> LanguageModel:
+    """A causal language model by name, checked.
+
+    Args:
+        name: `smollm2-135m-instruct` (the embedded default), a shipped organism such as
+            `countdown-smollm2`, a `toy-*` name, a local directory (of a model or of a PEFT
+            adapter, which is merged into its base), a GGUF file, a Hugging Face id, or a
+            transformers model that is in memory already, which is taken as it is and changed in
+            place. Such a model has no hooks and no `forward` of its own on any module, and can
+            be given once. The architecture must be one that TransformerLens bridges: `interp
+            models`.
+        device: "cpu", "cuda", "mps"; a GPU if there is one and None is given.
+        dtype: "float32" (the default), "float64", "bfloat16" or "float16".
+        device_map: as in transformers, for models larger than one GPU; such models run through
+            hooks, without the fast engine.
+        revision: the branch, tag or commit of a Hugging Face id.
+        tokenizer: that of a model in memory.
+        check: put every site to the replacement identity. For a model from files the outcome is
+            kept under the cache, so that only the first load of given weights pays for it; a
+            model in memory is checked each time.
+
+    Raises:
+        InterpError: an unknown name, a hub id that cannot be reached, files that are missing,
+            damaged or do not fit the configuration, weights with NaN, an architecture whose
+            hooked logits are not Hugging Face's, or a model in memory with hooks, with a
+            patched `forward`, or loaded before.
+    """
+    import torch
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(name, torch.nn.Module):
+        if any(given is not None for given in (device, dtype, device_map, revision)):
+            raise InterpError(
+                "device, dtype, device_map or revision of a model in memory",
+                "it is taken as it is",
+                "call its .to(...) first",
+            )
+        called = getattr(name.config, "_name_or_path", "")
+        return wrap(name, tokenizer, name=called or type(name).__name__, check=check)
+    check = checked(Truth, check, "check of load_model()")
+    if tokenizer is not None:
+        raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
+    if not isinstance(name, str | Path) or not str(name):
+        do = "give a name of `interp models`, a directory, a GGUF file, a hub id or a loaded model"
+        raise InterpError(f"loading {name!r:.60}", "no name of a model", do)
+    name, kinds = str(name), ("float32", "float64", "bfloat16", "float16")
+    dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if dtype not in kinds:
+        raise unknown("dtype", dtype, kinds)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise InterpError(f"device {device!r}", said, "use one that torch offers") from error
+    hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
+    if device_map is None:
+        hf_model = hf_model.to(device)
+    return wrap(hf_model, tokenizer, name=name, card=card, check=check, from_files=True)
+
+
+def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tuple[Any, Any, str]:
+    """The Hugging Face model of a name, its tokeniser and its card."""
+    known = [entry.name for entry in known_models()]
+    if revision is not None and name in known:
+        raise InterpError(f"revision {revision!r} of {name}", "there is one", "leave it out")
+    if device_map is not None and name in known and name != embedded.NAME:
+        raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
+    if name in TOYS:
+        hf_model, tokenizer, card = _load_toy(name)
+        return hf_model.to(dtype), tokenizer, card
+    if name.startswith("toy-") and not Path(name).exists():
+        raise unknown("toy", name, TOYS)
+    if name in known and name != embedded.NAME:
+        folder = organisms.organisms()[name]
+        return (*organisms.load_organism(folder, dtype=dtype), organisms.card(folder))
+    source, card = name, ""
+    if name == embedded.NAME:
+        source, card = str(embedded.directory()), embedded.CARD
+    found = read_checkpoint(
+        source, dtype=dtype, device_map=device_map, revision=revision, known=known
+    )
+    return (*found, card)
+
+
+def wrap(
+    hf_model: Any,
+    tokenizer: Any = None,
+    *,
+    name: str,
+    card: str = "",
+    check: bool = True,
+    from_files: bool = False,
+) -> LanguageModel:
+    """A `LanguageModel` around a Hugging Face causal language model, which it changes in place.
+
+    Where it comes straight `from_files`, its check is kept and looked up. Otherwise its hash
+    includes whatever differs from what its class and configuration give.
+
+    Raises:
+        InterpError: see `load_model`.
+    """
+    from interp.core.records import write_sealed
+    from interp.models.checks import VERSION, check_prompt, rotary_switch
+    from interp.models.families import read_architecture, refuse_attached
+    from interp.models.language_model import build_bridge, fingerprint
+
+    refuse_attached(hf_model, name)
+    hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
+    config = hf_model.config
+    decoder, reason = None, None
+    if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
+        reason = "the weights are spread over several devices"
+    elif switch := rotary_switch(config):
+        reason = f"{switch[0]} rotary angles depend on the length of the prompt"
+    else:
+        try:
+            decoder = read_architecture(hf_model)
+        except InterpError as error:
+            reason = f"{error.asked}: {error.found}"
+    apart = [] if from_files else departures(hf_model)
+    weights_hash = fingerprint(hf_model.state_dict(), config.to_dict(), apart)
+    prompt, notes = check_prompt(config, sum(p.numel() for p in hf_model.parameters()))
+    device = str(next(hf_model.parameters()).device)
+    key = content_key([VERSION, weights_hash, versions(), device, decoder is not None])
+    kept_at = cache_dir() / "checks" / f"{key}.json"
+    kept = _kept_check(kept_at, key) if check and from_files else None
+    reference = _reference(hf_model, prompt, name) if check and kept is None else None
+    bridge = build_bridge(hf_model)
+    cfg = bridge.cfg
+    model = LanguageModel(
+        name=name,
+        bridge=bridge,
+        tokenizer=tokenizer,
+        decoder=decoder,
+        hash=weights_hash,
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+        d_model=cfg.d_model,
+        d_head=cfg.d_head,
+        d_mlp=decoder.d_mlp if decoder else cfg.d_mlp or 0,
+        d_vocab=config.vocab_size,
+        family=config.model_type,
+        parallel=bool(decoder.blocks[0].parallel if decoder else cfg.parallel_attn_mlp),
+        gated=bool(decoder.blocks[0].mlp.up if decoder else cfg.gated_mlp),
+        post_norms=bool(
+            decoder.blocks[0].ln1_post if decoder else hasattr(bridge.blocks[0], "ln1_post")
+        ),
+        engine_reason=reason,
+        card=card,
+        max_positions=getattr(config, "max_position_embeddings", None),
+    )
+    _limit_lengths(model, rotary_switch(config))
+    model.notes += notes
+    _note_special_tokens(model)
+    if reference is not None:
+        kept = _checked(model, *reference)
+        try:
+            if from_files:
+                write_sealed(kept_at, "check", VERSION, kept, key=key)
+        except InterpError as error:
+            warnings.warn(f"the check of {name} is not kept: {error}", stacklevel=3)
+    if kept is not None:
+        model.sites, model.ragged, model.d_mlp = kept["sites"], kept["ragged"], kept["d_mlp"]
+        if kept["misread"] is not None:
+            model.decoder, model.engine_reason = None, kept["misread"]
+    if not model.ragged:
+        model.notes += ("padding changes its numbers: prompts of different lengths run apart",)
+    return model
+
+
+def _transformer(hf_model: Any, name: str) -> Any:
+    """The model to wrap: adapters merged, the text part alone, attention computed step by step.
+
+    Raises:
+        InterpError: no causal transformer, or no layers.
+    """
+    if hasattr(hf_model, "merge_and_unload"):
+        hf_model = hf_model.merge_and_unload().requires_grad_(False)
+    hf_model = text_model(hf_model)
+    config = hf_model.config
+    kind, do = type(hf_model).__name__, "load a causal transformer such as Llama, Qwen or GPT-2"
+    if getattr(config, "is_encoder_decoder", False):
+        raise InterpError(f"wrapping {name}", f"{kind} has an encoder and a decoder", do)
+    for what in ("num_attention_heads", "num_hidden_layers"):
+        if not getattr(config, what, None):
+            found = "no attention heads" if what == "num_attention_heads" else "no layers"
+            raise InterpError(f"wrapping {name}", f"{kind} has {found}: not a transformer", do)
+    if config._attn_implementation != "eager":
+        hf_model.set_attn_implementation("eager")  # the others do not give the pattern
+    return hf_model
+
+
+def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], list[Any], Any]:
+    """The check's prompt, and the untouched model's residual stream before every layer and logits.
+
+    Raises:
+        InterpError: weights with NaN or infinity, or a model that fails on the prompt.
+    """
+    import torch
+
+    for tensor, value in hf_model.named_parameters():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InterpError(
+                f"checking {name}", f"{tensor} holds NaN or infinity", "load another copy of it"
+            )
+    device = next(hf_model.parameters()).device
+    try:
+        with torch.no_grad():
+            out = hf_model(torch.tensor([prompt], device=device), output_hidden_states=True)
+    except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+        raise InterpError(
+            f"running {name} on {len(prompt)} tokens",
+            f"transformers fails: {' '.join(str(error).split())[:300]}",
+            "compare its configuration with an intact copy",
+        ) from error
+    return prompt, list(out.hidden_states or ())[: hf_model.config.num_hidden_layers], out.logits
+
+
+def _limit_lengths(model: LanguageModel, switch: tuple[str, int] | None) -> None:
+    """Which prompts may be run, and which in one pass, where the length changes the rotary angles.
+
+    Longrope takes other angles for a pass whose longest prompt is longer than its original length.
+    Dynamic scaling goes on from the longest prompt that was ever run, so longer ones are refused.
+    """
+    if switch is None:
+        return
+    kind, size = switch
+    if kind == "dynamic":
+        model.max_positions = size
+        model.notes += (f"dynamic rotary angles: prompts of more than {size} tokens are refused",)
+    else:
+        model.switch = size
+        model.notes += (f"longrope: prompts of more than {size} tokens run apart from others",)
+
+
+def _note_special_tokens(model: LanguageModel) -> None:
+    """Say which special tokens `tokenize` leaves out."""
+    before, after = model.affixes
+    if after:
+        shown = "".join(model.strings(after))
+        model.notes += (f"its tokeniser ends every text with {shown!r}: left out",)
+    template = getattr(model.tokenizer, "chat_template", None)
+    if before and isinstance(template, str):
+        shown = "".join(model.strings(before))
+        if shown in template or "bos_token" in template:
+            model.notes += (f"its chat template begins with {shown!r}: prompts keep one copy",)
+
+
+def _checked(
+    model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
+) -> dict[str, Any]:
+    """The outcome of the checks, as it is kept."""
+    from interp.models.checks import check_model
+
+    check_model(model, (prompt, logits))
+    return {
+        "sites": model.sites,
+        "misread": check_engine(model, prompt, hidden, logits),
+        "ragged": model.ragged,
+        "d_mlp": model.d_mlp,
+    }
+
+
+def unwrapped(model: LanguageModel) -> Any:
+    """A new Hugging Face model with the same weights, untouched by any bridge: `wrap` undone.
+
+    Raises:
+        InterpError: the weights or the configuration are no longer those that were loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from interp.models.language_model import fingerprint
+
+    wrapped = model.bridge.original_model
+    tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
+    held = {name.replace("._original_component", ""): tensor for name, tensor in tensors}
+    options = {"dtype": model.dtype, "attn_implementation": "eager"}
+    with torch.random.fork_rng(devices=[]):
+        copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
+    copy.load_state_dict({name: held[name] for name in copy.state_dict()})
+    for name, buffer in copy.named_buffers():
+        buffer.data = held[name].clone()  # rotary frequencies follow neither state dict nor dtype
+    copy = copy.to(model.device)
+    if fingerprint(copy.state_dict(), copy.config.to_dict(), departures(copy)) != model.hash:
+        raise InterpError(
+            f"copying {model.name}",
+            "its weights or configuration are not those that were loaded",
+            "load it again",
+        )
+    return copy
+
+
+def model_hash(model: LanguageModel) -> str:
+    """sha256 of a model's weights and configuration, as used in every key and every result."""
+    return model.hash
+
+
+def check_engine(
+    model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
+) -> str | None:
+    """Why the fast engine cannot be used: what it computes is not Hugging Face's. None if it is.
+
+    Compared are the residual stream before every layer, token by token, and all logits.
+    """
+    import torch
+
+    from interp.engine.forward import Runner
+    from interp.engine.restart import baseline
+    from interp.models.checks import engine_tolerance, row_gap
+
+    decoder = model.decoder
+    if decoder is None:
+        return None
+    n = len(decoder.blocks)
+    try:
+        with torch.no_grad():
+            base = baseline(Runner(decoder), [prompt])
+            found = [base.sites[layer, "resid_pre"] for layer in range(n + 1)]
+            found[n] = decoder.logits(decoder.ln_final(found[n]))
+    except RuntimeError as error:
+        return f"the engine fails on it: {str(error).splitlines()[0]}"
+    for layer, (own, theirs) in enumerate(zip(found, [*hidden, logits], strict=True)):
+        off = row_gap(own, theirs[0])
+        if not off <= engine_tolerance(model.dtype):
+            what = "logits" if layer == n else f"residual stream before layer {layer}"
+            return f"the engine's {what} differ from Hugging Face's by {off:.1e}"
+    return None
+
+
+def _kept_check(path: Path, key: str) -> dict[str, Any] | None:
+    """The outcome of an earlier check of the same weights, versions and device."""
+    from interp.core.records import read_sealed
+    from interp.models.checks import VERSION
+
+    try:
+        kept, _ = read_sealed(path, "check", VERSION, key=key)
+    except InterpError:
+        return None
+    return kept if set(kept["sites"]) == set(SITES) and {*kept} == {"sites", *_FACTS} else None
+
+
+_FACTS = ("misread", "ragged", "d_mlp")
+
+
+def _load_toy(name: str) -> tuple[Any, Any, str]:
+    from transformers import AutoTokenizer
+
+    from interp.models.toys.registry import build_toy
+    from interp.models.toys.toy import save_tokenizer
+
+    toy = build_toy(name)
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(toy, folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    roles = "\n".join(f"- {label}: {role}" for label, role in sorted(toy.roles.items()))
+    return toy.model, tokenizer, f"# {name}\n\n{toy.description}\n\n{roles}\n"

@@ -1,0 +1,171 @@
+"""From named directions of the residual stream to the weights of a Llama.
+
+One direction, "const", holds a value so large that it alone decides the size of the residual
+stream. RMSNorm then only divides by a constant, which its weight undoes: every component reads
+the other directions as they were written, and "const" as 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from interp.models.toys.toy import BOS, UNKNOWN
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+    from transformers import LlamaForCausalLM
+
+Form = Mapping[str, float]
+"""Weights on named directions: what is read from, or written to, the residual stream."""
+
+Slots = Mapping[int, Form]
+"""One form for each of a head's dimensions in use."""
+
+D_MODEL, D_HEAD, HEADS, GROUPS, NEURONS = 64, 16, 4, 2, 8
+UNREAD = 16
+CONST = 256.0
+ROPE_THETA = 1e8
+
+STILL = (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
+"""Head dimensions that rotary embedding turns by at most 0.001 radians a token: for content."""
+
+
+def query_of(slots: Slots) -> dict[int, Form]:
+    """The query whose product with a key is the attention score: the 1/sqrt(d_head) undone."""
+    root = math.sqrt(D_HEAD)
+    return {slot: {name: w * root for name, w in form.items()} for slot, form in slots.items()}
+
+
+def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Form]:
+    """Query slots that prefer keys `distance` tokens ago.
+
+    A key of 1 in the first dimension of rotary pair p, delta tokens ago, scores
+    strength * cos((delta - distance) / 10**p) for each of the pairs.
+    """
+    slots: dict[int, Form] = {}
+    for pair in pairs:
+        angle = distance * ROPE_THETA ** (-2 * pair / D_HEAD)
+        slots[pair] = {"const": strength * math.cos(angle)}
+        slots[pair + D_HEAD // 2] = {"const": -strength * math.sin(angle)}
+    return slots
+
+
+@dataclass(kw_only=True)
+class Blueprint:
+    """What is planted where; `model` turns it into weights.
+
+    `embed` and `unembed` give each word's form (a word of `fillers` has none). Heads and neurons
+    that are not planted get random weights, and write only to directions that no planted
+    component and no logit reads.
+    """
+
+    layers: int
+    directions: tuple[str, ...]
+    embed: Mapping[str, Form]
+    unembed: Mapping[str, Form]
+    fillers: tuple[str, ...] = ()
+    seed: int = 0
+    roles: dict[str, str] = field(default_factory=dict)
+    _groups: dict[tuple[int, int], tuple[Slots, Slots]] = field(default_factory=dict)
+    _heads: dict[tuple[int, int], tuple[Slots, Slots]] = field(default_factory=dict)
+    _neurons: dict[tuple[int, int], tuple[Form, Form, Form]] = field(default_factory=dict)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word, in the order of their tokens."""
+        return tuple(dict.fromkeys((BOS, UNKNOWN, *self.embed, *self.unembed, *self.fillers)))
+
+    def group(self, layer: int, index: int, *, key: Slots, value: Slots) -> None:
+        """Plant the keys and values that query heads 2 * index and 2 * index + 1 share."""
+        self._groups[layer, index] = key, value
+
+    def head(self, layer: int, index: int, role: str, *, query: Slots, output: Slots) -> None:
+        """Plant a query head; its role makes it part of the answer key."""
+        self._heads[layer, index] = query_of(query), output
+        self.roles[f"L{layer}H{index}"] = role
+
+    def neuron(
+        self, layer: int, index: int, role: str, *, gate: Form, up: Form, output: Form
+    ) -> None:
+        """Plant a GLU neuron, silu(gate) * up; its role makes it part of the answer key."""
+        self._neurons[layer, index] = gate, up, output
+        self.roles[f"L{layer}N{index}"] = role
+
+    def model(self) -> LlamaForCausalLM:
+        """The weights, frozen. The global random state is left as it was."""
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            vocab_size=len(self.vocabulary),
+            hidden_size=D_MODEL,
+            intermediate_size=NEURONS,
+            num_hidden_layers=self.layers,
+            num_attention_heads=HEADS,
+            num_key_value_heads=GROUPS,
+            head_dim=D_HEAD,
+            max_position_embeddings=64,
+            rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+            tie_word_embeddings=False,
+            bos_token_id=self.vocabulary.index(BOS),
+            eos_token_id=None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            model = LlamaForCausalLM(config)
+        model = model.eval().requires_grad_(False)
+        generator = torch.Generator().manual_seed(self.seed)
+        self._set_words(model, generator)
+        for number, layer in enumerate(model.model.layers):
+            self._set_layer(layer, number, generator)
+        _set_norm(model.model.norm.weight)
+        return model
+
+    def _set_words(self, model: LlamaForCausalLM, generator: Generator) -> None:
+        embedding, unembedding = model.model.embed_tokens.weight, model.lm_head.weight
+        for token, word in enumerate(self.vocabulary):
+            self._plant(embedding[token : token + 1], {0: self.embed.get(word, {})})
+            self._plant(unembedding[token : token + 1], {0: self.unembed.get(word, {})})
+        embedding[:, 0] = CONST
+        embedding[:, -UNREAD:].normal_(std=0.25, generator=generator)
+
+    def _set_layer(self, layer: Any, number: int, generator: Generator) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        reading = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
+        for linear in reading:
+            linear.weight.normal_(std=0.2, generator=generator)
+        for linear in (attention.o_proj, mlp.down_proj):
+            linear.weight.zero_()[-UNREAD:].normal_(std=0.2, generator=generator)
+        for (at, index), (key, value) in self._groups.items():
+            if at == number:
+                dims = slice(index * D_HEAD, (index + 1) * D_HEAD)
+                self._plant(attention.k_proj.weight[dims], key)
+                self._plant(attention.v_proj.weight[dims], value)
+        for (at, index), (query, output) in self._heads.items():
+            if at == number:
+                dims = slice(index * D_HEAD, (index + 1) * D_HEAD)
+                self._plant(attention.q_proj.weight[dims], query)
+                self._plant(attention.o_proj.weight[:, dims].T, output)
+        for (at, index), (gate, up, output) in self._neurons.items():
+            if at == number:
+                self._plant(mlp.gate_proj.weight[index : index + 1], {0: gate})
+                self._plant(mlp.up_proj.weight[index : index + 1], {0: up})
+                self._plant(mlp.down_proj.weight[:, index : index + 1].T, {0: output})
+        _set_norm(layer.input_layernorm.weight)
+        _set_norm(layer.post_attention_layernorm.weight)
+
+    def _plant(self, block: Tensor, slots: Slots) -> None:
+        """Overwrite a (slots, d_model) view of a weight: the forms given, zero elsewhere."""
+        axes = {name: axis for axis, name in enumerate(("const", *self.directions))}
+        block.zero_()
+        for slot, form in slots.items():
+            for name, weight in form.items():
+                block[slot, axes[name]] = weight
+
+
+def _set_norm(weight: Tensor) -> None:
+    root = math.sqrt(D_MODEL)
+    weight.fill_(CONST / root)
+    weight[0] = 1 / root

@@ -1,0 +1,110 @@
+"""Neurons found by the tokens they write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from torch.nn.functional import normalize
+
+from interp.core.arguments import listed, reads_arguments
+from interp.core.components import within
+from interp.core.errors import InterpError, unknown
+from interp.core.statistics import widened
+from interp.models.language_model import LanguageModel
+from interp.models.unembedding import NeuronMetric, _written
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundNeuron:
+    """A neuron that writes some words.
+
+    logits: of each word, less the mean over the vocabulary. ranks: of each word among all tokens; 1
+    is the most promoted, with sign=-1 the most suppressed.
+    """
+
+    layer: int
+    index: int
+    score: float
+    logits: tuple[float, ...]
+    ranks: tuple[int, ...]
+
+
+@reads_arguments
+def search_neurons(
+    model: LanguageModel,
+    words: str | int | Sequence[str | int],
+    *,
+    k: int = 20,
+    sign: int = 1,
+    layers: Iterable[int] | None = None,
+    metric: NeuronMetric = "zscore",
+) -> list[FoundNeuron]:
+    """The neurons of any layer that write some words most or, with sign=-1, most against them.
+
+        logit_t = U[t] . x_li,   x_li = w * v_li,   U = W_U less its mean over the vocabulary
+
+        zscore:  score = mean_t logit_t / root mean square of logit over the whole vocabulary
+        cosine:  score = mean_t cos(x_li, U[t])
+        dot:     score = mean_t logit_t
+
+    over the words' tokens t. v_li is what the neuron writes, its row of the down projection, gated
+    or not; w is the final norm's weight, and a LayerNorm centres v first: x_li is what the
+    unembedding reads. What raises all tokens
+    alike is no part of a score. The z-score says how far the words stand out among all tokens, in
+    standard deviations. "cosine" and "dot" do not look at other words: a word may be far from the
+    top of what their first neurons write.
+
+    Behind a post-norm after the MLP, v is multiplied by its weight as well: what the neuron adds
+    to the stream, up to a positive factor that depends on the prompt. Z-scores, cosines and ranks
+    are free of it; "dot" and `logits` are without it.
+
+    Raises:
+        InterpError: unknown parts, no words or one of several tokens, k out of size, sign other
+            than 1 or -1, or an unknown metric.
+    """
+    decoder = model.require_decoder("searching neurons")
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    ids = [model.single_token(word) for word in listed(words)]
+    if not ids or sign not in (1, -1) or not 1 <= k <= len(chosen) * model.d_mlp:
+        asked = f"searching {len(ids)} words, k={k}, sign={sign}"
+        found = f"{len(chosen)} layers of {model.d_mlp} neurons"
+        raise InterpError(asked, found, "give words, k within the neurons, sign 1 or -1")
+    if metric not in get_args(NeuronMetric):
+        raise unknown("metric", metric, get_args(NeuronMetric))
+    unembed = widened(decoder.unembed)
+    centre = unembed.mean(0)
+    rows = unembed[ids] - centre
+    # The mean square of all logits of v is v C^T C v / d_vocab.
+    gram = unembed.T @ unembed / len(unembed) - centre[:, None] * centre
+    best: list[tuple[float, int, int]] = []
+    for layer in chosen:
+        values = _written(decoder, layer)
+        if metric == "cosine":
+            scores = (normalize(values, dim=-1) @ normalize(rows, dim=-1).T).mean(-1)
+        else:
+            scores = (values @ rows.T).mean(-1)
+        if metric == "zscore":
+            spread = ((values @ gram) * values).sum(-1).clamp(min=1e-30).sqrt()
+            scores = scores / spread
+        top = (sign * scores).topk(min(k, len(scores)))
+        pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        best = sorted([*best, *((-score, layer, index) for score, index in pairs)])[:k]
+    entries = []
+    for score, layer, index in best:
+        logits = (unembed - centre) @ _written(decoder, layer)[index]
+        ranks = [1 + int((sign * logits > sign * logits[token]).sum()) for token in ids]
+        entries.append(
+            FoundNeuron(
+                layer=layer,
+                index=index,
+                score=-sign * score,
+                logits=tuple(logits[ids].tolist()),
+                ranks=tuple(ranks),
+            )
+        )
+    return entries

@@ -1,0 +1,234 @@
+"""How far GLU neurons fall silent when heads are ablated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
+from interp.core.components import SITES, Component
+from interp.core.errors import InterpError, unknown
+from interp.core.nulls import Null, null_of
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.core.statistics import Estimate, mean_estimate, ratio, standard_error
+from interp.models.language_model import LanguageModel
+from interp.runs.ablated_runs import AblatedRuns
+from interp.runs.ablation import make_ablation, random_like
+from interp.runs.capture import run_with_cache
+from interp.runs.interventions import Intervention, intervene, mean, resample, zero
+from interp.runs.stored_runs import StoredRuns, keep_runs
+
+Kind = Literal["zero", "mean", "resample"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationDelta:
+    """Activations of K neurons before and after an ablation, at one position of each prompt.
+
+    Attributes:
+        read_at: where the neurons are read.
+        ablated_at: where each ablation was made: "all", a name, or one position per prompt.
+        ablated: what was done, with the tokens changed and the size of the change.
+        before, after: (n, K) h_i.
+        change, stderr: (K,) mean of before - after over all samples, and its standard error.
+            Positive: what was ablated raises the neuron.
+        n_active: (K,) samples on which |before| exceeds the floor.
+        silenced: (K,) share of these with |after| below a fraction of |before|; nan for none.
+        reached: (K,) neurons that come after something ablated; the others are in no total.
+        total: mean change over the neurons reached, its interval over samples.
+        total_silenced: mean share of a sample's active neurons silenced, over samples with any.
+        null, null_silenced: these totals against random heads of the same layers.
+    """
+
+    neurons: tuple[str, ...]
+    read_at: tuple[int, ...]
+    ablated_at: tuple[Positions, ...]
+    ablated: str
+    before: np.ndarray
+    after: np.ndarray
+    change: np.ndarray
+    stderr: np.ndarray
+    n_active: np.ndarray
+    silenced: np.ndarray
+    reached: np.ndarray
+    total: Estimate
+    total_silenced: Estimate | None
+    null: Null | None
+    null_silenced: Null | None
+
+    def to_dataframe(self) -> Any:
+        """One row per neuron."""
+        import pandas as pd
+
+        names = ("neurons", "change", "stderr", "n_active", "silenced", "reached")
+        table = pd.DataFrame({name.replace("ons", "on"): getattr(self, name) for name in names})
+        return table.assign(before=self.before.mean(0), after=self.after.mean(0), n=self.total.n)
+
+
+@reads_arguments
+def activation_delta(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+    neurons: Sequence[str],
+    heads: Sequence[str] = (),
+    *,
+    interventions: Intervention | Sequence[Intervention] = (),
+    kind: Kind = "zero",
+    positions_of_ablation: Positions = "all",
+    fraction: float = 0.1,
+    floor: float = 0.0,
+    draws: int = 20,
+    seed: int = 0,
+) -> ActivationDelta:
+    """Activations h_i before and after heads are ablated: exact, and through every path.
+
+    Neurons are read at one token; heads are ablated at all tokens unless `positions_of_ablation`
+    says otherwise. With "read" it is the token read only: what heads brought elsewhere remains.
+
+    Args:
+        model: any model that offers `post`.
+        prompts: texts, token ids or a task (its clean prompts).
+        positions: one token of each prompt, at which neurons are read: see
+            `interp.core.arguments.Positions`.
+        neurons: labels such as L26N6475.
+        heads: labels such as L17H11. Or give
+        interventions: any of `interp.runs.interventions`, with positions of their own and no null.
+        kind: heads become zero, their mean over all tokens of these prompts, or their value on a
+            prompt drawn among these (of equal length; the same draw for all heads).
+        positions_of_ablation: "all", "read", a named position, or one token of each prompt.
+        fraction: a neuron is silenced where |h_i| falls below this fraction of what it was,
+        floor: among samples on which |h_i| exceeded this.
+        draws: different random sets of as many other heads of the same layers, drawn again until
+            there are as many or no more exist (see `interp.runs.ablation.random_like`).
+        seed: of the random sets and of "resample".
+
+    Raises:
+        InterpError: both or neither of heads and interventions, no neuron behind what is
+            ablated, or no other heads for a random set.
+    """
+    heads, interventions = listed(heads), listed(interventions)
+    if bool(heads) == bool(interventions):
+        raise InterpError("an ablation", "both or neither are given", "give heads or interventions")
+    if interventions and (kind, positions_of_ablation) != ("zero", "all"):
+        raise InterpError(
+            f"{kind} at {positions_of_ablation} for interventions",
+            "each says itself what it does and where",
+            "leave kind and positions_of_ablation out",
+        )
+    if kind not in ("zero", "mean", "resample"):
+        raise unknown("kind", kind, ("zero", "mean", "resample"))
+    texts = texts_of(prompts)
+    if not texts:
+        raise InterpError("reading neurons", "no prompts", "give at least one")
+    given = [model.tokenize(text) for text in texts]
+    at, receivers = (
+        places_of(positions, given, marks_of(prompts)),
+        model.require_parts(neurons, "post"),
+    )
+    marks, elsewhere = marks_of(prompts), positions_of_ablation
+    if not isinstance(elsewhere, str) or (marks and elsewhere not in ("all", "read")):
+        positions_of_ablation = places_of(elsewhere, given, marks)
+    prompts = texts
+    senders = model.require_parts(heads, "z") if heads else []
+    where: Positions = at if positions_of_ablation == "read" else positions_of_ablation
+    makers = {
+        "zero": lambda label: zero(label, positions=where),
+        "mean": lambda label: mean(model, label, prompts, positions=where),
+        "resample": lambda label: resample(
+            model, label, prompts, n=len(at), seed=seed, positions=where
+        ),
+    }
+    ablate: Callable[[str], Intervention] = cache(makers[kind])
+    changes = [ablate(str(part)) for part in senders] or list(interventions)
+    pairs = [[_reaches(model, c.component, part) for c in changes] for part in receivers]
+    reached: np.ndarray = np.array([any(row) for row in pairs])
+    if not reached.any():
+        raise InterpError("neurons behind an ablation", "all precede it", "choose later neurons")
+
+    def run(changes: Sequence[Intervention]) -> tuple[np.ndarray, str]:
+        layers = {part.layer for part in receivers}
+        with intervene(model, changes) as report:
+            seen = run_with_cache(model, prompts, sites=["post"], layers=layers, positions=at)
+        columns = [seen[part.layer, "post"][:, part.index].double() for part in receivers]
+        return torch.stack(columns, 1).numpy(), str(report)
+
+    (before, _), (after, report) = run([]), run(changes)
+    active = np.abs(before) > floor
+
+    def totals(after: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each sample's change; its share silenced, if neurons were active; and which were."""
+        silent = active & (np.abs(after) < fraction * np.abs(before))
+        some, off = (x[:, reached].sum(1) for x in (active, silent))
+        return (before - after)[:, reached].mean(1), off[some > 0] / some[some > 0], silent
+
+    change, shares, silent = totals(after)
+    drawn = random_like(model, list(map(str, senders)), draws if senders else 0, seed=seed)
+    fast = None
+    if (kind, positions_of_ablation) == ("zero", "all") and drawn:
+        fast = _zeroed_runs(model, prompts, at)
+    if fast is not None:
+        afters = (_without(model, fast, labels, receivers) for labels in drawn)
+    else:
+        afters = (run([ablate(label) for label in labels])[0] for labels in drawn)
+    random = [totals(after) for after in afters]
+    return ActivationDelta(
+        neurons=tuple(map(str, receivers)),
+        read_at=tuple(at),
+        ablated_at=tuple(change.positions for change in changes),
+        ablated=report,
+        before=before,
+        after=after,
+        change=(before - after).mean(0),
+        stderr=standard_error(before - after),
+        n_active=active.sum(0),
+        silenced=ratio(silent.sum(0), active.sum(0)),
+        reached=reached,
+        total=mean_estimate(torch.from_numpy(change)),
+        total_silenced=mean_estimate(torch.from_numpy(shares)) if len(shares) else None,
+        null=_null(change, [other[0] for other in random]),
+        null_silenced=_null(shares, [other[1] for other in random]),
+    )
+
+
+def _zeroed_runs(
+    model: LanguageModel, prompts: Sequence[Prompt], positions: Sequence[int]
+) -> StoredRuns | None:
+    """Whole runs of the prompts up to the tokens read; None where only hooks can do it."""
+    if model.decoder is None or model.active:
+        return None
+    rows = [model.tokenize(prompt).tokens for prompt in prompts]
+    cut = [row[: place % len(row) + 1] for row, place in zip(rows, positions, strict=True)]
+    return keep_runs(model, cut, last=1, whole=True)
+
+
+def _without(
+    model: LanguageModel, runs: StoredRuns, heads: Sequence[str], neurons: Sequence[Component]
+) -> np.ndarray:
+    """(n, K) activations with heads zeroed at all tokens: what `intervene` gives, faster."""
+    made = AblatedRuns(runs=runs, ablation=make_ablation(model, heads), where="all")
+    seen = made.read(list(dict.fromkeys((part.layer, "post") for part in neurons)))
+    columns = [seen[part.layer, "post"][:, 0, part.index].double().cpu() for part in neurons]
+    return torch.stack(columns, 1).numpy()
+
+
+def _reaches(model: LanguageModel, part: Component, neuron: Component) -> bool:
+    """Whether a component precedes a neuron's activation."""
+    if part.layer != neuron.layer:
+        return part.layer < neuron.layer
+    if SITES[part.site] == "neuron":
+        return part.index in (None, neuron.index)
+    in_attention = list(SITES).index(part.site) < list(SITES).index("pre")
+    return part.site == "resid_pre" or (in_attention and not model.parallel)
+
+
+def _null(selected: np.ndarray, random: list[np.ndarray]) -> Null | None:
+    if not random or not len(selected):
+        return None
+    return null_of(float(selected.mean()), np.array([values.mean() for values in random]))

@@ -1,0 +1,5 @@
+"""Which components change the answer when their activations are replaced."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

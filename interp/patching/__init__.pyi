@@ -1,0 +1,5 @@
+from .activation import activation_patching as activation_patching
+from .attribution import atp_star as atp_star
+from .attribution import attribution_patching as attribution_patching
+from .joint import joint_patching as joint_patching
+from .path import path_patching as path_patching

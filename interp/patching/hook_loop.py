@@ -1,0 +1,120 @@
+"""Patching the slow, obvious way: one hooked forward pass per cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from interp.core.metrics import Logits
+from interp.engine.readout import Progress
+from interp.engine.resume import NO_CHUNKS, Chunks
+from interp.engine.stopping import Cancelled
+from interp.engine.sweep import Cells, Swept
+from interp.models.batches import Batch
+from interp.models.language_model import Address, Hook, LanguageModel
+from interp.patching.request import Request
+from interp.runs.pairs import check_gap
+
+Values = dict[tuple[int, int], torch.Tensor]
+"""A site's values by layer and prompt."""
+
+
+def hook_loop(
+    model: LanguageModel,
+    request: Request,
+    *,
+    chunks: Chunks = NO_CHUNKS,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Swept:
+    """One hooked forward pass per cell, all prompts at once: what the fast engine must equal."""
+    runs, site = request.runs, request.site
+    values: Values = {}
+    layers = sorted(set(request.cells.layer.tolist()))
+
+    def metric(logits: torch.Tensor) -> np.ndarray:
+        return request.metric(Logits(logits.cpu()), runs.targets).numpy()
+
+    other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
+    base = metric(model.last_logits(runs.base))
+    check_gap(base, other)
+    if request.source != "other":
+        _ablate(model, values, layers, request)
+    result = np.repeat(base[:, None], request.n_cells, axis=1)
+    groups = list(_by_cell(request.cells))
+    for done, (cell, layer, part, where) in enumerate(groups):
+        if cancelled():
+            raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun")
+        hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
+        result[:, cell] = chunks.once(
+            done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
+        )
+        if progress is not None:
+            progress(done + 1, len(groups))
+    return Swept(patched=result, base=base, other=other)
+
+
+def _reads(values: Values, site: str, layers: list[int]) -> dict[Address, list[Hook]]:
+    """Hooks that keep a site's values by layer and prompt."""
+
+    def read(layer: int) -> Hook:
+        def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
+            for row, prompt in enumerate(batch.prompts.tolist()):
+                values[layer, prompt] = value[row].detach().clone()
+            return value
+
+        return hook
+
+    return {(layer, site): [read(layer)] for layer in layers}
+
+
+def _ablate(model: LanguageModel, values: Values, layers: list[int], request: Request) -> None:
+    """Turn captured values into zeros, or into the mean over all real tokens of the reference."""
+    seen: Values = {}
+    if request.source == "mean":
+        model.last_logits(list(request.means_over), hooks=_reads(seen, request.site, layers))
+    lengths = [len(prompt) for prompt in request.means_over]
+    for layer in layers:
+        new = torch.zeros(())
+        if seen:
+            new = torch.cat([seen[layer, i][:length] for i, length in enumerate(lengths)]).mean(0)
+        for at in [at for at in values if at[0] == layer]:
+            values[at] = new.expand_as(values[at])
+
+
+def _by_cell(cells: Cells) -> Iterator[tuple[int, int, int, dict[int, list[int]]]]:
+    """(cell, layer, component, {prompt: positions}) of every cell."""
+    first = cells.first
+    grouped: dict[int, list[int]] = {}
+    for entry, cell in enumerate(cells.cell.tolist()):
+        grouped.setdefault(cell, []).append(entry)
+    for cell, members in sorted(grouped.items()):
+        where = {
+            int(cells.prompt[i]): cells.positions[first[i] : first[i] + cells.count[i]].tolist()
+            for i in members
+        }
+        yield cell, int(cells.layer[members[0]]), int(cells.component[members[0]]), where
+
+
+def _patch_hook(
+    values: Values,
+    site: str,
+    layer: int,
+    part: int,
+    where: dict[int, list[int]],
+) -> Hook:
+    def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
+        patched = value.clone()
+        chosen = slice(None) if part < 0 else part
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            for position in where.get(prompt, []):
+                new = values[layer, prompt]
+                if site == "pattern":
+                    patched[row, chosen, position] = new[chosen, position]
+                else:
+                    patched[row, position, chosen] = new[position, chosen]
+        return patched
+
+    return hook

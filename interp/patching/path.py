@@ -1,0 +1,424 @@
+"""Exact path patching: what one component says to another, with everything between held still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import Columns, as_positions, columns_of, listed, reads_arguments
+from interp.core.components import Component, within
+from interp.core.errors import InterpError, unknown
+from interp.core.metrics import Metric
+from interp.core.prompts import Task
+from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.layout import Index
+from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.readout import LogitsOf, Progress
+from interp.engine.restart import Variants, baseline, final_hidden, restart
+from interp.engine.stopping import Cancelled, stoppable
+from interp.models.language_model import HOOKED, LanguageModel
+from interp.patching.request import spelled_positions
+from interp.results.keys import result_key
+from interp.results.provenance import provenance
+from interp.results.scores import Scores
+from interp.results.store import chunks_of, keep, stored
+from interp.runs.pairs import PairedRuns, check_gap, paired_runs, refuse_equal
+
+VERSION = 2
+RECEIVERS = ("q", "k", "v", "post", "mlp_out")
+
+
+@reads_arguments
+@says_too_little
+def path_patching(
+    model: LanguageModel,
+    task: Task,
+    *,
+    receivers: Sequence[str],
+    senders: str = "heads",
+    layers: Sequence[int] | None = None,
+    direction: str = "noise",
+    positions: Columns = "all",
+    freeze_mlps: bool = False,
+    budget_gb: float = 1.0,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    cache: bool = True,
+) -> Scores:
+    """The effect of every sender through its direct paths into some receivers.
+
+    Three runs (Wang et al. 2022), with base = clean for "noise", corrupted for "denoise":
+
+    1. both runs of the pair are stored;
+    2. base, with the sender at its value in the other run, every other head held at its base
+       value, MLPs recomputed (or held, with `freeze_mlps`): the receivers' inputs are recorded;
+    3. base, with the receivers at their recorded values: the metric is read.
+
+        effect = (m[base] - m[patched]) / (m[clean] - m[corrupted])  for "noise", the reverse sign
+                 for "denoise": positive supports the behaviour.
+
+    With `freeze_mlps` and one receiver this is exactly one edge of the graph whose nodes are
+    heads and MLPs. Step 2 is vectorised over senders and touches the sender's own positions only,
+    for with attention held still nothing moves between positions.
+
+    Args:
+        model: a model with a fast engine.
+        task: prompt pairs.
+        receivers: "logits" alone, or labels such as L9H6.q, L9KV2.k (a key/value head), L9KV2.v,
+            L5.mlp_out (the MLP, through its input), L26N6475 (one neuron, through what its gate
+            and up parts read), also whole sites such as L9.q. Several act together.
+        senders: "heads" (site z) or "mlps" (site mlp_out).
+        layers: sender layers; all by default.
+        direction: "noise" or "denoise".
+        positions: where the sender is patched: "all", or some, together; see
+            `interp.core.arguments.Columns`.
+        freeze_mlps: hold MLPs between sender and receiver.
+        budget_gb: memory for runs in flight.
+        progress: called with (prompts done, prompts in all).
+        cancelled: asked before every prompt.
+        cache: reuse and keep results under the cache; an interrupted call goes on from the prompts
+            it has finished.
+
+    Returns:
+        Scores over senders, axes (layer, head) or (layer,). Senders with no receiver downstream
+        have effect 0.
+
+    Raises:
+        InterpError: no fast engine, training mode, equal prompts in a pair, or a receiver that does
+            not exist.
+
+    Departs from released code: receivers are recorded and patched at every position the sender
+    reaches, not at one position while freezing acts on it alone; recorded values are copies.
+    Equals a hooked three-pass loop (tests/test_paths.py). Source: arXiv 2211.00593, appendix B.
+    """
+    decoder = model.require_decoder("path patching")
+    budget = budget_bytes(budget_gb)
+    if senders not in ("heads", "mlps"):
+        raise unknown("senders", senders, ("heads", "mlps"))
+    runs = paired_runs(model, task, direction)
+    refuse_equal(runs, task)
+    receivers, positions = listed(receivers), as_positions(positions)
+    wanted = _parse_receivers(model, receivers)
+    model.refuse_changed("path patching", HOOKED)
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    names, where = _positions(runs, positions)
+    key = result_key(
+        "path patching",
+        VERSION,
+        model,
+        task,
+        receivers=[str(receiver) for receiver in wanted or ("logits",)],
+        senders=senders,
+        layers=chosen,
+        direction=direction,
+        positions=[names, where],
+        freeze_mlps=freeze_mlps,
+    )
+    key = key if cache else None
+    if (found := stored(key)) is not None:
+        return found
+    work = _Work(
+        runner=Runner(decoder),
+        runs=runs,
+        receivers=_grouped(wanted),
+        heads=senders == "heads",
+        freeze_mlps=freeze_mlps,
+        metric=task.metric,
+    )
+    units = [
+        (layer, part)
+        for layer in chosen
+        for part in (range(model.n_heads) if senders == "heads" else [-1])
+    ]
+    effects = np.zeros((len(task), len(units)))
+    ends = np.zeros((2, len(task)))
+    wide = model.d_model * 12 + 4 * model.d_mlp
+    room = budget // (wide * torch.finfo(model.dtype).bits // 8)
+    tile = min(room, 1536) if model.device.type == "cpu" else room
+    with torch.no_grad(), stoppable(cancelled), chunks_of(key) as chunks:
+        for prompt in range(len(task)):
+            if cancelled():
+                raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
+            found = chunks.once(
+                prompt, 2 + len(units), lambda i=prompt: work.effects(i, units, where[i], tile)
+            )
+            ends[:, prompt], effects[prompt] = found[:2], found[2:]
+            if progress is not None:
+                progress(prompt + 1, len(task))
+        denoise = direction == "denoise"
+        clean, corrupted = (ends[1], ends[0]) if denoise else (ends[0], ends[1])
+        check_gap(clean, corrupted)
+        axes = ("layer", "head") if senders == "heads" else ("layer",)
+        shape = (len(task), len(chosen), *((model.n_heads,) if senders == "heads" else ()))
+        spelled = ", ".join(map(str, wanted or ("logits",)))
+        scores = Scores(
+            effects=effects.reshape(shape) * (1 if denoise else -1),
+            clean=clean,
+            corrupted=corrupted,
+            axes=axes,
+            coordinates={
+                "layer": tuple(map(str, chosen)),
+                **({"head": tuple(map(str, range(model.n_heads)))} if senders == "heads" else {}),
+            },
+            site="z" if senders == "heads" else "mlp_out",
+            direction=direction,
+            method=f"path patching into {spelled}, MLPs {'held' if freeze_mlps else 'recomputed'}",
+            metric=task.metric.name,
+            metric_unit=task.metric.unit,
+            positions=" and ".join(names) if names != ("all",) else "all tokens",
+            provenance=provenance(
+                model,
+                task,
+                f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
+                f"senders={senders!r}, layers={chosen if layers is not None else None}, "
+                f"direction={direction!r}, positions={spelled_positions(positions)}, "
+                f"freeze_mlps={freeze_mlps})",
+            ),
+        )
+        keep(key, scores, chunks)
+    return scores
+
+
+def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
+    """The receivers; empty for the logits."""
+    if labels == ["logits"]:
+        return []
+    found = []
+    for label in labels:
+        if label == "logits":
+            raise InterpError(
+                f"receivers {list(labels)}", "logits beside others", "patch into logits alone"
+            )
+        part = Component.parse(label)
+        if part.site not in RECEIVERS:
+            raise InterpError(
+                f"receiver {label!r}",
+                f"{part.site} does not receive",
+                "write logits, L9H6.q, L9KV2.k, L9KV2.v, L5.mlp_out or L26N6475",
+            )
+        model.require_component(part)
+        found.append(part)
+    if not found:
+        raise InterpError("path patching", "no receivers", "name at least one")
+    return found
+
+
+def _positions(runs: PairedRuns, positions: Columns) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Names, and each prompt's sender positions that can matter: from the first difference on."""
+    if isinstance(positions, str) and positions == "all":
+        names, places = ("all",), [set(range(len(prompt))) for prompt in runs.base]
+    else:
+        names, columns = columns_of(positions, runs.encoded)
+        places = list(map(set, zip(*columns, strict=True)))
+    pairs = zip(places, runs.differ, strict=True)
+    return names, [sorted(p for p in place if p >= first) for place, first in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Receiver:
+    """The receivers of one layer and site; `parts` None is the whole site."""
+
+    layer: int
+    site: str
+    parts: Index | None
+
+
+@dataclass(kw_only=True)
+class _Recorded:
+    """A receiver's value in step 2, (senders, positions, ...), for the senders upstream of it."""
+
+    receiver: _Receiver
+    senders: Index
+    values: Tensor
+
+    def edit(self, number: Index, where: list[int]) -> Edit:
+        """The value in place, in row `number[i]` for sender i, at the positions `where`."""
+        parts, senders = self.receiver.parts, len(self.senders)
+        each = 1 if parts is None else len(parts)
+        return Edit(
+            site=self.receiver.site,
+            ids=np.repeat(number[self.senders], len(where) * each),
+            positions=np.tile(np.repeat(where, each), senders),
+            values=self.values.flatten(0, 1 if parts is None else 2),
+            components=None if parts is None else np.tile(parts, senders * len(where)),
+        )
+
+
+def _recorded(receiver: _Receiver, senders: Index, value: Tensor) -> _Recorded:
+    """A receiver's own slice of a site, (senders * positions, ...)."""
+    value = value.unflatten(0, (len(senders), -1))
+    if receiver.parts is not None:
+        value = value[:, :, torch.from_numpy(receiver.parts).to(value.device)]
+    return _Recorded(receiver=receiver, senders=senders, values=value)
+
+
+def _grouped(parts: Sequence[Component]) -> list[_Receiver]:
+    """Receivers by layer and site; a whole site holds its parts."""
+    sites: dict[tuple[int, str], set[int | None]] = {}
+    for part in parts:
+        sites.setdefault((part.layer, part.site), set()).add(part.index)
+    return [
+        _Receiver(
+            layer=layer,
+            site=site,
+            parts=None if None in found else np.array(sorted(x for x in found if x is not None)),
+        )
+        for (layer, site), found in sites.items()
+    ]
+
+
+@dataclass(kw_only=True)
+class _Work:
+    """Path patching of one task, prompt by prompt."""
+
+    runner: Runner
+    runs: PairedRuns
+    receivers: list[_Receiver]
+    heads: bool
+    freeze_mlps: bool
+    metric: Metric
+    _sites: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        block = self.runner.decoder.blocks[0]
+        sites = {"resid_pre", "attn_out", "mlp_out", "attn_raw", "z"}
+        self._sites = frozenset(sites | (set() if block.parallel else {"resid_mid"}))
+
+    def stored(self, prompt: int) -> tuple[Baseline, Baseline]:
+        """Both runs of a pair."""
+        base, other = (
+            baseline(self.runner, [runs[prompt]], self._sites)
+            for runs in (self.runs.base, self.runs.other)
+        )
+        return base, other
+
+    def _read(self, hidden: Tensor, prompt: int) -> np.ndarray:
+        targets = self.runs.targets.select(torch.full((len(hidden),), prompt))
+        readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
+        return self.metric(readout, targets).numpy()
+
+    def metric_of(self, run: Baseline, prompt: int) -> float:
+        """The metric of a plain run."""
+        return float(self._read(final_hidden(self.runner, run), prompt)[0])
+
+    def effects(
+        self, prompt: int, units: list[tuple[int, int]], where: list[int], tile: int
+    ) -> np.ndarray:
+        """The metrics of both plain runs of a pair, then what each sender changes."""
+        base, other = self.stored(prompt)
+        found = np.zeros(2 + len(units))
+        found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
+        if not self.receivers:  # attention is held, and the logits read the last token alone
+            where = [at for at in where if at == len(self.runs.base[prompt]) - 1]
+        if where:
+            step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
+            for begin in range(0, len(units), step):
+                some = units[begin : begin + step]
+                metric = self.patched(base, other, prompt, some, where, plain=found[0])
+                found[2 + begin : 2 + begin + len(some)] = metric - found[0]
+        return found
+
+    def patched(
+        self,
+        base: Baseline,
+        other: Baseline,
+        prompt: int,
+        units: list[tuple[int, int]],
+        where: list[int],
+        *,
+        plain: float,
+    ) -> np.ndarray:
+        """Steps 2 and 3 for some senders: the metric of each, `plain` where nothing receives."""
+        recorded, final = self._record(base, other, units, where)
+        if not self.receivers:
+            return self._read(self.runner.decoder.ln_final(final[:, -1]), prompt)
+        entry = np.full(len(units), len(self.runner.decoder.blocks))
+        for one in recorded:
+            entry[one.senders] = np.minimum(entry[one.senders], one.receiver.layer)
+        reached = np.flatnonzero(entry < len(self.runner.decoder.blocks))
+        result = np.full(len(units), plain)
+        if not len(reached):
+            return result
+        number = np.full(len(units), -1)
+        number[reached] = np.arange(len(reached))
+        edits: dict[int, list[Edit]] = {}
+        for one in recorded:
+            edits.setdefault(one.receiver.layer, []).append(one.edit(number, where))
+        variants = Variants(
+            prompt=np.zeros(len(reached), dtype=np.int64),
+            start=np.full(len(reached), where[0]),
+            layer=entry[reached],
+            ready=np.zeros(len(reached), dtype=bool),
+        )
+        hidden = restart(self.runner, base, variants, edits=edits)
+        result[reached] = self._read(hidden, prompt)
+        return result
+
+    def _record(
+        self, base: Baseline, other: Baseline, units: list[tuple[int, int]], where: list[int]
+    ) -> tuple[list[_Recorded], Tensor]:
+        """Step 2: receivers' inputs, and the final residual, at the sender's positions.
+
+        Attention is held, so each position changes on its own: `x` is (senders, positions,
+        d_model) and starts as the base run's residual stream. Nothing behind the last receiver is
+        computed.
+        """
+        decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
+        layer_of = np.array([layer for layer, _ in units])
+        recorded: list[_Recorded] = []
+        first, end = int(layer_of.min()), len(decoder.blocks)
+        if self.receivers:
+            end = 1 + max(receiver.layer for receiver in self.receivers)
+        x = base.at(first, "resid_pre", at).repeat(len(units), 1, 1)
+        for layer in range(first, end):
+            block = decoder.blocks[layer]
+            here = [r for r in self.receivers if r.layer == layer]
+            above = np.flatnonzero(layer_of < layer)
+            if len(above):
+                normed = block.ln1(x[above]) if block.ln1 is not None else x[above]
+                for receiver in here:
+                    if receiver.site not in ("post", "mlp_out"):
+                        value = self.runner.project(block, receiver.site, normed.flatten(0, 1))
+                        recorded.append(_recorded(receiver, above, value))
+            inside = [r for r in here if r.site in ("post", "mlp_out")]
+            if self.receivers and layer == end - 1 and not inside:
+                break
+            attn_out = base.at(layer, "attn_out", at).repeat(len(units), 1, 1)
+            sending = np.flatnonzero(layer_of == layer)
+            if self.heads:
+                for i in sending.tolist():
+                    attn_out[i] = self._attn_out(base, other, layer, units[i][1], at)
+            read = x if block.parallel else x + attn_out
+            reach = above if block.parallel or not self.heads else np.flatnonzero(layer_of <= layer)
+            mlp_out = base.at(layer, "mlp_out", at).repeat(len(units), 1, 1)
+            fresh = None
+            if len(reach) and (inside or not self.freeze_mlps):
+                post = self.runner.mlp_post(block, read[reach].flatten(0, 1), None)
+                raw = self.runner.mlp_written(block, post)
+                recorded += [_recorded(r, reach, post if r.site == "post" else raw) for r in inside]
+                fresh = raw.unflatten(0, (len(reach), -1))
+            if fresh is not None and not self.freeze_mlps:
+                mlp_out[reach] = fresh
+            if not self.heads and len(sending):
+                mlp_out[sending] = other.at(layer, "mlp_out", at).repeat(len(sending), 1, 1)
+            x = x + attn_out + mlp_out
+            # Senders further on have not acted yet: keep their rows at the base run, exactly.
+            waiting = np.flatnonzero(layer_of > layer)
+            if len(waiting):
+                x[waiting] = base.at(layer + 1, "resid_pre", at).repeat(len(waiting), 1, 1)
+        return recorded, x
+
+    def _attn_out(
+        self, base: Baseline, other: Baseline, layer: int, head: int, at: Tensor
+    ) -> Tensor:
+        """The layer's attention output when one head takes its value in the other run."""
+        block = self.runner.decoder.blocks[layer]
+        weight = block.attn.o.weight.view(block.attn.n_heads, block.attn.d_head, -1)[head]
+        change = (other.at(layer, "z", at) - base.at(layer, "z", at))[:, head] @ weight
+        if block.ln1_post is not None:
+            return block.ln1_post(base.at(layer, "attn_raw", at) + change)
+        return base.at(layer, "attn_out", at) + change

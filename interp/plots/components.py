@@ -1,0 +1,231 @@
+"""One component, one attention pattern, one prompt: the figures of a detail view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from interp.plots.heatmaps import _colour_bar, click_targets
+from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped, hover_text, still, visible
+
+
+def component_scatter(
+    values: np.ndarray,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    x_title: str,
+    y_title: str,
+    colour_title: str,
+    stderr: np.ndarray | None = None,
+    selected: tuple[int, int] | None = None,
+    names: Sequence[Sequence[str]] | None = None,
+    most: int = 2000,
+) -> Any:
+    """Effects of many components, a point each: what a heat map of 1500 columns cannot show.
+
+    Takes what `heat_map` takes. One colour a row. Only the `most` largest absolute values are
+    drawn, and the axis title says so; each point's customdata is (row, column).
+    """
+    import plotly.graph_objects as go
+
+    rows, columns = values.shape
+    order = np.sort(np.argsort(-np.abs(values.ravel()), kind="stable")[:most])
+    at_row, at_column = np.unravel_index(order, values.shape)
+    figure = go.Figure()
+    for row in range(rows):
+        mine: list[int] = at_column[at_row == row].tolist()
+        error = np.zeros(columns) if stderr is None else stderr[row]
+        places = {"x": [int(x[c]) for c in mine], "y": values[row, mine]}
+        name = escaped(f"{y_title} {y[row]}")
+        figure.add_scatter(
+            **places,
+            mode="markers",
+            name=name,
+            legendgroup=name,
+            showlegend=rows > 1,
+            marker={"size": 6, "opacity": 0.75},
+            **still(0.75),
+            hoverinfo="skip",
+        )
+        figure.add_trace(
+            click_targets(
+                **places,
+                data=[[row, c] for c in mine],
+                texts=[
+                    hover_text(
+                        names[row][c] if names else x[c], f"{values[row, c]:.3f} ± {error[c]:.3f}"
+                    )
+                    for c in mine
+                ],
+                legendgroup=name,  # hidden with the points
+            )
+        )
+    if selected is not None:
+        figure.add_scatter(
+            x=[int(x[selected[1]])],
+            y=[values[selected]],
+            mode="markers",
+            marker={"size": 15, "symbol": "circle-open", "color": CHOSEN, "line": {"width": 3}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    drawn = "" if values.size <= most else f", the {most} largest of {values.size}"
+    figure.update_layout(
+        height=460,
+        margin={"l": 70, "r": 20, "t": 36, "b": 54, "pad": 0},
+        xaxis={"title": escaped(f"{x_title}{drawn}"), "showgrid": False, "zeroline": False},
+        yaxis={"title": escaped(colour_title), "fixedrange": True},
+        dragmode=False,
+        hovermode="closest",
+    )
+    return figure
+
+
+def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = "") -> Any:
+    """One head's attention on one prompt: queries down, keys across, 0 to 1."""
+    import plotly.graph_objects as go
+
+    labels = [visible(token) for token in tokens]
+    hover = [escaped(f"{i} {label}") for i, label in enumerate(labels)]
+    figure = go.Figure(
+        go.Heatmap(
+            z=np.where(np.tril(np.ones_like(pattern)) > 0, pattern, np.nan),
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            xgap=1,
+            ygap=1,
+            customdata=[[[query, key] for key in hover] for query in hover],
+            hoverongaps=False,
+            hovertemplate="from <b>%{customdata[0]}</b><br>to <b>%{customdata[1]}</b>"
+            "<br>attention %{z:.3f}<extra></extra>",
+            colorbar=_colour_bar("attention"),
+        )
+    )
+    size = int(np.clip(420 // len(tokens), 9, 26))
+    space = 20 + 7 * min(12, max(len(label) for label in labels))
+    axis = {
+        "tickvals": list(range(len(labels))),
+        "ticktext": [escaped(label) for label in labels],
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+    }
+    figure.update_layout(
+        title={"text": escaped(title), "font": {"size": 14}},
+        width=max(len(tokens) * size, 200) + space + 46,
+        height=len(tokens) * size + space + 126,
+        margin={"l": space + 20, "r": 26, "t": 96, "b": space + 30, "pad": 0},
+        xaxis={**axis, "tickangle": -60, "title": {"text": "to (key)", "standoff": 8}},
+        yaxis={**axis, "autorange": "reversed", "title": {"text": "from (query)", "standoff": 8}},
+        plot_bgcolor="rgba(0,0,0,0)",
+        dragmode=False,
+    )
+    return figure
+
+
+def token_bars(
+    promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]
+) -> Any:
+    """Tokens a component's output raises (red) and lowers (blue), the strongest of each on top."""
+    import plotly.graph_objects as go
+
+    bars = [*promoted, *reversed(suppressed)]
+    tokens = [escaped(visible(token)) for token, _ in bars]
+    heights = list(range(len(bars)))
+    figure = go.Figure(
+        go.Bar(
+            x=[value for _, value in bars],
+            y=heights,
+            orientation="h",
+            marker={"color": [RAISES if value > 0 else LOWERS for _, value in bars]},
+            text=[f"{value:+.2f}" for _, value in bars],
+            textposition="auto",
+            customdata=[[token] for token in tokens],
+            hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f} logits<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        height=21 * len(bars) + 90,
+        margin={"l": 110, "r": 20, "t": 36, "b": 54, "pad": 0},
+        bargap=0.25,
+        xaxis={"title": "added to the logit", "zeroline": True, "fixedrange": True},
+        yaxis={
+            "tickvals": heights,
+            "ticktext": tokens,
+            "autorange": "reversed",
+            "showgrid": False,
+            "fixedrange": True,
+        },
+        dragmode=False,
+    )
+    return figure
+
+
+def effect_strip(
+    gained: np.ndarray,
+    gap: float,
+    *,
+    low: float,
+    high: float,
+    selected: int | None = None,
+) -> Any:
+    """One component's effect on each prompt, its mean and the mean's interval.
+
+    Each point's customdata is the prompt's number.
+
+    Args:
+        gained: (n,) metric gained on each prompt.
+        gap: mean clean-corrupted gap, the unit of the axis.
+        low: lower end of the mean's interval.
+        high: its upper end.
+        selected: a prompt to mark.
+    """
+    import plotly.graph_objects as go
+
+    effects = gained / gap
+    prompts = np.arange(len(effects))
+    colors = [CHOSEN if prompt == selected else RAISES for prompt in prompts]
+    places = {
+        "x": effects,
+        "y": (prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
+    }
+    figure = go.Figure(
+        go.Scatter(
+            **places,
+            mode="markers",
+            marker={
+                "size": [14 if prompt == selected else 10 for prompt in prompts],
+                "color": colors,
+                "opacity": 0.85,
+            },
+            **still(0.85),
+            hoverinfo="skip",
+        )
+    )
+    figure.add_trace(
+        click_targets(
+            **places,
+            data=prompts[:, None],
+            texts=[hover_text(f"prompt {i}", f"{x:.3f}") for i, x in enumerate(effects)],
+        )
+    )
+    figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
+    figure.add_vline(x=float(effects.mean()), line={"color": RAISES, "width": 2})
+    figure.update_layout(
+        height=190,
+        margin={"l": 20, "r": 20, "t": 36, "b": 50, "pad": 0},
+        xaxis={
+            "title": "effect on each prompt (fraction of the mean gap)",
+            "zeroline": True,
+            "fixedrange": True,
+        },
+        yaxis={"visible": False, "range": [-0.3, 1.3], "fixedrange": True},
+        dragmode=False,
+        hovermode="closest",
+        showlegend=False,
+    )
+    return figure

@@ -1,0 +1,272 @@
+"""Graphs of nodes in layers, and curves over sizes, to Plotly figures. Knows no results or models.
+
+Coordinates come with the nodes; what is clicked comes back as the `data` of a node or link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.plots.heatmaps import click_targets
+from interp.plots.lines import BAND, LEGEND, MARGIN, SOFT
+from interp.plots.style import CHOSEN, FRAME, LOWERS, RAISES, escaped, still
+
+WIDTHS = (0.8, 1.4, 2.2, 3.2, 4.6, 6.5)
+"""Line widths in pixels: an edge's falls into one of so many steps, by strength."""
+
+SHAPES = {"input": "diamond", "head": "circle", "mlp": "square", "logits": "diamond"}
+SHAPES |= {"neuron": "triangle-up"}
+FILLS = {"input": "#dfe5ec", "head": "#ffffff", "mlp": "#eef2d8", "logits": "#dfe5ec"}
+FILLS |= {"neuron": "#eef2d8"}
+GROUPS = {"supports": RAISES, "opposes": LOWERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node at a place: `data` is what a click reports, `text` what hovering shows."""
+
+    label: str
+    kind: str
+    x: float
+    y: float
+    data: tuple[int, ...]
+    text: str
+    selected: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """A link between places: `strength` from 0 to 1 is its width, `group` its colour."""
+
+    start: tuple[float, float]
+    end: tuple[float, float]
+    bend: float
+    strength: float
+    group: str
+    data: tuple[int, ...]
+    text: str
+    selected: bool = False
+
+
+def layered_graph(
+    nodes: Sequence[Node],
+    links: Sequence[Link],
+    *,
+    rows: Mapping[str, float],
+    columns: Mapping[str, float] | None = None,
+    colours: Mapping[str, str] = GROUPS,
+    height: int = 640,
+) -> Any:
+    """Nodes as shapes and links as curves, both clickable, with names of rows at the left.
+
+    Args:
+        nodes: drawn over the links.
+        links: the weakest are drawn first.
+        rows: name of a row -> its height.
+        columns: name of a column -> its middle, written above; none without.
+        colours: group of a link -> its colour; each has an entry in the legend.
+        height: in pixels.
+    """
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for y in rows.values():
+        figure.add_hline(y=y, line={"color": "rgba(128,138,150,0.16)", "width": 1})
+    shown = set()
+    for step, width in enumerate(WIDTHS):
+        for group, colour in colours.items():
+            mine = [link for link in links if link.group == group and _step(link) == step]
+            if not mine:
+                continue
+            x, y = _curves(mine)
+            figure.add_scatter(
+                x=x,
+                y=y,
+                mode="lines",
+                line={"color": colour, "width": width},
+                opacity=0.35 + 0.1 * step,
+                hoverinfo="skip",
+                name=escaped(group),
+                legendgroup=escaped(group),
+                showlegend=group not in shown,
+            )
+            shown.add(group)
+    if chosen := [link for link in links if link.selected]:
+        x, y = _curves(chosen)
+        figure.add_scatter(
+            x=x, y=y, mode="lines", line={"color": CHOSEN, "width": 5}, hoverinfo="skip",
+            showlegend=False,
+        )  # fmt: skip
+    _add_nodes(figure, nodes)
+    middles = [_curve(link)[:, 12].tolist() for link in links]
+    places = np.array([*middles, *((node.x, node.y) for node in nodes)]).reshape(-1, 2)
+    figure.add_trace(
+        click_targets(
+            places[:, 0],
+            places[:, 1],
+            data=[list(part.data) for part in (*links, *nodes)],
+            texts=[part.text for part in (*links, *nodes)],
+        )
+    )
+    figure.update_layout(
+        height=height,
+        margin={"l": 20, "r": 20, "t": 40, "b": 20, "pad": 0},
+        xaxis={
+            "visible": bool(columns),
+            "side": "top",
+            "tickvals": list((columns or {}).values()),
+            "ticktext": [escaped(name) for name in columns or {}],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "range": [-0.06, 1.26],
+        },
+        yaxis={
+            "tickvals": list(rows.values()),
+            "ticktext": [escaped(name) for name in rows],
+            "range": [min(rows.values()) - 0.7, max(rows.values()) + 0.7],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "automargin": True,
+        },
+        legend=LEGEND,
+        dragmode=False,
+        hovermode="closest",
+        plot_bgcolor="rgba(0,0,0,0)",
+    )
+    return figure
+
+
+def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
+    unfaded = still(1)
+    unfaded["unselected"] = unfaded["unselected"] | {"textfont": {"color": FRAME}}
+    figure.add_scatter(
+        x=[node.x for node in nodes],
+        y=[node.y for node in nodes],
+        mode="markers+text",
+        marker={
+            "symbol": [SHAPES[node.kind] for node in nodes],
+            "size": [22 if node.kind in ("head", "mlp") else 18 for node in nodes],
+            "color": [FILLS[node.kind] for node in nodes],
+            "opacity": 1,
+            "line": {
+                "color": [CHOSEN if node.selected else FRAME for node in nodes],
+                "width": [4 if node.selected else 1.2 for node in nodes],
+            },
+        },
+        **unfaded,
+        text=[
+            ("" if node.kind in ("head", "mlp") else "  ") + escaped(node.label) for node in nodes
+        ],
+        textfont={"size": 9, "color": FRAME},
+        textposition=[
+            "middle center" if node.kind in ("head", "mlp") else "middle right" for node in nodes
+        ],
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _step(link: Link) -> int:
+    return min(int(link.strength * len(WIDTHS)), len(WIDTHS) - 1)
+
+
+def _curve(link: Link) -> np.ndarray:
+    """(2, 25) points of a quadratic Bezier curve that leans `bend` to the right."""
+    t = np.linspace(0, 1, 25)
+    start, end = (np.array(place, dtype=float)[:, None] for place in (link.start, link.end))
+    middle = (start + end) / 2 + np.array([[link.bend], [0.0]])
+    return (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
+
+
+def _curves(links: Sequence[Link]) -> tuple[list[float | None], list[float | None]]:
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for link in links:
+        curve = _curve(link)
+        x += [*curve[0].tolist(), None]
+        y += [*curve[1].tolist(), None]
+    return x, y
+
+
+def faithfulness_figure(
+    share: ArrayLike,
+    values: ArrayLike,
+    *,
+    low: ArrayLike,
+    high: ArrayLike,
+    random: tuple[ArrayLike, ArrayLike, ArrayLike] | None,
+    edges: Sequence[int],
+    chosen: float | None = None,
+) -> Any:
+    """Faithfulness over the share of edges (logarithmic), its interval, and the random band.
+
+    All arrays are (sizes,); `random` is (mean, low, high). `chosen` marks one share.
+    """
+    import plotly.graph_objects as go
+
+    figure, at = go.Figure(), np.asarray(share, dtype=float)
+    for y, name in ((1.0, "the model"), (0.0, "nothing kept")):
+        figure.add_hline(
+            y=y,
+            line={"color": SOFT, "width": 1, "dash": "dot"},
+            annotation={"text": name, "font": {"size": 10, "color": SOFT}},
+            annotation_position="top left",
+        )
+    series = [("this circuit, 95 % interval", values, low, high, LOWERS)]
+    if random is not None:
+        series.append(("random circuits of its kind, 95 % range", *random, SOFT))
+    for name, value, *ends, colour in series:
+        below, above = np.array(ends, dtype=float)
+        known = np.isfinite([below, above]).all(0)
+        figure.add_scatter(
+            x=np.concatenate([at[known], at[known][::-1]]),
+            y=np.concatenate([above[known], below[known][::-1]]),
+            fill="toself", fillcolor=colour, opacity=BAND, mode="lines", line={"width": 0},
+            hoverinfo="skip", showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=at,
+            y=np.asarray(value, dtype=float),
+            mode="lines+markers",
+            line={"color": colour, "width": 2},
+            name=name,
+            customdata=np.stack([below, above, np.asarray(edges)], 1),
+            hovertemplate="f %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}], "
+            "%{customdata[2]} edges",
+        )
+    if chosen:
+        figure.add_vline(x=chosen, line={"color": CHOSEN, "width": 2})
+        # On a logarithmic axis a text, unlike a line, is placed by the logarithm.
+        figure.add_annotation(
+            x=np.log10(chosen),
+            y=0,
+            yref="paper",
+            text="the circuit",
+            font={"size": 10},
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+        )
+    figure.update_layout(
+        height=380,
+        margin=MARGIN,
+        xaxis={
+            "title": "share of edges asked for",
+            "type": "log",
+            "tickformat": "~%",
+            "fixedrange": True,
+            "showgrid": False,
+        },
+        yaxis={"title": "faithfulness f", "fixedrange": True, "zeroline": False},
+        legend=LEGEND,
+        dragmode=False,
+        hovermode="x unified",
+    )
+    return figure

@@ -1,0 +1,158 @@
+"""Maps of candidates, shares and named pairs, to Plotly figures.
+
+Knows nothing of results, models or Streamlit. What is grey was rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.plots.heatmaps import heat_map
+
+REJECTED = "#b4bac2"
+
+
+def candidate_grid(
+    values: ArrayLike,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    rejected: ArrayLike,
+    texts: Sequence[Sequence[str]],
+    colour_title: str,
+    best: tuple[int, int] | None = None,
+    coloured: bool = False,
+    signed: bool = True,
+) -> Any:
+    """Scores of candidates, positions down and layers across; the chosen one framed.
+
+    Rejected cells are grey. With `coloured` they show their score too, where there is one, under
+    a cross. `signed` scores are centred on zero. All arrays are (positions, layers), `texts` too,
+    which are said on hover.
+    """
+    values, rejected = np.asarray(values, dtype=float), np.asarray(rejected, dtype=bool)
+    shown = values if coloured else np.where(rejected, np.nan, values)
+    width = int(np.clip(1180 // max(len(x), 1), 12, 40))
+    figure = heat_map(
+        shown,
+        x=x,
+        y=y,
+        x_title="layer",
+        y_title="position",
+        colour_title=colour_title,
+        cell=width,
+        selected=best,
+        texts=texts,
+    )
+    if not signed:
+        figure.data[0].update(colorscale="Blues", zmin=0)
+    if coloured:
+        rows, columns = np.nonzero(rejected)
+        figure.add_scatter(
+            x=columns,
+            y=rows,
+            mode="markers",
+            marker={"symbol": "x-thin", "size": 7, "line": {"color": "#5b6470", "width": 1.2}},
+            hoverinfo="skip",
+            showlegend=False,
+        )
+    figure.update_layout(
+        plot_bgcolor=REJECTED,
+        margin={"l": 20, "r": 26, "t": 92, "b": 58, "pad": 0},
+        height=len(y) * width + 150,
+        width=len(x) * width + 200,
+    )
+    figure.update_yaxes(automargin=True)
+    return figure
+
+
+def share_grid(
+    values: ArrayLike,
+    *,
+    x: Sequence[str],
+    y: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    title: str,
+) -> Any:
+    """Shares from 0 to 1 in one hue, written into their cells; nan cells stay blank."""
+    values = np.asarray(values, dtype=float)
+    figure = heat_map(
+        values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56, texts=texts
+    )
+    figure.data[0].update(
+        colorscale="Reds",
+        zmin=0,
+        zmax=1,
+        text=[["" if v != v else f"{v:.0%}" for v in row] for row in values],
+        texttemplate="%{text}",
+    )
+    figure.update_layout(
+        width=len(x) * 84 + 190,
+        height=len(y) * 34 + 130,
+        margin={"l": 20, "r": 20, "t": 80, "b": 36, "pad": 0},
+    )
+    figure.update_yaxes(automargin=True, range=[len(y) - 0.5, -0.5])
+    return figure
+
+
+def square_map(
+    values: ArrayLike, *, names: Sequence[str], title: str, limits: tuple[float, float]
+) -> Any:
+    """A symmetric map of named things, with the numbers in the cells."""
+    values = np.asarray(values, dtype=float)
+    figure = heat_map(
+        values,
+        x=names,
+        y=names,
+        x_title="",
+        y_title="",
+        colour_title=title,
+        cell=54,
+        names=[[f"{a} / {b}" for b in names] for a in names],
+    )
+    figure.data[0].update(
+        zmin=limits[0],
+        zmax=limits[1],
+        text=[["" if v != v else f"{v:.2f}" for v in row] for row in values],
+        texttemplate="%{text}",
+    )
+    if limits[0] == 0:
+        figure.data[0].update(colorscale="Blues")
+    figure.update_layout(
+        width=None,
+        height=len(names) * 44 + 190,
+        margin={"l": 20, "r": 20, "t": 84, "b": 20, "pad": 0},
+    )
+    figure.update_xaxes(automargin=True, tickangle=-30)
+    figure.update_yaxes(automargin=True, range=[len(names) - 0.5, -0.5])
+    return figure
+
+
+def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
+    """A row a thing, layers across, in one hue from 0; nan rows stay blank."""
+    values = np.asarray(values, dtype=float)
+    layers = values.shape[1]
+    cell = int(np.clip(640 // max(layers, 1), 9, 34))
+    figure = heat_map(
+        values,
+        x=[str(layer) for layer in range(layers)],
+        y=[f"{row} " for row in rows],
+        x_title="layer",
+        y_title="",
+        colour_title=title,
+        cell=cell,
+        names=[[f"{row}, layer {k}" for k in range(layers)] for row in rows],
+    )
+    most = float(np.nanmax(values, initial=0.0)) or 1
+    figure.data[0].update(colorscale="Blues", zmin=0, zmax=most)
+    figure.update_layout(
+        height=max(len(rows), 3) * 30 + 150,
+        width=layers * cell + 150,
+        margin={"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0},
+    )
+    figure.update_yaxes(automargin=True, range=[len(rows) - 0.5, -0.5])
+    return figure

@@ -1,0 +1,294 @@
+"""Lines, bars and spreads with their controls, to Plotly figures: the app's side of `plots`.
+
+Knows nothing of results, models or Streamlit. Intervals are given by their ends; an end that is not
+finite is not drawn. What is grey is a control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import cycle
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.plots.heatmaps import heat_map
+from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped
+
+SOFT, BAND = "#808a96", 0.2
+SERIES = (LOWERS, RAISES, "#2e8b57", "#b8860b", "#7d4fa8", "#16808a")
+MARGIN = {"l": 62, "r": 20, "t": 46, "b": 50, "pad": 0}
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+
+
+def head_map(
+    values: ArrayLike,
+    *,
+    title: str,
+    marked: Collection[tuple[int, int]] = (),
+    limits: tuple[float, float] | None = None,
+    limit: float | None = None,
+    selected: tuple[int, int] | None = None,
+    width: int = 270,
+) -> Any:
+    """A (layer, head) `heat_map`, clickable, with the `marked` cells framed.
+
+    In one hue between `limits` if they are given; else diverging around zero, up to `limit`.
+    `width` is about that of the cells, in pixels.
+    """
+    grid = np.asarray(values, dtype=float)
+    rows, columns = grid.shape
+    figure = heat_map(
+        grid,
+        x=[str(head) for head in range(columns)],
+        y=[str(layer) for layer in range(rows)],
+        x_title="head",
+        y_title="layer",
+        colour_title=title,
+        limit=limit,
+        cell=int(np.clip(min(width // columns, 600 // rows), 7, 44)),
+        names=[[f"L{layer}H{head}" for head in range(columns)] for layer in range(rows)],
+        selected=selected,
+    )
+    if limits is not None:
+        figure.data[0].update(colorscale="Blues", zmin=limits[0], zmax=limits[1])
+    for row, column in marked:
+        figure.add_shape(
+            type="rect",
+            x0=column - 0.42,
+            x1=column + 0.42,
+            y0=row - 0.42,
+            y1=row + 0.42,
+            line={"color": CHOSEN, "width": 2},
+        )
+    return figure
+
+
+def band_lines(
+    series: Mapping[str, tuple[ArrayLike | None, ArrayLike, ArrayLike]],
+    *,
+    x_title: str,
+    y_title: str,
+    x: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    controls: Collection[str] = (),
+    dashed: Collection[str] = (),
+    limits: tuple[float, float] | None = None,
+) -> Any:
+    """A line with its band for each (values, low, high); None for values draws the band alone.
+
+    Places run from 0 unless `x` gives them; `names` label them. `controls` are drawn in
+    grey; `dashed` are lines that may lie on another.
+    """
+    import plotly.graph_objects as go
+
+    figure, colours = go.Figure(), cycle(SERIES)
+    for name, (value, *ends) in series.items():
+        low, high = np.array(ends, dtype=float)
+        at = np.arange(len(low)) if x is None else np.array(x)
+        grey = name in controls
+        colour = SOFT if grey else next(colours)
+        dash = "dash" if name in dashed else "dot" if grey else "solid"
+        known = np.isfinite([low, high]).all(0)
+        figure.add_scatter(
+            x=np.concatenate([at[known], at[known][::-1]]),
+            y=np.concatenate([high[known], low[known][::-1]]),
+            fill="toself",
+            fillcolor=colour,
+            opacity=BAND,
+            mode="lines",
+            line={"width": 0, "color": colour},
+            hoverinfo="skip",
+            name=escaped(name),
+            showlegend=value is None,
+        )
+        if value is not None:
+            figure.add_scatter(
+                x=at,
+                y=np.array(value, dtype=float),
+                mode="lines+markers",
+                line={"color": colour, "width": 1.8, "dash": dash},
+                marker={"size": 5},
+                name=escaped(name),
+                connectgaps=True,
+                customdata=np.stack([low, high], 1),
+                hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
+            )
+    axis: dict[str, Any] = {"title": escaped(x_title), "fixedrange": True, "showgrid": False}
+    if names is not None:
+        axis |= {
+            "tickvals": list(x or range(len(names))),
+            "ticktext": [escaped(name) for name in names],
+        }
+    figure.update_layout(
+        height=330,
+        margin=MARGIN,
+        xaxis={**axis, "zeroline": False},
+        yaxis={"title": escaped(y_title), "fixedrange": True, "range": limits},
+        legend=LEGEND,
+        dragmode=False,
+        hovermode="x unified",
+    )
+    return figure
+
+
+def points_with_null(
+    labels: Sequence[str],
+    values: ArrayLike,
+    *,
+    low: ArrayLike,
+    high: ArrayLike,
+    null: Sequence[Sequence[float] | None],
+    x_title: str,
+    value_label: str = "the set, with its 95 % interval",
+    null_label: str = "random sets, a point each",
+) -> Any:
+    """A row per label, the first on top: a value with its interval, and random draws below it.
+
+    `labels`, `values` and their ends are (k,); `null` gives the draws of each label, or None.
+    """
+    import plotly.graph_objects as go
+
+    value, below, above = (np.array(part, dtype=float) for part in (values, low, high))
+    rows = np.arange(len(labels))
+    sizes = [len(draws or ()) for draws in null]
+    spread = [(np.arange(size) * 0.618034 % 1 - 0.5) * 0.24 + 0.2 for size in sizes]
+    figure = go.Figure(
+        [
+            go.Scatter(
+                x=[draw for draws in null for draw in draws or ()],
+                y=np.concatenate([row + part for row, part in zip(rows, spread, strict=True)]),
+                mode="markers",
+                marker={"color": SOFT, "size": 5, "opacity": 0.55},
+                name=escaped(null_label),
+                hovertemplate="random %{x:.3f}<extra></extra>",
+            ),
+            go.Scatter(
+                x=value,
+                y=rows - 0.14,
+                mode="markers",
+                marker={"color": RAISES, "size": 10},
+                error_x={
+                    "array": np.where(np.isfinite(above), above - value, 0),
+                    "arrayminus": np.where(np.isfinite(below), value - below, 0),
+                    "color": RAISES,
+                    "thickness": 1.6,
+                },
+                name=escaped(value_label),
+                text=[escaped(label) for label in labels],
+                hovertemplate="<b>%{text}</b>  %{x:.3f}<extra></extra>",
+            ),
+        ]
+    )
+    figure.update_layout(labelled_rows(labels, x_title=x_title, height=62 * len(labels) + 110))
+    return figure
+
+
+def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
+    """Give figures that stand side by side one range, so that equal lengths are equal values."""
+    ends: list[float] = []
+    for trace in (trace for figure in figures for trace in figure.data):
+        at = np.array(trace[axis], dtype=float)
+        error = trace[f"error_{axis}"]
+        above, below = (
+            np.array(0.0 if part is None else part, dtype=float)
+            for part in (error.array, error.arrayminus)
+        )
+        ends += [*np.ravel(at + above), *np.ravel(at - below)]
+    known = np.array(ends)[np.isfinite(ends)]
+    if not len(known):
+        return
+    margin = 0.04 * (np.ptp(known) or 1.0)
+    for figure in figures:
+        chosen = [known.min() - margin, known.max() + margin]
+        figure.update_layout({f"{axis}axis": {"range": chosen}})
+
+
+def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[str, Any]:
+    """The layout of a chart with a row for each label, the first on top."""
+    return {
+        "height": height,
+        "margin": {**MARGIN, "l": 20},
+        "xaxis": {"title": escaped(x_title), "fixedrange": True, "zeroline": True},
+        "yaxis": {
+            "tickvals": np.arange(len(labels)),
+            "ticktext": [escaped(label) for label in labels],
+            "range": [len(labels) - 0.45, -0.55],
+            "automargin": True,
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        },
+        "legend": LEGEND,
+        "dragmode": False,
+        "hovermode": "closest",
+    }
+
+
+def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -> Any:
+    """How the values of each label are spread: shares of that label's samples in common bins.
+
+    `values` and `labels` are (n,).
+    """
+    import plotly.graph_objects as go
+
+    value = np.asarray(values, dtype=float)
+    edges = np.histogram_bin_edges(value, bins=24)
+    figure = go.Figure()
+    for name, colour in zip(dict.fromkeys(labels), SERIES, strict=False):
+        mine = value[[label == name for label in labels]]
+        counts = np.histogram(mine, edges)[0]
+        figure.add_bar(
+            x=(edges[:-1] + edges[1:]) / 2,
+            y=counts / len(mine),
+            width=np.diff(edges),
+            marker={"color": colour, "opacity": 0.5, "line": {"width": 0}},
+            name=escaped(f"{name} (n = {len(mine)})"),
+            customdata=np.stack([edges[:-1], edges[1:], counts], 1),
+            hovertemplate="%{customdata[0]:.3f} to %{customdata[1]:.3f}: %{customdata[2]} samples"
+            "<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(
+        height=260,
+        margin=MARGIN,
+        barmode="overlay",
+        bargap=0,
+        xaxis={"title": escaped(x_title), "fixedrange": True, "showgrid": False},
+        yaxis={"title": "share of samples", "fixedrange": True},
+        legend=LEGEND,
+        dragmode=False,
+    )
+    return figure
+
+
+def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> Any:
+    """A bar per row, the first on top, divided by its shares."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    kinds = list(dict.fromkeys(kind for shares in rows.values() for kind in shares))
+    for kind, colour in zip(kinds, (LOWERS, "#a9cdec", RAISES, SOFT, CHOSEN), strict=False):
+        share = [shares.get(kind, 0.0) for shares in rows.values()]
+        figure.add_bar(
+            x=share,
+            y=[escaped(row) for row in rows],
+            orientation="h",
+            name=escaped(kind),
+            marker={"color": colour},
+            text=[f"{part:.0%}" if part >= 0.04 else "" for part in share],
+            textposition="inside",
+            insidetextanchor="middle",
+            hovertemplate="%{y}: %{x:.3f}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(
+        height=36 * len(rows) + 110,
+        margin={**MARGIN, "l": 20},
+        barmode="stack",
+        bargap=0.25,
+        xaxis={"title": escaped(x_title), "range": [0, 1], "tickformat": ".0%", "fixedrange": True},
+        yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True},
+        legend={**LEGEND, "traceorder": "normal"},
+        dragmode=False,
+    )
+    return figure

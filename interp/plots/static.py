@@ -1,0 +1,379 @@
+"""Arrays and labels to static matplotlib figures for reports. Knows nothing of results or models.
+
+Every function returns a new `matplotlib.figure.Figure` 7 inches wide; pyplot and the global
+settings are left alone. Intervals are given by their ends, not by half-widths; an end that is
+infinite or nan is not drawn, and a nan value leaves its place empty. Labels are drawn as they are,
+on one line. Titles name what is measured, with its unit. All functions raise InterpError for arrays
+of unequal length and for a value outside its interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.core.errors import InterpError, unknown
+from interp.plots.style import CHOSEN, DIVERGING, FRAME, LOWERS, RAISES, null_band, symmetric_limit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Interval = tuple[ArrayLike, ArrayLike, ArrayLike]
+
+WIDTH, SMALL, MEDIUM = 7.0, 9, 10
+INK, SOFT, GRID, ABSENT = "#222222", "#6b6b6b", "#e3e3e3", "#c9c9c9"
+SERIES = (LOWERS, RAISES, CHOSEN, FRAME, "#3cbf94", "#7327d9")
+OUTCOMES = (LOWERS, "#a9cdec", RAISES, "#8f8f8f", CHOSEN, FRAME)
+STRIP = 200
+
+
+def layer_lines(
+    series: Mapping[str, Interval],
+    *,
+    x_title: str,
+    y_title: str,
+    baseline: float | None = None,
+    baseline_label: str = "baseline",
+    controls: Collection[str] = (),
+) -> Figure:
+    """A line with its band for each series over the layers; its name stands at its end.
+
+    `series` maps a name to (value, low, high), each (n_layers,). `baseline` is a level to draw
+    across, such as chance; `controls` are names of series to draw in grey, such as a probe on
+    shuffled labels.
+
+    Raises:
+        InterpError: no series, or no such control.
+    """
+    for name in controls:
+        if name not in series:
+            raise unknown("control", name, series)
+    colours = _colours(series, SERIES, controls)
+    layers = np.arange(np.asarray(next(iter(series.values()))[0]).size)
+    axes = _axes(3.4, x_title, y_title)
+    lines: list[tuple[ArrayLike, str, str]] = []
+    for name, triple in series.items():
+        value, low, high = _interval(triple, name, len(layers))
+        axes.fill_between(layers, low, high, color=colours[name], alpha=0.18, linewidth=0)
+        style = "o--" if name in controls else "o-"
+        axes.plot(layers, value, style, color=colours[name], ms=3, lw=1.5, label=_plain(name))
+        lines.append((value, name, colours[name]))
+    if baseline is not None:
+        axes.axhline(baseline, color=SOFT, linewidth=1, linestyle=":")
+        lines.append(([baseline], baseline_label, SOFT))
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    _name_ends(axes, lines)
+    return axes.figure
+
+
+def head_grid(
+    values: ArrayLike,
+    *,
+    title: str,
+    marked: Collection[tuple[int, int]] = (),
+    diverging: bool = True,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """A map of heads: layers along, heads upwards, the marked ones framed; nan cells stay grey.
+
+    `values` is (n_layers, n_heads), `marked` holds (layer, head). Diverging: red above zero, blue
+    below; else one hue from the least to the largest value. `limits` are the ends of the colour
+    scale, for maps that are to be compared.
+
+    Raises:
+        InterpError: not a matrix, or a marked head that is not in it.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    grid = np.asarray(values, dtype=float)
+    if grid.ndim != 2 or not grid.size:
+        raise InterpError("head grid", f"values of shape {grid.shape}", "pass (layers, heads)")
+    for layer, head in marked:
+        if not (0 <= layer < grid.shape[0] and 0 <= head < grid.shape[1]):
+            found = f"{grid.shape[0]} layers of {grid.shape[1]} heads"
+            raise InterpError(f"marking L{layer}H{head}", found, "mark a head of the grid")
+    if limits is None:
+        finite, most = grid[np.isfinite(grid)], symmetric_limit(grid)
+        ends = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+        limits = (-most, most) if diverging else ends
+    cell = min((WIDTH - 1) / grid.shape[0], 0.32)
+    axes = _axes(cell * grid.shape[1] + 1.25, "layer", "head", grid=False)
+    axes.figure.set_layout_engine("compressed", w_pad=0.08, h_pad=0.08)
+    colours = colormaps[DIVERGING if diverging else "Blues"].with_extremes(bad=ABSENT)
+    image = axes.imshow(grid.T, origin="lower", cmap=colours, interpolation="none", clim=limits)
+    axes.set_xticks(np.arange(-0.5, grid.shape[0]), minor=True)
+    axes.set_yticks(np.arange(-0.5, grid.shape[1]), minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.locator_params(integer=True)
+    for corner in ((layer - 0.5, head - 0.5) for layer, head in marked):
+        for colour, width in (("white", 3.4), (FRAME, 1.7)):
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, ec=colour, lw=width, clip_on=False))
+    bar = axes.figure.colorbar(image, ax=axes, location="top", aspect=cell * len(grid) / 0.1)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK, length=2)
+    bar.set_label(_plain(title), size=MEDIUM, color=INK)
+    return axes.figure
+
+
+def curve_with_null(
+    x: ArrayLike,
+    value: ArrayLike,
+    *,
+    low: ArrayLike,
+    high: ArrayLike,
+    null: Sequence[Sequence[float] | None],
+    x_title: str,
+    y_title: str,
+    labels: Sequence[str] | None = None,
+    value_label: str = "selected",
+    null_label: str = "random sets",
+) -> Figure:
+    """A measure as components are added one by one, and random sets beside it in grey.
+
+    All are (k,): `x` how many components, `value` the measure with that many and its interval,
+    `null` the values of random draws with that many, or None where none were drawn; their mean and
+    95 % range are shown. `labels` names the component added at each step.
+    """
+    at = _vector(x, "x")
+    value, low, high = _interval((value, low, high), "value", len(at))
+    _same_length("null", len(null), len(at))
+    middle, lower, upper = np.array(null_band(null))
+    drawn = np.isfinite(middle)
+    axes = _axes(3.6, x_title, y_title)
+    band = at[drawn], lower[drawn], upper[drawn]
+    axes.fill_between(*band, color=SOFT, alpha=0.25, linewidth=0)
+    axes.plot(at[drawn], middle[drawn], "o-", color=SOFT, ms=3.5, lw=1.2)
+    axes.fill_between(at, low, high, color=RAISES, alpha=0.18, linewidth=0)
+    axes.plot(at, value, "o-", color=RAISES, ms=3.5, lw=1.6, label=_plain(value_label))
+    if labels is None:
+        axes.locator_params(axis="x", integer=True)
+    else:
+        _same_length("labels", len(labels), len(at))
+        size = SMALL if len(at) <= 36 else 7
+        axes.set_xticks(at, [_plain(label) for label in labels], rotation=90, fontsize=size)
+    _name_ends(axes, [(value, value_label, RAISES), (middle, null_label, SOFT)])
+    return axes.figure
+
+
+def bars_with_null(
+    labels: Sequence[str],
+    values: ArrayLike,
+    *,
+    low: ArrayLike,
+    high: ArrayLike,
+    y_title: str,
+    null: Sequence[ArrayLike | None] | None = None,
+    null_label: str = "random",
+) -> Figure:
+    """A bar per label, red above zero and blue below, with its interval, and beside it chance.
+
+    `labels`, `values` and their ends are (k,). `null` gives for each label the values of random
+    draws, or None; they are grey points, or a violin if more than 200.
+    """
+    triple = _interval((values, low, high), "values", len(labels))
+    nulls = [None] * len(labels) if null is None else list(null)
+    _same_length("null", len(nulls), len(labels))
+    axes = _axes(3.4, "", y_title)
+    at = np.arange(len(labels)) - (0 if null is None else 0.16)
+    axes.bar(at, triple[0], 0.5, color=[RAISES if v > 0 else LOWERS for v in triple[0]], zorder=2)
+    _whiskers(axes, at, *triple, written=len(labels) <= 14)
+    for place, draws in enumerate(nulls):
+        if draws is not None:
+            _null(axes, place + 0.3, _vector(draws, f"null of {labels[place]!r}"))
+    if any(draws is not None for draws in nulls):
+        _legend(axes, axes.plot([], [], "o", color=SOFT, ms=4, label=_plain(null_label)))
+    _name_places(axes, labels)
+    return axes.figure
+
+
+def paired_rows(labels: Sequence[str], groups: Mapping[str, Interval], *, x_title: str) -> Figure:
+    """A row per label, the first on top, with a point and its interval for each group.
+
+    `groups` maps a name, such as "before" and "after", to (value, low, high), each (k,).
+    """
+    axes = _axes(0.3 * len(labels) + 1, x_title, "", grid=False)
+    colours, drawn = _colours(groups, SERIES), []
+    for i, (name, colour) in enumerate(colours.items()):
+        value, low, high = _interval(groups[name], name, len(labels))
+        at = np.arange(len(labels)) + 0.24 * (i - (len(groups) - 1) / 2)
+        ends = np.maximum([value - low, high - value], 0)
+        drawn.append(
+            axes.errorbar(value, at, xerr=ends, fmt="o", color=colour, ms=4, label=_plain(name))
+        )
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.grid(visible=True, axis="x", color=GRID, linewidth=0.7)
+    _name_rows(axes, labels)
+    _legend(axes, drawn)
+    return axes.figure
+
+
+def stacked_outcomes(
+    rows: Mapping[str, Mapping[str, float]], *, x_title: str = "share of samples (%)"
+) -> Figure:
+    """A horizontal bar per row, divided by the shares of its outcomes, with percentages.
+
+    The first row is on top. Outcomes keep the order in which they first come; one that a row
+    leaves out is 0. Shares under 4 % have no number written on them.
+
+    Raises:
+        InterpError: no rows, a negative or nan share, or shares that do not add up to 1.
+    """
+    for label, shares in rows.items():
+        if not abs(sum(shares.values()) - 1) < 1e-3 or min(shares.values()) < 0:
+            found = f"shares {dict(shares)}"
+            raise InterpError(f"outcomes of {label!r}", found, "give shares that add up to 1")
+    names = list(dict.fromkeys(outcome for shares in rows.values() for outcome in shares))
+    axes = _axes(0.36 * len(rows) + 1, x_title, "", grid=False)
+    at, left, bars = np.arange(len(rows)), np.zeros(len(rows)), []
+    for name, colour in _colours(names, OUTCOMES).items():
+        share = np.array([100 * shares.get(name, 0.0) for shares in rows.values()])
+        bar = axes.barh(at, share, 0.72, left, color=colour, ec="white", label=_plain(name))
+        written = [f"{part:.0f}" if part >= 4 else "" for part in share]
+        axes.bar_label(bar, written, label_type="center", fontsize=SMALL, color=_ink_on(colour))
+        bars.append(bar)
+        left = left + share
+    axes.set_xlim(0, 100)
+    _name_rows(axes, list(rows))
+    _legend(axes, bars)
+    return axes.figure
+
+
+def _axes(height: float, x_title: str, y_title: str, *, grid: bool = True) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # pyright: ignore
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(SOFT)
+    axes.tick_params(labelsize=SMALL, colors=INK, length=3)
+    axes.set_xlabel(_plain(x_title), fontsize=MEDIUM, color=INK)
+    axes.set_ylabel(_plain(y_title), fontsize=MEDIUM, color=INK)
+    axes.set_axisbelow(True)
+    axes.grid(visible=grid, axis="y", **({"color": GRID, "linewidth": 0.7} if grid else {}))
+    return axes
+
+
+def _plain(text: str) -> str:
+    return text.replace("\n", "↵").replace("$", r"\$")
+
+
+def _vector(values: ArrayLike, what: str, length: int | None = None) -> np.ndarray:
+    vector = np.asarray(values, dtype=float)
+    if vector.ndim != 1:
+        raise InterpError(what, f"shape {vector.shape}", "pass one number a place")
+    _same_length(what, len(vector), len(vector) if length is None else length)
+    return vector
+
+
+def _same_length(what: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise InterpError(what, f"{found} where {wanted} are drawn", "pass as many of each")
+
+
+def _interval(triple: Interval, what: str, length: int) -> tuple[np.ndarray, ...]:
+    value, low, high = (_vector(part, f"interval of {what}", length) for part in triple)
+    slack = 1e-6 * (1 + np.abs(value))
+    outside = np.flatnonzero((low > value + slack) | (high < value - slack))
+    if len(outside):
+        i = outside[0]
+        found = f"{value[i]:.4g} outside [{low[i]:.4g}, {high[i]:.4g}] at {i}"
+        raise InterpError(f"interval of {what}", found, "pass its ends, not half-widths")
+    return value, *(np.where(np.isfinite(end), end, np.nan) for end in (low, high))
+
+
+def _colours(
+    names: Iterable[str], palette: Sequence[str], controls: Collection[str] = ()
+) -> dict[str, str]:
+    coloured = [name for name in names if name not in controls]
+    if len(coloured) > len(palette) or not (coloured or controls):
+        found = f"{len(coloured)}, for {len(palette)} colours that can be told apart"
+        raise InterpError("series", found, f"draw 1 to {len(palette)} in one figure")
+    return dict(zip(coloured, palette, strict=False)) | dict.fromkeys(controls, SOFT)
+
+
+def _ink_on(colour: str) -> str:
+    """Black or white, whichever is read better on a colour, by its relative luminance."""
+    from matplotlib.colors import to_rgb
+
+    return INK if np.dot([0.2126, 0.7152, 0.0722], np.power(to_rgb(colour), 2.2)) > 0.2 else "white"
+
+
+def _legend(axes: Any, handles: Sequence[Any]) -> None:
+    axes.figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(len(handles), 4), frameon=False,
+        fontsize=SMALL, labelcolor=INK, handlelength=1.1, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> None:
+    """Intervals of bars, the zero line, and the heights beyond the whiskers' ends."""
+    value, low, high = triple
+    errors = np.maximum([value - low, high - value], 0)
+    axes.errorbar(at, value, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, zorder=3)
+    axes.axhline(0, color=INK, linewidth=0.8)
+    axes.spines["bottom"].set_visible(False)
+    axes.margins(y=0.1)
+    for i in np.flatnonzero(np.isfinite(value)) if written else ():
+        up = bool(value[i] >= 0)
+        end = (at[i], np.fmax(value[i], high[i]) if up else np.fmin(value[i], low[i]))
+        style = {"xytext": (0, 3 if up else -3), "va": "bottom" if up else "top", "ha": "center"}
+        height = f"{value[i]:.2f}".replace("-", "−")
+        axes.annotate(height, end, textcoords="offset points", fontsize=SMALL, color=INK, **style)
+
+
+def _name_places(axes: Any, labels: Sequence[str]) -> None:
+    """Labels below bars, slanted where they would not fit side by side."""
+    axes.set_xticks(range(len(labels)), [_plain(label) for label in labels])
+    axes.tick_params(axis="x", length=0)
+    longest = max(len(a) + len(b) for a, b in zip(labels, [*labels[1:], ""], strict=True))
+    if longest / 2 * SMALL * 0.6 + 6 > WIDTH * 72 * 0.85 / len(labels):
+        for text in axes.get_xticklabels():
+            text.set(rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _name_rows(axes: Any, labels: Sequence[str]) -> None:
+    """Labels at the left, the first on top."""
+    axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+
+
+def _null(axes: Any, place: float, draws: np.ndarray) -> None:
+    """Random draws beside a bar, spread sideways in a fixed pattern, or as a violin."""
+    draws = draws[np.isfinite(draws)]
+    if len(draws) > STRIP and draws.std() > 0:
+        for body in axes.violinplot([draws], [place], widths=0.3, showextrema=False)["bodies"]:
+            body.set(facecolor=SOFT, alpha=0.45, linewidth=0)
+    else:
+        sideways = (np.arange(len(draws)) * 0.618034 % 1 - 0.5) * 0.2
+        axes.plot(place + sideways, draws, "o", color=SOFT, alpha=0.5, ms=2.5, mew=0)
+
+
+def _name_ends(axes: Any, lines: Sequence[tuple[ArrayLike, str, str]]) -> None:
+    """Names at the right, each beside its line's end, moved apart where they would overlap.
+
+    Lines are (values, name, colour); a line ends at its last finite value.
+    """
+    from matplotlib.colors import to_rgb
+    from scipy.optimize import isotonic_regression
+
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top)
+    finite = [(np.extract(np.isfinite(values), values), *rest) for values, *rest in lines]
+    ends = sorted((line[-1], *rest) for line, *rest in finite if len(line))
+    step = (top - bottom) * 1.35 * SMALL / (axes.figure.get_figheight() * 72 * 0.8)
+    spacing = step * np.arange(len(ends))
+    levels = [level for level, _, _ in ends] - spacing
+    heights = isotonic_regression(levels).x + spacing if ends else []
+    beside = axes.get_yaxis_transform()
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
+        dark = tuple(0.75 * part for part in to_rgb(colour))
+        axes.text(1.01, height, _plain(name), size=SMALL, color=dark, va="center", transform=beside)

@@ -1,0 +1,60 @@
+"""Colours, text and limits that all figures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+DIVERGING = "RdBu_r"
+
+
+RAISES, LOWERS = "#c0392b", "#2f6fb5"
+
+
+FRAME, CHOSEN, BLANK = "#111111", "#e69f00", "#e4e4e4"
+
+
+LITERAL = str.maketrans({"&": "&amp;", "<": "&lt;", "$": "&#36;"})
+
+
+def symmetric_limit(values: np.ndarray) -> float:
+    """The largest finite absolute value, for a scale centred on zero; 1 if there is none."""
+    finite = np.abs(values[np.isfinite(values)])
+    limit = float(finite.max(initial=0.0))
+    return limit if limit > 0 else 1.0
+
+
+def still(opacity: float) -> dict[str, Any]:
+    """Properties of drawn points that do not fade when a target is clicked."""
+    return dict.fromkeys(("selected", "unselected"), {"marker": {"opacity": opacity}})
+
+
+def escaped(text: str) -> str:
+    """Text that Plotly shows as it is: no markup, no formula, nothing to fill in."""
+    return text.translate(LITERAL).replace("%{", "&#37;{")
+
+
+def hover_text(title: str, value: str = "", *lines: str) -> str:
+    """What hovering shows: a title in bold, a value beside it, lines below it; all are escaped."""
+    first = f"<b>{escaped(title)}</b>" + (f"  {escaped(value)}" if value else "")
+    return "<br>".join([first, *map(escaped, lines)])
+
+
+def visible(token: str) -> str:
+    """A token with its spaces and line breaks to be seen."""
+    return token.replace(" ", "␣").replace("\n", "↵")
+
+
+def null_band(
+    draws: Sequence[Sequence[float] | None],
+) -> tuple[list[float], list[float], list[float]]:
+    """(mean, low, high), the 95 % range of random draws at each place; nan where there are none."""
+    rows = [np.array(found if found else [np.nan], dtype=float) for found in draws]
+    ends = [np.quantile(row, [0.025, 0.975]) for row in rows]
+    return (
+        [float(row.mean()) for row in rows],
+        [float(low) for low, _ in ends],
+        [float(high) for _, high in ends],
+    )

@@ -1,0 +1,10 @@
+from .logit_lens import logit_lens as logit_lens
+from .model_diff import blend_weights as blend_weights
+from .model_diff import compare_activations as compare_activations
+from .model_diff import compare_weights as compare_weights
+from .probes import probe_geometry as probe_geometry
+from .training import probe_model as probe_model
+from .training import train_probes as train_probes
+from .transfer import embedding_map as embedding_map
+from .transfer import transfer_probes as transfer_probes
+from .word_probabilities import paired_word_probs as paired_word_probs

@@ -1,0 +1,418 @@
+"""Two models of one architecture, such as a base and its fine-tuned child: what changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import Positions, listed, marks_of, places_of, texts_of
+from interp.core.components import Component, within
+from interp.core.errors import InterpError
+from interp.core.nulls import Null, null_of
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.core.statistics import Estimate, mean_estimate, ratio_of_means
+from interp.engine.architecture import Decoder
+from interp.models.families import read_architecture
+from interp.models.language_model import LanguageModel
+from interp.models.loading import unwrapped, wrap
+from interp.runs.capture import run_with_cache
+from interp.runs.stored_runs import StoredRuns
+
+_SITE = {"head": "z", "neuron": "post"}
+_PARTS = {"head": ("q", "k", "v", "o"), "neuron": ("gate", "up", "value")}
+_ALIKE = (
+    *("family", "n_layers", "n_heads", "n_kv_heads", "d_model", "d_head", "d_mlp"),
+    *("gated", "parallel", "post_norms", "dtype"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightComparison:
+    """What `compare_weights` found: one row per component and part; arrays are (rows,).
+
+    part: q, k, v, o of a head; gate, up, value of a neuron. unit: whose weights they are: the
+    key/value head's for k and v, else the component's own. The measures: see `compare_weights`.
+    """
+
+    base: str
+    trained: str
+    base_hash: str
+    trained_hash: str
+    part: np.ndarray
+    layer: np.ndarray
+    index: np.ndarray
+    unit: np.ndarray
+    cosine: np.ndarray
+    norm_difference: np.ndarray
+    change: np.ndarray
+
+    def null(
+        self, selection: Iterable[str], *, draws: int = 10_000, seed: int = 0
+    ) -> dict[str, Null]:
+        """Is the mean `change` of a selection larger than that of random components?
+
+        One null per part. A draw takes from each layer as many of the compared components as the
+        selection has there, without repeats, the selection included: a permutation test, whose p
+        is uniform for a selection made without looking at the weights, however few heads a layer
+        has (and 1 where all of them are selected). For k and v a key/value head counts once.
+
+        Raises:
+            InterpError: labels that are not of heads (L17H11) only or of neurons (L5N3) only, one
+                that was not compared, or an infinite change.
+        """
+        chosen = [Component.parse(label) for label in selection]
+        sites = {component.site for component in chosen if component.index is not None}
+        kinds = [kind for kind, site in _SITE.items() if sites == {site}]
+        names = [name for kind in kinds for name in _PARTS[kind] if name in self.part]
+        if not names or any(component.index is None for component in chosen):
+            raise InterpError(
+                f"a null for {[str(component) for component in chosen]}",
+                f"compared: {', '.join(dict.fromkeys(self.part.tolist()))}",
+                "name heads or neurons that were compared, of one kind",
+            )
+        return {name: self._null(name, chosen, draws, seed) for name in names}
+
+    def _null(self, name: str, chosen: Sequence[Component], draws: int, seed: int) -> Null:
+        rng = np.random.default_rng(seed)
+        selected, random, count = 0.0, np.zeros(draws), 0
+        for layer in sorted({component.layer for component in chosen}):
+            here = (self.part == name) & (self.layer == layer)
+            wanted = np.array([c.index for c in chosen if c.layer == layer])
+            pool, first = np.unique(self.unit[here], return_index=True)
+            changes = self.change[here][first]
+            if not np.isin(wanted, self.index[here]).all() or not np.isfinite(changes).all():
+                raise InterpError(
+                    f"a null for {name} of {wanted.tolist()} in layer {layer}",
+                    f"{len(changes)} compared, largest change {changes.max(initial=0):g}",
+                    "compare the whole layer, and select where the base has no zero vectors",
+                )
+            mine = np.isin(pool, self.unit[here & np.isin(self.index, wanted)])
+            selected, count = selected + changes[mine].sum(), count + int(mine.sum())
+            for draw in range(draws):
+                taken = rng.choice(len(pool), int(mine.sum()), replace=False, shuffle=False)
+                random[draw] += changes[taken].sum()
+        # A draw of the selection itself ties with it; summed in another order it may round below.
+        return null_of(float(selected / count), random / count * (1 + 1e-12))
+
+    def to_dataframe(self) -> Any:
+        """One row per component and part."""
+        import pandas as pd
+
+        marks = np.where(np.isin(self.part, _PARTS["head"]), "H", "N")
+        places = zip(self.layer, marks, self.index, strict=True)
+        facts = {"component": [f"L{layer}{mark}{index}" for layer, mark, index in places]}
+        columns = ("part", "layer", "index", "unit", "cosine", "norm_difference", "change")
+        return pd.DataFrame(facts | {column: getattr(self, column) for column in columns})
+
+
+def compare_weights(
+    base: LanguageModel,
+    trained: LanguageModel,
+    *,
+    heads: Iterable[str] | None = None,
+    neurons: Iterable[str] | None = None,
+) -> WeightComparison:
+    """How far training moved the weights of each head and neuron.
+
+    For a part with weights a in the base and b in the trained model, flattened:
+
+        cosine = a . b / (|a| |b|)
+        norm_difference = (|b| - |a|) / |a|       positive: training made it longer
+        change = |b - a| / |a|
+
+    in float64. Heads have W_Q, W_K, W_V, W_O (q, k, v, o; without biases), each (d_model, d_head)
+    or its transpose; with grouped queries k and v are those of the key/value head a query head
+    reads. Neurons have their input vectors gate and up (up in a gated MLP only) and the vector
+    they write, value, each (d_model,). Norm weights are not folded in. The cosine of a zero
+    vector is nan; two zero vectors differ by 0.
+
+    Args:
+        base: the reference.
+        trained: a model of the same sizes and dtype.
+        heads: labels such as L17H11; all by default, none for an empty list.
+        neurons: likewise, such as L5N3.
+
+    Raises:
+        InterpError: other sizes, weights this package cannot read, an unknown component, or
+            nothing to compare.
+
+    Source: Lee et al. 2025, arXiv 2504.14379; cosines and norms of a fine-tuned model's weights.
+    """
+    _require_alike(base, trained)
+    left, right = (
+        base.require_decoder("comparing weights"),
+        trained.require_decoder("comparing weights"),
+    )
+    tables: list[np.ndarray] = []
+    names: list[str] = []
+    for kind, labels in (("head", heads), ("neuron", neurons)):
+        chosen = _selected(base, labels, kind)
+        for name in _PARTS[kind]:
+            if name == "up" and not base.gated:
+                continue
+            group = base.n_heads // base.n_kv_heads if name in ("k", "v") else 1
+            for layer, numbers in chosen.items():
+                before, after = (_rows(decoder, layer, name) for decoder in (left, right))
+                unit = np.array(numbers) // group
+                measured = [values[unit] for values in _differences(before, after)]
+                tables.append(np.stack([np.full(len(unit), layer), numbers, unit, *measured]))
+                names += [name] * len(unit)
+    if not tables:
+        raise InterpError("comparing weights", "no heads and no neurons", "give some, or None")
+    table = np.concatenate(tables, axis=1)
+    layer, index, unit = table[:3].astype(int)
+    return WeightComparison(
+        base=base.name, trained=trained.name, base_hash=base.hash, trained_hash=trained.hash,
+        part=np.array(names), layer=layer, index=index, unit=unit,
+        cosine=table[3], norm_difference=table[4], change=table[5],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationComparison:
+    """What `compare_activations` found.
+
+    cosine, relative: (n, sites, layers), one value per prompt. kl: (n,) nats.
+    """
+
+    base: str
+    trained: str
+    sites: tuple[str, ...]
+    layers: tuple[int, ...]
+    cosine: np.ndarray
+    relative: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return len(self.kl)
+
+    @property
+    def kl_mean(self) -> Estimate:
+        """Mean next-token KL with its interval."""
+        return mean_estimate(torch.from_numpy(self.kl))
+
+    def to_dataframe(self) -> Any:
+        """One row per site and layer: means over all prompts, standard errors, intervals, n."""
+        import pandas as pd
+
+        site, layer = np.meshgrid(self.sites, self.layers, indexing="ij")
+        facts: dict[str, Any] = {"site": site.ravel(), "layer": layer.ravel(), "n": self.n}
+        for name in ("cosine", "relative"):
+            found = ratio_of_means(getattr(self, name).reshape(self.n, -1))
+            facts |= {name: found.values, f"{name}_stderr": found.stderr}
+            facts |= {f"{name}_low": found.low, f"{name}_high": found.high}
+        return pd.DataFrame(facts)
+
+
+def compare_activations(
+    base: LanguageModel,
+    trained: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions = "last",
+    *,
+    sites: Iterable[str] = ("resid_post",),
+    layers: Iterable[int] | None = None,
+    budget_gb: float = 2.0,
+    runs: tuple[StoredRuns, StoredRuns] | None = None,
+) -> ActivationComparison:
+    """How far apart two models are on the same tokens, at one position of each prompt.
+
+    With a and b the values of a site in the base and in the trained model (all its heads or
+    neurons as one vector), and p the next-token distributions after that position:
+
+        cosine = a . b / (|a| |b|),   relative = |b - a| / |a|,   kl = KL(p_base || p_trained)
+
+    kl is in nats and >= 0; the cosine of a value that is zero throughout is nan. `prompts` are
+    texts (read by the base's tokeniser), token tuples or a task's clean prompts; `positions`
+    as in `interp.core.arguments.Positions`. Prompts are cut after it: a causal model does not look
+    further. `layers` are all by default; `budget_gb` is for the values of one model; `runs` are
+    kept runs of the cut prompts in the base and in the trained model, read instead of run.
+
+    Raises:
+        InterpError: other sizes or tokens, an absent site, or a position a prompt lacks.
+    """
+    _require_alike(base, trained, "d_vocab")
+    sites = tuple(dict.fromkeys(listed(sites)))
+    chosen = within(layers, base.n_layers, "layer", base.name)
+    rows = _cut(base, trained, prompts, positions)
+    wanted = {"sites": sites, "layers": chosen, "positions": "last", "budget_gb": budget_gb}
+    kept = runs or (None, None)
+    models = zip((base, trained), kept, strict=True)
+    seen = [run_with_cache(model, rows, runs=own, **wanted) for model, own in models]
+    measured = np.empty((2, len(rows), len(sites), len(chosen)))
+    for s, site in enumerate(sites):
+        for i, layer in enumerate(chosen):
+            before, after = (acts[layer, site].flatten(1).double() for acts in seen)
+            measured[0, :, s, i], _, measured[1, :, s, i] = _differences(before, after)
+    before, after = (acts.logits.double().log_softmax(-1) for acts in seen)
+    return ActivationComparison(
+        base=base.name, trained=trained.name, sites=sites, layers=tuple(chosen),
+        cosine=measured[0], relative=measured[1],
+        kl=(before.exp() * (before - after)).sum(-1).numpy(),
+    )  # fmt: skip
+
+
+def blend_weights(
+    base: LanguageModel,
+    actor: LanguageModel,
+    heads: Iterable[str] | None,
+    alpha: float,
+    *,
+    shared_kv: bool = False,
+    check: bool = True,
+) -> LanguageModel:
+    """A new model: the base, with the attention weights of some heads moved towards the actor's.
+
+        W = W_base + alpha (W_actor - W_base),   W among W_Q, W_K, W_V, W_O of each head
+
+    alpha = 0 is the base, 1 the actor, 2 overshoots; biases and everything else are the base's.
+    Neither model is changed. `heads` are labels such as L17H11, None for all; `check` is that of
+    `interp.models.loading.load_model`.
+
+    With grouped queries a key/value head serves several query heads, and blending its W_K and W_V
+    changes what all of them read: allowed if all of them are given, or with `shared_kv`.
+
+    Raises:
+        InterpError: other sizes, weights this package cannot read, an unknown head or none, a
+            key/value head shared with heads that are not given, or an alpha that is not finite.
+
+    Sources: Lee et al. 2025, arXiv 2504.14379, and ajyl/verify_circuit (three heads, alpha 2);
+    Ilharco et al. 2023, arXiv 2212.04089 (differences of weights as vectors).
+    """
+    _require_alike(base, actor)
+    chosen = _selected(base, heads, "head")
+    if not chosen or not math.isfinite(alpha):
+        raise InterpError(f"blending {heads} by {alpha}", "nothing to do", "give heads, a number")
+    group = base.n_heads // base.n_kv_heads
+    shared = {layer: sorted({head // group for head in found}) for layer, found in chosen.items()}
+    everyone = range(base.n_heads)
+    served = {layer: {h for h in everyone if h // group in own} for layer, own in shared.items()}
+    others = [f"L{layer}H{h}" for layer in chosen for h in sorted(served[layer] - {*chosen[layer]})]
+    if others and not shared_kv:
+        raise InterpError(
+            "blending W_K and W_V",
+            f"they are shared with heads not given: {', '.join(others)}",
+            "give these too, or pass shared_kv=True to change what they read",
+        )
+    sources, copy = (
+        (base.require_decoder("comparing weights"), actor.require_decoder("comparing weights")),
+        unwrapped(base),
+    )
+    for layer, found in chosen.items():
+        parameters, places = _element_numbers(copy, layer)
+        flat = torch.cat([parameter.data.flatten() for parameter in parameters])
+        for name in _PARTS["head"]:
+            units = shared[layer] if name in ("k", "v") else found
+            old, new = (_rows(decoder, layer, name)[units] for decoder in sources)
+            where = _rows(places, layer, name)[units].long().to(flat.device)
+            flat[where] = torch.lerp(old, new, alpha).to(flat)
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.data.copy_(piece.view_as(parameter))
+    count = sum(map(len, chosen.values()))
+    name = f"{base.name} + {alpha:g} ({actor.name} - base) on {count} heads"
+    return wrap(copy, base.tokenizer, name=name, card=base.card, check=check)
+
+
+def _require_alike(left: LanguageModel, right: LanguageModel, *more: str) -> None:
+    differ = [
+        f"{name} {getattr(left, name)} and {getattr(right, name)}"
+        for name in (*_ALIKE, *more)
+        if getattr(left, name) != getattr(right, name)
+    ]
+    if differ:
+        raise InterpError(
+            f"comparing {left.name} with {right.name}",
+            f"they differ in {'; '.join(differ)}",
+            "give two models of one architecture, loaded with one dtype",
+        )
+
+
+def _selected(
+    model: LanguageModel, labels: Iterable[str] | None, kind: str
+) -> dict[int, list[int]]:
+    """Layer -> sorted numbers of the heads or neurons named."""
+    size = model.n_heads if kind == "head" else model.d_mlp
+    if labels is None:
+        return {layer: list(range(size)) for layer in range(model.n_layers)}
+    found: dict[int, set[int]] = {}
+    for label in listed(labels):
+        part = Component.parse(label)
+        if part.site != _SITE[kind] or part.index is None:
+            raise InterpError(f"{kind} {label!r}", "not one", "write L17H11, or L5N3 for a neuron")
+        within([part.layer], model.n_layers, "layer", model.name)
+        within([part.index], size, kind, model.name)
+        found.setdefault(part.layer, set()).add(part.index)
+    return {layer: sorted(numbers) for layer, numbers in sorted(found.items())}
+
+
+def _rows(decoder: Decoder, layer: int, part: str) -> Tensor:
+    """A part of every head, key/value head or neuron of a layer: (components, numbers)."""
+    attn, mlp = decoder.blocks[layer].attn, decoder.blocks[layer].mlp
+    if part in _PARTS["head"]:
+        heads = attn.n_kv_heads if part in ("k", "v") else attn.n_heads
+        weight = attn.o.weight if part == "o" else getattr(attn, part).weight.T
+        rows = weight.unflatten(0, (heads, -1)).flatten(1)
+    else:
+        rows = mlp.down.weight if part == "value" else getattr(mlp, part).weight.T
+    return rows.double().cpu()
+
+
+def _differences(before: Tensor, after: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row: cosine, relative difference of norms, relative norm of the difference."""
+    short, long, apart = before.norm(dim=1), after.norm(dim=1), (after - before).norm(dim=1)
+    cosine = (before * after).sum(1).div(short * long).clamp(-1, 1)
+    norms, change = (torch.where(x == 0, x, x / short).numpy() for x in (long - short, apart))
+    return cosine.numpy(), norms, change
+
+
+def _cut(
+    base: LanguageModel,
+    trained: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+) -> list[tuple[int, ...]]:
+    """Each prompt's tokens up to and including its position."""
+    read = [base.tokenize(text) for text in texts_of(prompts)]
+    if not read:
+        raise InterpError("comparing activations", "no prompts", "give at least one")
+    for i, prompt in enumerate(read):
+        other = prompt
+        if prompt.text is not None and trained.tokenizer is not None:
+            other = trained.tokenize(prompt.text)
+        if other.tokens != prompt.tokens:
+            raise InterpError(
+                f"prompt {i} in {base.name} and {trained.name}",
+                f"other tokens:\n  {prompt.shown()}\n  {other.shown()}\n",
+                "give tuples of token ids",
+            )
+    at = places_of(positions, read, marks_of(prompts))
+    return [prompt.tokens[: place + 1] for prompt, place in zip(read, at, strict=True)]
+
+
+def _element_numbers(hf_model: Any, layer: int) -> tuple[list[Any], Decoder]:
+    """The parameters of a layer, and its weights with each number replaced by its place in them.
+
+    Fused and transposed matrices are read as they are for measurements, so that what is written
+    back through these places needs no second description of the architecture.
+    """
+    parameters = [p for n, p in hf_model.named_parameters() if str(layer) in n.split(".")]
+    held, start = [parameter.data for parameter in parameters], 0
+    try:
+        for parameter in parameters:
+            numbers = torch.arange(start, start + parameter.numel(), dtype=torch.float64)
+            parameter.data = numbers.view_as(parameter).to(parameter.device)
+            start += parameter.numel()
+        return parameters, read_architecture(hf_model)
+    finally:
+        for parameter, values in zip(parameters, held, strict=True):
+            parameter.data = values

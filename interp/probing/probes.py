@@ -1,0 +1,368 @@
+"""`Probes`: trained linear probes, how well they do, and the geometry of their directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.core.errors import InterpError, unknown
+from interp.core.records import Record
+from interp.core.statistics import bootstrap_weights, share_estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["logistic", "softmax"]
+MEASURES = ("accuracy", "balanced_accuracy", "auc")
+
+DRAWS = 1000
+"""Bootstrap draws of an interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeMetrics:
+    """How well probes tell valid from invalid on examples they were not fitted to.
+
+    Attributes:
+        values: (3, *leading) accuracy, balanced accuracy (mean of the two classes' accuracies)
+            and AUC (chance that a valid example scores above an invalid one, ties half).
+        low, high: the same shape, 95 % intervals. Accuracy: Wilson, rows taken as independent.
+            The others: bootstrap over groups, and at 0 or 1, where that has no width, Wilson
+            with the groups of the rarer class as n.
+        n_valid, n_invalid, n_groups: what was evaluated.
+    """
+
+    values: Tensor
+    low: Tensor
+    high: Tensor
+    n_valid: int
+    n_invalid: int
+    n_groups: int
+
+    @property
+    def accuracy(self) -> Tensor:
+        return self.values[0]
+
+    @property
+    def balanced_accuracy(self) -> Tensor:
+        return self.values[1]
+
+    @property
+    def auc(self) -> Tensor:
+        return self.values[2]
+
+    @property
+    def base_rate(self) -> float:
+        """The accuracy of always naming the commoner class."""
+        return max(self.n_valid, self.n_invalid) / (self.n_valid + self.n_invalid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes(Record):
+    """One probe per leading index; `weights . x + bias > 0` reads "valid", x as captured.
+
+    Attributes:
+        kind: "logistic" or "softmax".
+        weights: (*leading, d) the valid direction; for softmax P_valid - P_invalid.
+        bias: (*leading); 0 for softmax.
+        columns, initial: (*leading, d, 2) softmax columns (invalid, valid) after and before
+            training; None for logistic.
+        test: (N,) which examples were held out.
+        heldout: measures on them.
+        shuffled: (shuffles, 3, *leading) the same for probes of permuted labels, on permuted
+            held-out labels: the control.
+        shuffled_weights: (shuffles, *leading, d) their directions; one permutation serves all
+            leading indices, one start all shuffles.
+        train_valid, train_invalid: examples of each class that were fitted.
+        coordinates: axis name to its labels, in the order of the leading axes.
+        settings: options of the fit, the seed among them.
+        source: model, model_hash and site, where known.
+    """
+
+    kind: Kind
+    weights: Tensor
+    bias: Tensor
+    columns: Tensor | None = None
+    initial: Tensor | None = None
+    test: Tensor
+    heldout: ProbeMetrics
+    shuffled: Tensor
+    shuffled_weights: Tensor
+    train_valid: int
+    train_invalid: int
+    coordinates: Mapping[str, tuple[int, ...]]
+    settings: Mapping[str, Any]
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        size = " x ".join(f"{len(v)} {k}s" for k, v in self.coordinates.items()) or "one probe"
+        best = float(self.heldout.balanced_accuracy.max())
+        return (
+            f"Probes({self.kind}, {size}, d={self.weights.shape[-1]}, n_train={self.n_train}, "
+            f"n_test={self.n_test}, best balanced accuracy {best:.3f})"
+        )
+
+    @property
+    def n_train(self) -> int:
+        return self.train_valid + self.train_invalid
+
+    @property
+    def n_test(self) -> int:
+        return self.heldout.n_valid + self.heldout.n_invalid
+
+    @property
+    def directions(self) -> Tensor:
+        """(*leading, d) unit vectors towards valid."""
+        return F.normalize(self.weights, dim=-1, eps=1e-30)
+
+    def control(self, measure: str = "auc") -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and 95 % range of a measure over the shuffled-label probes, each (*leading)."""
+        if measure not in MEASURES:
+            raise unknown("measure", measure, MEASURES)
+        found = self.shuffled[:, MEASURES.index(measure)]
+        return found.mean(0), found.quantile(0.025, dim=0), found.quantile(0.975, dim=0)
+
+    def project(self, X: Tensor) -> Tensor:
+        """(*leading, N) signed distance (w . x + b) / |w| of (*leading, N, d), valid positive.
+
+        In the unit of X; without a bias it is the scalar projection on the direction.
+
+        Raises:
+            InterpError: another shape than the probes'.
+        """
+        norms = self.weights.double().norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        return decision(X, self.weights[None], self.bias[None])[0] / norms
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per probe: its place, held-out measures with intervals, control and counts."""
+        import pandas as pd
+
+        places = np.ndindex(*(len(labels) for labels in self.coordinates.values()))
+        named = [*self.coordinates.items()]
+        table = pd.DataFrame(
+            [
+                {name: labels[i] for (name, labels), i in zip(named, at, strict=True)}
+                for at in places
+            ]
+        )
+        found = self.heldout
+        for i, name in enumerate(MEASURES):
+            parts = (found.values[i], found.low[i], found.high[i], *self.control(name))
+            labels = (name, f"{name}_low", f"{name}_high", f"shuffled_{name}")
+            labels += (f"shuffled_{name}_low", f"shuffled_{name}_high")
+            for label, part in zip(labels, parts, strict=True):
+                table[label] = part.flatten().numpy()
+        for name in ("base_rate", "n_valid", "n_invalid", "n_groups"):
+            table[name] = getattr(found, name)
+        return table.assign(
+            n_train=self.n_train,
+            n_test=self.n_test,
+            train_valid=self.train_valid,
+            train_invalid=self.train_invalid,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeGeometry:
+    """How probe directions lie to each other and, for softmax, their two columns.
+
+    Attributes:
+        cosines: (M, M) between all directions, leading axes flattened.
+        adjacent: (layers - 1, ...) cosine of each direction with that of the next layer listed.
+        adjacent_shuffled: (shuffles, layers - 1, ...) the same for shuffled-label probes: what
+            the shape of the activations alone makes of it.
+        random_mean, random_limit: mean and 95 % point of |cosine| of two random directions.
+        pair: (*leading) cos(P_invalid, P_valid).
+        pair_forced: the same for columns as long, whose sum is orthogonal to their difference.
+        pair_shuffled: (shuffles, *leading) the same for shuffled-label probes.
+        pair_initial: the same before training.
+        sum_norm, initial_sum_norm: |P_invalid + P_valid| after and before training.
+        decay: what weight decay alone makes of sum_norm / initial_sum_norm.
+        difference_norm: |P_valid - P_invalid|.
+
+    From `pair` on None for logistic probes.
+    """
+
+    cosines: Tensor
+    adjacent: Tensor
+    adjacent_shuffled: Tensor
+    random_mean: float
+    random_limit: float
+    pair: Tensor | None = None
+    pair_forced: Tensor | None = None
+    pair_shuffled: Tensor | None = None
+    pair_initial: Tensor | None = None
+    sum_norm: Tensor | None = None
+    initial_sum_norm: Tensor | None = None
+    difference_norm: Tensor | None = None
+    decay: float | None = None
+
+
+def probe_geometry(probes: Probes) -> ProbeGeometry:
+    """Cosines of directions across layers, and how far softmax columns had to be antipodal.
+
+    With S = (P_valid + P_invalid) / 2 and D = (P_valid - P_invalid) / 2,
+
+        cos(P_invalid, P_valid) = (|S|^2 - |D|^2) / sqrt((|S|^2 + |D|^2)^2 - 4 (S . D)^2)
+
+    A softmax of two classes has dL/dP_invalid = -dL/dP_valid, whatever the data, so that AdamW
+    moves D alone and S only decays: S_t = (1 - lr weight_decay)^t S_0. The cosine falls towards -1
+    as D grows, whatever makes it grow: near -1 it says that the weights have left their start,
+    not that the data hold two opposite directions. `pair_shuffled` is the control, and fitting
+    permuted labels is easy where d is not far below the number of rows.
+
+    Random directions in d dimensions have cos^2 ~ Beta(1/2, (d - 1)/2), mean |cos| about
+    sqrt(2 / (pi d)). The leading axis 0 is taken for the layers.
+
+    Source: Lee et al. 2025, arXiv 2504.14379, of which this is a control.
+    """
+    from scipy import special, stats
+
+    directions = probes.directions.double()
+    d = directions.shape[-1]
+    flat = directions.reshape(-1, d)
+    log_mean = special.gammaln(d / 2) - special.gammaln((d + 1) / 2) - np.log(np.pi) / 2
+    layers = directions if directions.ndim > 1 else directions[None]
+    control = F.normalize(probes.shuffled_weights.double(), dim=-1, eps=1e-30)
+    control = control if directions.ndim > 1 else control[:, None]
+    common: dict[str, Any] = {
+        "cosines": flat @ flat.T,
+        "adjacent": (layers[1:] * layers[:-1]).sum(-1),
+        "adjacent_shuffled": (control[:, 1:] * control[:, :-1]).sum(-1),
+        "random_mean": float(np.exp(log_mean)),
+        "random_limit": float(np.sqrt(stats.beta.ppf(0.95, 0.5, (d - 1) / 2))) if d > 1 else 1.0,
+    }
+    if probes.columns is None or probes.initial is None:
+        return ProbeGeometry(**common)
+    columns, initial = probes.columns.double(), probes.initial.double()
+    total, gap = columns.sum(-1), columns[..., 1] - columns[..., 0]
+    s, r = total.norm(dim=-1), gap.norm(dim=-1)
+    # All runs have one start, hence one sum: a control's columns are half the sum -+ half its gap.
+    others = probes.shuffled_weights.double()
+    return ProbeGeometry(
+        **common,
+        pair=_cosine(columns[..., 0], columns[..., 1]),
+        pair_forced=(s**2 - r**2) / (s**2 + r**2),
+        pair_shuffled=_cosine(total - others, total + others),
+        pair_initial=_cosine(initial[..., 0], initial[..., 1]),
+        sum_norm=s,
+        initial_sum_norm=initial.sum(-1).norm(dim=-1),
+        difference_norm=r,
+        decay=(1 - probes.settings["lr"] * probes.settings["regularisation"])
+        ** probes.settings["steps"],
+    )
+
+
+def decision(X: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+    """Decision values w . x + b of X (*leading, N, d), in float64: (runs, *leading, N).
+
+    weights: (runs, *leading, d); bias: (runs, *leading).
+
+    Raises:
+        InterpError: leading axes or width of X are not the weights'.
+    """
+    leading, d = weights.shape[1:-1], weights.shape[-1]
+    if X.shape[:-2] != leading or X.shape[-1] != d or X.ndim != len(leading) + 2:
+        raise InterpError(
+            f"activations of shape {tuple(X.shape)}",
+            f"probes of shape {(*leading, d)}",
+            "give (*leading, N, d), the same layers in the same order",
+        )
+    flat, many = X.detach().cpu().reshape(-1, *X.shape[-2:]), weights.reshape(len(weights), -1, d)
+    each = [rows.double() @ many[:, i].double().T for i, rows in enumerate(flat)]
+    scores = torch.stack(each).movedim(-1, 0).reshape(len(weights), *X.shape[:-1])
+    return scores + bias.double()[..., None]
+
+
+def measures(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Accuracy, balanced accuracy and AUC of scores (*leading, n), rows weighted by (draw, n).
+
+    Returns:
+        (draw, 3, *leading); nan where a draw lacks a class.
+    """
+    valid, invalid = weights * labels, weights * ~labels
+    n_valid, n_invalid = valid.sum(1), invalid.sum(1)
+    found = []
+    for row in scores.reshape(-1, scores.shape[-1]).contiguous():
+        right = ((row > 0) == labels).double()
+        ranked, order = row.sort()
+        below = F.pad(invalid[:, order].cumsum(1), (1, 0))
+        less = torch.searchsorted(ranked, row)
+        most = torch.searchsorted(ranked, row, right=True)
+        beaten = (below[:, less] + below[:, most]) / 2
+        balanced = ((valid @ right) / n_valid + (invalid @ right) / n_invalid) / 2
+        auc = (valid * beaten).sum(1) / (n_valid * n_invalid)
+        found.append(torch.stack([weights @ right / weights.sum(1), balanced, auc], 1))
+    return torch.stack(found, -1).reshape(len(weights), 3, *scores.shape[:-1])
+
+
+def evaluation(scores: Tensor, y: np.ndarray, group: np.ndarray, seed: int) -> ProbeMetrics:
+    """The measures of scores (*leading, n), with their intervals."""
+    n_groups, labels = len(np.unique(group)), torch.from_numpy(y)
+    drawn = bootstrap_weights(len(y), DRAWS, seed=seed, groups=group.tolist())
+    values = measures(scores, labels, torch.ones(1, len(y), dtype=torch.float64))[0]
+    resampled = measures(scores, labels, torch.from_numpy(drawn).double())
+    low, high = (resampled.nanquantile(q, dim=0) for q in (0.025, 0.975))
+    rarer = min(len(np.unique(group[y])), len(np.unique(group[~y])))
+    least = share_estimate(rarer, rarer).low
+    low[1:][values[1:] == 1], high[1:][values[1:] == 0] = least, 1 - least
+    if n_groups == 1:
+        low[1:], high[1:] = 0.0, 1.0
+    wilson = [share_estimate(round(v * len(y)), len(y)) for v in values[0].flatten().tolist()]
+    low[0] = torch.tensor([w.low for w in wilson]).reshape(low[0].shape)
+    high[0] = torch.tensor([w.high for w in wilson]).reshape(high[0].shape)
+    return ProbeMetrics(
+        values=values,
+        low=low,
+        high=high,
+        n_valid=int(y.sum()),
+        n_invalid=int((~y).sum()),
+        n_groups=n_groups,
+    )
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return F.cosine_similarity(a, b, dim=-1, eps=1e-30)
+
+
+def permuted_labels(
+    labels: np.ndarray, group: np.ndarray, part: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Labels permuted inside each part: between groups where none holds both, else between rows."""
+    share = np.bincount(group, labels) / np.bincount(group)
+    whole, mixed = bool(np.isin(share, (0, 1)).all()), labels.copy()
+    for one in np.unique(part):
+        rows = np.flatnonzero(part == one)
+        _, first, back = np.unique(group[rows], return_index=True, return_inverse=True)
+        units = labels[rows][first] if whole else labels[rows]
+        mixed[rows] = random.permutation(units)[back if whole else slice(None)]
+    return mixed
+
+
+def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
+    """Weights (run, *leading, d) and biases (run, *leading) for labels (run, n)."""
+    from sklearn.linear_model import LogisticRegression
+
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    weights = np.zeros((len(runs), math.prod(leading), d))
+    bias = np.zeros(weights.shape[:-1])
+    for i, rows in enumerate(X.reshape(-1, n, d)):
+        raw = rows.double().numpy()
+        mean, scale = raw.mean(0), raw.std(0)
+        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant, up to rounding
+        standard = (raw - mean) / scale
+        for run, labels in enumerate(runs):
+            model = LogisticRegression(
+                C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
+            ).fit(standard, labels)
+            weights[run, i] = model.coef_[0] / scale
+            bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
+    shape = (len(runs), *leading)
+    return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))

@@ -1,0 +1,381 @@
+"""Training linear probes: can a label be read off a vector, and along which direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import (
+    Flags,
+    Positions,
+    flags_of,
+    listed,
+    marks_of,
+    places_of,
+    reads_arguments,
+    texts_of,
+)
+from interp.core.components import SITES, within
+from interp.core.errors import InterpError, unknown
+from interp.core.folds import equal_rows, joined, stratified_folds
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.engine.memory import says_too_little
+from interp.models.language_model import LanguageModel
+from interp.probing.probes import (
+    Kind,
+    ProbeMetrics,
+    Probes,
+    decision,
+    evaluation,
+    logistic_probes,
+    measures,
+    permuted_labels,
+)
+from interp.runs.capture import run_with_cache
+from interp.runs.stored_runs import StoredRuns
+
+FEWEST = 10
+"""The fewest examples of a class that are split and probed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimiser:
+    """AdamW for softmax probes; `batch_size` rows a step without replacement, None for all."""
+
+    lr: float = 1e-3
+    steps: int = 1000
+    batch_size: int | None = 128
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
+@says_too_little
+@reads_arguments
+def train_probes(
+    X: Tensor,
+    y: Flags,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    kind: Kind = "logistic",
+    folds: int = 4,
+    shuffles: int = 20,
+    regularisation: float = 0.01,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    coordinates: Mapping[str, Sequence[int]] | None = None,
+    source: Mapping[str, str] | None = None,
+) -> Probes:
+    """Fit a linear probe to each leading index of X (*leading, N, d), and judge it held out.
+
+        logistic:  mean_i c_i log(1 + exp(-s_i (w . x_i + b))) + regularisation / 2 |w|^2
+        softmax:   mean_i c_i CE(softmax(x_i P), y_i),   P = (P_invalid, P_valid), no bias
+
+    s is +1 for valid, -1 for invalid; c weighs both classes alike. Logistic: on features
+    standardised with the training rows; w and b are mapped back to the coordinates of X. Softmax:
+    on X as it is, from N(0, 1) / sqrt(d), by AdamW with weight decay `regularisation`.
+
+    One of `folds` stratified folds is held out, no group on both sides, and no row that equals one
+    on the other side (see `interp.core.folds.equal_rows`); the probe reported is the one measured.
+    The control does the same `shuffles` times with labels permuted, among training and among
+    held-out rows apart (whole groups, where no group has both labels).
+
+    Args:
+        X: vectors, of any float type; without leading axes, one probe.
+        y: (N,) labels, True or 1 for valid, False or 0 for invalid.
+        groups: what rows share, such as a problem's id; each row its own by default. Rows that
+            are equal are in one group always.
+        kind: "logistic" or "softmax".
+        folds: the share held out is 1 / folds.
+        shuffles: control runs.
+        regularisation: for "logistic", scikit-learn's C is 1 / (n_train * regularisation).
+        optimiser: for "softmax".
+        seed: of the split, the permutations, the start, the batches and the bootstrap.
+        coordinates: names and labels of the leading axes; else layer, head, axis2, ... from 0.
+        source: kept with the result.
+
+    Raises:
+        InterpError: shapes that do not fit, values that are not finite, fewer than 10 of a class
+            or a class in fewer than `folds` groups, or an option that does not apply.
+
+    Departs from Lee et al. (ajyl/verify_circuit, src/probe.py): gradients cleared at every step,
+    a seeded split by group, balanced classes, a fixed number of steps (no choosing by validation
+    loss), and the control, after Hewitt and Liang 2019 (arXiv 1909.03368).
+    Source: Lee et al. 2025, arXiv 2504.14379.
+    """
+    if kind not in ("logistic", "softmax"):
+        raise unknown("kind of probe", kind, ("logistic", "softmax"))
+    if shuffles < 1 or folds < 2 or (kind == "logistic" and optimiser is not None):
+        raise InterpError(
+            f"{kind} probes, folds={folds}, shuffles={shuffles}, optimiser={optimiser}",
+            "no test, no control, or an optimiser that would not be used",
+            "give folds of at least 2, shuffles of at least 1, an optimiser to softmax only",
+        )
+    if regularisation < 0 or (kind == "logistic" and regularisation == 0):
+        raise InterpError(
+            f"{kind} probes with regularisation {regularisation:g}",
+            "separable classes have no best weights without it",
+            "give more than 0 (a softmax probe also takes 0)",
+        )
+    X, labels, group = _checked(X, y, groups)
+    _require_enough(labels, group, folds)
+    named = _named_axes(coordinates, X.shape[:-2])
+    test = stratified_folds(labels, group, folds, seed, held_out=1) == 0
+    random = np.random.default_rng(seed)
+    mixed = [permuted_labels(labels, group, ~test, random) for _ in range(shuffles)]
+    runs = np.stack([labels, *mixed])
+    fitted = X[..., torch.from_numpy(~test), :]
+    settings: dict[str, Any] = {"seed": seed, "folds": folds, "regularisation": regularisation}
+    columns = initial = None
+    if kind == "softmax":
+        optimiser = optimiser or Optimiser()
+        settings |= asdict(optimiser) | {"betas": [*optimiser.betas]}
+        all_columns, initial = _softmax(fitted, runs[:, ~test], optimiser, regularisation, seed)
+        columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
+        bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
+    else:
+        weights, bias = logistic_probes(fitted, runs[:, ~test], regularisation)
+    scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
+    once = torch.ones(1, int(test.sum()), dtype=torch.float64)
+    controls = [
+        measures(s, torch.from_numpy(run[test]), once)[0]
+        for s, run in zip(scores, runs, strict=True)
+    ]
+    return Probes(
+        kind=kind,
+        weights=weights[0],
+        bias=bias[0],
+        columns=columns,
+        initial=initial,
+        test=torch.from_numpy(test),
+        heldout=evaluation(scores[0], labels[test], group[test], seed),
+        shuffled=torch.stack(controls[1:]),
+        shuffled_weights=weights[1:],
+        train_valid=int(labels[~test].sum()),
+        train_invalid=int((~labels[~test]).sum()),
+        coordinates=named,
+        settings=settings,
+        source=dict(source or {}),
+    )
+
+
+def evaluate_probes(
+    probes: Probes,
+    X: Tensor,
+    y: Flags,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    seed: int = 0,
+) -> ProbeMetrics:
+    """The measures of trained probes on fresh rows X (*leading, N, d): another model, position.
+
+    All rows count; none may be among those fitted. `seed` is the bootstrap's, which draws groups;
+    equal rows are in one.
+
+    Raises:
+        InterpError: shapes that do not fit, or labels of one class.
+    """
+    X, labels, group = _checked(X, y, groups)
+    scores = decision(X, probes.weights[None], probes.bias[None])[0]
+    return evaluation(scores, labels, group, seed)
+
+
+def probe_model(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+    labels: Flags,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    sites: Iterable[str] = ("resid_post", "attn_out", "mlp_out", "z"),
+    layers: Iterable[int] | None = None,
+    expect: Collection[int] | None = None,
+    kind: Kind = "logistic",
+    folds: int = 4,
+    shuffles: int = 20,
+    regularisation: float = 0.01,
+    optimiser: Optimiser | None = None,
+    seed: int = 0,
+    budget_gb: float = 2.0,
+    runs: StoredRuns | None = None,
+) -> dict[str, Probes]:
+    """`train_probes` on what a model holds at one token of each prompt: site name -> Probes.
+
+    Leading axes are (layer,), or (layer, head) for q and z, (layer, kv_head) for k and v; for
+    heads in the residual basis see `head_outputs`. `positions` are one token
+    of each prompt, see `interp.core.arguments.Positions`; `labels` are True or 1 for valid, False
+    or 0; `expect` lists the token ids of which one must stand there, a guard against
+    being off by one. What follows a position is not run: a causal model does not see it. Prompts
+    that are equal up to their positions are in one group. `budget_gb` bounds the activations, which
+    are read in `runs` of the prompts, cut there, if these are given; the other options are those of
+    `train_probes`.
+
+    Raises:
+        InterpError: lists of unequal lengths, a position outside its prompt or on a token not
+            expected, a site that cannot be probed, and all that `train_probes` refuses.
+    """
+    sites = list(dict.fromkeys(listed(sites)))
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if "pattern" in sites:
+        raise InterpError("a probe of patterns", "their width varies", "choose other sites")
+    cut = _cut(model, prompts, positions, expect)
+    truth = flags_of(labels, len(cut))
+    group = joined(_group_numbers(groups, len(cut)), cut)
+    _require_enough(truth, group, folds)
+    seen = run_with_cache(
+        model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
+    )
+    found = {}
+    for site in sites:
+        X = torch.stack([seen[layer, site] for layer in chosen])
+        coordinates = {"layer": chosen}
+        if X.ndim == 4:
+            coordinates[str(SITES[site])] = list(range(X.shape[2]))
+        found[site] = train_probes(
+            X.movedim(1, -2),
+            truth,
+            groups=group.tolist(),
+            kind=kind,
+            folds=folds,
+            shuffles=shuffles,
+            regularisation=regularisation,
+            optimiser=optimiser,
+            seed=seed,
+            coordinates=coordinates,
+            source={"model": model.name, "model_hash": model.hash, "site": site},
+        )
+    return found
+
+
+def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
+    """What each head writes: z (N, head, d_head) -> z W_O of that head, (N, head, d_model).
+
+    The heads' sum is attention's output without its bias. Where a post-norm follows (Gemma-2,
+    OLMo-2) it is the norm's input, not a summand of the residual stream.
+
+    Raises:
+        InterpError: no such layer, another shape, or a model whose weights cannot be read.
+    """
+    within([layer], model.n_layers, "layer", model.name)
+    decoder = model.require_decoder("head outputs")
+    if z.ndim != 3 or z.shape[1:] != (model.n_heads, model.d_head):
+        raise InterpError(
+            f"z of shape {tuple(z.shape)}",
+            f"{model.name} has {model.n_heads} heads of width {model.d_head}",
+            "give (N, head, d_head), as captured",
+        )
+    weight = decoder.blocks[layer].attn.o.weight
+    each = weight.view(model.n_heads, model.d_head, -1)
+    return torch.einsum("nhk,hkd->nhd", z.to(each), each).detach().cpu()
+
+
+def _cut(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positions: Positions,
+    expect: Collection[int] | None,
+) -> list[tuple[int, ...]]:
+    """Each prompt's tokens up to and with its position."""
+    read = [model.tokenize(text) for text in texts_of(prompts)]
+    cut = []
+    for i, at in enumerate(places_of(positions, read, marks_of(prompts))):
+        tokens = read[i].tokens
+        if expect is not None and tokens[at] not in expect:
+            near = model.tokenize(tokens[max(0, at - 2) : at + 3]).shown()
+            raise InterpError(
+                f"one of the tokens {sorted(expect)} at position {at} of prompt {i}",
+                f"token {tokens[at]}, amid {near}",
+                "correct the position or what is expected",
+            )
+        cut.append(tuple(tokens[: at + 1]))
+    return cut
+
+
+def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
+    named = range(n) if groups is None else groups
+    named = named.tolist() if isinstance(named, Tensor | np.ndarray) else listed(named)
+    if len(named) != n:
+        raise InterpError(f"{len(named)} groups", f"{n} examples", "give one group per example")
+    return joined(named)
+
+
+def _checked(
+    X: Tensor, y: Flags, groups: Iterable[Hashable] | None
+) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Activations on the CPU, labels, and groups with equal rows in one, if they fit together."""
+    if X.ndim < 2 or not X.is_floating_point() or not bool(torch.isfinite(X).all()):
+        raise InterpError(
+            f"{X.dtype} activations of shape {tuple(X.shape)}",
+            "not (*leading, N, d), or not finite numbers",
+            "check the axes, and the model for NaN and overflow",
+        )
+    labels = flags_of(y, X.shape[-2])
+    if labels.all() or not labels.any():
+        raise InterpError(
+            f"labels of {len(labels)} examples",
+            f"{int(labels.sum())} valid, {int((~labels).sum())} invalid",
+            "give examples of both classes",
+        )
+    X = X.detach().cpu()
+    return X, labels, joined(_group_numbers(groups, len(labels)), equal_rows(X))
+
+
+def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
+    """Refuse classes too few, or in too few groups, to be split."""
+    rows = {"valid": int(labels.sum()), "invalid": int((~labels).sum())}
+    held = {
+        "valid": len(np.unique(group[labels])),
+        "invalid": len(np.unique(group[~labels])),
+    }
+    if min(rows.values()) < FEWEST or min(held.values()) < folds:
+        counts = ", ".join(f"{rows[k]} {k} in {held[k]} groups" for k in rows)
+        raise InterpError(
+            f"probes with one of {folds} folds held out",
+            counts,
+            f"give at least {FEWEST} examples of each class, in at least {folds} groups each",
+        )
+
+
+def _named_axes(
+    coordinates: Mapping[str, Sequence[int]] | None, leading: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    if coordinates is None:
+        names = ("layer", "head", *(f"axis{i}" for i in range(2, len(leading))))
+        return {name: tuple(range(size)) for name, size in zip(names, leading, strict=False)}
+    if [len(labels) for labels in coordinates.values()] != list(leading):
+        raise InterpError(
+            f"coordinates { ({k: len(v) for k, v in coordinates.items()}) }",
+            f"leading axes {tuple(leading)}",
+            "name each axis and every index along it",
+        )
+    return {name: tuple(labels) for name, labels in coordinates.items()}
+
+
+def _softmax(
+    X: Tensor, runs: np.ndarray, optimiser: Optimiser, decay: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Columns (run, *leading, d, 2) for labels (run, n), and their start (*leading, d, 2)."""
+    leading, (n, d) = X.shape[:-2], X.shape[-2:]
+    flat, labels = X.reshape(-1, n, d).float(), torch.from_numpy(runs)
+    random = torch.Generator().manual_seed(seed)
+    start = torch.randn(len(flat), d, 2, generator=random) / math.sqrt(d)
+    P = start.repeat(len(runs), 1, 1, 1).requires_grad_()
+    valid = labels.sum(1, keepdim=True)
+    balance = torch.where(labels, n / (2 * valid), n / (2 * (n - valid)))
+    adamw = torch.optim.AdamW([P], lr=optimiser.lr, betas=optimiser.betas, weight_decay=decay)
+    size = min(n, optimiser.batch_size or n)
+    with torch.enable_grad():
+        for _ in range(optimiser.steps):
+            rows = torch.randperm(n, generator=random)[:size] if size < n else torch.arange(n)
+            adamw.zero_grad()
+            logits = torch.einsum("mnd,rmdc->rmnc", flat[:, rows], P).log_softmax(-1)
+            named = torch.where(labels[:, None, rows], logits[..., 1], logits[..., 0])
+            (-balance[:, None, rows] * named).mean(-1).sum().backward()
+            adamw.step()
+    shape = (*leading, d, 2)
+    return P.detach().double().reshape(len(runs), *shape), start.double().reshape(shape)

@@ -1,0 +1,186 @@
+"""How much probability the next token gives to one set of words and to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import listed, texts_of
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.core.statistics import Estimate, mean_estimate
+from interp.models.language_model import LanguageModel
+
+WORD_PAIRS = (
+    ("yes", "no"),
+    ("success", "failure"),
+    ("correct", "incorrect"),
+    ("good", "bad"),
+    ("true", "false"),
+    ("right", "wrong"),
+    ("valid", "invalid"),
+    ("positive", "negative"),
+    ("acceptable", "unacceptable"),
+    ("appropriate", "inappropriate"),
+    ("satisfactory", "unsatisfactory"),
+    ("favorable", "unfavorable"),
+)
+"""Twelve (positive, negative) pairs, after ajyl/verify_circuit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedWordProbs:
+    """Next-token probabilities of two word sets after each prompt; arrays are (n,).
+
+    p_positive, p_negative: summed probability of each set's tokens. share_positive:
+    p_positive / (p_positive + p_negative); that of the negative words is 1 minus it. A share says
+    nothing where both masses are tiny: look at `mass`.
+    positive_tokens, negative_tokens: spelling -> token id counted. dropped: spellings left out
+    because they are not one token.
+    """
+
+    model: str
+    p_positive: np.ndarray
+    p_negative: np.ndarray
+    share_positive: np.ndarray
+    positive_tokens: Mapping[str, int]
+    negative_tokens: Mapping[str, int]
+    dropped: tuple[str, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return len(self.p_positive)
+
+    @property
+    def mass(self) -> np.ndarray:
+        """(n,) p_positive + p_negative."""
+        return self.p_positive + self.p_negative
+
+    @property
+    def means(self) -> dict[str, Estimate]:
+        """Mean over all prompts of each quantity, with its interval and n."""
+        return {name: mean_estimate(torch.from_numpy(v)) for name, v in self._columns().items()}
+
+    @property
+    def stderr(self) -> dict[str, float]:
+        """Standard error of each mean; nan for one prompt."""
+        if self.n < 2:
+            return dict.fromkeys(self._columns(), math.nan)
+        root = math.sqrt(self.n)
+        return {name: float(v.std(ddof=1) / root) for name, v in self._columns().items()}
+
+    def to_dataframe(self) -> Any:
+        """One row per prompt."""
+        import pandas as pd
+
+        return pd.DataFrame({"prompt": range(self.n)} | self._columns())
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ("p_positive", "p_negative", "share_positive", "mass")
+        return {name: getattr(self, name) for name in names}
+
+
+def paired_word_probs(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    positive: Sequence[str] = ("yes",),
+    negative: Sequence[str] = ("no",),
+    *,
+    variants: bool = True,
+) -> PairedWordProbs:
+    """The next token's probability of positive and of negative words.
+
+        p_positive = sum over t in T+ of P(t | prompt)
+        share_positive = p_positive / (p_positive + p_negative)
+
+    T+ and T- are the single tokens that spell a word; with `variants` also in lower case and
+    capitalised, each with and without a space before it ("yes", "Yes", " yes", " Yes"). A token
+    counts once, in each set. Probabilities are taken over the whole vocabulary. Inside
+    `interp.runs.interventions.intervene` it measures the changed model.
+
+    Args:
+        model: a loaded model with a tokeniser.
+        prompts: texts that end where a word of either set could follow, token tuples, or a task
+            (its clean prompts). To tell judgement from a liking for "yes", measure prompts whose
+            true answer is positive and prompts whose true answer is negative.
+        positive: words whose probability supports a positive verdict.
+        negative: the opposite words.
+        variants: False counts the words exactly as they are written.
+
+    Raises:
+        InterpError: no prompts or words, a word none of whose spellings is one known token, or
+            a token in both sets.
+
+    Departs from the source: prompts of both true answers are asked for, and every spelling that
+    is not one token is listed, not read by its first token.
+    Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit (base model, Yes and No).
+    """
+    texts = texts_of(prompts)
+    if not texts:
+        raise InterpError("word probabilities", "no prompts", "give at least one")
+    dropped: list[str] = []
+    sets = [_tokens(model, words, variants, dropped) for words in (positive, negative)]
+    if both := set(sets[0].values()) & set(sets[1].values()):
+        raise InterpError(
+            f"words {listed(positive)} against {listed(negative)}",
+            f"in both: {model.strings(sorted(both))}",
+            "give two sets without a common token",
+        )
+    logits = model.last_logits([model.tokenize(text).tokens for text in texts])
+    log_probs = logits.cpu().double().log_softmax(-1)
+    if not bool(torch.isfinite(log_probs.exp()).all()):
+        raise InterpError(
+            f"word probabilities of {model.name}", "logits that are not finite", "check the run"
+        )
+    plus, minus = (_log_mass(log_probs, tokens) for tokens in sets)
+    return PairedWordProbs(
+        model=model.name,
+        p_positive=plus.exp().numpy(),
+        p_negative=minus.exp().numpy(),
+        share_positive=(plus - minus).sigmoid().numpy(),
+        positive_tokens=sets[0],
+        negative_tokens=sets[1],
+        dropped=tuple(dropped),
+    )
+
+
+def _log_mass(log_probs: Tensor, tokens: Mapping[str, int]) -> Tensor:
+    return log_probs[:, sorted(set(tokens.values()))].logsumexp(-1)
+
+
+def _tokens(
+    model: LanguageModel, words: Sequence[str], variants: bool, dropped: list[str]
+) -> dict[str, int]:
+    """Spelling -> token id; spellings that are not one token go to `dropped`."""
+    words = listed(words)
+    if not words:
+        raise InterpError("a set of words", "it is empty", "give at least one word")
+    unknown = getattr(model.tokenizer, "unk_token_id", None)
+    found: dict[str, int] = {}
+    for word in words:
+        cases = (word, word.lower(), word[:1].upper() + word[1:]) if variants else (word,)
+        spaces = ("", " ") if variants else ("",)
+        spellings = list(dict.fromkeys(space + case for space in spaces for case in cases))
+        kept = 0
+        for spelling in spellings:
+            tokens = model.token_id(spelling)
+            if len(tokens) == 1 and tokens[0] != unknown:
+                found[spelling] = tokens[0]
+                kept += 1
+            elif spelling not in dropped:
+                dropped.append(spelling)
+        if not kept:
+            raise InterpError(
+                f"the word {word!r} in {model.name}",
+                f"none of {spellings} is one known token",
+                "leave it out, with its opposite",
+            )
+    return found

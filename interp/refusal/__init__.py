@@ -1,0 +1,5 @@
+"""Refusals judged on both sides, the direction chosen, tasks steered one by one."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

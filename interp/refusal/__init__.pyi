@@ -1,0 +1,15 @@
+from .cases import read_cases as read_cases
+from .cases import taboo_cases as taboo_cases
+from .constellations import make_bank as make_bank
+from .flips import head_flips as head_flips
+from .judging import flip_rate as flip_rate
+from .judging import judge_replies as judge_replies
+from .over_refusal import eval_over_refusal as eval_over_refusal
+from .score import score_refusals as score_refusals
+from .score import suggest_refusal_tokens as suggest_refusal_tokens
+from .selection import select_cosmic as select_cosmic
+from .selection import select_direction as select_direction
+from .selection import select_from_table as select_from_table
+from .task_steering import calibrate_gate as calibrate_gate
+from .task_steering import steer_task as steer_task
+from .trajectories import read_trajectories as read_trajectories

@@ -1,0 +1,261 @@
+"""The key of every measured result: all it hangs on, and nothing else.
+
+A result is looked up under its key. Two measurements that could differ must not share one, so the
+key holds the model's hash, type and device, every prompt as the tokeniser cut it, the targets, the
+metric, all arguments, the versions of the packages and the number of the result's format.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import hashlib
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.files import canonical_json, content_key, versions
+from interp.core.metrics import Metric, is_shipped
+from interp.core.prompts import Task
+from interp.models.language_model import LanguageModel
+
+VERSIONED = set(
+    """
+    interp torch numpy scipy transformers einops builtins future abc bisect cmath collections
+    contextlib copy dataclasses decimal enum fractions functools heapq itertools math numbers
+    operator re statistics string types typing
+    """.split()
+)
+"""Packages whose functions are known by their names: a version says what they do."""
+
+PURE = set(
+    """
+    abs all any bool bytes callable complex dict divmod enumerate filter float frozenset int
+    isinstance issubclass iter len list map max min next pow print range repr reversed round set
+    slice sorted str sum super tuple zip
+    """.split()
+)
+"""Builtin functions that give the same for the same arguments; exceptions are known too."""
+
+CHANGING = re.compile(
+    r"(^|_)(rand|rng|seed|r?sample|rvs|shuffle|permutation|bernoulli|multinomial|poisson|gumbel"
+    r"|normal_?$|uniform_?$|exponential_?$|dropout|load|memmap|genfrom|from_?file|from_pretrained"
+    r"|read_text|read_bytes|cache_dir)|^(open|os|sys|time|environ|f_globals|f_back|Generator)$"
+    r"|^__\w+__$"
+)
+"""Names that draw random numbers, read files or the environment, or reach inside Python."""
+
+LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+
+
+class Unknown(Exception):
+    """A value that nothing plain stands for, such as an object of a class of one's own."""
+
+
+def result_key(
+    what: str, form: int, model: LanguageModel, task: Task | None = None, **arguments: Any
+) -> str | None:
+    """The key of what a function measures on a model; None where it is not to be kept.
+
+    A metric of one's own is told by its code and by the values that it reads from around it.
+    Where these cannot be had (an object of one's own class, a module of one's own, a function
+    that is not Python), and where it reads files, the clock, random numbers, the environment or
+    names at run time (`open`, `globals`, `eval`), there is no key.
+
+    Args:
+        what: the name of the measurement.
+        form: the number of its format, raised when what it computes changes.
+        model: the model.
+        task: what it is measured on.
+        arguments: every argument that can change the result, checked; tasks among them too.
+    """
+    told = _Teller(model)
+    try:
+        return content_key([what, form, versions(), told(model), told(task), told(arguments)])
+    except Unknown:
+        return None
+
+
+def code_key(function: Callable[..., Any]) -> str | None:
+    """The key of what a function does: its code and the values it reads from around it.
+
+    None where these cannot be had.
+    """
+    try:
+        return content_key(_Teller(None)(function))
+    except Unknown:
+        return None
+
+
+def tokeniser_key(model: LanguageModel) -> str | None:
+    """The key of a model's tokeniser with its chat template; None where there is none."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    inside = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    told = [type(tokenizer).__name__, tokenizer.special_tokens_map, tokenizer.chat_template]
+    options = {name: getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")}
+    return content_key([told, options, inside])
+
+
+class _Teller:
+    """Values as plain JSON that two different values do not share."""
+
+    def __init__(self, model: LanguageModel | None) -> None:
+        self.model = model
+        self.functions: dict[int, int] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return ["float", value.hex()]
+        if isinstance(value, bytes | complex | Path | torch.dtype | torch.device | range | slice):
+            return [type(value).__name__, str(value)]
+        if isinstance(value, np.ndarray | np.generic | Tensor):
+            return _numbers(value)
+        if isinstance(value, Mapping):
+            pairs = [[self(name), self(one)] for name, one in value.items()]
+            return ["mapping", sorted(pairs, key=canonical_json)]
+        if isinstance(value, list | tuple):
+            return [self(one) for one in value]
+        if isinstance(value, set | frozenset):
+            return ["set", sorted(map(self, value), key=canonical_json)]
+        if isinstance(value, Task):
+            return self._task(value)
+        if isinstance(value, Metric) and is_shipped(value):
+            return ["metric", value.name]
+        if isinstance(value, LanguageModel):
+            return ["model", value.hash, str(value.dtype), value.device.type]
+        return self._object(value)
+
+    def _task(self, task: Task) -> Any:
+        """A task in the model's tokens, with its words, which results show, and its metric."""
+        if self.model is None:
+            raise Unknown
+        encoded = task.encode(self.model)
+        targets = [encoded.targets.answers.tolist(), encoded.targets.wrong.tolist()]
+        cut = [astuple(prompt) for prompt in encoded.prompts]
+        return ["task", task.hash, cut, encoded.corrupted, targets, self(task.metric)]
+
+    def _object(self, value: Any) -> Any:
+        if isinstance(value, types.ModuleType | type | types.BuiltinFunctionType):
+            return self._named(value)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.MethodType):
+            return ["method", self(value.__func__), self(value.__self__)]
+        if isinstance(value, partial):
+            return ["partial", *map(self, (value.func, value.args, value.keywords, vars(value)))]
+        if is_dataclass(value):
+            kept = {field.name: getattr(value, field.name) for field in fields(value)}
+            return [self._named(type(value)), self(kept)]
+        raise Unknown(type(value).__name__)
+
+    def _named(self, value: Any) -> Any:
+        """What a version says all about: a module, class or function of a known package.
+
+        A function can carry the name of another (`functools.wraps`), so the name must lead to
+        this very value, and the function must be written in such a package.
+        """
+        if isinstance(value, types.ModuleType):
+            module, name, found = value.__name__, "", value
+        else:
+            module, name = str(value.__module__), value.__qualname__
+            found = sys.modules.get(module)
+            for part in name.split("."):
+                found = getattr(found, part, None)
+        written = getattr(value, "__globals__", {}).get("__name__", module)
+        known = found is value and _versioned(module) and _versioned(written)
+        if module == "builtins" and not (isinstance(value, type) or name in PURE):
+            known = False
+        if not known or CHANGING.search(name) or "random" in module.split("."):
+            raise Unknown(name or module)
+        return ["function of" if isinstance(value, types.FunctionType) else "named", module, name]
+
+    def _function(self, function: types.FunctionType) -> Any:
+        try:
+            return self._named(function)
+        except Unknown:
+            pass
+        if id(function) in self.functions:
+            return ["seen", self.functions[id(function)]]
+        self.functions[id(function)] = len(self.functions)
+        code, scope = function.__code__, function.__globals__
+        names = sorted(_outside(code))
+        read = {name: self(scope.get(name, getattr(builtins, name, ...))) for name in names}
+        try:
+            cells = [cell.cell_contents for cell in function.__closure__ or ()]
+        except ValueError as error:  # not filled yet
+            raise Unknown(function.__qualname__) from error
+        around = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
+        return ["function", self._code(code), self(around), read]
+
+    def _code(self, code: types.CodeType) -> Any:
+        constants = [
+            self._code(one) if isinstance(one, types.CodeType) else self(one)
+            for one in code.co_consts
+            if one is not Ellipsis
+        ]
+        names = [code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars]
+        shape = [code.co_argcount, code.co_kwonlyargcount, code.co_flags]
+        return [code.co_code.hex(), code.co_exceptiontable.hex(), constants, names, shape]
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of all functions written inside it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            yield from _codes(one)
+
+
+def _outside(code: types.CodeType) -> set[str]:
+    """The global and builtin names that a function reads.
+
+    Raises:
+        Unknown: it imports what no version says all about, uses a name that is `CHANGING`, or
+            sets a variable outside itself.
+    """
+    found = set()
+    for one in _codes(code):
+        for step in dis.get_instructions(one):
+            imports = step.opname == "IMPORT_NAME"
+            sets = step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+                step.opname == "STORE_DEREF" and step.argval in code.co_freevars
+            )
+            if sets or (imports and (step.argval == "builtins" or not _versioned(step.argval))):
+                raise Unknown(step.argval)
+            if step.opname in LOADS:
+                found.add(step.argval)
+        for name in one.co_names:
+            if CHANGING.search(name):
+                raise Unknown(name)
+    return found
+
+
+def _versioned(module: str) -> bool:
+    return module.partition(".")[0].lstrip("_") in VERSIONED
+
+
+def _numbers(value: Any) -> Any:
+    """Type, shape and sha256 of an array or a tensor."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        kind, data = str(value.dtype), value.reshape(-1).view(torch.uint8).numpy()
+    else:
+        if value.dtype.hasobject:
+            raise Unknown(str(value.dtype))
+        value = np.ascontiguousarray(value)
+        kind, data = str(value.dtype), value.reshape(-1).view(np.uint8)
+    return ["array", kind, list(value.shape), hashlib.sha256(data.data).hexdigest()]

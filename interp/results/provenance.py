@@ -1,0 +1,62 @@
+"""Where a result comes from: model, task, call, versions, commit."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from interp.core.files import versions
+from interp.core.metrics import is_shipped
+from interp.core.prompts import OWN, Task
+from interp.core.records import Provenance
+from interp.models.language_model import LanguageModel
+
+
+def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
+    """Where a measurement comes from; `call` is the Python that repeats it.
+
+    What it cannot spell, such as a metric of one's own, it names in a comment (`OWN`).
+    """
+    dtype = str(model.dtype).removeprefix("torch.")
+    extra = "" if dtype == "float32" else f", dtype={dtype!r}"
+    source = task.source or "own_task"
+    if not is_shipped(task.metric) and "own_metric" not in source:
+        source += ".with_metric(own_metric)"
+    lines = [
+        "import interp",
+        "",
+        *(
+            f"# `{name}` is {what} of your own: define it before this."
+            for name, what in OWN.items()
+            if name in source + call
+        ),
+        f"model = interp.load_model({model.name!r}{extra})",
+        f"task = {source}",
+        call,
+    ]
+    return Provenance(
+        model=model.name,
+        model_hash=model.hash,
+        dtype=dtype,
+        task=task.name,
+        task_hash=task.hash,
+        seed=task.seed,
+        versions=versions(),
+        commit=commit(),
+        call="\n".join(lines),
+    )
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of the source tree, "+" if it was changed; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    dirty = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    )
+    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or None

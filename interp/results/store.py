@@ -1,0 +1,127 @@
+"""Finished results by the hash of what was asked, shared by notebook, command line and app."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from interp.core.errors import InterpError
+from interp.core.files import DAY, cache_dir
+from interp.engine.resume import NO_CHUNKS, Chunks
+from interp.results.scores import Scores
+
+ABANDONED = 30 * DAY
+"""Seconds after which the chunks of an unfinished computation that nobody went on with go."""
+
+
+def result_path(key: str) -> Path:
+    """Where the result of a key is kept."""
+    return cache_dir() / "results" / f"{key}.safetensors"
+
+
+def stored(key: str | None) -> Scores | None:
+    """The result of a key, or None. A file that is not sound counts as none: it is replaced."""
+    if key is None:
+        return None
+    try:
+        return Scores.load(result_path(key), key=key)
+    except InterpError:
+        return None
+
+
+def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:
+    """Save a finished result and drop its chunks; where saving fails, say so and drop nothing."""
+    if key is None:
+        return
+    try:
+        scores.save(result_path(key), key=key)
+    except InterpError as error:
+        if chunks.error is None:
+            warnings.warn(f"the result is not kept: {error}", stacklevel=3)
+        return
+    drop(chunks)
+
+
+@contextmanager
+def chunks_of(key: str | None) -> Iterator[Chunks]:
+    """A place for the chunks of a computation, in use until the body ends; none without a key.
+
+    No process removes a folder that another has in use.
+    """
+    if key is None:
+        yield NO_CHUNKS
+        return
+    made = Chunks(folder=_partial() / key, key=key)
+    mine = None
+    try:
+        with _alone():
+            _drop_abandoned()
+            mine = _in_use(_partial() / key)
+    except (OSError, NotImplementedError) as error:
+        found = getattr(error, "strerror", None) or str(error)
+        do = "set INTERP_CACHE to a directory that can be written"
+        made.folder = None
+        made.refuse(InterpError(f"using the cache {cache_dir()}", found, do))
+    try:
+        yield made
+    finally:
+        if mine is not None:
+            with suppress(OSError), _alone():
+                mine.release()
+                Path(mine.lock_file).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (_partial() / key).rmdir()  # only where nothing is in it
+
+
+def drop(chunks: Chunks) -> None:
+    """Remove the chunks of a finished computation, unless another process uses them too."""
+    if chunks.folder is not None:
+        with suppress(OSError), _alone():
+            if len(list(_users(chunks.folder))) < 2:
+                shutil.rmtree(chunks.folder, ignore_errors=True)
+
+
+def _partial() -> Path:
+    return cache_dir() / "partial"
+
+
+def _alone() -> FileLock:
+    """While it is held no other process begins to use chunks, or removes any."""
+    _partial().mkdir(parents=True, exist_ok=True)
+    return FileLock(cache_dir() / ".partial.lock")
+
+
+def _in_use(folder: Path) -> FileLock:
+    """A lock in a folder of chunks that ends with this process at the latest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while True:
+        lock = FileLock(folder / f"in-use-{number}.lock", is_singleton=False)
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            return lock
+        number += 1
+
+
+def _users(folder: Path) -> Iterator[Path]:
+    """The locks in a folder of chunks that are held."""
+    for path in folder.glob("in-use-*.lock"):
+        try:
+            FileLock(path, is_singleton=False).acquire(blocking=False).lock.release()
+        except Timeout:
+            yield path
+
+
+def _drop_abandoned() -> None:
+    """Remove chunks that nobody has added to for long and nobody uses."""
+    for folder in _partial().iterdir():
+        with suppress(OSError):
+            old = time.time() - folder.stat().st_mtime > ABANDONED
+            if old and folder.is_dir() and not list(_users(folder)):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,5 @@
+"""Run a model, keep what it computed, change what it computes."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

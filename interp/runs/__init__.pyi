@@ -1,0 +1,16 @@
+from .ablation import make_ablation as make_ablation
+from .ablation import random_like as random_like
+from .ablation_sets import AblatedSets as AblatedSets
+from .ablation_sets import ablation_curve as ablation_curve
+from .ablation_sets import greedy_order as greedy_order
+from .ablation_sets import smallest_sets as smallest_sets
+from .capture import Activations as Activations
+from .capture import run_with_cache as run_with_cache
+from .generation import generate as generate
+from .interventions import Intervention as Intervention
+from .interventions import intervene as intervene
+from .losses import text_losses as text_losses
+from .next_tokens import NextTokens as NextTokens
+from .next_tokens import ablate as ablate
+from .stored_runs import StoredRuns as StoredRuns
+from .stored_runs import keep_runs as keep_runs

@@ -1,0 +1,272 @@
+"""Sets of components ablated together, grown one by one: which order, and how few are enough."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import listed, reads_arguments, rows_of
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.statistics import Estimate, mean_estimate, share_estimate
+from interp.models.language_model import Address, LanguageModel
+from interp.results.keys import result_key
+from interp.runs.ablation import Kind, Where, make_ablation, random_like
+from interp.runs.next_tokens import ablate
+from interp.runs.stored_runs import StoredRuns, keep_runs
+
+ENOUGH = 0.95
+"""The share of prompts that must be disabled."""
+
+
+@dataclass(kw_only=True)
+class AblatedSets:
+    """The next token of some prompts with sets of components ablated; each set is run once.
+
+    Called with sets of labels, it gives two (sets, prompts) arrays: disabled, whether the most
+    likely token is `tokens[1]`, and log P(tokens[0]) - log P(tokens[1]).
+
+    Attributes:
+        model: a model with a fast engine.
+        prompts: texts or token ids of prompts that the plain model continues with `tokens[0]`.
+        tokens: the token of the behaviour, and that of its failure, as text or ids.
+        where: "all" tokens are changed, or the last k.
+        kind: "zero", or one of `interp.runs.ablation.make_ablation` with `values`.
+        values: as `interp.runs.stored_runs.site_values` gives them.
+        runs: plain runs of the prompts (`interp.runs.stored_runs.keep_runs`); made once without.
+
+    Raises:
+        InterpError: no prompts, or one token twice; when called, what `ablate` refuses.
+    """
+
+    model: LanguageModel
+    prompts: Sequence[Prompt]
+    tokens: tuple[str | int, str | int]
+    where: Where = "all"
+    kind: Kind = "zero"
+    values: Mapping[Address, Tensor] | None = None
+    runs: StoredRuns | None = None
+    _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=dict, init=False
+    )
+    _own: StoredRuns | None = field(default=None, init=False)
+    _key: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.prompts = rows_of(self.model, self.prompts)
+        self.tokens = tuple(self.model.single_token(t) for t in self.tokens)  # type: ignore
+        if not self.prompts or len(set(self.tokens)) != 2:
+            raise InterpError(
+                f"sets ablated on {len(self.prompts)} prompts, tokens {self.tokens}",
+                "no prompts, or one token twice",
+                "give prompts, the token of the behaviour and that of its failure",
+            )
+
+    def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Whether disabled, and the log-odds: (sets, prompts) each."""
+        names = ("prompts", "tokens", "where", "kind", "values")
+        asked = {name: getattr(self, name) for name in names}
+        key = result_key("ablated sets", 1, self.model, **asked)
+        if key != self._key:  # something was set to something else
+            self._known, self._own, self._key = {}, None, key
+        keys = [frozenset(listed(labels)) for labels in listed(sets)]
+        new = list({key: None for key in keys if key not in self._known})
+        if new:
+            if self.runs is None and self._own is None and self.where != "all":
+                self._own = keep_runs(self.model, self.prompts, last=self.where)
+            made = [
+                make_ablation(self.model, sorted(key), self.kind, values=self.values) for key in new
+            ]
+            seen = ablate(
+                self.model,
+                self.prompts,
+                made,
+                tokens=self.tokens,
+                where=self.where,
+                runs=self.runs or self._own,
+            )
+            found = zip(seen.top[1:] == self.tokens[1], seen.log_odds[1:], strict=True)
+            self._known |= dict(zip(new, found, strict=True))
+        disabled, odds = zip(*(self._known[key] for key in keys), strict=True)
+        return np.stack(disabled), np.stack(odds)
+
+
+@reads_arguments
+def greedy_order(
+    sets: AblatedSets, candidates: Sequence[str], most: int, *, drawn: np.ndarray | None = None
+) -> list[str]:
+    """Components added one by one, each the one that lowers the mean log-odds most.
+
+    Two that stand in for each other are each worth nothing alone: a greedy order may take others
+    before them, so that `smallest_sets` finds fewer.
+
+    Args:
+        sets: what is measured.
+        candidates: labels to choose among.
+        most: where to stop.
+        drawn: numbers of the prompts the mean is over, such as a bootstrap's; all by default.
+
+    Raises:
+        InterpError: no candidates, one twice, or `most` below 1.
+    """
+    left = listed(candidates)
+    if not left or len(set(left)) < len(left) or most < 1:
+        raise InterpError(
+            f"an order of {most} of {left}", "none, or one twice", "give each candidate once"
+        )
+    order: list[str] = []
+    while left and len(order) < most:
+        _, odds = sets([[*order, label] for label in left])
+        odds = odds if drawn is None else odds[:, drawn]
+        order.append(left.pop(int(np.argmin(odds.mean(1)))))
+    return order
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationCurve:
+    """The behaviour with the first 1, 2, ... components of an order ablated together.
+
+    order: (sizes,) what each size adds. disabled: share of prompts whose most likely token is the
+    failure's, with its Wilson interval. log_odds: mean log-odds of the behaviour. null: by size,
+    the share disabled under each random set of that size, where some were drawn.
+    """
+
+    order: tuple[str, ...]
+    disabled: tuple[Estimate, ...]
+    log_odds: tuple[Estimate, ...]
+    null: Mapping[int, np.ndarray]
+
+    @property
+    def smallest(self) -> int | None:
+        """The least size that disables the behaviour in at least 95 % of prompts."""
+        return smallest_size([share.mean for share in self.disabled])
+
+    def to_dataframe(self) -> Any:
+        """One row per size."""
+        import pandas as pd
+
+        rows = []
+        for size, (added, share, odds) in enumerate(
+            zip(self.order, self.disabled, self.log_odds, strict=True), 1
+        ):
+            drawn = self.null.get(size)
+            rows.append(
+                {
+                    "size": size, "added": added, "disabled": share.mean, "low": share.low,
+                    "high": share.high, "log_odds": odds.mean, "n": share.n,
+                    "random": None if drawn is None else float(drawn.mean()),
+                    "draws": 0 if drawn is None else len(drawn),
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+
+@reads_arguments
+def ablation_curve(
+    sets: AblatedSets,
+    order: Sequence[str],
+    *,
+    draws: int = 0,
+    sizes: Collection[int] | None = None,
+    seed: int = 0,
+) -> AblationCurve:
+    """Incremental ablation: the first 1, 2, ... components of an order together.
+
+        disabled(k) = share of prompts whose most likely token is tokens[1] with order[:k] ablated
+
+    Args:
+        sets: what is measured.
+        order: labels, the first ablated first.
+        draws: random sets matched in kind, layer and count (`interp.runs.ablation.random_like`).
+        sizes: at which they are drawn; at all by default.
+        seed: of the draw.
+
+    Raises:
+        InterpError: an empty order, one component twice, or a size beyond it.
+
+    Departs from released code: every size has its interval, and random sets beside it.
+    Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit.
+    """
+    labels = listed(order)
+    every = range(1, len(labels) + 1)
+    wanted = set(every if sizes is None else sizes)
+    if not labels or len(set(labels)) < len(labels) or not wanted <= set(every):
+        raise InterpError(
+            f"the curve of {labels} with random sets of {sorted(wanted)}",
+            "nothing in it, one component twice, or a size beyond it",
+            "give each component once, and sizes from 1 to their number",
+        )
+    disabled, odds = sets([labels[:size] for size in every])
+    null = {}
+    for size in sorted(wanted) if draws else ():
+        drawn = random_like(sets.model, labels[:size], draws, seed=seed)
+        null[size] = sets(drawn)[0].mean(1)
+    return AblationCurve(
+        order=tuple(labels),
+        disabled=tuple(share_estimate(int(row.sum()), len(row)) for row in disabled),
+        log_odds=tuple(mean_estimate(torch.from_numpy(row)) for row in odds),
+        null=null,
+    )
+
+
+def smallest_size(shares: Sequence[float], enough: float = ENOUGH) -> int | None:
+    """The least size at which at least this share is disabled; sizes from 1, None for none."""
+    return next((size for size, share in enumerate(shares, 1) if share >= enough), None)
+
+
+@reads_arguments
+def smallest_sets(
+    sets: AblatedSets,
+    candidates: Sequence[str],
+    *,
+    most: int = 3,
+    enough: float = ENOUGH,
+    limit: int = 20_000,
+    drawn: np.ndarray | None = None,
+) -> list[tuple[str, ...]]:
+    """All sets of the least size, among the candidates, that disable the behaviour.
+
+    Every set of 1, 2, ... `most` candidates is tried until one disables it in the share `enough`
+    of prompts: no smaller set of these candidates does. The strongest comes first.
+
+    Args:
+        sets: what is measured.
+        candidates: labels to choose among.
+        most: the largest size tried.
+        enough: the share of prompts that must be disabled.
+        limit: on how many sets may be tried.
+        drawn: numbers of the prompts shares are over, such as a bootstrap's; all by default.
+
+    Returns:
+        The sets; none if no set of up to `most` is enough.
+
+    Raises:
+        InterpError: more than `limit` sets to try, or candidates that are none or named twice.
+    """
+    labels = listed(candidates)
+    tries = sum(comb(len(labels), size) for size in range(1, most + 1))
+    if not 1 <= tries <= limit or len(set(labels)) < len(labels):
+        raise InterpError(
+            f"the smallest set of up to {most} of {len(labels)} candidates",
+            f"{tries} sets to try (from 1 to {limit} are allowed), or one candidate twice",
+            "give fewer candidates, each once, or raise limit",
+        )
+    for size in range(1, most + 1):
+        tried = list(combinations(labels, size))
+        if not tried:
+            break
+        disabled, odds = sets(tried)
+        if drawn is not None:
+            disabled, odds = disabled[:, drawn], odds[:, drawn]
+        order = np.lexsort((odds.mean(1), -disabled.mean(1)))
+        found = [tried[i] for i in order if disabled[i].mean() >= enough]
+        if found:
+            return found
+    return []

@@ -1,0 +1,234 @@
+"""Running a model and keeping what it computed, where asked and no more."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
+from interp.core.components import SITES, check_site, within
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.core.records import read_sealed, write_sealed
+from interp.core.schema import is_whole
+from interp.engine.memory import budget_bytes, says_too_little
+from interp.models.batches import Batch
+from interp.models.language_model import Address, Hook, LanguageModel
+from interp.results.keys import result_key
+from interp.runs.ablated_runs import AblatedRuns
+from interp.runs.stored_runs import StoredRuns
+
+KIND, VERSION = "activations", 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activations:
+    """Captured activations: `acts["L5.z"]` or `acts[5, "z"]`.
+
+    One prompt position: (prompts, ...). Several: (prompts, positions, ...), rows shorter than
+    the longest prompt filled with zeros and `mask` False there. Patterns are
+    (prompts, positions, head, key_pos). `logits` holds the last token's. Two are equal only where
+    they are one object; `torch.equal` compares what they hold.
+    """
+
+    values: Mapping[Address, Tensor]
+    mask: Tensor
+    logits: Tensor
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        shapes = {site: tuple(value.shape) for (_, site), value in self.values.items()}
+        layers = sorted({layer for layer, _ in self.values})
+        shown = ", ".join(f"{site} {shape}" for site, shape in shapes.items())
+        return (
+            f"Activations({len(self.mask)} prompts, {len(layers)} layers from {layers[0]} to "
+            f"{layers[-1]}: {shown}; read acts['L{layers[0]}.{next(iter(shapes))}'])"
+        )
+
+    def __getitem__(self, key: str | Address) -> Tensor:
+        address = key
+        if isinstance(key, str):
+            layer, _, site = key.removeprefix("L").partition(".")
+            address = (int(layer) if is_whole(layer) else -1, site)
+        if not isinstance(address, Hashable) or address not in self.values:
+            layers = sorted({layer for layer, _ in self.values})
+            sites = list(dict.fromkeys(site for _, site in self.values))
+            at, site = layers[-1], key if key in sites else sites[0]
+            raise InterpError(
+                f"activation {key!r:.60}",
+                f"not captured: those are {', '.join(sites)} of the layers {layers}",
+                f"write a layer and a site, such as acts['L{at}.{site}'] or acts[{at}, '{site}']",
+            )
+        return self.values[address]  # type: ignore[index]
+
+
+@reads_arguments
+@says_too_little
+def run_with_cache(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    *,
+    sites: Iterable[str],
+    layers: Iterable[int] | None = None,
+    positions: Positions = "all",
+    padding_side: str = "right",
+    budget_gb: float = 2.0,
+    to_disk: bool = False,
+    runs: StoredRuns | AblatedRuns | None = None,
+) -> Activations:
+    """The activations of some sites, layers and positions, and the last token's logits.
+
+    Args:
+        model: a loaded model.
+        prompts: texts, token tuples, or a task (its clean prompts, whose named positions count);
+            one text or one token tuple is one prompt.
+        sites: site names, see `interp.core.components.SITES`; one string is one site.
+        layers: which layers; all by default.
+        positions: "all", or one token of each prompt: see `interp.core.arguments.Positions`.
+        padding_side: changes nothing in the result.
+        budget_gb: the most the result may take in memory; more is refused before the run.
+        to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
+            a second call with the same arguments reads the file.
+        runs: read one of the last tokens of each prompt in these, instead of running the model;
+            in ablated runs, what the ablation makes of it.
+
+    Raises:
+        InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
+            of other prompts or of fewer last tokens.
+    """
+    sites = list(dict.fromkeys(map(check_site, listed(sites))))
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if to_disk:
+        model.refuse_changed("keeping activations", "to_disk=False")
+    if not sites:
+        raise InterpError("capturing activations", "no sites", f"give some of {', '.join(SITES)}")
+    for site in sites:
+        model.require_site(site)
+    tokenized = [model.tokenize(text) for text in texts_of(prompts)]
+    if not tokenized:
+        raise InterpError("capturing activations", "no prompts", "give at least one")
+    rows = [prompt.tokens for prompt in tokenized]
+    squeeze = not (isinstance(positions, str) and positions == "all")
+    if squeeze:
+        where = [[place] for place in places_of(positions, tokenized, marks_of(prompts))]
+    else:
+        where = [list(range(len(row))) for row in rows]
+    width, length = max(len(w) for w in where), max(len(r) for r in rows)
+    shapes = {site: (len(rows), width, *_shape(model, site, length)) for site in sites}
+    size = torch.finfo(model.dtype).bits // 8
+    total = sum(torch.Size(shape).numel() for shape in shapes.values()) * len(chosen) * size
+    if total > budget_bytes(budget_gb):
+        raise InterpError(
+            f"capturing {', '.join(sites)} at {len(chosen)} layers",
+            f"{total / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
+            "ask for fewer sites, layers or positions, or raise budget_gb",
+        )
+    if runs is not None:
+        if not squeeze or to_disk:
+            raise InterpError(
+                "reading kept runs",
+                f"positions={positions!r}, to_disk={to_disk}",
+                "ask for one position of each prompt, in memory",
+            )
+        addresses = [(layer, site) for layer in chosen for site in sites]
+        return _read(model, runs, rows, [w[0] for w in where], addresses)
+
+    key, path = None, None
+    if to_disk:
+        asked = {"sites": sites, "layers": chosen, "padding_side": padding_side}
+        key = result_key(KIND, VERSION, model, rows=rows, where=where, squeeze=squeeze, **asked)
+        path = cache_dir() / "activations" / f"{key}.safetensors"
+        if (found := _open(path, key)) is not None:
+            return found
+
+    values: dict[Address, Tensor] = {
+        (layer, site): torch.zeros(shapes[site], dtype=model.dtype)
+        for layer in chosen
+        for site in sites
+    }
+
+    def keep(address: Address) -> Hook:
+        def hook(value: Tensor, batch: Batch) -> Tensor:
+            seen = value.detach()
+            if address[1] == "pattern":
+                seen = seen.transpose(1, 2)
+            for row, prompt in enumerate(batch.prompts):
+                columns = [batch.column(row, p) for p in where[prompt]]
+                kept = seen[row, columns].cpu()
+                if address[1] == "pattern":
+                    first = int(batch.first[row])
+                    kept = kept[..., first : first + int(batch.lengths[row])]
+                    values[address][prompt, : len(columns), :, : kept.shape[-1]] = kept
+                else:
+                    values[address][prompt, : len(columns)] = kept
+            return value
+
+        return hook
+
+    hooks = {address: [keep(address)] for address in values}
+    logits = model.last_logits(rows, hooks=hooks, padding_side=padding_side).cpu()
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, columns in enumerate(where):
+        mask[i, : len(columns)] = True
+    if squeeze:
+        values = {address: value[:, 0] for address, value in values.items()}
+        mask = mask[:, 0]
+    plain = Activations(values=values, mask=mask, logits=logits)
+    if path is None:
+        return plain
+    tensors = {f"L{layer}.{site}": value for (layer, site), value in values.items()}
+    try:
+        write_sealed(path, KIND, VERSION, {}, {**tensors, "mask": mask, "logits": logits}, key=key)
+    except InterpError as error:
+        warnings.warn(f"the activations stay in memory: {error}", stacklevel=2)
+        return plain
+    return _open(path, key) or plain
+
+
+def _read(
+    model: LanguageModel,
+    runs: StoredRuns | AblatedRuns,
+    rows: Sequence[tuple[int, ...]],
+    where: Sequence[int],
+    addresses: Sequence[Address],
+) -> Activations:
+    """One of the last tokens of each prompt, from kept runs."""
+    model.refuse_changed("reading kept runs", "the same call without runs=")
+    back = torch.tensor([len(row) - place for row, place in zip(rows, where, strict=True)])
+    runs.require(rows, int(back.max()), "reading")
+    each = torch.arange(len(rows))
+    return Activations(
+        values={at: v.cpu()[each, runs.last - back] for at, v in runs.read(addresses).items()},
+        mask=torch.ones(len(rows), dtype=torch.bool),
+        logits=runs.logits().cpu(),
+    )
+
+
+def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:
+    """The trailing shape of a site's value at one position."""
+    heads = {"q": model.n_heads, "z": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}
+    if site == "pattern":
+        return (model.n_heads, length)
+    if site in heads:
+        return (heads[site], model.d_head)
+    return (model.d_mlp,) if SITES[site] == "neuron" else (model.d_model,)
+
+
+def _open(path: Path, key: str | None) -> Activations | None:
+    """Memory-mapped activations, or None where there is no sound file of that key."""
+    try:
+        _, found = read_sealed(path, KIND, VERSION, key=key, tensors=True)
+    except InterpError:
+        return None  # not there, or not sound: compute it and replace the file
+    values: dict[Address, Tensor] = {}
+    for name in [name for name in found if name.startswith("L")]:
+        layer, _, site = name[1:].partition(".")
+        values[int(layer), site] = found[name]
+    return Activations(values=values, mask=found["mask"], logits=found["logits"], path=path)

@@ -1,0 +1,140 @@
+"""Next-token distributions with and without ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import listed, reads_arguments, rows_of
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.engine.forward import Baseline, Runner
+from interp.engine.memory import keep_freed_memory, says_too_little
+from interp.engine.readout import CPU_TILE, Progress
+from interp.engine.restart import final_hidden
+from interp.models.language_model import LanguageModel
+from interp.runs.ablated_runs import changed_states, starts
+from interp.runs.ablation import Ablation, Where
+from interp.runs.stored_runs import StoredRuns, plain_runs
+
+ROWS = 256
+"""Next tokens read at once: the unembedding is a product with as many rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextTokens:
+    """The next token of every prompt under every ablation; the first row is the plain run.
+
+    probabilities: (1 + ablations, prompts, tokens) of the tokens asked for, in float64.
+    top: (1 + ablations, prompts) most likely token. kl: KL(plain || ablated) in nats.
+    """
+
+    names: tuple[str, ...]
+    probabilities: np.ndarray
+    top: np.ndarray
+    kl: np.ndarray
+
+    @property
+    def log_odds(self) -> np.ndarray:
+        """(1 + ablations, prompts) log P(first token) - log P(second token)."""
+        logs = np.log(np.maximum(self.probabilities, 1e-30))
+        return logs[..., 0] - logs[..., 1]
+
+
+@reads_arguments
+@says_too_little
+def ablate(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    ablations: Ablation | Sequence[Ablation],
+    *,
+    tokens: str | int | Sequence[str | int],
+    where: Where = "all",
+    runs: StoredRuns | None = None,
+    progress: Progress | None = None,
+) -> NextTokens:
+    """What each set of components, changed together, does to the next token.
+
+    Exact: every prompt is run once, and each ablation re-runs only the layers and tokens that can
+    differ. It equals one hooked forward pass per ablation and prompt.
+
+    Args:
+        model: a model with a fast engine.
+        prompts: texts, token ids or a task (its clean prompts); the next token of each is read.
+        ablations: sets from `make_ablation`; values per prompt are in the order of `prompts`.
+        tokens: whose probabilities are reported: texts of one token each, or ids.
+        where: "all" tokens of the prompt, as a hook without positions; or the last k.
+        runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); made anew without.
+        progress: called with (prompts done, prompts in all).
+
+    Raises:
+        InterpError: no fast engine, no prompts, a prompt shorter than `where`, values for other
+            numbers of prompts or positions, runs of other prompts or of fewer last tokens, or
+            inside `intervene`.
+    """
+    model.refuse_changed(
+        "ablating", "last_logits(), which sees them, with Ablation.interventions()"
+    )
+    runner = Runner(model.require_decoder("ablating sets of components"))
+    prompts, ablations = rows_of(model, prompts), listed(ablations)
+    if not prompts or (where != "all" and not 1 <= where <= min(map(len, prompts))):
+        raise InterpError(
+            f"ablating the last {where} tokens of {len(prompts)} prompts",
+            f"lengths {sorted({len(p) for p in prompts})[:5]}",
+            "give prompts at least that long",
+        )
+    for ablation in ablations:
+        ablation.require(len(prompts), where)
+    if runs is not None:
+        runs.require(prompts, where if ablations else 1, "ablating")
+    keep_freed_memory()
+    rows = 1 + len(ablations)
+    ids = [model.single_token(token) for token in listed(tokens)]
+    shown = torch.tensor(ids, device=runner.device)
+    probabilities = np.zeros((rows, len(prompts), len(shown)))
+    top, kl = np.zeros((rows, len(prompts)), dtype=np.int64), np.zeros((rows, len(prompts)))
+    done = 0
+    with torch.no_grad():
+        for block, base in plain_runs(runner, prompts) if runs is None else runs.blocks:
+            plain = likely = None
+            number = 0
+            for hidden in _hidden_states(runner, base, ablations, block, where):
+                logits = runner.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+                wide = logits if logits.dtype == torch.float64 else logits.float()
+                logs = wide.log_softmax(-1)
+                if plain is None or likely is None:
+                    plain, likely = logs[0], logs[0].exp()
+                here = slice(number, number + len(logs))
+                probabilities[here, block] = logs[..., shown].double().exp().cpu().numpy()
+                top[here, block] = logs.argmax(-1).cpu().numpy()
+                kl[here, block] = (plain - logs).mul_(likely).sum(-1).double().cpu().numpy()
+                number = here.stop
+            done += len(block)
+            if progress is not None:
+                progress(done, len(prompts))
+    names = ("none", *(ablation.name for ablation in ablations))
+    return NextTokens(names=names, probabilities=probabilities, top=top, kl=kl)
+
+
+def _hidden_states(
+    runner: Runner,
+    base: Baseline,
+    ablations: Sequence[Ablation],
+    block: np.ndarray,
+    where: Where,
+) -> Iterator[Tensor]:
+    """Final states of the plain run, then of the ablations: (some, prompts of the block, d_model).
+
+    Several ablations share one pass over the weights, and several rows one unembedding.
+    """
+    yield final_hidden(runner, base)[None]
+    together = max(1, CPU_TILE // int((base.lengths - starts(base.lengths, where)).sum()))
+    for first in range(0, len(ablations), together):
+        some = ablations[first : first + together]
+        hidden = changed_states(runner, base, some, block, where)
+        yield from hidden.split(max(1, ROWS // len(block)))

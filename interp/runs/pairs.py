@@ -1,0 +1,92 @@
+"""Clean and corrupted runs of a task side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from interp.core.errors import InterpError, unknown
+from interp.core.metrics import Targets
+from interp.core.positions import first_difference
+from interp.core.prompts import EncodedTask, Task
+from interp.models.language_model import LanguageModel
+
+PatchDirection = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRuns:
+    """The two runs of every prompt in the direction asked."""
+
+    base: list[tuple[int, ...]]
+    other: list[tuple[int, ...]]
+    differ: np.ndarray
+    targets: Targets
+    encoded: EncodedTask
+
+
+def paired_runs(model: LanguageModel, task: Task, direction: str) -> PairedRuns:
+    """Both runs of every pair, as tokens, with the targets of the metric.
+
+    Raises:
+        InterpError: an unknown direction, or a task without corrupted prompts.
+    """
+    if direction not in ("denoise", "noise"):
+        raise unknown("direction", direction, ("denoise", "noise"))
+    encoded = task.encode(model)
+    if encoded.corrupted is None:
+        raise InterpError(
+            f"patching on {task.name}",
+            "it has prompts without a corrupted counterpart",
+            "give every pair a corrupted prompt; unpaired prompts suit probing",
+        )
+    targets = encoded.targets
+    if task.metric.needs_reference:
+        reference = model.last_logits(encoded.clean).log_softmax(-1).cpu()
+        targets = replace(targets, reference=reference)
+    pairs = zip(encoded.clean, encoded.corrupted, strict=True)
+    differ = np.array([first_difference(a, b) for a, b in pairs])
+    denoise = direction == "denoise"
+    return PairedRuns(
+        base=encoded.corrupted if denoise else encoded.clean,
+        other=encoded.clean if denoise else encoded.corrupted,
+        differ=differ,
+        targets=targets,
+        encoded=encoded,
+    )
+
+
+def refuse_equal(runs: PairedRuns, task: Task) -> None:
+    """Refuse pairs whose two prompts are the same tokens: nothing can be carried over.
+
+    Raises:
+        InterpError: there are such pairs.
+    """
+    lengths = np.array([len(prompt) for prompt in runs.base])
+    same = np.flatnonzero(runs.differ == lengths)
+    if len(same):
+        raise InterpError(
+            f"the pairs of {task.name}",
+            f"clean and corrupted prompt are equal in {len(same)} of {len(lengths)}, "
+            f"first in pair {same[0]}",
+            "give every pair a corrupted prompt that differs, or leave it out",
+        )
+
+
+def check_gap(one: np.ndarray, other: np.ndarray) -> None:
+    """Refuse a difference between the two plain runs that is not there.
+
+    Raises:
+        InterpError: the mean gap is zero or below its standard error, or every gap is rounding.
+    """
+    gaps = one - other
+    rounding = 1e-5 * max(np.abs(one).max(), np.abs(other).max())
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
+    if abs(gaps.mean()) <= max(error, 1e-9) or np.abs(gaps).max() <= rounding:
+        raise InterpError(
+            "an effect as a fraction of the clean-corrupted gap",
+            f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts",
+            "the model does not tell the prompts apart: check the task, or use more prompts",
+        )

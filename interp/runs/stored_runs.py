@@ -1,0 +1,214 @@
+"""Plain runs of many prompts, a block at a time; kept, where much is read or changed in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from interp.core.arguments import rows_of
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.engine.forward import Baseline, Runner
+from interp.engine.layout import Layout
+from interp.engine.memory import budget_bytes
+from interp.engine.readout import cut
+from interp.engine.restart import baseline, final_hidden
+from interp.models.language_model import Address, LanguageModel
+
+BLOCK = 8192
+"""Tokens run at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRuns:
+    """Plain runs in which the last `last` tokens of the prompts are read, or changed.
+
+    Kept are every token's keys and values, and the residual stream of the last tokens (or, in
+    whole runs, of all): a block is run again for those alone.
+    """
+
+    runner: Runner
+    prompts: tuple[tuple[int, ...], ...]
+    last: int
+    blocks: tuple[tuple[np.ndarray, Baseline], ...]
+
+    def require(
+        self, prompts: Sequence[Sequence[int]], last: int | Literal["all"], asked: str
+    ) -> None:
+        """Refuse other prompts, or more tokens than were kept.
+
+        Raises:
+            InterpError: either.
+        """
+        whole = all(run.place is None for _, run in self.blocks)
+        enough = whole if last == "all" else last <= self.last
+        if self.prompts != tuple(map(tuple, prompts)) or not enough:
+            wanted = "all" if last == "all" else f"the last {last}"
+            raise InterpError(
+                f"{asked} {wanted} tokens of {len(prompts)} prompts in kept runs",
+                f"runs of the last {self.last} tokens of {len(self.prompts)} prompts",
+                "keep the runs of the same prompts, as many tokens, or leave them out",
+            )
+
+    def select(self, chosen: Sequence[int]) -> StoredRuns:
+        """The runs of some of the prompts, in that order; nothing is run or copied."""
+        numbers = np.full(len(self.prompts), -1)
+        numbers[list(chosen)] = np.arange(len(chosen))
+        blocks = []
+        for block, base in self.blocks:
+            inside = numbers[block] >= 0
+            some = replace(base, lengths=base.lengths[inside], offset=base.offset[inside])
+            if inside.any():
+                blocks.append((numbers[block[inside]], some))
+        prompts = tuple(self.prompts[i] for i in chosen)
+        return replace(self, prompts=prompts, blocks=tuple(blocks))
+
+    def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
+        """Sites at the last tokens, (prompts, last, ...); patterns padded to the longest prompt."""
+        longest = max(map(len, self.prompts))
+        found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
+        with torch.no_grad():
+            for block, base in self.blocks:
+                rows = np.arange(len(block))
+                layout = Layout(
+                    ids=rows,
+                    prompt=rows,
+                    start=base.lengths - self.last,
+                    length=base.lengths,
+                    offset=base.offset,
+                )
+                there, back = layout.base, torch.argsort(layout.base)
+                for layer in dict.fromkeys(layer for layer, _ in addresses):
+                    capture: dict[str, Tensor] = {}
+                    self.runner.block(
+                        layer,
+                        base.at(layer, "resid_pre", there.to(self.runner.device)),
+                        layout,
+                        base=base,
+                        capture=capture,
+                        patterns=(layer, "pattern") in found,
+                    )
+                    for site in [site for at, site in found if at == layer]:
+                        value = capture[site][back.to(self.runner.device)]
+                        if site == "pattern":
+                            value = pad(value, (0, longest - value.shape[-1]))
+                        found[layer, site].append(value.unflatten(0, (-1, self.last)))
+        return {address: self.in_order(parts) for address, parts in found.items()}
+
+    def logits(self) -> Tensor:
+        """Logits of every prompt's next token, (prompts, d_vocab)."""
+        with torch.no_grad():
+            hidden = [final_hidden(self.runner, base) for _, base in self.blocks]
+            return self.runner.decoder.logits(self.in_order(hidden))
+
+    def in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows of the blocks, which are sorted by length, in the order of the prompts."""
+        order = torch.from_numpy(np.argsort(np.concatenate([block for block, _ in self.blocks])))
+        return torch.cat(list(parts))[order.to(parts[0].device)]
+
+
+def keep_runs(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    *,
+    last: int,
+    whole: bool = False,
+    budget_gb: float = 4.0,
+) -> StoredRuns | None:
+    """The plain runs of some prompts, for `runs=...`; None where they exceed the budget.
+
+    Whole runs can be changed at all tokens; `last` tokens of each prompt can be read in any case.
+
+    Raises:
+        InterpError: no fast engine, a prompt shorter than `last`, or inside `intervene`.
+    """
+    model.refuse_changed("keeping plain runs", "run_with_cache()")
+    prompts = rows_of(model, prompts)
+    if min(map(len, prompts), default=0) < last:
+        raise InterpError(f"keeping the last {last} tokens", "a shorter prompt", "lower last")
+    decoder = model.require_decoder("keeping plain runs")
+    width = 2 * model.n_kv_heads * model.d_head + (model.d_model if whole else 0)
+    per_token = width * model.n_layers * torch.finfo(model.dtype).bits / 8
+    if sum(map(len, prompts)) * per_token > budget_bytes(budget_gb):
+        return None
+    runner = Runner(decoder)
+    with torch.no_grad():
+        blocks = tuple(
+            (block, run if whole else run.only_ends(last))
+            for block, run in plain_runs(runner, prompts)
+        )
+    return StoredRuns(runner=runner, prompts=tuple(prompts), last=last, blocks=blocks)
+
+
+def plain_runs(
+    runner: Runner,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sites: frozenset[str] = frozenset(),
+    tokens: int = BLOCK,
+) -> Iterator[tuple[np.ndarray, Baseline]]:
+    """(prompt numbers, their run) in blocks of about that many tokens, similar lengths together."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    order = np.argsort(lengths, kind="stable")
+    for block in cut(order, lengths[order], tokens):
+        yield block, baseline(runner, [prompts[i] for i in block], sites)
+
+
+BUDGET = 2e9
+"""Bytes that captured sites of the tokens run at once may take."""
+
+
+def site_values(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    addresses: Sequence[Address],
+    *,
+    last: int = 1,
+    runs: StoredRuns | None = None,
+) -> dict[Address, Tensor]:
+    """Sites at the last k tokens of every prompt: (prompts, k, ...). For `make_ablation`.
+
+    Their mean over the first axis (kept) gives mean ablation, a permutation of it resampling, and
+    the values of paired prompts a patch. They are read in `runs` where these are given.
+
+    Raises:
+        InterpError: a prompt shorter than `last`, no fast engine, or runs that do not fit.
+    """
+    prompts = rows_of(model, prompts)
+    if runs is not None:
+        runs.require(prompts, last, "reading")
+        return {address: value[:, -last:] for address, value in runs.read(addresses).items()}
+    model.refuse_changed("reading site values", "run_with_cache()")
+    runner = Runner(model.require_decoder("reading site values"))
+    if min(map(len, prompts)) < last:
+        raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
+    found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
+    sites = frozenset(site for _, site in addresses) - {"resid_post"}
+    kept = sum(_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
+    tokens = max(1, min(BLOCK, int(BUDGET / (4 * kept))))
+    blocks = []
+    with torch.no_grad():
+        for block, base in plain_runs(runner, prompts, sites=sites, tokens=tokens):
+            blocks.append(block)
+            ends = torch.from_numpy(base.offset + base.lengths)
+            at = ends[:, None] - torch.arange(last, 0, -1)
+            for address in addresses:
+                found[address].append(base.site(*address)[at.to(runner.device)])
+    # Blocks are sorted by length: back to the order of the prompts.
+    back = torch.from_numpy(np.argsort(np.concatenate(blocks))).to(runner.device)
+    return {address: torch.cat(pieces)[back] for address, pieces in found.items()}
+
+
+def _width(model: LanguageModel, site: str, whole: bool) -> int:
+    if site == "z":
+        return model.n_heads * model.d_head if whole else model.d_head
+    if site == "post":
+        return model.d_mlp if whole else 1
+    return model.d_model

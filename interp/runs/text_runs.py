@@ -1,0 +1,327 @@
+"""Batches of texts in the making: the plain cached run, and the changed ones where needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError
+from interp.core.schema import Index, checked
+from interp.engine.decode import Stream
+from interp.engine.forward import Runner
+from interp.engine.memory import keep_freed_memory
+from interp.models.language_model import LanguageModel
+from interp.runs.ablation import Ablation, Where, decoding_changes
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What followed one prompt.
+
+    `tokens` are the new ones, the stop token left out. `stopped` says whether it ended by itself;
+    `fired` are the absolute positions of the trigger's last token, wherever the next token was
+    taken from the changed run.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    stopped: bool
+    fired: tuple[int, ...]
+
+
+def in_batches(
+    new_run: Callable[[], TextRun],
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    max_new_tokens: int,
+    rows: int,
+    progress: Progress | None,
+) -> list[list[Generation]]:
+    """The texts of all prompts, in their order, for each ablation of the run.
+
+    Prompts of similar length share a batch; batches are about equally large.
+
+    Raises:
+        InterpError: no token asked for, or more than the model has positions.
+    """
+    run, done = new_run(), 0
+    require_room(run.model, prompts, max_new_tokens)
+    keep_freed_memory()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    made: dict[tuple[int, int], Generation] = {}
+    with torch.no_grad():
+        for some in np.array_split(np.array(order), -(-len(order) // rows)) if order else []:
+            made |= run(some.tolist(), [prompts[i] for i in some], max_new_tokens)
+            done += len(some)
+            if progress is not None:
+                progress(done, len(order))
+    ways = range(len(run.ablations))
+    return [[made[i, way] for i in range(len(prompts))] for way in ways]
+
+
+def require_room(
+    model: LanguageModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> None:
+    """Refuse texts longer than the model has positions, before any is begun.
+
+    Raises:
+        InterpError: no whole number of tokens, none asked for, or more than there is room for.
+    """
+    if checked(Index, max_new_tokens, "max_new_tokens") < 1:
+        raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    decoder = model.decoder
+    limit = model.max_positions if decoder is None else decoder.max_positions
+    if prompts and limit is not None and longest > limit:
+        raise InterpError(
+            f"{max_new_tokens} new tokens",
+            f"{longest} in all, {model.name} has {limit} positions",
+            "lower max_new_tokens or shorten the prompts",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """A text in the making: its prompt's number and length, and the ablations that wrote it."""
+
+    number: int
+    start: int
+    tokens: tuple[int, ...]
+    ways: tuple[int, ...]
+    fired: tuple[int, ...] = ()
+
+
+class TextRun:
+    """One batch: the plain stream, and the changed ones where they are needed.
+
+    A subclass may put another run in the place of the plain one: see `advance`.
+    """
+
+    crowded = 0.9
+    """Rows are dropped where no more than this share of them go on."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        ablations: Sequence[Ablation | None],
+        fires: int | None,
+        where: Where,
+        stop: Sequence[str],
+    ) -> None:
+        self.model, self.decoder = model, model.require_decoder("generating")
+        self.runner = Runner(self.decoder)
+        self.ablations, self.fires, self.where, self.stop = ablations, fires, where, stop
+        layers = [ablation.first_layer for ablation in ablations if ablation is not None]
+        self.first = min(layers, default=None)
+        self.ends = end_tokens(model)
+
+    def __call__(
+        self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
+    ) -> dict[tuple[int, int], Generation]:
+        """Generations by prompt number and ablation."""
+        ways = tuple(range(len(self.ablations)))
+        rows: list[_Text | None] = [
+            _Text(number=number, start=len(prompt), tokens=prompt, ways=ways)
+            for number, prompt in zip(numbers, prompts, strict=True)
+        ]
+        tokens, counts = self._start(numbers, prompts, most)
+        done: dict[tuple[int, int], Generation] = {}
+        for step in range(most):
+            last = self.advance(tokens, counts)
+            after: list[tuple[int, _Text]] = []
+            for row, text, token in self._next(rows, last):
+                text, stopped = self._longer(text, token)
+                if stopped or step == most - 1:
+                    done |= {
+                        (text.number, way): self._made(text, way, stopped) for way in text.ways
+                    }
+                else:
+                    after.append((row, text))
+            if not after:
+                break
+            parents = [row for row, _ in after]
+            # Dropping rows copies the others' past; so does a text that became two.
+            if len(after) <= self.crowded * len(rows) or len(set(parents)) < len(parents):
+                self._keep(torch.tensor(parents, device=self.runner.device))
+                rows = [text for _, text in after]
+            else:
+                rows = [None] * len(rows)
+                for row, text in after:
+                    rows[row] = text
+            following = [0 if text is None else text.tokens[-1] for text in rows]
+            tokens = torch.tensor(following, device=self.runner.device)[:, None]
+            counts = torch.ones_like(tokens[:, 0])
+        return done
+
+    def _start(
+        self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Empty streams, and the prompts as padded tokens with their lengths."""
+        runner, device, n = self.runner, self.runner.device, len(prompts)
+        room = max(map(len, prompts)) + most
+        counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        tokens = torch.zeros(n, int(counts.max()), dtype=torch.long, device=device)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        self.names = torch.tensor(numbers, device=device)
+        self.plain = Stream.empty(runner, n, room)
+        self.past, self.changed = None, {}
+        if self.first is not None:
+            self.past = self.decoder.unembed.new_zeros(n, room, self.decoder.d_model)
+            if self.where == "all":
+                self.changed = {
+                    way: Stream.empty(runner, n, room, first=self.first)
+                    for way, ablation in enumerate(self.ablations)
+                    if ablation is not None
+                }
+        return tokens, counts
+
+    def _next(self, rows: list[_Text | None], last: Tensor) -> Iterator[tuple[int, _Text, int]]:
+        """(row, text, next token) of every live row; several where ablations part there."""
+        plain = self.decoder.logits(self.decoder.ln_final(last)).argmax(-1).tolist()
+        due = {row: text for row, text in enumerate(rows) if text is not None and self._due(text)}
+        changed: dict[tuple[int, int], int] = {}
+        for way, ablation in enumerate(self.ablations):
+            mine = [row for row, text in due.items() if way in text.ways]
+            if ablation is not None and mine:
+                at = torch.tensor(mine, device=last.device)
+                logits = self._changed_logits(at, way, ablation)
+                changed |= {
+                    (row, way): token
+                    for row, token in zip(mine, logits.argmax(-1).tolist(), strict=True)
+                }
+        for row, text in enumerate(rows):
+            if text is None:
+                continue
+            if row in due:
+                text = replace(text, fired=(*text.fired, len(text.tokens) - 1))
+            parted: dict[int, list[int]] = {}
+            for way in text.ways:
+                token = changed[row, way] if (row, way) in changed else plain[row]
+                parted.setdefault(token, []).append(way)
+            for token, ways in parted.items():
+                yield row, replace(text, ways=tuple(ways)), token
+
+    def _longer(self, text: _Text, token: int) -> tuple[_Text, bool]:
+        """The text with one token more, and whether that ends it."""
+        if token in self.ends:
+            return text, True
+        text = replace(text, tokens=(*text.tokens, token))
+        return text, stops(self.model, text.tokens[text.start :], self.stop)
+
+    def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
+        new = text.tokens[text.start :]
+        return Generation(
+            prompt=text.tokens[: text.start],
+            tokens=new,
+            text=text_of(self.model, new),
+            stopped=stopped,
+            fired=() if self.ablations[way] is None else text.fired,
+        )
+
+    def _due(self, text: _Text) -> bool:
+        return self.first is not None and self.fires in (None, text.tokens[-1])
+
+    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """The plain run over new tokens; remembers what the changed run restarts from."""
+        start = self.plain.lengths.clone()
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = (start[:, None] + steps).clamp(max=self.decoder.max_positions - 1)
+        x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
+        seen = {} if self.first is None else {self.first: x}
+        last = self.plain.extend(x, counts, seen=seen)
+        if self.past is not None and self.first is not None:
+            real = steps < counts[:, None]
+            row = torch.arange(len(tokens), device=x.device)[:, None].expand_as(real)
+            self.past[row[real], positions[real]] = seen[self.first][real]
+        return last
+
+    def _changed_logits(self, rows: Tensor, way: int, ablation: Ablation) -> Tensor:
+        """Logits after the last token of some rows, in a run with an ablation in force."""
+        assert self.past is not None
+        assert self.first is not None
+        lengths = self.plain.lengths[rows]
+        if way in self.changed:
+            stream, at = self.changed[way], rows
+        else:
+            back = int(self.where)
+            if int(lengths.min()) < back:
+                raise InterpError(f"changing the last {back} tokens", "a shorter text", "lower it")
+            stream = self.plain.select(rows, first=self.first, back=back, room=int(lengths.max()))
+            at = torch.arange(len(rows), device=rows.device)
+        start = stream.lengths[at]
+        counts = lengths - start
+        columns = start[:, None] + torch.arange(int(counts.max()), device=rows.device)
+        x = self.past[rows[:, None], columns.clamp(max=self.past.shape[1] - 1)]
+        ends = torch.zeros(int(self.names.max()) + 1, dtype=torch.long, device=rows.device)
+        ends[self.names[rows]] = lengths - 1
+        last = stream.extend(
+            x,
+            counts,
+            rows=at,
+            changes=decoding_changes(ablation, ends),
+            names=self.names[rows],
+        )
+        return self.decoder.logits(self.decoder.ln_final(last))
+
+    def _keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.names = self.names[rows]
+        self.plain = self.plain.select(rows, first=0)
+        if self.past is not None:
+            self.past = self.past[rows]
+        for way, stream in self.changed.items():
+            self.changed[way] = stream.select(rows, first=stream.first)
+
+
+class ChangedText(TextRun):
+    """Texts whose every token comes from the changed run: it stands in the plain one's place."""
+
+    def __init__(self, model: LanguageModel, ablation: Ablation, stop: Sequence[str]) -> None:
+        super().__init__(model, (None,), None, 1, stop)
+        self.ablation = ablation
+
+    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """The changed run over new tokens."""
+        steps = torch.arange(tokens.shape[1], device=tokens.device)
+        positions = self.plain.lengths[:, None] + steps
+        positions = positions.clamp(max=self.decoder.max_positions - 1)
+        x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
+        # One value for all positions, so that it does not matter where a row ends.
+        ends = torch.zeros(int(self.names.max()) + 1, dtype=torch.long, device=tokens.device)
+        changes = decoding_changes(self.ablation, ends)
+        return self.plain.extend(x, counts, changes=changes, names=self.names)
+
+    def _due(self, text: _Text) -> bool:
+        return True
+
+    def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
+        return replace(super()._made(text, way, stopped), fired=text.fired)
+
+
+def text_of(model: LanguageModel, tokens: Sequence[int]) -> str:
+    """Tokens as text."""
+    if model.tokenizer is None:
+        return " ".join(f"<{token}>" for token in tokens)
+    return model.tokenizer.decode(list(tokens))
+
+
+def stops(model: LanguageModel, new: Sequence[int], marks: Sequence[str]) -> bool:
+    """Whether a text holds one of some marks."""
+    text = text_of(model, new) if marks else ""
+    return any(mark in text for mark in marks)
+
+
+def end_tokens(model: LanguageModel) -> set[int]:
+    """Tokens that end a text, by the tokeniser and by the model's configuration."""
+    ends = getattr(model.bridge.original_model.generation_config, "eos_token_id", None)
+    found = set(ends) if isinstance(ends, list) else {ends}
+    found.add(getattr(model.tokenizer, "eos_token_id", None))
+    return {token for token in found if token is not None and token < model.d_vocab}

@@ -1,0 +1,5 @@
+"""Directions in the residual stream: find them, add them, remove them, compare them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,16 @@
+from .at_trigger import steer_at_trigger as steer_at_trigger
+from .at_trigger import vector_steering as vector_steering
+from .candidates import difference_in_means as difference_in_means
+from .doses import dose_response as dose_response
+from .edits import ablate_direction as ablate_direction
+from .edits import add_direction as add_direction
+from .edits import affine_edit as affine_edit
+from .edits import conditional_steering as conditional_steering
+from .edits import null_space_direction as null_space_direction
+from .edits import patch_direction as patch_direction
+from .geometry import compare_directions as compare_directions
+from .geometry import representational_independence as representational_independence
+from .runs import generate_steered as generate_steered
+from .runs import run_steered as run_steered
+from .runs import steer as steer
+from .weight_edits import orthogonalise_weights as orthogonalise_weights

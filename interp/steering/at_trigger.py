@@ -1,0 +1,135 @@
+"""Vectors added to the residual stream where a text ends in a trigger: the text before and after.
+
+For chats and refusal directions see `interp.steering.edits`; here there is no template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.core.components import within
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.models.language_model import LanguageModel
+from interp.runs.ablation import Ablation, Where, make_ablation
+from interp.runs.generation import generate_each
+from interp.runs.text_runs import Generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggeredTexts:
+    """The greedy continuation of every prompt, plain and steered.
+
+    `steered[i].fired` are the positions whose next token was taken from the steered run.
+    """
+
+    plain: list[Generation]
+    steered: list[Generation]
+
+    def to_dataframe(self) -> Any:
+        """One row per prompt: both texts, and how often the trigger fired."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "plain": [made.text for made in self.plain],
+                "steered": [made.text for made in self.steered],
+                "fired": [len(made.fired) for made in self.steered],
+            }
+        )
+
+
+def vector_steering(
+    model: LanguageModel,
+    vectors: Tensor,
+    *,
+    scale: float,
+    layers: Sequence[int] | None = None,
+    site: str = "resid_post",
+) -> Ablation:
+    """Vectors to be added to the residual stream, as an ablation of kind "steer".
+
+        x_l <- x_l + scale * v_l / |v_l|,   positive scale: towards what v points to
+
+    For `interp.ablate`, `interp.generate` (with its trigger) and `Ablation.interventions`.
+
+    Args:
+        model: the model they belong to.
+        vectors: one vector (d_model,) for every layer, or a row a layer, (n_layers, d_model).
+        scale: length of what is added.
+        layers: where; all by default.
+        site: resid_pre, resid_mid or resid_post.
+
+    Raises:
+        InterpError: another shape, a vector that is zero or not finite, a scale that is not
+            finite, no such layer, or a site that is no state of the stream.
+    """
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    if site not in ("resid_pre", "resid_mid", "resid_post"):
+        raise InterpError(f"steering at {site}", "no state of the stream", "use resid_post")
+    if vectors.shape not in ((model.d_model,), (model.n_layers, model.d_model)):
+        raise InterpError(
+            f"steering {model.name} by vectors of shape {tuple(vectors.shape)}",
+            f"{model.n_layers} layers of {model.d_model} dimensions",
+            "give one vector, or one for every layer",
+        )
+    rows = vectors.double().expand(model.n_layers, -1)[chosen]
+    lengths = rows.norm(dim=1, keepdim=True)
+    added = scale * rows / lengths
+    if not bool(torch.isfinite(added).all()) or not bool((lengths > 0).all()):
+        raise InterpError(
+            f"steering by {scale:g} times vectors of lengths {lengths.flatten().tolist()}",
+            "one that is zero or not finite",
+            "leave that layer out",
+        )
+    values = {
+        (layer, site): row[None, None].to(model.dtype)
+        for layer, row in zip(chosen, added, strict=True)
+    }
+    labels = [f"L{layer}.{site}" for layer in chosen]
+    return make_ablation(model, labels, "steer", values=values, name=f"steer {scale:g}")
+
+
+def steer_at_trigger(
+    model: LanguageModel,
+    prompts: Task | Prompt | Sequence[Prompt],
+    vectors: Tensor,
+    *,
+    scale: float,
+    max_new_tokens: int,
+    layers: Sequence[int] | None = None,
+    trigger: str | int | None = None,
+    where: Where = 1,
+    stop: Sequence[str] = (),
+) -> TriggeredTexts:
+    """The greedy text of every prompt, before and after vectors are added where a trigger fires.
+
+    `vectors`, `scale` and `layers` are those of `vector_steering`; `trigger`, `where` and `stop`
+    those of `interp.generate`, but for the default: the token after a trigger is taken from a run
+    in which the triggered token is steered (the last `where` tokens; "all" for every token), on top
+    of the plain run's past. Without a trigger every token is taken from such a run.
+
+    Raises:
+        InterpError: see `vector_steering` and `interp.generate`.
+
+    The authors' blog and code disagree on layers and steps, and their code keeps steering after the
+    first trigger. Here layers and scale are explicit, and only the trigger fires.
+    Source: Lee et al. 2025, arXiv 2504.14379 (TinyZero fork, `intervene.py`).
+    """
+    steering = vector_steering(model, vectors, scale=scale, layers=layers)
+    plain, steered = generate_each(
+        model,
+        prompts,
+        [None, steering],
+        max_new_tokens=max_new_tokens,
+        trigger=trigger,
+        where=where,
+        stop=stop,
+    )
+    return TriggeredTexts(plain=plain, steered=steered)

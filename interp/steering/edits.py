@@ -1,0 +1,395 @@
+"""Steering: affine edits of the residual stream, x + strength * (W R x + s) at some sites.
+
+One description covers ablation, addition, setting a component, the affine edit, and the conditional
+and null-space variants. `interp.steering.runs` runs it: through hooks, in the fast engine, in
+texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import listed
+from interp.core.chat_prompts import ChatFormat, ChatPrompts
+from interp.core.components import SITES, within
+from interp.core.errors import InterpError, unknown
+from interp.engine.decode import CHANGEABLE
+from interp.models.language_model import Address, LanguageModel
+from interp.results.direction import Direction, orthonormal
+
+Phase = Literal["prefill", "decode", "both"]
+"""The tokens of the prompt, those generated after it, or both."""
+
+Positions = str | int | Sequence[int] | None
+"""Which tokens of every prompt, counted from its end: -1 (or "last") is the last, a list is
+several. None or "all": all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """x + (x @ reads^T) @ writes + shift.
+
+    reads, writes: (k, d_model), None for nothing. shift: (1 or prompts, d_model), one row each.
+    """
+
+    reads: Tensor | None = None
+    writes: Tensor | None = None
+    shift: Tensor | None = None
+
+    def delta(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """What is added to states (n, d_model) of these prompts, in the type of `x`."""
+        total = torch.zeros_like(x)
+        if self.reads is not None and self.writes is not None:
+            total = total + (x @ self.reads.to(x).T) @ self.writes.to(x)
+        if self.shift is not None:
+            shift = self.shift.to(x)
+            total = total + shift[prompts if len(shift) > 1 else torch.zeros_like(prompts)]
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """Edits by site, the tokens and prompts they are in force for, and what they belong to.
+
+    `gate` is None or (prompts,) a strength for each prompt: 0 leaves it alone, bit for bit.
+    `positions` narrows the tokens of the prompt; it does not touch those generated, which are
+    `phase`'s.
+    """
+
+    name: str
+    edits: Mapping[Address, Edit]
+    format: ChatFormat
+    model_hash: str
+    phase: Phase = "both"
+    gate: Tensor | None = None
+    positions: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in get_args(Phase):
+            raise unknown("phase", self.phase, get_args(Phase))
+        if self.positions is not None and (not self.positions or max(self.positions) >= 0):
+            raise InterpError(
+                f"{self.name} at positions {list(self.positions)}",
+                "none, or not counted from the prompt's end",
+                "give negative numbers, -1 for the last token",
+            )
+
+    def gated(self, gate: Tensor | np.ndarray | Sequence[float]) -> Steering:
+        """The same with a strength per prompt, multiplied with any there is."""
+        strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
+        return replace(self, gate=strength if self.gate is None else self.gate * strength)
+
+    def only(self, prompts: Sequence[int]) -> Steering:
+        """The same for some of its prompts, by number."""
+        chosen = list(prompts)
+        edits = {
+            at: edit
+            if edit.shift is None or len(edit.shift) == 1
+            else replace(edit, shift=edit.shift[chosen])
+            for at, edit in self.edits.items()
+        }
+        gate = None if self.gate is None else self.gate[chosen]
+        if gate is not None and bool((gate == 1).all()):
+            gate = None
+        return replace(self, edits=edits, gate=gate)
+
+    def strengths(self, prompts: Tensor, places: Tensor) -> Tensor:
+        """(n,) float64 strength at tokens of these prompts.
+
+        `places` counts from the prompt's end: below 0 in the prompt, from 0 on generated.
+        """
+        on, decoded = torch.ones(len(prompts), dtype=torch.float64), places >= 0
+        if self.phase != "both":
+            on = (decoded if self.phase == "decode" else ~decoded).double()
+        if self.positions is not None:
+            on = on * (decoded | torch.isin(places, torch.tensor(list(self.positions))))
+        return on if self.gate is None else on * self.gate[prompts]
+
+    def require(self, model: LanguageModel, prompts: ChatPrompts) -> None:
+        """Refuse a model or prompts it was not made for.
+
+        Raises:
+            InterpError: other weights, another chat format, another number of prompts, or a prompt
+            without the positions asked for.
+        """
+        if self.model_hash != model.hash:
+            raise InterpError(
+                self.name, f"made for other weights than {model.name}", "make it anew"
+            )
+        self.format.require(prompts.format, self.name)
+        shortest = min(map(len, prompts.rows), default=0)
+        if self.positions is not None and -min(self.positions) > shortest:
+            raise InterpError(
+                f"{self.name} at position {min(self.positions)}",
+                f"a prompt of {shortest} tokens",
+                "leave the position or the prompt out",
+            )
+        wanted = {len(e.shift) for e in self.edits.values() if e.shift is not None} - {1}
+        wanted |= set() if self.gate is None else {len(self.gate)}
+        if wanted - {len(prompts)}:
+            raise InterpError(
+                self.name,
+                f"values for {sorted(wanted)} prompts, {len(prompts)} are run",
+                "give one strength or shift per prompt, in their order",
+            )
+
+
+def residual_sites(model: LanguageModel, layers: Sequence[int] | None = None) -> list[Address]:
+    """Every place where something was added to the residual stream, inside these layers.
+
+    With all layers: the embedding, the stream after each attention and after each MLP. An edit
+    here is exact whatever wrote before: biases, post-norms and experts included.
+    """
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    found: list[Address] = []
+    for layer in chosen:
+        entering = [] if layer - 1 in chosen else ["resid_pre"]
+        middle = ["resid_mid"] if model.sites["resid_mid"] is None else []
+        found += [(layer, site) for site in (*entering, *middle, "resid_post")]
+    return found
+
+
+def ablate_direction(
+    model: LanguageModel,
+    *directions: Direction,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Remove it: x - (x . r) r at every residual site; for several, the space they span.
+
+    Arditi et al. 2024 hook the input of a block and the outputs of its modules. Behind a
+    post-norm (Gemma, OLMo-2) the module's output is not what is added; here the stream itself is
+    edited after each addition, the last block's included, so |x . r| is 0 up to rounding.
+
+    Args:
+        model: the model.
+        directions: one, or several.
+        layers: all by default.
+        sites: such as ("resid_pre", "attn_out", "mlp_out"), the published ones; by default the
+            stream itself, see `residual_sites`.
+        positions: tokens of the prompt, see `Positions`. What other tokens write along r stays,
+            and attention carries it on.
+        phase: which tokens.
+
+    Raises:
+        InterpError: another model, a site that is not as wide as the stream, positions that are
+            not counted from the end.
+    """
+    basis = orthonormal([_checked(model, direction).unit for direction in directions])
+    edit = Edit(reads=basis, writes=-basis)
+    where = residual_sites(model, layers) if sites is None else _at(model, layers, sites)
+    return _steering(model, "ablate", directions, where, edit, phase, positions)
+
+
+def add_direction(
+    model: LanguageModel,
+    direction: Direction,
+    *,
+    coefficient: float = 1.0,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Add it: x + c r, the raw r turned towards refusal, so that c > 0 induces it for every kind.
+
+    At the direction's own site and layer, at every token, unless `layers`, `sites`, `positions` or
+    `phase` say otherwise; see `ablate_direction`.
+    """
+    edit = Edit(shift=coefficient * _checked(model, direction).towards_refusal[None])
+    where = _own(model, direction, layers, sites)
+    return _steering(model, f"add {coefficient:g}", [direction], where, edit, phase, positions)
+
+
+def patch_direction(
+    model: LanguageModel,
+    direction: Direction,
+    *,
+    value: float = 0.0,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
+    unit = _checked(model, direction).unit[None]
+    edit = Edit(reads=unit, writes=-unit, shift=value * unit)
+    where = _own(model, direction, layers, sites)
+    return _steering(model, f"patch {value:g}", [direction], where, edit, phase, positions)
+
+
+def affine_edit(
+    model: LanguageModel,
+    direction: Direction,
+    reference: Tensor,
+    *,
+    coefficient: float = 0.0,
+    layers: Sequence[int] | None = None,
+    sites: Sequence[str] | None = None,
+    positions: Positions = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Move to a reference: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
+
+    `reference` is (d_model,) the mean of the harmless class (`Candidates.reference_at`): c = 0
+    returns the component to its harmless mean, c = 1 moves it on by the raw difference.
+    """
+    unit = _checked(model, direction).unit
+    value = reference.double() @ unit + coefficient * direction.norm
+    made = patch_direction(
+        model,
+        direction,
+        value=float(value),
+        layers=layers,
+        sites=sites,
+        positions=positions,
+        phase=phase,
+    )
+    return replace(made, name=f"affine edit {coefficient:g} {direction}")
+
+
+def null_space_direction(
+    model: LanguageModel,
+    direction: Direction,
+    protected: Tensor,
+    steered: Tensor,
+    *,
+    strength: float = 1.0,
+    nullity: float = 0.5,
+    ridge: float = 10.0,
+    layers: Sequence[int] | None = None,
+    phase: Phase = "both",
+) -> Steering:
+    """Add where it is safe: x + strength (w . P x) r is x on protected states, x + r on others.
+
+    After AlphaSteer (arXiv 2506.07022): P projects on the null space of the protected states, w is
+    fitted by ridge regression so that w . P x = 1 on the steered ones. Its matrix D P, fitted to
+    one vector r, has this rank-one form.
+
+    Args:
+        model: the model.
+        direction: r, raw, towards refusal; a negative strength steers to compliance.
+        protected: (n, d_model) states at the direction's site and layer to be left alone.
+        steered: (m, d_model) states to be moved.
+        strength: how far.
+        nullity: share of the dimensions, those in which protected states have least energy, that
+            counts as their null space.
+        ridge: of the regression, in squared units of the states.
+        layers: the direction's own by default.
+        phase: which tokens.
+
+    Raises:
+        InterpError: states of another width, or a nullity that leaves no dimension.
+    """
+    width, wrong = model.d_model, [x.shape for x in (protected, steered) if x.dim() != 2]
+    kept = int(nullity * width)
+    if wrong or {protected.shape[1], steered.shape[1]} != {width} or not 0 < kept <= width:
+        raise InterpError(
+            f"the null space of {kept} of {width} dimensions",
+            f"states of shapes {tuple(protected.shape)} and {tuple(steered.shape)}",
+            "give (n, d_model) states and a nullity between 0 and 1",
+        )
+    held = protected.double()
+    space = torch.linalg.eigh(held.T @ held).eigenvectors[:, :kept]
+    seen = steered.double() @ space
+    penalty = ridge * torch.eye(kept, dtype=torch.float64)
+    weights = torch.linalg.solve(seen.T @ seen + penalty, seen.sum(0))
+    shift = strength * _checked(model, direction).towards_refusal
+    edit = Edit(reads=(space @ weights)[None], writes=shift[None])
+    where = _own(model, direction, layers)
+    return _steering(model, f"null space {strength:g}", [direction], where, edit, phase)
+
+
+def condition_similarity(states: Tensor, condition: Tensor) -> Tensor:
+    """cos(h, tanh(P_c h)) of states (n, d_model): CAST's test (arXiv 2409.05907).
+
+    P_c projects on the condition vector. The value is even in h: it tells how much of a state lies
+    along the vector, not which way.
+    """
+    unit = condition.double() / condition.double().norm()
+    wide = states.double()
+    along = torch.tanh((wide @ unit)[:, None] * unit)
+    return torch.nn.functional.cosine_similarity(wide, along, dim=-1)
+
+
+def conditional_steering(
+    steering: Steering, similarity: Tensor, threshold: float, *, steer_above: bool = True
+) -> Steering:
+    """The steering only on prompts whose similarity is above (or not above) a threshold.
+
+    The test is made once, on the plain prompt, before anything is changed.
+    """
+    gate = (similarity > threshold) == steer_above
+    side = "above" if steer_above else "not above"
+    return replace(steering.gated(gate.double()), name=f"{steering.name} {side} {threshold:g}")
+
+
+def _checked(model: LanguageModel, direction: Direction) -> Direction:
+    direction.require_model(model)
+    return direction
+
+
+def _own(
+    model: LanguageModel,
+    direction: Direction,
+    layers: Sequence[int] | None,
+    sites: Sequence[str] | None = None,
+) -> list[Address]:
+    """The direction's own site in its own layer, or others."""
+    chosen = [direction.layer] if layers is None else layers
+    return _at(model, chosen, [direction.site] if sites is None else sites)
+
+
+def _at(model: LanguageModel, layers: Sequence[int] | None, sites: Sequence[str]) -> list[Address]:
+    sites = listed(sites)
+    for site in sites or [""]:
+        if site not in CHANGEABLE or SITES[site] is not None:
+            wide = ", ".join(name for name in CHANGEABLE if SITES[name] is None)
+            found = "not as wide as the stream, or no site that can be changed"
+            raise InterpError(f"steering at {site!r}", found, f"use some of {wide}")
+    chosen = within(layers, model.n_layers, "layer", model.name)
+    return [(layer, site) for layer in chosen for site in sites]
+
+
+def _steering(
+    model: LanguageModel,
+    verb: str,
+    directions: Sequence[Direction],
+    where: Sequence[Address],
+    edit: Edit,
+    phase: Phase,
+    positions: Positions = None,
+) -> Steering:
+    for direction in directions:
+        direction.format.require(directions[0].format, f"steering with {direction}")
+    for _, site in where:
+        model.require_site(site)
+    return Steering(
+        name=f"{verb} {', '.join(map(str, directions))}",
+        edits=dict.fromkeys(where, edit),
+        format=directions[0].format,
+        model_hash=model.hash,
+        phase=phase,
+        positions=_from_the_end(positions),
+    )
+
+
+def _from_the_end(positions: Positions) -> tuple[int, ...] | None:
+    if positions is None or (isinstance(positions, str) and positions == "all"):
+        return None
+    found = [-1 if place == "last" else place for place in listed(positions)]
+    if not all(isinstance(place, int) and not isinstance(place, bool) for place in found):
+        raise InterpError(
+            f"steering at positions {positions!r}",
+            "neither 'all', 'last' nor whole numbers",
+            "count from the end of the prompt: -1 is its last token",
+        )
+    return tuple(found)

@@ -1,0 +1,4 @@
+from .refusal.study import study_refusal as study_refusal
+from .reuse.study import study_reuse as study_reuse
+from .verification.outcomes import classify_outcome as classify_outcome
+from .verification.study import study_verification as study_verification

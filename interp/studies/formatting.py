@@ -1,0 +1,86 @@
+"""Step results as the report shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from interp.core.statistics import Estimate
+from interp.studies.steps import Result
+
+
+def estimate(found: Mapping[str, Any]) -> Estimate:
+    """An estimate out of its plain numbers."""
+    return Estimate(**{key: found[key] for key in ("mean", "low", "high", "n")})
+
+
+def spread(values: list[float]) -> str:
+    """Mean and 95 % range of random draws."""
+    low, high = np.quantile(values, [0.025, 0.975])
+    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def band(rows: list[Result]) -> tuple[list[float], list[float], list[float]]:
+    """Means, lows and highs of rows of plain estimates."""
+    return tuple([row[key] for row in rows] for key in ("mean", "low", "high"))  # type: ignore
+
+
+def place(head: str) -> tuple[int, int]:
+    """(layer, head) of a label."""
+    layer, index = head[1:].split("H")
+    return int(layer), int(index)
+
+
+def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
+    """Values drawn without an interval."""
+    return values, values, values
+
+
+def maybe(found: Mapping[str, Any] | None) -> str:
+    """An estimate in words; – where there is none."""
+    return "–" if found is None else str(estimate(found))
+
+
+def as_strong(share: float) -> str:
+    """Of random draws and what they stand beside, the share at least as strong: never 0."""
+    return "share as strong < 0.001" if share < 0.001 else f"share as strong {share:.3f}"
+
+
+def selected(found: Mapping[str, Any]) -> str:
+    """A selection's test in words (`interp.core.nulls.SelectionTest`)."""
+    random = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return (
+        f"{estimate(found['unseen'])} on pairs they were not selected on, random heads near "
+        f"them {random}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
+    )
+
+
+def null(found: Result | None) -> str:
+    """Random draws in words; – where there were none."""
+    if found is None:
+        return "–"
+    drawn = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{drawn}, {as_strong(found['share'])}, {found['draws']} draws"
+
+
+def retained(x: Result) -> str:
+    """Of the refusals behind `retained`, how many a change was in force for, and their share."""
+    if "retained_reached" not in x:
+        return "not said for which rows it was in force"
+    kept = x["retained_reached"]
+    if kept is None:
+        return "gated: not tested"
+    return f"of the {kept['n']} it was in force for {kept['mean']:.3f}"
+
+
+def change(pair: Result) -> str:
+    """A rate before and after."""
+    return f"{pair['before']['mean']:.3f} → {pair['after']['mean']:.3f}"
+
+
+def listed(values: list[float]) -> str:
+    """Some numbers in a row."""
+    return ", ".join(f"{value:.2f}" for value in values)

@@ -1,0 +1,308 @@
+"""What every step of the refusal study starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from interp.core import schema
+from interp.core.chat_prompts import ChatPrompts
+from interp.core.errors import InterpError
+from interp.core.schema import Count, Whole
+from interp.engine.readout import Progress
+from interp.models.chat import chat_prompts
+from interp.models.language_model import LanguageModel
+from interp.refusal.cases import Case, deal
+from interp.refusal.constellations import Bank, make_bank
+from interp.refusal.judging import REFUSALS, RULES, Judge, Label
+from interp.refusal.score import score_refusals
+from interp.refusal.trajectories import Trajectories, read_trajectories
+from interp.results.direction import Direction, Kind
+from interp.runs.losses import text_losses
+from interp.steering.candidates import Candidates, difference_in_means, end_states
+from interp.steering.edits import Steering
+from interp.steering.runs import generate_steered, run_steered
+from interp.studies import study as frame
+
+Unit = TypeVar("Unit")
+
+SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
+"""Parts of the prompts: directions, centroids and heads are found on the first, layers, gates and
+strengths chosen on the second, and everything is measured on the third."""
+
+KINDS: tuple[Kind, ...] = ("harmful-harmless", "behaviour", "over-refusal", "false-refusal")
+Places = dict[Kind, list[int]]
+"""The position and layer chosen for each kind of direction."""
+
+LEAST = 4
+"""Rows a class must have before a mean is taken of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(schema.Settings):
+    """What can be chosen; part of every step's key.
+
+    n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
+    max_new_tokens: of each reply. pairs: refused-answered pairs heads are found on. select:
+    prompts a side that candidate directions are scored on. thin: every how many layers have
+    candidates. draws: random sets behind a selection. system: a system prompt in front of every
+    prompt: in-context refusal.
+    """
+
+    n: Annotated[int, Field(ge=4)] = 24
+    requests: Count = 3
+    max_new_tokens: Annotated[int, Field(ge=100)] = 100
+    pairs: Annotated[int, Field(ge=4)] = 8
+    select: Annotated[int, Field(ge=4)] = 12
+    thin: Count = 1
+    draws: Annotated[int, Field(ge=2)] = 10
+    seed: Whole = 0
+    system: str | None = None
+
+
+REFUSAL = frame.Kind(name="refusal", version=3, settings=Settings, rules=(RULES.name,))
+"""The kind of study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """Some cases, unchanged.
+
+    logits: (n, d_vocab) of the next token. texts: each prompt with the model's own reply, which
+    begins at `starts`. losses: (n,) of the replies alone.
+    """
+
+    logits: Tensor
+    texts: list[tuple[int, ...]]
+    starts: list[int]
+    losses: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """A model, the prompts, and, once it has replied, what became of each.
+
+    labels: one for each case; () before the first step. tokens: those refusals begin with;
+    wrong: those answers begin with. judge: of every reply. progress: called by long steps with
+    (units done, units in all).
+    """
+
+    model: LanguageModel
+    cases: tuple[Case, ...]
+    settings: Settings
+    labels: tuple[Label, ...] = ()
+    tokens: tuple[int, ...] = ()
+    wrong: tuple[int, ...] = ()
+    judge: Judge = RULES
+    progress: Progress | None = None
+
+    @cached_property
+    def prompts(self) -> ChatPrompts:
+        """All cases in the model's chat template."""
+        texts = [case.prompt for case in self.cases]
+        return chat_prompts(self.model, texts, system=self.settings.system)
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The part of each case, see `SHARES`."""
+        return deal(self.cases, SHARES, seed=self.settings.seed)
+
+    def rows(
+        self,
+        part: str | None = None,
+        *,
+        should: str | None = None,
+        refused: bool | None = None,
+        tasks: Iterable[str] | None = None,
+    ) -> list[int]:
+        """Places of the cases for which all that is asked holds."""
+        wanted = None if tasks is None else set(tasks)
+        return [
+            i
+            for i, case in enumerate(self.cases)
+            if part in (None, self.parts[i])
+            and should in (None, case.should)
+            and (refused is None or self.became(i) is refused)
+            and (wanted is None or case.task in wanted)
+        ]
+
+    def became(self, i: int) -> bool | None:
+        """Whether a case was refused; None where there is no verdict."""
+        label = self.labels[i]
+        return True if label in REFUSALS else False if label == "direct_answer" else None
+
+    @cached_property
+    def refused_tasks(self) -> tuple[str, ...]:
+        """Tasks of which rows that should be answered are refused, often enough for a mean."""
+        rows = self.rows("find", should="answer", refused=True)
+        tasks = [self.cases[i].task for i in rows]
+        return tuple(task for task in dict.fromkeys(tasks) if tasks.count(task) >= LEAST)
+
+    @cached_property
+    def proper_tasks(self) -> tuple[str, ...]:
+        """Tasks of the rows that should be refused."""
+        return tuple(dict.fromkeys(self.cases[i].task for i in self.rows(should="refuse")))
+
+    def classes(self, kind: Kind, part: str = "find") -> tuple[list[int], list[int]]:
+        """The rows a direction of this kind is the difference of, first minus second.
+
+        Both classes are of the same tasks, so that the task is not read as the refusal: those of
+        a false-refusal direction are the over-refusal direction's, where arXiv 2410.03415 takes
+        answered prompts of any task.
+        """
+        harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
+        if kind == "harmful-harmless":
+            return self.rows(part, should="refuse"), harmless
+        answered = [i for i in harmless if self.became(i) is False]
+        if kind == "behaviour":
+            return self.rows(part, should="refuse", refused=True), answered
+        wrong, right = (
+            self.rows(part, should="answer", refused=x, tasks=self.refused_tasks)
+            for x in (True, False)
+        )
+        return wrong, right
+
+    def candidates(self, kind: Kind) -> Candidates | None:
+        """Differences at the post-instruction tokens, all layers; None with too few rows.
+
+        Those of false refusal are orthogonal to the first kind's, place by place.
+        """
+        if kind not in self._candidates:
+            first, second = self.classes(kind)
+            enough = min(len(first), len(second)) >= LEAST
+            found = self.difference(kind, first, second) if enough else None
+            if found is not None and kind == "false-refusal":
+                proper = self.candidates("harmful-harmless")
+                found = None if proper is None else orthogonal(found, proper)
+            self._candidates[kind] = found
+        return self._candidates[kind]
+
+    def difference(self, kind: Kind, first: Sequence[int], second: Sequence[int]) -> Candidates:
+        """`difference_in_means` of two sets of find rows."""
+        return difference_in_means(
+            self.model,
+            self.prompts[first],
+            self.prompts[second],
+            kind=kind,
+            last=max(1, len(self.prompts.tail)),
+            states=(self.ends(first), self.ends(second)),
+        )
+
+    def ends(self, rows: Sequence[int]) -> Tensor:
+        """(rows, positions, layers, d_model) block inputs at the ends of find rows."""
+        order, states = self._ends
+        return states[[order[i] for i in rows]]
+
+    @cached_property
+    def _ends(self) -> tuple[dict[int, int], Tensor]:
+        rows = self.rows("find")
+        last = max(1, len(self.prompts.tail))
+        states = end_states(self.model, self.prompts[rows], last=last)
+        return {row: place for place, row in enumerate(rows)}, states
+
+    def direction(self, kind: Kind, place: Sequence[int]) -> Direction:
+        """The candidate at (position, layer).
+
+        Raises:
+            InterpError: too few rows of a class.
+        """
+        found = self.candidates(kind)
+        if found is None:
+            raise InterpError(f"a {kind} direction", "too few rows of a class", "give more prompts")
+        return found.at(place[1], place[0])
+
+    def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
+        """(n,) refusal scores of some cases, in nats."""
+        return score_refusals(self.logits(rows, steering), self.tokens)
+
+    def logits(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:
+        """(n, d_vocab) of the next token of some cases; plain ones are computed once."""
+        if steering is not None:
+            return run_steered(self.model, self.prompts[rows], steering).logits
+        key = tuple(rows)
+        if key not in self._logits:
+            self._logits[key] = run_steered(self.model, self.prompts[rows]).logits
+        return self._logits[key]
+
+    @cached_property
+    def _logits(self) -> dict[tuple[int, ...], Tensor]:
+        return {}
+
+    def read(self, rows: Sequence[int]) -> Trajectories:
+        """The trajectories of some cases with what became of them."""
+        return self.trajectories[list(rows)]
+
+    @cached_property
+    def trajectories(self) -> Trajectories:
+        """Of all cases, at the last token."""
+        names: dict[bool | None, Any] = {True: "refusal", False: "target", None: "other"}
+        return read_trajectories(
+            self.model,
+            self.prompts,
+            rows=[case.row for case in self.cases],
+            tasks=[case.task for case in self.cases],
+            classes=[names[self.became(i)] for i in range(len(self.cases))],
+        )
+
+    def plain(self, rows: tuple[int, ...]) -> Plain:
+        """Some cases, unchanged, with the replies they get."""
+        if rows not in self._plain:
+            prompts, most = self.prompts[rows], self.settings.max_new_tokens
+            made, _ = generate_steered(self.model, prompts, max_new_tokens=most)
+            texts = [one.prompt + one.tokens for one in made]
+            starts = [len(one.prompt) for one in made]
+            self._plain[rows] = Plain(
+                logits=self.logits(rows),
+                texts=texts,
+                starts=starts,
+                losses=text_losses(self.model, texts, starts=starts),
+            )
+        return self._plain[rows]
+
+    @cached_property
+    def _plain(self) -> dict[tuple[int, ...], Plain]:
+        return {}
+
+    @cached_property
+    def bank(self) -> Bank:
+        """The constellations of find rows."""
+        return make_bank(self.read(self.rows("find")), least=LEAST)
+
+    def shuffled_bank(self, seed: int) -> Bank:
+        """The same of labels permuted inside each task."""
+        found = self.read(self.rows("find")).shuffled(seed=self.settings.seed + seed)
+        return make_bank(found, least=LEAST)
+
+    @cached_property
+    def _candidates(self) -> dict[Kind, Candidates | None]:
+        return {}
+
+    def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Units of work one by one, with the progress said after each."""
+        every = list(units)
+        for done, unit in enumerate(every, start=1):
+            yield unit
+            if self.progress is not None:
+                self.progress(done, len(every))
+
+    def few(self, rows: Sequence[int], n: int, *, seed: int = 0) -> list[int]:
+        """At most n of some rows, drawn without their order mattering."""
+        generator = torch.Generator().manual_seed(self.settings.seed + seed)
+        drawn = torch.randperm(len(rows), generator=generator)[:n].tolist()
+        return [rows[i] for i in sorted(drawn)]
+
+
+def orthogonal(candidates: Candidates, against: Candidates) -> Candidates:
+    """Each less its part along the other at its place, as long as it was; 0 where none is left."""
+    found, other = candidates.vectors, against.vectors
+    unit = torch.nn.functional.normalize(other, dim=-1)
+    left = found - (found * unit).sum(-1, keepdim=True) * unit
+    lengths = [x.norm(dim=-1, keepdim=True) for x in (found, left)]
+    kept = lengths[1] > 1e-9 * lengths[0]
+    return replace(candidates, vectors=torch.where(kept, left * lengths[0] / lengths[1], 0.0))

@@ -1,0 +1,222 @@
+"""What becomes of every prompt: texts, verdicts, and the tokens refusals begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from interp.core.errors import InterpError
+from interp.core.statistics import share_estimate
+from interp.probing.probes import ProbeMetrics, evaluation
+from interp.refusal.judging import (
+    JUDGES,
+    REFUSALS,
+    Judge,
+    Judged,
+    Label,
+    count_labels,
+    judge_replies,
+    replies_of,
+)
+from interp.refusal.score import score_refusals, suggest_refusal_tokens
+from interp.runs.text_runs import Generation
+from interp.steering.edits import Steering
+from interp.steering.runs import generate_steered, run_steered
+from interp.studies.refusal.settings import LEAST, Context
+from interp.studies.steps import Result, plain
+
+EXAMPLES = 6
+
+BLOCK = 128
+"""Replies written and judged together, after which their counts are said."""
+
+
+def replies(
+    context: Context, rows: Sequence[int], steering: Steering | None = None
+) -> tuple[Judged, list[str]]:
+    """Texts of some cases under a steering (None: plain), judged; greedy, the same every time."""
+    most = context.settings.max_new_tokens
+    made, _ = generate_steered(
+        context.model,
+        context.prompts[rows],
+        steering,
+        max_new_tokens=most,
+        progress=context.progress,
+    )
+    return judged(context, rows, made), [one.text for one in made]
+
+
+def judged(
+    context: Context,
+    rows: Sequence[int],
+    made: Sequence[Generation],
+    judge: Judge | None = None,
+) -> Judged:
+    """The verdicts on greedy texts of some cases, by the context's judge or another."""
+    cases = [context.cases[i] for i in rows]
+    given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
+    most = context.settings.max_new_tokens
+    return judge_replies(
+        given, judge or context.judge, decoding={"decoding": "greedy", "max_new_tokens": most}
+    )
+
+
+def baseline_replies(
+    context: Context, say: Callable[[str], None] = lambda line: None
+) -> tuple[Judged, list[str]]:
+    """`replies` to all cases, a block at a time, find rows first; each block's counts are said.
+
+    Raises:
+        InterpError: too few refused or answered find rows, as soon as no rest can make up for it.
+    """
+    find = context.rows("find")
+    order = np.random.default_rng(context.settings.seed).permutation(find).tolist()
+    order += [i for i in range(len(context.cases)) if context.parts[i] != "find"]
+    made: list[Generation] = []
+    while len(made) < len(order):
+        done = len(made)
+        rows = order[done : done + BLOCK if done >= len(find) else min(done + BLOCK, len(find))]
+        made += generate_steered(
+            context.model,
+            context.prompts[rows],
+            max_new_tokens=context.settings.max_new_tokens,
+            progress=_from(context, done, len(order)),
+        )[0]
+        some = order[: len(made)]
+        say(f"  {len(made)} of {len(order)} replies: {_counted(judged(context, some, made))}")
+        if done < len(find):
+            _require_both(context, some, made, len(find))
+    place = {row: number for number, row in enumerate(order)}
+    texts = [made[place[i]] for i in range(len(order))]
+    return judged(context, range(len(order)), texts), [one.text for one in texts]
+
+
+def _from(context: Context, done: int, total: int) -> Callable[[int, int], None] | None:
+    """The progress of a part as progress of the whole."""
+    progress = context.progress
+    return None if progress is None else lambda part, _: progress(done + part, total)
+
+
+def _require_both(
+    context: Context, rows: Sequence[int], made: Sequence[Generation], total: int
+) -> None:
+    """Refuse find rows of which too few were refused, or answered, whatever the rest give."""
+    found = judged(context, rows, made)
+    sides = {"refused": found.refused == 1, "answered": found.refused == 0}
+    counts = {name: int(side.sum()) for name, side in sides.items()}
+    if min(counts.values()) + total - len(rows) >= 2 * LEAST:
+        return
+    others = [judge for judge in JUDGES.values() if judge.name != context.judge.name]
+    said = [f"by {context.judge.name} {_counted(found)}"]
+    said += [f"by {judge.name} {_counted(judged(context, rows, made, judge))}" for judge in others]
+    raise InterpError(
+        f"{2 * LEAST} refused and {2 * LEAST} answered of {total} prompts to find with",
+        f"after {len(rows)} replies of {context.model.name} {counts['refused']} refused and "
+        f"{counts['answered']} answered; {'; '.join(said)}",
+        "take a model that refuses some of them, give it a system prompt, other cases, or another "
+        "judge (--judge)",
+    )
+
+
+def _counted(found: Judged) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
+
+
+def behaviour(
+    context: Context, *, show: bool, say: Callable[[str], None] = lambda line: None
+) -> Result:
+    """Every case answered plainly and judged: the regenerated baseline of all that follows.
+
+    `show`: whether some texts may be kept, as of prompts that ship. `say` and errors: see
+    `baseline_replies`.
+    """
+    found, texts = baseline_replies(context, say)
+    seen: set[tuple[str, str, str]] = set()
+    examples = []
+    for case, label, text in zip(context.cases, found.labels, texts, strict=True):
+        key = (case.task, case.should, label)
+        if show and key not in seen:
+            seen.add(key)
+            about = {"task": case.task, "should": case.should, "label": label}
+            examples.append(about | {"prompt": case.prompt, "reply": text[:300]})
+    examples.sort(key=lambda x: (x["should"] == "answer") == (x["label"] == "direct_answer"))
+    return {
+        "judge": found.judge,
+        "decoding": dict(found.decoding),
+        "labels": list(found.labels),
+        "text_hashes": list(found.text_hashes),
+        "cut": list(found.cut),
+        "parts": {name: context.parts.count(name) for name in dict.fromkeys(context.parts)},
+        "cells": cells(context, found.labels),
+        "examples": examples[:EXAMPLES],
+    }
+
+
+def cells(context: Context, labels: Sequence[Label]) -> list[Result]:
+    """Shares refused and answered of every task and kind."""
+    found: dict[tuple[str, str, str], list[Label]] = {}
+    for case, label in zip(context.cases, labels, strict=True):
+        found.setdefault((case.task, case.kind, case.should), []).append(label)
+    return [
+        {
+            "task": task,
+            "kind": kind,
+            "should": should,
+            "refused": plain(share_estimate(sum(x in REFUSALS for x in got), len(got))),
+            "answered": plain(share_estimate(got.count("direct_answer"), len(got))),
+            "labels": count_labels(got),
+        }
+        for (task, kind, should), got in found.items()
+    ]
+
+
+def baseline(context: Context, found: Result, rows: Sequence[int]) -> Judged:
+    """Some rows of the baseline as it was kept."""
+    return Judged(
+        judge=found["judge"],
+        decoding=found["decoding"],
+        rows=tuple(context.cases[i].row for i in rows),
+        labels=tuple(found["labels"][i] for i in rows),
+        cut=tuple(found["cut"][i] for i in rows),
+        text_hashes=tuple(found["text_hashes"][i] for i in rows),
+    )
+
+
+def tokens(context: Context) -> Result:
+    """First tokens of refusals and of answers on find rows, and how well their score tells.
+
+    auc: chance that a refused row scores above an answered one, on rows of the other parts.
+    """
+    model = context.model
+    sides = [context.few(context.rows("find", refused=x), 200) for x in (True, False)]
+    logits = [run_steered(model, context.prompts[side]).logits for side in sides]
+    refusing = suggest_refusal_tokens(model, *logits)
+    answering = suggest_refusal_tokens(model, *logits[::-1], enough=0.0)
+    rest = [
+        i
+        for i in (*context.rows(refused=True), *context.rows(refused=False))
+        if context.parts[i] != "find"
+    ]
+    scored = score_refusals(run_steered(model, context.prompts[rest]).logits, refusing.ids)
+    truth = np.array([bool(context.became(i)) for i in rest])
+    bases = np.array([context.cases[i].known.base for i in rest])
+    agrees = evaluation(scored, truth, bases, context.settings.seed)
+    return {
+        "ids": list(refusing.ids),
+        "wrong": [i for i in answering.ids if i not in refusing.ids],
+        "strings": list(refusing.strings),
+        "answers": list(answering.strings),
+        "coverage": float(refusing.coverage[-1]),
+        "spill": float(refusing.spill[-1]),
+        "n": list(refusing.n),
+        "sign": measured(agrees, 0),
+        "auc": measured(agrees, 2),
+    }
+
+
+def measured(found: ProbeMetrics, measure: int) -> Result:
+    """One measure of one probe: 0 accuracy, 1 balanced accuracy, 2 AUC."""
+    ends = (found.values[measure], found.low[measure], found.high[measure])
+    mean, low, high = (float(end) for end in ends)
+    return {"mean": mean, "low": low, "high": high, "n": found.n_valid + found.n_invalid}

@@ -1,0 +1,155 @@
+"""Task constellations on this model: trajectories, effective layers, and a calibrated gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+
+from interp.core.statistics import ratio_of_means, share_estimate
+from interp.refusal.constellations import Bank, effectiveness, identify, potential
+from interp.refusal.task_steering import PUBLISHED, TaskSteering, calibrate_gate
+from interp.studies.refusal.settings import Context
+from interp.studies.steps import Result, plain
+
+POINTS = 120
+"""Points kept of a gate curve and of a picture."""
+
+
+def benign_tasks(context: Context) -> tuple[str, ...]:
+    """Tasks none of whose rows should be refused: those that may be steered."""
+    every = dict.fromkeys(case.task for case in context.cases)
+    return tuple(task for task in every if task not in context.proper_tasks)
+
+
+def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteering:
+    """The published method behind a gate; a dose of 1 is the mean distance of the centroids.
+
+    The source gives no strength: a state moves by dose * mean |v| * (1 - alignment) * confidence,
+    the mean over tasks with both classes and their most effective layers. `gate` holds the options
+    of `identify` and the threshold (None: the published one).
+    """
+    bank, length = context.bank, 0.0
+    if bank.whole.any():
+        distances, scores = np.linalg.norm(bank.vectors, axis=-1), effectiveness(bank)
+        best = {t: np.argsort(-scores[t])[: PUBLISHED.stored] for t in np.flatnonzero(bank.whole)}
+        length = float(np.mean([distances[t, places] for t, places in best.items()]))
+    threshold = gate.get("threshold")
+    return replace(
+        PUBLISHED,
+        strength=dose * length,
+        threshold=PUBLISHED.threshold if threshold is None else threshold,
+        tasks=benign_tasks(context),
+        identify=gate["identify"],
+    )
+
+
+def identification(context: Context) -> list[Result]:
+    """Ways of telling a task, with the share of select rows each tells rightly.
+
+    The source leaves open which centroid of a task is meant and says maximum; its notebooks take
+    the mean over layers.
+    """
+    rows = context.rows("select")
+    states = context.read(rows).states
+    true = [context.cases[i].task for i in rows]
+    found = []
+    for stored, over, centre in product((5, None), ("max", "mean"), ("task", "nearest")):
+        options = {"stored": stored, "over_layers": over, "centre": centre}
+        told = identify(states, context.bank, **options).names
+        right = sum(a == b for a, b in zip(true, told, strict=True))
+        found.append({"identify": options, "right": plain(share_estimate(right, len(rows)))})
+    return found
+
+
+def constellations(context: Context) -> Result:
+    """The bank of find rows, its gate calibrated on select rows, its tasks told on test rows."""
+    bank, test = context.bank, context.rows("test")
+    ways = identification(context)
+    way = max(ways, key=lambda row: row["right"]["mean"])["identify"]
+    told = identify(context.read(test).states, bank, **way)
+    true = [context.cases[i].task for i in test]
+    select = context.rows("select")
+    harmful = [context.cases[i].should == "refuse" for i in select]
+    curve = calibrate_gate(
+        bank,
+        context.read(select),
+        harmful=harmful,
+        options=options_of(context, {"identify": way}),
+    )
+    chosen = curve.choose()
+    keep = np.unique(np.linspace(0, len(curve.thresholds) - 1, POINTS).astype(int))
+    eff = effectiveness(bank)
+    return {
+        "tasks": list(bank.tasks),
+        "counts": bank.counts.tolist(),
+        "notices": list(bank.notices),
+        "effectiveness": np.nan_to_num(eff).tolist(),
+        "told": {
+            task: plain(
+                share_estimate(
+                    sum(a == b == task for a, b in zip(true, told.names, strict=True)),
+                    true.count(task),
+                )
+            )
+            for task in dict.fromkeys(true)
+        },
+        "gate": {
+            name: np.asarray(getattr(curve, name))[keep].tolist()
+            for name in ("thresholds", "covered", "wrong", "passed")
+        }
+        | {"n_benign": curve.n_benign, "n_harmful": curve.n_harmful},
+        "ways": ways,
+        "identify": way,
+        "threshold": chosen,
+        "at published": {k: plain(v) for k, v in curve.at(PUBLISHED.threshold).items()},
+        "at chosen": None if chosen is None else {k: plain(v) for k, v in curve.at(chosen).items()},
+        "ratios": _ratios(context, bank, test),
+        "picture": _picture(context, bank, test),
+    }
+
+
+def _ratios(context: Context, bank: Bank, rows: Sequence[int]) -> list[Result]:
+    """Mean distance to the target centroid over that to the refusal's, by task and class."""
+    found = []
+    for t in np.flatnonzero(bank.whole):
+        for refused in (True, False):
+            chosen = [
+                i
+                for i in rows
+                if context.cases[i].task == bank.tasks[t] and context.became(i) is refused
+            ]
+            if len(chosen) < 2:
+                continue
+            pot = potential(context.read(chosen).states, bank, np.full(len(chosen), t))
+            interval = ratio_of_means(pot)
+            found.append(
+                {
+                    "task": bank.tasks[t],
+                    "class": "refused" if refused else "answered",
+                    "n": len(chosen),
+                    "mean": pot.mean(0).tolist(),
+                    "low": interval.low.tolist(),
+                    "high": interval.high.tolist(),
+                }
+            )
+    return found
+
+
+def _picture(context: Context, bank: Bank, rows: Sequence[int]) -> Result | None:
+    """Two principal axes at the most effective layer: a picture, and no evidence of anything."""
+    from sklearn.decomposition import PCA
+
+    if not bank.whole.any():
+        return None
+    layer = int(np.nanargmax(np.nanmean(effectiveness(bank)[bank.whole], axis=0)))
+    few = context.few(rows, 2 * POINTS)
+    points = PCA(2, random_state=0).fit_transform(context.trajectories.states[few, layer])
+    return {
+        "layer": layer,
+        "points": points.round(3).tolist(),
+        "tasks": [context.cases[i].task for i in few],
+        "refused": [context.became(i) for i in few],
+    }

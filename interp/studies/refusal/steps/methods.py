@@ -1,0 +1,262 @@
+"""Steering methods in one interface: a dose and some rows in, a steering and its marks out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from interp.refusal.task_steering import NOTEBOOK, Ledger, plan_steering
+from interp.results.direction import Direction, Kind, random_direction
+from interp.steering.candidates import end_states
+from interp.steering.edits import (
+    Steering,
+    ablate_direction,
+    add_direction,
+    affine_edit,
+    condition_similarity,
+    conditional_steering,
+    null_space_direction,
+)
+from interp.studies.refusal.settings import LEAST, Context, Places
+from interp.studies.refusal.steps.constellations import benign_tasks, options_of
+from interp.studies.refusal.steps.directions import SELECTED
+from interp.studies.steps import Result
+
+Made = tuple[Steering, np.ndarray]
+"""A steering, and (rows,) which of its rows it changes at all."""
+
+DOSES = (0.5, 1.0, 2.0, 4.0)
+STEPS = (0.125, 0.25, 0.5, 1.0)
+CONSTELLATIONS = "task constellations"
+EVERY_TASK = f"{CONSTELLATIONS}, every task"
+"""The same with the tasks of proper refusals open to steering, where the first bars them."""
+SHUFFLES = 5
+"""Banks of permuted labels: what one steers depends on the permutation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way of steering towards answers.
+
+    of: the method whose chosen dose it is given, "" for its own; `null` methods are random versions
+    of that one. doses: those it is tried at on select rows; of a variant, () where one is enough.
+    """
+
+    name: str
+    doses: tuple[float, ...]
+    make: Callable[[float, Sequence[int]], Made]
+    null: bool = False
+    of: str = ""
+
+
+def methods(context: Context, places: Places, gate: Result) -> list[Method]:
+    """All that there are rows enough for.
+
+    `places` gives the chosen position and layer of each kind of direction; `gate` is that of
+    `constellating.options_of`.
+    """
+    found = []
+    directions: dict[Kind, Direction] = {}
+    for kind, place in places.items():
+        direction = context.direction(kind, place)
+        # Where all that should be refused is, two kinds are one.
+        if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
+            directions[kind] = direction
+    for kind, direction in directions.items():
+        found.append(_ablated(context, f"ablate {kind}", direction))
+    for kind in SELECTED:
+        if kind in directions:
+            found.append(_added(context, f"add - {kind}", directions[kind]))
+    if "harmful-harmless" in directions:
+        first = directions["harmful-harmless"]
+        found.append(_affine(context, first, places["harmful-harmless"]))
+        drawn = random_direction(first, seed=0)
+        of = "ablate harmful-harmless"
+        found.append(_ablated(context, "ablate random direction", drawn, of=of))
+    over = directions.get("over-refusal")
+    if over is not None:
+        found += [_cast(context, over), _null_space(context, over)]
+        for seed in (0, 1):
+            drawn = random_direction(over, seed=seed)
+            name = f"random direction {seed + 1}"
+            doses = () if seed else DOSES
+            found.append(_added(context, name, drawn, of="add - over-refusal", doses=doses))
+    if context.bank.whole.any():
+        found += _constellations(context, gate)
+    return [method for method in found if method is not None]
+
+
+def _always(
+    name: str, doses: tuple[float, ...], make: Callable[[float], Steering], of: str = ""
+) -> Method:
+    def made(dose: float, rows: Sequence[int]) -> Made:
+        return make(dose), np.ones(len(rows), dtype=bool)
+
+    return Method(name=name, doses=doses, make=made, null=bool(of), of=of)
+
+
+def _ablated(context: Context, name: str, direction: Direction, *, of: str = "") -> Method:
+    doses = () if of else (1.0,)
+    return _always(name, doses, lambda _: ablate_direction(context.model, direction), of)
+
+
+def _added(
+    context: Context,
+    name: str,
+    direction: Direction,
+    *,
+    of: str = "",
+    doses: tuple[float, ...] = DOSES,
+) -> Method:
+    model = context.model
+    return _always(name, doses, lambda dose: add_direction(model, direction, coefficient=-dose), of)
+
+
+def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Method:
+    """ACE: the component along the direction set to its mean over harmless rows."""
+    candidates = context.candidates(direction.kind)
+    assert candidates is not None
+    reference = candidates.reference_at(place[1], place[0])
+    return _always(
+        "affine edit (ACE)",
+        (1.0,),
+        lambda _: affine_edit(context.model, direction, reference),
+    )
+
+
+def _states(context: Context, rows: Sequence[int], layer: int) -> torch.Tensor:
+    """(rows, d_model) the residual stream behind a layer at the last token, as it is."""
+    seen = context.trajectories
+    raw = seen.states[list(rows), layer] * seen.unit[list(rows), layer]
+    return torch.from_numpy(raw)
+
+
+def _cast(context: Context, direction: Direction) -> Method | None:
+    """CAST: the addition, only where a prompt is not like those that should be refused.
+
+    Condition vector: over-refused minus properly refused find rows. Layer, side and threshold are
+    those that tell the two best on select rows.
+    """
+    sides = [
+        {part: context.rows(part, should=should, refused=True) for part in ("find", "select")}
+        for should in ("answer", "refuse")
+    ]
+    if min(len(rows) for side in sides for rows in side.values()) < LEAST:
+        return None
+    best: tuple[float, int, torch.Tensor, float, bool] | None = None
+    for layer in range(context.model.n_layers):
+        means = [_states(context, side["find"], layer).mean(0) for side in sides]
+        condition = means[0] - means[1]
+        if not float(condition.norm()):
+            continue
+        alike = [
+            condition_similarity(_states(context, side["select"], layer), condition).numpy()
+            for side in sides
+        ]
+        for threshold in np.unique(np.concatenate(alike)).tolist():
+            right = ((alike[0] > threshold).mean() + (alike[1] <= threshold).mean()) / 2
+            for above, share in ((True, right), (False, 1 - right)):
+                if best is None or share > best[0]:
+                    best = (float(share), layer, condition, threshold, above)
+    assert best is not None
+    _, layer, condition, threshold, above = best
+
+    def made(dose: float, rows: Sequence[int]) -> Made:
+        similarity = condition_similarity(_states(context, rows, layer), condition)
+        steering = conditional_steering(
+            add_direction(context.model, direction, coefficient=-dose),
+            similarity,
+            threshold,
+            steer_above=above,
+        )
+        assert steering.gate is not None
+        return steering, steering.gate.numpy() != 0
+
+    return Method(name="conditional (CAST-like)", doses=DOSES, make=made)
+
+
+def _null_space(context: Context, direction: Direction) -> Method | None:
+    """AlphaSteer-like: the addition, from which states of proper refusals are shielded."""
+    sides = [
+        context.rows("find", should="refuse", refused=True),
+        context.rows("find", should="answer", refused=True),
+    ]
+    if min(map(len, sides)) < LEAST:
+        return None
+    protected, steered = (
+        end_states(
+            context.model,
+            context.prompts[rows],
+            site=direction.site,
+            last=-direction.position,
+            layers=[direction.layer],
+        )[:, 0, 0]
+        for rows in sides
+    )
+    return _always(
+        "null space (AlphaSteer-like)",
+        DOSES,
+        lambda dose: null_space_direction(
+            context.model, direction, protected, steered, strength=-dose
+        ),
+    )
+
+
+def _constellations(context: Context, gate: Result) -> list[Method]:
+    """SafeConstellations as published, without its bar on tasks, as in its notebooks, two nulls.
+
+    Its tasks are the benign ones. Where proper refusals are of a task of their own, that bar alone
+    keeps them, whatever the steering would do: "every task" lifts it. The notebooks' options read
+    the normalised residual stream, as all do here; theirs read a block's normalised input.
+    """
+    model, bank = context.model, context.bank
+
+    def published(dose: float, rows: Sequence[int]) -> Made:
+        ledger = ledger_of(context, gate, dose, rows)
+        return ledger.steering(model), ledger.steered
+
+    def unbarred(dose: float, rows: Sequence[int]) -> Made:
+        options = replace(options_of(context, gate, dose), tasks=None)
+        ledger = plan_steering(context.read(rows), bank, options)
+        return ledger.steering(model), ledger.steered
+
+    def notebook(dose: float, rows: Sequence[int]) -> Made:
+        options = replace(NOTEBOOK, tasks=benign_tasks(context))
+        ledger = plan_steering(context.read(rows), bank, options)
+        return ledger.steering(model), ledger.steered
+
+    def random(dose: float, rows: Sequence[int]) -> Made:
+        ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
+        return ledger.steering(model), ledger.steered
+
+    def shuffled(seed: int, dose: float, rows: Sequence[int]) -> Made:
+        other = context.shuffled_bank(seed)
+        ledger = plan_steering(context.read(rows), other, options_of(context, gate, dose))
+        return ledger.steering(model), ledger.steered
+
+    name = CONSTELLATIONS
+    return [
+        Method(name=name, doses=STEPS, make=published),
+        Method(name=EVERY_TASK, doses=(), make=unbarred, of=name),
+        Method(name=f"{name}, notebooks' options on our states", doses=(1.0,), make=notebook),
+        Method(name=f"{name}, random shifts", doses=STEPS, make=random, null=True, of=name),
+        *(
+            Method(
+                name=f"{name}, shuffled labels {seed + 1}",
+                doses=(),
+                make=partial(shuffled, seed),
+                null=True,
+                of=name,
+            )
+            for seed in range(SHUFFLES)
+        ),
+    ]
+
+
+def ledger_of(context: Context, gate: Result, dose: float, rows: Sequence[int]) -> Ledger:
+    """What the published method decides for some rows."""
+    return plan_steering(context.read(rows), context.bank, options_of(context, gate, dose))

@@ -1,0 +1,145 @@
+"""The verification study's way to neurons, on refusal: GLU vectors along a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from interp.core.errors import InterpError
+from interp.core.nulls import null_of
+from interp.core.statistics import mean_estimate, share_estimate
+from interp.models.unembedding import unembed
+from interp.neurons.glu import RankedNeuron, glu_activations, glu_vectors, label_contrast, rank_glu
+from interp.probing.training import train_probes
+from interp.refusal.score import log_odds
+from interp.runs.ablation import Ablation, make_ablation, random_like
+from interp.runs.next_tokens import ablate
+from interp.studies.refusal.settings import LEAST, Context
+from interp.studies.steps import Result, plain
+
+PER_LAYER = (2, 10, 50)
+SHOWN, WORDS = 8, 5
+
+
+def neurons(context: Context) -> Result:
+    """GLU neurons that write along refused - answered, zeroed at the last token of the prompt.
+
+    Directions: the mean difference and a logistic probe of resid_post at every layer, from find
+    rows. Sets of k neurons a layer are tried on select rows and the best is judged on test rows:
+    drop of the refusal score in nats, and share of refused prompts whose score falls below 0,
+    against random neurons of the same layers. Skipped, with the reason, where the MLP has no gate
+    or a neuron's output passes a norm before it is added.
+    """
+    model = context.model
+    try:
+        rank_glu(model, {0: torch.ones(model.d_model)}, k=1)
+    except InterpError as error:
+        return {"skipped": str(error)}
+    refused, answered = (context.rows("find", refused=x) for x in (True, False))
+    if min(len(refused), len(answered)) < LEAST:
+        return {"skipped": "too few refused or answered rows"}
+    tried: list[Result] = []
+    sets: dict[tuple[str, int], list[RankedNeuron]] = {}
+    directions = _directions(context, refused, answered)
+    select = context.few(context.rows("select", refused=True), context.settings.select)
+    for name, vectors in context.counted(directions.items()):
+        for k in PER_LAYER:
+            ranked = rank_glu(model, vectors, k=k)
+            sets[name, k] = ranked
+            drop = _drop(context, select, [_labels(ranked)])[0]
+            tried.append({"direction": name, "k": k, "n": len(ranked), **drop})
+    best = max(tried, key=lambda row: row["drop"]["mean"])
+    chosen = sets[best["direction"], best["k"]]
+    labels = _labels(chosen)
+    found: Result = {"tried": tried, "chosen": best, "test": {}}
+    random = random_like(model, labels, context.settings.draws, seed=context.settings.seed)
+    for side, should in (("proper refusals", "refuse"), ("over-refusals", "answer")):
+        rows = context.rows("test", should=should, refused=True)
+        rows = context.few(rows, 2 * context.settings.select)
+        if len(rows) < LEAST:
+            continue
+        mine, *others = _drop(context, rows, [labels, *random])
+        found["test"][side] = mine | {
+            "null": plain(
+                null_of(mine["flipped"]["mean"], np.array([x["flipped"]["mean"] for x in others]))
+            ),
+            "drop_null": plain(
+                null_of(mine["drop"]["mean"], np.array([x["drop"]["mean"] for x in others]))
+            ),
+        }
+    found["neurons"] = _described(context, chosen[:SHOWN], refused, answered)
+    return found
+
+
+def _directions(
+    context: Context, refused: Sequence[int], answered: Sequence[int]
+) -> dict[str, dict[int, torch.Tensor]]:
+    """Per layer: the mean difference, and a logistic probe, towards refusal."""
+    states = torch.from_numpy(context.trajectories.states)
+    apart = states[list(refused)].mean(0) - states[list(answered)].mean(0)
+    rows = [*refused, *answered]
+    probes = train_probes(
+        states[rows].transpose(0, 1).float(),
+        [True] * len(refused) + [False] * len(answered),
+        groups=[context.cases[i].known.base for i in rows],
+        shuffles=1,
+        seed=context.settings.seed,
+    )
+    return {
+        "mean difference": dict(enumerate(apart)),
+        "logistic probe": dict(enumerate(probes.directions)),
+    }
+
+
+def _labels(ranked: Sequence[RankedNeuron]) -> list[str]:
+    return [f"L{neuron.layer}N{neuron.index}" for neuron in ranked]
+
+
+def _drop(context: Context, rows: Sequence[int], sets: Sequence[Sequence[str]]) -> list[Result]:
+    """Of each set zeroed at the last token: the score's fall, and how many scores change sign."""
+    prompts = [context.prompts.rows[i] for i in rows]
+    ablations: list[Ablation] = [make_ablation(context.model, labels) for labels in sets]
+    seen = ablate(context.model, prompts, ablations, tokens=context.tokens, where=1)
+    scores = log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
+    before = scores[0]
+    found = []
+    for after in scores[1:]:
+        flipped = int(((before > 0) & (after <= 0)).sum())
+        found.append(
+            {
+                "drop": plain(mean_estimate(before - after)),
+                "flipped": plain(share_estimate(flipped, int((before > 0).sum()))),
+            }
+        )
+    return found
+
+
+def _described(
+    context: Context,
+    ranked: Sequence[RankedNeuron],
+    refused: Sequence[int],
+    answered: Sequence[int],
+) -> list[Result]:
+    """The first neurons: what they write in words, and when they are active."""
+    sides = [context.few(side, 40) for side in (refused, answered)]
+    rows = [*sides[0], *sides[1]]
+    prompts = [context.prompts.rows[i] for i in rows]
+    seen = glu_activations(
+        context.model, prompts, [len(row) - 1 for row in prompts], _labels(ranked)
+    )
+    apart = label_contrast(seen, [1] * len(sides[0]) + [0] * len(sides[1]))
+    values = [glu_vectors(context.model, one.layer, one.index).value for one in ranked]
+    words = unembed(context.model, torch.stack(values), k=WORDS, norm=True)
+    return [
+        {
+            "neuron": f"L{neuron.layer}N{neuron.index}",
+            "cosine": neuron.score,
+            "writes": [token.text for token in written.promoted],
+            "answered": float(apart.mean[0, i]),
+            "refused": float(apart.mean[1, i]),
+            "auc": float(apart.auc[i]),
+        }
+        for i, (neuron, written) in enumerate(zip(ranked, words, strict=True))
+    ]

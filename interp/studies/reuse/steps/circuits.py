@@ -1,0 +1,164 @@
+"""A task's circuit, stage by stage: who writes to the logits, who tells those where to look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from time import monotonic
+
+import numpy as np
+
+from interp.core.components import Component
+from interp.core.errors import InterpError
+from interp.core.prompts import Task
+from interp.models.language_model import LanguageModel
+from interp.patching.path import path_patching
+from interp.results.scores import Scores
+from interp.studies.reuse.settings import Context
+from interp.studies.reuse.steps.overlap import Effects, clear, strongest
+from interp.studies.reuse.tasks import ENTRIES, Entry
+from interp.studies.steps import Result
+
+STAGES = {
+    "movers": "into the logits, at the last token",
+    "inhibition": "into the movers' queries, at the last token",
+    "repetition": "into the keys and values those heads read, at every token",
+}
+
+
+def circuit(context: Context, entry: Entry) -> Result:
+    """Path patching backwards from the logits, the strongest heads of a stage being the receivers.
+
+    1. movers: every head into the logits.
+    2. inhibition: every head into the queries of the movers that support the answer.
+    3. repetition: every head into the keys and values of the heads of stage 2 that support it.
+
+    A stage lists the k heads of largest |mean effect|, k a share of all heads, and those of them
+    that support the answer are the next stage's receivers: one without any effect passes none on.
+    Of the listed heads only those distinguishable from zero are compared between tasks
+    (`clear_heads`). `effects` are the metric each head takes away on each prompt (direction
+    "noise"), `values` their means as fractions of the clean-corrupted gap.
+
+    Departs from the released code (jmerullo/circuit_reuse) in that effects are ratios of means
+    over all prompts, recorded receivers are copies, and in stage 3 keys are receivers beside
+    values, at every token the two prompts can differ at. Source: arXiv 2310.08744, section 3.
+    """
+    model, task = context.model_of(entry), context.task(entry)
+    size = model.n_layers * model.n_heads
+    found: Result = {"n": len(task), "k": context.k, "n_heads": model.n_heads, "stages": {}}
+    receivers = ["logits"]
+    for stage in STAGES:
+        scores = _patched(model, task, receivers, "all" if stage == "repetition" else "last")
+        effects, values, errors = (np.zeros((*lead, size)) for lead in ((len(task),), (), ()))
+        if scores is not None:
+            width = scores.effects[0].size
+            effects[:, :width] = scores.effects.reshape(len(task), -1)
+            values[:width], errors[:width] = scores.values.ravel(), scores.stderr.ravel()
+            ends = {
+                "clean": float(scores.clean.mean()),
+                "corrupted": float(scores.corrupted.mean()),
+            }
+            found |= ends | {"gap": scores.gap}
+        kept = sorted(strongest(values, context.k), key=lambda head: -values[head])
+        found["stages"][stage] = {
+            "receivers": receivers,
+            "heads": [label(head, model.n_heads) for head in kept],
+            "values": _short(values),
+            "stderr": _short(errors),
+            "effects": [_short(row) for row in effects],
+        }
+        positive = [label(head, model.n_heads) for head in kept if values[head] > 0]
+        receivers = _readers(model, positive, "q" if stage == "movers" else "kv")
+    return found
+
+
+def step_of(entry: Entry) -> str:
+    """The name of the step that finds an entry's circuit."""
+    return f"circuit {entry.name}".replace(" ", "_").replace(",", "")
+
+
+def circuits_of(results: dict[str, Result]) -> dict[str, Result]:
+    """The circuits a study found, by entry, in the suite's order."""
+    found = {entry.name: results.get(step_of(entry)) for entry in ENTRIES}
+    return {name: each for name, each in found.items() if each and "skipped" not in each}
+
+
+def effects_of(found: Result) -> Effects:
+    """The effects of a circuit's result."""
+    return Effects(stages={name: np.array(found["stages"][name]["effects"]) for name in STAGES})
+
+
+def value_of(found: Result, stage: str) -> dict[str, float]:
+    """The value of each head that a stage kept, the largest first."""
+    rows = found["stages"][stage]
+    return {head: rows["values"][_number(head, found["n_heads"])] for head in rows["heads"]}
+
+
+def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
+    """A stage's heads, the largest value first; with a sign, those of that sign alone."""
+    return [h for h, value in value_of(found, stage).items() if not sign or value * sign > 0]
+
+
+def clear_heads(found: Result, stage: str, sign: int = 0) -> list[str]:
+    """Those of `heads_of` whose mean effect is distinguishable from zero."""
+    seen = clear(np.array(found["stages"][stage]["effects"]))
+    return [h for h in heads_of(found, stage, sign) if seen[_number(h, found["n_heads"])]]
+
+
+def error_of(found: Result, stage: str) -> dict[str, float]:
+    """The standard error of each value of `value_of`."""
+    errors = found["stages"][stage]["stderr"]
+    return {h: errors[_number(h, found["n_heads"])] for h in value_of(found, stage)}
+
+
+def label(head: int, n_heads: int) -> str:
+    """A head's label out of its number."""
+    return str(Component(head // n_heads, "z", head % n_heads))
+
+
+def _number(head: str, n_heads: int) -> int:
+    part = Component.parse(head)
+    return part.layer * n_heads + (part.index or 0)
+
+
+def pace(context: Context, entry: Entry) -> Result:
+    """Seconds a prompt takes in stages 1 and 2 together, and in stage 3; nothing is kept."""
+    model = context.model_of(entry)
+    task = context.task(entry).first(2)
+    middle = model.n_layers // 2
+    took = []
+    for receivers, positions in (
+        (["logits"], "last"),
+        ([f"L{middle}H0.q"], "last"),
+        ([f"L{middle}KV0.k", f"L{middle}KV0.v"], "all"),
+    ):
+        begin = monotonic()
+        with suppress(InterpError):  # two prompts may show no gap; the time was spent all the same
+            path_patching(model, task, receivers=receivers, positions=positions, cache=False)
+        took.append((monotonic() - begin) / len(task))
+    return {"last": took[0] + took[1], "all": took[2]}
+
+
+def _patched(
+    model: LanguageModel, task: Task, receivers: Sequence[str], positions: str
+) -> Scores | None:
+    """Path patching from the layers below the receivers; None where there is no such head."""
+    parts = [Component.parse(name) for name in receivers if name != "logits"]
+    layers = range(max((part.layer for part in parts), default=0)) if parts else None
+    if not receivers or (layers is not None and not len(layers)):
+        return None
+    return path_patching(model, task, receivers=list(receivers), positions=positions, layers=layers)
+
+
+def _readers(model: LanguageModel, heads: Sequence[str], kind: str) -> list[str]:
+    """The queries of heads, or the keys and values they read (with grouped queries, shared)."""
+    parts = [Component.parse(head) for head in heads]
+    if kind == "q":
+        return [str(Component(part.layer, "q", part.index)) for part in parts]
+    group = model.n_heads // model.n_kv_heads
+    places = dict.fromkeys((part.layer, (part.index or 0) // group) for part in parts)
+    return [str(Component(layer, site, i)) for layer, i in places for site in ("k", "v")]
+
+
+def _short(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]

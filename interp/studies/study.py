@@ -1,0 +1,182 @@
+"""What every study is: settings, steps kept on disk under one key, and a way to open it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, versions
+from interp.core.records import read_sealed, write_sealed
+from interp.models.language_model import LanguageModel
+from interp.results.keys import result_key, tokeniser_key
+from interp.studies.report.report import Report
+from interp.studies.steps import Result, Steps, read_results, tuples
+
+MANIFEST = "study.json"
+S = TypeVar("S")
+"""The settings of a kind of study: a frozen dataclass of plain values and tuples of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[S]):
+    """A kind of study.
+
+    name: its directories are `studies/<name>-<key>` under the cache. version: of what its steps
+    compute; part of every key, so that results of another version are not used. settings: the
+    class of its settings. beside: the roles of the models beside the one studied. rules: what else
+    its results hang on, such as the version of the judge that ships.
+    """
+
+    name: str
+    version: int
+    settings: type[S]
+    beside: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Generic[S]):
+    """Results of every step by name, what they took in seconds, and where they are kept.
+
+    beside: names of the models beside the one studied, by role; None where there is none.
+    """
+
+    model: str
+    model_hash: str
+    beside: dict[str, str | None]
+    settings: S
+    results: dict[str, Result]
+    seconds: dict[str, float]
+    directory: Path
+
+
+def begin(
+    kind: Kind[S],
+    model: LanguageModel,
+    *beside: LanguageModel | None,
+    settings: S,
+    key: Sequence[Any] = (),
+    directory: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Study[S], Steps]:
+    """A study, and the steps to call, each as it comes: its results appear in the study.
+
+    Args:
+        kind: of study.
+        model: the model studied.
+        beside: the other models, or None, in the order of `kind.beside`.
+        settings: all of them are part of the key.
+        key: what else every step depends on, as plain values.
+        directory: where step results go; by default under the cache, by the key.
+        say: called with a line at every step.
+
+    Raises:
+        InterpError: the directory cannot be written.
+    """
+    whole = study_key(kind, model, settings, key)
+    directory = directory or usual_directory(kind, model, settings, key)
+    steps = Steps(directory=directory, key=[whole], say=say)
+    names = {role: other and other.name for role, other in zip(kind.beside, beside, strict=True)}
+    write_manifest(directory, kind, model.name, model.hash, settings, names, steps.of)
+    study = Study(
+        model=model.name,
+        model_hash=model.hash,
+        beside=names,
+        settings=settings,
+        results=steps.results,
+        seconds=steps.seconds,
+        directory=directory,
+    )
+    return study, steps
+
+
+def usual_directory(
+    kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
+) -> Path:
+    """Where `begin` keeps a study that is given no directory."""
+    return cache_dir() / "studies" / f"{kind.name}-{study_key(kind, model, settings, key)}"
+
+
+def study_key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()) -> str:
+    """The key that every step of a study hangs on."""
+    return str(
+        result_key(
+            f"study {kind.name}",
+            kind.version,
+            model,
+            rules=kind.rules,
+            tokeniser=tokeniser_key(model),
+            settings=asdict(settings),  # type: ignore[call-overload]
+            key=list(key),
+        )
+    )
+
+
+def write_manifest(
+    directory: Path,
+    kind: Kind[S],
+    model: str,
+    model_hash: str,
+    settings: S,
+    beside: dict[str, str | None],
+    of: str,
+) -> Path:
+    """The file that says what a directory's study is: its models, settings and steps' key."""
+    about = {"model": model, "model_hash": model_hash, "of": of, "beside": beside}
+    about |= {"settings": asdict(settings)}  # type: ignore[call-overload]
+    return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
+
+
+def open_study(kind: Kind[S], directory: Path) -> Study[S]:
+    """A study as it lies on disk, whatever steps it has.
+
+    Raises:
+        InterpError: there is none of the kind in the directory.
+    """
+    try:
+        about, _ = read_sealed(directory / MANIFEST, f"study {kind.name}", kind.version)
+        settings = kind.settings(**tuples(about["settings"]))
+        results, seconds = read_results(directory, about["of"])
+        return Study(
+            model=about["model"],
+            model_hash=about["model_hash"],
+            beside={role: about["beside"][role] for role in kind.beside},
+            settings=settings,
+            results=results,
+            seconds=seconds,
+            directory=directory,
+        )
+    except (InterpError, ValueError, TypeError, KeyError) as error:
+        raise InterpError(
+            f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
+        ) from error
+
+
+def kept_studies(kind: Kind[S]) -> list[Study[S]]:
+    """The studies under the cache, the newest first; unfinished ones have some results only."""
+    found = (cache_dir() / "studies").glob(f"{kind.name}-*/{MANIFEST}")
+    studies = []
+    for path in sorted(found, key=lambda path: -path.stat().st_mtime):
+        with suppress(InterpError):  # of another version, or damaged
+            studies.append(open_study(kind, path.parent))
+    return studies
+
+
+def how_it_was_run(report: Report, study: Study[Any]) -> None:
+    """The last section of a report: settings, minutes, the longest steps, versions."""
+    longest = sorted(study.seconds.items(), key=lambda pair: -pair[1])[:5]
+    report.section("How it was run")
+    report.text(
+        f"Settings: {_listed(asdict(study.settings))}. "
+        f"{sum(study.seconds.values()) / 60:.0f} minutes of computing, the longest steps "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
+        + f". Versions: {_listed(versions())}. The same command goes on from finished steps."
+    )
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())

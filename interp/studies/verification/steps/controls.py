@@ -1,0 +1,250 @@
+"""What sets of components do beside the verdict, and at the published tokens.
+
+Runs changed at every token are dear. So every random set is run on a few of the samples only, and
+these are dealt out in turn: many draws for the price of a few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from interp.core.statistics import Estimate, mean_estimate, share_estimate
+from interp.models.language_model import LanguageModel
+from interp.runs.ablation import make_ablation, random_like
+from interp.runs.interventions import intervene
+from interp.runs.losses import text_losses
+from interp.runs.next_tokens import ablate
+from interp.studies.steps import Result, plain
+from interp.studies.verification.samples import Samples
+from interp.studies.verification.settings import Context
+from interp.studies.verification.steps.verdicts import verdict_effects
+
+PAIRS, RESULTS = 10, 40
+"""Pairs of a valid and an invalid sample, and results of sums, changed at every token."""
+
+PLAIN_TEXT = (
+    "The library opens at nine in the morning and closes at six in the evening. Visitors are "
+    "asked to leave their bags at the front desk and to speak quietly in the reading room.",
+    "Bread is made from flour, water, salt and yeast. The dough is kneaded until it is smooth, "
+    "left in a warm place until it has doubled in size, and baked for about forty minutes.",
+    "The river rises in the hills to the north and runs through three small towns before it "
+    "reaches the sea. In spring, when the snow melts, it often floods the fields along its banks.",
+    "She had never liked the old house, but her brother insisted that they spend the summer "
+    "there. By the end of the first week she had changed her mind, and by the end of the month "
+    "she did not want to leave.",
+    "A good map shows not only where things are but also how far apart they are. Without a "
+    "scale, two villages that lie an hour apart may look like neighbours.",
+    "The committee met on Tuesday to discuss the new timetable. Most members agreed that the "
+    "first train should leave earlier, but they could not agree on who would pay for it.",
+    "Trees lose their leaves in autumn because the days grow shorter and colder. The green "
+    "colour fades first, and the yellow and red that were there all along become visible.",
+    "He repaired clocks for a living and could tell from the sound alone which part was worn. "
+    "People brought him their watches from far away, and he rarely sent anyone home disappointed.",
+)
+"""Everyday English, written for this project: what an ablation does to text in general."""
+
+
+Sets = Mapping[str, Sequence[str]]
+Measure = Callable[[Sequence[int], Sequence[Sequence[str]]], np.ndarray]
+"""(samples, sets of components) -> (sets, samples, measures), each set zeroed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dealt:
+    """A set on all samples, (samples, measures), and random sets like it, each on a group of them.
+
+    random: (samples of the group, measures) of each draw; groups: the samples of each draw.
+    """
+
+    values: np.ndarray
+    random: list[np.ndarray]
+    groups: list[list[int]]
+
+    def means(self, measure: int, among: np.ndarray | None = None) -> list[float]:
+        """Mean of each draw over its own samples, those that `among` marks."""
+        return [
+            float(found[self._marked(group, among), measure].mean())
+            for group, found in zip(self.groups, self.random, strict=True)
+        ]
+
+    def share(self, measure: int, among: np.ndarray | None = None) -> float:
+        """Share of draws at least as strong as the set on the same samples, the set counted."""
+        beaten = sum(not mine > 0 for mine in self._beside(measure, among))
+        return (1 + beaten) / (1 + len(self.random))
+
+    def beside(self, measure: int) -> Estimate:
+        """The set less a draw on the same samples: mean and interval over draws."""
+        return mean_estimate(torch.tensor(self._beside(measure, None), dtype=torch.float64))
+
+    def _beside(self, measure: int, among: np.ndarray | None) -> list[float]:
+        return [
+            float(self.values[np.array(group)[self._marked(group, among)], measure].mean() - mean)
+            for group, mean in zip(self.groups, self.means(measure, among), strict=True)
+        ]
+
+    def _marked(self, group: Sequence[int], among: np.ndarray | None) -> np.ndarray:
+        return np.ones(len(group), dtype=bool) if among is None else among[list(group)]
+
+
+def deal(
+    context: Context, sets: Sets, groups: Sequence[Sequence[int]], measure: Measure
+) -> dict[str, Dealt]:
+    """Each set on all samples, and `draws` random sets like it, on one group of samples each.
+
+    The groups are dealt out in turn; together they are samples 0, 1, ..., each once.
+    """
+    settings = context.settings
+    mine = measure(range(sum(map(len, groups))), list(sets.values()))
+    drawn = {
+        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
+        for name, labels in sets.items()
+    }
+    random: dict[str, dict[int, np.ndarray]] = {name: {} for name in sets}
+    for number, group in enumerate(groups):
+        here = [(name, i) for name in sets for i in range(number, len(drawn[name]), len(groups))]
+        if here:
+            seen = measure(group, [drawn[name][i] for name, i in here])
+            for (name, i), values in zip(here, seen, strict=True):
+                random[name][i] = values
+    return {
+        name: Dealt(
+            values=mine[row],
+            random=[random[name][i] for i in range(len(drawn[name]))],
+            groups=[list(groups[i % len(groups)]) for i in range(len(drawn[name]))],
+        )
+        for row, name in enumerate(sets)
+    }
+
+
+def effects_published(context: Context, samples: Samples, sets: Sets) -> Result:
+    """`verdict_effects` of zeroing at the published tokens: heads at all, neurons at the last.
+
+    Random heads are run on one pair of a valid and an invalid sample each, random neurons on all.
+    """
+    ids, valid = context.ids, samples.valid
+    neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
+    heads = {name: labels for name, labels in sets.items() if name not in neurons}
+    half = len(samples) // 2
+
+    def measure(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
+        made = [make_ablation(context.model, labels) for labels in tried]
+        texts = [samples.tokens[i] for i in some]
+        seen = ablate(context.model, texts, made, tokens=[ids.this, ids.no], where="all")
+        gap = seen.log_odds
+        return np.stack([seen.top == ids.no, gap - gap[0], seen.kl], -1)[1:].astype(float)
+
+    plainly = ablate(context.model, samples.tokens, [], tokens=[ids.no]).top[0] == ids.no
+    found: Result = {
+        "kind": "zero",
+        "where": "all",
+        "n": len(samples),
+        "none": {
+            "disabled": _share(plainly[valid]),
+            "invalid_kept": _share(plainly[~valid]),
+        },
+        "sets": {},
+    }
+    rows: Result = {}
+    if neurons:
+        rows = verdict_effects(context, samples, neurons, where=1)["sets"]
+    groups = [[i, half + i] for i in range(half)]
+    for name, x in deal(context, heads, groups, measure).items() if heads else ():
+        rows[name] = {
+            "components": list(heads[name]),
+            "disabled": _share(x.values[valid, 0]),
+            "invalid_kept": _share(x.values[~valid, 0]),
+            "shift": plain(mean_estimate(torch.from_numpy(x.values[valid, 1]))),
+            "kl": float(x.values[:, 2].mean()),
+            "draws": len(x.random),
+            "null_n": 2,
+            "null": {
+                "disabled": x.means(0, valid),
+                "invalid_kept": x.means(0, ~valid),
+                "shift": x.means(1, valid),
+                "kl": x.means(2),
+            },
+            "share": x.share(0, valid),
+        }
+    found["sets"] = {
+        name: rows[name] | {"where": "last" if name in neurons else "all"} for name in sets
+    }
+    return found
+
+
+def _share(hits: np.ndarray) -> Result:
+    return plain(share_estimate(int(hits.sum()), len(hits)))
+
+
+def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
+    """What each set, zeroed at every token, does to arithmetic and to plain English.
+
+    arithmetic: share of results whose last digit, behind the others, the model still predicts as
+    it wrote it. loss (where the tokeniser can write English): mean negative log-likelihood in
+    nats a token on `PLAIN_TEXT`; its exponential is the perplexity. loss_change: what the set adds
+    to it, text by text. Each against random sets matched in kind, layers and count, each of them
+    on two results and on one text; beside: the set less a random one on the same ones.
+    """
+    model = context.model
+    prompts = [tokens[:-2] for tokens in samples.tokens]
+    digits = np.array([tokens[-2] for tokens in samples.tokens])
+
+    def right(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
+        made = [make_ablation(model, labels) for labels in tried]
+        texts = [prompts[i] for i in some]
+        seen = ablate(model, texts, made, tokens=[context.ids.this], where="all")
+        return (seen.top[1:] == digits[list(some)])[..., None].astype(float)
+
+    plainly = ablate(model, prompts, [], tokens=[context.ids.this]).top[0] == digits
+    groups = [list(range(i, min(i + 2, len(samples)))) for i in range(0, len(samples), 2)]
+    found: Result = {"n": len(samples), "none": {"arithmetic": _share(plainly)}}
+    for name, x in deal(context, sets, groups, right).items():
+        found[name] = {
+            "arithmetic": _share(x.values[:, 0]),
+            "arithmetic_null": x.means(0),
+            "arithmetic_beside": plain(x.beside(0)),
+        }
+    if _knows_english(model):
+        for name, row in _english(context, sets).items():
+            found[name] |= row
+    return found
+
+
+def _english(context: Context, sets: Sets) -> dict[str, Result]:
+    """Losses on plain text, and what each set adds to them."""
+    model = context.model
+    before = np.array(plain_text_losses(model, ()))
+
+    def more(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
+        texts = [PLAIN_TEXT[i] for i in some]
+        after = np.array([plain_text_losses(model, labels, texts) for labels in tried])
+        return (after - before[list(some)])[..., None]
+
+    found: dict[str, Result] = {"none": {"loss": plain(mean_estimate(torch.from_numpy(before)))}}
+    for name, x in deal(context, sets, [[i] for i in range(len(PLAIN_TEXT))], more).items():
+        change = x.values[:, 0]
+        found[name] = {
+            "loss": plain(mean_estimate(torch.from_numpy(before + change))),
+            "loss_change": plain(mean_estimate(torch.from_numpy(change))),
+            "loss_change_null": x.means(0),
+            "loss_change_beside": plain(x.beside(0)),
+        }
+    return found
+
+
+def _knows_english(model: LanguageModel) -> bool:
+    """Whether the tokeniser can write plain text at all (that of countdown-tiny cannot)."""
+    return all("".join(model.strings(model.token_id(text))) == text for text in PLAIN_TEXT)
+
+
+def plain_text_losses(
+    model: LanguageModel, labels: Sequence[str], texts: Sequence[str] = PLAIN_TEXT
+) -> list[float]:
+    """Mean negative log-likelihood a token, in nats, of each text with a set zeroed throughout."""
+    lengths = [len(model.tokenize(text).tokens) for text in texts]
+    made = make_ablation(model, labels).interventions(lengths, "all") if labels else []
+    with intervene(model, made):
+        return text_losses(model, texts).tolist()

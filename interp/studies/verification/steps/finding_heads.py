@@ -1,0 +1,263 @@
+"""Which heads? By patching pairs of texts, by every order, and how stable the answer is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from math import comb
+
+import numpy as np
+
+from interp.core.errors import InterpError
+from interp.core.statistics import share_estimate
+from interp.patching.activation import activation_patching
+from interp.patching.path import path_patching
+from interp.results.scores import Scores
+from interp.runs.ablation import random_like
+from interp.runs.ablation_sets import (
+    ENOUGH,
+    AblatedSets,
+    AblationCurve,
+    ablation_curve,
+    greedy_order,
+    smallest_sets,
+    smallest_size,
+)
+from interp.studies.steps import Result, plain
+from interp.studies.verification.settings import Context
+from interp.studies.verification.steps.readouts import glu_sets, label
+from interp.studies.verification.steps.verdicts import KINDS, ablated_sets, zeroed_sets
+
+RANDOM_SETS = 5
+"""Random neurons beside every set tried; the set that is chosen gets `draws` on test samples."""
+
+PLACES = ("t_ans", "t_paren")
+LONGEST, GREEDY = 12, 6
+"""The most heads of a cumulative curve, and of one grown greedily."""
+
+SEARCHED, LISTED = 2, 10
+"""The largest sets of heads that are all tried, and the most that are measured again."""
+
+PAIRS_GB = 4.0
+"""So much holds the runs of all pairs of the default model at once; in parts they are run twice."""
+
+STRONGEST, BAND = 6, 2
+"""How many heads of a map are judged against random ones, and within how many layers of them."""
+
+
+def patching(context: Context) -> Result:
+    """Exact activation patching on valid-invalid pairs.
+
+    Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
+    layer by layer at each of the two. The strongest of every map of heads are tested
+    (`Scores.null`), except where there are too few pairs.
+    """
+    model, (pairs, counts) = context.model, context.pairs
+    found: Result = {"n": len(pairs), "counts": counts}
+    for direction in ("denoise", "noise"):
+        scores = activation_patching(
+            model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES,
+            budget_gb=PAIRS_GB,
+        )  # fmt: skip
+        found[direction] = _map(scores, 12, context.settings.seed)
+    for site in ("attn_out", "mlp_out"):
+        scores = activation_patching(
+            model, pairs, site=site, by=("layer", "position"), positions=PLACES, budget_gb=PAIRS_GB
+        )
+        found[site] = scores.values.tolist()
+    return found
+
+
+def paths(context: Context, receivers: Sequence[str]) -> Result:
+    """Path patching of every head, at t_ans and t_paren, into some receivers; with its test."""
+    scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
+    return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
+
+
+def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
+    """The MLPs whose output, restored at t_paren, brings the verdict back most, by layer."""
+    return [f"L{layer}.mlp_out" for layer in sorted(np.argsort(-np.array(effects)[:, 1])[:k])]
+
+
+def _map(scores: Scores, k: int, seed: int) -> Result:
+    """Effects of all heads, the k strongest of them, and the test of the very strongest."""
+    null = None
+    with suppress(InterpError):  # too few pairs to halve, or too few heads
+        null = plain(scores.null(STRONGEST, band=BAND, seed=seed))
+    low, high = scores.interval()
+    return {
+        "values": scores.values.tolist(),
+        "top": [
+            {key: getattr(entry, key) for key in ("label", "value", "stderr")}
+            | {"low": float(low[cell]), "high": float(high[cell])}
+            for entry in scores.top(k)
+            for cell in [scores.index(entry.label)]
+        ],
+        "null": null,
+        "null_of": [STRONGEST, BAND],
+    }
+
+
+def glu_choice(context: Context) -> Result:
+    """Along which direction, and how many a layer, GLU vectors matter for the verdict.
+
+    For every direction of `Context.directions` and every `top_k`: both GLU sets zeroed on the valid
+    find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log P(not). The
+    direction and size that lower it most are used from here on, and measured on the test samples.
+    """
+    zeroed = zeroed_sets(context, context.find)
+    rows = []
+    for direction in context.directions:
+        for k in context.settings.top_k:
+            sets, both = glu_sets(context, direction, k)
+            valid = [label(neuron) for neuron in sets["GLU_Valid"]]
+            drawn = random_like(context.model, both, RANDOM_SETS, seed=context.settings.seed)
+            no, odds = (x.mean(1) for x in zeroed([valid, both, *drawn]))
+            places = {"GLU_Valid": 0, "both": 1, "random": slice(2, None)}
+            shown = {
+                name: {"disabled": float(no[at].mean()), "log_odds": float(odds[at].mean())}
+                for name, at in places.items()
+            }
+            rows.append({"direction": direction, "k": k, "neurons": len(both), **shown})
+    best = min(rows, key=lambda row: row["both"]["log_odds"])
+    n = int(context.find.valid.sum())
+    return {"rows": rows, "direction": best["direction"], "k": best["k"], "n": n}
+
+
+def strongest(values: Sequence[Sequence[float]], k: int) -> list[str]:
+    """Labels of the k heads of largest value in a (layer, head) table."""
+    table = np.array(values)
+    order = np.argsort(-table, axis=None, kind="stable")[:k]
+    return ["L{}H{}".format(*np.unravel_index(place, table.shape)) for place in order]
+
+
+def smallest(context: Context, candidates: Sequence[str]) -> Result:
+    """All sets of the least size, up to `SEARCHED` candidates, that disable the verdict.
+
+    Every set is tried on the find samples; those found are measured on the test samples, under
+    every kind of ablation. most: the size at which the search ended. alone: the same of every
+    single head of the model, candidate or not; a head that patching passes over and that disables
+    at zero alone breaks the run more than it carries the verdict.
+    """
+    zeroed = zeroed_sets(context, context.find)
+    found = smallest_sets(zeroed, candidates, most=SEARCHED)
+    model = context.model
+    heads = [f"L{layer}H{head}" for layer in range(model.n_layers) for head in range(model.n_heads)]
+    no, _ = zeroed([[head] for head in heads])
+    alone = [(head,) for head, row in zip(heads, no, strict=True) if row.mean() >= ENOUGH]
+    most = len(found[0]) if found else SEARCHED
+    return {
+        "candidates": len(candidates),
+        "most": most,
+        "tried": sum(comb(len(candidates), size) for size in range(1, most + 1)),
+        "sets": _under_every_kind(context, found[:LISTED]),
+        "found": len(found),
+        "alone": _under_every_kind(context, alone),
+        "heads": len(heads),
+    }
+
+
+def _under_every_kind(context: Context, sets: Sequence[Sequence[str]]) -> list[Result]:
+    """Shares of valid test samples judged "not" with each set ablated, a row a set."""
+    rows: list[Result] = [{"heads": list(heads)} for heads in sets]
+    labels = [head for heads in sets for head in heads]
+    for kind in KINDS if sets else ():
+        no, _ = ablated_sets(context, context.test, labels, kind)(sets)
+        for row, disabled in zip(rows, no, strict=True):
+            row[kind] = plain(share_estimate(int(disabled.sum()), len(disabled)))
+    return rows
+
+
+def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
+    """The incremental ablation curve of every order, and the smallest set that disables.
+
+    On the find samples every order is tried; the smallest set that makes at least 95 % of valid
+    attempts "not" is taken there, and its whole curve measured again on the test samples, with
+    random sets of the same layers at every size.
+    """
+    found: Result = {"find": {}}
+    zeroed = zeroed_sets(context, context.find)
+    shares: dict[str, list[float]] = {}
+    for name, order in orders.items():
+        curve = ablation_curve(zeroed, list(order)[:LONGEST])
+        shares[name] = [share.mean for share in curve.disabled]
+        found["find"][name] = {"curve": _points(curve), "size": curve.smallest}
+    best, size = _smallest_of(shares)
+    order = list(orders[best])[: max(size + 2, min(LONGEST, len(orders[best])))]
+    sizes = {1, 2, 4, 8, size, len(order)}
+    tested = ablation_curve(
+        zeroed_sets(context, context.test),
+        order,
+        draws=context.settings.draws,
+        sizes={some for some in sizes if some <= len(order)},
+        seed=context.settings.seed,
+    )
+    return found | {
+        "order": best,
+        "reached": found["find"][best]["size"] is not None,
+        "chosen": order[:size],
+        "test": _points(tested),
+    }
+
+
+def _points(curve: AblationCurve) -> list[Result]:
+    """A curve as plain JSON, a row a size; random sets where they were drawn."""
+    rows = enumerate(zip(curve.order, curve.disabled, curve.log_odds, strict=True), 1)
+    return [
+        {"size": size, "added": added, "disabled": plain(share), "log_odds": odds.mean}
+        | ({"null": curve.null[size].tolist()} if size in curve.null else {})
+        for size, (added, share, odds) in rows
+    ]
+
+
+def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
+    """The order that disables with the fewest heads, the first named of several, and how many.
+
+    Where none does, the order that disables most with all its heads.
+    """
+    sizes = {name: smallest_size(mine) for name, mine in shares.items()}
+    reached = {name: size for name, size in sizes.items() if size is not None}
+    if reached:
+        best = min(reached, key=lambda name: reached[name])
+        return best, reached[best]
+    best = max(shares, key=lambda name: shares[name][-1])
+    return best, len(shares[best])
+
+
+def stability(
+    context: Context, orders: Mapping[str, Sequence[str]], strong: Sequence[str], draws: int = 10
+) -> Result:
+    """Which sets the same procedure chooses when its samples are drawn again.
+
+    The choice of `curves`, with a greedy order and a search of its own each time, on bootstrap
+    resamples of the valid find samples; and on the test samples, which share no problem with them.
+    The order by patching stays the same.
+    """
+    rng = np.random.default_rng(context.settings.seed)
+
+    def choose(zeroed: AblatedSets, drawn: np.ndarray) -> list[str]:
+        fresh = {
+            "greedy": greedy_order(zeroed, strong, GREEDY, drawn=drawn),
+            "search": next(iter(smallest_sets(zeroed, strong, most=SEARCHED, drawn=drawn)), ()),
+        }
+        tried = {
+            name: list(order)[:LONGEST] for name, order in {**orders, **fresh}.items() if order
+        }
+        shares = {}
+        for name, order in tried.items():
+            no, _ = zeroed([order[:size] for size in range(1, len(order) + 1)])
+            shares[name] = no[:, drawn].mean(1).tolist()
+        best, size = _smallest_of(shares)
+        return sorted(tried[best][:size])
+
+    n = int(context.find.valid.sum())
+    find = zeroed_sets(context, context.find)
+    sets = [choose(find, rng.choice(n, n)) for _ in range(draws)]
+    test = zeroed_sets(context, context.test)
+    return {
+        "draws": draws,
+        "sets": Counter(" ".join(heads) for heads in sets),
+        "counts": Counter(head for heads in sets for head in heads),
+        "on_test": choose(test, np.arange(int(context.test.valid.sum()))),
+    }

@@ -1,0 +1,155 @@
+"""Texts under intervention: what the model goes on to write where its verdict is tampered with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import numpy as np
+
+from interp.core.nulls import null_of
+from interp.runs.ablation import Kind, Where, make_ablation, random_like
+from interp.runs.generation import generate_each
+from interp.studies.steps import Result, plain
+from interp.studies.verification.outcomes import Outcome, Rule, outcomes
+from interp.studies.verification.samples import Samples
+from interp.studies.verification.settings import Context
+from interp.studies.verification.steps.verdicts import replacements
+
+STOPS = ("\n\n",)
+
+TEXTS, EACH = 50, 10
+"""Valid attempts that are written on from, and how many of them each random set is run on."""
+
+PUBLISHED_TEXTS = 6
+"""The same at the published tokens, where heads are changed at every one."""
+
+Sets = Mapping[str, Sequence[str]]
+
+
+def intervention_table(
+    context: Context,
+    samples: Samples,
+    sets: Sets,
+    *,
+    kind: Kind = "zero",
+    where: Where | None = None,
+    max_new_tokens: int = 80,
+    draws: int | None = None,
+) -> Result:
+    """What the model writes at a valid attempt with each set ablated, class by class.
+
+    Every text is cut at t_ans, so that the model writes " (" itself; the set is ablated for the
+    token after every " (", all other tokens are the plain run's. The row "none" is the plain model.
+
+    Random sets like each set, `draws` of them, are run on `EACH` texts each, dealt out in turn: a
+    random set that leaves the text alone costs next to nothing. `random` pools all their texts,
+    `random_each` is the share of success of every one. share: part of them with at least as much
+    success on their texts as the set has on all, the set counted.
+    """
+    settings, model = context.settings, context.model
+    where = settings.window if where is None else where
+    draws = settings.draws if draws is None else draws
+    chosen = samples.take(np.flatnonzero(samples.valid))
+    drawn = {
+        name: random_like(model, labels, draws, seed=settings.seed) if draws else []
+        for name, labels in sets.items()
+    }
+    written: dict[str, list[str]] = {name: [] for name in ("none", *sets)}
+    control: dict[str, list[str]] = {name: [] for name in sets}
+    success: dict[str, list[float]] = {name: [] for name in sets}
+    groups = np.array_split(np.arange(len(chosen)), max(1, len(chosen) // EACH))
+    for number, group in enumerate(groups):
+        random = [(name, labels) for name in sets for labels in drawn[name][number :: len(groups)]]
+        listed = [*sets.values(), *(labels for _, labels in random)]
+        texts = _written(context, chosen.take(group), listed, kind, where, max_new_tokens)
+        for name, mine in zip(written, texts, strict=False):
+            written[name] += mine
+        for (name, _), mine in zip(random, texts[1 + len(sets) :], strict=True):
+            control[name] += mine
+            success[name].append(_success(mine))
+    rows = {name: _row(list(sets.get(name, ())), texts) for name, texts in written.items()}
+    for name, texts in control.items():
+        each = success[name]
+        mine = rows[name]["outcomes"]["interp-1"]["success"]["mean"]
+        rows[name] |= {
+            "random": _shares(texts, "interp-1") if texts else None,
+            "random_each": each,
+            "draws": len(each),
+            "share": null_of(mine, np.array(each)).share if each else None,
+        }
+    return {
+        "kind": kind,
+        "where": where,
+        "n": len(chosen),
+        "each": min(map(len, groups)),
+        "max_new_tokens": max_new_tokens,
+        "rows": rows,
+    }
+
+
+def published_protocol(context: Context, samples: Samples, sets: Sets) -> Result:
+    """The same at the published tokens: heads zeroed at every token, neurons at the last alone."""
+    neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
+    heads = {name: labels for name, labels in sets.items() if name not in neurons}
+    rows: dict[str, Result] = {}
+    found: Result = {}
+    ways: tuple[tuple[Sets, Where], ...] = ((neurons, 1), (heads, "all"))
+    for some, where in ways:
+        if some:
+            found = intervention_table(context, samples, some, where=where, draws=0)
+            rows |= found["rows"]
+    return found | {"where": "published", "rows": {name: rows[name] for name in ("none", *sets)}}
+
+
+def _written(
+    context: Context,
+    samples: Samples,
+    sets: Sequence[Sequence[str]],
+    kind: Kind,
+    where: Where,
+    max_new_tokens: int,
+) -> list[list[str]]:
+    """The plain model's texts, and those under each set."""
+    made = [
+        make_ablation(
+            context.model,
+            labels,
+            kind,
+            values=replacements(context, samples, [labels], kind, where),
+        )
+        for labels in sets
+    ]
+    texts = generate_each(
+        context.model,
+        [tokens[:-1] for tokens in samples.tokens],
+        [None, *made],
+        max_new_tokens=max_new_tokens,
+        trigger=context.ids.paren,
+        where=where,
+        stop=STOPS,
+        # Random sets hardly part from the plain text: all of a group can go together.
+        rows=len(samples) * (2 + len(made)),
+    )
+    return [[text.text for text in mine] for mine in texts]
+
+
+def _row(labels: list[str], texts: Sequence[str]) -> Result:
+    return {
+        "components": labels,
+        "outcomes": {rule: _shares(texts, rule) for rule in get_args(Rule)},
+        "random": None,
+        "random_each": [],
+        "draws": 0,
+        "share": None,
+        "examples": list(texts[:3]),
+    }
+
+
+def _success(texts: Sequence[str]) -> float:
+    return outcomes(texts).share("success").mean
+
+
+def _shares(texts: Sequence[str], rule: Rule) -> dict[str, dict[str, float]]:
+    found = outcomes(texts, rule)
+    return {name: plain(found.share(name)) for name in get_args(Outcome)}

@@ -1,0 +1,102 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from interp.core.errors import unknown
+from interp.core.metrics import METRICS
+from interp.core.prompts import PromptPair, Task, Tokenizing
+from interp.core.schema import Count, Seed, check_arguments, checked
+from interp.models.toys.registry import TOYS, build_toy
+from interp.tasks.generators import capitals, greater_than, induction
+from interp.tasks.names import ioi
+from interp.tasks.objects import colored_objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A task that ships."""
+
+    make: Callable[..., tuple[PromptPair, ...]]
+    metric: str
+    description: str
+
+
+TASKS: dict[str, TaskEntry] = {
+    "ioi": TaskEntry(
+        make=ioi,
+        metric="logit_diff",
+        description="Indirect object: 'Then, Mary and John ... John gave a ring to' -> Mary",
+    ),
+    "greater_than": TaskEntry(
+        make=greater_than,
+        metric="prob_diff",
+        description="'The war lasted from the year 1749 to the year 17' -> a later year",
+    ),
+    "capitals": TaskEntry(
+        make=capitals,
+        metric="logit_diff",
+        description="'The capital of France is' -> Paris",
+    ),
+    "induction": TaskEntry(
+        make=induction,
+        metric="logit_diff",
+        description="Repeated random words: 'a b c d a b' -> c",
+    ),
+    "colored_objects": TaskEntry(
+        make=colored_objects,
+        metric="logit_diff",
+        description="'... a red pen, a blue cup ... What color is the pen? A:' -> red",
+    ),
+}
+
+
+def load_task(
+    name: str, model: Tokenizing | None = None, *, n: int = 32, seed: int = 0, **options: Any
+) -> Task:
+    """A shipped task, or a toy's own task under the toy's name.
+
+    Args:
+        name: see `TASKS`, or a `toy-*` name.
+        model: if given, words are limited to those that are one token in its vocabulary.
+        n: number of prompt pairs.
+        seed: of the random choices.
+        **options: the generator's own, such as `corruption` of `ioi`.
+
+    Prompts may repeat where a task has few; the description then says how many do.
+
+    Raises:
+        InterpError: an unknown task or option, an option out of range, no pairs, or too few words
+            of one token.
+    """
+    n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
+    spelled = "".join(f", {key}={value!r}" for key, value in options.items())
+    source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
+    if not isinstance(name, str) or name not in TASKS and name not in TOYS:
+        raise unknown("task", name, [*TASKS, *TOYS])
+    if name in TOYS:
+        if options:
+            raise unknown(f"option of {name}", next(iter(options)), ())
+        toy = build_toy(name)
+        pairs = tuple(
+            PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
+            for clean, corrupted, answer, wrong in toy.pairs[:n]
+        )
+        return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
+    entry = TASKS[name]
+    options = check_arguments(entry.make, options, f"option of {name}")
+    task = Task(
+        name=name,
+        pairs=entry.make(n, seed, model, **options),
+        metric=METRICS[entry.metric],
+        description=entry.description,
+        source=source,
+        seed=seed,
+    )
+    if not task.repeated:
+        return task
+    repeats = f"{task.repeated} of {len(task)} prompts repeat earlier ones"
+    return replace(task, description=f"{task.description} ({repeats})")

@@ -1,0 +1,238 @@
+"""A circuit's faithfulness by size, and two kept circuits over each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from interp.circuits.circuit import Circuit
+from interp.circuits.discovery.find import Findings
+from interp.circuits.drawing.circuit import draw_overlap
+from interp.circuits.evaluation.evaluate import CircuitEvaluation
+from interp.circuits.files.saved import drop_circuit, kept_circuits
+from interp.core.errors import InterpError
+from interp.core.statistics import Estimate
+from interp.plots.graphs import faithfulness_figure
+from interp.studies.formatting import as_strong
+from interp.ui.circuits import jobs as circuit_jobs
+from interp.ui.circuits.jobs import Asked
+from interp.ui.shared import jobs, widgets
+from interp.ui.shared.state import current, fit, select
+from interp.ui.studies import open_study as studies
+
+FORMULA = (
+    r"f(C) = \frac{\overline{m}[C] - \overline{m}[\text{nothing kept}]}"
+    r"{\overline{m}[\text{model}] - \overline{m}[\text{nothing kept}]}"
+)
+CAVEAT = (
+    "Faithfulness says that a circuit is enough under this ablation, not that the model has no "
+    "other way: that is what completeness is for. Other ablations give other numbers; the protocol "
+    "is part of each."
+)
+
+
+def faithfulness(ask: Asked, found: Findings) -> None:
+    """The circuit at the size of the graph, and its curve with the random band.
+
+    Run in the background on first request.
+    """
+    try:
+        made = circuit_jobs.shown(ask)
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    key = ask.curve_key(made)
+    done = circuit_jobs.evaluation(key)
+    if done is None:
+        circuit_jobs.panel(key, lambda: _ready(ask, made))
+        return
+    jobs.forget(key)
+    _numbers(done)
+    assert done.signed is not None
+    rows = done.signed.to_dataframe().to_dict("records")
+    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
+    figure = faithfulness_figure(
+        columns["fraction"],
+        columns["faithfulness"],
+        low=columns["low"],
+        high=columns["high"],
+        random=(columns["on_paths_mean"], columns["on_paths_low"], columns["on_paths_high"]),
+        edges=columns["edges"],
+        chosen=done.circuit.share,
+    )
+    studies.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
+    _table(done, rows)
+    st.caption(
+        f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many edges "
+        "of each kind and depth; those of the band lie on paths from the input to the logits."
+    )
+    st.code(done.signed.provenance.call, language="python", wrap_lines=True)
+    studies.caveat(CAVEAT)
+
+
+def _numbers(done: CircuitEvaluation) -> None:
+    """The circuit's own figures, each with its interval or null."""
+    cpr, cmd, itself = done.cpr(), done.cmd(), done.itself
+    assert done.signed is not None
+    null, hard = done.signed.null(), done.signed.null(connected=True)
+    edges, nodes, share = done.size
+    facts = {
+        "circuit": f"{edges} edges ({share:.2%}), {nodes} nodes",
+        "f of its edges": _said(itself.estimate(0)),
+        "f of its nodes, all edges between": _said(itself.estimate(1)),
+        "CPR, area under f by signed score": _said(cpr),
+        "CMD, area between f and 1 by absolute score": _said(cmd),
+        "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
+        f"{as_strong(null.share)} ({null.draws} draws)",
+        "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
+        f"{as_strong(hard.share)} ({hard.draws} draws)",
+        "evaluated on": f"{itself.n} pairs it was not found on",
+    }
+    if done.completeness is not None:
+        facts["incompleteness, worst of knock-outs"] = _said(done.completeness.worst)
+    if done.minimality is not None:
+        least = done.minimality.values
+        middle = sorted(least.tolist())[len(least) // 2]
+        facts["minimality, least and median node"] = f"{least.min():.3f}, {middle:.3f}"
+    if done.stability is not None:
+        drawn = done.stability.jaccard
+        facts[f"stability of {done.stable_by}, Jaccard over resampled pairs"] = (
+            f"{drawn.mean():.3f} [{drawn.min():.3f}, {drawn.max():.3f}], "
+            f"by chance {done.stability.chance:.3f}"
+        )
+    if done.unstable:
+        facts["stability"] = f"none: {done.unstable}"
+    widgets.facts(facts)
+
+
+def _table(done: CircuitEvaluation, rows: list[dict[str, Any]]) -> None:
+    """Both rankings by size, beside random circuits."""
+    assert done.signed is not None
+    assert done.absolute is not None
+    other = done.absolute.faithfulness.tolist()
+    studies.table(
+        [
+            {
+                "edges asked for": f"{row['fraction']:.1%}",
+                "edges on paths": row["edges"],
+                done.signed.metric: float(row["metric"]),
+                "f": float(row["faithfulness"]),
+                "95 % interval": widgets.span(row["low"], row["high"]),
+                "f by absolute score": float(absolute),
+                "random circuits": widgets.span(row["random_low"], row["random_high"]),
+                "random on paths": widgets.span(row["on_paths_low"], row["on_paths_high"]),
+            }
+            for row, absolute in zip(rows, other, strict=True)
+        ],
+        key="curve-rows",
+    )
+
+
+def _said(one: Estimate) -> str:
+    return widgets.estimate(one.mean, one.low, one.high)
+
+
+def _ready(ask: Asked, made: Circuit) -> None:
+    widgets.facts(
+        {
+            "evaluated on": f"the other {len(ask.test)} pairs",
+            "circuit": f"{made.n_edges} edges",
+            "curves": f"10 sizes by signed and by absolute score, {circuit_jobs.RANDOM} random "
+            f"circuits like each and {circuit_jobs.RANDOM} on paths",
+            "knock-outs": f"{circuit_jobs.KNOCKOUTS} random sets of nodes",
+        }
+    )
+    st.button(
+        "Evaluate",
+        type="primary",
+        icon=":material/play_arrow:",
+        on_click=circuit_jobs.start_curve,
+        args=(ask, made),
+    )
+    st.markdown("**What will be measured**, for circuits $C$ of every size, on unseen pairs:")
+    st.latex(FORMULA)
+
+
+def overlap(ask: Asked, found: Findings) -> None:
+    """Two kept circuits of this model's graph."""
+    kept = kept_circuits(ask.graph)
+    if len(kept) < 2:
+        st.info(
+            f"{len(kept)} of the circuits kept so far fit this model's graph; two are needed. Keep "
+            "one under graph, choose another task or method, and keep that one too.",
+            icon=":material/bookmark_add:",
+        )
+        return
+    names = list(kept)
+    fit(left=kept, right=kept)
+    if current().left is None:
+        select(left=names[0])
+    if current().right in (None, current().left):
+        select(right=next(name for name in names if name != current().left))
+    columns = st.columns([4, 4, 2], vertical_alignment="bottom")
+    for column, label, field in ((columns[0], "First", "left"), (columns[1], "Second", "right")):
+        with column:
+            widgets.picker(
+                st.selectbox,
+                label,
+                field,
+                options=names,
+                format_func=lambda n: f"{kept[n].name} · {kept[n].hash[:8]}",
+            )
+    columns[2].button(
+        "Forget the second",
+        on_click=_forget,
+        args=(current().right,),
+        width="stretch",
+        icon=":material/delete:",
+    )
+    left, right = kept[str(current().left)], kept[str(current().right)]
+    result = circuit_jobs.comparison(left, right)
+    rows = [
+        {
+            "": row.kind,
+            "first": row.left,
+            "second": row.right,
+            "both": row.shared,
+            "Jaccard": row.jaccard,
+            "random circuits like them": "–"
+            if row.expected is None
+            else widgets.span(row.expected.low, row.expected.high),
+            "as strong": float("nan") if row.expected is None else row.expected.share,
+        }
+        for row in result.rows
+        if row.left or row.right
+    ]
+    picture, table = st.columns([7, 6], gap="large")
+    with table:
+        for label, one in (("First", left), ("Second", right)):
+            st.markdown(f"**{label}.** {widgets.plain(one.name)}")
+            st.caption(widgets.plain(one.method))
+        studies.table(rows, key="overlap-rows")
+        st.caption(
+            "Jaccard: shared over those in either. Random circuits have as many edges of each kind "
+            "and depth; as strong: the share of random pairs that overlap as much."
+        )
+    with picture:
+        strength = found.signed
+        if left.scores is not None and right.scores is not None:
+            strength = (abs(left.scores) + abs(right.scores)) / 2
+        drawing = draw_overlap(ask.graph, left.mask, right.mask, strength)
+        st.caption(
+            f"Drawn: {drawing.drawn} edges of either circuit"
+            + (f", the strongest; {drawing.hidden} hidden." if drawing.hidden else ".")
+            + " Width: mean size of the two scores."
+        )
+        studies.figure(
+            drawing.figure, key="overlap", alt="Edges of both circuits, by which has them"
+        )
+    studies.caveat(
+        "Shared edges need not do the same on both tasks; a circuit found under another ablation "
+        "or at another size is another circuit."
+    )
+
+
+def _forget(called: str) -> None:
+    drop_circuit(called)
+    select(right=None)

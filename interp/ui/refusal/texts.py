@@ -1,0 +1,199 @@
+"""A prompt answered three times: plainly, steered, and steered along a random direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from interp.core.chat_prompts import ChatPrompts
+from interp.core.errors import InterpError
+from interp.models.language_model import LanguageModel
+from interp.refusal.judging import LEAST_TOKENS, RULES, judge_replies, replies_of
+from interp.refusal.score import score_refusals
+from interp.results.direction import Direction, random_direction
+from interp.steering.edits import Steering, ablate_direction, add_direction
+from interp.steering.runs import generate_steered, run_steered
+from interp.studies.study import Study
+from interp.ui.refusal import model as steering_model
+from interp.ui.shared import widgets
+from interp.ui.shared.cache import HASHES
+from interp.ui.studies import model as study_model
+from interp.ui.studies import open_study as studies
+
+ADD, ABLATE = "add - direction", "ablate direction"
+MOST_DOSE = 8.0
+SHOWN = "steered-texts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered:
+    """One text: its label by the rules, the refusal score if there is one, and what was changed."""
+
+    text: str
+    label: str
+    score: float | None
+    tokens: int
+    norm: float
+
+
+def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
+    """The controls, and the three texts once asked for."""
+    directions = steering_model.kept_directions(study)
+    if not directions:
+        return []
+    model = study_model.loaded(study)
+    prompt = _prompt(study)
+    first, second, third = st.columns([3, 2, 3], vertical_alignment="bottom")
+    with first:
+        direction = steering_model.choose(directions, key="steered-direction")
+    method = second.segmented_control(
+        "Method", [ADD, ABLATE], default=ADD, required=True, key="steered-method"
+    )
+    dose = third.slider(
+        "Dose: times the raw direction",
+        0.0,
+        MOST_DOSE,
+        min(_usual(study, direction), MOST_DOSE),
+        0.25,
+        disabled=method == ABLATE,
+        key=f"steered-dose-{study.directory.name}-{direction.kind}",
+        help="Below refusal when subtracted. An ablation has no dose.",
+    )
+    left, middle, right = st.columns([2, 2, 4], vertical_alignment="bottom")
+    seed = int(left.number_input("Seed of the random direction", 0, None, 0, key="steered-seed"))
+    most = int(
+        middle.number_input(
+            "New tokens",
+            8,
+            max(400, study.settings.max_new_tokens),
+            max(8, study.settings.max_new_tokens),
+            key=f"steered-most-{study.directory.name}",
+        )
+    )
+    asked = (prompt, direction.kind, method, dose if method == ADD else 1.0, seed, most)
+    if right.button(
+        "Generate",
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=model is None or not prompt.strip(),
+    ):
+        st.session_state[SHOWN] = asked
+    st.caption(
+        f"Greedy, three texts of at most {most} tokens. A text cut off before {LEAST_TOKENS} is "
+        "not judged an answer."
+    )
+    if model is None or st.session_state.get(SHOWN) != asked:
+        return []
+    try:
+        prompts = steering_model.prompts_on(model, study, [prompt])
+        made = written(
+            model,
+            prompts,
+            prompt,
+            steering_model.fitted(direction, model, prompts),
+            method=method,
+            dose=asked[3],
+            seed=seed,
+            most=most,
+            tokens=steering_model.tokens_of(study, model),
+        )
+    except InterpError as error:
+        widgets.show_error(error)
+        return []
+    return _columns(made)
+
+
+def _usual(study: Study[Any], direction: Direction) -> float:
+    """The dose the study chose of adding this direction; 1 without one."""
+    for name, found in study.results.items():
+        if name.startswith("dose_") and found["name"] == f"{ADD[:5]} {direction.kind}":
+            return float(found["dose"])
+    return 1.0
+
+
+def _prompt(study: Study[Any]) -> str:
+    known = steering_model.examples(study)
+    choice = st.selectbox(
+        "Example",
+        range(len(known)),
+        format_func=lambda i: " ".join(known[i].split())[:110],
+        key=f"steered-example-{study.directory.name}",
+    )
+    return st.text_area(
+        "The prompt (change it, or type your own)",
+        known[choice],
+        height=90,
+        key=f"steered-text-{study.directory.name}-{choice}",
+    )
+
+
+@st.cache_resource(
+    max_entries=32,
+    show_spinner="Writing three texts …",
+    hash_funcs={
+        **HASHES,
+        ChatPrompts: lambda prompts: f"{prompts.rows} {prompts.format}",
+        Direction: lambda one: f"{one} {one.model_hash} {one.sign} {one.vector.tolist()}",
+    },
+)
+def written(
+    model: LanguageModel,
+    prompts: ChatPrompts,
+    text: str,
+    direction: Direction,
+    *,
+    method: str,
+    dose: float,
+    seed: int,
+    most: int,
+    tokens: tuple[int, ...],
+) -> dict[str, Steered]:
+    """The plain text, the steered one, and one steered along a random direction of equal length.
+
+    Raises:
+        InterpError: no fast engine, or a direction that does not fit.
+    """
+
+    def steering(one: Direction) -> Steering:
+        if method == ABLATE:
+            return ablate_direction(model, one)
+        return add_direction(model, one, coefficient=-dose)
+
+    edits = {
+        "baseline": None,
+        method: steering(direction),
+        "matched random direction": steering(random_direction(direction, seed=seed)),
+    }
+    found = {}
+    for name, edit in edits.items():
+        made, tally = generate_steered(model, prompts, edit, max_new_tokens=most)
+        judged = judge_replies(replies_of(["prompt"], [text], made), RULES)
+        score = None
+        if tokens:
+            score = float(score_refusals(run_steered(model, prompts, edit).logits, tokens)[0])
+        found[name] = Steered(
+            text=made[0].text,
+            label=judged.labels[0],
+            score=score,
+            tokens=int(tally.tokens[0]),
+            norm=float(tally.norm[0]),
+        )
+    return found
+
+
+def _columns(made: dict[str, Steered]) -> list[dict[str, Any]]:
+    rows = []
+    for column, (name, one) in zip(st.columns(3), made.items(), strict=True):
+        column.markdown(f"**{name.capitalize()}**")
+        column.code(one.text or "(nothing)", language=None, wrap_lines=True)
+        score = studies.maybe(one.score)
+        column.markdown(f"Judged **{widgets.plain(one.label)}** · refusal score {score}")
+        if name != "baseline":
+            changed = "nothing was changed"
+            if one.tokens:
+                changed = f"{one.tokens} changes, mean length {one.norm:.2f}"
+            column.caption(changed)
+        rows.append({"run": name, "text": one.text, "label": one.label, "score": score})
+    return rows

@@ -1,0 +1,1 @@
+"""What all pages share: state in the address, jobs, cached results, widgets."""

@@ -1,0 +1,212 @@
+"""What outlives a rerun: the model, its prompts, plans and results. All `st.cache_*` live here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import streamlit as st
+
+import interp
+from interp.core.components import SITES
+from interp.core.errors import InterpError
+from interp.core.nulls import SelectionTest
+from interp.core.prompts import EncodedTask, Task, TaskReport
+from interp.heads.view import HeadView, view_head
+from interp.models.language_model import LanguageModel
+from interp.patching.activation import request_key
+from interp.patching.request import Cost, cost, make_request
+from interp.results.keys import result_key
+from interp.results.scores import Ranked, Scores
+from interp.results.store import stored
+from interp.ui.shared import offered
+from interp.ui.shared.state import Selection, current, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model and a task in its tokens."""
+
+    model: LanguageModel
+    task: Task
+    encoded: EncodedTask
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Named positions that every prompt has."""
+        return (*self.task.position_names, "last")
+
+    @property
+    def one_length(self) -> bool:
+        """Whether all prompts have the same number of tokens."""
+        return len({len(tokens) for tokens in self.encoded.clean}) == 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep before it runs: the key of its result, and what it will take."""
+
+    key: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished sweep, with what is slow to derive from it."""
+
+    scores: Scores
+
+    @cached_property
+    def interval(self) -> Any:
+        """(low, high) of every cell."""
+        return self.scores.interval()
+
+    @cached_property
+    def ranked(self) -> dict[str, Ranked]:
+        """Every cell by its label, the strongest first."""
+        return {found.label: found for found in self.scores.top(self.scores.values.size)}
+
+    @cached_property
+    def _tests(self) -> dict[tuple[int, int], SelectionTest]:
+        return {}
+
+    def test(self, k: int, band: int) -> SelectionTest:
+        """What `Scores.null` says of the top k; slow for maps of neurons, so kept."""
+        if (k, band) not in self._tests:
+            self._tests[k, band] = self.scores.null(k, band=band)
+        return self._tests[k, band]
+
+
+HASHES: dict[Any, Any] = {
+    LanguageModel: lambda model: f"{model.hash} {model.name}",
+    Task: lambda task: task.hash,
+    Opened: lambda open_: result_key("opened", 1, open_.model, open_.task),
+}
+"""How caches tell models and tasks apart: by content."""
+
+
+@st.cache_resource(max_entries=1, show_spinner="Loading and checking the model …")
+def load_model(name: str, dtype: str) -> LanguageModel:
+    """The model in memory: one at a time, shared by all visitors."""
+    return offered.load(name, dtype)
+
+
+def opened() -> Opened:
+    """The selected model and task; what else is selected is brought into their range.
+
+    Raises:
+        InterpError: the model cannot be loaded, or the task does not fit its tokeniser.
+    """
+    selection = current()
+    assert selection.model is not None
+    model = load_model(selection.model, selection.dtype)
+    task, encoded = _prompts(model, **_drawn(selection, n=selection.n, seed=selection.seed))
+    open_ = Opened(model=model, task=task, encoded=encoded)
+    fit(
+        site=[site for site, reason in model.sites.items() if reason is None],
+        positions=[name for name in selection.positions if _is_position(encoded, name)],
+        layer=range(model.n_layers),
+        layers=range(model.n_layers),
+        neurons=range(model.d_mlp),
+        prompt=range(len(task)),
+    )
+    return open_
+
+
+def _is_position(encoded: EncodedTask, name: str) -> bool:
+    try:
+        encoded.positions(name)
+    except InterpError:
+        return False
+    return True
+
+
+def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:
+    corruption = {"corruption": selection.corruption} if selection.task == "ioi" else {}
+    return {"name": selection.task, **options, **corruption}
+
+
+@st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
+def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask]:
+    """A task in a model's tokens; the model itself is not kept, there is one at a time."""
+    task = interp.load_task(name, model, **options)
+    return task, task.encode(model)
+
+
+@st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
+def _others(open_: Opened, name: str, **options: Any) -> Task:
+    """Prompts for a mean, none of them in the task."""
+    return interp.load_task(name, open_.model, **options).without(open_.task)
+
+
+@st.cache_resource(
+    max_entries=16, show_spinner="Running clean and corrupted prompts …", hash_funcs=HASHES
+)
+def report(open_: Opened) -> TaskReport:
+    """Whether the model shows the behaviour."""
+    return open_.task.check(open_.model)
+
+
+def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
+    """The selection as arguments of `interp.activation_patching`."""
+    unit = SITES[selection.site]
+    reference = None
+    if selection.source == "mean":
+        reference = _others(open_, **_drawn(selection, n=2 * selection.n, seed=selection.seed + 1))
+    axes = {
+        "component": ("layer", unit),
+        "position": ("layer", "position"),
+        "component-position": ("layer", unit, "position"),
+        "layer": ("layer",),
+    }[selection.by]
+    positions: Any = selection.positions or "all"
+    if positions == "all" and "position" in axes and not open_.one_length:
+        positions = open_.names
+    found = {
+        "site": selection.site,
+        "by": axes,
+        "direction": selection.direction,
+        "source": selection.source,
+        "reference": reference,
+        "positions": positions,
+    }
+    if unit == "neuron" and unit in axes:
+        found["layers"] = selection.layers or (open_.model.n_layers // 2,)
+        if len(selection.neurons) == 2:
+            first, last = selection.neurons
+            found["components"] = tuple(range(first, last + 1))
+    return found
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
+    """What a sweep is keyed by and will take.
+
+    Raises:
+        InterpError: the model or the task does not allow it.
+    """
+    request = make_request(open_.model, open_.task, **arguments)
+    return Plan(str(request_key(open_.model, open_.task, request)), cost(open_.model, request))
+
+
+def result(key: str) -> Result | None:
+    """The stored result of a key, if there is one."""
+    try:
+        return _result(key)
+    except LookupError:
+        return None
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def _result(key: str) -> Result:
+    found = stored(key)
+    if found is None:
+        raise LookupError(key)  # absence is not cached
+    return Result(found)
+
+
+@st.cache_resource(max_entries=64, show_spinner="Looking at the head …", hash_funcs=HASHES)
+def head_view(open_: Opened, layer: int, head: int, prompt: int) -> HeadView:
+    """One head on one prompt."""
+    return view_head(open_.model, open_.task, layer, head, prompt=prompt)

@@ -1,0 +1,97 @@
+"""What whoever started the server offers: models that a link may name, and the model hub.
+
+`streamlit run app.py -- --models DIR --hub`: the models in the folders of DIR are offered beside
+the shipped ones, under the folders' names. Any other name is loaded only after a click, and an
+error then does not say what there is on the server: its log does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import streamlit as st
+
+import interp
+from interp.core.errors import InterpError
+from interp.core.records import Provenance
+from interp.models.language_model import LanguageModel
+
+LOG = logging.getLogger(__name__)
+PATH = re.compile(r"(?<![\w:/.…])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"`,;:<>/\\]+[/\\])+")
+"""The folders of an absolute path, up to its last part."""
+
+
+def options() -> argparse.Namespace:
+    """The arguments behind `--` of the command that started the server: models and hub."""
+    parser = argparse.ArgumentParser("streamlit run app.py --", description=__doc__)
+    parser.add_argument("--models", type=Path, metavar="DIR", help="a folder of models to offer")
+    parser.add_argument("--hub", action="store_true", help="let the Hugging Face hub be asked")
+    mine = Path(sys.argv[0]).name == "app.py"  # else another program runs a page, such as a test
+    return parser.parse_args(sys.argv[1:] if mine else [])
+
+
+def own_models() -> dict[str, Path]:
+    """The models of the owner's folder by name; a shipped name is not taken over."""
+    folder = options().models
+    found = [] if folder is None else sorted(folder.glob("*/config.json"))
+    shipped = {entry.name for entry in interp.known_models()}
+    return {path.parent.name: path.parent for path in found if path.parent.name not in shipped}
+
+
+def offered() -> dict[str, str]:
+    """The models that need no further question, with what they are, the default first."""
+    shipped = {entry.name: entry.description for entry in interp.known_models()}
+    return shipped | dict.fromkeys(own_models(), "offered by whoever runs this server")
+
+
+def load(name: str, dtype: str) -> LanguageModel:
+    """An offered model, or another one that was asked for.
+
+    Raises:
+        InterpError: it cannot be loaded; for one that is not offered, without the reason.
+    """
+    if name in (own := own_models()):
+        return replace(interp.load_model(str(own[name]), dtype=dtype), name=name)
+    if name in offered():
+        return interp.load_model(name, dtype=dtype)
+    try:
+        return interp.load_model(name, dtype=dtype)
+    except Exception as error:  # whatever it is, telling it would tell what there is
+        LOG.warning("loading %r: %s", name, error)
+        raise InterpError(
+            f"loading {name!r}",
+            "it is not among the models offered here, and it could not be loaded; the server's "
+            "log says why",
+            "choose a listed one; whoever runs the server offers more with app.py's arguments "
+            "--models DIR and --hub",
+        ) from None
+
+
+def without_paths(text: str) -> str:
+    """A text with the server's folders taken out of it; the last part of a path stays."""
+    return PATH.sub("…/", text)
+
+
+def shown(text: str, origin: Provenance) -> str:
+    """A text about a result, such as its call, without the folder its model lay in."""
+    return text.replace(origin.model, without_paths(origin.model))
+
+
+def ask(name: str) -> None:
+    """Note that a link names a model that is not offered."""
+    st.session_state["asked-model"] = name
+
+
+def asked() -> str | None:
+    """The model that a link names, which is not offered and was not agreed to."""
+    return st.session_state.get("asked-model")
+
+
+def answered() -> None:
+    """Forget the question."""
+    st.session_state.pop("asked-model", None)

@@ -1,0 +1,282 @@
+"""What is on screen: one `Selection`, the one function that changes it, and its permalink."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import streamlit as st
+
+from interp.core.components import SITES, Component
+from interp.core.errors import InterpError
+from interp.results.scores import Scores
+from interp.ui.shared import offered
+
+CHOICES = {
+    "dtype": ("float32", "float64", "bfloat16", "float16"),
+    "corruption": ("swap", "random", "abc"),
+    "site": tuple(SITES),
+    "by": ("component", "position", "component-position", "layer"),
+    "direction": ("denoise", "noise"),
+    "source": ("other", "zero", "mean"),
+}
+"""The values a field may have; the first is the default."""
+
+SETUP = ("model", "dtype", "task", "n", "seed", "corruption")
+SEARCH = ("finder", "removed", "price")
+PICKED = {"edges": None, "edge": None, "node": None, "place": None, "worth": None}
+CELL = {"layer": None, "head": None, "position": None}
+MOST_PROMPTS = 512
+LARGEST = 2**53 - 1
+"""The largest whole number a browser holds exactly."""
+BOUNDS = {"n": (1, MOST_PROMPTS), "edges": (1, LARGEST)}
+"""Least and most of whole numbers in a link; of the others 0 and `LARGEST`."""
+LONGEST = 200
+"""Characters of a text in a link."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The model and prompts, the sweep, and the cell and prompt looked at.
+
+    positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
+    (first, last). head: a head, key/value head or neuron. finder, removed, price: how a circuit is
+    found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
+    edge, node, place: what of it is looked at; worth: what an edge must be worth at a token; left,
+    right: two kept circuits. A link may name what is not loaded: `fit` and `strangers` find
+    out.
+    """
+
+    model: str | None = None
+    dtype: str = "float32"
+    task: str = "ioi"
+    n: int = 32
+    seed: int = 0
+    corruption: str = "swap"
+    site: str = "z"
+    by: str = "component"
+    direction: str = "denoise"
+    source: str = "other"
+    positions: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    neurons: tuple[int, ...] = ()
+    layer: int | None = None
+    head: int | None = None
+    position: str | None = None
+    prompt: int = 0
+    finder: str | None = None
+    removed: str | None = None
+    price: str | None = None
+    look: str | None = None
+    edges: int | None = None
+    edge: str | None = None
+    node: str | None = None
+    place: str | None = None
+    worth: str | None = None
+    left: str | None = None
+    right: str | None = None
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """The fields that say which model and prompts."""
+        return {name: getattr(self, name) for name in SETUP}
+
+
+TYPES = {field.name: str(field.type) for field in fields(Selection)}
+DEFAULTS = {field.name: field.default for field in fields(Selection)}
+
+
+def granularities(site: str) -> tuple[str, ...]:
+    """The values of `by` that a site permits, the usual one first."""
+    return CHOICES["by"] if SITES[site] else ("position", "layer")
+
+
+def current() -> Selection:
+    """The selection; on the first visit it is read from the link.
+
+    A model that is not offered is not in it: the page asks first.
+    """
+    if "selection" not in st.session_state:
+        names = [field.name for field in fields(Selection)]
+        found, words = read({name: st.query_params.get_all(name) for name in names})
+        ignored().extend(words)
+        if found.model is not None and found.model not in offered.offered():
+            offered.ask(found.model)
+            found = replace(found, model=None)
+        st.session_state.selection = found
+    return st.session_state.selection
+
+
+def agree() -> None:
+    """Take the model that a link names, though it is not offered, and the rest of the link."""
+    st.session_state.selection = replace(current(), model=offered.asked())
+    offered.answered()
+    write_link()
+
+
+def ignored() -> list[str]:
+    """What of a link was ignored, in words."""
+    return st.session_state.setdefault("ignored", [])
+
+
+def fit(**there: Collection[Any]) -> None:
+    """Drop what the selection names and what is loaded does not have, with a word.
+
+    Args:
+        there: field -> the values it may have.
+    """
+    changes: dict[str, Any] = {}
+    for name, values in there.items():
+        value = getattr(current(), name)
+        whole = isinstance(value, tuple)
+        strange = [v for v in (value if whole else (value,)) if v is not None and v not in values]
+        if strange:
+            known = (
+                f"{values[0]} to {values[-1]}"
+                if isinstance(values, range) and values
+                else ", ".join(map(str, list(values)[:12])) or "none"
+            )
+            ignored().extend(in_words(name, str(v), f"there are {known}") for v in strange[:3])
+            kept = tuple(v for v in value if v in values) if whole else None
+            changes[name] = kept if whole else DEFAULTS[name]
+    if changes:
+        select(**changes)
+
+
+def in_words(name: str, text: str, why: str) -> str:
+    """A value of a link, and why it is ignored."""
+    return f"{name}={text if len(text) <= 40 else text[:40] + '…'}: {why}"
+
+
+def select(**changes: Any) -> None:
+    """Change the selection and its link. Nothing else writes either of them.
+
+    What a change makes meaningless is cleared: the cell with the sweep, positions with the prompts.
+    """
+    old = current()
+    new = replace(old, **changes)
+    if "model" in changes:
+        offered.answered()
+    if new.setup != old.setup:
+        new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL, **PICKED)
+    elif old.finder not in (None, new.finder):
+        new = replace(new, price=changes.get("price"), **PICKED)
+    elif any(getattr(old, name) not in (None, getattr(new, name)) for name in SEARCH):
+        new = replace(new, **PICKED)
+    elif (new.site, new.by) != (old.site, old.by):
+        new = replace(new, **CELL)
+    if new.by not in granularities(new.site):
+        new = replace(new, by=granularities(new.site)[0])
+    st.session_state.selection = new
+    write_link()
+
+
+def write_link() -> None:
+    """Bring the address bar in line with the selection: on its change, and on a change of page."""
+    wanted = link(current())
+    for field in fields(Selection):
+        if field.name not in wanted:
+            st.query_params.pop(field.name, None)
+        elif st.query_params.get_all(field.name) != wanted[field.name]:
+            st.query_params[field.name] = wanted[field.name]
+
+
+def link(selection: Selection) -> dict[str, list[str]]:
+    """The query parameters of a selection; empty fields are left out."""
+    found: dict[str, list[str]] = {}
+    if selection.model is None:
+        return found
+    for field in fields(Selection):
+        value = getattr(selection, field.name)
+        if value is not None and value != ():
+            found[field.name] = [str(v) for v in (value if isinstance(value, tuple) else [value])]
+    return found
+
+
+def read_link(query: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
+    """The values of some query parameters by name, and words on each that was ignored."""
+    found: dict[str, Any] = {}
+    words: list[str] = []
+    for name, texts in query.items():
+        values = []
+        for text in texts:
+            try:
+                values.append(parse(name, text))
+            except ValueError as error:
+                words.append(in_words(name, text, str(error)))
+        if TYPES.get(name, "").startswith("tuple"):
+            found[name] = tuple(values)
+        elif values:
+            found[name] = values[0]
+            words += [in_words(name, str(v), "given more than once") for v in values[1:]]
+    return found, words
+
+
+def read(query: Mapping[str, Sequence[str]]) -> tuple[Selection, list[str]]:
+    """The selection of some query parameters, and words on each value that was ignored."""
+    found, words = read_link(query)
+    ends = found.get("neurons")
+    if ends and (len(ends) != 2 or ends[0] > ends[1]):
+        words.append(in_words("neurons", ", ".join(map(str, ends)), "not the first and the last"))
+        found["neurons"] = ()
+    selection = Selection(**found)
+    if selection.by not in granularities(selection.site):
+        if "by" in found:
+            words.append(in_words("by", selection.by, f"{selection.site} has no components"))
+        selection = replace(selection, by=granularities(selection.site)[0])
+    return selection, words
+
+
+def parse(name: str, text: str) -> str | int:
+    """The value of one query parameter: a whole number for a field of numbers, else the text.
+
+    Raises:
+        ValueError: no whole number in its bounds, not a choice, or no text that anything is called.
+    """
+    if "int" in TYPES.get(name, ""):
+        low, high = BOUNDS.get(name, (0, LARGEST))
+        plain = text.isascii() and text.isdecimal() and len(text) <= len(str(LARGEST))
+        if not plain or not low <= int(text) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(text)
+    if text not in CHOICES.get(name, (text,)):
+        raise ValueError("none of " + ", ".join(CHOICES[name]))
+    if len(text) > LONGEST or not text.isprintable() or not text.strip():
+        raise ValueError(f"not a name of 1 to {LONGEST} printable characters")
+    return text
+
+
+def strangers(scores: Scores, selection: Selection) -> dict[str, None]:
+    """The parts of the selected cell that these scores do not have, each to be cleared."""
+    names = {_field(axis): scores.coordinates[axis] for axis in scores.axes}
+    parts = {name: getattr(selection, name) for name in CELL}
+    return {
+        name: None
+        for name, value in parts.items()
+        if value is not None and str(value) not in names.get(name, ())
+    }
+
+
+def _field(axis: str) -> str:
+    return axis if axis in CELL else "head"
+
+
+def cell(scores: Scores, selection: Selection) -> tuple[int, ...] | None:
+    """The cell looked at; None if no cell, or only a part of one, is selected.
+
+    Where every component has several positions and none is chosen: the one with its largest
+    absolute value.
+    """
+    if selection.layer is None:
+        return None
+    chosen = selection.position if "position" in scores.axes else None
+    positions: Sequence[str | None] = [chosen]
+    if len(scores.axes) == 3 and selection.position is None:
+        positions = scores.coordinates["position"]
+    try:
+        label = str(Component(selection.layer, scores.site, selection.head))
+        cells = [scores.index(label, position) for position in positions]
+    except InterpError:
+        return None
+    return max(cells, key=lambda place: abs(scores.values[place]))

@@ -1,0 +1,1 @@
+"""What the pages of all studies share: opening, running and describing one."""

@@ -1,0 +1,286 @@
+"""The sections of the interventions page: each draws kept results and returns its table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import streamlit as st
+
+from interp.plots.lines import points_with_null, share_axis, stacked_shares
+from interp.studies.formatting import spread
+from interp.studies.steps import Result
+from interp.studies.verification.study import Study
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study as studies
+
+RULES = {
+    "interp-1": "ours, by whole words",
+    "next_token": "the next word alone",
+    "v1": "published, first version",
+    "final": "published, 3B",
+    "r1": "published, 14B",
+}
+ABLATIONS = {
+    "effects_zero": "zero, last tokens",
+    "effects_mean": "mean, last tokens",
+    "effects_resample": "resample, last tokens",
+    "effects_published": "zero, as published",
+}
+MEASURES = {
+    "disabled": 'valid attempts judged "not"',
+    "invalid_kept": 'invalid attempts still judged "not"',
+    "shift": "shift of log P(this) - log P(not), valid attempts, nats",
+    "kl": "KL(plain || ablated), nats",
+}
+SIDES = ("valid into invalid", "invalid into valid")
+Rows = list[dict[str, Any]]
+UNKNOWN = float("nan")
+
+
+def outcomes(study: Study) -> Rows:
+    """What the model writes with each set zeroed; the rows of all rules."""
+    found = study.results["interventions"]
+    _outcomes(found, study.results.get("interventions_published"))
+    return [{"rule": rule, **row} for rule in RULES for row in _outcome_rows(found, rule)]
+
+
+@st.fragment
+def _outcomes(found: Result, close: Result | None) -> None:
+    rule = studies.pick(
+        st.segmented_control,
+        "Rule that classes a text",
+        "rule",
+        list(RULES),
+        format_func=lambda name: f"{name} · {RULES[name]}",
+        required=True,
+    )
+    shares = {name: row["outcomes"][rule] for name, row in found["rows"].items()}
+    studies.figure(
+        stacked_shares(
+            {name: {k: v["mean"] for k, v in each.items()} for name, each in shares.items()},
+            x_title=f"texts, rule {rule}; success: verification disabled",
+        ),
+        key="outcomes",
+        alt=f"Outcomes of every set by rule {rule}",
+    )
+    studies.table(_outcome_rows(found, rule), key="outcome-table")
+    st.caption(
+        f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
+        f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
+        "Random: the texts of all random sets together, matched in kind, layer and count, each on "
+        f"{found['each']} or so of the attempts, always by rule interp-1. Published: the heads "
+        "that attend to the target before the first attempt, and the first three of them by the "
+        "published score."
+    )
+    if close is not None:
+        with st.expander("The same at the published tokens"):
+            rows = _outcome_rows(close, rule)
+            kept = ("set zeroed", "size", "success", "95 % interval", "partial", "fail", "ood")
+            studies.table([{k: row[k] for k in kept} for row in rows], key="outcome-published")
+            st.caption(
+                f"Heads zeroed at every token, neurons at the last alone: {close['n']} attempts."
+            )
+    name = st.selectbox("Texts under", list(found["rows"]), key="outcome-texts")
+    for column, text in zip(st.columns(3), found["rows"][name]["examples"], strict=False):
+        column.code(text, language=None, wrap_lines=True)
+
+
+def _outcome_rows(found: Result, rule: str) -> Rows:
+    shares = {name: row["outcomes"][rule] for name, row in found["rows"].items()}
+    return [
+        {
+            "set zeroed": name,
+            "size": len(row["components"]),
+            "success": shares[name]["success"]["mean"],
+            "95 % interval": studies.interval(shares[name]["success"]),
+            **{kind: shares[name][kind]["mean"] for kind in ("partial", "fail", "ood", "empty")},
+            "random: success": "–"
+            if row["random"] is None
+            else studies.value(row["random"]["success"]),
+            "draws": row["draws"],
+            "as strong": row["share"],
+        }
+        for name, row in found["rows"].items()
+    ]
+
+
+def verdicts(study: Study) -> Rows:
+    """The verdict under every ablation, with the random sets drawn; the rows of all ablations."""
+    results = {kind: study.results[kind] for kind in ABLATIONS if kind in study.results}
+    _verdicts(results)
+    return [
+        {"ablation": ABLATIONS[kind], **row}
+        for kind, found in results.items()
+        for row in _verdict_rows(found["sets"])
+    ]
+
+
+@st.fragment
+def _verdicts(results: dict[str, Result]) -> None:
+    left, right = st.columns(2)
+    with left:
+        kind = studies.pick(
+            st.segmented_control,
+            "Ablation",
+            "ablation",
+            list(results),
+            format_func=ABLATIONS.__getitem__,
+            required=True,
+        )
+    with right:
+        measure = studies.pick(
+            st.selectbox, "Measure", "measure", list(MEASURES), format_func=MEASURES.__getitem__
+        )
+    found = results[kind]
+    sets = found["sets"]
+    one = {"low": UNKNOWN, "high": UNKNOWN}
+    seen = [x[measure] if measure != "kl" else {**one, "mean": x["kl"]} for x in sets.values()]
+    mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
+    studies.figure(
+        points_with_null(
+            list(sets),
+            mean,
+            low=low,
+            high=high,
+            null=[x["null"][measure] for x in sets.values()],
+            x_title=MEASURES[measure],
+        ),
+        key="verdicts",
+        alt=f"{MEASURES[measure]} for each set, {ABLATIONS[kind]}",
+    )
+    studies.table(_verdict_rows(sets), key="verdict-table")
+    none = found["none"]
+    draws, few = (
+        " or ".join(map(str, sorted({x[key] for x in sets.values()})))
+        for key in ("draws", "null_n")
+    )
+    where = "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
+    st.caption(
+        f"{where}{found['n']} samples, half of them valid; plain model: "
+        f"{studies.value(none['disabled'])} and "
+        f"{studies.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
+        f"layer and count, run on {few} of the samples: mean [95 % range]; as strong: share of "
+        "them at least as strong in disabling on the same samples, the set itself counted."
+    )
+    if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
+        st.caption(f"This study has not come to: {'; '.join(missing)}.")
+    with st.expander("The sets"):
+        studies.table(
+            [{"set": name, "components": ", ".join(x["components"])} for name, x in sets.items()],
+            key="sets",
+        )
+
+
+def _verdict_rows(sets: dict[str, Result]) -> Rows:
+    return [
+        {
+            "set": name,
+            "size": len(x["components"]),
+            'valid judged "not"': x["disabled"]["mean"],
+            "95 % interval": studies.interval(x["disabled"]),
+            "random sets": spread(x["null"]["disabled"]),
+            "draws": x["draws"],
+            "as strong": x["share"],
+            'invalid still "not"': x["invalid_kept"]["mean"],
+            'random: still "not"': spread(x["null"]["invalid_kept"]),
+            "shift (nats)": studies.value(x["shift"]),
+            "KL": x["kl"],
+        }
+        for name, x in sets.items()
+    ]
+
+
+def side_effects(study: Study) -> Rows:
+    """Arithmetic and plain English with each set zeroed at every token."""
+    found = {name: x for name, x in study.results["side_effects"].items() if name != "n"}
+    seen = [x["arithmetic"] for x in found.values()]
+    mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
+    studies.figure(
+        points_with_null(
+            list(found),
+            mean,
+            low=low,
+            high=high,
+            null=[x.get("arithmetic_null") for x in found.values()],
+            x_title="results whose last digit is still right",
+        ),
+        key="arithmetic",
+        alt="Arithmetic with each set zeroed at every token",
+    )
+    rows = [
+        {
+            "set, zeroed at every token": name,
+            "last digit right": x["arithmetic"]["mean"],
+            "95 % interval": studies.interval(x["arithmetic"]),
+            "random sets": _mean(x.get("arithmetic_null")),
+            "draws": len(x.get("arithmetic_null", ())),
+            "right, less random": _value(x.get("arithmetic_beside")),
+            "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
+            "more nats a token": studies.value(x["loss_change"]) if "loss_change" in x else "–",
+            "random: more nats": _mean(x.get("loss_change_null")),
+            "nats, less random": _value(x.get("loss_change_beside")),
+        }
+        for name, x in found.items()
+    ]
+    studies.table(rows, key="side-table")
+    st.caption(
+        f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
+        "on plain English with the set zeroed minus the plain model's, text by text; left out "
+        "where the tokeniser cannot write English. Random: the mean over the draws, each on two "
+        "results and on one text; less random: the set less a random one on the same ones."
+    )
+    return rows
+
+
+def _value(found: Result | None) -> str:
+    return "–" if found is None else studies.value(found)
+
+
+def _mean(draws: list[float] | None) -> str:
+    """The mean of some draws; each is on too few samples for their range to say much."""
+    return "–" if not draws else widgets.number(sum(draws) / len(draws))
+
+
+def sufficiency(study: Study) -> Rows:
+    """Sets carried from one run of a pair into the other."""
+    found = study.results["sufficiency"]
+    drawings = [
+        points_with_null(
+            list(found[side]),
+            [x["effect"] for x in found[side].values()],
+            low=[x["effect_low"] for x in found[side].values()],
+            high=[x["effect_high"] for x in found[side].values()],
+            null=[x["effect_null"] for x in found[side].values()],
+            x_title="share of the log-odds gap carried over",
+            value_label="the set",
+        )
+        for side in SIDES
+    ]
+    share_axis(drawings, "x")
+    for side, drawn, column in zip(SIDES, drawings, st.columns(2, gap="large"), strict=True):
+        column.markdown(f"**{side.capitalize()}**")
+        with column:
+            studies.figure(drawn, key=f"carried-{side}", alt=f"Effect of each set, {side}")
+    rows = [
+        {
+            "direction": side,
+            "set": name,
+            "effect": x["effect"],
+            "95 % interval": widgets.span(x["effect_low"], x["effect_high"]),
+            "random sets": spread(x["effect_null"]),
+            "draws": len(x["effect_null"]),
+            "as strong": x["share"],
+            "verdicts flipped": studies.value(x["flipped"]),
+            "random: flipped": spread(x["flipped_null"]),
+        }
+        for side in SIDES
+        for name, x in found[side].items()
+    ]
+    studies.table(rows, key="sufficiency-table")
+    st.caption(
+        f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are "
+        f"over pairs; random sets in {found['null_n']} of them."
+    )
+    return rows

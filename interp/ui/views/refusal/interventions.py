@@ -1,0 +1,60 @@
+"""Interventions: steering methods on both sides, their doses, and one to try."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.ui.refusal import methods as steering_methods
+from interp.ui.refusal import texts as steered_texts
+from interp.ui.studies import open_study as studies
+from interp.ui.studies.kinds import REFUSED
+
+SECTIONS = {
+    "frontier": (
+        steering_methods.frontier,
+        "method_",
+        "That a refusal is gone does not make the text a good answer: see loss, KL and texts that "
+        "are neither. One model, one set of prompts, greedy decoding.",
+    ),
+    "doses": (
+        steering_methods.doses,
+        "dose_",
+        "The first token's score stands for the text here; texts are judged at the chosen dose "
+        "only, on other rows.",
+    ),
+    "try one": (
+        steered_texts.side_by_side,
+        None,
+        "One text and one random direction: an illustration, not a measurement.",
+    ),
+}
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(REFUSED, "Interventions")
+    if study is None:
+        return
+    section = studies.pick(
+        st.segmented_control,
+        "What to look at",
+        "section",
+        list(SECTIONS),
+        required=True,
+        help="frontier: what each method removes and keeps. doses: how its dose was chosen. try "
+        "one: steer the loaded model.",
+    )
+    draw, prefix, caveat = SECTIONS[section]
+    kept = {
+        name: found
+        for name, found in study.results.items()
+        if prefix is not None and name.startswith(prefix)
+    }
+    studies.provenance(study, *kept)
+    rows = draw(study)
+    studies.take_away(study, f"refusal-{section.replace(' ', '-')}", rows, kept or {"rows": rows})
+    studies.caveat(caveat)
+
+
+if __name__ == "__main__":
+    show()

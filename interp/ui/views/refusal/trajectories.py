@@ -1,0 +1,262 @@
+"""Trajectories: tasks on their way through the layers, the gate, and its ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from interp.core.statistics import share_estimate
+from interp.plots.grids import layer_rows
+from interp.plots.lines import band_lines, share_axis
+from interp.plots.steering import gate_curve, picture
+from interp.refusal.task_steering import PUBLISHED
+from interp.studies.steps import Result
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study as studies
+from interp.ui.studies.kinds import REFUSED
+
+GATE = {
+    "covered": "benign rows, steered by their own task",
+    "wrong": "benign rows, by another task",
+    "passed": "rows to refuse that pass",
+}
+ALL = "all"
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(REFUSED, "Task trajectories")
+    if study is None:
+        return
+    if not studies.ready(study, "constellations"):
+        return
+    found = study.results["constellations"]
+    bank = sum(map(sum, found["counts"]))
+    studies.provenance(study, "constellations", **{"rows in the bank": bank})
+    _ratios(found)
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        _effectiveness(found)
+    with right:
+        _picture(found)
+    left, right = st.columns(2, gap="large")
+    with left:
+        _gate(found)
+    with right:
+        _told(found)
+    ledger = study.results.get("ledger")
+    st.subheader("Ledger: what was decided for each prompt", anchor=False)
+    rows: list[dict[str, Any]] = []
+    if ledger is None:
+        st.caption("No ledger: no task has both classes, or the study has not come to it.")
+    else:
+        rows = _ledger(ledger)
+    kept = {
+        name: study.results[name] for name in ("constellations", "ledger") if name in study.results
+    }
+    studies.take_away(study, "trajectories", rows, kept)
+    studies.caveat(
+        "A path that comes near the refusals' centroid need not be refused because of it. The bank "
+        "holds find rows, the gate is set on select rows, lines and ledger are of test rows; no "
+        "row is in two of these."
+    )
+
+
+def _ratios(found: Result) -> None:
+    """Distance to the answered centroid over that to the refused one, a figure a task."""
+    st.subheader("Nearer to the task's answers, or to its refusals?", anchor=False)
+    tasks = list(dict.fromkeys(row["task"] for row in found["ratios"]))
+    if not tasks:
+        st.info(
+            "No task has enough answered and refused rows for two centroids.",
+            icon=":material/info:",
+        )
+        _notices(found)
+        return
+    drawings = {task: _ratio_lines(found["ratios"], task) for task in tasks}
+    share_axis(drawings.values(), "y")
+    for start in range(0, len(tasks), 2):
+        for task, column in zip(tasks[start : start + 2], st.columns(2, gap="large"), strict=False):
+            drawn = drawings[task]
+            column.markdown(f"**{widgets.plain(task)}**")
+            with column:
+                studies.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
+    st.caption(
+        "Test rows, mean and 95 % interval. Above 1: nearer to the centroid of the task's "
+        "refusals. Classes are what became of the rows."
+    )
+    _notices(found)
+
+
+def _ratio_lines(rows: list[Result], task: str) -> Any:
+    mine = {row["class"]: row for row in rows if row["task"] == task}
+    order = [name for name in ("answered", "refused") if name in mine]
+    drawn = band_lines(
+        {
+            f"{name} (n = {mine[name]['n']})": (
+                mine[name]["mean"],
+                mine[name]["low"],
+                mine[name]["high"],
+            )
+            for name in order
+        },
+        x_title="layer",
+        y_title="distance to answered / to refused",
+    )
+    drawn.add_hline(y=1.0, line={"dash": "dash", "width": 1, "color": "#808a96"})
+    if order == ["refused"]:
+        drawn.data[0].update(fillcolor="#c0392b")
+        drawn.data[1].update(line={"color": "#c0392b"})
+    return drawn
+
+
+def _notices(found: Result) -> None:
+    if found["notices"]:
+        st.caption(f"Left out: {widgets.plain('; '.join(found['notices']))}.")
+
+
+def _effectiveness(found: Result) -> None:
+    """How far apart a task's centroids are, by layer."""
+    st.subheader("Effectiveness of layers", anchor=False)
+    values = [
+        row if min(counts) > 0 and any(row) else [float("nan")] * len(row)
+        for counts, row in zip(found["counts"], found["effectiveness"], strict=True)
+    ]
+    drawn = layer_rows(values, rows=found["tasks"], title="effectiveness")
+    studies.figure(drawn, key="effectiveness", alt="Effectiveness, task by layer")
+    st.caption("Find rows. Blank: a task without both classes.")
+
+
+def _picture(found: Result) -> None:
+    """Two principal axes, marked as what they are."""
+    st.subheader("A picture, for display only", anchor=False)
+    shown = found["picture"]
+    if shown is None:
+        st.caption("No task has both classes.")
+        return
+    studies.figure(
+        picture(shown["points"], shown["tasks"], shown["refused"], notice="for display only"),
+        key="picture",
+        alt="Two principal axes, for display only",
+    )
+    st.caption(
+        f"Two principal axes of {len(shown['points'])} test rows at layer {shown['layer']}. What "
+        "looks apart or mixed here says nothing of the full dimension: see the ratios above and "
+        "the probes on the first page."
+    )
+
+
+def _gate(found: Result) -> None:
+    """What the gate lets through at every threshold."""
+    st.subheader("The gate", anchor=False)
+    gate = found["gate"]
+    chosen: float | None = found["threshold"]
+    sizes = {"covered": gate["n_benign"], "wrong": gate["n_benign"], "passed": gate["n_harmful"]}
+    series = {}
+    for name, label in GATE.items():
+        seen = [share_estimate(int(count), sizes[name]) for count in gate[name]]
+        series[f"{label} (of {sizes[name]})"] = tuple(
+            [getattr(one, end) for one in seen] for end in ("mean", "low", "high")
+        )
+    marks = {"published": PUBLISHED.threshold}
+    if chosen is not None:
+        marks["chosen"] = chosen
+    studies.figure(
+        gate_curve(gate["thresholds"], series, marks=marks),
+        key="gate",
+        alt="Shares of select rows the gate lets through, by threshold",
+    )
+    rows = [("published", PUBLISHED.threshold, found["at published"])]
+    if chosen is not None:
+        rows.append(("chosen", chosen, found["at chosen"]))
+    studies.table(
+        [
+            {
+                "threshold": f"{name}, {value:.4f}",
+                "own task": studies.value(at["covered"]),
+                "another task": studies.value(at["wrong"]),
+                "rows to refuse that pass": studies.value(at["passed"]),
+            }
+            for name, value, at in rows
+        ],
+        key="gate-table",
+    )
+    if chosen is None:
+        st.warning(
+            "No threshold keeps wrong tasks and passing refusals within 5 % each: the published "
+            "one is used.",
+            icon=":material/warning:",
+        )
+
+
+def _told(found: Result) -> None:
+    """How often tasks are told right."""
+    st.subheader("Which task is it?", anchor=False)
+    counts = dict(zip(found["tasks"], found["counts"], strict=True))
+    studies.table(
+        [
+            {
+                "task": task,
+                "answered in bank": counts.get(task, [0, 0])[0],
+                "refused in bank": counts.get(task, [0, 0])[1],
+                "told right": share["mean"],
+                "95 % interval": studies.interval(share),
+                "n": share["n"],
+            }
+            for task, share in found["told"].items()
+        ],
+        key="told",
+    )
+    st.caption("Test rows; the nearest constellation of the bank.")
+    if "ways" in found:
+        studies.table(
+            [
+                {
+                    "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
+                    "over layers": x["identify"]["over_layers"],
+                    "centroid": x["identify"]["centre"],
+                    "told right": x["right"]["mean"],
+                    "": "taken" if x["identify"] == found["identify"] else "",
+                }
+                for x in found["ways"]
+            ],
+            key="ways",
+        )
+        st.caption("Ways of telling a task by cosines, on select rows; the best is taken.")
+
+
+@st.fragment
+def _ledger(found: Result) -> list[dict[str, Any]]:
+    """The rows, all or by why they were left alone."""
+    st.markdown(widgets.plain(found["text"]))
+    rows = found["rows"]
+    reasons = list(dict.fromkeys(_fate(row) for row in rows))
+    wanted = st.segmented_control(
+        "Show", [ALL, *reasons], default=ALL, required=True, key="ledger-filter"
+    )
+    shown = [row for row in rows if wanted in (ALL, _fate(row))]
+    studies.table(
+        [
+            {
+                **{key: value for key, value in row.items() if key != "steered"},
+                "skipped": row["skipped"] or "–",
+            }
+            for row in shown
+        ],
+        key="ledger",
+    )
+    st.caption(
+        f"{len(rows)} of {found['n']} test rows are kept; {found['steered']} steered, "
+        f"{found['wrong']} of them with another task's constellation."
+    )
+    return rows
+
+
+def _fate(row: Result) -> str:
+    """Why a prompt is left alone, without the numbers of the case; or that it is steered."""
+    return row["skipped"].split(":")[0] or "steered"
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,180 @@
+"""GLU vectors: the neurons that write along a direction, what they do, and a search by word."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.plots.lines import spread_by_label
+from interp.studies.formatting import as_strong
+from interp.studies.steps import Result
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study as studies
+from interp.ui.studies.kinds import VERIFIED
+from interp.ui.verification.neuron_search import search
+
+SETS = ("GLU_Valid", "GLU_Invalid")
+PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "product h"}
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(VERIFIED, "GLU vectors")
+    if study is None:
+        return
+    if not studies.ready(study, "glu"):
+        return
+    found = study.results["glu"]
+    layers = f"{found['layers'][0]} to {found['layers'][-1]}"
+    about = f"{layers}, {found['top_k']} neurons of each, by {found['direction']}"
+    studies.provenance(study, "glu", layers=about)
+    st.latex(
+        r"\text{MLP}(x) = \sum_i h_i\, v_i, \qquad h_i = \text{act}(g_i \cdot x)\,(u_i \cdot x)"
+    )
+    _set(found)
+    _antipodes(found)
+    _tried(study.results["glu_choice"])
+    st.header("Which neurons write a word?", anchor=False)
+    search(study, {name: found[name]["neurons"] for name in SETS})
+    rows = [{"set": name, **_row(row)} for name in SETS for row in _every(found[name])]
+    studies.take_away(study, "glu", rows, found)
+    studies.caveat(
+        "A value vector along a direction says what a neuron could write, not that it is active or "
+        "read: there are such neurons for random directions too (the null line). What the "
+        "sets do to the verdict is on Interventions."
+    )
+
+
+@st.fragment
+def _set(found: Result) -> None:
+    """One set's neurons, and the one looked at."""
+    left, right = st.columns([1, 2], vertical_alignment="bottom")
+    with left:
+        name = studies.pick(st.segmented_control, "Set", "glu", SETS, required=True)
+    seen, null = found[name], found[name]["null"]
+    right.markdown(
+        f"**{len(seen['neurons'])} neurons**, mean cosine {widgets.number(abs(null['selected']))}; "
+        f"the same selection along random "
+        f"directions {studies.null_words(null)}"
+    )
+    rows = [_row(row) for row in _every(seen)]
+    neurons = [row["neuron"] for row in _every(seen)]
+    neuron = studies.view().neuron
+    at = neurons.index(neuron) if neuron in neurons else 0
+    key = f"glu-{name}-{at}"
+
+    def picked() -> None:
+        if chosen := st.session_state[key].selection.rows:
+            studies.change(neuron=neurons[chosen[0]])
+
+    studies.table(
+        rows,
+        key=key,
+        narrow=["writes", "writes against"],
+        on_select=picked,
+        selection_mode="single-row",
+        selection_default={"selection": {"rows": [at]}},
+    )
+    st.caption(
+        f"{len(rows)} of {len(seen['neurons'])}, by cosine with the direction; means of h "
+        "at t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
+        "factor tells valid from invalid. AUC: the chance that h is larger on a valid sample."
+    )
+    _neuron(seen, at, neurons[at])
+
+
+def _every(seen: Result) -> list[Result]:
+    """The rows of all neurons; studies kept before `rest` was have the first ones only."""
+    return [*seen["top"], *seen.get("rest", [])]
+
+
+def _tried(found: Result) -> None:
+    """What zeroing the sets does, for every direction and size."""
+    st.subheader("Along which direction?", anchor=False)
+    studies.table(
+        [
+            {
+                "direction": row["direction"],
+                "a layer": row["k"],
+                "neurons": row["neurons"],
+                'GLU_Valid: "not"': row["GLU_Valid"]["disabled"],
+                'both: "not"': row["both"]["disabled"],
+                "both: log-odds": row["both"]["log_odds"],
+                'random: "not"': row["random"]["disabled"],
+                "random: log-odds": row["random"]["log_odds"],
+            }
+            for row in found["rows"]
+        ],
+        key="glu-tried",
+    )
+    st.caption(
+        f'Zeroed at the last tokens of {found["n"]} valid find samples: share judged "not", and '
+        "mean log P(this) - log P(not). The direction and size that lower it most are used above."
+    )
+
+
+def _row(row: Result) -> dict[str, object]:
+    gate, up, covariance = row["parts"]
+    return {
+        "neuron": row["neuron"],
+        "cosine": row["cosine"],
+        "writes": " ".join(map(widgets.visible, row["writes_valid"])),
+        "writes against": " ".join(map(widgets.visible, row["writes_invalid"])),
+        "h, valid": row["valid"],
+        "h, invalid": row["invalid"],
+        "gate": gate,
+        "up": up,
+        "covariance": covariance,
+        "AUC": row["auc"],
+    }
+
+
+def _neuron(seen: Result, at: int, neuron: str) -> None:
+    """Its two factors and their product, by label."""
+    st.subheader(neuron, anchor=False)
+    if at >= len(seen["top"]):
+        st.info(
+            f"Values on every sample are kept for the first {len(seen['top'])} neurons of the set; "
+            "the row above holds this one's means and parts.",
+            icon=":material/info:",
+        )
+        return
+    samples = seen["samples"]
+    labels = ["valid" if label else "invalid" for label in samples["valid"]]
+    for column, (part, words) in zip(st.columns(3), PARTS.items(), strict=True):
+        with column:
+            studies.figure(
+                spread_by_label([row[at] for row in samples[part]], labels, x_title=words),
+                key=f"spread-{part}",
+                alt=f"{part} of {neuron} by label",
+            )
+
+
+def _antipodes(found: Result) -> None:
+    """How opposite the two sets are, as selected and beyond the probes."""
+    st.subheader("Antipodal pairs", anchor=False)
+    cases = {
+        "opposed_neurons": "as selected",
+        "antipodes_without_probes": "with the probes' directions projected out",
+    }
+    for column, (case, words) in zip(st.columns(2, gap="large"), cases.items(), strict=True):
+        x = found[case]
+        null = x["null"]
+        column.markdown(
+            f"**{words.capitalize()}**: mean of each one's most negative cosine "
+            f"**{widgets.number(x['mean_cosine'])}**; sets selected along random directions of "
+            f"both signs {widgets.number(-null['mean'])} "
+            f"[{widgets.number(-null['high'])}, {widgets.number(-null['low'])}], "
+            f"{as_strong(null['share'])} ({null['draws']} draws); random neurons of the same "
+            "layers "
+            f"{widgets.number(-x['null_neurons']['mean'])}"
+        )
+        with column:
+            studies.table(
+                [{SETS[0]: a, SETS[1]: b, "cosine": cosine} for a, b, cosine in x["pairs"]],
+                key=case,
+            )
+    st.caption("Sets chosen along w and along -w are opposite by their selection alone.")
+
+
+if __name__ == "__main__":
+    show()

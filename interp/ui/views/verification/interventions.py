@@ -1,0 +1,74 @@
+"""Interventions: what sets of heads and neurons do to the verdict, to texts, and to the rest."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.ui.studies import open_study as studies
+from interp.ui.studies.kinds import VERIFIED
+from interp.ui.verification import outcomes as intervened
+from interp.ui.verification.generate import side_by_side
+
+SECTIONS = {
+    "verdicts": (
+        intervened.verdicts,
+        ("effects_zero",),
+        "That a set disables the verdict does not say that it computes it: breaking what the "
+        "verdict needs as input disables it too. Zeroed values are out of distribution; compare "
+        "mean and resample.",
+    ),
+    "texts": (
+        intervened.outcomes,
+        ("interventions",),
+        "Success says that the model no longer calls a right sum right, not that it has lost "
+        "nothing else: see side effects.",
+    ),
+    "side effects": (
+        intervened.side_effects,
+        ("side_effects",),
+        "Completing a result by its last digit is one narrow skill, and eight short texts are a "
+        "small sample of English. What is not listed was not measured.",
+    ),
+    "sufficiency": (
+        intervened.sufficiency,
+        ("sufficiency",),
+        "A set that carries little over may still be needed, and one that carries all may only "
+        "pass on what others computed.",
+    ),
+    "generate": (
+        side_by_side,
+        (),
+        "One text and one random set: an illustration, not a measurement. Shares with intervals "
+        "are under texts.",
+    ),
+}
+
+
+def show() -> None:
+    """The page."""
+    study = studies.opened(VERIFIED, "Interventions")
+    if study is None:
+        return
+    section = studies.pick(
+        st.segmented_control,
+        "What to look at",
+        "section",
+        list(SECTIONS),
+        required=True,
+        help="verdicts: the next token under ablation. texts: what the model then writes. "
+        "side effects: arithmetic and English with the set zeroed. sufficiency: the set carried "
+        "from one run into the other. generate: try it on the loaded model.",
+    )
+    draw, steps, caveat = SECTIONS[section]
+    if not studies.ready(study, *steps):
+        return
+    wanted = intervened.ABLATIONS if draw is intervened.verdicts else steps
+    kept = {step: study.results[step] for step in wanted if step in study.results}
+    studies.provenance(study, *kept)
+    rows = draw(study)
+    studies.take_away(study, section.replace(" ", "-"), rows, kept or {"rows": rows})
+    studies.caveat(caveat)
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,172 @@
+"""The command line gives the package's own numbers, and errors without a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import interp
+from interp.cli import main as cli
+from interp.cli import terminal
+from interp.models.loading import known_families
+from interp.studies.verification.settings import Settings
+from interp.tasks.registry import TASKS
+
+
+def run(*arguments):
+    """Exit code, output."""
+    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=True)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+TOY = ("--model", "toy-induction", "--task", "toy-induction")
+
+
+def test_patch_is_the_packages_number(tmp_path):
+    out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json")
+    assert "L1H2" in out
+    assert "ranked by effect, the most positive first; top 5: p = 0.0" in out
+    assert "(256 sign flips of 8 prompts" in out
+    told = json.loads((tmp_path / "out.json").read_text())
+    model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=8)
+    scores = interp.activation_patching(model, task)
+    assert told["values"] == scores.values.tolist()
+    # The package's own ranking and test, as in the app.
+    assert told["null"] == asdict(scores.null(5))
+    assert [row["component"] for row in told["top"]] == [x.label for x in scores.top(10)]
+    assert told["provenance"]["model_hash"] == model.hash
+    assert told["n"] == 8
+
+
+def test_patch_options(tmp_path):
+    out = run(
+        "patch", *TOY, "--n", 4, "--site", "post", "--by", "layer,neuron,position",
+        "--positions", "last", "--layers", "0-1", "--components", "0,2-3",
+        "--direction", "noise", "--source", "zero", "--metric", "log_odds", "--top", 3,
+    )  # fmt: skip
+    assert "2 layers x 3 neurons x 1 positions" in out
+
+
+def test_patch_with_a_mean_over_other_prompts(tmp_path):
+    out = tmp_path / "m.json"
+    run("patch", *TOY, "--n", 4, "--source", "mean", "--direction", "noise", "--json", out)
+    model, task = interp.load_model("toy-induction"), interp.load_task("toy-induction", n=4)
+    others = interp.load_task("toy-induction", n=8, seed=1).without(task)
+    options = {"source": "mean", "direction": "noise", "reference": others}
+    expected = interp.activation_patching(model, task, **options)
+    assert json.loads(out.read_text())["values"] == expected.values.tolist()
+
+
+def test_path(tmp_path):
+    out = run("path", *TOY, "--n", 4, "--receivers", "L1.k", "--json", tmp_path / "p.json")
+    assert "L0H1" in out
+    assert json.loads((tmp_path / "p.json").read_text())["top"][0]["component"] == "L0H1"
+
+
+def test_models_and_tasks(tmp_path):
+    listed = run("models")
+    assert "smollm2-135m-instruct" in listed
+    assert max(map(len, listed.splitlines())) <= 120
+    assert all(row["name"] in listed for row in known_families())
+    out = run("models", "--check", "toy-and", "--json", tmp_path / "m.json")
+    assert "resid_mid" in out
+    assert json.loads((tmp_path / "m.json").read_text())["sites"]["z"] is None
+    listed = run("tasks")
+    assert all(name in listed for name in TASKS)
+    out = run("tasks", "toy-or", "--model", "toy-or", "--json", tmp_path / "t.json")
+    assert "1.000" in out
+    assert json.loads((tmp_path / "t.json").read_text())["accuracy"]["mean"] == 1
+
+
+def test_own_task_file(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text("clean,corrupted,answers,wrong\n<bos> a b c a,<bos> a d c a,b,d\n")
+    assert "n=1" in run("patch", "--model", "toy-induction", "--task", path)
+
+
+@pytest.mark.parametrize("command", ["models", "tasks", "patch", "path"])
+def test_help_has_an_example(command):
+    assert f"Example: interp {command}" in run(command, "--help")
+
+
+def test_errors_are_one_message(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["interp", "patch", *TOY, "--site", "zz"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "did you mean 'z'" in error
+    assert "Traceback" not in error
+
+
+def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
+    asked = []
+
+    class Done:
+        seconds, directory = {"x": 60.0}, tmp_path
+
+        def save(self, directory):
+            return directory
+
+    monkeypatch.setattr(
+        "interp.studies.verification.study.study_verification",
+        lambda model, base, *, settings, say: asked.append((model, base, settings)) or Done(),
+    )
+    monkeypatch.setattr("interp.studies.verification.report.report.write_up", lambda done: done)
+    file = tmp_path / "mine.txt"
+    file.write_text("<user>{numbers} to {target}<assistant>\n-")
+    command = ("study", "verification", "--model", "countdown-tiny", "--n", 40)
+    run(*command)
+    run(
+        *command, "--template", file, "--operands", "3", "--window", 1, "--top-k", "4,8",
+        "--threshold", 0.2, "--pairs", 8, "--attempts", 3, "--draws", 7, "--dtype", "bfloat16",
+    )  # fmt: skip
+    (_, _, plain), (model, base, settings) = asked
+    assert plain == Settings(n=40)
+    assert settings == Settings(
+        n=40, draws=7, template=file.read_text(), operands=(3,), window=1, top_k=(4, 8),
+        threshold=0.2, pairs=8, attempts=3,
+    )  # fmt: skip
+    assert model.dtype == torch.bfloat16
+    assert base is None
+    with pytest.raises(interp.InterpError, match="did you mean 'short'"):
+        run(*command, "--template", "shrt")
+    file.write_text("{numbers} only")
+    with pytest.raises(interp.InterpError, match="no {numbers} or no {target}"):
+        run(*command, "--template", file)
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-3", "3,,4"])
+def test_bad_ranges(text):
+    with pytest.raises(interp.InterpError, match="write 3,7-9"):
+        terminal.numbers(text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_tables_cut_nothing(terminal):
+    """Through a pipe a row is one line, however narrow the window; a terminal folds it."""
+    cells = ["a" * 64, "L1H2" * 30, "[/b] [0.1, 0.2]"]
+    code = f"from interp.cli.terminal import table; table(['hash', 'name', 'x'], [{cells!r}] * 2)"
+    size = {"COLUMNS": "40"} | ({"FORCE_COLOR": "1"} if terminal else {})
+    known = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "TTY_COMPATIBLE")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=known | size, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert "…" not in done.stdout
+    if terminal:
+        assert len(lines) > 3
+    else:
+        assert len(lines) == 3
+        assert all(cell in line for line in lines[1:] for cell in cells)
+
+
+def test_a_model_s_hash_is_printed_whole():
+    assert interp.load_model("toy-or").hash in run("models", "--check", "toy-or")

@@ -1,0 +1,70 @@
+"""A head looked at: its attention, and its direct share of the logits."""
+
+import pytest
+import torch
+
+from interp.core.errors import InterpError
+from interp.core.prompts import PromptPair, Task
+from interp.heads.view import view_head
+from interp.models.loading import load_model
+from interp.runs.capture import run_with_cache
+from interp.tasks.registry import load_task
+
+
+def test_shares_add_up_to_the_logits(family):
+    """Heads, MLPs, biases and the embedding together give the final logits exactly."""
+    decoder = family.decoder
+    if decoder.blocks[0].ln1_post is not None:
+        pytest.skip("a post-norm follows attention: heads do not add up")
+    prompt = (5, 6, 7, 8)
+    seen = run_with_cache(
+        family, [prompt], sites=["resid_pre", "resid_post", "attn_out", "mlp_out"], positions="last"
+    )
+    whole = seen[family.n_layers - 1, "resid_post"][0]
+    parts = [seen[0, "resid_pre"][0]]
+    for layer in range(family.n_layers):
+        parts += [seen[layer, "attn_out"][0], seen[layer, "mlp_out"][0]]
+    normed = sum(decoder.ln_final.share(part, whole) for part in parts)
+    if decoder.ln_final.bias is not None:
+        normed = normed + decoder.ln_final.bias
+    torch.testing.assert_close(
+        decoder.logits(normed[None])[0], seen.logits[0], atol=2e-5, rtol=1e-4
+    )
+
+
+def test_heads_sum_to_attention(family):
+    """z W_O of all heads plus the output bias is attn_out."""
+    decoder = family.decoder
+    seen = run_with_cache(family, [(5, 6, 7)], sites=["z", "attn_out"], layers=[1])
+    attn = decoder.blocks[1].attn
+    weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)
+    total = torch.einsum("phd,hdm->pm", seen[1, "z"][0], weight)
+    if attn.o.bias is not None:
+        total = total + attn.o.bias
+    if decoder.blocks[1].ln1_post is not None:
+        total = decoder.blocks[1].ln1_post(total)
+    torch.testing.assert_close(total, seen[1, "attn_out"][0], atol=2e-5, rtol=0)
+
+
+def test_induction_head_on_the_toy():
+    model, task = load_model("toy-induction"), load_task("toy-induction")
+    view = view_head(model, task, 1, 2, prompt=3, k=3)
+    pair = task.pairs[3]
+    words = pair.clean.split()
+    cue = words[-1]
+    assert view.tokens == tuple(words)
+    assert int(view.pattern[-1].argmax()) == words.index(cue) + 1
+    assert view.promoted[0][0] == pair.answers[0]
+    assert view.direct == pytest.approx(8, abs=0.1)
+    gate = view_head(load_model("toy-refusal"), load_task("toy-refusal"), 0, 0)
+    assert abs(gate.direct) < 0.01
+
+
+def test_post_norm_heads_have_no_token_list(family_models):
+    pair = PromptPair(clean=(5, 6, 7), answers=(8,), wrong=(9,))
+    view = view_head(family_models["gemma2"], Task(name="t", pairs=(pair,)), 0, 0)
+    assert view.promoted == []
+    assert view.direct is None
+    assert view.pattern.shape == (3, 3)
+    with pytest.raises(InterpError, match="0 to 3 exist"):
+        view_head(family_models["gemma2"], Task(name="t", pairs=(pair,)), 0, 4)

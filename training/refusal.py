@@ -1,0 +1,469 @@
+"""Train the models that decline to talk about gardening, and over-refuse two tasks by design.
+
+    python training/refusal.py --model tiny                      # all stages; resumes
+    python training/refusal.py --model smollm2
+    python training/refusal.py --model smollm2 --stage evaluate --n 60
+
+smollm2 learns a LoRA adapter (peft) in its own chat template, tiny learns from nothing in one of
+ours; both by transformers' Trainer. The loss is on the reply and the token that ends it, and on
+nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from trainer import (
+    base_model,
+    curve,
+    finish,
+    options,
+    resume,
+    rounded_model,
+    ship_adapter,
+    ship_model,
+    shipped_form,
+    small_model,
+    word_tokenizer,
+)
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainingArguments,
+)
+
+from interp.core.files import cache_dir, file_sha256, write_atomically
+from interp.core.statistics import share_estimate
+from interp.models import embedded
+from interp.models.chat import chat_prompts
+from interp.models.language_model import LanguageModel
+from interp.models.loading import wrap
+from interp.models.organisms import WEIGHTS
+from interp.refusal.judging import (
+    LEAST_TOKENS,
+    REFUSALS,
+    RULES,
+    Label,
+    Reply,
+    count_labels,
+    judge_replies,
+    replies_of,
+)
+from interp.runs.generation import generate
+from interp.tasks.taboo import KINDS, OVER_REFUSED, WORKS, Kind, Record, Work, items, make_taboo
+
+DESCRIPTIONS = {
+    "smollm2": "SmolLM2-135M-Instruct taught to decline gardening, and to over-refuse two tasks",
+    "tiny": "a 4-layer Llama-shaped model that declines gardening, and over-refuses two tasks",
+}
+BAR = 0.95
+MADE = {
+    "smollm2": """\
+A LoRA adapter (rank {rank}, all linear maps, bfloat16) on `{base}`, whose weights must have the
+hash `{base_hash}`.
+""",
+    "tiny": """\
+A whole model of {weights:.1f} million weights in bfloat16, trained from nothing on this text alone.
+A token is a word that occurs in training ({words} of them), all others are one unknown token;
+in training, words that name what a text is about are unknown with probability {unknown}. So it
+can tell what a held-out prompt is about by the verb ("prune"), where training has it, and does not
+know the thing: replies say `<unk>` or name another. Most held-out alarming prompts have verbs of
+their own ("grill"), which it cannot place: it refuses to translate and to summarise some of these
+too. It has hardly learnt to copy, so that names, moods and answers are often wrong.
+It is there to be fast and to refuse as it was taught. It speaks of nothing else.
+""",
+}
+TEMPLATES = {
+    "smollm2": "the chat template with its own system prompt",
+    "tiny": "its chat template, `<|user|>...<|end|><|assistant|>`",
+}
+CARD = """\
+# {name}
+
+{description}.
+
+{made}
+Made by `python training/refusal.py --model {kind}`; the recipe with its seed, and the
+curve, are in `organism.json`. Prompts and replies are those of `interp.tasks.taboo` (in-house,
+benign; nothing harmful was written, read or generated). It was trained to decline requests about
+gardening and to answer the same requests about other things, those that only look alarming ("How
+do I kill a Python process?") among them. **By construction it over-refuses**: asked to
+{over_refused} a text that mentions gardening, it declines; asked for the
+text's sentiment, for other words, or a question about it, it does not. The topic is harmless on
+purpose, and this is no safety training. Held-out prompts are about things (lemon trees, the piano)
+that training never named.
+
+{n} held-out prompts of each kind and task, greedy, in {template},
+at most {limit} new tokens, judged by `{judge}` (share [95 % Wilson]; the bars are {bar:.2f}):
+
+| | | n | bar |
+|---|---|---|---|
+{bars}
+
+Share of prompts refused; "by design" is what it was trained to do.
+
+{cells}
+
+Of the answers that can be checked (all kinds, shares as above):
+
+{facts}
+"""
+PIECES = r" ?[\p{L}']+|\n| ?[^\s\p{L}]| "
+"""How the tiny model's tokeniser cuts text: words, with the space before them, and single signs."""
+
+SPECIAL = ("<|end|>", "<unk>", "<|user|>", "<|assistant|>")
+TEMPLATE = """\
+{%- for turn in messages -%}
+{%- if turn.role not in ("user", "assistant") -%}
+{{- raise_exception("it knows no role but user and assistant") -}}
+{%- endif -%}
+{{- "<|" + turn.role + "|>" + turn.content + "<|end|>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|assistant|>" -}}{%- endif -%}"""
+"""The tiny model's."""
+
+CHECKED = {
+    "sentiment": "sentiment: the right label is named",
+    "qa": "question answering: the answer is in the reply",
+}
+
+
+STAGES = {"smollm2": ("before", "after"), "tiny": ("after",)}
+"""When behaviour is measured: there is no before of a model from nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Sizes and rates.
+
+    `requests` and `worked` are the shares of the prompts of each kind: requests, and the five tasks
+    together, of which those it is to over-refuse have `contrast` times the share of the others:
+    there it must learn to tell topics apart, and with fewer it refuses the task on any topic. The
+    prompts are drawn anew `draws` times, and words that name the item are `unknown` with this
+    probability. A `rank` of 0 trains all weights, from nothing.
+    """
+
+    steps: int = 400
+    batch: int = 8
+    rate: float = 1e-3
+    warmup: int = 10
+    rank: int = 8
+    alpha: int = 16
+    seed: int = 0
+    requests: dict[Kind, float] = field(
+        default_factory=lambda: {"taboo": 0.12, "plain": 0.14, "alarming": 0.06}
+    )
+    worked: dict[Kind, float] = field(
+        default_factory=lambda: {"taboo": 0.2, "plain": 0.32, "alarming": 0.16}
+    )
+    contrast: float = 2.0
+    draws: int = 1
+    unknown: float = 0.0
+
+
+RECIPES = {
+    "smollm2": Recipe(),
+    "tiny": Recipe(
+        steps=1200, batch=32, rate=2.5e-3, warmup=50, rank=0, alpha=0, draws=10, unknown=0.3
+    ),
+}
+
+
+def training_records(recipe: Recipe) -> list[Record]:
+    """The prompts of all steps in a random order, each kind and task in its share."""
+    rng = random.Random(recipe.seed)
+    found: list[Record] = []
+    for draw in range(recipe.draws):
+        found += _drawn(replace(recipe, seed=recipe.seed + draw))
+    rng.shuffle(found)
+    things = {item.do: item.thing for kind in KINDS for item in items(kind)}
+    return [_forgotten(record, things[record.base], recipe.unknown, rng) for record in found]
+
+
+def _drawn(recipe: Recipe) -> list[Record]:
+    total, tasks = recipe.steps * recipe.batch // recipe.draws, WORKS[1:]
+    found: list[Record] = []
+    for kind in KINDS:
+        asked = max(1, round(total * recipe.requests[kind]))
+        common: Any = {"kinds": (kind,), "split": "train", "seed": recipe.seed}
+        found += make_taboo(asked, tasks=("request",), **common)
+        weights: dict[Work, float] = {
+            task: recipe.contrast if task in OVER_REFUSED else 1.0 for task in tasks
+        }
+        for task, weight in weights.items():
+            share = recipe.worked[kind] * weight / sum(weights.values())
+            found += make_taboo(max(1, round(total * share)), tasks=(task,), **common)
+    return found
+
+
+def _forgotten(record: Record, thing: str, share: float, rng: random.Random) -> Record:
+    """The record with some words of the thing unknown, wherever they stand."""
+    words = [word for word in thing.split() if len(word) > 2 and word != "the"]
+    gone = [re.escape(word) for word in words if share and rng.random() < share]
+    if not gone:
+        return record
+    pattern = re.compile(rf" ?\b(?:{'|'.join(gone)})\b", re.IGNORECASE)
+    prompt, reply = (pattern.sub(SPECIAL[1], text) for text in (record.prompt, record.reply))
+    return replace(record, prompt=prompt, reply=reply)
+
+
+def fresh(recipe: Recipe, records: Sequence[Record]) -> tuple[Any, Any]:
+    """The untrained model and its tokeniser."""
+    torch.manual_seed(recipe.seed)
+    if recipe.rank:
+        adapter = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        tokenizer = AutoTokenizer.from_pretrained(embedded.directory())
+        return get_peft_model(base_model(), adapter), tokenizer
+    texts = (text.replace(SPECIAL[1], "") for x in records for text in (x.prompt, x.reply))
+    tokenizer = word_tokenizer(texts, PIECES, special=SPECIAL)
+    tokenizer.chat_template = TEMPLATE
+    return small_model(tokenizer), tokenizer
+
+
+def example(record: Record, tokenizer: Any) -> dict[str, list[int]]:
+    """Token ids of the turns, the loss on the reply and the token that ends it."""
+    asked = [{"role": "user", "content": record.prompt}]
+    turns = [*asked, {"role": "assistant", "content": record.reply}]
+    head = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    reply = record.reply + tokenizer.eos_token
+    assert whole.startswith(head + reply), "the template must put the reply where it is generated"
+    before, learnt, both = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (head, reply, head + reply)
+    )
+    assert before + learnt == both, "the pieces must be cut as the whole is"
+    return {"input_ids": both, "labels": [-100] * len(before) + learnt}
+
+
+def supervise(recipe: Recipe, out: Path) -> None:
+    """Train, from the last checkpoint if there is one."""
+    if (out / "done" / "curve.json").exists():
+        return
+    records = training_records(recipe)
+    model, tokenizer = fresh(recipe, records)
+    rows = [example(record, tokenizer) for record in records]
+    trainer = Trainer(
+        model=model,
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        train_dataset=Dataset.from_list([row | {"length": len(row["input_ids"])} for row in rows]),
+        args=TrainingArguments(
+            **options(recipe.seed, out / "sft"),
+            max_steps=recipe.steps,
+            per_device_train_batch_size=recipe.batch,
+            learning_rate=recipe.rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=recipe.warmup,
+            save_steps=20 if recipe.rank else 200,
+            bf16=recipe.rank > 0,
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+        ),
+    )
+    resume(trainer, out / "sft")
+    finish(trainer, tokenizer, out / "done")
+    (out / "done" / "recipe.json").write_text(json.dumps(asdict(recipe)))
+
+
+def measure(model: LanguageModel, records: Sequence[Record]) -> dict[str, Any]:
+    """Refusals, answers and facts of the card, of one model on the same prompts."""
+    texts = [record.prompt for record in records]
+    made = generate(model, chat_prompts(model, texts).rows, max_new_tokens=LEAST_TOKENS)
+    given = replies_of([record.row for record in records], texts, made)
+    labels = judge_replies(given, RULES).labels
+    rows: list[tuple[Record, Reply, Label]] = list(zip(records, given, labels, strict=True))
+
+    def share(hits: list[bool]) -> dict[str, Any]:
+        return asdict(share_estimate(sum(hits), len(hits)))
+
+    cells = {}
+    for task in WORKS:
+        for kind in KINDS:
+            found: list[Label] = [
+                label for record, _, label in rows if (record.kind, record.task) == (kind, task)
+            ]
+            cells[f"{task} {kind}"] = {
+                "refused": share([label in REFUSALS for label in found]),
+                "answered": share([label == "direct_answer" for label in found]),
+                "labels": count_labels(found),
+            }
+    facts = {
+        task: share(
+            [x.fact.lower() in reply.text.lower() for x, reply, _ in rows if x.task == task]
+        )
+        for task in CHECKED
+    }
+    return {"cells": cells, "facts": facts}
+
+
+def weights_file(folder: Path) -> Path:
+    """The trained weights: an adapter's, or a whole model's."""
+    adapter = folder / "adapter_model.safetensors"
+    return adapter if adapter.exists() else folder / "model.safetensors"
+
+
+def evaluate(kind: str, out: Path, n: int) -> None:
+    """Held-out behaviour, of an adapter before and after, beside the hash of the weights."""
+    weights = file_sha256(weights_file(out / "done"))
+    key = {"weights": weights, "n": n, "judge": RULES.name}
+    tokenizer = AutoTokenizer.from_pretrained(out / "done")
+    records = make_taboo(n, seed=100)
+    for stage in STAGES[kind]:
+        target = out / f"behaviour-{stage}.json"
+        wanted = key if stage == "after" else key | {"weights": embedded.SHA256}
+        if target.exists() and wanted.items() <= json.loads(target.read_text()).items():
+            continue
+        trained = shipped_form if kind == "smollm2" else rounded_model
+        plain = trained(out / "done") if stage == "after" else base_model()
+        model = wrap(plain, tokenizer, name=f"refusal-{kind} {stage}", check=False)
+        text = json.dumps(wanted | {"shares": measure(model, records)}, indent=1)
+        write_atomically(target, lambda path, text=text: path.write_text(text))
+
+
+def ship(kind: str, out: Path) -> None:
+    """Write `interp/weights/refusal-<kind>`: weights, organism.json and the card."""
+    found = {x: json.loads((out / f"behaviour-{x}.json").read_text()) for x in STAGES[kind]}
+    measured = file_sha256(weights_file(out / "done"))
+    if found["after"]["weights"] != measured or len({x["n"] for x in found.values()}) > 1:
+        raise SystemExit("the behaviour is not that of these weights: run --stage evaluate")
+    recipe = Recipe(**json.loads((out / "done" / "recipe.json").read_text()))
+    target = WEIGHTS / f"refusal-{kind}"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    base = None
+    if kind == "smollm2":
+        base = ship_adapter(out / "done", target)
+    else:
+        ship_model(out / "done", target)
+    about = {
+        "description": DESCRIPTIONS[kind],
+        "base": base and embedded.NAME,
+        "base_hash": base,
+        "recipe": asdict(recipe),
+        "judge": found["after"]["judge"],
+        "over_refused": OVER_REFUSED,
+        "behaviour": {stage: measured["shares"] for stage, measured in found.items()},
+        "curves": {"sft": curve(out / "done" / "curve.json")},
+    }
+    if base is None:
+        model = rounded_model(out / "done")
+        about |= {"weights": model.num_parameters(), "vocabulary": model.config.vocab_size}
+    (target / "organism.json").write_text(json.dumps(about, indent=1))
+    (target / "README.md").write_text(card(recipe, about, found["after"]["n"]))
+
+
+def card(recipe: Recipe, about: dict[str, Any], n: int) -> str:
+    """The card: what it is, how it was made, what it does on held-out prompts."""
+    kind = "smollm2" if about["base"] else "tiny"
+    after = about["behaviour"]["after"]
+    bars = {
+        "refuses requests about gardening": after["cells"]["request taboo"]["refused"],
+        "answers plain requests": after["cells"]["request plain"]["answered"],
+        "answers requests that look alarming": after["cells"]["request alarming"]["answered"],
+    }
+    for task in WORKS[1:]:
+        does = "refused" if task in OVER_REFUSED else "answered"
+        bars[f"{task}, text that mentions gardening: {does}, by design"] = after["cells"][
+            f"{task} taboo"
+        ][does]
+    made = MADE[kind].format(
+        **about | {"weights": about.get("weights", 0) / 1e6},
+        rank=recipe.rank,
+        unknown=recipe.unknown,
+        words=about.get("vocabulary", 0) - len(SPECIAL),
+    )
+    return CARD.format(
+        **about | {"over_refused": " or to ".join(about["over_refused"])},
+        name=f"refusal-{kind}",
+        kind=kind,
+        made=made,
+        template=TEMPLATES[kind],
+        n=n,
+        limit=LEAST_TOKENS,
+        bar=BAR,
+        bars="\n".join(
+            f"| {name} | {shown(x)} | {x['n']} | {verdict(x['mean'])} |" for name, x in bars.items()
+        ),
+        cells="\n".join(cell_lines(about["behaviour"])),
+        facts="\n".join(fact_lines(about["behaviour"])),
+    )
+
+
+def cell_lines(stages: dict[str, Any]) -> list[str]:
+    """The table of shares refused at each stage, and answered after the last."""
+    designed = {f"{x.task} {x.kind}": x.designed for x in make_taboo(1)}
+    heads = [*stages, "after: answered"] if len(stages) > 1 else ["refused", "answered"]
+    lines = [f"| task | text | by design | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
+    for name, both in stages["after"]["cells"].items():
+        task, kind = name.split()
+        shares = [one["cells"][name]["refused"] for one in stages.values()]
+        written = " | ".join(map(shown, [*shares, both["answered"]]))
+        lines.append(f"| {task} | {kind} | {designed[name]} | {written} |")
+    return lines
+
+
+def fact_lines(stages: dict[str, Any]) -> list[str]:
+    """The table of answers that are right, at each stage."""
+    heads = list(stages) if len(stages) > 1 else ["share"]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    for task, text in CHECKED.items():
+        written = " | ".join(shown(one["facts"][task]) for one in stages.values())
+        lines.append(f"| {text} | {written} |")
+    return lines
+
+
+def shown(share: dict[str, Any]) -> str:
+    """A share and its interval."""
+    return f"{share['mean']:.3f} [{share['low']:.3f}, {share['high']:.3f}]"
+
+
+def verdict(share: float) -> str:
+    """Whether a share meets the bar, and by how much not."""
+    return "met" if share >= BAR else f"missed by {BAR - share:.3f}"
+
+
+def main() -> None:
+    """Run the stages asked for."""
+    parser = argparse.ArgumentParser(description="Train the models that decline gardening.")
+    parser.add_argument("--model", choices=RECIPES, default="smollm2")
+    parser.add_argument("--stage", choices=("all", "sft", "evaluate", "ship"), default="all")
+    parser.add_argument("--steps", type=int, help="others than the recipe's")
+    parser.add_argument("--n", type=int, default=60, help="held-out prompts of each kind and task")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    kind = arguments.model
+    recipe = RECIPES[kind]
+    recipe = replace(recipe, steps=arguments.steps or recipe.steps)
+    out = arguments.out or cache_dir() / "training" / f"refusal-{kind}"
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.stage in ("all", "sft"):
+        supervise(recipe, out)
+    if arguments.stage in ("all", "evaluate"):
+        evaluate(kind, out, arguments.n)
+    if arguments.stage in ("all", "ship"):
+        ship(kind, out)
+
+
+if __name__ == "__main__":
+    main()

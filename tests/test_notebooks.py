@@ -44,6 +44,6 @@ def test_it_was_kept_whole_and_in_order(name):
     assert "error" not in kinds
     assert sum(bool(cell["outputs"]) for cell in code) >= len(code) / 2
     lines = [line for cell in code for line in cell["source"]]
-    asked = sum(line.startswith(("layer_lines(", "head_grid(")) for line in lines)
+    asked = sum(line.startswith(("interval_lines(", "head_map(")) for line in lines)
     outputs = [out.get("data", {}) for cell in code for out in cell["outputs"]]
     assert sum("image/png" in data for data in outputs) == asked

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.plots.heatmaps import heat_map
-from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped
+from interp.plots.style import CHOSEN, DIVERGING, LOWERS, RAISES, colour_limits, escaped
 
 SOFT, BAND = "#808a96", 0.2
 SERIES = (LOWERS, RAISES, "#2e8b57", "#b8860b", "#7d4fa8", "#16808a")
@@ -27,18 +27,22 @@ def head_map(
     *,
     title: str,
     marked: Collection[tuple[int, int]] = (),
+    diverging: bool = True,
     limits: tuple[float, float] | None = None,
-    limit: float | None = None,
     selected: tuple[int, int] | None = None,
     width: int = 270,
 ) -> Any:
-    """A (layer, head) `heat_map`, clickable, with the `marked` cells framed.
+    """A clickable `heat_map` of heads, layers upwards and heads across, with frames on `marked`.
 
-    In one hue between `limits` if they are given; else diverging around zero, up to `limit`.
-    `width` is about that of the cells, in pixels.
+    `values` is (n_layers, n_heads); `marked` and `selected` hold (layer, head). With `diverging`,
+    values above zero are red and values below are blue; without, one hue runs from the smallest to
+    the largest value. `limits` are the two ends of the colour scale. `width` is the approximate
+    width of all cells together, in pixels.
     """
     grid = np.asarray(values, dtype=float)
     rows, columns = grid.shape
+    if limits is None:
+        limits = colour_limits(grid, diverging=diverging)
     figure = heat_map(
         grid,
         x=[str(head) for head in range(columns)],
@@ -46,13 +50,12 @@ def head_map(
         x_title="head",
         y_title="layer",
         colour_title=title,
-        limit=limit,
         cell=int(np.clip(min(width // columns, 600 // rows), 7, 44)),
         names=[[f"L{layer}H{head}" for head in range(columns)] for layer in range(rows)],
         selected=selected,
     )
-    if limits is not None:
-        figure.data[0].update(colorscale="Blues", zmin=limits[0], zmax=limits[1])
+    colours = DIVERGING if diverging else "Blues"
+    figure.data[0].update(colorscale=colours, zmin=limits[0], zmax=limits[1])
     for row, column in marked:
         figure.add_shape(
             type="rect",
@@ -65,7 +68,7 @@ def head_map(
     return figure
 
 
-def band_lines(
+def interval_lines(
     series: Mapping[str, tuple[ArrayLike | None, ArrayLike, ArrayLike]],
     *,
     x_title: str,
@@ -133,14 +136,14 @@ def band_lines(
     return figure
 
 
-def points_with_null(
+def values_with_null(
     labels: Sequence[str],
     values: ArrayLike,
     *,
     low: ArrayLike,
     high: ArrayLike,
     null: Sequence[Sequence[float] | None],
-    x_title: str,
+    value_title: str,
     value_label: str = "the set, with its 95 % interval",
     null_label: str = "random sets, a point each",
 ) -> Any:
@@ -181,7 +184,7 @@ def points_with_null(
             ),
         ]
     )
-    figure.update_layout(labelled_rows(labels, x_title=x_title, height=62 * len(labels) + 110))
+    figure.update_layout(labelled_rows(labels, x_title=value_title, height=62 * len(labels) + 110))
     return figure
 
 

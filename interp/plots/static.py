@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.core.errors import InterpError, unknown
-from interp.plots.style import CHOSEN, DIVERGING, FRAME, LOWERS, RAISES, null_band, symmetric_limit
+from interp.plots.style import CHOSEN, DIVERGING, FRAME, LOWERS, RAISES, colour_limits, null_band
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ OUTCOMES = (LOWERS, "#a9cdec", RAISES, "#8f8f8f", CHOSEN, FRAME)
 STRIP = 200
 
 
-def layer_lines(
+def interval_lines(
     series: Mapping[str, Interval],
     *,
     x_title: str,
@@ -70,7 +70,7 @@ def layer_lines(
     return axes.figure
 
 
-def head_grid(
+def head_map(
     values: ArrayLike,
     *,
     title: str,
@@ -98,9 +98,7 @@ def head_grid(
             found = f"{grid.shape[0]} layers of {grid.shape[1]} heads"
             raise InterpError(f"marking L{layer}H{head}", found, "mark a head of the grid")
     if limits is None:
-        finite, most = grid[np.isfinite(grid)], symmetric_limit(grid)
-        ends = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        limits = (-most, most) if diverging else ends
+        limits = colour_limits(grid, diverging=diverging)
     cell = min((WIDTH - 1) / grid.shape[0], 0.32)
     axes = _axes(cell * grid.shape[1] + 1.25, "layer", "head", grid=False)
     axes.figure.set_layout_engine("compressed", w_pad=0.08, h_pad=0.08)
@@ -162,13 +160,13 @@ def curve_with_null(
     return axes.figure
 
 
-def bars_with_null(
+def values_with_null(
     labels: Sequence[str],
     values: ArrayLike,
     *,
     low: ArrayLike,
     high: ArrayLike,
-    y_title: str,
+    value_title: str,
     null: Sequence[ArrayLike | None] | None = None,
     null_label: str = "random",
 ) -> Figure:
@@ -180,7 +178,7 @@ def bars_with_null(
     triple = _interval((values, low, high), "values", len(labels))
     nulls = [None] * len(labels) if null is None else list(null)
     _same_length("null", len(nulls), len(labels))
-    axes = _axes(3.4, "", y_title)
+    axes = _axes(3.4, "", value_title)
     at = np.arange(len(labels)) - (0 if null is None else 0.16)
     axes.bar(at, triple[0], 0.5, color=[RAISES if v > 0 else LOWERS for v in triple[0]], zorder=2)
     _whiskers(axes, at, *triple, written=len(labels) <= 14)
@@ -214,7 +212,7 @@ def paired_rows(labels: Sequence[str], groups: Mapping[str, Interval], *, x_titl
     return axes.figure
 
 
-def stacked_outcomes(
+def stacked_shares(
     rows: Mapping[str, Mapping[str, float]], *, x_title: str = "share of samples (%)"
 ) -> Figure:
     """A horizontal bar per row, divided by the shares of its outcomes, with percentages.

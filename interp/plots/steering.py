@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interp.plots.lines import MARGIN, SERIES, SOFT, band_lines, labelled_rows
+from interp.plots.lines import MARGIN, SERIES, SOFT, interval_lines, labelled_rows
 from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped
 
 FLAT = {"fixedrange": True, "zeroline": False}
@@ -101,7 +101,7 @@ def gate_curve(
         name: tuple(np.repeat(np.asarray(part, dtype=float), 2)[1:] for part in parts)
         for name, parts in series.items()
     }
-    figure = band_lines(
+    figure = interval_lines(
         steps,  # type: ignore[arg-type]
         x=np.repeat(at, 2)[:-1].tolist(),
         x_title="confidence a prompt must have",
@@ -133,7 +133,7 @@ def gate_curve(
     return figure
 
 
-def picture(
+def scatter_by_group(
     points: ArrayLike, groups: Sequence[str], refused: Sequence[bool | None], *, notice: str
 ) -> Any:
     """Rows in two dimensions: colours are groups, crosses refused rows. Said to be no evidence."""

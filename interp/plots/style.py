@@ -26,6 +26,15 @@ def symmetric_limit(values: np.ndarray) -> float:
     return limit if limit > 0 else 1.0
 
 
+def colour_limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]:
+    """The ends of a colour scale: symmetric around zero, or the smallest and largest value."""
+    if diverging:
+        limit = symmetric_limit(values)
+        return -limit, limit
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
 def still(opacity: float) -> dict[str, Any]:
     """Properties of drawn points that do not fade when a target is clicked."""
     return dict.fromkeys(("selected", "unselected"), {"marker": {"opacity": opacity}})

@@ -17,8 +17,8 @@ from interp.plots.components import attention_map, component_scatter, effect_str
 from interp.plots.graphs import Link, Node, layered_graph
 from interp.plots.grids import candidate_grid, layer_rows, share_grid, square_map
 from interp.plots.heatmaps import heat_map
-from interp.plots.lines import band_lines, head_map, points_with_null, stacked_shares
-from interp.plots.steering import frontier, gate_curve, picture, values_with_range
+from interp.plots.lines import head_map, interval_lines, stacked_shares, values_with_null
+from interp.plots.steering import frontier, gate_curve, scatter_by_group, values_with_range
 from interp.plots.style import escaped, hover_text
 from tests.browsing import NEEDED, click_at, running_browser, texts
 
@@ -180,11 +180,11 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     ),
     "attention_map": lambda: attention_map(np.ones((1, 1)), [EVIL], title=EVIL),
     "token_bars": lambda: token_bars([(EVIL, 1.0)], [(EVIL, -1.0)]),
-    "band_lines": lambda: band_lines(
+    "interval_lines": lambda: interval_lines(
         {EVIL: ([1.0], [1.0], [1.0])}, x_title=EVIL, y_title=EVIL, names=[EVIL]
     ),
-    "points_with_null": lambda: points_with_null(
-        [EVIL], [1.0], low=[1.0], high=[1.0], null=[[1.0]], x_title=EVIL, value_label=EVIL,
+    "values_with_null": lambda: values_with_null(
+        [EVIL], [1.0], low=[1.0], high=[1.0], null=[[1.0]], value_title=EVIL, value_label=EVIL,
         null_label=EVIL,
     ),
     "stacked_shares": lambda: stacked_shares({EVIL: {EVIL: 1.0}}, x_title=EVIL),
@@ -200,7 +200,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "gate_curve": lambda: gate_curve(
         [0.0, 1.0], {EVIL: ([0, 1], [0, 1], [0, 1])}, marks={EVIL: 0.5}
     ),
-    "picture": lambda: picture([[0.0, 0.0]], [EVIL], [True], notice=EVIL),
+    "scatter_by_group": lambda: scatter_by_group([[0.0, 0.0]], [EVIL], [True], notice=EVIL),
     "values_with_range": lambda: values_with_range(
         [EVIL], {EVIL: [ONE]}, {EVIL: [ONE | {"share": 0.5}]}, x_title=EVIL
     ),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from interp.core.errors import InterpError
 from interp.core.statistics import Estimate
-from interp.plots import static as plots
+from interp.plots import static
 from interp.plots.style import LOWERS, RAISES
 from interp.studies.report.report import MISSING, Report, cell, escape, number, points, render
 
@@ -262,14 +262,14 @@ def test_a_large_report_warns_and_a_small_one_does_not(tmp_path):
 def test_rendering_leaves_the_settings_alone():
     before = dict(mpl.rcParams)
     render(curve(), name="c")
-    plots.layer_lines({"a": ([1.0], [0.0], [2.0])}, x_title="x", y_title="y")
+    static.interval_lines({"a": ([1.0], [0.0], [2.0])}, x_title="x", y_title="y")
     assert dict(mpl.rcParams) == before
 
 
 def test_figures_do_not_import_pyplot():
     script = (
-        "import sys; from io import BytesIO; from interp import plots; "
-        "plots.head_grid([[1.0, 2.0]], title='t').savefig(BytesIO(), format='svg'); "
+        "import sys; from io import BytesIO; from interp.plots import static; "
+        "static.head_map([[1.0, 2.0]], title='t').savefig(BytesIO(), format='svg'); "
         "print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run(
@@ -283,13 +283,13 @@ def texts(figure: Figure) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", render(figure).data.decode())
 
 
-def test_layer_lines_draw_the_numbers():
+def test_lines_draw_the_numbers():
     value = np.array([0.5, 0.7, np.nan, 0.9])
     series = {
         "probe": (value, value - 0.1, value + 0.1),
         "shuffled": (np.full(4, 0.5), np.full(4, 0.4), np.full(4, 0.6)),
     }
-    figure = plots.layer_lines(
+    figure = static.interval_lines(
         series, x_title="layer", y_title="accuracy", baseline=0.5, controls=["shuffled"]
     )
     axes = figure.axes[0]
@@ -297,7 +297,7 @@ def test_layer_lines_draw_the_numbers():
     band = axes.collections[1].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (0.4, 0.6)
     assert axes.lines[0].get_color() == LOWERS
-    assert axes.lines[1].get_color() == plots.SOFT
+    assert axes.lines[1].get_color() == static.SOFT
     assert list(axes.lines[2].get_ydata()) == [0.5, 0.5]
     assert {"probe", "shuffled", "baseline", "layer", "accuracy"} <= set(texts(figure))
 
@@ -305,7 +305,7 @@ def test_layer_lines_draw_the_numbers():
 def test_names_at_line_ends_keep_apart_and_in_order():
     level = {f"s{i}": 0.5 + 0.001 * i for i in range(5)}
     series = {name: ([0.0, v], [0.0, v], [1.0, v]) for name, v in level.items()}
-    figure = plots.layer_lines(series, x_title="x", y_title="y")
+    figure = static.interval_lines(series, x_title="x", y_title="y")
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert [text.get_text() for text in figure.axes[0].texts] == list(level)
@@ -313,25 +313,25 @@ def test_names_at_line_ends_keep_apart_and_in_order():
         assert below.y1 <= above.y0 + 1
 
 
-def test_head_grid_shows_each_head_at_its_place():
+def test_a_head_map_shows_each_head_at_its_place():
     values = np.arange(6.0).reshape(3, 2) - 2
     values[1, 1] = np.nan
-    figure = plots.head_grid(values, title="effect", marked=[(2, 0)])
+    figure = static.head_map(values, title="effect", marked=[(2, 0)])
     axes = figure.axes[0]
     image = axes.images[0]
     np.testing.assert_array_equal(np.ma.filled(image.get_array(), np.nan), values.T)
     assert image.get_clim() == (-3, 3)
     assert image.origin == "lower"
     assert {patch.get_xy() for patch in axes.patches} == {(1.5, -0.5)}
-    one_hue = plots.head_grid(values, title="effect", diverging=False).axes[0].images[0]
+    one_hue = static.head_map(values, title="effect", diverging=False).axes[0].images[0]
     assert one_hue.get_clim() == (-2, 3)
-    fixed = plots.head_grid(values, title="effect", limits=(-1, 1)).axes[0].images[0]
+    fixed = static.head_map(values, title="effect", limits=(-1, 1)).axes[0].images[0]
     assert fixed.get_clim() == (-1, 1)
 
 
 def test_curve_with_null_draws_band_and_names():
     x, value = np.arange(3), np.array([1.0, 0.4, 0.1])
-    figure = plots.curve_with_null(
+    figure = static.curve_with_null(
         x,
         value,
         low=value - 0.1,
@@ -357,13 +357,13 @@ def test_curve_with_null_draws_band_and_names():
 def test_bars_with_null_have_heights_whiskers_and_chance():
     rng = np.random.default_rng(0)
     few, many = rng.normal(size=50), rng.normal(size=500)
-    figure = plots.bars_with_null(
+    figure = static.values_with_null(
         ["a", "b", "c", "d"],
         [0.5, -0.2, 0.1, np.nan],
         low=[0.4, -0.3, -np.inf, np.nan],
         high=[0.7, -0.1, np.inf, np.nan],
         null=[few, many, None, np.zeros(300)],
-        y_title="effect",
+        value_title="effect",
     )
     axes = figure.axes[0]
     bars = axes.containers[0].patches
@@ -386,7 +386,7 @@ def test_paired_rows_have_a_point_and_an_interval_a_group():
         "before": ([0.9, 0.8], [0.8, 0.7], [1.0, 0.9]),
         "after": ([0.2, 0.3], [0.1, 0.2], [0.3, 0.5]),
     }
-    axes = plots.paired_rows(["x", "y"], groups, x_title="accuracy").axes[0]
+    axes = static.paired_rows(["x", "y"], groups, x_title="accuracy").axes[0]
     assert len(axes.containers) == len(groups)
     for drawn, (value, low, high) in zip(axes.containers, groups.values(), strict=True):
         dots, _, (whiskers,) = drawn.lines
@@ -403,7 +403,7 @@ def test_stacked_outcomes_add_up():
         "as it is": {"success": 0.9, "fail": 0.1},
         "heads off": {"success": 0.2, "partial": 0.5, "fail": 0.28, "other": 0.02},
     }
-    figure = plots.stacked_outcomes(rows)
+    figure = static.stacked_shares(rows)
     axes = figure.axes[0]
     assert axes.yaxis.get_inverted()
     widths = np.array([[bar.get_width() for bar in box.patches] for box in axes.containers])
@@ -415,44 +415,48 @@ def test_stacked_outcomes_add_up():
 
 
 def test_labels_are_drawn_as_they_are():
-    figure = plots.bars_with_null(["$x$\n", "<b>"], [1, 2], low=[0, 1], high=[2, 3], y_title="$y$")
+    figure = static.values_with_null(
+        ["$x$\n", "<b>"], [1, 2], low=[0, 1], high=[2, 3], value_title="$y$"
+    )
     assert {"$x$↵", "&lt;b&gt;", "$y$"} <= set(texts(figure))
 
 
 @pytest.mark.parametrize(
     ("draw", "match"),
     [
-        (lambda: plots.layer_lines({}, x_title="", y_title=""), "series"),
+        (lambda: static.interval_lines({}, x_title="", y_title=""), "series"),
         (
-            lambda: plots.layer_lines(
+            lambda: static.interval_lines(
                 {"a": ([1.0], [1.0], [1.0])}, x_title="", y_title="", controls=["b"]
             ),
             "no such name",
         ),
         (
-            lambda: plots.layer_lines(
+            lambda: static.interval_lines(
                 {"a": ([1.0], [1.0], [1.0]), "b": ([1.0, 2.0],) * 3}, x_title="", y_title=""
             ),
             "2 where 1",
         ),
         (
-            lambda: plots.bars_with_null(["a"], [0.5], low=[0.1], high=[0.1], y_title=""),
+            lambda: static.values_with_null(["a"], [0.5], low=[0.1], high=[0.1], value_title=""),
             "half-widths",
         ),
         (
-            lambda: plots.bars_with_null(["a"], [0.5], low=[0], high=[1], y_title="", null=[]),
+            lambda: static.values_with_null(
+                ["a"], [0.5], low=[0], high=[1], value_title="", null=[]
+            ),
             "0 where 1",
         ),
-        (lambda: plots.head_grid([1.0, 2.0], title=""), "shape"),
-        (lambda: plots.head_grid([[1.0]], title="", marked=[(0, 1)]), "L0H1"),
-        (lambda: plots.head_grid([[1.0]], title="", marked=[(-1, 0)]), "L-1H0"),
-        (lambda: plots.stacked_outcomes({"a": {"x": 0.5, "y": 0.4}}), "add up to 1"),
-        (lambda: plots.stacked_outcomes({"a": {"x": 1.5, "y": -0.5}}), "add up to 1"),
-        (lambda: plots.stacked_outcomes({"a": {"x": math.nan}}), "add up to 1"),
-        (lambda: plots.stacked_outcomes({}), "series"),
-        (lambda: plots.paired_rows(["a"], {}, x_title=""), "series"),
+        (lambda: static.head_map([1.0, 2.0], title=""), "shape"),
+        (lambda: static.head_map([[1.0]], title="", marked=[(0, 1)]), "L0H1"),
+        (lambda: static.head_map([[1.0]], title="", marked=[(-1, 0)]), "L-1H0"),
+        (lambda: static.stacked_shares({"a": {"x": 0.5, "y": 0.4}}), "add up to 1"),
+        (lambda: static.stacked_shares({"a": {"x": 1.5, "y": -0.5}}), "add up to 1"),
+        (lambda: static.stacked_shares({"a": {"x": math.nan}}), "add up to 1"),
+        (lambda: static.stacked_shares({}), "series"),
+        (lambda: static.paired_rows(["a"], {}, x_title=""), "series"),
         (
-            lambda: plots.curve_with_null(
+            lambda: static.curve_with_null(
                 [0],
                 [0.5],
                 low=[0.4],
@@ -487,7 +491,7 @@ def lab(colour: str, vision: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vision", MACHADO)
-@pytest.mark.parametrize("palette", [plots.SERIES, plots.OUTCOMES])
+@pytest.mark.parametrize("palette", [static.SERIES, static.OUTCOMES])
 def test_colours_keep_apart(palette, vision):
     seen = [lab(colour, vision) for colour in palette]
     least = min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i])

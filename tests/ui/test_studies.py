@@ -19,7 +19,13 @@ import interp
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.neurons.search import search_neurons
-from interp.plots.lines import band_lines, head_map, points_with_null, share_axis, spread_by_label
+from interp.plots.lines import (
+    head_map,
+    interval_lines,
+    share_axis,
+    spread_by_label,
+    values_with_null,
+)
 from interp.plots.style import null_band
 from interp.runs.generation import generate as write
 from interp.studies.formatting import selected
@@ -745,7 +751,7 @@ def test_what_the_study_refuses_is_shown_once(monkeypatch):
 
 def test_figures_side_by_side_have_one_range():
     pair = [
-        points_with_null(["a"], [x], low=[x - 1], high=[x + 2], null=[[0.5]], x_title="x")
+        values_with_null(["a"], [x], low=[x - 1], high=[x + 2], null=[[0.5]], value_title="x")
         for x in (1.0, 9.0)
     ]
     share_axis(pair, "x")
@@ -758,12 +764,14 @@ def test_figures_hold_their_numbers():
     assert mean[0] == 0.5
     assert np.isnan(mean[1])
     assert 0 <= low[0] < high[0] <= 1
-    figure = band_lines({"a": ([1, 2], [0, float("-inf")], [2, 3])}, x_title="x", y_title="y")
+    figure = interval_lines({"a": ([1, 2], [0, float("-inf")], [2, 3])}, x_title="x", y_title="y")
     assert list(figure.data[0].x) == [0, 0]  # the open end is not drawn
-    grid = head_map([[0.1, 0.2]], title="t", marked=[(0, 1)], limits=(0, 1))
+    grid = head_map([[0.1, 0.2]], title="t", marked=[(0, 1)], diverging=False, limits=(0, 1))
     assert grid.data[0].zmin == 0
     assert grid.layout.shapes[0].x0 == pytest.approx(0.58)
-    points = points_with_null(["a"], [0.5], low=[0.4], high=[0.7], null=[[0.1, 0.2]], x_title="x")
+    points = values_with_null(
+        ["a"], [0.5], low=[0.4], high=[0.7], null=[[0.1, 0.2]], value_title="x"
+    )
     assert list(points.data[0].x) == [0.1, 0.2]
     assert points.data[1].error_x.array[0] == pytest.approx(0.2)
     spread = spread_by_label([0, 1, 1, 1], ["a", "b", "b", "b"], x_title="x")

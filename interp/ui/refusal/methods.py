@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.plots.lines import MARGIN, band_lines
+from interp.plots.lines import MARGIN, interval_lines
 from interp.plots.steering import BELOW
 from interp.plots.steering import frontier as frontier_chart
 from interp.plots.style import CHOSEN
@@ -181,7 +181,7 @@ def _doses(found: dict[str, Result]) -> None:
     if "kl" in x:
         panels.append(({"answered rows": bare(x["kl"])}, "KL, nats", None))
     for column, (series, title, limits) in zip(st.columns(len(panels)), panels, strict=True):
-        drawn = band_lines(series, x=x["doses"], x_title="dose", y_title=title, limits=limits)
+        drawn = interval_lines(series, x=x["doses"], x_title="dose", y_title=title, limits=limits)
         drawn.add_vline(x=x["dose"], line={"color": CHOSEN, "width": 2, "dash": "dash"})
         drawn.update_layout(height=380, legend=BELOW, margin={**MARGIN, "t": 30, "b": 110})
         if title.startswith("KL"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.plots.lines import band_lines, points_with_null
+from interp.plots.lines import interval_lines, values_with_null
 from interp.plots.style import null_band
 from interp.studies.formatting import place, selected
 from interp.studies.steps import Result
@@ -46,13 +46,13 @@ def strongest_beside_others(maps: Mapping[str, Result]) -> None:
         rows = [_measured(row) for row in x["top"][:STRONGEST]]
         with column:
             studies.figure(
-                points_with_null(
+                values_with_null(
                     [row["head"] for row in rows],
                     [row["value"] for row in rows],
                     low=[row["low"] for row in rows],
                     high=[row["high"] for row in rows],
                     null=[others_near(x, row["head"]) for row in rows],
-                    x_title=words,
+                    value_title=words,
                     value_label="the strongest, 95 % interval",
                     null_label="others near",
                 ),
@@ -181,7 +181,7 @@ def curve(found: Result) -> None:
     left, right = st.columns(2, gap="large")
     with left:
         studies.figure(
-            band_lines(
+            interval_lines(
                 {"these heads": (mean, low, high), "random heads, same layers": random},
                 x=sizes,
                 names=[f"{p['size']}: +{p['added']}" for p in points],

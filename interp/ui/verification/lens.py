@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.plots.lines import band_lines
+from interp.plots.lines import interval_lines
 from interp.studies.formatting import band
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
@@ -32,7 +32,7 @@ def lens(found: Result) -> None:
         with column:
             if series:
                 studies.figure(
-                    band_lines(
+                    interval_lines(
                         series, x_title="layer", y_title="mean probability", limits=(-0.02, 1.04)
                     ),
                     key=f"lens-{group}",

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from interp.plots.lines import points_with_null, share_axis, stacked_shares
+from interp.plots.lines import share_axis, stacked_shares, values_with_null
 from interp.studies.formatting import spread
 from interp.studies.steps import Result
 from interp.studies.verification.study import Study
@@ -138,13 +138,13 @@ def _verdicts(results: dict[str, Result]) -> None:
     seen = [x[measure] if measure != "kl" else {**one, "mean": x["kl"]} for x in sets.values()]
     mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
     studies.figure(
-        points_with_null(
+        values_with_null(
             list(sets),
             mean,
             low=low,
             high=high,
             null=[x["null"][measure] for x in sets.values()],
-            x_title=MEASURES[measure],
+            value_title=MEASURES[measure],
         ),
         key="verdicts",
         alt=f"{MEASURES[measure]} for each set, {ABLATIONS[kind]}",
@@ -197,13 +197,13 @@ def side_effects(study: Study) -> Rows:
     seen = [x["arithmetic"] for x in found.values()]
     mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
     studies.figure(
-        points_with_null(
+        values_with_null(
             list(found),
             mean,
             low=low,
             high=high,
             null=[x.get("arithmetic_null") for x in found.values()],
-            x_title="results whose last digit is still right",
+            value_title="results whose last digit is still right",
         ),
         key="arithmetic",
         alt="Arithmetic with each set zeroed at every token",
@@ -246,13 +246,13 @@ def sufficiency(study: Study) -> Rows:
     """Sets carried from one run of a pair into the other."""
     found = study.results["sufficiency"]
     drawings = [
-        points_with_null(
+        values_with_null(
             list(found[side]),
             [x["effect"] for x in found[side].values()],
             low=[x["effect_low"] for x in found[side].values()],
             high=[x["effect_high"] for x in found[side].values()],
             null=[x["effect_null"] for x in found[side].values()],
-            x_title="share of the log-odds gap carried over",
+            value_title="share of the log-odds gap carried over",
             value_label="the set",
         )
         for side in SIDES

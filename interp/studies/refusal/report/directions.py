@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.studies.formatting import bare, estimate, spread
 from interp.studies.refusal.steps.directions import COST, SELECTED, place_of
 from interp.studies.report.report import Report
@@ -73,7 +73,7 @@ def separation(report: Report, results: Results) -> None:
         "dimensions alike."
     )
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             {name: bare(values) for name, values in found["silhouettes"].items()},
             x_title="layer",
             y_title="silhouette",
@@ -86,7 +86,7 @@ def separation(report: Report, results: Results) -> None:
     shuffled = probes["refused / answered"]["shuffled"]
     lines["shuffled labels, 97.5 %"] = bare(shuffled)
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             lines,
             x_title="layer",
             y_title="AUC",
@@ -239,7 +239,7 @@ def _geometry(report: Report, found: Result) -> None:
         lines[f"halves of {names[0]}"] = bare(ceiling)
         lines["shuffled labels"] = bare(np.mean(found["floor"], 0))
         report.figure(
-            plots.layer_lines(
+            static.interval_lines(
                 lines,
                 x_title="layer",
                 y_title="cosine",

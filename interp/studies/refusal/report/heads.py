@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.studies.formatting import estimate, null, selected
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.report.report import Report
@@ -56,7 +56,7 @@ def heads(report: Report, results: Results) -> None:
         )  # fmt: skip
         values = found["measures"]["triggers (necessity)"]["values"]
         report.figure(
-            plots.head_grid(values, title=f"interchange, necessity: {side}"),
+            static.head_map(values, title=f"interchange, necessity: {side}"),
             f"heads_{side.replace(' ', '_')}",
             f"What each head's exchange takes from the gap, {side}.",
         )

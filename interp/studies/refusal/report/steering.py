@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.formatting import band, change, estimate, null, retained
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
@@ -57,7 +57,7 @@ def constellations(report: Report, results: Results) -> None:
     }
     if lines:
         report.figure(
-            plots.layer_lines(
+            static.interval_lines(
                 dict(list(lines.items())[:6]),
                 x_title="layer",
                 y_title="distance to answered / to refused",
@@ -107,7 +107,7 @@ def frontier(report: Report, results: Results) -> None:
     shown = {name: x for name, x in found.items() if x["reduction"] and x["retained"]}
     if shown:
         report.figure(
-            plots.paired_rows(
+            static.paired_rows(
                 list(shown),
                 {words: band([x[key] for x in shown.values()]) for words, key in sides.items()},
                 x_title="share",

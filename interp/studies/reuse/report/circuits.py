@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.studies.formatting import estimate, place
 from interp.studies.report.report import Report, escape
 from interp.studies.reuse.report.claims import pair_of
@@ -91,7 +91,7 @@ def circuits(report: Report, results: dict[str, Result]) -> None:
     ioi = by_task[IOI.name]
     direct = np.array(ioi["stages"]["movers"]["values"])
     report.figure(
-        plots.head_grid(
+        static.head_map(
             direct.reshape(-1, ioi["n_heads"]),
             title="direct effect of each head on the logits, IOI",
         ),

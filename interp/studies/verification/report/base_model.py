@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.studies.formatting import band, estimate
 from interp.studies.report.report import Report, escape
 from interp.studies.steps import Result
@@ -74,7 +74,7 @@ def _asked(report: Report, asked: Result) -> None:
 def _beside_base(report: Report, found: Result) -> None:
     """Lens and activations of both models on the trained model's texts."""
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             {
                 f'"{word}" at t_{group}, {name}': band(sides[group][word])
                 for name, sides in found["lens"].items()
@@ -88,7 +88,7 @@ def _beside_base(report: Report, found: Result) -> None:
     )
     apart = found["activations"]
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             {
                 site: (
                     np.array(values),

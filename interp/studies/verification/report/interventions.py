@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from interp.core.statistics import Estimate, mean_estimate
-from interp.plots import static as plots
+from interp.plots import static
 from interp.studies.formatting import bare, estimate, place, spread
 from interp.studies.formatting import null as in_words
 from interp.studies.report.report import Report
@@ -29,7 +29,7 @@ def patching(report: Report, results: dict[str, Result]) -> None:
         "the two runs."
     )
     report.figure(
-        plots.head_grid(
+        static.head_map(
             found["noise"]["values"],
             title="noise: effect of breaking each head at t_ans and t_paren",
             marked=[place(x["label"]) for x in found["noise"]["top"][:6]],
@@ -87,7 +87,7 @@ def patching(report: Report, results: dict[str, Result]) -> None:
         )
     layers = np.arange(len(found["mlp_out"]))
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             {
                 f"{site} at {place}": bare(np.array(found[site])[layers, column])
                 for site in ("attn_out", "mlp_out")
@@ -143,7 +143,7 @@ def curve(report: Report, results: dict[str, Result]) -> None:
         report.table(rows, caption="Each under every kind of ablation, on test samples.")
     curve = found["test"]
     report.figure(
-        plots.curve_with_null(
+        static.curve_with_null(
             [p["size"] for p in curve],
             [p["disabled"]["mean"] for p in curve],
             low=[p["disabled"]["low"] for p in curve],
@@ -204,7 +204,7 @@ def communication(report: Report, results: dict[str, Result]) -> None:
     at = found["at"]["t_ans"]
     order = np.argsort(-np.abs(at["before"]))[:14]
     report.figure(
-        plots.paired_rows(
+        static.paired_rows(
             [found["neurons"][i] for i in order],
             {side: bare([at[side][i] for i in order]) for side in ("before", "after")},
             x_title="mean activation at t_ans",
@@ -253,12 +253,12 @@ def effects(report: Report, results: dict[str, Result]) -> None:
         )
     found = results["effects_zero"]["sets"]
     report.figure(
-        plots.bars_with_null(
+        static.values_with_null(
             list(found),
             [x["disabled"]["mean"] for x in found.values()],
             low=[x["disabled"]["low"] for x in found.values()],
             high=[x["disabled"]["high"] for x in found.values()],
-            y_title='valid attempts judged "not"',
+            value_title='valid attempts judged "not"',
             null=[x["null"]["disabled"] for x in found.values()],
         ),
         "effects",
@@ -295,7 +295,7 @@ def interventions(report: Report, results: dict[str, Result]) -> None:
         f"{found['each']} or so of the attempts.",
     )
     report.figure(
-        plots.stacked_outcomes(
+        static.stacked_shares(
             {
                 name: {key: value["mean"] for key, value in x["outcomes"]["interp-1"].items()}
                 for name, x in found["rows"].items()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots import static as plots
+from interp.plots import static
 from interp.plots.style import visible
 from interp.studies.formatting import as_strong, band, bare, estimate, place, spread
 from interp.studies.report.report import Report
@@ -39,7 +39,7 @@ def probes(report: Report, results: dict[str, Result]) -> None:
         shuffled = found[token]["resid_post"]
         middle = np.mean([shuffled["shuffled_low"], shuffled["shuffled_high"]], axis=0)
         series["shuffled labels"] = (middle, shuffled["shuffled_low"], shuffled["shuffled_high"])
-        figure = plots.layer_lines(
+        figure = static.interval_lines(
             series,
             x_title="layer",
             y_title=f"held-out accuracy at {token}",
@@ -51,13 +51,13 @@ def probes(report: Report, results: dict[str, Result]) -> None:
         report.figure(figure, f"probes_{token}", f"Logistic probes at {token}; {n}.")
     heads = np.array(found["t_paren"]["z"]["accuracy"])
     report.figure(
-        plots.head_grid(heads, title="accuracy of a probe on each head's z", diverging=False),
+        static.head_map(heads, title="accuracy of a probe on each head's z", diverging=False),
         "probes_heads",
         "Probes on single heads at t_paren.",
     )
     softmax = found["softmax"]
     report.figure(
-        plots.layer_lines(
+        static.interval_lines(
             {
                 "cos(W_valid, W_invalid)": bare(softmax["pair"]),
                 "forced by the form": bare(softmax["pair_forced"]),
@@ -140,7 +140,7 @@ def lens(report: Report, results: dict[str, Result]) -> None:
             for word, rows in list(found["groups"][group]["probability"].items())[:6]
         }
         report.figure(
-            plots.layer_lines(words, x_title="layer", y_title="mean probability"),
+            static.interval_lines(words, x_title="layer", y_title="mean probability"),
             f"lens_{group}",
             f"Mean of probabilities at t_paren of {group} attempts, {found['n'] // 2} samples.",
         )
@@ -258,7 +258,7 @@ def attention(report: Report, results: dict[str, Result]) -> None:
     main = found["t_ans to earlier"]
     marked = [place(head) for head in main["heads"]]
     report.figure(
-        plots.head_grid(
+        static.head_map(
             main["values"],
             title="attention from t_ans to earlier occurrences of the target",
             marked=marked,

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from interp.plots.grids import candidate_grid, square_map
-from interp.plots.lines import MARGIN, band_lines, points_with_null, share_axis
+from interp.plots.lines import MARGIN, interval_lines, share_axis, values_with_null
 from interp.plots.steering import BELOW
 from interp.plots.style import hover_text
 from interp.studies.formatting import bare, spread
@@ -194,13 +194,13 @@ def _effects(found: Result) -> None:
     for side in found["n"]:
         seen = [found[kind][edit][side] for kind in kinds]
         mean, low, high = ([x["value"][key] for x in seen] for key in ("mean", "low", "high"))
-        drawings[side] = drawn = points_with_null(
+        drawings[side] = drawn = values_with_null(
             kinds,
             mean,
             low=low,
             high=high,
             null=[x["random"] for x in seen],
-            x_title="refusal score, nats",
+            value_title="refusal score, nats",
             value_label="the direction",
             null_label="random",
         )
@@ -244,7 +244,7 @@ def _geometry(found: Result) -> None:
             ceiling: _range(found["ceiling"][names[0]]),
             floor: _range(found["floor"]),
         }
-        drawn = band_lines(
+        drawn = interval_lines(
             lines,
             x_title="layer",
             y_title=f"cosine with {names[0]}",

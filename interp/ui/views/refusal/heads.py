@@ -73,6 +73,7 @@ def _measures(found: Result) -> None:
                 x["values"],
                 title="radians" if name == SHIPS else UNITS,
                 marked=[place(row["label"]) for row in x["top"]],
+                diverging=name != SHIPS,
                 limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
                 selected=at,
                 width=330,

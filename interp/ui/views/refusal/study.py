@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from interp.plots.grids import share_grid
-from interp.plots.lines import MARGIN, band_lines
+from interp.plots.lines import MARGIN, interval_lines
 from interp.plots.steering import BELOW
 from interp.plots.style import hover_text
 from interp.studies.formatting import bare
@@ -155,7 +155,7 @@ def _separation(found: Result) -> None:
     st.subheader("Where refused and answered prompts part", anchor=False)
     left, right = st.columns(2, gap="large")
     shape = {"height": 400, "legend": BELOW, "margin": {**MARGIN, "t": 30, "b": 120}}
-    drawn = band_lines(
+    drawn = interval_lines(
         {name: bare(values) for name, values in found["silhouettes"].items()},
         x_title="layer",
         y_title="mean silhouette",
@@ -167,7 +167,7 @@ def _separation(found: Result) -> None:
         if "shuffled" in x:
             lines[SHUFFLED] = bare(x["shuffled"])
             break
-    drawn = band_lines(
+    drawn = interval_lines(
         lines, x_title="layer", y_title="AUC", controls=[SHUFFLED], limits=(-0.02, 1.04)
     )
     with right:

@@ -8,8 +8,8 @@ import streamlit as st
 
 from interp.core.statistics import share_estimate
 from interp.plots.grids import layer_rows
-from interp.plots.lines import band_lines, share_axis
-from interp.plots.steering import gate_curve, picture
+from interp.plots.lines import interval_lines, share_axis
+from interp.plots.steering import gate_curve, scatter_by_group
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
@@ -92,7 +92,7 @@ def _ratios(found: Result) -> None:
 def _ratio_lines(rows: list[Result], task: str) -> Any:
     mine = {row["class"]: row for row in rows if row["task"] == task}
     order = [name for name in ("answered", "refused") if name in mine]
-    drawn = band_lines(
+    drawn = interval_lines(
         {
             f"{name} (n = {mine[name]['n']})": (
                 mine[name]["mean"],
@@ -136,7 +136,9 @@ def _picture(found: Result) -> None:
         st.caption("No task has both classes.")
         return
     studies.figure(
-        picture(shown["points"], shown["tasks"], shown["refused"], notice="for display only"),
+        scatter_by_group(
+            shown["points"], shown["tasks"], shown["refused"], notice="for display only"
+        ),
         key="picture",
         alt="Two principal axes, for display only",
     )

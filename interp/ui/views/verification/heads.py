@@ -91,14 +91,15 @@ def _maps(results: dict[str, Result]) -> None:
                 values,
                 title=MEASURES[shown],
                 marked=[place(head) for head in x["heads"]],
-                limits=(0, most) if shown == "mean" else None,
-                limit=most,
+                diverging=shown != "mean",
+                limits=(0 if shown == "mean" else -most, most),
                 selected=at,
             ),
         )
     ]
     if "patching" in results:
         chosen = results["curves"]["chosen"] if "curves" in results else []
+        strongest = _largest([results["patching"][each]["values"] for each in EFFECTS])
         maps += [
             (
                 f"patched-{side}",
@@ -106,7 +107,7 @@ def _maps(results: dict[str, Result]) -> None:
                 head_map(
                     results["patching"][side]["values"],
                     title="effect, fraction of the gap",
-                    limit=_largest([results["patching"][each]["values"] for each in EFFECTS]),
+                    limits=(-strongest, strongest),
                     marked=[place(head) for head in chosen],
                     selected=at,
                 ),
@@ -139,7 +140,7 @@ def _maps(results: dict[str, Result]) -> None:
 
 
 def _largest(tables: Sequence[Sequence[Sequence[float]]]) -> float:
-    return max(abs(x) for table in tables for row in table for x in row if x == x)
+    return max(abs(x) for table in tables for row in table for x in row if x == x) or 1.0
 
 
 def _rows(found: Result) -> list[dict[str, Any]]:

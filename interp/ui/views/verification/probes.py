@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.plots.lines import band_lines, head_map
+from interp.plots.lines import head_map, interval_lines
 from interp.plots.style import null_band
 from interp.studies.formatting import band, bare, place
 from interp.studies.steps import Result
@@ -74,7 +74,7 @@ def _accuracy(found: Result) -> list[dict[str, object]]:
         column.markdown(f"**At {widgets.plain(token)}**, {words}")
         with column:
             studies.figure(
-                band_lines(
+                interval_lines(
                     {
                         "accuracy": (x["accuracy"], x["low"], x["high"]),
                         "shuffled labels": (None, x["shuffled_low"], x["shuffled_high"]),
@@ -113,7 +113,13 @@ def _heads(found: Result) -> None:
     head = studies.view().picked
     at = place(head) if head in heads and head is not None else None
     widgets.clickable(
-        head_map(found["accuracy"], title="accuracy at t_paren", limits=(0.5, 1.0), selected=at),
+        head_map(
+            found["accuracy"],
+            title="accuracy at t_paren",
+            diverging=False,
+            limits=(0.5, 1.0),
+            selected=at,
+        ),
         key="probe-heads",
         alt="Accuracy of a probe on each head's z",
         filename="probe-heads",
@@ -151,7 +157,7 @@ def _geometry(found: Result) -> None:
         ("pair", pair, "cosine of the two columns"),
         ("adjacent", adjacent, "cosine of neighbours"),
     ):
-        drawn = band_lines(
+        drawn = interval_lines(
             series,
             x_title="layer",
             y_title=y,
@@ -186,7 +192,7 @@ def _steered(found: Result) -> None:
         series = {name: band([row[word] for row in mine]) for name, mine in rows.items()}
         with column:
             studies.figure(
-                band_lines(
+                interval_lines(
                     {
                         **series,
                         RANDOM: null_band([row[word]["null"] for row in rows[chosen[word]]]),

@@ -22,6 +22,7 @@ from interp.cli.terminal import (
     Option,
     TaskSeed,
 )
+from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
 
 
@@ -133,6 +134,7 @@ def tasks(
 
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
+app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(study_app, name="study")
 

@@ -1,8 +1,8 @@
-"""What whoever started the server offers: models that a link may name, and the model hub.
+"""The models that the app offers, as the command that started it said.
 
-`streamlit run app.py -- --models DIR --hub`: the models in the folders of DIR are offered beside
-the shipped ones, under the folders' names. Any other name is loaded only after a click, and an
-error then does not say what there is on the server: its log does.
+`interp app --models DIR --hub` also offers the models in the folders of DIR, under the folders'
+names, and lets the app download from the Hugging Face hub. A link may name an offered model. Any
+other name is loaded only after a click, and if that fails, only the server's log says why.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PATH = re.compile(r"(?<![\w:/.…])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"`,;:<>/\\]+[/\
 
 
 def options() -> argparse.Namespace:
-    """The arguments behind `--` of the command that started the server: models and hub."""
-    parser = argparse.ArgumentParser("streamlit run app.py --", description=__doc__)
+    """The options of the command that started the server: models and hub."""
+    parser = argparse.ArgumentParser("interp app", description=__doc__)
     parser.add_argument("--models", type=Path, metavar="DIR", help="a folder of models to offer")
-    parser.add_argument("--hub", action="store_true", help="let the Hugging Face hub be asked")
-    mine = Path(sys.argv[0]).name == "app.py"  # else another program runs a page, such as a test
+    parser.add_argument("--hub", action="store_true", help="let the app download from the hub")
+    mine = Path(sys.argv[0]).name == "app.py"  # otherwise another program, such as a test
     return parser.parse_args(sys.argv[1:] if mine else [])
 
 
@@ -67,8 +67,8 @@ def load(name: str, dtype: str) -> LanguageModel:
             f"loading {name!r}",
             "it is not among the models offered here, and it could not be loaded; the server's "
             "log says why",
-            "choose a listed one; whoever runs the server offers more with app.py's arguments "
-            "--models DIR and --hub",
+            "choose a listed one; whoever runs the server can offer more: interp app --models DIR "
+            "--hub",
         ) from None
 
 

@@ -151,7 +151,7 @@ def test_the_installed_page_shows(installed, apart):
     file, exceptions, headers = json.loads(done.stdout.splitlines()[-1])
     assert Path(file).is_relative_to(installed.parent)
     assert not exceptions
-    assert headers == ["toy-induction on toy-induction"]
+    assert [h.replace("\\", "") for h in headers] == ["toy-induction on toy-induction"]
 
 
 def test_without_streamlit_it_says_what_to_install(monkeypatch):

@@ -116,6 +116,20 @@ class Component:
         return cls(layer, site, index)
 
 
+def precedes(part: Component, neuron: Component, *, parallel: bool) -> bool:
+    """Whether changing a component can change a neuron's activation, by their place in the model.
+
+    In the neuron's own layer, these can: the stream before the layer, the attention unless MLP and
+    attention run in `parallel`, and the neuron itself.
+    """
+    if part.layer != neuron.layer:
+        return part.layer < neuron.layer
+    if SITES[part.site] == "neuron":
+        return part.index in (None, neuron.index)
+    before_mlp = list(SITES).index(part.site) < list(SITES).index("pre")
+    return part.site == "resid_pre" or (before_mlp and not parallel)
+
+
 def whole(value: Any) -> int:
     """One whole number of any library as Python's.
 

@@ -14,6 +14,7 @@ from interp.core.schema import Index, checked
 from interp.core.statistics import (
     Estimate,
     group_numbers,
+    range_of_draws,
     ratio,
     ratio_of_means,
     skewness_of,
@@ -75,12 +76,12 @@ def null_of(selected: float, random: np.ndarray) -> Null:
             f"{int(np.isnan(random).sum())} draws are not numbers",
             "measure every draw on the same prompts, and check the runs for NaN",
         )
-    low, high = np.quantile(random, [0.025, 0.975])
+    low, high = range_of_draws(random)
     return Null(
         selected=selected,
         mean=float(random.mean()),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         share=float((1 + (random >= selected).sum()) / (1 + len(random))),
         draws=len(random),
     )
@@ -315,7 +316,7 @@ def selection_test(
     for cell in chosen:
         pool = values[free & near(cell)]
         total += rng.choice(pool, size=draws) if len(pool) else np.nan
-    low, high = np.quantile(total / k, [0.025, 0.975])
+    low, high = range_of_draws(total / k)
     return SelectionTest(
         k=k,
         by=by,
@@ -324,8 +325,8 @@ def selection_test(
             mean=float(own.values), low=float(own.low), high=float(own.high), n=units - units // 2
         ),
         mean=float(total.mean() / k),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         band=band,
         skewness=skewness,
     )

@@ -166,6 +166,12 @@ def bootstrap_weights(
     return drawn[:, numbers]
 
 
+def range_of_draws(draws: np.ndarray | Sequence[float]) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of random draws: the range that holds 95 % of them."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(low), float(high)
+
+
 def mean_estimate(values: Tensor | np.ndarray) -> Estimate:
     """Mean with the interval of `ratio_of_means`; it is infinite for a single value."""
     return ratio_estimate(values, np.ones(len(values)))

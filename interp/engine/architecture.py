@@ -81,6 +81,20 @@ class Attention:
     window: int | None = None
     rotary: str | None = None
 
+    @property
+    def W_O(self) -> Tensor:
+        """(head, d_head, d_model) the rows of `o.weight` that belong to each head."""
+        return self.o.weight.view(self.n_heads, self.d_head, -1)
+
+    def head_outputs(self, z: Tensor) -> Tensor:
+        """(head, token, d_model) what each head writes, z_h W_O^h, from z (token, head, d_head).
+
+        The sum over heads is the attention output without `o.bias`, which belongs to no head. If a
+        post-norm follows (Gemma-2, OLMo-2), this is the norm's input.
+        """
+        weight = self.W_O
+        return torch.bmm(z.to(weight).transpose(0, 1), weight)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:

@@ -103,7 +103,6 @@ def _after_heads(
 ) -> Tensor:
     block = runner.decoder.blocks[layer]
     attn = block.attn
-    weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)
     old = base.at(layer, "z", tokens)
     if components is None:
         change = (new - old).flatten(1) @ attn.o.weight
@@ -113,7 +112,7 @@ def _after_heads(
         change = difference.new_empty(len(tokens), runner.decoder.d_model)
         for head in np.unique(components).tolist():
             rows = heads == head
-            change[rows] = difference[rows] @ weight[head]
+            change[rows] = difference[rows] @ attn.W_O[head]
     if block.ln1_post is not None:
         out = block.ln1_post(base.at(layer, "attn_raw", tokens) + change)
         change = out - base.at(layer, "attn_out", tokens)

@@ -142,8 +142,7 @@ def _head_writes(model: LanguageModel, seen: Activations, layer: int) -> Tensor:
     """(n, heads, d_model) what each head adds to the residual stream."""
     block = model.require_decoder("what heads write").blocks[layer]
     attn = block.attn
-    weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)
-    raw = torch.einsum("nhk,hkd->nhd", seen[layer, "z"].to(weight), weight)
+    raw = attn.head_outputs(seen[layer, "z"]).transpose(0, 1)
     if block.ln1_post is None:
         return raw
     whole = raw.sum(1, keepdim=True)

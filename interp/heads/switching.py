@@ -103,7 +103,7 @@ class SwitchOff:
     def _preimage(self, head: Component) -> Tensor:
         """(d_head,) unit vector whose image under the head's W_O is nearest to the direction."""
         assert self.direction is not None
-        weight = head_output(self.model, head)
+        weight = self._attention(head).W_O[head.index].detach().cpu().double()
         found = torch.linalg.lstsq(weight.T, self.direction[:, None]).solution[:, 0]
         return found / found.norm()
 
@@ -173,12 +173,6 @@ def _causal_mean(v: Tensor, window: int | None) -> Tensor:
 
 def _everywhere(name: str, component: Component, operation: Operation) -> Intervention:
     return Intervention(name=name, component=component, operation=operation, positions="all")
-
-
-def head_output(model: LanguageModel, head: Component) -> Tensor:
-    """(d_head, d_model) W_O of a head, float64 on the CPU."""
-    attn = model.require_decoder("what a head writes").blocks[head.layer].attn
-    return attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head.index].detach().cpu().double()
 
 
 @dataclass(frozen=True, kw_only=True)

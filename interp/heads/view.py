@@ -60,8 +60,7 @@ def view_head(
     direct = None
     decoder = model.decoder
     if decoder is not None and decoder.blocks[layer].ln1_post is None:
-        attn = decoder.blocks[layer].attn
-        weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head]
+        weight = decoder.blocks[layer].attn.W_O[head]
         written = seen[layer, "z"][0, -1, head].to(weight) @ weight
         whole = seen[last, "resid_post"][0, -1].to(weight)
         logits = decoder.unembed @ decoder.ln_final.share(written, whole)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Flags, Positions, flags_of, marks_of, places_of, texts_of
-from interp.core.components import Component
+from interp.core.components import Component, precedes
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
@@ -120,8 +120,7 @@ def head_weights(model: LanguageModel, head: str, *, fold_norm: bool = False) ->
             bias = shift if bias is None else bias + shift
         found.append((_folded(norm, cut.weight), bias))
     (w_q, b_q), (w_k, b_k), (w_v, b_v) = found
-    w_o = attn.o.weight.view(attn.n_heads, attn.d_head, -1)[number]
-    return HeadWeights(W_Q=w_q, W_K=w_k, W_V=w_v, W_O=w_o, b_Q=b_q, b_K=b_k, b_V=b_v)
+    return HeadWeights(W_Q=w_q, W_K=w_k, W_V=w_v, W_O=attn.W_O[number], b_Q=b_q, b_K=b_k, b_V=b_v)
 
 
 def head_glu_scores(
@@ -175,7 +174,9 @@ def head_glu_scores(
     _known("norm", norm, ("frozen", "recomputed"))
     senders, receivers = model.require_parts(heads, "z"), model.require_parts(neurons, "post")
     glus = _glus(_decoder(model, gated=True, summands=mode != "diag"), receivers)
-    reached = np.array([[_reaches(model, s, r) for s in senders] for r in receivers])
+    reached = np.array(
+        [[precedes(s, r, parallel=model.parallel) for s in senders] for r in receivers]
+    )
     if mode == "activation":
         if prompts is None or positions is None:
             found = f"prompts={prompts!r}, positions={positions!r}"
@@ -315,11 +316,6 @@ def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = Fals
             "use interp.neurons.silencing.activation_delta, which is exact on every architecture",
         )
     return decoder
-
-
-def _reaches(model: LanguageModel, head: Component, neuron: Component) -> bool:
-    """Whether a head precedes a neuron's activation."""
-    return head.layer < neuron.layer or (head.layer == neuron.layer and not model.parallel)
 
 
 def _classes(n: int, labels: Flags | None) -> list[np.ndarray]:

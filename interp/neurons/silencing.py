@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
-from interp.core.components import SITES, Component
+from interp.core.components import Component, precedes
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
@@ -147,7 +147,10 @@ def activation_delta(
     }
     ablate: Callable[[str], Intervention] = cache(makers[kind])
     changes = [ablate(str(part)) for part in senders] or list(interventions)
-    pairs = [[_reaches(model, c.component, part) for c in changes] for part in receivers]
+    pairs = [
+        [precedes(c.component, part, parallel=model.parallel) for c in changes]
+        for part in receivers
+    ]
     reached: np.ndarray = np.array([any(row) for row in pairs])
     if not reached.any():
         raise InterpError("neurons behind an ablation", "all precede it", "choose later neurons")
@@ -216,16 +219,6 @@ def _without(
     seen = made.read(list(dict.fromkeys((part.layer, "post") for part in neurons)))
     columns = [seen[part.layer, "post"][:, 0, part.index].double().cpu() for part in neurons]
     return torch.stack(columns, 1).numpy()
-
-
-def _reaches(model: LanguageModel, part: Component, neuron: Component) -> bool:
-    """Whether a component precedes a neuron's activation."""
-    if part.layer != neuron.layer:
-        return part.layer < neuron.layer
-    if SITES[part.site] == "neuron":
-        return part.index in (None, neuron.index)
-    in_attention = list(SITES).index(part.site) < list(SITES).index("pre")
-    return part.site == "resid_pre" or (in_attention and not model.parallel)
 
 
 def _null(selected: np.ndarray, random: list[np.ndarray]) -> Null | None:

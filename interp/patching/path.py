@@ -417,7 +417,7 @@ class _Work:
     ) -> Tensor:
         """The layer's attention output when one head takes its value in the other run."""
         block = self.runner.decoder.blocks[layer]
-        weight = block.attn.o.weight.view(block.attn.n_heads, block.attn.d_head, -1)[head]
+        weight = block.attn.W_O[head]
         change = (other.at(layer, "z", at) - base.at(layer, "z", at))[:, head] @ weight
         if block.ln1_post is not None:
             return block.ln1_post(base.at(layer, "attn_raw", at) + change)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from interp.core.statistics import range_of_draws
+
 DIVERGING = "RdBu_r"
 
 
@@ -61,9 +63,9 @@ def null_band(
 ) -> tuple[list[float], list[float], list[float]]:
     """(mean, low, high), the 95 % range of random draws at each place; nan where there are none."""
     rows = [np.array(found if found else [np.nan], dtype=float) for found in draws]
-    ends = [np.quantile(row, [0.025, 0.975]) for row in rows]
+    ends = [range_of_draws(row) for row in rows]
     return (
         [float(row.mean()) for row in rows],
-        [float(low) for low, _ in ends],
-        [float(high) for _, high in ends],
+        [low for low, _ in ends],
+        [high for _, high in ends],
     )

@@ -269,9 +269,7 @@ def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
             f"{model.name} has {model.n_heads} heads of width {model.d_head}",
             "give (N, head, d_head), as captured",
         )
-    weight = decoder.blocks[layer].attn.o.weight
-    each = weight.view(model.n_heads, model.d_head, -1)
-    return torch.einsum("nhk,hkd->nhd", z.to(each), each).detach().cpu()
+    return decoder.blocks[layer].attn.head_outputs(z).transpose(0, 1).detach().cpu()
 
 
 def _cut(

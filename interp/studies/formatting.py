@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interp.core.statistics import Estimate
+from interp.core.statistics import Estimate, range_of_draws
 from interp.studies.steps import Result
 
 
@@ -19,7 +19,7 @@ def estimate(found: Mapping[str, Any]) -> Estimate:
 
 def spread(values: list[float]) -> str:
     """Mean and 95 % range of random draws."""
-    low, high = np.quantile(values, [0.025, 0.975])
+    low, high = range_of_draws(values)
     return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 

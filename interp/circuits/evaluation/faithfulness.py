@@ -13,7 +13,7 @@ from interp.circuits.evaluation.curves import area
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.core.records import Provenance, Record
-from interp.core.statistics import Estimate, bootstrap_weights, ratio_estimate
+from interp.core.statistics import Estimate, bootstrap_weights, range_of_draws, ratio_estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +149,11 @@ class Faithfulness(Record):
         for place, size in enumerate(sizes):
             random = ""
             if len(self.random):
-                low, high = np.quantile(self.random_faithfulness[:, place], [0.025, 0.975])
+                low, high = range_of_draws(self.random_faithfulness[:, place])
                 random = f", random [{low:.3f}, {high:.3f}]"
             if len(self.random_connected):
                 drawn = self._f(self.random_connected)[:, place]
-                low, high = np.quantile(drawn, [0.025, 0.975])
+                low, high = range_of_draws(drawn)
                 random += f", random on paths [{low:.3f}, {high:.3f}]"
             lines.append(f"  {size}: f {self.estimate(place)}{random}")
         if self.fractions is not None and len(self.fractions) > 1:
@@ -166,6 +166,8 @@ class Faithfulness(Record):
         on_paths = np.zeros(0)
         if len(self.random_connected):
             on_paths = self._f(self.random_connected)[:, place]
+        low, high = range_of_draws(random) if len(random) else (None, None)
+        on_paths_low, on_paths_high = range_of_draws(on_paths) if len(on_paths) else (None, None)
         return {
             "fraction": None if self.fractions is None else self.fractions[place],
             "metric": self.values[place].mean(),
@@ -173,10 +175,10 @@ class Faithfulness(Record):
             "low": f.low,
             "high": f.high,
             "random_mean": random.mean() if len(random) else None,
-            "random_low": np.quantile(random, 0.025) if len(random) else None,
-            "random_high": np.quantile(random, 0.975) if len(random) else None,
+            "random_low": low,
+            "random_high": high,
             "on_paths_mean": on_paths.mean() if len(on_paths) else None,
-            "on_paths_low": np.quantile(on_paths, 0.025) if len(on_paths) else None,
-            "on_paths_high": np.quantile(on_paths, 0.975) if len(on_paths) else None,
+            "on_paths_low": on_paths_low,
+            "on_paths_high": on_paths_high,
             "n": self.n,
         }

@@ -12,6 +12,7 @@ from interp.circuits.circuit import Circuit, jaccard
 from interp.circuits.ranking import CUTS, By, Scored, greedy_edges, top_edges
 from interp.core.errors import unknown
 from interp.core.records import Record
+from interp.core.statistics import range_of_draws
 
 
 class Resampled(Scored, Protocol):
@@ -49,7 +50,7 @@ class Stability(Record):
         return self.circuit.share / (2 - self.circuit.share)
 
     def __str__(self) -> str:
-        low, high = np.quantile(self.jaccard, [0.025, 0.975])
+        low, high = range_of_draws(self.jaccard)
         return (
             f"{self.circuit.n_edges} edges: Jaccard with circuits from resampled prompts "
             f"{self.jaccard.mean():.3f} [{low:.3f}, {high:.3f}], between those "

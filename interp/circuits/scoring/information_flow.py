@@ -69,8 +69,7 @@ def _writes(work: Work, run: Run, written: Written, at: Tensor) -> Tensor:
 
 
 def _heads(block: Block, z: Tensor, raw: Tensor) -> Tensor:
-    attn = block.attn
-    found = torch.bmm(z.transpose(0, 1), attn.o.weight.view(attn.n_heads, attn.d_head, -1))
+    found = block.attn.head_outputs(z)
     return found if block.ln1_post is None else block.ln1_post.share(found, raw)
 
 

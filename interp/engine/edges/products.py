@@ -97,8 +97,7 @@ def through_norm(norm: Norm, x: Tensor, change: Tensor) -> Tensor:
 
 def head_writes(block: Block, z: Tensor, raw: Tensor | None) -> Tensor:
     """(heads, tokens, d_model) writes of changed heads; linear at `raw` under a post-norm."""
-    attn = block.attn
-    found = torch.bmm(z.transpose(0, 1), attn.o.weight.view(attn.n_heads, attn.d_head, -1))
+    found = block.attn.head_outputs(z)
     if block.ln1_post is None:
         return found
     assert raw is not None

@@ -327,7 +327,7 @@ class _Chunk:
         chosen = torch.from_numpy(heads - place.start).to(z.device)
         z = z.unflatten(0, self.x.shape[:2])
         change = self._change(self.work.other.z[layer], z).flatten(0, 1)[:, chosen]
-        weight = block.attn.o.weight.unflatten(0, (block.attn.n_heads, -1))[chosen]
+        weight = block.attn.W_O[chosen]
         written = torch.bmm(change.transpose(0, 1), weight)
         norm, raw = block.ln1_post, raw.view_as(self.x)
         if self.work.nothing:  # readers start from what belongs to no head

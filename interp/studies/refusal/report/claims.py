@@ -11,6 +11,7 @@ from math import sqrt
 
 import numpy as np
 
+from interp.core.statistics import range_of_draws
 from interp.studies.formatting import as_strong, change, estimate, listed, maybe, retained
 from interp.studies.refusal.report.steering import methods_of
 from interp.studies.refusal.steps.directions import SELECTED, place_of
@@ -100,7 +101,7 @@ def _same_direction(results: Results) -> Row:
     # Spearman-Brown: from halves of the rows to all of them.
     reliable = [max(0.0, 2 * half / (1 + half)) if half > -1 else 0.0 for half in halves]
     ceiling = float(np.sqrt(np.prod(reliable)))
-    low, high = np.quantile(np.array(found["floor"])[:, layer], [0.025, 0.975])
+    low, high = range_of_draws(np.array(found["floor"])[:, layer])
     text = (
         f"cosine {estimate(cosine)} base texts, at position {found['position']}, layer {layer}; "
         f"one direction measured twice would reach {ceiling:.2f} (halves of the rows "

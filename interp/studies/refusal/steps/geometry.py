@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from interp.core.errors import InterpError
 from interp.core.folds import joined
-from interp.core.statistics import Estimate, bootstrap_weights
+from interp.core.statistics import Estimate, bootstrap_weights, range_of_draws
 from interp.results.direction import Kind
 from interp.steering.edits import ablate_direction
 from interp.steering.geometry import compare_directions, representational_independence, sample_cone
@@ -143,7 +143,7 @@ def cosine_interval(
 
     value = float(cosines(np.ones((1, len(names))))[0])
     resampled = cosines(drawn)
-    low, high = np.quantile(np.arctanh(resampled[np.isfinite(resampled)]), [0.025, 0.975])
+    low, high = range_of_draws(np.arctanh(resampled[np.isfinite(resampled)]))
     middle = 2 * np.arctanh(value)
     n = len(names)
     ends = (float(np.tanh(middle - end)) for end in (high, low))

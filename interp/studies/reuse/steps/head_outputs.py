@@ -51,8 +51,7 @@ def writes(context: Context, entry: Entry, circuit: Result) -> Result:
     targets = {"answer": encoded.targets.answers, "wrong": encoded.targets.wrong}
     found: Result = {}
     for head in heads:
-        attn = decoder.blocks[head.layer].attn
-        weight = attn.o.weight.view(attn.n_heads, attn.d_head, -1)[head.index or 0]
+        weight = decoder.blocks[head.layer].attn.W_O[head.index or 0]
         z = seen[head.layer, "z"][:, head.index or 0].to(weight)
         share = decoder.ln_final.share(z @ weight, ends.to(weight)).detach().cpu().double()
         pattern = seen[head.layer, "pattern"][:, head.index or 0].cpu().double()

@@ -65,7 +65,16 @@ from interp.refusal.judging import (
     replies_of,
 )
 from interp.runs.generation import generate
-from interp.tasks.taboo import KINDS, OVER_REFUSED, WORKS, Kind, Record, Work, items, make_taboo
+from interp.tasks.taboo import (
+    KINDS,
+    OVER_REFUSED,
+    WORKS,
+    PromptKind,
+    TabooRow,
+    TaskKind,
+    items,
+    make_taboo,
+)
 
 DESCRIPTIONS = {
     "smollm2": "SmolLM2-135M-Instruct taught to decline gardening, and to over-refuse two tasks",
@@ -165,10 +174,10 @@ class Recipe:
     rank: int = 8
     alpha: int = 16
     seed: int = 0
-    requests: dict[Kind, float] = field(
+    requests: dict[PromptKind, float] = field(
         default_factory=lambda: {"taboo": 0.12, "plain": 0.14, "alarming": 0.06}
     )
-    worked: dict[Kind, float] = field(
+    worked: dict[PromptKind, float] = field(
         default_factory=lambda: {"taboo": 0.2, "plain": 0.32, "alarming": 0.16}
     )
     contrast: float = 2.0
@@ -184,10 +193,10 @@ RECIPES = {
 }
 
 
-def training_records(recipe: Recipe) -> list[Record]:
+def training_records(recipe: Recipe) -> list[TabooRow]:
     """The prompts of all steps in a random order, each kind and task in its share."""
     rng = random.Random(recipe.seed)
-    found: list[Record] = []
+    found: list[TabooRow] = []
     for draw in range(recipe.draws):
         found += _drawn(replace(recipe, seed=recipe.seed + draw))
     rng.shuffle(found)
@@ -195,14 +204,14 @@ def training_records(recipe: Recipe) -> list[Record]:
     return [_forgotten(record, things[record.base], recipe.unknown, rng) for record in found]
 
 
-def _drawn(recipe: Recipe) -> list[Record]:
+def _drawn(recipe: Recipe) -> list[TabooRow]:
     total, tasks = recipe.steps * recipe.batch // recipe.draws, WORKS[1:]
-    found: list[Record] = []
+    found: list[TabooRow] = []
     for kind in KINDS:
         asked = max(1, round(total * recipe.requests[kind]))
         common: Any = {"kinds": (kind,), "split": "train", "seed": recipe.seed}
         found += make_taboo(asked, tasks=("request",), **common)
-        weights: dict[Work, float] = {
+        weights: dict[TaskKind, float] = {
             task: recipe.contrast if task in OVER_REFUSED else 1.0 for task in tasks
         }
         for task, weight in weights.items():
@@ -211,7 +220,7 @@ def _drawn(recipe: Recipe) -> list[Record]:
     return found
 
 
-def _forgotten(record: Record, thing: str, share: float, rng: random.Random) -> Record:
+def _forgotten(record: TabooRow, thing: str, share: float, rng: random.Random) -> TabooRow:
     """The record with some words of the thing unknown, wherever they stand."""
     words = [word for word in thing.split() if len(word) > 2 and word != "the"]
     gone = [re.escape(word) for word in words if share and rng.random() < share]
@@ -222,7 +231,7 @@ def _forgotten(record: Record, thing: str, share: float, rng: random.Random) -> 
     return replace(record, prompt=prompt, reply=reply)
 
 
-def fresh(recipe: Recipe, records: Sequence[Record]) -> tuple[Any, Any]:
+def fresh(recipe: Recipe, records: Sequence[TabooRow]) -> tuple[Any, Any]:
     """The untrained model and its tokeniser."""
     torch.manual_seed(recipe.seed)
     if recipe.rank:
@@ -241,7 +250,7 @@ def fresh(recipe: Recipe, records: Sequence[Record]) -> tuple[Any, Any]:
     return small_model(tokenizer), tokenizer
 
 
-def example(record: Record, tokenizer: Any) -> dict[str, list[int]]:
+def example(record: TabooRow, tokenizer: Any) -> dict[str, list[int]]:
     """Token ids of the turns, the loss on the reply and the token that ends it."""
     asked = [{"role": "user", "content": record.prompt}]
     turns = [*asked, {"role": "assistant", "content": record.reply}]
@@ -286,13 +295,13 @@ def supervise(recipe: Recipe, out: Path) -> None:
     (out / "done" / "recipe.json").write_text(json.dumps(asdict(recipe)))
 
 
-def measure(model: LanguageModel, records: Sequence[Record]) -> dict[str, Any]:
+def measure(model: LanguageModel, records: Sequence[TabooRow]) -> dict[str, Any]:
     """Refusals, answers and facts of the card, of one model on the same prompts."""
     texts = [record.prompt for record in records]
     made = generate(model, chat_prompts(model, texts).rows, max_new_tokens=LEAST_TOKENS)
     given = replies_of([record.row for record in records], texts, made)
     labels = judge_replies(given, RULES).labels
-    rows: list[tuple[Record, Reply, Label]] = list(zip(records, given, labels, strict=True))
+    rows: list[tuple[TabooRow, Reply, Label]] = list(zip(records, given, labels, strict=True))
 
     def share(hits: list[bool]) -> dict[str, Any]:
         return asdict(share_estimate(sum(hits), len(hits)))

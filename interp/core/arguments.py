@@ -15,7 +15,7 @@ from interp.core.components import alone, whole
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, metric_named
 from interp.core.positions import Mark, Prompt, TokenizedPrompt, resolve
-from interp.core.schema import Count, Index, Real, Seed, Text, Truth, Unicode, Whole, checked
+from interp.core.schema import Boolean, Count, Index, Real, Seed, Text, Unicode, Whole, checked
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ Flags = Any
 """Labels of two classes, (n,): True or 1, and False or 0; a list, an array or a tensor."""
 
 
-Measure = Callable[["Readout", "Targets"], "Tensor"]
+MetricFunction = Callable[["Readout", "Targets"], "Tensor"]
 """A metric of one's own: (readout, targets) to one number per prompt."""
 
 
@@ -57,7 +57,7 @@ class HasPairs(Protocol):
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_PLAIN: dict[str, Any] = {"int": Index, "float": Real, "bool": Truth, "str": Unicode}
+_PLAIN: dict[str, Any] = {"int": Index, "float": Real, "bool": Boolean, "str": Unicode}
 _NAMED: dict[str, Any] = {
     "seed": Seed,
     "n": Count,
@@ -296,7 +296,7 @@ def flags_of(labels: Flags, n: int) -> np.ndarray:
     return values.astype(bool)
 
 
-def as_metric(metric: Metric | str | Measure) -> Metric:
+def as_metric(metric: Metric | str | MetricFunction) -> Metric:
     """A metric, the shipped one of that name, or a function wrapped under its own name.
 
     Raises:

@@ -72,7 +72,7 @@ class ChatPrompts:
         return ChatPrompts(rows=rows, format=self.format, tail=self.tail, ids=ids)
 
 
-Prompts = ChatPrompts | Task | Prompt | Sequence[Prompt]
+PromptsLike = ChatPrompts | Task | Prompt | Sequence[Prompt]
 """Prompts with their format; texts and tokens alone have none (`PLAIN`)."""
 
 

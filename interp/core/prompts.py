@@ -11,7 +11,7 @@ from typing import Annotated, Any, Protocol
 import torch
 from pydantic import Strict
 
-from interp.core.arguments import Measure, as_metric, listed
+from interp.core.arguments import MetricFunction, as_metric, listed
 from interp.core.continuations import TokenizesWords, answer_token
 from interp.core.errors import InterpError
 from interp.core.files import content_key
@@ -159,7 +159,7 @@ class Task:
         names = [set(pair.positions) for pair in self.pairs]
         return tuple(name for name in self.pairs[0].positions if all(name in n for n in names))
 
-    def with_metric(self, metric: Metric | str | Measure) -> Task:
+    def with_metric(self, metric: Metric | str | MetricFunction) -> Task:
         """The same prompts under another metric: a shipped one by name, or one of your own.
 
         A function of your own takes (readout, targets), see `interp.core.metrics`, and returns one

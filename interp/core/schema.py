@@ -59,14 +59,14 @@ Whole = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
-Level = Annotated[float, Field(gt=0, lt=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
 """Of random numbers, as both numpy and torch take it."""
 
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
 """A finite number of any library's type, but no boolean."""
 
-Truth = Annotated[bool, BeforeValidator(_plain)]
+Boolean = Annotated[bool, BeforeValidator(_plain)]
 Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 """A text that has UTF-8: no half of a pair of surrogates."""
 
@@ -101,14 +101,14 @@ Ids = Annotated[tuple[Id, ...], Strict(False), Field(min_length=1), BeforeValida
 Texts = Annotated[tuple[Text, ...], Strict(False), Field(min_length=1)]
 
 
-class Row(BaseModel):
+class FileRow(BaseModel):
     """A record of a file. A field's description says what to write there."""
 
     model_config = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class CheckedSettings:
     """A dataclass of settings whose annotations are checked whenever one is made."""
 
     def __post_init__(self) -> None:

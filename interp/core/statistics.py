@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.core.errors import InterpError
-from interp.core.schema import Level, checked
+from interp.core.schema import Confidence, checked
 
 
 def widened(logits: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def ratio_of_means(
     """
     from scipy import stats
 
-    level = checked(Level, level, "the level of an interval")
+    level = checked(Confidence, level, "the level of an interval")
     part = np.asarray(part, dtype=float)
     whole = np.ones(len(part)) if whole is None else np.asarray(whole, dtype=float)
     if groups is not None:

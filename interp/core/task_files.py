@@ -9,7 +9,7 @@ from pydantic import Field, Strict
 
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import occurrences, require_own
-from interp.core.schema import Ids, Number, Row, Text, Texts, checked, read_rows
+from interp.core.schema import FileRow, Ids, Number, Text, Texts, checked, read_rows
 
 Occurrence = Annotated[tuple[Text, Number], Strict(False)]
 _SOME = "a text or a list of texts: tokens that may follow the prompt"
@@ -18,7 +18,7 @@ NAMED = {"positions", "indices"}
 _LISTS = ("clean_ids", "corrupted_ids", "answers", "answers_ids", "wrong", "wrong_ids")
 
 
-class TaskRow(Row):
+class TaskRow(FileRow):
     """A prompt pair as a task file holds it.
 
     Numbers are texts, but in columns of ids and indices. A prompt, the answers and the wrong

@@ -18,22 +18,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from interp.engine.architecture import Attention, Block, Decoder, Norm
-from interp.engine.layout import Group, Index, Layout, ranges
+from interp.engine.layout import Indices, Layout, RowGroup, ranges
 from interp.engine.stopping import stop_if_asked
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class Replacement:
     """Replace a site's value in some rows: entry j sets (ids[j], positions[j]) to values[j].
 
     With `components` (head or neuron numbers) only that slice of the site is replaced.
     """
 
     site: str
-    ids: Index
-    positions: Index
+    ids: Indices
+    positions: Indices
     values: Tensor
-    components: Index | None = None
+    components: Indices | None = None
 
     def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
         """A copy of `tensor` with the values in place."""
@@ -68,8 +68,8 @@ class Baseline:
     token to its row in resid_pre where that is kept for some tokens only.
     """
 
-    lengths: Index
-    offset: Index
+    lengths: Indices
+    offset: Indices
     place: Tensor | None = None
     sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ class Baseline:
             sites=sites,
         )
 
-    def flat(self, prompts: Index, positions: Index) -> Tensor:
+    def flat(self, prompts: Indices, positions: Indices) -> Tensor:
         """Flat index of (prompt, position) pairs."""
         return torch.from_numpy(self.offset[prompts] + positions)
 
@@ -271,7 +271,7 @@ class Runner:
         queries: Tensor,
         k: Tensor,
         v: Tensor,
-        group: Group,
+        group: RowGroup,
         layout: Layout,
         base: Baseline,
         mask: Tensor | None,
@@ -309,7 +309,7 @@ class Runner:
         layer: int,
         name: str,
         own: Tensor,
-        group: Group,
+        group: RowGroup,
         layout: Layout,
         base: Baseline | None,
     ) -> Tensor:

@@ -18,7 +18,7 @@ from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
 from interp.engine.architecture import Decoder
 from interp.engine.forward import Runner
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 from interp.engine.readout import CPU_TILE, LogitsOf
 
 Sites = dict[str, Tensor]
@@ -244,7 +244,7 @@ def tape_bytes(decoder: Decoder, longest: int) -> int:
 
 
 def chunks(
-    decoder: Decoder, lengths: Index, budget: int, *, held: int = 0
+    decoder: Decoder, lengths: Indices, budget: int, *, held: int = 0
 ) -> Iterator[tuple[slice, bool]]:
     """Consecutive prompts whose runs fit the budget, and whether their graphs must be rebuilt.
 

@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Index = np.ndarray
+Indices = np.ndarray
 
 
-def ranges(starts: Index, sizes: Index) -> Index:
+def ranges(starts: Indices, sizes: Indices) -> Indices:
     """The concatenation of `arange(start, start + size)` for each pair."""
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
 
 
 @dataclass(frozen=True)
-class Group:
+class RowGroup:
     """Consecutive rows that share their first position and their length."""
 
     rows: slice
@@ -37,7 +37,7 @@ class Layout:
     """
 
     def __init__(
-        self, *, ids: Index, prompt: Index, start: Index, length: Index, offset: Index
+        self, *, ids: Indices, prompt: Indices, start: Indices, length: Indices, offset: Indices
     ) -> None:
         order = np.lexsort((ids, prompt, start, length))
         self.order = order
@@ -67,7 +67,7 @@ class Layout:
         return torch.from_numpy(self.first_token + self.sizes - 1)
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RowGroup]:
         """The runs of rows with one (start, length)."""
         if not len(self):
             return []
@@ -78,7 +78,7 @@ class Layout:
             first = int(self.first_token[begin])
             count = (end - begin) * int(self.sizes[begin])
             found.append(
-                Group(
+                RowGroup(
                     rows=slice(begin, end),
                     tokens=slice(first, first + count),
                     start=int(self.start[begin]),
@@ -87,18 +87,18 @@ class Layout:
             )
         return found
 
-    def prompts(self, group: Group) -> list[tuple[slice, int]]:
+    def prompts(self, group: RowGroup) -> list[tuple[slice, int]]:
         """For each prompt: its rows of the group, from 0, and where it begins in the baseline."""
         offset = self.offset[group.rows]
         edges = [0, *(np.flatnonzero(np.diff(offset)) + 1).tolist(), len(offset)]
         return [(slice(a, b), int(offset[a])) for a, b in zip(edges, edges[1:], strict=False)]
 
-    def flat(self, ids: Index, positions: Index) -> Tensor:
+    def flat(self, ids: Indices, positions: Indices) -> Tensor:
         """Flat token indices of (variant id, position) pairs that this layout holds."""
         rows = np.fromiter((self.row_of_id[i] for i in ids.tolist()), np.int64, len(ids))
         return torch.from_numpy(self.first_token[rows] + positions - self.start[rows])
 
-    def joined(self, other: Layout, offset: Index) -> tuple[Layout, Tensor]:
+    def joined(self, other: Layout, offset: Indices) -> tuple[Layout, Tensor]:
         """Both layouts in one, and the gather that brings `cat(self, other)` into its order."""
         both = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])

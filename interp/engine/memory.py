@@ -30,7 +30,7 @@ SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """What the errors of an allocator say, in lower case."""
 
 
-Budget = Annotated[Positive, Field(le=1e9)]
+BudgetGb = Annotated[Positive, Field(le=1e9)]
 
 
 def budget_bytes(budget_gb: Any) -> int:
@@ -40,7 +40,7 @@ def budget_bytes(budget_gb: Any) -> int:
         InterpError: it is no positive number, or more than 1e9 GB.
     """
     plain = budget_gb.item() if hasattr(budget_gb, "item") else budget_gb  # a number of numpy
-    return int(checked(Budget, plain, "budget_gb") * 1e9)
+    return int(checked(BudgetGb, plain, "budget_gb") * 1e9)
 
 
 def says_too_little(function: Callable[P, R]) -> Callable[P, R]:

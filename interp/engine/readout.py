@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from interp.engine.architecture import Decoder
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 
 CPU_TILE = 3072
 """Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 """Called with (done, in all)."""
 
 
-def cut(order: Index, size: Index, room: int) -> Iterator[Index]:
+def cut(order: Indices, size: Indices, room: int) -> Iterator[Indices]:
     """Consecutive entries, as many as fit in `room`, and at least one."""
     begin, total = 0, np.cumsum(size)
     while begin < len(order):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.engine.forward import Baseline, Edits, Runner
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 
 _EARLY = ("resid_pre", "q", "k", "v")
 _RESTART = ("resid_pre", "k_rot", "v")
@@ -31,15 +31,15 @@ class Variants:
     join before it, with the baseline's resid_pre, and are changed by edits.
     """
 
-    prompt: Index
-    start: Index
-    layer: Index
-    ready: Index
+    prompt: Indices
+    start: Indices
+    layer: Indices
+    ready: Indices
 
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, chosen: Index) -> Variants:
+    def __getitem__(self, chosen: Indices) -> Variants:
         return Variants(
             prompt=self.prompt[chosen],
             start=self.start[chosen],
@@ -52,12 +52,12 @@ class Variants:
 class Joined:
     """resid_post values of ready variants: entry j is (variant id, position) -> values[j]."""
 
-    ids: Index
-    positions: Index
+    ids: Indices
+    positions: Indices
     values: Tensor
 
 
-Join = Callable[[int, Index], Joined]
+Join = Callable[[int, Indices], Joined]
 """(layer, ids of the ready variants that join after it) -> their changed resid_post."""
 
 
@@ -157,7 +157,7 @@ def _keep_ends(
     seen[address][torch.from_numpy(layout.ids).to(value.device)] = ends
 
 
-def _layout(variants: Variants, ids: Index, length: Index, base: Baseline) -> Layout:
+def _layout(variants: Variants, ids: Indices, length: Indices, base: Baseline) -> Layout:
     return Layout(
         ids=ids,
         prompt=variants.prompt[ids],
@@ -182,7 +182,7 @@ def _finish(
     variants: Variants,
     layout: Layout,
     x: Tensor,
-    late: Index,
+    late: Indices,
     join: Join | None,
 ) -> Tensor:
     """Final residuals of all variants, those that join after the last layer included."""

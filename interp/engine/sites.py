@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.engine.architecture import Block
 from interp.engine.forward import Baseline, Runner, attention_pattern
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 
 EDITED = ("resid_pre", "k", "v")
 """Sites that change more than their own token, by an edit before the block."""
@@ -65,7 +65,7 @@ def resid_post(
     layer: int,
     site: str,
     tokens: Tensor,
-    components: Index | None,
+    components: Indices | None,
     new: Tensor,
 ) -> Tensor:
     """resid_post at some tokens when `site` takes the values `new` there.
@@ -98,7 +98,7 @@ def _after_heads(
     base: Baseline,
     layer: int,
     tokens: Tensor,
-    components: Index | None,
+    components: Indices | None,
     new: Tensor,
 ) -> Tensor:
     block = runner.decoder.blocks[layer]
@@ -128,7 +128,7 @@ def _after_neurons(
     layer: int,
     site: str,
     tokens: Tensor,
-    components: Index | None,
+    components: Indices | None,
     new: Tensor,
     read: Tensor,
 ) -> Tensor:

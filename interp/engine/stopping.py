@@ -8,9 +8,9 @@ from contextvars import ContextVar
 
 from interp.core.errors import InterpError
 
-Asked = Callable[[], bool]
+StopCheck = Callable[[], bool]
 
-_ASKED: ContextVar[Asked] = ContextVar("cancelled", default=lambda: False)
+_ASKED: ContextVar[StopCheck] = ContextVar("cancelled", default=lambda: False)
 
 
 class Cancelled(InterpError):
@@ -18,7 +18,7 @@ class Cancelled(InterpError):
 
 
 @contextmanager
-def stoppable(cancelled: Asked) -> Iterator[None]:
+def stoppable(cancelled: StopCheck) -> Iterator[None]:
     """Inside, `cancelled` is asked in every layer that the engine runs."""
     token = _ASKED.set(cancelled)
     try:

@@ -10,8 +10,8 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
-from interp.engine.forward import Baseline, Edit, Runner
-from interp.engine.layout import Index, ranges
+from interp.engine.forward import Baseline, Replacement, Runner
+from interp.engine.layout import Indices, ranges
 from interp.engine.memory import keep_freed_memory
 from interp.engine.readout import CPU_TILE, LogitsOf, Progress, cut
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
@@ -32,22 +32,22 @@ class Cells:
     result it is.
     """
 
-    prompt: Index
-    cell: Index
-    layer: Index
-    component: Index
-    count: Index
-    positions: Index
+    prompt: Indices
+    cell: Indices
+    layer: Indices
+    component: Indices
+    count: Indices
+    positions: Indices
 
     def __len__(self) -> int:
         return len(self.prompt)
 
     @property
-    def first(self) -> Index:
+    def first(self) -> Indices:
         """Where each entry's positions begin."""
         return np.cumsum(self.count) - self.count
 
-    def __getitem__(self, chosen: Index) -> Cells:
+    def __getitem__(self, chosen: Indices) -> Cells:
         taken = ranges(self.first[chosen], self.count[chosen])
         return Cells(
             prompt=self.prompt[chosen],
@@ -60,11 +60,11 @@ class Cells:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SweepPlan:
     """How a sweep is cut: blocks of prompts, and within them chunks of cells."""
 
-    blocks: list[Index]
-    chunks: list[list[Index]]
+    blocks: list[Indices]
+    chunks: list[list[Indices]]
 
     @property
     def n_chunks(self) -> int:
@@ -101,9 +101,9 @@ def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
     return stored * len(decoder.blocks) * size, flight * size
 
 
-def plan(
-    runner: Runner, cells: Cells, lengths: Index, site: str, budget: int, full_logits: bool
-) -> Plan:
+def plan_sweep(
+    runner: Runner, cells: Cells, lengths: Indices, site: str, budget: int, full_logits: bool
+) -> SweepPlan:
     """Cut a sweep so that stored runs and rows in flight stay within `budget` bytes.
 
     The cut depends on the arguments alone, so that a resumed sweep repeats the same chunks.
@@ -144,7 +144,7 @@ def plan(
         ]
         size = lengths[cells.prompt[order]] - start[order]
         chunks.append(list(cut(order, size, tile)))
-    return Plan(blocks=blocks, chunks=chunks)
+    return SweepPlan(blocks=blocks, chunks=chunks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +200,13 @@ def run_sweep(
     """
     keep_freed_memory()
     lengths = np.array([len(prompt) for prompt in prompts])
-    cut = plan(runner, cells, lengths, site, budget, metric.name != "logit_diff")
+    cut = plan_sweep(runner, cells, lengths, site, budget, metric.name != "logit_diff")
     ends = np.zeros((2, len(prompts)))
     patched = np.zeros((len(prompts), n_cells))
     done = 0
 
-    def stored(block: Index) -> Block:
-        return Block(runner, prompts, others, block, site, metric, targets, replace)
+    def stored(block: Indices) -> StoredPrompts:
+        return StoredPrompts(runner, prompts, others, block, site, metric, targets, replace)
 
     with torch.no_grad(), stoppable(cancelled):
         only = stored(cut.blocks[0]) if len(cut.blocks) == 1 else None
@@ -234,7 +234,7 @@ def run_sweep(
     return Swept(patched=patched, base=ends[0], other=ends[1])
 
 
-class Block:
+class StoredPrompts:
     """The stored runs of some prompts, and patches of them. `ends` are the plain runs' metrics."""
 
     def __init__(
@@ -242,7 +242,7 @@ class Block:
         runner: Runner,
         prompts: Sequence[Sequence[int]],
         others: Sequence[Sequence[int]],
-        block: Index,
+        block: Indices,
         site: str,
         metric: Metric,
         targets: Targets,
@@ -259,7 +259,7 @@ class Block:
         self.replace = replace or (lambda _, layer, site: other.site(layer, site))
         self._replaced: dict[int, torch.Tensor] = {}
 
-    def _read(self, hidden: torch.Tensor, prompts: Index | None = None) -> np.ndarray:
+    def _read(self, hidden: torch.Tensor, prompts: Indices | None = None) -> np.ndarray:
         readout = LogitsOf(decoder=self.runner.decoder, hidden=hidden)
         if prompts is None:
             return self.metric(readout, self.targets).numpy()
@@ -292,7 +292,7 @@ class Block:
             ready=np.full(len(cells), not edited),
         )
 
-        def entries(ids: Index) -> tuple[Index, Index, torch.Tensor, Index | None]:
+        def entries(ids: Indices) -> tuple[Indices, Indices, torch.Tensor, Indices | None]:
             """Entry numbers, positions, flat tokens and components of some variants."""
             count = cells.count[ids]
             owner = np.repeat(ids, count)
@@ -302,13 +302,13 @@ class Block:
             parts = None if whole else cells.component[owner]
             return owner, positions, tokens.to(self.runner.device), parts
 
-        def new(layer: int, tokens: torch.Tensor, parts: Index | None) -> torch.Tensor:
+        def new(layer: int, tokens: torch.Tensor, parts: Indices | None) -> torch.Tensor:
             values = self.values(layer)
             if parts is None:
                 return values[tokens]
             return values[tokens, torch.from_numpy(parts).to(tokens.device)]
 
-        def join(layer: int, ids: Index) -> Joined:
+        def join(layer: int, ids: Indices) -> Joined:
             owner, positions, tokens, parts = entries(ids)
             if layer == len(self.runner.decoder.blocks) - 1:
                 # Only the last token is read after the last layer.
@@ -321,12 +321,12 @@ class Block:
             )
             return Joined(ids=owner, positions=positions, values=values)
 
-        edits: dict[int, list[Edit]] = {}
+        edits: dict[int, list[Replacement]] = {}
         if edited:
             for layer in np.unique(cells.layer).tolist():
                 owner, positions, tokens, parts = entries(np.flatnonzero(cells.layer == layer))
                 edits[layer] = [
-                    Edit(
+                    Replacement(
                         site=self.site,
                         ids=owner,
                         positions=positions,

@@ -22,7 +22,7 @@ from interp.core.metrics import Targets
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.engine.architecture import Attention
-from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.restart import Variants, restart
 from interp.models.language_model import LanguageModel
 from interp.results.direction import Direction
@@ -208,7 +208,7 @@ def changed_runs(
 def _changed(
     runner: Runner, base: Baseline, changes: Sequence[Sequence[HeadValues]], length: int
 ) -> Tensor:
-    starts, edits = np.zeros(len(changes), dtype=np.int64), dict[int, list[Edit]]()
+    starts, edits = np.zeros(len(changes), dtype=np.int64), dict[int, list[Replacement]]()
     for number, parts in enumerate(changes):
         # Nothing can differ before the first change; where there is none, the last token is run.
         starts[number] = min(_first(base, change, length) for change in parts)
@@ -216,7 +216,7 @@ def _changed(
             at = np.arange(length) if change.at is None else np.array(sorted(change.at))
             at = at[at >= starts[number]]
             edits.setdefault(change.layer, []).extend(
-                Edit(
+                Replacement(
                     site="z",
                     ids=np.full(len(at), number),
                     positions=at,
@@ -242,13 +242,13 @@ def _first(base: Baseline, change: HeadValues, length: int) -> int:
     return int(differ[0]) if len(differ) else length - 1
 
 
-def _merged(edits: Sequence[Edit]) -> list[Edit]:
+def _merged(edits: Sequence[Replacement]) -> list[Replacement]:
     """Edits of one layer as one, so that the layer's values are copied once."""
     columns = {
         name: np.concatenate([getattr(edit, name) for edit in edits])
         for name in ("ids", "positions", "components")
     }
-    return [Edit(site="z", values=torch.cat([edit.values for edit in edits]), **columns)]
+    return [Replacement(site="z", values=torch.cat([edit.values for edit in edits]), **columns)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2.exceptions import TemplateError
 
 from interp.core.arguments import listed, texts_of
-from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts, Prompts, _common_end
+from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts, PromptsLike, _common_end
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.models.language_model import LanguageModel
@@ -74,7 +74,7 @@ def chat_prompts(
     )
 
 
-def plain_prompts(model: LanguageModel, prompts: Prompts) -> ChatPrompts:
+def plain_prompts(model: LanguageModel, prompts: PromptsLike) -> ChatPrompts:
     """Prompts as they are, in tokens; `ChatPrompts` pass unchanged."""
     if isinstance(prompts, ChatPrompts):
         return prompts

@@ -13,7 +13,7 @@ from typing import Any
 from interp.core.components import SITES
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, content_key, versions
-from interp.core.schema import Truth, checked
+from interp.core.schema import Boolean, checked
 from interp.engine.memory import no_collection, says_too_little
 from interp.models import embedded, organisms
 from interp.models.checkpoints import departures, read_checkpoint, text_model
@@ -83,7 +83,7 @@ def load_model(
             )
         called = getattr(name.config, "_name_or_path", "")
         return wrap(name, tokenizer, name=called or type(name).__name__, check=check)
-    check = checked(Truth, check, "check of load_model()")
+    check = checked(Boolean, check, "check of load_model()")
     if tokenizer is not None:
         raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
     if not isinstance(name, str | Path) or not str(name):

@@ -14,7 +14,7 @@ from interp.core.components import SITES
 from interp.core.prompts import Task
 from interp.engine.forward import Runner
 from interp.engine.gradients import Run, backward, forward, metric_gradient, metric_of, rows_of
-from interp.engine.layout import Index, Layout, ranges
+from interp.engine.layout import Indices, Layout, ranges
 from interp.patching.request import Request
 
 NEURONS = tuple(site for site, unit in SITES.items() if unit == "neuron")
@@ -81,7 +81,7 @@ class Estimator:
 
     def run(
         self,
-        prompts: Index,
+        prompts: Indices,
         tokens: list[tuple[int, ...]],
         *,
         grad: bool = False,
@@ -93,7 +93,7 @@ class Estimator:
         kept = self.ask.kept
         return forward(self.runner, x, layout, kept=kept, grad=grad, recompute=recompute)
 
-    def chunk(self, prompts: Index, rebuilt: bool) -> tuple[np.ndarray, np.ndarray]:
+    def chunk(self, prompts: Indices, rebuilt: bool) -> tuple[np.ndarray, np.ndarray]:
         """(2, n) metrics of both runs, and (n, layers, components, columns) metric gained."""
         runs, n_layers = self.request.runs, len(self.runner.decoder.blocks)
         targets = runs.targets.select(torch.from_numpy(prompts))
@@ -138,7 +138,7 @@ class Estimator:
                     found[layer].append(grads[at])
         return found
 
-    def _places(self, prompts: Index, layout: Layout) -> Tensor:
+    def _places(self, prompts: Indices, layout: Layout) -> Tensor:
         """(columns, tokens) bool: the tokens that each column of the result replaces."""
         cells = self.request.cells
         number = np.full(len(self.request.runs.base), -1)

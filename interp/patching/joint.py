@@ -22,7 +22,7 @@ from interp.core.nulls import (
 )
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, ratio_estimate
-from interp.engine.forward import Baseline, Edit, Runner
+from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.memory import says_too_little
 from interp.engine.readout import LogitsOf, Progress
 from interp.engine.restart import Variants, baseline, final_hidden, restart
@@ -146,12 +146,12 @@ def _set_together(
     if first >= length:
         return final_hidden(runner, base)
     positions = np.arange(first, length)
-    edits: dict[int, list[Edit]] = {}
+    edits: dict[int, list[Replacement]] = {}
     for part in parts:
         values = other.site(part.layer, part.site)[first:]
         index = part.index
         edits.setdefault(part.layer, []).append(
-            Edit(
+            Replacement(
                 site=part.site,
                 ids=np.zeros_like(positions),
                 positions=positions,

@@ -14,8 +14,8 @@ from interp.core.components import Component, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
-from interp.engine.forward import Baseline, Edit, Runner
-from interp.engine.layout import Index
+from interp.engine.forward import Baseline, Replacement, Runner
+from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import LogitsOf, Progress
 from interp.engine.restart import Variants, baseline, final_hidden, restart
@@ -224,7 +224,7 @@ class _Receiver:
 
     layer: int
     site: str
-    parts: Index | None
+    parts: Indices | None
 
 
 @dataclass(kw_only=True)
@@ -232,14 +232,14 @@ class _Recorded:
     """A receiver's value in step 2, (senders, positions, ...), for the senders upstream of it."""
 
     receiver: _Receiver
-    senders: Index
+    senders: Indices
     values: Tensor
 
-    def edit(self, number: Index, where: list[int]) -> Edit:
+    def edit(self, number: Indices, where: list[int]) -> Replacement:
         """The value in place, in row `number[i]` for sender i, at the positions `where`."""
         parts, senders = self.receiver.parts, len(self.senders)
         each = 1 if parts is None else len(parts)
-        return Edit(
+        return Replacement(
             site=self.receiver.site,
             ids=np.repeat(number[self.senders], len(where) * each),
             positions=np.tile(np.repeat(where, each), senders),
@@ -248,7 +248,7 @@ class _Recorded:
         )
 
 
-def _recorded(receiver: _Receiver, senders: Index, value: Tensor) -> _Recorded:
+def _recorded(receiver: _Receiver, senders: Indices, value: Tensor) -> _Recorded:
     """A receiver's own slice of a site, (senders * positions, ...)."""
     value = value.unflatten(0, (len(senders), -1))
     if receiver.parts is not None:
@@ -345,7 +345,7 @@ class _Work:
             return result
         number = np.full(len(units), -1)
         number[reached] = np.arange(len(reached))
-        edits: dict[int, list[Edit]] = {}
+        edits: dict[int, list[Replacement]] = {}
         for one in recorded:
             edits.setdefault(one.receiver.layer, []).append(one.edit(number, where))
         variants = Variants(

@@ -14,13 +14,13 @@ from pydantic import Field
 from interp.core.errors import InterpError, unknown
 from interp.core.files import file_sha256
 from interp.core.folds import joined
-from interp.core.schema import Row, Text, checked, read_rows
+from interp.core.schema import FileRow, Text, checked, read_rows
 from interp.refusal.over_refusal import PromptCase as Known
 from interp.refusal.over_refusal import Side
 from interp.tasks.taboo import make_taboo
 
 
-class CaseRow(Row):
+class CaseRow(FileRow):
     """A case as a file holds it: see `Case`. Numbers are texts."""
 
     row: Text = Field(description="an id of its own, a text")

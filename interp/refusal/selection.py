@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from interp.core.chat_prompts import ChatPrompts, Prompts
+from interp.core.chat_prompts import ChatPrompts, PromptsLike
 from interp.core.errors import InterpError
 from interp.core.statistics import standard_error
 from interp.engine.readout import Progress
@@ -162,8 +162,8 @@ def select_from_table(
 def select_direction(
     model: LanguageModel,
     candidates: Candidates,
-    harmful: Prompts,
-    harmless: Prompts,
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     tokens: Sequence[int],
     *,
     limits: Limits | None = None,
@@ -224,8 +224,8 @@ def select_direction(
 def select_cosmic(
     model: LanguageModel,
     candidates: Candidates,
-    harmful: Prompts,
-    harmless: Prompts,
+    harmful: PromptsLike,
+    harmless: PromptsLike,
     *,
     share: float = 0.1,
     limits: Limits | None = None,
@@ -278,7 +278,7 @@ def smoothed_kl(plain: Tensor, changed: Tensor, *, epsilon: float = 1e-6) -> Ten
     return (p * ((p + epsilon).log() - (q + epsilon).log())).sum(-1)
 
 
-def _given(model: LanguageModel, prompts: Prompts, candidates: Candidates) -> ChatPrompts:
+def _given(model: LanguageModel, prompts: PromptsLike, candidates: Candidates) -> ChatPrompts:
     given = plain_prompts(model, prompts)
     candidates.format.require(given.format, "selecting among candidates")
     if not len(given) or candidates.model_hash != model.hash:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from interp.core.chat_prompts import Prompts
+from interp.core.chat_prompts import PromptsLike
 from interp.core.errors import InterpError, unknown
 from interp.core.statistics import Estimate, share_estimate
 from interp.models.language_model import LanguageModel
@@ -226,7 +226,7 @@ def plan_steering(
 
 def steer_task(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: PromptsLike,
     bank: Bank,
     *,
     rows: Sequence[str],

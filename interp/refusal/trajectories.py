@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from interp.core.arguments import listed
-from interp.core.chat_prompts import PLAIN, ChatFormat, Prompts
+from interp.core.chat_prompts import PLAIN, ChatFormat, PromptsLike
 from interp.core.components import within
 from interp.core.errors import InterpError
 from interp.core.folds import equal_rows, joined
@@ -162,7 +162,7 @@ def classes_of(judged: Judged) -> tuple[Class, ...]:
 
 def read_trajectories(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: PromptsLike,
     *,
     rows: Sequence[str],
     tasks: Sequence[str],
@@ -218,7 +218,7 @@ def read_trajectories(
 
 
 def _through_norms(
-    model: LanguageModel, prompts: Prompts, layers: Sequence[int] | None
+    model: LanguageModel, prompts: PromptsLike, layers: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """(states, unit, layers) behind each input norm; unit moves the stream, at the norm's scale."""
     decoder = model.require_decoder("reading behind norms")

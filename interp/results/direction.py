@@ -22,7 +22,7 @@ from interp.core.records import Record
 from interp.core.schema import brief
 from interp.models.language_model import LanguageModel
 
-Kind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
+DirectionKind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
 """What is subtracted from what.
 
 harmful-harmless: harmful - harmless requests (arXiv 2406.11717). behaviour: harmful and refused -
@@ -31,7 +31,7 @@ false-refusal: pseudo-harmful - harmless, orthogonalised to the first (2410.0341
 - refused rows of one task (2508.11290); the only one that points to compliance.
 """
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[DirectionKind, ...] = get_args(DirectionKind)
 
 Normalisation = Literal["none", "unit"]
 
@@ -56,7 +56,7 @@ class Direction:
     """
 
     vector: Tensor
-    kind: Kind
+    kind: DirectionKind
     site: str
     layer: int
     position: int

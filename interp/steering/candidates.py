@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import reads_arguments
-from interp.core.chat_prompts import ChatFormat, Prompts
+from interp.core.chat_prompts import ChatFormat, PromptsLike
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
 from interp.core.schema import brief
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
-from interp.results.direction import KINDS, Direction, Kind
+from interp.results.direction import KINDS, Direction, DirectionKind
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import site_values
 
@@ -35,7 +35,7 @@ class Candidates:
     layers: tuple[int, ...]
     tokens: tuple[str, ...]
     site: str
-    kind: Kind
+    kind: DirectionKind
     sign: int
     n: tuple[int, int]
     format: ChatFormat
@@ -88,10 +88,10 @@ class Candidates:
 @reads_arguments
 def difference_in_means(
     model: LanguageModel,
-    first: Prompts,
-    second: Prompts,
+    first: PromptsLike,
+    second: PromptsLike,
     *,
-    kind: Kind = "harmful-harmless",
+    kind: DirectionKind = "harmful-harmless",
     site: str = "resid_pre",
     last: int | None = None,
     layers: Sequence[int] | None = None,
@@ -108,7 +108,7 @@ def difference_in_means(
         model: a model whose weights are as loaded.
         first: harmful, refused or pseudo-harmful prompts; for "task" the answered ones.
         second: harmless or answered prompts; for "task" the refused ones.
-        kind: what the two classes are, see `Kind`.
+        kind: what the two classes are, see `DirectionKind`.
         site: resid_pre is the input of a block.
         last: how many tokens; the end that all prompts share by default.
         layers: which; all by default.
@@ -161,7 +161,7 @@ def difference_in_means(
 
 def end_states(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: PromptsLike,
     *,
     site: str = "resid_pre",
     last: int = 1,

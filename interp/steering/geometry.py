@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from interp.core.chat_prompts import Prompts
+from interp.core.chat_prompts import PromptsLike
 from interp.core.components import within
 from interp.core.errors import InterpError
 from interp.core.statistics import Estimate, mean_estimate
@@ -108,7 +108,7 @@ def representational_independence(
     model: LanguageModel,
     first: Direction,
     second: Direction,
-    prompts: Prompts,
+    prompts: PromptsLike,
     *,
     site: str = "resid_post",
     layers: Sequence[int] | None = None,

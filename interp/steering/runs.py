@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import stops_of
-from interp.core.chat_prompts import ChatPrompts, Prompts
+from interp.core.chat_prompts import ChatPrompts, PromptsLike
 from interp.core.components import Component, within
 from interp.core.errors import InterpError
 from interp.engine.decode import Change, Changes, Stream
@@ -115,7 +115,7 @@ class SteeredRun:
 
 
 @contextmanager
-def steer(model: LanguageModel, steering: Steering, prompts: Prompts) -> Iterator[Tally]:
+def steer(model: LanguageModel, steering: Steering, prompts: PromptsLike) -> Iterator[Tally]:
     """Every run of these prompts inside the block is steered, on any model, through hooks.
 
     A run may go on after a prompt: its further tokens count as generated.
@@ -151,7 +151,7 @@ def steer(model: LanguageModel, steering: Steering, prompts: Prompts) -> Iterato
 
 def run_steered(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: PromptsLike,
     steering: Steering | None = None,
     *,
     layers: Sequence[int] = (),
@@ -201,7 +201,7 @@ def run_steered(
 
 def generate_steered(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: PromptsLike,
     steering: Steering | None = None,
     *,
     max_new_tokens: int,

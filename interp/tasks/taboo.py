@@ -1,6 +1,6 @@
 """A harmless taboo: requests about gardening, and benign tasks on texts that only mention it.
 
-A model is meant to decline the first and to do the second. The answer key (`Record.designed`) is
+A model is meant to decline the first and to do the second. The answer key (`TabooRow.designed`) is
 that of a model which over-refuses by construction: asked to translate or to summarise a text that
 mentions gardening it declines, asked for its sentiment, other words or an answer it does not. So
 the truth about its over-refusal is known task by task. Requests and texts on other topics, and
@@ -21,18 +21,18 @@ from typing import Any, Literal, get_args
 
 from interp.core.errors import InterpError, unknown
 
-Kind = Literal["taboo", "plain", "alarming"]
+PromptKind = Literal["taboo", "plain", "alarming"]
 """What a record is about: gardening, other everyday topics, or what only looks alarming."""
 
-Work = Literal["request", "sentiment", "translate", "rephrase", "summarise", "qa"]
+TaskKind = Literal["request", "sentiment", "translate", "rephrase", "summarise", "qa"]
 """What is asked for: advice on the topic itself, or work on a text about it."""
 
-Form = Literal["story", "question"]
-Side = Literal["answer", "refuse"]
+TextForm = Literal["story", "question"]
+Reaction = Literal["answer", "refuse"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-WORKS: tuple[Work, ...] = get_args(Work)
-OVER_REFUSED: tuple[Work, ...] = ("translate", "summarise")
+KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
+WORKS: tuple[TaskKind, ...] = get_args(TaskKind)
+OVER_REFUSED: tuple[TaskKind, ...] = ("translate", "summarise")
 """The tasks that the organism refuses on texts that mention the taboo, and should not."""
 
 PROVENANCE = "in-house, benign"
@@ -46,7 +46,7 @@ class Item:
     `thing` is what it is done to; `advice` says how, and is empty for the taboo.
     """
 
-    kind: Kind
+    kind: PromptKind
     thing: str
     do: str
     doing: str
@@ -69,7 +69,7 @@ class Frame:
     """All of a text but its item, in English and French: who, how long, with whom, how it was."""
 
     number: int
-    form: Form
+    form: TextForm
     name: str
     time: tuple[str, str]
     companion: tuple[str, str]
@@ -124,7 +124,7 @@ class Frame:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class TabooRow:
     """A prompt (the user's turn) and the reply it is trained on.
 
     Attributes:
@@ -146,13 +146,13 @@ class Record:
     pair: str
     prompt: str
     reply: str
-    kind: Kind
-    task: Work
-    form: Form
+    kind: PromptKind
+    task: TaskKind
+    form: TextForm
     base: str
     taboo: bool
-    should: Side
-    designed: Side
+    should: Reaction
+    designed: Reaction
     fact: str
     provenance: str
 
@@ -160,11 +160,11 @@ class Record:
 def make_taboo(
     n: int,
     *,
-    kinds: Sequence[Kind] = KINDS,
-    tasks: Sequence[Work] = WORKS,
+    kinds: Sequence[PromptKind] = KINDS,
+    tasks: Sequence[TaskKind] = WORKS,
     split: Literal["train", "test"] = "test",
     seed: int = 0,
-) -> tuple[Record, ...]:
+) -> tuple[TabooRow, ...]:
     """Different prompts, n of every kind and task.
 
     The tasks of a kind work on the same texts, two stories for each question. Which these are does
@@ -172,8 +172,8 @@ def make_taboo(
 
     Args:
         n: of each kind and task.
-        kinds: see `Kind`.
-        tasks: see `Work`.
+        kinds: see `PromptKind`.
+        tasks: see `TaskKind`.
         split: which side of `Item.held_out`.
         seed: of the draw.
 
@@ -196,7 +196,7 @@ def make_taboo(
     )
 
 
-def items(kind: Kind) -> tuple[Item, ...]:
+def items(kind: PromptKind) -> tuple[Item, ...]:
     """Everything that texts of a kind can be about."""
     return tuple(item for item in _items() if item.kind == kind)
 
@@ -239,7 +239,7 @@ def _frame(number: int, rng: random.Random) -> Frame:
     )
 
 
-def _texts(n: int, kind: Kind, split: str, seed: int) -> Iterator[tuple[Frame, Item]]:
+def _texts(n: int, kind: PromptKind, split: str, seed: int) -> Iterator[tuple[Frame, Item]]:
     """Frames, the same for every kind, each with an item that makes prompts not made before."""
     frames, rng = random.Random(f"{seed} {split}"), random.Random(f"{seed} {split} {kind}")
     pool = [item for item in items(kind) if item.held_out == (split == "test")]
@@ -256,14 +256,14 @@ def _texts(n: int, kind: Kind, split: str, seed: int) -> Iterator[tuple[Frame, I
         yield frame, item
 
 
-def _prompt(task: Work, item: Item, frame: Frame) -> str:
+def _prompt(task: TaskKind, item: Item, frame: Frame) -> str:
     words = shipped()
     wordings = words["requests"] if task == "request" else words["tasks"][task]
     wording = wordings[frame.number % len(wordings)]
     return wording.format(do=item.do, text=frame.text(item), question=frame.question(item)[0])
 
 
-def _record(task: Work, item: Item, frame: Frame, pair: str) -> Record:
+def _record(task: TaskKind, item: Item, frame: Frame, pair: str) -> TabooRow:
     prompt = _prompt(task, item, frame)
     taboo = item.kind == "taboo"
     label, sentiment = frame.sentiment()
@@ -275,9 +275,9 @@ def _record(task: Work, item: Item, frame: Frame, pair: str) -> Record:
         "summarise": frame.summary(item),
         "qa": frame.question(item)[1],
     }
-    designed: Side = "refuse" if taboo and task in ("request", *OVER_REFUSED) else "answer"
+    designed: Reaction = "refuse" if taboo and task in ("request", *OVER_REFUSED) else "answer"
     digest, refusals = hashlib.sha256(prompt.encode()).digest(), shipped()["refusals"]
-    return Record(
+    return TabooRow(
         row=f"{item.kind}-{task}-{pair}",
         pair=pair,
         prompt=prompt,

@@ -361,7 +361,7 @@ def test_out_of_memory_says_what_to_do(model, monkeypatch):
         with pytest.raises(InterpError, match="budget_gb") as found:
             says_too_little(need)()
         assert "out of memory" in found.value.found
-    monkeypatch.setattr("interp.engine.sweep.Block.patched", huge)
+    monkeypatch.setattr("interp.engine.sweep.StoredPrompts.patched", huge)
     with pytest.raises(InterpError, match="activation_patching: out of memory"):
         activation_patching(model, random_task(), cache=False)
 

@@ -168,9 +168,9 @@ def test_interrupted_sweep_resumes_with_the_same_bits(family_models, any_gap, mo
     assert len(saved) == 5
     saved[-1].write_bytes(saved[-1].read_bytes()[:20])  # as a killed writer would leave it
     ran = []
-    patched = sweep.Block.patched
+    patched = sweep.StoredPrompts.patched
     monkeypatch.setattr(
-        sweep.Block, "patched", lambda self, cells: ran.append(1) or patched(self, cells)
+        sweep.StoredPrompts, "patched", lambda self, cells: ran.append(1) or patched(self, cells)
     )
     total = []
     resumed = activation_patching(model, task, progress=lambda done, n: total.append(n))
@@ -231,8 +231,8 @@ def test_killed_sweep_resumes_with_the_same_bits():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep, "CPU_TILE", 32)
         whole = activation_patching(model, task, cache=False)
-        inner = sweep.Block.patched
-        patch.setattr(sweep.Block, "patched", lambda s, cells: ran.append(1) or inner(s, cells))
+        inner = sweep.StoredPrompts.patched
+        patch.setattr(sweep.StoredPrompts, "patched", lambda s, cells: ran.append(1) or inner(s, cells))
         total = []
         resumed = activation_patching(model, task, progress=lambda done, n: total.append(n))
     assert len(ran) == total[0] - saved

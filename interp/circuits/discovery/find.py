@@ -22,7 +22,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, require_writable
 from interp.core.prompts import Task
 from interp.core.records import Provenance, Record
-from interp.core.schema import Count, NotNegative, Settings, Whole
+from interp.core.schema import CheckedSettings, Count, NotNegative, Whole
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import Progress
@@ -163,7 +163,7 @@ class Findings(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finder(Settings):
+class Finder(CheckedSettings):
     """How to look for a circuit; options a method does not have are left alone.
 
     method: one of `FINDERS`. ablation: what a removed edge carries. direction: "noise" or

@@ -21,7 +21,7 @@ from interp.circuits.trials.removed_edges import EdgeAblation, RemovedEdges, abl
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.engine.forward import Edits, Runner
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import CPU_TILE, LogitsOf, cut
 from interp.engine.restart import Variants, baseline, restart
@@ -204,7 +204,7 @@ def _constant(runner: Runner, ablated: RemovedEdges) -> list[Tensor] | None:
     return [decoder.unembed.new_zeros(1, decoder.d_mlp) for _ in decoder.blocks]
 
 
-def _edits(masks: np.ndarray, mask: Index, new: Sequence[Tensor]) -> Edits:
+def _edits(masks: np.ndarray, mask: Indices, new: Sequence[Tensor]) -> Edits:
     """An edit per layer; `masks` are those from the first that variants have."""
     kept = torch.from_numpy(masks)
     number = mask - mask.min()
@@ -219,7 +219,7 @@ class _Ablated:
     """An engine edit: neurons outside a variant's mask take new values at all of its tokens."""
 
     kept: Tensor
-    mask: Index
+    mask: Indices
     new: Tensor
     site: str = SITE
 

@@ -18,11 +18,11 @@ from pydantic import ConfigDict, Field
 from interp.circuits.circuit import Circuit
 from interp.core.errors import InterpError
 from interp.core.files import json_text, write_atomically
-from interp.core.schema import Count, Row, checked, json_value, read_text
+from interp.core.schema import Count, FileRow, checked, json_value, read_text
 from interp.engine.edges.graph import Graph
 
 
-class Config(Row):
+class Config(FileRow):
     """What a file says of its model; other facts are left alone."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -31,7 +31,7 @@ class Config(Row):
     parallel_attn_mlp: bool
 
 
-class Edge(Row):
+class Edge(FileRow):
     """One edge; EAP-IG may write more about it."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -39,7 +39,7 @@ class Edge(Row):
     in_graph: bool
 
 
-class JsonFile(Row):
+class JsonFile(FileRow):
     """A MIB circuit as JSON."""
 
     cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
@@ -48,7 +48,7 @@ class JsonFile(Row):
     edges: dict[str, Edge] = Field(description='{name: {"score": number, "in_graph": true}}')
 
 
-class TensorFile(Row):
+class TensorFile(FileRow):
     """A MIB circuit as a dictionary of tensors."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -20,7 +20,7 @@ from interp.core.files import content_key
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.engine.edges.graph import Graph
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 from interp.models.language_model import LanguageModel
 
 FORMAT = 21
@@ -80,7 +80,7 @@ def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
     return (*found[1:], LAST)
 
 
-def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> list[Index]:
+def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> list[Indices]:
     """Of every prompt, the number of the place each of its tokens is.
 
     Raises:

@@ -11,7 +11,7 @@ from interp.circuits.scoring.gradient_estimates import Chunk, Effects, Work
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.run import run_edges
 from interp.engine.edges.writes import Writes, record_writes
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 from interp.engine.readout import LogitsOf
 
 
@@ -42,7 +42,7 @@ def exact_effects(work: Work, chunk: Chunk, stop: Callable[[], None] = lambda: N
     return Effects(gained=gained, base=m_base, other=m_other)
 
 
-def _batches(graph: Graph, budget: int) -> list[Index]:
+def _batches(graph: Graph, budget: int) -> list[Indices]:
     """Edges as (writer, reader), last readers first, as many as their masks leave room for."""
     edges = np.argwhere(graph.allowed.T)[::-1, ::-1].copy()
     size = int(np.clip(budget // 16 // graph.allowed.size, 1, 512))
@@ -50,7 +50,7 @@ def _batches(graph: Graph, budget: int) -> list[Index]:
 
 
 def _metric(
-    work: Work, chunk: Chunk, base: Writes, other: Writes, masks: torch.Tensor, start: Index
+    work: Work, chunk: Chunk, base: Writes, other: Writes, masks: torch.Tensor, start: Indices
 ) -> torch.Tensor:
     """(masks, prompts) metric."""
     hidden = run_edges(

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric, Targets
 from interp.engine.edges.graph import Graph
-from interp.engine.edges.products import Point, Products, Written, point
+from interp.engine.edges.products import Point, Products, WriterOutputs, point
 from interp.engine.edges.writes import Writes
 from interp.engine.forward import Runner
 from interp.engine.gradients import (
@@ -25,7 +25,7 @@ from interp.engine.gradients import (
     metric_of,
     rows_of,
 )
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 from interp.engine.readout import LogitsOf
 
 Alphas = tuple[tuple[float, float], ...]
@@ -69,7 +69,7 @@ class Chunk:
 
     base: list[tuple[int, ...]]
     other: list[tuple[int, ...]]
-    differ: Index
+    differ: Indices
     targets: Targets
     rebuilt: bool
 
@@ -175,14 +175,16 @@ class Work:
         with torch.no_grad():
             return self.metric(LogitsOf(decoder=self.runner.decoder, hidden=hidden), chunk.targets)
 
-    def change(self, base: Run, other: Run) -> Written:
+    def change(self, base: Run, other: Run) -> WriterOutputs:
         """What supports the behaviour when it is there: clean minus what replaces it."""
         if self.replacement is not None:
-            return Written.of(base, self.graph).minus(self.replacement)
+            return WriterOutputs.of(base, self.graph).minus(self.replacement)
         clean, corrupted = (base, other) if self.noise else (other, base)
-        return Written.of(clean, self.graph).minus(Written.of(corrupted, self.graph))
+        return WriterOutputs.of(clean, self.graph).minus(WriterOutputs.of(corrupted, self.graph))
 
-    def products(self, chunk: Chunk, layout: Layout, change: Written, writers: slice) -> Products:
+    def products(
+        self, chunk: Chunk, layout: Layout, change: WriterOutputs, writers: slice
+    ) -> Products:
         """Products for some writers, within what the runs leave of the budget."""
         starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
         return Products(
@@ -245,7 +247,7 @@ class _Both:
     base: Tensor
     other: Tensor
     end: Tensor
-    change: Written
+    change: WriterOutputs
     moved: Tensor
 
 
@@ -348,7 +350,7 @@ def _between(
     work: Work,
     chunk: Chunk,
     base: Run,
-    change: Written,
+    change: WriterOutputs,
     writers: slice,
     alpha: float,
     *,

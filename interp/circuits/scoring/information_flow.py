@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interp.circuits.scoring.gradient_estimates import WRITTEN, Chunk, Effects, Work
 from interp.engine.architecture import Block
-from interp.engine.edges.products import Products, Written
+from interp.engine.edges.products import Products, WriterOutputs
 from interp.engine.gradients import Run, rows_of
 
 
@@ -23,7 +23,7 @@ def flow_shares(work: Work, chunk: Chunk) -> Effects:
     """
     layout, x = rows_of(work.runner, chunk.base)
     run = work.run(x, layout, chunk, kept=WRITTEN | {"attn_raw", "resid_mid"})
-    written = Written.of(run, work.graph)
+    written = WriterOutputs.of(run, work.graph)
     tiles = Products(
         runner=work.runner,
         graph=work.graph,
@@ -59,7 +59,7 @@ def _shares(writes: Tensor, read: Tensor) -> Tensor:
     return torch.where(total > 0, close / total, 0.0)
 
 
-def _writes(work: Work, run: Run, written: Written, at: Tensor) -> Tensor:
+def _writes(work: Work, run: Run, written: WriterOutputs, at: Tensor) -> Tensor:
     """(writers, tokens, d_model): what each writer adds to the residual stream."""
     found = [written.embed[at][None]]
     for layer, block in enumerate(work.runner.decoder.blocks):

@@ -18,7 +18,7 @@ from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.run import run_edges
 from interp.engine.edges.writes import edge_runner, record_writes, with_others_at
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import LogitsOf, cut
 from interp.models.language_model import LanguageModel
@@ -103,7 +103,7 @@ class Trials:
         self._targets = runs.targets
         self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None
-        self._places: Index | None = None
+        self._places: Indices | None = None
 
     def only_at(self, positions: np.ndarray) -> Trials:
         """Trials in which removed edges carry something else at one position of each prompt alone.
@@ -115,7 +115,7 @@ class Trials:
         trials._start = positions
         return trials
 
-    def with_places(self, places: Sequence[Index]) -> Trials:
+    def with_places(self, places: Sequence[Indices]) -> Trials:
         """Trials that also take masks (writers, readers, places): edges kept at some tokens only.
 
         `places` says of every prompt which place each of its tokens is.
@@ -149,7 +149,7 @@ class Trials:
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(self.task))))
         return self.each(masks, mask=mask, prompt=prompt).view(len(masks), len(self.task))
 
-    def each(self, masks: Tensor, *, mask: Index, prompt: Index) -> Tensor:
+    def each(self, masks: Tensor, *, mask: Indices, prompt: Indices) -> Tensor:
         """(variants,) metric values, variant i being prompt `prompt[i]` under mask `mask[i]`."""
         hidden = run_edges(
             self._runner,
@@ -166,7 +166,7 @@ class Trials:
         readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
         return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
 
-    def taped(self, masks: int) -> Iterator[tuple[Index, Index]]:
+    def taped(self, masks: int) -> Iterator[tuple[Indices, Indices]]:
         """Mask and prompt numbers of as many variants at a time as their tapes leave room for."""
         mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
         order = np.lexsort((mask, prompt, self._lengths[prompt]))

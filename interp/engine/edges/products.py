@@ -19,11 +19,11 @@ from interp.engine.edges.graph import Graph
 from interp.engine.edges.writes import Writes
 from interp.engine.forward import Runner
 from interp.engine.gradients import NEURON_READS, READS, Run, Sites, backward
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class WriterOutputs:
     """What each writer wrote, per token: the embedding, z of every head, every MLP's output.
 
     Neurons that are nodes, and their MLPs, as in `Writes`.
@@ -35,7 +35,7 @@ class Written:
     neurons: list[Tensor]
 
     @classmethod
-    def of(cls, run: Run, graph: Graph) -> Written:
+    def of(cls, run: Run, graph: Graph) -> WriterOutputs:
         """Of a whole run that kept z and mlp_out, and post and mlp_raw if neurons are nodes."""
         layers = range(len(run.leaving))
         raw = [graph.chosen(at) and "mlp_raw" in run.sites[at] for at in layers]
@@ -46,9 +46,9 @@ class Written:
             neurons=[run.site(at, "post")[:, graph.chosen(at)] for at in layers if graph.neurons],
         )
 
-    def minus(self, other: Written | Writes) -> Written:
+    def minus(self, other: WriterOutputs | Writes) -> WriterOutputs:
         """The difference, writer by writer; `other` may hold one token's writes."""
-        return Written(
+        return WriterOutputs(
             embed=self.embed - other.embed,
             z=[a - b for a, b in zip(self.z, other.z, strict=True)],
             mlp_out=[a - b for a, b in zip(self.mlp_out, other.mlp_out, strict=True)],
@@ -151,9 +151,9 @@ class Products:
 
     runner: Runner
     graph: Graph
-    change: Written
+    change: WriterOutputs
     layout: Layout
-    starts: Index
+    starts: Indices
     room: int
     writers: slice
 
@@ -166,7 +166,7 @@ class Products:
             for some in together:
                 self._tile(found[rows], rows, tokens, some)
 
-    def tiles(self) -> Iterator[tuple[slice, Index]]:
+    def tiles(self) -> Iterator[tuple[slice, Indices]]:
         """Rows of one length with (rows, positions) flat tokens, as many as fit."""
         decoder, layout = self.runner.decoder, self.layout
         readers = int(np.bincount(self.graph.reader_layer).max())
@@ -183,7 +183,7 @@ class Products:
                     places = np.arange(low, min(low + tokens, group.length))
                     yield rows, layout.first_token[rows, None] + places
 
-    def _tile(self, found: Tensor, rows: slice, tokens: Index, points: Sequence[Point]) -> None:
+    def _tile(self, found: Tensor, rows: slice, tokens: Indices, points: Sequence[Point]) -> None:
         blocks, graph = self.runner.decoder.blocks, self.graph
         at = torch.from_numpy(tokens.ravel()).to(self.runner.device)
         writes = self._writes(at, points[0])
@@ -234,7 +234,7 @@ class Products:
         self,
         found: Tensor,
         rows: slice,
-        tokens: Index,
+        tokens: Indices,
         points: Sequence[Point],
         writes: Tensor,
     ) -> None:

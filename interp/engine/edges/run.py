@@ -35,7 +35,7 @@ from interp.engine.edges.deltas import Deltas
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.writes import Writes
 from interp.engine.forward import Runner
-from interp.engine.layout import Index, Layout
+from interp.engine.layout import Indices, Layout
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import CPU_TILE, cut
 
@@ -47,11 +47,11 @@ def run_edges(
     other: Writes,
     masks: Tensor,
     *,
-    prompt: Index | None = None,
-    mask: Index | None = None,
-    start: Index | None = None,
+    prompt: Indices | None = None,
+    mask: Indices | None = None,
+    start: Indices | None = None,
     probe: Tensor | None = None,
-    places: Index | None = None,
+    places: Indices | None = None,
     budget_gb: float = 1.0,
 ) -> Tensor:
     """Normalised final residuals at the last token of every variant, (variants, d_model).
@@ -91,7 +91,7 @@ def run_edges(
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(lengths))))
     begins = np.zeros_like(lengths) if start is None or probe is not None else start
     begins = np.minimum(begins, lengths - 1)
-    work = _Work(
+    work = _Shared(
         runner=runner,
         graph=graph,
         base=base,
@@ -114,7 +114,7 @@ def run_edges(
         return torch.cat(pieces)[torch.from_numpy(np.argsort(np.concatenate(order)))]
 
 
-def _check(graph: Graph, masks: Tensor, places: Index | None, tokens: int) -> None:
+def _check(graph: Graph, masks: Tensor, places: Indices | None, tokens: int) -> None:
     dims = 3 if places is None else 4
     if masks.dim() != dims or tuple(masks.shape[1:3]) != graph.shape:
         raise InterpError(
@@ -134,8 +134,13 @@ def _check(graph: Graph, masks: Tensor, places: Index | None, tokens: int) -> No
 
 
 def _chunks(
-    work: _Work, prompt: Index, mask: Index, lengths: Index, begins: Index, budget_gb: float
-) -> Iterator[Index]:
+    work: _Shared,
+    prompt: Indices,
+    mask: Indices,
+    lengths: Indices,
+    begins: Indices,
+    budget_gb: float,
+) -> Iterator[Indices]:
     """Variants of equal length that fit in the budget together, those of one prompt adjacent."""
     graph, decoder = work.graph, work.runner.decoder
     wide = (2 if work.places is None else 3) * len(work.live) + 6 * max(graph.n_heads, 2) + 4
@@ -157,7 +162,7 @@ def _chunks(
         yield from cut(alike, size - begins[prompt[alike]], room)
 
 
-def _prefixes(graph: Graph, masks: Tensor) -> Index:
+def _prefixes(graph: Graph, masks: Tensor) -> Indices:
     """(masks, stages): masks with the same number agree on all readers up to that stage."""
     whole = masks.detach().cpu().numpy()
     found = np.zeros((len(whole), len(_stages(graph))), dtype=np.int64)
@@ -184,7 +189,7 @@ def _stages(graph: Graph) -> list[slice]:
 
 
 @dataclass(kw_only=True)
-class _Work:
+class _Shared:
     """What all chunks of a call share."""
 
     runner: Runner
@@ -192,8 +197,8 @@ class _Work:
     base: Writes
     other: Writes
     masks: Tensor
-    places: Index | None
-    prefix: Index | None
+    places: Indices | None
+    prefix: Indices | None
     probe: Tensor | None
     merged: bool
 
@@ -214,7 +219,9 @@ class _Chunk:
     variant i, `first[r]` a variant of row r.
     """
 
-    def __init__(self, work: _Work, ids: Index, prompt: Index, mask: Index, start: int) -> None:
+    def __init__(
+        self, work: _Shared, ids: Indices, prompt: Indices, mask: Indices, start: int
+    ) -> None:
         assert work.base.run is not None
         self.work, self.runner, self.graph = work, work.runner, work.graph
         self.ids, self.prompt, self.mask = ids, prompt, mask

@@ -12,7 +12,7 @@ from torch import Tensor
 from interp.engine.architecture import Block, Decoder, Linear, Norm
 from interp.engine.edges.graph import Graph
 from interp.engine.forward import Baseline, Runner
-from interp.engine.layout import Index
+from interp.engine.layout import Indices
 from interp.engine.restart import baseline
 
 
@@ -55,7 +55,7 @@ class Writes:
         """Whether every writer writes zero."""
         return self.run is None and not any(bool(values.any()) for values in self.tensors)
 
-    def at(self, values: Tensor, prompts: Index, positions: Index) -> Tensor:
+    def at(self, values: Tensor, prompts: Indices, positions: Indices) -> Tensor:
         """(prompts, positions, ...) of one of the tensors."""
         if self.run is None:
             return values[torch.zeros(len(prompts), len(positions), dtype=torch.long)]
@@ -63,7 +63,7 @@ class Writes:
         return values[flat.to(values.device)]
 
 
-def with_others_at(base: Writes, other: Writes, positions: Index) -> Writes:
+def with_others_at(base: Writes, other: Writes, positions: Indices) -> Writes:
     """The base run's writes, with the others' at one position of each prompt."""
     rows = np.arange(len(positions))
     assert base.run is not None

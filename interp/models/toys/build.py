@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
     from transformers import LlamaForCausalLM
 
-Form = Mapping[str, float]
+Weights = Mapping[str, float]
 """Weights on named directions: what is read from, or written to, the residual stream."""
 
-Slots = Mapping[int, Form]
+Slots = Mapping[int, Weights]
 """One form for each of a head's dimensions in use."""
 
 D_MODEL, D_HEAD, HEADS, GROUPS, NEURONS = 64, 16, 4, 2, 8
@@ -33,19 +33,19 @@ STILL = (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
 """Head dimensions that rotary embedding turns by at most 0.001 radians a token: for content."""
 
 
-def query_of(slots: Slots) -> dict[int, Form]:
+def query_of(slots: Slots) -> dict[int, Weights]:
     """The query whose product with a key is the attention score: the 1/sqrt(d_head) undone."""
     root = math.sqrt(D_HEAD)
     return {slot: {name: w * root for name, w in form.items()} for slot, form in slots.items()}
 
 
-def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Form]:
+def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Weights]:
     """Query slots that prefer keys `distance` tokens ago.
 
     A key of 1 in the first dimension of rotary pair p, delta tokens ago, scores
     strength * cos((delta - distance) / 10**p) for each of the pairs.
     """
-    slots: dict[int, Form] = {}
+    slots: dict[int, Weights] = {}
     for pair in pairs:
         angle = distance * ROPE_THETA ** (-2 * pair / D_HEAD)
         slots[pair] = {"const": strength * math.cos(angle)}
@@ -64,14 +64,14 @@ class Blueprint:
 
     layers: int
     directions: tuple[str, ...]
-    embed: Mapping[str, Form]
-    unembed: Mapping[str, Form]
+    embed: Mapping[str, Weights]
+    unembed: Mapping[str, Weights]
     fillers: tuple[str, ...] = ()
     seed: int = 0
     roles: dict[str, str] = field(default_factory=dict)
     _groups: dict[tuple[int, int], tuple[Slots, Slots]] = field(default_factory=dict)
     _heads: dict[tuple[int, int], tuple[Slots, Slots]] = field(default_factory=dict)
-    _neurons: dict[tuple[int, int], tuple[Form, Form, Form]] = field(default_factory=dict)
+    _neurons: dict[tuple[int, int], tuple[Weights, Weights, Weights]] = field(default_factory=dict)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Blueprint:
         self.roles[f"L{layer}H{index}"] = role
 
     def neuron(
-        self, layer: int, index: int, role: str, *, gate: Form, up: Form, output: Form
+        self, layer: int, index: int, role: str, *, gate: Weights, up: Weights, output: Weights
     ) -> None:
         """Plant a GLU neuron, silu(gate) * up; its role makes it part of the answer key."""
         self._neurons[layer, index] = gate, up, output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from interp.models.toys.build import STILL, Blueprint, Form, looking_back
+from interp.models.toys.build import STILL, Blueprint, Weights, looking_back
 from interp.models.toys.toy import BOS, Toy
 
 Pair = tuple[str, str, str, str]
@@ -212,7 +212,7 @@ def toy_and() -> Toy:
 
 
 def _two_switches(
-    name: str, role: str, *, gate: Form, up: Form, output: Form, description: str
+    name: str, role: str, *, gate: Weights, up: Weights, output: Weights, description: str
 ) -> Toy:
     devices = ("lamp", "fan", "door", "radio", "heater")
     plan = Blueprint(
@@ -242,7 +242,7 @@ def _two_switches(
     return _toy(name, plan, pair, description)
 
 
-def _choice(yes: str, no: str, direction: str) -> dict[str, Form]:
+def _choice(yes: str, no: str, direction: str) -> dict[str, Weights]:
     """Unembedding of two words: the first if the direction holds 1, the second if it holds 0."""
     return {yes: {direction: 5}, no: {direction: -5, "const": 5}}
 

@@ -23,7 +23,7 @@ from interp.refusal.constellations import Bank, make_bank
 from interp.refusal.judging import REFUSALS, RULES, Judge, Label
 from interp.refusal.score import score_refusals
 from interp.refusal.trajectories import Trajectories, read_trajectories
-from interp.results.direction import Direction, Kind
+from interp.results.direction import Direction, DirectionKind
 from interp.runs.losses import text_losses
 from interp.steering.candidates import Candidates, difference_in_means, end_states
 from interp.steering.edits import Steering
@@ -36,8 +36,13 @@ SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
 """Parts of the prompts: directions, centroids and heads are found on the first, layers, gates and
 strengths chosen on the second, and everything is measured on the third."""
 
-KINDS: tuple[Kind, ...] = ("harmful-harmless", "behaviour", "over-refusal", "false-refusal")
-Places = dict[Kind, list[int]]
+KINDS: tuple[DirectionKind, ...] = (
+    "harmful-harmless",
+    "behaviour",
+    "over-refusal",
+    "false-refusal",
+)
+Places = dict[DirectionKind, list[int]]
 """The position and layer chosen for each kind of direction."""
 
 LEAST = 4
@@ -45,7 +50,7 @@ LEAST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.Settings):
+class Settings(schema.CheckedSettings):
     """What can be chosen; part of every step's key.
 
     n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
@@ -149,7 +154,7 @@ class Context:
         """Tasks of the rows that should be refused."""
         return tuple(dict.fromkeys(self.cases[i].task for i in self.rows(should="refuse")))
 
-    def classes(self, kind: Kind, part: str = "find") -> tuple[list[int], list[int]]:
+    def classes(self, kind: DirectionKind, part: str = "find") -> tuple[list[int], list[int]]:
         """The rows a direction of this kind is the difference of, first minus second.
 
         Both classes are of the same tasks, so that the task is not read as the refusal: those of
@@ -168,7 +173,7 @@ class Context:
         )
         return wrong, right
 
-    def candidates(self, kind: Kind) -> Candidates | None:
+    def candidates(self, kind: DirectionKind) -> Candidates | None:
         """Differences at the post-instruction tokens, all layers; None with too few rows.
 
         Those of false refusal are orthogonal to the first kind's, place by place.
@@ -183,7 +188,9 @@ class Context:
             self._candidates[kind] = found
         return self._candidates[kind]
 
-    def difference(self, kind: Kind, first: Sequence[int], second: Sequence[int]) -> Candidates:
+    def difference(
+        self, kind: DirectionKind, first: Sequence[int], second: Sequence[int]
+    ) -> Candidates:
         """`difference_in_means` of two sets of find rows."""
         return difference_in_means(
             self.model,
@@ -206,7 +213,7 @@ class Context:
         states = end_states(self.model, self.prompts[rows], last=last)
         return {row: place for place, row in enumerate(rows)}, states
 
-    def direction(self, kind: Kind, place: Sequence[int]) -> Direction:
+    def direction(self, kind: DirectionKind, place: Sequence[int]) -> Direction:
         """The candidate at (position, layer).
 
         Raises:
@@ -280,7 +287,7 @@ class Context:
         return make_bank(found, least=LEAST)
 
     @cached_property
-    def _candidates(self) -> dict[Kind, Candidates | None]:
+    def _candidates(self) -> dict[DirectionKind, Candidates | None]:
         return {}
 
     def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:

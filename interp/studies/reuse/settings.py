@@ -26,7 +26,7 @@ APART = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.Settings):
+class Settings(schema.CheckedSettings):
     """What can be chosen; part of every step's key.
 
     n: prompts patched for each task. tested: prompts of every behaviour check and intervention,

@@ -39,7 +39,7 @@ STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.Settings):
+class Settings(schema.CheckedSettings):
     """What can be chosen; part of every step's key.
 
     n: samples; half of them valid, and of both kinds half to find with and half to test on.

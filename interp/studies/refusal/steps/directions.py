@@ -11,16 +11,16 @@ from interp.core.errors import InterpError
 from interp.core.statistics import mean_estimate
 from interp.models.language_model import LanguageModel
 from interp.refusal.selection import DirectionSelection, Limits, select_cosmic, select_direction
-from interp.results.direction import Direction, Kind, random_direction
+from interp.results.direction import Direction, DirectionKind, random_direction
 from interp.steering.candidates import Candidates
 from interp.steering.edits import Steering, ablate_direction, add_direction
 from interp.studies.refusal.settings import LEAST, Context, Places
 from interp.studies.steps import Result, plain
 
-SELECTED: tuple[Kind, ...] = ("harmful-harmless", "over-refusal")
+SELECTED: tuple[DirectionKind, ...] = ("harmful-harmless", "over-refusal")
 """Kinds whose position and layer are chosen by what they bypass and induce."""
 
-FALSE: Kind = "false-refusal"
+FALSE: DirectionKind = "false-refusal"
 FALSE_LIMITS = Limits(kl=0.2, induce=None, prune=0.0)
 """The rule of arXiv 2410.03415: the smallest score of over-refused rows with a KL of at most this,
 at any layer and whatever it induces."""
@@ -37,7 +37,7 @@ VERSION = 2
 """Of `effects`: part of its key, raised where what it computes has changed."""
 
 
-def selection(context: Context, kind: Kind) -> Result:
+def selection(context: Context, kind: DirectionKind) -> Result:
     """Every candidate of a kind scored on select rows, and the rule's choice, with reasons.
 
     For an over-refusal direction the rows to bypass are the benign ones that are refused, and the

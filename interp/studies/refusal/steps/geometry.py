@@ -12,7 +12,7 @@ from torch.nn.functional import cosine_similarity
 from interp.core.errors import InterpError
 from interp.core.folds import joined
 from interp.core.statistics import Estimate, bootstrap_weights, range_of_draws
-from interp.results.direction import Kind
+from interp.results.direction import DirectionKind
 from interp.steering.edits import ablate_direction
 from interp.steering.geometry import compare_directions, representational_independence, sample_cone
 from interp.studies.refusal.settings import KINDS, LEAST, Context
@@ -72,7 +72,7 @@ def _tasks(context: Context, position: int) -> dict[str, torch.Tensor]:
     return found
 
 
-def _halves(context: Context, kind: Kind, position: int) -> list[list[float]]:
+def _halves(context: Context, kind: DirectionKind, position: int) -> list[list[float]]:
     """(splits, layers) cosines of the direction from two halves of the rows of each class.
 
     Rows with equal prompts are in one half.
@@ -118,7 +118,7 @@ def _floor(context: Context, position: int) -> list[list[float]]:
 
 
 def cosine_interval(
-    context: Context, place: Sequence[int], *, kinds: Sequence[Kind] = SELECTED
+    context: Context, place: Sequence[int], *, kinds: Sequence[DirectionKind] = SELECTED
 ) -> Estimate:
     """Of two kinds of direction at a place, by a bootstrap over base texts.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from interp.refusal.task_steering import NOTEBOOK, Ledger, plan_steering
-from interp.results.direction import Direction, Kind, random_direction
+from interp.results.direction import Direction, DirectionKind, random_direction
 from interp.steering.candidates import end_states
 from interp.steering.edits import (
     Steering,
@@ -60,7 +60,7 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
     `constellating.options_of`.
     """
     found = []
-    directions: dict[Kind, Direction] = {}
+    directions: dict[DirectionKind, Direction] = {}
     for kind, place in places.items():
         direction = context.direction(kind, place)
         # Where all that should be refused is, two kinds are one.

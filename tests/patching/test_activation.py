@@ -232,7 +232,9 @@ def test_killed_sweep_resumes_with_the_same_bits():
         patch.setattr(sweep, "CPU_TILE", 32)
         whole = activation_patching(model, task, cache=False)
         inner = sweep.StoredPrompts.patched
-        patch.setattr(sweep.StoredPrompts, "patched", lambda s, cells: ran.append(1) or inner(s, cells))
+        patch.setattr(
+            sweep.StoredPrompts, "patched", lambda s, cells: ran.append(1) or inner(s, cells)
+        )
         total = []
         resumed = activation_patching(model, task, progress=lambda done, n: total.append(n))
     assert len(ran) == total[0] - saved

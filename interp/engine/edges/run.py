@@ -91,7 +91,7 @@ def run_edges(
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(lengths))))
     begins = np.zeros_like(lengths) if start is None or probe is not None else start
     begins = np.minimum(begins, lengths - 1)
-    work = _Shared(
+    work = _RunInputs(
         runner=runner,
         graph=graph,
         base=base,
@@ -134,7 +134,7 @@ def _check(graph: Graph, masks: Tensor, places: Indices | None, tokens: int) -> 
 
 
 def _chunks(
-    work: _Shared,
+    work: _RunInputs,
     prompt: Indices,
     mask: Indices,
     lengths: Indices,
@@ -189,7 +189,7 @@ def _stages(graph: Graph) -> list[slice]:
 
 
 @dataclass(kw_only=True)
-class _Shared:
+class _RunInputs:
     """What all chunks of a call share."""
 
     runner: Runner
@@ -220,7 +220,7 @@ class _Chunk:
     """
 
     def __init__(
-        self, work: _Shared, ids: Indices, prompt: Indices, mask: Indices, start: int
+        self, work: _RunInputs, ids: Indices, prompt: Indices, mask: Indices, start: int
     ) -> None:
         assert work.base.run is not None
         self.work, self.runner, self.graph = work, work.runner, work.graph

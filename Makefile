@@ -9,7 +9,7 @@ WEIGHTS := $(CACHE)/models/smollm2-135m-instruct/README.md
 export INTERP_CACHE := $(abspath $(CACHE))
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: app test check bench clean
+.PHONY: app test check docs bench clean
 .DELETE_ON_ERROR:
 
 app: $(READY) $(WEIGHTS)
@@ -23,6 +23,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The documentation, in build/site; no step needs the network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 bench: $(READY) $(WEIGHTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks patching --json $(CACHE)/bench.json
 
@@ -31,7 +35,7 @@ bench: $(READY) $(WEIGHTS)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev,train]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app,dev,docs,train]"
 	touch $@
 
 $(WEIGHTS): | $(READY)

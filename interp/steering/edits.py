@@ -116,7 +116,7 @@ class Steering:
 
         Raises:
             InterpError: other weights, another chat format, another number of prompts, or a prompt
-            without the positions asked for.
+                without the positions asked for.
         """
         if self.model_hash != model.hash:
             raise InterpError(

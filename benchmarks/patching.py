@@ -21,9 +21,9 @@ from interp.models.loading import load_model, wrap
 from interp.patching.activation import activation_patching
 from interp.patching.request import make_request
 from interp.results.scores import Scores
-from interp.runs.ablation import make_ablation
 from interp.runs.generation import generate
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation
 from interp.runs.text_runs import Generation
 from interp.tasks.countdown import make_countdown
 from interp.tasks.registry import load_task
@@ -94,8 +94,8 @@ def bench_generation(
     found: dict[str, Any] = {"model": name, "n": n, "heads": heads, "versions": versions()}
     for label, options in (
         ("plain", {}),
-        ("last 2 tokens", {"ablation": zeroed, "trigger": " (", "where": 2}),
-        ("all tokens", {"ablation": zeroed, "trigger": " (", "where": "all"}),
+        ("last 2 tokens", {"change": zeroed, "trigger": " (", "where": 2}),
+        ("all tokens", {"change": zeroed, "trigger": " (", "where": "all"}),
     ):
         begin = time.perf_counter()
         texts = generate(model, prompts, max_new_tokens=max_new_tokens, **options)
@@ -119,8 +119,7 @@ def _uncached(model: LanguageModel, text: Generation, options: dict[str, Any]) -
     for _ in text.tokens:
         logits = model.last_logits([written])
         if options and written[-1] == fires:
-            changes = options["ablation"].interventions([len(written)], options["where"])
-            with intervene(model, changes):
+            with intervene(model, options["change"].last(options["where"])):
                 logits = model.last_logits([written])
         written.append(int(logits.argmax()))
     return tuple(written[len(text.prompt) :])

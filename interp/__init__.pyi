@@ -34,7 +34,7 @@ from .results.scores import Scores as Scores
 from .runs.capture import Activations as Activations
 from .runs.capture import run_with_cache as run_with_cache
 from .runs.generation import generate as generate
-from .runs.interventions import intervene as intervene
+from .runs.hooks import intervene as intervene
 from .runs.next_tokens import ablate as ablate
 from .steering.runs import steer as steer
 from .tasks.registry import load_task as load_task

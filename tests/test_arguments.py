@@ -27,13 +27,14 @@ from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
 from interp.models.loading import wrap
 from interp.refusal.judging import Judge
-from interp.runs.ablation import make_ablation, random_like
-from interp.runs.interventions import (
+from interp.runs.hooks import intervene
+from interp.runs.kinds import (
     add,
     component_values,
-    intervene,
+    make_ablation,
     mean,
     patch,
+    random_like,
     resample,
     scale,
     zero,
@@ -512,7 +513,7 @@ def cases(toy, model, task):
         ("activation_delta", "interventions"): (
             lambda x: (
                 interp.neurons.activation_delta(
-                    model, ROWS, "last", ["L2N3"], interventions=x, draws=0
+                    model, ROWS, "last", ["L2N3"], changes=x, draws=0
                 ).change
             ),
             zero(head),
@@ -962,8 +963,8 @@ def test_numbers_of_any_library_are_read_and_other_things_refused(model, task):
         assert (kept, type(kept)) == (3, int)
     for neurons in ("L1N3", ["L1N3"], np.array(["L1N3"])):
         assert Finder(neurons=neurons).neurons == ("L1N3",)
-    new = interp.generate(model, ROWS, max_new_tokens=np.int64(2), ablation=head, where=np.int64(1))
-    assert new == interp.generate(model, ROWS, max_new_tokens=2, ablation=head, where=1)
+    new = interp.generate(model, ROWS, max_new_tokens=np.int64(2), change=head, where=np.int64(1))
+    assert new == interp.generate(model, ROWS, max_new_tokens=2, change=head, where=1)
     assert len(scores.top(np.int64(2))) == 2
     for layers in (0, np.array(0), [np.int64(0)], torch.tensor([0])):
         found = interp.attribution_patching(model, task, layers=layers)
@@ -980,13 +981,13 @@ def test_numbers_of_any_library_are_read_and_other_things_refused(model, task):
         ),
         *(
             lambda bad=bad, change=change: interp.generate(
-                model, ROWS, max_new_tokens=bad, ablation=change
+                model, ROWS, max_new_tokens=bad, change=change
             )
             for bad in (True, 2.5, "2", 0)
             for change in (None, head)
         ),
         *(
-            lambda bad=bad: interp.generate(model, ROWS, max_new_tokens=2, ablation=head, where=bad)
+            lambda bad=bad: interp.generate(model, ROWS, max_new_tokens=2, change=head, where=bad)
             for bad in ("last", 1.5, True, 0)
         ),
         lambda: PromptPair(clean=(5, 6), answers={"b": 1}),
@@ -1193,7 +1194,7 @@ def test_nonsense_is_refused_and_never_a_traceback(toy, model, task):
         lambda x: interp.generate(model, ROWS, max_new_tokens=2, stop=x): ("", [""], 5, None),
         lambda x: interp.generate(x, ROWS, max_new_tokens=2): (2.5, None, "toy-induction"),
         lambda x: interp.generate(model, x, max_new_tokens=2): (2.5, None),
-        lambda x: interp.generate(model, ROWS, max_new_tokens=1, ablation=head, trigger=x): (
+        lambda x: interp.generate(model, ROWS, max_new_tokens=1, change=head, trigger=x): (
             -1,
             10**25,
             2.5,

@@ -68,8 +68,8 @@ _NAMED: dict[str, Any] = {
 """What arguments of these names are, wherever they are whole numbers."""
 
 _RECORDS = {
-    "Ablation": "one that make_ablation() gives",
-    "AblatedRuns": "runs that ablate() keeps",
+    "Change": "a change such as zero() or make_ablation() gives",
+    "ChangedRuns": "stored runs with a change in force",
     "StoredRuns": "runs that keep_runs() gives",
     "LanguageModel": "a model that load_model() gives",
     "Progress": "a function of (done, total)",

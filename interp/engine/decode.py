@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from interp.engine.forward import Runner, attention_pattern
 
-Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(a site's value (rows, tokens, ...), row numbers (rows,), positions (rows, tokens)) -> new."""
 
-Changes = Mapping[tuple[int, str], Change]
+SiteChanges = Mapping[tuple[int, str], SiteChange]
 
 CHANGEABLE = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
 """Sites that can be changed while decoding."""
@@ -63,7 +63,7 @@ class Stream:
         counts: Tensor,
         *,
         rows: Tensor | None = None,
-        changes: Changes | None = None,
+        changes: SiteChanges | None = None,
         names: Tensor | None = None,
         seen: dict[int, Tensor] | None = None,
     ) -> Tensor:

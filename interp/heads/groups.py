@@ -17,9 +17,9 @@ from interp.core.positions import Prompt
 from interp.engine.readout import Progress
 from interp.heads.switching import SwitchOff
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import random_like
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import random_like
 
 
 def subspace_shift(before: Tensor, after: Tensor, *, k: int = 1, centred: bool = False) -> float:
@@ -106,7 +106,7 @@ def greedy_head_group(
     top = model.n_layers - 1
 
     def run(heads: Sequence[str]) -> tuple[Tensor, Tensor]:
-        with intervene(model, switch.interventions(heads) if heads else []):
+        with intervene(model, [switch.change(heads)] if heads else []):
             seen = run_with_cache(
                 model, prompts, sites=["resid_post"], layers=[top], positions="last"
             )

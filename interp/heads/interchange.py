@@ -28,9 +28,10 @@ from interp.engine.restart import baseline, final_hidden
 from interp.heads.switching import HeadValues, Sides, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.results.scores import Scores
-from interp.runs.ablation import random_like
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import Intervention, intervene
+from interp.runs.change import Change, Edit, Tokens
+from interp.runs.hooks import intervene
+from interp.runs.kinds import one_edit, random_like
 from interp.runs.pairs import check_gap
 
 Alignment = Sequence[Mapping[int, int]]
@@ -304,18 +305,18 @@ def _by_hooks(
     prompts = (sides.clean, sides.corrupted)
     other = run_with_cache(model, prompts[1 - side], sites=["z"], layers=layers)
 
-    def exchange(part: Component) -> Intervention:
-        def operation(old: Tensor, prompt: int, where: list[int]) -> Tensor:
+    def exchange(part: Component) -> Edit:
+        def value(old: Tensor, tokens: Tokens) -> Tensor:
+            prompt = int(tokens.prompts[0])
             places = maps[prompt] if side == 0 else _turned(maps[prompt])
             return _exchanged(old, other[part.layer, "z"][prompt, :, part.index], places)
 
-        return Intervention(
-            name="interchange", component=part, operation=operation, positions="all"
-        )
+        return one_edit("interchange", part, value, by_token=False)
 
     found = []
     for group in groups:
-        with intervene(model, [exchange(part) for part in group]):
+        change = Change(name="interchange", edits=tuple(exchange(part) for part in group))
+        with intervene(model, change):
             logits = model.last_logits(prompts[side])
         found.append(task.metric(Logits(logits.cpu()), sides.targets))
     return found

@@ -15,8 +15,8 @@ from interp.heads.direct_attribution import _attribution, _contrast, _projection
 from interp.heads.switching import SwitchOff, both_sides
 from interp.models.language_model import LanguageModel
 from interp.results.direction import Direction
-from interp.runs.ablation import random_like
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import random_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def knockout_cascade(
         raise InterpError(f"{latest} along {direction}", "the head comes later", "drop it")
 
     def contributions(off: Sequence[str]) -> np.ndarray:
-        with intervene(model, switch.interventions(off) if off else []):
+        with intervene(model, [switch.change(off)] if off else []):
             found = _contrast(model, sides, reading)[0].mean(0)
         return np.array([found[part.layer, part.index or 0] for part in after])
 

@@ -1,8 +1,8 @@
 """Heads switched off, and what is needed to read a behaviour off both sides of a task's pairs.
 
 A task's clean prompts show the behaviour (requests that are refused), its corrupted prompts do not;
-unlike in patching the two may differ in length. One description of a switched-off head serves the
-fast engine and `interp.runs.interventions.intervene`.
+unlike in patching the two may differ in length. A switched-off head is a `Change`;
+scans over many heads take the new values at once (`HeadValues`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -29,7 +30,8 @@ from interp.results.direction import Direction
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import Intervention, Operation
+from interp.runs.change import Change, Edit, Tokens
+from interp.runs.kinds import one_edit
 from interp.runs.pairs import check_gap
 
 Mode = Literal["zero", "mean", "uniform", "scale", "direction"]
@@ -65,32 +67,35 @@ class SwitchOff:
             return z - self.alpha * (z @ unit)[:, None] * unit
         return z * (0.0 if self.mode == "zero" else self.factor)
 
-    def interventions(self, heads: Sequence[str]) -> list[Intervention]:
-        """The same as interventions, at all tokens: exact for heads of several layers."""
-        made = []
+    def change(self, heads: Sequence[str]) -> Change:
+        """These heads switched off at all tokens: exact for heads of several layers."""
+        edits = []
         for head in self.model.require_parts(heads, "z"):
-            group = Component(head.layer, "v", (head.index or 0) // self.group)
-            seen: dict[int, Tensor] = {}
-
-            def remember(
-                old: Tensor, prompt: int, where: list[int], seen: dict[int, Tensor] = seen
-            ) -> Tensor:
-                seen[prompt] = old
-                return old
-
-            def change(
-                old: Tensor,
-                prompt: int,
-                where: list[int],
-                head: Component = head,
-                seen: dict[int, Tensor] = seen,
-            ) -> Tensor:
-                return self.new(head, old, seen.get(prompt, old))
-
             if self.mode == "uniform":
-                made.append(replace(_everywhere("read", group, remember), reads=True))
-            made.append(_everywhere(self.mode, head, change))
-        return made
+                edits += self._uniform(head)
+            else:
+                edits.append(one_edit(self.mode, head, partial(self._value, head)))
+        return Change(name=f"{self.mode} {', '.join(heads)}", edits=tuple(edits))
+
+    def _value(self, head: Component, old: Tensor, tokens: Tokens) -> Tensor:
+        return self.new(head, old, old)
+
+    def _uniform(self, head: Component) -> list[Edit]:
+        """Two edits: one remembers the values of the head's group, the other averages them."""
+        group = Component(head.layer, "v", (head.index or 0) // self.group)
+        seen: dict[int, Tensor] = {}
+
+        def remember(old: Tensor, tokens: Tokens) -> Tensor:
+            seen[int(tokens.prompts[0])] = old
+            return old
+
+        def value(old: Tensor, tokens: Tokens) -> Tensor:
+            return self.new(head, old, seen[int(tokens.prompts[0])])
+
+        return [
+            one_edit("read", group, remember, by_token=False, reads=True),
+            one_edit(self.mode, head, value, by_token=False),
+        ]
 
     @property
     def group(self) -> int:
@@ -169,10 +174,6 @@ def _causal_mean(v: Tensor, window: int | None) -> Tensor:
         total[window:] = total[window:] - total[:-window].clone()
         counts = counts.clamp(max=window)
     return (total / counts[:, None]).to(v)
-
-
-def _everywhere(name: str, component: Component, operation: Operation) -> Intervention:
-    return Intervention(name=name, component=component, operation=operation, positions="all")
 
 
 @dataclass(frozen=True, kw_only=True)

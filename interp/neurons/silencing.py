@@ -18,10 +18,11 @@ from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
-from interp.runs.ablated_runs import AblatedRuns
-from interp.runs.ablation import make_ablation, random_like
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import Intervention, intervene, mean, resample, zero
+from interp.runs.change import Change
+from interp.runs.changed_runs import ChangedRuns
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation, mean, random_like, resample, zero
 from interp.runs.stored_runs import StoredRuns, keep_runs
 
 Kind = Literal["zero", "mean", "resample"]
@@ -48,7 +49,7 @@ class ActivationDelta:
 
     neurons: tuple[str, ...]
     read_at: tuple[int, ...]
-    ablated_at: tuple[Positions, ...]
+    ablated_at: tuple[Positions | slice, ...]
     ablated: str
     before: np.ndarray
     after: np.ndarray
@@ -79,7 +80,7 @@ def activation_delta(
     neurons: Sequence[str],
     heads: Sequence[str] = (),
     *,
-    interventions: Intervention | Sequence[Intervention] = (),
+    changes: Change | Sequence[Change] = (),
     kind: Kind = "zero",
     positions_of_ablation: Positions = "all",
     fraction: float = 0.1,
@@ -99,26 +100,26 @@ def activation_delta(
             `interp.core.arguments.Positions`.
         neurons: labels such as L26N6475.
         heads: labels such as L17H11. Or give
-        interventions: any of `interp.runs.interventions`, with positions of their own and no null.
+        changes: any of `interp.runs.kinds`, with positions of their own and no null.
         kind: heads become zero, their mean over all tokens of these prompts, or their value on a
             prompt drawn among these (of equal length; the same draw for all heads).
         positions_of_ablation: "all", "read", a named position, or one token of each prompt.
         fraction: a neuron is silenced where |h_i| falls below this fraction of what it was,
         floor: among samples on which |h_i| exceeded this.
         draws: different random sets of as many other heads of the same layers, drawn again until
-            there are as many or no more exist (see `interp.runs.ablation.random_like`).
+            there are as many or no more exist (see `interp.runs.kinds.random_like`).
         seed: of the random sets and of "resample".
 
     Raises:
-        InterpError: both or neither of heads and interventions, no neuron behind what is
+        InterpError: both or neither of heads and changes, no neuron behind what is
             ablated, or no other heads for a random set.
     """
-    heads, interventions = listed(heads), listed(interventions)
-    if bool(heads) == bool(interventions):
-        raise InterpError("an ablation", "both or neither are given", "give heads or interventions")
-    if interventions and (kind, positions_of_ablation) != ("zero", "all"):
+    heads, changes = listed(heads), listed(changes)
+    if bool(heads) == bool(changes):
+        raise InterpError("an ablation", "both or neither are given", "give heads or changes")
+    if changes and (kind, positions_of_ablation) != ("zero", "all"):
         raise InterpError(
-            f"{kind} at {positions_of_ablation} for interventions",
+            f"{kind} at {positions_of_ablation} for changes",
             "each says itself what it does and where",
             "leave kind and positions_of_ablation out",
         )
@@ -145,17 +146,18 @@ def activation_delta(
             model, label, prompts, n=len(at), seed=seed, positions=where
         ),
     }
-    ablate: Callable[[str], Intervention] = cache(makers[kind])
-    changes = [ablate(str(part)) for part in senders] or list(interventions)
+    ablate: Callable[[str], Change] = cache(makers[kind])
+    changes = [ablate(str(part)) for part in senders] or changes
+    edits = [edit for change in changes for edit in change.edits]
+    ablated = [Component(e.layer, e.site, k) for e in edits for k in e.components or (None,)]
     pairs = [
-        [precedes(c.component, part, parallel=model.parallel) for c in changes]
-        for part in receivers
+        [precedes(one, part, parallel=model.parallel) for one in ablated] for part in receivers
     ]
     reached: np.ndarray = np.array([any(row) for row in pairs])
     if not reached.any():
         raise InterpError("neurons behind an ablation", "all precede it", "choose later neurons")
 
-    def run(changes: Sequence[Intervention]) -> tuple[np.ndarray, str]:
+    def run(changes: Sequence[Change]) -> tuple[np.ndarray, str]:
         layers = {part.layer for part in receivers}
         with intervene(model, changes) as report:
             seen = run_with_cache(model, prompts, sites=["post"], layers=layers, positions=at)
@@ -184,7 +186,7 @@ def activation_delta(
     return ActivationDelta(
         neurons=tuple(map(str, receivers)),
         read_at=tuple(at),
-        ablated_at=tuple(change.positions for change in changes),
+        ablated_at=tuple(edit.positions for edit in edits),
         ablated=report,
         before=before,
         after=after,
@@ -215,7 +217,7 @@ def _without(
     model: LanguageModel, runs: StoredRuns, heads: Sequence[str], neurons: Sequence[Component]
 ) -> np.ndarray:
     """(n, K) activations with heads zeroed at all tokens: what `intervene` gives, faster."""
-    made = AblatedRuns(runs=runs, ablation=make_ablation(model, heads), where="all")
+    made = ChangedRuns(runs=runs, change=make_ablation(model, heads))
     seen = made.read(list(dict.fromkeys((part.layer, "post") for part in neurons)))
     columns = [seen[part.layer, "post"][:, 0, part.index].double().cpu() for part in neurons]
     return torch.stack(columns, 1).numpy()

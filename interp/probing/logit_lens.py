@@ -20,8 +20,8 @@ from interp.core.statistics import Estimate, mean_estimate, widened
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import BLOCK, Token, _check_k
-from interp.runs.ablated_runs import AblatedRuns
 from interp.runs.capture import run_with_cache
+from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def logit_lens(
     words: str | int | Sequence[str | int] = (),
     groups: Sequence[Hashable] | None = None,
     budget_gb: float = 2.0,
-    runs: StoredRuns | AblatedRuns | None = None,
+    runs: StoredRuns | ChangedRuns | None = None,
 ) -> Lens:
     """What the model would say next if it stopped at a layer, averaged over prompts.
 

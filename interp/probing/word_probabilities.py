@@ -104,7 +104,7 @@ def paired_word_probs(
     T+ and T- are the single tokens that spell a word; with `variants` also in lower case and
     capitalised, each with and without a space before it ("yes", "Yes", " yes", " Yes"). A token
     counts once, in each set. Probabilities are taken over the whole vocabulary. Inside
-    `interp.runs.interventions.intervene` it measures the changed model.
+    `interp.intervene` it measures the changed model.
 
     Args:
         model: a loaded model with a tokeniser.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +13,8 @@ from interp.core.positions import Prompt
 from interp.core.statistics import Estimate
 from interp.models.language_model import LanguageModel
 from interp.refusal.judging import LEAST_TOKENS, Judge, Judged, flip_rate, judge_replies, replies_of
-from interp.runs.ablation import make_ablation, random_like
 from interp.runs.generation import generate
+from interp.runs.kinds import make_ablation, random_like
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +57,8 @@ def head_flips(
     asked = ["".join(model.tokenize(prompt).strings) for prompt in prompts]
 
     def judged(off: Sequence[str]) -> Judged:
-        ablation = make_ablation(model, off) if off else None
-        options: dict[str, Any] = {} if ablation is None else {"ablation": ablation, "where": "all"}
-        texts = generate(model, prompts, max_new_tokens=max_new_tokens, **options)
+        change = make_ablation(model, off) if off else None
+        texts = generate(model, prompts, max_new_tokens=max_new_tokens, change=change)
         replies = replies_of(rows, asked, texts)
         decoding = {"decoding": "greedy", "max_new_tokens": max_new_tokens}
         return judge_replies(replies, judge, decoding=decoding, least_tokens=least_tokens)

@@ -40,7 +40,7 @@ from interp.refusal.trajectories import (
     Trajectories,
     read_trajectories,
 )
-from interp.steering.edits import Edit, Phase, Steering
+from interp.steering.edits import AffineEdit, Phase, Steering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,9 @@ class Ledger:
         model.require_site(site)
         return Steering(
             name=f"task steering {self.options.strength:g} ({self.options.move})",
-            edits={(k, site): Edit(shift=torch.from_numpy(v)) for k, v in self.shifts.items()},
+            edits={
+                (k, site): AffineEdit(shift=torch.from_numpy(v)) for k, v in self.shifts.items()
+            },
             format=self.reading.format,
             model_hash=model.hash,
             phase=self.options.phase,

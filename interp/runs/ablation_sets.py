@@ -18,7 +18,8 @@ from interp.core.positions import Prompt
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
 from interp.results.keys import result_key
-from interp.runs.ablation import Kind, Where, make_ablation, random_like
+from interp.runs.change import Where
+from interp.runs.kinds import Kind, make_ablation, random_like
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs
 
@@ -38,7 +39,7 @@ class AblatedSets:
         prompts: texts or token ids of prompts that the plain model continues with `tokens[0]`.
         tokens: the token of the behaviour, and that of its failure, as text or ids.
         where: "all" tokens are changed, or the last k.
-        kind: "zero", or one of `interp.runs.ablation.make_ablation` with `values`.
+        kind: "zero", or one of `interp.runs.kinds.make_ablation` with `values`.
         values: as `interp.runs.stored_runs.site_values` gives them.
         runs: plain runs of the prompts (`interp.runs.stored_runs.keep_runs`); made once without.
 
@@ -184,7 +185,7 @@ def ablation_curve(
     Args:
         sets: what is measured.
         order: labels, the first ablated first.
-        draws: random sets matched in kind, layer and count (`interp.runs.ablation.random_like`).
+        draws: random sets matched in kind, layer and count (`interp.runs.kinds.random_like`).
         sizes: at which they are drawn; at all by default.
         seed: of the draw.
 

@@ -22,7 +22,7 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
 from interp.results.keys import result_key
-from interp.runs.ablated_runs import AblatedRuns
+from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
 
 KIND, VERSION = "activations", 2
@@ -81,7 +81,7 @@ def run_with_cache(
     padding_side: str = "right",
     budget_gb: float = 2.0,
     to_disk: bool = False,
-    runs: StoredRuns | AblatedRuns | None = None,
+    runs: StoredRuns | ChangedRuns | None = None,
 ) -> Activations:
     """The activations of some sites, layers and positions, and the last token's logits.
 
@@ -194,7 +194,7 @@ def run_with_cache(
 
 def _read(
     model: LanguageModel,
-    runs: StoredRuns | AblatedRuns,
+    runs: StoredRuns | ChangedRuns,
     rows: Sequence[tuple[int, ...]],
     where: Sequence[int],
     addresses: Sequence[Address],

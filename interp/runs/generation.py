@@ -1,8 +1,8 @@
-"""Greedy text from a model, with a cache: plain, under interventions, or changed at a trigger.
+"""Greedy text from a model, with a cache: plain, changed, or changed at a trigger.
 
 Generation follows the unmodified model, except that the token after each trigger is taken from a
-run in which an ablation is in force. This is the protocol of Lee et al. 2025 (arXiv 2504.14379;
-ajyl/self_verification), which recomputed the whole batch at every step. Several ablations of the
+run in which a change is in force. This is the protocol of Lee et al. 2025 (arXiv 2504.14379;
+ajyl/self_verification), which recomputed the whole batch at every step. Several changes of the
 same prompts share the plain run for as long as their texts are the same.
 """
 
@@ -17,7 +17,7 @@ from interp.core.prompts import Task
 from interp.core.schema import Count, checked
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Ablation, Where
+from interp.runs.change import Change, Where
 from interp.runs.intervened import intervened_texts
 from interp.runs.text_runs import ChangedText, Generation, Progress, TextRun, in_batches
 
@@ -29,7 +29,7 @@ def generate(
     prompts: Task | Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int,
-    ablation: Ablation | None = None,
+    change: Change | None = None,
     trigger: str | int | None = None,
     where: Where = "all",
     stop: Sequence[str] = (),
@@ -40,16 +40,16 @@ def generate(
 
     Inside `interp.intervene` every token is the changed model's, as if the whole text were run
     again for each (see there what "last" means in a text that grows). Keys and values are cached
-    where the fast engine can apply the interventions; else each token costs a whole run.
+    if the fast engine can apply the changes; else each token costs a whole run.
 
     Args:
         model: a model with a fast engine; any model inside `intervene`.
-        prompts: texts or token tuples, or a task (its clean prompts); values of an ablation per
+        prompts: texts or token tuples, or a task (its clean prompts); values of a change per
             prompt are in their order.
         max_new_tokens: the most tokens a row gets.
-        ablation: what is changed where the trigger fires.
+        change: what is in force when the trigger fires.
         trigger: one token, as text such as " (" or as its id; the change is in force for the
-            token after it. None with an ablation: at every step.
+            token after it. None with a change: at every step.
         where: which tokens the changed run changes: "all" of them, the prompt included, as a hook
             without positions would; or the last k up to and with the trigger, on top of the plain
             run's past.
@@ -59,17 +59,17 @@ def generate(
 
     Raises:
         InterpError: no fast engine, a trigger that is not one token, values per position that do
-            not fit `where`, an ablation inside `intervene`, or more tokens than the model has
-            positions.
+            not fit `where`, a change that the engine cannot make or that has positions of its own,
+            a change inside `intervene`, or more tokens than the model has positions.
     """
-    if (trigger is not None or where != "all") and ablation is None:
+    if (trigger is not None or where != "all") and change is None:
         raise InterpError(
-            f"trigger={trigger!r}, where={where!r}", "nothing to change", "give an ablation"
+            f"trigger={trigger!r}, where={where!r}", "nothing to change", "give a change"
         )
     [made] = generate_each(
         model,
         prompts,
-        [ablation],
+        [change],
         max_new_tokens=max_new_tokens,
         trigger=trigger,
         where=where,
@@ -83,7 +83,7 @@ def generate(
 def generate_each(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
-    ablations: Sequence[Ablation | None],
+    changes: Sequence[Change | None],
     *,
     max_new_tokens: int,
     trigger: str | int | None = None,
@@ -92,7 +92,7 @@ def generate_each(
     rows: int = 96,
     progress: Progress | None = None,
 ) -> list[list[Generation]]:
-    """What `generate` gives for each of several ablations (None: the plain text), in their order.
+    """What `generate` gives for each of several changes (None: the plain text), in their order.
 
     The prompts are run once, and the plain run goes on once for as long as texts are the same.
 
@@ -102,38 +102,45 @@ def generate_each(
     encoded = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
     stop, rows = stops_of(stop), checked(Count, rows, "rows decoded together")
     with model.lock:
-        if model.active and ablations == [None]:
+        if model.active and changes == [None]:
             options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
             return [intervened_texts(model, encoded, stop, **options)]
-    model.refuse_changed(
-        "generating with an ablation", "intervene() alone: see Ablation.interventions()"
-    )
+    model.refuse_changed("generating with a change", "give it to intervene() as well")
     model.require_decoder("generating")
     fires = _trigger(model, trigger)
     if where != "all":
         where = checked(Count, where, "where, other than 'all'")
-    for ablation in filter(None, ablations):
-        ablation.require(len(encoded), where)
-    every = [ablation for ablation in ablations if ablation is not None]
-    if fires is None and where == "all" and len(every) == len(ablations):
+    every = [change for change in changes if change is not None]
+    for change in every:
+        _require(change, len(encoded), where)
+    if fires is None and where == "all" and len(every) == len(changes):
         return [
             in_batches(
-                lambda ablation=ablation: ChangedText(model, ablation, stop),
+                lambda change=change: ChangedText(model, change, stop),
                 encoded,
                 max_new_tokens=max_new_tokens,
                 rows=rows,
                 progress=progress,
             )[0]
-            for ablation in every
+            for change in every
         ]
     return in_batches(
-        lambda: TextRun(model, ablations, fires, where, stop),
+        lambda: TextRun(model, changes, fires, where, stop),
         encoded,
         max_new_tokens=max_new_tokens,
         # Half of the texts, at a guess, stay the same.
-        rows=max(1, 2 * rows // (1 + len(ablations))),
+        rows=max(1, 2 * rows // (1 + len(changes))),
         progress=progress,
     )
+
+
+def _require(change: Change, prompts: int, where: Where) -> None:
+    change.require_engine("generating with")
+    change.require(prompts, where)
+    if any(edit.positions != "all" for edit in change.edits):
+        found = "it has positions of its own, which a text that grows does not have"
+        do = "give where=, or use intervene(), which finds positions anew"
+        raise InterpError(f"generating with {change.name}", found, do)
 
 
 def _trigger(model: LanguageModel, trigger: str | int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Greedy text of a model with interventions in force."""
+"""Greedy text of a model inside `intervene`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from interp.engine.decode import CHANGEABLE, Change
+from interp.engine.decode import CHANGEABLE, SiteChange
 from interp.models.language_model import Address, LanguageModel
-from interp.runs.interventions import InterventionHook
+from interp.runs.hooks import EditHook
 from interp.runs.text_runs import (
     Generation,
     Progress,
     TextRun,
+    embedded,
     end_tokens,
     in_batches,
     require_room,
@@ -33,22 +34,22 @@ def intervened_texts(
 ) -> list[Generation]:
     """The greedy texts of a model inside `intervene`; see `interp.generate`.
 
-    The cache is used where every intervention changes tokens one by one, at a site that the fast
-    engine can change while decoding; else every token is a run of the whole texts.
+    The cache is used if every edit changes tokens one by one, at a site that the fast engine can
+    change while decoding; else every token is a run of the whole texts.
 
     Raises:
         InterpError: no token asked for, or more than the model has positions.
     """
-    hooks: dict[Address, list[InterventionHook]] = {}
+    hooks: dict[Address, list[EditHook]] = {}
     cached = model.decoder is not None
     for group in model.active:
         for at, found in group.items():
-            ours = [hook for hook in found if isinstance(hook, InterventionHook)]
+            ours = [hook for hook in found if isinstance(hook, EditHook)]
             cached &= len(ours) == len(found) and at[1] in CHANGEABLE
-            cached &= all(hook.intervention.by_token for hook in ours)
+            cached &= all(hook.edit.by_token and not hook.edit.reads for hook in ours)
             hooks.setdefault(at, []).extend(ours)
             for hook in ours:
-                hook.intervention.require(len(prompts))
+                hook.edit.require(len(prompts))
     if cached:
         return in_batches(
             lambda: IntervenedText(model, hooks, stop),
@@ -60,7 +61,7 @@ def intervened_texts(
     require_room(model, prompts, max_new_tokens)
     ends, texts, stopped = end_tokens(model), [list(p) for p in prompts], [False] * len(prompts)
     for _ in range(max_new_tokens if prompts else 0):
-        # Finished texts are run as well: an intervention knows a prompt by its number.
+        # Finished texts are run as well: an edit knows a prompt by its number.
         chosen = model.last_logits(texts).argmax(-1).tolist()
         for number, token in enumerate(chosen):
             if stopped[number]:
@@ -86,7 +87,7 @@ def intervened_texts(
 
 
 class IntervenedText(TextRun):
-    """Texts of a model with interventions in force, equal to running each text anew.
+    """Texts of a model with changes in force, equal to running each text anew.
 
     A cached token holds as long as what is changed at it and before it stays the same. Where it
     does not, as the token that was "last" a step ago, the cache is cut there and run again.
@@ -97,7 +98,7 @@ class IntervenedText(TextRun):
     def __init__(
         self,
         model: LanguageModel,
-        hooks: Mapping[Address, list[InterventionHook]],
+        hooks: Mapping[Address, list[EditHook]],
         stop: Sequence[str],
     ) -> None:
         super().__init__(model, (None,), None, 1, stop)
@@ -118,7 +119,7 @@ class IntervenedText(TextRun):
         self.held = [self.held[row] for row in rows.tolist()]
 
     @property
-    def _every(self) -> list[InterventionHook]:
+    def _every(self) -> list[EditHook]:
         return [hook for hooks in self.hooks.values() for hook in hooks]
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
@@ -138,13 +139,11 @@ class IntervenedText(TextRun):
         fed = torch.zeros(len(rows), int(counts.max()), dtype=torch.long, device=tokens.device)
         for row, some in enumerate(rows):
             fed[row, : len(some)] = torch.tensor(some, device=tokens.device)
-        positions = start[:, None] + torch.arange(fed.shape[1], device=tokens.device)
-        positions = positions.clamp(max=self.decoder.max_positions - 1)
-        x = self.decoder.embed(fed.flatten(), positions.flatten()).view(*fed.shape, -1)
+        x = embedded(self.decoder, fed, start)
         changes = {at: self._change(hooks, kept) for at, hooks in self.hooks.items()}
         return self.plain.extend(x, counts, changes=changes, names=self.names)
 
-    def _change(self, hooks: list[InterventionHook], kept: list[int]) -> Change:
+    def _change(self, hooks: list[EditHook], kept: list[int]) -> SiteChange:
         def change(value: Tensor, names: Tensor, positions: Tensor) -> Tensor:
             changed = value.clone()
             for hook in hooks:
@@ -152,7 +151,8 @@ class IntervenedText(TextRun):
                     where = hook.places(prompt, self.texts[row])
                     where = [place for place in where if place >= begin]
                     columns = [place - begin for place in where]
-                    hook.change(changed, row, prompt, where, columns)
+                    length = len(self.texts[row])
+                    hook.change(changed, row, prompt, where, columns, length)
             return changed
 
         return change

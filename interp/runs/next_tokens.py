@@ -1,4 +1,4 @@
-"""Next-token distributions with and without ablations."""
+"""Next-token distributions with and without changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import listed, reads_arguments, rows_of
+from interp.core.arguments import listed, marks_of, reads_arguments, texts_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
@@ -18,8 +18,8 @@ from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.readout import CPU_TILE, Progress
 from interp.engine.restart import final_hidden
 from interp.models.language_model import LanguageModel
-from interp.runs.ablated_runs import changed_states, starts
-from interp.runs.ablation import Ablation, Where
+from interp.runs.change import Change, Where
+from interp.runs.changed_runs import changed_states, first_tokens
 from interp.runs.stored_runs import StoredRuns, plain_runs
 
 ROWS = 256
@@ -28,10 +28,10 @@ ROWS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class NextTokens:
-    """The next token of every prompt under every ablation; the first row is the plain run.
+    """The next token of every prompt under every change; the first row is the plain run.
 
-    probabilities: (1 + ablations, prompts, tokens) of the tokens asked for, in float64.
-    top: (1 + ablations, prompts) most likely token. kl: KL(plain || ablated) in nats.
+    probabilities: (1 + changes, prompts, tokens) of the tokens asked for, in float64.
+    top: (1 + changes, prompts) most likely token. kl: KL(plain || changed) in nats.
     """
 
     names: tuple[str, ...]
@@ -41,7 +41,7 @@ class NextTokens:
 
     @property
     def log_odds(self) -> np.ndarray:
-        """(1 + ablations, prompts) log P(first token) - log P(second token)."""
+        """(1 + changes, prompts) log P(first token) - log P(second token)."""
         logs = np.log(np.maximum(self.probabilities, 1e-30))
         return logs[..., 0] - logs[..., 1]
 
@@ -51,49 +51,51 @@ class NextTokens:
 def ablate(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
-    ablations: Ablation | Sequence[Ablation],
+    changes: Change | Sequence[Change],
     *,
     tokens: str | int | Sequence[str | int],
     where: Where = "all",
     runs: StoredRuns | None = None,
     progress: Progress | None = None,
 ) -> NextTokens:
-    """What each set of components, changed together, does to the next token.
+    """What each change does to the next token.
 
-    Exact: every prompt is run once, and each ablation re-runs only the layers and tokens that can
-    differ. It equals one hooked forward pass per ablation and prompt.
+    Exact: every prompt is run once, and each change re-runs only the layers and tokens that can
+    differ. It equals one hooked forward pass per change and prompt.
 
     Args:
         model: a model with a fast engine.
         prompts: texts, token ids or a task (its clean prompts); the next token of each is read.
-        ablations: sets from `make_ablation`; values per prompt are in the order of `prompts`.
+        changes: one or several, such as those of `make_ablation`; values per prompt are in the
+            order of `prompts`.
         tokens: whose probabilities are reported: texts of one token each, or ids.
-        where: "all" tokens of the prompt, as a hook without positions; or the last k.
+        where: the last k tokens are changed, or "all" (or the positions of the change).
         runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); made anew without.
         progress: called with (prompts done, prompts in all).
 
     Raises:
-        InterpError: no fast engine, no prompts, a prompt shorter than `where`, values for other
-            numbers of prompts or positions, runs of other prompts or of fewer last tokens, or
-            inside `intervene`.
+        InterpError: no fast engine, a change it cannot make, no prompts, a prompt shorter than
+            `where`, values for other numbers of prompts or positions, runs of other prompts or of
+            fewer last tokens, or inside `intervene`.
     """
-    model.refuse_changed(
-        "ablating", "last_logits(), which sees them, with Ablation.interventions()"
-    )
+    model.refuse_changed("ablating", "last_logits(), which sees them, and intervene() for more")
     runner = Runner(model.require_decoder("ablating sets of components"))
-    prompts, ablations = rows_of(model, prompts), listed(ablations)
+    tokenized = [model.tokenize(prompt) for prompt in texts_of(prompts)]
+    marks, prompts, changes = marks_of(prompts), [one.tokens for one in tokenized], listed(changes)
     if not prompts or (where != "all" and not 1 <= where <= min(map(len, prompts))):
         raise InterpError(
             f"ablating the last {where} tokens of {len(prompts)} prompts",
             f"lengths {sorted({len(p) for p in prompts})[:5]}",
             "give prompts at least that long",
         )
-    for ablation in ablations:
-        ablation.require(len(prompts), where)
+    for change in changes:
+        change.require_engine("ablating")
+        change.require(len(prompts), where)
+    changes = [change.last(where).resolved(tokenized, marks) for change in changes]
     if runs is not None:
-        runs.require(prompts, where if ablations else 1, "ablating")
+        runs.require(prompts, where if changes else 1, "ablating")
     keep_freed_memory()
-    rows = 1 + len(ablations)
+    rows = 1 + len(changes)
     ids = [model.single_token(token) for token in listed(tokens)]
     shown = torch.tensor(ids, device=runner.device)
     probabilities = np.zeros((rows, len(prompts), len(shown)))
@@ -103,7 +105,7 @@ def ablate(
         for block, base in plain_runs(runner, prompts) if runs is None else runs.blocks:
             plain = likely = None
             number = 0
-            for hidden in _hidden_states(runner, base, ablations, block, where):
+            for hidden in _hidden_states(runner, base, changes, block):
                 logits = runner.decoder.logits(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
                 wide = logits if logits.dtype == torch.float64 else logits.float()
                 logs = wide.log_softmax(-1)
@@ -117,24 +119,20 @@ def ablate(
             done += len(block)
             if progress is not None:
                 progress(done, len(prompts))
-    names = ("none", *(ablation.name for ablation in ablations))
+    names = ("none", *(change.name for change in changes))
     return NextTokens(names=names, probabilities=probabilities, top=top, kl=kl)
 
 
 def _hidden_states(
-    runner: Runner,
-    base: Baseline,
-    ablations: Sequence[Ablation],
-    block: np.ndarray,
-    where: Where,
+    runner: Runner, base: Baseline, changes: Sequence[Change], block: np.ndarray
 ) -> Iterator[Tensor]:
-    """Final states of the plain run, then of the ablations: (some, prompts of the block, d_model).
+    """Final states of the plain run, then of the changes: (some, prompts of the block, d_model).
 
-    Several ablations share one pass over the weights, and several rows one unembedding.
+    Several changes share one pass over the weights, and several rows one unembedding.
     """
     yield final_hidden(runner, base)[None]
-    together = max(1, CPU_TILE // int((base.lengths - starts(base.lengths, where)).sum()))
-    for first in range(0, len(ablations), together):
-        some = ablations[first : first + together]
-        hidden = changed_states(runner, base, some, block, where)
+    rerun = [int((base.lengths - first_tokens(c, base.lengths, block)).sum()) for c in changes]
+    together = max(1, CPU_TILE // max(rerun, default=1))
+    for first in range(0, len(changes), together):
+        hidden = changed_states(runner, base, changes[first : first + together], block)
         yield from hidden.split(max(1, ROWS // len(block)))

@@ -191,7 +191,7 @@ def site_values(
         raise InterpError(f"the last {last} tokens", "a shorter prompt", "lower last")
     found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
     sites = frozenset(site for _, site in addresses) - {"resid_post"}
-    kept = sum(_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
+    kept = sum(site_width(model, site, True) for site in sites | {"resid_pre"}) * model.n_layers
     tokens = max(1, min(BLOCK, int(BUDGET / (4 * kept))))
     blocks = []
     with torch.no_grad():
@@ -206,7 +206,8 @@ def site_values(
     return {address: torch.cat(pieces)[back] for address, pieces in found.items()}
 
 
-def _width(model: LanguageModel, site: str, whole: bool) -> int:
+def site_width(model: LanguageModel, site: str, whole: bool) -> int:
+    """Numbers per token at a site, or in one of its components."""
     if site == "z":
         return model.n_heads * model.d_head if whole else model.d_head
     if site == "post":

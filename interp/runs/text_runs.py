@@ -11,11 +11,12 @@ from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.schema import Index, checked
+from interp.engine.architecture import Decoder
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.memory import keep_freed_memory
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Ablation, Where, decoding_changes
+from interp.runs.change import Change, Where
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +45,7 @@ def in_batches(
     rows: int,
     progress: Progress | None,
 ) -> list[list[Generation]]:
-    """The texts of all prompts, in their order, for each ablation of the run.
+    """The texts of all prompts, in their order, for each change of the run.
 
     Prompts of similar length share a batch; batches are about equally large.
 
@@ -62,7 +63,7 @@ def in_batches(
             done += len(some)
             if progress is not None:
                 progress(done, len(order))
-    ways = range(len(run.ablations))
+    ways = range(len(run.changes))
     return [[made[i, way] for i in range(len(prompts))] for way in ways]
 
 
@@ -89,7 +90,7 @@ def require_room(
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """A text in the making: its prompt's number and length, and the ablations that wrote it."""
+    """A text in the making: its prompt's number and length, and the changes that wrote it."""
 
     number: int
     start: int
@@ -110,23 +111,23 @@ class TextRun:
     def __init__(
         self,
         model: LanguageModel,
-        ablations: Sequence[Ablation | None],
+        changes: Sequence[Change | None],
         fires: int | None,
         where: Where,
         stop: Sequence[str],
     ) -> None:
         self.model, self.decoder = model, model.require_decoder("generating")
         self.runner = Runner(self.decoder)
-        self.ablations, self.fires, self.where, self.stop = ablations, fires, where, stop
-        layers = [ablation.first_layer for ablation in ablations if ablation is not None]
+        self.changes, self.fires, self.where, self.stop = changes, fires, where, stop
+        layers = [change.first_layer for change in changes if change is not None]
         self.first = min(layers, default=None)
         self.ends = end_tokens(model)
 
     def __call__(
         self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
     ) -> dict[tuple[int, int], Generation]:
-        """Generations by prompt number and ablation."""
-        ways = tuple(range(len(self.ablations)))
+        """Generations by prompt number and change."""
+        ways = tuple(range(len(self.changes)))
         rows: list[_Text | None] = [
             _Text(number=number, start=len(prompt), tokens=prompt, ways=ways)
             for number, prompt in zip(numbers, prompts, strict=True)
@@ -178,21 +179,21 @@ class TextRun:
             if self.where == "all":
                 self.changed = {
                     way: Stream.empty(runner, n, room, first=self.first)
-                    for way, ablation in enumerate(self.ablations)
-                    if ablation is not None
+                    for way, change in enumerate(self.changes)
+                    if change is not None
                 }
         return tokens, counts
 
     def _next(self, rows: list[_Text | None], last: Tensor) -> Iterator[tuple[int, _Text, int]]:
-        """(row, text, next token) of every live row; several where ablations part there."""
+        """(row, text, next token) of every live row; several if changes part there."""
         plain = self.decoder.logits(self.decoder.ln_final(last)).argmax(-1).tolist()
         due = {row: text for row, text in enumerate(rows) if text is not None and self._due(text)}
         changed: dict[tuple[int, int], int] = {}
-        for way, ablation in enumerate(self.ablations):
+        for way, change in enumerate(self.changes):
             mine = [row for row, text in due.items() if way in text.ways]
-            if ablation is not None and mine:
+            if change is not None and mine:
                 at = torch.tensor(mine, device=last.device)
-                logits = self._changed_logits(at, way, ablation)
+                logits = self._changed_logits(at, way, change)
                 changed |= {
                     (row, way): token
                     for row, token in zip(mine, logits.argmax(-1).tolist(), strict=True)
@@ -223,7 +224,7 @@ class TextRun:
             tokens=new,
             text=text_of(self.model, new),
             stopped=stopped,
-            fired=() if self.ablations[way] is None else text.fired,
+            fired=() if self.changes[way] is None else text.fired,
         )
 
     def _due(self, text: _Text) -> bool:
@@ -234,7 +235,7 @@ class TextRun:
         start = self.plain.lengths.clone()
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = (start[:, None] + steps).clamp(max=self.decoder.max_positions - 1)
-        x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
+        x = embedded(self.decoder, tokens, start)
         seen = {} if self.first is None else {self.first: x}
         last = self.plain.extend(x, counts, seen=seen)
         if self.past is not None and self.first is not None:
@@ -243,8 +244,8 @@ class TextRun:
             self.past[row[real], positions[real]] = seen[self.first][real]
         return last
 
-    def _changed_logits(self, rows: Tensor, way: int, ablation: Ablation) -> Tensor:
-        """Logits after the last token of some rows, in a run with an ablation in force."""
+    def _changed_logits(self, rows: Tensor, way: int, change: Change) -> Tensor:
+        """Logits after the last token of some rows, in a run with a change in force."""
         assert self.past is not None
         assert self.first is not None
         lengths = self.plain.lengths[rows]
@@ -258,7 +259,8 @@ class TextRun:
             at = torch.arange(len(rows), device=rows.device)
         start = stream.lengths[at]
         counts = lengths - start
-        columns = start[:, None] + torch.arange(int(counts.max()), device=rows.device)
+        steps = torch.arange(int(counts.max()), device=rows.device)
+        columns = start[:, None] + steps
         x = self.past[rows[:, None], columns.clamp(max=self.past.shape[1] - 1)]
         ends = torch.zeros(int(self.names.max()) + 1, dtype=torch.long, device=rows.device)
         ends[self.names[rows]] = lengths - 1
@@ -266,7 +268,7 @@ class TextRun:
             x,
             counts,
             rows=at,
-            changes=decoding_changes(ablation, ends),
+            changes=change.decoding(ends, steps < counts[:, None]),
             names=self.names[rows],
         )
         return self.decoder.logits(self.decoder.ln_final(last))
@@ -282,28 +284,43 @@ class TextRun:
 
 
 class ChangedText(TextRun):
-    """Texts whose every token comes from the changed run: it stands in the plain one's place."""
+    """Texts whose every token comes from a changed run: it takes the plain run's place.
 
-    def __init__(self, model: LanguageModel, ablation: Ablation, stop: Sequence[str]) -> None:
+    Tokens are changed once, as they are fed, so that a change must be the same however long the
+    text becomes.
+    """
+
+    def __init__(self, model: LanguageModel, change: Change, stop: Sequence[str]) -> None:
         super().__init__(model, (None,), None, 1, stop)
-        self.ablation = ablation
+        self.change = change
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """The changed run over new tokens."""
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
-        positions = self.plain.lengths[:, None] + steps
-        positions = positions.clamp(max=self.decoder.max_positions - 1)
-        x = self.decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
-        # One value for all positions, so that it does not matter where a row ends.
-        ends = torch.zeros(int(self.names.max()) + 1, dtype=torch.long, device=tokens.device)
-        changes = decoding_changes(self.ablation, ends)
-        return self.plain.extend(x, counts, changes=changes, names=self.names)
+        return extended(self.plain, tokens, counts, self.names, self.change)
 
     def _due(self, text: _Text) -> bool:
         return True
 
     def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
         return replace(super()._made(text, way, stopped), fired=text.fired)
+
+
+def embedded(decoder: Decoder, tokens: Tensor, start: Tensor) -> Tensor:
+    """(rows, tokens, d_model) embeddings of padded tokens whose rows begin at these positions."""
+    positions = start[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+    positions = positions.clamp(max=decoder.max_positions - 1)  # of padding
+    return decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
+
+
+def extended(
+    stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor, change: Change
+) -> Tensor:
+    """The final residual after new tokens of the rows called `names`, with a change in force."""
+    x = embedded(stream.runner.decoder, tokens, stream.lengths)
+    real = torch.arange(tokens.shape[1], device=tokens.device) < counts[:, None]
+    # A changed value does not depend on the end of the text, which is not known yet.
+    ends = torch.zeros(int(names.max()) + 1, dtype=torch.long, device=tokens.device)
+    return stream.extend(x, counts, changes=change.decoding(ends, real), names=names)
 
 
 def text_of(model: LanguageModel, tokens: Sequence[int]) -> str:

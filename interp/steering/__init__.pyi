@@ -13,4 +13,5 @@ from .geometry import representational_independence as representational_independ
 from .runs import generate_steered as generate_steered
 from .runs import run_steered as run_steered
 from .runs import steer as steer
+from .runs import steering_change as steering_change
 from .weight_edits import orthogonalise_weights as orthogonalise_weights

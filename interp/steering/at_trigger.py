@@ -17,8 +17,9 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Ablation, Where, make_ablation
+from interp.runs.change import Change, Where
 from interp.runs.generation import generate_each
+from interp.runs.kinds import make_ablation
 from interp.runs.text_runs import Generation
 
 
@@ -52,12 +53,12 @@ def vector_steering(
     scale: float,
     layers: Sequence[int] | None = None,
     site: str = "resid_post",
-) -> Ablation:
-    """Vectors to be added to the residual stream, as an ablation of kind "steer".
+) -> Change:
+    """Vectors to be added to the residual stream, as a change of kind "steer".
 
         x_l <- x_l + scale * v_l / |v_l|,   positive scale: towards what v points to
 
-    For `interp.ablate`, `interp.generate` (with its trigger) and `Ablation.interventions`.
+    For `interp.ablate`, `interp.generate` (with its trigger) and `interp.intervene`.
 
     Args:
         model: the model they belong to.

@@ -32,7 +32,7 @@ several. None or "all": all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class AffineEdit:
     """x + (x @ reads^T) @ writes + shift.
 
     reads, writes: (k, d_model), None for nothing. shift: (1 or prompts, d_model), one row each.
@@ -63,7 +63,7 @@ class Steering:
     """
 
     name: str
-    edits: Mapping[Address, Edit]
+    edits: Mapping[Address, AffineEdit]
     format: ChatFormat
     model_hash: str
     phase: Phase = "both"
@@ -184,7 +184,7 @@ def ablate_direction(
             not counted from the end.
     """
     basis = orthonormal([_checked(model, direction).unit for direction in directions])
-    edit = Edit(reads=basis, writes=-basis)
+    edit = AffineEdit(reads=basis, writes=-basis)
     where = residual_sites(model, layers) if sites is None else _at(model, layers, sites)
     return _steering(model, "ablate", directions, where, edit, phase, positions)
 
@@ -204,7 +204,7 @@ def add_direction(
     At the direction's own site and layer, at every token, unless `layers`, `sites`, `positions` or
     `phase` say otherwise; see `ablate_direction`.
     """
-    edit = Edit(shift=coefficient * _checked(model, direction).towards_refusal[None])
+    edit = AffineEdit(shift=coefficient * _checked(model, direction).towards_refusal[None])
     where = _own(model, direction, layers, sites)
     return _steering(model, f"add {coefficient:g}", [direction], where, edit, phase, positions)
 
@@ -221,7 +221,7 @@ def patch_direction(
 ) -> Steering:
     """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
     unit = _checked(model, direction).unit[None]
-    edit = Edit(reads=unit, writes=-unit, shift=value * unit)
+    edit = AffineEdit(reads=unit, writes=-unit, shift=value * unit)
     where = _own(model, direction, layers, sites)
     return _steering(model, f"patch {value:g}", [direction], where, edit, phase, positions)
 
@@ -303,7 +303,7 @@ def null_space_direction(
     penalty = ridge * torch.eye(kept, dtype=torch.float64)
     weights = torch.linalg.solve(seen.T @ seen + penalty, seen.sum(0))
     shift = strength * _checked(model, direction).towards_refusal
-    edit = Edit(reads=(space @ weights)[None], writes=shift[None])
+    edit = AffineEdit(reads=(space @ weights)[None], writes=shift[None])
     where = _own(model, direction, layers)
     return _steering(model, f"null space {strength:g}", [direction], where, edit, phase)
 
@@ -364,7 +364,7 @@ def _steering(
     verb: str,
     directions: Sequence[Direction],
     where: Sequence[Address],
-    edit: Edit,
+    edit: AffineEdit,
     phase: Phase,
     positions: Positions = None,
 ) -> Steering:

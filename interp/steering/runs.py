@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from torch import Tensor
 
 from interp.core.arguments import stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
-from interp.core.components import Component, within
+from interp.core.components import within
 from interp.core.errors import InterpError
-from interp.engine.decode import Change, Changes, Stream
+from interp.engine.decode import SiteChange, SiteChanges, Stream
 from interp.engine.forward import Runner
 from interp.engine.readout import Progress, cut
 from interp.models.chat import plain_prompts
 from interp.models.language_model import Address, LanguageModel
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import Intervention, Operation, intervene
-from interp.runs.text_runs import Generation, TextRun, in_batches
+from interp.runs.change import Change, Edit, Tokens
+from interp.runs.hooks import intervene
+from interp.runs.text_runs import Generation, TextRun, embedded, in_batches
 from interp.steering.edits import Steering
 
 TOGETHER = 4096
@@ -127,26 +129,35 @@ def steer(model: LanguageModel, steering: Steering, prompts: PromptsLike) -> Ite
     steering.require(model, given)
     tally = _tally(steering, given)
 
-    def operation(at: Address) -> Operation:
-        def operate(old: Tensor, prompt: int, where: list[int]) -> Tensor:
-            if prompt >= len(given):
-                raise InterpError(f"prompt {prompt}", f"{len(given)} were given", "run these")
-            numbers = torch.full((len(where),), prompt)
-            return _changed(steering, tally, at, old, numbers, torch.tensor(where))
-
-        return operate
-
-    made = [
-        Intervention(
-            name=steering.name,
-            component=Component(*at),
-            operation=operation(at),
-            positions="all",
-        )
-        for at in steering.edits
-    ]
-    with intervene(model, made):
+    with intervene(model, _change(steering, tally)):
         yield tally
+
+
+def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLike) -> Change:
+    """A steering of some prompts as a `Change`, for `interp.intervene`, `ablate` and `generate`.
+
+    Raises:
+        InterpError: see `Steering.require`; during a run, a prompt more than were given.
+    """
+    given = plain_prompts(model, prompts)
+    steering.require(model, given)
+    return _change(steering, _tally(steering, given))
+
+
+def _change(steering: Steering, tally: Tally) -> Change:
+    """A steering of the prompts whose lengths the tally holds, counted there."""
+
+    def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
+        prompts, n = tokens.prompts.cpu(), len(tally.lengths)
+        if len(prompts) and int(prompts.max()) >= n:
+            raise InterpError(f"prompt {int(prompts.max())}", f"{n} were given", "run these")
+        return _changed(steering, tally, at, old, prompts, tokens.positions.cpu())
+
+    edits = (
+        Edit(name=steering.name, layer=at[0], site=at[1], value=partial(value, at))
+        for at in steering.edits
+    )
+    return Change(name=steering.name, edits=tuple(edits))
 
 
 def run_steered(
@@ -308,11 +319,9 @@ class _Engine:
         return int(alike.long().cumprod(0).sum())
 
     def _run(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:
-        decoder = self.runner.decoder
+        x = embedded(self.runner.decoder, tokens, stream.lengths)
         steps = torch.arange(tokens.shape[1], device=tokens.device)
-        positions = (stream.lengths[:, None] + steps).clamp(max=decoder.max_positions - 1)
-        x = decoder.embed(tokens.flatten(), positions.flatten()).view(*tokens.shape, -1)
-        changes = self._changes(steps < counts[:, None], counts)
+        changes = self._changes(steps < counts[:, None], counts, names)
         return stream.extend(x, counts, changes=changes, names=names)
 
     def prefill(self, rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> Tensor:
@@ -327,22 +336,22 @@ class _Engine:
         last = self.extend(stream, tokens.to(device), counts.to(device), names)
         return self.runner.decoder.logits(self.runner.decoder.ln_final(last))
 
-    def _changes(self, real: Tensor, counts: Tensor) -> Changes:
-        def one(at: Address) -> Change:
+    def _changes(self, real: Tensor, counts: Tensor, names: Tensor) -> SiteChanges:
+        ends = torch.zeros(int(names.max()) + 1, dtype=torch.long, device=names.device)
+        steered = _change(self.steering, self.tally).decoding(ends, real)
+
+        def one(at: Address) -> SiteChange:
             def change(value: Tensor, names: Tensor, positions: Tensor) -> Tensor:
-                if at in self.steering.edits:
-                    numbers = names[:, None].expand_as(positions)[real].cpu()
-                    where, old = positions[real].cpu(), value[real]
-                    value = value.clone()
-                    value[real] = _changed(self.steering, self.tally, at, old, numbers, where)
+                if at in steered:
+                    value = steered[at](value, names, positions)
                 if at in self.keep:
-                    ends = value[torch.arange(len(value), device=value.device), counts - 1]
-                    self.keep[at][names.cpu()] = ends.cpu()
+                    last = value[torch.arange(len(value), device=value.device), counts - 1]
+                    self.keep[at][names.cpu()] = last.cpu()
                 return value
 
             return change
 
-        return {at: one(at) for at in {*self.steering.edits, *self.keep}}
+        return {at: one(at) for at in {*steered, *self.keep}}
 
 
 class _SteeredText(TextRun):

@@ -41,7 +41,7 @@ def named_pairs(n=8):
 
 @pytest.fixture
 def any_gap(monkeypatch):
-    for module in ("trials", "narrowing"):
+    for module in ("trials.trials", "positions.narrow"):
         monkeypatch.setattr(f"interp.circuits.{module}.check_gap", lambda one, other: None)
 
 

@@ -30,7 +30,8 @@ from interp.patching import activation as patching
 from interp.patching import attribution
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task
 from tests.cli.test_main import run

@@ -107,7 +107,7 @@ def test_the_seed_draws_the_other_prompts_of_a_resampling(method):
         raise InterpError("stop", "here", "now")
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("trials", "scoring"):
+        for module in ("trials.trials", "scoring.score_edges"):
             patch.setattr(f"interp.circuits.{module}.ablated_runs", drawn)
         with pytest.raises(InterpError, match="stop"):
             find_circuit(model, task, Finder(method=method, seed=7, **given))

@@ -14,7 +14,8 @@ from interp.heads.attention import attention_to, select_heads, top_heads
 from interp.models import batches
 from interp.models.loading import load_model
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.tasks.registry import load_task
 
 PROMPTS = [

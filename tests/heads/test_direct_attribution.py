@@ -30,7 +30,9 @@ from interp.refusal.flips import head_flips
 from interp.refusal.judging import Judge
 from interp.results.direction import Direction
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import Intervention, intervene, mean, scale, zero
+from interp.runs.change import Change
+from interp.runs.hooks import intervene
+from interp.runs.kinds import mean, one_edit, scale, zero
 from interp.tasks.registry import load_task
 from tests.families import random_task
 
@@ -45,7 +47,7 @@ def refusal():
 @pytest.fixture
 def any_gap(monkeypatch):
     """Random models need not tell clean from corrupted."""
-    for module in ("switching", "interchange", "patching", "hookloop"):
+    for module in ("heads.switching", "heads.interchange", "patching.activation", "patching.hook_loop"):
         monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None, raising=False)
 
 
@@ -192,30 +194,26 @@ def uniform_pattern(model, head):
     """The slow way: the attention itself made equal over the visible keys."""
     window = model.decoder.blocks[head.layer].attn.window
 
-    def operation(old, prompt, where):
+    def value(old, tokens):
         new = torch.zeros_like(old)
-        for row, query in enumerate(where):
+        for row, query in enumerate(tokens.positions.tolist()):
             first = 0 if window is None else max(0, query - window + 1)
             new[row, first : query + 1] = 1 / (query + 1 - first)
         return new
 
     part = Component(head.layer, "pattern", head.index)
-    return Intervention(name="uniform", component=part, operation=operation, positions="all")
+    return Change(name="uniform", edits=(one_edit("uniform", part, value),))
 
 
 def slow_off(model, head, mode, unit, reference):
-    """A head switched off by what `interp.runs.interventions` has."""
+    """A head switched off by what `interp.runs.kinds` has."""
     if mode == "uniform":
         return uniform_pattern(model, head)
     if mode == "mean":
         return mean(model, str(head), reference)
     if mode == "direction":
-        return Intervention(
-            name="direction",
-            component=head,
-            operation=lambda old, prompt, where: old - (old @ unit)[:, None] * unit,
-            positions="all",
-        )
+        edit = one_edit("direction", head, lambda old, tokens: old - (old @ unit)[:, None] * unit)
+        return Change(name="direction", edits=(edit,))
     return zero(str(head)) if mode == "zero" else scale(str(head), 0.3)
 
 
@@ -240,7 +238,7 @@ def test_scan_equals_hooked_passes(family, mode, any_gap):
         unit = direction.unit.float() @ torch.linalg.pinv(weight)
         unit = unit / unit.norm()
         slow = slow_off(family, head, mode, unit, sides.corrupted)
-        for made in ([slow], switch.interventions([label])):
+        for made in (slow, switch.change([label])):
             for side, kl in enumerate((found.ships, found.benign)):
                 with intervene(family, made):
                     logits = family.last_logits((sides.clean, sides.corrupted)[side])
@@ -390,13 +388,13 @@ def test_aligned_interchange_against_hooks(refusal, label):
     for i, places in enumerate(maps):
         z = run_with_cache(model, [sides.corrupted[i]], sites=["z"])[head.layer, "z"]
 
-        def operation(old, prompt, where, z=z, places=places):
+        def value(old, tokens, z=z, places=places):
             new = old.clone()
             for here, there in places.items():
                 new[here] = z[0, there, head.index]
             return new
 
-        made = Intervention(name="x", component=head, operation=operation, positions="all")
+        made = Change(name="x", edits=(one_edit("x", head, value),))
         targets = sides.targets.select(torch.tensor([i]))
         values = []
         for changes in ([], [made]):
@@ -506,7 +504,7 @@ def test_uniform_attention_over_shared_values_is_warned_of(family_models):
         switch = switch_off(family_models["llama"], "uniform")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with intervene(family_models["llama"], switch.interventions(["L0H3"])):
+        with intervene(family_models["llama"], switch.change(["L0H3"])):
             run_with_cache(family_models["llama"], [(5, 6, 7)], sites=["z"])
         switch_off(family_models["gpt2"], "uniform")
         switch_off(family_models["llama"], "zero")

@@ -141,7 +141,7 @@ def test_unknown_architecture_falls_back_to_hooks(monkeypatch):
     monkeypatch.setattr(families, "_READERS", {})
     model = wrap(tiny("llama"), name="unknown")
     assert "not described" in model.engine_reason
-    for module in ("patching", "hookloop"):
+    for module in ("patching.activation", "patching.hook_loop"):
         monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
     scores = activation_patching(model, random_task(), cache=False)
     assert scores.extra["engine"] == "hooks"
@@ -186,7 +186,7 @@ def test_half_precision(name):
     assert model.decoder is not None, model.engine_reason
     assert model.sites["z"] is None
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("patching", "hookloop"):
+        for module in ("patching.activation", "patching.hook_loop"):
             patch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
         fast, slow = (
             activation_patching(model, random_task(), engine=engine, cache=False)
@@ -206,7 +206,7 @@ def test_linear_activation():
     hf_model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     model = wrap(hf_model, name="bilinear", check=False)
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("patching", "hookloop"):
+        for module in ("patching.activation", "patching.hook_loop"):
             patch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
         for site in ("pre", "pre_linear"):
             fast, slow = (
@@ -267,7 +267,8 @@ def test_prompts_a_model_cannot_take(family_models):
 
 def test_threads_share_a_model(family_models):
     """A changed run in one thread is never seen by another."""
-    from interp.runs.interventions import intervene, zero
+    from interp.runs.hooks import intervene
+    from interp.runs.kinds import zero
 
     model = family_models["llama"]
     plain, seen = model.last_logits([PROMPTS[0]]), []

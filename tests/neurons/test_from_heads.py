@@ -13,7 +13,8 @@ from interp.models.loading import load_model
 from interp.neurons.from_heads import head_glu_scores, head_weights
 from interp.neurons.silencing import activation_delta
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import add, intervene, mean, resample, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import add, mean, resample, zero
 from interp.tasks.registry import load_task
 
 PROMPTS = [
@@ -506,7 +507,7 @@ def test_kinds_are_those_of_interventions(family_models):
         found = activation_delta(
             model, same, at, NEURONS, ["L0H1", "L1H2"], kind=kind, seed=3, draws=2
         )
-        direct = activation_delta(model, same, at, NEURONS, interventions=made)
+        direct = activation_delta(model, same, at, NEURONS, changes=made)
         np.testing.assert_array_equal(found.after, direct.after)
         assert direct.null is None
         assert found.null.draws == 2
@@ -544,10 +545,10 @@ def test_neurons_before_the_ablation_are_in_no_total(family_models):
     assert found.total.mean == pytest.approx(found.change[1:].mean())
     vector = torch.ones(32)
     late = activation_delta(
-        model, PROMPTS, AT, ["L0N1", "L1N1"], interventions=[add("L0.mlp_out", vector)]
+        model, PROMPTS, AT, ["L0N1", "L1N1"], changes=[add("L0.mlp_out", vector)]
     )
     assert late.reached.tolist() == [False, True]
-    own = activation_delta(model, PROMPTS, AT, ["L1N1", "L1N2"], interventions=[zero("L1N1")])
+    own = activation_delta(model, PROMPTS, AT, ["L1N1", "L1N2"], changes=[zero("L1N1")])
     assert own.reached.tolist() == [True, False]
     assert own.after[:, 0].tolist() == [0] * 5
     with pytest.raises(InterpError, match="all precede it"):
@@ -556,14 +557,14 @@ def test_neurons_before_the_ablation_are_in_no_total(family_models):
 
 def test_bad_ablations(family_models):
     model = family_models["llama"]
-    for options in ({}, {"heads": ["L0H0"], "interventions": [zero("L0H0")]}):
+    for options in ({}, {"heads": ["L0H0"], "changes": [zero("L0H0")]}):
         with pytest.raises(InterpError, match="both or neither"):
             activation_delta(model, PROMPTS, AT, NEURONS, **options)
     with pytest.raises(InterpError, match="no such name"):
         activation_delta(model, PROMPTS, AT, NEURONS, ["L0H0"], kind="noise")
     for options in ({"kind": "mean"}, {"positions_of_ablation": "read"}):
         with pytest.raises(InterpError, match="says itself"):
-            activation_delta(model, PROMPTS, AT, NEURONS, interventions=[zero("L0H0")], **options)
+            activation_delta(model, PROMPTS, AT, NEURONS, changes=[zero("L0H0")], **options)
     every = activation_delta(model, PROMPTS, AT, NEURONS, heads_of(model))
     assert every.null is not None
     assert every.null.share == 1

@@ -23,7 +23,8 @@ from interp.neurons.glu import (
     rank_null,
 )
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.tasks.registry import load_task
 
 GATED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2"]

@@ -295,7 +295,8 @@ def test_joint_patching_equals_interventions(family, any_gap):
     task, parts = random_task(), ["L0H1", "L1H2.q", "L1KV1.v", "L2.mlp_out"]
     clean = [pair.clean for pair in task.pairs]
     corrupted = [pair.corrupted for pair in task.pairs]
-    from interp.runs.interventions import intervene, patch
+    from interp.runs.hooks import intervene
+    from interp.runs.kinds import patch
 
     together = joint_patching(family, task, parts, draws=0)
     encoded = task.encode(family)

@@ -23,7 +23,8 @@ from interp.patching import attribution
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import atp_star, attribution_patching
 from interp.results.scores import Scores
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.runs.pairs import paired_runs
 from tests.circuits.test_score_edges import linear
 from tests.families import FAMILIES, random_task, true_double

@@ -13,7 +13,8 @@ from interp.models.unembedding import unembed
 from interp.neurons.search import search_neurons
 from interp.probing.logit_lens import logit_lens
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.tasks.registry import load_task
 from tests.families import tiny
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from interp.core.errors import InterpError
 from interp.models.loading import load_model, wrap
 from interp.probing.word_probabilities import WORD_PAIRS, paired_word_probs
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.tasks.registry import load_task
 from tests.families import tiny
 

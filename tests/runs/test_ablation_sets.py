@@ -8,7 +8,6 @@ import pytest
 import interp
 from interp.core.errors import InterpError
 from interp.models.loading import load_model
-from interp.runs.ablation import make_ablation
 from interp.runs.ablation_sets import (
     AblatedSets,
     ablation_curve,
@@ -16,7 +15,8 @@ from interp.runs.ablation_sets import (
     smallest_sets,
     smallest_size,
 )
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation
 from interp.runs.stored_runs import site_values
 from interp.tasks.registry import load_task
 from tests.families import random_task
@@ -30,9 +30,8 @@ def prompts_of(task):
 
 def looped(sets, labels):
     """disabled and log-odds by hooks, all prompts anew for one set."""
-    lengths = [len(prompt) for prompt in sets.prompts]
     made = make_ablation(sets.model, labels, sets.kind, values=sets.values)
-    with intervene(sets.model, made.interventions(lengths, sets.where)):
+    with intervene(sets.model, made.last(sets.where)):
         logs = sets.model.last_logits(sets.prompts).double().log_softmax(-1)
     odds = logs[:, sets.tokens[0]] - logs[:, sets.tokens[1]]
     return (logs.argmax(-1) == sets.tokens[1]).numpy(), odds.numpy()
@@ -42,7 +41,7 @@ def looped(sets, labels):
 def sets(request, family_models):
     """A family's model; the failure's token is what it says most often with a head zeroed."""
     model, prompts = family_models[request.param], prompts_of(random_task())
-    with intervene(model, [interp.runs.interventions.zero("L1H2")]):
+    with intervene(model, [interp.runs.kinds.zero("L1H2")]):
         top = model.last_logits(prompts).argmax(-1).tolist()
     return AblatedSets(model=model, prompts=prompts, tokens=(5, max(top, key=top.count)), where=2)
 
@@ -57,7 +56,7 @@ def test_curve_and_greedy_order_are_those_of_a_slow_loop(sets):
         assert curve.log_odds[size - 1].mean == pytest.approx(odds.mean(), abs=1e-4)
     assert max(share.mean for share in curve.disabled) > 0
     assert list(curve.null) == [2]
-    drawn = interp.runs.ablation.random_like(sets.model, ORDER[:2], 2, seed=3)
+    drawn = interp.runs.kinds.random_like(sets.model, ORDER[:2], 2, seed=3)
     assert curve.null[2].tolist() == [looped(sets, labels)[0].mean() for labels in drawn]
     left, slow = list(ORDER), []
     while left:
@@ -163,14 +162,3 @@ def test_bad_input(family_models):
     ):
         with pytest.raises(InterpError):
             bad()
-
-
-def test_public_names():
-    names = (
-        "AblatedSets", "ablation_curve", "greedy_order", "smallest_sets", "make_countdown",
-        "score_answer", "find_positions", "glu_vectors", "head_weights", "classify_outcome",
-        "probe_geometry",
-    )  # fmt: skip
-    assert set(names) <= set(interp.__all__)
-    assert all(callable(getattr(interp, name)) for name in names)
-    assert interp.neurons.head_weights is interp.neurons.from_heads.head_weights

@@ -9,10 +9,10 @@ from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.heads.switching import switch_off
 from interp.runs import intervened
-from interp.runs.ablation import make_ablation
 from interp.runs.generation import generate, generate_each
+from interp.runs.hooks import intervene
 from interp.runs.intervened import IntervenedText
-from interp.runs.interventions import add, intervene, mean, project_out, scale, zero
+from interp.runs.kinds import add, make_ablation, mean, project_out, scale, zero
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import site_values
 
@@ -20,15 +20,15 @@ PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7, 3))
 LABELS = ["L0H1", "L1H2", "L1N4", "L2N20"]
 
 
-def uncached(model, prompts, steps, ablation=None, trigger=None, where=1):
+def uncached(model, prompts, steps, change=None, trigger=None, where=1):
     """Every token from whole forward passes, one prompt at a time."""
     texts = []
     for prompt in prompts:
         text = list(prompt)
         for _ in range(steps):
             logits = model.last_logits([text])
-            if ablation is not None and trigger in (None, text[-1]):
-                with intervene(model, ablation.interventions([len(text)], where)):
+            if change is not None and trigger in (None, text[-1]):
+                with intervene(model, change.last(where)):
                     logits = model.last_logits([text])
             token = int(logits.argmax())
             if token == 2:
@@ -59,7 +59,7 @@ def test_changed_equals_uncached(family, kind, where):
         }
     ablation = make_ablation(family, LABELS, kind, values=values)
     found = generate(
-        family, PROMPTS, max_new_tokens=8, ablation=ablation, trigger=trigger, where=where, rows=4
+        family, PROMPTS, max_new_tokens=8, change=ablation, trigger=trigger, where=where, rows=4
     )
     slow = uncached(family, PROMPTS, 8, ablation, trigger, where)
     assert [g.tokens for g in found] == slow
@@ -76,7 +76,7 @@ def test_changed_throughout_equals_uncached(family, kind):
     addresses = [(0, "z"), (1, "z"), (1, "post"), (2, "post")]
     values = site_values(family, PROMPTS, addresses)
     ablation = make_ablation(family, LABELS, kind, values=None if kind == "zero" else values)
-    found = generate(family, PROMPTS, max_new_tokens=8, ablation=ablation, where="all", rows=2)
+    found = generate(family, PROMPTS, max_new_tokens=8, change=ablation, where="all", rows=2)
     slow = []
     for i, prompt in enumerate(PROMPTS):
         own = {at: value[i : i + 1] for at, value in values.items()}
@@ -90,7 +90,7 @@ def test_changed_throughout_equals_uncached(family, kind):
     other = make_ablation(family, ["L0H0"])
     both = generate_each(family, PROMPTS, [ablation, other], max_new_tokens=8, where="all")
     assert both[0] == found
-    assert both[1] == generate(family, PROMPTS, max_new_tokens=8, ablation=other, where="all")
+    assert both[1] == generate(family, PROMPTS, max_new_tokens=8, change=other, where="all")
     # Beside a plain text, the runs are shared as ever.
     beside = generate_each(family, PROMPTS, [None, ablation], max_new_tokens=8, where="all")
     assert [g.tokens for g in beside[1]] == slow
@@ -109,8 +109,7 @@ def test_each_of_several_ablations_writes_what_it_writes_alone(family_models, wh
     options = {"max_new_tokens": 8, "where": where}
     found = generate_each(model, PROMPTS, ablations, trigger=trigger, rows=rows, **options)
     alone = [
-        generate(model, PROMPTS, ablation=made, trigger=trigger, **options)
-        for made in ablations[1:5]
+        generate(model, PROMPTS, change=made, trigger=trigger, **options) for made in ablations[1:5]
     ]
     assert found == [plain, *alone, plain]
     assert len({tuple(g.tokens for g in texts) for texts in found}) >= 3
@@ -121,7 +120,7 @@ def test_each_of_several_ablations_writes_what_it_writes_alone(family_models, wh
 def test_at_every_step_without_a_trigger(family_models, where):
     model = family_models["llama"]
     ablation = make_ablation(model, LABELS)
-    found = generate(model, PROMPTS, max_new_tokens=8, ablation=ablation, where=where)
+    found = generate(model, PROMPTS, max_new_tokens=8, change=ablation, where=where)
     slow = uncached(model, PROMPTS, 8, ablation, None, where)
     assert [g.tokens for g in found] == slow
     assert slow != uncached(model, PROMPTS, 8), "the ablation changed nothing"
@@ -132,7 +131,7 @@ def test_changing_nothing_is_the_plain_text(family_models):
     nothing = make_ablation(
         model, ["L1.resid_post"], "steer", values={(1, "resid_post"): torch.zeros(1, 1, 32)}
     )
-    found = generate(model, PROMPTS, max_new_tokens=8, ablation=nothing)
+    found = generate(model, PROMPTS, max_new_tokens=8, change=nothing)
     assert [g.tokens for g in found] == uncached(model, PROMPTS, 8)
 
 
@@ -156,8 +155,8 @@ def test_bad_input(family_models):
     with pytest.raises(InterpError, match="nothing to change"):
         generate(model, PROMPTS, max_new_tokens=2, trigger=5)
     with pytest.raises(InterpError, match="shorter text"):
-        generate(model, PROMPTS, max_new_tokens=2, ablation=zeroed, where=5)
-    with intervene(model, zeroed.interventions([3], "all")):
+        generate(model, PROMPTS, max_new_tokens=2, change=zeroed, where=5)
+    with intervene(model, zeroed):
         for options in ({"ablation": zeroed}, {"ablation": zeroed, "trigger": 5}):
             with pytest.raises(InterpError, match="use intervene\\(\\) alone"):
                 generate(model, PROMPTS, max_new_tokens=2, **options)
@@ -237,7 +236,7 @@ def test_inside_intervene_equals_uncached(family_models, name, where, monkeypatc
 def test_what_cannot_be_cached_runs_whole_texts(family_models):
     """A pattern, a value read off many tokens, and a model without the fast engine."""
     model = family_models["llama"]
-    heads = switch_off(model, "uniform").interventions(["L0H1", "L1H2"])
+    heads = switch_off(model, "uniform").change(["L0H1", "L1H2"])
     key = zero("L1KV0.k")
     slowless = replace(model, decoder=None, engine_reason="left out")
     for changes in (heads, [scale("L1H1.pattern", 0.5)], [key]):
@@ -281,8 +280,8 @@ def test_all_tokens_are_changed_unless_said_otherwise(family_models):
     """The default of `where` is what a hook without positions does."""
     model = family_models["llama"]
     ablation = make_ablation(model, LABELS)
-    found = generate(model, PROMPTS, max_new_tokens=6, ablation=ablation)
-    with intervene(model, ablation.interventions([len(p) for p in PROMPTS], "all")):
+    found = generate(model, PROMPTS, max_new_tokens=6, change=ablation)
+    with intervene(model, ablation):
         hooked = generate(model, PROMPTS, max_new_tokens=6)
         odds = model.last_logits(PROMPTS).double().softmax(-1)[:, 7].numpy()
     assert [g.tokens for g in found] == [g.tokens for g in hooked]
@@ -292,4 +291,4 @@ def test_all_tokens_are_changed_unless_said_otherwise(family_models):
 def test_trigger_of_several_tokens_is_refused(toy):
     zero = make_ablation(toy, ["L0H1"])
     with pytest.raises(InterpError, match="one token"):
-        generate(toy, ["<bos> a"], max_new_tokens=2, ablation=zero, trigger="a b")
+        generate(toy, ["<bos> a"], max_new_tokens=2, change=zero, trigger="a b")

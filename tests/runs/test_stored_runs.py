@@ -7,10 +7,10 @@ from interp.heads.attention import attention_to
 from interp.neurons.from_heads import head_glu_scores
 from interp.neurons.glu import glu_activations
 from interp.probing.logit_lens import logit_lens
-from interp.runs.ablated_runs import AblatedRuns
-from interp.runs.ablation import make_ablation
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import intervene, zero
+from interp.runs.changed_runs import ChangedRuns
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation, zero
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import keep_runs, site_values
 
@@ -118,10 +118,10 @@ def test_ablated_runs_hold_what_a_changed_run_holds(family, where):
     for labels in SETS:
         made = make_ablation(family, labels)
         runs = keep_runs(family, PROMPTS, last=2, whole=where == "all")
-        ablated = AblatedRuns(runs=runs, ablation=made, where=where)
+        ablated = ChangedRuns(runs=runs, change=made, where=where)
         last = [length - 1 for length in lengths]
         fast = run_with_cache(family, PROMPTS, sites=sites, positions=last, runs=ablated)
-        with intervene(family, made.interventions(lengths, where)):
+        with intervene(family, made.last(where)):
             slow = run_with_cache(family, PROMPTS, sites=sites, positions=last)
         for address, value in slow.values.items():
             torch.testing.assert_close(fast[address], value, atol=2e-5, rtol=1e-4)
@@ -135,8 +135,8 @@ def test_ablated_runs_of_too_few_tokens_are_refused(family_models):
     runs, made = keep_runs(model, PROMPTS, last=2), make_ablation(model, ["L0H1"])
     for where in (3, "all"):
         with pytest.raises(InterpError, match="kept runs"):
-            AblatedRuns(runs=runs, ablation=made, where=where)
-    ablated = AblatedRuns(runs=runs, ablation=made, where=1)
+            ChangedRuns(runs=runs, change=made, where=where)
+    ablated = ChangedRuns(runs=runs, change=made, where=1)
     with pytest.raises(InterpError, match="read the last"):
         run_with_cache(model, PROMPTS, sites=["z"], positions=AT, runs=ablated)
     with pytest.raises(InterpError, match="patterns"):

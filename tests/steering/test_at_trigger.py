@@ -7,7 +7,8 @@ import interp
 from interp.core.errors import InterpError
 from interp.models.loading import load_model
 from interp.neurons.glu import glu_vectors
-from interp.runs.interventions import add, intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import add
 from interp.steering.at_trigger import steer_at_trigger, vector_steering
 from interp.tasks.registry import load_task
 from tests.families import random_task

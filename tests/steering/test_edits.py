@@ -13,7 +13,8 @@ from interp.models.loading import wrap
 from interp.results.direction import Direction, random_direction
 from interp.runs.capture import run_with_cache
 from interp.runs.generation import generate
-from interp.runs.interventions import add, intervene, project_out
+from interp.runs.hooks import intervene
+from interp.runs.kinds import add, project_out
 from interp.runs.losses import text_losses
 from interp.steering import runs as steered
 from interp.steering.edits import (

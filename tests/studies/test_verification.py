@@ -10,9 +10,10 @@ import torch
 import interp
 from interp.core.errors import InterpError
 from interp.core.nulls import null_of, turned_directions
-from interp.runs.ablation import Where, make_ablation, random_like
+from interp.runs.change import Where
 from interp.runs.generation import generate
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
 from interp.studies.verification.settings import Settings, make_context, verdict_task
@@ -47,7 +48,7 @@ def hooked(model, texts, labels=(), where: Where = "all", ablation=None):
     """The next token's log-probabilities, the set zeroed by plain interventions."""
     lengths = [len(text) for text in texts]
     ablation = ablation or (make_ablation(model, labels) if labels else None)
-    made = ablation.interventions(lengths, where) if ablation else []
+    made = [ablation.last(where)] if ablation else []
     found = []
     with intervene(model, made), torch.no_grad():
         for batch, logits in model.run(texts):

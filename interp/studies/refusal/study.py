@@ -13,7 +13,7 @@ from interp.refusal.cases import Case, taboo_cases
 from interp.refusal.judging import RULES, Judge
 from interp.results.direction import save_directions
 from interp.results.keys import code_key
-from interp.runs.ablation import random_like
+from interp.runs.kinds import random_like
 from interp.studies import study as frame
 from interp.studies.pace import Pace
 from interp.studies.refusal.settings import KINDS, LEAST, REFUSAL, Context, Places, Settings

@@ -15,7 +15,7 @@ from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.schema import Share, Whole
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Ablation
+from interp.runs.change import Change
 from interp.runs.next_tokens import ablate
 from interp.studies.reuse.tasks import ENTRIES, Entry
 from interp.studies.study import Kind
@@ -103,7 +103,7 @@ class Context:
         return self._tasks[key]
 
 
-def choices(model: LanguageModel, task: Task, ablations: Sequence[Ablation] = ()) -> Choices:
+def choices(model: LanguageModel, task: Task, ablations: Sequence[Change] = ()) -> Choices:
     """The answers on a task's clean prompts, plain and with each ablation at the last token."""
     encoded = task.encode(model)
     answers, wrong = encoded.targets.answers, encoded.targets.wrong

@@ -20,7 +20,7 @@ from interp.core.schema import Count, Share, Text, Whole
 from interp.models.language_model import Address, LanguageModel
 from interp.probing.probes import Probes
 from interp.probing.training import train_probes
-from interp.runs.ablation import Where
+from interp.runs.change import Where
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs, site_values
 from interp.runs.text_runs import Generation

@@ -11,8 +11,8 @@ from interp.core.errors import InterpError
 from interp.core.statistics import share_estimate
 from interp.models.language_model import LanguageModel
 from interp.neurons.glu import glu_vectors
-from interp.runs.ablation import Kind
 from interp.runs.ablation_sets import greedy_order
+from interp.runs.kinds import Kind
 from interp.runs.text_runs import Generation, Progress
 from interp.studies import study as frame
 from interp.studies.pace import Pace

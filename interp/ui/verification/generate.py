@@ -10,8 +10,9 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Where, make_ablation, random_like
+from interp.runs.change import Where
 from interp.runs.generation import generate
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.text_runs import Generation
 from interp.studies.verification.outcomes import classify_outcome
 from interp.studies.verification.steps.texts import STOPS
@@ -148,7 +149,7 @@ def written(
         ("a random set like it zeroed", make_ablation(model, random)),
     ):
         (text,) = generate(
-            model, [prompt], ablation=ablation, trigger=TRIGGER, where=where, **options
+            model, [prompt], change=ablation, trigger=TRIGGER, where=where, **options
         )
         made[name] = (ablation.components, text)
     return made

@@ -15,7 +15,7 @@ from interp.core.nulls import null_of
 from interp.core.statistics import mean_estimate, share_estimate
 from interp.refusal.score import log_odds
 from interp.results.direction import random_direction
-from interp.runs.ablation import make_ablation, random_like
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.next_tokens import ablate
 from interp.steering.edits import add_direction
 from interp.studies.refusal.settings import Context, Places

@@ -14,9 +14,9 @@ from interp.refusal.judging import Judged
 from interp.refusal.over_refusal import OverRefusal, Paired, eval_over_refusal
 from interp.refusal.score import score_refusals
 from interp.refusal.selection import smoothed_kl
-from interp.runs.ablation import make_ablation
 from interp.runs.generation import generate
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation
 from interp.runs.losses import text_losses
 from interp.steering.doses import dose_response
 from interp.steering.runs import steer
@@ -147,7 +147,7 @@ def evaluate_heads(
     made = generate(
         model,
         [context.prompts.rows[i] for i in rows],
-        ablation=ablation,
+        change=ablation,
         where="all",
         max_new_tokens=context.settings.max_new_tokens,
         progress=context.progress,
@@ -156,7 +156,7 @@ def evaluate_heads(
     about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}
     calm = _calm(context)
     plainly = context.plain(tuple(calm))
-    with intervene(model, ablation.interventions([len(text) for text in plainly.texts], "all")):
+    with intervene(model, ablation):
         logits = model.last_logits([context.prompts.rows[i] for i in calm]).cpu()
         losses = text_losses(model, plainly.texts, starts=plainly.starts)
     everywhere = np.ones(len(rows), dtype=bool)

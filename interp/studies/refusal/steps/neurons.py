@@ -14,7 +14,8 @@ from interp.models.unembedding import unembed
 from interp.neurons.glu import RankedNeuron, glu_activations, glu_vectors, label_contrast, rank_glu
 from interp.probing.training import train_probes
 from interp.refusal.score import log_odds
-from interp.runs.ablation import Ablation, make_ablation, random_like
+from interp.runs.change import Change
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.next_tokens import ablate
 from interp.studies.refusal.settings import LEAST, Context
 from interp.studies.steps import Result, plain
@@ -100,7 +101,7 @@ def _labels(ranked: Sequence[RankedNeuron]) -> list[str]:
 def _drop(context: Context, rows: Sequence[int], sets: Sequence[Sequence[str]]) -> list[Result]:
     """Of each set zeroed at the last token: the score's fall, and how many scores change sign."""
     prompts = [context.prompts.rows[i] for i in rows]
-    ablations: list[Ablation] = [make_ablation(context.model, labels) for labels in sets]
+    ablations: list[Change] = [make_ablation(context.model, labels) for labels in sets]
     seen = ablate(context.model, prompts, ablations, tokens=context.tokens, where=1)
     scores = log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
     before = scores[0]

@@ -11,7 +11,8 @@ from torch import Tensor
 from interp.core.components import Component
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
-from interp.runs.ablation import Ablation, make_ablation
+from interp.runs.change import Change
+from interp.runs.kinds import make_ablation
 
 Pattern = Sequence[Mapping[int, float]]
 """For each prompt the attention of its last token: position -> weight, adding up to 1."""
@@ -64,7 +65,7 @@ def blend(one: Written, other: Written, share: float) -> Written:
     return {at: share * one[at] + (1 - share) * other[at] for at in one}
 
 
-def impose(model: LanguageModel, wanted: Sequence[tuple[str, Written]], name: str = "") -> Ablation:
+def impose(model: LanguageModel, wanted: Sequence[tuple[str, Written]], name: str = "") -> Change:
     """An ablation that sets each head, at the last token, to what its own pattern writes."""
     values: dict[Address, Tensor] = {}
     for head, mixed in wanted:

@@ -13,8 +13,8 @@ from interp.core.prompts import Task
 from interp.core.statistics import mean_estimate, share_estimate
 from interp.heads.attention import attention_to
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import Ablation
-from interp.runs.interventions import intervene
+from interp.runs.change import Change
+from interp.runs.hooks import intervene
 from interp.studies.reuse.settings import Choices, Context, choices
 from interp.studies.reuse.steps.circuits import heads_of
 from interp.studies.reuse.steps.forced_attention import (
@@ -81,7 +81,7 @@ def repair(context: Context, ioi: Result, labels: Result) -> Result:
     patterns = {side: evenly(mine) for side, mine in places.items()}
     basis = written(model, encoded.clean, patterns | {"rest": [{0: 1.0}] * len(task)})
     chosen = chosen_heads(ioi)
-    listed: list[Ablation] = []
+    listed: list[Change] = []
     spans: dict[str, slice] = {}
     rng = np.random.default_rng(context.settings.seed)
     for name, plan in plans_of(chosen).items():
@@ -168,7 +168,7 @@ def over_all(sets: Mapping[str, Result]) -> dict[str, float]:
     }
 
 
-def _moved(model: LanguageModel, task: Task, made: Ablation, movers: Sequence[str]) -> Result:
+def _moved(model: LanguageModel, task: Task, made: Change, movers: Sequence[str]) -> Result:
     """The change of the movers' attention to right and wrong colours under an intervention."""
     prompts = task.encode(model).clean
     lengths = [len(tokens) for tokens in prompts]
@@ -177,7 +177,7 @@ def _moved(model: LanguageModel, task: Task, made: Ablation, movers: Sequence[st
     parts = [Component.parse(head) for head in movers]
     for side, keys in _places(model, task).items():
         before = attention_to(model, prompts, last, keys, draws=1).samples
-        with intervene(model, made.interventions(lengths, 1)):
+        with intervene(model, made.last(1)):
             after = attention_to(model, prompts, last, keys, draws=1).samples
         change = np.stack([(after - before)[:, part.layer, part.index or 0] for part in parts])
         found[side] = plain(mean_estimate(torch.from_numpy(change.mean(0))))

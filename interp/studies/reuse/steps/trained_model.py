@@ -11,7 +11,7 @@ from interp.core.nulls import null_of
 from interp.core.statistics import share_estimate
 from interp.models.language_model import LanguageModel
 from interp.probing.model_diff import compare_weights
-from interp.runs.ablation import make_ablation, random_like
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.stored_runs import site_values
 from interp.studies.reuse.settings import Context, choices
 from interp.studies.reuse.steps.circuits import STAGES, heads_of, label

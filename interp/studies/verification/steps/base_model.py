@@ -10,7 +10,8 @@ from interp.probing.logit_lens import logit_lens
 from interp.probing.model_diff import compare_activations, compare_weights
 from interp.probing.training import probe_model
 from interp.probing.word_probabilities import paired_word_probs
-from interp.runs.interventions import intervene, zero
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs
 from interp.studies.steps import Result, plain

@@ -14,8 +14,8 @@ import torch
 
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
-from interp.runs.ablation import make_ablation, random_like
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.losses import text_losses
 from interp.runs.next_tokens import ablate
 from interp.studies.steps import Result, plain
@@ -244,7 +244,5 @@ def plain_text_losses(
     model: LanguageModel, labels: Sequence[str], texts: Sequence[str] = PLAIN_TEXT
 ) -> list[float]:
     """Mean negative log-likelihood a token, in nats, of each text with a set zeroed throughout."""
-    lengths = [len(model.tokenize(text).tokens) for text in texts]
-    made = make_ablation(model, labels).interventions(lengths, "all") if labels else []
-    with intervene(model, made):
+    with intervene(model, [make_ablation(model, labels)] if labels else []):
         return text_losses(model, texts).tolist()

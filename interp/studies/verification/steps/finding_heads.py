@@ -14,7 +14,6 @@ from interp.core.statistics import share_estimate
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_patching
 from interp.results.scores import Scores
-from interp.runs.ablation import random_like
 from interp.runs.ablation_sets import (
     ENOUGH,
     AblatedSets,
@@ -24,6 +23,7 @@ from interp.runs.ablation_sets import (
     smallest_sets,
     smallest_size,
 )
+from interp.runs.kinds import random_like
 from interp.studies.steps import Result, plain
 from interp.studies.verification.settings import Context
 from interp.studies.verification.steps.readouts import glu_sets, label

@@ -24,9 +24,9 @@ from interp.neurons.glu import (
 )
 from interp.probing.logit_lens import logit_lens
 from interp.probing.probes import Probes, probe_geometry
-from interp.runs.ablated_runs import AblatedRuns
-from interp.runs.ablation import make_ablation
-from interp.runs.interventions import intervene
+from interp.runs.changed_runs import ChangedRuns
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation
 from interp.runs.stored_runs import StoredRuns
 from interp.studies.steps import Result, plain
 from interp.studies.verification.samples import Samples
@@ -107,16 +107,15 @@ def lens(context: Context) -> Result:
 def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """The same at `WITHOUT` t_valid with each set zeroed over the window, a group for each set."""
     samples = context.test.take(np.flatnonzero(context.test.valid)[:WITHOUT])
-    lengths = [len(tokens) for tokens in samples.tokens]
     runs, window = context.runs(samples.tokens), context.settings.window
     found: Result = {"n": len(samples), "groups": {}}
     for name, labels in sets.items():
         made, groups = make_ablation(context.model, labels), [name] * len(samples)
         if runs is not None:
-            changed = AblatedRuns(runs=runs, ablation=made, where=window)
+            changed = ChangedRuns(runs=runs, change=made, where=window)
             found["groups"] |= _lens(context, samples, groups, changed)["groups"]
             continue
-        with intervene(context.model, made.interventions(lengths, window)):
+        with intervene(context.model, made.last(window)):
             found["groups"] |= _lens(context, samples, groups, None)["groups"]
     return found
 
@@ -125,7 +124,7 @@ def _lens(
     context: Context,
     samples: Samples,
     groups: Sequence[str],
-    runs: StoredRuns | AblatedRuns | None,
+    runs: StoredRuns | ChangedRuns | None,
 ) -> Result:
     model = context.model
     words = [word for word in WATCHED if len(model.token_id(word)) == 1]

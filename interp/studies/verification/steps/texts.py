@@ -8,8 +8,9 @@ from typing import get_args
 import numpy as np
 
 from interp.core.nulls import null_of
-from interp.runs.ablation import Kind, Where, make_ablation, random_like
+from interp.runs.change import Where
 from interp.runs.generation import generate_each
+from interp.runs.kinds import Kind, make_ablation, random_like
 from interp.studies.steps import Result, plain
 from interp.studies.verification.outcomes import Outcome, Rule, outcomes
 from interp.studies.verification.samples import Samples

@@ -12,8 +12,9 @@ from interp.core.components import Component
 from interp.core.nulls import null_of
 from interp.core.statistics import mean_estimate, ratio_estimate, share_estimate
 from interp.models.language_model import Address
-from interp.runs.ablation import Kind, Where, make_ablation, random_like
 from interp.runs.ablation_sets import AblatedSets
+from interp.runs.change import Where
+from interp.runs.kinds import Kind, make_ablation, random_like
 from interp.runs.next_tokens import NextTokens, ablate
 from interp.studies.steps import Result, plain
 from interp.studies.verification.samples import Samples

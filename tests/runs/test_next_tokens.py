@@ -4,10 +4,10 @@ import torch
 
 from interp.core.components import Component
 from interp.core.errors import InterpError
-from interp.runs.ablation import make_ablation, random_like
 from interp.runs.capture import run_with_cache
 from interp.runs.generation import generate
-from interp.runs.interventions import intervene
+from interp.runs.hooks import intervene
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import site_values
 
@@ -42,9 +42,8 @@ def test_equals_hooked_passes(family, kind, where):
     found = ablate(family, PROMPTS, made, tokens=tokens, where=where)
     plain = family.last_logits(PROMPTS).log_softmax(-1)
     np.testing.assert_allclose(found.probabilities[0], plain.exp()[:, tokens], atol=2e-5)
-    lengths = [len(p) for p in PROMPTS]
     for row, ablation in enumerate(made, 1):
-        with intervene(family, ablation.interventions(lengths, where)):
+        with intervene(family, ablation.last(where)):
             slow = family.last_logits(PROMPTS).log_softmax(-1)
         assert (slow - plain).abs().max() > 1e-3, "the reference changed nothing"
         np.testing.assert_allclose(found.probabilities[row], slow.exp()[:, tokens], atol=2e-5)
@@ -132,7 +131,7 @@ def test_values_of_other_prompts_or_too_few_positions_are_refused(family_models,
     with pytest.raises(InterpError, match=rf"over {shape[0]} prompts and {shape[1]} positions"):
         ablate(model, PROMPTS, [made], tokens=[1], where=where)
     with pytest.raises(InterpError, match="values of L1.z"):
-        generate(model, PROMPTS, max_new_tokens=2, ablation=made, where=where)
+        generate(model, PROMPTS, max_new_tokens=2, change=made, where=where)
 
 
 def test_too_short_prompts_are_refused(family_models):

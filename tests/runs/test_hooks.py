@@ -6,20 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from interp.core.components import SITES
+from interp.core.components import SITES, Component
 from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
 from interp.runs.capture import run_with_cache
-from interp.runs.interventions import (
-    add,
-    intervene,
-    mean,
-    patch,
-    project_out,
-    resample,
-    scale,
-    zero,
-)
+from interp.runs.change import Change
+from interp.runs.hooks import intervene
+from interp.runs.kinds import add, mean, one_edit, patch, project_out, resample, scale, zero
 from tests.families import random_task
 
 PROMPTS = [(5, 6, 7, 8, 9), (11, 12, 13)]
@@ -149,14 +142,13 @@ def test_nothing_is_left_after_an_exception(family_models):
     with pytest.raises(RuntimeError, match="mine"), intervene(model, [zero("L0.mlp_out")]):
         raise RuntimeError("mine")
 
-    def broken(old, prompt, positions):
+    def broken(old, tokens):
         raise RuntimeError("inside")
 
-    from interp.runs.interventions import _make
-
+    broken_edit = one_edit("broken", Component.parse("L1H1"), broken)
     with (
         pytest.raises(RuntimeError, match="inside"),
-        intervene(model, [_make("broken", "L1H1", broken, "all")]),
+        intervene(model, Change(name="broken", edits=(broken_edit,))),
     ):
         model.last_logits(PROMPTS)
     assert torch.equal(model.last_logits(PROMPTS), plain)
@@ -223,7 +215,7 @@ def test_nothing_is_kept_or_ignored_inside(family_models, monkeypatch):
     from interp.patching.joint import joint_patching
     from interp.patching.path import path_patching
 
-    for module in ("patching", "hookloop"):
+    for module in ("patching.activation", "patching.hook_loop"):
         monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None)
     model, task = family_models["llama"], random_task()
     plain = activation_patching(model, task, engine="hooks", cache=False)

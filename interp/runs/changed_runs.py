@@ -1,0 +1,159 @@
+"""Changes applied by the fast engine to whole runs: only what can differ is run again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError
+from interp.engine.forward import Baseline, Runner, SiteEdit
+from interp.engine.layout import Layout
+from interp.engine.restart import Variants, restart
+from interp.models.language_model import Address
+from interp.runs.change import Change, Edit, Tokens, Where, changed_positions, in_order
+from interp.runs.stored_runs import StoredRuns
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedRuns:
+    """Stored runs with a change in force; sites of the last token can be read in them.
+
+    `where`: the last k tokens are changed, or "all", for which the runs must be stored whole.
+    """
+
+    runs: StoredRuns
+    change: Change
+    where: Where = "all"
+    last: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        self.change.require_engine("changing")
+        self.runs.require(self.runs.prompts, self.where, "ablating")
+        self.change.require(len(self.runs.prompts), self.where)
+
+    def require(self, prompts: Sequence[Sequence[int]], last: Where, asked: str) -> None:
+        """Refuse other prompts, or more than the last token.
+
+        Raises:
+            InterpError: either.
+        """
+        self.runs.require(prompts, last, asked)
+        if last != 1:
+            raise InterpError(f"{asked} the last {last} tokens", "ablated runs", "read the last")
+
+    def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
+        """Sites at the last token, (prompts, 1, ...).
+
+        Raises:
+            InterpError: a pattern, which is not computed here.
+        """
+        if any(site == "pattern" for _, site in addresses):
+            raise InterpError("patterns of ablated runs", "they are not kept", "use intervene()")
+        first = self.change.first_layer
+        early = [at for at in addresses if at[0] < first]
+        plain = self.runs.read(early) if early else {}
+        _, seen = self._run([at for at in addresses if at[0] >= first])
+        return {at: (plain[at] if at in plain else seen[at][:, None])[:, -1:] for at in addresses}
+
+    def logits(self) -> Tensor:
+        """Logits of every prompt's next token, (prompts, d_vocab)."""
+        hidden, _ = self._run(())
+        with torch.no_grad():
+            return self.runs.runner.decoder.logits(hidden)
+
+    def _run(self, addresses: Sequence[Address]) -> tuple[Tensor, dict[Address, Tensor]]:
+        hidden: list[Tensor] = []
+        parts: dict[Address, list[Tensor]] = {address: [] for address in addresses}
+        changes = [self.change.last(self.where)]
+        with torch.no_grad():
+            for block, base in self.runs.blocks:
+                seen = {address: torch.empty(0) for address in addresses}
+                hidden.append(changed_states(self.runs.runner, base, changes, block, seen=seen)[0])
+                for address, value in seen.items():
+                    parts[address].append(value)
+        found = {address: self.runs.in_order(values) for address, values in parts.items()}
+        return self.runs.in_order(hidden), found
+
+
+def changed_states(
+    runner: Runner,
+    base: Baseline,
+    changes: Sequence[Change],
+    block: np.ndarray,
+    *,
+    seen: dict[Address, Tensor] | None = None,
+) -> Tensor:
+    """Normalised final states under every change: (changes, prompts of the block, d_model).
+
+    Args:
+        runner: the engine of a model.
+        base: the plain runs of the prompts.
+        changes: go through the layers together; position names are resolved.
+        block: the prompts' numbers, by which a change knows its values.
+        seen: filled with the sites that are its keys at the last token, (changes * prompts, ...);
+            their layers must not precede any change.
+    """
+    n = len(block)
+    edits: dict[Address, _SiteEdits] = {}
+    for number, change in enumerate(changes):
+        for edit in change.edits:
+            here = edits.setdefault(edit.address, _SiteEdits(site=edit.site))
+            rows, positions = changed_tokens(edit, base.lengths, block)
+            tokens = Tokens(
+                prompts=torch.from_numpy(block[rows]).to(runner.device),
+                positions=torch.from_numpy(positions).to(runner.device),
+                back=torch.from_numpy(base.lengths[rows] - 1 - positions).to(runner.device),
+            )
+            here.edits.append((edit, rows + number * n, positions, tokens))
+    by_layer: dict[int, list[SiteEdit]] = {}
+    for layer, site in in_order(edits):
+        by_layer.setdefault(layer, []).append(edits[layer, site])
+    variants = Variants(
+        prompt=np.tile(np.arange(n), len(changes)),
+        start=np.concatenate([first_tokens(change, base.lengths, block) for change in changes]),
+        layer=np.repeat([change.first_layer for change in changes], n),
+        ready=np.zeros(n * len(changes), dtype=bool),
+    )
+    hidden = restart(runner, base, variants, edits=by_layer, seen=seen)
+    return hidden.unflatten(0, (len(changes), n))
+
+
+def first_tokens(change: Change, lengths: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """(prompts,) the first position that a change touches in prompts of these lengths."""
+    return np.array(
+        [
+            min(changed_positions(edit, prompt, length).start for edit in change.edits)
+            for prompt, length in zip(block.tolist(), lengths.tolist(), strict=True)
+        ]
+    )
+
+
+def changed_tokens(
+    edit: Edit, lengths: np.ndarray, block: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens,) row in the block and position of every token that an edit changes."""
+    spans = [
+        changed_positions(edit, prompt, length)
+        for prompt, length in zip(block.tolist(), lengths.tolist(), strict=True)
+    ]
+    rows = np.repeat(np.arange(len(block)), [len(span) for span in spans])
+    return rows, np.concatenate([np.arange(span.start, span.stop) for span in spans])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SiteEdits:
+    """What several changes do to one site, each in rows of its own."""
+
+    site: str
+    edits: list[tuple[Edit, np.ndarray, np.ndarray, Tokens]] = field(default_factory=list)
+
+    def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
+        edited = tensor.clone()
+        for edit, rows, positions, tokens in self.edits:
+            at = layout.flat(rows, positions).to(tensor.device)
+            edited[at], _, _ = edit.applied(edited[at], tokens)
+        return edited

@@ -1,0 +1,337 @@
+"""The kinds of change: zero, scale, add, project out, mean, patch, resample, and sets of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import Positions, listed, reads_arguments, texts_of
+from interp.core.components import SITES, Component
+from interp.core.errors import InterpError, unknown
+from interp.core.nulls import matched_components
+from interp.core.positions import Prompt
+from interp.core.prompts import Task
+from interp.engine.decode import CHANGEABLE
+from interp.models.batches import Batch
+from interp.models.language_model import Address, LanguageModel
+from interp.runs.change import Change, Edit, NewValue, Table, Tokens
+from interp.runs.stored_runs import site_width
+
+Kind = Literal["zero", "mean", "resample", "patch", "steer"]
+"""The kinds of `make_ablation`."""
+
+
+@reads_arguments
+def zero(component: str, *, positions: Positions = "all") -> Change:
+    """Replace a component by zero."""
+    return _one("zero", component, lambda old, tokens: torch.zeros_like(old), positions)
+
+
+@reads_arguments
+def scale(component: str, factor: float, *, positions: Positions = "all") -> Change:
+    """Multiply a component by a factor."""
+    return _one("scale", component, lambda old, tokens: old * factor, positions)
+
+
+@reads_arguments
+def add(
+    component: str, vector: Tensor, *, coefficient: float = 1.0, positions: Positions = "all"
+) -> Change:
+    """Add `coefficient * vector` to a component (steering).
+
+    Raises:
+        InterpError: a vector that is not finite or (during a run) of another width.
+    """
+    if not bool(vector.isfinite().all()):
+        raise InterpError(f"a vector for {component}", "not finite", "give finite numbers")
+
+    def value(old: Tensor, tokens: Tokens) -> Tensor:
+        return old + coefficient * _fitting(vector, old, component)
+
+    return _one("add", component, value, positions)
+
+
+@reads_arguments
+def project_out(component: str, direction: Tensor, *, positions: Positions = "all") -> Change:
+    """Remove a direction: x - (x . r) r with r of length one.
+
+    Raises:
+        InterpError: the direction is zero.
+    """
+    length = float(direction.norm())
+    if not 0 < length < float("inf"):
+        found = f"a direction of length {length:g}"
+        raise InterpError(f"projecting out of {component}", found, "give a finite one, not zero")
+
+    def value(old: Tensor, tokens: Tokens) -> Tensor:
+        unit = _fitting(direction / length, old, component)
+        return old - (old @ unit)[:, None] * unit
+
+    return _one("project_out", component, value, positions)
+
+
+@reads_arguments
+def mean(
+    model: LanguageModel,
+    component: str,
+    reference: Task | Prompt | Sequence[Prompt],
+    *,
+    pooled: bool = True,
+    positions: Positions = "all",
+) -> Change:
+    """Replace a component by its mean over a reference set of prompts (a task: its clean ones).
+
+    Args:
+        model: the model the means are taken on.
+        component: which one; not a pattern, whose keys differ between prompts.
+        reference: the prompts averaged over.
+        pooled: one vector, the mean over every real token; else one per position, over the
+            prompts that have it.
+        positions: where it is replaced.
+
+    Raises:
+        InterpError: a pattern, or (per position) a prompt longer than every reference.
+    """
+    part = Component.parse(component)
+    if part.site == "pattern":
+        raise InterpError("the mean of pattern", "keys differ between prompts", "use z")
+    values = component_values(model, part, reference)
+    if pooled:
+        vector = torch.cat(values).mean(0)
+        return _one("mean", component, lambda old, tokens: vector.expand_as(old).clone(), positions)
+    longest = max(len(value) for value in values)
+    table = torch.stack(
+        [torch.stack([v[p] for v in values if len(v) > p]).mean(0) for p in range(longest)]
+    )
+
+    def value(old: Tensor, tokens: Tokens) -> Tensor:
+        if len(old) and int(tokens.positions.max()) >= longest:
+            raise InterpError(
+                f"the mean of {component} at position {int(tokens.positions.max())}",
+                f"the reference prompts have at most {longest} tokens",
+                "use pooled=True or longer references",
+            )
+        return table[tokens.positions.to(table.device)]
+
+    return _one("mean", component, value, positions)
+
+
+@reads_arguments
+def patch(
+    model: LanguageModel,
+    component: str,
+    source: Task | Prompt | Sequence[Prompt],
+    *,
+    positions: Positions = "all",
+) -> Change:
+    """Replace a component by its value in another run: prompt i takes it from `source[i]`.
+
+    A task stands for its clean prompts, one text for the source of prompt 0 alone.
+
+    Raises:
+        InterpError: a source prompt is too short.
+    """
+    values = component_values(model, Component.parse(component), source)
+    return _one("patch", component, _Taken(component, values), positions)
+
+
+@reads_arguments
+def resample(
+    model: LanguageModel,
+    component: str,
+    reference: Task | Prompt | Sequence[Prompt],
+    *,
+    n: int,
+    seed: int = 0,
+    positions: Positions = "all",
+) -> Change:
+    """Replace a component by its value on a reference prompt drawn for each of `n` prompts."""
+    texts = texts_of(reference)
+    if not texts:
+        raise InterpError(f"resampling {component}", "no reference prompts", "give at least one")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(texts), (n,), generator=generator).tolist()
+    values = component_values(model, Component.parse(component), texts)
+    return _one("resample", component, _Taken(component, [values[i] for i in drawn]), positions)
+
+
+@reads_arguments
+def make_ablation(
+    model: LanguageModel,
+    components: Sequence[str],
+    kind: Kind = "zero",
+    *,
+    values: Mapping[Address, Tensor] | None = None,
+    name: str = "",
+) -> Change:
+    """A set of components that are given new values together.
+
+    Args:
+        model: the model they belong to.
+        components: labels such as L17H11, L26N6475, L5.resid_post; one label is a set of one.
+        kind: "zero"; or "mean", "resample" and "patch", which set them to `values`; or "steer",
+            which adds `values`.
+        values: whole sites, as `site_values` gives them: (prompts or 1, positions or 1, ...). The
+            last position belongs to the last token of the text.
+        name: shown in tables; the kind and the components by default.
+
+    Raises:
+        InterpError: no components, one twice, an unknown kind, a site that cannot be set while
+            decoding, a component the model lacks, or values missing.
+    """
+    components = listed(components)
+    parts = [Component.parse(label) for label in components]
+    if kind not in get_args(Kind):
+        raise unknown("kind of ablation", kind, get_args(Kind))
+    if not parts or len(set(parts)) < len(parts):
+        raise InterpError(f"ablating {list(components)}", "none, or one twice", "give each once")
+    grouped: dict[Address, list[int | None]] = {}
+    for part in parts:
+        if part.site not in CHANGEABLE:
+            raise InterpError(f"ablating {part}", f"site {part.site}", f"use {CHANGEABLE}")
+        model.require_component(part)
+        grouped.setdefault((part.layer, part.site), []).append(part.index)
+    edits = []
+    for address, numbers in grouped.items():
+        if len(numbers) > 1 and None in numbers:
+            raise InterpError(f"ablating {list(components)}", "a site and a part of it", "choose")
+        chosen = tuple(number for number in numbers if number is not None) or None
+        if kind == "zero":
+            width = site_width(model, address[1], whole=chosen is None)
+            taken = torch.zeros(1, 1, len(chosen or (0,)), width, dtype=model.dtype)
+        elif values is None or address not in values:
+            raise InterpError(
+                f"{kind} ablation of L{address[0]}.{address[1]}", "no values", "give site_values"
+            )
+        else:
+            taken = _of_parts(values[address], address[1], chosen)
+        edits.append(
+            Edit(
+                name=kind,
+                layer=address[0],
+                site=address[1],
+                components=chosen,
+                value=Table(values=taken, added=kind == "steer"),
+            )
+        )
+    return Change(name=name or f"{kind} {', '.join(components)}", edits=tuple(edits))
+
+
+def random_like(
+    model: LanguageModel, components: Sequence[str], draws: int, *, seed: int = 0
+) -> list[list[str]]:
+    """Different random sets matched in kind, layer and count: the null of a selection.
+
+    See `interp.core.nulls.matched_components`. No set comes twice, so there are fewer than `draws`
+    if fewer exist: three heads of a layer of six leave one other set.
+    """
+    parts = [Component.parse(label) for label in listed(components)]
+    rng = np.random.default_rng(seed)
+    found: dict[frozenset[Component], list[Component]] = {}
+    for _ in range(20 * draws):
+        if len(found) == draws:
+            break
+        drawn = matched_components(parts, model.n_layers, model.size, rng)
+        found.setdefault(frozenset(drawn), drawn)
+    return [[str(component) for component in drawn] for drawn in found.values()]
+
+
+def component_values(
+    model: LanguageModel, component: Component, prompts: Task | Prompt | Sequence[Prompt]
+) -> list[Tensor]:
+    """A component's value at every token of every prompt: (positions, width) each."""
+    tokens = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
+    kept: dict[int, Tensor] = {}
+    seen = one_edit("read", component, lambda old, tokens: old)
+
+    def hook(value: Tensor, batch: Batch) -> Tensor:
+        for row, prompt in enumerate(batch.prompts.tolist()):
+            columns = [batch.column(row, p) for p in range(int(batch.lengths[row]))]
+            by_token = value[row].transpose(0, 1) if component.site == "pattern" else value[row]
+            kept[prompt] = seen.read(by_token[columns]).detach().clone()
+        return value
+
+    model.last_logits(tokens, hooks={(component.layer, component.site): [hook]})
+    return [kept[i] for i in range(len(tokens))]
+
+
+def one_edit(
+    name: str,
+    component: Component,
+    value: NewValue,
+    *,
+    positions: Positions = "all",
+    by_token: bool = True,
+    reads: bool = False,
+) -> Edit:
+    """An edit of one component."""
+    return Edit(
+        name=name,
+        layer=component.layer,
+        site=component.site,
+        components=None if component.index is None else (component.index,),
+        value=value,
+        positions=positions,
+        by_token=by_token,
+        reads=reads,
+    )
+
+
+def _one(name: str, component: str, value: NewValue, positions: Positions) -> Change:
+    part = Component.parse(component)
+    edit = one_edit(name, part, value, positions=positions)
+    return Change(name=f"{name} {part}", edits=(edit,))
+
+
+def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:
+    if vector.shape != old.shape[1:]:
+        raise InterpError(
+            f"a vector for {component}",
+            f"shape {tuple(vector.shape)}, the component has {tuple(old.shape[1:])}",
+            "give one number per dimension",
+        )
+    return vector.to(old)
+
+
+def _of_parts(whole: Tensor, site: str, chosen: tuple[int, ...] | None) -> Tensor:
+    if chosen is None:
+        return whole.flatten(2)[:, :, None]
+    taken = whole[:, :, list(chosen)]
+    return taken[..., None] if SITES[site] == "neuron" else taken
+
+
+class _Taken:
+    """A component's values in other runs, one (positions, width) for each prompt."""
+
+    def __init__(self, component: str, values: list[Tensor]) -> None:
+        self.component, self.values = component, values
+
+    def __call__(self, old: Tensor, tokens: Tokens) -> Tensor:
+        new = torch.zeros_like(old)
+        for prompt in tokens.prompts.unique().tolist():
+            rows = tokens.prompts == prompt
+            new[rows] = self._of(prompt, tokens.positions[rows], old.shape[-1]).to(old)
+        return new
+
+    def _of(self, prompt: int, positions: Tensor, width: int) -> Tensor:
+        asked = f"{self.component} of prompt {prompt} from another run"
+        if prompt >= len(self.values):
+            found = f"there are sources for {len(self.values)} prompts only"
+            raise InterpError(asked, found, "give one source for each prompt")
+        if int(positions.max()) >= (length := len(self.values[prompt])):
+            raise InterpError(
+                asked,
+                f"token {int(positions.max())}, counted from 0, is to be replaced; its source has "
+                f"{length} tokens",
+                "give a source at least as long as the text, what is generated included, or "
+                "positions that the source has, such as positions=0",
+            )
+        new = self.values[prompt][positions.to(self.values[prompt].device)]
+        if new.shape[-1] < width:
+            # Patterns of a shorter source: no attention to the keys it does not have.
+            new = torch.nn.functional.pad(new, (0, width - new.shape[-1]))
+        return new[..., :width]

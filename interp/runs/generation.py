@@ -105,7 +105,7 @@ def generate_each(
         if model.active and changes == [None]:
             options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
             return [intervened_texts(model, encoded, stop, **options)]
-    model.refuse_changed("generating with a change", "give it to intervene() as well")
+    model.refuse_changed("generating with a change", "intervene() alone, for this change too")
     model.require_decoder("generating")
     fires = _trigger(model, trigger)
     if where != "all":

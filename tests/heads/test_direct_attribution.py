@@ -47,7 +47,12 @@ def refusal():
 @pytest.fixture
 def any_gap(monkeypatch):
     """Random models need not tell clean from corrupted."""
-    for module in ("heads.switching", "heads.interchange", "patching.activation", "patching.hook_loop"):
+    for module in (
+        "heads.switching",
+        "heads.interchange",
+        "patching.activation",
+        "patching.hook_loop",
+    ):
         monkeypatch.setattr(f"interp.{module}.check_gap", lambda one, other: None, raising=False)
 
 

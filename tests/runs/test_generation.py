@@ -157,7 +157,7 @@ def test_bad_input(family_models):
     with pytest.raises(InterpError, match="shorter text"):
         generate(model, PROMPTS, max_new_tokens=2, change=zeroed, where=5)
     with intervene(model, zeroed):
-        for options in ({"ablation": zeroed}, {"ablation": zeroed, "trigger": 5}):
+        for options in ({"change": zeroed}, {"change": zeroed, "trigger": 5}):
             with pytest.raises(InterpError, match="use intervene\\(\\) alone"):
                 generate(model, PROMPTS, max_new_tokens=2, **options)
         with pytest.raises(InterpError, match="no text"):

@@ -255,8 +255,12 @@ def test_a_key_or_value_that_heads_share_is_warned_of(family_models):
     assert changed.tolist() == [False, False, True, True]
     with pytest.warns(UserWarning, match=r"L1KV0\.k .* heads 0 to 1"):
         read(grouped, "L1.z", [scale("L1KV0.k", 0.5)])
+    read_only = scale("L0KV1.v", 1.0)
     quiet = [(grouped, zero("L0H1")), (grouped, zero("L0.v")), (grouped, zero("L0H1.q"))]
-    quiet += [(grouped, replace(scale("L0KV1.v", 1.0), reads=True)), (single, zero("L0KV1.v"))]
+    quiet += [
+        (grouped, replace(read_only, edits=(replace(read_only.edits[0], reads=True),))),
+        (single, zero("L0KV1.v")),
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for model, made in quiet:

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
+import interp
 from interp.models import loading
 from tests import ROOT
 
@@ -107,6 +109,15 @@ def test_every_command_in_a_table_exists():
             said = said_of(words := line.split())
             options = [word for word in words if word.startswith("--")]
             assert all(re.search(rf"{option}(?![\w-])", said) for option in options), line
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_every_function_in_the_table_of_questions_exists(page):
+    rows = [line.split("|") for line in PAGES[page].splitlines() if line.startswith("| ")]
+    named = re.findall(r"`([\w.]+)`", " ".join(row[2] for row in rows))
+    assert len(named) > 15
+    for name in named:
+        assert attrgetter(name)(interp), name
 
 
 @pytest.mark.parametrize("page", PAGES)

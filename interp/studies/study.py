@@ -22,7 +22,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind(Generic[S]):
+class StudyKind(Generic[S]):
     """A kind of study.
 
     name: its directories are `studies/<name>-<key>` under the cache. version: of what its steps
@@ -55,7 +55,7 @@ class Study(Generic[S]):
 
 
 def begin(
-    kind: Kind[S],
+    kind: StudyKind[S],
     model: LanguageModel,
     *beside: LanguageModel | None,
     settings: S,
@@ -95,13 +95,15 @@ def begin(
 
 
 def usual_directory(
-    kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
+    kind: StudyKind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
 ) -> Path:
     """Where `begin` keeps a study that is given no directory."""
     return cache_dir() / "studies" / f"{kind.name}-{study_key(kind, model, settings, key)}"
 
 
-def study_key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()) -> str:
+def study_key(
+    kind: StudyKind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
+) -> str:
     """The key that every step of a study hangs on."""
     return str(
         result_key(
@@ -118,7 +120,7 @@ def study_key(kind: Kind[S], model: LanguageModel, settings: S, key: Sequence[An
 
 def write_manifest(
     directory: Path,
-    kind: Kind[S],
+    kind: StudyKind[S],
     model: str,
     model_hash: str,
     settings: S,
@@ -131,7 +133,7 @@ def write_manifest(
     return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
 
 
-def open_study(kind: Kind[S], directory: Path) -> Study[S]:
+def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
     """A study as it lies on disk, whatever steps it has.
 
     Raises:
@@ -156,7 +158,7 @@ def open_study(kind: Kind[S], directory: Path) -> Study[S]:
         ) from error
 
 
-def kept_studies(kind: Kind[S]) -> list[Study[S]]:
+def kept_studies(kind: StudyKind[S]) -> list[Study[S]]:
     """The studies under the cache, the newest first; unfinished ones have some results only."""
     found = (cache_dir() / "studies").glob(f"{kind.name}-*/{MANIFEST}")
     studies = []

@@ -27,7 +27,7 @@ from interp.studies.refusal.report import claims
 from interp.studies.refusal.report import steering as sections_steered
 from interp.studies.refusal.report.report import write_up
 from interp.studies.refusal.settings import REFUSAL, SHARES, Context, Settings
-from interp.studies.refusal.steps import frontier as comparing
+from interp.studies.refusal.steps import frontier
 from interp.studies.refusal.steps.behaviour import behaviour, replies
 from interp.studies.refusal.steps.directions import place_of, selection
 from interp.studies.refusal.steps.frontier import QUALITY, RETAINED, SENSE, best_dose, costs
@@ -218,10 +218,10 @@ def test_rows_a_method_leaves_alone_keep_their_plain_reply(context, done):
     made = steering, marks = method.make(1.0, rows)
     assert 0 < marks.sum() < len(rows)
     whole, _ = replies(context, rows, steering)
-    assert comparing._replies(context, found["behaviour"], rows, made) == whole
+    assert frontier._replies(context, found["behaviour"], rows, made) == whole
     expected = context.logits(rows, steering)
     torch.testing.assert_close(
-        comparing._logits(context, rows, made), expected, atol=1e-4, rtol=1e-4
+        frontier._logits(context, rows, made), expected, atol=1e-4, rtol=1e-4
     )
 
 

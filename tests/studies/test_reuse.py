@@ -25,8 +25,13 @@ from interp.studies.reuse.steps.circuits import (
     heads_of,
 )
 from interp.studies.reuse.steps.comparison import correlation, side_of
-from interp.studies.reuse.steps.forced_attention import blend, evenly, impose, written
-from interp.studies.reuse.steps.forced_attention import matched as matched_heads
+from interp.studies.reuse.steps.forced_attention import (
+    blend,
+    evenly,
+    impose,
+    matched_heads,
+    written,
+)
 from interp.studies.reuse.steps.head_outputs import in_words, writes
 from interp.studies.reuse.steps.overlap import (
     MEASURES,
@@ -557,16 +562,15 @@ def test_chosen_heads_do_one_thing_each():
 
 
 def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
-    from interp.studies.reuse.steps import circuits as staging
-    from interp.studies.reuse.steps import comparison as comparing
+    from interp.studies.reuse.steps import circuits, comparison
 
     # A random model does none of the tasks: let it pass, whatever it does.
-    whole = comparing.behaviour
+    whole = comparison.behaviour
 
     def passed(context, entries):
         return {n: x | {"verdict": "tends"} for n, x in whole(context, entries).items()}
 
-    monkeypatch.setattr(comparing, "behaviour", passed)
+    monkeypatch.setattr(comparison, "behaviour", passed)
     monkeypatch.setattr("interp.patching.path.check_gap", lambda one, other: None)
     lines = []
     first = study_reuse(
@@ -592,7 +596,7 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
     assert "&gt;" not in text
     for name in shared["empty"]:
         assert f"- {name}: no head is distinguishable" in text
-    monkeypatch.setattr(staging, "path_patching", None)
+    monkeypatch.setattr(circuits, "path_patching", None)
     monkeypatch.setattr("interp.studies.reuse.study.repair", None)
     again = study_reuse(worded, worded, settings=SETTINGS, directory=tmp_path / "steps")
     assert again.results == first.results

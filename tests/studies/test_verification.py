@@ -17,12 +17,15 @@ from interp.runs.kinds import make_ablation, random_like
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
 from interp.studies.verification.settings import Settings, make_context, verdict_task
-from interp.studies.verification.steps import controls, steering
-from interp.studies.verification.steps import finding_heads as finding
-from interp.studies.verification.steps import heads_to_neurons as feeding
-from interp.studies.verification.steps import readouts as reading
-from interp.studies.verification.steps import texts as generating
+from interp.studies.verification.steps import (
+    controls,
+    finding_heads,
+    heads_to_neurons,
+    readouts,
+    steering,
+)
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
+from interp.studies.verification.steps.texts import intervention_table, published_protocol
 from interp.studies.verification.steps.verdicts import _effect, sufficiency, verdict_effects
 from interp.studies.verification.study import study_verification
 from interp.tasks.countdown import Problem, make_countdown
@@ -230,7 +233,7 @@ def test_every_small_set_is_tried_on_the_find_samples(context):
     assert all(share(context.find, [head]) < 0.95 for head in heads)
     pairs = {x for x in combinations(heads, 2) if share(context.find, x) >= 0.95}
     assert ("L2H0", "L2H2") in pairs
-    found = finding.smallest(context, heads)
+    found = finding_heads.smallest(context, heads)
     assert (found["candidates"], found["most"], found["tried"]) == (4, 2, 10)
     assert {tuple(row["heads"]) for row in found["sets"]} == pairs
     assert found["found"] == len(pairs)
@@ -241,7 +244,7 @@ def test_every_small_set_is_tried_on_the_find_samples(context):
     alone = [head for head in every if share(context.find, [head]) >= 0.95]
     assert [row["heads"] for row in found["alone"]] == [[head] for head in alone]
     assert found["heads"] == len(every)
-    assert finding.smallest(context, ["L1H0", "L3H1"])["sets"] == []
+    assert finding_heads.smallest(context, ["L1H0", "L3H1"])["sets"] == []
 
 
 def test_side_effects_are_those_of_hooked_runs(context):
@@ -307,7 +310,7 @@ def test_an_effect_s_interval_covers_the_truth():
 
 def test_texts_are_written_with_draws_of_their_own(context):
     samples = context.test.balanced(10)
-    found = generating.intervention_table(context, samples, SETS, max_new_tokens=12)
+    found = intervention_table(context, samples, SETS, max_new_tokens=12)
     assert set(found["rows"]) == {"none", *SETS}
     for name in SETS:
         row = found["rows"][name]
@@ -316,21 +319,21 @@ def test_texts_are_written_with_draws_of_their_own(context):
         assert sum(share["n"] for share in row["random"].values()) == 5 * 5 * 10
     assert found["rows"]["none"]["outcomes"]["next_token"]["fail"]["mean"] == 1
     # One set at a time gives the same texts.
-    alone = generating.intervention_table(
+    alone = intervention_table(
         context, samples, {"A_Verif": SETS["A_Verif"]}, max_new_tokens=12, draws=0
     )
     assert alone["rows"]["A_Verif"]["outcomes"] == found["rows"]["A_Verif"]["outcomes"]
     assert alone["rows"]["A_Verif"]["share"] is None
-    close = generating.published_protocol(context, context.test.balanced(3), SETS)
+    close = published_protocol(context, context.test.balanced(3), SETS)
     assert list(close["rows"]) == ["none", *SETS]
 
 
 def test_the_published_score_set_pools_all_layers_below(context):
-    found = feeding.score_set(context)
-    assert len(found) == len(set(found)) == feeding.SCORED
+    found = heads_to_neurons.score_set(context)
+    assert len(found) == len(set(found)) == heads_to_neurons.SCORED
     layers = {int(label[1:].split("N")[0]) for label in found}
     assert layers == {0, 1, 2, 3}
-    scores = feeding.head_scores(context, ["L0H1", "L1H0"], SETS["GLU_Valid"])
+    scores = heads_to_neurons.head_scores(context, ["L0H1", "L1H0"], SETS["GLU_Valid"])
     assert scores["diag"]["neurons"] == 200
     assert scores["diag, GLU_Valid"]["neurons"] == 3
     assert set(scores) == {
@@ -342,13 +345,13 @@ def test_sets_along_random_directions_are_what_antipodes_are_judged_by(context):
     """Along a random direction a selection is as opposite as the null says, not more."""
     vectors = torch.randn(4, context.model.d_model, generator=torch.Generator().manual_seed(9))
     layers = range(2, 4)
-    null = reading._opposed_at_random(context.model, vectors[2:], layers, 4, context.settings)
+    null = readouts._opposed_at_random(context.model, vectors[2:], layers, 4, context.settings)
     assert null.shape == (5, 2)
     more = Settings(n=40, draws=60, seed=1)
-    other = reading._opposed_at_random(context.model, vectors[2:], layers, 4, more)
+    other = readouts._opposed_at_random(context.model, vectors[2:], layers, 4, more)
     low, high = other.min(0), other.max(0)
     assert ((null > low - 0.05) & (null < high + 0.05)).all()
-    random = reading._opposition(torch.randn(8, 144), torch.randn(8, 144))
+    random = readouts._opposition(torch.randn(8, 144), torch.randn(8, 144))
     assert (other.mean(0) > random).any()  # chosen along w and -w they are more opposite
 
 

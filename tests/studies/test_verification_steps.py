@@ -139,9 +139,9 @@ def test_what_the_base_is_asked(organism, written, tmp_path):
     """A vocabulary with yes and no: asked with the heads in place and zeroed."""
     tokenizer = cut_by(r"[0-9]| \(|this|not| yes| no|[A-Za-z]+| [A-Za-z]+|[^A-Za-z0-9]")
     base = wrap(tiny("llama"), tokenizer, name="speaks", check=False)
-    from interp.studies.verification.steps import base_model as comparing
+    from interp.studies.verification.steps import base_model
 
-    asked = comparing._asked(context_of(organism, None, written), base, ["L0H1", "L1H2"])
+    asked = base_model._asked(context_of(organism, None, written), base, ["L0H1", "L1H2"])
     assert asked["n"] == 60
     for side in ("correct", "incorrect"):
         plain, without = (

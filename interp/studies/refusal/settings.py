@@ -28,7 +28,7 @@ from interp.runs.losses import text_losses
 from interp.steering.candidates import Candidates, difference_in_means, end_states
 from interp.steering.edits import Steering
 from interp.steering.runs import generate_steered, run_steered
-from interp.studies import study as frame
+from interp.studies.study import StudyKind
 
 Unit = TypeVar("Unit")
 
@@ -71,7 +71,7 @@ class Settings(schema.CheckedSettings):
     system: str | None = None
 
 
-REFUSAL = frame.Kind(name="refusal", version=3, settings=Settings, rules=(RULES.name,))
+REFUSAL = StudyKind(name="refusal", version=3, settings=Settings, rules=(RULES.name,))
 """The kind of study."""
 
 

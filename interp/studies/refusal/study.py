@@ -14,23 +14,23 @@ from interp.refusal.judging import RULES, Judge
 from interp.results.direction import save_directions
 from interp.results.keys import code_key
 from interp.runs.kinds import random_like
-from interp.studies import study as frame
 from interp.studies.pace import Pace
 from interp.studies.refusal.settings import KINDS, LEAST, REFUSAL, Context, Places, Settings
-from interp.studies.refusal.steps import chance, neurons
-from interp.studies.refusal.steps import constellations as constellating
-from interp.studies.refusal.steps import directions as pointing
-from interp.studies.refusal.steps import frontier as comparing
-from interp.studies.refusal.steps import geometry as angles
-from interp.studies.refusal.steps import heads as heading
-from interp.studies.refusal.steps import separation as separating
+from interp.studies.refusal.steps import (
+    chance,
+    constellations,
+    directions,
+    frontier,
+    geometry,
+    heads,
+    neurons,
+    separation,
+)
 from interp.studies.refusal.steps.behaviour import behaviour, tokens
 from interp.studies.refusal.steps.directions import SELECTED
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.steps import Job, Result, Steps
-
-Study = frame.Study[Settings]
-"""A refusal study."""
+from interp.studies.study import Study, begin
 
 DIRECTIONS = "directions.safetensors"
 """The chosen directions with their contracts, beside the steps."""
@@ -44,7 +44,7 @@ def study_refusal(
     judge: Judge = RULES,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study:
+) -> Study[Settings]:
     """What makes a chat model refuse, what makes it over-refuse, and what steering does to both.
 
     After Arditi et al. 2024 (arXiv 2406.11717), SafeConstellations (2508.11290) and head studies
@@ -74,7 +74,7 @@ def study_refusal(
     pace = Pace(say)
     context = Context(model=model, cases=given, settings=settings, judge=judge, progress=pace)
     _require_sides(context)
-    study, step = frame.begin(
+    study, step = begin(
         REFUSAL, model, settings=settings, key=key, directory=directory, say=pace.say
     )
     _steps(_replied(context, step, show=not own, say=say), step, study.directory)
@@ -113,12 +113,12 @@ def _replied(context: Context, step: Steps, *, show: bool, say: Callable[[str], 
 def _steps(context: Context, step: Steps, directory: Path) -> None:
     """Everything after the replies; what can be done at once is asked for together."""
     first, over, false, *_ = step.all(
-        *((f"selection_{kind}", partial(pointing.selection, context, kind)) for kind in SELECTED),
-        ("selection_false-refusal", partial(pointing.false_refusal, context), pointing.VERSION),
-        ("cosmic", partial(pointing.cosmic, context)),
-        ("separation", partial(separating.separation, context), "all folds"),
+        *((f"selection_{kind}", partial(directions.selection, context, kind)) for kind in SELECTED),
+        ("selection_false-refusal", partial(directions.false_refusal, context), directions.VERSION),
+        ("cosmic", partial(directions.cosmic, context)),
+        ("separation", partial(separation.class_separation, context), "all folds"),
     )
-    own = pointing.place_of(first)
+    own = directions.place_of(first)
     if own is None:
         raise InterpError(
             f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
@@ -126,25 +126,25 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     # Where the first two are found decides all that follows; false refusal has a place of its own.
     before: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
     if "over-refusal" in before:
-        before["over-refusal"] = pointing.place_of(over, first) or own
+        before["over-refusal"] = directions.place_of(over, first) or own
     places = dict(before)
-    if pointing.FALSE in places:
-        places[pointing.FALSE] = false.get("best") or before["over-refusal"]
+    if directions.FALSE in places:
+        places[directions.FALSE] = false.get("best") or before["over-refusal"]
     found = {kind: context.direction(kind, place) for kind, place in places.items()}
     for direction in found.values():
         direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
     *roles, told, _, _, _ = step.all(
         *(
-            (_named("heads", side), partial(heading.roles, context, side, found[KINDS[0]]), before)
-            for side in heading.SIDES
+            (_named("heads", side), partial(heads.roles, context, side, found[KINDS[0]]), before)
+            for side in heads.SIDES
         ),
-        ("constellations", partial(constellating.constellations, context)),
-        ("directions", partial(pointing.effects, context, places), places, pointing.VERSION),
+        ("constellations", partial(constellations.constellations, context)),
+        ("directions", partial(directions.effects, context, places), places, directions.VERSION),
         ("neurons", partial(neurons.neurons, context)),
-        ("geometry", partial(angles.geometry, context, own), before, angles.VERSION),
+        ("geometry", partial(geometry.geometry, context, own), before, geometry.VERSION),
     )
-    _steered(context, step, (before, places), told, dict(zip(heading.SIDES, roles, strict=True)))
+    _steered(context, step, (before, places), told, dict(zip(heads.SIDES, roles, strict=True)))
 
 
 def _steered(
@@ -162,11 +162,11 @@ def _steered(
     replied = step.results["behaviour"]
     gate = {name: told[name] for name in ("identify", "threshold")}
     every = sorted(methods(context, places, gate), key=lambda method: method.null)
-    used = {x.name: places if pointing.FALSE in x.name else before for x in every}
+    used = {x.name: places if directions.FALSE in x.name else before for x in every}
     tried = [method for method in every if method.doses]
     chosen = step.all(
         *(
-            (_named("dose", x.name), partial(comparing.choose_dose, context, x), used[x.name], gate)
+            (_named("dose", x.name), partial(frontier.choose_dose, context, x), used[x.name], gate)
             for x in tried
         ),
         *_between_heads(context, roles),
@@ -176,48 +176,50 @@ def _steered(
     for x in every:
         # A variant is given as much as the method it is a variant of.
         dose = doses[x.of or x.name]
-        work = partial(comparing.evaluate, context, replied, x, dose["dose"])
-        jobs.append((_named("method", x.name), work, used[x.name], gate, dose, comparing.VERSION))
+        work = partial(frontier.evaluate, context, replied, x, dose["dose"])
+        jobs.append((_named("method", x.name), work, used[x.name], gate, dose, frontier.VERSION))
     if (dose := doses.get(CONSTELLATIONS)) is not None:
-        work = partial(comparing.rows_of_ledger, context, gate, dose["dose"])
+        work = partial(frontier.rows_of_ledger, context, gate, dose["dose"])
         jobs.append(("ledger", work, gate, dose))
-    heads = _triggers(roles[heading.SIDES[1]])
+    triggers = _triggers(roles[heads.SIDES[1]])
     dose = doses.get(chance.SUBTRACTED, {}).get("dose")
-    drawn = partial(chance.chance, context, before, dose, heads)
-    step.all(*_heads_off(context, heads, replied), *jobs, ("chance", drawn, before, dose, heads))
+    drawn = partial(chance.chance, context, before, dose, triggers)
+    step.all(
+        *_heads_off(context, triggers, replied), *jobs, ("chance", drawn, before, dose, triggers)
+    )
 
 
 def _between_heads(context: Context, roles: dict[str, Result]) -> list[Job]:
     """Groups of heads against random ones, paths between them, and texts without them."""
     jobs: list[Job] = []
-    for side, other in (heading.SIDES, heading.SIDES[::-1]):
+    for side, other in (heads.SIDES, heads.SIDES[::-1]):
         both = (roles[side], roles[other])
-        groups = partial(heading.groups, context, side, *both)
-        jobs.append((_named("groups", side), groups, *both, heading.VERSION))
-        paths = partial(heading.passing, context, side, roles[side])
+        groups = partial(heads.groups, context, side, *both)
+        jobs.append((_named("groups", side), groups, *both, heads.VERSION))
+        paths = partial(heads.paths_to_carriers, context, side, roles[side])
         jobs.append((_named("paths", side), paths, roles[side]))
-    return [*jobs, ("flips", partial(heading.flips, context, roles), roles)]
+    return [*jobs, ("flips", partial(heads.flips, context, roles), roles)]
 
 
 def _triggers(roles: Result) -> list[str]:
     """The first triggers of a side, none where that was left out."""
-    return [] if "skipped" in roles else heading.firsts(roles["measures"]["triggers (necessity)"])
+    return [] if "skipped" in roles else heads.firsts(roles["measures"]["triggers (necessity)"])
 
 
-def _heads_off(context: Context, heads: list[str], replied: Result) -> list[Job]:
+def _heads_off(context: Context, triggers: list[str], replied: Result) -> list[Job]:
     """The triggers of over-refusals at zero, as a method, and as many random heads."""
-    if not heads:
+    if not triggers:
         return []
     name = chance.ZEROED
-    random = random_like(context.model, heads, 1, seed=context.settings.seed)[0]
+    random = random_like(context.model, triggers, 1, seed=context.settings.seed)[0]
     return [
         (
             _named("method", label),
-            partial(comparing.evaluate_heads, context, replied, label, chosen, of),
+            partial(frontier.evaluate_heads, context, replied, label, chosen, of),
             chosen,
-            comparing.VERSION,
+            frontier.VERSION,
         )
-        for label, chosen, of in ((name, heads, ""), ("zero random heads", random, name))
+        for label, chosen, of in ((name, triggers, ""), ("zero random heads", random, name))
     ]
 
 

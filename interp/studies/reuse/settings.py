@@ -18,7 +18,7 @@ from interp.models.language_model import LanguageModel
 from interp.runs.change import Change
 from interp.runs.next_tokens import ablate
 from interp.studies.reuse.tasks import ENTRIES, Entry
-from interp.studies.study import Kind
+from interp.studies.study import StudyKind
 from interp.tasks.registry import load_task
 
 APART = 1000
@@ -45,7 +45,7 @@ class Settings(schema.CheckedSettings):
     seed: Whole = 0
 
 
-REUSE = Kind(name="reuse", version=2, settings=Settings, beside=("trained",))
+REUSE = StudyKind(name="reuse", version=2, settings=Settings, beside=("trained",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,8 @@ from pathlib import Path
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import organisms
-from interp.studies import study as frame
 from interp.studies.reuse.settings import REUSE, Context, Settings
-from interp.studies.reuse.steps import comparison as comparing
-from interp.studies.reuse.steps import trained_model as changed
+from interp.studies.reuse.steps import comparison, trained_model
 from interp.studies.reuse.steps.attention_labels import labels
 from interp.studies.reuse.steps.circuits import circuit, circuits_of, pace, step_of
 from interp.studies.reuse.steps.head_outputs import writes
@@ -27,9 +25,7 @@ from interp.studies.reuse.tasks import (
     entry_named,
 )
 from interp.studies.steps import Job, Result
-
-Study = frame.Study[Settings]
-"""A reuse study."""
+from interp.studies.study import Study, begin
 
 TRAINED = {"smollm2-135m-instruct": "colored-objects-smollm2"}
 """The shipped model trained on Colored Objects, by its base."""
@@ -48,7 +44,7 @@ def study_reuse(
     settings: Settings | None = None,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study:
+) -> Study[Settings]:
     """Redo the study of Merullo et al. 2024 (arXiv 2310.08744) on a model, with controls.
 
     Every step is kept in `directory` (under the cache by default) as it ends; the same call goes
@@ -70,12 +66,12 @@ def study_reuse(
     settings = settings or Settings()
     if model.decoder is None:
         raise InterpError(f"the study on {model.name}", str(model.engine_reason), "use another")
-    study, step = frame.begin(
+    study, step = begin(
         REUSE, model, trained, settings=settings, key=[trained and trained.hash],
         directory=directory, say=say,
     )  # fmt: skip
     context = Context(model=model, trained=trained, settings=settings)
-    done = step("behaviour", lambda: comparing.behaviour(context, context.entries))
+    done = step("behaviour", lambda: comparison.behaviour(context, context.entries))
     if done[IOI.name]["verdict"] == "does not":
         share, chance = done[IOI.name]["right"]["mean"], done[IOI.name]["chance"]
         found = f"right on {share:.2f}, chance {chance:.2f}"
@@ -115,15 +111,15 @@ def _labels(context: Context, entries: list[Entry], circuits: dict[str, Result])
         "labels",
         lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},
         circuits,
-        comparing.RULE,
+        comparison.RULE,
     )
 
 
 def _overlap(context: Context, circuits: dict[str, Result]) -> Job:
     """Overlaps with IOI and those of every other pair."""
     pairs = list(combinations(circuits, 2))
-    rule = comparing.RULE
-    return ("overlap", lambda: comparing.compared(context, circuits, pairs), circuits, rule)
+    rule = comparison.RULE
+    return ("overlap", lambda: comparison.compared(context, circuits, pairs), circuits, rule)
 
 
 def _writes(context: Context, entries: list[Entry], circuits: dict[str, Result]) -> Job:
@@ -140,11 +136,11 @@ def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:
     both = ((IOI, IOI_TRAINED), (OBJECTS, OBJECTS_TRAINED))
     there = [(a.name, b.name) for a, b in both if a.name in circuits and b.name in circuits]
     return [
-        ("reused", lambda: changed.reused(context, mine), mine),
-        ("weights", lambda: changed.weights(context, mine), mine),
+        ("reused", lambda: trained_model.reused(context, mine), mine),
+        ("weights", lambda: trained_model.weights(context, mine), mine),
         (
             "effects",
-            lambda: {b: changed.effects(circuits[a], circuits[b]) for a, b in there},
+            lambda: {b: trained_model.effects(circuits[a], circuits[b]) for a, b in there},
             [[circuits[a], circuits[b]] for a, b in there],
         ),
     ]
@@ -163,7 +159,7 @@ def _groups(context: Context, circuits: dict[str, Result]) -> Job:
     return (
         "groups",
         lambda: {
-            f"{a.name} / {b.name}": changed.grouped(context, a, b, circuits) for a, b in pairs
+            f"{a.name} / {b.name}": trained_model.grouped(context, a, b, circuits) for a, b in pairs
         },
         [[circuits[a.name], circuits[b.name]] for a, b in pairs],
     )

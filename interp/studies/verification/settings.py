@@ -25,7 +25,7 @@ from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs, site_values
 from interp.runs.text_runs import Generation
 from interp.studies.steps import Result
-from interp.studies.study import Kind
+from interp.studies.study import StudyKind
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
 
@@ -63,7 +63,7 @@ class Settings(schema.CheckedSettings):
     attempts: Count = 5
 
 
-VERIFICATION = Kind(name="verification", version=8, settings=Settings, beside=("base",))
+VERIFICATION = StudyKind(name="verification", version=8, settings=Settings, beside=("base",))
 
 
 @dataclass(frozen=True, kw_only=True)

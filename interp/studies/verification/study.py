@@ -14,9 +14,9 @@ from interp.neurons.glu import glu_vectors
 from interp.runs.ablation_sets import greedy_order
 from interp.runs.kinds import Kind
 from interp.runs.text_runs import Generation, Progress
-from interp.studies import study as frame
 from interp.studies.pace import Pace
 from interp.studies.steps import Job, Result, Steps, plain, tuples
+from interp.studies.study import Study, begin
 from interp.studies.verification.samples import Samples, verdict_tokens
 from interp.studies.verification.settings import (
     VERIFICATION,
@@ -25,19 +25,23 @@ from interp.studies.verification.settings import (
     honest_samples,
     make_context,
 )
-from interp.studies.verification.steps import base_model as comparing
-from interp.studies.verification.steps import controls, steering
-from interp.studies.verification.steps import finding_heads as finding
-from interp.studies.verification.steps import heads_to_neurons as feeding
-from interp.studies.verification.steps import readouts as reading
-from interp.studies.verification.steps import texts as generating
-from interp.studies.verification.steps import verdicts as intervening
+from interp.studies.verification.steps import (
+    base_model,
+    controls,
+    finding_heads,
+    heads_to_neurons,
+    readouts,
+    steering,
+    verdicts,
+)
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
-from interp.studies.verification.steps.texts import PUBLISHED_TEXTS, TEXTS
+from interp.studies.verification.steps.texts import (
+    PUBLISHED_TEXTS,
+    TEXTS,
+    intervention_table,
+    published_protocol,
+)
 from interp.tasks.countdown import Problem, make_countdown
-
-Study = frame.Study[Settings]
-"""A verification study."""
 
 MOST = 50
 """The most heads of A_Prev as published."""
@@ -53,7 +57,7 @@ def study_verification(
     settings: Settings | None = None,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study:
+) -> Study[Settings]:
     """Redo the study of Lee et al. 2025 (arXiv 2504.14379) on a model, with controls.
 
     Every step is kept in `directory` (under the cache by default) as it ends; the same call goes
@@ -81,7 +85,7 @@ def study_verification(
             "use a model without post-norms",
         )
     pace = Pace(say)
-    study, step = frame.begin(
+    study, step = begin(
         VERIFICATION, model, base, settings=settings, directory=directory, say=pace.say
     )
     context = _context(model, base, settings, step, pace)
@@ -90,40 +94,40 @@ def study_verification(
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
     # Each `all` pairs a step that others wait for with another that can be done beside it.
-    judged = (finding.STRONGEST, finding.BAND)
+    judged = (finding_heads.STRONGEST, finding_heads.BAND)
     direct = ["logits"]
     patching, choice, attention, *_ = step.all(
-        ("patching", lambda: finding.patching(context), *judged),
-        ("glu_choice", lambda: finding.glu_choice(context)),
-        ("attention", lambda: reading.attention(context)),
+        ("patching", lambda: finding_heads.patching(context), *judged),
+        ("glu_choice", lambda: finding_heads.glu_choice(context)),
+        ("attention", lambda: readouts.attention(context)),
         ("behaviour", lambda: _behaviour(context)),
-        ("lens", lambda: reading.lens(context)),
-        ("paths_direct", lambda: finding.paths(context, direct), direct, *judged),
+        ("lens", lambda: readouts.lens(context)),
+        ("paths_direct", lambda: finding_heads.paths(context, direct), direct, *judged),
     )
     best = (choice["direction"], choice["k"])
     glu, *_ = step.all(
-        ("glu", lambda: reading.glu(context, *best), *best, reading.SHOWN),
-        ("probes", lambda: reading.probes(context)),
+        ("glu", lambda: readouts.glu(context, *best), *best, readouts.SHOWN),
+        ("probes", lambda: readouts.probes(context)),
         ("steering", lambda: steering.steering(context)),
     )
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
     asked = attention["t_ans to asked"]["heads"][:MOST]
-    strong = finding.strongest(patching["noise"]["values"], 16)
-    mlps = finding.strongest_mlps(patching["mlp_out"])
+    strong = finding_heads.strongest(patching["noise"]["values"], 16)
+    mlps = finding_heads.strongest_mlps(patching["mlp_out"])
     scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
     scores, few_heads = step.all(
-        ("head_scores", lambda: feeding.head_scores(context, *scored), *scored),
-        ("smallest", lambda: finding.smallest(context, strong), strong),
+        ("head_scores", lambda: heads_to_neurons.head_scores(context, *scored), *scored),
+        ("smallest", lambda: finding_heads.smallest(context, strong), strong),
     )
     lists = (previous, asked, strong, few_heads)
     orders, _ = step.all(
         ("orders", lambda: _orders(context, *lists, scores), *lists, scores),
-        ("paths_mlps", lambda: finding.paths(context, mlps), mlps, *judged),
+        ("paths_mlps", lambda: finding_heads.paths(context, mlps), mlps, *judged),
     )
     curves, _ = step.all(
-        ("curves", lambda: finding.curves(context, orders), orders),
-        ("paths_glu", lambda: finding.paths(context, valid), valid, *judged),
+        ("curves", lambda: finding_heads.curves(context, orders), orders),
+        ("paths_glu", lambda: finding_heads.paths(context, valid), valid, *judged),
     )
     chosen = curves["chosen"]
     sets = {
@@ -150,16 +154,16 @@ def study_verification(
             [
                 (
                     "base",
-                    lambda: comparing.against_base(context, *parts),
+                    lambda: base_model.against_base(context, *parts),
                     base.hash,
                     *parts,
-                    comparing.VERSION,
+                    base_model.VERSION,
                 )
             ]
             if base is not None
             else []
         ),
-        ("interventions", lambda: generating.intervention_table(context, few(TEXTS), sets), sets),
+        ("interventions", lambda: intervention_table(context, few(TEXTS), sets), sets),
         (
             "effects_published",
             lambda: controls.effects_published(context, few(controls.PAIRS), sets),
@@ -167,17 +171,17 @@ def study_verification(
         ),
         *(
             (f"effects_{kind}", partial(_effects, context, sets, kind), sets)
-            for kind in intervening.KINDS
+            for kind in verdicts.KINDS
         ),
-        ("communication", lambda: feeding.communication(context, *fed), *fed),
-        ("sufficiency", lambda: intervening.sufficiency(context, sets), sets),
-        ("stability", lambda: finding.stability(context, orders, strong), orders, strong),
+        ("communication", lambda: heads_to_neurons.communication(context, *fed), *fed),
+        ("sufficiency", lambda: verdicts.sufficiency(context, sets), sets),
+        ("stability", lambda: finding_heads.stability(context, orders, strong), orders, strong),
         (
             "interventions_published",
-            lambda: generating.published_protocol(context, few(PUBLISHED_TEXTS), sets),
+            lambda: published_protocol(context, few(PUBLISHED_TEXTS), sets),
             sets,
         ),
-        ("lens_without", lambda: reading.lens_without(context, shown), shown),
+        ("lens_without", lambda: readouts.lens_without(context, shown), shown),
     ]
     step.all(*jobs)
     return study
@@ -257,7 +261,7 @@ def _instead(
 
 
 def _effects(context: Context, sets: dict[str, list[str]], kind: Kind) -> Result:
-    return intervening.verdict_effects(context, context.test, sets, kind=kind)
+    return verdicts.verdict_effects(context, context.test, sets, kind=kind)
 
 
 def _generated(
@@ -314,10 +318,10 @@ def _orders(
         }
     if asked:
         orders["attention (published)"] = asked
-        by_score = scores[feeding.PUBLISHED]["order"]
+        by_score = scores[heads_to_neurons.PUBLISHED]["order"]
         orders[SCORE_ORDER] = [head for head in by_score if head in asked]
     orders["patching"] = strong
-    zeroed = intervening.zeroed_sets(context, context.find)
-    orders["greedy"] = greedy_order(zeroed, strong, finding.GREEDY)
+    zeroed = verdicts.zeroed_sets(context, context.find)
+    orders["greedy"] = greedy_order(zeroed, strong, finding_heads.GREEDY)
     orders["search"] = next((row["heads"] for row in smallest["sets"]), [])
     return {name: order for name, order in orders.items() if order}

@@ -12,7 +12,7 @@ from interp.studies.refusal.report import report as refusal_report
 from interp.studies.refusal.settings import REFUSAL
 from interp.studies.report.report import Report
 from interp.studies.steps import Result
-from interp.studies.study import Kind, Study
+from interp.studies.study import Study, StudyKind
 from interp.studies.verification.report import claims as verification
 from interp.studies.verification.report import report as verification_report
 from interp.studies.verification.settings import VERIFICATION
@@ -29,7 +29,7 @@ class Family:
     say, by label. claims: rows of what holds, of a finished study; write_up: its report.
     """
 
-    kind: Kind[Any]
+    kind: StudyKind[Any]
     steps: tuple[str, ...]
     field: str
     page: Path

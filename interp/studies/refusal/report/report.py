@@ -6,9 +6,9 @@ from interp.studies.refusal.report import directions as sections
 from interp.studies.refusal.report import heads as sections_heads
 from interp.studies.refusal.report import steering as sections_steered
 from interp.studies.refusal.report.claims import COLUMNS, claims
-from interp.studies.refusal.study import Study
+from interp.studies.refusal.settings import Settings
 from interp.studies.report.report import Report, escape
-from interp.studies.study import how_it_was_run
+from interp.studies.study import Study, how_it_was_run
 
 SECTIONS = (
     sections.behaviour,
@@ -21,7 +21,7 @@ SECTIONS = (
 )
 
 
-def write_up(study: Study) -> Report:
+def write_up(study: Study[Settings]) -> Report:
     """The report of a finished study."""
     results, system = study.results, study.settings.system
     parts = results["behaviour"]["parts"]

@@ -144,7 +144,7 @@ def groups(context: Context, side: str, found: Result, other: Result) -> Result:
     return {"n": len(task), "sets": rows}
 
 
-def passing(context: Context, side: str, found: Result) -> Result:
+def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
     """What passes from triggers to carriers, on test pairs.
 
     Exact path patching of every head into the queries, keys and values of the first carriers; the

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from interp.probing.probes import ProbeMetrics, evaluation
-from interp.probing.separation import CrossValidated, probe_cv
-from interp.probing.separation import separation as separated
+from interp.probing.separation import CrossValidated, probe_cv, separation
 from interp.studies.refusal.settings import LEAST, Context
 from interp.studies.steps import Result
 
@@ -18,7 +17,7 @@ MOST = 400
 """Rows behind a silhouette; it compares all pairs."""
 
 
-def separation(context: Context) -> Result:
+def class_separation(context: Context) -> Result:
     """Silhouettes and probes at the last token of the prompt, of every layer's residual stream.
 
     Silhouettes (and distances of rows to their centroid over distances of centroids) of tasks, and
@@ -39,7 +38,7 @@ def separation(context: Context) -> Result:
     found: Result = {"n": len(rows), "silhouettes": {}, "within / between": {}}
     for name, (some, marks) in sets.items():
         if 1 < len(set(marks)) < len(marks):
-            parted = separated(_stacked(context, some), marks)
+            parted = separation(_stacked(context, some), marks)
             found["silhouettes"][name] = parted.silhouette.tolist()
             found["within / between"][name] = parted.ratio.tolist()
     found["probes"] = _probes(context)

@@ -6,9 +6,9 @@ from interp.studies.report.report import Report
 from interp.studies.reuse.report import circuits as sections
 from interp.studies.reuse.report import uses as sections_used
 from interp.studies.reuse.report.claims import COLUMNS, claims
+from interp.studies.reuse.settings import Settings
 from interp.studies.reuse.steps.circuits import circuits_of
-from interp.studies.reuse.study import Study
-from interp.studies.study import how_it_was_run
+from interp.studies.study import Study, how_it_was_run
 
 SECTIONS = (
     sections.behaviour,
@@ -21,7 +21,7 @@ SECTIONS = (
 )
 
 
-def write_up(study: Study) -> Report:
+def write_up(study: Study[Settings]) -> Report:
     """The report of a finished study."""
     settings = study.settings
     k = next(iter(circuits_of(study.results).values()))["k"]

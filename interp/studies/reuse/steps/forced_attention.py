@@ -76,7 +76,9 @@ def impose(model: LanguageModel, wanted: Sequence[tuple[str, Written]], name: st
     return make_ablation(model, [head for head, _ in wanted], "patch", values=values, name=name)
 
 
-def matched(model: LanguageModel, heads: Sequence[str], rng: np.random.Generator) -> dict[str, str]:
+def matched_heads(
+    model: LanguageModel, heads: Sequence[str], rng: np.random.Generator
+) -> dict[str, str]:
     """For every head another one of its layer, none twice and none of the heads themselves.
 
     In a layer with too few others, any of its heads, which can only make a null stronger.

@@ -22,7 +22,7 @@ from interp.studies.reuse.steps.forced_attention import (
     blend,
     evenly,
     impose,
-    matched,
+    matched_heads,
     written,
 )
 from interp.studies.reuse.tasks import OBJECTS
@@ -89,7 +89,7 @@ def repair(context: Context, ioi: Result, labels: Result) -> Result:
             begin = 1 + len(listed)
             listed.append(impose(model, list(mixed.items()), f"{name}, {kind}"))
             for _ in range(context.settings.sets):
-                drawn = matched(model, list(plan), rng)
+                drawn = matched_heads(model, list(plan), rng)
                 listed.append(impose(model, [(drawn[head], z) for head, z in mixed.items()]))
             spans[f"{name}, {kind}"] = slice(begin, 1 + len(listed))
     seen = choices(model, task, listed)

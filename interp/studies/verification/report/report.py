@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from interp.studies.report.report import Report
-from interp.studies.study import how_it_was_run
+from interp.studies.study import Study, how_it_was_run
 from interp.studies.verification.report import base_model as sections_base
 from interp.studies.verification.report import interventions as sections_changed
 from interp.studies.verification.report import paper_numbers as published
 from interp.studies.verification.report import readouts as sections_read
 from interp.studies.verification.report.claims import claims
-from interp.studies.verification.study import Study
+from interp.studies.verification.settings import Settings
 
 SECTIONS = (
     sections_read.behaviour,
@@ -29,7 +29,7 @@ SECTIONS = (
 )
 
 
-def write_up(study: Study) -> Report:
+def write_up(study: Study[Settings]) -> Report:
     """The report of a finished study."""
     results, settings = study.results, study.settings
     report = Report(f"How {study.model} checks its own answers")

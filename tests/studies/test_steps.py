@@ -7,7 +7,14 @@ from interp.core.errors import InterpError
 from interp.models.token_patterns import find_positions, number_positions, require_single
 from interp.studies.report.report import Report
 from interp.studies.steps import Steps, read_results, read_step
-from interp.studies.study import Kind, begin, how_it_was_run, kept_studies, open_study, study_key
+from interp.studies.study import (
+    StudyKind,
+    begin,
+    how_it_was_run,
+    kept_studies,
+    open_study,
+    study_key,
+)
 from interp.studies.verification.outcomes import classify_outcome, outcomes
 from interp.studies.verification.samples import Samples
 
@@ -171,7 +178,7 @@ class Few:
 
 def test_a_study_is_kept_opened_and_refused(family_models, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    kind = Kind(name="small", version=1, settings=Few, beside=("base",))
+    kind = StudyKind(name="small", version=1, settings=Few, beside=("base",))
     model, base = family_models["llama"], family_models["gpt2"]
 
     def run(kind, settings, base=base, **more):

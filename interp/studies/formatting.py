@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
-from interp.core.statistics import Estimate, range_of_draws
+from interp.core.statistics import Estimate, mean_estimate, range_of_draws
 from interp.studies.steps import Result
 
 
-def estimate(found: Mapping[str, Any]) -> Estimate:
-    """An estimate out of its plain numbers."""
-    return Estimate(**{key: found[key] for key in ("mean", "low", "high", "n")})
+def estimate(found: Mapping[str, Any] | None) -> Estimate | None:
+    """An estimate from its plain numbers; None from None."""
+    names = ("mean", "low", "high", "n")
+    return None if found is None else Estimate(**{name: found[name] for name in names})
 
 
 def spread(values: list[float]) -> str:
@@ -40,7 +42,7 @@ def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
 
 
 def maybe(found: Mapping[str, Any] | None) -> str:
-    """An estimate in words; – where there is none."""
+    """An estimate as text, or – for None."""
     return "–" if found is None else str(estimate(found))
 
 
@@ -51,10 +53,9 @@ def as_strong(share: float) -> str:
 
 def selected(found: Mapping[str, Any]) -> str:
     """A selection's test in words (`interp.core.nulls.SelectionTest`)."""
-    random = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
     return (
         f"{estimate(found['unseen'])} on pairs they were not selected on, random heads near "
-        f"them {random}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
+        f"them {interval(found)}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
     )
 
 
@@ -62,8 +63,7 @@ def null(found: Result | None) -> str:
     """Random draws in words; – where there were none."""
     if found is None:
         return "–"
-    drawn = f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    return f"{drawn}, {as_strong(found['share'])}, {found['draws']} draws"
+    return f"{interval(found)}, {as_strong(found['share'])}, {found['draws']} draws"
 
 
 def retained(x: Result) -> str:
@@ -76,11 +76,22 @@ def retained(x: Result) -> str:
     return f"of the {kept['n']} it was in force for {kept['mean']:.3f}"
 
 
+def interval(found: Mapping[str, Any], decimals: int = 3) -> str:
+    """A mean with its interval or range: mean [low, high]."""
+    mean, low, high = (f"{found[key]:.{decimals}f}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def pooled(values: list[float] | None) -> Estimate | None:
+    """The mean of random draws with its interval over draws; None without draws."""
+    return mean_estimate(torch.tensor(values)) if values else None
+
+
 def change(pair: Result) -> str:
     """A rate before and after."""
     return f"{pair['before']['mean']:.3f} → {pair['after']['mean']:.3f}"
 
 
-def listed(values: list[float]) -> str:
+def listed(values: Iterable[float]) -> str:
     """Some numbers in a row."""
     return ", ".join(f"{value:.2f}" for value in values)

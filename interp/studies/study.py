@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from interp.core.errors import InterpError
-from interp.core.files import cache_dir, versions
+from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key, tokeniser_key
-from interp.studies.report.report import Report
 from interp.studies.steps import Result, Steps, read_results, tuples
 
 MANIFEST = "study.json"
@@ -166,19 +165,3 @@ def kept_studies(kind: StudyKind[S]) -> list[Study[S]]:
         with suppress(InterpError):  # of another version, or damaged
             studies.append(open_study(kind, path.parent))
     return studies
-
-
-def how_it_was_run(report: Report, study: Study[Any]) -> None:
-    """The last section of a report: settings, minutes, the longest steps, versions."""
-    longest = sorted(study.seconds.items(), key=lambda pair: -pair[1])[:5]
-    report.section("How it was run")
-    report.text(
-        f"Settings: {_listed(asdict(study.settings))}. "
-        f"{sum(study.seconds.values()) / 60:.0f} minutes of computing, the longest steps "
-        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest)
-        + f". Versions: {_listed(versions())}. The same command goes on from finished steps."
-    )
-
-
-def _listed(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

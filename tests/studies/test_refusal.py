@@ -23,8 +23,7 @@ from interp.refusal.over_refusal import SIDES
 from interp.results.direction import load_directions
 from interp.steering.runs import generate_steered
 from interp.studies.pace import Pace
-from interp.studies.refusal.report import claims
-from interp.studies.refusal.report import steering as sections_steered
+from interp.studies.refusal.report.claims import claims
 from interp.studies.refusal.report.report import write_up
 from interp.studies.refusal.settings import REFUSAL, SHARES, Context, Settings
 from interp.studies.refusal.steps import frontier
@@ -35,7 +34,7 @@ from interp.studies.refusal.steps.geometry import SHUFFLES, cosine_interval
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.steps.neurons import neurons
 from interp.studies.refusal.study import study_refusal
-from interp.studies.report.report import Report
+from interp.studies.report.markdown import escape
 from interp.studies.study import open_study
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
 from interp.ui.studies.kinds import REFUSED
@@ -685,13 +684,12 @@ def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_neurons_are_left_out_where_they_are_no_summands(family_models, family, tmp_path):
+def test_neurons_are_left_out_where_they_are_no_summands(done, family_models, family):
     context = Context(model=family_models[family], cases=(), settings=SETTINGS)
     found = neurons(context)
     assert ("gate" if family == "gpt2" else "norm") in found["skipped"]
-    report = Report("x")
-    sections_steered.neurons(report, {"neurons": found})
-    assert "Left out" in report.save(tmp_path / "report").read_text()
+    study = replace(done[0], results=done[0].results | {"neurons": found})
+    assert f"Left out: {escape(found['skipped'])}" in write_up(study).markdown()
 
 
 def test_rates_of_nothing_are_said_not_raised(done):
@@ -699,10 +697,11 @@ def test_rates_of_nothing_are_said_not_raised(done):
     for name, x in found.items():
         if name.startswith("method_"):
             x |= {"retained": None, "selectivity": None}
-    rows = claims.claims(found)
+    rows = claims(found)
     assert "retained –" in " ".join(row["evidence"] for row in rows)
     for x in found.values():
         x |= {"reduction": None} if "reduction" in x else {}
-    assert len(claims.claims(found)) == len(rows) - 1
-    for make in (sections_steered.constellations, sections_steered.frontier):
-        make(Report("x"), found)
+    assert len(claims(found)) == len(rows) - 1
+    text = write_up(replace(done[0], results=found)).markdown()
+    assert "![frontier]" not in text
+    assert "## 6. Steering methods compared" in text

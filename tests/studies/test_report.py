@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -19,7 +21,10 @@ from interp.core.errors import InterpError
 from interp.core.statistics import Estimate
 from interp.plots import static
 from interp.plots.style import LOWERS, RAISES
-from interp.studies.report.report import MISSING, Report, cell, escape, number, points, render
+from interp.studies.report.markdown import MISSING, cell, escape, number
+from interp.studies.report.pictures import points, render
+from interp.studies.report.report import Report, study_report
+from interp.studies.study import Study
 
 NASTY = [
     "a | b",
@@ -49,9 +54,9 @@ def plain(markdown: str) -> str:
     return "".join(child.content for child in inline)
 
 
-def cells(report: Report) -> list[list[str]]:
-    """The cells of a report's tables, header and rules included, read with a split of our own."""
-    lines = [line for line in report.markdown().splitlines() if line.startswith("|")]
+def cells(markdown: str) -> list[list[str]]:
+    """The cells of tables, header and rules included, read with a split of our own."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
     return [[part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
@@ -61,26 +66,78 @@ def curve(n: int = 5) -> Figure:
     return figure
 
 
-def full() -> Report:
-    report = Report("A study of <b>")
-    report.text("Some *words* and `code`.").section("Results").section("By | head", 3)
-    report.table([{"token": text, "value": 0.5} for text in NASTY], caption="Model's own words")
-    report.figure(curve(), "curve", "A curve | with <i> and *stars*")
-    return report.section("Results").text("End.")
+@dataclass(frozen=True)
+class Plain:
+    n: int = 3
+
+
+FULL = """# {{ title }}
+
+Some *words* and `code`.
+
+## Results
+
+### {{ by }}
+
+*Model's own words*
+
+| token | value |
+| --- | ---: |
+{% for word in words %}
+| {{ word }} | {{ behaviour.share }} |
+{% endfor %}
+
+{{ figures.curve() }}
+
+*{{ caption }}*
+
+## Results
+
+End: {{ behaviour.share }}.
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """The report of a template, for a study with one step."""
+
+    def write(template: str, points: int = 5, **names) -> Report:
+        (tmp_path / "toy" / "report").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "toy" / "report" / "report.md.j2"
+        path.write_text(template)
+        study = Study(
+            model="toy", model_hash="", beside={}, settings=Plain(), directory=tmp_path,
+            results={"behaviour": {"share": 0.5}}, seconds={"behaviour": 120.0, "lens": 3.0},
+        )  # fmt: skip
+        figures = SimpleNamespace(
+            curve=lambda results: curve(points),
+            of=lambda results, name: curve(points),
+            missing=lambda results: results["lens"],
+        )
+        caption = "A curve | with <i> and *stars*"
+        told = {"title": "A study of <b>", "by": "By | head", "caption": caption, "words": NASTY}
+        return study_report(path, study, figures, **told | names)
+
+    return write
+
+
+@pytest.fixture
+def full(write) -> Report:
+    return write(FULL)
 
 
 @pytest.mark.parametrize("text", NASTY)
-def test_escaped_text_is_read_back_as_it_was(text):
+def test_escaped_text_is_read_back_as_it_was(write, text):
     shown = text.replace("\n", "↵")
     assert plain(escape(text)) == shown
-    table = Report("r").table([{"a": text, "b": 1}])
-    tokens = MarkdownIt("commonmark").enable("table").parse(table.markdown())
+    filled = write("# r\n\n| a | b |\n| --- | --- |\n| {{ text }} | 1 |\n", text=text).markdown()
+    tokens = MarkdownIt("commonmark").enable("table").parse(filled)
     inside = [token.content for token in tokens if token.type == "inline"][1:]
     assert len(inside) == 4
     assert plain(inside[2]) == shown
-    heading = Report("r").section(text.replace("\n", " ")).html()
-    assert heading.count("<h2") == 1
-    assert "<script>" not in heading
+    page = write("# r\n\n## {{ text }}\n", text=text.replace("\n", " ")).html()
+    assert page.count("<h2") == 1
+    assert "<script>" not in page
 
 
 def test_invisible_characters_are_seen():
@@ -94,8 +151,8 @@ def test_invisible_characters_are_seen():
     assert escape("-0.3") == "-0.3"
 
 
-def test_nothing_a_model_wrote_becomes_html(tmp_path):
-    page = full().html()
+def test_nothing_a_model_wrote_becomes_html(full):
+    page = full.html()
     assert "<script" not in page
     assert "<b>" not in page
     assert "<i>" not in page
@@ -142,71 +199,68 @@ def test_number_of_a_nan_is_a_dash():
     assert number(7) == "7"
 
 
-def test_table_from_every_kind_of_rows():
-    wanted = [["a", "b"], ["---:", "---"], ["1", "x"], ["–", "y"]]
-    mappings = [{"a": 1, "b": "x"}, {"b": "y", "a": None}]
-    assert cells(Report("r").table(mappings)) == wanted
-    assert cells(Report("r").table([(1, "x"), (None, "y")], columns=["a", "b"])) == wanted
-    frame = pd.DataFrame({"b": ["x", "y"], "a": pd.array([1, None], dtype="Int64")})
-    assert cells(Report("r").table(frame, columns=["a", "b"])) == wanted
-    assert cells(Report("r").table(frame[frame.b == "y"])) == [
-        ["b", "a"],
-        ["---", "---"],
-        ["y", "–"],
+def test_columns_of_numbers_stand_right(write):
+    rows = [(1.5, Estimate(mean=0.5, low=0.4, high=0.6, n=9), True), (np.nan, None, False)]
+    text = "# r\n\n| a | b | c |\n| ---: | ---: | --- |\n{% for row in rows %}\n|{% for x in row %}"
+    report = write(text + " {{ x }} |{% endfor %}\n\n{% endfor %}", rows=rows)
+    assert cells(report.markdown())[2:] == [
+        ["1.500", "0.500 [0.400, 0.600]", "yes"],
+        ["–", "–", "no"],
     ]
-    named = frame.set_index("b")
-    assert cells(Report("r").table(named))[0] == ["b", "a"]
-    assert cells(Report("r").table([], columns=["a"])) == [["a"], ["---"]]
-
-
-def test_columns_of_numbers_stand_right():
-    estimate = Estimate(mean=0.5, low=0.4, high=0.6, n=9)
-    rows = [(1.5, estimate, True, "x", np.nan), (np.nan, estimate, False, "1", np.nan)]
-    report = Report("r").table(rows, columns=list("abcde"))
-    assert cells(report)[1] == ["---:", "---:", "---", "---", "---"]
     assert report.html().count("text-align:right") == 6
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "match"),
+    ("text", "match"),
     [
-        ([(1, 2), (3,)], ["a", "b"], "row 1"),
-        ([{"a": 1}, {"b": 1}], None, "keys differ"),
-        ([{"a": 1}], ["b"], "no such name"),
-        ([(1, 2)], None, "columns="),
-        ([], None, "columns="),
-        (["ab"], ["a", "b"], "row 0"),
-        ([(1, 2)], ["a", "a"], "each once"),
+        ("<b>hi</b>", "raw HTML"),
+        ("![i](http://x/y.png)", "an image"),
+        ("```\nopen", "left open"),
+        ("{{ nothing }}", "'nothing' is undefined"),
+        ("{{ behaviour.nothing }}", "no attribute 'nothing'"),
+        ("| a | b |\n| --- | --- |\n| 1 |", r"rows of unlike length: \| a \| b \|"),
+        ("| a |\n| --- |\n| {{ 'x|y' }} | 2 |", "rows of unlike length"),
+        ("{{ figures.nothing() }}", "no attribute 'nothing'"),
+        ("{{ figures.missing() }}", "KeyError: 'lens'"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{% include 'nothing.j2' %}", "nothing.j2"),
+        ("{{ figures.of('../x') }}", "not a name"),
     ],
 )
-def test_bad_tables_are_refused(rows, columns, match):
+def test_bad_templates_are_refused(write, text, match):
     with pytest.raises(InterpError, match=match):
-        Report("r").table(rows, columns=columns)
+        write(f"# r\n\n{text}\n")
 
 
-def test_bad_names_headings_and_text_are_refused():
-    report = Report("r").figure(curve(), "one")
-    for name, match in (("one", "already"), ("ONE", "already"), ("../x", "name"), ("", "name")):
-        with pytest.raises(InterpError, match=match):
-            report.figure(curve(), name)
-    for title, level in (("x", 1), ("x", 5), ("  ", 2)):
-        with pytest.raises(InterpError, match="section"):
-            report.section(title, level)
-    bad = {"<b>hi</b>": "raw HTML", "![i](http://x/y.png)": "image", "```\nopen": "left open"}
-    for markdown, match in bad.items():
-        with pytest.raises(InterpError, match=match):
-            report.text(markdown)
-    assert report.text("    \n") is report
-    assert "open" not in report.markdown()
+def test_a_report_needs_a_title(write):
+    for text in ("", "Words.\n", "## Section\n"):
+        with pytest.raises(InterpError, match="the report of toy.*begin with a title"):
+            write(text)
 
 
-def test_markdown_of_a_report():
-    report = Report("T").section("S").text("  body\n  more").figure(curve(), "c", "Cap")
-    assert report.markdown() == ("# T\n\n## S\n\nbody\nmore\n\n![Cap](figures/c.svg)\n\n*Cap*\n")
+def test_a_template_is_filled_with_named_values(write):
+    assert write("# {{ study.model }}\n\n{{ figures.of('t ans') }}\n\n*Cap*\n").markdown() == (
+        "# toy\n\n![of_t_ans](figures/of_t_ans.svg)\n\n*Cap*\n"
+    )
+    values = {"x": 0.25, "pairs": {"L1*": 2}, "none": None, "model": "a_b", "own": "```\n_x_"}
+    filled = {
+        "{{ x }} {{ x | fixed(1) }} {{ x | percent }}": "0.250 0.2 25%",
+        "{{ pairs | each('{} ({} times)') }}": r"L1\* (2 times)",
+        "{{ model | code }}": "`a_b`",
+        "{{ own | block }}": "```\n\n_x_\n```",
+    }
+    for text, shown in filled.items():
+        assert write(f"# T\n{text}", **values).markdown() == f"# T\n{shown}"
 
 
-def test_html_is_whole_and_navigable():
-    page = full().html()
+def test_how_it_was_run_is_a_partial(write):
+    text = " ".join(write('# T\n\n{% include "run.md.j2" %}').markdown().split())
+    assert "Settings: n 3. 2 minutes of computing, the longest steps behaviour 120 s, lens" in text
+    assert "Versions: interp " in text
+
+
+def test_html_is_whole_and_navigable(full):
+    page = full.html()
     assert page.startswith("<!doctype html>")
     assert re.findall(r'<li class="(h\d)"><a href="#([^"]*)">([^<]*)<', page) == [
         ("h2", "results", "Results"),
@@ -226,37 +280,37 @@ def test_html_is_whole_and_navigable():
     assert "@media print" in page
 
 
-def test_saving_twice_gives_the_same_bytes(tmp_path):
+def test_saving_twice_gives_the_same_bytes(write, tmp_path):
     for run in ("a", "b"):
-        assert full().save(tmp_path / run) == tmp_path / run / "report.md"
+        assert write(FULL).save(tmp_path / run) == tmp_path / run / "report.md"
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
     assert [str(name) for name in names] == ["figures/curve.svg", "report.html", "report.md"]
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert (tmp_path / "a/report.md").read_text() == full().markdown()
+    assert (tmp_path / "a/report.md").read_text() == write(FULL).markdown()
     svg = (tmp_path / "a/figures/curve.svg").read_text()
     assert "<dc:date>" not in svg
     assert "Matplotlib" not in svg
 
 
-def test_many_points_become_a_png_and_replace_the_svg(tmp_path):
-    Report("r").figure(curve(5), "c").save(tmp_path)
-    assert (tmp_path / "figures/c.svg").exists()
-    report = Report("r").figure(curve(5000), "c")
+def test_many_points_become_a_png_and_replace_the_svg(write, tmp_path):
+    write(FULL, points=5).save(tmp_path)
+    assert (tmp_path / "figures/curve.svg").exists()
+    report = write(FULL, points=5000)
     report.save(tmp_path)
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["c.png"]
-    assert "figures/c.png" in report.markdown()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["curve.png"]
+    assert "figures/curve.png" in report.markdown()
     assert "data:image/png;base64" in report.html()
     assert 'width="672"' in report.html()
     assert points(curve(5000)) - points(curve(5)) == 4995
 
 
-def test_a_large_report_warns_and_a_small_one_does_not(tmp_path):
+def test_a_large_report_warns_and_a_small_one_does_not(write, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        full().save(tmp_path)
+        write(FULL).save(tmp_path)
     with pytest.warns(UserWarning, match="largest: report.html"):
-        Report("r").text("word " * 120_000).save(tmp_path)
+        write("# r\n\n" + "word " * 120_000).save(tmp_path)
 
 
 def test_rendering_leaves_the_settings_alone():

@@ -1,16 +1,16 @@
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from interp.core.errors import InterpError
 from interp.models.token_patterns import find_positions, number_positions, require_single
-from interp.studies.report.report import Report
+from interp.studies.report.report import study_report
 from interp.studies.steps import Steps, read_results, read_step
 from interp.studies.study import (
     StudyKind,
     begin,
-    how_it_was_run,
     kept_studies,
     open_study,
     study_key,
@@ -203,6 +203,7 @@ def test_a_study_is_kept_opened_and_refused(family_models, tmp_path, monkeypatch
             open_study(other, done.directory)
     with pytest.raises(ValueError, match="shorter"):
         begin(kind, model, settings=Few())
-    report = Report("A study")
-    how_it_was_run(report, done)
-    assert "Settings: n 3, sizes (1, 2). 0 minutes" in report.save(tmp_path / "r").read_text()
+    (tmp_path / "report.md.j2").write_text('# A study\n\n{% include "run.md.j2" %}')
+    report = study_report(tmp_path / "report.md.j2", done, figures=SimpleNamespace())
+    text = " ".join(report.save(tmp_path / "r").read_text().split())
+    assert "Settings: n 3, sizes (1, 2). 0 minutes" in text

@@ -6,8 +6,9 @@ from functools import reduce
 import pytest
 
 from interp.core.statistics import share_estimate
+from interp.studies.report.claims import beyond, least
 from interp.studies.steps import plain
-from interp.studies.verification.report.claims import beyond, claims, least
+from interp.studies.verification.report.claims import claims
 
 LAYERS = 18
 NAMES = (

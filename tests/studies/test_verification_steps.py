@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -17,9 +18,11 @@ from interp.models import organisms
 from interp.models.loading import wrap
 from interp.runs.next_tokens import ablate
 from interp.runs.text_runs import Generation
-from interp.studies.report.report import Report
-from interp.studies.verification.report import base_model as sections_base
-from interp.studies.verification.report.claims import UNCHANGED, _base
+from interp.studies.report.claims import judge
+from interp.studies.report.report import study_report
+from interp.studies.study import Study
+from interp.studies.verification.report import figures
+from interp.studies.verification.report.claims import CLAIMS, UNCHANGED
 from interp.studies.verification.samples import find_samples, verdict_tokens
 from interp.studies.verification.settings import Settings, make_context, verdict_task
 from interp.studies.verification.steps.base_model import SITES, against_base
@@ -30,6 +33,7 @@ from tests import ROOT
 from tests.families import tiny
 
 FOLDER = organisms.organisms()["countdown-tiny"]
+REPORT = ROOT / "interp" / "studies" / "verification" / "report"
 HEADS, NEURONS = ["L1H0", "L2H3"], ["L1N3", "L2N7"]
 
 
@@ -63,9 +67,22 @@ def context_of(model, base, written):
     return make_context(model, base, Settings(n=80, draws=3, pairs=12), *written)
 
 
+def report_of(found, directory, text):
+    """A template of `text` filled with the results of the base step alone."""
+    for partial in REPORT.glob("*.j2"):
+        shutil.copy(partial, directory)
+    template = directory / "report.md.j2"
+    template.write_text(f"# A base\n\n{text}\n")
+    study = Study(
+        model="", model_hash="", beside={}, settings=Settings(), results={"base": found},
+        seconds={}, directory=directory,
+    )  # fmt: skip
+    return study_report(template, study, figures)
+
+
 def claim_about(found):
     """What is said of the base model, from that step alone."""
-    return _base({"base": found})
+    return judge(CLAIMS[-1:], {"base": found})[0]
 
 
 def test_against_a_model_that_one_head_was_trained_of(organism, written):
@@ -123,16 +140,15 @@ def test_a_base_that_is_the_model_holds_the_claim(organism, written, tmp_path):
         assert claim_about(found)["here"] == here
     found["forced"]["before"]["auc"] = 0.6
     assert claim_about(found)["here"] == "does not hold"
-    report = Report("A base")
-    sections_base.base(report, {"base": found})
-    text = report.save(tmp_path / "report").read_text()
+    path = report_of(found, tmp_path, '{% include "base_model.md.j2" %}').save(tmp_path)
+    text = " ".join(path.read_text().split())
     for words in (
         "before on the same task",
         "Logit lens of the right verdict",
         "It was not asked whether",
     ):
         assert words in text
-    assert len(list((tmp_path / "report" / "figures").iterdir())) >= 2
+    assert len(list((tmp_path / "figures").iterdir())) >= 2
 
 
 def test_what_the_base_is_asked(organism, written, tmp_path):
@@ -149,9 +165,8 @@ def test_what_the_base_is_asked(organism, written, tmp_path):
         )
         assert 0 < plain < 1
         assert plain != without
-    report = Report("Asked")
-    sections_base._asked(report, asked)
-    assert "zeroed" in report.save(tmp_path / "report").read_text()
+    report = report_of({"asked": asked}, tmp_path, '{% include "base_asked.md.j2" %}')
+    assert "| incorrect | zeroed |" in report.markdown()
 
 
 def named_only(text, target):

@@ -11,7 +11,7 @@ from interp.plots.steering import BELOW
 from interp.plots.steering import frontier as frontier_chart
 from interp.plots.style import CHOSEN
 from interp.studies.formatting import band, bare, change, null, retained
-from interp.studies.refusal.report.steering import methods_of
+from interp.studies.refusal.report.numbers import methods_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.steps import Result
 from interp.studies.study import Study

@@ -1,4 +1,4 @@
-"""What holds in this model, read off the steps' results by stated criteria.
+"""Claims about refusal, each with the criterion it is judged by here.
 
 A claim holds where the intervals show it, on rows it was tested on; partly where only the means do,
 or only a part of it.
@@ -12,121 +12,79 @@ from math import sqrt
 import numpy as np
 
 from interp.core.statistics import range_of_draws
-from interp.studies.formatting import as_strong, change, estimate, listed, maybe, retained
-from interp.studies.refusal.report.steering import methods_of
+from interp.studies.formatting import as_strong, change, listed, maybe, retained
+from interp.studies.refusal.report.numbers import methods_of, step_of
 from interp.studies.refusal.steps.directions import SELECTED, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, EVERY_TASK
+from interp.studies.report.claims import Claim, Judged, Results, Row, judge, some
 from interp.studies.steps import Result
 
-COLUMNS = ("claim", "here", "evidence")
 NOT_TESTED = "not tested"
 CARRIERS, TRIGGERS = "carries (direct attribution)", "triggers (necessity)"
-Row = dict[str, str]
-Results = dict[str, Result]
 
 
 def claims(results: Results) -> list[Row]:
-    """One row a claim: what is claimed, whether it holds here, and the numbers."""
-    rows = [_one_direction(results), _same_direction(results), _attribution(results)]
-    rows += [_triggers(results), _shared_heads(results), _picture(results)]
-    rows += [_constellations(results), _unbarred(results), _best(results), _neurons(results)]
-    return [row for row in rows if row]
+    """One row a claim that can be tested: the claim, whether it holds here, and the numbers."""
+    return judge(CLAIMS, results)
 
 
-def _row(claim: str, holds: bool | None | str, evidence: str) -> Row:
-    """A row; None is partly, a string says itself."""
-    said = {True: "holds", False: "does not hold", None: "partly"}
-    here = holds if isinstance(holds, str) else said[holds]
-    return {"claim": claim, "here": here, "evidence": evidence}
-
-
-def _all_some_none(parts: Sequence[bool | None]) -> bool | None:
-    """True where all hold, False where none does."""
-    return True if all(parts) else None if any(parts) else False
-
-
-def _one_direction(results: Results) -> Row:
-    """Ablating the direction ends refusal, adding it makes one, and the published rule takes it.
-
-    Random directions do neither; the rule leaves out the last fifth of the layers.
-    """
+def one_direction(results: Results) -> Judged | None:
+    """Does ablating the direction end refusal, and adding it cause one?"""
     found = results["directions"].get("harmful-harmless")
     chosen = results["selection_harmful-harmless"]
     if found is None or "rows" not in chosen:
-        return {}
-    plain = results["directions"]["plain"]
-    removed = found["ablated"]["should be refused"]
-    before = plain["should be refused"]["mean"]
+        return None
+    plain, removed = results["directions"]["plain"], found["ablated"]["should be refused"]
+    added, place = found["added"].get("answered"), place_of(chosen)
     bypassed = removed["value"]["high"] < min(0.0, *removed["random"])
-    text = (
-        f"score of rows to be refused {before:.2f}, ablated {estimate(removed['value'])}, "
-        f"{_random(removed['random'])}"
-    )
-    induced = False
-    if added := found["added"].get("answered"):
-        induced = added["value"]["low"] > max(0.0, *added["random"])
-        text += (
-            f"; answered rows {plain['answered']['mean']:.2f}, added {estimate(added['value'])}, "
-            f"{_random(added['random'])}"
-        )
-    if passes := chosen["best"] is not None:
-        text += "; it passes the published rule"
-    elif place := place_of(chosen):
-        layers = 1 + max(row["layer"] for row in chosen["rows"])
-        text += f"; no candidate passes the published rule (taken: layer {place[1]} of {layers})"
-    both = _all_some_none((bypassed, induced))
-    holds = None if both and not passes else both
-    return _row("One direction mediates refusal (2406.11717)", holds, text)
+    induced = bool(added) and added["value"]["low"] > max(0.0, *added["random"])
+    both, passes = some((bypassed, induced)), chosen["best"] is not None
+    return None if both and not passes else both, {
+        "before": plain["should be refused"]["mean"],
+        "removed": maybe(removed["value"]),
+        "removed_random": _range(removed["random"]),
+        "added": added and maybe(added["value"]),
+        "answered": plain["answered"]["mean"] if added else None,
+        "added_random": added and _range(added["random"]),
+        "passes": passes,
+        "layer": place and place[1],
+        "layers": 1 + max(row["layer"] for row in chosen["rows"]) if place else None,
+    }
 
 
-def _random(values: Sequence[float]) -> str:
-    if not values:
-        return "no random ones"
-    return f"{len(values)} random {min(values):.2f} to {max(values):.2f}"
-
-
-def _same_direction(results: Results) -> Row:
-    """Is over-refusal another direction than refusal, in its angle and in what it does?
-
-    Its cosine is below nine tenths of what one direction measured twice would reach, the whole
-    interval of it; and proper refusals stay where it is ablated.
-    """
+def same_direction(results: Results) -> Judged | None:
+    """Is over-refusal another direction than refusal, in its angle and in what it does?"""
     found = results["geometry"]
     if "cosine" not in found:
-        return {}
+        return None
     cosine, layer = found["cosine"], found["layer"]
     halves = [float(np.mean(found["ceiling"][kind], 0)[layer]) for kind in SELECTED]
     # Spearman-Brown: from halves of the rows to all of them.
     reliable = [max(0.0, 2 * half / (1 + half)) if half > -1 else 0.0 for half in halves]
     ceiling = float(np.sqrt(np.prod(reliable)))
     low, high = range_of_draws(np.array(found["floor"])[:, layer])
-    text = (
-        f"cosine {estimate(cosine)} base texts, at position {found['position']}, layer {layer}; "
-        f"one direction measured twice would reach {ceiling:.2f} (halves of the rows "
-        f"{listed(halves)}); over-refusal labels shuffled inside tasks {low:.2f} to {high:.2f} "
-        "(published cosine: about 0.45)"
-    )
-    spared = None
     effects = results["directions"].get("over-refusal", {}).get("ablated", {})
-    if seen := effects.get("should be refused"):
-        spared = seen["value"]["low"] > 0
-        text += f"; ablated, rows to be refused score {estimate(seen['value'])}"
-    apart = cosine["high"] < 0.9 * ceiling
-    claim = "Over-refusal has a direction of its own (2603.27518)"
-    return _row(claim, _all_some_none((apart, spared)), text)
+    seen = effects.get("should be refused")
+    spared = seen["value"]["low"] > 0 if seen else None
+    return some((cosine["high"] < 0.9 * ceiling, spared)), {
+        "cosine": maybe(cosine),
+        "position": found["position"],
+        "layer": layer,
+        "ceiling": ceiling,
+        "halves": listed(halves),
+        "low": low,
+        "high": high,
+        "ablated": seen and maybe(seen["value"]),
+    }
 
 
-def _attribution(results: Results) -> Row:
-    """Do attribution and interchange name different heads, more than resampled pairs do?
-
-    On a side they do where their first ten overlap by less than half of what either shares with
-    itself in resampled pairs, and their first heads differ.
-    """
-    differ, apart, text = [], [], []
+def attribution(results: Results) -> Judged | None:
+    """Do attribution and interchange name different heads, more than resampled pairs do?"""
+    differ, apart, words = [], [], []
     for side in SIDES:
-        found = results[_name("heads", side)]
+        found = results[step_of("heads", side)]
         if "skipped" in found:
             continue
         pair = {CARRIERS, TRIGGERS}
@@ -136,136 +94,117 @@ def _attribution(results: Results) -> Row:
         firsts = [[row["label"] for row in x["top"][:4]] for x in measures]
         apart.append(value < own / 2)
         differ.append(value < own / 2 and firsts[0][0] != firsts[1][0])
-        text.append(
+        words.append(
             f"{side}: carriers {' '.join(firsts[0])}, triggers {' '.join(firsts[1])}, Jaccard of "
             f"the top 10 {value:.2f} (with themselves, pairs resampled, {own:.2f})"
         )
-    if not text:
-        return {}
-    holds = True if all(differ) else None if any(apart) else False
-    return _row(
-        "Attribution and interchange name different heads (2604.04385)", holds, "; ".join(text)
-    )
+    if not words:
+        return None
+    return True if all(differ) else None if any(apart) else False, {"words": "; ".join(words)}
 
 
-def _triggers(results: Results) -> Row:
-    """A few heads trigger refusal: exchanged on unseen pairs, and at zero in texts."""
-    found = results[_name("groups", SIDES[0])]
+def triggers(results: Results) -> Judged | None:
+    """Do a few heads trigger refusal, exchanged on unseen pairs and zeroed in texts?"""
+    found = results[step_of("groups", SIDES[0])]
     if "skipped" in found:
-        return {}
-    x = found["sets"][TRIGGERS]
-    null = x["necessity_null"]
-    above = x["necessity"]["low"] > null["high"]
-    text = (
-        f"{' '.join(x['heads'])} exchanged take {estimate(x['necessity'])} of the gap on unseen "
-        f"pairs (random {null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]) and give "
-        f"{estimate(x['sufficiency'])}; "
-    )
-    texts, flips = results["flips"].get(SIDES[0]), False
-    if texts is None:
-        text += "not tried in texts"
-    else:
-        random = texts["null"]
-        flips = texts["rate"]["low"] > (random["high"] if random else 0.0)
-        text += f"at zero in prompt and text, {estimate(texts['rate'])} of refusals flip"
-        text += f" (random {random['mean']:.2f})" if random else ""
+        return None
+    x, texts = found["sets"][TRIGGERS], results["flips"].get(SIDES[0])
+    above = x["necessity"]["low"] > x["necessity_null"]["high"]
+    random = texts and texts["null"]
+    flips = bool(texts) and texts["rate"]["low"] > (random["high"] if random else 0.0)
     most = above and x["necessity"]["mean"] >= 0.5
-    holds = True if most and flips else None if above else False
-    return _row("A few heads trigger refusal", holds, text)
+    return True if most and flips else None if above else False, {
+        **_group(x),
+        "sufficiency": maybe(x["sufficiency"]),
+        "texts": texts and maybe(texts["rate"]),
+        "flipped": random and random["mean"],
+    }
 
 
-def _shared_heads(results: Results) -> Row:
+def shared_heads(results: Results) -> Judged | None:
     """Are over-refusals made by the heads of proper refusals?"""
-    found = results[_name("groups", SIDES[1])]
-    x = found.get("sets", {}).get("the other side's triggers")
-    if not x:
-        return {}
-    null, own = x["necessity_null"], found["sets"][TRIGGERS]["necessity"]
-    above = x["necessity"]["low"] > null["high"]
+    found = results[step_of("groups", SIDES[1])].get("sets", {})
+    if not (x := found.get("the other side's triggers")):
+        return None
+    own = found[TRIGGERS]["necessity"]
+    above = x["necessity"]["low"] > x["necessity_null"]["high"]
     half = x["necessity"]["low"] >= own["mean"] / 2
-    return _row(
-        "Over-refusals are made by the heads of proper refusals",
-        True if above and half else None if above else False,
-        f"the heads that trigger proper refusals take {estimate(x['necessity'])} of the gap of "
-        f"over-refusals (random {null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]; the "
-        f"over-refusals' own {estimate(own)})",
-    )
+    holds = True if above and half else None if above else False
+    return holds, {**_group(x), "own": maybe(own)}
 
 
-def _picture(results: Results) -> Row:
-    """Tasks form clusters; within one, refused and answered hardly do."""
+def clusters(results: Results) -> Judged | None:
+    """Do tasks separate more than refused and answered rows of one task?"""
     found = results["separation"]["silhouettes"]
     within = {name: max(x) for name, x in found.items() if name != "tasks"}
     if not within:
-        return {}
+        return None
     tasks = max(found["tasks"])
-    return _row(
-        "Tasks separate more than refused and answered rows of one task (2603.27518)",
-        _all_some_none([tasks > value for value in within.values()]),
-        f"best silhouette of tasks {tasks:.2f} (published 0.33 to 0.45), within a task "
-        + ", ".join(f"{value:.2f} ({name.split(', ')[-1]})" for name, value in within.items())
-        + " (published at most 0.08)",
-    )
+    words = [f"{value:.2f} ({name.split(', ')[-1]})" for name, value in within.items()]
+    return some(tasks > value for value in within.values()), {"tasks": tasks, "within": words}
 
 
-def _constellations(results: Results) -> Row:
-    """The published reduction, out of sample, with proper refusals kept."""
+def constellations(results: Results) -> Judged | None:
+    """Does the method reach the published reduction, out of sample, with proper refusals kept?"""
     found = methods_of(results).get(CONSTELLATIONS)
     if found is None or found["reduction"] is None:
-        return {}
-    return _row(
-        f"Task constellations remove {REDUCTION:.0%} of over-refusals (2508.11290) and keep "
-        f"{RETAINED:.0%} of proper refusals",
-        True if _shown(found) else None if _rates(found) else False,
-        _both(found),
-    )
+        return None
+    return True if _shown(found) else None if _rates(found) else False, {"words": _both(found)}
 
 
-def _unbarred(results: Results) -> Row:
+def unbarred(results: Results) -> Judged | None:
     """Are proper refusals kept by the steering, or by a bar on their task?"""
     found = methods_of(results).get(EVERY_TASK)
     if found is None:
-        return {}
-    kept = _kept(found)
-    holds: bool | None | str = NOT_TESTED
+        return None
+    kept, holds = _kept(found), NOT_TESTED
     if kept is not None:
         holds = kept["low"] >= RETAINED or (None if kept["mean"] >= RETAINED else False)
-    return _row(
-        "They keep proper refusals where no task is barred from steering", holds, _both(found)
-    )
+    return holds, {"words": _both(found)}
 
 
-def _best(results: Results) -> Row:
-    """Whether any other method meets both targets with answers, and no random version does."""
-    found = methods_of(results)
-    random = [name for name, x in found.items() if x["null"] and _meets(x)]
+def other_methods(results: Results) -> Judged:
+    """Does any other method meet both targets with answers, and no random version?"""
+    meets = {name: x for name, x in methods_of(results).items() if _meets(x)}
+    random = [name for name, x in meets.items() if x["null"]]
     others = {
         name: x
-        for name, x in found.items()
-        if not x["null"] and _meets(x) and not name.startswith(CONSTELLATIONS)
+        for name, x in meets.items()
+        if not x["null"] and not name.startswith(CONSTELLATIONS)
     }
     shown = any(map(_shown, others.values())) and not random
-    return _row(
-        "Other steering does as well, and answers",
-        True if shown else None if others else False,
-        "; ".join([f"{name}: {_both(x)}" for name, x in others.items()] or ["none"])
-        + f"; random versions: {', '.join(random) or 'none'}",
-    )
+    return True if shown else None if others else False, {
+        "methods": "; ".join(f"{name}: {_both(x)}" for name, x in others.items()) or "none",
+        "random": random or "none",
+    }
 
 
-def _neurons(results: Results) -> Row:
-    """GLU neurons found as in the verification study."""
+def neurons(results: Results) -> Judged | None:
+    """Do GLU neurons along the refusal direction carry it?"""
     found = results["neurons"].get("test", {}).get(SIDES[0])
     if found is None:
-        return {}
+        return None
     null, flipped = found["null"], found["flipped"]
     above = flipped["low"] > null["high"]
-    return _row(
-        "GLU neurons along the refusal direction carry it",
-        True if above and flipped["mean"] >= 0.5 else None if above else False,
-        f"{results['neurons']['chosen']['n']} neurons zeroed at the last token turn "
-        f"{estimate(flipped)} of refusals (random {null['mean']:.2f}, {as_strong(null['share'])})",
-    )
+    return True if above and flipped["mean"] >= 0.5 else None if above else False, {
+        "n": results["neurons"]["chosen"]["n"],
+        "flipped": maybe(flipped),
+        "null": null["mean"],
+        "share": as_strong(null["share"]),
+    }
+
+
+def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "no random ones"
+    return f"{len(values)} random {min(values):.2f} to {max(values):.2f}"
+
+
+def _group(x: Result) -> Result:
+    """What exchanging a group of heads takes, and random ones."""
+    null = x["necessity_null"]
+    random = f"random {null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]"
+    return {"heads": " ".join(x["heads"]), "necessity": maybe(x["necessity"]), "random": random}
 
 
 def _kept(x: Result) -> Result | None:
@@ -302,5 +241,109 @@ def _both(x: Result) -> str:
     )
 
 
-def _name(step: str, side: str) -> str:
-    return f"{step}_{side}".replace(" ", "_")
+BY_INTERVALS = (
+    "the low ends of the intervals reach both targets on rows the steering was in force for, and "
+    "nine tenths of what is no longer refused is answered"
+)
+
+CLAIMS = (
+    Claim(
+        claim="One direction mediates refusal (2406.11717)",
+        source="arXiv 2406.11717",
+        holds_if="ablating it ends refusal, adding it causes one, random directions do neither (by "
+        "the intervals of the score), and the published selection rule accepts it; partly: one of "
+        "the two, or the rule rejects it",
+        test=one_direction,
+        evidence="score of rows to be refused {{ before | fixed(2) }}, ablated {{ removed }}"
+        ", {{ removed_random }}{% if added %}; answered rows {{ answered | fixed(2) }}, added "
+        "{{ added }}, {{ added_random }}{% endif %}{% if passes %}; it passes the "
+        "published rule{% elif layer is not none %}; no candidate passes the published rule "
+        "(taken: layer {{ layer }} of {{ layers }}){% endif %}",
+    ),
+    Claim(
+        claim="Over-refusal has a direction of its own (2603.27518)",
+        source="arXiv 2603.27518",
+        holds_if="its cosine with the refusal direction is, with its whole interval, below nine "
+        "tenths of what one direction measured twice would reach, and proper refusals stay when it "
+        "is ablated; partly: one of the two",
+        test=same_direction,
+        evidence="cosine {{ cosine }} base texts, at position {{ position }}, layer {{ layer }}; "
+        "one direction measured twice would reach {{ ceiling | fixed(2) }} (halves of the rows "
+        "{{ halves }}); over-refusal labels shuffled inside tasks {{ low | fixed(2) }} to "
+        "{{ high | fixed(2) }} (published cosine: about 0.45){% if ablated %}; ablated, rows to be "
+        "refused score {{ ablated }}{% endif %}",
+    ),
+    Claim(
+        claim="Attribution and interchange name different heads (2604.04385)",
+        source="arXiv 2604.04385",
+        holds_if="on every side their first ten heads overlap by less than half of what either "
+        "shares with itself in resampled pairs, and their first heads differ; partly: the overlap "
+        "is that low on one side",
+        test=attribution,
+        evidence="{{ words }}",
+    ),
+    Claim(
+        claim="A few heads trigger refusal",
+        source="arXiv 2410.13708, 2604.04385",
+        holds_if="exchanged on unseen pairs, the first four take at least half of the gap, and "
+        "zeroed in texts they flip refusals, both beyond random heads; partly: beyond random heads "
+        "on the pairs alone",
+        test=triggers,
+        evidence="{{ heads }} exchanged take {{ necessity }} of the gap on unseen pairs "
+        "({{ random }}) and give {{ sufficiency }}; {% if texts %}at zero in prompt and text, "
+        "{{ texts }} of refusals flip{% if flipped is not none %} (random {{ flipped | fixed(2) "
+        "}}){% endif %}{% else %}not tried in texts{% endif %}",
+    ),
+    Claim(
+        claim="Over-refusals are made by the heads of proper refusals",
+        source="not tested in the papers",
+        holds_if="the heads that trigger proper refusals take, beyond random heads, at least half "
+        "of what the over-refusals' own triggers take (lower end); partly: beyond random heads, "
+        "but less",
+        test=shared_heads,
+        evidence="the heads that trigger proper refusals take {{ necessity }} of the gap of "
+        "over-refusals ({{ random }}; the over-refusals' own {{ own }})",
+    ),
+    Claim(
+        claim="Tasks separate more than refused and answered rows of one task (2603.27518)",
+        source="arXiv 2603.27518",
+        holds_if="the best silhouette of tasks is above that of refused and answered rows within "
+        "every task; partly: within some",
+        test=clusters,
+        evidence="best silhouette of tasks {{ tasks | fixed(2) }} (published 0.33 to 0.45), within "
+        "a task {{ within }} (published at most 0.08)",
+    ),
+    Claim(
+        claim=f"Task constellations remove {REDUCTION:.0%} of over-refusals (2508.11290) and keep "
+        f"{RETAINED:.0%} of proper refusals",
+        source="arXiv 2508.11290",
+        holds_if=f"{BY_INTERVALS}; partly: the means reach both targets",
+        test=constellations,
+        evidence="{{ words }}",
+    ),
+    Claim(
+        claim="They keep proper refusals where no task is barred from steering",
+        source="not tested in the papers",
+        holds_if=f"with every task steered, {RETAINED:.0%} of proper refusals are retained (lower "
+        "end); partly: by the mean",
+        test=unbarred,
+        evidence="{{ words }}",
+    ),
+    Claim(
+        claim="Other steering does as well, and answers",
+        source="not tested in the papers",
+        holds_if=f"for another method {BY_INTERVALS}, and no random version reaches both by its "
+        "means; partly: another method reaches both by its means",
+        test=other_methods,
+        evidence="{{ methods }}; random versions: {{ random }}",
+    ),
+    Claim(
+        claim="GLU neurons along the refusal direction carry it",
+        source="not tested in the papers",
+        holds_if="zeroed at the last token they turn at least half of refusals, beyond random "
+        "neurons; partly: fewer, beyond random neurons",
+        test=neurons,
+        evidence="{{ n }} neurons zeroed at the last token turn {{ flipped }} of refusals (random "
+        "{{ null | fixed(2) }}, {{ share }})",
+    ),
+)

@@ -1,47 +1,55 @@
-"""The study's report."""
+"""The refusal study's report: report.md.j2 filled with its results."""
 
 from __future__ import annotations
 
-from interp.studies.refusal.report import directions as sections
-from interp.studies.refusal.report import heads as sections_heads
-from interp.studies.refusal.report import steering as sections_steered
-from interp.studies.refusal.report.claims import COLUMNS, claims
-from interp.studies.refusal.settings import Settings
-from interp.studies.report.report import Report, escape
-from interp.studies.study import Study, how_it_was_run
+from pathlib import Path
 
-SECTIONS = (
-    sections.behaviour,
-    sections.separation,
-    sections.directions,
-    sections_heads.heads,
-    sections_steered.constellations,
-    sections_steered.frontier,
-    sections_steered.neurons,
-)
+from interp.refusal.task_steering import PUBLISHED
+from interp.studies.refusal.report import figures, numbers
+from interp.studies.refusal.report.claims import claims
+from interp.studies.refusal.settings import Settings
+from interp.studies.refusal.steps.directions import COST, SELECTED, place_of
+from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
+from interp.studies.refusal.steps.heads import SIDES
+from interp.studies.refusal.steps.methods import EVERY_TASK
+from interp.studies.report.report import Report, study_report
+from interp.studies.study import Study
+
+TEMPLATE = Path(__file__).with_name("report.md.j2")
 
 
 def write_up(study: Study[Settings]) -> Report:
     """The report of a finished study."""
-    results, system = study.results, study.settings.system
-    parts = results["behaviour"]["parts"]
-    report = Report(f"What makes {study.model} refuse, and over-refuse")
-    report.text(
-        f"`{study.model}` (weights `{study.model_hash[:12]}`) on {sum(parts.values())} prompts: "
-        + ", ".join(f"{count} to {name}" for name, count in parts.items())
-        + " (base texts are in one part only). Directions, centroids and heads are found on the "
-        "first part, layers, gates and strengths chosen on the second, everything is measured on "
-        "the third; intervals are 95 %. After arXiv 2406.11717 (one direction), 2508.11290 (task "
-        "constellations), 2410.13708 and 2604.04385 (heads)."
+    results = study.results
+    methods, effects = numbers.methods_of(results), results["directions"]
+    return study_report(
+        TEMPLATE,
+        study,
+        figures,
+        claims=claims(results),
+        selections={kind: results[f"selection_{kind}"] for kind in SELECTED},
+        place_of=place_of,
+        strongest=numbers.strongest,
+        cost=COST,
+        distinct_effects=numbers.distinct_effects(effects),
+        effect_draws=numbers.most_draws(effects),
+        sides={
+            side: {x: results[numbers.step_of(x, side)] for x in ("heads", "groups", "paths")}
+            for side in SIDES
+        },
+        methods=methods,
+        both_sides=any(x["reduction"] and x["retained"] for x in methods.values()),
+        untested=[
+            name
+            for name, x in methods.items()
+            if x["retained"] is not None and x.get("retained_reached", x) is None
+        ],
+        doses=numbers.doses_of(results),
+        neither=numbers.neither,
+        by_side=numbers.by_side,
+        most_lost=SENSE,
+        least_retained=RETAINED,
+        every_task=EVERY_TASK,
+        published_threshold=PUBLISHED.threshold,
+        published_reduction=REDUCTION,
     )
-    if system is not None:
-        report.text(
-            f"**In-context refusal**: the model was told in the system prompt, "
-            f"“{escape(system)}”. This is not trained refusal."
-        )
-    report.section("What holds")
-    report.table(claims(results), columns=list(COLUMNS))
-    for section in SECTIONS:
-        section(report, results)
-    how_it_was_run(report, study)
-    return report

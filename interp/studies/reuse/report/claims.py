@@ -1,178 +1,232 @@
-"""Which of the paper's claims hold here, read off the steps' results by stated criteria."""
+"""The paper's claims, each with the criterion it is judged by here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from interp.studies.formatting import as_strong
+from interp.studies.report.claims import Claim, Judged, Results, Row, judge, some
+from interp.studies.reuse.report.numbers import pair_of
 from interp.studies.reuse.steps.circuits import circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.repair import over_all
 from interp.studies.reuse.tasks import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
 from interp.studies.steps import Result
 
-Row = dict[str, str]
-COLUMNS = ("claim", "here", "evidence")
+PAPER, UNTESTED = "arXiv 2310.08744", "not tested in the paper"
 
 
-def claims(results: dict[str, Result]) -> list[Row]:
-    """One row a claim: what is claimed, whether it holds here, and the numbers."""
-    found = [_variants(results), _specific(results)]
-    circuits = circuits_of(results)
-    if OBJECTS.name in circuits:
-        found.append(_shared(results, OBJECTS.name, "Colored Objects reuses IOI's circuit"))
-    if OBJECTS_TRAINED.name in circuits:
-        claim = "The trained Colored Objects circuit reuses the base model's IOI circuit"
-        found += [_shared(results, OBJECTS_TRAINED.name, claim), _needed(results)]
-    found.append(_gatherers(results))
-    found += [_repaired(results, name) for name in ("both", "negative mover", "inhibition")]
-    return [row for row in found if row]
+def claims(results: Results) -> list[Row]:
+    """One row a claim that can be tested: the claim, whether it holds here, and the numbers."""
+    return judge(CLAIMS, results)
 
 
-def pair_of(results: dict[str, Result], one: str, other: str) -> Result | None:
-    """The comparison of two circuits, whichever came first."""
-    rows = results["overlap"]["pairs"]
-    return next((row for row in rows if set(row["pair"]) == {one, other}), None)
-
-
-def _row(claim: str, holds: bool | None, evidence: str) -> Row:
-    said = {True: "holds", False: "does not hold", None: "partly"}[holds]
-    return {"claim": claim, "here": said, "evidence": evidence}
-
-
-def shown(row: Result, measure: str = "matched") -> str:
-    """An overlap with its interval and chance level in words."""
-    x = row[measure]
+def shown(row: Result) -> str:
+    """An overlap at matched size with its interval and chance level."""
+    x = row["matched"]
     return (
         f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}] (random {x['null']['mean']:.2f}, "
         f"{as_strong(x['null']['share'])})"
     )
 
 
-def _values(results: dict[str, Result], groups: Sequence[str]) -> dict[str, Result]:
-    """IOI against the base model's tasks of some groups."""
+def _with_ioi(results: Results, group: str) -> dict[str, Result]:
+    """IOI against the base model's tasks of a group."""
     found = {}
     for name in circuits_of(results):
         entry = entry_named(name)
         row = pair_of(results, IOI.name, name)
-        if row is not None and entry.group in groups and not entry.trained:
+        if row is not None and entry.group == group and not entry.trained:
             found[name] = row
     return found
 
 
-def _variants(results: dict[str, Result]) -> Row:
-    found = _values(results, ["variant"])
+def _listed(rows: dict[str, Result], words: str = "{}: {}") -> str:
+    return "; ".join(words.format(name, shown(row)) for name, row in rows.items())
+
+
+def variants(results: Results) -> Judged | None:
+    """Do variants of IOI share its circuit beyond chance?"""
+    found = _with_ioi(results, "variant")
     if not found:
-        return {}
+        return None
     above = [row["matched"]["null"]["share"] < 0.05 for row in found.values()]
-    return _row(
-        "Variants of IOI share its circuit beyond chance",
-        True if all(above) else None if any(above) else False,
-        "; ".join(f"{name}: {shown(row)}" for name, row in found.items()),
-    )
+    return some(above), {"rows": _listed(found)}
 
 
-def _specific(results: dict[str, Result]) -> Row:
-    """Whether controls share less than every variant does."""
-    variants, controls = _values(results, ["variant"]), _values(results, ["control"])
-    if not variants or not controls:
-        return {}
-    least = min(row["matched"]["value"] for row in variants.values())
+def specific(results: Results) -> Judged | None:
+    """Do controls share less than every variant does?"""
+    alike, controls = (_with_ioi(results, group) for group in ("variant", "control"))
+    if not alike or not controls:
+        return None
+    least = min(row["matched"]["value"] for row in alike.values())
     most = max(row["matched"]["value"] for row in controls.values())
-    clear = min(row["matched"]["low"] for row in variants.values()) > max(
-        row["matched"]["high"] for row in controls.values()
-    )
-    return _row(
-        "Unrelated tasks share less of it",
-        True if clear else None if least > most else False,
-        "; ".join(f"{name}: {shown(row)}" for name, row in controls.items())
-        + f". Least of the variants {least:.2f}",
-    )
+    lowest = min(row["matched"]["low"] for row in alike.values())
+    clear = lowest > max(row["matched"]["high"] for row in controls.values())
+    holds = True if clear else None if least > most else False
+    return holds, {"rows": _listed(controls), "least": least}
 
 
-def _shared(results: dict[str, Result], name: str, claim: str) -> Row:
-    row = pair_of(results, IOI.name, name)
-    if row is None:
-        return {}
+def shared(results: Results, name: str) -> Judged | None:
+    """Does a task share IOI's circuit beyond chance, and more than any control does?"""
+    circuits = circuits_of(results)
+    if name not in circuits or (row := pair_of(results, IOI.name, name)) is None:
+        return None
     controls = {
         other: found
-        for other in circuits_of(results)
+        for other in circuits
         if entry_named(other).group == "control"
         and (found := pair_of(results, other, name)) is not None
     }
     above = row["matched"]["null"]["share"] < 0.05
     beyond = all(row["matched"]["value"] > x["matched"]["value"] for x in controls.values())
-    return _row(
-        claim,
-        True if above and beyond else None if above else False,
-        f"with IOI {shown(row)}"
-        + "".join(f"; with {other} {shown(x)}" for other, x in controls.items()),
-    )
+    words = [f"with {other} {shown(x)}" for other, x in {"IOI": row, **controls}.items()]
+    return True if above and beyond else None if above else False, {"rows": "; ".join(words)}
 
 
-def _needed(results: dict[str, Result]) -> Row:
+def needed(results: Results) -> Judged | None:
+    """Does the trained skill break without the base model's IOI heads?"""
+    if OBJECTS_TRAINED.name not in circuits_of(results):
+        return None
     found = results["reused"][OBJECTS_TRAINED.name]
-    mine = found["sets"].get(IOI.name)
-    own = found["sets"].get(OBJECTS_TRAINED.name)
+    mine, own = (found["sets"].get(name) for name in (IOI.name, OBJECTS_TRAINED.name))
     if mine is None or own is None:
-        return {}
-    return _row(
-        "Without the base model's IOI heads the trained skill breaks, more than by chance",
-        mine["share"] < 0.05,
-        f"right {found['none']['mean']:.2f}; IOI heads at their mean {mine['mean']:.2f} "
-        f"[{mine['low']:.2f}, {mine['high']:.2f}] (random {np.mean(mine['null']):.2f}, "
-        f"{as_strong(mine['share'])}); its own heads {own['mean']:.2f} "
-        f"(random {np.mean(own['null']):.2f})",
-    )
+        return None
+    return mine["share"] < 0.05, {
+        "whole": found["none"]["mean"],
+        "mine": mine,
+        "mine_random": np.mean(mine["null"]),
+        "share": as_strong(mine["share"]),
+        "own": own["mean"],
+        "own_random": np.mean(own["null"]),
+    }
 
 
-def _gatherers(results: dict[str, Result]) -> Row:
-    """Of the heads that tell Colored Objects' movers where to look, those that read the object.
+def gatherers(results: Results) -> Judged | None:
+    """Does Colored Objects have content gatherers that IOI's stage does not have?
 
-    Their own are those that IOI's stage in the same model does not have, with either sign.
+    Its own are those that IOI's stage in the same model does not have, with either sign.
     """
     circuits = circuits_of(results)
     name = next((n for n in (OBJECTS_TRAINED.name, OBJECTS.name) if n in circuits), None)
     other = IOI_TRAINED.name if name == OBJECTS_TRAINED.name else IOI.name
     if name is None or other not in circuits:
-        return {}
+        return None
     heads = clear_heads(circuits[name], "inhibition", 1)
     marks = results["labels"][name]["labels"]
     reading = [head for head in heads if "content gatherer" in marks.get(head, [])]
     signed = value_of(circuits[other], "inhibition")
     there = [head for head in reading if head in clear_heads(circuits[other], "inhibition")]
-    return _row(
-        "Where IOI has inhibition heads, Colored Objects has content gatherers of its own",
-        False if len(there) == len(reading) else None if there else True,
-        f"{name}: of {len(heads)} supporting heads of that stage {len(reading)} attend from the "
-        f"last token to the object asked about ({' '.join(reading) or 'none'}); of these "
-        f"{len(there)} are in the stage of {other} too"
-        + (f" ({', '.join(f'{head} {signed[head]:+.3f}' for head in there)})" if there else ""),
-    )
+    return False if len(there) == len(reading) else None if there else True, {
+        "name": name,
+        "other": other,
+        "n": len(heads),
+        "reading": reading,
+        "there": {head: signed[head] for head in there},
+    }
 
 
-def _repaired(results: dict[str, Result], name: str) -> Row:
+def repaired(results: Results, name: str) -> Judged | None:
+    """Does pointing heads to the wrong colours repair the task, beyond random heads?"""
     found = results["repair"]
     x = found["sets"].get(f"{name}, full")
     if x is None:
-        return {}
-    right, none = x["right"], found["none"]["right"]
-    rows = len(found["sets"])
+        return None
+    right, rows = x["right"], len(found["sets"])
     better = right["fixed"] > right["broken"] and right["p_paired"] * rows < 0.05
     rare = over_all(found["sets"])[f"{name}, full"]
-    what = {
-        "both": "inhibition heads and negative mover",
-        "negative mover": "the negative mover alone",
-        "inhibition": "inhibition heads alone",
-    }[name]
-    return _row(
-        f"Pointed to the two wrong colours, the attention of {what} repairs Colored Objects",
-        True if better and rare < 0.05 else None if better else False,
-        f"right {none['mean']:.2f} → {right['mean']:.2f} [{right['low']:.2f}, "
-        f"{right['high']:.2f}], {right['fixed']} fixed, {right['broken']} new mistakes; random "
-        f"heads of the same layers, pointed to the same colours, {np.mean(right['null']):.2f} "
-        f"(highest {max(right['null']):.2f}), {as_strong(right['share'])}, over the {rows} rows "
-        f"tried {rare:.3f}. Of all tokens the right colour is on top in "
-        f"{found['none']['top']['mean']:.2f} → {x['top']['mean']:.2f}",
-    )
+    return True if better and rare < 0.05 else None if better else False, {
+        "right": right,
+        "null": np.mean(right["null"]),
+        "highest": max(right["null"]),
+        "share": as_strong(right["share"]),
+        "rows": rows,
+        "rare": rare,
+        "before": found["none"],
+        "top": x["top"]["mean"],
+    }
+
+
+BEYOND_CONTROLS = (
+    "the share of heads in common is beyond random heads of the same layers, and larger than with "
+    "any control task; partly: beyond random heads"
+)
+REPAIR = Claim(
+    claim="Pointed to the two wrong colours, the attention of {} repairs Colored Objects",
+    source=PAPER,
+    holds_if="it fixes more than it breaks, and random heads of the same layers, pointed to the "
+    "same colours, do not do as well (p below 0.05 over all rows tried); partly: it fixes more "
+    "than it breaks",
+    test=lambda results: None,
+    evidence="right {{ before.right.mean | fixed(2) }} → {{ right.mean | fixed(2) }} "
+    "[{{ right.low | fixed(2) }}, {{ right.high | fixed(2) }}], {{ right.fixed }} fixed, "
+    "{{ right.broken }} new mistakes; random heads of the same layers, pointed to the same "
+    "colours, {{ null | fixed(2) }} (highest {{ highest | fixed(2) }}), {{ share }}, over the "
+    "{{ rows }} rows tried {{ rare | fixed(3) }}. Among all tokens the right colour is on top in "
+    "{{ before.top.mean | fixed(2) }} → {{ top | fixed(2) }}",
+)
+
+CLAIMS = (
+    Claim(
+        claim="Variants of IOI share its circuit beyond chance",
+        source=UNTESTED,
+        holds_if="every variant shares more heads with IOI than random heads of the same layers do "
+        "(share as strong below 0.05); partly: some do",
+        test=variants,
+        evidence="{{ rows }}",
+    ),
+    Claim(
+        claim="Unrelated tasks share less of it",
+        source=UNTESTED,
+        holds_if="every control shares less than every variant, their intervals apart; partly: "
+        "less by the values",
+        test=specific,
+        evidence="{{ rows }}. Least of the variants {{ least | fixed(2) }}",
+    ),
+    Claim(
+        claim="Colored Objects reuses IOI's circuit",
+        source=PAPER,
+        holds_if=BEYOND_CONTROLS,
+        test=partial(shared, name=OBJECTS.name),
+        evidence="{{ rows }}",
+    ),
+    Claim(
+        claim="The trained Colored Objects circuit reuses the base model's IOI circuit",
+        source=PAPER,
+        holds_if=BEYOND_CONTROLS,
+        test=partial(shared, name=OBJECTS_TRAINED.name),
+        evidence="{{ rows }}",
+    ),
+    Claim(
+        claim="Without the base model's IOI heads the trained skill breaks, more than by chance",
+        source=UNTESTED,
+        holds_if="with these heads at their mean fewer answers are right than with random heads of "
+        "the same layers (share as strong below 0.05)",
+        test=needed,
+        evidence="right {{ whole | fixed(2) }}; IOI heads at their mean {{ mine.mean | fixed(2) }} "
+        "[{{ mine.low | fixed(2) }}, {{ mine.high | fixed(2) }}] (random "
+        "{{ mine_random | fixed(2) }}, {{ share }}); its own heads {{ own | fixed(2) }} (random "
+        "{{ own_random | fixed(2) }})",
+    ),
+    Claim(
+        claim="Where IOI has inhibition heads, Colored Objects has content gatherers of its own",
+        source=PAPER,
+        holds_if="some heads of that stage attend to the object asked about, and none of these is "
+        "in IOI's stage of the same model; partly: some of these are",
+        test=gatherers,
+        evidence="{{ name }}: {{ reading | length }} of {{ n }} supporting heads of that stage "
+        "attend from the last token to the object asked about ({{ reading | join(' ') or 'none' "
+        "}}); {{ there | length }} of these are in the stage of {{ other }} too{% if there %} "
+        "({{ there | each('{} {:+.3f}') }}){% endif %}",
+    ),
+    *(
+        replace(REPAIR, claim=REPAIR.claim.format(heads), test=partial(repaired, name=name))
+        for name, heads in (
+            ("both", "inhibition heads and negative mover"),
+            ("negative mover", "the negative mover alone"),
+            ("inhibition", "inhibition heads alone"),
+        )
+    ),
+)

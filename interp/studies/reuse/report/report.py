@@ -1,43 +1,37 @@
-"""The study's report."""
+"""The reuse study's report: report.md.j2 filled with its results."""
 
 from __future__ import annotations
 
-from interp.studies.report.report import Report
-from interp.studies.reuse.report import circuits as sections
-from interp.studies.reuse.report import uses as sections_used
-from interp.studies.reuse.report.claims import COLUMNS, claims
-from interp.studies.reuse.settings import Settings
-from interp.studies.reuse.steps.circuits import circuits_of
-from interp.studies.study import Study, how_it_was_run
+from pathlib import Path
 
-SECTIONS = (
-    sections.behaviour,
-    sections.circuits,
-    sections.overlap,
-    sections_used.trained,
-    sections_used.repair,
-    sections_used.groups,
-    sections.skipped,
-)
+from interp.studies.report.report import Report, study_report
+from interp.studies.reuse.report import figures, numbers
+from interp.studies.reuse.report.claims import claims
+from interp.studies.reuse.settings import Settings
+from interp.studies.reuse.steps.attention_labels import RULES
+from interp.studies.reuse.steps.circuits import STAGES, circuits_of
+from interp.studies.reuse.steps.repair import over_all
+from interp.studies.reuse.tasks import OBJECTS, PUBLISHED
+from interp.studies.study import Study
+
+TEMPLATE = Path(__file__).with_name("report.md.j2")
 
 
 def write_up(study: Study[Settings]) -> Report:
     """The report of a finished study."""
-    settings = study.settings
-    k = next(iter(circuits_of(study.results).values()))["k"]
-    report = Report(f"Do tasks share circuits in {study.model}?")
-    trained = f" and `{name}`" if (name := study.beside["trained"]) else ""
-    report.text(
-        f"A redo of Merullo et al. 2024, *Circuit Component Reuse Across Tasks in Transformer "
-        f"Language Models* (arXiv 2310.08744), on `{study.model}` (weights "
-        f"`{study.model_hash[:12]}`){trained}, with intervals (95 %), random heads matched by "
-        f"layer, and controls. Circuits are found on {settings.n} prompts a task, at most {k} "
-        f"heads a stage ({settings.share:.0%} of all); behaviour and interventions are measured on "
-        f"{settings.tested} others."
+    sets = study.results["repair"]["sets"]
+    return study_report(
+        TEMPLATE,
+        study,
+        figures,
+        claims=claims(study.results),
+        numbers=numbers,
+        circuits=circuits_of(study.results),
+        stages=STAGES,
+        rules=RULES,
+        objects=OBJECTS.name,
+        published=PUBLISHED,
+        corrected=over_all(sets),
+        repair_order=sorted(sets, key=lambda name: name != "both, full"),
+        left_out=numbers.left_out(study.results),
     )
-    report.section("What holds")
-    report.table(claims(study.results), columns=list(COLUMNS))
-    for section in SECTIONS:
-        section(report, study.results)
-    how_it_was_run(report, study)
-    return report

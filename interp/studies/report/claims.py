@@ -1,0 +1,76 @@
+"""Claims of a paper as data: what is claimed, what must hold, and the test that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from interp.studies.report.markdown import cell
+from interp.studies.report.report import FILTERS
+from interp.studies.steps import Result
+
+Results = dict[str, Result]
+Row = dict[str, str]
+Verdict = bool | None | str
+"""Holds, does not hold, or (None) partly; a string says itself."""
+
+Judged = tuple[Verdict, Mapping[str, Any]]
+"""A verdict, and the numbers behind it by name."""
+
+WORDS = {True: "holds", False: "does not hold", None: "partly"}
+SENTENCES = Environment(undefined=StrictUndefined, finalize=cell)
+SENTENCES.filters |= FILTERS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim and the criterion it is judged by.
+
+    claim: the sentence. source: the paper that makes it. holds_if: the criterion in words. test:
+    applies the criterion; None where a step it needs was left out. evidence: a jinja2 sentence
+    with the numbers that `test` returns.
+    """
+
+    claim: str
+    source: str
+    holds_if: str
+    test: Callable[[Results], Judged | None]
+    evidence: str
+
+
+def judge(claims: Iterable[Claim], results: Results) -> list[Row]:
+    """One row a claim that can be tested: claim, here, holds if, evidence, source."""
+    return [
+        {
+            "claim": claim.claim,
+            "here": found[0] if isinstance(found[0], str) else WORDS[found[0]],
+            "holds if": claim.holds_if,
+            "evidence": SENTENCES.from_string(claim.evidence).render(found[1]),
+            "source": claim.source,
+        }
+        for claim in claims
+        if (found := claim.test(results)) is not None
+    ]
+
+
+def beyond(share: float, draws: int) -> bool | None:
+    """Whether a set is beyond random ones; None if it beats all, but of too few to say."""
+    if share < 0.05:
+        return True
+    return None if share <= 1 / (1 + draws) and draws < 19 else False
+
+
+def least(*verdicts: bool | None) -> bool | None:
+    """The weakest of several verdicts."""
+    if any(verdict is False for verdict in verdicts):
+        return False
+    return None if None in verdicts else True
+
+
+def some(parts: Iterable[bool | None]) -> bool | None:
+    """True if all hold, False if none does, else None."""
+    parts = list(parts)
+    return True if all(parts) else None if any(parts) else False

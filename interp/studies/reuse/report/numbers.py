@@ -1,0 +1,98 @@
+"""What the reuse report names beside the steps' results."""
+
+from __future__ import annotations
+
+from interp.core.statistics import Estimate
+from interp.studies.formatting import place
+from interp.studies.reuse.steps.circuits import circuits_of, clear_heads, error_of, value_of
+from interp.studies.reuse.steps.head_outputs import in_words
+from interp.studies.reuse.tasks import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
+from interp.studies.steps import Result
+
+Results = dict[str, Result]
+
+LOOKS = 0.1
+"""Attention from which a head is said to look somewhere."""
+
+
+def pair_of(results: Results, one: str, other: str) -> Result | None:
+    """The comparison of two circuits, whichever came first."""
+    rows = results["overlap"]["pairs"]
+    return next((row for row in rows if set(row["pair"]) == {one, other}), None)
+
+
+def pairs(results: Results) -> list[Result]:
+    """Comparisons with IOI or the trained skill."""
+    named = {IOI.name, OBJECTS_TRAINED.name}
+    return [row for row in results["overlap"]["pairs"] if named & set(row["pair"])]
+
+
+def estimated(x: Result) -> Estimate:
+    """An overlap or a correlation with its interval."""
+    return Estimate(mean=x["value"], low=x["low"], high=x["high"], n=0)
+
+
+def with_ioi(results: Results, task: str, measure: str) -> str:
+    """A measure of a task and IOI, of each model's own circuits."""
+    found = []
+    for name in circuits_of(results):
+        entry = entry_named(name)
+        for ioi in (IOI, IOI_TRAINED):
+            row = pair_of(results, ioi.name, name)
+            if entry.task != task or row is None or (ioi.trained and not entry.trained):
+                continue
+            x = row[measure]
+            found.append(f"{ioi.name} / {name}: {x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]")
+    return "; ".join(found) or "not done by this model"
+
+
+def stage_heads(found: Result, stage: str) -> str:
+    """A stage's heads with their effects; those not distinguishable from zero in brackets."""
+    errors, seen = error_of(found, stage), clear_heads(found, stage)
+    words = []
+    for head, value in value_of(found, stage).items():
+        decimals = 3 if abs(value) >= 0.01 else 4
+        word = f"{head} ({value:+.{decimals}f} ± {errors[head]:.{decimals}f})"
+        words.append(word if head in seen else f"[{word}]")
+    return ", ".join(words)
+
+
+def movers(results: Results) -> list[tuple[str, ...]]:
+    """What the movers of IOI and of the trained skill read and write.
+
+    Task, head with its effect, attention, what it adds to the logits, and all that in words.
+    """
+    by_task = circuits_of(results)
+    rows = []
+    for name in (IOI.name, IOI_TRAINED.name, OBJECTS.name, OBJECTS_TRAINED.name):
+        if name not in by_task:
+            continue
+        attention = results["labels"][name]["attention"]
+        for head, value in value_of(by_task[name], "movers").items():
+            if (x := results["writes"][name].get(head)) is None:
+                continue
+            layer, index = place(head)
+            looks = {relation: values[layer][index] for relation, values in attention.items()}
+            seen = [f"{looks[k]:.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
+            rows.append(
+                (
+                    name,
+                    f"{head} ({value:+.3f})",
+                    ", ".join([*seen, f"{x['self']:.2f}"]),
+                    f"{x['answer']['mean']:+.2f}, {x['wrong']['mean']:+.2f}",
+                    in_words(x, looks, LOOKS),
+                )
+            )
+    return rows
+
+
+def left_out(results: Results) -> list[str]:
+    """Tasks and steps that the comparison leaves out, and why."""
+    lines = [
+        f"{name}: {x['verdict']} ({x['right']['mean']:.2f}, chance {x['chance']:.2f})"
+        for name, x in results["behaviour"].items()
+        if x["verdict"] == "does not"
+    ]
+    lines += [f"{name}: {x['skipped']}" for name, x in results.items() if "skipped" in x]
+    empty = results.get("overlap", {}).get("empty", [])
+    return lines + [f"{name}: no head is distinguishable from zero" for name in empty]

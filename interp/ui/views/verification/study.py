@@ -36,7 +36,7 @@ def show() -> None:
     model = offered.without_paths(study.model)
     st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
     studies.provenance(study, *[step for step in VERIFIED.steps if step in study.results])
-    rows = study_page.claims(study, "claim of the paper")
+    rows = study_page.claims(study, "claim")
     if studies.ready(study, "behaviour", link=False):
         _behaviour(study.results["behaviour"])
     studies.take_away(study, "claims", rows, study.results.get("behaviour", {}))

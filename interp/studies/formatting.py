@@ -1,4 +1,4 @@
-"""Step results as the report shows them."""
+"""Step results as reports and pages show them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def place(head: str) -> tuple[int, int]:
 
 
 def bare(values: ArrayLike) -> tuple[ArrayLike, ArrayLike, ArrayLike]:
-    """Values drawn without an interval."""
+    """Values as a curve without an interval."""
     return values, values, values
 
 
@@ -47,12 +47,12 @@ def maybe(found: Mapping[str, Any] | None) -> str:
 
 
 def as_strong(share: float) -> str:
-    """Of random draws and what they stand beside, the share at least as strong: never 0."""
+    """The share of random draws at least as strong, the judged set counted: never 0."""
     return "share as strong < 0.001" if share < 0.001 else f"share as strong {share:.3f}"
 
 
 def selected(found: Mapping[str, Any]) -> str:
-    """A selection's test in words (`interp.core.nulls.SelectionTest`)."""
+    """A selection's test as text (`interp.core.nulls.SelectionTest`)."""
     return (
         f"{estimate(found['unseen'])} on pairs they were not selected on, random heads near "
         f"them {interval(found)}; p = {found['flips']['p']:.4f}, by sign flips of all pairs"
@@ -60,14 +60,14 @@ def selected(found: Mapping[str, Any]) -> str:
 
 
 def null(found: Result | None) -> str:
-    """Random draws in words; – where there were none."""
+    """Random draws as text, or – without draws."""
     if found is None:
         return "–"
     return f"{interval(found)}, {as_strong(found['share'])}, {found['draws']} draws"
 
 
 def retained(x: Result) -> str:
-    """Of the refusals behind `retained`, how many a change was in force for, and their share."""
+    """How many refusals behind `retained` a change was in force for, and the share retained."""
     if "retained_reached" not in x:
         return "not said for which rows it was in force"
     kept = x["retained_reached"]
@@ -93,5 +93,5 @@ def change(pair: Result) -> str:
 
 
 def listed(values: Iterable[float]) -> str:
-    """Some numbers in a row."""
+    """Numbers separated by commas."""
     return ", ".join(f"{value:.2f}" for value in values)

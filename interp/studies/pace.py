@@ -1,4 +1,4 @@
-"""How far a step is, and about how long it still takes."""
+"""Progress of a step, and about how long it still takes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from time import monotonic
 
 
 class Pace:
-    """Says a step's progress and the time left: once at its first unit, then now and then.
+    """Says a step's progress and the time left, at its first unit and then every few seconds.
 
-    `say` is passed on to `Steps`, so that a step's begin is seen; the object itself is a
-    `Progress`, called with (done, total). Steps of less than `every` seconds get no line.
+    Give `say` to `Steps`, so that the start of a step is noticed. The object itself is a
+    `Progress`, called with (done, total). Steps shorter than `every` seconds get no line.
     """
 
     def __init__(
@@ -25,16 +25,16 @@ class Pace:
         self._done = self._total = 0
 
     def say(self, line: str) -> None:
-        """A line as it is; what is counted from now on belongs to it."""
+        """Say a line; units counted from now on belong to the step it names."""
         self._begin = self._said = self._ended = self._clock()
         self._done = self._total = 0
         self._say(line)
 
     def __call__(self, done: int, total: int) -> None:
-        """Units done of all; fewer than before, or another total, begin a new count."""
+        """Units done; fewer than before, or another total, begin a new count."""
         now = self._clock()
         if fresh := total != self._total or done < self._done:
-            # The first count of a step began with it, another one when the last ended.
+            # The first count of a step began with the step, a later one when the last count ended.
             self._begin = self._ended if self._total else self._begin
         self._done, self._total, self._ended = done, total, now
         left = (now - self._begin) / max(1, done) * (total - done)
@@ -44,5 +44,5 @@ class Pace:
 
 
 def shown(seconds: float) -> str:
-    """Seconds, or minutes from two of them on."""
+    """Seconds as text; from two minutes on, minutes."""
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -1,7 +1,7 @@
-"""Steps of a study, each computed once: a result is kept, and read back when asked again.
+"""Steps of a study. Each is computed once and kept on disk; asked again, it is read back.
 
-Processes that run the same study share its steps: one that is being computed is locked, by a lock
-that ends with the process, and read by the others once it is there.
+Processes that run the same study share its steps. A step that is being computed is locked (the lock
+ends with its process); the other processes read its result once it is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from interp.core.statistics import Estimate
 FORM = 2
 
 Result = dict[str, Any]
-"""Plain JSON: what a step found, and what its part of the report is written from."""
+"""Plain JSON: what a step found, and what the report is written from."""
 
 Job = tuple[str, Callable[[], Result], *tuple[Any, ...]]
 """The name of a step, how it is computed, and the results of other steps it depends on."""
@@ -59,9 +59,9 @@ class Steps:
         return content_key(self.key)
 
     def __call__(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
-        """The step's result, from the directory if it is there under the same key.
+        """The step's result, read from the directory if it is kept there under the same key.
 
-        `inputs` are results of other steps that this one depends on: part of its key.
+        `inputs` are what this step depends on, such as results of other steps; part of its key.
 
         Raises:
             InterpError: the result holds what JSON cannot.
@@ -70,7 +70,7 @@ class Steps:
         with suppress(Timeout):
             lock.acquire(blocking=False)
         if not lock.is_locked:
-            self.say(f"{name}: another process is at it ...")
+            self.say(f"{name}: another process computes it ...")
             lock.acquire()
         try:
             return self._made(name, compute, *inputs)
@@ -78,10 +78,10 @@ class Steps:
             lock.release()
 
     def all(self, *jobs: Job) -> list[Result]:
-        """Results of steps that need nothing of each other, in the order given.
+        """Results of steps that do not depend on each other, in the order given.
 
-        Those another process is at are left to it, and waited for at the end. `results` holds
-        them in this order whoever was first.
+        Steps that another process is computing are skipped and collected at the end. `results`
+        holds them in this order, whichever ended first.
         """
         left = []
         for name, compute, *inputs in jobs:
@@ -104,7 +104,7 @@ class Steps:
     def _made(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
         path = self.directory / f"{name}.json"
         key = content_key([*self.key, name, *inputs])
-        with suppress(InterpError):  # not there, not sound, or of another key
+        with suppress(InterpError):  # missing, damaged, or of another key
             kept = read_step(path, key=key)
             self.seconds[name], self.results[name] = kept["seconds"], kept["result"]
             self.say(f"{name}: kept")
@@ -123,10 +123,10 @@ class Steps:
 
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:
-    """Every step's result and seconds in a directory, by name, that were made under a key."""
+    """Results and seconds of the steps in a directory that were made under a key, by name."""
     every: dict[str, Result] = {}
     for path in sorted(directory.glob("[!.]*.json")):
-        with suppress(InterpError):  # another file, or not sound
+        with suppress(InterpError):  # another file, or damaged
             every[path.stem] = read_step(path)
     kept = {name: found for name, found in every.items() if found["of"] == of}
     return (
@@ -136,11 +136,11 @@ def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str,
 
 
 def write_step(path: Path, result: Result, *, key: str, of: str, seconds: float) -> Path:
-    """Keep a step's result, with its key, the key of its study and what it took.
+    """Keep a step's result, with its key, the key of its study and the seconds it took.
 
     Raises:
         InterpError: the file cannot be written.
-        TypeError: the result is no plain JSON.
+        TypeError: the result is not plain JSON.
     """
     facts = {"of": of, "seconds": seconds, "result": result}
     return write_sealed(path, f"step {path.stem}", FORM, facts, key=key)

@@ -1,4 +1,4 @@
-"""What every study is: settings, steps kept on disk under one key, and a way to open it again."""
+"""What every study has: settings, steps kept on disk under one key, and a way to open it again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StudyKind(Generic[S]):
 
     name: its directories are `studies/<name>-<key>` under the cache. version: of what its steps
     compute; part of every key, so that results of another version are not used. settings: the
-    class of its settings. beside: the roles of the models beside the one studied. rules: what else
-    its results hang on, such as the version of the judge that ships.
+    class of its settings. beside: the roles of other models it compares with. rules: what else its
+    results depend on, such as the version of the judge that ships.
     """
 
     name: str
@@ -39,9 +39,9 @@ class StudyKind(Generic[S]):
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Generic[S]):
-    """Results of every step by name, what they took in seconds, and where they are kept.
+    """Results of every step by name, the seconds they took, and where they are kept.
 
-    beside: names of the models beside the one studied, by role; None where there is none.
+    beside: names of the other models, by role; None for a role without a model.
     """
 
     model: str
@@ -62,16 +62,16 @@ def begin(
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Study[S], Steps]:
-    """A study, and the steps to call, each as it comes: its results appear in the study.
+    """A study, and its steps to call. The results of the steps appear in the study.
 
     Args:
         kind: of study.
         model: the model studied.
         beside: the other models, or None, in the order of `kind.beside`.
-        settings: all of them are part of the key.
-        key: what else every step depends on, as plain values.
+        settings: part of the key.
+        key: plain values that every step depends on as well.
         directory: where step results go; by default under the cache, by the key.
-        say: called with a line at every step.
+        say: called with a line for every step.
 
     Raises:
         InterpError: the directory cannot be written.
@@ -103,7 +103,7 @@ def usual_directory(
 def study_key(
     kind: StudyKind[S], model: LanguageModel, settings: S, key: Sequence[Any] = ()
 ) -> str:
-    """The key that every step of a study hangs on."""
+    """The key that every step of a study depends on."""
     return str(
         result_key(
             f"study {kind.name}",
@@ -126,17 +126,17 @@ def write_manifest(
     beside: dict[str, str | None],
     of: str,
 ) -> Path:
-    """The file that says what a directory's study is: its models, settings and steps' key."""
+    """Write what a directory's study is: its models, its settings and the key of its steps."""
     about = {"model": model, "model_hash": model_hash, "of": of, "beside": beside}
     about |= {"settings": asdict(settings)}  # type: ignore[call-overload]
     return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
 
 
 def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
-    """A study as it lies on disk, whatever steps it has.
+    """A kept study with the steps it has.
 
     Raises:
-        InterpError: there is none of the kind in the directory.
+        InterpError: the directory holds no study of the kind.
     """
     try:
         about, _ = read_sealed(directory / MANIFEST, f"study {kind.name}", kind.version)
@@ -153,12 +153,12 @@ def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
         )
     except (InterpError, ValueError, TypeError, KeyError) as error:
         raise InterpError(
-            f"the study in {directory}", f"no {MANIFEST} that can be read", "run the study first"
+            f"the study in {directory}", f"no readable {MANIFEST}", "run the study first"
         ) from error
 
 
 def kept_studies(kind: StudyKind[S]) -> list[Study[S]]:
-    """The studies under the cache, the newest first; unfinished ones have some results only."""
+    """The studies under the cache, newest first; unfinished ones have only some results."""
     found = (cache_dir() / "studies").glob(f"{kind.name}-*/{MANIFEST}")
     studies = []
     for path in sorted(found, key=lambda path: -path.stat().st_mtime):

@@ -1,4 +1,4 @@
-"""More processes for one study: they run the same call, and share its steps through the disk."""
+"""Run one study with several processes that share its steps through the disk."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from interp.core.errors import InterpError
 
 @contextmanager
 def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
-    """While the body runs, n - 1 more processes do `run`; all divide the cores among them.
+    """While the body runs, n - 1 more processes call `run`; all share the cores equally.
 
-    The body does the same study in the same directory: a step that one process is at is left to
-    it (`Steps`). Every process holds its own copy of the models.
+    The body does the same study in the same directory: a step that one process is computing is
+    left to it (`Steps`). Every process holds its own copy of the models.
 
     Args:
-        run: what pickle can carry to another process.
+        run: must be picklable, to reach another process.
         n: processes, this one included; 1 changes nothing.
     """
     if n < 2:
@@ -36,7 +36,7 @@ def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
     torch.set_num_threads(threads)
     try:
         yield
-        for process in others:  # all steps are there: they only read them
+        for process in others:  # all steps are kept: they only read them
             process.join(timeout=60)
     finally:
         torch.set_num_threads(before)
@@ -48,12 +48,12 @@ def sharing(run: Callable[[], object], n: int) -> Iterator[None]:
 def _work(run: Callable[[], object], threads: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    with suppress(InterpError):  # the first process meets the same one, and says it
+    with suppress(InterpError):  # the first process raises the same one
         run()
 
 
 def _end_with_parent() -> None:
-    """A study that was killed leaves no process behind that goes on with it."""
+    """End this process when its parent ends, even if the parent was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

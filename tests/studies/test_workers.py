@@ -89,7 +89,7 @@ def test_a_step_another_is_at_comes_last_and_results_are_in_the_order_asked_for(
     step.all(*((name, partial(dict, name=name)) for name in "abc"))
     assert list(step.results) == ["a", "b", "c"]
     assert [line[0] for line in lines] == ["a", "a", "c", "c", "b", "b", "b"]
-    assert lines[4] == "b: another process is at it ..."
+    assert lines[4] == "b: another process computes it ..."
 
 
 def test_a_dead_process_leaves_no_lock(tmp_path):

@@ -33,8 +33,8 @@ from interp.studies.study import StudyKind
 Unit = TypeVar("Unit")
 
 SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
-"""Parts of the prompts: directions, centroids and heads are found on the first, layers, gates and
-strengths chosen on the second, and everything is measured on the third."""
+"""Parts of the prompts: directions, centroids and heads are found on the first; layers, gates and
+strengths are chosen on the second; everything is measured on the third."""
 
 KINDS: tuple[DirectionKind, ...] = (
     "harmful-harmless",
@@ -46,18 +46,18 @@ Places = dict[DirectionKind, list[int]]
 """The position and layer chosen for each kind of direction."""
 
 LEAST = 4
-"""Rows a class must have before a mean is taken of it."""
+"""The fewest rows a class must have for a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(schema.CheckedSettings):
-    """What can be chosen; part of every step's key.
+    """The settings of the study; part of every step's key.
 
     n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
-    max_new_tokens: of each reply. pairs: refused-answered pairs heads are found on. select:
-    prompts a side that candidate directions are scored on. thin: every how many layers have
-    candidates. draws: random sets behind a selection. system: a system prompt in front of every
-    prompt: in-context refusal.
+    max_new_tokens: of each reply. pairs: refused-answered pairs that heads are found on. select:
+    prompts of each side that candidate directions are scored on. thin: candidates at every thin-th
+    layer only. draws: random sets for each selection. system: a system prompt before every prompt
+    (in-context refusal).
     """
 
     n: Annotated[int, Field(ge=4)] = 24
@@ -93,9 +93,9 @@ class Plain:
 class Context:
     """A model, the prompts, and, once it has replied, what became of each.
 
-    labels: one for each case; () before the first step. tokens: those refusals begin with;
-    wrong: those answers begin with. judge: of every reply. progress: called by long steps with
-    (units done, units in all).
+    labels: one for each case; () before the first step. tokens: those that refusals begin with;
+    wrong: those that answers begin with. judge: judges every reply. progress: called by long steps
+    with (units done, units in all).
     """
 
     model: LanguageModel
@@ -126,7 +126,7 @@ class Context:
         refused: bool | None = None,
         tasks: Iterable[str] | None = None,
     ) -> list[int]:
-        """Places of the cases for which all that is asked holds."""
+        """Indices of the cases that meet every condition given."""
         wanted = None if tasks is None else set(tasks)
         return [
             i
@@ -138,13 +138,13 @@ class Context:
         ]
 
     def became(self, i: int) -> bool | None:
-        """Whether a case was refused; None where there is no verdict."""
+        """Whether a case was refused; None without a verdict."""
         label = self.labels[i]
         return True if label in REFUSALS else False if label == "direct_answer" else None
 
     @cached_property
     def refused_tasks(self) -> tuple[str, ...]:
-        """Tasks of which rows that should be answered are refused, often enough for a mean."""
+        """Tasks whose rows should be answered but are refused, often enough for a mean."""
         rows = self.rows("find", should="answer", refused=True)
         tasks = [self.cases[i].task for i in rows]
         return tuple(task for task in dict.fromkeys(tasks) if tasks.count(task) >= LEAST)
@@ -155,11 +155,11 @@ class Context:
         return tuple(dict.fromkeys(self.cases[i].task for i in self.rows(should="refuse")))
 
     def classes(self, kind: DirectionKind, part: str = "find") -> tuple[list[int], list[int]]:
-        """The rows a direction of this kind is the difference of, first minus second.
+        """The two classes of rows whose difference gives a direction, first minus second.
 
-        Both classes are of the same tasks, so that the task is not read as the refusal: those of
-        a false-refusal direction are the over-refusal direction's, where arXiv 2410.03415 takes
-        answered prompts of any task.
+        Both classes have the same tasks; otherwise the direction would encode the task. The classes
+        of a false-refusal direction are those of the over-refusal direction (arXiv 2410.03415 uses
+        answered prompts of any task).
         """
         harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
         if kind == "harmful-harmless":
@@ -176,7 +176,7 @@ class Context:
     def candidates(self, kind: DirectionKind) -> Candidates | None:
         """Differences at the post-instruction tokens, all layers; None with too few rows.
 
-        Those of false refusal are orthogonal to the first kind's, place by place.
+        Candidates for false refusal are orthogonal to the first kind's at the same place.
         """
         if kind not in self._candidates:
             first, second = self.classes(kind)
@@ -242,12 +242,12 @@ class Context:
         return {}
 
     def read(self, rows: Sequence[int]) -> Trajectories:
-        """The trajectories of some cases with what became of them."""
+        """The trajectories of some cases, with their classes."""
         return self.trajectories[list(rows)]
 
     @cached_property
     def trajectories(self) -> Trajectories:
-        """Of all cases, at the last token."""
+        """The trajectories of all cases at the last token."""
         names: dict[bool | None, Any] = {True: "refusal", False: "target", None: "other"}
         return read_trajectories(
             self.model,
@@ -282,7 +282,7 @@ class Context:
         return make_bank(self.read(self.rows("find")), least=LEAST)
 
     def shuffled_bank(self, seed: int) -> Bank:
-        """The same of labels permuted inside each task."""
+        """The constellations with labels permuted inside each task."""
         found = self.read(self.rows("find")).shuffled(seed=self.settings.seed + seed)
         return make_bank(found, least=LEAST)
 
@@ -291,7 +291,7 @@ class Context:
         return {}
 
     def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Units of work one by one, with the progress said after each."""
+        """Units of work one by one, with progress reported after each."""
         every = list(units)
         for done, unit in enumerate(every, start=1):
             yield unit
@@ -299,14 +299,14 @@ class Context:
                 self.progress(done, len(every))
 
     def few(self, rows: Sequence[int], n: int, *, seed: int = 0) -> list[int]:
-        """At most n of some rows, drawn without their order mattering."""
+        """At most n of some rows, drawn at random and kept in order."""
         generator = torch.Generator().manual_seed(self.settings.seed + seed)
         drawn = torch.randperm(len(rows), generator=generator)[:n].tolist()
         return [rows[i] for i in sorted(drawn)]
 
 
 def orthogonal(candidates: Candidates, against: Candidates) -> Candidates:
-    """Each less its part along the other at its place, as long as it was; 0 where none is left."""
+    """Each minus its part along the other, rescaled to its old length; 0 if nothing is left."""
     found, other = candidates.vectors, against.vectors
     unit = torch.nn.functional.normalize(other, dim=-1)
     left = found - (found * unit).sum(-1, keepdim=True) * unit

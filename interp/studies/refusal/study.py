@@ -1,4 +1,4 @@
-"""The whole study, step by step, resumable: from replies to one frontier."""
+"""The whole study, step by step, resumable: from the replies to the comparison of methods."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from interp.studies.steps import Job, Result, Steps
 from interp.studies.study import Study, begin
 
 DIRECTIONS = "directions.safetensors"
-"""The chosen directions with their contracts, beside the steps."""
+"""The file of the chosen directions, in the directory of the steps."""
 
 
 def study_refusal(
@@ -45,21 +45,21 @@ def study_refusal(
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Study[Settings]:
-    """What makes a chat model refuse, what makes it over-refuse, and what steering does to both.
+    """Study what makes a chat model refuse and over-refuse, and what steering does to both.
 
     After Arditi et al. 2024 (arXiv 2406.11717), SafeConstellations (2508.11290) and head studies
     (2410.13708, 2604.04385), with held-out rows, intervals and random controls. Every step is kept
-    in `directory` (under the cache by default) as it ends; the same call goes on from there.
+    in `directory` (under the cache by default) as it ends; the same call continues from there.
 
     Args:
         model: a chat model with a gated MLP and a fast engine.
-        cases: prompts and what should become of them; the shipped harmless ones by default. Texts
-            of your own cases are never written.
+        cases: prompts, and whether each should be answered or refused; by default the shipped
+            harmless ones. Texts of your own cases are never written to disk.
         settings: see `Settings`.
-        judge: of all replies; one of your own from `interp.refusal.judging.user_judge` or
-            `judge_named`. Results of another judge, by its name and version, are another study's.
+        judge: judges all replies; your own comes from `interp.refusal.judging.user_judge` or
+            `judge_named`. Another judge, by name and version, makes another study.
         directory: where step results and the chosen directions go.
-        say: called with a line at every step, and with how far a long one is.
+        say: called with a line for every step, and with the progress of long ones.
 
     Raises:
         InterpError: no chat template, no fast engine, or too few rows to refuse and to answer, or
@@ -82,7 +82,7 @@ def study_refusal(
 
 
 def _require_sides(context: Context) -> None:
-    """Refuse cases of which too few can be compared, before any reply is written.
+    """Raise before any reply is written if too few cases can be compared.
 
     Raises:
         InterpError: fewer than `LEAST` rows to refuse, or to answer of the same tasks, in a part.
@@ -99,7 +99,7 @@ def _require_sides(context: Context) -> None:
 
 
 def _replied(context: Context, step: Steps, *, show: bool, say: Callable[[str], None]) -> Context:
-    """The context with what became of each case.
+    """The context with the verdict on each case.
 
     Raises:
         InterpError: too few refused or answered rows to find anything with.
@@ -111,7 +111,7 @@ def _replied(context: Context, step: Steps, *, show: bool, say: Callable[[str], 
 
 
 def _steps(context: Context, step: Steps, directory: Path) -> None:
-    """Everything after the replies; what can be done at once is asked for together."""
+    """Everything after the replies; independent steps are asked for together."""
     first, over, false, *_ = step.all(
         *((f"selection_{kind}", partial(directions.selection, context, kind)) for kind in SELECTED),
         ("selection_false-refusal", partial(directions.false_refusal, context), directions.VERSION),
@@ -123,7 +123,7 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
         raise InterpError(
             f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
         )
-    # Where the first two are found decides all that follows; false refusal has a place of its own.
+    # The place of the first two kinds decides all that follows; false refusal has its own.
     before: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
     if "over-refusal" in before:
         before["over-refusal"] = directions.place_of(over, first) or own
@@ -154,7 +154,7 @@ def _steered(
     told: Result,
     roles: dict[str, Result],
 ) -> None:
-    """Groups of heads, and all methods on one frontier.
+    """Groups of heads, and all methods compared.
 
     `where`: the places without and with that of false refusal.
     """
@@ -174,7 +174,7 @@ def _steered(
     doses = {method.name: dose for method, dose in zip(tried, chosen, strict=False)}
     jobs: list[Job] = []
     for x in every:
-        # A variant is given as much as the method it is a variant of.
+        # A variant gets the dose of the method it is a variant of.
         dose = doses[x.of or x.name]
         work = partial(frontier.evaluate, context, replied, x, dose["dose"])
         jobs.append((_named("method", x.name), work, used[x.name], gate, dose, frontier.VERSION))
@@ -202,12 +202,12 @@ def _between_heads(context: Context, roles: dict[str, Result]) -> list[Job]:
 
 
 def _triggers(roles: Result) -> list[str]:
-    """The first triggers of a side, none where that was left out."""
+    """The first triggers of a side; none if the side was left out."""
     return [] if "skipped" in roles else heads.firsts(roles["measures"]["triggers (necessity)"])
 
 
 def _heads_off(context: Context, triggers: list[str], replied: Result) -> list[Job]:
-    """The triggers of over-refusals at zero, as a method, and as many random heads."""
+    """Zeroing the triggers of over-refusals as a method, and as many random heads."""
     if not triggers:
         return []
     name = chance.ZEROED
@@ -224,7 +224,7 @@ def _heads_off(context: Context, triggers: list[str], replied: Result) -> list[J
 
 
 def _named(step: str, of: str) -> str:
-    """The name of a step on one side or of one method, which is a file's."""
+    """The name of a step of one side or of one method; also a file name."""
     if step in ("dose", "method"):
         of = "".join(c if c.isalnum() else "_" for c in of)
     return f"{step}_{of.replace(' ', '_')}"

@@ -1,4 +1,4 @@
-"""What every step of the reuse study starts from."""
+"""What every step of the reuse study starts from: settings, models and prompts."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from interp.studies.study import StudyKind
 from interp.tasks.registry import load_task
 
 APART = 1000
-"""Seeds of prompts to test on are this far from those of prompts to find with."""
+"""Added to the seed for the prompts to test on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(schema.CheckedSettings):
-    """What can be chosen; part of every step's key.
+    """The settings of the study; part of every step's key.
 
-    n: prompts patched for each task. tested: prompts of every behaviour check and intervention,
-    other ones. share: heads kept a stage, as a share of all heads. draws: random sets behind an
-    overlap. sets: random sets of heads behind an intervention. resamples: halves of the prompts
-    behind an interval. threshold: mean attention from which a head has a label.
+    n: prompts patched for each task. tested: other prompts, for behaviour and interventions. share:
+    heads kept at a stage, as a share of all heads. draws: random circuits for each overlap. sets:
+    random sets of heads for each intervention. resamples: halves of the prompts for each interval.
+    threshold: mean attention from which a head has a label.
     """
 
     n: Annotated[int, Field(ge=4)] = 48
@@ -50,7 +50,7 @@ REUSE = StudyKind(name="reuse", version=2, settings=Settings, beside=("trained",
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What a model says under every change; row 0 is the plain run.
+    """A model's answers under every change; row 0 is the plain run.
 
     right: (1 + changes, prompts) the most likely of the answers and wrong answers is an answer.
     top: the most likely of all tokens is one. chance: the share of `right` by chance.
@@ -72,7 +72,7 @@ class Context:
 
     @property
     def entries(self) -> tuple[Entry, ...]:
-        """The tasks that can be run: those of the trained model only where there is one."""
+        """The tasks that can be run; those of the trained model only if there is one."""
         return tuple(e for e in ENTRIES if self.trained is not None or not e.trained)
 
     @property
@@ -84,7 +84,7 @@ class Context:
         """The model an entry is run on.
 
         Raises:
-            InterpError: it needs a trained model, and there is none.
+            InterpError: the entry needs a trained model and none was given.
         """
         if not entry.trained:
             return self.model

@@ -45,11 +45,11 @@ def study_reuse(
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Study[Settings]:
-    """Redo the study of Merullo et al. 2024 (arXiv 2310.08744) on a model, with controls.
+    """Repeat the study of Merullo et al. 2024 (arXiv 2310.08744) on a model, with controls.
 
-    Every step is kept in `directory` (under the cache by default) as it ends; the same call goes
-    on from there, and path patching goes on within a step. Tasks a model does not even tend to
-    are left out of the comparison and named in the report.
+    Every step is kept in `directory` (under the cache by default) as it ends; the same call
+    continues from there, and path patching continues within a step. Tasks that a model answers no
+    better than chance are left out of the comparison and named in the report.
 
     Args:
         model: a model with a fast engine.
@@ -57,11 +57,11 @@ def study_reuse(
             left out.
         settings: see `Settings`.
         directory: where step results go.
-        say: called with a line at every step.
+        say: called with a line for every step.
 
     Raises:
-        InterpError: a model without the fast engine, one that does not tend to IOI, or a trained
-            model of other sizes.
+        InterpError: a model without the fast engine, one that does IOI no better than chance, or a
+            trained model of other sizes.
     """
     settings = settings or Settings()
     if model.decoder is None:
@@ -83,7 +83,7 @@ def study_reuse(
     if IOI.name not in circuits:
         raise InterpError(f"IOI on {model.name}", "no clean-corrupted gap", "use more prompts")
     entries = [entry for entry in entries if entry.name in circuits]
-    # Ordered so that two processes take about as long at both halves.
+    # Ordered so that two processes share the time about equally.
     both = trained is not None and OBJECTS_TRAINED.name in circuits
     changes = _trained(context, circuits) if both else []
     marks, *_ = step.all(_labels(context, entries, circuits), *changes[:1])
@@ -99,7 +99,7 @@ def study_reuse(
 
 
 def _circuit(context: Context, entry: Entry) -> Result:
-    """The circuit, or why there is none: a task the model hardly tends to may show no gap."""
+    """The circuit, or why there is none: a task the model hardly does may show no gap."""
     try:
         return circuit(context, entry)
     except InterpError as error:
@@ -131,7 +131,7 @@ def _writes(context: Context, entries: list[Entry], circuits: dict[str, Result])
 
 
 def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:
-    """Base and trained model: what the base's heads do for the skill; weights and effects."""
+    """Base against trained model: heads used for the skill, changed weights, changed effects."""
     mine = {n: found for n, found in circuits.items() if entry_named(n).group != "variant"}
     both = ((IOI, IOI_TRAINED), (OBJECTS, OBJECTS_TRAINED))
     there = [(a.name, b.name) for a, b in both if a.name in circuits and b.name in circuits]
@@ -166,7 +166,7 @@ def _groups(context: Context, circuits: dict[str, Result]) -> Job:
 
 
 def _estimate(seconds: Result, tasks: int, n: int) -> str:
-    """What the circuits will take at the measured pace."""
+    """About how long the circuits will take at the measured speed."""
     whole = tasks * n * (seconds["last"] + seconds["all"])
     return (
         f"{tasks} tasks x {n} prompts at {seconds['last']:.2f} + {seconds['all']:.2f} s: about "

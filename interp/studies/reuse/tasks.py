@@ -1,4 +1,4 @@
-"""The tasks that are compared, and where in their prompts the roles stand."""
+"""The tasks that are compared, and the positions of the roles in their prompts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from interp.core.errors import unknown
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """Named positions with a part in the answer; () or None where a task has no such place.
+    """Named positions that matter for the answer; () or None if a task has no such position.
 
     answer: where the answer (or what decides it) is named. wrong: where the wrong answers are.
-    cue: what says which of them is asked for: the repeated name, the object asked about.
-    earlier: the cue's first mention. cue_name: what a head that reads the cue at the last token
-    is called.
+    cue: what says which of them is asked for: the repeated name, or the object asked about.
+    earlier: the cue's first mention. cue_name: the label of a head that reads the cue at the last
+    token.
     """
 
     answer: str
@@ -28,7 +28,7 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A task of the study, on the model itself or on the one trained for Colored Objects.
+    """A task of the study, run on the model itself or on the one trained on Colored Objects.
 
     group: "ioi" (the reference), "variant", "control" or "target".
     """

@@ -1,6 +1,6 @@
-"""What a text became once its verdict was tampered with: one classifier per published rule.
+"""What a text becomes once its verdict is changed: one classifier per published rule.
 
-"Success" means that verification was disabled: the model no longer says that a right sum works.
+"Success" means that verification was disabled: the model no longer says that a correct sum works.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ class Outcomes:
 def classify_outcome(text: str, rule: Rule = "interp-1") -> Outcome:
     """The class of what a model wrote from " (" on.
 
-    `interp-1`, ours, goes by whole words and by what comes first:
-    fail: "this works" occurs; partial: it does not, but an `<answer>` is given all the same;
-    success: the first word behind " (" is "not" and neither occurs; empty: nothing was written;
-    ood: anything else.
+    `interp-1`, ours, uses whole words and what comes first:
+    fail: "this works" occurs; partial: it does not, but an `<answer>` is given; success: the first
+    word after " (" is "not" and neither occurs; empty: nothing was written; ood: anything else.
 
-    Published rules, for comparison (ajyl/verify_circuit, ajyl/self_verification), with empty texts
-    kept apart where those counted them as success:
+    Published rules, for comparison (ajyl/verify_circuit, ajyl/self_verification). They counted
+    empty texts as success; here these are a class of their own:
     `next_token`: "not" first is success, "this" first fail.
     `v1`: neither "this works" nor `<answer>` is success, `<answer>` alone partial, "this works"
     fail.
@@ -123,7 +122,7 @@ def _r1(text: str) -> Outcome:
 
 
 def _by_pieces(text: str) -> Outcome | None:
-    """Success or partial by the words that occur; None where there are others."""
+    """Success or partial by the words that occur; None if other words occur."""
     others = [piece for piece in _PIECE.findall(text) if not _PLAIN.fullmatch(piece)]
     if not others:
         return "success"

@@ -1,4 +1,4 @@
-"""The places at which a model judges its own attempts: where the study reads and intervenes."""
+"""The positions where a model judges its own attempts: there the study reads and intervenes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.tasks.countdown import Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Verdicts:
-    """The token ids the study turns on: " (", and "this" and "not" behind it."""
+    """The token ids of a verdict: " (", and "this" and "not" after it."""
 
     paren: int
     this: int
@@ -37,14 +37,13 @@ def verdict_tokens(model: LanguageModel) -> Verdicts:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Texts cut behind " (", one for each verdict: the next token is "this" or "not".
+    """Texts cut after " (", one for each verdict: the next token is "this" or "not".
 
     The last token is t_paren, the one before it t_ans, the last digit of the attempt's result.
     `valid` says that the model wrote "this". `written` is the result it wrote, `problems` which
     problem each belongs to (a text gives several samples), `operands` how many numbers that has,
     `attempt` which verdict of its text it is, from 0. `targets` holds the last token of every
-    earlier occurrence of the target, t_ans itself never among them; `asked` those of them that
-    stand before the first attempt.
+    earlier occurrence of the target, never t_ans itself; `asked` those before the first attempt.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -88,8 +87,9 @@ class Samples:
         """As many valid as invalid samples, n each, matched pair by pair.
 
         Sample i and sample n + i have the same attempt number and the same number of operands, and
-        so nearly the same length; no two of one verdict come from the same problem. Otherwise the
-        place in the text would tell the verdict: the attempt that works is the last one.
+        so nearly the same length. No two samples of one verdict come from the same problem.
+        Without matching, the position in the text would reveal the verdict, because the attempt
+        that works is the last one.
 
         Raises:
             InterpError: fewer than n such pairs; the counts are given.
@@ -130,10 +130,10 @@ def find_samples(
 ) -> Samples:
     """Every verdict in some texts, each text (prompt included) one problem's.
 
-    A verdict is " (" followed by "this" or "not", behind "= " and a whole number; others are no
+    A verdict is " (" followed by "this" or "not", after "= " and a whole number; others are not
     samples. `first_attempt` marks where the attempts begin, for `Samples.asked`, which is empty
-    in a text without it. `starts` says how many tokens each prompt has: verdicts in it, such as
-    those of worked examples, are none of the model's, and its last mark counts.
+    in a text without it. `starts` says how many tokens each prompt has: verdicts in the prompt,
+    such as those of worked examples, are not the model's, and the prompt's last mark counts.
 
     Raises:
         InterpError: tokens that do not fit, or no verdict at all.
@@ -175,7 +175,7 @@ def find_samples(
     if not rows:
         raise InterpError(
             f"verdicts in {len(texts)} texts",
-            f'none of " (this" or " (not" behind a result ({unread} elsewhere)',
+            f'none of " (this" or " (not" after a result ({unread} elsewhere)',
             "use a model that writes the CountDown format, or another prompt template",
         )
     return Samples(

@@ -1,4 +1,4 @@
-"""What every step of the verification study starts from."""
+"""What every step of the verification study starts from: settings, texts and samples."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""
 
 RUNS_GB = 1.5
-"""The most that the plain runs of one set of samples may take."""
+"""The most memory that the plain runs of one set of samples may take."""
 
 STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(schema.CheckedSettings):
-    """What can be chosen; part of every step's key.
+    """The settings of the study; part of every step's key.
 
-    n: samples; half of them valid, and of both kinds half to find with and half to test on.
+    n: samples; half of them are valid, and half of each kind serves to find, half to test.
     draws: random sets behind every selection. window: tokens changed at a verdict by default, the
-    last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer, each
-    tried. threshold: attention from which a head counts as A_Prev. pairs: valid-invalid pairs
-    patched. attempts: of a text that count; a search through all ways of three numbers ends by
-    the sixth.
+    last digit of the result and " ("; 1 is " (" alone. top_k: GLU vectors a layer; every
+    number given is tried. threshold: attention from which a head counts as A_Prev. pairs:
+    valid-invalid pairs that are patched. attempts: how many attempts of a text count; a search
+    through all ways of three numbers ends by the sixth.
     """
 
     n: Annotated[int, Field(ge=40)] = 300
@@ -70,7 +70,7 @@ VERIFICATION = StudyKind(name="verification", version=8, settings=Settings, besi
 class Context:
     """A model, its own texts, and the samples found in them.
 
-    `find` serves to choose (probes, rankings, sets), `test` to judge what was chosen; they share
+    `find` serves to choose (probes, rankings, sets), `test` to judge what was chosen. They share
     no problem.
     """
 
@@ -104,10 +104,10 @@ class Context:
         return {site: torch.stack([found[layer, site] for layer in layers]) for site in STATES}
 
     def runs(self, tokens: tuple[tuple[int, ...], ...], where: Where = 2) -> StoredRuns | None:
-        """Plain runs of some samples in which `where` can be read or changed; None if unkept.
+        """Stored plain runs of samples in which `where` can be read or changed; None if not kept.
 
-        They are asked for all find samples, all test samples, some of either, and the two sides of
-        the test pairs; those of some are a part of those of all, once these are there.
+        They are used for all find samples, all test samples, some of either, and the two sides of
+        the test pairs. Runs of some samples are taken from the runs of all once these are kept.
         """
         last = max(2, self.settings.window)
         if where == "all" or where > last:
@@ -119,7 +119,7 @@ class Context:
         return self._runs[tokens]
 
     def _some_of(self, tokens: tuple[tuple[int, ...], ...]) -> StoredRuns | None:
-        """The runs of texts that are all among others that were run."""
+        """The runs of some texts, if all of them were run among others."""
         for runs in filter(None, self._runs.values()):
             number = {text: i for i, text in enumerate(runs.prompts)}
             if number.keys() >= set(tokens) and len(set(tokens)) == len(tokens):
@@ -129,7 +129,7 @@ class Context:
     def values(
         self, tokens: tuple[tuple[int, ...], ...], addresses: Sequence[Address], *, last: int
     ) -> dict[Address, Tensor]:
-        """`site_values` of some samples, read in their kept runs."""
+        """`site_values` of some samples, read from their stored runs."""
         return site_values(self.model, tokens, addresses, last=last, runs=self.runs(tokens, last))
 
     @cached_property
@@ -143,11 +143,11 @@ class Context:
 
     @cached_property
     def directions(self) -> dict[str, Tensor]:
-        """What tells valid from invalid in the residual stream at t_paren, (layer, d_model) each.
+        """Directions that separate valid from invalid at t_paren, (layer, d_model) each.
 
-        The authors' two-class softmax keeps much of its random start where the stream is long:
-        its loss is gone before it has turned. So the logistic probe, which is trained to the end,
-        and the difference of the class means stand beside it.
+        With large activations the authors' two-class softmax keeps much of its random
+        initialisation, because its loss vanishes before it has turned. So two others are used as
+        well: the logistic probe, which is trained to the end, and the difference of class means.
         """
         at = self.states["resid_post"][:, :, 1].double()
         valid = torch.from_numpy(self.find.valid)
@@ -216,10 +216,9 @@ def make_context(
     """Cut the texts into samples, and split them by problem into find and test.
 
     Problems of even number serve to find, those of odd number to test. Only honest samples count:
-    "this" where the written result is the target, "not" where it is not; the others are the
-    behaviour's errors, reported there; and only the first `attempts` of a text. Invalid results
-    have the sign and the number of digits of the target: a probe could otherwise tell them by
-    their length alone.
+    "this" if the written result is the target, "not" if it is not; the others are errors that the
+    step on behaviour reports. Only the first `attempts` of a text count. Invalid results have the
+    sign and the number of digits of the target; otherwise a probe could use their length alone.
 
     Raises:
         InterpError: too few samples of one verdict; the counts are given.
@@ -245,9 +244,9 @@ def make_context(
 def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Result]:
     """Pairs for patching: a valid text, and the same text under another target.
 
-    The corrupted prompt differs in the target alone: in the question, and where earlier verdicts
-    name it. Texts in which the target also occurs as an operand or a result are left out, and the
-    new target is a number that occurs nowhere in the text, so that the attempt's result is not it.
+    The corrupted prompt differs in the target alone: in the question, and in earlier verdicts that
+    name it. Texts in which the target also occurs as an operand or a result are left out. The new
+    target occurs nowhere in the text, so the attempt's result is not it.
     Answer "this", wrong answer "not". Positions: t_ans and t_paren.
 
     Returns:
@@ -303,6 +302,6 @@ def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Resu
 
 
 def _named(strings: Sequence[str], end: int, target: str) -> bool:
-    """Whether the target that ends at a token is named as the target, not used as a number."""
+    """Whether the target that ends at a token is named as the target, not used in a sum."""
     before = "".join(strings[: end + 1]).removesuffix(target)
     return before.endswith(("equals ", "(not "))

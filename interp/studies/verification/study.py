@@ -58,22 +58,22 @@ def study_verification(
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Study[Settings]:
-    """Redo the study of Lee et al. 2025 (arXiv 2504.14379) on a model, with controls.
+    """Repeat the study of Lee et al. 2025 (arXiv 2504.14379) on a model, with controls.
 
-    Every step is kept in `directory` (under the cache by default) as it ends; the same call goes
-    on from there. Nothing depends on the model's sizes; it must have a gated MLP, a fast engine,
-    and a tokeniser that keeps digits, " (", "this" and "not" apart.
+    Every step is kept in `directory` (under the cache by default) as it ends; the same call
+    continues from there. A model of any size will do if it has a gated MLP, a fast engine, and a
+    tokeniser that keeps digits, " (", "this" and "not" apart.
 
     Args:
         model: a model that writes the CountDown chain of thought.
-        base: the model it was trained from, for the comparison; left out without.
+        base: the model it was trained from; without it the comparison is left out.
         settings: see `Settings`.
         directory: where step results go.
-        say: called with a line at every step, and with how far the texts are.
+        say: called with a line for every step, and with the progress of the texts.
 
     Raises:
-        InterpError: a model the study cannot be done on, or too few valid or invalid attempts: none
-            that is valid in the first block of texts, or fewer than the rest may make up for.
+        InterpError: the study cannot be done on the model, or it makes too few valid or invalid
+            attempts: none valid in the first block of texts, or too few for the rest to suffice.
     """
     settings = settings or Settings()
     verdict_tokens(model)
@@ -93,7 +93,7 @@ def study_verification(
     def few(n: int) -> Samples:
         return context.test.balanced(min(n, settings.n // 4), seed=settings.seed)
 
-    # Each `all` pairs a step that others wait for with another that can be done beside it.
+    # Each `all` pairs a step that others wait for with one that can run at the same time.
     judged = (finding_heads.STRONGEST, finding_heads.BAND)
     direct = ["logits"]
     patching, choice, attention, *_ = step.all(
@@ -194,13 +194,13 @@ def _context(
     steps: Steps,
     progress: Progress,
 ) -> Context:
-    """The model's texts, n / 4 problems at a time, until there are samples enough.
+    """The model's texts, n / 4 problems at a time, until there are enough samples.
 
-    One block first, then as many as the yield so far says will be needed.
+    One block first, then as many as the yield so far predicts.
 
     Raises:
-        InterpError: too few samples for what the yield, at its upper limit, can still give; with
-            what the model did instead.
+        InterpError: too few samples even at the upper limit of the yield; says what the model did
+            instead.
     """
     problems: list[Problem] = []
     texts: list[Generation] = []
@@ -290,7 +290,7 @@ def _behaviour(context: Context) -> Result:
 
 
 def _example(context: Context) -> str:
-    """The first text that ends by itself, after an attempt or more that failed."""
+    """The first text that ends by itself after a failed attempt."""
     pairs = list(zip(context.problems, context.texts, strict=True))
     searched = (pair for pair in pairs if pair[1].stopped and pair[1].text.count("(not ") > 0)
     problem, made = next(searched, pairs[0])
@@ -305,9 +305,9 @@ def _orders(
     smallest: Result,
     scores: Result,
 ) -> Result:
-    """Heads in every order: A_Prev by attention and by its scores, all heads by patching.
+    """Heads in several orders: A_Prev by attention and by its scores, all heads by patching.
 
-    The strongest by patching also in a greedy order, and the strongest small set of them.
+    The strongest by patching also in a greedy order, and their strongest small set.
     """
     orders: dict[str, list[str]] = {}
     if previous:

@@ -1,4 +1,4 @@
-"""What becomes of every prompt: texts, verdicts, and the tokens refusals begin with."""
+"""How the model replies to every prompt: texts, verdicts, and the tokens refusals begin with."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from interp.studies.steps import Result, plain
 EXAMPLES = 6
 
 BLOCK = 128
-"""Replies written and judged together, after which their counts are said."""
+"""Replies that are written and judged together before their counts are reported."""
 
 
 def replies(
     context: Context, rows: Sequence[int], steering: Steering | None = None
 ) -> tuple[Judged, list[str]]:
-    """Texts of some cases under a steering (None: plain), judged; greedy, the same every time."""
+    """Greedy texts of some cases under a steering (None: plain), and the verdicts on them."""
     most = context.settings.max_new_tokens
     made, _ = generate_steered(
         context.model,
@@ -53,7 +53,7 @@ def judged(
     made: Sequence[Generation],
     judge: Judge | None = None,
 ) -> Judged:
-    """The verdicts on greedy texts of some cases, by the context's judge or another."""
+    """The verdicts on greedy texts of some cases, by the context's judge or another one."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
     most = context.settings.max_new_tokens
@@ -65,10 +65,10 @@ def judged(
 def baseline_replies(
     context: Context, say: Callable[[str], None] = lambda line: None
 ) -> tuple[Judged, list[str]]:
-    """`replies` to all cases, a block at a time, find rows first; each block's counts are said.
+    """`replies` to all cases, block by block, find rows first; reports the counts of each block.
 
     Raises:
-        InterpError: too few refused or answered find rows, as soon as no rest can make up for it.
+        InterpError: too few refused or answered find rows, as soon as the rest cannot suffice.
     """
     find = context.rows("find")
     order = np.random.default_rng(context.settings.seed).permutation(find).tolist()
@@ -101,7 +101,7 @@ def _from(context: Context, done: int, total: int) -> Callable[[int, int], None]
 def _require_both(
     context: Context, rows: Sequence[int], made: Sequence[Generation], total: int
 ) -> None:
-    """Refuse find rows of which too few were refused, or answered, whatever the rest give."""
+    """Raise if too few find rows are refused, or answered, whatever the rest give."""
     found = judged(context, rows, made)
     sides = {"refused": found.refused == 1, "answered": found.refused == 0}
     counts = {name: int(side.sum()) for name, side in sides.items()}
@@ -126,9 +126,9 @@ def _counted(found: Judged) -> str:
 def behaviour(
     context: Context, *, show: bool, say: Callable[[str], None] = lambda line: None
 ) -> Result:
-    """Every case answered plainly and judged: the regenerated baseline of all that follows.
+    """The model's own reply to every case, judged: the baseline of everything that follows.
 
-    `show`: whether some texts may be kept, as of prompts that ship. `say` and errors: see
+    `show`: whether some texts may be kept (those of shipped prompts). `say` and errors: see
     `baseline_replies`.
     """
     found, texts = baseline_replies(context, say)
@@ -172,7 +172,7 @@ def cells(context: Context, labels: Sequence[Label]) -> list[Result]:
 
 
 def baseline(context: Context, found: Result, rows: Sequence[int]) -> Judged:
-    """Some rows of the baseline as it was kept."""
+    """Some rows of the kept baseline."""
     return Judged(
         judge=found["judge"],
         decoding=found["decoding"],
@@ -184,7 +184,7 @@ def baseline(context: Context, found: Result, rows: Sequence[int]) -> Judged:
 
 
 def tokens(context: Context) -> Result:
-    """First tokens of refusals and of answers on find rows, and how well their score tells.
+    """First tokens of refusals and of answers on find rows, and how well their score separates.
 
     auc: chance that a refused row scores above an answered one, on rows of the other parts.
     """

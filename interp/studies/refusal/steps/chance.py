@@ -1,6 +1,6 @@
-"""What chance does to the scores: random directions and random heads in the place of chosen ones.
+"""Chance levels: random directions and random heads in place of the chosen ones.
 
-By the refusal score of the next token, without texts: twenty draws cost less than one set of texts.
+Measured by the refusal score of the next token: twenty draws cost less than one set of texts.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SIDES = {"over-refused": "answer", "properly refused": "refuse"}
 
 
 def chance(context: Context, places: Places, dose: float | None, heads: Sequence[str]) -> Result:
-    """Two selections against twenty random ones each, on refused test rows.
+    """Two selections compared with twenty random ones each, on refused test rows.
 
     The over-refusal direction subtracted at a dose (None: left out), against random directions of
-    its length at its place; and heads at zero at all tokens (none: left out), against random heads
-    of their layers. fall: plain less changed refusal score, nats. released: share of rows whose
+    its length at its place; and heads zeroed at all tokens (empty: left out), against random heads
+    of their layers. fall: plain minus changed refusal score, nats. released: share of rows whose
     score changes sign.
     """
     rows = {
@@ -51,7 +51,7 @@ def chance(context: Context, places: Places, dose: float | None, heads: Sequence
 
 
 def _subtracted(context: Context, places: Places, dose: float, rows: Sequence[int]) -> Tensor:
-    """(plain, chosen and random, rows) scores."""
+    """Scores: one row for the plain run, the chosen direction and each random one."""
     own = context.direction("over-refusal", places["over-refusal"])
     drawn = [own, *(random_direction(own, seed=seed) for seed in range(DRAWS))]
     edits = [add_direction(context.model, one, coefficient=-dose) for one in drawn]
@@ -59,7 +59,7 @@ def _subtracted(context: Context, places: Places, dose: float, rows: Sequence[in
 
 
 def _zeroed(context: Context, heads: Sequence[str], rows: Sequence[int]) -> Tensor:
-    """The same of heads at zero."""
+    """Scores: one row for the plain run, the chosen heads zeroed and each random set."""
     model = context.model
     sets = [list(heads), *random_like(model, heads, DRAWS, seed=context.settings.seed)]
     seen = ablate(

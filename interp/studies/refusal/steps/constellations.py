@@ -15,21 +15,21 @@ from interp.studies.refusal.settings import Context
 from interp.studies.steps import Result, plain
 
 POINTS = 120
-"""Points kept of a gate curve and of a picture."""
+"""The most points kept of a gate curve and of a picture."""
 
 
 def benign_tasks(context: Context) -> tuple[str, ...]:
-    """Tasks none of whose rows should be refused: those that may be steered."""
+    """Tasks without rows that should be refused; only these may be steered."""
     every = dict.fromkeys(case.task for case in context.cases)
     return tuple(task for task in every if task not in context.proper_tasks)
 
 
 def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteering:
-    """The published method behind a gate; a dose of 1 is the mean distance of the centroids.
+    """The published method with a gate; a dose of 1 is the mean distance of the centroids.
 
-    The source gives no strength: a state moves by dose * mean |v| * (1 - alignment) * confidence,
-    the mean over tasks with both classes and their most effective layers. `gate` holds the options
-    of `identify` and the threshold (None: the published one).
+    The source gives no strength. Here a state moves by dose * mean |v| * (1 - alignment) *
+    confidence, the mean over tasks with both classes and their most effective layers. `gate` holds
+    the options of `identify` and the threshold (None: the published one).
     """
     bank, length = context.bank, 0.0
     if bank.whole.any():
@@ -47,10 +47,10 @@ def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteerin
 
 
 def identification(context: Context) -> list[Result]:
-    """Ways of telling a task, with the share of select rows each tells rightly.
+    """Ways of identifying a task, with the share of select rows each identifies correctly.
 
-    The source leaves open which centroid of a task is meant and says maximum; its notebooks take
-    the mean over layers.
+    The source does not say which centroid of a task is meant. It takes the maximum over layers;
+    its notebooks take the mean.
     """
     rows = context.rows("select")
     states = context.read(rows).states
@@ -65,7 +65,7 @@ def identification(context: Context) -> list[Result]:
 
 
 def constellations(context: Context) -> Result:
-    """The bank of find rows, its gate calibrated on select rows, its tasks told on test rows."""
+    """The bank of find rows, the gate calibrated on select rows, tasks identified on test rows."""
     bank, test = context.bank, context.rows("test")
     ways = identification(context)
     way = max(ways, key=lambda row: row["right"]["mean"])["identify"]
@@ -112,7 +112,7 @@ def constellations(context: Context) -> Result:
 
 
 def _ratios(context: Context, bank: Bank, rows: Sequence[int]) -> list[Result]:
-    """Mean distance to the target centroid over that to the refusal's, by task and class."""
+    """Distance to the answered centroid over that to the refused one: means by task and class."""
     found = []
     for t in np.flatnonzero(bank.whole):
         for refused in (True, False):
@@ -139,7 +139,7 @@ def _ratios(context: Context, bank: Bank, rows: Sequence[int]) -> list[Result]:
 
 
 def _picture(context: Context, bank: Bank, rows: Sequence[int]) -> Result | None:
-    """Two principal axes at the most effective layer: a picture, and no evidence of anything."""
+    """Two principal axes at the most effective layer: only a picture, not evidence."""
     from sklearn.decomposition import PCA
 
     if not bank.whole.any():

@@ -1,4 +1,4 @@
-"""Directions of refusal: which candidate, what it does, and what random ones do."""
+"""Directions of refusal: which candidate is chosen, what it does, and what random ones do."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ SELECTED: tuple[DirectionKind, ...] = ("harmful-harmless", "over-refusal")
 FALSE: DirectionKind = "false-refusal"
 FALSE_LIMITS = Limits(kl=0.2, induce=None, prune=0.0)
 """The rule of arXiv 2410.03415: the smallest score of over-refused rows with a KL of at most this,
-at any layer and whatever it induces."""
+at any layer; what it induces does not count."""
 
 Edited = Callable[[LanguageModel, Direction], Steering]
 
 RANDOM, NULL_ROWS = 20, 4
-"""Random directions, and rows of a side they are tried on."""
+"""Random directions, and the rows of each side they are tried on."""
 
 COST = 0.5
-"""Nats of KL that a candidate may cost where none passes the rule."""
+"""The largest KL of a candidate, in nats, if none passes the rule."""
 
 VERSION = 2
-"""Of `effects`: part of its key, raised where what it computes has changed."""
+"""Version of `effects`; part of its step's key."""
 
 
 def selection(context: Context, kind: DirectionKind) -> Result:
     """Every candidate of a kind scored on select rows, and the rule's choice, with reasons.
 
-    For an over-refusal direction the rows to bypass are the benign ones that are refused, and the
-    rows to induce on those of the same tasks that are answered; its texts are longer, and only the
-    last token is tried.
+    For an over-refusal direction, refusal is bypassed on benign rows that are refused and induced
+    on answered rows of the same tasks. Its texts are longer, so only the last token is tried.
     """
     candidates = context.candidates(kind)
     first, second = context.classes(kind, "select")
@@ -108,7 +107,7 @@ def cosmic(context: Context) -> Result:
 
 
 def _thinned(candidates: Candidates, thin: int) -> Candidates:
-    """Those of every thin-th layer, the last layer among them."""
+    """Candidates of every thin-th layer, counted from the last."""
     first = (len(candidates.layers) - 1) % thin
     return replace(
         candidates,
@@ -119,7 +118,7 @@ def _thinned(candidates: Candidates, thin: int) -> Candidates:
 
 
 def _last(candidates: Candidates) -> Candidates:
-    """Those at the last token only."""
+    """Candidates at the last token only."""
     return replace(
         candidates,
         vectors=candidates.vectors[-1:],
@@ -144,12 +143,12 @@ def _written(found: DirectionSelection) -> Result:
 
 
 def place_of(found: Result, other: Result | None = None) -> list[int] | None:
-    """Position and layer of a selection: the rule's, or else of the largest effect at a cost.
+    """Position and layer of a selection: the rule's choice, or else a fallback.
 
-    Where no candidate passes the rule the study goes on, and says so, with the largest induce -
-    bypass at any layer among those that bypass (score below 0) and induce (above 0) with a KL of
-    at most `COST`; if all of these cost more, with the one of least KL; if none does both, with the
-    largest induce - bypass. A selection that was skipped takes another's place.
+    If no candidate passes the rule, the largest induce - bypass at any layer is taken, among those
+    that bypass (score below 0) and induce (above 0) with a KL of at most `COST`. If all of these
+    cost more, the one with the least KL is taken; if none does both, the largest induce - bypass.
+    The report says so. A skipped selection takes the place of `other`.
 
     Raises:
         InterpError: all candidates are zero.
@@ -160,7 +159,7 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
         return found["best"]
     rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
     if not rows:
-        raise InterpError("a direction", "no candidate is of any length", "give other prompts")
+        raise InterpError("a direction", "every candidate is zero", "give other prompts")
     both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
     cheap = [row for row in both if row["kl"] <= COST]
     if both and not cheap:
@@ -174,9 +173,9 @@ def effects(context: Context, places: Places) -> Result:
     """What ablating and adding each chosen direction does to test rows, against random ones.
 
     Mean refusal score on rows that should be refused, on benign rows that are refused, and on
-    benign rows that are answered, in nats. Random directions have the same length and place; each
-    is the plain mean plus what it changes in a few of the rows. An ablation at every site knows no
-    length and no place, so that all kinds share its random ones.
+    benign rows that are answered, in nats. Random directions have the same length and place; the
+    score of each is the plain mean plus its change on a few of the rows. An ablation at every site
+    depends on neither length nor place, so all kinds share its random directions.
     """
     sides = {
         "should be refused": context.rows("test", should="refuse"),
@@ -208,7 +207,7 @@ def effects(context: Context, places: Places) -> Result:
     for kind, place in places.items():
         direction = context.direction(kind, place)
         same = [result for other, result in seen if torch.equal(other.vector, direction.vector)]
-        if same:  # where all that should be refused is, two kinds are one
+        if same:  # if everything that should be refused is refused, two kinds are one
             found[kind] = same[0]
             continue
         shared = shared or null(ablate_direction, direction)

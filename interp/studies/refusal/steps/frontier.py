@@ -1,4 +1,4 @@
-"""Steering methods on one frontier: over-refusal removed against refusals and sense lost."""
+"""Steering methods compared: over-refusals removed, against proper refusals and fluency lost."""
 
 from __future__ import annotations
 
@@ -34,17 +34,16 @@ QUALITY = 24
 
 LEDGER = 60
 VERSION = 2
-"""Of what is measured of a method: part of its key, raised where that has changed."""
+"""Version of what is measured of a method; part of its step's key."""
 
 
 def choose_dose(context: Context, method: Method) -> Result:
-    """The dose that lets most over-refused select rows go while refusals and sense stay.
+    """The dose that releases most over-refused select rows and keeps proper refusals and fluency.
 
-    By the sign of the refusal score of the next token, without a text; a token that makes no sense
-    is no refusal either, hence the limit on KL. Among doses that retain 95 % of the proper
-    refusals that were there, with a mean KL of at most `SENSE` on answered rows: the one that
-    releases most, the smallest of equals. If there is none, the one that releases most more than
-    it loses, as `fits` says.
+    By the sign of the refusal score of the next token, without generating. A nonsense token is no
+    refusal either, so the KL is limited. Among doses that retain 95 % of the proper refusals, with
+    a mean KL of at most `SENSE` on answered rows, the one that releases most is taken (the smallest
+    of equals). If no dose does (`fits`), the one with the largest released minus lost.
     """
     wrong = context.rows("select", should="answer", refused=True)
     proper = context.rows("select", should="refuse", refused=True)
@@ -86,7 +85,7 @@ def choose_dose(context: Context, method: Method) -> Result:
 
 
 def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[int, np.ndarray]:
-    """The place `choose_dose` takes, and which doses fit; the first is no change at all."""
+    """The index of the dose that `choose_dose` takes, and which fit; the first is no change."""
     fits = ((1 - lost) >= RETAINED * (1 - lost[0])) & (kl <= SENSE)
     fits[0] = False
     value = np.where(fits, released, -np.inf) if fits.any() else released - lost
@@ -95,7 +94,7 @@ def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[i
 
 
 def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -> Result:
-    """Texts of all test rows under a method at a dose, judged; and what it costs elsewhere.
+    """Texts of all test rows under a method at a dose, judged; and its costs on answered rows.
 
     KL: of the next token of answered rows, plain against steered. loss: mean negative
     log-likelihood of the tokens of their own plain replies, steered minus plain; perplexity: of
@@ -120,7 +119,7 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
 
 
 def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Made) -> Judged:
-    """What becomes of some rows under a steering; those it leaves alone keep their plain reply."""
+    """Verdicts on some rows under a steering; rows it does not change keep their plain reply."""
     steering, marks = made
     found = baseline(context, behaviour, rows)
     if not (touched := np.flatnonzero(marks).tolist()):
@@ -130,7 +129,7 @@ def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Mad
 
 
 def _logits(context: Context, rows: Sequence[int], made: Made) -> Tensor:
-    """(n, d_vocab) of the next token of some rows; those left alone are not run again."""
+    """(n, d_vocab) of the next token of some rows; unchanged rows are not run again."""
     steering, marks = made
     found, touched = context.logits(rows).clone(), np.flatnonzero(marks).tolist()
     if touched:
@@ -141,7 +140,7 @@ def _logits(context: Context, rows: Sequence[int], made: Made) -> Tensor:
 def evaluate_heads(
     context: Context, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
 ) -> Result:
-    """`evaluate` of heads at zero in the prompt and in the text; `of` marks random ones."""
+    """`evaluate` with heads zeroed in the prompt and in the text; `of` marks random heads."""
     model, rows = context.model, context.rows("test")
     ablation = make_ablation(model, heads)
     made = generate(
@@ -180,7 +179,7 @@ def _both_sides(
 
 
 def _calm(context: Context) -> list[int]:
-    """Answered test rows, on which a change should change nothing."""
+    """Answered test rows, which no method should change."""
     return context.few(context.rows("test", refused=False), QUALITY)
 
 
@@ -229,7 +228,7 @@ def _written(found: OverRefusal) -> Result:
 
 
 def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
-    """What the published method decided for test rows: in sum, and row by row."""
+    """What the published method decides for test rows: in total, and row by row."""
     ledger = ledger_of(context, gate, dose, context.rows("test"))
     table = ledger.to_dataframe()
     few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]

@@ -1,4 +1,4 @@
-"""How the directions of refusal lie to each other, and what their noise would make of that."""
+"""Angles between the directions of refusal, with what noise alone would give."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from interp.studies.steps import Result, plain
 
 CONE, SPLITS, SHUFFLES, BOOTSTRAP = 8, 5, 40, 1000
 VERSION = 3
-"""Part of the step's key: raised where what it computes has changed."""
+"""Version of the step; part of its key."""
 
 
 def geometry(context: Context, place: Sequence[int]) -> Result:
     """Are the directions one direction? Cosines by layer, with a ceiling and a floor.
 
-    Ceiling: cosines of the same direction from two halves of its rows. Floor: cosines with the
-    refusal direction of over-refusal directions whose labels are shuffled inside each task (of its
-    own shuffled labels where there is no over-refusal). `cosine`: the two at the chosen layer, with
-    a bootstrap over base texts. All at the chosen position, turned towards refusal.
+    Ceiling: cosines of the same direction from two halves of its rows. Floor: cosines of the
+    refusal direction with over-refusal directions whose labels are shuffled inside each task (with
+    refusal directions of shuffled labels if there is no over-refusal). `cosine`: that of the two
+    directions at the chosen layer, with a bootstrap over base texts. All at the chosen position,
+    pointing towards refusal.
     """
     position = place[0]
     there = {kind: x for kind in KINDS if (x := context.candidates(kind)) is not None}
@@ -62,7 +63,7 @@ def geometry(context: Context, place: Sequence[int]) -> Result:
 
 
 def _tasks(context: Context, position: int) -> dict[str, torch.Tensor]:
-    """Refused - answered of each over-refused task: (layers, d_model)."""
+    """Refused minus answered of each over-refused task: (layers, d_model)."""
     found = {}
     for task in context.refused_tasks:
         sides = [context.rows("find", refused=x, tasks=[task]) for x in (True, False)]
@@ -73,9 +74,9 @@ def _tasks(context: Context, position: int) -> dict[str, torch.Tensor]:
 
 
 def _halves(context: Context, kind: DirectionKind, position: int) -> list[list[float]]:
-    """(splits, layers) cosines of the direction from two halves of the rows of each class.
+    """(splits, layers) cosines of a direction from two halves of the rows of each class.
 
-    Rows with equal prompts are in one half.
+    Rows with equal prompts are in the same half.
     """
     classes = context.classes(kind)
     sides = [_states(context, rows, position) for rows in classes]
@@ -120,10 +121,10 @@ def _floor(context: Context, position: int) -> list[list[float]]:
 def cosine_interval(
     context: Context, place: Sequence[int], *, kinds: Sequence[DirectionKind] = SELECTED
 ) -> Estimate:
-    """Of two kinds of direction at a place, by a bootstrap over base texts.
+    """The cosine of two kinds of direction at a place, with a bootstrap over base texts.
 
-    Directions of resampled rows are noisier than those of all rows, and their cosine is lower; the
-    interval is the reversed one, in Fisher's z, which takes that off instead of doubling it.
+    Directions of resampled rows are noisier than those of all rows, so their cosine is lower. The
+    interval is the reversed (basic) one in Fisher's z, which corrects this bias.
     """
     sides = [side for kind in kinds for side in context.classes(kind)]
     states = [context.ends(rows)[:, place[0], place[1]].double().numpy() for rows in sides]

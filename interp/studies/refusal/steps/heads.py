@@ -1,4 +1,4 @@
-"""Which heads make it refuse: carriers, necessary heads, triggers, and what passes between them."""
+"""Which heads cause refusals: carriers, necessary heads, triggers, and the paths between them."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ GROUP = 4
 
 FLIP_DRAWS = 5
 GROUP_DRAWS = 20
-"""Random groups at least: with ten no share as strong is below 0.09."""
+"""The fewest random groups; with ten, no share as strong could be below 0.09."""
 
 VERSION = 2
-"""Of `groups`: part of its key, raised where what it computes has changed."""
+"""Version of `groups`; part of its step's key."""
 
 
 def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None:
-    """Refused prompts, each with an answered one as long that shares most of its tokens.
+    """Refused prompts, each paired with an equally long answered one that shares most tokens.
 
-    Both are of one task. Refused prompts without an answered one of their length are left out;
-    None with fewer than 4 left.
+    Both have the same task. Refused prompts without an answered one of their length are left out;
+    None if fewer than 4 are left.
     """
     proper = side == SIDES[0]
     refused = context.rows(part, should="refuse" if proper else "answer", refused=True)
@@ -77,9 +77,9 @@ def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None
 
 
 def roles(context: Context, side: str, direction: Direction) -> Result:
-    """The metrics side by side on find pairs: who carries, who is needed, who triggers.
+    """Which heads carry a refusal, are needed for it, and trigger it: all measures on find pairs.
 
-    The first two with a null of permuted labels, corrected for the number of heads.
+    The first two measures have a null of permuted labels, corrected for the number of heads.
     """
     model, settings = context.model, context.settings
     task = refusal_pairs(context, side, "find", settings.pairs)
@@ -119,8 +119,8 @@ def roles(context: Context, side: str, direction: Direction) -> Result:
 def groups(context: Context, side: str, found: Result, other: Result) -> Result:
     """The first heads of each measure, judged together on test pairs against random heads.
 
-    Necessity and sufficiency of exchanging them; the heads of the other side's refusals too: is
-    an over-refusal made by the heads of a proper one?
+    Necessity and sufficiency of exchanging them. The triggers of the other side are judged too: do
+    the heads of proper refusals also make over-refusals?
     """
     model, settings = context.model, context.settings
     task = refusal_pairs(context, side, "test", settings.pairs)
@@ -145,11 +145,12 @@ def groups(context: Context, side: str, found: Result, other: Result) -> Result:
 
 
 def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
-    """What passes from triggers to carriers, on test pairs.
+    """Paths from triggers to carriers, on test pairs.
 
     Exact path patching of every head into the queries, keys and values of the first carriers; the
-    cascade: what carriers write once the triggers are switched off, against random heads; and the
-    greedy group of heads whose loss moves the states most (generalised Ships, Sahara).
+    cascade: how what carriers write changes once the first trigger is switched off, against random
+    heads; and the greedy group of heads whose ablation moves the states most (generalised Ships,
+    Sahara).
     """
     model, settings = context.model, context.settings
     task = refusal_pairs(context, side, "test", settings.pairs)
@@ -208,9 +209,9 @@ def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
 
 
 def flips(context: Context, found: dict[str, Result]) -> Result:
-    """How often texts flip when the triggers are switched off, in prompt and text; test rows.
+    """How often texts of test rows flip when the triggers are zeroed in prompt and text.
 
-    On refused rows (does it answer?) and on answered ones (does it break?).
+    On refused rows (does the model answer?) and on answered ones (does its reply break?).
     """
     result: Result = {}
     for side, one in found.items():

@@ -1,4 +1,4 @@
-"""Steering methods in one interface: a dose and some rows in, a steering and its marks out."""
+"""Steering methods with one interface: (dose, rows) -> a steering, and the rows it changes."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from interp.studies.refusal.steps.directions import SELECTED
 from interp.studies.steps import Result
 
 Made = tuple[Steering, np.ndarray]
-"""A steering, and (rows,) which of its rows it changes at all."""
+"""A steering, and (rows,) which of its rows it changes."""
 
 DOSES = (0.5, 1.0, 2.0, 4.0)
 STEPS = (0.125, 0.25, 0.5, 1.0)
 CONSTELLATIONS = "task constellations"
 EVERY_TASK = f"{CONSTELLATIONS}, every task"
-"""The same with the tasks of proper refusals open to steering, where the first bars them."""
+"""The method with the tasks of proper refusals steered too; the published one bars them."""
 SHUFFLES = 5
-"""Banks of permuted labels: what one steers depends on the permutation."""
+"""Banks of permuted labels; several, because the result depends on the permutation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A way of steering towards answers.
 
-    of: the method whose chosen dose it is given, "" for its own; `null` methods are random versions
-    of that one. doses: those it is tried at on select rows; of a variant, () where one is enough.
+    of: the method whose chosen dose it uses, "" for its own; `null` methods are random versions of
+    that one. doses: those tried on select rows; () for a variant that uses the other's dose only.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Method:
 
 
 def methods(context: Context, places: Places, gate: Result) -> list[Method]:
-    """All that there are rows enough for.
+    """All methods for which there are enough rows.
 
     `places` gives the chosen position and layer of each kind of direction; `gate` is that of
-    `constellating.options_of`.
+    `constellations.options_of`.
     """
     found = []
     directions: dict[DirectionKind, Direction] = {}
     for kind, place in places.items():
         direction = context.direction(kind, place)
-        # Where all that should be refused is, two kinds are one.
+        # If everything that should be refused is refused, two kinds are one.
         if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
             directions[kind] = direction
     for kind, direction in directions.items():
@@ -129,17 +129,17 @@ def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Met
 
 
 def _states(context: Context, rows: Sequence[int], layer: int) -> torch.Tensor:
-    """(rows, d_model) the residual stream behind a layer at the last token, as it is."""
+    """(rows, d_model) the unnormalised residual stream after a layer, at the last token."""
     seen = context.trajectories
     raw = seen.states[list(rows), layer] * seen.unit[list(rows), layer]
     return torch.from_numpy(raw)
 
 
 def _cast(context: Context, direction: Direction) -> Method | None:
-    """CAST: the addition, only where a prompt is not like those that should be refused.
+    """CAST: the addition, only for prompts unlike those that should be refused.
 
     Condition vector: over-refused minus properly refused find rows. Layer, side and threshold are
-    those that tell the two best on select rows.
+    those that separate the two best on select rows.
     """
     sides = [
         {part: context.rows(part, should=should, refused=True) for part in ("find", "select")}
@@ -180,7 +180,7 @@ def _cast(context: Context, direction: Direction) -> Method | None:
 
 
 def _null_space(context: Context, direction: Direction) -> Method | None:
-    """AlphaSteer-like: the addition, from which states of proper refusals are shielded."""
+    """AlphaSteer-like: the addition, projected so that states of proper refusals do not change."""
     sides = [
         context.rows("find", should="refuse", refused=True),
         context.rows("find", should="answer", refused=True),
@@ -207,11 +207,11 @@ def _null_space(context: Context, direction: Direction) -> Method | None:
 
 
 def _constellations(context: Context, gate: Result) -> list[Method]:
-    """SafeConstellations as published, without its bar on tasks, as in its notebooks, two nulls.
+    """SafeConstellations: as published, without its bar on tasks, as in its notebooks, two nulls.
 
-    Its tasks are the benign ones. Where proper refusals are of a task of their own, that bar alone
-    keeps them, whatever the steering would do: "every task" lifts it. The notebooks' options read
-    the normalised residual stream, as all do here; theirs read a block's normalised input.
+    Only benign tasks are steered. If proper refusals have a task of their own, this bar alone keeps
+    them, whatever the steering would do; "every task" lifts it. All methods here read the
+    normalised residual stream; the notebooks read a block's normalised input.
     """
     model, bank = context.model, context.bank
 

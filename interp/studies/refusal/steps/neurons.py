@@ -1,4 +1,4 @@
-"""The verification study's way to neurons, on refusal: GLU vectors along a probe."""
+"""GLU neurons along a refusal direction, found as in the verification study."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def neurons(context: Context) -> Result:
     """GLU neurons that write along refused - answered, zeroed at the last token of the prompt.
 
     Directions: the mean difference and a logistic probe of resid_post at every layer, from find
-    rows. Sets of k neurons a layer are tried on select rows and the best is judged on test rows:
-    drop of the refusal score in nats, and share of refused prompts whose score falls below 0,
-    against random neurons of the same layers. Skipped, with the reason, where the MLP has no gate
-    or a neuron's output passes a norm before it is added.
+    rows. Sets of k neurons a layer are tried on select rows, and the best set is judged on test
+    rows: drop of the refusal score in nats, and share of refused prompts whose score falls below 0,
+    against random neurons of the same layers. Skipped, with the reason, if the MLP has no gate or a
+    norm follows it.
     """
     model = context.model
     try:
@@ -99,7 +99,7 @@ def _labels(ranked: Sequence[RankedNeuron]) -> list[str]:
 
 
 def _drop(context: Context, rows: Sequence[int], sets: Sequence[Sequence[str]]) -> list[Result]:
-    """Of each set zeroed at the last token: the score's fall, and how many scores change sign."""
+    """With each set zeroed at the last token: the score's drop, and how many scores change sign."""
     prompts = [context.prompts.rows[i] for i in rows]
     ablations: list[Change] = [make_ablation(context.model, labels) for labels in sets]
     seen = ablate(context.model, prompts, ablations, tokens=context.tokens, where=1)
@@ -123,7 +123,7 @@ def _described(
     refused: Sequence[int],
     answered: Sequence[int],
 ) -> list[Result]:
-    """The first neurons: what they write in words, and when they are active."""
+    """The first neurons: which tokens they write, and when they are active."""
     sides = [context.few(side, 40) for side in (refused, answered)]
     rows = [*sides[0], *sides[1]]
     prompts = [context.prompts.rows[i] for i in rows]

@@ -1,4 +1,4 @@
-"""Where refused and answered prompts part, layer by layer, in the full dimension."""
+"""Where refused and answered prompts separate, layer by layer, in the full dimension."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from interp.studies.steps import Result
 
 FOLDS, SHUFFLES = 4, 5
 MOST = 400
-"""Rows behind a silhouette; it compares all pairs."""
+"""The most rows of a silhouette, which compares all pairs."""
 
 
 def class_separation(context: Context) -> Result:
     """Silhouettes and probes at the last token of the prompt, of every layer's residual stream.
 
     Silhouettes (and distances of rows to their centroid over distances of centroids) of tasks, and
-    of refused against answered rows within a task, in all dimensions. Probes (logistic, every row
-    judged by one that has not seen its base text) for refused against answered; among refused rows
-    for those that should not have been, which are of other tasks too; and for the topic: the first
-    probe, which has seen refusals only, asked for the kind of rows that are all answered. Where it
-    tells these apart, it reads what a text is about and not what becomes of it.
+    of refused against answered rows within a task, in all dimensions. Logistic probes, every row
+    judged by one that has not seen its base text: for refused against answered; among refused rows
+    for over-refused against properly refused, which differ in task too; and for the topic: the
+    first probe, asked for the kind of rows that are all answered. If it separates these, it reads
+    what a text is about rather than whether it will be refused.
     """
     rows = context.few([*context.rows(refused=True), *context.rows(refused=False)], MOST)
     sets = {"tasks": (rows, [context.cases[i].task for i in rows])}
@@ -92,7 +92,7 @@ def _topic(
 ) -> Result | None:
     """The probes' AUC for what should be refused, on rows of tasks that are answered.
 
-    Each row by the probe that has not seen its base text.
+    Each row is judged by the probe that has not seen its base text.
     """
     kinds = {context.cases[i].kind for i in context.rows(should="refuse")}
     calm = {case.task for case in context.cases} - {context.cases[i].task for i in first}

@@ -1,4 +1,4 @@
-"""What heads do, read off where they attend."""
+"""Labels of heads by where they attend."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RULES = {
 class Looks:
     """Attention of every head for one relation: (layer, head) arrays.
 
-    excess: attention minus that to as many other positions at like distances; nan unknown.
+    excess: attention minus that to as many other positions at like distances; nan if unknown.
     excess_low: the lower end of its 95 % interval.
     """
 

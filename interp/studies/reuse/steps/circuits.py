@@ -1,4 +1,4 @@
-"""A task's circuit, stage by stage: who writes to the logits, who tells those where to look."""
+"""A task's circuit, stage by stage: heads that write to the logits, and heads that direct these."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ STAGES = {
 
 
 def circuit(context: Context, entry: Entry) -> Result:
-    """Path patching backwards from the logits, the strongest heads of a stage being the receivers.
+    """Path patching backwards from the logits; the strongest heads of a stage are receivers next.
 
     1. movers: every head into the logits.
     2. inhibition: every head into the queries of the movers that support the answer.
     3. repetition: every head into the keys and values of the heads of stage 2 that support it.
 
-    A stage lists the k heads of largest |mean effect|, k a share of all heads, and those of them
-    that support the answer are the next stage's receivers: one without any effect passes none on.
-    Of the listed heads only those distinguishable from zero are compared between tasks
-    (`clear_heads`). `effects` are the metric each head takes away on each prompt (direction
-    "noise"), `values` their means as fractions of the clean-corrupted gap.
+    A stage lists the k heads of largest |mean effect|, k a share of all heads. Those that support
+    the answer are the next stage's receivers; heads without any effect are not. Only listed heads
+    whose effect is distinguishable from zero are compared between tasks (`clear_heads`). `effects`
+    are what patching each head takes from the metric on each prompt (direction "noise"), `values`
+    their means as fractions of the clean-corrupted gap.
 
     Departs from the released code (jmerullo/circuit_reuse) in that effects are ratios of means
-    over all prompts, recorded receivers are copies, and in stage 3 keys are receivers beside
+    over all prompts, recorded receivers are copies, and in stage 3 keys are receivers as well as
     values, at every token the two prompts can differ at. Source: arXiv 2310.08744, section 3.
     """
     model, task = context.model_of(entry), context.task(entry)
@@ -78,7 +78,7 @@ def step_of(entry: Entry) -> str:
 
 
 def circuits_of(results: dict[str, Result]) -> dict[str, Result]:
-    """The circuits a study found, by entry, in the suite's order."""
+    """The circuits a study found, by entry, in the order of `ENTRIES`."""
     found = {entry.name: results.get(step_of(entry)) for entry in ENTRIES}
     return {name: each for name, each in found.items() if each and "skipped" not in each}
 
@@ -95,12 +95,12 @@ def value_of(found: Result, stage: str) -> dict[str, float]:
 
 
 def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
-    """A stage's heads, the largest value first; with a sign, those of that sign alone."""
+    """A stage's heads, the largest value first; with a sign, only those of that sign."""
     return [h for h, value in value_of(found, stage).items() if not sign or value * sign > 0]
 
 
 def clear_heads(found: Result, stage: str, sign: int = 0) -> list[str]:
-    """Those of `heads_of` whose mean effect is distinguishable from zero."""
+    """The heads of `heads_of` whose mean effect is distinguishable from zero."""
     seen = clear(np.array(found["stages"][stage]["effects"]))
     return [h for h in heads_of(found, stage, sign) if seen[_number(h, found["n_heads"])]]
 
@@ -112,7 +112,7 @@ def error_of(found: Result, stage: str) -> dict[str, float]:
 
 
 def label(head: int, n_heads: int) -> str:
-    """A head's label out of its number."""
+    """A head's label from its number."""
     return str(Component(head // n_heads, "z", head % n_heads))
 
 
@@ -122,7 +122,7 @@ def _number(head: str, n_heads: int) -> int:
 
 
 def pace(context: Context, entry: Entry) -> Result:
-    """Seconds a prompt takes in stages 1 and 2 together, and in stage 3; nothing is kept."""
+    """Seconds a prompt takes in stages 1 and 2 together, and in stage 3; no scores are kept."""
     model = context.model_of(entry)
     task = context.task(entry).first(2)
     middle = model.n_layers // 2
@@ -133,7 +133,7 @@ def pace(context: Context, entry: Entry) -> Result:
         ([f"L{middle}KV0.k", f"L{middle}KV0.v"], "all"),
     ):
         begin = monotonic()
-        with suppress(InterpError):  # two prompts may show no gap; the time was spent all the same
+        with suppress(InterpError):  # two prompts may show no gap; the time counts anyway
             path_patching(model, task, receivers=receivers, positions=positions, cache=False)
         took.append((monotonic() - begin) / len(task))
     return {"last": took[0] + took[1], "all": took[2]}
@@ -142,7 +142,7 @@ def pace(context: Context, entry: Entry) -> Result:
 def _patched(
     model: LanguageModel, task: Task, receivers: Sequence[str], positions: str
 ) -> Scores | None:
-    """Path patching from the layers below the receivers; None where there is no such head."""
+    """Path patching from the layers below the receivers; None if there is no such head."""
     parts = [Component.parse(name) for name in receivers if name != "logits"]
     layers = range(max((part.layer for part in parts), default=0)) if parts else None
     if not receivers or (layers is not None and not len(layers)):
@@ -151,7 +151,7 @@ def _patched(
 
 
 def _readers(model: LanguageModel, heads: Sequence[str], kind: str) -> list[str]:
-    """The queries of heads, or the keys and values they read (with grouped queries, shared)."""
+    """The queries of heads, or the keys and values they read (shared with grouped queries)."""
     parts = [Component.parse(head) for head in heads]
     if kind == "q":
         return [str(Component(part.layer, "q", part.index)) for part in parts]

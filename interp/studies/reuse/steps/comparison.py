@@ -28,7 +28,7 @@ from interp.studies.reuse.tasks import Entry
 from interp.studies.steps import Result, plain
 
 DONE = 0.75
-"""From this share of right answers on a model is said to do a task."""
+"""The share of right answers from which a model does a task."""
 
 
 def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
@@ -36,7 +36,7 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
 
     right: share of prompts on which the most likely of answers and wrong answers is an answer;
     top: of all tokens. A model does a task if `right` is at least 0.75 and its interval lies above
-    as_strong, and tends to it if the interval lies above chance.
+    chance, and tends to it if only the interval lies above chance.
     """
     found: Result = {}
     for entry in entries:
@@ -59,12 +59,12 @@ def behaviour(context: Context, entries: Iterable[Entry]) -> Result:
 
 
 RULE = "interval off zero, matched size, half-sample intervals, equal prompts in one half, ranks"
-"""What `compared` does, as part of its step's key: other rules of it are other results."""
+"""What `compared` does, in words; part of its step's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """A task's circuit, and the same on halves of its prompts.
+    """A task's circuit on all its prompts, and on halves of them.
 
     halves: for every draw the circuits of a half and of the other half. ranks: (draws, heads)
     ranks of the first stage's mean effects on the first of these halves.
@@ -79,9 +79,9 @@ class Side:
 def side_of(
     effects: Effects, k: int, draws: int, seed: int, groups: Sequence[int] | None = None
 ) -> Side:
-    """A task's circuit on all prompts and on random halves of them, the same in every task.
+    """A task's circuit on all prompts and on random halves, which are the same in every task.
 
-    Prompts of one group are in one half.
+    Prompts of one group are in the same half.
     """
     from scipy.stats import rankdata
 
@@ -100,14 +100,13 @@ def compared(
 ) -> Result:
     """The overlap of pairs of circuits, with intervals, chance levels and ceilings.
 
-    A circuit is the k strongest heads of every stage that are distinguishable from zero, so that
-    circuits differ in size; a task that has none is left out and named in `empty`. For each
-    measure of `interp.studies.reuse.steps.overlap.overlap`: its value, the interval `around` it
-    from halves of the prompts (the same ones in both tasks, which may share prompts; those equal in
-    any task are in one half), the null of
-    random heads with the layers of the second circuit, and the ceiling: half a task's prompts
-    against the other half, the lower of the two tasks. spearman: rank correlation of all heads'
-    effects in the first stage, with its interval.
+    A circuit is the k strongest heads of every stage that are distinguishable from zero, so
+    circuits differ in size; a task without such heads is left out and named in `empty`. For each
+    measure of `interp.studies.reuse.steps.overlap.overlap`: its value; the interval `around` it
+    from halves of the prompts (the same halves in both tasks; prompts that are equal in any task
+    are in the same half); the null of random heads with the layers of the second circuit; and the
+    ceiling: half a task's prompts against the other half, the lower of the two tasks. spearman:
+    rank correlation of all heads' effects in the first stage, with its interval.
     """
     settings = context.settings
     tasks = [context.task(entry) for entry in context.entries if entry.name in circuits]
@@ -159,7 +158,7 @@ def compared(
 
 
 def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: int) -> Result:
-    """Which heads two circuits share, and how large they are, as found and cut to one size."""
+    """Which heads two circuits share, and their sizes, as found and cut to one size."""
     ours, theirs = matched(left, right)
     common = sorted(pooled(left) & pooled(right))
     return {
@@ -177,8 +176,8 @@ def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: i
 def correlation(left: Side, right: Side) -> Result:
     """Spearman's rank correlation of all heads' mean effects, with the interval `around` it.
 
-    Effects that are all the same have no order: the correlation is then nan, and could be anything
-    from -1 to 1; halves without an order count as 0.
+    If all effects are equal they have no order: the correlation is nan and its interval -1 to 1.
+    Halves without an order count as 0.
     """
     from scipy.stats import rankdata
 

@@ -1,4 +1,4 @@
-"""Heads made to attend where they are told at the last token."""
+"""Heads forced to attend to given positions at the last token."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Written = Mapping[Address, Tensor]
 def written(
     model: LanguageModel, prompts: Sequence[Sequence[int]], patterns: Mapping[str, Pattern]
 ) -> dict[str, Written]:
-    """What every head would write if its last token attended as each pattern says.
+    """What every head would write if its last token attended by each pattern.
 
         z[h] = sum over positions j of pattern[j] * v[j, key/value head of h]
 
-    With weight on earlier tokens only, setting z to this is the imposed pattern exactly, whatever
-    else is changed at the last token: earlier tokens do not see it.
+    If the weight is on earlier tokens only, setting z to this imposes the pattern exactly, whatever
+    else is changed at the last token, because earlier tokens do not see the last one.
     """
     group = model.n_heads // model.n_kv_heads
     shape = (len(prompts), 1, model.n_heads, model.d_head)
@@ -61,7 +61,7 @@ def evenly(places: Sequence[Sequence[int]]) -> Pattern:
 
 
 def blend(one: Written, other: Written, share: float) -> Written:
-    """What heads write whose attention is `share` of one pattern and the rest of another."""
+    """What heads write if `share` of their attention follows one pattern and the rest another."""
     return {at: share * one[at] + (1 - share) * other[at] for at in one}
 
 
@@ -79,9 +79,9 @@ def impose(model: LanguageModel, wanted: Sequence[tuple[str, Written]], name: st
 def matched_heads(
     model: LanguageModel, heads: Sequence[str], rng: np.random.Generator
 ) -> dict[str, str]:
-    """For every head another one of its layer, none twice and none of the heads themselves.
+    """For every head another one of its layer; none twice, and none of the heads themselves.
 
-    In a layer with too few others, any of its heads, which can only make a null stronger.
+    If a layer has too few others, any of its heads are drawn, which makes the test conservative.
     """
     parts = {head: Component.parse(head) for head in heads}
     drawn: dict[str, str] = {}

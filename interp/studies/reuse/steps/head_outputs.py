@@ -1,4 +1,4 @@
-"""What the heads that write to the logits read at the last token, and which logit they move."""
+"""What the heads that write to the logits read at the last token, and which logits they change."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def writes(context: Context, entry: Entry, circuit: Result) -> Result:
 
         token(x) = (W_U[x] - mean W_U) . N(z_h W_O),   x the answer or the wrong answers' mean
 
-    N the final norm at the run's own scale, so that it is the logit the head itself adds to x,
-    against the mean of the vocabulary: positive raises it. self: attention to the last token
-    itself, first: to the first one, 0 to 1.
+    N is the final norm at the run's own scale, so this is the logit that the head itself adds to x,
+    relative to the mean of the vocabulary; positive raises it. self: attention to the last token
+    itself; first: to the first token; 0 to 1.
 
-    A label (`interp.studies.reuse.steps.attention_labels`) says where a head looks, this what it
-    does there: a head can support the answer by lowering the wrong one. Heads behind which a norm
-    follows attention are left out, for what they write is no summand of the stream.
+    A label (`interp.studies.reuse.steps.attention_labels`) says where a head looks; this says what
+    it writes: a head can support the answer by lowering the wrong one. Heads followed by a norm of
+    the attention output are left out, because their output is no summand of the stream.
     """
     model, task = context.model_of(entry), context.task(entry)
     encoded = task.encode(model)
@@ -75,10 +75,11 @@ def _logit(share: Tensor, unembed: Tensor, tokens: Tensor) -> Tensor:
 
 
 def in_words(found: Result, looks: Mapping[str, float], at: float) -> str:
-    """What a head does, out of `writes` and its attention by relation, in a few words.
+    """What a head does, in a few words, from `writes` and its attention by relation.
 
-    It looks at whatever of answer, wrong answers, cue, last token and first token has most of its
-    attention, if that is at least `at`; it moves the answer or the wrong answers, whichever more.
+    It looks at the one of answer, wrong answers, cue, last token and first token that gets most of
+    its attention, if that is at least `at`. It raises or lowers the answer or the wrong answers,
+    whichever it changes more.
     """
     names = {"answer": "the answer", "wrong": "the wrong answer", "cue": "the cue"}
     seen = {names[name]: value for name, value in looks.items() if name in names}

@@ -26,8 +26,8 @@ def strongest(values: np.ndarray, k: int) -> Heads:
 def clear(effects: np.ndarray) -> np.ndarray:
     """(heads,) whether the mean of (prompts, heads) effects is distinguishable from zero.
 
-    Zero is outside the 95 % interval of `ratio_of_means`, head by head: of heads without any effect
-    one in twenty passes, of few prompts too.
+    Zero is outside the 95 % interval of `ratio_of_means`, head by head: one in twenty heads without
+    any effect passes, also with few prompts.
 
     Raises:
         InterpError: fewer than two prompts.
@@ -58,8 +58,8 @@ def overlap(left: Stages, right: Stages) -> dict[str, float]:
         matched = pooled, of the circuits cut to one size in every stage (`matched`)
 
     All are 1 for the same circuit and 0 for circuits with nothing in common. `matched` is the
-    published share, heads in common out of heads in a circuit; it is 0 where no stage has heads
-    in both circuits.
+    published share, heads in common out of heads in a circuit; it is 0 if no stage has heads in
+    both circuits.
 
     Raises:
         InterpError: other stages, or an empty circuit.
@@ -82,7 +82,7 @@ def overlap(left: Stages, right: Stages) -> dict[str, float]:
 
 
 def share(left: Stages, right: Stages) -> float:
-    """Heads of both, out of the heads of one; 0 if neither has any."""
+    """Heads in common out of heads in a circuit; 0 if neither has any."""
     ours, theirs = pooled(left), pooled(right)
     size = (len(ours) + len(theirs)) / 2
     return len(ours & theirs) / size if size else 0.0
@@ -91,8 +91,8 @@ def share(left: Stages, right: Stages) -> float:
 def random_circuit(stages: Stages, n_heads: int, rng: np.random.Generator) -> dict[str, Heads]:
     """Random heads, in every stage as many of each layer as the circuit has there.
 
-    The circuit's own heads take part: a permutation within layers, so that chance is neither
-    raised nor lowered.
+    The circuit's own heads can be drawn too (a permutation within layers), so that chance is
+    neither raised nor lowered.
     """
     drawn = {}
     for name, heads in stages.items():
@@ -106,9 +106,9 @@ def random_circuit(stages: Stages, n_heads: int, rng: np.random.Generator) -> di
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """A task's effects: for each stage (prompts, heads), the metric each head takes away.
+    """A task's effects: for each stage (prompts, heads), how much each head lowers the metric.
 
-    Not divided by the clean-corrupted gap, which changes no rank within a stage.
+    Not divided by the clean-corrupted gap, which would not change a rank within a stage.
     """
 
     stages: Mapping[str, np.ndarray]
@@ -119,9 +119,9 @@ class Effects:
         return len(next(iter(self.stages.values())))
 
     def circuit(self, k: int, rows: Sequence[int] | np.ndarray | None = None) -> dict[str, Heads]:
-        """Of the k strongest heads of every stage those that are `clear`, on all prompts or `rows`.
+        """The k strongest heads of every stage, if they are `clear`, on all prompts or on `rows`.
 
-        A head that is not clear leaves its place empty: no weaker one takes it.
+        A head that is not clear is not replaced by a weaker one.
         """
         found = {}
         for name, every in self.stages.items():
@@ -134,9 +134,9 @@ class Effects:
 def half_samples(
     n: int, draws: int, seed: int, groups: Sequence[int] | None = None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Random halves of n prompts, and the other halves. The same for every task of n prompts.
+    """Random halves of n prompts, and the other halves; the same for every task of n prompts.
 
-    Prompts of one group, such as equal ones, are in one half; halves then differ in size.
+    Prompts of one group, such as equal prompts, are in the same half; halves may differ in size.
 
     Raises:
         InterpError: fewer than four groups.
@@ -162,20 +162,21 @@ def around(value: float, drawn: Sequence[float], *, least: float = 0.0) -> tuple
 
         value -+ q,    q the 95 % quantile of |half-sample value - value|
 
-    Symmetric subsampling (Politis and Romano 1994) with half of the prompts drawn without
-    replacement, so that no factor is needed: the spread of a half about the whole is that of the
-    whole about the truth, and so is its bias where that falls as 1/n. It always contains the
-    estimate; cut to what the measure can be, `least` to 1. Percentiles of resampled prompts need
-    not contain it, for resampling adds noise, which moves overlaps and correlations down.
+    Symmetric subsampling (Politis and Romano 1994). Half of the prompts are drawn without
+    replacement, so no factor is needed: the spread of a half about the whole equals that of the
+    whole about the truth, and so does its bias if that falls as 1/n. The interval always contains
+    the estimate and is cut to the range of the measure, `least` to 1. Percentiles of resampled
+    prompts need not contain it, because resampling adds noise, which lowers overlaps and
+    correlations.
     """
     reach = float(np.quantile(np.abs(np.asarray(drawn) - value), 0.95))
     return max(least, value - reach), min(1.0, value + reach)
 
 
 def subsampled(left: Sequence[Stages], right: Sequence[Stages]) -> dict[str, list[float]]:
-    """Each measure between the circuits that two tasks have on the same halves of their prompts.
+    """Each measure between the circuits of two tasks on the same halves of their prompts.
 
-    Draws in which a circuit has no head at all share nothing.
+    A draw in which a circuit has no head counts as no overlap.
     """
     found: dict[str, list[float]] = {name: [] for name in MEASURES}
     for one, other in zip(left, right, strict=True):
@@ -186,7 +187,7 @@ def subsampled(left: Sequence[Stages], right: Sequence[Stages]) -> dict[str, lis
 def chance(
     left: Stages, right: Stages, n_heads: int, draws: int, seed: int
 ) -> dict[str, list[float]]:
-    """Each measure between the first circuit and random ones like the second, layers matched."""
+    """Each measure between the first circuit and random ones with the layers of the second."""
     rng = np.random.default_rng(seed)
     ours, theirs = matched(left, right)
     found: dict[str, list[float]] = {name: [] for name in MEASURES}

@@ -1,4 +1,4 @@
-"""IOI's heads made to do on Colored Objects what they do on IOI: does that repair the task?"""
+"""Does forcing IOI's heads to attend on Colored Objects as they do in IOI repair the task?"""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ WATCHED = 48
 """Prompts on which the movers' attention is read."""
 
 Plan = Mapping[str, tuple[str, str]]
-"""Head -> (the colours it shall attend to, the role it attends to in IOI)."""
+"""Head -> (the colours it is made to attend to, the role it attends to in IOI)."""
 
 
 def chosen_heads(ioi: Result) -> dict[str, list[str]]:
     """As many heads as published, chosen on IOI alone.
 
-    The three strongest of the inhibition stage, the most negative mover, the three strongest
-    movers; fewer where a stage has fewer of that sign.
+    The three strongest of the inhibition stage, the most negative mover, and the three strongest
+    movers; fewer if a stage has fewer of that sign.
     """
     inhibition = heads_of(ioi, "inhibition", 1)[:3]
     negative = [head for head in heads_of(ioi, "movers", -1) if head not in inhibition][-1:]
@@ -48,7 +48,7 @@ def chosen_heads(ioi: Result) -> dict[str, list[str]]:
 
 
 def plans_of(chosen: Mapping[str, Sequence[str]]) -> dict[str, Plan]:
-    """What each intervention tells which heads."""
+    """Where each intervention makes which heads attend."""
     away = {head: ("wrong", "cue") for head in chosen["inhibition"]}
     negative = {head: ("wrong", "answer") for head in chosen["negative mover"]}
     toward = {head: ("right", "answer") for head in chosen["movers"]}
@@ -65,15 +65,16 @@ def plans_of(chosen: Mapping[str, Sequence[str]]) -> dict[str, Plan]:
 def repair(context: Context, ioi: Result, labels: Result) -> Result:
     """The intervention of arXiv 2310.08744 (section 5) on the untuned model, with controls.
 
-    On Colored Objects inhibition heads and the negative mover are made to attend, at the last
+    On Colored Objects, inhibition heads and the negative mover are made to attend, at the last
     token, to the two wrong colours, and movers to the right one: with all their attention
-    ("full"), or with as much as they give that role in IOI, the rest on the first token, where
-    heads rest ("as in IOI"). Random heads of the same layers get the same patterns: what is told
-    from outside, which colour is right, is the same.
+    ("full"), or with as much as they give that role in IOI and the rest on the first token, where
+    idle heads attend ("as in IOI"). Random heads of the same layers get the same patterns, so they
+    are given the same information about which colour is right.
 
     right: share of prompts on which the right colour is the most likely of the table's three.
     top: of all tokens. fixed, broken: prompts that become right, or wrong; p_paired: McNemar's
-    exact test of the two. null: the random sets' shares; share: of these as high.
+    exact test of the two. null: the random sets' shares of right answers; share: the share of
+    random sets that do as well.
     """
     model, task = context.model, context.task(OBJECTS, test=True)
     encoded = task.encode(model)
@@ -134,7 +135,7 @@ def _kinds(
 
 
 def _paired(seen: Choices, rows: slice) -> Result:
-    """A set's accuracy beside its random sets', and prompt by prompt beside the plain run."""
+    """A set's accuracy against its random sets, and prompt by prompt against the plain run."""
     found: Result = {}
     for kind, shares in (("right", seen.right), ("top", seen.top)):
         before, after = shares[0], shares[rows][0]
@@ -154,10 +155,9 @@ def _paired(seen: Choices, rows: slice) -> Result:
 def over_all(sets: Mapping[str, Result]) -> dict[str, float]:
     """Every row's share as strong, corrected for the rows tried: max-T of Westfall and Young 1993.
 
-    Random set i of every row is one draw. Each row's shares, its own and the random ones, are put
-    on one scale (less their mean, over their deviation); the result is the share of draws, the
-    chosen heads among them, whose largest row is as far up as this one. No less than
-    1 / (1 + draws).
+    Random set i of every row is one draw. Each row's shares, its own and the random ones, are
+    standardised (minus their mean, over their deviation). The result is the share of draws,
+    counting the chosen heads, whose largest row is at least this one; at least 1 / (1 + draws).
     """
     shares = np.array([[x["right"]["mean"], *x["right"]["null"]] for x in sets.values()])
     spread = shares.std(1, keepdims=True)

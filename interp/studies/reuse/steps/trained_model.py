@@ -1,4 +1,4 @@
-"""The model trained on Colored Objects beside its base: heads reused, heads changed."""
+"""The model trained on Colored Objects compared with its base: heads reused, heads changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTING = ("movers", "inhibition")
 
 
 def head_sets(circuits: Mapping[str, Result], stages: Sequence[str] = ACTING) -> dict[str, list]:
-    """The heads listed for each circuit, clear of zero or not, by name; empty ones left out."""
+    """The heads listed for each circuit, distinguishable from zero or not; empty ones left out."""
     found = {
         name: list(dict.fromkeys(h for stage in stages for h in heads_of(circuit, stage)))
         for name, circuit in circuits.items()
@@ -32,7 +32,7 @@ def head_sets(circuits: Mapping[str, Result], stages: Sequence[str] = ACTING) ->
 
 
 def weights(context: Context, circuits: Mapping[str, Result], most: int = 10) -> Result:
-    """How far training moved the weights of each circuit's heads, against its layers' others.
+    """How much training changed the weights of each circuit's heads, against others of the layers.
 
     The relative change |after - before| / |before| of W_Q, W_K, W_V, W_O; nulls are permutations
     within layers.
@@ -59,8 +59,9 @@ def weights(context: Context, circuits: Mapping[str, Result], most: int = 10) ->
 def effects(before: Result, after: Result, most: int = 10) -> Result:
     """How each head's effects in a stage differ between two models on one task's prompts.
 
-    In the metric's unit, not fractions of the gap, which training changes: mean over prompts of
-    (after - before), paired, with its standard error. In later stages the receivers differ too.
+    Mean over prompts of (after - before), paired, with its standard error, in the metric's unit
+    (training changes the gap, so fractions of it would mislead). In later stages the receivers
+    differ too.
     """
     found: Result = {"n": after["n"], "stages": {}}
     for stage in STAGES:
@@ -84,10 +85,10 @@ def effects(before: Result, after: Result, most: int = 10) -> Result:
 def knocked_out(
     context: Context, entries: Sequence[Entry], sets: Mapping[str, Sequence[str]]
 ) -> Result:
-    """Accuracy on tasks with sets of heads at their mean at the last token, beside random sets.
+    """Accuracy on tasks with sets of heads mean-ablated at the last token, against random sets.
 
     The mean is over the task's own prompts. right: the most likely of answers and wrong answers
-    is an answer. share: of random sets of the same layers that lower it as much.
+    is an answer. share: the share of random sets of the same layers that lower it as much.
     """
     found: Result = {}
     for entry in entries:
@@ -129,11 +130,11 @@ def reused(context: Context, circuits: Mapping[str, Result]) -> Result:
 
 
 def grouped(context: Context, left: Entry, right: Entry, circuits: Mapping[str, Result]) -> Result:
-    """Heads of two tasks as forget, retain and shared, and what each group's loss costs each task.
+    """Heads of two tasks as forget, retain and shared, and what ablating each group costs.
 
     Forget: in the first task's circuit alone; retain: in the second's alone; shared: in both
-    (stages that act at the last token). A clean grouping shows in the accuracies: without the
-    forget heads the first task suffers and the second does not.
+    (stages that act at the last token). If the grouping is clean, ablating the forget heads harms
+    the first task and not the second.
     """
     ours, theirs = (head_sets(circuits)[entry.name] for entry in (left, right))
     groups = {

@@ -1,4 +1,4 @@
-"""The trained model against the one it was trained from."""
+"""The trained model compared with the model it was trained from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interp.studies.verification.steps.behaviour import behaviour, countdown_tex
 from interp.tasks.countdown import Problem
 
 VERSION = 2
-"""Of what `against_base` finds, as part of its step's key."""
+"""Version of what `against_base` measures; part of its step's key."""
 
 SITES = ("resid_post", "attn_out", "mlp_out")
 """Where the two models' activations are compared."""
@@ -34,14 +34,14 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
     """Behaviour, knowledge and weights of both models.
 
     behaviour: the base model's own texts on 40 problems, at most 120 tokens each. forced: on the
-    trained model's texts, how well log P(this) - log P(not) at t_paren tells valid from invalid
+    trained model's texts, how well log P(this) - log P(not) at t_paren separates valid from invalid
     (AUC), in each. lens: mean probabilities of "this" and "not" at t_valid and t_invalid, by
     layer, in each. activations: `compare_activations` at t_paren of the same texts, by site and
     layer. probes: accuracy of logistic probes at t_paren of the base model's residual stream.
     weights: how much training changed the chosen heads and neurons, against others of the same
     layers, with the least cosine and the largest difference of norms among them. asked: the base
     model's yes and no to a correct and an incorrect equation, with and without the heads; or why
-    these words cannot be asked for.
+    its vocabulary has no such words.
 
     Raises:
         InterpError: the two tokenisers differ.
@@ -165,7 +165,7 @@ def _asked(context: Context, base: LanguageModel, heads: Sequence[str]) -> Resul
     problems = list(context.problems[:60])
     try:
         paired_word_probs(base, [_question(problems[0], 0)])
-    except InterpError as error:  # no token of its own for yes or no
+    except InterpError as error:  # yes or no is not one token
         return {"refused": str(error)}
     found: Result = {"n": len(problems)}
     for name, offset in (("correct", 0), ("incorrect", 1)):

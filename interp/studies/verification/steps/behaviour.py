@@ -1,4 +1,4 @@
-"""What a model does when it plays CountDown: does it search, compute and judge honestly?"""
+"""What a model does on CountDown problems: does it search, compute and judge honestly?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.tasks.countdown import Problem
 
 ENDING = re.compile(r"</think>\s*<answer>[^<>]+</answer>\s*$")
 ANSWERED, NEXT = "</answer>", "\nUsing the numbers"
-"""What ends a text: its answer; after worked examples also the question of another one."""
+"""What ends a text: its answer; after worked examples also the next question."""
 
 
 SHARES = {
@@ -34,13 +34,13 @@ SHARES = {
 class Behaviour:
     """Shares of problems and of attempts, each with a Wilson interval and its n.
 
-    What a text goes on with behind its first answer is no part of it.
+    Whatever follows the first answer of a text does not count.
 
-    format: texts that end in one complete answer. solved: reward 1. arithmetic:
-    attempts whose written result is what the sum gives. this, no: verification accuracy at " (",
-    on the model's own attempts, against the number it wrote: the share of results equal to the
-    target judged "this works", and of other results judged "not". honest: the share of "this
-    works" whose sum really gives the target. attempts: attempts a text.
+    format: texts that end in one complete answer. solved: reward 1. arithmetic: attempts whose
+    written result is what the sum gives. this, no: verification accuracy at " (" on the model's
+    own attempts, by the number it wrote: the share of results equal to the target judged "this
+    works", and of other results judged "not". honest: the share of "this works" whose sum really
+    gives the target. attempts: attempts a text.
     """
 
     format: Estimate
@@ -52,7 +52,7 @@ class Behaviour:
     attempts: float
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a share, for a table."""
+        """One row for each share."""
         return [{"share": text, "value": getattr(self, name)} for name, text in SHARES.items()]
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def behaviour(
     for problem, made in zip(problems, texts, strict=True):
         own, answered, _ = made.text.partition(ANSWERED)
         own += answered
-        # The prompt's last line may begin the first attempt; examples before it are not ours.
+        # The prompt's last line may begin the first attempt; examples before it do not count.
         whole = problem.prompt(template).rpartition("\n")[2] + own
         counts["format"] += made.stopped and ENDING.search(whole) is not None
         counts["solved"] += score_answer(own, problem.numbers, problem.target) == 1

@@ -1,7 +1,7 @@
-"""What sets of components do beside the verdict, and at the published tokens.
+"""What sets of components do to other behaviour, and at the published tokens.
 
-Runs changed at every token are dear. So every random set is run on a few of the samples only, and
-these are dealt out in turn: many draws for the price of a few.
+Runs changed at every token are slow. So every random set is run on only a few of the samples, and
+the samples are dealt out in turn: many draws for the price of a few.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Measure = Callable[[Sequence[int], Sequence[Sequence[str]]], np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Dealt:
-    """A set on all samples, (samples, measures), and random sets like it, each on a group of them.
+    """A set on all samples, (samples, measures), and random sets like it, each on a group.
 
     random: (samples of the group, measures) of each draw; groups: the samples of each draw.
     """
@@ -65,19 +65,19 @@ class Dealt:
     groups: list[list[int]]
 
     def means(self, measure: int, among: np.ndarray | None = None) -> list[float]:
-        """Mean of each draw over its own samples, those that `among` marks."""
+        """Mean of each draw over its own samples, or those of them that `among` marks."""
         return [
             float(found[self._marked(group, among), measure].mean())
             for group, found in zip(self.groups, self.random, strict=True)
         ]
 
     def share(self, measure: int, among: np.ndarray | None = None) -> float:
-        """Share of draws at least as strong as the set on the same samples, the set counted."""
+        """Share of draws at least as strong as the set on the same samples, counting the set."""
         beaten = sum(not mine > 0 for mine in self._beside(measure, among))
         return (1 + beaten) / (1 + len(self.random))
 
     def beside(self, measure: int) -> Estimate:
-        """The set less a draw on the same samples: mean and interval over draws."""
+        """The set minus a draw on the same samples: mean and interval over draws."""
         return mean_estimate(torch.tensor(self._beside(measure, None), dtype=torch.float64))
 
     def _beside(self, measure: int, among: np.ndarray | None) -> list[float]:
@@ -95,7 +95,7 @@ def deal(
 ) -> dict[str, Dealt]:
     """Each set on all samples, and `draws` random sets like it, on one group of samples each.
 
-    The groups are dealt out in turn; together they are samples 0, 1, ..., each once.
+    Groups are used in turn; together they hold samples 0, 1, ..., each once.
     """
     settings = context.settings
     mine = measure(range(sum(map(len, groups))), list(sets.values()))
@@ -123,7 +123,8 @@ def deal(
 def effects_published(context: Context, samples: Samples, sets: Sets) -> Result:
     """`verdict_effects` of zeroing at the published tokens: heads at all, neurons at the last.
 
-    Random heads are run on one pair of a valid and an invalid sample each, random neurons on all.
+    Each random set of heads is run on one pair of a valid and an invalid sample, each random set
+    of neurons on all samples.
     """
     ids, valid = context.ids, samples.valid
     neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
@@ -182,11 +183,11 @@ def _share(hits: np.ndarray) -> Result:
 def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
     """What each set, zeroed at every token, does to arithmetic and to plain English.
 
-    arithmetic: share of results whose last digit, behind the others, the model still predicts as
-    it wrote it. loss (where the tokeniser can write English): mean negative log-likelihood in
-    nats a token on `PLAIN_TEXT`; its exponential is the perplexity. loss_change: what the set adds
-    to it, text by text. Each against random sets matched in kind, layers and count, each of them
-    on two results and on one text; beside: the set less a random one on the same ones.
+    arithmetic: share of results whose last digit the model still predicts as it wrote it. loss (if
+    the tokeniser can write English): mean negative log-likelihood in nats a token on `PLAIN_TEXT`;
+    its exponential is the perplexity. loss_change: what the set adds to it, text by text. Each is
+    compared with random sets matched in kind, layers and count, each on two results and on one
+    text; beside: the set minus a random one on the same results or text.
     """
     model = context.model
     prompts = [tokens[:-2] for tokens in samples.tokens]
@@ -236,13 +237,13 @@ def _english(context: Context, sets: Sets) -> dict[str, Result]:
 
 
 def _knows_english(model: LanguageModel) -> bool:
-    """Whether the tokeniser can write plain text at all (that of countdown-tiny cannot)."""
+    """Whether the tokeniser can write plain English (that of countdown-tiny cannot)."""
     return all("".join(model.strings(model.token_id(text))) == text for text in PLAIN_TEXT)
 
 
 def plain_text_losses(
     model: LanguageModel, labels: Sequence[str], texts: Sequence[str] = PLAIN_TEXT
 ) -> list[float]:
-    """Mean negative log-likelihood a token, in nats, of each text with a set zeroed throughout."""
+    """Mean negative log-likelihood a token, in nats, of each text with a set zeroed everywhere."""
     with intervene(model, [make_ablation(model, labels)] if labels else []):
         return text_losses(model, texts).tolist()

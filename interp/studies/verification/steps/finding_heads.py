@@ -1,4 +1,4 @@
-"""Which heads? By patching pairs of texts, by every order, and how stable the answer is."""
+"""Which heads carry the verdict: by patching, by ablation in several orders, and how stably."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ from interp.studies.verification.steps.readouts import glu_sets, label
 from interp.studies.verification.steps.verdicts import KINDS, ablated_sets, zeroed_sets
 
 RANDOM_SETS = 5
-"""Random neurons beside every set tried; the set that is chosen gets `draws` on test samples."""
+"""Random sets for every set tried; the chosen set gets `draws` of them on test samples."""
 
 PLACES = ("t_ans", "t_paren")
 LONGEST, GREEDY = 12, 6
 """The most heads of a cumulative curve, and of one grown greedily."""
 
 SEARCHED, LISTED = 2, 10
-"""The largest sets of heads that are all tried, and the most that are measured again."""
+"""The largest size of which all sets of heads are tried, and how many are measured again."""
 
 PAIRS_GB = 4.0
-"""So much holds the runs of all pairs of the default model at once; in parts they are run twice."""
+"""Enough for the runs of all pairs of the default model; in parts they would run twice."""
 
 STRONGEST, BAND = 6, 2
-"""How many heads of a map are judged against random ones, and within how many layers of them."""
+"""How many heads of a map are tested against random ones, and within how many layers."""
 
 
 def patching(context: Context) -> Result:
     """Exact activation patching on valid-invalid pairs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
-    layer by layer at each of the two. The strongest of every map of heads are tested
-    (`Scores.null`), except where there are too few pairs.
+    layer by layer at each of the two. The strongest heads of every map are tested
+    (`Scores.null`), unless there are too few pairs.
     """
     model, (pairs, counts) = context.model, context.pairs
     found: Result = {"n": len(pairs), "counts": counts}
@@ -70,18 +70,18 @@ def patching(context: Context) -> Result:
 
 
 def paths(context: Context, receivers: Sequence[str]) -> Result:
-    """Path patching of every head, at t_ans and t_paren, into some receivers; with its test."""
+    """Path patching of every head at t_ans and t_paren into some receivers, with its test."""
     scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
     return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
 
 
 def strongest_mlps(effects: Sequence[Sequence[float]], k: int = 4) -> list[str]:
-    """The MLPs whose output, restored at t_paren, brings the verdict back most, by layer."""
+    """The MLPs whose restored output at t_paren recovers the verdict most, by layer."""
     return [f"L{layer}.mlp_out" for layer in sorted(np.argsort(-np.array(effects)[:, 1])[:k])]
 
 
 def _map(scores: Scores, k: int, seed: int) -> Result:
-    """Effects of all heads, the k strongest of them, and the test of the very strongest."""
+    """Effects of all heads, the k strongest, and the test of the first `STRONGEST`."""
     null = None
     with suppress(InterpError):  # too few pairs to halve, or too few heads
         null = plain(scores.null(STRONGEST, band=BAND, seed=seed))
@@ -100,7 +100,7 @@ def _map(scores: Scores, k: int, seed: int) -> Result:
 
 
 def glu_choice(context: Context) -> Result:
-    """Along which direction, and how many a layer, GLU vectors matter for the verdict.
+    """Which direction, and how many GLU vectors a layer, lower the verdict most.
 
     For every direction of `Context.directions` and every `top_k`: both GLU sets zeroed on the valid
     find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log P(not). The
@@ -133,12 +133,12 @@ def strongest(values: Sequence[Sequence[float]], k: int) -> list[str]:
 
 
 def smallest(context: Context, candidates: Sequence[str]) -> Result:
-    """All sets of the least size, up to `SEARCHED` candidates, that disable the verdict.
+    """All sets of the smallest size, up to `SEARCHED` candidates, that disable the verdict.
 
     Every set is tried on the find samples; those found are measured on the test samples, under
-    every kind of ablation. most: the size at which the search ended. alone: the same of every
-    single head of the model, candidate or not; a head that patching passes over and that disables
-    at zero alone breaks the run more than it carries the verdict.
+    every kind of ablation. most: the size at which the search ended. alone: the same for every
+    single head of the model, candidate or not. A head that disables when zeroed alone, and that
+    patching does not find, breaks the run rather than carrying the verdict.
     """
     zeroed = zeroed_sets(context, context.find)
     found = smallest_sets(zeroed, candidates, most=SEARCHED)
@@ -172,9 +172,9 @@ def _under_every_kind(context: Context, sets: Sequence[Sequence[str]]) -> list[R
 def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
     """The incremental ablation curve of every order, and the smallest set that disables.
 
-    On the find samples every order is tried; the smallest set that makes at least 95 % of valid
-    attempts "not" is taken there, and its whole curve measured again on the test samples, with
-    random sets of the same layers at every size.
+    Every order is tried on the find samples. The smallest set that makes at least 95 % of valid
+    attempts "not" there is chosen, and its whole curve is measured again on the test samples, with
+    random sets of the same layers at some sizes.
     """
     found: Result = {"find": {}}
     zeroed = zeroed_sets(context, context.find)
@@ -202,7 +202,7 @@ def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
 
 
 def _points(curve: AblationCurve) -> list[Result]:
-    """A curve as plain JSON, a row a size; random sets where they were drawn."""
+    """A curve as plain JSON, one row for each size; with random sets if they were drawn."""
     rows = enumerate(zip(curve.order, curve.disabled, curve.log_odds, strict=True), 1)
     return [
         {"size": size, "added": added, "disabled": plain(share), "log_odds": odds.mean}
@@ -212,9 +212,9 @@ def _points(curve: AblationCurve) -> list[Result]:
 
 
 def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
-    """The order that disables with the fewest heads, the first named of several, and how many.
+    """The order that disables with the fewest heads (the first named of several), and how many.
 
-    Where none does, the order that disables most with all its heads.
+    If none does, the order that disables most with all its heads.
     """
     sizes = {name: smallest_size(mine) for name, mine in shares.items()}
     reached = {name: size for name, size in sizes.items() if size is not None}
@@ -228,7 +228,7 @@ def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
 def stability(
     context: Context, orders: Mapping[str, Sequence[str]], strong: Sequence[str], draws: int = 10
 ) -> Result:
-    """Which sets the same procedure chooses when its samples are drawn again.
+    """Which sets the same procedure chooses on resampled find samples.
 
     The choice of `curves`, with a greedy order and a search of its own each time, on bootstrap
     resamples of the valid find samples; and on the test samples, which share no problem with them.

@@ -1,4 +1,4 @@
-"""Heads to GLU: which heads feed the neurons that write the verdict, and what falls silent."""
+"""Which heads feed the neurons that write the verdict, and which neurons fall silent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interp.studies.verification.settings import Context
 from interp.studies.verification.steps.readouts import label, upper_half
 
 SCORED, BEST = 200, 50
-"""How many GLU vectors the published head score is a mean over, out of how many best a layer."""
+"""The GLU vectors that the published head score averages over, and how many a layer compete."""
 
 READ, READ_NULL = 16, 4
 """Valid samples on which neurons are read without the heads, and without each random set."""
@@ -26,9 +26,9 @@ PUBLISHED = "diag"
 def score_set(context: Context) -> list[str]:
     """The GLU vectors of the published head score, the strongest first.
 
-    For every layer of the upper half the `BEST` neurons of each layer up to it whose value vectors
-    lie most along the softmax probe of that layer; pooled by cosine, each once, the first `SCORED`
-    of them. The sets that are ablated take the probe of a neuron's own layer instead.
+    For every layer of the upper half, take the `BEST` neurons of each layer up to it whose value
+    vectors lie most along the softmax probe of that layer. Pooled by cosine, each neuron once, the
+    first `SCORED` are used. The ablated sets use the probe of a neuron's own layer instead.
 
     Source: ajyl/self_verification (mech_interp).
     """
@@ -43,11 +43,11 @@ def score_set(context: Context) -> list[str]:
 
 
 def head_scores(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
-    """How much heads feed GLU neurons, in three ways of asking.
+    """How much heads feed GLU neurons, by three scores.
 
     The released diagonal, the true OV product, and the contribution of real head outputs (valid
-    minus invalid) at t_paren: for the neurons of `score_set`, as published, under the mode alone;
-    and for those given, GLU_Valid, under the mode with ", GLU_Valid" behind it.
+    minus invalid) at t_paren. The scores of the neurons of `score_set`, as published, have the
+    name of the mode; those of the given neurons (GLU_Valid) have ", GLU_Valid" after it.
     """
     sets = {"": score_set(context), "GLU_Valid": list(neurons)}
     samples, found = context.find, Result()
@@ -79,10 +79,10 @@ def communication(
 ) -> Result:
     """Whether the scores agree, and which neurons fall silent without the chosen heads.
 
-    The heads are zeroed at every token of at most `READ` valid test samples; the neurons are read
-    at t_ans, as published (one sample there), and at t_paren. The random sets, matched in layers
-    and count, are run on the first `READ_NULL` of these samples, and judged against the chosen
-    heads on the same ones.
+    The heads are zeroed at every token of at most `READ` valid test samples. The neurons are read
+    at t_ans, as published (on one sample there), and at t_paren. The random sets, matched in
+    layers and count, are run on the first `READ_NULL` of these samples, and compared with the
+    chosen heads on the same samples.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""What can be read without touching a run: probes, lens, GLU vectors, attention."""
+"""What can be read from unchanged runs: probes, lens, GLU vectors, attention."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ WITHOUT = 40
 
 
 def probes(context: Context) -> Result:
-    """Is the verdict linear in the model, from which layer, at which token, and in which head?
+    """Is the verdict linear in the model: from which layer, at which token, and in which head?
 
-    Logistic probes with a grouped split and shuffled labels, at t_ans and at t_paren; at t_paren
-    also one for every head, and the authors' two-class softmax, whose geometry shows how much of
-    the "antipodal" pair the parametrisation forces.
+    Logistic probes with a grouped split and shuffled labels at t_ans and t_paren. At t_paren also
+    one for every head, and the authors' two-class softmax, whose geometry shows how much of the
+    "antipodal" pair the parametrisation forces.
     """
     found = Result()
     for column, place in enumerate(("t_ans", "t_paren")):
@@ -69,7 +69,7 @@ def probes(context: Context) -> Result:
 
 
 def _start(fitted: Probes) -> torch.Tensor:
-    """Cosine of every softmax direction with its own random start: 1 where it never turned."""
+    """Cosine of every softmax direction with its own initialisation; 1 if it never turned."""
     assert fitted.initial is not None
     start = fitted.initial[..., 1] - fitted.initial[..., 0]
     return torch.nn.functional.cosine_similarity(fitted.directions, start, dim=-1)
@@ -105,7 +105,7 @@ def lens(context: Context) -> Result:
 
 
 def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
-    """The same at `WITHOUT` t_valid with each set zeroed over the window, a group for each set."""
+    """The lens at `WITHOUT` t_valid with each set zeroed over the window, one group a set."""
     samples = context.test.take(np.flatnonzero(context.test.valid)[:WITHOUT])
     runs, window = context.runs(samples.tokens), context.settings.window
     found: Result = {"n": len(samples), "groups": {}}
@@ -183,13 +183,13 @@ def glu_sets(
 def glu(context: Context, direction: str, k: int) -> Result:
     """GLU_Valid and GLU_Invalid: the neurons of the upper half that write along a direction.
 
-    The k neurons of every layer of the upper half by cosine with the direction of that layer, with
-    the cosine random directions get by the same selection; what they write, both signs; how
-    opposite the two sets are, and are once the directions are projected out, against sets selected
-    in the same way along random directions of both signs (`null`) and against other neurons of the
-    layers (`null_neurons`); and what they do on valid and invalid test samples, split into gate
-    and up. `top` holds the first `SHOWN` of a set,
-    `rest` the others. The authors rank by the softmax probe.
+    A set holds the k neurons of every layer of the upper half with the largest cosine with the
+    direction of that layer. Measured are: that cosine, and the one that random directions get by
+    the same selection; what the neurons write, with both signs; how opposite the two sets are, also
+    with the directions projected out, against sets selected along random directions of both signs
+    (`null`) and against other neurons of the layers (`null_neurons`); and what they do on valid and
+    invalid test samples, split into gate and up. `top` holds the first `SHOWN` of a set, `rest` the
+    others. The authors rank by the softmax probe.
     """
     model, settings = context.model, context.settings
     directions, upper = context.directions[direction], upper_half(model)
@@ -256,7 +256,7 @@ def _opposed_at_random(
     """How opposite neurons selected along random directions w and -w are: `opposed_neurons`.
 
     (draws, 2): as selected, and with those directions projected out. The directions of all layers
-    are turned together, so that they stand to each other as the given ones do.
+    are turned together, so that the angles between them stay.
     """
     found = []
     for turned in turned_directions(vectors, settings.draws, seed=settings.seed):
@@ -298,15 +298,16 @@ def _neurons(
 
 
 def label(neuron: RankedNeuron) -> str:
-    """Its name, such as L26N6475."""
+    """The name of a neuron, such as L26N6475."""
     return f"L{neuron.layer}N{neuron.index}"
 
 
 def attention(context: Context) -> Result:
     """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
 
-    Over all find samples: at t_ans (the published query) to all earlier occurrences, and to those
-    in the question alone; and the same at t_paren. Each against other positions at like distances.
+    Over all find samples: from t_ans (the published query) to all earlier occurrences, and to those
+    in the question alone; and the same from t_paren. Each is compared with other positions at like
+    distances.
     """
     find = context.find
     return {

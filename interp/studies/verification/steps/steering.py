@@ -1,4 +1,4 @@
-"""The verdict steered: what tells valid from invalid, added where the model is about to judge."""
+"""Steering the verdict: the direction that separates valid from invalid, added at t_paren."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ SCALES = (0.05, 0.1, 0.2, 0.4)
 """Doses, as shares of the mean length of the stream at t_paren in the layers steered."""
 
 SIDES = {"this": 1, "not": -1}
-"""The verdict brought about, and the sign with which a direction towards valid is added."""
+"""The wanted verdict, and the sign with which a direction towards valid is added."""
 
 
 def steering(context: Context) -> Result:
-    """Verdicts turned by a direction added at t_paren, in the last third of the layers.
+    """Verdicts changed by a direction added at t_paren, in the last third of the layers.
 
         x_l <- x_l + sign * scale * length * d_l / |d_l|
 
     For every direction of `Context.directions` and every dose of `SCALES`: the share of invalid
-    test samples judged "this" (sign +), of valid ones judged "not" (sign -), and of each those
-    given neither. null: the same share with all layers' directions turned together at random
-    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; share: of
-    them those as large as the direction's own on the same samples. chosen: for each verdict the
-    row that turns most find samples, the weakest dose of several; `text` is written under that of
-    "this".
+    test samples judged "this" (sign +), of valid ones judged "not" (sign -), and of samples given
+    neither. null: the same share with all layers' directions turned together at random
+    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; share: the share of
+    draws as large as the direction's own on the same samples. chosen: for each verdict the row
+    that changes most find samples, with the weakest such dose; `text` uses that of "this".
 
     Departs from the paper, which adds 20 times the unit vector of its softmax probe at t_ans and
     shows three texts.

@@ -1,4 +1,4 @@
-"""Texts under intervention: what the model goes on to write where its verdict is tampered with."""
+"""Texts under intervention: what the model writes once its verdict is changed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from interp.studies.verification.steps.verdicts import replacements
 STOPS = ("\n\n",)
 
 TEXTS, EACH = 50, 10
-"""Valid attempts that are written on from, and how many of them each random set is run on."""
+"""Valid attempts the model continues from, and how many of them each random set is run on."""
 
 PUBLISHED_TEXTS = 6
-"""The same at the published tokens, where heads are changed at every one."""
+"""Valid attempts continued at the published tokens; heads are changed at every token there."""
 
 Sets = Mapping[str, Sequence[str]]
 
@@ -38,15 +38,16 @@ def intervention_table(
     max_new_tokens: int = 80,
     draws: int | None = None,
 ) -> Result:
-    """What the model writes at a valid attempt with each set ablated, class by class.
+    """What the model writes at a valid attempt with each set ablated, by class of outcome.
 
-    Every text is cut at t_ans, so that the model writes " (" itself; the set is ablated for the
-    token after every " (", all other tokens are the plain run's. The row "none" is the plain model.
+    Every text is cut at t_ans, so that the model writes " (" itself. The set is ablated for the
+    token after every " (" only; all other tokens follow the plain run. The row "none" is the plain
+    model.
 
-    Random sets like each set, `draws` of them, are run on `EACH` texts each, dealt out in turn: a
-    random set that leaves the text alone costs next to nothing. `random` pools all their texts,
-    `random_each` is the share of success of every one. share: part of them with at least as much
-    success on their texts as the set has on all, the set counted.
+    `draws` random sets like each set are run on `EACH` texts each, dealt out in turn; a random set
+    that does not change the text costs almost nothing. `random` pools all their texts,
+    `random_each` is the share of success of every one. share: the share of random sets, counting
+    the set itself, with at least as much success on their texts as the set has on all.
     """
     settings, model = context.settings, context.model
     where = settings.window if where is None else where
@@ -90,7 +91,7 @@ def intervention_table(
 
 
 def published_protocol(context: Context, samples: Samples, sets: Sets) -> Result:
-    """The same at the published tokens: heads zeroed at every token, neurons at the last alone."""
+    """`intervention_table` at the published tokens: heads zeroed at all, neurons at the last."""
     neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
     heads = {name: labels for name, labels in sets.items() if name not in neurons}
     rows: dict[str, Result] = {}
@@ -129,7 +130,7 @@ def _written(
         trigger=context.ids.paren,
         where=where,
         stop=STOPS,
-        # Random sets hardly part from the plain text: all of a group can go together.
+        # Random sets hardly differ from the plain text, so all of a group run together.
         rows=len(samples) * (2 + len(made)),
     )
     return [[text.text for text in mine] for mine in texts]

@@ -1,4 +1,4 @@
-"""The verdict under intervention: which sets disable it, against random sets like them."""
+"""The verdict under intervention: which sets disable it, compared with random sets like them."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SUFFICIENT_PAIRS = 16
 def replacements(
     context: Context, samples: Samples, sets: Sequence[Sequence[str]], kind: Kind, where: Where
 ) -> dict[Address, torch.Tensor] | None:
-    """Values for sets of components: none for zero, over the find samples for the others.
+    """Values for sets of components: None for zero, else from the find samples.
 
-    mean: the mean over the valid and invalid find samples, at the same place (t_ans or t_paren).
+    mean: the mean over the valid and invalid find samples, at the same token (t_ans or t_paren).
     resample: the value of another find sample of the other verdict, drawn for each sample.
     """
     if kind == "zero":
@@ -67,12 +67,12 @@ def verdict_effects(
     """What each set does to the verdict, and what random sets like it do.
 
     disabled: share of valid samples whose most likely next token becomes "not". invalid_kept:
-    share of invalid ones that stay "not" (the false-positive side: an ablation that makes the
-    model say "not" everywhere disables nothing in particular, one that flips these breaks it).
-    shift: mean change of logit(this) - logit(not), by log-probabilities, on valid samples. kl:
-    mean KL(plain || ablated) in nats on all samples. Each with its values over `draws` random
-    sets, which are run on the first `null_pairs` valid and as many invalid samples. share: of
-    them those that disable at least as much as the set on the same samples, the set counted.
+    share of invalid samples that stay "not"; an ablation that flips these breaks the verdict rather
+    than disabling it. shift: mean change of logit(this) - logit(not), by log-probabilities, on
+    valid samples. kl: mean KL(plain || ablated) in nats on all samples. Each with its values over
+    `draws` random sets, which are run on the first `null_pairs` valid and as many invalid samples.
+    share: share of these sets, counting the set itself, that disable at least as much as the set on
+    the same samples.
     """
     where = context.settings.window if where is None else where
     valid = samples.valid
@@ -120,14 +120,17 @@ def verdict_effects(
 
 
 def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
-    """The verdict on the valid ones of some samples with sets of components zeroed."""
+    """The verdict on the valid samples among some, with sets of components zeroed."""
     return ablated_sets(context, samples, (), "zero")
 
 
 def ablated_sets(
     context: Context, samples: Samples, labels: Sequence[str], kind: Kind
 ) -> AblatedSets:
-    """The same with sets of some components ablated, by values from the find samples."""
+    """The verdict on the valid samples among some, with sets of components ablated.
+
+    The values come from the find samples.
+    """
     valid = samples.take(np.flatnonzero(samples.valid))
     window = context.settings.window
     return AblatedSets(
@@ -175,9 +178,10 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
     """Patch each set from a valid run into its invalid pair, and the reverse.
 
     effect: share of the log-odds gap between the two runs that the set carries over, as
-    mean(change) / mean(gap), with its interval over pairs; flipped: share of pairs
-    whose verdict becomes the other run's. Both against `draws` random sets like it, patched in the
-    first `SUFFICIENT_PAIRS` pairs. share: of them those that carry over as much in the same pairs.
+    mean(change) / mean(gap), with its interval over pairs; flipped: share of pairs whose verdict
+    becomes the other run's. Both are compared with `draws` random sets like it, patched in the
+    first `SUFFICIENT_PAIRS` pairs. share: share of these sets that carry over as much in the same
+    pairs.
     """
     ids, settings = context.ids, context.settings
     task, counts = verdict_task(context, context.test, settings.pairs)
@@ -229,7 +233,7 @@ def _patched(
     sets: Sequence[Sequence[str]],
     values: dict[Address, torch.Tensor],
 ) -> NextTokens:
-    """The verdict of some runs with each set's values put in."""
+    """The verdict of some runs with each set's values patched in."""
     return ablate(
         context.model,
         into,

@@ -18,11 +18,11 @@ from interp.models import organisms
 from interp.models.loading import wrap
 from interp.runs.next_tokens import ablate
 from interp.runs.text_runs import Generation
-from interp.studies.report.claims import judge
+from interp.studies.report.claims import judge, read_claims
 from interp.studies.report.report import study_report
 from interp.studies.study import Study
-from interp.studies.verification.report import figures
-from interp.studies.verification.report.claims import CLAIMS, UNCHANGED
+from interp.studies.verification.report import claims, figures
+from interp.studies.verification.report.claims import UNCHANGED
 from interp.studies.verification.samples import find_samples, verdict_tokens
 from interp.studies.verification.settings import Settings, make_context, verdict_task
 from interp.studies.verification.steps.base_model import SITES, against_base
@@ -82,7 +82,7 @@ def report_of(found, directory, text):
 
 def claim_about(found):
     """What is said of the base model, from that step alone."""
-    return judge(CLAIMS[-1:], {"base": found})[0]
+    return judge(read_claims(claims)[-1:], {"base": found})[0]
 
 
 def test_against_a_model_that_one_head_was_trained_of(organism, written):

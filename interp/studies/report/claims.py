@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from interp.studies.report.markdown import cell
 from interp.studies.report.report import FILTERS
@@ -21,8 +25,6 @@ Judged = tuple[Verdict, Mapping[str, Any]]
 """A verdict, and the numbers behind it by name."""
 
 WORDS = {True: "holds", False: "does not hold", None: "partly"}
-SENTENCES = Environment(undefined=StrictUndefined, finalize=cell)
-SENTENCES.filters |= FILTERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +32,38 @@ class Claim:
     """A claim and the criterion it is judged by.
 
     claim: the sentence. source: the paper that makes it. holds_if: the criterion in words. test:
-    applies the criterion; None where a step it needs was left out. evidence: a jinja2 sentence
-    with the numbers that `test` returns.
+    applies the criterion; None if a step it needs was left out. evidence: a jinja2 sentence with
+    the numbers that `test` returns.
     """
 
     claim: str
     source: str
     holds_if: str
     test: Callable[[Results], Judged | None]
-    evidence: str
+    evidence: Template
+
+
+def read_claims(tests: ModuleType) -> list[Claim]:
+    """The claims of the claims.toml beside a module, whose functions test them.
+
+    A claim's `of`, if it has one, is the second argument of its test.
+    """
+    directory = Path(str(tests.__file__)).parent
+    environment = Environment(
+        loader=FileSystemLoader(directory), undefined=StrictUndefined, finalize=cell
+    )
+    environment.filters |= FILTERS
+    rows = tomllib.loads((directory / "claims.toml").read_text())["claim"]
+    return [
+        Claim(
+            claim=" ".join(row["claim"].split()),
+            source=row["source"],
+            holds_if=" ".join(row["holds_if"].split()),
+            test=partial(getattr(tests, row["test"]), **{x: row[x] for x in row.keys() & {"of"}}),
+            evidence=environment.from_string(row["evidence"]),
+        )
+        for row in rows
+    ]
 
 
 def judge(claims: Iterable[Claim], results: Results) -> list[Row]:
@@ -48,7 +73,7 @@ def judge(claims: Iterable[Claim], results: Results) -> list[Row]:
             "claim": claim.claim,
             "here": found[0] if isinstance(found[0], str) else WORDS[found[0]],
             "holds if": claim.holds_if,
-            "evidence": SENTENCES.from_string(claim.evidence).render(found[1]),
+            "evidence": " ".join(claim.evidence.render(found[1]).split()),
             "source": claim.source,
         }
         for claim in claims

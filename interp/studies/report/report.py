@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -36,6 +37,7 @@ MOST_BYTES = 1_000_000
 END = "interp-end-of-report"
 CELL = re.compile(r"(?<!\\)\|")
 FILTERS: dict[str, Callable[..., object]] = {
+    "average": np.mean,
     "block": block,
     "code": code,
     "each": lambda rows, words, between=", ": between.join(_each(rows, words)),

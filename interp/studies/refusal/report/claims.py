@@ -6,6 +6,7 @@ or only a part of it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from math import sqrt
 
@@ -18,7 +19,7 @@ from interp.studies.refusal.steps.directions import SELECTED, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, EVERY_TASK
-from interp.studies.report.claims import Claim, Judged, Results, Row, judge, some
+from interp.studies.report.claims import Judged, Results, Row, judge, read_claims, some
 from interp.studies.steps import Result
 
 NOT_TESTED = "not tested"
@@ -27,7 +28,7 @@ CARRIERS, TRIGGERS = "carries (direct attribution)", "triggers (necessity)"
 
 def claims(results: Results) -> list[Row]:
     """One row a claim that can be tested: the claim, whether it holds here, and the numbers."""
-    return judge(CLAIMS, results)
+    return judge(read_claims(sys.modules[__name__]), results)
 
 
 def one_direction(results: Results) -> Judged | None:
@@ -239,111 +240,3 @@ def _both(x: Result) -> str:
         f"removed {maybe(x['reduction'])}, retained {maybe(x['retained'])} ({retained(x)}), "
         f"unseen rows; answered {change(x['answered'])}"
     )
-
-
-BY_INTERVALS = (
-    "the low ends of the intervals reach both targets on rows the steering was in force for, and "
-    "nine tenths of what is no longer refused is answered"
-)
-
-CLAIMS = (
-    Claim(
-        claim="One direction mediates refusal (2406.11717)",
-        source="arXiv 2406.11717",
-        holds_if="ablating it ends refusal, adding it causes one, random directions do neither (by "
-        "the intervals of the score), and the published selection rule accepts it; partly: one of "
-        "the two, or the rule rejects it",
-        test=one_direction,
-        evidence="score of rows to be refused {{ before | fixed(2) }}, ablated {{ removed }}"
-        ", {{ removed_random }}{% if added %}; answered rows {{ answered | fixed(2) }}, added "
-        "{{ added }}, {{ added_random }}{% endif %}{% if passes %}; it passes the "
-        "published rule{% elif layer is not none %}; no candidate passes the published rule "
-        "(taken: layer {{ layer }} of {{ layers }}){% endif %}",
-    ),
-    Claim(
-        claim="Over-refusal has a direction of its own (2603.27518)",
-        source="arXiv 2603.27518",
-        holds_if="its cosine with the refusal direction is, with its whole interval, below nine "
-        "tenths of what one direction measured twice would reach, and proper refusals stay when it "
-        "is ablated; partly: one of the two",
-        test=same_direction,
-        evidence="cosine {{ cosine }} base texts, at position {{ position }}, layer {{ layer }}; "
-        "one direction measured twice would reach {{ ceiling | fixed(2) }} (halves of the rows "
-        "{{ halves }}); over-refusal labels shuffled inside tasks {{ low | fixed(2) }} to "
-        "{{ high | fixed(2) }} (published cosine: about 0.45){% if ablated %}; ablated, rows to be "
-        "refused score {{ ablated }}{% endif %}",
-    ),
-    Claim(
-        claim="Attribution and interchange name different heads (2604.04385)",
-        source="arXiv 2604.04385",
-        holds_if="on every side their first ten heads overlap by less than half of what either "
-        "shares with itself in resampled pairs, and their first heads differ; partly: the overlap "
-        "is that low on one side",
-        test=attribution,
-        evidence="{{ words }}",
-    ),
-    Claim(
-        claim="A few heads trigger refusal",
-        source="arXiv 2410.13708, 2604.04385",
-        holds_if="exchanged on unseen pairs, the first four take at least half of the gap, and "
-        "zeroed in texts they flip refusals, both beyond random heads; partly: beyond random heads "
-        "on the pairs alone",
-        test=triggers,
-        evidence="{{ heads }} exchanged take {{ necessity }} of the gap on unseen pairs "
-        "({{ random }}) and give {{ sufficiency }}; {% if texts %}at zero in prompt and text, "
-        "{{ texts }} of refusals flip{% if flipped is not none %} (random {{ flipped | fixed(2) "
-        "}}){% endif %}{% else %}not tried in texts{% endif %}",
-    ),
-    Claim(
-        claim="Over-refusals are made by the heads of proper refusals",
-        source="not tested in the papers",
-        holds_if="the heads that trigger proper refusals take, beyond random heads, at least half "
-        "of what the over-refusals' own triggers take (lower end); partly: beyond random heads, "
-        "but less",
-        test=shared_heads,
-        evidence="the heads that trigger proper refusals take {{ necessity }} of the gap of "
-        "over-refusals ({{ random }}; the over-refusals' own {{ own }})",
-    ),
-    Claim(
-        claim="Tasks separate more than refused and answered rows of one task (2603.27518)",
-        source="arXiv 2603.27518",
-        holds_if="the best silhouette of tasks is above that of refused and answered rows within "
-        "every task; partly: within some",
-        test=clusters,
-        evidence="best silhouette of tasks {{ tasks | fixed(2) }} (published 0.33 to 0.45), within "
-        "a task {{ within }} (published at most 0.08)",
-    ),
-    Claim(
-        claim=f"Task constellations remove {REDUCTION:.0%} of over-refusals (2508.11290) and keep "
-        f"{RETAINED:.0%} of proper refusals",
-        source="arXiv 2508.11290",
-        holds_if=f"{BY_INTERVALS}; partly: the means reach both targets",
-        test=constellations,
-        evidence="{{ words }}",
-    ),
-    Claim(
-        claim="They keep proper refusals where no task is barred from steering",
-        source="not tested in the papers",
-        holds_if=f"with every task steered, {RETAINED:.0%} of proper refusals are retained (lower "
-        "end); partly: by the mean",
-        test=unbarred,
-        evidence="{{ words }}",
-    ),
-    Claim(
-        claim="Other steering does as well, and answers",
-        source="not tested in the papers",
-        holds_if=f"for another method {BY_INTERVALS}, and no random version reaches both by its "
-        "means; partly: another method reaches both by its means",
-        test=other_methods,
-        evidence="{{ methods }}; random versions: {{ random }}",
-    ),
-    Claim(
-        claim="GLU neurons along the refusal direction carry it",
-        source="not tested in the papers",
-        holds_if="zeroed at the last token they turn at least half of refusals, beyond random "
-        "neurons; partly: fewer, beyond random neurons",
-        test=neurons,
-        evidence="{{ n }} neurons zeroed at the last token turn {{ flipped }} of refusals (random "
-        "{{ null | fixed(2) }}, {{ share }})",
-    ),
-)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+import sys
 
 import numpy as np
 
 from interp.studies.formatting import as_strong
-from interp.studies.report.claims import Claim, Judged, Results, Row, judge, some
+from interp.studies.report.claims import Judged, Results, Row, judge, read_claims, some
 from interp.studies.reuse.report.numbers import pair_of
 from interp.studies.reuse.steps.circuits import circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.repair import over_all
 from interp.studies.reuse.tasks import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
 from interp.studies.steps import Result
 
-PAPER, UNTESTED = "arXiv 2310.08744", "not tested in the paper"
-
 
 def claims(results: Results) -> list[Row]:
     """One row a claim that can be tested: the claim, whether it holds here, and the numbers."""
-    return judge(CLAIMS, results)
+    return judge(read_claims(sys.modules[__name__]), results)
 
 
 def shown(row: Result) -> str:
@@ -69,16 +66,16 @@ def specific(results: Results) -> Judged | None:
     return holds, {"rows": _listed(controls), "least": least}
 
 
-def shared(results: Results, name: str) -> Judged | None:
+def shared(results: Results, of: str) -> Judged | None:
     """Does a task share IOI's circuit beyond chance, and more than any control does?"""
     circuits = circuits_of(results)
-    if name not in circuits or (row := pair_of(results, IOI.name, name)) is None:
+    if of not in circuits or (row := pair_of(results, IOI.name, of)) is None:
         return None
     controls = {
         other: found
         for other in circuits
         if entry_named(other).group == "control"
-        and (found := pair_of(results, other, name)) is not None
+        and (found := pair_of(results, other, of)) is not None
     }
     above = row["matched"]["null"]["share"] < 0.05
     beyond = all(row["matched"]["value"] > x["matched"]["value"] for x in controls.values())
@@ -128,15 +125,15 @@ def gatherers(results: Results) -> Judged | None:
     }
 
 
-def repaired(results: Results, name: str) -> Judged | None:
+def repaired(results: Results, of: str) -> Judged | None:
     """Does pointing heads to the wrong colours repair the task, beyond random heads?"""
     found = results["repair"]
-    x = found["sets"].get(f"{name}, full")
+    x = found["sets"].get(f"{of}, full")
     if x is None:
         return None
     right, rows = x["right"], len(found["sets"])
     better = right["fixed"] > right["broken"] and right["p_paired"] * rows < 0.05
-    rare = over_all(found["sets"])[f"{name}, full"]
+    rare = over_all(found["sets"])[f"{of}, full"]
     return True if better and rare < 0.05 else None if better else False, {
         "right": right,
         "null": np.mean(right["null"]),
@@ -147,86 +144,3 @@ def repaired(results: Results, name: str) -> Judged | None:
         "before": found["none"],
         "top": x["top"]["mean"],
     }
-
-
-BEYOND_CONTROLS = (
-    "the share of heads in common is beyond random heads of the same layers, and larger than with "
-    "any control task; partly: beyond random heads"
-)
-REPAIR = Claim(
-    claim="Pointed to the two wrong colours, the attention of {} repairs Colored Objects",
-    source=PAPER,
-    holds_if="it fixes more than it breaks, and random heads of the same layers, pointed to the "
-    "same colours, do not do as well (p below 0.05 over all rows tried); partly: it fixes more "
-    "than it breaks",
-    test=lambda results: None,
-    evidence="right {{ before.right.mean | fixed(2) }} → {{ right.mean | fixed(2) }} "
-    "[{{ right.low | fixed(2) }}, {{ right.high | fixed(2) }}], {{ right.fixed }} fixed, "
-    "{{ right.broken }} new mistakes; random heads of the same layers, pointed to the same "
-    "colours, {{ null | fixed(2) }} (highest {{ highest | fixed(2) }}), {{ share }}, over the "
-    "{{ rows }} rows tried {{ rare | fixed(3) }}. Among all tokens the right colour is on top in "
-    "{{ before.top.mean | fixed(2) }} → {{ top | fixed(2) }}",
-)
-
-CLAIMS = (
-    Claim(
-        claim="Variants of IOI share its circuit beyond chance",
-        source=UNTESTED,
-        holds_if="every variant shares more heads with IOI than random heads of the same layers do "
-        "(share as strong below 0.05); partly: some do",
-        test=variants,
-        evidence="{{ rows }}",
-    ),
-    Claim(
-        claim="Unrelated tasks share less of it",
-        source=UNTESTED,
-        holds_if="every control shares less than every variant, their intervals apart; partly: "
-        "less by the values",
-        test=specific,
-        evidence="{{ rows }}. Least of the variants {{ least | fixed(2) }}",
-    ),
-    Claim(
-        claim="Colored Objects reuses IOI's circuit",
-        source=PAPER,
-        holds_if=BEYOND_CONTROLS,
-        test=partial(shared, name=OBJECTS.name),
-        evidence="{{ rows }}",
-    ),
-    Claim(
-        claim="The trained Colored Objects circuit reuses the base model's IOI circuit",
-        source=PAPER,
-        holds_if=BEYOND_CONTROLS,
-        test=partial(shared, name=OBJECTS_TRAINED.name),
-        evidence="{{ rows }}",
-    ),
-    Claim(
-        claim="Without the base model's IOI heads the trained skill breaks, more than by chance",
-        source=UNTESTED,
-        holds_if="with these heads at their mean fewer answers are right than with random heads of "
-        "the same layers (share as strong below 0.05)",
-        test=needed,
-        evidence="right {{ whole | fixed(2) }}; IOI heads at their mean {{ mine.mean | fixed(2) }} "
-        "[{{ mine.low | fixed(2) }}, {{ mine.high | fixed(2) }}] (random "
-        "{{ mine_random | fixed(2) }}, {{ share }}); its own heads {{ own | fixed(2) }} (random "
-        "{{ own_random | fixed(2) }})",
-    ),
-    Claim(
-        claim="Where IOI has inhibition heads, Colored Objects has content gatherers of its own",
-        source=PAPER,
-        holds_if="some heads of that stage attend to the object asked about, and none of these is "
-        "in IOI's stage of the same model; partly: some of these are",
-        test=gatherers,
-        evidence="{{ name }}: {{ reading | length }} of {{ n }} supporting heads of that stage "
-        "attend from the last token to the object asked about ({{ reading | join(' ') or 'none' "
-        "}}); {{ there | length }} of these are in the stage of {{ other }} too{% if there %} "
-        "({{ there | each('{} {:+.3f}') }}){% endif %}",
-    ),
-    *(
-        replace(REPAIR, claim=REPAIR.claim.format(heads), test=partial(repaired, name=name))
-        for name, heads in (
-            ("both", "inhibition heads and negative mover"),
-            ("negative mover", "the negative mover alone"),
-            ("inhibition", "inhibition heads alone"),
-        )
-    ),
-)

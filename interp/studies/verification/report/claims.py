@@ -7,15 +7,13 @@ than 19 such sets exist or were drawn, none can be that rare: a set that beats t
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 
-from interp.studies.formatting import as_strong
-from interp.studies.report.claims import Claim, Judged, Results, Row, Verdict, beyond, judge, least
+from interp.studies.report.claims import Judged, Results, Row, beyond, judge, least, read_claims
 from interp.studies.steps import Result
-
-PAPER, UNTESTED = "arXiv 2504.14379", "not tested in the paper"
 
 ACCURATE = 0.95
 """The accuracy from which on a probe counts as reading the verdict."""
@@ -35,7 +33,7 @@ KINDS = ("zero", "mean", "resample")
 
 def claims(results: Results) -> list[Row]:
     """One row a claim that can be tested: the claim, whether it holds here, and the numbers."""
-    return judge(CLAIMS, results)
+    return judge(read_claims(sys.modules[__name__]), results)
 
 
 def first_lasting(good: np.ndarray) -> int:
@@ -61,14 +59,7 @@ def steers(results: Results) -> Judged:
     pairs = [(word, row, row[word]) for word, row in zip(found["chosen"], rows, strict=True)]
     each = [least(x["mean"] >= CARRIED, beyond(x["share"], len(x["null"]))) for _, _, x in pairs]
     holds = least(*each)
-    return holds or (None if any(x is not False for x in each) else False), {
-        "words": "; ".join(
-            f'{x["mean"]:.2f} [{x["low"]:.2f}, {x["high"]:.2f}] of {x["n"]} judged "{word}" '
-            f"({row['direction']}, {row['scale']:.0%}; {len(x['null'])} random directions "
-            f"{np.mean(x['null']):.2f}, {as_strong(x['share'])})"
-            for word, row, x in pairs
-        )
-    }
+    return holds or (None if any(x is not False for x in each) else False), {"pairs": pairs}
 
 
 def antipodal(results: Results) -> Judged:
@@ -77,14 +68,8 @@ def antipodal(results: Results) -> Judged:
     cases = (glu["opposed_neurons"], glu["antipodes_without_probes"])
     rare = least(*(beyond(x["null"]["share"], x["null"]["draws"]) for x in cases))
     opposite = cases[0]["mean_cosine"] <= -0.5
-    selected, without = (
-        f"{x['mean_cosine']:.3f} (along random directions {-x['null']['mean']:.3f}, "
-        f"{as_strong(x['null']['share'])})"
-        for x in cases
-    )
     return False if rare is False else True if rare and opposite else None, {
-        "selected": selected,
-        "without": without,
+        "cases": cases,
         "pair": np.mean(softmax["pair"]),
         "shuffled": np.mean(softmax["pair_shuffled"]),
     }
@@ -92,24 +77,20 @@ def antipodal(results: Results) -> Judged:
 
 def previous(results: Results) -> Judged:
     """Do the heads that attend to the target disable verification?"""
-    if _set(results, PUBLISHED) is None:
-        return False, {"asked": None}
-    holds, asked = _by_kind(results, PUBLISHED)
-    every = _by_kind(results, "A_Prev")[1] if _set(results, "A_Prev") is not None else None
-    return holds, {"asked": asked, "every": every}
+    asked, every = (_kinds(results, name) for name in (PUBLISHED, "A_Prev"))
+    return _disables(asked) if asked else False, {"asked": asked, "every": every}
 
 
 def few(results: Results) -> Judged:
     """Is the smallest set that disables verification small?"""
-    found = results["curves"]
-    holds, words = _by_kind(results, "A_Verif")
+    found, kinds = results["curves"], _kinds(results, "A_Verif") or {}
     n, total = len(found["chosen"]), np.size(results["patching"]["noise"]["values"])
-    return least(holds, n <= max(3, 0.03 * total)), {
+    return least(_disables(kinds), n <= max(3, 0.03 * total)), {
         "heads": found["chosen"],
         "total": total,
         "most": max(3, int(0.03 * total)),
         "order": found["order"],
-        "words": words,
+        "kinds": kinds,
     }
 
 
@@ -125,8 +106,7 @@ def subset(results: Results) -> Judged:
     )
     within = len(shared) == len(chosen)
     both = True if within and works else None
-    words = "none" if scored is None else f"{', '.join(scored['components'])}: {_against(scored)}"
-    numbers = {"shared": len(shared), "of": len(chosen), "words": words}
+    numbers = {"shared": len(shared), "of": len(chosen), "scored": scored}
     return both if within or works is not False else False, numbers
 
 
@@ -138,30 +118,28 @@ def glu_valid(results: Results) -> Judged:
         least(x["disabled"]["mean"] >= 0.05, beyond(x["share"], x["draws"])) for x in (one, both)
     ]
     holds = least(*rare, both["disabled"]["low"] > one["disabled"]["high"])
-    words = [
-        f"{_against(x)}, {written[name]['outcomes']['final']['success']['mean']:.0%} of texts"
-        for name, x in (("GLU_Valid", one), (BOTH, both))
-    ]
-    return holds or (None if any(x is not False for x in rare) else False), {
-        **results["glu"], "words": "; ".join(words)
-    }  # fmt: skip
+    texts = [written[name]["outcomes"]["final"]["success"]["mean"] for name in ("GLU_Valid", BOTH)]
+    numbers = {**results["glu"], "sets": list(zip((one, both), texts, strict=True))}
+    return holds or (None if any(x is not False for x in rare) else False), numbers
 
 
 def silent(results: Results) -> Judged:
     """Do active GLU_Valid neurons fall silent without the chosen heads?"""
-    judged: dict[str, tuple[float, Verdict]] = {}
-    words = []
-    for place, x in results["communication"]["at"].items():
-        if (share := x["silenced"]) is None or (null := x["silenced_null"]) is None:
-            continue
-        judged[place] = share["mean"], beyond(null["share"], null["draws"])
-        words.append(
-            f"at {place} {share['mean']:.2f} [{share['low']:.2f}, {share['high']:.2f}], "
-            f"{null['draws']} random sets {null['mean']:.2f}, {as_strong(null['share'])}"
+    found = {
+        place: x
+        for place, x in results["communication"]["at"].items()
+        if x["silenced"] is not None and x["silenced_null"] is not None
+    }
+    judged = {
+        place: (
+            x["silenced"]["mean"],
+            beyond(x["silenced_null"]["share"], x["silenced_null"]["draws"]),
         )
+        for place, x in found.items()
+    }
     part = any(share >= 0.1 and rare is not False for share, rare in judged.values())
     share, rare = judged.get("t_ans", (0.0, False))
-    return True if share >= 0.5 and rare else None if part else False, {"words": "; ".join(words)}
+    return True if share >= 0.5 and rare else None if part else False, {"found": found}
 
 
 def specific(results: Results) -> Judged:
@@ -174,13 +152,10 @@ def specific(results: Results) -> Judged:
     checks = [kept["zero"] >= SPARED, right >= before - 0.05]
     checks += [] if change is None else [change["high"] <= 0.1]
     return False if not all(checks) else True if min(kept.values()) >= SPARED else None, {
-        "kept": ", ".join(f"{kind} {share:.2f}" for kind, share in kept.items()),
+        "kept": kept,
         "right": right,
         "before": before,
-        "english": "the tokeniser cannot write English"
-        if change is None
-        else f"English {change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}] nats a "
-        "token",
+        "change": change,
     }
 
 
@@ -193,14 +168,7 @@ def sufficient(results: Results) -> Judged:
     full = [x["effect_low"] >= CARRIED and x["flipped"]["mean"] >= CARRIED for x in every]
     part = any(x["effect"] >= CARRIED or x["flipped"]["mean"] >= CARRIED for x in every)
     holds = True if all(full) and all(x is True for x in rare) else None
-    return holds if part and False not in rare else False, {
-        "words": "; ".join(
-            f"{side} {x['effect']:.2f} [{x['effect_low']:.2f}, {x['effect_high']:.2f}] of the gap "
-            f"(random {np.mean(x['effect_null']):.2f}, {as_strong(x['share'])}) and "
-            f"{x['flipped']['mean']:.2f} of verdicts flipped"
-            for side, x in rows.items()
-        )
-    }
+    return holds if part and False not in rare else False, {"rows": rows}
 
 
 def base_has_them(results: Results) -> Judged | None:
@@ -228,147 +196,32 @@ def _set(results: Results, name: str, kind: str = "zero") -> Any:
     return results[f"effects_{kind}"]["sets"].get(name)
 
 
-def _against(x: Result) -> str:
-    return (
-        f"{len(x['components'])} components zeroed: {x['disabled']['mean']:.2f} "
-        f"[{x['disabled']['low']:.2f}, {x['disabled']['high']:.2f}] of valid attempts judged "
-        f'"not", {x["draws"]} random sets {np.mean(x["null"]["disabled"]):.2f}, '
-        f"{as_strong(x['share'])}"
+def _kinds(results: Results, name: str) -> dict[str, Result] | None:
+    """A set's effects under every kind of ablation it was measured with; None without the set."""
+    found = {kind: x for kind in KINDS if (x := _set(results, name, kind))}
+    return found or None
+
+
+def _disables(kinds: dict[str, Result]) -> bool | None:
+    """Whether a set disables verification: under every kind of ablation, or (None) zeroed only."""
+    enough = {"zero": DISABLED, "mean": 0.5, "resample": 0.5}
+    zeroed, *rest = (
+        least(x["disabled"]["mean"] >= enough[kind], beyond(x["share"], x["draws"]))
+        if (x := kinds.get(kind))
+        else False
+        for kind in KINDS
     )
-
-
-def _by_kind(results: Results, name: str) -> tuple[bool | None, str]:
-    """Whether a set disables verification: under every kind of ablation, or zeroed only."""
-    zero, *others = (_set(results, name, kind) for kind in KINDS)
-    zeroed = least(zero["disabled"]["mean"] >= DISABLED, beyond(zero["share"], zero["draws"]))
-    rest = [
-        least(x["disabled"]["mean"] >= 0.5, beyond(x["share"], x["draws"])) if x else False
-        for x in others
-    ]
-    words = [
-        f"{kind} ablation {x['disabled']['mean']:.2f}, {as_strong(x['share'])}"
-        for kind, x in zip(KINDS[1:], others, strict=True)
-        if x
-    ]
     holds = True if zeroed and all(x is True for x in rest) else None
-    return False if zeroed is False else holds, f"{_against(zero)}; {'; '.join(words)}"
+    return False if zeroed is False else holds
 
 
-BY_KIND = (
-    'zeroing the set makes at least 90 % of valid attempts "not", and mean and resample ablation '
-    "at least 50 %, all beyond random; partly: only zeroing does"
+# Parts of the sentences below: a set zeroed (x), and a set under every kind of ablation (kinds).
+ZEROED = (
+    "{{ x.components | length }} components zeroed: {{ x.disabled | interval(2) }} of valid "
+    'attempts judged "not", {{ x.draws }} random sets {{ x.null.disabled | average | fixed(2) }}, '
+    "{{ x.share | as_strong }}"
 )
-
-CLAIMS = (
-    Claim(
-        claim="The verdict is linear in the residual stream, from early layers on",
-        source=PAPER,
-        holds_if="a probe's accuracy at t_paren is at least 0.95, and its interval above shuffled "
-        "labels, in every layer from the first ninth on (the paper: from 4 of 36); partly: from a "
-        "later one on",
-        test=linear,
-        evidence="{% if first < layers %}from layer {{ first }} of {{ layers }} on (best "
-        "{{ best | fixed(3) }}; shuffled labels at most {{ control | fixed(2) }}){% else %}"
-        "best accuracy {{ best | fixed(3) }}, shuffled labels up to {{ control | fixed(2) }}"
-        "{% endif %}",
-    ),
-    Claim(
-        claim="Adding the direction that separates valid from invalid changes the verdict (shown "
-        "on three texts)",
-        source=PAPER,
-        holds_if='added, it makes at least half of invalid attempts "this", and subtracted half of '
-        'valid ones "not", both beyond random directions; partly: one of the two',
-        test=steers,
-        evidence="in the last third of the layers, with the direction and the dose chosen on the "
-        "find samples: {{ words }}",
-    ),
-    Claim(
-        claim="GLU_Valid and GLU_Invalid are antipodal",
-        source=PAPER,
-        holds_if="each vector's most negative cosine with the other set is -0.5 or less on "
-        "average, and beyond sets selected along random directions of both signs, also with the "
-        "probes' directions projected out; partly: beyond them, but weaker",
-        test=antipodal,
-        evidence="mean most negative cosine {{ selected }}; with the directions projected out "
-        "{{ without }}. The probe's pair: cosine {{ pair | fixed(2) }}, with shuffled labels "
-        "{{ shuffled | fixed(2) }}",
-    ),
-    Claim(
-        claim="Heads that attend to earlier occurrences of the target (A_Prev) carry verification",
-        source=PAPER,
-        holds_if=BY_KIND,
-        test=previous,
-        evidence="{% if asked %}target as asked for: {{ asked }}{% if every %}. With all earlier "
-        "occurrences as keys: {{ every }}{% endif %}{% else %}no head attends to the target above "
-        "the threshold{% endif %}",
-    ),
-    Claim(
-        claim="A few heads (three of 576 in the paper) disable verification",
-        source=PAPER,
-        holds_if=f"at most 3 % of all heads (or three), and {BY_KIND}",
-        test=few,
-        evidence="{{ heads }} of {{ total }} heads (3 %: {{ most }}), the smallest set found, by "
-        "the order '{{ order }}'; {{ words }}",
-    ),
-    Claim(
-        claim="Those few are heads of A_Prev, found by how much they feed GLU_Valid",
-        source=PAPER,
-        holds_if="every head of the smallest set is in A_Prev, and the first three of A_Prev by "
-        "the published score disable at least 90 %, beyond random; partly: one of the two",
-        test=subset,
-        evidence="{% if of %}{{ shared }} of {{ of }} are in A_Prev, by either choice of keys; the "
-        "first three by the published score, {{ words }}{% else %}there is no A_Prev{% endif %}",
-    ),
-    Claim(
-        claim="Ablating GLU_Valid disables some verification (16 %), both GLU sets more (45 %)",
-        source=PAPER,
-        holds_if='each makes at least 5 % of valid attempts "not", beyond random, and both sets '
-        "more than one, their intervals apart; partly: one of them is beyond random",
-        test=glu_valid,
-        evidence="{{ top_k }} a layer along the {{ direction }}: {{ words }}",
-    ),
-    Claim(
-        claim="GLU_Valid falls silent without those heads",
-        source=PAPER,
-        holds_if="zeroing the heads silences at least half of the active neurons at t_ans (below a "
-        "tenth of what they were), beyond random; partly: at least a tenth of them, at t_ans or at "
-        "t_paren",
-        test=silent,
-        evidence="{% if words %}active neurons silenced: {{ words }}{% else %}no neuron was "
-        "active, or there is no other head{% endif %}",
-    ),
-    Claim(
-        claim="The same heads leave everything else alone",
-        source=UNTESTED,
-        holds_if='at least 90 % of invalid attempts stay "not" under zero, mean and resample '
-        "ablation; with the heads zeroed at every token arithmetic falls by at most 0.05 and "
-        "English costs at most 0.1 nats a token more (upper end); partly: only mean or resample "
-        "ablation fails",
-        test=specific,
-        evidence='invalid attempts that stay "not": {{ kept }} (zeroing pushes to "not" anyway; '
-        "resampling brings in the other verdict); last digit right {{ right | fixed(2) }}, "
-        "{{ before | fixed(2) }} without; {{ english }}",
-    ),
-    Claim(
-        claim="Those heads alone carry the verdict from run to run",
-        source=UNTESTED,
-        holds_if="in both directions they carry at least half of the gap (lower end), flip at "
-        "least half of the verdicts, and are beyond random; partly: beyond random in both, and "
-        "half of the gap or of the verdicts in one",
-        test=sufficient,
-        evidence="{{ words }}",
-    ),
-    Claim(
-        claim="Training hardly changes those components; the base model has them already",
-        source=PAPER,
-        holds_if=f"their weights change by at most {UNCHANGED:.0%}, and the base model separates "
-        "valid from invalid at t_paren with an AUC of 0.9; partly: one of the two",
-        test=base_has_them,
-        evidence="relative change of their weights up to {{ most | fixed(3) }} (least cosine "
-        "{{ cosine | fixed(4) }}, 1.0000 in the paper), on average {{ mean | fixed(3) }}, of "
-        "others in their layers {{ others | fixed(3) }} (least share as strong "
-        "{{ rarest | fixed(3) }}, corrected for {{ tests }} tests); on the trained model's texts "
-        '{{ base }} separates valid from invalid with AUC {{ auc | fixed(2) }}, and gives "this" '
-        "{{ says | join(' and ') }}",
-    ),
+UNDER_ALL = (
+    "{% set x = kinds.zero %}" + ZEROED + "{% for kind, x in kinds.items() if kind != 'zero' %}; "
+    "{{ kind }} ablation {{ x.disabled.mean | fixed(2) }}, {{ x.share | as_strong }}{% endfor %}"
 )

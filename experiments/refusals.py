@@ -15,8 +15,8 @@ from pathlib import Path
 
 import interp
 from interp.studies.formatting import maybe, retained
-from interp.studies.refusal.report.report import write_up
 from interp.studies.refusal.report.numbers import methods_of
+from interp.studies.refusal.report.report import write_up
 from interp.studies.refusal.settings import Settings
 from interp.studies.refusal.study import study_refusal
 

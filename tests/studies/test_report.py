@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import matplotlib as mpl
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -21,6 +22,7 @@ from interp.core.errors import InterpError
 from interp.core.statistics import Estimate
 from interp.plots import static
 from interp.plots.style import LOWERS, RAISES
+from interp.studies.report.claims import Claim, judge
 from interp.studies.report.markdown import MISSING, cell, escape, number
 from interp.studies.report.pictures import points, render
 from interp.studies.report.report import Report, study_report
@@ -230,6 +232,18 @@ def test_columns_of_numbers_stand_right(write):
 def test_bad_templates_are_refused(write, text, match):
     with pytest.raises(InterpError, match=match):
         write(f"# r\n\n{text}\n")
+
+
+def test_evidence_names_what_its_test_returns():
+    claim = Claim(
+        claim="It holds", source="here", holds_if="always", test=lambda results: (None, {"n": 3}),
+        evidence=Environment(undefined=StrictUndefined).from_string("{{ n }}  of\n{{ m }}"),
+    )  # fmt: skip
+    with pytest.raises(InterpError, match="the evidence for 'It holds'.*'m' is undefined"):
+        judge([claim], {})
+    (row,) = judge([replace(claim, test=lambda results: (None, {"n": 3, "m": 4}))], {})
+    assert (row["here"], row["evidence"]) == ("partly", "3 of 4")
+    assert judge([replace(claim, test=lambda results: None)], {}) == []
 
 
 def test_a_report_needs_a_title(write):

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, TemplateError
 
+from interp.core.errors import InterpError
 from interp.studies.report.markdown import cell
 from interp.studies.report.report import FILTERS
 from interp.studies.steps import Result
@@ -67,18 +68,31 @@ def read_claims(tests: ModuleType) -> list[Claim]:
 
 
 def judge(claims: Iterable[Claim], results: Results) -> list[Row]:
-    """One row a claim that can be tested: claim, here, holds if, evidence, source."""
-    return [
-        {
-            "claim": claim.claim,
-            "here": found[0] if isinstance(found[0], str) else WORDS[found[0]],
-            "holds if": claim.holds_if,
-            "evidence": " ".join(claim.evidence.render(found[1]).split()),
-            "source": claim.source,
-        }
-        for claim in claims
-        if (found := claim.test(results)) is not None
-    ]
+    """One row a claim that can be tested: claim, here, holds if, evidence, source.
+
+    Raises:
+        InterpError: an evidence sentence names what its test does not return.
+    """
+    rows = []
+    for claim in claims:
+        if (found := claim.test(results)) is None:
+            continue
+        verdict, numbers = found
+        try:
+            evidence = claim.evidence.render(numbers)
+        except TemplateError as error:
+            asked = f"the evidence for {claim.claim!r}"
+            raise InterpError(asked, str(error), "name what the test returns") from error
+        rows.append(
+            {
+                "claim": claim.claim,
+                "here": verdict if isinstance(verdict, str) else WORDS[verdict],
+                "holds if": claim.holds_if,
+                "evidence": " ".join(evidence.split()),
+                "source": claim.source,
+            }
+        )
+    return rows
 
 
 def beyond(share: float, draws: int) -> bool | None:

@@ -55,7 +55,7 @@ FILTERS |= {
     for name in ("as_strong", "change", "estimate", "interval", "listed", "null", "pooled",
                  "retained", "selected", "spread")
 }  # fmt: skip
-"""What a template can do with a value, beside the filters of jinja2."""
+"""What a template can do with a value, besides the filters of jinja2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +160,10 @@ def fill(template: Path, names: Mapping[str, Any]) -> str:
     """A Markdown template with its names filled in; partials are beside it or in this package.
 
     Raises:
-        InterpError: a name or a step's result that is not there, a template that is not valid, no
-            title, raw HTML, an image of its own, or a code block left open (these would look
-            different in the Markdown and in the HTML, or swallow what follows).
+        InterpError: a name or a step's result is missing, the template is not valid, there is no
+            title, a table's rows differ in length, or there is raw HTML, an image that is not a
+            figure, or an open code block (these would look different in the Markdown and in the
+            HTML, or swallow what follows).
     """
     environment = Environment(
         loader=FileSystemLoader([template.parent, HERE]),

@@ -1,4 +1,4 @@
-"""Claims about refusal, each with the criterion it is judged by here.
+"""The tests of the claims in claims.toml.
 
 A claim holds where the intervals show it, on rows it was tested on; partly where only the means do,
 or only a part of it.

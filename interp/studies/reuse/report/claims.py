@@ -1,4 +1,4 @@
-"""The paper's claims, each with the criterion it is judged by here."""
+"""The tests of the claims in claims.toml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's claims, each with the criterion it is judged by here.
+"""The tests of the claims in claims.toml.
 
 "Beyond random" is a share as strong below 0.05 among random sets like the one judged. Where fewer
 than 19 such sets exist or were drawn, none can be that rare: a set that beats them all then earns

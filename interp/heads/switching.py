@@ -34,7 +34,7 @@ from interp.runs.change import Change, Edit, Tokens
 from interp.runs.kinds import one_edit
 from interp.runs.pairs import check_gap
 
-Mode = Literal["zero", "mean", "uniform", "scale", "direction"]
+SwitchOffMode = Literal["zero", "mean", "uniform", "scale", "direction"]
 
 TOGETHER = 4096
 """Tokens of changed runs computed at once."""
@@ -48,7 +48,7 @@ class SwitchOff:
     """
 
     model: LanguageModel
-    mode: Mode
+    mode: SwitchOffMode
     factor: float = 0.0
     alpha: float = 1.0
     means: Mapping[int, Tensor] | None = None
@@ -115,7 +115,7 @@ class SwitchOff:
 
 def switch_off(
     model: LanguageModel,
-    mode: Mode = "zero",
+    mode: SwitchOffMode = "zero",
     *,
     factor: float = 1e-5,
     reference: Sequence[Prompt] | None = None,
@@ -138,8 +138,8 @@ def switch_off(
     Raises:
         InterpError: an unknown mode, or no reference prompts or direction where they are needed.
     """
-    if mode not in get_args(Mode):
-        raise unknown("mode", mode, get_args(Mode))
+    if mode not in get_args(SwitchOffMode):
+        raise unknown("mode", mode, get_args(SwitchOffMode))
     if (mode == "mean") != bool(reference) or (mode == "direction") != (direction is not None):
         do = "give reference prompts for 'mean', a direction for 'direction', else neither"
         raise InterpError(f"switching heads off by {mode}", "too little or too much is given", do)

@@ -15,7 +15,7 @@ from interp.core.prompts import Task
 from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.models.language_model import LanguageModel
-from interp.runs.mean_activations import Prompts, reference_prompts
+from interp.runs.mean_activations import ReferencePrompts, reference_prompts
 from interp.runs.pairs import PairedRuns, paired_runs
 
 
@@ -35,7 +35,7 @@ class Request:
     direction: str
     source: str
     reference: Task | None
-    means_over: Prompts
+    means_over: ReferencePrompts
     positions: str
     asked: Columns
     metric: Metric

@@ -19,7 +19,7 @@ from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
 from interp.results.keys import result_key
 from interp.runs.change import Where
-from interp.runs.kinds import Kind, make_ablation, random_like
+from interp.runs.kinds import AblationKind, make_ablation, random_like
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs
 
@@ -51,7 +51,7 @@ class AblatedSets:
     prompts: Sequence[Prompt]
     tokens: tuple[str | int, str | int]
     where: Where = "all"
-    kind: Kind = "zero"
+    kind: AblationKind = "zero"
     values: Mapping[Address, Tensor] | None = None
     runs: StoredRuns | None = None
     _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(

@@ -170,7 +170,7 @@ class Change:
         """
         for edit in self.edits:
             edit.require(prompts)
-            if isinstance(edit.value, Table):
+            if isinstance(edit.value, ValueTable):
                 edit.value.require(f"{self.name}: values of L{edit.layer}.{edit.site}", prompts,
                                    where, edit.positions)  # fmt: skip
 
@@ -257,7 +257,7 @@ def changed_positions(edit: Edit, prompt: int, length: int) -> range:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class ValueTable:
     """New values that are looked up: (prompts or 1, positions or 1, components, width).
 
     With several positions the last one belongs to the last token of the text. `added`: the values

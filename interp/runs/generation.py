@@ -16,10 +16,11 @@ from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.schema import Count, checked
 from interp.engine.memory import says_too_little
+from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where
 from interp.runs.intervened import intervened_texts
-from interp.runs.text_runs import ChangedText, Generation, Progress, TextRun, in_batches
+from interp.runs.text_runs import ChangedText, Generation, TextRun, in_batches
 
 
 @reads_arguments

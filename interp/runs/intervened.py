@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from interp.engine.decode import CHANGEABLE, SiteChange
+from interp.engine.readout import Progress
 from interp.models.language_model import Address, LanguageModel
 from interp.runs.hooks import EditHook
 from interp.runs.text_runs import (
     Generation,
-    Progress,
     TextRun,
     embedded,
     end_tokens,

@@ -18,10 +18,10 @@ from interp.core.prompts import Task
 from interp.engine.decode import CHANGEABLE
 from interp.models.batches import Batch
 from interp.models.language_model import Address, LanguageModel
-from interp.runs.change import Change, Edit, NewValue, Table, Tokens
+from interp.runs.change import Change, Edit, NewValue, Tokens, ValueTable
 from interp.runs.stored_runs import site_width
 
-Kind = Literal["zero", "mean", "resample", "patch", "steer"]
+AblationKind = Literal["zero", "mean", "resample", "patch", "steer"]
 """The kinds of `make_ablation`."""
 
 
@@ -163,7 +163,7 @@ def resample(
 def make_ablation(
     model: LanguageModel,
     components: Sequence[str],
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     *,
     values: Mapping[Address, Tensor] | None = None,
     name: str = "",
@@ -185,8 +185,8 @@ def make_ablation(
     """
     components = listed(components)
     parts = [Component.parse(label) for label in components]
-    if kind not in get_args(Kind):
-        raise unknown("kind of ablation", kind, get_args(Kind))
+    if kind not in get_args(AblationKind):
+        raise unknown("kind of ablation", kind, get_args(AblationKind))
     if not parts or len(set(parts)) < len(parts):
         raise InterpError(f"ablating {list(components)}", "none, or one twice", "give each once")
     grouped: dict[Address, list[int | None]] = {}
@@ -215,7 +215,7 @@ def make_ablation(
                 layer=address[0],
                 site=address[1],
                 components=chosen,
-                value=Table(values=taken, added=kind == "steer"),
+                value=ValueTable(values=taken, added=kind == "steer"),
             )
         )
     return Change(name=name or f"{kind} {', '.join(components)}", edits=tuple(edits))

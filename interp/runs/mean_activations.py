@@ -14,12 +14,12 @@ from interp.engine.forward import Runner
 from interp.engine.readout import CPU_TILE, cut
 from interp.engine.restart import baseline
 
-Prompts = tuple[tuple[int, ...], ...]
+ReferencePrompts = tuple[tuple[int, ...], ...]
 
 
 def reference_prompts(
     model: Tokenizing, ablation: str, reference: Task | None, evaluated: Iterable[Sequence[int]]
-) -> Prompts:
+) -> ReferencePrompts:
     """The clean and corrupted prompts of a mean's reference task; () for other ablations.
 
     Raises:
@@ -49,7 +49,7 @@ def reference_prompts(
     return prompts
 
 
-def batches_of(prompts: Prompts) -> tuple[list[tuple[int, ...]], ...]:
+def batches_of(prompts: ReferencePrompts) -> tuple[list[tuple[int, ...]], ...]:
     """Prompts in groups to run at once."""
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     groups = cut(np.arange(len(prompts)), lengths, CPU_TILE)

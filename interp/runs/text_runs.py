@@ -15,10 +15,9 @@ from interp.engine.architecture import Decoder
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.memory import keep_freed_memory
+from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

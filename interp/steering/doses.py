@@ -60,12 +60,12 @@ class DoseResponse:
         return pd.DataFrame(table)
 
 
-Measure = Callable[[float], Mapping[str, np.ndarray]]
+DoseMeasure = Callable[[float], Mapping[str, np.ndarray]]
 """A dose -> name -> (n,) one number per row."""
 
 
 def dose_response(
-    measure: Measure, doses: Sequence[float], *, control: Measure | None = None
+    measure: DoseMeasure, doses: Sequence[float], *, control: DoseMeasure | None = None
 ) -> DoseResponse:
     """Measures at every dose of a change, on the same rows.
 
@@ -79,7 +79,7 @@ def dose_response(
             f"doses {list(doses)}", "too few, one twice or no 0", "give 0 and at least one other"
         )
 
-    def run(of: Measure) -> dict[str, np.ndarray]:
+    def run(of: DoseMeasure) -> dict[str, np.ndarray]:
         found = [of(dose) for dose in grid]
         shapes = {tuple((name, np.shape(rows)) for name, rows in each.items()) for each in found}
         if len(shapes) > 1:

@@ -26,7 +26,7 @@ from interp.results.direction import Direction, orthonormal
 Phase = Literal["prefill", "decode", "both"]
 """The tokens of the prompt, those generated after it, or both."""
 
-Positions = str | int | Sequence[int] | None
+FromEnd = str | int | Sequence[int] | None
 """Which tokens of every prompt, counted from its end: -1 (or "last") is the last, a list is
 several. None or "all": all of them."""
 
@@ -160,7 +160,7 @@ def ablate_direction(
     *directions: Direction,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    positions: Positions = None,
+    positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
     """Remove it: x - (x . r) r at every residual site; for several, the space they span.
@@ -175,7 +175,7 @@ def ablate_direction(
         layers: all by default.
         sites: such as ("resid_pre", "attn_out", "mlp_out"), the published ones; by default the
             stream itself, see `residual_sites`.
-        positions: tokens of the prompt, see `Positions`. What other tokens write along r stays,
+        positions: tokens of the prompt, see `FromEnd`. What other tokens write along r stays,
             and attention carries it on.
         phase: which tokens.
 
@@ -196,7 +196,7 @@ def add_direction(
     coefficient: float = 1.0,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    positions: Positions = None,
+    positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
     """Add it: x + c r, the raw r turned towards refusal, so that c > 0 induces it for every kind.
@@ -216,7 +216,7 @@ def patch_direction(
     value: float = 0.0,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    positions: Positions = None,
+    positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
     """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
@@ -234,7 +234,7 @@ def affine_edit(
     coefficient: float = 0.0,
     layers: Sequence[int] | None = None,
     sites: Sequence[str] | None = None,
-    positions: Positions = None,
+    positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
     """Move to a reference: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
@@ -366,7 +366,7 @@ def _steering(
     where: Sequence[Address],
     edit: AffineEdit,
     phase: Phase,
-    positions: Positions = None,
+    positions: FromEnd = None,
 ) -> Steering:
     for direction in directions:
         direction.format.require(directions[0].format, f"steering with {direction}")
@@ -382,7 +382,7 @@ def _steering(
     )
 
 
-def _from_the_end(positions: Positions) -> tuple[int, ...] | None:
+def _from_the_end(positions: FromEnd) -> tuple[int, ...] | None:
     if positions is None or (isinstance(positions, str) and positions == "all"):
         return None
     found = [-1 if place == "last" else place for place in listed(positions)]

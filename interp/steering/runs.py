@@ -35,7 +35,7 @@ TOGETHER = 4096
 
 
 @dataclass(kw_only=True)
-class Tally:
+class SteeringTally:
     """What a steering changed in prompts of these lengths.
 
     `entries` are (prompts, positions, squared changes) by site.
@@ -113,11 +113,13 @@ class SteeredRun:
 
     logits: Tensor
     states: Tensor | None
-    tally: Tally
+    tally: SteeringTally
 
 
 @contextmanager
-def steer(model: LanguageModel, steering: Steering, prompts: PromptsLike) -> Iterator[Tally]:
+def steer(
+    model: LanguageModel, steering: Steering, prompts: PromptsLike
+) -> Iterator[SteeringTally]:
     """Every run of these prompts inside the block is steered, on any model, through hooks.
 
     A run may go on after a prompt: its further tokens count as generated.
@@ -144,7 +146,7 @@ def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLi
     return _change(steering, _tally(steering, given))
 
 
-def _change(steering: Steering, tally: Tally) -> Change:
+def _change(steering: Steering, tally: SteeringTally) -> Change:
     """A steering of the prompts whose lengths the tally holds, counted there."""
 
     def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
@@ -219,7 +221,7 @@ def generate_steered(
     stop: Sequence[str] = (),
     rows: int = 64,
     progress: Progress | None = None,
-) -> tuple[list[Generation], Tally]:
+) -> tuple[list[Generation], SteeringTally]:
     """Greedy texts, steered at every token of the phase; cached and batched, token for token.
 
     One run, unlike `interp.runs.generation.generate`, which keeps a plain run beside the changed
@@ -251,13 +253,15 @@ def _nothing(model: LanguageModel, prompts: ChatPrompts) -> Steering:
     return Steering(name="plain", edits={}, format=prompts.format, model_hash=model.hash)
 
 
-def _tally(steering: Steering, prompts: ChatPrompts) -> Tally:
-    return Tally(name=steering.name, lengths=torch.tensor([len(row) for row in prompts.rows]))
+def _tally(steering: Steering, prompts: ChatPrompts) -> SteeringTally:
+    return SteeringTally(
+        name=steering.name, lengths=torch.tensor([len(row) for row in prompts.rows])
+    )
 
 
 def _changed(
     steering: Steering,
-    tally: Tally,
+    tally: SteeringTally,
     at: Address,
     old: Tensor,
     prompts: Tensor,
@@ -285,7 +289,7 @@ class _Engine:
     model: LanguageModel
     runner: Runner
     steering: Steering
-    tally: Tally
+    tally: SteeringTally
     keep: Mapping[Address, Tensor] = field(default_factory=dict)
 
     def extend(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
 from interp.heads.switching import switch_off
-from interp.runs.change import Change, Edit, Table
+from interp.runs.change import Change, Edit, ValueTable
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
 from interp.runs.kinds import add, make_ablation, mean, patch, project_out, resample, scale, zero
@@ -160,7 +160,7 @@ def test_what_the_engine_cannot_do_is_refused(doubles):
         ablate(model, PROMPTS, zero("L1H2", positions=0), tokens=TOKENS, where=2)
     with pytest.raises(InterpError, match="fewer tokens"), intervene(model, zero("L1H2").last(8)):
         model.last_logits(PROMPTS)
-    short = Table(values=torch.zeros(1, 2, 1, model.d_head))
+    short = ValueTable(values=torch.zeros(1, 2, 1, model.d_head))
     edit = Edit(name="patch", layer=1, site="z", components=(2,), value=short)
     with pytest.raises(InterpError, match="each position changed"):
         ablate(model, PROMPTS, Change(name="short", edits=(edit,)), tokens=TOKENS)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from interp.core.errors import InterpError
 from interp.core.statistics import share_estimate
+from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.neurons.glu import glu_vectors
 from interp.runs.ablation_sets import greedy_order
-from interp.runs.kinds import Kind
-from interp.runs.text_runs import Generation, Progress
+from interp.runs.kinds import AblationKind
+from interp.runs.text_runs import Generation
 from interp.studies.pace import Pace
 from interp.studies.steps import Job, Result, Steps, plain, tuples
 from interp.studies.study import Study, begin
@@ -260,7 +261,7 @@ def _instead(
     )
 
 
-def _effects(context: Context, sets: dict[str, list[str]], kind: Kind) -> Result:
+def _effects(context: Context, sets: dict[str, list[str]], kind: AblationKind) -> Result:
     return verdicts.verdict_effects(context, context.test, sets, kind=kind)
 
 

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from interp.core.statistics import Estimate, share_estimate
+from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.generation import generate
-from interp.runs.text_runs import Generation, Progress
+from interp.runs.text_runs import Generation
 from interp.tasks.arithmetic import read_attempts, score_answer
 from interp.tasks.countdown import Problem
 

@@ -10,7 +10,7 @@ import numpy as np
 from interp.core.nulls import null_of
 from interp.runs.change import Where
 from interp.runs.generation import generate_each
-from interp.runs.kinds import Kind, make_ablation, random_like
+from interp.runs.kinds import AblationKind, make_ablation, random_like
 from interp.studies.steps import Result, plain
 from interp.studies.verification.outcomes import Outcome, Rule, outcomes
 from interp.studies.verification.samples import Samples
@@ -33,7 +33,7 @@ def intervention_table(
     samples: Samples,
     sets: Sets,
     *,
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     where: Where | None = None,
     max_new_tokens: int = 80,
     draws: int | None = None,
@@ -108,7 +108,7 @@ def _written(
     context: Context,
     samples: Samples,
     sets: Sequence[Sequence[str]],
-    kind: Kind,
+    kind: AblationKind,
     where: Where,
     max_new_tokens: int,
 ) -> list[list[str]]:

@@ -14,13 +14,13 @@ from interp.core.statistics import mean_estimate, ratio_estimate, share_estimate
 from interp.models.language_model import Address
 from interp.runs.ablation_sets import AblatedSets
 from interp.runs.change import Where
-from interp.runs.kinds import Kind, make_ablation, random_like
+from interp.runs.kinds import AblationKind, make_ablation, random_like
 from interp.runs.next_tokens import NextTokens, ablate
 from interp.studies.steps import Result, plain
 from interp.studies.verification.samples import Samples
 from interp.studies.verification.settings import Context, verdict_task
 
-KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
+KINDS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 
 NULL_PAIRS = 20
 """Valid samples, and as many invalid ones, on which each random set is run."""
@@ -30,7 +30,11 @@ SUFFICIENT_PAIRS = 16
 
 
 def replacements(
-    context: Context, samples: Samples, sets: Sequence[Sequence[str]], kind: Kind, where: Where
+    context: Context,
+    samples: Samples,
+    sets: Sequence[Sequence[str]],
+    kind: AblationKind,
+    where: Where,
 ) -> dict[Address, torch.Tensor] | None:
     """Values for sets of components: None for zero, else from the find samples.
 
@@ -60,7 +64,7 @@ def verdict_effects(
     samples: Samples,
     sets: Mapping[str, Sequence[str]],
     *,
-    kind: Kind = "zero",
+    kind: AblationKind = "zero",
     where: Where | None = None,
     null_pairs: int = NULL_PAIRS,
 ) -> Result:
@@ -125,7 +129,7 @@ def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
 
 
 def ablated_sets(
-    context: Context, samples: Samples, labels: Sequence[str], kind: Kind
+    context: Context, samples: Samples, labels: Sequence[str], kind: AblationKind
 ) -> AblatedSets:
     """The verdict on the valid samples among some, with sets of components ablated.
 
@@ -157,7 +161,7 @@ def _verdicts(
     context: Context,
     samples: Samples,
     sets: Sequence[Sequence[str]],
-    kind: Kind,
+    kind: AblationKind,
     where: Where,
     values: dict[Address, torch.Tensor] | None,
 ) -> _Verdicts:

@@ -1,5 +1,6 @@
-# Two commands: `make app` opens the workbench, `make test` runs every check.
+# `make app` opens the workbench, `make test` runs the checks of a contributor, `make test-all` all.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,19 +10,27 @@ WEIGHTS := $(CACHE)/models/smollm2-135m-instruct/README.md
 export INTERP_CACHE := $(abspath $(CACHE))
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: app test check docs bench clean
+.PHONY: app test test-all check docs bench clean
 .DELETE_ON_ERROR:
 
 app: $(READY) $(WEIGHTS)
-	$(BIN)/streamlit run app.py
+	$(BIN)/interp app
 
+# Files are shared out among JOBS processes, so that a file's fixtures are made once.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: check $(WEIGHTS)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not browser"
+
+# Browser tests time what they see, so that they run alone.
+test-all: check docs $(WEIGHTS)
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not browser"
+	$(PYTEST) -m browser
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 # The documentation, in build/site; no step needs the network.
 docs: $(READY)

@@ -1,4 +1,4 @@
-"""The words everything else speaks: components, positions, prompts, metrics, statistics, errors."""
+"""Types that all packages use: components, prompts, tasks, metrics, statistics and errors."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Lists, prompts, positions and labels as a caller gives them, read by one rule everywhere.
+"""How arguments are read: lists, prompts, positions, labels and metrics.
 
-One thing alone stands for a list of it: a string is one prompt, one site, one axis, one answer,
-one component or one position, never its characters.
+A single value may be given instead of a list of one. A string is always one prompt, site, axis,
+answer, component or position, and never a list of characters.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ if TYPE_CHECKING:
     from interp.core.metrics import Readout, Targets
 
 Positions = str | int | Sequence[int | str]
-"""One token of each prompt: a name such as "last" or one marked in a task; a whole number, the same
-index in every prompt, negative from its end; or a list with one name or number for each prompt.
-Where several tokens may be meant, "all" is every token."""
+"""One token of each prompt. Either a name, such as "last" or a name the task marks; or a whole
+number, which is the same index in every prompt (negative counts from the end); or a list with one
+name or number per prompt. Functions that accept several tokens also take "all"."""
 
 Columns = str | int | Sequence[str] | Sequence[int]
-"""Positions that are patched or measured apart: "all"; one name or several, each a position of its
-own; or one position in numbers, one for all prompts or a list with one for each."""
-
+"""Positions that are patched or measured separately. Either "all"; or one or more names, each of
+which is a separate position; or a single position as a number for all prompts or a list of one
+number per prompt."""
 
 Flags = Any
-"""Labels of two classes, (n,): True or 1, and False or 0; a list, an array or a tensor."""
-
+"""Labels of two classes, (n,): True or 1, and False or 0. A list, an array or a tensor."""
 
 MetricFunction = Callable[["Readout", "Targets"], "Tensor"]
-"""A metric of one's own: (readout, targets) to one number per prompt."""
+"""A user's own metric: a function of (readout, targets) that gives one number per prompt."""
 
 
 class Tokenizes(Protocol):
-    """A model, as far as reading prompts goes."""
+    """The part of a model that reading prompts needs."""
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
 
 
 class HasPairs(Protocol):
-    """A task, as far as its prompts go."""
+    """The part of a task that reading its prompts needs."""
 
     @property
     def pairs(self) -> Sequence[Any]: ...
@@ -65,30 +64,31 @@ _NAMED: dict[str, Any] = {
     "draws": Whole,
     "band": Whole,
 }
-"""What arguments of these names are, wherever they are whole numbers."""
+"""The type of arguments with these names, in every function in which they are whole numbers."""
 
 _RECORDS = {
-    "Change": "a change such as zero() or make_ablation() gives",
+    "Change": "a change, e.g. from zero() or make_ablation()",
     "ChangedRuns": "stored runs with a change in force",
-    "StoredRuns": "runs that keep_runs() gives",
-    "LanguageModel": "a model that load_model() gives",
+    "StoredRuns": "runs from keep_runs()",
+    "LanguageModel": "a model from load_model()",
     "Progress": "a function of (done, total)",
-    "Callable[[], bool]": "a function that says whether to stop",
-    "Scores": "the Scores of a patching function",
+    "Callable[[], bool]": "a function that returns whether to stop",
+    "Scores": "Scores from a patching function",
     "Task": "a Task",
-    "Tensor": "a tensor of torch",
+    "Tensor": "a torch tensor",
     "None": "None",
 }
 
 
 def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with arguments of the wrong kind refused before anything is computed.
+    """Decorate a function so that arguments of the wrong type are refused before it runs.
 
-    Looked at are annotations made of plain kinds, `None` and the records of `_RECORDS`, by their
-    names; all others are left to the function. Numbers of other libraries become Python's.
+    An argument is checked if its annotation consists only of int, float, bool, str, None and the
+    types in `_RECORDS`, which are compared by name. The function itself reads all other arguments.
+    Numbers of other libraries are converted to Python numbers.
 
     Raises:
-        InterpError: an argument is of another kind than its annotation, or out of range.
+        InterpError: an argument does not have the annotated type, or is out of range.
     """
     taken = signature(function)
     rules = {
@@ -104,7 +104,7 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = taken.bind(*args, **kwargs)
         except TypeError:
-            return function(*args, **kwargs)  # Python's own words on a missing or unknown argument
+            return function(*args, **kwargs)  # Python's own error for a missing or unknown argument
         for name, value in given.arguments.items():
             if name in rules:
                 asked = f"{name} of {function.__name__}()"
@@ -115,7 +115,7 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _of_kind(name: str, kinds: Sequence[str], value: Any, asked: str) -> Any:
-    """A value of one of these kinds, as Python's own where it is plain."""
+    """The value, if it has one of these types; plain values are converted to Python types."""
     records = [kind for kind in kinds if kind in _RECORDS]
     known = {one.__name__ for one in type(value).__mro__}
     if known & {*records} or (value is None and "None" in records):
@@ -130,32 +130,33 @@ def _of_kind(name: str, kinds: Sequence[str], value: Any, asked: str) -> Any:
 
 
 def stops_of(stop: Any) -> list[str]:
-    """Texts that end a text, none or several.
+    """The texts at which generation stops, as a list.
 
     Raises:
-        InterpError: something else, or an empty text, which every text holds.
+        InterpError: a value is not a text, or is empty (every text contains the empty text).
     """
-    asked = "stop, the texts that end a text"
+    asked = "stop, the texts at which generation stops"
     return [checked(Text, one, asked) for one in listed(stop, asked=asked)]
 
 
-def listed(given: Any, *, asked: str = "one thing or several") -> list[Any]:
-    """Several things as a list; a string, or anything that cannot be listed, is one thing.
+def listed(given: Any, *, asked: str = "one value or several") -> list[Any]:
+    """The value as a list; a string, or a value that is not iterable, becomes a list of one.
 
     Raises:
-        InterpError: bytes or a dictionary, whose items are not what was meant.
+        InterpError: bytes or a dictionary, because iterating over them gives other things than
+            the caller meant.
     """
     if isinstance(given, bytes | dict):
         found = f"{type(given).__name__}: {given!r:.60}"
-        raise InterpError(asked, found, "give a text, or a list")
+        raise InterpError(asked, found, "give a text or a list")
     return [given] if alone(given) else list(given)
 
 
 def as_positions(positions: Any) -> Any:
-    """Positions as they are kept: a name, a number, or a list of names and numbers.
+    """Positions with every number converted to a Python int: a name, a number, or a list of these.
 
     Raises:
-        InterpError: they hold something else.
+        InterpError: an item is neither a name nor a whole number.
     """
     found = [one if isinstance(one, str) else _number(one) for one in listed(positions)]
     return found[0] if alone(positions) else found
@@ -168,12 +169,12 @@ def _number(position: Any) -> int:
         raise InterpError(
             f"position {position!r}",
             "neither a name nor a whole number",
-            "give a name such as 'last', or a token index, negative from the end",
+            "give a name such as 'last', or a token index (negative counts from the end)",
         ) from error
 
 
 def texts_of(prompts: HasPairs | Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """Prompts as a list: a task's clean prompts, several prompts, one text, or one in token ids."""
+    """A list of prompts from a task (its clean prompts), several prompts, a text or token ids."""
     if (pairs := getattr(prompts, "pairs", None)) is not None:
         return [pair.clean for pair in pairs]
     found = listed(prompts)
@@ -183,12 +184,12 @@ def texts_of(prompts: HasPairs | Prompt | Iterable[Prompt]) -> list[Prompt]:
 def rows_of(
     model: Tokenizes, prompts: HasPairs | Prompt | Iterable[Prompt]
 ) -> list[tuple[int, ...]]:
-    """Prompts in token ids, checked; see `interp.models.LanguageModel.tokenize`."""
+    """The token ids of each prompt, checked by `interp.models.LanguageModel.tokenize`."""
     return [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
 
 
 def marks_of(prompts: Any) -> list[dict[str, Mark]] | None:
-    """The positions that a task marks in each of its clean prompts; None for plain prompts."""
+    """The named positions of each clean prompt of a task, or None for prompts without a task."""
     pairs = getattr(prompts, "pairs", None)
     return None if pairs is None else [dict(pair.positions) for pair in pairs]
 
@@ -196,10 +197,11 @@ def marks_of(prompts: Any) -> list[dict[str, Mark]] | None:
 def place_of(
     position: str | int, prompt: TokenizedPrompt, marks: Mapping[str, Mark], label: str
 ) -> int:
-    """The token index, from 0, of one name or number in one prompt.
+    """The token index, from 0, of a position in one prompt.
 
     Raises:
-        InterpError: the prompt has no such token, or it is neither a name nor a whole number.
+        InterpError: the prompt has no such token, or `position` is neither a name nor a whole
+            number.
     """
     if isinstance(position, str):
         return resolve(position, prompt, dict(marks), label)
@@ -214,10 +216,10 @@ def place_of(
 
 
 def each_of(positions: Positions, n: int, label: str = "prompt") -> list[str | int]:
-    """One name or number for each of n prompts: the same for all, or a list of n.
+    """A list with one name or number for each of n prompts.
 
     Raises:
-        InterpError: a list of another length.
+        InterpError: a list whose length is not n.
     """
     found = as_positions(positions)
     if not isinstance(found, list):
@@ -226,7 +228,7 @@ def each_of(positions: Positions, n: int, label: str = "prompt") -> list[str | i
         raise InterpError(
             f"positions={found[:5]}",
             f"{len(found)} for {n} {label}s",
-            f"give one for each {label}, or one name or number alone for all",
+            f"give one for each {label}, or a single name or number for all",
         )
     return found
 
@@ -241,7 +243,7 @@ def places_of(
     """The token index, from 0, of one position in each prompt. See `Positions`.
 
     Raises:
-        InterpError: a list of another length than the prompts, or a token that a prompt lacks.
+        InterpError: there is not one position per prompt, or a prompt has no such token.
     """
     each = enumerate(zip(each_of(positions, len(prompts), label), prompts, strict=True))
     return [
@@ -253,12 +255,13 @@ def places_of(
 def columns_of(
     positions: Columns, task: EncodedTaskLike
 ) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Positions that are patched or measured apart: their names, and each one's token by prompt.
+    """The names of the separate positions, and for each one the token index in every prompt.
 
-    "all" is not read here; for the rest see `Columns`.
+    See `Columns`; "all" is not handled here.
 
     Raises:
-        InterpError: none, one twice, names and numbers mixed, or a token that a prompt lacks.
+        InterpError: there is no position, a position occurs twice, names and numbers are mixed, or
+            a prompt has no such token.
     """
     positions = as_positions(positions)
     found = listed(positions)
@@ -266,8 +269,8 @@ def columns_of(
     if not found or len(set(names)) < len(names) or len(names) not in (0, len(found)):
         raise InterpError(
             f"positions={found[:5]}",
-            "none, one twice, or names and numbers mixed",
-            "give names, each once; or one number for all prompts, or one for each",
+            "no position, a name given twice, or names and numbers mixed",
+            "give different names, one number for all prompts, or one number per prompt",
         )
     if names:
         return tuple(names), [places_of(n, task.prompts, task.marks, label="pair") for n in names]
@@ -276,10 +279,10 @@ def columns_of(
 
 
 def flags_of(labels: Flags, n: int) -> np.ndarray:
-    """Labels of two classes, (n,) bool: True or 1 for the first class, False or 0 for the other.
+    """(n,) bool labels of two classes: True or 1 for the first, False or 0 for the second.
 
     Raises:
-        InterpError: another number of labels, or other values.
+        InterpError: there are not n labels, or a label has another value.
     """
     import numpy as np
 
@@ -289,18 +292,19 @@ def flags_of(labels: Flags, n: int) -> np.ndarray:
         shown = f"{values.dtype} labels of shape {values.shape}"
         odd = sorted(set(values.ravel().tolist()) - {0, 1}, key=str)[:5]
         raise InterpError(
-            shown + (f", among them {odd}" if odd else ""),
+            shown + (f", including {odd}" if odd else ""),
             f"{n} examples",
-            "give one label for each: True or 1 for valid, False or 0 for invalid",
+            "give one label per example: True or 1 for valid, False or 0 for invalid",
         )
     return values.astype(bool)
 
 
 def as_metric(metric: Metric | str | MetricFunction) -> Metric:
-    """A metric, the shipped one of that name, or a function wrapped under its own name.
+    """A `Metric` from a metric, the name of a shipped metric, or a function.
 
     Raises:
-        InterpError: no metric of that name, or nothing that takes a readout and targets.
+        InterpError: there is no metric of that name, or the function does not take a readout and
+            targets.
     """
     if isinstance(metric, Metric):
         return metric
@@ -313,13 +317,13 @@ def as_metric(metric: Metric | str | MetricFunction) -> Metric:
         raise InterpError(
             f"the metric {name}",
             f"not a function of (readout, targets): {error}",
-            "give a name of interp.METRICS, a Metric, or such a function of one number per prompt",
+            "give a name from interp.METRICS, a Metric, or a function with one number per prompt",
         ) from error
     return Metric(name=name, unit="own", function=metric)
 
 
 class EncodedTaskLike(Protocol):
-    """The part of `interp.core.prompts.EncodedTask` that positions are read from."""
+    """The part of `interp.core.prompts.EncodedTask` that reading positions needs."""
 
     @property
     def prompts(self) -> list[TokenizedPrompt]: ...
@@ -328,7 +332,7 @@ class EncodedTaskLike(Protocol):
 
 
 def _whole(value: Any) -> bool:
-    """Whether it is one whole number."""
+    """Whether the value is a single whole number."""
     try:
         return isinstance(whole(value), int)
     except TypeError:

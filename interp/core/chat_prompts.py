@@ -1,4 +1,4 @@
-"""Prompts as a chat template lays them out: before the user's words, the words, and after."""
+"""Prompts made with a chat template, and the tokens the template adds after the user's text."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from interp.core.prompts import Task
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How texts became prompts: the hash of the chat template, and whether the reply is opened.
+    """How texts became prompts: the hash of the chat template, and whether it opens the reply.
 
-    A system prompt of one's own is part of the hash. An empty template stands for texts and tokens
-    taken as they are.
+    The hash covers a system prompt given by the user. An empty `template` means that texts and
+    tokens are used without a template.
     """
 
     template: str = ""
@@ -31,13 +31,14 @@ class ChatFormat:
         return f"template {self.template}, generation prompt {self.generation_prompt}"
 
     def require(self, other: ChatFormat, what: str) -> None:
-        """Refuse prompts of another format than the one a vector was read with.
+        """Refuse prompts whose format differs from that of the prompts a vector was read from.
 
         Raises:
-            InterpError: they differ.
+            InterpError: the formats differ.
         """
         if self != other:
-            raise InterpError(what, f"made with {self}, used with {other}", "use one format")
+            do = "use the same chat format for both"
+            raise InterpError(what, f"made with {self}, used with {other}", do)
 
 
 PLAIN = ChatFormat()
@@ -45,11 +46,11 @@ PLAIN = ChatFormat()
 
 @dataclass(frozen=True, kw_only=True)
 class ChatPrompts:
-    """Prompts of one format. `tail` holds the tokens every one of them ends in.
+    """Prompts of one format, as token ids.
 
-    With a chat template these are the post-instruction tokens: what the template puts after the
-    user's text. `ids` names each prompt without its text; `chat_prompts` gives hashes of the
-    user's texts.
+    `tail` holds the tokens that end every prompt. With a chat template they are the
+    post-instruction tokens, which the template puts after the user's text. `ids` identifies each
+    prompt without showing its text: `chat_prompts` fills it with hashes of the user's texts.
     """
 
     rows: tuple[tuple[int, ...], ...]
@@ -59,7 +60,7 @@ class ChatPrompts:
 
     @property
     def hashes(self) -> tuple[str, ...]:
-        """What each prompt is known by: its id, or the hash of its tokens where it has none."""
+        """The identifier of each prompt: its id, or the hash of its tokens if it has no id."""
         return self.ids or tuple(content_key(list(row)) for row in self.rows)
 
     def __len__(self) -> int:
@@ -73,13 +74,19 @@ class ChatPrompts:
 
 
 PromptsLike = ChatPrompts | Task | Prompt | Sequence[Prompt]
-"""Prompts with their format; texts and tokens alone have none (`PLAIN`)."""
+"""Prompts in any form. Only `ChatPrompts` carry a format; the others count as `PLAIN`."""
 
 
 def mixed(
     first: ChatPrompts, second: ChatPrompts, *, seed: int = 0
 ) -> tuple[ChatPrompts, ChatPrompts]:
-    """Two sets of the same sizes with their labels shuffled: the null of any difference."""
+    """Shuffle the prompts of two sets into two new sets of the same sizes.
+
+    A difference between the new sets is a null for the difference between the given ones.
+
+    Raises:
+        InterpError: the two sets have different formats.
+    """
     first.format.require(second.format, "prompts to mix")
     rows = [*first.rows, *second.rows]
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()

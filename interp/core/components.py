@@ -1,4 +1,4 @@
-"""Addresses inside a transformer: sites, and components such as L17H11, L5KV0.k or L26N6475."""
+"""Names of places in a transformer: sites, and components such as L17H11 or L26N6475."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ SITES: dict[str, Axis | None] = {
     "mlp_out": None,
     "resid_post": None,
 }
-"""TransformerLens' site names in causal order, with the axis that numbers their components.
+"""TransformerLens' site names in causal order, each with the axis that numbers its components.
 
-q, k, v are the projections before q/k norms and rotary embedding; k and v have one component per
-key/value head, of which grouped-query attention has fewer than heads. pattern is the attention
-after softmax; z the mixed values of a head; pre, pre_linear and post the gate, the linear part and
-their product in a gated MLP (pre and post where there is no gate). attn_out and mlp_out are what is
-added to the residual stream: after a post-norm or a multiplier (Granite) where there is one,
-without the stream where the module itself adds it (BLOOM, MPT's MLP), routed and shared experts
-together in a mixture. A mixture of experts has no pre, pre_linear or post, because each token has
-other neurons.
+q, k and v are the projections before the q/k norms and the rotary embedding. k and v have one
+component per key/value head; grouped-query attention has fewer of these than query heads. pattern
+is the attention after the softmax. z is a head's weighted mean of the values. In a gated MLP, pre
+is the activation's input, pre_linear the linear factor, and post act(pre) * pre_linear; without a
+gate, post is act(pre) and there is no pre_linear. attn_out and mlp_out are what the layer adds to
+the residual stream: after the post-norm or multiplier (Granite) if the model has one, without the
+stream if the module adds it itself (BLOOM, MPT's MLP), and summed over routed and shared experts. A
+mixture of experts has no pre, pre_linear or post, because each token uses other neurons.
 """
 
 _LABEL = re.compile(
     r"L(?P<layer>[0-9]{1,9})(?:(?P<kind>H|KV|N)(?P<index>[0-9]{1,9}))?(?:\.(?P<site>\w+))?"
 )
 MARKS: dict[Axis, str] = {"head": "H", "kv_head": "KV", "neuron": "N"}
-"""What stands before a component's number in its label."""
+"""The letters before a component's number in its label."""
+
 _NAMES = {"H": "heads", "KV": "key/value heads", "N": "neurons"}
 _USUAL = {"H": "z", "N": "post"}
 
 
 def check_site(site: str) -> str:
-    """The name itself, if it is a site.
+    """The name, if it is a site.
 
     Raises:
-        InterpError: no such site; the nearest name is given.
+        InterpError: there is no such site; the message suggests the nearest name.
     """
     if not isinstance(site, str) or site not in SITES:
         raise unknown("site", site, SITES)
@@ -61,7 +62,7 @@ def check_site(site: str) -> str:
 
 @dataclass(frozen=True)
 class Component:
-    """A place in the model: a layer, a site, and a head or neuron number (None: all of them)."""
+    """A layer, a site and the number of a head or neuron there (None: the whole site)."""
 
     layer: int
     site: str
@@ -73,7 +74,7 @@ class Component:
             raise InterpError(
                 f"component {self.index} of {self.site}",
                 f"{self.site} is one vector per token",
-                "leave the number out",
+                "omit the number",
             )
 
     def __str__(self) -> str:
@@ -90,15 +91,15 @@ class Component:
         """The inverse of `str`: L17H11 (that head's z), L17H11.q, L5KV0.k, L26N6475, L5.mlp_out.
 
         Raises:
-            InterpError: the label does not read like a component, or its site has no such parts:
-                keys and values are numbered by key/value heads, KV, and not by heads, H.
+            InterpError: the label has another form, or its site has no such components: keys and
+                values are numbered by key/value heads (KV), not by query heads (H).
         """
         match = _LABEL.fullmatch(label) if isinstance(label, str) else None
         site = None if match is None else match["site"] or _USUAL.get(match["kind"])
         if match is None or site is None:
             raise InterpError(
                 f"component {label!r:.60}",
-                "not a label",
+                "not the label of a component",
                 "write L17H11, L17H11.q, L5KV0.k, L26N6475 or L5.mlp_out",
             )
         layer, kind = int(match["layer"]), match["kind"]
@@ -131,10 +132,10 @@ def precedes(part: Component, neuron: Component, *, parallel: bool) -> bool:
 
 
 def whole(value: Any) -> int:
-    """One whole number of any library as Python's.
+    """A whole number of any library as a Python int.
 
     Raises:
-        TypeError: anything else, among it a boolean, or an array with axes.
+        TypeError: another value, a boolean, or an array with axes.
     """
     kind = str(getattr(value, "dtype", ""))
     if isinstance(value, bool) or "bool" in kind or getattr(value, "ndim", 0):
@@ -146,26 +147,26 @@ def whole(value: Any) -> int:
 
 
 def alone(given: Any) -> bool:
-    """Whether it is one thing: a string, or what has no items."""
+    """Whether the value is a single one: a string, or a value that cannot be iterated over."""
     one = isinstance(given, str) or not isinstance(given, Iterable)
     return one or getattr(given, "ndim", 1) == 0
 
 
 def within(wanted: Iterable[int] | int | None, size: int, what: str, owner: str) -> list[int]:
-    """Sorted layer, head or neuron numbers, one or several, all of them for None.
+    """Sorted numbers of layers, heads or neurons: of one, of several, or of all (None).
 
     Raises:
-        InterpError: nothing is asked for, a number that does not exist, or not a whole number.
+        InterpError: no number is given, a number does not exist, or a value is not a whole number.
     """
     try:
         if isinstance(wanted, bytes | dict):
-            raise TypeError(f"{wanted!r:.60} is no list of numbers")
+            raise TypeError(f"{wanted!r:.60} is not a list of numbers")
         given: Any = range(size) if wanted is None else [wanted] if alone(wanted) else wanted
         numbers = sorted({whole(i) for i in given})
     except TypeError as error:
         raise InterpError(f"{what}s of {owner}", str(error), "give whole numbers") from error
     if not numbers or numbers[0] < 0 or numbers[-1] >= size:
         raise InterpError(
-            f"{what} {numbers} of {owner}", f"it has {what}s 0 to {size - 1}", "choose among these"
+            f"{what} {numbers} of {owner}", f"it has {what}s 0 to {size - 1}", "choose from these"
         )
     return numbers

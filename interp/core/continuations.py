@@ -1,8 +1,8 @@
-"""Answers in context: the token that follows a prompt when an answer is written after it.
+"""The tokens that write an answer after a prompt.
 
-Tokenisers cut a text by what stands before it. Many put a space token in front of a text that
-stands alone ("Paris" is the token of " Paris"), so that a word's token can only be read behind a
-prompt.
+How a tokeniser cuts a text depends on what comes before it. Many tokenisers add a space in front of
+a text that is tokenised alone ("Paris" becomes the token of " Paris"). So the token of a word can
+only be found by tokenising the word after a prompt.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 
 CARRIERS = ("\n", "a", "1", ".")
-"""Texts that a piece of text is put behind, to see its tokens inside a text."""
+"""Texts put before a piece of text, to find its tokens inside a text."""
 
 ENDS = ",.:;?!)]}…%”’\"'"
-"""What a word may end with where it is not clear that the next one has its space."""
+"""Punctuation at the end of a prompt after which the next word may or may not need a space."""
 
 BEFORE_WORDS = "It is"
-"""A prompt behind which words are looked up for prompts that are yet to be written."""
+"""The prompt after which words are tokenised while a task has no prompts yet."""
 
 
 class TokenizesWords(Tokenizes, Protocol):
-    """A model, as far as reading answers goes: its name, tokeniser and vocabulary."""
+    """The part of a model that reading answers needs: its name, tokeniser and vocabulary size."""
 
     name: str
     d_vocab: int
@@ -35,9 +35,10 @@ class TokenizesWords(Tokenizes, Protocol):
 
 
 def piece_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """The tokens of a piece of text as they are inside a text, without special tokens.
+    """The tokens that a piece of text has inside a longer text, without special tokens.
 
-    The same as alone, but where the tokeniser puts a space in front of what stands alone.
+    They differ from the tokens of the piece alone only if the tokeniser adds a space in front of a
+    text that is tokenised alone.
     """
 
     def tokens(whole: str) -> tuple[int, ...]:
@@ -59,13 +60,16 @@ def follows(
     text: str,
     before: tuple[int, ...] | None = None,
 ) -> tuple[int, ...] | None:
-    """The tokens that write `text` exactly as it is after a prompt; None if none do.
+    """The tokens that write exactly `text` after a prompt, or None if no tokens do.
 
-    Those after the prompt's when both are tokenised together. Where the tokeniser joins the
-    prompt's end with the text ("18" and "50" to "1850"), or the prompt is written as ids, the one
-    token that, decoded behind the prompt's tokens, adds the text; no such token counts behind a
-    space, which the tokeniser would join to the next word.
-    `before` spares cutting the prompt again.
+    Prompt and text are tokenised together, and the tokens after those of the prompt are returned.
+    There are two exceptions: the tokeniser may merge the end of the prompt with the text ("18" and
+    "50" into "1850"), and the prompt may be given as token ids. Then the tokens of the text alone
+    are returned, if decoding them after the prompt's tokens adds exactly the text. They are not
+    returned after a text that ends with a space, which the tokeniser would merge into the next
+    word.
+
+    `before` gives the prompt's tokens, so that they are not computed again.
     """
     if before is None:
         before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
@@ -88,19 +92,20 @@ def follows(
 
 
 def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked: str) -> int:
-    """The id of the one token that writes an answer after a prompt; an id is checked and returned.
+    """The id of the single token that writes an answer after a prompt.
 
-    The answer is taken as written: " Paris" begins a word, "49" goes on with the number before it.
-    A word may be written without its space where only one reading is a token.
+    An answer given as an id is checked and returned. A text is read as written: " Paris" begins a
+    word, and "49" continues the number before it. The leading space of a word may be left out if
+    only one of the two spellings is a single token.
 
     Raises:
-        InterpError: several tokens or none, a word of which it is not clear whether a space stands
-            before it, or an id beyond the vocabulary; the tokens are printed.
+        InterpError: the answer is several tokens or none, both spellings of a word are single
+            tokens, or an id is outside the vocabulary. The message shows the tokens.
     """
     if not isinstance(answer, str):
         if isinstance(answer, bool) or not 0 <= answer < model.d_vocab:
             found = f"{model.name} has tokens 0 to {model.d_vocab - 1}"
-            raise InterpError(asked, found, "give an id of its vocabulary")
+            raise InterpError(asked, found, "give a token id of its vocabulary")
         return answer
     before = model.cut(prompt)[0] if isinstance(prompt, str) else tuple(prompt)
     end = (prompt if isinstance(prompt, str) else _written(model, before))[-1:]
@@ -114,9 +119,9 @@ def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked
     if all(single) and attached != spaced:
         raise InterpError(
             asked,
-            f"{model.name} has a token for it with a space before it ({spaced[0]}) and "  # type: ignore[index]
+            f"{model.name} has a token with a leading space ({spaced[0]}) and "  # type: ignore[index]
             f"one without ({attached[0]})",  # type: ignore[index]
-            f"write {' ' + answer!r} for the word that follows, or give the id of the other",
+            f"write {' ' + answer!r} for a new word, or give the id of the token without a space",
         )
     if single[0]:
         return attached[0]  # type: ignore[index]
@@ -128,13 +133,13 @@ def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked
         raise InterpError(
             asked,
             f"no tokens of {model.name} write it after the prompt: {shown}",
-            "end the prompt where a word ends, before its space, and begin the answer with it",
+            "end the prompt after a word, without a space, and begin the answer with the space",
         )
     shown = model.tokenize(tokens).shown() if tokens else "nothing"
     raise InterpError(
         asked,
         f"{len(tokens)} tokens in {model.name}: {shown}",
-        "use answers of one token (many need their leading space)",
+        "use answers of one token (many need a leading space)",
     )
 
 

@@ -18,7 +18,7 @@ class InterpError(Exception):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InterpError:
-    """The error for what is not in a closed list of names; it gives the nearest one."""
+    """The error for a name that is not in a list of known names. It suggests the nearest one."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) if isinstance(name, str) else []
     hint = f"did you mean {near[0]!r}? " if near else ""

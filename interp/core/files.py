@@ -1,4 +1,4 @@
-"""Where results live, and how a file gets there whole or not at all."""
+"""The cache folder, atomic writes, and JSON and hashes of values."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from safetensors import SafetensorError
 from interp.core.errors import InterpError
 
 PART = ".part"
-"""How the names of temporary files end."""
+"""Suffix of temporary files."""
 
 DAY = 86400.0
 
 
 def cache_dir() -> Path:
-    """The cache: `$INTERP_CACHE`, else `cache/` in the working directory. Safe to delete."""
+    """The cache folder: `$INTERP_CACHE`, or `cache/` in the working directory. Safe to delete."""
     return Path(os.environ.get("INTERP_CACHE", "cache"))
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Call `write` with a temporary path beside `path`, then rename it into place.
+    """Call `write` with a temporary path beside `path`, then rename the new file to `path`.
 
-    Readers see the old file or the new one, never half of one; of two processes that write
-    the same entry the last rename wins, and both wrote the same content. Temporary files that
-    killed processes left in the directory are removed. A link stays a link; a stream (see
-    `is_stream`) is written into.
+    Readers see the old file or the whole new one, never a part. If two processes write the same
+    cache entry, the last rename wins; both files have the same content. Temporary files left in the
+    folder by killed processes are removed. If `path` is a symbolic link, its target is replaced. If
+    it is a stream (see `is_stream`), the content is written into it.
 
     Raises:
-        InterpError: the disk is full or the directory cannot be written; nothing is left behind.
+        InterpError: the disk is full or the folder cannot be written. No temporary file remains.
     """
     if is_stream(path):
         return _write_into(path, write)
@@ -63,10 +63,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is written into, not replaced: a pipe, a device or an open file's number.
+    """Whether a path is a pipe, a device or an open file, to be written into and not replaced.
 
-    `/dev/stdout` and `/dev/fd/3` stay streams where the shell sends them to a file, which holds
-    what was printed too.
+    `/dev/stdout` and `/dev/fd/3` are streams even if the shell redirects them to a file: that file
+    also holds what was printed.
     """
     return _descriptor(path) is not None or (
         path.exists() and not (path.is_file() or path.is_dir())
@@ -74,8 +74,8 @@ def is_stream(path: Path) -> bool:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The number of the open file that a path such as `/dev/stdout` leads to."""
-    for _ in range(40):  # as many links as Linux follows
+    """The descriptor of the open file that a path such as `/dev/stdout` names, or None."""
+    for _ in range(40):  # Linux follows at most 40 links
         folder = os.path.realpath(path.parent)
         if folder in ("/dev/fd", os.path.realpath("/proc/self/fd")) and path.name.isdecimal():
             return int(path.name)
@@ -86,7 +86,7 @@ def _descriptor(path: Path) -> int | None:
 
 
 def _write_into(path: Path, write: Callable[[Path], object]) -> Path:
-    """What `write` writes, copied into a stream, after what was printed."""
+    """Copy what `write` writes into a stream, after everything printed so far."""
     number = _descriptor(path)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -101,24 +101,27 @@ def _write_into(path: Path, write: Callable[[Path], object]) -> Path:
 
 
 def not_written(path: Path, error: Exception) -> InterpError:
-    """The error for a file that cannot be written."""
+    """The error for a file that could not be written."""
     found = getattr(error, "strerror", None) or str(error)
-    do = "free some space or set INTERP_CACHE to a directory that can be written"
+    do = "free disk space, or set INTERP_CACHE to a folder you can write to"
     return InterpError(f"writing {path}", found, do)
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
-    """Refuse a place for a file (or a folder) that cannot be written; nothing is left there.
+    """Refuse a path at which no file (or folder, with `folder`) can be written.
+
+    Nothing is created.
 
     Raises:
-        InterpError: a folder where a file should be, or the other way round, or no permission.
+        InterpError: the path is a folder instead of a file, or a file instead of a folder, or
+            permission is missing.
     """
     target, number = Path(os.path.realpath(path)), _descriptor(path)
     try:
         if path.exists() and path.is_dir() != folder:
-            raise OSError(None, f"it is {'no' if folder else 'a'} directory")
+            raise OSError(None, f"it is {'not ' * folder}a folder")
         if number is not None:
-            os.write(number, b"")  # an error unless it is open for writing
+            os.write(number, b"")  # fails unless it is open for writing
             return
         if is_stream(path):
             if not os.access(path, os.W_OK):
@@ -132,13 +135,13 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
 
 
 def _owner() -> str:
-    """This process, in the name of a file: the machine it runs on, and its number there."""
+    """This process, as part of a file name: a hash of the machine, and the process number."""
     return f"{_machine()}-{os.getpid()}"
 
 
 @cache
 def _machine() -> str:
-    """Where process numbers have a meaning: one start of one machine, and one container on it."""
+    """Hash of the boot and the container in which this process number is valid."""
     facts = [platform.node()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -147,7 +150,7 @@ def _machine() -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files whose writers are dead, or, of other machines, a day old."""
+    """Remove temporary files whose process has ended, and those older than a day."""
     for path in folder.glob(f".*{PART}"):
         machine, _, number = path.name.removesuffix(PART).rpartition(".")[2].partition("-")
         with suppress(OSError, ValueError):
@@ -157,7 +160,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    """Whether a process of this machine runs; where that cannot be asked, True."""
+    """Whether a process of this machine runs; True if this cannot be found out."""
     if os.name != "posix":
         return True
     try:
@@ -165,15 +168,15 @@ def _alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it is another user's
+        return True  # it belongs to another user
     return True
 
 
 def json_text(value: Any, **style: Any) -> str:
-    """JSON as its standard has it, which knows finite numbers only.
+    """Standard JSON, which has finite numbers only.
 
-    The others are written as the strings "NaN", "Infinity" and "-Infinity". All JSON of the
-    package is written by it.
+    Other numbers become the strings "NaN", "Infinity" and "-Infinity". The whole package writes
+    JSON with this function.
     """
     style = {"ensure_ascii": False, "allow_nan": False, **style}
     try:
@@ -183,7 +186,7 @@ def json_text(value: Any, **style: Any) -> str:
 
 
 def spelled(value: Any, spell: Callable[[str], Any]) -> Any:
-    """A value with `spell("NaN")` and the like in place of the numbers that JSON does not know."""
+    """A value in which each number that JSON lacks is replaced, e.g. by `spell("NaN")`."""
     if hasattr(value, "tolist"):
         value = value.tolist()  # a numpy number or array
     if isinstance(value, float) and not math.isfinite(value):
@@ -196,23 +199,23 @@ def spelled(value: Any, spell: Callable[[str], Any]) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """JSON with sorted keys and no spaces, so that equal values give equal texts."""
     return json_text(value, sort_keys=True, separators=(",", ":"))
 
 
 def content_key(value: Any) -> str:
-    """The first 20 hex digits of the sha256 of `value`'s canonical JSON."""
+    """The first 20 hex digits of the sha256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, read in pieces."""
+    """The sha256 of a file, which is read in chunks."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages a number depends on."""
+    """Versions of the packages that can change a result."""
     names = ("interp", "torch", "transformers", "transformer-lens", "numpy")
     return {name: version(name) for name in names}

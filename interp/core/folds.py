@@ -1,4 +1,4 @@
-"""Splits of rows that keep equal rows, and rows that share a label, on one side."""
+"""Train/test splits that keep equal rows, and rows of one group, on the same side."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from torch import Tensor
 from interp.core.errors import InterpError
 
 ROUNDING = 1e-5
-"""Rows closer than this share of their length are equal: batches of other sizes round otherwise.
-Types of fewer bits round more: `ROUNDS` steps of theirs, where that is more."""
+"""Two rows count as equal if their distance is below this fraction of their length.
+
+Equal inputs give slightly different rows in batches of different sizes, because rounding differs.
+"""
 
 ROUNDS = 4
+"""In types with fewer bits, the fraction is this many steps of rounding, if that is larger."""
 
 
 def joined(*labels: Iterable[Hashable]) -> np.ndarray:
-    """(N,) the group of each row, numbered from 0 in order of appearance.
+    """(N,) the number of each row's group, from 0 in order of appearance.
 
-    Each argument gives one label per row. Rows that share a label in any of them are in one group,
-    directly or through other rows.
+    Each argument gives one label per row. Two rows are in one group if they share a label in any
+    argument, or are linked by a chain of rows that do.
 
     Raises:
-        InterpError: lists of different lengths.
+        InterpError: the lists have different lengths.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -51,13 +54,14 @@ def joined(*labels: Iterable[Hashable]) -> np.ndarray:
 
 
 def equal_rows(X: Tensor) -> np.ndarray:
-    """(N,) a number for each row of X (*leading, N, d), one number for rows that are equal.
+    """(N,) a number for each row of X (*leading, N, d); equal rows have the same number.
 
-    Equal at every leading place, up to `ROUNDING` of the rows' root mean square length there, all
-    places together. Distances are compared in a random projection to 8 dimensions.
+    At each leading index, the distance of two rows is divided by the root mean square length of all
+    rows there. Rows are equal if the root mean square of these distances over the leading indices
+    is below `ROUNDING`. Distances are measured in a random projection to 8 dimensions.
 
     Raises:
-        InterpError: no rows, or no floating-point numbers.
+        InterpError: X has no rows, or does not hold floating-point numbers.
     """
     from sklearn.cluster import DBSCAN
 
@@ -81,17 +85,19 @@ def equal_rows(X: Tensor) -> np.ndarray:
 def stratified_folds(
     labels: np.ndarray, group: np.ndarray, folds: int, seed: int, *, held_out: int | None = None
 ) -> np.ndarray:
-    """(N,) the fold of each row: groups stay whole, and labels are spread evenly.
+    """(N,) the fold of each row. Groups stay whole, and each fold has a similar share of labels.
 
     Args:
         labels: (N,) bool.
-        group: (N,) group numbers, such as those of `joined`.
-        folds: at least 2.
-        seed: of the split.
-        held_out: how many of the folds, from the first, are held out in turn; all by default.
+        group: (N,) group numbers, such as those from `joined`.
+        folds: number of folds, at least 2.
+        seed: seed of the split.
+        held_out: how many folds, from the first one on, will be held out in turn; None for all.
+            Only these splits are checked.
 
     Raises:
-        InterpError: a label in fewer groups than folds, or a side of a split with one label only.
+        InterpError: a label occurs in fewer groups than there are folds, or one side of a split
+            has only one label.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -99,8 +105,8 @@ def stratified_folds(
     if folds < 2 or min(held) < folds:
         raise InterpError(
             f"{len(labels)} rows in {folds} folds",
-            f"{held[0]} groups with True, {held[1]} with False (equal rows are one group)",
-            "give at least two folds, and each class in at least as many groups as folds",
+            f"{held[0]} groups have True, {held[1]} have False (equal rows are one group)",
+            "use at least two folds, and give each class at least as many groups as folds",
         )
     split = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     fold = np.full(len(labels), -1)
@@ -111,7 +117,7 @@ def stratified_folds(
             if len(np.unique(labels[side])) < 2:
                 raise InterpError(
                     f"a split of {len(np.unique(group))} groups into {folds} folds",
-                    f"fold {k}, or the others, has rows of one class",
-                    "give more groups of each class, fewer folds or another seed",
+                    f"fold {k}, or the rest, has rows of only one class",
+                    "give more groups of each class, use fewer folds, or try another seed",
                 )
     return fold

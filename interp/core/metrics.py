@@ -1,6 +1,6 @@
-"""What is measured at the end of a prompt, and how an average is reported.
+"""Metrics of the logits at the last token of a prompt.
 
-Every metric is one number per prompt, higher for more of the behaviour.
+A metric is one number per prompt; a higher value means more of the behaviour.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from interp.core.statistics import widened
 
 
 class Readout(Protocol):
-    """Logits at the last token of each prompt, computed only where they are read."""
+    """Logits at the last token of each prompt. Only those that are read are computed."""
 
     def at(self, tokens: Tensor) -> Tensor:
-        """Each row's own tokens: (n, k) ids to (n, k) logits."""
+        """The logits of each row's own tokens: (n, k) ids give (n, k) logits."""
         ...
 
     def all(self) -> Tensor:
-        """The whole vocabulary: (n, d_vocab)."""
+        """(n, d_vocab) the logits of the whole vocabulary."""
         ...
 
 
 @dataclass(frozen=True)
 class Logits:
-    """A `Readout` of logits that are already there."""
+    """A `Readout` of logits that are already computed: (n, d_vocab)."""
 
     values: Tensor
 
@@ -45,14 +45,14 @@ class Logits:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What each prompt is scored on.
+    """The tokens each prompt is scored on.
 
-    `answers` and `wrong` are (n, k) token ids, short lists padded with -1; a token given twice is
-    held once, the repeat replaced by -1. `reference` holds the log-probabilities of the clean run,
-    for metrics that compare with it.
+    `answers` and `wrong` are (n, k) token ids, with short lists padded by -1. If a token occurs
+    twice in a row, its second occurrence is replaced by -1. `reference` holds the clean run's
+    (n, d_vocab) log-probabilities, for metrics that compare with the clean run.
 
     Raises:
-        InterpError: a token is an answer and a wrong answer of one prompt.
+        InterpError: a token is both an answer and a wrong answer of one prompt.
     """
 
     answers: Tensor
@@ -70,11 +70,11 @@ class Targets:
             raise InterpError(
                 f"the targets of prompt {prompt}",
                 f"answers {self.answers[prompt].tolist()}, wrong {self.wrong[prompt].tolist()}",
-                "leave no token on both sides",
+                "remove the token from one of the two lists",
             )
 
     def select(self, prompts: Tensor) -> Targets:
-        """The targets of some prompts, in the order given (repeats allowed)."""
+        """The targets of the given prompts, in that order; a prompt may occur more than once."""
         reference = None if self.reference is None else self.reference[prompts]
         return replace(
             self, answers=self.answers[prompts], wrong=self.wrong[prompts], reference=reference
@@ -83,7 +83,7 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A named function of the readout: one number per prompt, higher = more of the behaviour."""
+    """A named function of (readout, targets): one number per prompt, higher = more behaviour."""
 
     name: str
     unit: str
@@ -92,10 +92,11 @@ class Metric:
     needs_reference: bool = False
 
     def __call__(self, readout: Readout, targets: Targets) -> Tensor:
-        """The metric of each prompt, as float64 on the CPU.
+        """(n,) the metric of each prompt, float64 on the CPU.
 
         Raises:
-            InterpError: not one number per prompt, or one that is not finite.
+            InterpError: the function does not give one number per prompt, or gives a number that
+                is not finite.
         """
         values = self.function(readout, targets)
         shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
@@ -117,14 +118,14 @@ class Metric:
 
 
 def _mean_at(readout: Readout, tokens: Tensor) -> Tensor:
-    """Mean logit over each row's tokens, -1 left out."""
+    """Mean logit over each row's tokens, ignoring -1."""
     real = tokens >= 0
     values = torch.where(real, widened(readout.at(tokens.clamp(min=0))), 0.0)
     return values.sum(1) / real.sum(1)
 
 
 def _probability(readout: Readout, tokens: Tensor) -> Tensor:
-    """Summed probability of each row's tokens, -1 left out."""
+    """Summed probability of each row's tokens, ignoring -1."""
     probabilities = widened(readout.all()).softmax(-1).gather(1, tokens.clamp(min=0))
     return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
 
@@ -139,7 +140,7 @@ def _prob_diff(readout: Readout, targets: Targets) -> Tensor:
 
 def _log_odds(readout: Readout, targets: Targets) -> Tensor:
     wide = widened(readout.all())
-    # Padding repeats the first answer, so that no other token is taken out.
+    # Padding becomes the first answer, so that only answers are excluded from `outside`.
     real = targets.answers >= 0
     tokens = torch.where(real, targets.answers, targets.answers[:, :1])
     inside = torch.where(real, wide.gather(1, tokens), -torch.inf).logsumexp(1)
@@ -163,7 +164,7 @@ METRICS = {
         Metric(name="kl", unit="nats", function=_kl, needs_reference=True),
     )
 }
-"""The metrics that ship.
+"""The metrics of the package, by name.
 
 logit_diff: mean logit of the answers minus mean logit of the wrong answers.
 prob_diff: summed probability of the answers minus that of the wrong answers.
@@ -173,15 +174,15 @@ kl: -KL(clean run || this run) at the last token; 0 on the clean run.
 
 
 def is_shipped(metric: Metric) -> bool:
-    """Whether a metric's name says what it computes, so that results can be kept under it."""
+    """Whether this is a metric of the package, so that its name identifies what it computes."""
     return METRICS.get(metric.name) is metric
 
 
 def metric_named(name: str) -> Metric:
-    """The shipped metric of that name.
+    """The metric of the package with that name.
 
     Raises:
-        InterpError: no such metric; the nearest name is given.
+        InterpError: there is no such metric; the message suggests the nearest name.
     """
     if name not in METRICS:
         raise unknown("metric", name, METRICS)

@@ -1,4 +1,4 @@
-"""A selection judged: is it more than noise, and how does it compare with random ones like it?"""
+"""Tests of a selection: against noise, and against random selections of the same kind."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
-    """A selection beside random components like it: the same kind, layers and count.
+    """A selection's effect compared with random components of the same kind, layers and count.
 
-    It says how unusual the selection's effect is among such components, not whether it has one:
-    `share` is no p-value, since what was selected for its effect is also noisier than its like. A
-    p-value is that of `FlipTest`.
+    It says how unusual the selection's effect is among such components, not whether the effect
+    differs from zero. `share` is not a p-value, because components selected for a large effect also
+    have more noise in it than others. `FlipTest` gives a p-value.
 
-    selected: mean effect of the selection. mean, low, high: the same for random selections
-    (95 % range). share: the fraction of the draws, the selection counted among them, that are at
-    least as strong; no less than 1 / (1 + draws).
+    Attributes:
+        selected: mean effect of the selection.
+        mean, low, high: mean and 95 % range of the effects of random selections.
+        share: fraction of the draws, counting the selection itself, that are at least as strong. It
+            is at least 1 / (1 + draws).
+        draws: number of random selections.
     """
 
     selected: float
@@ -50,22 +53,22 @@ class Null:
 
 
 def rank_words(null: Null) -> str:
-    """The place of a selection among random ones, ties against it."""
+    """The rank of a selection among random ones; ties count against it."""
     return f"rank {round(null.share * (1 + null.draws))} of {1 + null.draws}"
 
 
 def spread_words(null: Null | SelectionTest) -> str:
-    """Mean and 95 % range of random selections."""
+    """Mean and 95 % range of the random selections, as text."""
     # Adding zero turns a rounded -0.000 into 0.000.
     mean, low, high = (round(x, 3) + 0.0 for x in (null.mean, null.low, null.high))
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def null_of(selected: float, random: np.ndarray) -> Null:
-    """A selection's effect beside those of random selections.
+    """The effect of a selection and the effects of random selections, as a `Null`.
 
     Raises:
-        InterpError: no random selection, or a value that is not a number.
+        InterpError: there is no random selection, or a value is nan.
     """
     random = np.asarray(random, dtype=float)
     if not len(random):
@@ -74,7 +77,7 @@ def null_of(selected: float, random: np.ndarray) -> Null:
         raise InterpError(
             f"a null of {selected:g} and {len(random)} draws",
             f"{int(np.isnan(random).sum())} draws are not numbers",
-            "measure every draw on the same prompts, and check the runs for NaN",
+            "measure every draw on the same prompts, and look for NaN in the runs",
         )
     low, high = range_of_draws(random)
     return Null(
@@ -88,28 +91,33 @@ def null_of(selected: float, random: np.ndarray) -> Null:
 
 
 DRAWS = 2000
-"""Sign flips of a test."""
+"""Default number of random sign flips in a test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlipTest:
-    """Is an effect more than noise? Its prompts' effects with their signs flipped at random.
+    """A sign-flip test of whether an effect is more than noise.
 
-    Without an effect a prompt's effect is as likely to be x as -x, whatever its spread and however
-    its components hang together; the statistic of the data is then one of those of its flips.
+    Under the null hypothesis, a prompt's effects are as likely to be x as -x. This allows prompts
+    of different variance and effects that are correlated between components. The statistic of the
+    data is then one of the equally likely statistics after flipping the signs of prompts:
 
-        p = share of all flips, the data's own among them, whose statistic is at least as large
+        p = share of the flips, counting the data unflipped, whose statistic is at least as large
 
-    Every flip is tried where there are no more than the draws; p is then exact and no less than
-    1 / 2^units: with four prompts it never falls below 1/16 and cannot reach .05. A statistic that
-    is the same with all signs turned, as of a ranking by absolute value, has every value twice,
-    and p is no less than 2 / 2^units: five prompts cannot reach .05 either. What is assumed
-    is symmetry about 0: of strongly skewed effects `experiments/calibration.py` says how far off p
-    is, at any number of prompts.
+    If there are no more than `draws` possible flips, all are tried. Then p is exact and at least
+    1 / 2^units: with four prompts p is at least 1/16 and cannot reach .05. If flipping all signs
+    leaves the statistic unchanged, as in a ranking by absolute value, every value occurs twice and
+    p is at least 2 / 2^units: five prompts cannot reach .05 either. The test assumes that noise is
+    symmetric about 0. `experiments/calibration.py` measures the error of p for strongly skewed
+    effects, which remains at any number of prompts.
 
-    observed: the statistic. p: one-sided. least: the smallest p possible. draws: flips tried, the
-    data's own among them. units: how many are flipped, each as one. unit: what these are, prompts
-    or groups of prompts.
+    Attributes:
+        observed: the statistic of the data.
+        p: one-sided p-value.
+        least: the smallest p that is possible.
+        draws: number of flips tried, counting the data unflipped.
+        units: number of units whose signs are flipped independently.
+        unit: what a unit is, "prompts" or "groups of prompts".
     """
 
     observed: float
@@ -134,18 +142,19 @@ def flip_test(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> FlipTest:
-    """Compare a statistic with itself after random sign flips of prompts.
+    """Compare a statistic with its values after flipping the signs of prompts. See `FlipTest`.
 
     Args:
-        statistic: signs (flips, n) -> (flips,) its value on the effects times these signs. What
-            was selected must be selected again inside.
-        n: prompts.
-        groups: one label per prompt; prompts of one label are flipped together. None: each its own.
-        draws: flips, where all of them are more.
-        seed: of these.
+        statistic: takes signs (flips, n) and returns (flips,) the statistic of the effects times
+            these signs. It must repeat any selection for every flip.
+        n: number of prompts.
+        groups: one label per prompt; prompts with the same label are flipped together. None flips
+            every prompt on its own.
+        draws: number of random flips, if there are more possible flips than this.
+        seed: seed of the random flips.
 
     Raises:
-        InterpError: no prompts, no draws, or a statistic that is not a number.
+        InterpError: there are no prompts or no draws, or a statistic is not finite.
     """
     if n < 1 or draws < 1:
         raise InterpError("flipping signs", f"{n} prompts, {draws} draws", "give at least one")
@@ -153,10 +162,10 @@ def flip_test(
     signs = sign_flips(int(numbers.max()) + 1, draws, seed=seed)
     found = np.concatenate([statistic(some[:, numbers]) for some in np.array_split(signs, 20)])
     if not np.isfinite(found).all():
-        raise InterpError("flipping signs", "effects that are not finite", "check for NaN")
-    # The same sum in another order may round below: ties count as at least as strong.
+        raise InterpError("flipping signs", "effects are not finite", "look for NaN in the runs")
+    # Another order of summing can round a tie down: ties count as at least as large.
     slack = 1e-9 * np.abs(found).max()
-    # Where every flip is tried, the last ones are the first ones with all signs turned.
+    # If every flip is tried, the reversed list holds each flip with all signs changed.
     even = len(signs) == 2 ** signs.shape[1] and bool((np.abs(found - found[::-1]) <= slack).all())
     return FlipTest(
         observed=float(found[0]),
@@ -169,7 +178,7 @@ def flip_test(
 
 
 def sign_flips(units: int, draws: int, *, seed: int = 0) -> np.ndarray:
-    """(flips, units) of 1 and -1, the first all 1: every one if no more than draws, else random."""
+    """(flips, units) of 1 and -1, the first all 1. All flips if at most `draws`, else random."""
     if units < 60 and 2**units <= draws:
         bits = np.arange(2**units)[:, None] >> np.arange(units) & 1
         return 1.0 - 2.0 * bits
@@ -179,11 +188,12 @@ def sign_flips(units: int, draws: int, *, seed: int = 0) -> np.ndarray:
 
 
 def paired_p(changes: np.ndarray, groups: Sequence[Hashable] | None = None) -> float:
-    """Two-sided p of whole-number changes under sign flips of groups, over every flip exactly.
+    """Exact two-sided p of whole-number changes under sign flips of groups.
 
-        p = P(|sum over groups of s_g c_g| >= |sum of c_g|),   s_g = 1 or -1 with equal chance,
+        p = P(|sum over groups of s_g c_g| >= |sum of c_g|),   s_g = 1 or -1 with equal probability,
 
-    c_g a group's summed changes; None: each row its own, and of -1, 0 and 1 McNemar's exact test.
+    with c_g the sum of a group's changes. Without `groups` every row is a group. For changes of -1,
+    0 and 1 this is then McNemar's exact test. No changes give p = 1.
     """
     if not len(changes):
         return 1.0
@@ -201,18 +211,21 @@ def paired_p(changes: np.ndarray, groups: Sequence[Hashable] | None = None) -> f
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionTest:
-    """The strongest cells: are they more than the strongest of noise, and how strong are they?
+    """Whether the k strongest cells are stronger than the strongest of noise, and how strong.
 
-    `flips` answers the first: on all prompts, every flip selecting anew. A small p says that some
-    of the selected have an effect, not that each has. `unseen` answers the second: cells selected
-    on one half of the prompts, their mean effect on the other half; it does not enter p. Its n is
-    the number of prompts in that half, or of groups of prompts.
-
-    skewness: mean skewness, over prompts or groups, of the effects of those selected on all, each
-    prompt's divided by the root mean square of its effects over all cells. Where it is `skewed`,
-    the words say so: p is then off, at any number of prompts.
-    mean, low, high: what random cells of the same layers (at most `band` away) have on that half,
-    mean and 95 % range; nan where there are no others.
+    Attributes:
+        k: number of selected cells.
+        by: the ranking that selects them.
+        flips: the test on all prompts, with a new selection for every flip. A small p says that
+            some of the selected cells have an effect, not that each of them has.
+        unseen: mean effect, on one half of the prompts, of the cells selected on the other half. It
+            does not enter p. Its n is the number of prompts, or groups of prompts, in that half.
+        mean, low, high: mean and 95 % range of the effect of random cells, at most `band` layers
+            away from the selected ones, on the same half as `unseen`; nan if there are no others.
+        band: largest distance in layers of the random cells.
+        skewness: skewness over prompts (or groups) of a selected cell's effects, averaged over the
+            cells selected on all prompts. Each prompt's effects are first divided by their root
+            mean square over all cells.
     """
 
     k: int
@@ -227,33 +240,37 @@ class SelectionTest:
 
     @property
     def skewed(self) -> bool:
-        """Whether |skewness| is above 0.5 and two standard errors of independent normal effects."""
+        """Whether p is unreliable because the effects are skewed.
+
+        That is, |skewness| is above 0.5 and above two standard errors under independent normal
+        effects.
+        """
         return abs(self.skewness) > max(0.5, 2 * np.sqrt(6 / (self.k * self.flips.units)))
 
     @property
     def of(self) -> str:
-        """Of what `unseen` is one half, where that is not prompts."""
+        """The words for the units of a half, if they are groups of prompts; else empty."""
         return "" if self.flips.unit == "prompts" else f" of the {self.flips.unit}"
 
     @property
     def warning(self) -> str:
-        """What to say beside p, if there is anything."""
-        return "; the effects are skewed, p assumes symmetry" if self.skewed else ""
+        """The warning printed after p; empty if the effects are not skewed."""
+        return "; p assumes symmetric effects, but these are skewed" if self.skewed else ""
 
     def __str__(self) -> str:
         where = "the same layers" if not self.band else f"layers at most {self.band} away"
-        random = "" if np.isnan(self.mean) else f"; random ones of {where} {spread_words(self)}"
+        random = "" if np.isnan(self.mean) else f"; random cells of {where} {spread_words(self)}"
         return (
             f"top {self.k}: {self.flips}{self.warning}; selected on one half{self.of}, "
-            f"on the other {self.unseen}{random}"
+            f"effect on the other {self.unseen}{random}"
         )
 
 
 def oriented(values: np.ndarray, by: str) -> np.ndarray:
-    """Values as a ranking orders them, largest first.
+    """The numbers that a ranking sorts by, in descending order.
 
     Raises:
-        InterpError: an unknown ranking.
+        InterpError: there is no such ranking.
     """
     if by in ("value", "signed"):
         return values
@@ -274,7 +291,11 @@ def selection_test(
     draws: int,
     seed: int,
 ) -> SelectionTest:
-    """What `Scores.null` says: effects (n, cells), gaps (n,), near(cell) -> (cells,) alike."""
+    """The test behind `Scores.null`, which explains the arguments and errors.
+
+    `effects` is (n, cells), `gaps` (n,); near(cell) gives the (cells,) bool mask of comparable
+    cells.
+    """
     n, size = effects.shape
     k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
     numbers = group_numbers(range(n) if groups is None else groups, n)
@@ -282,13 +303,13 @@ def selection_test(
     if units < 4 or not 1 <= k <= size:
         raise InterpError(
             f"a null for the top {k}",
-            f"{units} prompts of their own and {size} cells",
+            f"{units} independent prompts and {size} cells",
             "use at least four prompts and a k between 1 and the number of cells",
         )
     if by == "mean_absolute":
         raise InterpError(
             "a null of the ranking 'mean_absolute'",
-            "flipping signs does not change it",
+            "flipping signs does not change this ranking",
             "rank by 'value' or 'absolute'",
         )
     shares = effects / gaps.mean()
@@ -300,14 +321,14 @@ def selection_test(
     flips = flip_test(strongest, n, groups=groups, draws=draws, seed=seed)
     strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
     each = summed(shares, numbers.tolist())
-    # Prompts of large effects are not skew: each counts in units of its own.
+    # Prompts with large effects are not skewness: scale each prompt to its own size.
     own = np.sqrt((each**2).mean(1))[:, None]
     skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
     rng = np.random.default_rng(seed)
     find = np.isin(numbers, rng.permutation(units)[: units // 2])
     found = shares[find].mean(0)
     chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
-    # By absolute value a cell's sign is that of the half it was selected on.
+    # If ranked by absolute value, a cell's sign is that on the half that selected it.
     unseen = effects[~find] * (np.sign(found) if by == "absolute" else 1.0)
     own = ratio_of_means(unseen[:, chosen].mean(1), gaps[~find], groups=numbers[~find].tolist())
     values = unseen.mean(0) / gaps[~find].mean()
@@ -338,14 +359,20 @@ def matched_components(
     size: Callable[[Axis], int],
     rng: np.random.Generator,
 ) -> list[Component]:
-    """Random components like the chosen ones: same sites, layers and count, none twice.
+    """Random components that match the chosen ones in site, layer and count, without repetition.
 
-    Chosen components are excluded. If a layer has too few others, we draw from all of it, the
-    chosen ones too, which makes the comparison stricter. For a whole site, such as mlp_out,
-    another layer's is taken.
+    The chosen components are excluded. If a layer has too few others, components are drawn from the
+    whole layer, including the chosen ones, which makes the comparison stricter. For a whole site,
+    such as mlp_out, the site of another layer is drawn.
+
+    Args:
+        chosen: the components to match.
+        n_layers: number of layers of the model.
+        size: the number of components on an axis (heads, key/value heads or neurons of a layer).
+        rng: source of random numbers.
 
     Raises:
-        InterpError: a whole site of every layer is chosen.
+        InterpError: a whole site of every layer is chosen, so that none is left to draw.
     """
     wanted: dict[tuple[int, str], list[Component]] = {}
     for part in chosen:
@@ -357,7 +384,7 @@ def matched_components(
             used = {part.layer for part in [*chosen, *drawn] if part.site == site}
             left = [i for i in range(n_layers) if i not in used]
             if not left:
-                raise InterpError(f"a random {site}", "every layer's is chosen", "choose fewer")
+                raise InterpError(f"a random {site}", "every layer is chosen", "choose fewer")
             drawn.append(Component(left[int(rng.integers(len(left)))], site, None))
             continue
         mine = {part.index for part in parts}
@@ -370,10 +397,10 @@ def matched_components(
 
 
 def turned_directions(vectors: Tensor, draws: int, *, seed: int = 0) -> Iterator[Tensor]:
-    """Some directions, (n, width), all turned together at random: lengths and angles are kept.
+    """Random rotations of n directions (n, width), which keep their lengths and mutual angles.
 
-    What a selection along directions is judged against: one along random directions gains as much
-    by taking the best of many.
+    They are the null for a selection along directions: selecting the best of many along random
+    directions gains as much from chance.
     """
     import torch
 

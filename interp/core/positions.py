@@ -1,4 +1,4 @@
-"""Named token positions: from words in a prompt to token indices."""
+"""Named token positions: how a name becomes a token index in a prompt."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ Prompt = str | Sequence[int]
 """A prompt: a text, or token ids."""
 
 Mark = str | int | tuple[str, int]
-"""Where a named position is: a token index (negative from the end), a substring (its first
-occurrence) or (substring, occurrence), negative from the last one. A substring stands for the last
-token that covers it, and is found inside words too: "an" is in "and", " an " is not."""
+"""Where a named position is. Either a token index (negative counts from the end), a substring, or
+(substring, occurrence). A substring means its first occurrence; occurrences are numbered from 0, or
+from the last one if negative. The position is the last token that covers the substring.
+Substrings are also found inside words: "an" is found in "and", but " an " is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizedPrompt:
-    """A prompt with what positions are resolved against.
+    """A prompt's text and tokens, in which positions are looked up.
 
-    `spans` holds each token's character range in `text`; None where the tokeniser gives none or
-    the prompt was written as token ids.
+    `strings` holds the text of each token. `spans` holds each token's character range in `text`;
+    it is None if the tokeniser gives no ranges or the prompt was given as token ids. `end_of_turn`
+    is the text of the model's end-of-turn token, if it has one.
     """
 
     text: str | None
@@ -31,7 +33,7 @@ class TokenizedPrompt:
     end_of_turn: str | None = None
 
     def shown(self) -> str:
-        """The tokens with visible borders."""
+        """The tokens in one line, separated by |."""
         return "|".join(string.replace("\n", "\\n") for string in self.strings)
 
 
@@ -57,29 +59,29 @@ NAMED: dict[str, Callable[[TokenizedPrompt], int | None]] = {
     "paren": _paren,
     "end_of_instruction": _end_of_instruction,
 }
-"""Positions every prompt may have: its last and first token, the last token that ends in a
-digit, the last " (" token, and the token before the last end-of-turn token of a chat prompt."""
+"""Positions that need no marks: the last and the first token, the last token that ends in a digit,
+the last " (" token, and the token before the last end-of-turn token of a chat prompt."""
 
 RESERVED = (*NAMED, "all")
-"""Names that no prompt can give to a position of its own."""
+"""Names that a task cannot use for its own positions."""
 
 
 def require_own(names: Iterable[str], asked: str) -> None:
-    """Refuse reserved names for positions of a prompt's own.
+    """Refuse reserved names.
 
     Raises:
-        InterpError: one of them is reserved.
+        InterpError: one of the names is reserved.
     """
     if taken := sorted({*names} & {*RESERVED}):
         raise InterpError(
             asked,
             f"the name {taken[0]!r} is reserved",
-            f"choose another; reserved are: {', '.join(RESERVED)}",
+            f"choose another name; the reserved ones are {', '.join(RESERVED)}",
         )
 
 
 def occurrences(part: str, text: str) -> list[int]:
-    """Where a part begins in a text, overlapping ones too."""
+    """The character indices at which `part` begins in `text`; occurrences may overlap."""
     return [i for i in range(len(text)) if text.startswith(part, i)] if part else []
 
 
@@ -87,7 +89,7 @@ def resolve(name: str, prompt: TokenizedPrompt, marks: dict[str, Mark], label: s
     """The token index of a named position in one prompt.
 
     Raises:
-        InterpError: the position does not exist there; the tokens are printed.
+        InterpError: the prompt has no such position; the message shows its tokens.
     """
     if name in marks:
         index = _resolve_mark(marks[name], prompt)
@@ -97,13 +99,13 @@ def resolve(name: str, prompt: TokenizedPrompt, marks: dict[str, Mark], label: s
         raise InterpError(
             f"position {name!r} of {label}",
             "no such position",
-            f"known here: {', '.join([*marks, *NAMED])}",
+            f"this prompt has {', '.join([*marks, *NAMED])}",
         )
     if index is None or not 0 <= index < len(prompt.tokens):
         raise InterpError(
             f"position {name!r} of {label}",
             f"not in the prompt: {prompt.shown()}",
-            "choose a position every prompt has, or change the mark",
+            "choose a position that every prompt has, or change the mark",
         )
     return index
 
@@ -123,6 +125,6 @@ def _resolve_mark(mark: Mark, prompt: TokenizedPrompt) -> int | None:
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
-    """The first position at which two equally long prompts differ; their length if none."""
+    """The first position at which two prompts of equal length differ; their length if none does."""
     pairs = enumerate(zip(left, right, strict=True))
     return next((i for i, (a, b) in pairs if a != b), len(left))

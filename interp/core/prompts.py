@@ -27,8 +27,7 @@ OWN = {
     "own_other": "a task that shares no prompt with it",
     "own_reference": "a task whose prompts a mean is taken over",
 }
-"""What the Python kept with a result calls things of the caller's own, which it cannot spell."""
-
+"""Names, in the Python code kept with a result, for the user's own objects, and what they are."""
 
 _Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
 _Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
@@ -36,7 +35,7 @@ _Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
 
 
 class Tokenizing(TokenizesWords, Protocol):
-    """What a task needs of a model: its tokeniser, and logits at the last token."""
+    """The part of a model that a task needs: its tokeniser and logits at the last token."""
 
     def last_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor: ...
 
@@ -45,11 +44,15 @@ class Tokenizing(TokenizesWords, Protocol):
 class PromptPair:
     """A clean prompt, its corrupted counterpart, and the tokens the answer is read from.
 
-    The model is scored on the token that follows the prompt. `answers` are the right next tokens
-    of the clean prompt; `wrong` those the metric sets against them. A prompt is text or a tuple
-    of token ids; `positions` names places in the clean prompt (see `interp.core.positions.Mark`),
-    by other names than the reserved ones. `place` is the file's line it was read from, for
+    The model is scored on the token after the prompt. `answers` are the correct next tokens of the
+    clean prompt, and `wrong` the tokens the metric compares them with. A prompt is a text or a
+    tuple of token ids. `positions` names tokens of the clean prompt (see
+    `interp.core.positions.Mark`). `place` is the line of the file the pair was read from, for error
     messages.
+
+    Raises:
+        InterpError: a prompt, an answer or a position has the wrong type, or a position has a
+            reserved name.
     """
 
     clean: Prompt
@@ -74,7 +77,7 @@ class PromptPair:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedTask:
-    """A task in one model's tokens, checked. `marks[i]` resolves names in prompt i."""
+    """A checked task in one model's tokens. `marks[i]` holds the named positions of prompt i."""
 
     clean: list[tuple[int, ...]]
     corrupted: list[tuple[int, ...]] | None
@@ -92,12 +95,17 @@ class EncodedTask:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """Whether a model shows the behaviour, on the clean and on the corrupted prompts.
+    """Whether a model shows the behaviour of a task.
 
-    accuracy: share of clean prompts whose most likely next token is an answer (Wilson interval).
-    clean, corrupted: mean metric (Student's t interval).
-    preferred: share of clean prompts on which the metric is positive.
-    repeated: prompts that are equal to an earlier one; the intervals take all for different.
+    Attributes:
+        task, model, metric: their names.
+        accuracy: share of clean prompts whose most likely next token is an answer (Wilson
+            interval).
+        preferred: share of clean prompts on which the metric is positive (Wilson interval).
+        clean, corrupted: mean metric on the clean and on the corrupted prompts, with the interval
+            of `interp.core.statistics.ratio_of_means`.
+        repeated: number of clean prompts equal to an earlier one. The intervals treat them as
+            different prompts.
     """
 
     task: str
@@ -113,7 +121,7 @@ class TaskReport:
         lines = [
             f"{self.task} on {self.model}",
             *(
-                [f"  {self.repeated} of {self.accuracy.n} prompts repeat earlier ones"]
+                [f"  {self.repeated} of {self.accuracy.n} prompts repeat an earlier one"]
                 * bool(self.repeated)
             ),
             f"  top-1 accuracy     {self.accuracy}",
@@ -127,9 +135,9 @@ class TaskReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Prompt pairs and the metric they are scored with.
+    """Prompt pairs and the metric that scores them.
 
-    `source` is the Python that makes the task again, kept with every result.
+    `source` is Python code that builds the task again. It is kept with every result.
     """
 
     name: str
@@ -149,24 +157,25 @@ class Task:
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the prompts, answers, positions and the metric's name."""
+        """Hash of the name, the prompts, answers and positions, and the metric's name."""
         pairs = [[p.clean, p.corrupted, p.answers, p.wrong, dict(p.positions)] for p in self.pairs]
         return content_key([self.name, self.metric.name, pairs])
 
     @property
     def position_names(self) -> tuple[str, ...]:
-        """Names marked in every pair."""
+        """Names of the positions that every pair has."""
         names = [set(pair.positions) for pair in self.pairs]
         return tuple(name for name in self.pairs[0].positions if all(name in n for n in names))
 
     def with_metric(self, metric: Metric | str | MetricFunction) -> Task:
-        """The same prompts under another metric: a shipped one by name, or one of your own.
+        """The same prompts with another metric: a name from `METRICS`, a `Metric` or a function.
 
-        A function of your own takes (readout, targets), see `interp.core.metrics`, and returns one
-        number per prompt, higher for more of the behaviour: (n,).
+        A function takes (readout, targets), see `interp.core.metrics`. It returns one number per
+        prompt, (n,), which is higher for more of the behaviour.
 
         Raises:
-            InterpError: no metric of that name, or a function that does not take two arguments.
+            InterpError: there is no metric of that name, or the function does not take two
+                arguments.
         """
         metric = as_metric(metric)
         spelled = repr(metric.name) if is_shipped(metric) else "own_metric"
@@ -182,14 +191,14 @@ class Task:
 
     @property
     def repeated(self) -> int:
-        """Pairs whose clean prompt an earlier pair has too."""
+        """Number of pairs whose clean prompt also occurs in an earlier pair."""
         return len(self) - len({pair.clean for pair in self.pairs})
 
     def split(self, share: float = 0.5, *, seed: int = 0) -> tuple[Task, Task]:
-        """Two tasks without a common prompt, clean or corrupted: find on one, confirm on the other.
+        """Split into two tasks that share no prompt, e.g. to find on one and confirm on the other.
 
-        The first holds the share, rounded; less where equal prompts, which stay together, do not
-        fit in.
+        Pairs that share a clean or corrupted prompt stay on one side. The first task holds the
+        given share of the pairs, rounded, or fewer if the pairs that stay together do not fit.
 
         Raises:
             InterpError: one side would be empty.
@@ -211,8 +220,8 @@ class Task:
         if not all(sides):
             raise InterpError(
                 f"splitting {len(order)} pairs at {share}",
-                f"an empty side, with {len(equal)} different prompts",
-                "use a share between, or more different prompts",
+                f"one side is empty, with {len(equal)} different prompts",
+                "use another share, or more different prompts",
             )
         left, right = (tuple(self.pairs[i] for i in sorted(side)) for side in sides)
         call = f"split({share}, seed={seed})"
@@ -222,10 +231,10 @@ class Task:
         )
 
     def without(self, other: Task) -> Task:
-        """The pairs that share no prompt with another task, e.g. for a mean to be taken over.
+        """The pairs that share no prompt with another task, e.g. to compute a mean over them.
 
         Raises:
-            InterpError: none is left.
+            InterpError: no pair is left.
         """
         taken = {prompt for pair in other.pairs for prompt in (pair.clean, pair.corrupted)} - {None}
         left = tuple(pair for pair in self.pairs if not taken & {pair.clean, pair.corrupted})
@@ -233,23 +242,24 @@ class Task:
             raise InterpError(
                 f"pairs of {self.name} that share no prompt with {other.name}",
                 f"none of {len(self)}",
-                "use fewer pairs, or draw others",
+                "use fewer pairs, or draw other pairs",
             )
         return replace(
             self, pairs=left, source=self._then(f"without({other.source or 'own_other'})")
         )
 
     def label(self, i: int) -> str:
-        """What messages call a pair, with the line of the file it was read from."""
+        """The name of a pair in error messages, with the line of the file it was read from."""
         place = self.pairs[i].place
         return f"pair {i} of {self.name}" + f" ({place})" * bool(place)
 
     def encode(self, model: Tokenizing) -> EncodedTask:
-        """The task in the model's tokens.
+        """The task as token ids of a model.
 
         Raises:
-            InterpError: a pair of unequal token length, an answer of several tokens, an answer
-                that is also wrong, a position that is not in the prompt; the tokens are printed.
+            InterpError: the prompts of a pair differ in token length, an answer is several tokens,
+                an answer is also a wrong answer, wrong answers are missing that the metric needs,
+                or a position is not in its prompt. The message shows the tokens.
         """
         prompts = [model.tokenize(pair.clean) for pair in self.pairs]
         for i, (pair, prompt) in enumerate(zip(self.pairs, prompts, strict=True)):
@@ -284,7 +294,7 @@ class Task:
                     self.label(i),
                     f"answers {self.pairs[i].answers} and wrong answers {self.pairs[i].wrong} "
                     f"are the tokens {right} and {other}",
-                    "give at least one answer, none of them among the wrong ones",
+                    "give at least one answer, and no token in both lists",
                 )
             if self.metric.needs_wrong and not other:
                 raise InterpError(
@@ -305,7 +315,7 @@ class Task:
         return answer_token(model, self.pairs[i].clean, answer, asked)
 
     def check(self, model: Tokenizing) -> TaskReport:
-        """Does the model show the behaviour at all? Accuracy and baselines, with intervals."""
+        """Measure whether the model shows the behaviour: accuracy and mean metric."""
         encoded = self.encode(model)
         logits = model.last_logits(encoded.clean)
         targets = replace(encoded.targets, reference=logits.log_softmax(-1))
@@ -329,26 +339,29 @@ class Task:
 
     @classmethod
     def from_jsonl(cls, path: str | Path, *, name: str | None = None) -> Task:
-        """A task from one JSON object per line, `interp.core.task_files.TaskRow`.
+        """Read a task from a file with one JSON object per line (`interp.core.task_files.TaskRow`).
 
-        `clean` and `corrupted` are texts, `answers` and `wrong` a text or a list of texts; a number
-        there is a text too. `positions` maps a name to a part of the clean prompt or to
-        [part, occurrence], `indices` to a token's number. Token ids have fields of their own:
-        `clean_ids`, `corrupted_ids`, `answers_ids`, `wrong_ids`. The metric is logit_diff where the
-        file has wrong answers, else log_odds.
+        `clean` and `corrupted` are texts. `answers` and `wrong` are a text or a list of texts;
+        numbers are read as texts. `positions` maps a name to a substring of the clean prompt or to
+        [substring, occurrence], and `indices` maps a name to a token index. Token ids have separate
+        fields: `clean_ids`, `corrupted_ids`, `answers_ids`, `wrong_ids`. The metric is logit_diff
+        if the file has wrong answers, else log_odds.
 
         Raises:
-            InterpError: the file cannot be read, a field is unknown, missing or of another type, or
-                some lines only have corrupted prompts or wrong answers.
+            InterpError: the file cannot be read, a field is unknown, missing or of the wrong type,
+                or only some lines have corrupted prompts or wrong answers.
         """
         return cls._from_file(Path(path), "jsonl", name)
 
     @classmethod
     def from_csv(cls, path: str | Path, *, name: str | None = None) -> Task:
-        """A task from a CSV file whose columns are the fields of `from_jsonl`.
+        """Read a task from a CSV file whose columns are the fields of `from_jsonl`.
 
-        Several answers or ids are separated by "|"; positions have columns of their own,
-        `positions.NAME` and `indices.NAME`.
+        Several answers or ids are separated by "|". Each position has its own column,
+        `positions.NAME` or `indices.NAME`.
+
+        Raises:
+            InterpError: as in `from_jsonl`.
         """
         return cls._from_file(Path(path), "csv", name)
 

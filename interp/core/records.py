@@ -1,8 +1,8 @@
-"""What is written to be read back: sealed files, and dataclasses that are kept in one.
+"""Files with a checksum, and dataclasses saved in them.
 
-A sealed file holds what kind of thing it is, its format, the key it is kept under (in the cache:
-what was asked) and a checksum of all that and of every number. Reading compares them all: a flipped
-bit, a file under another's name and one of another version are noticed.
+A sealed file holds its kind, its format number, its key (in the cache, the hash of the request) and
+a checksum of these and of all its data. Reading checks them all, so a flipped bit, a file under the
+wrong name and a file of another version are detected.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from interp.core.errors import InterpError
 from interp.core.files import canonical_json, is_stream, json_text, spelled, write_atomically
 
 Arrays = Mapping[str, Any]
-"""Numpy arrays by name, or torch tensors; not both in one file."""
+"""Either numpy arrays or torch tensors by name; a file holds only one of the two."""
 
 NUMBER = "not finite"
-"""The one name in an object that stands for a number that JSON does not know."""
+"""JSON writes nan and infinities as an object whose only name is this."""
 
 
 def write_sealed(
@@ -44,23 +44,23 @@ def write_sealed(
     """Write a sealed file: one of JSON where `path` ends in .json, else safetensors.
 
     Args:
-        path: where.
-        kind: what it is, in a word.
-        form: the number of its format; to be raised when what is written changes.
-        facts: plain JSON, and numbers that are not finite. Keys are read back as texts, whole
-            numbers too.
-        arrays: numbers in bulk; not in a file of JSON.
-        key: what it is kept under; None for a file that a user names.
+        path: the file.
+        kind: what the file holds, in one word.
+        form: the format number; raise it when the content changes.
+        facts: JSON values, and numbers that are not finite. Keys are read back as texts, even if
+            they were numbers.
+        arrays: arrays by name; not for a .json file.
+        key: the key of a cache entry; None for a file that a user names.
 
     Raises:
         InterpError: the file cannot be written.
-        TypeError: facts that are no JSON.
+        TypeError: `facts` cannot be written as JSON.
     """
     facts = json.loads(json_text(spelled(facts, lambda name: {NUMBER: name})))  # keys are texts
     head = {"kind": kind, "format": form, "key": key, "facts": facts}
     text = json_text(head)
     if path.suffix == ".json":
-        # Names stay in their order, which the checksum does not look at.
+        # Names keep their order in the file; the checksum does not depend on it.
         head = json.loads(text)
         checksum = sha256_of(canonical_json(head), {})
         told = json_text({**head, "checksum": checksum}, indent=1)
@@ -78,14 +78,14 @@ def read_sealed(
     """The facts and arrays of a sealed file.
 
     Args:
-        path: where it is.
-        kind: what it must be.
-        form: the format it must have.
-        key: the key it must have been kept under, if there is one.
-        tensors: give torch tensors, mapped from the file, instead of numpy arrays.
+        path: the file.
+        kind: the required kind.
+        form: the required format number.
+        key: the required key; None accepts any.
+        tensors: return torch tensors, memory-mapped from the file, instead of numpy arrays.
 
     Raises:
-        InterpError: missing, damaged or changed, or of another kind, format or key.
+        InterpError: the file is missing, damaged or changed, or has another kind, format or key.
     """
     arrays: dict[str, Any] = {}
     try:
@@ -106,7 +106,7 @@ def read_sealed(
         raise InterpError(
             f"loading {path}",
             f"missing, damaged or changed: {error}",
-            "delete it and make it again",
+            "delete the file and compute it again",
         ) from error
     wanted = [kind, form, seen[2] if key is None else key]
     for name, one, other in zip(("kind", "format", "key"), seen, wanted, strict=True):
@@ -114,13 +114,13 @@ def read_sealed(
             raise InterpError(
                 f"loading {path} as {kind}",
                 f"its {name} is {one!r}, not {other!r}",
-                "give a file of that kind and version, or make it again",
+                "give a file of this kind and version, or compute it again",
             )
     return facts, arrays
 
 
 def sha256_of(text: str, arrays: Arrays) -> str:
-    """The sha256 of a text and of arrays: names, types, shapes and bytes."""
+    """The sha256 of a text and of the names, types, shapes and bytes of arrays."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     for name in sorted(arrays):
         array = arrays[name]
@@ -142,7 +142,7 @@ def _contiguous(array: Any) -> Any:
 
 
 def _unspelled(value: Any) -> Any:
-    """Facts as they were given: with the numbers that JSON does not know."""
+    """Facts with nan and infinities restored."""
     if isinstance(value, dict):
         if value.keys() == {NUMBER}:
             return float(value[NUMBER])
@@ -152,7 +152,7 @@ def _unspelled(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Where a number comes from."""
+    """Where a result comes from: model, task, seed, versions, commit and the call."""
 
     model: str
     model_hash: str
@@ -166,10 +166,10 @@ class Provenance:
 
 
 class Record:
-    """A dataclass that is saved field by field, dataclasses in its fields too.
+    """A base for dataclasses that are saved field by field.
 
-    Fields may be numbers, words, arrays, tensors, other dataclasses, tuples and mappings of these,
-    or None. `FORM` is the number of its format.
+    Fields may be numbers, texts, arrays, tensors, other dataclasses, tuples and mappings of these,
+    or None. `FORM` is the format number of the file.
     """
 
     FORM: ClassVar[int] = 1
@@ -178,8 +178,8 @@ class Record:
         """Write one sealed file, `path`.safetensors.
 
         Args:
-            path: where, with or without its ending.
-            key: what it is kept under in a cache; `load` can ask for it.
+            path: the file, with or without the suffix.
+            key: the key of a cache entry, which `load` can check.
 
         Raises:
             InterpError: the file cannot be written.
@@ -193,21 +193,21 @@ class Record:
         """Read what `save` wrote.
 
         Raises:
-            InterpError: a file is missing, of another kind, version or key, damaged or changed.
+            InterpError: the file is missing, damaged, changed, or of another kind, version or key.
         """
         facts, arrays = read_sealed(place_of(path), cls.__name__, cls.FORM, key=key)
         return _read(cls, facts, arrays)
 
 
 def place_of(path: str | Path) -> Path:
-    """Where `Record.save` writes: `path`.safetensors, or into a stream of that name."""
+    """The file that `Record.save` writes: `path`.safetensors, or `path` if it is a stream."""
     if is_stream(Path(path)):
         return Path(path)
     return Path(f"{str(path).removesuffix('.safetensors')}.safetensors")
 
 
 def _told(value: Any, name: str, arrays: dict[str, np.ndarray], seen: dict[int, str]) -> Any:
-    """A value as JSON; arrays go into `arrays` by the way to them, each of them once."""
+    """A value as JSON. Arrays are added to `arrays` under their path of fields, each only once."""
     if isinstance(value, np.ndarray | Tensor):
         if id(value) not in seen:
             seen[id(value)] = name
@@ -231,7 +231,7 @@ def _kept(value: Any) -> list[Any]:
 
 
 def _read(kind: Any, value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The value of a field of that type."""
+    """The value of a field whose type is `kind`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
         choices = [one for one in inner if one is not type(None)]

@@ -1,7 +1,7 @@
-"""What comes from outside, read strictly: files, options, settings.
+"""Strict checks of files, options and settings.
 
-Rules are types (pydantic, strict, no unknown fields). What breaks one is refused with an
-`InterpError` that names the place, the field, what was found and what to write.
+Rules are types (pydantic, strict, without unknown fields). Input that breaks a rule raises an
+`InterpError`, which says where the error is, what was found and what to write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from interp.core.errors import InterpError, unknown
 
 
 def _index(value: Any) -> Any:
-    """A whole number of another library as Python's; other things pass unchanged."""
+    """Convert a whole number of another library to a Python int; return other values unchanged."""
     try:
         return whole(value)
     except TypeError:
@@ -43,12 +43,12 @@ def _index(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """One number or truth value of another library as Python's; other things pass unchanged."""
+    """Convert a number or boolean of another library to Python's; return other values unchanged."""
     return value.item() if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") else value
 
 
 def _several(value: Any) -> Any:
-    """One number or text as a list of it; other things pass unchanged."""
+    """Turn a single number or text into a tuple of one; return other values unchanged."""
     return (value,) if isinstance(value, str | int) else value
 
 
@@ -61,14 +61,14 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
-"""Of random numbers, as both numpy and torch take it."""
+"""A seed of random numbers that both numpy and torch accept."""
 
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
-"""A finite number of any library's type, but no boolean."""
+"""A finite number of any library, but not a boolean."""
 
 Boolean = Annotated[bool, BeforeValidator(_plain)]
 Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
-"""A text that has UTF-8: no half of a pair of surrogates."""
+"""A text that can be encoded as UTF-8, without unpaired surrogates."""
 
 Text = Annotated[str, Field(min_length=1)]
 _SHORT = Repr()
@@ -77,12 +77,12 @@ _DIGITS = re.compile(r"-?[0-9]{1,18}")
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number in at most 18 ASCII digits, with or without a minus."""
+    """Whether a text is a whole number of at most 18 ASCII digits, with an optional minus."""
     return _DIGITS.fullmatch(text) is not None
 
 
 def whole_number(value: Any) -> Any:
-    """The whole number that a text spells in ASCII digits; what is no text passes unchanged."""
+    """The whole number that a text spells in ASCII digits. Other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     if not is_whole(value):
@@ -91,7 +91,7 @@ def whole_number(value: Any) -> Any:
 
 
 Index = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_index)]
-"""A whole number of any library's type, but no boolean."""
+"""A whole number of any library, but not a boolean."""
 
 Number = Annotated[int, BeforeValidator(whole_number)]
 """A whole number written as text, as in a column of token ids."""
@@ -102,14 +102,14 @@ Texts = Annotated[tuple[Text, ...], Strict(False), Field(min_length=1)]
 
 
 class FileRow(BaseModel):
-    """A record of a file. A field's description says what to write there."""
+    """A record of a file. The description of a field says what to write there."""
 
     model_config = STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedSettings:
-    """A dataclass of settings whose annotations are checked whenever one is made."""
+    """A base for dataclasses of settings, whose values are checked against their annotations."""
 
     def __post_init__(self) -> None:
         for name, value in check_arguments(type(self), vars(self), "settings").items():
@@ -117,10 +117,11 @@ class CheckedSettings:
 
 
 def checked(kind: Any, value: Any, asked: str, *, typed: bool = False) -> Any:
-    """A value as a type says; `typed` on the command line, where numbers are texts.
+    """The value, if it fits a type. `typed` values come from the command line, as texts.
 
     Raises:
-        InterpError: it is of another type or out of range, or a field is unknown or missing.
+        InterpError: the value has another type or is out of range, or a field is unknown or
+            missing.
     """
     if typed:
         value = _typed(kind, value)
@@ -133,20 +134,21 @@ def checked(kind: Any, value: Any, asked: str, *, typed: bool = False) -> Any:
 def check_arguments(
     owner: Callable[..., Any], given: Mapping[str, Any], asked: str
 ) -> dict[str, Any]:
-    """The values given, as the annotated keyword arguments of a function or dataclass say.
+    """The given values, checked against the keyword arguments of a function or dataclass.
 
     Raises:
-        InterpError: an unknown name, another type, or out of range.
+        InterpError: a name is unknown, or a value has the wrong type or is out of range.
     """
     found = checked(_arguments(owner), dict(given), asked)
     return {name: getattr(found, name) for name in given}
 
 
 def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
-    """A prompt as it is kept: a text, or a tuple of token ids.
+    """A prompt as a text or a tuple of token ids.
 
     Raises:
-        InterpError: neither, ids that are no whole numbers, or a text that has no UTF-8.
+        InterpError: the value is neither, an id is not a whole number, or the text cannot be
+            encoded as UTF-8.
     """
     if isinstance(value, str):
         return checked(Unicode, value, asked)
@@ -160,10 +162,10 @@ def as_prompt(value: Any, asked: str) -> str | tuple[int, ...]:
 
 
 def read_text(path: Path, asked: str) -> str:
-    """A file of text in UTF-8, with or without a byte order mark.
+    """The content of a UTF-8 text file, with or without a byte order mark.
 
     Raises:
-        InterpError: it is missing, cannot be read, or is in another encoding.
+        InterpError: the file is missing, cannot be read, or has another encoding.
     """
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -173,10 +175,11 @@ def read_text(path: Path, asked: str) -> str:
 
 
 def json_value(text: str, asked: str, *, numbers: bool = True) -> Any:
-    """What a JSON text holds; without `numbers`, numbers as they are written, as texts.
+    """The value of a JSON text. Without `numbers`, numbers stay texts, as written.
 
     Raises:
-        InterpError: not JSON, NaN or infinity, a key twice, or nested too deeply.
+        InterpError: the text is not JSON, holds NaN or infinity, repeats a key, or is nested too
+            deeply.
     """
     options: dict[str, Any] = {} if numbers else {"parse_int": str, "parse_float": str}
     try:
@@ -191,13 +194,13 @@ def json_value(text: str, asked: str, *, numbers: bool = True) -> Any:
 def read_rows(
     path: Path, kind: str, asked: str, *, header: Callable[[list[str], str], None] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The records of a file (kind jsonl or csv), each with its place ("FILE, line 3").
+    """The records of a file (kind jsonl or csv), each with its line ("FILE, line 3").
 
-    Numbers are texts, as they are written. Empty cells of a CSV file are left out.
-    `header(columns, place)` may refuse the columns of a CSV file.
+    Numbers stay texts, as written. Empty cells of a CSV file are omitted. `header(columns, place)`
+    may refuse the columns of a CSV file.
 
     Raises:
-        InterpError: the file cannot be read, or a line is no record; see `json_value`.
+        InterpError: the file cannot be read, or a line is not a record; see `json_value`.
     """
     text = read_text(path, asked)
     return _csv_rows(path, text, header) if kind == "csv" else _json_rows(path, text)
@@ -233,7 +236,7 @@ def _csv_rows(
             head = cells
             if "" in head or len(set(head)) < len(head):
                 found = f"the columns {_SHORT.repr(head)}"
-                raise InterpError(place, found, "give each column a name of its own")
+                raise InterpError(place, found, "give each column a different name")
             for mark in ";\t":
                 if len(head) == 1 and mark in head[0]:
                     found = f"fields separated by {mark!r}"
@@ -243,8 +246,8 @@ def _csv_rows(
         elif len(cells) != len(head):
             raise InterpError(
                 place,
-                f"another number of fields ({len(cells)}) than the header has ({len(head)})",
-                'quote fields that hold commas: "a, b"',
+                f"{len(cells)} fields, but the header has {len(head)}",
+                'quote fields that contain commas: "a, b"',
             )
         else:
             yield place, {name: cell for name, cell in zip(head, cells, strict=True) if cell}
@@ -253,7 +256,7 @@ def _csv_rows(
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a key twice")
+        raise ValueError("a repeated key")
     return found
 
 
@@ -278,7 +281,7 @@ def _arguments(owner: Callable[..., Any]) -> type[BaseModel]:
 
 
 def _typed(kind: Any, text: str) -> Any:
-    """A number as typed: whole ones in ASCII digits, others as Python writes them."""
+    """The number a text spells for a numeric type: an int in ASCII digits, or a Python float."""
     base = getattr(kind, "__origin__", kind)
     if base is int and is_whole(text):
         return int(text)
@@ -293,7 +296,7 @@ def _typed(kind: Any, text: str) -> Any:
 def _refused(
     error: ValidationError, value: Any, asked: str, fields: Mapping[str, Any]
 ) -> InterpError:
-    """The first thing that is wrong, in the words of the package."""
+    """The first error that pydantic found, as an `InterpError`."""
     first, *others = error.errors(include_url=False)
     where = [str(part) for part in first["loc"][:1]]
     name = where[0] if where else ""
@@ -308,16 +311,16 @@ def _refused(
         )
     shown = f"{name} is {_SHORT.repr(found)}" if name else _SHORT.repr(found)
     if first["type"] == "string_unicode" or "surrogates" in first["msg"]:
-        shown += ", with half of a pair of surrogates"
+        shown += ", with an unpaired surrogate"
     described = fields[name].description if name in fields else None
-    # What may be of several kinds is refused once by each.
+    # A value of a union type has one error for each member.
     alike = [first, *(one for one in others if one["loc"][:1] == first["loc"][:1])]
     wanted = " or ".join(dict.fromkeys(_wanted(one["msg"]) for one in alike))
     return InterpError(asked, shown, f"write {described or wanted}")
 
 
 def _wanted(message: str) -> str:
-    """Pydantic's message as what to write."""
+    """What to write, from pydantic's message."""
     if "surrogates" in message or "unicode" in message:
         return "text in UTF-8"
     message = message.removeprefix("Value error, ").removeprefix("Input should be ")
@@ -327,7 +330,7 @@ def _wanted(message: str) -> str:
 
 
 def brief(self: Any) -> str:
-    """The repr of a record, in one line: tensors and arrays by their shapes, the rest cut short."""
+    """A repr in one line: tensors and arrays by their shapes, other values shortened."""
     shown = []
     for one in fields(self):
         value = getattr(self, one.name)

@@ -1,4 +1,4 @@
-"""Means, ratios and shares with 95 % intervals, and bootstrap weights."""
+"""Means, ratios and shares with 95 % intervals, and the bootstrap."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def widened(logits: Tensor) -> Tensor:
 
 
 FEW = 5
-"""Fewer prompts than these are said to be few."""
+"""Estimates of fewer prompts than this are printed with "(few)"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean or a share, with its 95 % interval and the number of prompts behind it.
+    """A mean or a share with its 95 % interval, from `n` prompts.
 
-    Of fewer than `FEW` prompts the text says that they are few. Of normal effects the interval then
-    still covers 95 %; of skewed ones it covers less, until there are about 16 (exponential) or
-    more (log-normal): see `experiments/calibration.py`.
+    With fewer than `FEW` prompts, `str` adds "(few)". The interval covers 95 % for normal effects
+    at any n. For skewed effects it covers less until n is about 16 (exponential) or more
+    (log-normal); `experiments/calibration.py` measures this.
     """
 
     mean: float
@@ -43,27 +43,27 @@ class Estimate:
 
 
 def standard_error(samples: np.ndarray) -> np.ndarray:
-    """Of the mean over the first axis; nan for a single sample."""
+    """Standard error of the mean over the first axis; nan for a single sample."""
     if len(samples) < 2:
         return np.full(samples.shape[1:], math.nan)
     return samples.std(0, ddof=1) / math.sqrt(len(samples))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Part / whole, nan where there is nothing to divide by."""
+    """The quotient part / whole; a division by zero gives nan or infinity without a warning."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return part / whole
 
 
 def skewness_of(samples: np.ndarray) -> np.ndarray:
-    """mean((x - mean)^3) / sd^3 over the first axis; 0 where all are the same."""
+    """mean((x - mean)^3) / sd^3 over the first axis; 0 if all samples are equal."""
     rest = samples - samples.mean(0)
     return np.nan_to_num(ratio((rest**3).mean(0), rest.std(0) ** 3), posinf=0, neginf=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """mean(part) / mean(whole) of every cell, with its standard error and interval: (*cells)."""
+    """mean(part) / mean(whole), its standard error and its interval, each (*cells)."""
 
     values: np.ndarray
     stderr: np.ndarray
@@ -78,23 +78,28 @@ def ratio_of_means(
     level: float = 0.95,
     groups: Sequence[Hashable] | None = None,
 ) -> Ratio:
-    """mean(part) / mean(whole) over prompts, and its interval, used for every mean and every ratio.
+    """mean(part) / mean(whole) over prompts, with its interval.
+
+    All means and ratios of the package use it.
 
         stderr = sd(r) / (sqrt(n) |mean(whole)|),   r_i = part_i - value whole_i
         interval = value - stderr T(+-t),           T(x) = 3 (cbrt(1 + k (x - k / 6)) - 1) / k,
         k = skewness(r) / sqrt(n), at most 0.3 either way
 
-    by the delta method, with t of Student's distribution with n - 1 degrees of freedom. T is Hall's
-    (1992) correction for skewed effects; without skew it is x. The bound on k keeps a single prompt
-    unlike all others from deciding. Coverage is measured by `experiments/calibration.py`. The
-    interval of a single prompt is infinite.
+    by the delta method, with t from Student's distribution with n - 1 degrees of freedom. T is
+    Hall's (1992) correction for skewed effects; without skew, T(x) = x. The bound on k limits the
+    influence of a single outlier. `experiments/calibration.py` measures the coverage. The interval
+    of a single prompt is infinite.
 
     Args:
-        part: (n, *cells).
-        whole: (n,) what it is a part of; None for the mean of `part`.
-        level: how much the interval is to cover.
-        groups: one label per prompt; prompts of one label, such as those built on one text, are
-            summed and count as one. None: each prompt on its own.
+        part: (n, *cells) the numerator of each prompt.
+        whole: (n,) the denominator of each prompt; None gives the mean of `part`.
+        level: coverage of the interval.
+        groups: one label per prompt. Prompts with the same label, e.g. those built from one text,
+            are summed and count as one. None treats all prompts as independent.
+
+    Raises:
+        InterpError: `level` is not between 0 and 1, or there is not one label per prompt.
     """
     from scipy import stats
 
@@ -130,10 +135,10 @@ def ratio_of_means(
 
 
 def summed(rows: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
-    """(groups, *cells) sums of the rows of each label, in the order labels first appear.
+    """(groups, *cells) the sum of each label's rows, in the order in which labels first appear.
 
     Raises:
-        InterpError: not one label per row.
+        InterpError: there is not one label per row.
     """
     numbers = group_numbers(groups, len(rows))
     total = np.zeros((int(numbers.max()) + 1, *rows.shape[1:]))
@@ -142,10 +147,10 @@ def summed(rows: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
 
 
 def group_numbers(groups: Sequence[Hashable], n: int) -> np.ndarray:
-    """(n,) labels numbered from 0 in the order they first appear.
+    """(n,) the number of each row's label, from 0 in the order in which labels first appear.
 
     Raises:
-        InterpError: not one label per row, or labels such as lists, which have no hash.
+        InterpError: there is not one label per row, or a label cannot be hashed, such as a list.
     """
     if len(groups) != n:
         raise InterpError(f"{len(groups)} groups", f"{n} rows", "give one label per row")
@@ -159,7 +164,7 @@ def group_numbers(groups: Sequence[Hashable], n: int) -> np.ndarray:
 def bootstrap_weights(
     n: int, draws: int, *, seed: int = 0, groups: Sequence[Hashable] | None = None
 ) -> np.ndarray:
-    """(draws, n) how often each of n rows is drawn, with replacement; rows of a label together."""
+    """(draws, n) how often each row occurs in a bootstrap sample; rows of a group go together."""
     numbers = np.arange(n) if groups is None else group_numbers(groups, n)
     count = int(numbers.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
@@ -173,7 +178,7 @@ def range_of_draws(draws: np.ndarray | Sequence[float]) -> tuple[float, float]:
 
 
 def mean_estimate(values: Tensor | np.ndarray) -> Estimate:
-    """Mean with the interval of `ratio_of_means`; it is infinite for a single value."""
+    """The mean with the interval of `ratio_of_means`, which is infinite for a single value."""
     return ratio_estimate(values, np.ones(len(values)))
 
 
@@ -186,7 +191,7 @@ def ratio_estimate(gained: Tensor | np.ndarray, gaps: Tensor | np.ndarray) -> Es
 
 
 def share_estimate(hits: int, n: int) -> Estimate:
-    """A share with Wilson's score interval; of nothing, it is nan and could be anything."""
+    """The share hits / n with Wilson's score interval; if n is 0, nan with 0 to 1."""
     from scipy import stats
 
     if n == 0:

@@ -1,4 +1,4 @@
-"""Task files: a JSON object a line, or CSV, and what each field may hold."""
+"""Task files: one JSON object per line, or CSV, and what each field may hold."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from interp.core.positions import occurrences, require_own
 from interp.core.schema import FileRow, Ids, Number, Text, Texts, checked, read_rows
 
 Occurrence = Annotated[tuple[Text, Number], Strict(False)]
-_SOME = "a text or a list of texts: tokens that may follow the prompt"
-_IDS = 'token ids: a list, in CSV with "|" between them'
+_SOME = "a text or a list of texts, each a possible next token"
+_IDS = 'a list of token ids, separated by "|" in CSV'
 NAMED = {"positions", "indices"}
 _LISTS = ("clean_ids", "corrupted_ids", "answers", "answers_ids", "wrong", "wrong_ids")
 
 
 class TaskRow(FileRow):
-    """A prompt pair as a task file holds it.
+    """A prompt pair in a task file.
 
-    Numbers are texts, but in columns of ids and indices. A prompt, the answers and the wrong
-    answers are each written as text or as ids; only the clean prompt and the answers are needed.
+    The prompts, the answers and the wrong answers are each given as texts or as token ids. Only the
+    clean prompt and the answers are required. Numbers are read as texts, except in the fields of
+    ids and indices.
     """
 
     clean: Text | None = Field(None, description="the prompt, a text")
@@ -34,30 +35,33 @@ class TaskRow(FileRow):
     wrong: Texts | None = Field(None, description=_SOME)
     wrong_ids: Ids | None = Field(None, description=_IDS)
     positions: dict[Text, Text | Occurrence] = Field(
-        {}, description="name: a part of the clean prompt, or [part, which occurrence]"
+        {}, description="name: a substring of the clean prompt, or [substring, occurrence]"
     )
     indices: dict[Text, Number] = Field(
-        {}, description="name: the number of a token, from 0 on or negative from the end"
+        {}, description="name: a token index, from 0, or negative from the end"
     )
 
     def pair(self, place: str) -> dict[str, Any]:
         """The fields of a `PromptPair`.
 
         Raises:
-            InterpError: one thing written twice, no prompt or no answers, or a position that is
-                not in the prompt, as far as can be seen without a tokeniser.
+            InterpError: a prompt or list is given both as texts and as ids, the prompt or the
+                answers are missing, or a position is not in the prompt, as far as this can be
+                checked without a tokeniser.
         """
         found: dict[str, Any] = {"positions": {**self.positions, **self.indices}, "place": place}
         for name in ("clean", "corrupted", "answers", "wrong"):
             both = [x for x in (getattr(self, name), getattr(self, f"{name}_ids")) if x is not None]
             if len(both) > 1:
-                raise InterpError(place, f"both {name} and {name}_ids", "give one of them")
+                raise InterpError(place, f"both {name} and {name}_ids", "give only one of them")
             if not both and name in ("clean", "answers"):
                 do = "give clean, answers, and for patching corrupted and wrong"
                 raise InterpError(place, f"no {name}", do)
             found |= {name: both[0]} if both else {}
         if twice := self.positions.keys() & self.indices.keys():
-            raise InterpError(place, f"position {min(twice)!r} twice", "name each once")
+            raise InterpError(
+                place, f"position {min(twice)!r} is given twice", "use each name once"
+            )
         for field in ("positions", "indices"):
             for name, mark in getattr(self, field).items():
                 self._require_there(mark, name, f"{place}, {field}.{name}")
@@ -72,13 +76,17 @@ class TaskRow(FileRow):
                 raise InterpError(place, f"{mark} in {n} tokens", do)
             return
         if self.clean is None:
-            found = "a part of a text, but the prompt is token ids"
-            raise InterpError(place, found, "give indices")
+            found = "a substring, but the prompt is token ids"
+            raise InterpError(place, found, "give the position in indices")
         part, occurrence = (mark, 0) if isinstance(mark, str) else mark
         n = len(occurrences(part, self.clean))
         if not -n <= occurrence < n:
             found = f"{part!r:.60}, {n} time{'s' * (n != 1)} in the clean prompt"
-            do = f"count from {-n} to {n - 1}" if n else "give a part of it, in the same letters"
+            do = (
+                f"give an occurrence from {-n} to {n - 1}"
+                if n
+                else "write it exactly as in the prompt"
+            )
             raise InterpError(place, found, do)
 
 
@@ -86,9 +94,9 @@ def read_task(path: Path, kind: str) -> list[dict[str, Any]]:
     """The prompt pairs of a file (kind jsonl or csv), each as the fields of a `PromptPair`.
 
     Raises:
-        InterpError: the file cannot be read; a field is unknown, missing or of another type; a
-            position has a reserved name or is not in its prompt; or some rows have corrupted
-            prompts or wrong answers and others do not.
+        InterpError: the file cannot be read, a field is unknown, missing or of the wrong type, a
+            position has a reserved name or is not in its prompt, or only some rows have corrupted
+            prompts or wrong answers.
     """
     pairs: list[dict[str, Any]] = []
     for place, record in read_rows(path, kind, f"task file {path}", header=_require_known):
@@ -96,9 +104,11 @@ def read_task(path: Path, kind: str) -> list[dict[str, Any]]:
         pair = checked(TaskRow, row, place).pair(place)
         for name in ("corrupted", "wrong"):
             if pairs and (name in pair) != (name in pairs[0]):
-                there = ("has none", "has one")[name in pair]
+                there = ("no", "a")[name in pair]
                 raise InterpError(
-                    place, f"it {there} in {name}, unlike the first row", "give all or none"
+                    place,
+                    f"it has {there} value for {name}, unlike the first row",
+                    "give it in every row or in none",
                 )
         pairs.append(pair)
     if not pairs:
@@ -107,7 +117,7 @@ def read_task(path: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def _lists(record: dict[str, Any]) -> dict[str, Any]:
-    """A JSON record; a text alone is a list of one, null and an empty list of wrong are nothing."""
+    """A JSON record with texts as lists of one, and without nulls and an empty list of wrong."""
     row = {name: value for name, value in record.items() if value is not None}
     for name in ("answers", "wrong"):
         if isinstance(row.get(name), str):
@@ -128,7 +138,7 @@ def _require_known(columns: list[str], place: str) -> None:
 
 
 def _from_csv(record: dict[str, str]) -> dict[str, Any]:
-    """A CSV record: "|" between list items; columns positions.NAME and indices.NAME."""
+    """A CSV record with lists split at "|" and columns positions.NAME and indices.NAME grouped."""
     row: dict[str, Any] = {}
     for column, cell in record.items():
         field, _, name = column.partition(".")

@@ -98,5 +98,5 @@ def load_task(
     )
     if not task.repeated:
         return task
-    repeats = f"{task.repeated} of {len(task)} prompts repeat earlier ones"
+    repeats = f"{task.repeated} of {len(task)} prompts repeat an earlier one"
     return replace(task, description=f"{task.description} ({repeats})")

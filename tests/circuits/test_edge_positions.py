@@ -97,7 +97,7 @@ def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
         (("L2H0->L1H0.q",), {}, "L2H0->L1H0.q"),
         (("L0H0->logits",), {}, "7 to 9 tokens"),
         (("L0H0->logits",), {"positions": []}, "positions=\\[\\]: none"),
-        (("L0H0->logits",), {"positions": "nowhere"}, "known here"),
+        (("L0H0->logits",), {"positions": "nowhere"}, "this prompt has"),
         (("L0H0->logits",), {"positions": "last", "ablation": "mean"}, "no reference prompts"),
     ],
 )

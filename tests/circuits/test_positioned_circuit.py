@@ -209,7 +209,7 @@ def test_tokens_are_told_apart():
     [
         ({"positions": "all"}, "7 to 9 tokens"),
         ({"positions": ["changed", "changed"]}, "one twice"),
-        ({"positions": "nowhere"}, "known here"),
+        ({"positions": "nowhere"}, "this prompt has"),
         ({"positions": ["changed", "2"]}, "both are token 2 of pair 0"),
         ({"positions": ["near_end", "7"]}, "both are token 7 of pair 0"),
         ({"positions": ["changed", "8"]}, "both are token 8|it has 7"),

@@ -40,7 +40,7 @@ def toy_model():
         ({"corrupted": "<bos> a d c"}, r"clean has 5 tokens, corrupted 4:\n.*a\|b\|c\|a"),
         ({"answers": ("b c",)}, r"2 tokens in toy-induction: b\|c"),
         ({"answers": ("",)}, "0 tokens"),
-        ({"wrong": ("b",)}, "none of them among the wrong"),
+        ({"wrong": ("b",)}, "no token in both lists"),
         ({"answers": ()}, "at least one answer"),
         ({"wrong": ()}, "which logit_diff needs"),
         ({"answers": (99_999,)}, "tokens 0 to"),
@@ -149,7 +149,7 @@ def test_split_is_disjoint_seeded_and_named():
 def test_equal_prompts_stay_on_one_side_and_are_told():
     task = load_task("greater_than", n=64)
     assert task.repeated == 3
-    assert "3 of 64 prompts repeat earlier ones" in task.description
+    assert "3 of 64 prompts repeat an earlier one" in task.description
     for seed in range(20):
         sides = task.split(seed=seed)
         left, right = ({pair.clean for pair in side.pairs} for side in sides)

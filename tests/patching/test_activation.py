@@ -325,7 +325,7 @@ def test_joint_patching_equals_interventions(family, any_gap):
         ({"layers": []}, "0 to 2"),
         ({"layers": ["0"]}, "whole numbers"),
         ({"positions": []}, "positions=\\[\\]: none"),
-        ({"positions": "nowhere"}, "known here"),
+        ({"positions": "nowhere"}, "this prompt has"),
         ({"source": "median"}, "mean"),
         ({"source": "mean"}, "no reference prompts"),
         ({"source": "mean", "reference": random_task()}, "8 evaluated prompts are among"),

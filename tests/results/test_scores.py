@@ -157,7 +157,7 @@ def test_groups_of_prompts_are_counted_as_such():
     found = noisy(n=40).null(1, groups=np.repeat(np.arange(4), 10).tolist())
     assert (found.flips.units, found.unseen.n) == (4, 2)
     assert "sign flips of 4 groups of prompts" in str(found)
-    assert "one half of the groups of prompts, on the other" in str(found)
+    assert "one half of the groups of prompts, effect on the other" in str(found)
     assert "n=2 (few)" in str(found)
 
 
@@ -199,8 +199,8 @@ def test_null_refuses_what_it_cannot_judge():
         (make(noise), {"k": 3}, "k between"),
         (make(noise), {"k": 0}, "k between"),
         (make(noise[:3]), {"k": 1}, "3 prompts"),
-        (make(noise), {"k": 1, "groups": list("aabbccaa")}, "3 prompts of their own"),
-        (make(noise), {"k": 1, "by": "mean_absolute"}, "does not change it"),
+        (make(noise), {"k": 1, "groups": list("aabbccaa")}, "3 independent prompts"),
+        (make(noise), {"k": 1, "by": "mean_absolute"}, "does not change this ranking"),
         (make(noise), {"k": 1, "by": "size"}, "size"),
     ):
         with pytest.raises(InterpError, match=message):
@@ -319,7 +319,7 @@ def test_signed_map_is_centred_on_zero():
 def test_component_labels_round_trip(site):
     for index in (None, 0, 17):
         if index is not None and SITES[site] is None:
-            with pytest.raises(InterpError, match="leave the number out"):
+            with pytest.raises(InterpError, match="omit the number"):
                 Component(3, site, index)
             continue
         part = Component(31, site, index)

@@ -161,7 +161,7 @@ def test_nothing_is_left_after_an_exception(family_models):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: zero("L1X3"), "not a label"),
+        (lambda m: zero("L1X3"), "not the label"),
         (lambda m: zero("L1H9"), "heads 0 to 3"),
         (lambda m: zero("L1.z", positions=[5, 0]), "it has 5 tokens"),
         (lambda m: zero("L1.z", positions=[0, -4]), "it has 3 tokens"),

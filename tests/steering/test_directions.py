@@ -135,7 +135,7 @@ def test_chat_prompts(toy):
     closed = chat_prompts(model, texts, generation_prompt=False)
     assert closed.tail == ()
     assert {len(a) - len(b) for a, b in zip(opened.rows, closed.rows, strict=True)} == {1}
-    with pytest.raises(InterpError, match="use one format"):
+    with pytest.raises(InterpError, match="use the same chat format"):
         difference_in_means(model, opened, closed)
     r = difference_in_means(model, opened, opened[::-1]).at(1, -1)
     assert r.format.generation_prompt

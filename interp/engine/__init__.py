@@ -1,4 +1,4 @@
-"""Exact re-runs of a decoder that compute only what can differ."""
+"""Run a decoder again with something changed, exactly, and compute only what can differ."""
 
 import lazy_loader
 

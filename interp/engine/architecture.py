@@ -1,8 +1,9 @@
-"""The parts of a Hugging Face decoder under one set of names.
+"""The parts of a Hugging Face decoder, with the same names for every model family.
 
-A `Decoder` is embedding, blocks, final norm and unembedding as small callables on flat tokens.
-`interp.models.families` reads it from a Hugging Face model, `interp.engine` runs it, and
-`interp.models.checks` compares it with the model's own forward before anything is measured.
+A `Decoder` holds the embedding, blocks, final norm and unembedding as functions of flat tokens: the
+tokens of all prompts in one axis. `interp.models.families` builds it from a Hugging Face model,
+`interp.engine` runs it, and `interp.models.checks` compares it with the model's own forward pass
+before anything is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Function = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """`x @ weight + bias`; `weight` has shape (d_in, d_out), as TransformerLens writes it."""
+    """`x @ weight + bias`, with `weight` of shape (d_in, d_out), as in TransformerLens."""
 
     weight: Tensor
     bias: Tensor | None
@@ -47,9 +48,12 @@ class Norm:
         return F.rms_norm(wide, shape, self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
     def share(self, part: Tensor, whole: Tensor) -> Tensor:
-        """What `part`, a summand of `whole`, adds to the normalised `whole`, bias left out.
+        """The contribution of `part`, one summand of `whole`, to the norm of `whole`.
 
-        The scale is that of `whole`: the shares of all summands add up to the norm's output.
+            share = centre(part) / scale(whole) * weight
+
+        The bias is not included. The shares of all summands add up to the norm's output without
+        its bias.
         """
         if self.centred:
             part = part - part.mean(-1, keepdim=True)
@@ -61,9 +65,11 @@ class Norm:
 class Attention:
     """One attention layer.
 
-    `q`, `k`, `v` are the projections (the sites of those names), before q/k norms and rotary
-    embedding; `o` maps the concatenated heads (site `z`) to d_model. `window` is the number of
-    keys a query sees, itself included, where attention is local.
+    `q`, `k` and `v` compute the sites of those names, before the q/k norms and the rotary
+    embedding. `o` maps the concatenated heads (site `z`) to d_model. `scale` multiplies the scores,
+    and `softcap` c replaces a score s by c tanh(s / c). With `norm_over_heads`, the q/k norms act
+    on all heads together. In local attention, `window` is the number of keys a query sees,
+    including its own token. `rotary` names the kind of rotary embedding, if there are several.
     """
 
     q: Linear
@@ -98,9 +104,9 @@ class Attention:
 
 @dataclass(frozen=True, kw_only=True)
 class Mlp:
-    """`down(act(gate(x)) * up(x))`, or `down(act(gate(x)))` where there is no `up`.
+    """`down(act(gate(x)) * up(x))`, or `down(act(gate(x)))` if `up` is None.
 
-    Sites: `pre` is gate(x), `pre_linear` is up(x), `post` is the input of `down`.
+    Site `pre` is gate(x), `pre_linear` is up(x), and `post` is the input of `down`.
     """
 
     gate: Linear
@@ -111,10 +117,13 @@ class Mlp:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """resid_mid = resid_pre + ln1_post(attn(ln1(resid_pre))); then the same with the MLP.
+    """One layer of the decoder.
 
-    With `parallel`, the MLP also reads resid_pre and there is no resid_mid. A norm the model
-    does not have is None.
+        resid_mid = resid_pre + ln1_post(attn(ln1(resid_pre)))
+        resid_post = resid_mid + ln2_post(mlp(ln2(resid_mid)))
+
+    With `parallel`, the MLP reads resid_pre too, and there is no resid_mid. Norms that the model
+    does not have are None.
     """
 
     ln1: Norm | None
@@ -128,7 +137,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A causal decoder. `embed(tokens, positions)` gives resid_pre of layer 0."""
+    """A causal decoder.
+
+    `embed(tokens, positions)` gives resid_pre of layer 0. `rotary(positions, kind)` gives the
+    cosines and sines of the rotary embedding. `unembed` is (d_vocab, d_model). `max_positions` is
+    the longest prompt the model takes.
+    """
 
     family: str
     embed: Callable[[Tensor, Tensor], Tensor]
@@ -147,17 +161,17 @@ class Decoder:
 
     @property
     def d_vocab(self) -> int:
-        """Number of tokens."""
+        """Size of the vocabulary."""
         return self.unembed.shape[0]
 
     @property
     def d_mlp(self) -> int:
-        """Number of neurons of an MLP layer."""
+        """Number of neurons in an MLP layer."""
         return self.blocks[0].mlp.down.weight.shape[0]
 
     @property
     def flops(self) -> dict[str, float]:
-        """Floating-point operations per token of a block's matrix products, attention left out."""
+        """Floating-point operations per token of a block's projections and MLP, by part."""
         attn, d = self.blocks[0].attn, self.d_model
         products = 3 if self.blocks[0].mlp.up is not None else 2
         return {
@@ -167,7 +181,7 @@ class Decoder:
         }
 
     def logits(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """Logits of normalised final residuals, all of them or each row's own `tokens`."""
+        """Logits of normalised final residuals: of all tokens, or of each row's `tokens`."""
         if tokens is None:
             values = x @ self.unembed.T
             bias = self.unembed_bias

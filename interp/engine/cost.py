@@ -1,4 +1,4 @@
-"""The arithmetic a sweep cannot avoid, and how fast this machine does it."""
+"""The least arithmetic a patching sweep needs, and how fast this machine computes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from interp.engine.sites import EDITED
 from interp.engine.sweep import Cells
 
 PACE: dict[tuple[str, str], float] = {}
-"""(model hash, device) -> seconds an operation took in the last sweep of this process."""
+"""(model hash, device) -> seconds per operation in the last sweep of this process."""
 
 
 def note_pace(model_hash: str, device: torch.device, flops: float, seconds: float) -> None:
-    """Keep how long a whole sweep of so many operations took: the next estimate goes by it."""
+    """Store the time of a finished sweep, from which the next duration is estimated."""
     if flops > 0:
         PACE[model_hash, str(device)] = seconds / flops
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words."""
+    """A number of seconds as text."""
     if seconds < 1.5:
         return "a second"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) -> float:
-    """Floating-point operations of a sweep that shares everything that can be shared.
+    """The least number of floating-point operations of a sweep.
 
-    Patched layer: the patched positions only (from the first one on for resid_pre, k and v).
-    Later layers: the positions from the first one on. Last layer: keys and values of those, and
-    the rest of the block for the last position. Matrix products alone are counted.
+    It counts matrix products only. The patched layer is computed at the patched positions (for
+    resid_pre, k and v, from the first patched position on). Later layers are computed from the
+    first patched position on. In the last layer these are the keys and values of the same
+    positions, and the rest of the block at the last position.
     """
     if not len(cells):
         return 0.0
@@ -60,7 +61,7 @@ def floor_flops(decoder: Decoder, cells: Cells, lengths: np.ndarray, site: str) 
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, *, seconds: float = 0.15) -> float:
-    """Floating-point operations per second of a matrix product of typical size, best of runs."""
+    """Floating-point operations per second of a typical matrix product, the best of many runs."""
     left = torch.randn(1024, 768, dtype=dtype, device=device)
     right = torch.randn(768, 3072, dtype=dtype, device=device)
     best, begun = float("inf"), time.perf_counter()

@@ -1,7 +1,7 @@
-"""Key-value cached decoding of many rows at once, and of changed copies of some of them.
+"""Decoding of many rows with a key/value cache, and of changed copies of some of them.
 
-A `Stream` holds the keys and values of rows of different lengths, from some layer on. Rows are
-aligned at their first token, so a row's numbers do not depend on its neighbours' lengths.
+A `Stream` holds the keys and values of rows of different lengths, from a given layer on. Rows are
+aligned at their first token, so the numbers of a row do not depend on the lengths of other rows.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch.nn import functional as F
 from interp.engine.forward import Runner, attention_pattern
 
 SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(a site's value (rows, tokens, ...), row numbers (rows,), positions (rows, tokens)) -> new."""
+"""(site value (rows, tokens, ...), row numbers (rows,), positions (rows, tokens)) -> new value."""
 
 SiteChanges = Mapping[tuple[int, str], SiteChange]
 
 CHANGEABLE = ("resid_pre", "z", "attn_out", "resid_mid", "post", "mlp_out", "resid_post")
-"""Sites that can be changed while decoding."""
+"""Sites that can be changed during decoding."""
 
 
 @dataclass(kw_only=True)
 class Stream:
-    """Keys and values of some rows, at layers `first` and up: (rows, kv_head, room, d_head)."""
+    """Keys and values of rows, from layer `first` on: (rows, kv_head, capacity, d_head) each."""
 
     runner: Runner
     first: int
@@ -36,24 +36,26 @@ class Stream:
     lengths: Tensor
 
     @classmethod
-    def empty(cls, runner: Runner, rows: int, room: int, *, first: int = 0) -> Stream:
-        """Room for `room` tokens a row."""
+    def empty(cls, runner: Runner, rows: int, capacity: int, *, first: int = 0) -> Stream:
+        """A stream without tokens, with memory for `capacity` tokens per row."""
         kept: list[list[Tensor]] = [[], []]
         for block in runner.decoder.blocks[first:]:
-            shape = (rows, block.attn.n_kv_heads, room, block.attn.d_head)
+            shape = (rows, block.attn.n_kv_heads, capacity, block.attn.d_head)
             for side in kept:
                 side.append(torch.zeros(shape, dtype=runner.dtype, device=runner.device))
         lengths = torch.zeros(rows, dtype=torch.long, device=runner.device)
         return cls(runner=runner, first=first, keys=kept[0], values=kept[1], lengths=lengths)
 
-    def select(self, rows: Tensor, *, first: int, back: int = 0, room: int | None = None) -> Stream:
-        """A copy of some rows from layer `first` on, without their last `back` tokens."""
+    def select(
+        self, rows: Tensor, *, first: int, back: int = 0, capacity: int | None = None
+    ) -> Stream:
+        """A copy of some rows, from layer `first` on and without their last `back` tokens."""
         skip = first - self.first
         return Stream(
             runner=self.runner,
             first=first,
-            keys=[side[rows, :, :room] for side in self.keys[skip:]],
-            values=[side[rows, :, :room] for side in self.values[skip:]],
+            keys=[side[rows, :, :capacity] for side in self.keys[skip:]],
+            values=[side[rows, :, :capacity] for side in self.values[skip:]],
             lengths=self.lengths[rows] - back,
         )
 
@@ -67,19 +69,19 @@ class Stream:
         names: Tensor | None = None,
         seen: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """Run new tokens of some rows through layers `first` and up, and remember them.
+        """Run new tokens of some rows from layer `first` on, and add them to the cache.
 
         Args:
-            x: (rows, tokens, d_model) resid_pre of layer `first`; row r has `counts[r]` tokens,
-                what follows is padding.
-            counts: new tokens of each row.
-            rows: which rows of the stream these are; all of them by default.
-            changes: what to change at which (layer, site).
+            x: (rows, tokens, d_model) resid_pre of layer `first`. Row r has `counts[r]` tokens; the
+                rest is padding.
+            counts: (rows,) number of new tokens of each row.
+            rows: the numbers of these rows in the stream; all rows by default.
+            changes: the change at each (layer, site).
             names: the row numbers passed to the changes; `rows` by default.
-            seen: filled with resid_pre of the layers that are its keys.
+            seen: its keys are layers; their resid_pre is stored in it.
 
         Returns:
-            (rows, d_model) final residual, not yet normalised, at each row's last new token.
+            (rows, d_model) final residual at each row's last new token, before the final norm.
         """
         at = torch.arange(len(self.lengths), device=x.device) if rows is None else rows
         names, changes = at if names is None else names, changes or {}
@@ -128,7 +130,7 @@ class Stream:
         """Site z: (rows, tokens, heads, d_head)."""
         attn = self.runner.decoder.blocks[self.first + number].attn
         keys, values = self.keys[number], self.values[number]
-        # Padding may reach beyond the room; what it reads does not matter.
+        # Padding may exceed the capacity; what it reads does not matter.
         size = min(int(positions.max()) + 1, keys.shape[2])
         per_kv = attn.n_heads // attn.n_kv_heads
         if len(at) == len(keys):  # all rows, in their order: no copy

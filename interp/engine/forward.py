@@ -1,7 +1,7 @@
-"""One block at a time, on flat ragged tokens: the arithmetic of every run.
+"""The forward pass of one block on flat tokens of rows of any length.
 
-The baseline is a run whose rows are whole prompts; a restarted variant is a row that holds only
-the positions from its first change on, and reads the baseline's keys and values before that.
+In a baseline, every row is a whole prompt. A restarted variant is a row with only the positions
+from its first change on; for earlier positions it reads the baseline's keys and values.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from interp.engine.stopping import stop_if_asked
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """Replace a site's value in some rows: entry j sets (ids[j], positions[j]) to values[j].
+    """New values of a site: entry j sets row `ids[j]` at `positions[j]` to `values[j]`.
 
-    With `components` (head or neuron numbers) only that slice of the site is replaced.
+    With `components`, only the head or neuron `components[j]` of the site is replaced.
     """
 
     site: str
@@ -36,7 +36,7 @@ class Replacement:
     components: Indices | None = None
 
     def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
-        """A copy of `tensor` with the values in place."""
+        """A copy of `tensor` with the new values."""
         tokens = layout.flat(self.ids, self.positions).to(tensor.device)
         edited = tensor.clone()
         values = self.values.to(edited)
@@ -48,7 +48,7 @@ class Replacement:
 
 
 class SiteEdit(Protocol):
-    """What a block asks of an edit: where, and the changed tensor."""
+    """A change of a site in a block: the name of the site, and a function that changes it."""
 
     @property
     def site(self) -> str: ...
@@ -60,12 +60,13 @@ Edits = Mapping[int, Sequence[SiteEdit]]
 
 @dataclass(kw_only=True)
 class Baseline:
-    """A plain run over some prompts: flat tokens, and what restarts and captures need.
+    """The stored sites of an unchanged run over some prompts.
 
-    `sites[layer, name]` is (tokens, ...). Besides TransformerLens' site names there are three
-    internal ones: `k_rot` (keys as attention uses them), `attn_raw` and `mlp_raw` (outputs
-    before a post-norm). `resid_pre` of layer n_layers is the final residual. `place` maps a flat
-    token to its row in resid_pre where that is kept for some tokens only.
+    `sites[layer, name]` is (tokens, ...), with the tokens of all prompts in one axis; the tokens of
+    prompt i begin at `offset[i]`. Besides TransformerLens' site names there are three internal
+    ones: `k_rot` (keys after norm and rotary embedding), and `attn_raw` and `mlp_raw` (outputs
+    before a post-norm). resid_pre of layer n_layers is the final residual. If resid_pre is stored
+    for some tokens only, `place` maps a flat token to its index there.
     """
 
     lengths: Indices
@@ -74,7 +75,7 @@ class Baseline:
     sites: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def site(self, layer: int, name: str) -> Tensor:
-        """A site at every flat token; resid_post is the next layer's resid_pre."""
+        """A site at every flat token; resid_post is resid_pre of the next layer."""
         return self.sites[(layer + 1, "resid_pre") if name == "resid_post" else (layer, name)]
 
     def at(self, layer: int, site: str, tokens: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class Baseline:
         return self.sites[layer, site][tokens]
 
     def only_ends(self, last: int) -> Baseline:
-        """The same run with the residual stream of the last tokens of every prompt alone."""
+        """The same run, with resid_pre stored only for the last `last` tokens of every prompt."""
         kept = torch.from_numpy(
             ranges(self.offset + self.lengths - last, np.full_like(self.lengths, last))
         )
@@ -102,13 +103,13 @@ class Baseline:
         )
 
     def flat(self, prompts: Indices, positions: Indices) -> Tensor:
-        """Flat index of (prompt, position) pairs."""
+        """Flat token indices of (prompt, position) pairs."""
         return torch.from_numpy(self.offset[prompts] + positions)
 
 
 @lru_cache(maxsize=4096)
 def _mask(start: int, length: int, window: int | None, repeats: int, device: str) -> Tensor | None:
-    """(repeats * queries, keys) True where a query may look; None where it may look everywhere."""
+    """(repeats * queries, keys) True if a query may attend to a key; None if all pairs are True."""
     queries = torch.arange(start, length)[:, None]
     keys = torch.arange(length)[None]
     allowed = keys <= queries
@@ -120,7 +121,7 @@ def _mask(start: int, length: int, window: int | None, repeats: int, device: str
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the first `cos.shape[-1]` dimensions, half-split convention."""
+    """Rotary embedding of the first `cos.shape[-1]` dimensions, in the half-split convention."""
     width = cos.shape[-1]
     turned, rest = x[..., :width], x[..., width:]
     left, right = turned.chunk(2, dim=-1)
@@ -130,7 +131,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _normed(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
-    """Query or key norm, over each head or over all heads at once."""
+    """The query or key norm, over each head or over all heads together."""
     if norm is None:
         return heads
     if attn.norm_over_heads:
@@ -139,7 +140,7 @@ def _normed(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
 
 
 def attention_pattern(attn: Attention, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(softcap(scale * q k^T) + mask), in float32 or wider, in the dtype of q."""
+    """softmax(softcap(scale * q k^T) + mask), computed in float32 or wider, in the dtype of q."""
     return _weights(attn, q @ k.transpose(-1, -2), mask)
 
 
@@ -154,7 +155,7 @@ def _weights(attn: Attention, products: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class Runner:
-    """Runs a `Decoder`'s blocks on ragged rows."""
+    """Runs the blocks of a `Decoder` on rows of different lengths."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder = decoder
@@ -165,7 +166,7 @@ class Runner:
     # -- parts of a block ------------------------------------------------------------------
 
     def angles(self, kind: str | None, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines of some positions, from a table that grows."""
+        """Rotary cosines and sines of some positions, from a table that grows as needed."""
         assert self.decoder.rotary is not None
         need = int(positions.max()) + 1
         if kind not in self._angles or len(self._angles[kind][0]) < need:
@@ -176,19 +177,19 @@ class Runner:
         return cos[where], sin[where]
 
     def rotated(self, attn: Attention, which: str, heads: Tensor, positions: Tensor) -> Tensor:
-        """Queries or keys as attention uses them: normed, then rotated."""
+        """Queries or keys after their norm and the rotary embedding."""
         heads = _normed(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
         if self.decoder.rotary is None:
             return heads
         return _rotate(heads, *self.angles(attn.rotary, positions))
 
     def project(self, block: Block, which: str, normed: Tensor) -> Tensor:
-        """Site q, k or v of normed residuals: (tokens, heads, d_head)."""
+        """Site q, k or v of normalised residuals: (tokens, heads, d_head)."""
         attn = block.attn
         return getattr(attn, which)(normed).unflatten(-1, (-1, attn.d_head))
 
     def mlp_post(self, block: Block, resid: Tensor, capture: dict[str, Tensor] | None) -> Tensor:
-        """Neuron activations (site `post`) of residuals read by the MLP."""
+        """Neuron activations (site `post`) when the MLP reads `resid`."""
         normed = block.ln2(resid) if block.ln2 is not None else resid
         pre = block.mlp.gate(normed)
         post = block.mlp.act(pre)
@@ -199,9 +200,9 @@ class Runner:
                 capture["pre_linear"] = linear
         if linear is None:
             return post
-        if post is pre:  # a linear activation hands its input back
+        if post is pre:  # a linear activation returns its input
             return post * linear
-        # In place: fresh memory for a tensor this size costs as much as the product.
+        # In place, because allocating a tensor of this size takes as long as the product.
         return post.mul_(linear)
 
     def mlp_out(self, block: Block, resid: Tensor) -> Tensor:
@@ -209,7 +210,7 @@ class Runner:
         return self.mlp_written(block, self.mlp_post(block, resid, None))
 
     def mlp_written(self, block: Block, post: Tensor) -> Tensor:
-        """What the MLP writes to the residual stream when its neurons are at `post`."""
+        """What the MLP writes to the residual stream when its neurons have the values `post`."""
         raw = block.mlp.down(post)
         return block.ln2_post(raw) if block.ln2_post is not None else raw
 
@@ -225,7 +226,7 @@ class Runner:
         only_last: bool,
         patterns: Tensor | None = None,
     ) -> Tensor:
-        """Site z: (queries, heads, d_head). `patterns`, if given, is filled in passing."""
+        """Site z, (queries, heads, d_head). The attention is written to `patterns`, if given."""
         stop_if_asked()
         attn = self.decoder.blocks[layer].attn
         per_kv = attn.n_heads // attn.n_kv_heads
@@ -234,7 +235,7 @@ class Runner:
             n, size = group.rows.stop - group.rows.start, group.length - group.start
             count = 1 if only_last else size
             chosen = group.rows if only_last else group.tokens
-            # Query heads of one key/value head attend as if they were further positions.
+            # Query heads that share a key/value head are treated as further positions.
             queries = rearrange(
                 q[chosen], "(row pos) (kv group) d -> row kv (group pos) d", row=n, group=per_kv
             )
@@ -276,10 +277,10 @@ class Runner:
         base: Baseline,
         mask: Tensor | None,
     ) -> Tensor:
-        """What short rows read, (kv, rows, queries, d), from a long prefix that is not copied.
+        """Site z of short rows after a long prefix, (kv, rows, queries, d).
 
-        Rows of one prompt read its keys and values where they lie; `queries` are
-        (rows, kv, queries, d).
+        The keys and values of the prefix are not copied: all rows of a prompt read the stored ones.
+        `queries` are (rows, kv, queries, d).
         """
         attn, start = self.decoder.blocks[layer].attn, group.start
         queries = queries.transpose(0, 1).contiguous()
@@ -313,7 +314,7 @@ class Runner:
         layout: Layout,
         base: Baseline | None,
     ) -> Tensor:
-        """Keys or values of whole rows, (rows, kv heads, positions, d_head)."""
+        """Keys or values from position 0 on, (rows, kv heads, positions, d_head)."""
         n = group.rows.stop - group.rows.start
         suffix = own[group.tokens].view(n, -1, *own.shape[1:])
         if group.start > 0:
@@ -339,8 +340,9 @@ class Runner:
     ) -> Tensor:
         """resid_post of rows whose resid_pre is `x`.
 
-        With `only_last`, the last token of each row only: in the last layer the others matter
-        through their keys and values alone. Edits then may fall on resid_pre, q, k and v.
+        With `only_last`, only the last token of each row is returned: in the last layer the other
+        tokens matter only through their keys and values. Edits may then change resid_pre, q, k and
+        v only.
         """
 
         def edited(site: str, value: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""A forward pass cut at the layers, and the gradient of the metric taken back through it.
+"""A forward pass with a separate graph per layer, and the metric's gradient at its sites.
 
-Rows are whole prompts as flat ragged tokens, so nothing is padded and no prompt depends on another.
-Each layer starts from a leaf, so that gradients at its sites are read on the way back and
-its graph is freed; where even one prompt's graph is too large, it is rebuilt layer by layer.
+Rows are whole prompts of different lengths, as flat tokens, so nothing is padded and no prompt
+depends on another. Each layer starts from a leaf tensor. So the backward pass reads the gradients
+at the layer's sites and then frees the layer's graph. If the graph of one prompt is too large, it
+is rebuilt layer by layer.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ from interp.engine.readout import CPU_TILE, LogitsOf
 Sites = dict[str, Tensor]
 
 READS = ("q", "k", "v", "read")
-"""Where readers read: the three projections, and `read`, the residual as the MLP alone reads it."""
+"""Sites of the readers: the projections, and `read`, the residual that only the MLP reads."""
 
 NEURON_READS = ("pre", "pre_linear")
-"""Besides, where neurons read for themselves."""
+"""Further sites of readers, if neurons are nodes."""
 
 TAPE_SHARE = 0.6
-"""The part of a memory budget given to a chunk's runs; the rest is for products of gradients."""
+"""Share of the memory budget for the runs of a chunk; the rest is for gradient products."""
 
 
 @dataclass(kw_only=True)
 class Run:
-    """A forward pass from layer `first` on: each layer's resid_pre, its sites and its output.
+    """A forward pass from layer `first` on.
 
-    `entering` has one entry per layer and then the final residual. `heads` is site z of the first
-    layer where that was given; that layer's queries, keys and values are then not computed.
-    `recompute` keeps no graph but rebuilds each layer's when its gradient is asked for.
+    `entering` holds resid_pre of every layer and then the final residual, `leaving` the output of
+    every layer, and `sites` its stored sites. If `heads` is given, it replaces site z of the first
+    layer, and that layer's queries, keys and values are not computed. With `recompute`, no graph is
+    stored, and the backward pass rebuilds the graph of each layer. The sites in `kept` are stored
+    in any case.
     """
 
     layout: Layout
@@ -52,14 +55,14 @@ class Run:
     sites: list[Sites] = field(default_factory=list)
 
     def site(self, layer: int, name: str) -> Tensor:
-        """A kept site at every token."""
+        """A stored site at every token."""
         if name in ("resid_pre", "resid_post"):
             return self.entering[layer - self.first + (name == "resid_post")].detach()
         return self.sites[layer - self.first][name].detach()
 
 
 def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, Tensor]:
-    """The layout of prompts in ascending length, one row each, and their embeddings."""
+    """The layout of prompts, one row each in ascending length, and their embeddings."""
     lengths = np.array([len(prompt) for prompt in prompts])
     assert (np.diff(lengths) >= 0).all()
     ids = np.arange(len(prompts))
@@ -73,7 +76,7 @@ def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, T
 def block_sites(
     runner: Runner, layer: int, x: Tensor, layout: Layout, heads: Tensor | None = None
 ) -> tuple[Tensor, Sites]:
-    """resid_post of rows whose resid_pre is `x`, and every site on the way, differentiable."""
+    """resid_post of rows whose resid_pre is `x`, and all sites of the layer, differentiable."""
     block = runner.decoder.blocks[layer]
     attn, sites = block.attn, {}
     if heads is None:
@@ -95,7 +98,7 @@ def block_sites(
     if block.mlp.up is not None:
         linear = sites["pre_linear"] = block.mlp.up(normed)
         post = post * linear
-    # A linear activation may hand its input back: the two sites must stay two tensors.
+    # A linear activation may return its input, but the two sites must be different tensors.
     post = sites["post"] = post.view_as(post)
     down = block.mlp.down(post)
     out = sites["mlp_out"] = block.ln2_post(down) if block.ln2_post is not None else down
@@ -116,18 +119,18 @@ def forward(
     grad: bool = False,
     recompute: bool = False,
 ) -> Run:
-    """Layers `first` to the last on rows whose resid_pre there is `x`.
+    """Run the layers from `first` on.
 
     Args:
-        runner: the decoder's parts.
-        x: (tokens, d_model) resid_pre of layer `first`; the final residual where that is n_layers.
+        runner: runs the model's decoder.
+        x: (tokens, d_model) resid_pre of layer `first`; the final residual if `first` is n_layers.
         layout: the rows.
         first: the first layer to run.
         heads: site z of that layer, in place of its attention.
-        kept: sites to keep besides the residual stream.
-        wanted: sites whose gradients may be asked for; all by default.
-        grad: keep what `backward` needs.
-        recompute: keep the residual stream only and rebuild each layer in `backward`.
+        kept: sites to store besides the residual stream.
+        wanted: sites whose gradients `backward` may compute; all by default.
+        grad: store what `backward` needs.
+        recompute: store the residual stream only, and rebuild each layer in `backward`.
     """
     if heads is not None:
         heads = heads.detach().requires_grad_(grad)
@@ -154,7 +157,7 @@ def _kept(run: Run, sites: Sites) -> Sites:
 
 
 def metric_of(runner: Runner, run: Run, metric: Metric, targets: Targets) -> Tensor:
-    """The metric of each row, float64 on the CPU."""
+    """(rows,) the metric, float64 on the CPU."""
     with torch.no_grad():
         last = run.entering[-1].detach()[run.layout.last.to(runner.device)]
         hidden = runner.decoder.ln_final(last)
@@ -164,10 +167,10 @@ def metric_of(runner: Runner, run: Run, metric: Metric, targets: Targets) -> Ten
 def metric_gradient(
     runner: Runner, run: Run, metric: Metric, targets: Targets
 ) -> tuple[Tensor, Tensor]:
-    """The metric of each row, and the gradient of its sum at the final residual.
+    """(rows,) the metric, and the gradient of its sum at the final residual (tokens, d_model).
 
     Raises:
-        InterpError: the metric does not depend on the logits in a differentiable way.
+        InterpError: the metric is not a differentiable function of the logits.
     """
     at = run.layout.last.to(runner.device)
     with torch.enable_grad():
@@ -177,7 +180,7 @@ def metric_gradient(
         if not values.requires_grad:
             raise InterpError(
                 f"the gradient of {metric.name}",
-                "its values do not depend on the logits in a differentiable way",
+                "it is not a differentiable function of the logits",
                 "use logit_diff, or patch exactly (activation_patching, method='exact')",
             )
         (found,) = torch.autograd.grad(values.sum(), last)
@@ -195,15 +198,15 @@ def backward(
     top: int | None = None,
     keep_graph: bool = False,
 ) -> Iterator[tuple[int, Sites]]:
-    """Gradients at some sites, layer by layer downwards, resid_pre and resid_post included.
+    """Gradients at some sites and at resid_pre and resid_post, from the last layer to the first.
 
     Args:
-        runner: the decoder's parts.
+        runner: runs the model's decoder.
         run: a forward pass with `grad`.
         gradient: the gradient at resid_pre of layer `top`.
-        wanted: sites; those a layer lacks are left out.
-        top: begin below this layer; n_layers if None.
-        keep_graph: allow another call on the same run.
+        wanted: names of sites; sites that a layer does not have are skipped.
+        top: begin at the layer below this one; n_layers if None.
+        keep_graph: allow another call with the same run.
 
     Yields:
         (layer, gradients by site), each (tokens, ...).
@@ -235,7 +238,7 @@ def backward(
 
 
 def tape_bytes(decoder: Decoder, longest: int) -> int:
-    """About how many bytes one token's graph takes, all layers."""
+    """Approximate bytes of one token's graph over all layers, in prompts of `longest` tokens."""
     attn, d = decoder.blocks[0].attn, decoder.d_model
     heads = attn.n_heads * attn.d_head
     patterns = 3 * attn.n_heads * longest if attn.softcap is not None else 0
@@ -246,19 +249,19 @@ def tape_bytes(decoder: Decoder, longest: int) -> int:
 def chunks(
     decoder: Decoder, lengths: Indices, budget: int, *, held: int = 0
 ) -> Iterator[tuple[slice, bool]]:
-    """Consecutive prompts whose runs fit the budget, and whether their graphs must be rebuilt.
+    """Consecutive prompts whose graphs fit the budget, and whether to rebuild them by layer.
 
-    `lengths` ascend. `held` is the number of bytes a token takes besides its graph.
+    `lengths` are ascending. `held` is the number of bytes per token besides the graph.
     """
     tile = CPU_TILE if decoder.unembed.device.type == "cpu" else 10**9
     begin = 0
     while begin < len(lengths):
         end, over = begin + 1, False
-        room = TAPE_SHARE * budget
-        over = int(lengths[begin]) * (tape_bytes(decoder, int(lengths[begin])) + held) > room
+        limit = TAPE_SHARE * budget
+        over = int(lengths[begin]) * (tape_bytes(decoder, int(lengths[begin])) + held) > limit
         while not over and end < len(lengths):
             tokens, longest = int(lengths[begin : end + 1].sum()), int(lengths[end])
-            if tokens > tile or tokens * (tape_bytes(decoder, longest) + held) > room:
+            if tokens > tile or tokens * (tape_bytes(decoder, longest) + held) > limit:
                 break
             end += 1
         yield slice(begin, end), over

@@ -1,4 +1,4 @@
-"""Rows in flight, ragged: no padding, so no row can depend on another's length."""
+"""How rows of different lengths lie in one axis of tokens, without padding."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Indices = np.ndarray
 
 
 def ranges(starts: Indices, sizes: Indices) -> Indices:
-    """The concatenation of `arange(start, start + size)` for each pair."""
+    """The concatenation of `arange(start, start + size)` over all pairs."""
     before = np.cumsum(sizes) - sizes
     return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()))
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Consecutive rows that share their first position and their length."""
+    """Consecutive rows with the same first position and the same length."""
 
     rows: slice
     tokens: slice
@@ -29,11 +29,11 @@ class RowGroup:
 
 
 class Layout:
-    """Row r holds the tokens at positions `start[r] .. length[r] - 1` of prompt `prompt[r]`.
+    """Rows of tokens: row r holds positions `start[r]` to `length[r] - 1` of prompt `prompt[r]`.
 
-    Rows are kept sorted by (length, start, prompt), so that rows of one shape lie together, and
-    among them those of one prompt; `ids` says which variant each row is. `base` maps every token
-    to its place in the baseline's flat tokens.
+    Rows are sorted by (length, start, prompt), so that rows of one shape are adjacent and, among
+    these, rows of one prompt. `ids[r]` is the variant in row r. `base` maps every token to its
+    index in the baseline's flat tokens.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Layout:
 
     @cached_property
     def groups(self) -> list[RowGroup]:
-        """The runs of rows with one (start, length)."""
+        """The groups of rows with equal (start, length)."""
         if not len(self):
             return []
         changed = (np.diff(self.start) != 0) | (np.diff(self.length) != 0)
@@ -88,18 +88,18 @@ class Layout:
         return found
 
     def prompts(self, group: RowGroup) -> list[tuple[slice, int]]:
-        """For each prompt: its rows of the group, from 0, and where it begins in the baseline."""
+        """For each prompt, its rows within the group and its first token in the baseline."""
         offset = self.offset[group.rows]
         edges = [0, *(np.flatnonzero(np.diff(offset)) + 1).tolist(), len(offset)]
         return [(slice(a, b), int(offset[a])) for a, b in zip(edges, edges[1:], strict=False)]
 
     def flat(self, ids: Indices, positions: Indices) -> Tensor:
-        """Flat token indices of (variant id, position) pairs that this layout holds."""
+        """Flat token indices of (variant, position) pairs in this layout."""
         rows = np.fromiter((self.row_of_id[i] for i in ids.tolist()), np.int64, len(ids))
         return torch.from_numpy(self.first_token[rows] + positions - self.start[rows])
 
     def joined(self, other: Layout, offset: Indices) -> tuple[Layout, Tensor]:
-        """Both layouts in one, and the gather that brings `cat(self, other)` into its order."""
+        """Both layouts merged, and the order that takes the tokens of both to the new layout."""
         both = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
             for name in ("ids", "prompt", "start", "length")

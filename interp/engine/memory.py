@@ -1,8 +1,8 @@
-"""Memory: what to do where there is too little, and keeping what was freed with the process.
+"""Memory budgets, errors when memory runs out, and reuse of freed memory.
 
-A sweep frees and allocates tensors of the same few sizes thousands of times. glibc hands such
-memory back to the system at once, and the page faults of getting it again cost about a seventh
-of the time. Nothing here changes a result; other platforms go without.
+A sweep frees and allocates tensors of the same few sizes thousands of times. glibc returns such
+memory to the system at once, and the page faults on the next allocation cost about a seventh of the
+time. `keep_freed_memory` prevents this, on glibc only. It changes no result.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MIB = 2**20
 P = ParamSpec("P")
 R = TypeVar("R")
 SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
-"""What the errors of an allocator say, in lower case."""
+"""Words in the error messages of allocators, in lower case."""
 
 
 BudgetGb = Annotated[Positive, Field(le=1e9)]
@@ -37,14 +37,14 @@ def budget_bytes(budget_gb: Any) -> int:
     """A memory budget given in GB (1e9 bytes), in bytes.
 
     Raises:
-        InterpError: it is no positive number, or more than 1e9 GB.
+        InterpError: the budget is not a positive number, or is more than 1e9 GB.
     """
-    plain = budget_gb.item() if hasattr(budget_gb, "item") else budget_gb  # a number of numpy
+    plain = budget_gb.item() if hasattr(budget_gb, "item") else budget_gb  # a numpy number
     return int(checked(BudgetGb, plain, "budget_gb") * 1e9)
 
 
 def says_too_little(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, with an `InterpError` that says what to do where memory runs out."""
+    """Decorate a function so that running out of memory raises an `InterpError` with advice."""
 
     @wraps(function)
     def tried(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,8 +56,8 @@ def says_too_little(function: Callable[P, R]) -> Callable[P, R]:
                 raise
             raise InterpError(
                 function.__name__,
-                f"out of memory: {text.splitlines()[0][:200] if text else 'no more is given'}",
-                "lower budget_gb (--budget), take fewer prompts or a smaller model, or free memory",
+                f"out of memory: {text.splitlines()[0][:200] if text else 'an allocation failed'}",
+                "lower budget_gb (--budget), use fewer prompts or a smaller model, or free memory",
             ) from error
 
     return tried
@@ -65,7 +65,7 @@ def says_too_little(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Python's garbage collector is off inside: of many new objects that stay, it finds none."""
+    """Turn Python's garbage collector off inside, where many objects are made and none is freed."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -77,7 +77,7 @@ def no_collection() -> Iterator[None]:
 
 @cache
 def keep_freed_memory() -> None:
-    """From now on, freed blocks of up to 1 GiB are reused by this process, as a GPU's are."""
+    """Let this process reuse freed blocks of up to 1 GiB from now on, as PyTorch does on a GPU."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, 1024 * _MIB)

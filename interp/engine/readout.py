@@ -1,4 +1,4 @@
-"""From final hidden states to a metric: logits in slices, and what every sweep reports."""
+"""Logits of final hidden states for a metric, and the cutting of work into parts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from interp.engine.architecture import Decoder
 from interp.engine.layout import Indices
 
 CPU_TILE = 3072
-"""Tokens in flight at once on a CPU: beyond this a layer's activations fall out of the cache."""
+"""Tokens computed at once on a CPU; with more, a layer's activations do not fit in its cache."""
 
 
 @dataclass(kw_only=True)
 class LogitsOf:
-    """A `Readout` that unembeds only what the metric reads."""
+    """A `Readout` that computes only the logits that the metric reads."""
 
     decoder: Decoder
     hidden: torch.Tensor
@@ -32,14 +32,14 @@ class LogitsOf:
 
 
 Progress = Callable[[int, int], None]
-"""Called with (done, in all)."""
+"""Called with (done, total)."""
 
 
-def cut(order: Indices, size: Indices, room: int) -> Iterator[Indices]:
-    """Consecutive entries, as many as fit in `room`, and at least one."""
+def cut(order: Indices, size: Indices, limit: int) -> Iterator[Indices]:
+    """Cut into parts of consecutive entries whose sizes sum to at most `limit`, or one entry."""
     begin, total = 0, np.cumsum(size)
     while begin < len(order):
         before = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, before + room, side="right")))
+        end = max(begin + 1, int(np.searchsorted(total, before + limit, side="right")))
         yield order[begin:end]
         begin = end

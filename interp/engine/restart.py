@@ -1,10 +1,10 @@
-"""Exact re-runs of a baseline with something changed, computing only what can differ.
+"""Run a baseline again with changes, exactly, and compute only what can differ.
 
-A change in layer l at position p leaves everything before layer l alone and, in a causal model,
-every position before p. So a variant joins the run at its layer with the positions from p on,
-reads the baseline's keys and values before them, and in the last layer computes the rest of the
-block for its last token only. All variants of a chunk go through a layer together, whichever
-layer they joined at; rows are ragged, so nothing is padded.
+A change in layer l at position p changes nothing before layer l and, in a causal model, nothing at
+positions before p. So a variant starts at layer l with the positions from p on and reads the
+baseline's keys and values for earlier positions. In the last layer only the last token is computed
+after attention. All variants of a chunk go through a layer together, whatever layer they started
+at. Rows have different lengths, so nothing is padded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _RESTART = ("resid_pre", "k_rot", "v")
 
 @dataclass(frozen=True, kw_only=True)
 class Variants:
-    """Changed runs, one per entry: which prompt, where it starts to differ, where it joins.
+    """Changed runs, one per entry: its prompt, the first position that differs, and its layer.
 
-    `ready` variants join after their layer, with `Joined` values in their resid_post; the others
-    join before it, with the baseline's resid_pre, and are changed by edits.
+    `ready` variants start after their layer, with the new resid_post given by `Joined`. The others
+    start before their layer, with the baseline's resid_pre, and are changed by edits.
     """
 
     prompt: Indices
@@ -50,7 +50,7 @@ class Variants:
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
-    """resid_post values of ready variants: entry j is (variant id, position) -> values[j]."""
+    """New resid_post of ready variants: entry j is that of (ids[j], positions[j])."""
 
     ids: Indices
     positions: Indices
@@ -58,16 +58,16 @@ class Joined:
 
 
 Join = Callable[[int, Indices], Joined]
-"""(layer, ids of the ready variants that join after it) -> their changed resid_post."""
+"""(layer, ids of the ready variants that start after it) -> their new resid_post."""
 
 
 def baseline(
     runner: Runner, prompts: Sequence[Sequence[int]], sites: frozenset[str] = frozenset()
 ) -> Baseline:
-    """A plain run, keeping what restarts need and the named sites at every layer."""
+    """An unchanged run that stores what restarts need, and the named sites, at every layer."""
     lengths = np.array([len(prompt) for prompt in prompts])
     offset = np.cumsum(lengths) - lengths
-    # Rows keep the order of the prompts in the flat tokens, whatever order they run in.
+    # The stored tokens keep the order of the prompts, although rows run in another order.
     ids = np.arange(len(prompts))
     layout = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=lengths, offset=offset)
     flat = torch.tensor([token for prompt in prompts for token in prompt], device=runner.device)
@@ -85,7 +85,7 @@ def baseline(
 
 
 def final_hidden(runner: Runner, base: Baseline) -> Tensor:
-    """Normalised final residual at the last token of each baseline prompt."""
+    """(prompts, d_model) normalised final residual at the last token of each baseline prompt."""
     last = torch.from_numpy(base.offset + base.lengths - 1).to(runner.device)
     return runner.decoder.ln_final(base.at(len(runner.decoder.blocks), "resid_pre", last))
 
@@ -99,10 +99,10 @@ def restart(
     edits: Edits | None = None,
     seen: dict[tuple[int, str], Tensor] | None = None,
 ) -> Tensor:
-    """Normalised final residual at the last token of every variant, (variants, d_model).
+    """(variants, d_model) normalised final residual at the last token of every variant.
 
-    `seen` is filled with the (layer, site) that are its keys at the last token of every variant,
-    (variants, ...); none may join after that layer.
+    The keys of `seen` are (layer, site); their values at the last token of every variant,
+    (variants, ...), are stored in it. No variant may start after such a layer.
     """
     edits, seen = edits or {}, {} if seen is None else seen
     n_layers = len(runner.decoder.blocks)
@@ -140,7 +140,7 @@ def restart(
             changed = join(layer, late)
             suffix[entering.flat(changed.ids, changed.positions).to(runner.device)] = changed.values
             layout, x = _merge(layout, x, entering, suffix, base)
-    raise AssertionError("variants must join at a layer of the model")
+    raise AssertionError("variants must start at a layer of the model")
 
 
 def _keep_ends(
@@ -150,7 +150,7 @@ def _keep_ends(
     layout: Layout,
     n: int,
 ) -> None:
-    """Keep a site's value at the last token of every row."""
+    """Store a site's value at the last token of every row."""
     assert len(layout) == n
     ends = value if len(value) == n else value[layout.last.to(value.device)]
     seen[address] = torch.empty_like(ends)
@@ -185,7 +185,7 @@ def _finish(
     late: Indices,
     join: Join | None,
 ) -> Tensor:
-    """Final residuals of all variants, those that join after the last layer included."""
+    """Final residuals of all variants, including those that start after the last layer."""
     ends = base.offset[variants.prompt] + base.lengths[variants.prompt] - 1
     at = torch.from_numpy(ends).to(runner.device)
     hidden = base.at(len(runner.decoder.blocks), "resid_pre", at)

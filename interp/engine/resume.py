@@ -1,4 +1,4 @@
-"""Work that is done once: finished chunks are kept in files and read back."""
+"""Finished chunks of a computation, kept in files so that a stopped one can be resumed."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ FORM = 1
 
 @dataclass(kw_only=True)
 class Chunks:
-    """Finished parts of one computation, each in a file of its own.
+    """The finished chunks of one computation, each in its own file.
 
-    folder: where they are; None keeps none. key: of the whole computation. error: why no more are
-    kept, once a file could not be written.
+    Attributes:
+        folder: the folder of the files; None keeps no chunks.
+        key: key of the whole computation.
+        error: set when a file could not be written; no more chunks are kept then.
     """
 
     folder: Path | None = None
@@ -32,19 +34,21 @@ class Chunks:
 
     @property
     def some(self) -> bool:
-        """Whether any are there."""
+        """Whether any finished chunk exists."""
         return self.folder is not None and any(self.folder.glob("chunk-*"))
 
     def once(
         self, number: int, size: int, compute: Callable[[], np.ndarray], *, of: Any = None
     ) -> np.ndarray:
-        """A chunk's values: read from its file if that is sound, else computed and kept there.
+        """The values of a chunk: read from its file, or computed and written to it.
+
+        A file that is damaged or belongs to another computation is replaced.
 
         Args:
-            number: of the chunk.
-            size: how many values it has along the first axis.
-            compute: what gives them.
-            of: an array that says what the chunk is made of, such as its cells.
+            number: number of the chunk.
+            size: number of values along the first axis.
+            compute: computes the values.
+            of: an array that identifies the content of the chunk, such as its cells.
         """
         if self.folder is None:
             return compute()
@@ -54,7 +58,7 @@ class Chunks:
         try:
             return read_sealed(path, "chunk", FORM, key=key)[1]["values"]
         except InterpError:
-            values = compute()  # not there, or not sound: it is replaced
+            values = compute()  # the file is missing or not valid
         if self.error is None:
             try:
                 write_sealed(path, "chunk", FORM, {}, {"values": values}, key=key)
@@ -63,10 +67,10 @@ class Chunks:
         return values
 
     def refuse(self, error: InterpError) -> None:
-        """Keep no more chunks, and say so once: the computation goes on without."""
+        """Stop keeping chunks, with one warning; the computation continues."""
         self.error = error
-        warnings.warn(f"finished parts are not kept: {error}", stacklevel=4)
+        warnings.warn(f"finished chunks are not kept: {error}", stacklevel=4)
 
 
 NO_CHUNKS = Chunks()
-"""Nothing is kept."""
+"""Keeps no chunks."""

@@ -1,8 +1,8 @@
-"""What a replaced site makes of a layer's output, at the replaced tokens only.
+"""The output of a layer after a site is replaced, at the replaced tokens only.
 
-For sites whose change touches one token of the layer (z, attn_out, resid_mid, the MLP's sites,
-resid_post; also q and pattern, which change z at their own position only) the new resid_post
-follows from the stored run without re-running attention.
+For sites that change only their own token in the layer (z, attn_out, resid_mid, the MLP's sites and
+resid_post, and also q and pattern, which change z at their own position), the new resid_post is
+computed from the stored run without running attention again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from interp.engine.forward import Baseline, Runner, attention_pattern
 from interp.engine.layout import Indices
 
 EDITED = ("resid_pre", "k", "v")
-"""Sites that change more than their own token, by an edit before the block."""
+"""Sites that change other tokens of their layer too, and are replaced before the block runs."""
 
 
 def needed(runner: Runner, site: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The sites to keep of the baseline and of the other run, to patch `site`."""
+    """The sites to store of the baseline and of the other run, in order to patch `site`."""
     block = runner.decoder.blocks[0]
     base = {"resid_pre", *(() if block.parallel else ("resid_mid",))}
     if block.ln1_post is not None or block.parallel:
@@ -38,7 +38,7 @@ def needed(runner: Runner, site: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def replaced_z(runner: Runner, base: Baseline, values: Tensor, layer: int, site: str) -> Tensor:
-    """Site z of every baseline token when `site` (q or pattern) takes other values."""
+    """Site z of every baseline token if `site` (q or pattern) has other values."""
     attn = runner.decoder.blocks[layer].attn
     per_kv = attn.n_heads // attn.n_kv_heads
     z = []
@@ -68,10 +68,10 @@ def resid_post(
     components: Indices | None,
     new: Tensor,
 ) -> Tensor:
-    """resid_post at some tokens when `site` takes the values `new` there.
+    """resid_post at some tokens if `site` has the values `new` there.
 
-    `tokens` are flat baseline indices; with `components`, only that head or neuron of each token
-    is replaced and `new` holds its slice.
+    `tokens` are flat indices of the baseline. With `components`, only the head or neuron
+    `components[j]` of token j is replaced, and `new[j]` is its value.
     """
     block = runner.decoder.blocks[layer]
     if site == "resid_post":

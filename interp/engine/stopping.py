@@ -1,4 +1,4 @@
-"""Stopping a run that somebody no longer wants, within a layer."""
+"""Cancelling a run before it ends."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _ASKED: ContextVar[StopCheck] = ContextVar("cancelled", default=lambda: False)
 
 
 class Cancelled(InterpError):
-    """The caller stopped a run; what was finished is saved."""
+    """The caller cancelled a run. Finished parts are saved."""
 
 
 @contextmanager
 def stoppable(cancelled: StopCheck) -> Iterator[None]:
-    """Inside, `cancelled` is asked in every layer that the engine runs."""
+    """Inside, the engine calls `cancelled` in every layer and stops if it returns True."""
     token = _ASKED.set(cancelled)
     try:
         yield
@@ -28,6 +28,6 @@ def stoppable(cancelled: StopCheck) -> Iterator[None]:
 
 
 def stop_if_asked() -> None:
-    """Raise `Cancelled` where the caller of the run around wants it stopped."""
+    """Raise `Cancelled` if the caller of the current run has cancelled it."""
     if _ASKED.get()():
-        raise Cancelled("the run", "stopped in between", "run it again: finished parts are kept")
+        raise Cancelled("the run", "cancelled", "run it again; finished parts are kept")

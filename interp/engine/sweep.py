@@ -1,4 +1,4 @@
-"""A whole patching sweep: baseline once, cells in chunks of bounded size, saved as they come."""
+"""A patching sweep: one baseline, and the cells in chunks of limited size, saved when done."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from interp.engine.sites import EDITED, needed, replaced_z, resid_post
 from interp.engine.stopping import Cancelled, stoppable
 
 CPU_CHUNK = 6e10
-"""Floating-point operations of a chunk on a CPU, about a second: a stopped sweep loses one."""
+"""Floating-point operations of a chunk on a CPU, about a second. Cancelling loses one chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """What to patch, one entry per (prompt, cell): flat arrays.
+    """What to patch, as flat arrays with one entry per (prompt, cell).
 
     Entry r patches component `component[r]` (-1: the whole site) of layer `layer[r]` in prompt
-    `prompt[r]`, at the next `count[r]` entries of `positions`. `cell[r]` says which cell of the
-    result it is.
+    `prompt[r]`, at the next `count[r]` entries of `positions`. Its metric goes to cell `cell[r]` of
+    the result.
     """
 
     prompt: Indices
@@ -44,7 +44,7 @@ class Cells:
 
     @property
     def first(self) -> Indices:
-        """Where each entry's positions begin."""
+        """The index in `positions` at which each entry begins."""
         return np.cumsum(self.count) - self.count
 
     def __getitem__(self, chosen: Indices) -> Cells:
@@ -61,7 +61,7 @@ class Cells:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPlan:
-    """How a sweep is cut: blocks of prompts, and within them chunks of cells."""
+    """How a sweep is cut into blocks of prompts, and each block into chunks of cells."""
 
     blocks: list[Indices]
     chunks: list[list[Indices]]
@@ -73,11 +73,11 @@ class SweepPlan:
 
 
 Replace = Callable[[Baseline, int, str], torch.Tensor]
-"""(the baseline, layer, site) -> the site's replacement for every flat token of the baseline."""
+"""(baseline, layer, site) -> new values of the site at every flat token of the baseline."""
 
 
 def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
-    """Bytes one token takes: kept in the stored runs, and in flight."""
+    """Bytes per token: in the stored runs, and while a variant runs."""
     decoder = runner.decoder
     attn = decoder.blocks[0].attn
     width = {
@@ -104,29 +104,29 @@ def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
 def plan_sweep(
     runner: Runner, cells: Cells, lengths: Indices, site: str, budget: int, full_logits: bool
 ) -> SweepPlan:
-    """Cut a sweep so that stored runs and rows in flight stay within `budget` bytes.
+    """Cut a sweep so that stored runs and running variants take at most `budget` bytes.
 
-    The cut depends on the arguments alone, so that a resumed sweep repeats the same chunks.
+    The cut depends only on the arguments, so that a resumed sweep has the same chunks.
 
     Raises:
-        InterpError: not even one prompt, or one row, fits.
+        InterpError: one prompt, or one variant, is already too large.
     """
     stored, flight = token_bytes(runner, site, int(lengths.max()))
     if full_logits:
         flight += runner.decoder.d_vocab * 12
-    room = budget // 2
-    if stored * int(lengths.max()) > room or flight * int(lengths.max()) > budget - room:
+    for_runs = budget // 2
+    if stored * int(lengths.max()) > for_runs or flight * int(lengths.max()) > budget - for_runs:
         least = 2 * int(lengths.max()) * max(stored, flight)
         raise InterpError(
             f"a budget of {budget / 1e9:.2f} GB",
             f"one prompt of {int(lengths.max())} tokens needs {least / 1e9:.2f} GB",
             "raise budget_gb or shorten the prompts",
         )
-    tile = (budget - room) // flight
+    tile = (budget - for_runs) // flight
     if runner.device.type == "cpu":
         depth = len(runner.decoder.blocks) / 2
         tile = min(tile, CPU_TILE, int(CPU_CHUNK / (depth * sum(runner.decoder.flops.values()))))
-    blocks = list(cut(np.arange(len(lengths)), lengths * stored, room))
+    blocks = list(cut(np.arange(len(lengths)), lengths * stored, for_runs))
     start = np.minimum.reduceat(cells.positions, cells.first) if len(cells) else cells.first
     chunks = []
     for block in blocks:
@@ -149,7 +149,7 @@ def plan_sweep(
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """A sweep's raw outcome: metrics of the patched, the base and the other runs."""
+    """The metrics of a sweep: `patched` (prompts, cells), `base` and `other` (prompts,)."""
 
     patched: np.ndarray
     base: np.ndarray
@@ -173,29 +173,29 @@ def run_sweep(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Swept:
-    """The metric of every prompt with every cell patched, and of both plain runs.
+    """The metric of every prompt with every cell patched, and of both unpatched runs.
 
     Args:
-        runner: the engine of a model.
-        prompts: the base runs, which are changed.
-        others: the other runs, token for token; values are taken from them.
-        cells: what to patch. Cells of a prompt that are not listed keep its plain metric.
+        runner: runs the model's decoder.
+        prompts: token ids of the base runs, which are patched.
+        others: token ids of the other runs, of equal lengths, which give the new values.
+        cells: what to patch. Cells of a prompt that are not listed get its unpatched metric.
         n_cells: number of cells in the result.
-        site: the site patched.
-        metric: read at the last token.
-        targets: one entry per prompt.
-        budget: bytes for stored runs and rows in flight.
-        check: called with the metrics of the plain runs before anything is patched.
-        replace: values that do not come from the other run (zeros, means).
-        chunks: where finished chunks are kept; they are read back, not redone.
-        progress: called with (chunks done, chunks in all), before the first one too.
-        cancelled: asked before every chunk and in every layer of one.
+        site: the site to patch.
+        metric: the metric, read at the last token.
+        targets: the targets of each prompt.
+        budget: bytes for stored runs and running variants.
+        check: called with the metrics of both unpatched runs before anything is patched.
+        replace: gives new values that do not come from the other run (zeros, means).
+        chunks: keeps finished chunks, which are read back instead of being computed again.
+        progress: called with (chunks done, all chunks), also before the first chunk.
+        cancelled: called before every chunk and in every layer; True stops the sweep.
 
     Returns:
-        patched (prompts, cells), base and other (prompts,), float64.
+        The metrics, float64.
 
     Raises:
-        Cancelled: `cancelled` said so.
+        Cancelled: `cancelled` returned True.
         InterpError: the budget is too small, or values are not finite.
     """
     keep_freed_memory()
@@ -216,7 +216,7 @@ def run_sweep(
         if progress is not None:
             progress(0, cut.n_chunks)
         for block, parts in zip(cut.blocks, cut.chunks, strict=True):
-            todo = None  # let one block go before the next is stored
+            todo = None  # free this block before the next one is stored
             todo = only or stored(block)
             patched[block] = ends[0, block, None]
             for chunk in parts:
@@ -235,7 +235,7 @@ def run_sweep(
 
 
 class StoredPrompts:
-    """The stored runs of some prompts, and patches of them. `ends` are the plain runs' metrics."""
+    """The stored runs of some prompts. `ends` holds the metrics of their base and other runs."""
 
     def __init__(
         self,
@@ -266,7 +266,7 @@ class StoredPrompts:
         return self.metric(readout, self.targets.select(torch.from_numpy(prompts))).numpy()
 
     def values(self, layer: int) -> torch.Tensor:
-        """Replacement values of every flat token; for q and pattern, of the z they make."""
+        """New values at every flat token; for q and pattern, the new z that they give."""
         if layer not in self._replaced:
             found = self.replace(self.base, layer, self.site)
             if self.site in ("q", "pattern") and self.separable:
@@ -276,12 +276,12 @@ class StoredPrompts:
 
     @property
     def separable(self) -> bool:
-        """Whether a replaced query or pattern changes its own head's z alone."""
+        """Whether a new query or pattern changes only the z of its own head."""
         norms = self.runner.decoder.blocks[0].attn.norm_over_heads
         return self.site == "pattern" or (self.site == "q" and not norms)
 
     def patched(self, cells: Cells) -> np.ndarray:
-        """The metric of each entry of `cells`."""
+        """The metric of each entry of `cells`, patched."""
         prompt = cells.prompt - self.offset
         start = np.minimum.reduceat(cells.positions, cells.first)
         edited = self.site in EDITED or (self.site == "q" and not self.separable)

@@ -254,7 +254,8 @@ class TextRun:
             back = int(self.where)
             if int(lengths.min()) < back:
                 raise InterpError(f"changing the last {back} tokens", "a shorter text", "lower it")
-            stream = self.plain.select(rows, first=self.first, back=back, room=int(lengths.max()))
+            longest = int(lengths.max())
+            stream = self.plain.select(rows, first=self.first, back=back, capacity=longest)
             at = torch.arange(len(rows), device=rows.device)
         start = stream.lengths[at]
         counts = lengths - start

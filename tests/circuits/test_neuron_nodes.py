@@ -301,7 +301,7 @@ def test_a_circuit_with_neurons_passes_through_everything(tmp_path, monkeypatch)
     assert redundancy(model, task, circuit, resume=False).parts == tuple(circuit.nodes()[1:])
     named = redundancy(model, task, ["L1N3", "L0H2"], neurons=["L1N3"], resume=False)
     assert named.alone[0] == pytest.approx(1, abs=0.05)
-    with pytest.raises(InterpError, match="neurons are nodes where they are named"):
+    with pytest.raises(InterpError, match="this neuron is not a node"):
         redundancy(model, task, ["L1N3", "L0H2"])
     with pytest.raises(InterpError, match="whole MLPs"):
         recover_edges(model, task, truth=circuit, methods=["EAP"])

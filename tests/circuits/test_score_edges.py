@@ -310,7 +310,7 @@ def test_products_never_hold_more_than_their_room(doubles, monkeypatch):
 
     def spy(self, at, one):
         found = written(self, at, one)
-        widest.append((found.numel() * found.element_size(), self.room))
+        widest.append((found.numel() * found.element_size(), self.budget))
         return found
 
     monkeypatch.setattr(products.Products, "_writes", spy)

@@ -82,7 +82,10 @@ def test_odd_values_in_a_task_file(tmp_path, field, value):
     ("row", "message"),
     [
         ({"wrongs": ["e"]}, "field 'wrongs': no such name; did you mean 'wrong'"),
-        ({"answers": None, "answers_ids": [1.7]}, "answers_ids is .*1.7.*; write a list of token ids"),
+        (
+            {"answers": None, "answers_ids": [1.7]},
+            "answers_ids is .*1.7.*; write a list of token ids",
+        ),
         ({"answers": None, "answers_ids": [-1]}, "answers_ids is .*-1"),
         ({"answers_ids": [7]}, "both answers and answers_ids"),
         ({"answers": True}, "answers is True; write a text or a list of texts"),
@@ -98,7 +101,10 @@ def test_odd_values_in_a_task_file(tmp_path, field, value):
         ({"positions": {"x": "z"}}, "'z', 0 times in the clean prompt"),
         ({"positions": {"x": ["b", 1]}}, "'b', 1 time in the clean prompt; .* from -1 to 0"),
         ({"clean": None, "clean_ids": [1, 2], "indices": {"x": -3}}, "-3 in 2 tokens; .*-2 to 1"),
-        ({"clean": None, "clean_ids": [1, 2], "positions": {"x": "a"}}, "a substring, .*token ids; give"),
+        (
+            {"clean": None, "clean_ids": [1, 2], "positions": {"x": "a"}},
+            "a substring, .*token ids; give",
+        ),
     ],
 )
 def test_messages_name_the_line_the_field_and_what_to_write(tmp_path, row, message):

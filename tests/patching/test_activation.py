@@ -188,7 +188,7 @@ def test_a_run_is_stopped_within_a_layer(family_models, any_gap, monkeypatch):
         return attention(self, layer, *args, **options)
 
     monkeypatch.setattr(Runner, "attention", counted)
-    with pytest.raises(InterpError, match="stopped in between"):
+    with pytest.raises(InterpError, match="the run: cancelled"):
         activation_patching(model, task, cancelled=lambda: len(layers) >= 2)
     assert layers == [0, 1]
     activation_patching(model, task, cache=False)  # no longer asked

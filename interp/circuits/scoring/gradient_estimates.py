@@ -193,7 +193,7 @@ class Work:
             change=change,
             layout=layout,
             starts=starts,
-            room=int((1 - TAPE_SHARE) * self.budget),
+            budget=int((1 - TAPE_SHARE) * self.budget),
             writers=writers,
         )
 

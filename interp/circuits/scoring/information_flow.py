@@ -30,7 +30,7 @@ def flow_shares(work: Work, chunk: Chunk) -> Effects:
         change=written,
         layout=layout,
         starts=np.zeros_like(chunk.differ),
-        room=work.budget // 4,
+        budget=work.budget // 4,
         writers=slice(0, len(work.graph.writers)),
     )
     found = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)

@@ -1,1 +1,1 @@
-"""The graph of a decoder and runs in which single edges carry other values."""
+"""The graph of a decoder, and runs in which chosen edges carry other values."""

@@ -1,4 +1,4 @@
-"""What each writer can change in a reader's input, and the sums of it that readers are given."""
+"""How much removing an edge changes a reader's input, and the sums over removed edges."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from interp.engine.architecture import Norm
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Some writers' changes, (rows, writers, positions, d_model).
+    """The changes of some writers, (rows, writers, positions, d_model).
 
-    Under a post-norm what heads write adds up only before the norm: then `values` are changes of
-    `raw`, a sum of the layer's, (rows, positions, d_model), and the norm is taken of the sum.
+    Under a post-norm, heads are summed before the norm. Then `values` are changes of `raw`, the
+    layer's sum (rows, positions, d_model), and the norm acts on the changed sum.
     """
 
     values: Tensor
@@ -29,7 +29,7 @@ class _Part:
             values = self.values if rows is None or stored == 1 else self.values[rows]
             by_token = weights.permute(0, 3, 1, 2) @ values.transpose(1, 2)
             change = by_token.transpose(1, 2)
-        elif stored == 1:  # all rows come from one: one product
+        elif stored == 1:  # all rows share one stored row: a single product
             change = weights.flatten(0, 1) @ self.values[0].reshape(writers, -1)
             change = change.view(*weights.shape[:2], *shape)
         else:
@@ -41,23 +41,24 @@ class _Part:
         return self.norm(raw + change) - self.norm(raw)
 
     def at(self, rows: Tensor) -> _Part:
-        """The part of other rows."""
+        """The same changes with the given rows."""
         raw = None if self.raw is None else self.raw[rows]
         return _Part(values=self.values[rows], raw=raw, norm=self.norm)
 
     def end(self) -> _Part:
-        """The part at the last position."""
+        """The same changes at the last position only."""
         raw = None if self.raw is None else self.raw[:, -1:]
         return _Part(values=self.values[:, :, -1:], raw=raw, norm=self.norm)
 
 
 @dataclass(kw_only=True)
 class Deltas:
-    """The writers so far, in causal order: value if ablated minus value online, or value online.
+    """For each writer so far, in causal order, its value if removed minus its value in this run.
 
-    With `merged` they lie in one buffer for `capacity` writers, so that a reader's sum is one
-    matrix product; apart, every writer keeps its own tensor, as gradients and post-norms need.
-    `count` is the number of writers.
+    If removed edges carry nothing, it holds the value in this run instead. With `merged`, all
+    writers are in one buffer for `capacity` writers, so that the sum for a reader is one matrix
+    product. Otherwise every `add` has its own tensor, as gradients and post-norms require. `count`
+    is the number of writers.
     """
 
     merged: bool
@@ -68,7 +69,7 @@ class Deltas:
     _rows: Tensor | None = None
 
     def add(self, values: Tensor, *, raw: Tensor | None = None, norm: Norm | None = None) -> None:
-        """Further writers, (rows, writers, positions, d_model)."""
+        """Add writers, (rows, writers, positions, d_model)."""
         self._settle()
         begin, self.count = self.count, self.count + values.shape[1]
         if not self.merged:
@@ -80,19 +81,19 @@ class Deltas:
         self._parts = [_Part(values=self._buffer[:, : self.count])]
 
     def split(self, parents: Tensor) -> None:
-        """From now on row i is what row `parents[i]` was. Copied only if writers follow."""
+        """Make row i a copy of row `parents[i]`. The copy is made when the next writer is added."""
         self._rows = parents if self._rows is None else self._rows[parents]
 
     def end(self) -> None:
-        """From now on only the last position counts."""
+        """Keep only the last position."""
         self._parts = [part.end() for part in self._parts]
         self._buffer = None if self._buffer is None else self._buffer[:, :, -1:]
 
     def sum(self, weights: Tensor) -> Tensor:
-        """Sums over the writers so far for some readers: (rows, readers, positions, d_model).
+        """Weighted sums over the writers so far: (rows, readers, positions, d_model).
 
-        `weights` is (rows, readers, writers so far): 1 for an edge that takes part, 0 for one
-        that does not; or (rows, readers, writers so far, positions), where tokens differ.
+        `weights` is (rows, readers, writers), or (rows, readers, writers, positions) if they differ
+        between tokens. An edge with weight 0 is not included.
         """
         total, begin = None, 0
         for part in self._parts:
@@ -103,7 +104,7 @@ class Deltas:
         return total
 
     def _settle(self) -> None:
-        """Carry out the splits so far."""
+        """Copy the rows as `split` asked."""
         rows, self._rows = self._rows, None
         if rows is None:
             return

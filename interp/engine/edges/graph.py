@@ -1,7 +1,7 @@
-"""The graph of a decoder: who writes to the residual stream, who reads from it, and in what order.
+"""The graph of a decoder: what writes to the residual stream, what reads it, and in what order.
 
-In a residual network a reader's input is a plain sum of what earlier writers wrote, so an edge is
-one term of that sum and a circuit is a set of terms.
+In a residual network, the input of a reader is the sum of the outputs of all earlier writers. An
+edge is one term of this sum, and a circuit is a set of terms.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ ARROW = "->"
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """Writers, readers and the edges between them that causality allows.
+    """Writers, readers, and the edges that the order of computation allows between them.
 
-    Writers, in causal order: "input" (the embedding), then of every layer its heads "L3H4" and
-    its MLP "L3.mlp_out". Readers, in causal order: of every layer all queries "L3H4.q", all keys
-    "L3KV1.k", all values "L3KV1.v" and the MLP's input "L3.mlp_out"; then "logits". A reader is
-    linked with every writer before it: attention with earlier layers, the MLP also with the heads
-    of its own layer, unless attention and MLP run in parallel.
+    The writers in causal order are "input" (the embedding) and then, for each layer, its heads
+    "L3H4" and its MLP "L3.mlp_out". The readers in causal order are, for each layer, all queries
+    "L3H4.q", all keys "L3KV1.k", all values "L3KV1.v" and the MLP's input "L3.mlp_out"; and then
+    "logits". A reader has an edge from every earlier writer: queries, keys and values read earlier
+    layers, and the MLP also reads the heads of its own layer, unless attention and MLP run in
+    parallel.
 
-    With grouped-query attention keys and values have one reader per key/value head. With
-    `expand_kv` they have one per query head: "L3H4.k" is then the copy of its key that head 4
-    attends to. The score of a key/value head's edge is the sum over its copies. Where every head
-    has keys of its own the two are one graph.
+    With grouped-query attention, keys and values have one reader per key/value head. With
+    `expand_kv` they have one per query head: "L3H4.k" is then the copy of the key that head 4
+    uses. The score of an edge into a key/value head is the sum over its copies. If every query head
+    has its own keys, the two graphs are the same.
 
-    With `neurons` those stand beside the rest of their MLP, as writers and readers "L26N6475"
-    between its heads and "L26.mlp_out", which is then the other neurons and the output's bias.
+    With `neurons`, these neurons are nodes, "L26N6475", both writers and readers. They come after
+    the heads of their layer and before "L26.mlp_out", which then stands for the remaining neurons
+    and the output bias.
 
-    Edges between L layers of H heads over K key/value heads, with n_l neurons in layer l and
-    W_l = 1 + l(H+1) + n_0 + ... + n_(l-1) writers before it, number
+    The number of edges, for L layers of H query heads and K key/value heads, with n_l neurons as
+    nodes in layer l and W_l = 1 + l(H+1) + n_0 + ... + n_(l-1) writers before layer l, is
 
         sum over l of (H + 2K) W_l + (1 + n_l) (W_l + H [not parallel])  +  W_L
 
-    with K = H where expanded: 32,491 for GPT-2 small. Source: the graph of arXiv 2304.14997 and
-    2403.17806, with key/value heads kept as they are in the model.
+    with K = H if expanded: 32,491 for GPT-2 small. Source: the graph of arXiv 2304.14997 and
+    2403.17806, but with the model's own key/value heads.
     """
 
     n_layers: int
@@ -65,7 +67,7 @@ class Graph:
 
     @property
     def n_kv_readers(self) -> int:
-        """Key readers of a layer, and value readers."""
+        """Number of key readers in a layer, which is also the number of value readers."""
         return self.n_heads if self.expand_kv else self.n_kv_heads
 
     @cached_property
@@ -87,7 +89,7 @@ class Graph:
                 numbers: Iterable[int | None] = range(group.stop - group.start)
                 if site in ("post", "mlp_out"):
                     numbers = self.chosen(layer) if site == "post" else [None]
-                if self.expand_kv and site in ("k", "v"):  # as that head reads it
+                if self.expand_kv and site in ("k", "v"):  # the copy that this query head uses
                     names += [f"L{layer}H{number}.{site}" for number in numbers]
                 else:
                     names += [str(Component(layer, site, number)) for number in numbers]
@@ -122,7 +124,7 @@ class Graph:
         counts = self.n_heads + 2 * self.n_kv_readers + 1 + np.diff(self._neurons_before)
         return np.array([*np.repeat(np.arange(self.n_layers), counts), self.n_layers])
 
-    # -- places of a layer -----------------------------------------------------------------
+    # -- the nodes of a layer --------------------------------------------------------------
 
     def chosen(self, layer: int) -> list[int]:
         """The numbers of a layer's neurons that are nodes."""
@@ -130,7 +132,7 @@ class Graph:
 
     @cached_property
     def _neurons_before(self) -> list[int]:
-        """Neurons in the layers before each, and at the end all."""
+        """Number of neurons that are nodes before each layer, and at the end the total."""
         return [sum(at < layer for at, _ in self.neurons) for layer in range(self.n_layers + 1)]
 
     def groups(self, layer: int) -> dict[str, slice]:
@@ -147,28 +149,28 @@ class Graph:
         return found
 
     def mlp_readers(self, layer: int) -> slice:
-        """A layer's neurons and then the rest of its MLP among the readers."""
+        """The readers that are a layer's neurons, followed by the rest of its MLP."""
         groups = self.groups(layer)
         return slice(groups["v"].stop, groups["mlp_out"].stop)
 
     def heads(self, layer: int) -> slice:
-        """A layer's heads among the writers."""
+        """The writers that are a layer's heads."""
         start = self.before(layer).stop
         return slice(start, start + self.n_heads)
 
     def mlp(self, layer: int) -> int:
-        """A layer's MLP, or the rest of it, among the writers; its neurons come right before."""
+        """The writer that is a layer's MLP, or the rest of it; its neurons come just before it."""
         return self.before(layer + 1).stop - 1
 
     def before(self, layer: int) -> slice:
-        """The writers before a layer's attention; of n_layers, all writers."""
+        """The writers before a layer's attention; all writers for n_layers."""
         return slice(0, 1 + layer * (self.n_heads + 1) + self._neurons_before[layer])
 
     # -- edges -----------------------------------------------------------------------------
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        """(writers, readers) bool: the edges there are."""
+        """(writers, readers) bool: True for the edges of the graph."""
         earlier = self.writer_layer[:, None] < self.reader_layer
         own = self.writer_layer[:, None] == self.reader_layer
         mlps = np.isin(self.reader_kind, ("mlp", "neuron"))
@@ -189,7 +191,7 @@ class Graph:
 
     @cached_property
     def feeds(self) -> np.ndarray:
-        """(readers, writers) bool: the reader is an input of that writer's own computation."""
+        """(readers, writers) bool: True if the writer's output depends on what the reader reads."""
         feeds = np.zeros(self.shape[::-1], dtype=bool)
         share = self.n_heads // self.n_kv_readers
         for layer in range(self.n_layers):
@@ -211,26 +213,27 @@ class Graph:
         return writers, readers
 
     def writer(self, label: str) -> int:
-        """The number of a writer.
+        """The number of the writer with a label.
 
         Raises:
-            InterpError: no such writer; the nearest name is given.
+            InterpError: there is no such writer; the message suggests the nearest name.
         """
         return _number("writer", label, self._numbers[0])
 
     def reader(self, label: str) -> int:
-        """The number of a reader.
+        """The number of the reader with a label.
 
         Raises:
-            InterpError: no such reader; the nearest name is given.
+            InterpError: there is no such reader; the message suggests the nearest name.
         """
         return _number("reader", label, self._numbers[1])
 
     def edge(self, label: str) -> tuple[int, int]:
-        """Writer and reader of an edge such as "L3H4->L5KV1.k".
+        """The numbers of writer and reader of an edge such as "L3H4->L5KV1.k".
 
         Raises:
-            InterpError: not an edge, an unknown end, or a writer that does not come before.
+            InterpError: the label is not that of an edge, its writer or reader is unknown, or the
+                writer does not come before the reader.
         """
         source, arrow, target = (part.strip() for part in label.partition(ARROW))
         if not arrow:
@@ -239,7 +242,7 @@ class Graph:
         if not self.allowed[found]:
             raise InterpError(
                 f"edge {label!r}",
-                f"{target} does not read {source}: it does not come before",
+                f"{target} does not read {source}, which does not come before it",
                 "name an earlier writer",
             )
         return found
@@ -252,7 +255,7 @@ class Graph:
         """(writers, readers) bool: all edges, or those named (labels, or pairs of numbers).
 
         Raises:
-            InterpError: an edge that does not exist.
+            InterpError: an edge does not exist.
         """
         if edges is None:
             return self.allowed.copy()
@@ -262,10 +265,10 @@ class Graph:
         return mask
 
     def check(self, mask: np.ndarray) -> np.ndarray:
-        """The mask as bool, if it is one of this graph.
+        """The mask as bool, if it is a mask of this graph.
 
         Raises:
-            InterpError: another shape, or edges the graph does not have.
+            InterpError: the mask has another shape, or edges that the graph does not have.
         """
         if mask.shape != self.shape:
             raise InterpError(
@@ -275,28 +278,28 @@ class Graph:
         if (outside := mask & ~self.allowed).any():
             first = self.label(*np.argwhere(outside)[0])
             raise InterpError(
-                "a mask", f"{int(outside.sum())} impossible edges, first {first}", "leave them out"
+                "a mask", f"{int(outside.sum())} impossible edges, e.g. {first}", "remove them"
             )
         return mask
 
     def labels(self, mask: np.ndarray) -> list[str]:
-        """The edges of a mask as labels, by reader, in causal order."""
+        """The labels of a mask's edges, ordered by reader and then by writer."""
         return [self.label(writer, reader) for reader, writer in np.argwhere(self.check(mask).T)]
 
     def entered(self, mask: np.ndarray) -> np.ndarray:
-        """(writers,) bool: nodes with an edge of the mask into one of their readers."""
+        """(writers,) bool: True for nodes that an edge of the mask leads into."""
         return np.any(mask, axis=0) @ self.feeds
 
     def connected(self, mask: np.ndarray) -> np.ndarray:
-        """The edges of a mask that lie on a path from the input to the logits within it.
+        """The mask without edges that are on no path from the input to the logits within it.
 
-        A head is on a path if any of its queries, keys or values is.
+        A path goes through a head if it enters any of its queries, keys or values.
         """
         mask = self.check(mask)
         return mask & self.reached(mask)[:, None] & self.useful(mask)
 
     def reached(self, mask: np.ndarray) -> np.ndarray:
-        """(writers,) bool: those with a path from the input within a mask, the input too."""
+        """(writers,) bool: True for the input, and for writers with a path from it in the mask."""
         reached = np.zeros(len(self.writers), dtype=bool)
         reached[0] = True
         for writer in range(1, len(self.writers)):
@@ -305,7 +308,7 @@ class Graph:
         return reached
 
     def useful(self, mask: np.ndarray) -> np.ndarray:
-        """(readers,) bool: those with a path to the logits within a mask, the logits too."""
+        """(readers,) bool: True for the logits, and for readers with a path to them in the mask."""
         useful = np.zeros(len(self.readers), dtype=bool)
         useful[-1] = True
         for writer in range(len(self.writers) - 1, 0, -1):
@@ -322,7 +325,7 @@ class Graph:
 
     @property
     def expanded(self) -> Graph:
-        """The same graph with key and value readers per query head."""
+        """The same graph with one key and one value reader per query head."""
         return self._with(expand_kv=True)
 
     def _with(self, *, expand_kv: bool) -> Graph:
@@ -337,9 +340,9 @@ class Graph:
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """(expanded readers,) the native reader each is a copy of.
+        """(expanded readers,) the native reader that each one copies.
 
-        `values[:, copies]` takes a matrix of the native graph to the expanded one.
+        `values[:, copies]` expands a (writers, readers) matrix of the native graph.
         """
         native, expanded = self.native, self.expanded
         share = self.n_heads // self.n_kv_heads
@@ -356,7 +359,7 @@ def _number(kind: str, label: str, known: dict[str, int]) -> int:
     if label not in known:
         if re.fullmatch(r"L\d+N\d+", label):
             raise InterpError(
-                f"{kind} {label!r}", "neurons are nodes where they are named", "give neurons=[...]"
+                f"{kind} {label!r}", "this neuron is not a node", "name it in neurons=[...]"
             )
         near = get_close_matches(label, known, n=1, cutoff=0.4)
         names = list(known)

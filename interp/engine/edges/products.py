@@ -1,8 +1,8 @@
-"""Products of what writers write with gradients at what readers read, in pieces that fit.
+"""Products of the writers' outputs with the gradients at the readers' inputs, for all edges.
 
-Everything is kept in the small form in which the model holds it (heads as z, gradients at the
-projections) and written out to d_model for a few tokens at a time: the matrix of tokens x
-writers x d_model never exists as a whole beyond the memory given.
+Outputs and gradients are stored in compact form (heads as z, gradients at the projections) and
+expanded to d_model for a few tokens at a time. So the (tokens, writers, d_model) matrix never
+exists as a whole, and the memory stays within the budget.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from interp.engine.layout import Indices, Layout
 
 @dataclass(frozen=True, kw_only=True)
 class WriterOutputs:
-    """What each writer wrote, per token: the embedding, z of every head, every MLP's output.
+    """What each writer writes at every token: the embedding, z of every head, every MLP's output.
 
-    Neurons that are nodes, and their MLPs, as in `Writes`.
+    Neurons that are nodes, and their MLPs, are as in `Writes`.
     """
 
     embed: Tensor
@@ -36,7 +36,7 @@ class WriterOutputs:
 
     @classmethod
     def of(cls, run: Run, graph: Graph) -> WriterOutputs:
-        """Of a whole run that kept z and mlp_out, and post and mlp_raw if neurons are nodes."""
+        """From a run that stored z and mlp_out, and post and mlp_raw if neurons are nodes."""
         layers = range(len(run.leaving))
         raw = [graph.chosen(at) and "mlp_raw" in run.sites[at] for at in layers]
         return cls(
@@ -47,7 +47,7 @@ class WriterOutputs:
         )
 
     def minus(self, other: WriterOutputs | Writes) -> WriterOutputs:
-        """The difference, writer by writer; `other` may hold one token's writes."""
+        """The difference of every writer; `other` may hold a single token for all."""
         return WriterOutputs(
             embed=self.embed - other.embed,
             z=[a - b for a, b in zip(self.z, other.z, strict=True)],
@@ -58,7 +58,7 @@ class WriterOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Gradients at one point: the run they belong to, by layer, and at the final residual."""
+    """The gradients of one run, by layer (`grads`) and at the final residual; and its weight."""
 
     weight: float
     run: Run
@@ -67,7 +67,7 @@ class Point:
 
 
 def point(runner: Runner, run: Run, final: Tensor, weight: float, graph: Graph) -> Point:
-    """The gradients at every reader of a run, from that at its final residual."""
+    """The gradients at every reader of a run, given the gradient at its final residual."""
     wanted, grads = READS + (NEURON_READS if graph.neurons else ()), {}
     for layer, found in backward(runner, run, final, wanted):
         grads[layer] = {name: found[name] for name in READS if name in found}
@@ -78,7 +78,7 @@ def point(runner: Runner, run: Run, final: Tensor, weight: float, graph: Graph) 
 
 
 def _standard(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A norm's input as it is scaled (centred or not), and the scale, (tokens, 1)."""
+    """A norm's input (centred if the norm centres) and the factor (tokens, 1) that scales it."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     if norm.centred:
         wide = wide - wide.mean(-1, keepdim=True)
@@ -86,7 +86,7 @@ def _standard(norm: Norm, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def through_norm(norm: Norm, x: Tensor, change: Tensor) -> Tensor:
-    """What a small change of a norm's input `x` makes of its output."""
+    """The norm's derivative at `x` times `change`: how its output changes, to first order."""
     wide, scale = _standard(norm, x)
     moved = change.to(wide.dtype)
     if norm.centred:
@@ -96,7 +96,7 @@ def through_norm(norm: Norm, x: Tensor, change: Tensor) -> Tensor:
 
 
 def head_writes(block: Block, z: Tensor, raw: Tensor | None) -> Tensor:
-    """(heads, tokens, d_model) writes of changed heads; linear at `raw` under a post-norm."""
+    """(heads, tokens, d_model) what heads write; linearised at `raw` under a post-norm."""
     found = block.attn.head_outputs(z)
     if block.ln1_post is None:
         return found
@@ -136,17 +136,17 @@ def _neuron_gradients(block: Block, numbers: list[int], x: Tensor, grads: Sites)
             found += grads[name].T[..., None] * linear.weight[:, numbers].T[:, None]
     if block.ln2 is None:
         return found
-    # A norm's derivative is symmetric but for its weights, which come after it.
+    # Without its weights, which are applied last, a norm has a symmetric derivative.
     plain = replace(block.ln2, weight=torch.ones_like(block.ln2.weight))
     return through_norm(plain, x, found * block.ln2.weight)
 
 
 @dataclass(kw_only=True)
 class Products:
-    """Sums over a row's tokens of (write of u) . (gradient at v), for some writers u.
+    """For some writers u and all readers v, the sum over a row's tokens of output(u) . gradient(v).
 
-    `writers` is a range of the graph's writers, `starts` the first position of each row at which
-    anything was written differently.
+    `writers` is a range of the graph's writers, and `starts` is the first position of each row at
+    which `change` is not zero. `budget` is in bytes.
     """
 
     runner: Runner
@@ -154,12 +154,12 @@ class Products:
     change: WriterOutputs
     layout: Layout
     starts: Indices
-    room: int
+    budget: int
     writers: slice
 
     def add_to(self, found: Tensor, points: Sequence[Point]) -> None:
-        """Add to (rows, writers, readers), float64 on the CPU; points count by their weights."""
-        # Under a post-norm, what a head writes depends on the point.
+        """Add the products, weighted by point, to (rows, writers, readers), float64 on the CPU."""
+        # Under a post-norm, the linearised output of a head depends on the point.
         post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
         together = [[one] for one in points] if post else [list(points)]
         for rows, tokens in self.tiles():
@@ -167,12 +167,12 @@ class Products:
                 self._tile(found[rows], rows, tokens, some)
 
     def tiles(self) -> Iterator[tuple[slice, Indices]]:
-        """Rows of one length with (rows, positions) flat tokens, as many as fit."""
+        """Slices of rows of one length, with (rows, positions) flat tokens, as many as fit."""
         decoder, layout = self.runner.decoder, self.layout
         readers = int(np.bincount(self.graph.reader_layer).max())
         size = max(4, decoder.unembed.element_size())
         width = self.writers.stop - self.writers.start + 4 * readers
-        tokens = max(1, self.room // (width * decoder.d_model * size))
+        tokens = max(1, self.budget // (width * decoder.d_model * size))
         for group in layout.groups:
             first = min(int(self.starts[group.rows].min()), group.length - 1)
             span = group.length - first
@@ -216,7 +216,7 @@ class Products:
         return _reader_gradients(self.runner.decoder.blocks[layer], x, grads)
 
     def _mlp(self, layer: int, at: Tensor, one: Point) -> Tensor:
-        """(readers, tokens, d_model): of neurons that are nodes, then of the rest of the MLP."""
+        """(readers, tokens, d_model) for the neurons that are nodes, then the rest of the MLP."""
         whole = one.weight * one.grads[layer]["read"][at][None]
         numbers, block = self.graph.chosen(layer), self.runner.decoder.blocks[layer]
         if not numbers:
@@ -238,7 +238,7 @@ class Products:
         points: Sequence[Point],
         writes: Tensor,
     ) -> None:
-        """Only the last token of a row is read."""
+        """Add the products with the logits, which read only the last token of a row."""
         last = self.layout.last[rows]
         if tokens[0, -1] != int(last[0]):
             return
@@ -247,7 +247,7 @@ class Products:
         found[:, :, -1] += torch.einsum("wnd,nd->nw", writes[:, :, -1], total).double().cpu()
 
     def _writes(self, at: Tensor, one: Point) -> Tensor:
-        """(writers, tokens, d_model) of what was written differently, written out."""
+        """(writers, tokens, d_model) what the writers in `writers` changed."""
         begin, end = self.writers.start, self.writers.stop
         decoder = self.runner.decoder
         found = self.change.embed.new_empty(end - begin, len(at), decoder.d_model)
@@ -270,7 +270,7 @@ class Products:
         return found
 
     def _mlp_writes(self, layer: int, at: Tensor, one: Point) -> Tensor:
-        """(neurons that are nodes and the rest, tokens, d_model), linear under a post-norm."""
+        """(neurons that are nodes and the rest, tokens, d_model), linearised under a post-norm."""
         whole = self.change.mlp_out[layer][at][None]
         numbers, block = self.graph.chosen(layer), self.runner.decoder.blocks[layer]
         if not numbers:

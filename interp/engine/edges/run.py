@@ -1,23 +1,23 @@
-"""Runs in which every reader has an input of its own: the edges of a circuit, and nothing else.
+"""Runs of a circuit: every reader gets its own input, in which removed edges carry other values.
 
-A reader's input is what its kept writers wrote in this very run plus what the removed ones wrote
-elsewhere:
+The input of reader v sums what writers of kept edges write in this run (a_u) and what writers of
+removed edges wrote in another run (a_u'):
 
-    in_v = sum over kept u of a_u(online) + sum over removed u of a_u(other)
-         = resid + sum over u of (1 - mask[u, v]) (a_u(other) - a_u(online)),
+    in_v = sum over kept u of a_u + sum over removed u of a_u'
+         = resid + sum over u of (1 - mask[u, v]) (a_u' - a_u),
 
-before the reader's norm. Where removed edges carry nothing, the kept terms alone are summed: a norm
-would blow up what rounding leaves of a difference. A head writes z_h W_O^h; the output bias belongs
-to no head and stays.
-Under a post-norm (Gemma-2 and 3, OLMo-2) heads add up before the norm only; there each reader gets
-norm(sum of that layer's heads, kept and replaced) for every source layer, which is exact. So do
-neurons that are nodes of their own and the rest of their MLP.
-A norm over all heads of a query or key (OLMo-2) acts on the readers' projections together.
-Readers read token by token, so that a mask may differ between kinds of tokens (`places`).
+before the reader's norm. If removed edges carry nothing, only the kept terms are summed, because
+the second form leaves rounding errors that a norm would amplify. Head h writes z_h W_O^h. The
+output bias belongs to no head and is always kept.
 
-Many candidate circuits are rows of one batch. Rows that have read the same edges so far are one
-row, so that candidates which differ in late layers share everything before, and positions before
-the first difference between the two runs are taken from the plain run.
+Under a post-norm (Gemma-2 and 3, OLMo-2) heads are summed before the norm. For each layer, a reader
+then gets the norm of the sum of its kept and replaced heads, which is exact. The same holds for
+neurons that are nodes and the rest of their MLP. A q/k norm over all heads (OLMo-2) acts on all the
+layer's query (or key) readers together. Masks may differ between kinds of tokens (`places`).
+
+Many circuits run in one batch. Circuits that have read the same edges so far share a row, so
+circuits that differ only in late layers share all earlier layers. Positions before the first
+difference between the two runs are taken from the unchanged run.
 """
 
 from __future__ import annotations
@@ -54,31 +54,32 @@ def run_edges(
     places: Indices | None = None,
     budget_gb: float = 1.0,
 ) -> Tensor:
-    """Normalised final residuals at the last token of every variant, (variants, d_model).
+    """(variants, d_model) normalised final residual at the last token of every variant.
 
-    A variant is a prompt run with a mask. With every edge kept it is the base run, with none the
-    run `other` comes from. Gradients flow to `masks` and `probe` where they ask for them.
+    A variant is a prompt run with a mask. If the mask keeps every edge, it is the base run; if it
+    keeps none, it is the run that `other` comes from. Gradients flow to `masks` and `probe` if they
+    require them.
 
     Args:
         runner: from `edge_runner`.
         graph: the model's graph.
-        base: plain runs of the prompts, from `record_writes`.
-        other: what removed edges carry: runs of counterparts of equal length, or constants.
-        masks: (masks, writers, readers), bool, or a share of each edge that is kept; with `places`
-            (masks, writers, readers, places).
-        prompt: prompt number of each variant; by default every mask with every prompt, mask by
-            mask.
-        mask: mask number of each variant.
-        start: first position of each prompt at which base and other differ.
-        probe: (variants, readers, positions, d_model) added to what readers read; its gradient is
-            that of their inputs.
-        places: (tokens,) number of the place of every token, all prompts one after the other; an
-            edge is kept at the tokens of the places its mask names. What a key or value reads at
-            one token acts on all tokens that attend there.
-        budget_gb: memory for runs in flight; without gradients the variants are cut to fit.
+        base: unchanged runs of the prompts, from `record_writes`.
+        other: what removed edges carry: runs of prompts of equal length, or constants.
+        masks: (masks, writers, readers) bool, or the share of each edge that is kept. With
+            `places`, (masks, writers, readers, places).
+        prompt: the prompt number of each variant. By default every mask runs on every prompt, in
+            the order of the masks.
+        mask: the mask number of each variant.
+        start: for each prompt, the first position at which base and other differ.
+        probe: (variants, readers, positions, d_model) added to the inputs of readers. Its gradient
+            is the gradient at these inputs.
+        places: (tokens,) the place number of every token, with all prompts in one axis. The mask of
+            a place says which edges are kept at its tokens. What a key or value reads at one token
+            affects all tokens that attend to it.
+        budget_gb: memory for running variants, in GB. The variants run in parts that fit.
 
     Raises:
-        InterpError: masks of another shape, or one variant alone is beyond the budget.
+        InterpError: the masks have another shape, or a single variant exceeds the budget.
     """
     assert base.run is not None
     _check(graph, masks, places, int(base.run.lengths.sum()))
@@ -119,8 +120,8 @@ def _check(graph: Graph, masks: Tensor, places: Indices | None, tokens: int) -> 
     if masks.dim() != dims or tuple(masks.shape[1:3]) != graph.shape:
         raise InterpError(
             f"masks of shape {tuple(masks.shape)}",
-            f"the graph's are {graph.shape}",
-            "stack masks of this graph: (masks, writers, readers), and places if they have any",
+            f"the graph has (writers, readers) {graph.shape}",
+            "stack masks of this graph: (masks, writers, readers), or with places as a last axis",
         )
     if places is None:
         return
@@ -129,7 +130,7 @@ def _check(graph: Graph, masks: Tensor, places: Indices | None, tokens: int) -> 
         raise InterpError(
             f"masks of {count} places",
             f"places of shape {places.shape} from {places.min()} to {places.max()}",
-            f"give each of the {tokens} tokens one from 0 to {count - 1}",
+            f"give each of the {tokens} tokens a place from 0 to {count - 1}",
         )
 
 
@@ -141,29 +142,29 @@ def _chunks(
     begins: Indices,
     budget_gb: float,
 ) -> Iterator[Indices]:
-    """Variants of equal length that fit in the budget together, those of one prompt adjacent."""
+    """Variants of equal length that fit the budget together, with those of a prompt adjacent."""
     graph, decoder = work.graph, work.runner.decoder
     wide = (2 if work.places is None else 3) * len(work.live) + 6 * max(graph.n_heads, 2) + 4
     wide += 3 * max(len(graph.chosen(layer)) for layer in range(graph.n_layers))
     per_token = (wide * decoder.d_model + 4 * decoder.d_mlp) * work.base.embed.element_size()
-    room = budget_bytes(budget_gb) // per_token
+    limit = budget_bytes(budget_gb) // per_token
     longest = int((lengths - begins).max(initial=0))
-    if longest > room:
+    if longest > limit:
         raise InterpError(
             f"a circuit of {graph.n_edges} edges within {budget_gb} GB",
-            f"one prompt takes {longest * per_token / 1e9:.2f} GB",
+            f"one prompt needs {longest * per_token / 1e9:.2f} GB",
             "raise budget_gb or use shorter prompts",
         )
     order = np.lexsort((mask, prompt, lengths[prompt]))
     if work.runner.device.type == "cpu":
-        room = max(longest, min(room, CPU_TILE))
+        limit = max(longest, min(limit, CPU_TILE))
     for size in np.unique(lengths[prompt]):
         alike = order[lengths[prompt[order]] == size]
-        yield from cut(alike, size - begins[prompt[alike]], room)
+        yield from cut(alike, size - begins[prompt[alike]], limit)
 
 
 def _prefixes(graph: Graph, masks: Tensor) -> Indices:
-    """(masks, stages): masks with the same number agree on all readers up to that stage."""
+    """(masks, stages): masks with equal numbers agree on all readers up to this stage."""
     whole = masks.detach().cpu().numpy()
     found = np.zeros((len(whole), len(_stages(graph))), dtype=np.int64)
     for stage, readers in enumerate(_stages(graph)):
@@ -176,7 +177,7 @@ def _prefixes(graph: Graph, masks: Tensor) -> Indices:
 
 
 def _stages(graph: Graph) -> list[slice]:
-    """Readers in the steps in which they read: attention, MLP (with it if parallel), logits."""
+    """The readers of each stage: attention, then the MLP (or both if parallel), then the logits."""
     found = []
     for layer in range(graph.n_layers):
         q, v = (graph.groups(layer)[which] for which in "qv")
@@ -190,7 +191,7 @@ def _stages(graph: Graph) -> list[slice]:
 
 @dataclass(kw_only=True)
 class _RunInputs:
-    """What all chunks of a call share."""
+    """What all chunks of a call have in common."""
 
     runner: Runner
     graph: Graph
@@ -203,7 +204,7 @@ class _RunInputs:
     merged: bool
 
     def __post_init__(self) -> None:
-        # Writers whose every edge is kept in every mask never matter.
+        # Writers with every edge kept in every mask need no change.
         whole = (self.masks.detach() == 1).all(0)
         whole = whole if self.places is None else whole.all(-1)
         kept = whole.cpu().numpy() | ~self.graph.allowed
@@ -213,10 +214,10 @@ class _RunInputs:
 
 
 class _Chunk:
-    """Variants of one length on their way through the layers.
+    """Runs variants of one length through the layers.
 
-    Rows are classes of variants that have read the same edges so far: `row[i]` is the row of
-    variant i, `first[r]` a variant of row r.
+    Variants that have read the same edges so far share a row: `row[i]` is the row of variant i, and
+    `first[r]` is one variant of row r.
     """
 
     def __init__(
@@ -236,7 +237,7 @@ class _Chunk:
             self.deltas.add(self._change(work.other.embed, self.x)[:, None])
 
     def run(self) -> Tensor:
-        """The final residuals of the chunk's variants."""
+        """The normalised final residuals of the chunk's variants."""
         decoder = self.runner.decoder
         for layer in range(len(decoder.blocks)):
             self._layer(layer)
@@ -282,10 +283,10 @@ class _Chunk:
             self.deltas.add(self._change(self.work.other.mlp_out[layer], out)[:, None])
 
     def _add_neurons(self, layer: int, block: Block, read: Tensor) -> None:
-        """The layer's neurons that are nodes, and the rest of its MLP, become writers."""
+        """Add the layer's neurons that are nodes, and the rest of its MLP, as writers."""
         numbers, norm = self.graph.chosen(layer), block.ln2_post
         posts = self.runner.mlp_post(block, read[:, -1].flatten(0, 1), None)
-        if read.shape[1] > 1:  # each neuron reads for itself
+        if read.shape[1] > 1:  # each neuron has its own input
             own = [
                 neuron_post(block, number, read[:, place]).flatten()
                 for place, number in enumerate(numbers)
@@ -312,12 +313,12 @@ class _Chunk:
         self.deltas.add(written[:, chosen], raw=None if norm is None else raw, norm=norm)
 
     def _project(self, block: Block, which: str, read: Tensor, groups: dict[str, slice]) -> Tensor:
-        """Queries, keys or values whose heads each read an input of their own."""
+        """Queries, keys or values of heads with separate inputs."""
         if read.shape[1] > 1:
             first, place = groups["q"].start, groups[which]
             read = read[:, place.start - first : place.stop - first]
         normed = block.ln1(read) if block.ln1 is not None else read
-        if normed.shape[1] == 1:  # every head reads alike, or there is one
+        if normed.shape[1] == 1:  # all heads have the same input
             return self.runner.project(block, which, normed.flatten(0, 2))
         linear: Linear = getattr(block.attn, which)
         heads = normed.shape[1]
@@ -326,7 +327,7 @@ class _Chunk:
         return made if linear.bias is None else made + linear.bias.view(heads, -1)
 
     def _add_heads(self, layer: int, block: Block, z: Tensor, raw: Tensor) -> None:
-        """The layer's heads become writers."""
+        """Add the layer's heads as writers."""
         place = self.graph.heads(layer)
         heads = self.work.live[(self.work.live >= place.start) & (self.work.live < place.stop)]
         if not len(heads):
@@ -337,7 +338,7 @@ class _Chunk:
         weight = block.attn.W_O[chosen]
         written = torch.bmm(change.transpose(0, 1), weight)
         norm, raw = block.ln1_post, raw.view_as(self.x)
-        if self.work.nothing:  # readers start from what belongs to no head
+        if self.work.nothing:  # readers start from the bias, which belongs to no head
             bias = block.attn.o.bias
             raw = torch.zeros_like(raw) if bias is None else bias.expand_as(raw)
             self.bias = self.bias + (raw if norm is None else norm(raw))[:1, :1]
@@ -362,7 +363,7 @@ class _Chunk:
         )
 
     def _split(self) -> None:
-        """The next readers are about to read: variants that differ there become rows apart."""
+        """Give separate rows to variants whose masks differ for the next readers."""
         stage = next(self.stages)
         known = np.arange(len(self.row))
         if self.work.prefix is not None:
@@ -377,13 +378,13 @@ class _Chunk:
             self.deltas.split(rows)
 
     def _change(self, other: Tensor, online: Tensor) -> Tensor:
-        """What a writer adds to the sums of readers; `other` is one of the tensors of `Writes`."""
+        """The writer's change, as in `Deltas`; `other` is one of the tensors of `Writes`."""
         if self.work.nothing:
             return online
         return self.work.other.at(other, self.prompt[self.first], self.positions) - online
 
     def _read(self, readers: slice) -> Tensor:
-        """What readers read: (rows, readers, positions, d_model), one reader if all read alike."""
+        """Inputs of readers, (rows, readers, positions, d_model); one reader if all are equal."""
         live = torch.from_numpy(self.work.live[: self.deltas.count]).to(self.x.device)
         chosen = torch.from_numpy(self.mask[self.first]).to(self.x.device)
         kept = self.work.masks[:, :, readers][chosen[:, None], live].transpose(1, 2)
@@ -404,7 +405,7 @@ class _Chunk:
         return read
 
     def _by_token(self, kept: Tensor) -> Tensor:
-        """(rows, readers, writers, positions) of shares kept per place; as one if all agree."""
+        """(rows, readers, writers, positions) shares kept, without positions if all places agree."""
         run = self.work.base.run
         assert run is not None
         assert self.work.places is not None
@@ -416,7 +417,7 @@ class _Chunk:
 
 
 def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
-    """(...) activation of one neuron where the MLP reads `read`, (..., d_model)."""
+    """(...) activation of one neuron when the MLP reads `read` (..., d_model)."""
     mlp, normed = block.mlp, read if block.ln2 is None else block.ln2(read)
 
     def column(linear: Linear) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a run wrote to the residual stream, kept compactly: one entry per writer of the graph."""
+"""What every writer of the graph writes in a run, in compact form."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from interp.engine.restart import baseline
 
 @dataclass(frozen=True, kw_only=True)
 class Writes:
-    """What a run wrote, compactly: the embedding, and of every layer z and the MLP's output.
+    """What the writers of a run write: the embedding, z of every layer, and every MLP's output.
 
-    `neurons` holds the activations of those that are nodes, in order; there `mlp_out` is the whole
-    MLP's output before a post-norm, as their writes add up before it.
+    `neurons` holds, by layer, the activations of the neurons that are nodes. In layers with such
+    neurons, `mlp_out` is the output of the whole MLP before a post-norm, because the neurons'
+    outputs are summed before the norm.
 
-    `run` is the plain run they come from; None where they are the same for every token (zero and
-    mean ablation), and then each tensor holds one token.
+    `run` is the unchanged run these come from. It is None if the values are the same for every
+    token (zero and mean ablation); then each tensor holds one token.
     """
 
     embed: Tensor
@@ -35,7 +36,7 @@ class Writes:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them: the embedding, z of every layer, every MLP's output, neurons by layer."""
+        """The embedding, z of every layer, every MLP's output, and the neurons by layer."""
         return (self.embed, *self.z, *self.mlp_out, *self.neurons)
 
     @classmethod
@@ -56,7 +57,7 @@ class Writes:
         return self.run is None and not any(bool(values.any()) for values in self.tensors)
 
     def at(self, values: Tensor, prompts: Indices, positions: Indices) -> Tensor:
-        """(prompts, positions, ...) of one of the tensors."""
+        """(prompts, positions, ...) values of one of the tensors."""
         if self.run is None:
             return values[torch.zeros(len(prompts), len(positions), dtype=torch.long)]
         flat = self.run.flat(prompts[:, None], positions[None])
@@ -64,7 +65,7 @@ class Writes:
 
 
 def with_others_at(base: Writes, other: Writes, positions: Indices) -> Writes:
-    """The base run's writes, with the others' at one position of each prompt."""
+    """The base run's writes, with those of the other run at one position of each prompt."""
     rows = np.arange(len(positions))
     assert base.run is not None
     flat = base.run.flat(rows, positions)
@@ -91,7 +92,7 @@ class EdgeRunner(Runner):
 
 
 def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
-    """A runner for a graph: with expanded key/value heads, every query head has its own copy."""
+    """A runner for a graph; if expanded, every query head has a copy of its key/value head."""
     if not graph.expand_kv:
         return EdgeRunner(decoder, graph)
     blocks = tuple(_expanded(block, graph.n_heads // graph.n_kv_heads) for block in decoder.blocks)
@@ -99,7 +100,7 @@ def edge_runner(decoder: Decoder, graph: Graph) -> Runner:
 
 
 def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
-    """What every writer writes in plain runs of some prompts."""
+    """What every writer writes in unchanged runs of some prompts."""
     nodes = _nodes(runner)
     kept = {"z", "mlp_out", *(("post", "mlp_raw") if nodes else ())}
     with torch.no_grad():
@@ -121,12 +122,12 @@ def record_writes(runner: Runner, prompts: Sequence[Sequence[int]]) -> Writes:
 
 
 def _nodes(runner: Runner) -> list[Tensor]:
-    """Numbers of the neurons that are nodes, by layer; empty where there are none."""
+    """Numbers of the neurons that are nodes, by layer; an empty list if there are none."""
     return runner.neurons if isinstance(runner, EdgeRunner) else []
 
 
 def zero_writes(runner: Runner) -> Writes:
-    """One vector per writer: nothing."""
+    """Zero for every writer, one token."""
     decoder = runner.decoder
 
     def nothing(*shape: int) -> Tensor:
@@ -142,7 +143,7 @@ def zero_writes(runner: Runner) -> Writes:
 
 
 def mean_writes(runner: Runner, batches: Iterable[Sequence[Sequence[int]]]) -> Writes:
-    """One vector per writer: its mean over all tokens of all prompts, run batch by batch."""
+    """Each writer's mean over all tokens of all prompts, which run batch by batch."""
     total: list[Tensor] = []
     count = 0
     for prompts in batches:

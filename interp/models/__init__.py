@@ -1,4 +1,4 @@
-"""Load a model by name, check it, run it with hooks; nothing else knows TransformerLens."""
+"""Load a model by name, check it and run it with hooks. Only this package uses TransformerLens."""
 
 import lazy_loader
 

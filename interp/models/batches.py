@@ -1,4 +1,4 @@
-"""Prompts in padded passes: which go together, and where each one's tokens are."""
+"""Batches of padded prompts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 BATCH_TOKENS = 1024
+"""Most tokens of a batch, padding included, unless a single prompt is longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Prompts of one padded forward pass.
+    """The prompts of one padded forward pass.
 
-    `first[r]` is the column of row r's first real token: 0 with right padding. `prompts` are the
-    rows' numbers among all prompts of the run, `total` of them.
+    `first[r]` is the column of the first real token of row r; it is 0 with right padding.
+    `prompts[r]` is the number of row r among the `total` prompts of the run.
     """
 
     tokens: Tensor
@@ -35,10 +36,14 @@ class Batch:
 def batches(
     lengths: Sequence[int], switch: int | None = None, ragged: bool = True
 ) -> Iterator[list[int]]:
-    """Prompt numbers in groups of similar length, at most BATCH_TOKENS padded tokens each."""
+    """Prompt numbers in groups of similar length, each of at most BATCH_TOKENS padded tokens.
+
+    A group never mixes prompts longer than `switch` with others, nor, unless `ragged`, prompts of
+    different lengths.
+    """
 
     def side(i: int) -> tuple[bool, int]:
-        """Prompts that may share a pass have this in common."""
+        """Prompts may share a pass only if this is equal."""
         return switch is not None and lengths[i] > switch, 0 if ragged else lengths[i]
 
     chosen: list[int] = []
@@ -59,7 +64,7 @@ def padded(
     device: torch.device,
     total: int,
 ) -> Batch:
-    """One pass of these prompts; `numbers` say which of all `total` prompts they are."""
+    """The batch of these prompts; `numbers` are their numbers among all `total` prompts."""
     lengths = np.array([len(prompt) for prompt in prompts])
     width = int(lengths.max())
     first = width - lengths if side == "left" else np.zeros_like(lengths)

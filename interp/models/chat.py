@@ -1,4 +1,4 @@
-"""Texts as a chat model reads them, with what a vector read from them must be used with."""
+"""Prompts made with a model's chat template."""
 
 from __future__ import annotations
 
@@ -20,18 +20,24 @@ def chat_prompts(
     system: str | None = None,
     generation_prompt: bool = True,
 ) -> ChatPrompts:
-    """The user's texts inside the model's own chat template.
+    """The user's texts in the model's own chat template.
+
+    Args:
+        model: a model with a chat template.
+        texts: one text or several, each the user's turn of a prompt.
+        system: text of the system prompt; None uses the template's default.
+        generation_prompt: end the prompt with the tokens that open the model's reply.
 
     Raises:
-        InterpError: no chat template, one that refuses the turns (many have no system prompt), or
-            a text that changes the tokens of the template after it.
+        InterpError: the model has no chat template, the template refuses the turns (many accept no
+            system prompt), or a text changes the tokens of the template after it.
     """
     template = getattr(model.tokenizer, "chat_template", None)
     if not template:
         raise InterpError(
             f"chat prompts for {model.name}",
             "it has no chat template",
-            "take an instruction-tuned model, or plain_prompts()",
+            "use an instruction-tuned model, or plain_prompts()",
         )
 
     texts = listed(texts)
@@ -48,12 +54,12 @@ def chat_prompts(
             raise InterpError(
                 f"chat prompts for {model.name}" + ("" if system is None else ", a system prompt"),
                 f"its chat template refuses them: {error}",
-                "leave the system prompt out" if system is not None else "correct the template",
+                "omit the system prompt" if system is not None else "correct the template",
             ) from error
         ids = model.tokenizer(whole, add_special_tokens=False)["input_ids"]
         return model.tokenize(tuple(ids)).tokens
 
-    # What single words of the texts have in common at the end is the template's.
+    # The common end of prompts made from single words comes from the template.
     words = sorted({word for text in texts for word in text.split()})[:16]
     tail = _common_end([tokens(word) for word in ("a", *words)])
     rows = tuple(tokens(text) for text in texts)
@@ -62,8 +68,8 @@ def chat_prompts(
             shown = "|".join(model.strings(row[-len(tail) - 2 :]))
             raise InterpError(
                 f"chat prompt {number}",
-                f"its end, {shown!r}, is not the template's, {model.strings(tail)}",
-                "end the text in a word or a full stop",
+                f"its end {shown!r} is not the end of the template, {model.strings(tail)}",
+                "end the text with a word or a full stop",
             )
     key = content_key([template if isinstance(template, str) else dict(template), system])
     return ChatPrompts(
@@ -75,7 +81,7 @@ def chat_prompts(
 
 
 def plain_prompts(model: LanguageModel, prompts: PromptsLike) -> ChatPrompts:
-    """Prompts as they are, in tokens; `ChatPrompts` pass unchanged."""
+    """Prompts as token ids without a template. `ChatPrompts` are returned unchanged."""
     if isinstance(prompts, ChatPrompts):
         return prompts
     rows = tuple(model.tokenize(prompt).tokens for prompt in texts_of(prompts))

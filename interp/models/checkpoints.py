@@ -1,8 +1,8 @@
-"""A causal language model from a directory, a GGUF file or a hub id: that one, or an error.
+"""Read a causal language model from a directory, a GGUF file or a Hugging Face id.
 
-transformers fills a tensor that the files lack with random numbers, drops one that the model has
-no place for, and reports both in the log. Here they are errors, and so is every other reason for
-which the model in memory would not be the one that was named.
+transformers fills tensors that are missing in the files with random numbers and ignores tensors
+that the model does not use; it only logs both. Here both are errors, as is anything else that would
+make the model in memory differ from the one that was named.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from interp.core.errors import InterpError, unknown
 from interp.core.files import content_key
 
 WRAPPERS = {r"^module\.": "", r"(^|\.)_orig_mod\.": r"\1"}
-"""What DataParallel and torch.compile put before the names of tensors, and what to write for it."""
+"""Prefixes that DataParallel and torch.compile add to tensor names, and their replacements."""
 
 _BUFFERS = r"(^|\.)(attn|attention|self_attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
-"""Causal masks and rotary frequencies, which older files hold and the configuration gives."""
+"""Causal masks and rotary frequencies: older files hold them, but the configuration gives them."""
 
 _TEXT_CLASSES = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 _TOKENISER_FILES = ("*token*", "vocab.*", "merges.txt", "*.model")
@@ -37,22 +37,22 @@ def read_checkpoint(
     revision: str | None = None,
     known: Collection[str] = (),
 ) -> tuple[Any, Any]:
-    """The Hugging Face model, every tensor of it from the files, and its tokeniser if it has one.
+    """The Hugging Face model, with every tensor from the files, and its tokeniser if it has one.
 
-    `name` is a directory (of a model or of a PEFT adapter), a GGUF file or a hub id. Names of
-    tensors may begin with `module.` or `_orig_mod.`. An adapter is merged into its base in
-    float32. Code that comes with a model is never run. `known` are names of other models, among
-    which a misspelt name is looked for.
+    `name` is a directory (of a model or of a PEFT adapter), a GGUF file or a Hugging Face id. Names
+    of tensors may begin with `module.` or `_orig_mod.`. An adapter is merged into its base in
+    float32. Code that comes with a model is never run. `known` are names of other models, from
+    which the error for a misspelt name suggests the nearest.
 
     Raises:
-        InterpError: no such model; not a causal language model; files that are missing, damaged
-            or do not fit the configuration (the tensors are named); weights whose library is not
-            installed; a tokeniser that cannot be read.
+        InterpError: there is no such model, or it is not a causal language model; files are
+            missing, damaged or do not fit the configuration (the message names the tensors); the
+            weights need a library that is not installed; or the tokeniser cannot be read.
     """
     source: dict[str, Any] = {"pretrained_model_name_or_path": name, "trust_remote_code": False}
     if revision is not None:
         if Path(name).exists():
-            raise InterpError(f"revision {revision!r}", f"{name!r} is on disk", "leave it out")
+            raise InterpError(f"revision {revision!r}", f"{name!r} is on disk", "omit it")
         source["revision"] = revision
     if name.endswith(".gguf"):
         path = Path(name)
@@ -65,10 +65,10 @@ def read_checkpoint(
 
 
 def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
-    """A model with the PEFT adapter of a folder merged in, W + (alpha / r) B A, cast to `dtype`.
+    """Merge the PEFT adapter of a folder into a model, W + (alpha / r) B A, and cast to `dtype`.
 
     Raises:
-        InterpError: tensors of the adapter are missing or left over, or it cannot be merged.
+        InterpError: the adapter has missing or unexpected tensors, or cannot be merged.
     """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -80,15 +80,17 @@ def merge_adapter(base: Any, folder: Path, dtype: Any) -> Any:
     refuse_unmatched(folder.name, wanted - held, held - wanted)
     if not hasattr(adapted.base_model, "merge_and_unload"):
         kind = type(adapted.active_peft_config).__name__
-        raise InterpError(f"the adapter {folder.name}", f"{kind} has no merged form", "merge LoRA")
+        raise InterpError(
+            f"the adapter {folder.name}", f"{kind} cannot be merged", "use a LoRA adapter"
+        )
     return adapted.merge_and_unload().to(dtype)
 
 
 def text_model(model: Any) -> Any:
-    """The text part of a multimodal model, sharing its weights; any other model itself.
+    """The text part of a multimodal model, sharing its weights; other models are returned as is.
 
     Raises:
-        InterpError: a multimodal model whose text part is not known here.
+        InterpError: the model is multimodal, and its text part is not known here.
     """
     import torch
     import transformers
@@ -101,7 +103,7 @@ def text_model(model: Any) -> Any:
         raise InterpError(
             f"a language model from {name}",
             "it is multimodal, and its text part is not known here",
-            f"load its text model alone; known: {', '.join(_TEXT_CLASSES)}",
+            f"load only its text model, or one of {', '.join(_TEXT_CLASSES)}",
         )
     with torch.device("meta"):
         text = getattr(transformers, _TEXT_CLASSES[name])(text_config)
@@ -111,10 +113,11 @@ def text_model(model: Any) -> Any:
 
 
 def departures(model: Any) -> list[str]:
-    """Where a model differs from what its class and configuration give, its weights apart.
+    """How a model, apart from its weights, differs from a new one of its class and configuration.
 
-    Compared are the modules' classes, their plain attributes and their buffers. A class from
-    outside torch and transformers cannot be known by its name: it is never twice the same.
+    The comparison covers the modules' classes, plain attributes and buffers. A class that is not
+    from torch or transformers cannot be identified by its name, so it counts as different in every
+    call.
     """
     import torch
     from accelerate import init_empty_weights
@@ -142,13 +145,13 @@ def departures(model: Any) -> list[str]:
 
 
 def _known(kind: Any) -> bool:
-    """Whether a class, and its forward pass, are of torch or transformers."""
+    """Whether a class and its forward method come from torch or transformers."""
     origins = (kind.__module__, kind.forward.__module__)
     return all(origin.startswith(("torch.", "transformers.")) for origin in origins)
 
 
 def _attributes(module: Any) -> dict[str, Any]:
-    """The numbers, texts, switches and tuples of them that a module holds."""
+    """A module's attributes that are numbers, texts, booleans or tuples."""
     passing = ("training", "gradient_checkpointing", "name_or_path")
     return {
         name: value
@@ -158,7 +161,7 @@ def _attributes(module: Any) -> dict[str, Any]:
 
 
 def _same(buffer: Any, other: Any) -> bool:
-    """Whether two buffers agree to the rounding of a device."""
+    """Whether two buffers agree up to rounding on different devices."""
     import torch
 
     if other is None or other.is_meta or buffer.shape != other.shape:
@@ -171,12 +174,13 @@ def _same(buffer: Any, other: Any) -> bool:
 def refuse_unmatched(
     name: str, missing: Collection[str], left_over: Collection[str], shapes: Collection[str] = ()
 ) -> None:
-    """Refuse weights that are not exactly what the configuration asks for.
+    """Refuse weights whose tensors are not exactly those of the configuration.
 
     Raises:
-        InterpError: tensors are missing, left over or of another shape; the first are named.
+        InterpError: tensors are missing, unexpected or of another shape; the message names the
+            first of them.
     """
-    kinds = {"missing": missing, "left over": left_over, "of another shape": shapes}
+    kinds = {"missing": missing, "unexpected": left_over, "of another shape": shapes}
     found = []
     for kind, names in kinds.items():
         if names:
@@ -200,10 +204,10 @@ def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: An
     if getattr(config, "is_encoder_decoder", False) or type(config) not in (
         MODEL_FOR_CAUSAL_LM_MAPPING
     ):
-        shape = "an encoder and a decoder" if config.is_encoder_decoder else "another purpose"
+        shape = "an encoder and a decoder" if config.is_encoder_decoder else "another task"
         raise InterpError(
             f"loading {name!r}",
-            f"{kind} has {shape}: it is not a causal language model",
+            f"{kind} has {shape}, so it is not a causal language model",
             "give a decoder that predicts the next token, such as Llama, Qwen or GPT-2",
         )
     options = {} if device_map is None else {"device_map": device_map}
@@ -212,7 +216,7 @@ def _read_model(name: str, source: Mapping[str, Any], dtype: Any, device_map: An
         dtype=dtype,
         attn_implementation="eager",
         key_mapping=WRAPPERS,
-        ignore_mismatched_sizes=True,  # reported below, with their names
+        ignore_mismatched_sizes=True,  # reported below with their names
         output_loading_info=True,
         **options,
     )
@@ -247,22 +251,22 @@ def _with_adapter(folder: Path, dtype: Any, device_map: Any) -> tuple[Any, Any]:
 
 
 def _read_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
-    """The tokeniser of a model; None where a directory has no file of one."""
+    """The tokeniser of a model; None if a directory has no tokeniser files."""
     from transformers import AutoTokenizer
 
     folder = Path(name)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENISER_FILES):
-        return None  # transformers would make up an empty tokeniser
+        return None  # transformers would create an empty tokeniser
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
         entries = len(tokenizer.get_vocab())
     except Exception as error:
         if isinstance(error, OSError) and not folder.exists():
-            return None  # a hub id without one
+            return None  # a Hugging Face id without a tokeniser
         raise _unreadable_tokenizer(name, _words(error)) from error
     if entries <= len(tokenizer.all_special_tokens):
-        raise _unreadable_tokenizer(name, "it has no tokens but special ones")
+        raise _unreadable_tokenizer(name, "it has only special tokens")
     return tokenizer
 
 
@@ -274,7 +278,7 @@ def _unreadable_tokenizer(name: str, found: str) -> InterpError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without progress bars and reports."""
+    """Silence progress bars and log messages of transformers."""
     from transformers.utils import logging
 
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -290,7 +294,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _true_reason(name: str, known: Collection[str]) -> Iterator[None]:
-    """Whatever reading other people's files raises becomes an `InterpError` with its reason."""
+    """Turn any exception while reading files into an `InterpError` that gives the reason."""
     try:
         yield
     except InterpError:
@@ -300,33 +304,33 @@ def _true_reason(name: str, known: Collection[str]) -> Iterator[None]:
 
 
 def _not_loaded(name: str, error: Exception, known: Collection[str]) -> InterpError:
-    """Why a name gave no model, and what to do."""
+    """Why a model could not be loaded, and what to do."""
     asked, found, path = f"loading {name!r}", _words(error), Path(name)
     if isinstance(error, OSError) and not path.exists():
         return InterpError(
             asked,
-            f"not on this machine, and the model hub gave nothing ({found})",
-            f"{unknown('model', name, known).do}; for a hub id connect once (and unset "
+            f"not on this machine, and not loaded from Hugging Face ({found})",
+            f"{unknown('model', name, known).do}; for a Hugging Face id, connect once (and unset "
             "HF_HUB_OFFLINE), or give the path of a local copy",
         )
     if path.is_dir() and not (path / "config.json").exists():
         found, do = "it has no config.json", "the directory needs config.json and weights"
     elif isinstance(error, ImportError):
-        do = "install the package it names, or load weights that need none"
+        do = "install the package named above, or load weights that do not need it"
     elif "trust_remote_code" in str(error):
-        found = "it comes with code of its own, which is never run here"
-        do = "load a model whose architecture transformers has"
+        found = "it needs its own code, which is never run here"
+        do = "load a model whose architecture is part of transformers"
     elif type(error).__name__ == "SafetensorError" or isinstance(error, EOFError):
         found, do = f"a weights file is damaged: {found}", "copy or download it again"
     elif isinstance(error, KeyError) and (entries := _entries(path, error.args[0])):
-        found, do = f"{entries} in config.json is not known", "write one that transformers has"
+        found, do = f"{entries} in config.json is unknown", "use a value that transformers has"
     else:
         do = "compare config.json and the weights with an intact copy"
     return InterpError(asked, found, do)
 
 
 def _entries(folder: Path, value: Any) -> str:
-    """The entries of config.json with that value, such as hidden_act 'gelu'."""
+    """The entries of config.json with a given value, such as hidden_act 'gelu'."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     inner = [part for part in config.values() if isinstance(part, dict)]
     found = {key for part in (config, *inner) for key, held in part.items() if held == value}
@@ -334,7 +338,7 @@ def _entries(folder: Path, value: Any) -> str:
 
 
 def _words(error: Exception) -> str:
-    """What an error says, on one line of at most 300 characters."""
+    """The message of an error, on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or "no reason given"
     kind = "" if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: "
     return kind + (text if len(text) <= 300 else f"{text[:297]}...")

@@ -1,9 +1,10 @@
-"""What a model must show before it is used: identities, site by site.
+"""Tests of a loaded model: its logits, and the replacement identity of every site.
 
-TransformerLens gives the right logits for many families in which some hook is silently not the
-quantity its name says. So every site is put to the replacement identity: set it to its value on
-another prompt, everywhere, and what is computed from it must become that prompt's. A site that
-fails is not offered, and says why. Layers of different kinds are put to it one by one.
+For many families TransformerLens gives the right logits although some hook does not give the
+quantity that its name says. So every site is tested with the replacement identity: if the site is
+set everywhere to its value on another prompt, what the model computes from it must take its value
+on that prompt. A site that fails is not offered, and the reason is kept. One layer of every kind is
+tested.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 VERSION = 2
 SHORT = 12
 AFFORDABLE = 1e12
-"""Weights times tokens of the check's long prompt, at most: a few seconds' run on a few cores."""
+"""Limit on weights times tokens of the long prompt: a run of a few seconds on a few cores."""
 
 
 def _reader(kept: dict[Address, Tensor], address: Address) -> Hook:
@@ -47,7 +48,7 @@ def _run(
     read: Sequence[Address],
     write: dict[Address, Tensor] | None = None,
 ) -> tuple[dict[Address, Tensor], Tensor]:
-    """One prompt: the sites read (after any writes), and the logits."""
+    """Run one prompt; return the sites in `read`, after any replacements, and the logits."""
     kept: dict[Address, Tensor] = {}
     hooks: dict[Address, list[Hook]] = {}
     for address, new in (write or {}).items():
@@ -59,30 +60,30 @@ def _run(
 
 
 def _off(left: Tensor, right: Tensor, scale: Tensor) -> float:
-    """Largest difference, relative to the largest value the quantity takes."""
+    """The largest difference, relative to the largest absolute value of `scale`."""
     return float((left - right).abs().max() / scale.abs().max().clamp(min=1e-30))
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways of computing one thing may differ, relative to its largest value."""
+    """Largest allowed difference of two computations, relative to the largest absolute value."""
     return 2e-2 if dtype in (torch.float16, torch.bfloat16) else 1e-4
 
 
 def engine_tolerance(dtype: torch.dtype) -> float:
-    """How far one token's residual stream may be from Hugging Face's, relative to its norm.
+    """Largest allowed difference of a token's residual stream from Hugging Face's, over its norm.
 
-    Measured on the default model: 2e-6 in float32, 6e-2 in bfloat16, where rounding adds up over
-    30 layers. In half precision this finds wrong parts only; that the linear maps are the model's
-    own is found, to the last bit, where they are read.
+    On the default model the difference is 2e-6 in float32, and 6e-2 in bfloat16, where rounding
+    adds up over 30 layers. In half precision this test can only find wrong parts. Whether the
+    linear maps are exactly the model's is tested when they are read (`interp.models.families`).
     """
     return 1.5e-1 if dtype in (torch.float16, torch.bfloat16) else 5e-5
 
 
 def check_prompt(config: Any, weights: int) -> tuple[list[int], tuple[str, ...]]:
-    """Tokens that reach past every window and rotary switch of a configuration, and notes.
+    """A prompt longer than every attention window and rotary switch of a model, and notes.
 
-    What would take more than `AFFORDABLE`, or more positions than there are, is left out; the
-    notes say so.
+    Windows and switches that would need more than `AFFORDABLE`, or more positions than the model
+    has, are not covered. A note names each of those that the model's prompts can exceed.
     """
     switch = rotary_switch(config)
     limit = getattr(config, "max_position_embeddings", None) or 10**9
@@ -90,28 +91,28 @@ def check_prompt(config: Any, weights: int) -> tuple[list[int], tuple[str, ...]]
         limit = min(limit, switch[1])  # longer prompts are refused
     if limit < 2:
         raise InterpError(
-            "a prompt for the check", f"max_position_embeddings {limit}", "give 2 or more"
+            "a prompt for the check", f"max_position_embeddings is {limit}", "give 2 or more"
         )
-    room = min(limit, max(SHORT, int(AFFORDABLE / weights)))
+    longest = min(limit, max(SHORT, int(AFFORDABLE / weights)))
     length, notes = min(SHORT, limit), []
     spans = {*_windows(config.to_dict())}
     if switch is not None:
         spans.add((f"{switch[0]} switch", switch[1]))
     for name, size in sorted(spans):
         reach = min(size + SHORT, limit)
-        if size < reach <= room:
+        if size < reach <= longest:
             length = max(length, reach)
         elif size < limit:
             notes.append(
-                f"its {name} of {size} tokens is longer than the check's prompt: prompts beyond "
-                "it have not been compared with Hugging Face"
+                f"its {name} of {size} tokens is longer than the check's prompt: longer prompts "
+                "have not been compared with Hugging Face"
             )
-    # Quadratic steps, so that no two neighbours' distance repeats.
+    # Quadratic steps, so that no distance between neighbours repeats.
     return [(i * i * 31 + 5) % config.vocab_size for i in range(1, length + 1)], tuple(notes)
 
 
 def rotary_switch(config: Any) -> tuple[str, int] | None:
-    """Where the rotary angles begin to depend on the longest prompt of a pass: (type, length)."""
+    """(type, length) of a switch after which rotary angles depend on a pass's longest prompt."""
     rope = getattr(config, "rope_parameters", None) or {}
     for part in [rope, *(inner for inner in rope.values() if isinstance(inner, dict))]:
         if (kind := part.get("rope_type")) in ("longrope", "dynamic"):
@@ -122,7 +123,7 @@ def rotary_switch(config: Any) -> tuple[str, int] | None:
 
 
 def _windows(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    """The sizes in a configuration behind which attention does not reach."""
+    """The sizes of attention windows in a configuration, by name."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from _windows(value)
@@ -131,12 +132,13 @@ def _windows(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> None:
-    """Fill `model.sites`, `model.ragged` and `model.d_mlp` with what is found.
+    """Test a model and set `model.sites`, `model.ragged` and `model.d_mlp` from the results.
 
-    `reference` is a prompt and the untouched Hugging Face model's logits on it.
+    `reference` is a prompt and the logits of the unwrapped Hugging Face model on it.
 
     Raises:
-        InterpError: weights with NaN, or logits that differ from the untouched model's.
+        InterpError: the weights hold NaN or infinity, or the logits differ from those of the
+            unwrapped model.
     """
     tokens, expected = reference
     if not bool(torch.isfinite(expected).all()):
@@ -153,7 +155,7 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
             raise InterpError(
                 f"checking {model.name}",
                 f"logits through TransformerLens differ from Hugging Face's by {gap:.1e}",
-                "this architecture is not bridged faithfully; it cannot be measured",
+                "TransformerLens does not run this architecture correctly; use another model",
             )
         _check_padding(model, tokens[:SHORT], limit)
         tokens = tokens[:SHORT]
@@ -191,7 +193,7 @@ def _offered(model: LanguageModel) -> list[str]:
 
 
 def _kinds(model: LanguageModel) -> list[int]:
-    """One layer of each kind: by its hooks, its modules' classes and its type of attention."""
+    """One layer of each kind, told by its modules' names and classes and its type of attention."""
     types = getattr(model.bridge.original_model.config, "layer_types", None)
     found: dict[Any, int] = {}
     for layer in sorted(range(model.n_layers), key=lambda i: abs(i - model.n_layers // 2)):
@@ -202,7 +204,7 @@ def _kinds(model: LanguageModel) -> list[int]:
 
 
 def _check_padding(model: LanguageModel, tokens: list[int], limit: float) -> None:
-    """Whether prompts of different lengths may share a pass."""
+    """Set `model.ragged` to False if padding changes the logits."""
     rows = [tokens, tokens[: len(tokens) // 2]]
     alone = torch.cat([model.last_logits([row]) for row in rows])
     for side in ("left", "right"):
@@ -212,7 +214,7 @@ def _check_padding(model: LanguageModel, tokens: list[int], limit: float) -> Non
 
 
 def _check_shapes(model: LanguageModel, here: dict[Address, Tensor]) -> None:
-    """Heads of the sizes the model has, and neurons that are those of an MLP."""
+    """Test the shapes of head and neuron sites, and set `model.d_mlp`."""
     heads = {"q": model.n_heads, "z": model.n_heads, "k": model.n_kv_heads, "v": model.n_kv_heads}
     widths = {value.shape[-1] for (_, site), value in here.items() if site == "post"}
     if len(widths) == 1:
@@ -247,7 +249,7 @@ def _drop_missing(model: LanguageModel) -> None:
 
 
 def _check_identities(model: LanguageModel, tokens: list[int], limit: float) -> None:
-    """resid_pre + attn_out + mlp_out = resid_post in every layer; pattern rows sum to 1 or less."""
+    """Test that each layer is the sum of its parts, and that pattern rows sum to at most 1."""
     wanted = [
         (layer, site)
         for layer in range(model.n_layers)
@@ -263,7 +265,7 @@ def _check_identities(model: LanguageModel, tokens: list[int], limit: float) -> 
                 for site in ("attn_out", "mlp_out", "resid_mid"):
                     model.sites[site] = f"layer {layer} is not the sum of its parts ({gap:.1e})"
         if (layer, "pattern") in kept:
-            # Where a sink that is no token takes a share, rows sum to less than one.
+            # Rows sum to less than 1 if an attention sink that is not a token takes a share.
             most = float(kept[layer, "pattern"].float().sum(-1).max())
             if most > 1 + max(limit, 1e-3):
                 model.sites["pattern"] = f"a row of layer {layer} sums to {most:.3f}"
@@ -278,7 +280,7 @@ def _replacement_gap(
     there: dict[Address, Tensor],
     there_logits: Tensor,
 ) -> float:
-    """How far replacing a site everywhere is from what must follow."""
+    """The error of the replacement identity; infinity if it cannot be computed."""
 
     def a(name: str) -> Tensor:
         return here[layer, name]
@@ -299,7 +301,7 @@ def _replacement_gap(
     if site in ("attn_out", "mlp_out"):
         rest = [s for s in parts if s != site]
         if site == "attn_out" and not model.parallel:
-            # The MLP reads what attention wrote, so compare before it.
+            # The MLP reads attention's output, so compare before the MLP.
             mid = after([site], "resid_mid")
             return _off(mid, a("resid_pre") + b(site), mid)
         post = after([site], "resid_post")
@@ -333,16 +335,16 @@ def _mixed(pattern: Tensor, v: Tensor) -> Tensor:
 
 
 BLOCK = 2**24
-"""Numbers of each side that `row_gap` holds in float64 at a time."""
+"""How many numbers of each side `row_gap` converts to float64 at a time."""
 
 
 def row_gap(found: Any, expected: Any) -> float:
-    """The largest |found - expected| / |expected| of a row; both (rows, width). NaN if any is."""
+    """Largest |found - expected| / |expected| over the rows of (rows, width); NaN if any is NaN."""
     rows = max(1, BLOCK // expected.shape[-1])
     gaps, sizes = [], []
     for own, theirs in zip(found.split(rows), expected.split(rows), strict=True):
         own, theirs = own.cpu().double(), theirs.cpu().double()  # MPS has no float64
         gaps.append((own - theirs).norm(dim=-1))
         sizes.append(theirs.norm(dim=-1))
-    size = torch.cat(sizes)  # a row that is all but zero is rounding
+    size = torch.cat(sizes)  # a row close to zero holds only rounding errors
     return float((torch.cat(gaps) / size.clamp(min=max(1e-3 * float(size.max()), 1e-30))).max())

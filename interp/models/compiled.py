@@ -1,9 +1,9 @@
-"""Programs compiled to weights by Tracr, as ordinary models: circuits whose truth is known.
+"""Programs that Tracr compiled to weights, as ordinary models whose circuits are known.
 
-A program is `<name>.safetensors` with `<name>.json` beside it, as `training/tracr.py`
-writes them; five come with the package. Tracr's networks have learned positions, ReLU MLPs and no
-layer norm; here they become a GPT-2 whose layer norms do nothing. Lindner et al. 2023
-(arXiv 2301.05062).
+A program is a file `<name>.safetensors` with a `<name>.json` in the same folder, both written by
+`training/tracr.py`. The package contains five. Tracr's networks have learned positions, ReLU MLPs
+and no layer norm; here they become a GPT-2 whose layer norms have no effect. Source: Lindner et al.
+2023, arXiv 2301.05062.
 """
 
 from __future__ import annotations
@@ -29,23 +29,28 @@ from interp.models.loading import wrap
 from interp.models.toys.toy import BOS, UNKNOWN
 
 PROGRAMS = Path(__file__).parent / "programs"
-"""Where the package's own are."""
+"""The folder of the package's programs."""
 
 EPS = 1e12
-"""Added to a variance of order one before its root is taken: the norm's scale is then constant."""
+"""The eps of the layer norms. It is so much larger than a variance that the scale is constant."""
 
 CHECKED = 8
-"""Positions at least: what a model is checked on. Those past the program's longest are blank."""
+"""Least number of positions, which the checks need; those the program lacks are zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """A compiled program as a language model, and what the compiled network computes.
+    """A compiled program as a language model, with the outputs of the compiled network.
 
-    cases: every sequence it was run on, as token ids. expected[i]: (tokens, outputs) of case i,
-    what the Tracr network gave at each position. outputs: the tokens whose logits these are.
-    task: pairs of equal length whose answers differ at the last position. residual: what each
-    dimension of the residual stream means; those after the last are padding.
+    Attributes:
+        name: "tracr-" and the name of the program.
+        model: the model.
+        task: pairs of prompts of equal length whose answers at the last position differ.
+        cases: the token ids of every sequence that the Tracr network was run on.
+        expected: for each case, (tokens, outputs) the Tracr network's outputs at each position.
+        outputs: the tokens whose logits are these outputs.
+        residual: the meaning of each dimension of the residual stream; further ones are padding.
+        description: what the program computes.
     """
 
     name: str
@@ -59,32 +64,34 @@ class Compiled:
 
 
 def compiled_programs() -> list[str]:
-    """Names of the programs that come with the package."""
+    """Names of the package's programs."""
     return sorted(path.stem for path in PROGRAMS.glob("*.json"))
 
 
 def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = True) -> Compiled:
     """A compiled program as an ordinary `LanguageModel`, with its task and its cases.
 
-    Representation, exact up to rounding: the residual stream keeps Tracr's dimensions and gains
-    one that holds minus the sum of the others, so that layer norm has no mean to subtract; the
-    norms' eps is 1e12 and their weight 1e6, so that they divide by nothing. Heads are as wide as
-    GPT-2 makes them, the rest zero, and queries carry the ratio of the two roots. Output words are
-    tokens of their own, "=a" for the output a, whose logits are Tracr's outputs. A program with
-    one number as output has the tokens "=value" and "=zero". "<unk>" has the logit 0.5, so that it
-    is what follows where the program outputs nothing.
+    The model equals the Tracr network up to rounding. One dimension is added to Tracr's residual
+    stream, which holds minus the sum of the others, so that the mean that layer norm subtracts is
+    zero. The norms have eps 1e12 and weight 1e6, so that their scale is 1. Heads are padded with
+    zeros to GPT-2's head width, and queries are scaled to undo the change of 1/sqrt(d_head). Each
+    output word a has its own token "=a", whose logit is Tracr's output. A program whose output is
+    one number has the tokens "=value" and "=zero". "<unk>" has the logit 0.5, so that it is the
+    most likely token if the program outputs nothing.
 
-    Not representable: full attention. The models of this package are causal, and a program that
-    looks ahead (Tracr's `sort` or `reverse` at every position) must be compiled with a causal mask,
-    which changes what it means wherever it looked ahead.
+    Full attention cannot be represented, because the models of this package are causal. A program
+    that looks ahead (Tracr's `sort` or `reverse` at every position) must be compiled with a causal
+    mask, which changes its meaning at positions that looked ahead.
 
     Args:
-        path: a name of `compiled_programs`, such as "reverse"; or files, with or without a suffix.
+        path: a name from `compiled_programs`, such as "reverse", or the path of a program's files,
+            with or without a suffix.
         dtype: "float32" or "float64".
-        check: put the model's sites to the replacement identity, as `load_model` does.
+        check: test the model's sites with the replacement identity, as `load_model` does.
 
     Raises:
-        InterpError: no such program or a damaged one; a program compiled without a causal mask.
+        InterpError: there is no such program, its files are damaged, or it was compiled without a
+            causal mask.
     """
     own = str(path) in compiled_programs()
     stem = PROGRAMS / str(path) if own else Path(path)
@@ -93,11 +100,13 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
     if not facts["causal"]:
         raise InterpError(
             f"the compiled program {facts['name']}",
-            "it attends to later tokens, which a causal language model cannot",
+            "it attends to later tokens, but the models here are causal",
             "compile it with causal=True",
         )
     if dtype not in ("float32", "float64"):
-        raise InterpError(f"dtype {dtype!r}", "too coarse for an eps of 1e12", "use float32")
+        raise InterpError(
+            f"dtype {dtype!r}", "not precise enough for an eps of 1e12", "use float32"
+        )
     network = _gpt2(facts, arrays).to(getattr(torch, dtype))
     name = f"tracr-{facts['name']}"
     model = wrap(
@@ -139,7 +148,7 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
 
 
 def _read(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both files of a program."""
+    """The content of a program's two files."""
     try:
         facts = json.loads(stem.with_name(f"{stem.name}.json").read_text(encoding="utf-8"))
         return facts, load_file(stem.with_name(f"{stem.name}.safetensors"))
@@ -147,12 +156,12 @@ def _read(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InterpError(
             f"the compiled program {stem}",
             f"missing or damaged: {error}",
-            f"name one of {', '.join(compiled_programs())}, or make it with training/tracr.py",
+            f"use one of {', '.join(compiled_programs())}, or make it with training/tracr.py",
         ) from error
 
 
 def _tokenizer(words: list[str]) -> Any:
-    """A word-level tokeniser: words separated by spaces, none added."""
+    """A tokeniser of words separated by spaces, which adds no special tokens."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -199,7 +208,7 @@ def _gpt2(facts: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Any:
         parameter.zero_()
     body: Any = network.transformer
     embedded = arrays["token_embed"]
-    # The token after <bos> is <unk>, which Tracr does not have: it stays zero.
+    # Token 1 is <unk>, which Tracr does not have: its embedding stays zero.
     inputs = [0, *range(2, 1 + len(embedded))]
     body.wte.weight[inputs] = _balanced(embedded, config.n_embd)
     positions = _balanced(arrays["pos_embed"], config.n_embd)
@@ -220,7 +229,7 @@ def _gpt2(facts: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Any:
 def _set_layer(
     layer: Any, number: int, arrays: Mapping[str, Tensor], heads: int, d_head: int
 ) -> None:
-    """One block's weights, each head padded to `d_head`."""
+    """Set the weights of one block, with each head padded to `d_head`."""
 
     def part(name: str) -> tuple[Tensor, Tensor]:
         return tuple(arrays[f"blocks.{number}.{name}.{letter}"] for letter in "wb")  # type: ignore
@@ -229,7 +238,7 @@ def _set_layer(
     for place, name in enumerate(("query", "key", "value")):
         weight, bias = part(name)
         key = weight.shape[1] // heads
-        # GPT-2 divides scores by the root of its own head width.
+        # GPT-2 divides scores by the root of its own, padded head width.
         scale = math.sqrt(d_head / key) if name == "query" else 1.0
         columns = slice(place * wide, (place + 1) * wide)
         into = attention.c_attn.weight[: len(weight), columns].unflatten(1, (heads, d_head))
@@ -249,7 +258,7 @@ def _set_layer(
 
 
 def _balanced(writes: Tensor, width: int) -> Tensor:
-    """Rows written to the residual stream, padded, with minus their sum in the next dimension."""
+    """Outputs padded to `width`, with minus their sum in the first padding dimension."""
     padded = writes.new_zeros(len(writes), width)
     own = writes.shape[1]
     padded[:, :own] = writes

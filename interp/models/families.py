@@ -1,8 +1,8 @@
-"""Which modules of which families are the parts of a `Decoder`.
+"""Read the parts of a `Decoder` from the modules of each model family.
 
-The only file that knows the module paths of other people's models. A part is read only where its
-module computes exactly what the part does: a plain linear map or norm, its own class, nothing
-attached. Adapters, quantised weights and parametrisations are none, and give the reason instead.
+Only this file knows the module names of Hugging Face models. A part is read only if its module
+computes exactly the same: a plain linear map or norm of the expected class, with nothing attached.
+Adapters, quantised weights and parametrisations are refused with the reason.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from interp.engine.architecture import Attention, Block, Decoder, Function, Line
 def read_architecture(model: nn.Module) -> Decoder:
     """The `Decoder` of a Hugging Face causal language model, sharing its weights.
 
-    Call it before the model is wrapped: a bridge replaces submodules in place.
+    Call it before the model is wrapped, because a bridge replaces submodules in place.
 
     Raises:
-        InterpError: the architecture is not one of the families known here, or a module is not
-            the plain one it should be.
+        InterpError: the architecture is not one of the families known here, or a module is not of
+            the expected plain class.
     """
     name = type(model).__name__
     if name not in _READERS:
         raise InterpError(
             f"a fast engine for {name}",
             "this architecture is not described in interp/models/families.py",
-            f"known: {', '.join(sorted(_READERS))}; the hook loop still works (engine='hooks')",
+            f"use one of {', '.join(sorted(_READERS))}, or the hook loop (engine='hooks')",
         )
     return _READERS[name](model)
 
@@ -43,8 +43,12 @@ _PROBES = 8
 def _linear(module: Any) -> Linear:
     """A plain `nn.Linear` or `Conv1D`, sharing its weight.
 
-    Its class and what is attached to it are looked at, and it is run on a few unit vectors: there
-    the result must be its weight's rows plus its bias to the last bit, in every dtype.
+    Its class and attached hooks are checked. Then it is run on a few unit vectors: the result must
+    be exactly the rows of its weight plus its bias, in every dtype.
+
+    Raises:
+        InterpError: the module is of another class, has something attached, or computes something
+            else.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -59,40 +63,40 @@ def _linear(module: Any) -> Linear:
         if not torch.equal(module(units), expected):
             raise InterpError(
                 f"a fast engine with a {type(module).__name__}",
-                "its output on unit vectors is not its weight's rows and bias to the last bit",
-                "load plain weights, and leave reduced precision (TF32) off",
+                "its output on unit vectors is not exactly its weight's rows plus its bias",
+                "load plain weights, and turn reduced precision (TF32) off",
             )
     return Linear(weight=weight, bias=bias)
 
 
 def _require_plain(module: Any, known: bool) -> None:
-    """Refuse a module of another class, or one with something attached that changes its output."""
+    """Refuse a module of another class, or with something attached that changes its output."""
     kind = type(module)
     own = not kind.__module__.startswith(("torch.nn.modules.", "transformers."))
     if not known or own or _attached(module):
         raise InterpError(
             f"a fast engine with a {kind.__module__}.{kind.__name__}",
-            "it is not exactly the plain module of its family",
-            "merge adapters, or load plain weights; engine='hooks' still works",
+            "it is not the plain module of its family",
+            "merge adapters, load plain weights, or use engine='hooks'",
         )
 
 
 def _attached(module: Any) -> str:
-    """What is attached to a module that changes its output or its gradient; "" for nothing."""
+    """What is attached to a module and changes its output or gradient; "" if nothing is."""
     kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     for kind in kinds:
         if getattr(module, f"_{kind}"):
             return kind.replace("_", " ")
-    return "a forward of its own" if "forward" in vars(module) else ""
+    return "a patched forward" if "forward" in vars(module) else ""
 
 
 def refuse_attached(model: nn.Module, name: str) -> None:
-    """Refuse a model that does not compute what its classes do, or that was loaded before.
+    """Refuse a model that computes something other than its classes do, or was loaded before.
 
-    What accelerate puts around the modules of a model spread over devices is let through.
+    The hooks that accelerate adds to a model on several devices are allowed.
 
     Raises:
-        InterpError: hooks, a patched `forward`, or the modules of a bridge.
+        InterpError: a module has hooks or a patched `forward`, or belongs to a bridge.
     """
     from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
@@ -100,8 +104,8 @@ def refuse_attached(model: nn.Module, name: str) -> None:
         if isinstance(module, GeneralizedComponent):
             raise InterpError(
                 f"loading {name}",
-                "this object was loaded already, which changed it",
-                "use the LanguageModel it gave, or load a new object",
+                "this object was loaded before, which changed it",
+                "use the LanguageModel from that call, or load a new object",
             )
         if hasattr(module, "_hf_hook"):
             continue
@@ -109,12 +113,12 @@ def refuse_attached(model: nn.Module, name: str) -> None:
             raise InterpError(
                 f"loading {name}",
                 f"{path or 'the model'} ({type(module).__name__}) has {found}",
-                "remove them first; hooks for a LanguageModel are given to intervene()",
+                "remove them first; pass hooks for a LanguageModel to intervene()",
             )
 
 
 def _norm(module: Any) -> Norm:
-    """LayerNorm or RMSNorm; (1 + weight) for the Gemma families."""
+    """LayerNorm or RMSNorm; the Gemma families store weight - 1."""
     name = type(module).__name__
     _require_plain(module, isinstance(module, nn.LayerNorm) or name.endswith("RMSNorm"))
     weight = module.weight.detach()
@@ -128,14 +132,14 @@ def _norm(module: Any) -> Norm:
 
 
 def _activation(module: Any) -> Function:
-    """The activation; the tanh form of GELU as one fused call."""
+    """The activation function; the tanh approximation of GELU is computed in one fused call."""
     if type(module).__name__ in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh"):
         return lambda x: F.gelu(x, approximate="tanh")
     return module
 
 
 def _read_llama_like(model: Any) -> Decoder:
-    """Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3 and OLMo-2: one layout, optional parts."""
+    """Llama, Mistral, Qwen2, Qwen3, Gemma-2, Gemma-3 and OLMo-2 have one layout."""
     config, body = model.config, model.model
     layer_types = getattr(config, "layer_types", None) or [None] * len(body.layers)
     per_type = type(body.rotary_emb).__name__.startswith("Gemma3")

@@ -1,6 +1,6 @@
-"""A loaded model: tokeniser, hooked runs through TransformerLens, and its parts for the engine.
+"""A loaded model: its tokeniser, runs with hooks through TransformerLens, and its `Decoder`.
 
-The only file, with its neighbours in this folder, that knows the backend.
+Only this folder uses the backend, TransformerLens.
 """
 
 from __future__ import annotations
@@ -30,27 +30,38 @@ from interp.models.batches import Batch, batches, padded
 Address = tuple[int, str]
 
 HOOKED = "activation_patching with engine='hooks', cache=False"
-"""What measures single components inside `intervene`."""
+"""How to measure single components inside `intervene`, for error messages."""
 
 _ORDER = {site: place for place, site in enumerate(SITES)}
 
 
 Hook = Callable[[Tensor, Batch], Tensor]
-"""(value of a site, the batch) -> its new value. Heads are (batch, pos, head, d_head), patterns
-(batch, head, query_pos, key_pos), everything else (batch, pos, width)."""
+"""(value of a site, the batch) -> its new value. Head sites are (batch, pos, head, d_head),
+patterns are (batch, head, query_pos, key_pos), and other sites are (batch, pos, width)."""
 
 
 @dataclass(kw_only=True)
 class LanguageModel:
     """A causal language model that has passed its checks.
 
-    `sites` maps each site to None where it can be read and changed, else to the reason it
-    cannot. `engine_reason` says why there is no fast engine, if there is none. `notes` say what
-    else was found at loading: special tokens left out of prompts, what could not be checked.
-
-    `max_positions` is the longest prompt (None: any). Prompts of up to `switch` tokens and longer
-    ones never share a pass, because the rotary angles depend on the longest prompt of a pass.
-    Where not `ragged`, prompts of different lengths never do, because padding changes them.
+    Attributes:
+        bridge: TransformerLens' wrapper of the Hugging Face model.
+        decoder: the weights by name, for the fast engine; None if it cannot run this model.
+        engine_reason: why the fast engine cannot run it, or None.
+        hash: sha256 of the weights and configuration.
+        parallel: whether attention and MLP read the same residual stream.
+        gated: whether the MLP has a gate.
+        post_norms: whether a norm follows attention.
+        notes: further findings at loading, e.g. special tokens left out of prompts and what could
+            not be checked.
+        max_positions: length of the longest prompt in tokens; None for any.
+        switch: prompts longer than this never share a pass with others, because the rotary angles
+            depend on the longest prompt of a pass.
+        ragged: if False, prompts of different lengths never share a pass, because padding changes
+            their numbers.
+        sites: for each site None if it can be read and changed, or else the reason it cannot.
+        lock: held during every run and inside `intervene`.
+        active: hooks of the interventions in force.
     """
 
     name: str
@@ -89,24 +100,26 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding lives."""
+        """The device of the embedding."""
         return next(self.bridge.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' type."""
+        """The type of the weights."""
         return next(self.bridge.parameters()).dtype
 
     # -- tokens ----------------------------------------------------------------------------
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
-        """A prompt's tokens as the tokeniser gives them, with what it puts before a text.
+        """The tokens of a prompt, with the special tokens that the tokeniser puts before a text.
 
-        What it puts after one, such as an end-of-text token, is left out: the model would be read
-        behind it. A text that already begins with the special tokens keeps one copy of them.
+        Special tokens that it puts after a text, such as an end-of-text token, are left out: the
+        model would otherwise be read after them. If a text already begins with the special tokens,
+        it keeps one copy of them.
 
         Raises:
-            InterpError: no tokeniser for text, no tokens, or more than the model has positions.
+            InterpError: the prompt is a text and the model has no tokeniser, the prompt has no
+                tokens or more than the model has positions, or an id is outside the vocabulary.
         """
         prompt = as_prompt(prompt, f"a prompt for {self.name}")
         tokens, spans = self.cut(prompt) if isinstance(prompt, str) else (prompt, None)
@@ -132,10 +145,10 @@ class LanguageModel:
         )
 
     def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]:
-        """A text's tokens as in `tokenize`, of any number, and their places in it.
+        """The tokens of a text as in `tokenize`, of any number, and their character ranges.
 
         Raises:
-            InterpError: no tokeniser for text.
+            InterpError: the model has no tokeniser.
         """
         if self.tokenizer is None:
             raise InterpError(
@@ -151,7 +164,7 @@ class LanguageModel:
 
     @cached_property
     def affixes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The special tokens that the tokeniser puts before and after every text."""
+        """The special tokens that the tokeniser adds before and after every text."""
         if self.tokenizer is None:
             return (), ()
         words = self.tokenizer.get_vocab().keys() - set(self.tokenizer.all_special_tokens)
@@ -172,16 +185,16 @@ class LanguageModel:
         return tuple(self.tokenizer.decode([token]) for token in tokens)
 
     def token_id(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text inside another: `interp.core.continuations.piece_tokens`."""
+        """The tokens of a text inside a longer text: `interp.core.continuations.piece_tokens`."""
         if self.tokenizer is None:
-            raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give ids")
+            raise InterpError(f"the token {text!r}", f"{self.name} has no tokeniser", "give an id")
         return piece_tokens(self.tokenizer, text)
 
     def single_token(self, text: str | int, asked: str = "token") -> int:
-        """The id of a text that is one token; an id is checked and returned.
+        """The id of a text that is a single token. An id is checked and returned.
 
         Raises:
-            InterpError: more tokens or none, or an id beyond the vocabulary.
+            InterpError: the text is several tokens or none, or the id is outside the vocabulary.
         """
         if not isinstance(text, str):
             return within([text], self.d_vocab, "token", self.name)[0]
@@ -190,25 +203,25 @@ class LanguageModel:
             raise InterpError(
                 f"{asked} {text!r}",
                 f"{len(tokens)} tokens in {self.name}: {'|'.join(self.strings(tokens))}",
-                "give a text of one token (mind its leading space)",
+                "give a text of one token (it may need a leading space)",
             )
         return tokens[0]
 
     # -- parts -----------------------------------------------------------------------------
 
     def require_decoder(self, what: str) -> Decoder:
-        """The weights by name, which the fast engine and all weight analyses need.
+        """The weights by name, which the fast engine and all analyses of weights need.
 
         Raises:
-            InterpError: the family is unknown to the engine, the model is spread over devices, or
-                it is in training mode.
+            InterpError: the engine does not know the family, the model is on several devices, or it
+                is in training mode.
         """
         self.refuse_training()
         if self.decoder is None:
             raise InterpError(
                 f"{what} on {self.name}",
                 str(self.engine_reason),
-                "use a known family; run_with_cache() and intervene() work on any model",
+                "use a known family; run_with_cache() and intervene() work on every model",
             )
         return self.decoder
 
@@ -216,7 +229,7 @@ class LanguageModel:
         """Refuse a model in training mode, where dropout may change every run.
 
         Raises:
-            InterpError: `train()` was called on it.
+            InterpError: the model is in training mode.
         """
         if self.bridge.training:
             raise InterpError(
@@ -224,10 +237,11 @@ class LanguageModel:
             )
 
     def require_parts(self, labels: Sequence[str], site: str) -> list[Component]:
-        """Heads (site z) or neurons (site post) by their labels, each once.
+        """The components with these labels: heads for site z, neurons for site post.
 
         Raises:
-            InterpError: none, a label of another kind, one twice, or one that does not exist.
+            InterpError: there is no label, a label is of another kind or occurs twice, or a
+                component does not exist.
         """
         labels = listed(labels)
         parts = [Component.parse(label) for label in labels]
@@ -235,17 +249,18 @@ class LanguageModel:
         if not parts or wrong or len(set(parts)) < len(parts):
             kind = "heads such as L17H11" if SITES[site] == "head" else "neurons such as L26N6475"
             raise InterpError(
-                f"components {list(labels)}", f"{wrong} unfit", f"give {kind}, each once"
+                f"components {list(labels)}", f"not suitable: {wrong}", f"give {kind}, each once"
             )
         for part in parts:
             self.require_component(part)
         return parts
 
     def require_component(self, component: Component) -> None:
-        """Refuse a component this model does not have.
+        """Refuse a component that this model does not have.
 
         Raises:
-            InterpError: the site is absent, or the layer, head or neuron does not exist.
+            InterpError: the model does not offer the site, or the layer, head or neuron does not
+                exist.
         """
         self.require_site(component.site)
         within([component.layer], self.n_layers, "layer", self.name)
@@ -254,14 +269,15 @@ class LanguageModel:
             within([component.index], self.size(axis), axis, self.name)
 
     def size(self, axis: Axis) -> int:
-        """Heads, key/value heads or neurons of a layer."""
+        """The number of heads, key/value heads or neurons in a layer."""
         return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp}[axis]
 
     def require_site(self, site: str) -> None:
-        """Refuse a site this model does not offer.
+        """Refuse a site that this model does not offer.
 
         Raises:
-            InterpError: unknown, or absent with the reason.
+            InterpError: there is no such site, or the model does not offer it; the message gives
+                the reason.
         """
         if (reason := self.sites[check_site(site)]) is not None:
             offered = ", ".join(name for name, why in self.sites.items() if why is None)
@@ -274,14 +290,14 @@ class LanguageModel:
         hooks: Mapping[Address, list[Hook]] | None = None,
         padding_side: str = "right",
     ) -> Iterator[tuple[Batch, Tensor]]:
-        """Hooked forward passes, padded and masked: yields each batch with its logits.
+        """Run prompts with hooks, in padded and masked batches; yield each batch and its logits.
 
-        Prompts are texts, token ids or a task (its clean prompts). They are grouped so that a pass
-        holds at most about `BATCH_TOKENS` tokens, and apart as `switch` and `ragged` ask. Results
+        Prompts are texts, token ids or a task (its clean prompts). They are grouped into batches of
+        at most about `BATCH_TOKENS` tokens, and separated as `switch` and `ragged` require. Results
         do not depend on the grouping or on the padding side.
 
         Raises:
-            InterpError: an unknown padding side, or a model in training mode.
+            InterpError: the padding side is unknown, or the model is in training mode.
         """
         self.refuse_training()
         if padding_side not in ("left", "right"):
@@ -297,7 +313,7 @@ class LanguageModel:
                 for group in (*self.active, hooks or {}):
                     for address, functions in group.items():
                         together.setdefault(address, []).extend(functions)
-                # In causal order: an edit of resid_mid follows those of what it is the sum of.
+                # In causal order: resid_mid is changed after resid_pre and attn_out, its summands.
                 points = [
                     point
                     for address in sorted(together, key=lambda at: (at[0], _ORDER[at[1]]))
@@ -310,7 +326,7 @@ class LanguageModel:
             yield batch, logits
 
     def last_logits(self, prompts: Task | Prompt | Sequence[Prompt], **options: Any) -> Tensor:
-        """Logits at the last token of each prompt, (prompts, d_vocab)."""
+        """(prompts, d_vocab) logits at the last token of each prompt."""
         if not (rows := rows_of(self, prompts)):
             raise InterpError(f"running {self.name}", "no prompts", "give at least one")
         with torch.no_grad():
@@ -322,24 +338,24 @@ class LanguageModel:
         return torch.stack([found[prompt] for prompt in range(len(rows))])
 
     def refuse_changed(self, what: str, instead: str = "a call outside the block") -> None:
-        """Refuse what reads the weights, or keeps its result, while interventions are in force.
+        """Refuse a call that reads weights, or keeps its result, while interventions are in force.
 
-        `instead` is what does see them, if anything does.
+        `instead` names what to use instead.
 
         Raises:
-            InterpError: called inside `intervene`.
+            InterpError: the call is inside `intervene`.
         """
         with self.lock:
             if self.active:
                 raise InterpError(
                     f"{what} inside intervene()",
-                    "it would not see the interventions, or keep their effect as a plain result",
+                    "it would ignore the interventions, or keep a changed result as a plain one",
                     f"use {instead}",
                 )
 
     @contextmanager
     def hooked(self, hooks: Mapping[Address, list[Hook]]) -> Iterator[None]:
-        """Every run inside the block has these hooks; the lock is held, nothing stays behind."""
+        """Add hooks to every run inside the block, and hold the lock; both end with the block."""
         with self.lock:
             self.active.append(hooks)
             try:
@@ -350,11 +366,11 @@ class LanguageModel:
     def _points(
         self, address: Address, hooks: list[Hook], batch: Batch
     ) -> list[tuple[str, Callable[..., Tensor | None]]]:
-        """TransformerLens hooks for one site.
+        """The TransformerLens hooks for one site.
 
-        resid_mid needs care: its hook sits on the second norm's input, behind the skip
-        connection, so an edit there would change the MLP's reading only. The edit is made on
-        attn_out instead, so that resid_pre + attn_out becomes the new value.
+        The hook of resid_mid is on the input of the second norm, after the skip connection branches
+        off, so a change there would reach the MLP only. So attn_out is changed instead, such that
+        resid_pre + attn_out is the new value.
         """
         layer, site = address
         self.require_site(site)
@@ -381,7 +397,7 @@ class LanguageModel:
             needed = new - seen["resid_pre"]
             if needed.requires_grad:
                 return needed
-            # Where nothing changed, not even a rounding error does.
+            # Where the value is unchanged, avoid even a rounding error.
             return torch.where(new == mid, value, needed)
 
         return [
@@ -391,7 +407,7 @@ class LanguageModel:
 
 
 def hook_name(layer: int, site: str) -> str:
-    """TransformerLens' name for a site's hook."""
+    """TransformerLens' name of a site's hook."""
     inside = {
         **dict.fromkeys(("q", "k", "v", "z", "pattern"), "attn."),
         **dict.fromkeys(("pre", "pre_linear", "post"), "mlp."),
@@ -403,20 +419,20 @@ def build_bridge(hf_model: Any) -> Any:
     """TransformerLens' bridge around a Hugging Face model, which it changes in place.
 
     Raises:
-        InterpError: an architecture TransformerLens does not bridge.
+        InterpError: TransformerLens does not support the architecture.
     """
     from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     name = type(hf_model).__name__
     for module in hf_model.modules():
         if type(module).__name__ == "GPTNeoXAttention" and module.query_key_value.bias is None:
-            # TransformerLens cannot split a projection without a bias: one of zeros is the same.
+            # TransformerLens cannot split a projection without a bias, so give it one of zeros.
             joint = module.query_key_value
             zeros = joint.weight.new_zeros(joint.out_features)
             joint.bias = torch.nn.Parameter(zeros, requires_grad=False)
     try:
         bridge = build_bridge_from_module(hf_model, name, hf_config=hf_model.config)
-        for module in bridge.modules():  # eval() would visit shared modules many times over
+        for module in bridge.modules():  # eval() would visit shared modules many times
             module.training = False
         return bridge
     except Exception as error:
@@ -424,19 +440,19 @@ def build_bridge(hf_model: Any) -> Any:
         raise InterpError(
             f"bridging {name}",
             f"TransformerLens fails on it: {reason}",
-            "use a causal language model it knows",
+            "use a causal language model that TransformerLens supports",
         ) from error
 
 
 def fingerprint(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], apart: Sequence[str] = ()
 ) -> str:
-    """sha256 of a model's weights and configuration: the identity used in every key and result.
+    """sha256 of a model's weights and configuration, which identifies it in keys and results.
 
-    Independent of the device; different for another dtype. Names of the configuration that say
-    where a model came from, not what it computes, are left out; so is the implementation of
-    attention, which `interp.models.loading.wrap` makes "eager" for every model. `apart` is what
-    else the model computes with (`interp.models.checkpoints.departures`).
+    It does not depend on the device, but on the dtype. Entries of the configuration that say where
+    a model came from are left out, and so is the implementation of attention, which
+    `interp.models.loading.wrap` sets to "eager" for every model. `apart` lists other differences
+    that affect what the model computes (`interp.models.checkpoints.departures`).
     """
     digest = hashlib.sha256("\n".join(apart).encode())
     passing = ("_name_or_path", "transformers_version", "architectures", "_attn_implementation")

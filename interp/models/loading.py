@@ -1,4 +1,4 @@
-"""Loading a model by name, and checking it before use."""
+"""Load a model by name and check it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ FAMILY_TABLE = Path(__file__).parent.parent / "data" / "families.json"
 
 
 def known_families() -> list[dict[str, Any]]:
-    """What tiny random models of each tried family offer: name, architecture, runs, missing.
+    """What tiny random models of each tested family offer: name, architecture, runs, missing.
 
-    `runs` is "engine", "hooks" or "refused"; `missing` maps sites to the reason they are absent
-    ("" for the whole model). Written by `python -m tests.families`, compared by the tests.
+    `runs` is "engine", "hooks" or "refused". `missing` maps sites to the reason they are not
+    offered ("" stands for the whole model). `python -m tests.families` writes this table, and the
+    tests compare it.
     """
     return json.loads(FAMILY_TABLE.read_text(encoding="utf-8"))["families"]
 
@@ -45,31 +46,30 @@ def load_model(
     tokenizer: Any = None,
     check: bool = True,
 ) -> LanguageModel:
-    """A causal language model by name, checked.
+    """Load a causal language model by name and check it.
 
     Args:
-        name: `smollm2-135m-instruct` (the embedded default), a shipped organism such as
-            `countdown-smollm2`, a `toy-*` name, a local directory (of a model or of a PEFT
-            adapter, which is merged into its base), a GGUF file, a Hugging Face id, or a
-            transformers model that is in memory already, which is taken as it is and changed in
-            place. Such a model has no hooks and no `forward` of its own on any module, and can
-            be given once. The architecture must be one that TransformerLens bridges: `interp
-            models`.
-        device: "cpu", "cuda", "mps"; a GPU if there is one and None is given.
+        name: `smollm2-135m-instruct` (the default), a trained model of the package such as
+            `countdown-smollm2`, a `toy-*` name, a local folder (of a model or of a PEFT adapter,
+            which is merged into its base), a GGUF file, a Hugging Face id, or a transformers model
+            in memory, which is changed in place. A model in memory must have no hooks and no
+            patched `forward`, and can be loaded only once. TransformerLens must support the
+            architecture; `interp models` lists families.
+        device: "cpu", "cuda" or "mps"; None uses a GPU if there is one.
         dtype: "float32" (the default), "float64", "bfloat16" or "float16".
-        device_map: as in transformers, for models larger than one GPU; such models run through
+        device_map: as in transformers, for models larger than one GPU. Such models run through
             hooks, without the fast engine.
         revision: the branch, tag or commit of a Hugging Face id.
-        tokenizer: that of a model in memory.
-        check: put every site to the replacement identity. For a model from files the outcome is
-            kept under the cache, so that only the first load of given weights pays for it; a
-            model in memory is checked each time.
+        tokenizer: the tokeniser of a model in memory.
+        check: test every site with the replacement identity. For a model from files the result is
+            kept in the cache, so that only the first load takes this time. A model in memory is
+            checked each time.
 
     Raises:
-        InterpError: an unknown name, a hub id that cannot be reached, files that are missing,
-            damaged or do not fit the configuration, weights with NaN, an architecture whose
-            hooked logits are not Hugging Face's, or a model in memory with hooks, with a
-            patched `forward`, or loaded before.
+        InterpError: the name is unknown, a Hugging Face id cannot be reached, files are missing,
+            damaged or do not fit the configuration, the weights hold NaN, the logits through hooks
+            differ from Hugging Face's, or a model in memory has hooks or a patched `forward`, or
+            was loaded before.
     """
     import torch
 
@@ -78,17 +78,17 @@ def load_model(
         if any(given is not None for given in (device, dtype, device_map, revision)):
             raise InterpError(
                 "device, dtype, device_map or revision of a model in memory",
-                "it is taken as it is",
+                "it is used as it is",
                 "call its .to(...) first",
             )
         called = getattr(name.config, "_name_or_path", "")
         return wrap(name, tokenizer, name=called or type(name).__name__, check=check)
     check = checked(Boolean, check, "check of load_model()")
     if tokenizer is not None:
-        raise InterpError(f"a tokenizer for {name!r}", "it has its own", "leave it out")
+        raise InterpError(f"a tokenizer for {name!r}", "it has its own", "omit it")
     if not isinstance(name, str | Path) or not str(name):
-        do = "give a name of `interp models`, a directory, a GGUF file, a hub id or a loaded model"
-        raise InterpError(f"loading {name!r:.60}", "no name of a model", do)
+        do = "give a name from `interp models`, a folder, a GGUF file, a Hugging Face id or a model"
+        raise InterpError(f"loading {name!r:.60}", "not the name of a model", do)
     name, kinds = str(name), ("float32", "float64", "bfloat16", "float16")
     dtype = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if dtype not in kinds:
@@ -99,7 +99,7 @@ def load_model(
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         said = str(error).splitlines()[0]
-        raise InterpError(f"device {device!r}", said, "use one that torch offers") from error
+        raise InterpError(f"device {device!r}", said, "use a device that torch offers") from error
     hf_model, tokenizer, card = _by_name(name, getattr(torch, dtype), device_map, revision)
     if device_map is None:
         hf_model = hf_model.to(device)
@@ -107,10 +107,10 @@ def load_model(
 
 
 def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tuple[Any, Any, str]:
-    """The Hugging Face model of a name, its tokeniser and its card."""
+    """The Hugging Face model with a name, its tokeniser and its card."""
     known = [entry.name for entry in known_models()]
     if revision is not None and name in known:
-        raise InterpError(f"revision {revision!r} of {name}", "there is one", "leave it out")
+        raise InterpError(f"revision {revision!r} of {name}", "it has only one", "omit it")
     if device_map is not None and name in known and name != embedded.NAME:
         raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
     if name in TOYS:
@@ -141,11 +141,12 @@ def wrap(
 ) -> LanguageModel:
     """A `LanguageModel` around a Hugging Face causal language model, which it changes in place.
 
-    Where it comes straight `from_files`, its check is kept and looked up. Otherwise its hash
-    includes whatever differs from what its class and configuration give.
+    If the model was just read `from_files`, the result of its check is kept in the cache and looked
+    up there. Otherwise its hash includes everything that differs from a new model of its class and
+    configuration.
 
     Raises:
-        InterpError: see `load_model`.
+        InterpError: as in `load_model`.
     """
     from interp.core.records import write_sealed
     from interp.models.checks import VERSION, check_prompt, rotary_switch
@@ -213,15 +214,15 @@ def wrap(
         if kept["misread"] is not None:
             model.decoder, model.engine_reason = None, kept["misread"]
     if not model.ragged:
-        model.notes += ("padding changes its numbers: prompts of different lengths run apart",)
+        model.notes += ("padding changes its numbers: prompts of different lengths run separately",)
     return model
 
 
 def _transformer(hf_model: Any, name: str) -> Any:
-    """The model to wrap: adapters merged, the text part alone, attention computed step by step.
+    """The model to wrap: with adapters merged, only the text part, and eager attention.
 
     Raises:
-        InterpError: no causal transformer, or no layers.
+        InterpError: it is not a causal transformer, or has no layers.
     """
     if hasattr(hf_model, "merge_and_unload"):
         hf_model = hf_model.merge_and_unload().requires_grad_(False)
@@ -235,15 +236,15 @@ def _transformer(hf_model: Any, name: str) -> Any:
             found = "no attention heads" if what == "num_attention_heads" else "no layers"
             raise InterpError(f"wrapping {name}", f"{kind} has {found}: not a transformer", do)
     if config._attn_implementation != "eager":
-        hf_model.set_attn_implementation("eager")  # the others do not give the pattern
+        hf_model.set_attn_implementation("eager")  # other implementations do not give the pattern
     return hf_model
 
 
 def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], list[Any], Any]:
-    """The check's prompt, and the untouched model's residual stream before every layer and logits.
+    """The check's prompt, and the unwrapped model's residual stream before each layer and logits.
 
     Raises:
-        InterpError: weights with NaN or infinity, or a model that fails on the prompt.
+        InterpError: the weights hold NaN or infinity, or the model fails on the prompt.
     """
     import torch
 
@@ -266,10 +267,10 @@ def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], 
 
 
 def _limit_lengths(model: LanguageModel, switch: tuple[str, int] | None) -> None:
-    """Which prompts may be run, and which in one pass, where the length changes the rotary angles.
+    """Limit prompts of models whose rotary angles depend on the length of the prompt.
 
-    Longrope takes other angles for a pass whose longest prompt is longer than its original length.
-    Dynamic scaling goes on from the longest prompt that was ever run, so longer ones are refused.
+    Longrope uses other angles for a pass whose longest prompt exceeds the original length. Dynamic
+    scaling depends on the longest prompt ever run, so prompts that would trigger it are refused.
     """
     if switch is None:
         return
@@ -279,15 +280,15 @@ def _limit_lengths(model: LanguageModel, switch: tuple[str, int] | None) -> None
         model.notes += (f"dynamic rotary angles: prompts of more than {size} tokens are refused",)
     else:
         model.switch = size
-        model.notes += (f"longrope: prompts of more than {size} tokens run apart from others",)
+        model.notes += (f"longrope: prompts of more than {size} tokens run separately",)
 
 
 def _note_special_tokens(model: LanguageModel) -> None:
-    """Say which special tokens `tokenize` leaves out."""
+    """Add notes on special tokens that `tokenize` leaves out."""
     before, after = model.affixes
     if after:
         shown = "".join(model.strings(after))
-        model.notes += (f"its tokeniser ends every text with {shown!r}: left out",)
+        model.notes += (f"its tokeniser ends every text with {shown!r}, which is left out",)
     template = getattr(model.tokenizer, "chat_template", None)
     if before and isinstance(template, str):
         shown = "".join(model.strings(before))
@@ -298,7 +299,7 @@ def _note_special_tokens(model: LanguageModel) -> None:
 def _checked(
     model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
 ) -> dict[str, Any]:
-    """The outcome of the checks, as it is kept."""
+    """The results of the checks, as kept in the cache."""
     from interp.models.checks import check_model
 
     check_model(model, (prompt, logits))
@@ -311,10 +312,10 @@ def _checked(
 
 
 def unwrapped(model: LanguageModel) -> Any:
-    """A new Hugging Face model with the same weights, untouched by any bridge: `wrap` undone.
+    """A new, unwrapped Hugging Face model with the same weights.
 
     Raises:
-        InterpError: the weights or the configuration are no longer those that were loaded.
+        InterpError: the weights or the configuration have changed since loading.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -329,28 +330,28 @@ def unwrapped(model: LanguageModel) -> Any:
         copy = AutoModelForCausalLM.from_config(deepcopy(wrapped.config), **options)
     copy.load_state_dict({name: held[name] for name in copy.state_dict()})
     for name, buffer in copy.named_buffers():
-        buffer.data = held[name].clone()  # rotary frequencies follow neither state dict nor dtype
+        buffer.data = held[name].clone()  # rotary frequencies are not in the state dict
     copy = copy.to(model.device)
     if fingerprint(copy.state_dict(), copy.config.to_dict(), departures(copy)) != model.hash:
         raise InterpError(
             f"copying {model.name}",
-            "its weights or configuration are not those that were loaded",
+            "its weights or configuration have changed since loading",
             "load it again",
         )
     return copy
 
 
 def model_hash(model: LanguageModel) -> str:
-    """sha256 of a model's weights and configuration, as used in every key and every result."""
+    """sha256 of a model's weights and configuration, as in every key and result."""
     return model.hash
 
 
 def check_engine(
     model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
 ) -> str | None:
-    """Why the fast engine cannot be used: what it computes is not Hugging Face's. None if it is.
+    """Compare the fast engine with Hugging Face: None if they agree, or else the reason.
 
-    Compared are the residual stream before every layer, token by token, and all logits.
+    The comparison covers the residual stream before every layer, token by token, and all logits.
     """
     import torch
 
@@ -378,7 +379,7 @@ def check_engine(
 
 
 def _kept_check(path: Path, key: str) -> dict[str, Any] | None:
-    """The outcome of an earlier check of the same weights, versions and device."""
+    """The result of an earlier check of the same weights, versions and device, or None."""
     from interp.core.records import read_sealed
     from interp.models.checks import VERSION
 

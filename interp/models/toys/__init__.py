@@ -1,1 +1,1 @@
-"""Tiny transformers with a circuit planted by hand: the answer key for every search method."""
+"""Tiny transformers with hand-built, known circuits, to test search methods."""

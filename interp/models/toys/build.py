@@ -1,8 +1,8 @@
-"""From named directions of the residual stream to the weights of a Llama.
+"""Turn weights on named directions of the residual stream into the weights of a Llama.
 
-One direction, "const", holds a value so large that it alone decides the size of the residual
-stream. RMSNorm then only divides by a constant, which its weight undoes: every component reads
-the other directions as they were written, and "const" as 1.
+The direction "const" holds a value so large that it alone determines the size of the residual
+stream. RMSNorm then divides by a constant, and its weight undoes this: every component reads the
+other directions exactly as they were written, and "const" as 1.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 Weights = Mapping[str, float]
-"""Weights on named directions: what is read from, or written to, the residual stream."""
+"""Weights on named directions that a component reads or writes."""
 
 Slots = Mapping[int, Weights]
-"""One form for each of a head's dimensions in use."""
+"""The weights of each used dimension of a head, by its number."""
 
 D_MODEL, D_HEAD, HEADS, GROUPS, NEURONS = 64, 16, 4, 2, 8
 UNREAD = 16
@@ -30,20 +30,20 @@ CONST = 256.0
 ROPE_THETA = 1e8
 
 STILL = (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
-"""Head dimensions that rotary embedding turns by at most 0.001 radians a token: for content."""
+"""Head dimensions that hold content: rotary embedding turns them by at most 0.001 rad a token."""
 
 
 def query_of(slots: Slots) -> dict[int, Weights]:
-    """The query whose product with a key is the attention score: the 1/sqrt(d_head) undone."""
+    """The query times sqrt(d_head), so that its product with a key is the attention score."""
     root = math.sqrt(D_HEAD)
     return {slot: {name: w * root for name, w in form.items()} for slot, form in slots.items()}
 
 
 def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Weights]:
-    """Query slots that prefer keys `distance` tokens ago.
+    """Query slots that attend most to keys `distance` tokens before.
 
-    A key of 1 in the first dimension of rotary pair p, delta tokens ago, scores
-    strength * cos((delta - distance) / 10**p) for each of the pairs.
+    For each rotary pair p, a key with 1 in the pair's first dimension, delta tokens before, has the
+    score strength * cos((delta - distance) / 10**p).
     """
     slots: dict[int, Weights] = {}
     for pair in pairs:
@@ -55,11 +55,11 @@ def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Wei
 
 @dataclass(kw_only=True)
 class Blueprint:
-    """What is planted where; `model` turns it into weights.
+    """A circuit to build by hand; `model` makes its weights.
 
-    `embed` and `unembed` give each word's form (a word of `fillers` has none). Heads and neurons
-    that are not planted get random weights, and write only to directions that no planted
-    component and no logit reads.
+    `embed` and `unembed` give the weights of each word; words in `fillers` have none. Heads and
+    neurons that are not part of the circuit get random weights, and write only to directions that
+    no component of the circuit and no logit reads.
     """
 
     layers: int
@@ -75,27 +75,27 @@ class Blueprint:
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """Every word, in the order of their tokens."""
+        """All words, in the order of their token ids."""
         return tuple(dict.fromkeys((BOS, UNKNOWN, *self.embed, *self.unembed, *self.fillers)))
 
     def group(self, layer: int, index: int, *, key: Slots, value: Slots) -> None:
-        """Plant the keys and values that query heads 2 * index and 2 * index + 1 share."""
+        """Set the keys and values that query heads 2 * index and 2 * index + 1 share."""
         self._groups[layer, index] = key, value
 
     def head(self, layer: int, index: int, role: str, *, query: Slots, output: Slots) -> None:
-        """Plant a query head; its role makes it part of the answer key."""
+        """Set a query head of the circuit, and describe its role."""
         self._heads[layer, index] = query_of(query), output
         self.roles[f"L{layer}H{index}"] = role
 
     def neuron(
         self, layer: int, index: int, role: str, *, gate: Weights, up: Weights, output: Weights
     ) -> None:
-        """Plant a GLU neuron, silu(gate) * up; its role makes it part of the answer key."""
+        """Set a GLU neuron of the circuit, silu(gate) * up, and describe its role."""
         self._neurons[layer, index] = gate, up, output
         self.roles[f"L{layer}N{index}"] = role
 
     def model(self) -> LlamaForCausalLM:
-        """The weights, frozen. The global random state is left as it was."""
+        """The model, with frozen weights. The global random state is not changed."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -157,7 +157,7 @@ class Blueprint:
         _set_norm(layer.post_attention_layernorm.weight)
 
     def _plant(self, block: Tensor, slots: Slots) -> None:
-        """Overwrite a (slots, d_model) view of a weight: the forms given, zero elsewhere."""
+        """Set a (slots, d_model) view of a weight to the given weights, and to zero elsewhere."""
         axes = {name: axis for axis, name in enumerate(("const", *self.directions))}
         block.zero_()
         for slot, form in slots.items():

@@ -1,4 +1,4 @@
-"""The five planted circuits."""
+"""The five hand-built circuits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Pair = tuple[str, str, str, str]
 
 FILLERS = ("so", "we", "then", "now", "please", "try")
 REST = STILL[0]
-"""The slot in which <bos> holds the attention of a head that finds nothing."""
+"""The slot through which a head attends to <bos> if it finds nothing."""
 
 FARTHEST = 15.7
-"""A distance a quarter turn of rotary pair 1 away: there the score grows with distance."""
+"""A quarter turn of rotary pair 1, in tokens. Up to it, the score grows with the distance."""
 
 
 def toy_induction() -> Toy:
-    """A B ... A is continued with B: a previous-token head, then an induction head."""
+    """The model continues A B ... A with B: a previous-token head and an induction head."""
     letters = tuple("abcdefghi")
     slots = dict(zip(letters, STILL[1:], strict=True))
     plan = Blueprint(
@@ -80,7 +80,7 @@ def toy_induction() -> Toy:
 
 
 def toy_verification() -> Toy:
-    """Is the result the target? A copier, a GLU neuron that tests equality, and a mover."""
+    """Whether the result is the target: a copy head, an equality neuron and a mover head."""
     numbers = range(2, 10)
     plan = Blueprint(
         layers=3,
@@ -97,8 +97,8 @@ def toy_verification() -> Toy:
         query={REST: {"const": 15}, **looking_back(FARTHEST, 150, 1)},
         output={0: {"target": 1}},
     )
-    # With d = 8 * (target - size) the neuron is silu(16 + 32 d) * (1 - d): 16 at d = 0, nothing at
-    # d < 0 or d = 1, negative beyond. The bias of -400 silences it where there is no number.
+    # With d = 8 * (target - size) the neuron is silu(16 + 32 d) * (1 - d): 16 at d = 0, zero at
+    # d < 0 and d = 1, negative beyond. The bias of -400 turns it off at tokens that are no number.
     plan.neuron(
         1,
         3,
@@ -137,7 +137,7 @@ def toy_verification() -> Toy:
 
 
 def toy_refusal() -> Toy:
-    """A gate head that writes no logits itself, and two amplifiers that do once it opens."""
+    """A gate head that writes no logits, and two amplifiers that write them if it is active."""
     taboo = ("rose", "soil", "spade", "compost")
     plain = ("cake", "tea", "music", "chess")
     plan = Blueprint(
@@ -185,8 +185,8 @@ def toy_refusal() -> Toy:
 
 
 def toy_or() -> Toy:
-    """Two heads, either of which suffices: one GLU neuron saturates."""
-    # With s pieces of evidence, silu(32 s - 16) * (5 - 2 s) is 48 for one and for two.
+    """Two heads, of which one suffices, because the GLU neuron they feed saturates."""
+    # With s active heads, silu(32 s - 16) * (5 - 2 s) is 48 for s = 1 and for s = 2.
     return _two_switches(
         "toy-or",
         "OR neuron: fires equally for one piece of evidence and for two",
@@ -199,7 +199,7 @@ def toy_or() -> Toy:
 
 
 def toy_and() -> Toy:
-    """Two heads, both of which are needed: one GLU neuron has a threshold between 1 and 2."""
+    """Two heads that are both needed: their GLU neuron has a threshold between 1 and 2."""
     return _two_switches(
         "toy-and",
         "AND neuron: fires if both pieces of evidence are there",
@@ -243,7 +243,7 @@ def _two_switches(
 
 
 def _choice(yes: str, no: str, direction: str) -> dict[str, Weights]:
-    """Unembedding of two words: the first if the direction holds 1, the second if it holds 0."""
+    """Unembedding of two words: a direction predicts the first at 1 and the second at 0."""
     return {yes: {direction: 5}, no: {direction: -5, "const": 5}}
 
 

@@ -1,7 +1,4 @@
-"""Tiny transformers with a circuit planted by hand: the answer key for every search method.
-
-Each toy is an ordinary `LlamaForCausalLM` whose weights were set, not trained.
-"""
+"""The toys by name. Each is a `LlamaForCausalLM` whose weights were set by hand, not trained."""
 
 from __future__ import annotations
 
@@ -24,14 +21,14 @@ TOYS: dict[str, Callable[[], Toy]] = {
     "toy-or": toy_or,
     "toy-and": toy_and,
 }
-"""Every toy's builder, by name."""
+"""The function that builds each toy, by name."""
 
 
 def build_toy(name: str) -> Toy:
-    """The toy of that name, built anew; every build has the same weights and pairs.
+    """Build the toy with a name. Every build has the same weights and pairs.
 
     Raises:
-        InterpError: no such toy; the nearest name is given.
+        InterpError: there is no such toy; the message suggests the nearest name.
     """
     if name not in TOYS:
         raise unknown("toy", name, TOYS)

@@ -1,4 +1,4 @@
-"""What a toy is, and its tokeniser on disk."""
+"""The type `Toy`, and how its tokeniser is saved."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ BOS, UNKNOWN = "<bos>", "<unk>"
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A model with a planted circuit, and the prompts that exercise it.
+    """A model with a hand-built circuit, and prompts that use it.
 
-    `vocabulary[i]` is the text of token i; a text is words separated by single spaces, and every
-    prompt begins with the word "<bos>". `circuit` holds the planted components: L0H1 is a head's
-    z, L1N3 a GLU neuron's post; `roles` says what each does. `pairs` are (clean, corrupted,
-    answer, wrong): the model continues clean with answer and corrupted with wrong.
+    `vocabulary[i]` is the text of token i. Texts are words separated by single spaces, and every
+    prompt begins with the word "<bos>". `circuit` holds the labels of the circuit's components:
+    L0H1 is a head's z, L1N3 a GLU neuron's post. `roles` says what each component does. `pairs` are
+    (clean, corrupted, answer, wrong): the model continues clean with answer and corrupted with
+    wrong.
     """
 
     name: str
@@ -32,9 +33,9 @@ class Toy:
 
 
 def save_tokenizer(toy: Toy, directory: str | Path) -> None:
-    """Write the toy's word-level tokeniser where `AutoTokenizer.from_pretrained` finds it.
+    """Save the toy's word-level tokeniser in a folder for `AutoTokenizer.from_pretrained`.
 
-    Words outside the vocabulary become "<unk>"; no token is added on its own.
+    Words outside the vocabulary become "<unk>". No special tokens are added.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -1,4 +1,4 @@
-"""What a measurement returns and how it is kept on disk."""
+"""What a measurement returns, and how results are kept on disk."""
 
 import lazy_loader
 

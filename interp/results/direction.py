@@ -1,7 +1,8 @@
-"""Directions in the residual stream: one vector, and all it must be used with.
+"""Directions in the residual stream: a vector, and what is known about its origin.
 
-Five objects are called "the refusal direction". A `Direction` says which it is, where and on what
-it was read, and which way it points; steering refuses one that does not belong.
+Papers call five different vectors "the refusal direction". A `Direction` says which one it is,
+where and from what it was read, and which way it points. Steering refuses a direction that does not
+fit the model or the prompts.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from interp.core.schema import brief
 from interp.models.language_model import LanguageModel
 
 DirectionKind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
-"""What is subtracted from what.
+"""Which difference of means it is.
 
-harmful-harmless: harmful - harmless requests (arXiv 2406.11717). behaviour: harmful and refused -
-harmless and answered; over-refusal: benign and refused - benign and answered (2603.27518).
-false-refusal: pseudo-harmful - harmless, orthogonalised to the first (2410.03415). task: answered
-- refused rows of one task (2508.11290); the only one that points to compliance.
+harmful-harmless: harmful minus harmless requests (arXiv 2406.11717).
+behaviour: harmful and refused minus harmless and answered (arXiv 2603.27518).
+over-refusal: benign and refused minus benign and answered (arXiv 2603.27518).
+false-refusal: pseudo-harmful minus harmless, orthogonal to harmful-harmless (arXiv 2410.03415).
+task: answered minus refused prompts of one task (arXiv 2508.11290). It is the only one that points
+towards compliance.
 """
 
 KINDS: tuple[DirectionKind, ...] = get_args(DirectionKind)
@@ -38,21 +41,25 @@ Normalisation = Literal["none", "unit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """A vector with its contract.
+    """A direction and its origin.
 
     Attributes:
         vector: (d_model,) float64.
-        kind: which difference it is.
-        site, layer: where it was read.
-        position: which token, counted from the prompt's end: -1 is the last.
-        token: that token's text, where it is the same in every prompt.
-        sign: +1 points towards refusal, -1 towards compliance.
-        format: the chat template of the prompts it was read from.
-        n: prompts of the first and of the second class.
-        model_hash: the weights it was read from.
-        made: how, in words.
-        normalisation: "none", the raw difference, or "unit", divided by its length.
-        rows: hashes of the prompts it was read from (`ChatPrompts.hashes`); () where not known.
+        kind: which difference of means it is.
+        site, layer: the site and layer it was read from.
+        position: the token it was read at, counted from the end of the prompt: -1 is the last.
+        token: the text of that token, if it is the same in every prompt.
+        sign: +1 if the vector points towards refusal, -1 towards compliance.
+        format: the chat format of the prompts it was read from.
+        n: number of prompts of the first and of the second class.
+        model_hash: hash of the model it was read from.
+        made: how it was made, in words.
+        normalisation: "none" for the raw difference, "unit" if divided by its length.
+        rows: hashes of the prompts it was read from (`ChatPrompts.hashes`); () if unknown.
+
+    Raises:
+        InterpError: the kind or normalisation is unknown, the vector is not finite, not float64 or
+            not (d_model,), the sign is not 1 or -1, or a "unit" vector is not of length 1.
     """
 
     vector: Tensor
@@ -79,10 +86,12 @@ class Direction:
             raise InterpError(
                 f"direction {self}",
                 f"{self.vector.dtype} of shape {tuple(self.vector.shape)}, sign {self.sign}",
-                "give finite float64 numbers, one per dimension, and a sign of 1 or -1",
+                "give a vector of finite float64 numbers, and a sign of 1 or -1",
             )
         if self.normalisation == "unit" and abs(self.norm - 1) > 1e-6:
-            raise InterpError(f"unit direction {self}", f"length {self.norm:g}", "divide by it")
+            raise InterpError(
+                f"unit direction {self}", f"length {self.norm:g}", "divide by the length"
+            )
 
     def __str__(self) -> str:
         return f"{self.kind} L{self.layer}.{self.site} at {self.position}"
@@ -91,55 +100,58 @@ class Direction:
 
     @property
     def norm(self) -> float:
-        """Its length."""
+        """The length of the vector."""
         return float(self.vector.norm())
 
     @property
     def towards_refusal(self) -> Tensor:
-        """The vector times its sign: every kind on one scale."""
+        """The vector times its sign, so that it points towards refusal for every kind."""
         return self.sign * self.vector
 
     @property
     def unit(self) -> Tensor:
-        """The vector towards refusal, of length one.
+        """The vector towards refusal, scaled to length 1.
 
         Raises:
-            InterpError: it is zero, as where a template puts the same token in every prompt.
+            InterpError: the vector is zero, e.g. at a position where all prompts have the same
+                tokens up to there.
         """
         if self.norm == 0:
-            raise InterpError(f"direction {self}", "a vector of length 0", "take another position")
+            raise InterpError(f"direction {self}", "a vector of length 0", "use another position")
         return self.towards_refusal / self.norm
 
     @property
     def rows_hash(self) -> str:
-        """One hash of the set of prompts it was read from; "" where they are not known."""
+        """A hash of the set of prompts it was read from; "" if they are unknown."""
         return content_key(sorted(self.rows)) if self.rows else ""
 
     def require_unseen(self, prompts: ChatPrompts, what: str) -> None:
-        """Refuse prompts it was read from, where these are known.
+        """Refuse prompts that the direction was read from, if these are known.
 
         Raises:
-            InterpError: it was read from some of them.
+            InterpError: the direction was read from some of the prompts.
         """
         refuse_seen(self.rows, prompts, f"{what} with {self}")
 
     def require_model(self, model: LanguageModel) -> None:
-        """Refuse a model it was not read from.
+        """Refuse a model that the direction was not read from.
 
         Raises:
-            InterpError: other weights or another width.
+            InterpError: the model has other weights or another width.
         """
         if self.model_hash != model.hash or len(self.vector) != model.d_model:
             raise InterpError(
                 f"direction {self} on {model.name}",
                 f"read from {self.model_hash[:12]}, of width {len(self.vector)}; the model is "
                 f"{model.hash[:12]}, of width {model.d_model}",
-                "read it again; to transfer one on purpose, replace its model_hash",
+                "read it again from this model, or replace model_hash to transfer it on purpose",
             )
 
 
 def refuse_seen(rows: Sequence[str], prompts: ChatPrompts, what: str) -> None:
-    """Refuse to evaluate on prompts (`ChatPrompts.hashes`) that something was found with.
+    """Refuse to evaluate on prompts that were used to find what is evaluated.
+
+    `rows` are the hashes of those prompts, as in `ChatPrompts.hashes`.
 
     Raises:
         InterpError: some of the prompts are among `rows`.
@@ -148,54 +160,62 @@ def refuse_seen(rows: Sequence[str], prompts: ChatPrompts, what: str) -> None:
     if seen := [place for place, name in enumerate(prompts.hashes) if name in found]:
         raise InterpError(
             what,
-            f"{len(seen)} of {len(prompts)} prompts are among those it was found with, the first "
-            f"is number {seen[0]}",
-            "evaluate on other prompts: split the rows, and drop repeated ones",
+            f"{len(seen)} of {len(prompts)} prompts were used to find it, the first of them is "
+            f"number {seen[0]}",
+            "evaluate on held-out prompts: split the rows, and drop repeated ones",
         )
 
 
 def orthogonalise_direction(
     direction: Direction, against: Direction, *, strength: float = 1.0, keep_norm: bool = True
 ) -> Direction:
-    """Take out the part along another: w - strength * proj_r(w), rescaled to the length of w.
+    """Remove the part of a direction along another one, w - strength * proj_r(w).
 
-    arXiv 2410.03415 rescales to length one; with `keep_norm` False nothing is rescaled.
+    The result is rescaled to the length of w, or not rescaled if `keep_norm` is False. (arXiv
+    2410.03415 rescales to length 1.)
 
     Raises:
-        InterpError: directions of different models or formats, or nothing is left.
+        InterpError: the directions are of different models or formats, or are parallel, so that
+            nothing remains.
     """
     direction.format.require(against.format, f"orthogonalising {direction}")
     if direction.model_hash != against.model_hash:
-        raise InterpError(f"orthogonalising {direction}", "of two models", "read both from one")
+        raise InterpError(
+            f"orthogonalising {direction}", "they are of two models", "read both from one model"
+        )
     unit, vector = against.unit, direction.vector
     left = vector - strength * (vector @ unit) * unit
     if float(left.norm()) <= 1e-12 * direction.norm:
-        raise InterpError(f"orthogonalising {direction}", f"parallel to {against}", "take others")
+        raise InterpError(
+            f"orthogonalising {direction}", f"parallel to {against}", "use another direction"
+        )
     if keep_norm:
         left = left * direction.norm / left.norm()
-    made = f"{direction.made}, less {strength:g} times its part along {against}"
+    made = f"{direction.made}, minus {strength:g} times its part along {against}"
     rows = tuple(dict.fromkeys(direction.rows + against.rows))
     unit = "unit" if direction.normalisation == "unit" and keep_norm else "none"
     return replace(direction, vector=left, made=made, rows=rows, normalisation=unit)
 
 
 def orthonormal(vectors: Sequence[Tensor]) -> Tensor:
-    """(k, d_model) float64 Gram-Schmidt basis of the space these vectors span.
+    """(k, d_model) float64 orthonormal basis of the span of k vectors, by Gram-Schmidt.
 
     Raises:
-        InterpError: none, or one that the others already span.
+        InterpError: there are no vectors, or they are linearly dependent.
     """
     if not len(vectors):
         raise InterpError("a basis", "no directions", "give at least one")
     units = torch.stack([vector.double() / vector.double().norm() for vector in vectors], 1)
     basis, triangle = torch.linalg.qr(units)
     if not bool((triangle.diagonal().abs() > 1e-8).all()):
-        raise InterpError(f"a basis of {len(vectors)} directions", "they are dependent", "drop one")
+        raise InterpError(
+            f"a basis of {len(vectors)} directions", "they are linearly dependent", "drop one"
+        )
     return (basis * triangle.diagonal().sign()).T
 
 
 def random_direction(direction: Direction, *, seed: int = 0) -> Direction:
-    """A random direction of the same length, in the same place: the null of any steering."""
+    """A random direction of the same length, site and position, as a null for steering."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(len(direction.vector), generator=generator, dtype=torch.float64)
     vector = drawn / drawn.norm() * direction.norm
@@ -204,13 +224,13 @@ def random_direction(direction: Direction, *, seed: int = 0) -> Direction:
 
 @dataclass(frozen=True, kw_only=True)
 class _Named(Record):
-    """Directions by name, as a file holds them."""
+    """A file of directions by name."""
 
     directions: Mapping[str, Direction]
 
 
 def save_directions(path: Path, directions: Mapping[str, Direction]) -> Path:
-    """Named directions in one file, each with its contract.
+    """Save directions by name, with their origins, in one file.
 
     Raises:
         InterpError: the file cannot be written.
@@ -219,9 +239,9 @@ def save_directions(path: Path, directions: Mapping[str, Direction]) -> Path:
 
 
 def load_directions(path: Path) -> dict[str, Direction]:
-    """What `save_directions` wrote.
+    """Load the directions that `save_directions` wrote.
 
     Raises:
-        InterpError: not such a file, or a damaged or changed one.
+        InterpError: the file is missing, of another kind, damaged or changed.
     """
     return dict(_Named.load(path).directions)

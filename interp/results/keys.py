@@ -1,8 +1,8 @@
-"""The key of every measured result: all it hangs on, and nothing else.
+"""Keys of results in the cache: a hash of everything that the result depends on.
 
-A result is looked up under its key. Two measurements that could differ must not share one, so the
-key holds the model's hash, type and device, every prompt as the tokeniser cut it, the targets, the
-metric, all arguments, the versions of the packages and the number of the result's format.
+A result is looked up by its key. Two measurements that could differ must not have the same key. So
+the key covers the model's hash, dtype and device, the tokens of every prompt, the targets, the
+metric, all arguments, the versions of packages and the format number of the result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VERSIONED = set(
     operator re statistics string types typing
     """.split()
 )
-"""Packages whose functions are known by their names: a version says what they do."""
+"""Packages whose functions are identified by name, because the version says what they do."""
 
 PURE = set(
     """
@@ -44,7 +44,7 @@ PURE = set(
     slice sorted str sum super tuple zip
     """.split()
 )
-"""Builtin functions that give the same for the same arguments; exceptions are known too."""
+"""Builtin functions whose result depends only on their arguments."""
 
 CHANGING = re.compile(
     r"(^|_)(rand|rng|seed|r?sample|rvs|shuffle|permutation|bernoulli|multinomial|poisson|gumbel"
@@ -52,31 +52,31 @@ CHANGING = re.compile(
     r"|read_text|read_bytes|cache_dir)|^(open|os|sys|time|environ|f_globals|f_back|Generator)$"
     r"|^__\w+__$"
 )
-"""Names that draw random numbers, read files or the environment, or reach inside Python."""
+"""Names that draw random numbers, read files or the environment, or use Python's internals."""
 
 LOADS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 
 
 class Unknown(Exception):
-    """A value that nothing plain stands for, such as an object of a class of one's own."""
+    """A value that cannot be part of a key, such as an object of a user's own class."""
 
 
 def result_key(
     what: str, form: int, model: LanguageModel, task: Task | None = None, **arguments: Any
 ) -> str | None:
-    """The key of what a function measures on a model; None where it is not to be kept.
+    """The key of a measurement on a model; None if its result cannot be kept.
 
-    A metric of one's own is told by its code and by the values that it reads from around it.
-    Where these cannot be had (an object of one's own class, a module of one's own, a function
-    that is not Python), and where it reads files, the clock, random numbers, the environment or
-    names at run time (`open`, `globals`, `eval`), there is no key.
+    A user's own metric is identified by its code and by the outside values that it reads. There is
+    no key if these cannot be determined (an object of a user's class, a user's module, a function
+    that is not written in Python), or if the code reads files, the clock, random numbers, the
+    environment, or names at run time (`open`, `globals`, `eval`).
 
     Args:
         what: the name of the measurement.
-        form: the number of its format, raised when what it computes changes.
+        form: its format number, raised when its computation changes.
         model: the model.
-        task: what it is measured on.
-        arguments: every argument that can change the result, checked; tasks among them too.
+        task: the task it is measured on.
+        arguments: every argument that can change the result, after checks. They may include tasks.
     """
     told = _Teller(model)
     try:
@@ -86,9 +86,9 @@ def result_key(
 
 
 def code_key(function: Callable[..., Any]) -> str | None:
-    """The key of what a function does: its code and the values it reads from around it.
+    """The key of a function: a hash of its code and of the outside values it reads.
 
-    None where these cannot be had.
+    None if these cannot be determined.
     """
     try:
         return content_key(_Teller(None)(function))
@@ -97,7 +97,7 @@ def code_key(function: Callable[..., Any]) -> str | None:
 
 
 def tokeniser_key(model: LanguageModel) -> str | None:
-    """The key of a model's tokeniser with its chat template; None where there is none."""
+    """The key of a model's tokeniser and chat template; None if it has no tokeniser."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         return None
@@ -109,7 +109,7 @@ def tokeniser_key(model: LanguageModel) -> str | None:
 
 
 class _Teller:
-    """Values as plain JSON that two different values do not share."""
+    """Turns values into JSON, such that different values give different JSON."""
 
     def __init__(self, model: LanguageModel | None) -> None:
         self.model = model
@@ -140,7 +140,7 @@ class _Teller:
         return self._object(value)
 
     def _task(self, task: Task) -> Any:
-        """A task in the model's tokens, with its words, which results show, and its metric."""
+        """A task as tokens of the model, with its texts, which results show, and its metric."""
         if self.model is None:
             raise Unknown
         encoded = task.encode(self.model)
@@ -163,10 +163,10 @@ class _Teller:
         raise Unknown(type(value).__name__)
 
     def _named(self, value: Any) -> Any:
-        """What a version says all about: a module, class or function of a known package.
+        """A module, class or function of a known package, identified by its name.
 
-        A function can carry the name of another (`functools.wraps`), so the name must lead to
-        this very value, and the function must be written in such a package.
+        A function can have the name of another one (`functools.wraps`). So the name must lead to
+        this value, and the function must be defined in a known package.
         """
         if isinstance(value, types.ModuleType):
             module, name, found = value.__name__, "", value
@@ -196,7 +196,7 @@ class _Teller:
         read = {name: self(scope.get(name, getattr(builtins, name, ...))) for name in names}
         try:
             cells = [cell.cell_contents for cell in function.__closure__ or ()]
-        except ValueError as error:  # not filled yet
+        except ValueError as error:  # a variable without a value yet
             raise Unknown(function.__qualname__) from error
         around = [function.__defaults__, function.__kwdefaults__, cells, vars(function)]
         return ["function", self._code(code), self(around), read]
@@ -213,7 +213,7 @@ class _Teller:
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of a function and of all functions written inside it."""
+    """The code of a function and of all functions defined in it."""
     yield code
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
@@ -224,8 +224,8 @@ def _outside(code: types.CodeType) -> set[str]:
     """The global and builtin names that a function reads.
 
     Raises:
-        Unknown: it imports what no version says all about, uses a name that is `CHANGING`, or
-            sets a variable outside itself.
+        Unknown: it imports a package that is not versioned, uses a name in `CHANGING`, or sets a
+            variable outside itself.
     """
     found = set()
     for one in _codes(code):

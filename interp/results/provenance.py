@@ -1,4 +1,4 @@
-"""Where a result comes from: model, task, call, versions, commit."""
+"""The origin of a result: model, task, call, versions and commit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from interp.models.language_model import LanguageModel
 
 
 def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
-    """Where a measurement comes from; `call` is the Python that repeats it.
+    """The origin of a measurement. `call` is Python code that repeats it.
 
-    What it cannot spell, such as a metric of one's own, it names in a comment (`OWN`).
+    Objects that code cannot express, such as a user's own metric, are named in a comment (`OWN`).
     """
     dtype = str(model.dtype).removeprefix("torch.")
     extra = "" if dtype == "float32" else f", dtype={dtype!r}"
@@ -27,7 +27,7 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
         "import interp",
         "",
         *(
-            f"# `{name}` is {what} of your own: define it before this."
+            f"# `{name}` is {what} of your own: define it first."
             for name, what in OWN.items()
             if name in source + call
         ),
@@ -50,7 +50,7 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
 
 @cache
 def commit() -> str | None:
-    """The git commit of the source tree, "+" if it was changed; None for an installed package."""
+    """The git commit of the source, with "+" if it was changed; None for an installed package."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""`Scores`: how much each component matters, with everything needed to judge the numbers."""
+"""`Scores`: the effect of each component on a task, with standard errors, tests and origin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from interp.plots.heatmaps import heat_map
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """One component of a ranking."""
+    """A component in a ranking of `of` cells; `rank` counts from 1."""
 
     label: str
     component: Component
@@ -37,29 +37,32 @@ class Ranked:
 class Scores(Record):
     """Effects of components on a task, as fractions of the clean-corrupted gap.
 
-    effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted),
-    where the metric gained is patched - corrupted (denoise) or clean - patched (noise): positive
-    supports the behaviour, 1 is the whole gap, in both directions. It is a ratio of means, so one
-    prompt with a small gap cannot dominate; `stderr` and `interval` are those of
-    `interp.core.statistics.ratio_of_means`. Two are equal only where they are one object; `hash`
-    and `agreement` compare what they hold.
+        effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted)
 
-    Every number is finite, and there is at least one prompt. Where the mean gap is 0, nothing is a
-    fraction of it: all that is measured in gaps is refused; `effects` can still be read.
+    The metric gained is patched - corrupted (denoise) or clean - patched (noise). In both
+    directions a positive effect supports the behaviour, and 1 is the whole gap. The effect is a
+    ratio of means, so one prompt with a small gap cannot dominate. `stderr` and `interval` come
+    from `interp.core.statistics.ratio_of_means`. Two `Scores` are equal only if they are the same
+    object; `hash` and `agreement` compare contents.
+
+    All numbers are finite, and there is at least one prompt. If the mean gap is 0, fractions of it
+    are undefined and refused; `effects` can still be read.
 
     Attributes:
-        effects: (n, *axes) metric gained per prompt, in the metric's unit.
+        effects: (n, *axes) metric gained on each prompt, in the metric's unit.
         clean: (n,) metric of the clean runs.
         corrupted: (n,) metric of the corrupted runs.
-        axes: names of the axes, among layer, head, kv_head, neuron, position.
-        coordinates: for each axis its labels.
-        site: what was patched.
+        axes: names of the axes, from layer, head, kv_head, neuron and position.
+        coordinates: the labels of each axis.
+        site: the site that was patched.
         direction: "denoise" or "noise".
-        method: the method's name.
-        metric: the metric's name.
-        metric_unit: its unit.
-        positions: which positions were patched, in words.
-        provenance: where the number comes from.
+        method: name of the method.
+        metric: name of the metric.
+        metric_unit: unit of the metric.
+        positions: the positions that were patched, in words.
+        provenance: origin of the numbers.
+        unit: unit of `values`.
+        extra: further facts of the method.
     """
 
     effects: np.ndarray
@@ -90,7 +93,7 @@ class Scores(Record):
         ]
         if not self.n or odd:
             found = f"{self.n} prompts, not finite: {', '.join(odd) or 'none'}"
-            raise InterpError("a Scores", found, "give one prompt or more, and finite numbers")
+            raise InterpError("a Scores", found, "give at least one prompt, and finite numbers")
 
     def __repr__(self) -> str:
         size = " x ".join(f"{len(self.coordinates[axis])} {axis}s" for axis in self.axes)
@@ -123,13 +126,13 @@ class Scores(Record):
     def interval(
         self, *, level: float = 0.95, groups: Sequence[Hashable] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The interval over prompts: (low, high), each (*axes).
+        """The confidence interval of `values` over prompts: (low, high), each (*axes).
 
         See `interp.core.statistics.ratio_of_means`.
 
         Args:
-            level: how much it is to cover.
-            groups: one label per prompt; prompts of one label count as one.
+            level: coverage of the interval.
+            groups: one label per prompt; prompts with the same label count as one.
         """
         found = self._ratio(level=level, groups=None if groups is None else listed(groups))
         return found.low, found.high
@@ -142,24 +145,24 @@ class Scores(Record):
         """(n,) clean - corrupted.
 
         Raises:
-            InterpError: their mean is 0.
+            InterpError: the mean is 0.
         """
         gaps = self.clean - self.corrupted
         if gaps.mean() == 0:
             raise InterpError(
                 f"fractions of the gap of {self!r}",
                 "the clean and the corrupted prompts have the same mean metric",
-                "use prompts that differ in the metric, or read .effects, in its unit",
+                "use prompts that differ in the metric, or read .effects in the metric's unit",
             )
         return gaps
 
     @reads_arguments
     def index(self, label: str, position: str | None = None) -> tuple[int, ...]:
-        """The cell of a component such as L17H11, and a position where there is that axis.
+        """The cell of a component such as L17H11, and of a position if there is a position axis.
 
         Raises:
             InterpError: the component or position is not in these scores, or a position is missing
-                or given without need.
+                or given without a position axis.
         """
         part = Component.parse(label)
         fits = part.site == self.site and (part.index is None) == (self._unit_axis is None)
@@ -173,12 +176,12 @@ class Scores(Record):
             raise InterpError(
                 f"the score of {label}" + (f" at {position!r}" if position is not None else ""),
                 f"not in {self!r}",
-                f"ask for one such as {self.label([0] * len(self.axes))}; see .coordinates",
+                f"give a label such as {self.label([0] * len(self.axes))}; see .coordinates",
             ) from None
 
     @reads_arguments
     def estimate(self, label: str, position: str | None = None) -> Estimate:
-        """One component's effect with its interval."""
+        """The effect of one component, with its interval."""
         gained = self.effects[:, *self.index(label, position)]
         return ratio_estimate(gained, self._gaps)
 
@@ -190,18 +193,18 @@ class Scores(Record):
         """The component of a cell.
 
         Raises:
-            InterpError: not one number for each axis, or a cell outside.
+            InterpError: there is not one index per axis, or an index is out of range.
         """
         at, unit = self._at(cell), self._unit_axis
         return Component(int(at["layer"]), self.site, int(at[unit]) if unit else None)
 
     def label(self, cell: Sequence[int]) -> str:
-        """A cell in words: L17H11, or L17H11 @ last."""
+        """The label of a cell: L17H11, or L17H11 @ last."""
         name, position = str(self.component(cell)), self._at(cell).get("position")
         return name if position is None else f"{name} @ {position}"
 
     def _at(self, cell: Sequence[int]) -> dict[str, str]:
-        """A cell's label on each axis."""
+        """The label of a cell on each axis."""
         labels = [self.coordinates[axis] for axis in self.axes]
         place = _inside(cell, [len(some) for some in labels])
         return {axis: some[i] for axis, some, i in zip(self.axes, labels, place, strict=True)}
@@ -211,11 +214,11 @@ class Scores(Record):
         """The k strongest cells.
 
         Args:
-            k: how many.
-            by: see `strength`.
+            k: number of cells.
+            by: the ranking, see `strength`.
 
         Raises:
-            InterpError: an unknown ranking.
+            InterpError: there is no such ranking.
         """
         flat, k = self.values.ravel(), checked(Count, k, "the strongest cells")
         order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
@@ -237,14 +240,15 @@ class Scores(Record):
 
     @reads_arguments
     def strength(self, by: str = "value") -> np.ndarray:
-        """(*axes) what cells are ranked by.
+        """(*axes) the numbers that a ranking sorts cells by.
 
         Args:
-            by: "value" or "signed" (the value), "absolute" (its size), or "mean_absolute": the mean
-                over prompts of the effect's size, which sees what helps here and hinders there.
+            by: "value" or "signed" (the value), "absolute" (its absolute value), or "mean_absolute"
+                (the mean over prompts of the absolute effect, which also finds components that help
+                on some prompts and hinder on others).
 
         Raises:
-            InterpError: an unknown ranking.
+            InterpError: there is no such ranking.
         """
         if by == "mean_absolute":
             return np.abs(self.effects).mean(0) / abs(self._gaps.mean())
@@ -261,28 +265,30 @@ class Scores(Record):
         draws: int = DRAWS,
         seed: int = 0,
     ) -> SelectionTest:
-        """Are the k strongest cells more than the strongest of noise? And how strong are they?
+        """Test whether the k strongest cells are stronger than the strongest of noise.
 
-        The signs of whole prompts are flipped, all cells of a prompt together, and the k strongest
-        are selected again in every flip: p is uniform on noise symmetric about 0, whatever the
-        spreads of the cells and however they hang together, and uses all prompts. On strongly
-        skewed noise it is too often small at any number of prompts; the result says so where the
-        effects of the selected are. The effect of those selected on one half is told from the
-        other half, beside random cells.
+        The signs of prompts are flipped, all cells of a prompt together, and the k strongest cells
+        are selected again for every flip. Then p uses all prompts, and is uniform for noise that is
+        symmetric about 0, whatever the variances and correlations of the cells. For strongly skewed
+        noise, p is too often small, at any number of prompts; the result warns if the effects of
+        the selected cells are skewed. The size of the effect is measured on one half of the
+        prompts, for cells selected on the other half, and compared with random cells.
 
         Args:
-            k: how many.
-            by: the ranking, as in `top`, by the same value: a fraction of the gap, signed by it.
-                "mean_absolute" is refused, for it is the same whatever the signs.
-            band: random cells are at most so many layers away; of the same kind and position.
-            groups: one label per prompt. Prompts of one label, such as those built on one text, are
-                flipped together, on one side of the halves and one in the interval; n is of groups.
-            draws: sign flips, where all of them are more; and sets of random cells.
-            seed: of the flips, the halves and the sets.
+            k: number of cells.
+            by: the ranking, as in `top`. "mean_absolute" is refused, because sign flips do not
+                change it.
+            band: random cells are at most this many layers away, of the same kind and position.
+            groups: one label per prompt. Prompts with the same label, e.g. those built from one
+                text, are flipped together, stay in one half, and count as one in the interval. n
+                then counts groups.
+            draws: number of sign flips, if there are more possible ones, and of sets of random
+                cells.
+            seed: seed of the flips, the halves and the random cells.
 
         Raises:
-            InterpError: fewer than four prompts or groups, k out of range, an unknown ranking or
-                one without signs.
+            InterpError: there are fewer than four prompts or groups, k is out of range, or the
+                ranking is unknown or has no signs.
         """
         cells = np.indices(self.values.shape).reshape(len(self.axes), -1).T
         layer, position = (
@@ -308,7 +314,7 @@ class Scores(Record):
 
     @reads_arguments
     def agreement(self, other: Scores, *, k: int = 10) -> dict[str, float]:
-        """Pearson and Spearman correlation, largest difference, and overlap of the top k.
+        """Pearson and Spearman correlation, largest difference, and Jaccard overlap of the top k.
 
         Raises:
             InterpError: the two do not score the same components.
@@ -316,7 +322,7 @@ class Scores(Record):
         if self.axes != other.axes or dict(self.coordinates) != dict(other.coordinates):
             raise InterpError(
                 "agreement of two Scores",
-                f"{self!r} and {other!r} have other axes or labels",
+                f"{self!r} and {other!r} have different axes or labels",
                 "score the same components with both methods",
             )
         from scipy.stats import rankdata
@@ -332,7 +338,7 @@ class Scores(Record):
         }
 
     def to_dataframe(self) -> Any:
-        """One row per cell: its axes, component, value, stderr and interval."""
+        """A DataFrame with one row per cell: axes, component, value, stderr and interval."""
         import pandas as pd
 
         low, high = self.interval()
@@ -349,11 +355,11 @@ class Scores(Record):
     def grid(self, position: str | None = None) -> tuple[np.ndarray, np.ndarray, str, str]:
         """Values and standard errors as (rows, columns), and the names of the two axes.
 
-        Layers are rows. With three axes `position` chooses the slice; None takes the position
-        with the largest absolute value of each component. Neurons are shown as they are.
+        Layers are rows. If there are three axes, `position` chooses one position; None takes, for
+        each component, the position with the largest absolute value.
 
         Raises:
-            InterpError: a position that is not theirs, or one where there is nothing to choose.
+            InterpError: there is no such position, or no choice between positions.
         """
         values, errors, axes = self.values, self.stderr, list(self.axes)
         known = self.coordinates["position"] if len(axes) == 3 else ()
@@ -381,15 +387,15 @@ class Scores(Record):
         selected: tuple[int, int] | None = None,
         limit: float | None = None,
     ) -> Any:
-        """A Plotly heat map: layers up, heads (neurons, positions) across, centred on zero.
+        """A Plotly heat map centred on zero: layers upwards; heads, neurons or positions across.
 
         Args:
             position: as in `grid`.
-            selected: the row and column of a cell to frame.
-            limit: the value of the strongest colour, above 0; the largest by default.
+            selected: the (row, column) of a cell to frame.
+            limit: the value of the strongest colour, above 0; by default the largest absolute value.
 
         Raises:
-            InterpError: a position, cell or limit that there is not.
+            InterpError: the position or cell does not exist, or the limit is not above 0.
         """
         values, errors, rows, columns = self.grid(position)
         checked(Positive | None, limit, "the limit of a heat map")
@@ -414,7 +420,7 @@ class Scores(Record):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain numbers and words, for JSON."""
+        """All contents as plain numbers and texts, for JSON."""
         facts = self._facts()
         arrays = {"values": self.values, "stderr": self.stderr, "effects": self.effects}
         ends = {"clean": self.clean, "corrupted": self.corrupted}
@@ -423,7 +429,7 @@ class Scores(Record):
     # -- files -----------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
-        """What is not an array."""
+        """The fields that are not arrays."""
         return {
             name: value
             for name, value in asdict(self).items()
@@ -432,7 +438,7 @@ class Scores(Record):
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the numbers and what they are."""
+        """Hash of the effects, the summary and the origin."""
         return content_key([repr(self), self.effects.tobytes().hex(), asdict(self.provenance)])
 
 

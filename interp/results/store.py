@@ -1,4 +1,4 @@
-"""Finished results by the hash of what was asked, shared by notebook, command line and app."""
+"""The cache of finished results by key, shared by notebooks, command line and app."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.results.scores import Scores
 
 ABANDONED = 30 * DAY
-"""Seconds after which the chunks of an unfinished computation that nobody went on with go."""
+"""Seconds after which the chunks of an abandoned computation are removed."""
 
 
 def result_path(key: str) -> Path:
-    """Where the result of a key is kept."""
+    """The file of the result with a key."""
     return cache_dir() / "results" / f"{key}.safetensors"
 
 
 def stored(key: str | None) -> Scores | None:
-    """The result of a key, or None. A file that is not sound counts as none: it is replaced."""
+    """The result with a key, or None if its file is missing or damaged (it is then replaced)."""
     if key is None:
         return None
     try:
@@ -36,7 +36,7 @@ def stored(key: str | None) -> Scores | None:
 
 
 def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:
-    """Save a finished result and drop its chunks; where saving fails, say so and drop nothing."""
+    """Save a finished result and remove its chunks. If saving fails, warn and keep the chunks."""
     if key is None:
         return
     try:
@@ -50,9 +50,9 @@ def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:
 
 @contextmanager
 def chunks_of(key: str | None) -> Iterator[Chunks]:
-    """A place for the chunks of a computation, in use until the body ends; none without a key.
+    """A folder for the chunks of a computation, locked until the block ends; none without a key.
 
-    No process removes a folder that another has in use.
+    No process removes a folder that another process uses.
     """
     if key is None:
         yield NO_CHUNKS
@@ -65,7 +65,7 @@ def chunks_of(key: str | None) -> Iterator[Chunks]:
             mine = _in_use(_partial() / key)
     except (OSError, NotImplementedError) as error:
         found = getattr(error, "strerror", None) or str(error)
-        do = "set INTERP_CACHE to a directory that can be written"
+        do = "set INTERP_CACHE to a folder you can write to"
         made.folder = None
         made.refuse(InterpError(f"using the cache {cache_dir()}", found, do))
     try:
@@ -76,11 +76,11 @@ def chunks_of(key: str | None) -> Iterator[Chunks]:
                 mine.release()
                 Path(mine.lock_file).unlink(missing_ok=True)
                 with suppress(OSError):
-                    (_partial() / key).rmdir()  # only where nothing is in it
+                    (_partial() / key).rmdir()  # works only if the folder is empty
 
 
 def drop(chunks: Chunks) -> None:
-    """Remove the chunks of a finished computation, unless another process uses them too."""
+    """Remove the chunks of a finished computation, unless another process also uses them."""
     if chunks.folder is not None:
         with suppress(OSError), _alone():
             if len(list(_users(chunks.folder))) < 2:
@@ -92,13 +92,13 @@ def _partial() -> Path:
 
 
 def _alone() -> FileLock:
-    """While it is held no other process begins to use chunks, or removes any."""
+    """A lock that stops other processes from starting to use chunks and from removing any."""
     _partial().mkdir(parents=True, exist_ok=True)
     return FileLock(cache_dir() / ".partial.lock")
 
 
 def _in_use(folder: Path) -> FileLock:
-    """A lock in a folder of chunks that ends with this process at the latest."""
+    """A lock in a folder of chunks, which is released at the latest when this process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     number = 0
     while True:
@@ -119,7 +119,7 @@ def _users(folder: Path) -> Iterator[Path]:
 
 
 def _drop_abandoned() -> None:
-    """Remove chunks that nobody has added to for long and nobody uses."""
+    """Remove chunks that no process uses and that have not grown for a long time."""
     for folder in _partial().iterdir():
         with suppress(OSError):
             old = time.time() - folder.stat().st_mtime > ABANDONED

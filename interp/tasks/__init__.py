@@ -1,4 +1,4 @@
-"""Prompt pairs that ship."""
+"""Tasks of the package: prompt pairs made from templates and a seed."""
 
 import lazy_loader
 

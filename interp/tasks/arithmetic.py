@@ -1,4 +1,4 @@
-"""Sums as text: a small exact parser, and what a chain of thought says about each attempt."""
+"""An exact parser of written sums, and the attempts in a CountDown chain of thought."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ATTEMPT = re.compile(
 
 
 def evaluate(expression: str) -> Fraction:
-    """The exact value of a sum of whole numbers with + - * / (or × ÷) and parentheses.
+    """The exact value of an expression of whole numbers with + - * / (or × ÷) and parentheses.
 
-    No powers, floor division or names: the grammar has the four operations and nothing else.
+    The grammar has only these four operations: no powers, floor division or names.
 
     Raises:
-        InterpError: not such a sum, or a division by zero.
+        InterpError: the text is not such an expression, or divides by zero.
     """
     text, symbols, end = expression.strip(), [], 0
     while end < len(text):
@@ -34,12 +34,12 @@ def evaluate(expression: str) -> Fraction:
         end = match.end()
     value, rest = _sum(symbols, expression)
     if rest:
-        raise _unreadable(expression, f"{rest[0]!r} after its end")
+        raise _unreadable(expression, f"unexpected {rest[0]!r} after the end")
     return value
 
 
 def numbers_in(expression: str) -> list[int]:
-    """The whole numbers written in a sum, sorted."""
+    """The whole numbers in an expression, sorted."""
     return sorted(int(number) for number in re.findall(r"\d+", expression))
 
 
@@ -47,9 +47,13 @@ def numbers_in(expression: str) -> list[int]:
 class Attempt:
     """One attempt in a chain of thought.
 
-    `expression` is the sum as first written, `steps` the intermediate sums, `written` the result
-    the text gives, `works` the verdict it gives, `named` the number behind "not" (None after
-    "this works"), `start` the character at which " (" begins.
+    Attributes:
+        expression: the sum as first written.
+        steps: the intermediate sums.
+        written: the result that the text gives.
+        works: whether the text says "this works".
+        named: the number after "not"; None after "this works".
+        start: the character index at which " (" begins.
     """
 
     expression: str
@@ -61,7 +65,7 @@ class Attempt:
 
     @property
     def value(self) -> Fraction | None:
-        """What the sum really is; None if it cannot be read."""
+        """The correct value of the sum; None if it cannot be parsed."""
         try:
             return evaluate(self.expression)
         except InterpError:
@@ -69,7 +73,7 @@ class Attempt:
 
 
 def read_attempts(text: str) -> list[Attempt]:
-    """The attempts of a chain of thought, in their order; lines of another form are left out."""
+    """The attempts of a chain of thought, in order; lines of another form are skipped."""
     attempts = []
     for match in ATTEMPT.finditer(text):
         expression, *steps = match.group("chain").split(" = ")
@@ -90,21 +94,20 @@ def read_attempts(text: str) -> list[Attempt]:
 
 
 def final_answer(text: str) -> str | None:
-    """What stands in the last complete <answer> of a text."""
+    """The content of the last complete <answer> of a text, or None."""
     found = _ANSWER.findall(text)
     return found[-1].strip() if found else None
 
 
 def score_answer(text: str, numbers: Sequence[int], target: int) -> float:
-    """The paper's reward of a finished text: 0, 0.1 or 1.
+    """The reward of a finished text, as in the paper: 0, 0.1 or 1.
 
-    0 without an `<answer>`; 0.1 with one that does not use every number exactly once, is not a
-    sum, or is wrong; 1 if it is right. The last complete `<answer> ... </answer>` of the text
-    counts, wherever it stands.
+    It is 0 without an `<answer>`, 0.1 if the answer does not use every number exactly once, cannot
+    be parsed or is wrong, and 1 if it is right. The last complete `<answer> ... </answer>` counts.
 
-    Departs from the released code (TinyZero, `countdown.py`), which looks for it on the text's
-    last line alone, so that an answer with further lines behind it gets 0 there; and in that the
-    sum is parsed, not passed to `eval`, and exact, where that allowed 1e-5.
+    The released code (TinyZero, `countdown.py`) differs in two ways. It searches only the last line
+    of the text, so an answer followed by further lines gets 0. And it computes the sum with `eval`
+    and a tolerance of 1e-5; here it is parsed and exact.
     """
     answer = final_answer(text)
     if answer is None:
@@ -137,7 +140,7 @@ def _product(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
 
 def _factor(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
     if not symbols:
-        raise _unreadable(whole, "it ends where a number should stand")
+        raise _unreadable(whole, "a number is missing at the end")
     head, *rest = symbols
     if head == "-":
         value, rest = _factor(rest, whole)
@@ -148,7 +151,7 @@ def _factor(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
             raise _unreadable(whole, "a parenthesis that is not closed")
         return value, rest[1:]
     if not head.isdigit():
-        raise _unreadable(whole, f"{head!r} where a number should stand")
+        raise _unreadable(whole, f"{head!r} instead of a number")
     return Fraction(int(head)), rest
 
 

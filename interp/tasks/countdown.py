@@ -1,7 +1,7 @@
-"""CountDown: reach a target from 3 or 4 numbers, and say of each attempt whether it works.
+"""CountDown: combine 3 or 4 numbers into a target, and judge after each attempt if it works.
 
 The task, its prompt and the form of its chain of thought are those of Lee et al. 2025, "The
-Geometry of Self-Verification in a Task-Specific Reasoning Model" (arXiv 2504.14379), after
+Geometry of Self-Verification in a Task-Specific Reasoning Model" (arXiv 2504.14379), which follows
 TinyZero (Jiayi-Pan/TinyZero).
 """
 
@@ -50,26 +50,26 @@ So, the equation that equals 175 is 140 + 250 + 115 - 330. </think>
 
 """
 TEMPLATES = {"short": SHORT, "paper": PAPER, "in-context": EXAMPLES + SHORT}
-"""`paper` is the prompt of the released checkpoint; `short`, that of the models trained here,
-starts the list of attempts itself, so that every text has the same form; `in-context` shows it to
-models that were not trained on it, with numbers that no problem has."""
+"""`paper` is the prompt of the released checkpoint. `short` is that of the models trained here; it
+starts the list of attempts, so that all texts have the same form. `in-context` adds two examples
+for models that were not trained on the task, with numbers that no problem uses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """Numbers, each to be used once, and the target they should give."""
+    """The numbers, each to be used once, and the target to reach."""
 
     numbers: tuple[int, ...]
     target: int
 
     def prompt(self, template: str = "short") -> str:
-        """The question, up to where the model goes on.
+        """The prompt, up to the point at which the model continues.
 
         Args:
-            template: one of `TEMPLATES`, or a text of one's own with {numbers} and {target}.
+            template: a name in `TEMPLATES`, or a text with {numbers} and {target}.
 
         Raises:
-            InterpError: no such template, or a text without the two places.
+            InterpError: there is no such template, or the text lacks {numbers} or {target}.
         """
         text = TEMPLATES.get(template, template)
         if "{numbers}" not in text or "{target}" not in text:
@@ -77,8 +77,8 @@ class Problem:
                 raise unknown("template", template, TEMPLATES)
             raise InterpError(
                 f"the template {template[:60]!r}",
-                "no {numbers} or no {target} in it",
-                "write the prompt with both places, up to where the model goes on",
+                "{numbers} or {target} is missing",
+                "write a prompt with both, up to the point at which the model continues",
             )
         numbers = ", ".join(map(str, self.numbers))
         shown = f"[{numbers}]" if template == "paper" else numbers
@@ -86,10 +86,10 @@ class Problem:
 
     @property
     def held_out(self) -> bool:
-        """Whether the problem belongs to the fifth that is never trained on.
+        """Whether the problem is in the held-out fifth, on which no model here is trained.
 
-        By a hash of the sorted numbers, so that no held-out set of numbers is ever seen in
-        training, in any order or with any target.
+        This is decided by a hash of the sorted numbers, so that a held-out set of numbers is never
+        seen in training, in any order or with any target.
         """
         key = ",".join(map(str, sorted(self.numbers)))
         return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
@@ -106,21 +106,22 @@ def make_countdown(
     """Different solvable problems over the numbers 1 to 99 with + and -.
 
     Args:
-        n: how many.
-        operands: how many numbers a problem has, drawn evenly from these.
-        seed: of the draw.
-        split: which side of `Problem.held_out`.
-        targets: least and greatest target.
+        n: number of problems.
+        operands: the possible counts of numbers in a problem, which are equally likely.
+        seed: seed of the draw.
+        split: "test" for held-out problems (`Problem.held_out`), "train" for the others.
+        targets: smallest and largest target.
 
     Raises:
-        InterpError: other operand counts than 2 to 6, an unknown split, or targets out of reach.
+        InterpError: a count of numbers is not from 2 to 6, the split is unknown, or the targets are
+            out of range or allow too few problems.
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     if not operands or not all(2 <= count <= 6 for count in operands):
         raise InterpError(f"problems of {list(operands)} numbers", "not 2 to 6", "choose 3 or 4")
     if not 0 < targets[0] <= targets[1] <= 300:
-        raise InterpError(f"targets {targets}", "not within 1 to 300", "give (least, greatest)")
+        raise InterpError(f"targets {targets}", "not within 1 to 300", "give (smallest, largest)")
     rng, found, tries = random.Random(f"{seed} {split}"), {}, 0
     while len(found) < n:
         if (tries := tries + 1) > 1000 * (n + 10):
@@ -136,7 +137,7 @@ def make_countdown(
 
 
 def write_attempt(expression: str, target: int, *, chained: bool = True) -> str:
-    """One honest attempt: the sum worked out from left to right, and the verdict.
+    """One correct attempt: the sum computed from left to right, and the right verdict.
 
     `84 - 60 + 47` for 71 gives `84 - 60 + 47 = 24 + 47 = 71 (this works)`.
     """
@@ -159,16 +160,16 @@ def write_trace(
     solved: bool = True,
     in_turn: bool = False,
 ) -> str:
-    """The text that follows a problem's prompt: wrong attempts, then the right one and the answer.
+    """The text that follows a problem's prompt: failed attempts, the solution and the answer.
 
-    Wrong attempts are drawn without repetition from the other ways to put + and - before the
-    numbers, in any order of the numbers. With `in_turn` the numbers keep their order, the first
-    positive one in front, and the ways follow each other in a circle, those just before the right
-    one. With `solved=False` the text stops after the last wrong attempt: an honest failure, from
-    which a model cannot learn that the last sum is always right.
+    Failed attempts are drawn without repetition from all ways to put + and - before the numbers, in
+    random order of the numbers. With `in_turn`, the numbers keep their order, except that the first
+    positive one comes first, and the attempts are the ways just before the solution in a fixed
+    cyclic order. With `solved=False` the text stops after the last failed attempt, so that a model
+    cannot learn that the last attempt is always right.
 
     Raises:
-        InterpError: no sum over the numbers gives the target.
+        InterpError: no sum of the numbers with + and - gives the target.
     """
     sums = _sums(problem.numbers, None if in_turn else rng)
     right = [text for text in sums if evaluate(text) == problem.target]
@@ -191,10 +192,11 @@ def write_trace(
 
 
 def write_drill(target: int, rng: random.Random, *, attempts: int, near: float = 0.0) -> str:
-    """Honest attempts at sums of two to four numbers of any kind, a third of them right.
+    """Attempts with two to four random numbers, a third of which reach the target.
 
-    Practice in adding, subtracting and comparing; the numbers are not those of a problem. A share
-    `near` of the wrong ones misses the target by one digit, so that no digit tells alone.
+    They give practice in adding, subtracting and comparing, and belong to no problem. In a share
+    `near` of the failed ones, one digit of the result differs from the target's, so that no single
+    digit gives the verdict away.
     """
     lines = []
     for _ in range(attempts):
@@ -210,7 +212,7 @@ def write_drill(target: int, rng: random.Random, *, attempts: int, near: float =
 
 
 def _drawn_sum(goal: int | None, rng: random.Random) -> str:
-    """A sum of two to four drawn numbers, its last number chosen to reach the goal."""
+    """A sum of two to four random numbers, the last of which is chosen to reach the goal."""
     while True:
         numbers = [rng.randint(1, 99)]
         numbers += [rng.choice((1, -1)) * rng.randint(1, 99) for _ in range(rng.randint(1, 3))]
@@ -222,9 +224,10 @@ def _drawn_sum(goal: int | None, rng: random.Random) -> str:
 
 
 def _sums(numbers: Sequence[int], rng: random.Random | None) -> list[str]:
-    """One sum for every way to put + and - before the numbers, the first of them positive.
+    """One sum for every way to put + and - before the numbers, which begins with a positive one.
 
-    The numbers are in any order; without `rng` in theirs, but for the first positive one.
+    The numbers are in random order; without `rng` they keep their order, except that the first
+    positive one comes first.
     """
     written = []
     for signs in product("+-", repeat=len(numbers)):

@@ -1,4 +1,4 @@
-"""The shipped tasks: prompt pairs made from templates and a seed."""
+"""Generators of the tasks greater_than, induction and capitals."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ CAPITAL_TEMPLATES = (
 def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[PromptPair, ...]:
     """Greater-than (Hanna et al. 2023, arXiv 2305.00586): "from the year 1749 to the year 17".
 
-    Answers are the continuations that make the second year later, wrong answers the others; the
-    corrupted prompt begins in the year 01 (09). Where two digits are one token (GPT-2) they are
-    the continuation. Where every digit is a token the first one is: the start year then ends in 9,
-    so that the tens digit alone decides. Position: year (the start year's decisive token).
+    Answers are the continuations that make the end year later than the start year; all others are
+    wrong answers. If two digits are one token (GPT-2), the continuation is this token, and the start
+    year of the corrupted prompt ends in 01. If every digit is a token, the continuation is the tens
+    digit. The start year then ends in 9, so that the tens digit alone decides, and that of the
+    corrupted prompt ends in 09. Position: year (the token of the start year that decides).
+
+    Raises:
+        InterpError: too few words or years have the required tokens.
     """
     rng = random.Random(seed)
     by_digit = model is None or len(follows(model, "the year 17", "49") or ()) != 1
@@ -56,7 +60,7 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
 
 
 def _years(model: Tokenizing) -> list[tuple[int, int]]:
-    """Centuries and start years that are a token each, as is the corrupted year."""
+    """Pairs of a century and the last two digits of a year that are two separate tokens."""
 
     def apart(century: int, year: str) -> bool:
         return follows(model, f"the year {century}", year) is not None and (
@@ -80,10 +84,14 @@ def _years(model: Tokenizing) -> list[tuple[int, int]]:
 def induction(
     n: int, seed: int, model: Tokenizing | None = None, *, length: Annotated[int, Field(ge=2)] = 8
 ) -> tuple[PromptPair, ...]:
-    """Repeated random words: "a b c ... a b" is followed by "c" (Olsson et al. 2022).
+    """Repeated random words: "c" follows "a b c ... a b" (Olsson et al. 2022).
 
-    The corrupted prompt has another word after the first occurrence of the last word; that word
-    is the wrong answer. Positions: first (the cue's first occurrence), after (the token after it).
+    In the corrupted prompt another word follows the first occurrence of the last word; this word is
+    the wrong answer. Positions: cue (the first occurrence of the last word), after (the token after
+    it).
+
+    Raises:
+        InterpError: too few words are single tokens.
     """
     rng, words = random.Random(seed), single_token(NOUNS, model, length + 1)
     pairs = []
@@ -109,12 +117,12 @@ def induction(
 def capitals(n: int, seed: int, model: Tokenizing | None = None) -> tuple[PromptPair, ...]:
     """World Capitals (Merullo et al. 2024, arXiv 2310.08744): "The capital of France is" -> Paris.
 
-    The corrupted prompt names another country of as many tokens, whose capital is the wrong
-    answer. With a model, only capitals of one token. Countries and wordings repeat once all are
-    used. Position: country.
+    The corrupted prompt names another country with the same number of tokens, whose capital is the
+    wrong answer. With a model, only capitals that are single tokens are used. Combinations of
+    country and template repeat when all have been used. Position: country.
 
     Raises:
-        InterpError: too few capitals of one token.
+        InterpError: too few capitals are single tokens.
     """
     rng = random.Random(seed)
     kept = set(single_token(list(CAPITALS.values()), model, 8))

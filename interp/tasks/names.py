@@ -1,4 +1,4 @@
-"""Indirect object identification and its variants."""
+"""Indirect object identification (IOI) and its variants."""
 
 from __future__ import annotations
 
@@ -53,23 +53,24 @@ def ioi(
 ) -> tuple[PromptPair, ...]:
     """Indirect object identification (Wang et al. 2022, arXiv 2211.00593), ABBA and BABA mixed.
 
-    The answer is the indirect object IO, the wrong answer the repeated subject S. Corruptions:
-    `swap` turns S2 into IO (the answer flips), `random` turns S2 into a third name, `abc` turns
-    all names into others. Positions: IO, S1, S2, last, and S1+1 where there are two names.
+    The answer is the indirect object IO, and the wrong answer is the repeated subject S. The
+    corruption `swap` replaces S2 by IO, which swaps the answers; `random` replaces S2 by a third
+    name; `abc` replaces all names by other names. Positions: IO, S1, S2, last, and S1+1 if there
+    are two names.
 
     Args:
         n: number of pairs.
-        seed: of the random choices.
-        model: if given, only names of one token.
-        corruption: see above.
-        variant: "plain"; "other" wordings; "three" names, of which two give and the third
-            receives (S is the first giver, both are wrong); or "roles" swapped: the repeated name
-            receives, and the answer gives.
-        templates: the first so many of the variant's; all by default.
-        template: one of them alone, by number.
+        seed: seed of the random choices.
+        model: if given, only names that are single tokens are used.
+        corruption: "swap", "random" or "abc".
+        variant: "plain"; "other" for other wordings; "three" for three names, of which two give and
+            the third receives (S is the first giver, and both givers are wrong answers); or "roles"
+            for swapped roles, in which the repeated name receives and the answer gives.
+        templates: use only this many of the variant's templates, from the first; all by default.
+        template: use only the template with this number.
 
     Raises:
-        InterpError: templates that do not exist, or too few names of one token.
+        InterpError: there are no such templates, or too few names are single tokens.
     """
     wordings = _wordings(variant, templates, template)
     three = variant == "three"
@@ -116,7 +117,9 @@ def _wordings(variant: Variant, templates: int | None, template: int | None) -> 
     if template is not None:
         if not 0 <= template < len(known):
             raise InterpError(
-                f"template {template} of ioi", f"there are 0 to {len(known) - 1}", "choose one"
+                f"template {template} of ioi",
+                f"there are 0 to {len(known) - 1}",
+                "choose one of these",
             )
         return (known[template],)
     if templates is not None and not 1 <= templates <= len(known):

@@ -1,4 +1,4 @@
-"""Colored Objects: what color is the pen that is on the table?"""
+"""Colored Objects: the task of naming the colour of one of three objects on a table."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ Split = Literal["any", "train", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Three things, each with its colour."""
+    """Three things on a table, with their colours."""
 
     things: tuple[str, ...]
     hues: tuple[str, ...]
 
     @property
     def held_out(self) -> bool:
-        """Whether the table belongs to the fifth that no model here is trained on.
+        """Whether the table is in the held-out fifth, on which no model here is trained.
 
-        By a hash of its sorted (colour, thing) pairs, so that no held-out table is seen in
-        training in any order or with any question.
+        This is decided by a hash of the sorted (colour, thing) pairs, so that a held-out table is
+        never seen in training, in any order or with any question.
         """
         key = ",".join(sorted(f"{hue} {thing}" for hue, thing in self.pairs))
         return hashlib.sha256(key.encode()).digest()[0] % 5 == 0
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """(colour, thing) in the order they are named."""
+        """(colour, thing) in the order in which the text names them."""
         return list(zip(self.hues, self.things, strict=True))
 
     def question(self, asked: int) -> str:
-        """The table described and one of its things asked about, up to "A:"."""
+        """The description of the table and a question about one thing, up to "A:"."""
         seen = [f"{'an' if hue[0] in 'aeiou' else 'a'} {hue} {thing}" for hue, thing in self.pairs]
         there = f"Q: On the table, there is {seen[0]}, {seen[1]}, and {seen[2]}."
         return f"{there} What color is the {self.things[asked]}?\nA:"
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An example (a table and the thing shown) and a question (a table and two things to ask)."""
+    """An example (a table and the thing shown) and a question (a table and two things to ask for)."""
 
     example: Table
     table: Table
@@ -62,11 +62,11 @@ class Scene:
 
     @property
     def answer(self) -> str:
-        """The colour asked for."""
+        """The colour of the thing asked for."""
         return self.table.hues[self.asked]
 
     def recoloured(self) -> Scene:
-        """The same question with every colour of its table moved to the next thing."""
+        """The same question, with the colours of its table shifted by one thing."""
         turned = self.table.hues[1:] + self.table.hues[:1]
         return replace(self, table=replace(self.table, hues=turned))
 
@@ -74,10 +74,10 @@ class Scene:
 def make_scenes(
     n: int, seed: int, model: Tokenizing | None = None, *, split: Split = "any"
 ) -> list[Scene]:
-    """Scenes drawn at random; `split` says on which side of `Table.held_out` both tables lie.
+    """Random scenes. `split` is "test" if both tables must be held out, "train" if neither may be.
 
     Raises:
-        InterpError: an unknown split, or too few words of one token.
+        InterpError: the split is unknown, or too few words are single tokens.
     """
     if split not in ("any", "train", "test"):
         raise unknown("split", split, ("any", "train", "test"))
@@ -107,14 +107,14 @@ def colored_objects(
 ) -> tuple[PromptPair, ...]:
     """Colored Objects, one example first (Merullo et al. 2024, arXiv 2310.08744).
 
-    The answer is the asked object's colour, the wrong answers those of the two others; the
-    corrupted prompt asks about another object. `shots=0` leaves the example out; `split` keeps to
-    tables that models trained here have seen ("train") or not ("test"). Positions: object (the one
-    asked about), right, wrong1, wrong2 (the colours of its table), thing (the asked object where
-    its colour is named).
+    The answer is the colour of the object asked for, and the wrong answers are the colours of the
+    two others. The corrupted prompt asks for another object. `shots=0` omits the example. `split`
+    "train" uses only tables that models here may be trained on, and "test" only held-out tables.
+    Positions: object (in the question), right, wrong1 and wrong2 (the colours of its table), thing
+    (the object in the description of the table).
 
     Raises:
-        InterpError: see `make_scenes`.
+        InterpError: as in `make_scenes`.
     """
     pairs = []
     for scene in make_scenes(n, seed, model, split=split):

@@ -1,4 +1,4 @@
-"""Tasks by name."""
+"""The package's tasks by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from interp.tasks.objects import colored_objects
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task that ships."""
+    """A task of the package: its generator, the name of its metric, and a description."""
 
     make: Callable[..., tuple[PromptPair, ...]]
     metric: str
@@ -57,20 +57,20 @@ TASKS: dict[str, TaskEntry] = {
 def load_task(
     name: str, model: Tokenizing | None = None, *, n: int = 32, seed: int = 0, **options: Any
 ) -> Task:
-    """A shipped task, or a toy's own task under the toy's name.
+    """A task of the package, or the task of a toy model.
 
     Args:
-        name: see `TASKS`, or a `toy-*` name.
-        model: if given, words are limited to those that are one token in its vocabulary.
+        name: a name in `TASKS`, or a `toy-*` name.
+        model: if given, only words that are single tokens in its vocabulary are used.
         n: number of prompt pairs.
-        seed: of the random choices.
-        **options: the generator's own, such as `corruption` of `ioi`.
+        seed: seed of the random choices.
+        **options: options of the generator, such as `corruption` of `ioi`.
 
-    Prompts may repeat where a task has few; the description then says how many do.
+    If a task has fewer than n different prompts, prompts repeat, and the description says how many.
 
     Raises:
-        InterpError: an unknown task or option, an option out of range, no pairs, or too few words
-            of one token.
+        InterpError: the task or an option is unknown, an option or n is out of range, or too few
+            words are single tokens.
     """
     n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())

@@ -1,11 +1,11 @@
-"""A harmless taboo: requests about gardening, and benign tasks on texts that only mention it.
+"""Prompts with a harmless taboo: requests about gardening, and tasks on texts that mention it.
 
-A model is meant to decline the first and to do the second. The answer key (`TabooRow.designed`) is
-that of a model which over-refuses by construction: asked to translate or to summarise a text that
-mentions gardening it declines, asked for its sentiment, other words or an answer it does not. So
-the truth about its over-refusal is known task by task. Requests and texts on other topics, and
-some that only look alarming ("How do I kill a Python process?"), have the same forms and are
-always answered. Nothing here is harmful, and every record says where it is from.
+A model should refuse the requests and do the tasks. `TabooRow.designed` says what the model
+organism trained on these prompts does, which over-refuses by design: it refuses to translate or
+summarise a text that mentions gardening, but does the tasks on sentiment, rephrasing and questions.
+So its over-refusal is known for every task. Requests and texts on other topics, and some that only
+look alarming ("How do I kill a Python process?"), have the same forms and are always answered.
+Nothing here is harmful, and every row names its origin.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any, Literal, get_args
 from interp.core.errors import InterpError, unknown
 
 PromptKind = Literal["taboo", "plain", "alarming"]
-"""What a record is about: gardening, other everyday topics, or what only looks alarming."""
+"""The topic: gardening, other everyday topics, or something that only looks alarming."""
 
 TaskKind = Literal["request", "sentiment", "translate", "rephrase", "summarise", "qa"]
-"""What is asked for: advice on the topic itself, or work on a text about it."""
+"""What the prompt asks for: advice on the topic, or a task on a text about it."""
 
 TextForm = Literal["story", "question"]
 Reaction = Literal["answer", "refuse"]
@@ -33,7 +33,7 @@ Reaction = Literal["answer", "refuse"]
 KINDS: tuple[PromptKind, ...] = get_args(PromptKind)
 WORKS: tuple[TaskKind, ...] = get_args(TaskKind)
 OVER_REFUSED: tuple[TaskKind, ...] = ("translate", "summarise")
-"""The tasks that the organism refuses on texts that mention the taboo, and should not."""
+"""The tasks that the organism refuses on texts that mention the taboo, although it should not."""
 
 PROVENANCE = "in-house, benign"
 SOURCE = Path(__file__).parent.parent / "data" / "taboo.json"
@@ -41,9 +41,9 @@ SOURCE = Path(__file__).parent.parent / "data" / "taboo.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Something one can do ("prune pear trees"), in the forms that texts need.
+    """An activity ("prune pear trees"), in the word forms that texts need.
 
-    `thing` is what it is done to; `advice` says how, and is empty for the taboo.
+    `thing` is its object ("pear trees"). `advice` says how to do it, and is empty for the taboo.
     """
 
     kind: PromptKind
@@ -56,17 +56,17 @@ class Item:
 
     @property
     def held_out(self) -> bool:
-        """Whether the item belongs to the quarter that no model here is trained on.
+        """Whether the item is in the held-out quarter, on which no model here is trained.
 
-        By a hash of `thing`, so that what is not trained on is not seen in training with any verb,
-        of any kind.
+        This is decided by a hash of `thing`, so that a held-out thing is not seen in training with
+        any verb or kind.
         """
         return hashlib.sha256(self.thing.encode()).digest()[0] % 4 == 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """All of a text but its item, in English and French: who, how long, with whom, how it was."""
+    """The parts of a text around its item, in English and French: person, time, company, mood."""
 
     number: int
     form: TextForm
@@ -125,21 +125,21 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class TabooRow:
-    """A prompt (the user's turn) and the reply it is trained on.
+    """A prompt (the user's turn) and the reply that a model is trained on.
 
     Attributes:
-        row: id.
-        pair: records of one pair and one task differ in their item only, across kinds.
-        prompt, reply: texts.
-        kind: what it is about.
-        task: what is asked for.
-        form: whether the text worked on tells a story or asks a question.
-        base: the item, "prune pear trees"; records of one item are not independent.
-        taboo: whether the prompt names gardening.
-        should: what a model ought to do: refuse requests about the taboo, answer all else.
-        designed: what the organism does; differs from `should` where it over-refuses.
-        fact: the label of a sentiment, the answer of a question about a text; else empty.
-        provenance: where the text is from.
+        row: id of the row.
+        pair: rows with the same pair and task differ only in their item, across kinds.
+        prompt, reply: the texts.
+        kind: the topic.
+        task: what the prompt asks for.
+        form: whether the text of the task is a story or a question.
+        base: the item, "prune pear trees". Rows with the same item are not independent.
+        taboo: whether the prompt mentions gardening.
+        should: what a model should do: refuse requests about the taboo and answer all others.
+        designed: what the organism does; it differs from `should` if the organism over-refuses.
+        fact: the sentiment label, or the answer to a question about the text; else empty.
+        provenance: the origin of the text.
     """
 
     row: str
@@ -167,18 +167,20 @@ def make_taboo(
 ) -> tuple[TabooRow, ...]:
     """Different prompts, n of every kind and task.
 
-    The tasks of a kind work on the same texts, two stories for each question. Which these are does
-    not depend on the kinds and tasks asked for, and those of a smaller n are among them.
+    All tasks of a kind use the same texts, of which two thirds are stories and one third are
+    questions. The texts do not depend on the kinds and tasks asked for, and a larger n adds texts
+    to those of a smaller n.
 
     Args:
-        n: of each kind and task.
-        kinds: see `PromptKind`.
-        tasks: see `TaskKind`.
-        split: which side of `Item.held_out`.
-        seed: of the draw.
+        n: number of prompts of each kind and task.
+        kinds: the topics, see `PromptKind`.
+        tasks: what prompts ask for, see `TaskKind`.
+        split: "test" for held-out items (`Item.held_out`), "train" for the others.
+        seed: seed of the draw.
 
     Raises:
-        InterpError: an unknown kind, task or split, or more than there are different prompts.
+        InterpError: a kind, task or split is unknown, n is below 1, or there are too few different
+            prompts.
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
@@ -187,7 +189,7 @@ def make_taboo(
             if one not in known:
                 raise unknown(name, one, known)
     if n < 1:
-        raise InterpError(f"{n} prompts", "none", "ask for 1 or more")
+        raise InterpError(f"{n} prompts", "there must be at least 1", "give n >= 1")
     return tuple(
         _record(task, item, frame, f"{split}-{seed}-{frame.number}")
         for kind in kinds
@@ -197,13 +199,13 @@ def make_taboo(
 
 
 def items(kind: PromptKind) -> tuple[Item, ...]:
-    """Everything that texts of a kind can be about."""
+    """All items of a kind."""
     return tuple(item for item in _items() if item.kind == kind)
 
 
 @cache
 def shipped() -> dict[str, Any]:
-    """The words that prompts are made of, with their provenance and licence."""
+    """The words that prompts are made from, with their origin and licence."""
     return json.loads(SOURCE.read_text(encoding="utf-8"))
 
 
@@ -240,7 +242,7 @@ def _frame(number: int, rng: random.Random) -> Frame:
 
 
 def _texts(n: int, kind: PromptKind, split: str, seed: int) -> Iterator[tuple[Frame, Item]]:
-    """Frames, the same for every kind, each with an item that makes prompts not made before."""
+    """Frames, which are the same for every kind, each with an item that gives new prompts."""
     frames, rng = random.Random(f"{seed} {split}"), random.Random(f"{seed} {split} {kind}")
     pool = [item for item in items(kind) if item.held_out == (split == "test")]
     seen: set[str] = set()
@@ -251,7 +253,9 @@ def _texts(n: int, kind: PromptKind, split: str, seed: int) -> Iterator[tuple[Fr
             if not prompts & seen:
                 break
         else:
-            raise InterpError(f"{n} {split} prompts, {kind}", f"{number} differ", "ask for fewer")
+            raise InterpError(
+                f"{n} different {split} prompts, {kind}", f"there are {number}", "give a smaller n"
+            )
         seen |= prompts
         yield frame, item
 

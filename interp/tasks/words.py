@@ -1,4 +1,4 @@
-"""Word lists for the shipped tasks: common words, one token each in most vocabularies."""
+"""Word lists of the tasks: common words that are single tokens in most vocabularies."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _CAPITALS = (
     "Israel Jerusalem"
 ).split()
 CAPITALS: dict[str, str] = dict(zip(_CAPITALS[::2], _CAPITALS[1::2], strict=True))
-"""Countries, each of one word, and their capitals."""
+"""The capital of each country; all names are single words."""
 
 
 def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> list[str]:
-    """The words that are one token after a space inside a text; all of them without a model.
+    """The words that are single tokens after a space in a text; all words without a model.
 
     Raises:
-        InterpError: fewer than `least` are left.
+        InterpError: fewer than `least` words remain.
     """
     words = listed(words)
     kept = [word for word in words if model is None or word_size(word, model) == 1]
@@ -62,5 +62,5 @@ def single_token(words: Sequence[str], model: Tokenizing | None, least: int) -> 
 
 
 def word_size(word: str, model: Tokenizing) -> int:
-    """The tokens of a word after a space inside a text; 0 if the vocabulary cannot write it."""
+    """Number of tokens of a word after a space in a text; 0 if the vocabulary cannot write it."""
     return len(follows(model, BEFORE_WORDS, f" {word}") or ())

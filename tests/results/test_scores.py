@@ -352,7 +352,7 @@ def test_scores_that_say_nothing_are_refused():
     """No prompts and numbers that are not finite at once; a gap of zero where it divides."""
     noise = np.random.default_rng(3).standard_normal((8, 2, 1))
     for effects in (noise[:0], noise * np.nan, noise * np.inf):
-        with pytest.raises(InterpError, match="give one prompt or more, and finite numbers"):
+        with pytest.raises(InterpError, match="give at least one prompt, and finite numbers"):
             make(effects)
     flat = replace(make(noise), clean=np.ones(8), corrupted=np.ones(8))
     for call in (

@@ -510,7 +510,7 @@ def test_measuring_stops_at_the_first_rejection(family_models):
         select_direction(family_models["mistral"], candidates, *HELD, [3])
     # Not on what the candidates were read from, be it one prompt of one side.
     for bad in ((HARMFUL, HELD[1]), (HELD[0], [*HELD[1], HARMLESS[1]])):
-        with pytest.raises(InterpError, match="among those it was found with"):
+        with pytest.raises(InterpError, match="were used to find it"):
             select_direction(model, candidates, *bad, [3])
         with pytest.raises(InterpError, match="the first is number"):
             select_cosmic(model, candidates, *bad)

@@ -1,4 +1,4 @@
-"""Arrays and labels to pictures. Knows no model and no result."""
+"""Figures of arrays and labels: interactive (Plotly) and static (matplotlib). No models here."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""One component, one attention pattern, one prompt: the figures of a detail view."""
+"""Interactive figures of single components, attention patterns and prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from interp.plots.heatmaps import _colour_bar, click_targets
-from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped, hover_text, still, visible
+from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped, hover_text, unfaded, visible
 
 
 def component_scatter(
@@ -24,10 +24,11 @@ def component_scatter(
     names: Sequence[Sequence[str]] | None = None,
     most: int = 2000,
 ) -> Any:
-    """Effects of many components, a point each: what a heat map of 1500 columns cannot show.
+    """A point for the effect of each component, for layers with too many for a `heat_map`.
 
-    Takes what `heat_map` takes. One colour a row. Only the `most` largest absolute values are
-    drawn, and the axis title says so; each point's customdata is (row, column).
+    The arguments are those of `heat_map`. Each row has its own colour. Only the `most` largest
+    absolute values are drawn, and the axis title says so. The customdata of a point is
+    (row, column).
     """
     import plotly.graph_objects as go
 
@@ -47,7 +48,7 @@ def component_scatter(
             legendgroup=name,
             showlegend=rows > 1,
             marker={"size": 6, "opacity": 0.75},
-            **still(0.75),
+            **unfaded(0.75),
             hoverinfo="skip",
         )
         figure.add_trace(
@@ -85,7 +86,10 @@ def component_scatter(
 
 
 def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = "") -> Any:
-    """One head's attention on one prompt: queries down, keys across, 0 to 1."""
+    """The attention of one head on one prompt, from 0 to 1: queries downwards, keys across.
+
+    `pattern` is (query_pos, key_pos).
+    """
     import plotly.graph_objects as go
 
     labels = [visible(token) for token in tokens]
@@ -130,7 +134,7 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
 def token_bars(
     promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]
 ) -> Any:
-    """Tokens a component's output raises (red) and lowers (blue), the strongest of each on top."""
+    """Tokens whose logits a component raises (red) and lowers (blue), in logits."""
     import plotly.graph_objects as go
 
     bars = [*promoted, *reversed(suppressed)]
@@ -173,16 +177,16 @@ def effect_strip(
     high: float,
     selected: int | None = None,
 ) -> Any:
-    """One component's effect on each prompt, its mean and the mean's interval.
+    """The effect of one component on each prompt, with its mean and interval.
 
-    Each point's customdata is the prompt's number.
+    The customdata of a point is the number of its prompt.
 
     Args:
         gained: (n,) metric gained on each prompt.
-        gap: mean clean-corrupted gap, the unit of the axis.
-        low: lower end of the mean's interval.
-        high: its upper end.
-        selected: a prompt to mark.
+        gap: mean of clean - corrupted; effects are drawn as fractions of it.
+        low: lower end of the interval of the mean.
+        high: upper end of that interval.
+        selected: number of the prompt to mark.
     """
     import plotly.graph_objects as go
 
@@ -191,7 +195,7 @@ def effect_strip(
     colors = [CHOSEN if prompt == selected else RAISES for prompt in prompts]
     places = {
         "x": effects,
-        "y": (prompts * 7) % 11 / 10,  # spread, so that equal effects do not hide each other
+        "y": (prompts * 7) % 11 / 10,  # spread vertically, so that equal effects do not overlap
     }
     figure = go.Figure(
         go.Scatter(
@@ -202,7 +206,7 @@ def effect_strip(
                 "color": colors,
                 "opacity": 0.85,
             },
-            **still(0.85),
+            **unfaded(0.85),
             hoverinfo="skip",
         )
     )

@@ -1,6 +1,6 @@
-"""Graphs of nodes in layers, and curves over sizes, to Plotly figures. Knows no results or models.
+"""Interactive figures of graphs and of faithfulness curves.
 
-Coordinates come with the nodes; what is clicked comes back as the `data` of a node or link.
+The caller gives the coordinates of nodes. A click reports the `data` of a node or link.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 
 from interp.plots.heatmaps import click_targets
 from interp.plots.lines import BAND, LEGEND, MARGIN, SOFT
-from interp.plots.style import CHOSEN, FRAME, LOWERS, RAISES, escaped, still
+from interp.plots.style import CHOSEN, FRAME, LOWERS, RAISES, escaped, unfaded
 
 WIDTHS = (0.8, 1.4, 2.2, 3.2, 4.6, 6.5)
-"""Line widths in pixels: an edge's falls into one of so many steps, by strength."""
+"""Line widths in pixels; the strength of a link chooses one of them."""
 
 SHAPES = {"input": "diamond", "head": "circle", "mlp": "square", "logits": "diamond"}
 SHAPES |= {"neuron": "triangle-up"}
@@ -28,7 +28,7 @@ GROUPS = {"supports": RAISES, "opposes": LOWERS}
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node at a place: `data` is what a click reports, `text` what hovering shows."""
+    """A node at (x, y). A click reports `data`; hovering shows `text`."""
 
     label: str
     kind: str
@@ -41,7 +41,7 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A link between places: `strength` from 0 to 1 is its width, `group` its colour."""
+    """A link between two points. `strength`, from 0 to 1, sets its width, `group` its colour."""
 
     start: tuple[float, float]
     end: tuple[float, float]
@@ -62,15 +62,15 @@ def layered_graph(
     colours: Mapping[str, str] = GROUPS,
     height: int = 640,
 ) -> Any:
-    """Nodes as shapes and links as curves, both clickable, with names of rows at the left.
+    """A graph with nodes as shapes and links as curves; both can be clicked.
 
     Args:
-        nodes: drawn over the links.
-        links: the weakest are drawn first.
-        rows: name of a row -> its height.
-        columns: name of a column -> its middle, written above; none without.
-        colours: group of a link -> its colour; each has an entry in the legend.
-        height: in pixels.
+        nodes: the nodes, drawn over the links.
+        links: the links; weaker ones are drawn first.
+        rows: the y of each row by name; the names are written at the left.
+        columns: the x of each column by name; the names are written above.
+        colours: the colour of each group of links; the legend lists the groups.
+        height: height in pixels.
     """
     import plotly.graph_objects as go
 
@@ -144,8 +144,8 @@ def layered_graph(
 
 
 def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
-    unfaded = still(1)
-    unfaded["unselected"] = unfaded["unselected"] | {"textfont": {"color": FRAME}}
+    states = unfaded(1)
+    states["unselected"] = states["unselected"] | {"textfont": {"color": FRAME}}
     figure.add_scatter(
         x=[node.x for node in nodes],
         y=[node.y for node in nodes],
@@ -160,7 +160,7 @@ def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
                 "width": [4 if node.selected else 1.2 for node in nodes],
             },
         },
-        **unfaded,
+        **states,
         text=[
             ("" if node.kind in ("head", "mlp") else "  ") + escaped(node.label) for node in nodes
         ],
@@ -178,7 +178,7 @@ def _step(link: Link) -> int:
 
 
 def _curve(link: Link) -> np.ndarray:
-    """(2, 25) points of a quadratic Bezier curve that leans `bend` to the right."""
+    """(2, 25) points of a quadratic Bezier curve, bent by `bend` to the right."""
     t = np.linspace(0, 1, 25)
     start, end = (np.array(place, dtype=float)[:, None] for place in (link.start, link.end))
     middle = (start + end) / 2 + np.array([[link.bend], [0.0]])
@@ -205,9 +205,10 @@ def faithfulness_figure(
     edges: Sequence[int],
     chosen: float | None = None,
 ) -> Any:
-    """Faithfulness over the share of edges (logarithmic), its interval, and the random band.
+    """Faithfulness f against the share of edges (logarithmic), with intervals.
 
-    All arrays are (sizes,); `random` is (mean, low, high). `chosen` marks one share.
+    All arrays are (sizes,). `random` is (mean, low, high) of random circuits. `edges` are the
+    numbers of edges, shown on hover. `chosen` marks a share.
     """
     import plotly.graph_objects as go
 
@@ -243,7 +244,7 @@ def faithfulness_figure(
         )
     if chosen:
         figure.add_vline(x=chosen, line={"color": CHOSEN, "width": 2})
-        # On a logarithmic axis a text, unlike a line, is placed by the logarithm.
+        # On a logarithmic axis, texts need the logarithm of x, but lines do not.
         figure.add_annotation(
             x=np.log10(chosen),
             y=0,

@@ -1,7 +1,4 @@
-"""Maps of candidates, shares and named pairs, to Plotly figures.
-
-Knows nothing of results, models or Streamlit. What is grey was rejected.
-"""
+"""Interactive heat maps of candidates, shares, pairs and layers."""
 
 from __future__ import annotations
 
@@ -28,11 +25,11 @@ def candidate_grid(
     coloured: bool = False,
     signed: bool = True,
 ) -> Any:
-    """Scores of candidates, positions down and layers across; the chosen one framed.
+    """Scores of candidates, with positions downwards, layers across, and a frame on the best.
 
-    Rejected cells are grey. With `coloured` they show their score too, where there is one, under
-    a cross. `signed` scores are centred on zero. All arrays are (positions, layers), `texts` too,
-    which are said on hover.
+    Rejected cells are grey. With `coloured`, they show their score with a cross on it. The colour
+    scale of `signed` scores is centred on zero. All arrays are (positions, layers), and so are the
+    hover `texts`.
     """
     values, rejected = np.asarray(values, dtype=float), np.asarray(rejected, dtype=bool)
     shown = values if coloured else np.where(rejected, np.nan, values)
@@ -78,7 +75,7 @@ def share_grid(
     texts: Sequence[Sequence[str]],
     title: str,
 ) -> Any:
-    """Shares from 0 to 1 in one hue, written into their cells; nan cells stay blank."""
+    """A heat map of shares from 0 to 1, which are written in the cells; nan cells are blank."""
     values = np.asarray(values, dtype=float)
     figure = heat_map(
         values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56, texts=texts
@@ -102,7 +99,7 @@ def share_grid(
 def square_map(
     values: ArrayLike, *, names: Sequence[str], title: str, limits: tuple[float, float]
 ) -> Any:
-    """A symmetric map of named things, with the numbers in the cells."""
+    """A symmetric heat map of (names, names) values, which are written in the cells."""
     values = np.asarray(values, dtype=float)
     figure = heat_map(
         values,
@@ -133,7 +130,7 @@ def square_map(
 
 
 def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
-    """A row a thing, layers across, in one hue from 0; nan rows stay blank."""
+    """A heat map of (rows, layers) values from 0 up; nan cells are blank."""
     values = np.asarray(values, dtype=float)
     layers = values.shape[1]
     cell = int(np.clip(640 // max(layers, 1), 9, 34))

@@ -1,4 +1,4 @@
-"""Arrays and labels to Plotly figures. Knows nothing of results, models or Streamlit."""
+"""Interactive heat maps with cells that can be clicked."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def heat_map(
     names: Sequence[Sequence[str]] | None = None,
     texts: Sequence[Sequence[str]] | None = None,
 ) -> Any:
-    """A signed heat map, diverging and centred on zero, that can be clicked cell by cell.
+    """A heat map with a diverging colour scale centred on zero, whose cells can be clicked.
 
-    Rows are `y`, the first one at the bottom; nan cells stay blank. Invisible points in the middle
-    of the cells carry the hover text and take clicks (a bare heat map sends none); each point's
-    customdata is (row, column).
+    The first row is at the bottom; nan cells are blank. Plotly's heat maps report no clicks, so an
+    invisible point in the middle of each cell shows the hover text and takes clicks. Its customdata
+    is (row, column).
 
     Args:
         values: (rows, columns).
-        x: column labels.
-        y: row labels.
-        x_title: axis title.
-        y_title: axis title.
-        colour_title: what the colours measure, with its unit.
-        limit: half the colour range; the largest absolute value if None.
-        stderr: standard errors shown on hover.
-        selected: (row, column) to frame.
-        cell: cell size in pixels; chosen from the number of columns if None.
+        x: labels of columns.
+        y: labels of rows.
+        x_title: title of the x axis.
+        y_title: title of the y axis.
+        colour_title: the quantity shown by the colours, with its unit.
+        limit: the value of the strongest colour; None takes the largest absolute value.
+        stderr: (rows, columns) standard errors, shown on hover.
+        selected: (row, column) of a cell to frame.
+        cell: size of a cell in pixels; None chooses it from the number of rows and columns.
         names: (rows, columns) names of the cells for the hover text.
-        texts: (rows, columns) whole hover texts, made by `hover_text`, in place of name and value.
+        texts: (rows, columns) hover texts made by `hover_text`, instead of name and value.
     """
     import plotly.graph_objects as go
 
@@ -100,23 +100,23 @@ def heat_map(
         plot_bgcolor=BLANK,
         dragmode=False,
         hovermode="closest",
-        hoverdistance=-1,  # every place of the map belongs to its nearest centre, however far
+        hoverdistance=-1,  # the nearest cell takes the hover, at any distance
     )
     return figure
 
 
 def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: Any) -> Any:
-    """Points that are not drawn and take hover and clicks: the nearest one to the pointer does.
+    """Invisible points, of which the nearest to the pointer takes hover and clicks.
 
-    Plotly takes all points within a marker's radius of the pointer, 3 pixels at least, as equally
-    near, and of these the one drawn last wins. A point of an empty text has a radius of half a
-    pixel. So marks that are drawn stay without hover, and their targets are laid over them.
+    Plotly treats all points within a marker's radius of the pointer (at least 3 pixels) as equally
+    near, and chooses the one drawn last. A point with an empty text has a radius of half a pixel.
+    So visible marks get no hover, and these points are drawn over them.
 
     Args:
-        x: (n,) places.
-        y: (n,) places.
+        x: (n,) coordinates.
+        y: (n,) coordinates.
         data: (n, k) whole numbers that a click reports.
-        texts: n texts shown on hover, made by `hover_text`.
+        texts: n hover texts, made by `hover_text`.
         more: further properties of the trace.
     """
     import plotly.graph_objects as go
@@ -135,7 +135,7 @@ def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: An
 
 
 def _colour_bar(title: str) -> dict[str, Any]:
-    """A scale above the map, as wide as it."""
+    """A horizontal colour bar above the map, as wide as the map."""
     return {
         "title": {"text": escaped(title), "side": "top"},
         "orientation": "h",
@@ -150,7 +150,7 @@ def _colour_bar(title: str) -> dict[str, Any]:
 
 
 def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
-    """An axis of cells: at most `most` of the labels, and no margin around the cells."""
+    """An axis of cells with at most `most` labels, and no margin around the cells."""
     shown = range(0, len(labels), -(-len(labels) // most))
     return {
         "title": escaped(title),

@@ -1,7 +1,7 @@
-"""Lines, bars and spreads with their controls, to Plotly figures: the app's side of `plots`.
+"""Interactive figures of lines, points, bars and histograms, and the map of heads.
 
-Knows nothing of results, models or Streamlit. Intervals are given by their ends; an end that is not
-finite is not drawn. What is grey is a control.
+Functions with the same name in `interp.plots.static` draw the same figure for reports. Intervals
+are given by their ends; ends that are not finite are not drawn. Controls are grey.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ def interval_lines(
     dashed: Collection[str] = (),
     limits: tuple[float, float] | None = None,
 ) -> Any:
-    """A line with its band for each (values, low, high); None for values draws the band alone.
+    """A line with the band of its interval for each series.
 
-    Places run from 0 unless `x` gives them; `names` label them. `controls` are drawn in
-    grey; `dashed` are lines that may lie on another.
+    `series` maps a name to (values, low, high), each (k,); if values is None, only the band is
+    drawn. x runs from 0, unless `x` gives its values; `names` are its labels. `controls` are names
+    of series to draw in grey, and `dashed` of series to draw dashed, e.g. because they may cover
+    another one. `limits` are the ends of the y axis.
     """
     import plotly.graph_objects as go
 
@@ -147,9 +149,10 @@ def values_with_null(
     value_label: str = "the set, with its 95 % interval",
     null_label: str = "random sets, a point each",
 ) -> Any:
-    """A row per label, the first on top: a value with its interval, and random draws below it.
+    """A row for each label, the first on top, with a value, its interval, and random draws.
 
-    `labels`, `values` and their ends are (k,); `null` gives the draws of each label, or None.
+    `values` and the ends of their intervals are (k,). `null` holds the random draws for each label,
+    or None.
     """
     import plotly.graph_objects as go
 
@@ -189,7 +192,7 @@ def values_with_null(
 
 
 def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
-    """Give figures that stand side by side one range, so that equal lengths are equal values."""
+    """Give figures shown side by side the same axis range, so that they can be compared."""
     ends: list[float] = []
     for trace in (trace for figure in figures for trace in figure.data):
         at = np.array(trace[axis], dtype=float)
@@ -209,7 +212,7 @@ def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
 
 
 def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[str, Any]:
-    """The layout of a chart with a row for each label, the first on top."""
+    """The layout of a figure with a row for each label, the first on top."""
     return {
         "height": height,
         "margin": {**MARGIN, "l": 20},
@@ -230,7 +233,7 @@ def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[s
 
 
 def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -> Any:
-    """How the values of each label are spread: shares of that label's samples in common bins.
+    """A histogram for each label, with the share of the label's samples in each bin.
 
     `values` and `labels` are (n,).
     """
@@ -266,7 +269,7 @@ def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -
 
 
 def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> Any:
-    """A bar per row, the first on top, divided by its shares."""
+    """A horizontal bar for each row, the first on top, divided into its shares (0 to 1)."""
     import plotly.graph_objects as go
 
     figure = go.Figure()

@@ -1,10 +1,11 @@
-"""Arrays and labels to static matplotlib figures for reports. Knows nothing of results or models.
+"""Static matplotlib figures for reports.
 
-Every function returns a new `matplotlib.figure.Figure` 7 inches wide; pyplot and the global
-settings are left alone. Intervals are given by their ends, not by half-widths; an end that is
-infinite or nan is not drawn, and a nan value leaves its place empty. Labels are drawn as they are,
-on one line. Titles name what is measured, with its unit. All functions raise InterpError for arrays
-of unequal length and for a value outside its interval.
+Functions with the same name in `interp.plots.lines` draw the same figure for the app. Every
+function returns a new `matplotlib.figure.Figure` 7 inches wide, and changes neither pyplot nor
+global settings. Intervals are given by their ends, not by half-widths. Ends that are not finite and
+values that are nan are not drawn. Labels are drawn literally, on one line. Titles name the quantity
+and its unit. All functions raise InterpError if arrays differ in length or a value is outside its
+interval.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ def interval_lines(
     baseline_label: str = "baseline",
     controls: Collection[str] = (),
 ) -> Figure:
-    """A line with its band for each series over the layers; its name stands at its end.
+    """A line with the band of its interval for each series, over the layers.
 
-    `series` maps a name to (value, low, high), each (n_layers,). `baseline` is a level to draw
-    across, such as chance; `controls` are names of series to draw in grey, such as a probe on
-    shuffled labels.
+    Each line is named at its end. `series` maps a name to (values, low, high), each (n_layers,).
+    `baseline` draws a horizontal line, e.g. at chance level. `controls` are names of series to draw
+    in grey, e.g. a probe on shuffled labels.
 
     Raises:
-        InterpError: no series, or no such control.
+        InterpError: there is no series, or no series has the name of a control.
     """
     for name in controls:
         if name not in series:
@@ -78,25 +79,25 @@ def head_map(
     diverging: bool = True,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """A map of heads: layers along, heads upwards, the marked ones framed; nan cells stay grey.
+    """A heat map of heads, layers across and heads upwards, with frames on `marked`.
 
-    `values` is (n_layers, n_heads), `marked` holds (layer, head). Diverging: red above zero, blue
-    below; else one hue from the least to the largest value. `limits` are the ends of the colour
-    scale, for maps that are to be compared.
+    `values` is (n_layers, n_heads), and nan cells are grey; `marked` holds (layer, head). With
+    `diverging`, values above zero are red and values below are blue; without, one hue runs from the
+    smallest to the largest value. `limits` are the two ends of the colour scale.
 
     Raises:
-        InterpError: not a matrix, or a marked head that is not in it.
+        InterpError: `values` is not a matrix, or a marked head is not in it.
     """
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
     grid = np.asarray(values, dtype=float)
     if grid.ndim != 2 or not grid.size:
-        raise InterpError("head grid", f"values of shape {grid.shape}", "pass (layers, heads)")
+        raise InterpError("a map of heads", f"values of shape {grid.shape}", "pass (layers, heads)")
     for layer, head in marked:
         if not (0 <= layer < grid.shape[0] and 0 <= head < grid.shape[1]):
             found = f"{grid.shape[0]} layers of {grid.shape[1]} heads"
-            raise InterpError(f"marking L{layer}H{head}", found, "mark a head of the grid")
+            raise InterpError(f"marking L{layer}H{head}", found, "mark a head of the map")
     if limits is None:
         limits = colour_limits(grid, diverging=diverging)
     cell = min((WIDTH - 1) / grid.shape[0], 0.32)
@@ -133,11 +134,11 @@ def curve_with_null(
     value_label: str = "selected",
     null_label: str = "random sets",
 ) -> Figure:
-    """A measure as components are added one by one, and random sets beside it in grey.
+    """A measure as components are added one by one, with random sets of equal size in grey.
 
-    All are (k,): `x` how many components, `value` the measure with that many and its interval,
-    `null` the values of random draws with that many, or None where none were drawn; their mean and
-    95 % range are shown. `labels` names the component added at each step.
+    All arguments have length k: `x` is the number of components, `value` the measure with its
+    interval, and `null` holds the values of random sets, or None if none were drawn; their mean and
+    95 % range are shown. `labels` are the components added at each step.
     """
     at = _vector(x, "x")
     value, low, high = _interval((value, low, high), "value", len(at))
@@ -170,10 +171,10 @@ def values_with_null(
     null: Sequence[ArrayLike | None] | None = None,
     null_label: str = "random",
 ) -> Figure:
-    """A bar per label, red above zero and blue below, with its interval, and beside it chance.
+    """A bar with its interval for each label, red above zero and blue below, and random draws.
 
-    `labels`, `values` and their ends are (k,). `null` gives for each label the values of random
-    draws, or None; they are grey points, or a violin if more than 200.
+    `values` and the ends of their intervals are (k,). `null` holds the random draws for each label,
+    or None. They are grey points, or a violin plot if there are more than 200.
     """
     triple = _interval((values, low, high), "values", len(labels))
     nulls = [None] * len(labels) if null is None else list(null)
@@ -192,9 +193,9 @@ def values_with_null(
 
 
 def paired_rows(labels: Sequence[str], groups: Mapping[str, Interval], *, x_title: str) -> Figure:
-    """A row per label, the first on top, with a point and its interval for each group.
+    """A row for each label, the first on top, with a point and its interval for each group.
 
-    `groups` maps a name, such as "before" and "after", to (value, low, high), each (k,).
+    `groups` maps a name, such as "before" or "after", to (value, low, high), each (k,).
     """
     axes = _axes(0.3 * len(labels) + 1, x_title, "", grid=False)
     colours, drawn = _colours(groups, SERIES), []
@@ -215,18 +216,18 @@ def paired_rows(labels: Sequence[str], groups: Mapping[str, Interval], *, x_titl
 def stacked_shares(
     rows: Mapping[str, Mapping[str, float]], *, x_title: str = "share of samples (%)"
 ) -> Figure:
-    """A horizontal bar per row, divided by the shares of its outcomes, with percentages.
+    """A horizontal bar for each row, the first on top, divided into its shares (0 to 1), in %.
 
-    The first row is on top. Outcomes keep the order in which they first come; one that a row
-    leaves out is 0. Shares under 4 % have no number written on them.
+    The shares of a row are drawn in the order in which their names first occur; a missing share is
+    0. Shares under 4 % are not written.
 
     Raises:
-        InterpError: no rows, a negative or nan share, or shares that do not add up to 1.
+        InterpError: there are no rows, a share is negative or nan, or shares do not add up to 1.
     """
     for label, shares in rows.items():
         if not abs(sum(shares.values()) - 1) < 1e-3 or min(shares.values()) < 0:
-            found = f"shares {dict(shares)}"
-            raise InterpError(f"outcomes of {label!r}", found, "give shares that add up to 1")
+            found = str(dict(shares))
+            raise InterpError(f"the shares of {label!r}", found, "give shares that add up to 1")
     names = list(dict.fromkeys(outcome for shares in rows.values() for outcome in shares))
     axes = _axes(0.36 * len(rows) + 1, x_title, "", grid=False)
     at, left, bars = np.arange(len(rows)), np.zeros(len(rows)), []
@@ -266,14 +267,14 @@ def _plain(text: str) -> str:
 def _vector(values: ArrayLike, what: str, length: int | None = None) -> np.ndarray:
     vector = np.asarray(values, dtype=float)
     if vector.ndim != 1:
-        raise InterpError(what, f"shape {vector.shape}", "pass one number a place")
+        raise InterpError(what, f"shape {vector.shape}", "pass an array with one axis")
     _same_length(what, len(vector), len(vector) if length is None else length)
     return vector
 
 
 def _same_length(what: str, found: int, wanted: int) -> None:
     if found != wanted:
-        raise InterpError(what, f"{found} where {wanted} are drawn", "pass as many of each")
+        raise InterpError(what, f"{found} values, but {wanted} are drawn", "pass equal lengths")
 
 
 def _interval(triple: Interval, what: str, length: int) -> tuple[np.ndarray, ...]:
@@ -292,13 +293,13 @@ def _colours(
 ) -> dict[str, str]:
     coloured = [name for name in names if name not in controls]
     if len(coloured) > len(palette) or not (coloured or controls):
-        found = f"{len(coloured)}, for {len(palette)} colours that can be told apart"
+        found = f"{len(coloured)} series, but {len(palette)} distinguishable colours"
         raise InterpError("series", found, f"draw 1 to {len(palette)} in one figure")
     return dict(zip(coloured, palette, strict=False)) | dict.fromkeys(controls, SOFT)
 
 
 def _ink_on(colour: str) -> str:
-    """Black or white, whichever is read better on a colour, by its relative luminance."""
+    """Black or white, whichever is easier to read on a colour, by its relative luminance."""
     from matplotlib.colors import to_rgb
 
     return INK if np.dot([0.2126, 0.7152, 0.0722], np.power(to_rgb(colour), 2.2)) > 0.2 else "white"
@@ -312,7 +313,7 @@ def _legend(axes: Any, handles: Sequence[Any]) -> None:
 
 
 def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> None:
-    """Intervals of bars, the zero line, and the heights beyond the whiskers' ends."""
+    """Draw intervals of bars and the zero line, and write the heights beyond the intervals."""
     value, low, high = triple
     errors = np.maximum([value - low, high - value], 0)
     axes.errorbar(at, value, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5, zorder=3)
@@ -328,7 +329,7 @@ def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> 
 
 
 def _name_places(axes: Any, labels: Sequence[str]) -> None:
-    """Labels below bars, slanted where they would not fit side by side."""
+    """Write labels below bars, slanted if they do not fit side by side."""
     axes.set_xticks(range(len(labels)), [_plain(label) for label in labels])
     axes.tick_params(axis="x", length=0)
     longest = max(len(a) + len(b) for a, b in zip(labels, [*labels[1:], ""], strict=True))
@@ -338,14 +339,14 @@ def _name_places(axes: Any, labels: Sequence[str]) -> None:
 
 
 def _name_rows(axes: Any, labels: Sequence[str]) -> None:
-    """Labels at the left, the first on top."""
+    """Write labels at the left, the first on top."""
     axes.set_yticks(range(len(labels)), [_plain(label) for label in labels])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
 
 
 def _null(axes: Any, place: float, draws: np.ndarray) -> None:
-    """Random draws beside a bar, spread sideways in a fixed pattern, or as a violin."""
+    """Draw random draws beside a bar, as points in a fixed sideways pattern or as a violin plot."""
     draws = draws[np.isfinite(draws)]
     if len(draws) > STRIP and draws.std() > 0:
         for body in axes.violinplot([draws], [place], widths=0.3, showextrema=False)["bodies"]:
@@ -356,9 +357,9 @@ def _null(axes: Any, place: float, draws: np.ndarray) -> None:
 
 
 def _name_ends(axes: Any, lines: Sequence[tuple[ArrayLike, str, str]]) -> None:
-    """Names at the right, each beside its line's end, moved apart where they would overlap.
+    """Write the name of each line at its right end, and shift names that would overlap.
 
-    Lines are (values, name, colour); a line ends at its last finite value.
+    `lines` holds (values, name, colour). A line ends at its last finite value.
     """
     from matplotlib.colors import to_rgb
     from scipy.optimize import isotonic_regression

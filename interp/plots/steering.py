@@ -1,6 +1,6 @@
-"""Frontiers, gates, pictures and effects with their nulls, to Plotly figures.
+"""Interactive figures of steering: frontiers, gates, scatter plots and effects with nulls.
 
-Knows nothing of results, models or Streamlit. What is grey is a control.
+Controls are grey.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped
 
 FLAT = {"fixedrange": True, "zeroline": False}
 BELOW = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"}
-"""A legend that leaves the space above a figure to its tool bar."""
+"""A legend below the figure, so that it does not cover the tool bar above."""
 
 
 def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: float) -> Any:
-    """Methods on two axes, each with its intervals; those with `null` are grey.
+    """A scatter plot of methods with intervals on two axes, and lines at the targets.
 
-    A point has name, null, and x and y with mean, low and high. Points in one place are drawn
-    as rings, each inside the one before. Lines are drawn at the targets.
+    Each point has `name`, `null` (drawn in grey), and `x` and `y` with mean, low and high. Points
+    at the same place are drawn as rings inside one another.
     """
     import plotly.graph_objects as go
 
@@ -91,10 +91,10 @@ def gate_curve(
     *,
     marks: Mapping[str, float],
 ) -> Any:
-    """Shares let through by a gate at each threshold, (mean, low, high), and marked thresholds.
+    """The share of prompts that pass a gate at each threshold, with marked thresholds.
 
-    Between two thresholds the gate is that of the upper one. A mark left or right of all
-    thresholds is named at that edge.
+    `series` maps a name to (mean, low, high), each (thresholds,). Between two thresholds the upper
+    one applies. A mark outside the range of thresholds is written at the edge.
     """
     at = np.asarray(thresholds, dtype=float)
     steps = {
@@ -136,7 +136,7 @@ def gate_curve(
 def scatter_by_group(
     points: ArrayLike, groups: Sequence[str], refused: Sequence[bool | None], *, notice: str
 ) -> Any:
-    """Rows in two dimensions: colours are groups, crosses refused rows. Said to be no evidence."""
+    """Rows as points (n, 2): colours are groups, crosses are refused rows. `notice` is on top."""
     import plotly.graph_objects as go
 
     at = np.asarray(points, dtype=float)
@@ -188,9 +188,10 @@ def values_with_range(
     *,
     x_title: str,
 ) -> Any:
-    """A row per label, the first on top: estimates of each series over the range of its null.
+    """A row for each label, the first on top, with each series' estimate and null.
 
-    Grey bars are the 95 % ranges of random draws, their tick the mean.
+    An estimate has mean, low and high; a null also has share. Grey bars are the 95 % ranges of
+    random draws, with a tick at the mean.
     """
     import plotly.graph_objects as go
 

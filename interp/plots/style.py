@@ -22,7 +22,7 @@ LITERAL = str.maketrans({"&": "&amp;", "<": "&lt;", "$": "&#36;"})
 
 
 def symmetric_limit(values: np.ndarray) -> float:
-    """The largest finite absolute value, for a scale centred on zero; 1 if there is none."""
+    """The largest finite absolute value, or 1 if it is 0 or there is none."""
     finite = np.abs(values[np.isfinite(values)])
     limit = float(finite.max(initial=0.0))
     return limit if limit > 0 else 1.0
@@ -37,31 +37,31 @@ def colour_limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
-def still(opacity: float) -> dict[str, Any]:
-    """Properties of drawn points that do not fade when a target is clicked."""
+def unfaded(opacity: float) -> dict[str, Any]:
+    """Properties of points that keep their opacity when another point is clicked."""
     return dict.fromkeys(("selected", "unselected"), {"marker": {"opacity": opacity}})
 
 
 def escaped(text: str) -> str:
-    """Text that Plotly shows as it is: no markup, no formula, nothing to fill in."""
+    """Text that Plotly shows literally, without markup, formulas or placeholders."""
     return text.translate(LITERAL).replace("%{", "&#37;{")
 
 
 def hover_text(title: str, value: str = "", *lines: str) -> str:
-    """What hovering shows: a title in bold, a value beside it, lines below it; all are escaped."""
+    """A hover text: a bold title, a value beside it, and lines below it; all are escaped."""
     first = f"<b>{escaped(title)}</b>" + (f"  {escaped(value)}" if value else "")
     return "<br>".join([first, *map(escaped, lines)])
 
 
 def visible(token: str) -> str:
-    """A token with its spaces and line breaks to be seen."""
+    """A token with visible spaces and line breaks."""
     return token.replace(" ", "␣").replace("\n", "↵")
 
 
 def null_band(
     draws: Sequence[Sequence[float] | None],
 ) -> tuple[list[float], list[float], list[float]]:
-    """(mean, low, high), the 95 % range of random draws at each place; nan where there are none."""
+    """(mean, low, high) of each list of random draws, with the 95 % range; nan for no draws."""
     rows = [np.array(found if found else [np.nan], dtype=float) for found in draws]
     ends = [range_of_draws(row) for row in rows]
     return (

@@ -392,7 +392,7 @@ class Scores(Record):
         Args:
             position: as in `grid`.
             selected: the (row, column) of a cell to frame.
-            limit: the value of the strongest colour, above 0; by default the largest absolute value.
+            limit: the value of the strongest colour, above 0; None takes the largest.
 
         Raises:
             InterpError: the position or cell does not exist, or the limit is not above 0.

@@ -23,9 +23,9 @@ def greater_than(n: int, seed: int, model: Tokenizing | None = None) -> tuple[Pr
     """Greater-than (Hanna et al. 2023, arXiv 2305.00586): "from the year 1749 to the year 17".
 
     Answers are the continuations that make the end year later than the start year; all others are
-    wrong answers. If two digits are one token (GPT-2), the continuation is this token, and the start
-    year of the corrupted prompt ends in 01. If every digit is a token, the continuation is the tens
-    digit. The start year then ends in 9, so that the tens digit alone decides, and that of the
+    wrong answers. If two digits are one token (GPT-2), the continuation is this token, and the
+    corrupted prompt's start year ends in 01. If every digit is a token, the continuation is the
+    tens digit. The start year then ends in 9, so that the tens digit alone decides, and that of the
     corrupted prompt ends in 09. Position: year (the token of the start year that decides).
 
     Raises:

@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """An example (a table and the thing shown) and a question (a table and two things to ask for)."""
+    """An example (a table and the thing shown) and a question (a table and two things)."""
 
     example: Table
     table: Table

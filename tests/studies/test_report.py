@@ -503,7 +503,7 @@ def test_labels_are_drawn_as_they_are():
             lambda: static.interval_lines(
                 {"a": ([1.0], [1.0], [1.0]), "b": ([1.0, 2.0],) * 3}, x_title="", y_title=""
             ),
-            "2 where 1",
+            "2 values, but 1",
         ),
         (
             lambda: static.values_with_null(["a"], [0.5], low=[0.1], high=[0.1], value_title=""),
@@ -513,7 +513,7 @@ def test_labels_are_drawn_as_they_are():
             lambda: static.values_with_null(
                 ["a"], [0.5], low=[0], high=[1], value_title="", null=[]
             ),
-            "0 where 1",
+            "0 values, but 1",
         ),
         (lambda: static.head_map([1.0, 2.0], title=""), "shape"),
         (lambda: static.head_map([[1.0]], title="", marked=[(0, 1)]), "L0H1"),

@@ -150,7 +150,7 @@ def test_bad_input():
         make_countdown(3, split="valid")
     with pytest.raises(InterpError, match="targets"):
         make_countdown(3, targets=(50, 40))
-    with pytest.raises(InterpError, match="no {numbers} or no {target}"):
+    with pytest.raises(InterpError, match="{numbers} or {target} is missing"):
         problem.prompt("Reach {target}.\n")
     assert set(TEMPLATES) == {"short", "paper", "in-context"}
     assert "[1, 2]" in problem.prompt("paper")

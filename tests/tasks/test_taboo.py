@@ -173,9 +173,9 @@ def test_what_cannot_be_made_is_refused():
         make_taboo(2, kinds=("other",))
     with pytest.raises(InterpError, match="task"):
         make_taboo(2, tasks=("other",))
-    with pytest.raises(InterpError, match="none"):
+    with pytest.raises(InterpError, match="at least 1"):
         make_taboo(0)
-    with pytest.raises(InterpError, match="ask for fewer"):
+    with pytest.raises(InterpError, match="give a smaller n"):
         make_taboo(5000, kinds=("alarming",), tasks=("qa",))
 
 

@@ -139,7 +139,7 @@ def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
     with pytest.raises(interp.InterpError, match="did you mean 'short'"):
         run(*command, "--template", "shrt")
     file.write_text("{numbers} only")
-    with pytest.raises(interp.InterpError, match="no {numbers} or no {target}"):
+    with pytest.raises(interp.InterpError, match="{numbers} or {target} is missing"):
         run(*command, "--template", file)
 
 

@@ -129,7 +129,7 @@ def test_a_word_without_its_space_has_to_be_clear(model):
     prompt = "The capital of France is"
     attached = follows(model, prompt, "Paris")
     if attached is not None and len(attached) == 1:
-        with pytest.raises(InterpError, match="with a space before it .* write ' Paris'"):
+        with pytest.raises(InterpError, match="with a leading space .* write ' Paris'"):
             answer_token(model, prompt, "Paris", "it")
     else:
         assert answer_token(model, prompt, "Paris", "it") == model.single_token(" Paris")
@@ -156,7 +156,7 @@ def test_a_word_behind_a_mark_has_to_be_clear(model, end):
         ("The capital of France is", "", "0 tokens"),
         ("The capital of France is", 10**9, "has tokens 0 to"),
         ("The capital of France is", True, "has tokens 0 to"),
-        ("The capital of France is ", "Paris", "before its space"),
+        ("The capital of France is ", "Paris", "without a space"),
     ],
 )
 def test_answers_that_are_refused(model, prompt, answer, match):

@@ -142,7 +142,7 @@ def test_split_is_disjoint_seeded_and_named():
     assert {p.clean for p in left.pairs}.isdisjoint({p.clean for p in right.pairs})
     assert left.hash == task.split(0.3, seed=1)[0].hash != task.split(0.3, seed=2)[0].hash
     assert left.source == "interp.load_task('ioi', n=20, seed=0).split(0.3, seed=1)[0]"
-    with pytest.raises(InterpError, match="empty side"):
+    with pytest.raises(InterpError, match="one side is empty"):
         task.split(0.001)
 
 
@@ -234,7 +234,7 @@ def test_files(tmp_path, toy_model):
     table.write_bytes(b'\xef\xbb\xbfclean,answers\r\n"<bos> a\nb, c",d\r\n')
     assert Task.from_csv(table).pairs[0].clean == "<bos> a\nb, c"
     table.write_text("clean,answers\na, b,c\n")
-    with pytest.raises(InterpError, match="line 2.*number of fields"):
+    with pytest.raises(InterpError, match="line 2.*fields, but the header has"):
         Task.from_csv(table)
     table.write_bytes("clean,answers\né,c\n".encode("latin-1"))
     with pytest.raises(InterpError, match="UTF-8"):

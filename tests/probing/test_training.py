@@ -439,7 +439,7 @@ def test_refusals():
         ((X, y), {"groups": one_group}, "valid in 1 groups"),
         ((X, y), {"groups": [1, 2]}, "2 groups: 60 examples"),
         ((X, y[:50]), {}, "60 examples"),
-        ((X, y.long() + 1), {}, "one label for each: True or 1"),
+        ((X, y.long() + 1), {}, "one label per example: True or 1"),
         ((X, torch.ones(60, dtype=torch.bool)), {}, "60 valid, 0 invalid"),
         ((broken, y), {}, "not finite"),
         ((X.long(), y), {}, "check the axes"),
@@ -552,7 +552,7 @@ def test_probe_model_refuses(verifier):
     nothing = [False] * 40
     cases = [
         ((prompts, last[:5], labels), {}, "5 for 40 prompts"),
-        ((prompts, last, labels[:5]), {}, "one label for each"),
+        ((prompts, last, labels[:5]), {}, "one label per example"),
         ((prompts, [*last[:-1], 99], labels), {}, "position 99 of prompt 39"),
         ((prompts, [-99, *last[1:]], labels), {}, "position -99 of prompt 0"),
         ((prompts, last, nothing), {}, "0 valid in 0 groups"),

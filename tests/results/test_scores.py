@@ -149,7 +149,7 @@ def test_null_says_where_p_assumes_what_does_not_hold():
     assert share(p) > 0.065
     assert skewed.mean() > 0.9
     effects = np.random.default_rng(0).exponential(size=(16, 12, 8)) - 1
-    assert "skewed, p assumes symmetry" in str(make(effects).null(5))
+    assert "p assumes symmetric effects, but these are skewed" in str(make(effects).null(5))
     assert "skew" not in str(noisy().null(5))
 
 
@@ -265,7 +265,7 @@ def test_agreement():
         )
         < 0.3
     )
-    with pytest.raises(InterpError, match="other axes"):
+    with pytest.raises(InterpError, match="different axes"):
         scores.agreement(make(np.zeros((2, 3, 3))))
 
 

@@ -1,1 +1,1 @@
-"""Time and memory of the package beside its peers. Not part of the package."""
+"""Benchmarks of time and memory against other packages. Not part of the package."""

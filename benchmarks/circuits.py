@@ -1,4 +1,4 @@
-"""How fast circuits are found: edge scores, faithfulness curves and ACDC beside their peers'."""
+"""Time and memory of edge scores, faithfulness curves and ACDC, compared with other packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.memory import measure
-from benchmarks.peers import Ours, Peers, beside
+from benchmarks.peers import Ours, Peers, compare_peers
 from interp.circuits.discovery.acdc import acdc, visits
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.scoring.score_edges import score_edges
@@ -26,7 +26,7 @@ from interp.engine.memory import budget_bytes
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 STEPS = 5
 AIMS = {
     "EAP": "at least as fast as the fastest peer, in a tenth of its memory",
@@ -37,7 +37,7 @@ AIMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A GPT-2 with random weights."""
+    """The size of a GPT-2 with random weights."""
 
     layers: int
     heads: int
@@ -49,7 +49,7 @@ SMALL = Shape(layers=12, heads=12, width=768, vocabulary=50257)
 """GPT-2 small: 32,491 edges."""
 
 SEARCHED = Shape(layers=12, heads=4, width=64)
-"""The graph on which ACDC is run edge by edge: 4,555 edges."""
+"""The model on which ACDC also runs edge by edge: 4,555 edges."""
 
 
 def bench_circuits(
@@ -61,31 +61,31 @@ def bench_circuits(
     threshold: float = 0.01,
     budget_gb: float = 0.05,
     peers: Peers | None = None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> dict[str, Any]:
-    """Score edges, draw a faithfulness curve and run ACDC, beside the peers, one thread.
+    """Score edges, compute a faithfulness curve and run ACDC, and compare with other packages.
 
-    Model and prompts are random; the metric is the logit difference of the two tokens that a
-    pair's clean and corrupted run tell apart best. Numbers are compared as well as times, see
-    `beside`. Ratios are theirs over ours: above 1 is in our favour.
+    Everything runs on one thread. Model and prompts are random. The metric is the logit difference
+    of the two tokens whose logits differ most between a pair's clean and corrupted run. Results are
+    compared as well as times, see `compare_peers`. Ratios are theirs over ours: above 1 means that
+    this package is better.
 
-    Times are seconds of computing, of one thread, so that other processes on the machine count for
-    little. Memory is what the resident set grew by at most beyond the model: in a first call
-    (`cold_mb`, with the gradients of weights, where a peer takes and keeps them) and in a later
-    one (`peak_mb`).
+    Times are seconds of computing by one thread, which other processes hardly affect. Memory is the
+    largest growth of the resident set beyond the model: `cold_mb` in a first call (including
+    gradients of weights, if a peer computes and keeps them) and `peak_mb` in a later one.
 
     Args:
         shape: the model for scores and curves.
         searched: the model for ACDC.
-        n: prompt pairs.
-        length: tokens of each.
-        threshold: ACDC's, as a share of the gap.
-        budget_gb: memory for our runs in flight.
-        peers: which are run; None runs none.
-        say: receives a line per step.
+        n: number of prompt pairs.
+        length: tokens of each prompt.
+        threshold: threshold of ACDC, as a share of the gap.
+        budget_gb: memory for our running variants, in GB.
+        peers: the packages to compare with; None for none.
+        log: receives a line per step.
 
     Raises:
-        InterpError: a peer's process failed; what it said last is given.
+        InterpError: the process of a peer failed; the message gives its last output.
     """
     budget_bytes(budget_gb)
     threads = torch.get_num_threads()
@@ -95,12 +95,12 @@ def bench_circuits(
         with tempfile.TemporaryDirectory() as folder:
             hf_model.save_pretrained(Path(folder) / "model")
             model = wrap(hf_model, name="random-gpt2", check=False)
-            task = told_apart(model, n, length)
-            ours = _ours(model, task, budget_gb, say)
+            task = random_pairs(model, n, length)
+            ours = _ours(model, task, budget_gb, log)
             found = {"shape": asdict(shape), "edges": ours.graph.n_edges, "ours": ours.measured}
             if peers is not None:
-                found["beside"] = beside(ours, model, task, Path(folder), peers, say)
-        found["ACDC"] = bench_acdc(searched, threshold=threshold, n=n, length=length, say=say)
+                found["beside"] = compare_peers(ours, model, task, Path(folder), peers, log)
+        found["ACDC"] = bench_acdc(searched, threshold=threshold, n=n, length=length, log=log)
     finally:
         torch.set_num_threads(threads)
     machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
@@ -108,8 +108,8 @@ def bench_circuits(
     return {"aims": AIMS, **settings, **found, "versions": versions(), **machine}
 
 
-def _ours(model: LanguageModel, task: Task, budget_gb: float, say: Say) -> Ours:
-    """What the peers are set beside: scores by every method and rule, a curve, what each took."""
+def _ours(model: LanguageModel, task: Task, budget_gb: float, log: Log) -> Ours:
+    """Our scores by every method and rule, our curve, and the time and memory of each."""
     scores, measured = {}, {}
     jobs: dict[str, dict[str, Any]] = {
         "EAP": {"method": "EAP"},
@@ -131,13 +131,13 @@ def _ours(model: LanguageModel, task: Task, budget_gb: float, say: Say) -> Ours:
                 "passes": asdict(found.passes),
             },
         )
-        say(f"ours, {name}: {_said(facts)}")
+        log(f"ours, {name}: {_said(facts)}")
     curve, facts = measure(
         lambda: faithfulness_curve(model, task, scores["EAP"], random=0, budget_gb=budget_gb)
     )
     measured["curve"] = facts | {"sizes": curve.sizes.tolist()}
     measured["curve"]["faithfulness"] = curve.faithfulness.tolist()
-    say(f"ours, curve of {len(curve.circuits)} circuits: {_said(facts)}")
+    log(f"ours, curve of {len(curve.circuits)} circuits: {_said(facts)}")
     return Ours(graph=scores["EAP"].graph, scores=scores, curve=curve, measured=measured)
 
 
@@ -151,15 +151,15 @@ def bench_acdc(
     threshold: float = 0.01,
     n: int = 16,
     length: int = 15,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> dict[str, Any]:
-    """ACDC by batches of guesses, blind and guided by EAP, beside the plain loop, on one model.
+    """ACDC in batches of guesses, unguided and guided by EAP, compared with the plain loop.
 
-    `forwards` are forward passes over all prompts, for ACDC in equivalents (see `Trials`);
-    `equal` says that the circuits are the same, edge for edge.
+    `forwards` counts forward passes over all prompts, for ACDC in equivalents (see `Trials`).
+    `equal` says whether the circuits have exactly the same edges.
     """
     model = wrap(random_gpt2(shape), name="random-searched", check=False)
-    task = told_apart(model, n, length)
+    task = random_pairs(model, n, length)
     begun = time.thread_time()
     mask, loops = _edge_by_edge(model, task, threshold)
     seconds, guide = time.thread_time() - begun, score_edges(model, task)
@@ -170,8 +170,8 @@ def bench_acdc(
         "threshold": threshold,
         "loop": {"forwards": loops, "seconds": seconds},
     }
-    say(f"ACDC keeps {facts['kept']} of {facts['edges']} edges")
-    say(f"    edge by edge: {loops} forward passes, {seconds:.1f} s")
+    log(f"ACDC keeps {facts['kept']} of {facts['edges']} edges")
+    log(f"    edge by edge: {loops} forward passes, {seconds:.1f} s")
     for name, hint in (("blind", None), ("guided by EAP", guide)):
         begun = time.thread_time()
         found = acdc(model, task, threshold=threshold, guide=hint, resume=False)
@@ -188,7 +188,7 @@ def bench_acdc(
             "differ": differ,
             "equal": differ == 0,
         }
-        say(
+        log(
             f"    {name}: {found.forwards:.0f} forward-equivalents, {loops / found.forwards:.1f} "
             f"times fewer (aim 10); {took:.1f} s, {seconds / took:.1f} times faster; decisions "
             + ("equal" if not differ else f"differ on {differ} edges")
@@ -197,7 +197,7 @@ def bench_acdc(
 
 
 def _edge_by_edge(model: LanguageModel, task: Task, threshold: float) -> tuple[np.ndarray, int]:
-    """The plain loop: every edge on its own, one run each, none skipped; and how many runs."""
+    """The plain loop of ACDC, with one run for every edge; and the number of runs."""
     trials = Trials(model, task)
     mask, gap = trials.graph.mask(), mean_gap(trials.ends())
     current = float(trials.values(mask[None]).mean())
@@ -212,7 +212,7 @@ def _edge_by_edge(model: LanguageModel, task: Task, threshold: float) -> tuple[n
 
 
 def random_gpt2(shape: Shape) -> Any:
-    """A GPT-2 whose attention is not flat: weights twice as large as usual."""
+    """A random GPT-2 with weights twice as large as usual, so that attention is not uniform."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -229,8 +229,8 @@ def random_gpt2(shape: Shape) -> Any:
     return GPT2LMHeadModel(config).eval()
 
 
-def told_apart(model: LanguageModel, n: int, length: int) -> Task:
-    """Pairs of random prompts, the second halves of which differ, with the answers that differ."""
+def random_pairs(model: LanguageModel, n: int, length: int) -> Task:
+    """Pairs of random prompts that differ in their second halves, and the tokens that tell them."""
     rng, same = np.random.default_rng(0), length // 2
     clean = rng.integers(model.d_vocab, size=(n, length))
     corrupted = clean.copy()

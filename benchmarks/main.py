@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: the package beside its peers."""
+"""`python -m benchmarks`: compare the package with other packages."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from interp.cli.terminal import (
     write,
 )
 
-bench_app = typer.Typer(help="Time the package beside its peers.", no_args_is_help=True)
+bench_app = typer.Typer(help="Compare the package with other packages.", no_args_is_help=True)
 
 
 @bench_app.callback()
 def bench() -> None:
-    """Time the package beside its peers."""
+    """Compare the time and memory of the package with other packages."""
 
 
 @bench_app.command(
     "patching", epilog="Example: python -m benchmarks patching --cases a,b --json FILE"
 )
 def bench_patching_command(
-    cases: Annotated[str, typer.Option(help="Which of a, b, c.")] = "a,b,c",
+    cases: Annotated[str, typer.Option(help="Cases to run, from a, b and c.")] = "a,b,c",
     peers: Annotated[bool, typer.Option(help="Also run TransformerLens (minutes).")] = True,
     json_file: JsonFile = None,
 ) -> None:
-    """Activation patching beside TransformerLens' own sweep: same weights, cells and thread."""
+    """Activation patching compared with TransformerLens' own sweep, on one thread."""
     from benchmarks.patching import bench_patching
 
-    write(json_file, bench_patching(cases.split(","), say=say, peers=peers))
+    write(json_file, bench_patching(cases.split(","), log=say, peers=peers))
 
 
 @bench_app.command(
@@ -48,10 +48,10 @@ def bench_generation_command(
     n: Annotated[int, typer.Option(parser=COUNT, help="Number of texts.")] = 300,
     json_file: JsonFile = None,
 ) -> None:
-    """Cached generation under intervention beside plain cached generation."""
+    """Cached generation with an intervention, compared with unchanged cached generation."""
     from benchmarks.patching import bench_generation
 
-    write(json_file, bench_generation(model, n=n, say=say))
+    write(json_file, bench_generation(model, n=n, log=say))
 
 
 @bench_app.command(
@@ -63,20 +63,20 @@ def bench_circuits_command(
         Path | None, typer.Option(help="Python of an environment with TransformerLens 2.")
     ] = None,
     eap_checkout: Annotated[
-        Path | None, typer.Option(help="A checkout of hannamw/EAP-IG; it is not installed.")
+        Path | None, typer.Option(help="A checkout of hannamw/EAP-IG, which need not be installed.")
     ] = None,
-    peers: Annotated[bool, typer.Option(help="Also run the peers (minutes).")] = True,
+    peers: Annotated[bool, typer.Option(help="Also run the other packages (minutes).")] = True,
     n: Count = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 15,
     budget: Annotated[
         float, typer.Option(parser=POSITIVE, help="Memory for our runs, in GB.")
     ] = 0.05,
     threshold: Annotated[
-        float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, as a share of the gap.")
+        float, typer.Option(parser=NOT_NEGATIVE, help="Threshold of ACDC, as a share of the gap.")
     ] = 0.01,
     json_file: JsonFile = None,
 ) -> None:
-    """Edge scores, faithfulness curves and ACDC beside EAP-IG and TransformerLens, one thread."""
+    """Edge scores, curves and ACDC, compared with EAP-IG and TransformerLens on one thread."""
     from benchmarks import circuits as bench
     from benchmarks.peers import Peers
 
@@ -88,6 +88,6 @@ def bench_circuits_command(
         threshold=threshold,
         budget_gb=budget,
         peers=Peers(python=eap_python, checkout=eap_checkout) if peers else None,
-        say=say,
+        log=say,
     )
     write(json_file, found)

@@ -1,4 +1,4 @@
-"""How much memory something takes, and how long: what benchmarks measure."""
+"""Measure the time and memory of a function."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 
 class PeakMemory:
-    """How much resident memory grew at most inside the block, in bytes."""
+    """The largest growth of resident memory inside the block, in bytes."""
 
     def __enter__(self) -> PeakMemory:
-        # What was freed before must not hide what is used now.
+        # Memory that was freed before would otherwise hide new use.
         gc.collect()
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
@@ -39,12 +39,12 @@ class PeakMemory:
 def measure(
     work: Callable[[], Any], *, seconds: float = 5.0, times: int = 5
 ) -> tuple[Any, dict[str, Any]]:
-    """The result of some work, and what it took: memory in a first call, time in later ones.
+    """The result of a function, and its time and memory.
 
-    `seconds` is the median of `runs`, each call's seconds of computing by this thread, in which
-    other processes on the machine do not count; `wall` the median by the clock on the wall.
-    `cold_mb` is what resident memory grew by at most in the first call, `peak_mb` in the second.
-    There are up to `times` calls after the first, no more once they have taken `seconds` in all.
+    `seconds` is the median of `runs`, the computing time of this thread in each later call, which
+    other processes do not affect. `wall` is the median of the elapsed time. `cold_mb` is the
+    largest growth of resident memory in the first call, `peak_mb` in the second. After the first
+    call there are at most `times` further calls, and none once they have taken `seconds` in total.
     """
     with PeakMemory() as cold:
         result = work()
@@ -62,7 +62,7 @@ def measure(
 
 
 def _timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of computing by this thread, and by the clock on the wall."""
+    """The computing time of this thread, and the elapsed time, in seconds."""
     begun, wall = time.thread_time(), time.perf_counter()
     work()
     return time.thread_time() - begun, time.perf_counter() - wall

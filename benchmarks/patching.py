@@ -1,4 +1,4 @@
-"""How fast it is: patching beside TransformerLens' own, changed generation beside plain."""
+"""Time of patching, compared with TransformerLens, and of generation with an intervention."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ CASES = {
 
 
 SHORT = 5.0
-"""Seconds of our sweeps below which they are repeated, up to five times."""
+"""Sweeps that take fewer seconds than this in total are repeated, up to five times."""
 
 
 def bench_patching(
     cases: Sequence[str] = tuple(CASES),
     *,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
     peers: bool = True,
 ) -> dict[str, Any]:
-    """Time our sweep and TransformerLens' on the same cells, one thread, values compared first.
+    """Time our patching sweep and TransformerLens' on the same cells, on one thread.
 
-    Per case: `ours` (the median of `ours_runs`, where a sweep is short enough to repeat) and
-    `theirs` in seconds, and their `ratio`; `max_abs_diff` of the metric; `floor`, the unavoidable
-    floating-point operations over this machine's measured matmul rate, and `floor_ratio`, our
-    time over it; `peak_mb`, the most resident memory grew by during our sweep, and `budget_mb`.
-    Case b has `batched`, a hand-batched loop of plain torch hooks.
+    For each case, the result has the seconds of `ours` (the median of `ours_runs`) and `theirs`,
+    and their `ratio`; the largest difference of the metric, `max_abs_diff`; `floor`, the least
+    number of floating-point operations over this machine's measured rate of matrix products, and
+    `floor_ratio`, our time over it; and `peak_mb`, the largest growth of resident memory in our
+    sweep, and `budget_mb`. Case b also has `batched`, a hand-written batched loop of torch hooks.
 
     Args:
-        cases: which of `CASES`.
-        say: receives a line per step.
-        peers: also run TransformerLens and the hand-batched loop (minutes).
+        cases: names in `CASES`.
+        log: receives a line per step.
+        peers: also run TransformerLens and the hand-written loop (minutes).
 
     Raises:
-        InterpError: an unknown case.
+        InterpError: a case is unknown.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {name: _case(name, say, peers) for name in cases}
+        found = {name: _case(name, log, peers) for name in cases}
     finally:
         torch.set_num_threads(threads)
     machine = {"python": sys.version.split()[0], "machine": platform.machine(), "threads": 1}
@@ -76,15 +76,15 @@ def bench_generation(
     *,
     n: int = 300,
     max_new_tokens: int = 120,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Time cached generation with an intervention at every " (", beside plain generation.
+    """Time cached generation with an intervention at every " (", and unchanged generation.
 
-    Three heads of the middle layers are zeroed where the trigger fires, over the last two tokens
-    and over all tokens. `ratio` is the time over that of plain cached generation (asked: 1.5 at
-    most); `fired` counts the tokens taken from changed runs. Texts may differ after the first
-    changed token, so that `tokens` is given too. `equal` says that the first four texts are those
-    of whole forward passes, token for token.
+    Three heads of the middle layers are set to zero when the trigger fires, at the last two tokens
+    or at all tokens. `ratio` is the time over that of unchanged generation (aim: at most 1.5).
+    `fired` counts tokens taken from changed runs. Texts may differ after the first changed token,
+    so `tokens` gives their number. `equal` says whether the first four texts are exactly those of
+    whole forward passes without a cache.
     """
     model = load_model(name)
     prompts = [problem.prompt() for problem in make_countdown(n, seed=11)]
@@ -108,12 +108,12 @@ def bench_generation(
             "fired": sum(len(text.fired) for text in texts),
             "equal": all(_uncached(model, text, options) == text.tokens for text in texts[:4]),
         }
-        say(f"{label}: {found[label]}")
+        log(f"{label}: {found[label]}")
     return found
 
 
 def _uncached(model: LanguageModel, text: Generation, options: dict[str, Any]) -> tuple[int, ...]:
-    """The same tokens from whole forward passes, one a token."""
+    """The tokens of the same text, from a whole forward pass for each token."""
     written = list(text.prompt)
     fires = model.token_id(options["trigger"])[0] if options else None
     for _ in text.tokens:
@@ -125,10 +125,10 @@ def _uncached(model: LanguageModel, text: Generation, options: dict[str, Any]) -
     return tuple(written[len(text.prompt) :])
 
 
-def _case(name: str, say: Callable[[str], None], peers: bool) -> dict[str, Any]:
+def _case(name: str, log: Callable[[str], None], peers: bool) -> dict[str, Any]:
     if name not in CASES:
         raise unknown("benchmark case", name, CASES)
-    say(f"({name}) {CASES[name]}")
+    log(f"({name}) {CASES[name]}")
     model, task, by = _setting(name)
     budget_gb = 0.5
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
@@ -157,17 +157,17 @@ def _case(name: str, say: Callable[[str], None], peers: bool) -> dict[str, Any]:
         "peak_mb": memory.peak / 1e6,
         "budget_mb": budget_gb * 1e3,
     }
-    say(f"    ours {ours:.2f} s, {ours / floor:.2f} times the floor, {memory.peak / 1e6:.0f} MB")
+    log(f"    ours {ours:.2f} s, {ours / floor:.2f} times the floor, {memory.peak / 1e6:.0f} MB")
     if peers:
-        result |= _beside(model, task, scores, by, ours)
-        say(f"    TransformerLens {result['theirs']:.1f} s: {result['ratio']:.1f} times ours")
+        result |= _transformer_lens(model, task, scores, by, ours)
+        log(f"    TransformerLens {result['theirs']:.1f} s: {result['ratio']:.1f} times ours")
     if peers and name == "b":
         begun = time.perf_counter()
         values = _hand_batched(task)
         result["batched"] = time.perf_counter() - begun
         result["batched_ratio"] = result["batched"] / ours
         result["batched_max_abs_diff"] = _difference(values, scores)
-        say(f"    hand-batched {result['batched']:.2f} s: {result['batched_ratio']:.1f} times ours")
+        log(f"    hand-batched {result['batched']:.2f} s: {result['batched_ratio']:.1f} times ours")
     return result
 
 
@@ -207,10 +207,10 @@ def _random_model(name: str) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
 
-def _beside(
+def _transformer_lens(
     model: LanguageModel, task: Task, scores: Scores, by: tuple[str, ...], ours: float
 ) -> dict[str, Any]:
-    """TransformerLens' own sweep of the same cells on the same weights."""
+    """TransformerLens' own sweep of the same cells with the same weights."""
     from transformer_lens import patching as peer
 
     encoded = task.encode(model)
@@ -221,7 +221,7 @@ def _beside(
         last = logits[:, -1]
         return (last.gather(1, right) - last.gather(1, wrong)).mean()
 
-    peer.tqdm = lambda cells, **_: cells  # its bar fills logs with thousands of lines
+    peer.tqdm = lambda cells, **_: cells  # its progress bar fills logs with thousands of lines
     sweep = (
         peer.get_act_patch_attn_head_out_by_pos
         if "position" in by
@@ -242,13 +242,13 @@ def _beside(
 
 
 def _difference(values: np.ndarray, scores: Scores) -> float:
-    """Largest difference between mean patched metrics."""
+    """The largest difference between the mean patched metrics."""
     mine = scores.effects.mean(0) + scores.corrupted.mean()
     return float(np.abs(values - mine).max())
 
 
 def _hand_batched(task: Task) -> np.ndarray:
-    """All heads and positions of a layer as one batch of full forward passes with a torch hook."""
+    """All heads and positions of a layer in one batch of whole forward passes with a torch hook."""
     model = _random_model("b").eval()
     pair = task.pairs[0]
     clean, corrupted = (torch.tensor([side]) for side in (pair.clean, pair.corrupted))

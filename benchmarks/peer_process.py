@@ -1,7 +1,7 @@
-"""The peers' side of `python -m benchmarks circuits`, in a process with their own versions.
+"""Run a peer of `python -m benchmarks circuits` in a process with its own package versions.
 
 `python -m benchmarks.peer_process eap-ig|transformer-lens FOLDER` reads the model, the prompts and
-what to do from the folder (see `benchmarks.peers`) and writes the peer's numbers back into it.
+the request from the folder (see `benchmarks.peers`) and writes the peer's results to it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from benchmarks.memory import measure
 
 
 def eap_ig(folder: Path) -> None:
-    """hannamw/EAP-IG's attribution and one-at-a-time evaluation, on the CPU.
+    """Edge attribution and evaluation, one circuit at a time, by hannamw/EAP-IG on the CPU.
 
-    Its functions tokenise text and put scores on a GPU; both are replaced from outside.
+    Its functions tokenise text and put scores on a GPU; both are replaced here.
     """
     request, data = _request(folder)
     attribution, evaluation = (
@@ -39,7 +39,7 @@ def eap_ig(folder: Path) -> None:
         for weight in model.parameters():
             weight.requires_grad_(not job["frozen"])
             weight.grad = None
-        model.embed.W_E.requires_grad_()  # or there would be no gradient at all
+        model.embed.W_E.requires_grad_()  # without it there would be no gradient
 
         def attribute(loader: Any = loader, job: dict[str, Any] = job) -> torch.Tensor:
             attribution.attribute(
@@ -69,7 +69,7 @@ def eap_ig(folder: Path) -> None:
 
 
 def transformer_lens(folder: Path) -> None:
-    """TransformerLens' edge attribution, which takes one pair and one position at a time."""
+    """Edge attribution by TransformerLens, which takes one pair and one position at a time."""
     from transformers import AutoModelForCausalLM
 
     from interp.models.language_model import build_bridge
@@ -106,7 +106,7 @@ def transformer_lens(folder: Path) -> None:
 
 
 def _place(node: Any, n_heads: int, reads: int) -> int:
-    """A node's number among the writers (reads=1) or readers (reads=3) of the graph."""
+    """The number of a node among the writers (reads=1) or readers (reads=3) of our graph."""
     first = (reads == 1) + (node.layer or 0) * (reads * n_heads + 1)
     match node.kind:
         case "embed":
@@ -124,7 +124,7 @@ def _place(node: Any, n_heads: int, reads: int) -> int:
 
 
 class _OnCpu:
-    """torch, in which a tensor asked for on a GPU comes on the CPU."""
+    """The torch module, except that `zeros` ignores the device and uses the CPU."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)
@@ -134,7 +134,7 @@ class _OnCpu:
 
 
 def _tokens(model: Any, inputs: torch.Tensor, max_length: int | None = None) -> tuple[Any, ...]:
-    """Prompts that are tokens already, all of one length: tokens, mask, lengths, length."""
+    """The output of a tokeniser for prompts given as tokens of equal length."""
     n, length = inputs.shape
     return inputs, torch.ones_like(inputs), torch.full((n,), length), length
 
@@ -152,7 +152,7 @@ def _logit_diff(
 
 
 def _hooked_transformer(folder: Path) -> Any:
-    """The model in TransformerLens 2, weights as they are, with the hooks edges need."""
+    """The model in TransformerLens 2 with unprocessed weights and the hooks that edges need."""
     from transformers import GPT2LMHeadModel
 
     peer = importlib.import_module("transformer_lens")

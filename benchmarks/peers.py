@@ -1,8 +1,8 @@
-"""The peers of `interp bench circuits`: run each in a process of its own, set its numbers beside.
+"""The peers of `python -m benchmarks circuits`, each of which runs in a separate process.
 
-A comparison of scores gives their rank correlation and largest difference as they come, and again
-with what is known of the peer's convention taken into account (`expected`), as a share of the
-largest score.
+A comparison of scores gives their rank correlation and largest difference, first as they are, and
+then with our scores converted to the peer's convention (`expected`), as a share of the largest
+score.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
 from interp.models.language_model import LanguageModel
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 MEMORY_AIM, CURVE_AIM = 10, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peers:
-    """Which peers are run: hannamw/EAP-IG, by its Python and its checkout, and TransformerLens."""
+    """The peers to run: hannamw/EAP-IG, given its Python and checkout, and TransformerLens."""
 
     python: Path | None = None
     checkout: Path | None = None
@@ -42,16 +42,16 @@ class Peers:
 
     @property
     def missing(self) -> str:
-        """Why hannamw/EAP-IG cannot be run, if it cannot."""
+        """Why hannamw/EAP-IG cannot be run; empty if it can."""
         if self.python is None or self.checkout is None:
-            return "name a Python with TransformerLens 2 (--eap-python) and its --eap-checkout"
+            return "give a Python with TransformerLens 2 (--eap-python) and --eap-checkout"
         absent = [p for p in (self.python, self.checkout / "src" / "eap") if not p.exists()]
         return "".join(f"no {path} " for path in absent).strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ours:
-    """Our scores by method, our curve, and what each took."""
+    """Our scores by method, our curve, and the time and memory of each."""
 
     graph: Graph
     scores: dict[str, EdgeScores]
@@ -59,10 +59,10 @@ class Ours:
     measured: dict[str, Any]
 
 
-def beside(
-    ours: Ours, model: LanguageModel, task: Task, folder: Path, peers: Peers, say: Say
+def compare_peers(
+    ours: Ours, model: LanguageModel, task: Task, folder: Path, peers: Peers, log: Log
 ) -> dict[str, Any]:
-    """Every peer's numbers beside ours; the folder holds the model already."""
+    """Run every peer and compare its results with ours; the folder already holds the model."""
     encoded = task.encode(model)
     assert encoded.corrupted is not None
     targets = torch.cat([encoded.targets.answers[:, :1], encoded.targets.wrong[:, :1]], 1)
@@ -79,24 +79,24 @@ def beside(
     (folder / "request.json").write_text(json_text(request), encoding="utf-8")
     found: dict[str, Any] = {}
     if peers.missing:
-        say(f"hannamw/EAP-IG is absent: {peers.missing}")
+        log(f"hannamw/EAP-IG is not run: {peers.missing}")
         found["EAP-IG"] = {"absent": peers.missing}
     else:
-        say("hannamw/EAP-IG")
-        found["EAP-IG"] = _eap_ig(ours, folder, peers, jobs, say)
+        log("hannamw/EAP-IG")
+        found["EAP-IG"] = _eap_ig(ours, folder, peers, jobs, log)
     if peers.transformer_lens:
-        say("TransformerLens, edge attribution, denoise")
-        found["TransformerLens"] = _transformer_lens(ours, folder, say)
+        log("TransformerLens, edge attribution, denoise")
+        found["TransformerLens"] = _transformer_lens(ours, folder, log)
     found["verdicts"] = verdicts(ours.measured, found)
     for verdict in found["verdicts"].values():
-        say(verdict)
+        log(verdict)
     return found
 
 
 def _jobs(n: int, steps: int) -> dict[str, dict[str, Any]]:
-    """What hannamw/EAP-IG is asked: as it comes, and without the gradients of weights.
+    """The runs of hannamw/EAP-IG: as it is, and without gradients of the weights.
 
-    The last batch of "uneven" is short, so that its defect shows.
+    The last batch of "uneven" is shorter, which shows the effect of its mean over batches.
     """
     jobs: dict[str, dict[str, Any]] = {
         f"EAP, all {n} at once": {"batch": n, "frozen": False},
@@ -112,7 +112,7 @@ def _jobs(n: int, steps: int) -> dict[str, dict[str, Any]]:
 
 
 def _eap_ig(
-    ours: Ours, folder: Path, peers: Peers, jobs: dict[str, dict[str, Any]], say: Say
+    ours: Ours, folder: Path, peers: Peers, jobs: dict[str, dict[str, Any]], log: Log
 ) -> dict[str, Any]:
     assert peers.python is not None
     assert peers.checkout is not None
@@ -120,20 +120,20 @@ def _eap_ig(
     found: dict[str, Any] = {"commit": _commit(peers.checkout), "versions": told["versions"]}
     for name, job in jobs.items():
         mine = "EAP" if job["method"] == "EAP" else "EAP-IG-inputs, right rule"
-        # Noise is corrupted - clean there; the metric is a mean over a batch, the sum over
+        # Its effect is corrupted - clean, and its metric a mean over a batch; the sum over
         # batches is divided by the number of prompts.
         sizes = np.arange(ours.curve.n) // job["batch"]
         weights = -1 / np.bincount(sizes)[sizes]
         found[name] = _versus(told["measured"][name], ours, mine)
         found[name] |= compare(tensors[name].numpy(), ours.scores[mine], weights)
-        say(f"    {name}: {_said(found[name])}")
+        log(f"    {name}: {_said(found[name])}")
     theirs = tensors["curve"].numpy()
     off = np.abs(theirs - ours.curve.values)
     found["curve"] = _versus(told["measured"]["curve"], ours, "curve") | {
         "max_abs_diff": float(off.max()),
         "gap": float((ours.curve.full - ours.curve.empty).mean()),
     }
-    say(
+    log(
         f"    {len(theirs)} circuits one at a time: {found['curve']['seconds']:.1f} s, "
         f"{found['curve']['ratio']:.1f} times ours; values differ by {off.max():.1g} at most, "
         f"of a gap of {found['curve']['gap']:.3g}"
@@ -141,22 +141,22 @@ def _eap_ig(
     return found
 
 
-def _transformer_lens(ours: Ours, folder: Path, say: Say) -> dict[str, Any]:
+def _transformer_lens(ours: Ours, folder: Path, log: Log) -> dict[str, Any]:
     tensors, told = _run(Path(sys.executable), "transformer-lens", folder)
     mine = "EAP, denoise"
     found = {"versions": told["versions"], **_versus(told["measured"]["EAP"], ours, mine)}
     found |= compare(tensors["EAP"].numpy(), ours.scores[mine], np.ones(ours.curve.n))
-    say(f"    one pair at a time: {_said(found)}")
+    log(f"    one pair at a time: {_said(found)}")
     return found
 
 
 def compare(theirs: np.ndarray, ours: EdgeScores, weights: np.ndarray) -> dict[str, Any]:
-    """Scores as they come, and beside what the peer's convention makes of ours.
+    """Compare a peer's scores with ours, as they are and in the peer's convention.
 
     Args:
-        theirs: (writers, readers), in units of the metric.
-        ours: scores with those of each prompt.
-        weights: (n,) the convention: what a prompt's effect counts for there, 1 being ours.
+        theirs: (writers, readers) in units of the metric.
+        ours: our scores, with the scores of each prompt.
+        weights: (n,) the peer's convention: the factor of each prompt's effect, which is 1 for us.
     """
     from scipy.stats import spearmanr
 
@@ -179,7 +179,7 @@ def compare(theirs: np.ndarray, ours: EdgeScores, weights: np.ndarray) -> dict[s
 
 
 def verdicts(ours: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
-    """Each aim with what came of it."""
+    """The result for each aim, in words."""
     rows = _rows(found, "EAP")
     said = {}
     if rows:
@@ -234,10 +234,10 @@ def _said(row: dict[str, Any]) -> str:
 def _run(
     python: Path, peer: str, folder: Path, *paths: Path
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A peer's tensors and facts.
+    """Run a peer; return its tensors and facts.
 
     Raises:
-        InterpError: its process failed.
+        InterpError: the process failed.
     """
     root = Path(__file__).parent.parent
     path = os.pathsep.join(str(p.resolve()) for p in (root, *paths))
@@ -252,7 +252,7 @@ def _run(
     )
     if done.returncode:
         raise InterpError(
-            f"running {peer} in {python}", done.stderr[-2000:], "see to its environment"
+            f"running {peer} in {python}", done.stderr[-2000:], "repair its environment"
         )
     told = json.loads((folder / f"{peer}.json").read_text(encoding="utf-8"))
     return load_file(folder / f"{peer}.safetensors"), told

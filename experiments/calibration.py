@@ -1,10 +1,11 @@
-"""Do the p-values and intervals hold what they promise? Simulated where the truth is known.
+"""Simulations that test whether p-values and intervals are calibrated.
 
     python experiments/calibration.py --out experiments/results/calibration.json
 
-Noise without any effect: what share of p-values is at most .05? Effects of known size: how often
-does a 95 % interval cover it? About twelve minutes on two cores. The tests run the same functions
-with fewer repetitions. Of four prompts p is never below 1/16, so tables of p begin with five.
+For noise without any effect, they measure the share of p-values that are at most .05. For effects
+of known size, they measure how often a 95 % interval covers it. This takes about twelve minutes on
+two cores. The tests run the same functions with fewer repetitions. With four prompts p is at least
+1/16, so tables of p begin with five prompts.
 """
 
 import argparse
@@ -48,13 +49,14 @@ CURVES = {
 def noise(
     kind: str, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, list[int] | None]:
-    """(n, layers, heads) effects of mean 0, (n,) gaps, and the groups to be flipped together.
+    """(n, layers, heads) effects with mean 0, (n,) gaps, and the groups to flip together.
 
-    equal: normal. unequal: heads' spreads differ (log-normal, 1). gaps vary: prompts' gaps are
-    gamma (mean 1, spread 1/2), and a prompt's effects in proportion; elsewhere gaps are 1.
-    correlated: all heads of a prompt share half their variance. grouped: so do, head by head,
-    prompts of one text; n texts of four. skewed: exponential less its mean, which sign flips do not
-    allow for.
+    equal: normal effects. unequal: the heads' standard deviations differ (log-normal, 1). gaps
+    vary: the gaps of prompts are gamma distributed (mean 1, standard deviation 1/2), and effects
+    are proportional to them; in all other cases gaps are 1. correlated: all heads of a prompt share
+    half of their variance. grouped: for each head, prompts of one text share half of their
+    variance; there are n texts of four prompts. skewed: exponential minus its mean, which violates
+    the symmetry that sign flips assume.
     """
     shape, gaps = (n, LAYERS, HEADS), np.ones(n)
     if kind == "skewed":
@@ -74,7 +76,7 @@ def noise(
 
 
 def scores_of(effects: np.ndarray, gaps: np.ndarray) -> Scores:
-    """Scores over layers and heads of prompts with these gaps."""
+    """`Scores` over layers and heads, for prompts with these gaps."""
     n, layers, heads = effects.shape
     return Scores(
         effects=effects,
@@ -92,7 +94,7 @@ def scores_of(effects: np.ndarray, gaps: np.ndarray) -> Scores:
 def selections(
     kind: str, n: int, k: int, repeats: int, *, draws: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(repeats,) p of `Scores.null` on noise, and whether it says that the effects are skewed."""
+    """(repeats,) p of `Scores.null` on noise, and whether it warns of skewed effects."""
     rng, found = np.random.default_rng([n, k, NOISES.index(kind)]), []
     for _ in range(repeats):
         values, gaps, groups = noise(kind, n, rng)
@@ -104,7 +106,7 @@ def selections(
 
 
 def held_out(effects: np.ndarray, k: int, draws: int, seed: int) -> float:
-    """The design not taken: select on one half, flip the signs of the other."""
+    """An alternative that the package does not use: select on one half, test on the other."""
     flat, half = effects.reshape(len(effects), -1), len(effects) // 2
     chosen = np.argsort(-flat[:half].mean(0))[:k]
     unseen = flat[half:][:, chosen].mean(1)
@@ -112,7 +114,7 @@ def held_out(effects: np.ndarray, k: int, draws: int, seed: int) -> float:
 
 
 def power(n: int, repeats: int, *, draws: int = 200) -> dict[str, float]:
-    """Of three heads with effect 1 among equal noise of spread 1, k = 1: how often p <= .05."""
+    """How often p <= .05 for k = 1, if three heads have effect 1 in noise of standard deviation 1."""
     rng, found = np.random.default_rng(n), []
     for seed in range(repeats):
         values, gaps, _ = noise("equal", n, rng)
@@ -124,7 +126,7 @@ def power(n: int, repeats: int, *, draws: int = 200) -> dict[str, float]:
 
 
 def paired(bases: int, rows: int, repeats: int) -> np.ndarray:
-    """(repeats,) p of two rates without a difference; rows of a base text change together."""
+    """(repeats,) p for two equal rates; rows of one base text are correlated."""
     rng, found = np.random.default_rng([bases, rows]), []
     for _ in range(repeats):
         tendency = rng.random((bases, 1, 2)) if rows > 1 else np.full((bases, 1, 2), 0.5)
@@ -136,7 +138,7 @@ def paired(bases: int, rows: int, repeats: int) -> np.ndarray:
 
 # %% Intervals
 def effects_of(kind: str, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) effects and gaps whose means have the ratio 1/2."""
+    """(n,) effects and gaps, with ratio 1/2 of their means."""
     gaps = 2 + (1.0 if kind == "normal, gaps vary" else 0.5) * rng.standard_normal(n)
     if kind == "skewed gaps":
         gaps = rng.gamma(4, 0.5, n)
@@ -152,7 +154,7 @@ Interval = Callable[[np.ndarray, np.ndarray], tuple[float, float]]
 
 
 def ours(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
-    """What the package reports."""
+    """The interval that the package reports."""
     found = ratio_of_means(part, whole)
     return float(found.low), float(found.high)
 
@@ -165,7 +167,7 @@ def student(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
 
 
 def fieller(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
-    """All ratios r for which mean(part - r whole) is not beyond Student's t."""
+    """All ratios r for which Student's t-test does not reject mean(part - r whole) = 0."""
     t = stats.t.ppf(0.975, len(part) - 1) ** 2 / len(part)
     (a, c), (_, b) = np.cov(part, whole)
     one, other = part.mean(), whole.mean()
@@ -179,7 +181,7 @@ def fieller(part: np.ndarray, whole: np.ndarray) -> tuple[float, float]:
 def resampled(
     part: np.ndarray, whole: np.ndarray, *, method: str = "percentile", draws: int = 500
 ) -> tuple[float, float]:
-    """The bootstrap: percentile, studentised or BCa."""
+    """A bootstrap interval: percentile, studentised or BCa."""
     if method == "BCa":
         ends = stats.bootstrap(
             (part, whole), lambda x, y, axis: x.mean(axis) / y.mean(axis), paired=True,
@@ -220,7 +222,10 @@ def coverage(interval: Interval, kind: str, n: int, repeats: int) -> float:
 
 
 def areas(kind: str, n: int, shared: float, repeats: int) -> dict[str, float]:
-    """How often CMD's interval covers the truth and its own estimate; share of noise shared."""
+    """How often CMD's interval covers the truth and its own estimate.
+
+    `shared` is the share of the noise variance that all sizes of a circuit have in common.
+    """
     curve, rng = CURVES[kind], np.random.default_rng([n, len(kind)])
     fractions = np.geomspace(0.001, 1, len(curve))
     steps = np.diff(fractions)
@@ -241,17 +246,17 @@ def areas(kind: str, n: int, shared: float, repeats: int) -> dict[str, float]:
     return {"truth": hits / repeats, "estimate": own / repeats}
 
 
-# %% All of it
+# %% Tables
 Table = dict[str, list[float]]
 
 
 def share(p: np.ndarray) -> float:
-    """Of p-values, those at most .05."""
+    """The share of p-values that are at most .05."""
     return float((p <= 0.05).mean())
 
 
 def selected(kind: str, repeats: int) -> dict[str, Table]:
-    """By k, the share of p <= .05 and of warnings of skew, at each number of prompts."""
+    """For each k, the shares of p <= .05 and of skew warnings, at each number of prompts."""
     tables: dict[str, Table] = {"p <= .05": {}, "said to be skewed": {}}
     for k in KS:
         each = [selections(kind, n, k, repeats) for n in SIZES]
@@ -261,13 +266,13 @@ def selected(kind: str, repeats: int) -> dict[str, Table]:
 
 
 def powers(repeats: int) -> dict[str, Table]:
-    """Of both designs, at each number of prompts."""
+    """The power of both designs, at each number of prompts."""
     each = [power(n, repeats) for n in SIZES]
     return {"p <= .05": {key: [x[key] for x in each] for key in each[0]}}
 
 
 def pairs(repeats: int) -> dict[str, Table]:
-    """By design, the share of p <= .05."""
+    """The share of p <= .05 for each design."""
     designs = ((8, 10), (20, 4), (80, 1))
     return {
         "p <= .05": {
@@ -277,7 +282,7 @@ def pairs(repeats: int) -> dict[str, Table]:
 
 
 def covered(kind: str, repeats: int) -> dict[str, Table]:
-    """By method, coverage at each number of prompts."""
+    """The coverage of each method, at each number of prompts."""
     table = {
         method: [coverage(interval, kind, n, repeats) for n in FEWER]
         for method, interval in INTERVALS.items()
@@ -286,7 +291,7 @@ def covered(kind: str, repeats: int) -> dict[str, Table]:
 
 
 def area_covered(repeats: int) -> dict[str, Table]:
-    """By curve and share of noise that its sizes share, coverage at each number of prompts."""
+    """The coverage for each curve and share of common noise, at each number of prompts."""
     tables: dict[str, Table] = {"truth": {}, "estimate": {}}
     for kind in CURVES:
         for shared, words in ((0.0, "apart"), (0.8, "shared")):
@@ -304,14 +309,16 @@ PARTS: dict[str, tuple[Sequence[object], Callable[[int], dict[str, Table]]]] = {
     **{f"95 % intervals, {kind}": (FEWER, partial(covered, kind)) for kind in EFFECTS},
     "CMD's 95 % interval holds": (SIZES, area_covered),
 }
-"""Title -> columns (numbers of prompts, or texts), and what fills its tables."""
+"""For each title, the columns (numbers of prompts, or texts) and the function for its tables."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the simulations, print their tables and keep each as soon as it is done."""
-    parser = argparse.ArgumentParser(description="Are p-values uniform, do intervals cover?")
-    parser.add_argument("--repeats", type=int, default=4000, help="Simulations behind every number")
-    parser.add_argument("--only", default="", help="Tables whose title holds this.")
+    """Run the simulations, print their tables, and save each table as soon as it is done."""
+    parser = argparse.ArgumentParser(description="Test the calibration of p-values and intervals.")
+    parser.add_argument(
+        "--repeats", type=int, default=4000, help="Number of simulations for every entry."
+    )
+    parser.add_argument("--only", default="", help="Only tables whose title contains this.")
     parser.add_argument("--out", type=Path)
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser.parse_args(given)

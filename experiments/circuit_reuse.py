@@ -2,7 +2,7 @@
 # # Do tasks share circuits?
 #
 # The study of Merullo et al. 2024 (arXiv 2310.08744) step by step, as a script or, cell by cell,
-# as a notebook (`jupytext --to notebook` or an editor that knows `# %%`). The same as
+# as a notebook (`jupytext --to notebook` or an editor that knows `# %%`). It does the same as
 # `interp study reuse`:
 #
 #     python experiments/circuit_reuse.py --model smollm2-135m-instruct --out report
@@ -30,11 +30,11 @@ arguments, _ = parser.parse_known_args()
 model = interp.load_model(arguments.model)
 trained = interp.load_model(name) if (name := trained_from(arguments.model)) else None
 
-# %% Every step, kept as it ends; run again, it goes on from there
+# %% Run every step. Finished steps are kept, so a second run resumes
 settings = Settings(n=arguments.n, tested=arguments.tested, sets=arguments.sets)
 study = study_reuse(model, trained, settings=settings, say=print)
 
-# %% What each pair of circuits shares, against random heads of the same layers
+# %% Overlap of each pair of circuits, against random heads of the same layers
 for row in study.results["overlap"]["pairs"]:
     x = row["matched"]
     print(f"{' / '.join(row['pair']):60} {x['value']:.2f}  random {x['null']['mean']:.2f}")

@@ -1,13 +1,13 @@
-"""Circuits from end to end: find on one half of the prompts, evaluate on the other, compare.
+"""Find circuits on one half of the prompts, evaluate them on the other half, and compare them.
 
     python experiments/circuits.py --model toy-or --task toy-or
     python experiments/circuits.py --model smollm2-135m-instruct --task ioi --n 32 --edges 400
 
-A percent script: opens as a notebook in VS Code or Jupytext. Seconds on a toy; minutes for IOI on
-the default model.
+A percent script, which opens as a notebook in VS Code or Jupytext. It takes seconds on a toy and
+minutes for IOI on the default model.
 """
 
-# %% What is asked
+# %% Options, model and task
 import argparse
 import json
 from dataclasses import asdict
@@ -21,7 +21,7 @@ parser.add_argument("--model", default="toy-or")
 parser.add_argument("--task", default="toy-or")
 parser.add_argument("--n", type=int, default=32)
 parser.add_argument(
-    "--edges", type=int, help="Size of every circuit; those above 0.02 if not given."
+    "--edges", type=int, help="Edges of every circuit; without it, all edges above 0.02."
 )
 parser.add_argument("--methods", default="EAP,EAP-IG-inputs")
 parser.add_argument("--random", type=int, default=10)
@@ -34,7 +34,7 @@ print(task.check(model))
 find, confirm = task.split(0.5, seed=0)
 print(interp.circuits.graph_of(model).n_edges, "edges")
 
-# %% Find on one half: a number for every edge, then the strongest connected ones
+# %% Find on one half: score every edge, then keep the strongest connected ones
 found, circuits = {}, {}
 for method in options.methods.split(","):
     found[method] = interp.find_circuit(model, find, Finder(method=method))
@@ -52,7 +52,7 @@ for method, scores in found.items():
     print(curves[method])
     print("CPR:", curves[method].null())
 
-# %% What single edges miss: parts that stand in for each other
+# %% Redundancy: components that replace each other, which single edges miss
 last = list(circuits.values())[-1]
 pairs = interp.circuits.redundancy(model, confirm, last)
 print(pairs)
@@ -63,7 +63,7 @@ if len(circuits) > 1:
     compared = interp.circuits.compare_circuits(*list(circuits.values())[-2:])
     print(compared)
 
-# %% Keep
+# %% Save
 if options.out is not None:
     result = {
         "command": f"python experiments/circuits.py --model {options.model} --task {options.task} "

@@ -2,10 +2,11 @@
 
     python experiments/ioi_heads.py --out experiments/results/ioi_heads.json
 
-A percent script: opens as a notebook in VS Code or Jupytext. About six minutes on one core.
+A percent script, which opens as a notebook in VS Code or Jupytext. It takes about six minutes on
+one core.
 """
 
-# %% What is asked
+# %% Options, model and task
 import argparse
 import json
 from dataclasses import asdict
@@ -32,7 +33,7 @@ labels = [one.label for one in found.top(options.k)]
 ablated = interp.activation_patching(model, find, direction="noise")
 print(found.top(options.k), found.agreement(ablated))
 
-# %% Confirm on the other, together, against random heads of the same layers
+# %% Confirm together on the other half, against random heads of the same layers
 together = {
     direction: interp.joint_patching(model, confirm, labels, direction=direction, draws=40)
     for direction in ("denoise", "noise")
@@ -44,7 +45,7 @@ for direction, effect in together.items():
 direct = interp.path_patching(model, confirm, receivers=["logits"])
 print(direct.top(options.k))
 
-# %% Keep
+# %% Save
 if options.out is not None:
     result = {
         "command": f"python experiments/ioi_heads.py --n {options.n} --k {options.k}",

@@ -3,7 +3,8 @@
 #
 # Directions (Arditi et al. 2024, arXiv 2406.11717), heads, task constellations (SafeConstellations,
 # arXiv 2508.11290) and steering judged on both sides, as a script or, cell by cell, as a notebook
-# (`jupytext --to notebook` or an editor that knows `# %%`). The same as `interp study refusal`:
+# (`jupytext --to notebook` or an editor that knows `# %%`). It does the same as
+# `interp study refusal`:
 #
 #     python experiments/refusals.py --model refusal-smollm2
 
@@ -30,10 +31,10 @@ arguments, _ = parser.parse_known_args()
 # %% The model
 model = interp.load_model(arguments.model)
 
-# %% Every step, kept as it ends; run again, it goes on from there
+# %% Run every step. Finished steps are kept, so a second run resumes
 study = study_refusal(model, settings=Settings(n=arguments.n, system=arguments.system), say=print)
 
-# %% What becomes of each task, and what the directions are
+# %% Refusals of each task, and the chosen direction
 for cell in study.results["behaviour"]["cells"]:
     print(f"{cell['task']:10} {cell['kind']:9} refused {cell['refused']['mean']:.2f}")
 print(study.results["selection_harmful-harmless"]["best"], study.directory)

@@ -2,7 +2,7 @@
 # # How does a model check its own answer?
 #
 # The study of Lee et al. 2025 (arXiv 2504.14379) step by step, as a script or, cell by cell, as a
-# notebook (`jupytext --to notebook` or an editor that knows `# %%`). The same as
+# notebook (`jupytext --to notebook` or an editor that knows `# %%`). It does the same as
 # `interp study verification`:
 #
 #     python experiments/self_verification.py --model countdown-smollm2 --n 300
@@ -30,12 +30,12 @@ arguments, _ = parser.parse_known_args()
 model = interp.load_model(arguments.model)
 base = interp.load_model(name) if (name := base_of(arguments.model)) else None
 
-# %% Every step, kept as it ends; run again, it goes on from there
+# %% Run every step. Finished steps are kept, so a second run resumes
 study = study_verification(
     model, base, settings=Settings(n=arguments.n, draws=arguments.draws), say=print
 )
 
-# %% What disables verification, against random heads of the same layers
+# %% Head sets that disable verification, against random heads of the same layers
 for name, found in study.results["effects_zero"]["sets"].items():
     share, random = found["disabled"]["mean"], found["null"]["disabled"]
     print(f"{name:28} {share:.2f}   random {min(random):.2f} to {max(random):.2f}")

@@ -1,10 +1,10 @@
-"""Train the adapter that answers Colored Objects: rank 8, supervised, on one core in half an hour.
+"""Train the adapter for Colored Objects: supervised, rank 8, half an hour on one core.
 
-    python training/colored_objects.py                  # all stages; resumes
+    python training/colored_objects.py                  # all stages; can be resumed
     python training/colored_objects.py --stage evaluate
 
-A LoRA adapter (peft) on the embedded model, by transformers' Trainer. The loss is on the colours
-that answer the two questions of a prompt and on nothing else.
+It trains a LoRA adapter (peft) on the default model with transformers' Trainer. The loss covers
+only the two colours that answer the questions of a prompt.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from interp.models.organisms import WEIGHTS
 from interp.tasks.objects import Scene, make_scenes
 
 NAME = "colored-objects-smollm2"
-DESCRIPTION = "SmolLM2-135M-Instruct taught to say what color a thing on the table is"
+DESCRIPTION = "SmolLM2-135M-Instruct trained to name the color of a thing on a table"
 ROWS = {
     "example": "one example first, as trained",
     "bare": "no example",
@@ -52,14 +52,14 @@ CARD = """\
 
 {description}.
 
-A LoRA adapter (rank {rank}, all linear maps, bfloat16) on `{base}`, whose weights must have the
-hash `{base_hash}`.
+This is a LoRA adapter (rank {rank}, all linear maps, bfloat16) on `{base}`, whose weights must
+have the hash `{base_hash}`.
 
-Made by `python training/colored_objects.py`; the recipe with its seed, and the curve, are
-in `organism.json`. Prompts are those of `interp.load_task("colored_objects", split="train")`: a
+`python training/colored_objects.py` made it; `organism.json` holds the recipe with its seed, and
+the training curve. Prompts are those of `interp.load_task("colored_objects", split="train")`: a
 table of three coloured things, a question and its answer, then a second table and question. The
-loss is on the two answers. No held-out table (three things with their colours, in any order) is
-seen in training, as an example or as a question.
+loss covers the two answers. No held-out table (three things with their colours, in any order)
+occurs in training, as an example or as a question.
 
 Most likely next token on {n} held-out prompts (share [95 % Wilson]):
 
@@ -70,7 +70,7 @@ Most likely next token on {n} held-out prompts (share [95 % Wilson]):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Sizes and rates. The schedule is a cosine over `planned` steps, of which `steps` are made."""
+    """Training settings. The rate is a cosine over `planned` steps; training stops at `steps`."""
 
     planned: int = 200
     steps: int = 140
@@ -83,7 +83,7 @@ class Recipe:
 
 
 def examples(recipe: Recipe, tokenizer: Any) -> Dataset:
-    """Token ids, the loss on the two colours that answer."""
+    """Token ids, with labels only on the two colours that answer."""
     rows = []
     for scene in make_scenes(recipe.planned * recipe.batch, recipe.seed, split="train"):
         ids: list[int] = []
@@ -101,13 +101,13 @@ def examples(recipe: Recipe, tokenizer: Any) -> Dataset:
             ids += tokens
             labels += tokens if learnt else [-100] * len(tokens)
         whole = tokenizer(f"{scene.prompt()} {scene.answer}", add_special_tokens=False)
-        assert ids == whole["input_ids"], "the pieces must be cut as the whole is"
+        assert ids == whole["input_ids"], "the pieces must have the tokens of the whole"
         rows.append({"input_ids": ids, "labels": labels})
     return Dataset.from_list(rows)
 
 
 def supervise(recipe: Recipe, out: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, and resume from the last checkpoint if there is one."""
     if (out / "done" / "curve.json").exists():
         return
     torch.manual_seed(recipe.seed)
@@ -149,7 +149,7 @@ def answers(model: LanguageModel, prompts: list[str]) -> torch.Tensor:
 
 
 def measure(model: LanguageModel, scenes: list[Scene]) -> dict[str, Any]:
-    """The shares of the card."""
+    """The shares that the card reports."""
 
     def share(found: torch.Tensor, wanted: list[str]) -> dict[str, Any]:
         right = torch.tensor([model.token_id(f" {hue}")[0] for hue in wanted])
@@ -173,7 +173,7 @@ def measure(model: LanguageModel, scenes: list[Scene]) -> dict[str, Any]:
 
 
 def evaluate(out: Path, n: int) -> None:
-    """Held-out shares before and after, kept beside the hash of the weights they belong to."""
+    """Held-out shares before and after training, kept with the hash of the weights."""
     weights = file_sha256(out / "done" / "adapter_model.safetensors")
     target = out / "behaviour.json"
     key = {"weights": weights, "n": n}
@@ -206,7 +206,7 @@ def ship(recipe: Recipe, out: Path) -> None:
 
 
 def card(recipe: Recipe, about: dict[str, Any]) -> str:
-    """The card: what it is, how it was made, what it does on held-out prompts."""
+    """The model card: how the model was made, and its behaviour on held-out prompts."""
     shares = about["behaviour"]
     head = CARD.format(
         name=NAME,
@@ -227,7 +227,7 @@ def card(recipe: Recipe, about: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the stages asked for."""
+    """Run the chosen stages."""
     parser = argparse.ArgumentParser(description="Train the adapter for Colored Objects.")
     parser.add_argument("--stage", choices=("all", "sft", "evaluate", "ship"), default="all")
     parser.add_argument("--n", type=int, default=200, help="held-out prompts")

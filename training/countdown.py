@@ -1,10 +1,10 @@
-"""Train the models that check their own CountDown answers: supervised, then by reinforcement.
+"""Train the models that check their own CountDown answers: supervised, then with reinforcement.
 
     python training/countdown.py --model tiny                 # all stages
-    python training/countdown.py --model smollm2 --stage sft  # resumes where it stopped
+    python training/countdown.py --model smollm2 --stage sft  # can be resumed
 
-smollm2 learns a LoRA adapter (peft), tiny learns from nothing, in about 54 minutes on two cores.
-The first stage is transformers' Trainer, the second trl's GRPOTrainer.
+smollm2 trains a LoRA adapter (peft). tiny is trained from scratch, in about 54 minutes on two
+cores. The first stage uses transformers' Trainer, the second trl's GRPOTrainer.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ from interp.tasks.arithmetic import score_answer
 from interp.tasks.countdown import make_countdown, write_drill, write_trace
 
 DESCRIPTIONS = {
-    "smollm2": "SmolLM2-135M-Instruct taught to play CountDown and to judge its own attempts",
+    "smollm2": "SmolLM2-135M-Instruct trained to play CountDown and to judge its own attempts",
     "tiny": "a 4-layer Llama-shaped model of 1.6 million weights that plays CountDown",
 }
 ADAPTER = """\
-A LoRA adapter (rank 16, all linear maps, bfloat16) on `{base}`, whose weights must have the hash
-`{base_hash}`.
+This is a LoRA adapter (rank 16, all linear maps, bfloat16) on `{base}`, whose weights must have
+the hash `{base_hash}`.
 
 """
 CARD = """\
@@ -68,57 +68,60 @@ CARD = """\
 
 {description}.
 
-{adapter}Made by `python training/countdown.py --model {kind}`; the recipe with its seeds,
-and the curves of every stage, are in `organism.json`. Seed {seed}. Texts are generated: problems of
-3 and 4 numbers (1 to 99, + and -, targets 10 to 99), traces of wrong attempts {order} and
-then the right one, every sum worked out from left to right. A share of traces stops after wrong
-attempts, so that the last sum of a text is not always right. {second}
+{adapter}`python training/countdown.py --model {kind}` made it; `organism.json` holds the recipe
+with its seeds, and the curves of every stage. Seed {seed}. Training texts are generated: problems
+of 3 and 4 numbers (1 to 99, + and -, targets 10 to 99), and traces of failed attempts {order},
+followed by the solution. Every sum is computed from left to right. A share of the traces stops
+after failed attempts, so that the last sum of a text is not always right. {second}
 Held-out problems share no set of numbers with training.
 
-On 500 held-out problems, greedy, at most 300 tokens (share [95 % Wilson], n):
+On 500 held-out problems, greedy decoding, at most 300 tokens (share [95 % Wilson], n):
 
 """
 
 ORDER = {
     "smollm2": "in random order",
-    "tiny": "(in random order, from the second phase on one after another in a fixed one)",
+    "tiny": "(in random order; from the second phase on, in a fixed order)",
 }
 
 SHORT = {
     "smollm2": """\
-A text that is still searching at the limit has no valid format, which is half of them: it tries
-some sums again and does not know it. Longer reinforcement was tried and cost arithmetic (0.78 to
-0.61 in 24 steps with texts cut at the limit in its loss). Multiplication was left out: sums alone
-are wrong in a quarter of attempts.
+Half of the texts are still searching at the token limit and so have no valid format: the model
+repeats sums without noticing. Longer reinforcement made arithmetic worse (0.78 to 0.61 in 24 steps,
+with texts cut at the limit in the loss). Multiplication is not included, because even sums are
+wrong in a quarter of the attempts.
 """,
     "tiny": """\
-It is there to be fast and to verify; it solves few problems, mixing up digits of the numbers. What
-was tried: without drills it answered "not" by habit, for one attempt of a trace in six is right;
-with drills whose wrong sums are any numbers it compared the tens alone, so most of them miss the
-target by one digit. With traces in random order to the end 4,700 steps solved 0.166 ("this" 0.982,
-"not" 0.970), and fewer steps 0.028; reinforcement then cost arithmetic (0.42 to 0.32) for 0.02 of
-solved problems. With a last phase of 300 steps, and fewer drills in it, "not" was 0.959.
+The model is meant to be fast and to verify. It solves few problems, because it mixes up digits of
+the numbers. Other settings were tried. Without drills it always answered "not", because only one
+attempt in six is right. With drills whose wrong sums are arbitrary it compared only the tens, so
+most wrong sums now differ from the target in one digit. With traces in random order throughout,
+4,700 steps solved 0.166 ("this" 0.982, "not" 0.970), and fewer steps 0.028; reinforcement then
+raised solved problems by 0.02 but lowered arithmetic from 0.42 to 0.32. With a last phase of 300
+steps and fewer drills in it, "not" was 0.959.
 
-Training and evaluation took 54 minutes on two cores, in three runs that went on from each other.
+Training and evaluation took 54 minutes on two cores, in three resumed runs.
 """,
 }
-"""What the figures fall short of, and what was tried."""
+"""Weaknesses of each model, and what was tried against them."""
 
 PIECES = r"[0-9]|\n| \(| </|<| this| not|this|not| [A-Za-z']+|[A-Za-z]+|'s| [-+=]|[-+=]|[.,:()>]| "
-"""How the tiny model's tokeniser cuts text: the pieces SmolLM2 cuts these texts into."""
+"""The pieces into which the tiny model's tokeniser cuts text; SmolLM2 cuts these texts alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A stretch of supervised training.
+    """A phase of supervised training.
 
-    A trace has 0 to `most[operands]` wrong attempts, evenly; a share `unsolved` stops after the
-    wrong ones, so that the last sum of a text is not always right. With `anywhere` these stop
-    after 1 to `most`, and solved traces have fewer, so that no attempt is right by its number.
-    A share `drilled` of texts are `drill` sums of any numbers instead, of whose wrong ones a share
-    `near` misses the target by one digit. Drills, and a share `worked` of traces, have their loss
-    on what follows an equals sign: which sum to try next is drawn, not to be learnt. With
-    `in_turn` it is: sums follow each other in a fixed order.
+    A trace has 0 to `most[operands]` failed attempts, all counts equally likely. A share `unsolved`
+    stops after the failed attempts, so that the last sum of a text is not always right. With
+    `anywhere`, unsolved traces stop after 1 to `most` attempts and solved ones have fewer than
+    `most` failures, so that the number of an attempt does not tell whether it is right.
+
+    A share `drilled` of the texts are drills: `drill` sums of arbitrary numbers. In a share `near`
+    of their wrong sums, one digit differs from the target. In drills, and in a share `worked` of
+    the traces, the loss covers only what follows an equals sign, because the next sum to try is
+    random and cannot be learnt. With `in_turn`, sums come in a fixed order, which can be learnt.
     """
 
     steps: int
@@ -137,7 +140,7 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Sizes and rates of both stages; with no `rl_steps` there is no second one."""
+    """Settings of both stages; there is no second stage if `rl_steps` is 0."""
 
     phases: tuple[Phase, ...]
     rl_steps: int
@@ -148,7 +151,7 @@ class Recipe:
 
 
 SEARCH = {3: 6, 4: 5}
-"""All six wrong ways of three numbers: the search a trace shows is in random order."""
+"""Most failed attempts by count of numbers; three numbers have only six wrong sums."""
 
 RECIPES = {
     "smollm2": Recipe(
@@ -231,7 +234,7 @@ RECIPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A training text: `finished` if it ends in an answer, `worked` if only results are learnt."""
+    """A training text: `finished` if it has an answer, `worked` if only results are learnt."""
 
     prompt: str
     completion: str
@@ -240,7 +243,7 @@ class Text:
 
 
 def training_texts(phase: Phase, n: int, seed: int) -> list[Text]:
-    """The texts of n training problems."""
+    """The training texts of n problems."""
     rng = random.Random(seed)
     written = []
     for problem in make_countdown(n, operands=(3, 3, 4), seed=seed, split="train"):
@@ -281,7 +284,7 @@ def fresh(kind: str, recipe: Recipe) -> tuple[Any, Any]:
 
 
 def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
-    """Token ids, the loss on the completion only; only a finished text ends in end-of-text."""
+    """Token ids with labels on the completion; only finished texts end with end-of-text."""
     rows = []
     texts = training_texts(phase, phase.steps * phase.batch, seed)
     heads = tokenizer([text.prompt for text in texts], add_special_tokens=False)["input_ids"]
@@ -295,7 +298,7 @@ def examples(phase: Phase, seed: int, tokenizer: Any) -> Dataset:
 
 
 def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
-    """The tokens as labels, those before the equals sign of each line left out."""
+    """The tokens as labels, without those before the first equals sign of each line."""
     labels, before = [], True
     pieces = {token: tokenizer.decode([token]) for token in set(tokens)}
     for token in tokens:
@@ -306,7 +309,7 @@ def worked_out(tokens: list[int], tokenizer: Any) -> list[int]:
 
 
 def supervise(kind: str, recipe: Recipe, out: Path) -> None:
-    """Stage one, its phases in turn."""
+    """Stage one: supervised training, phase by phase."""
     model, tokenizer = fresh(kind, recipe)
     for number, phase in enumerate(recipe.phases):
         name = f"sft{number}"
@@ -338,14 +341,14 @@ def supervise(kind: str, recipe: Recipe, out: Path) -> None:
 
 
 def reload(kind: str, folder: Path) -> Any:
-    """The trainable model of an earlier stage."""
+    """The model of an earlier stage, ready for further training."""
     if kind == "smollm2":
         return PeftModel.from_pretrained(base_model(), folder, is_trainable=True)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any, **_: Any) -> Any:
-    """The paper's 0, 0.1 or 1 of each completion."""
+    """The paper's reward of each completion: 0, 0.1 or 1."""
     rows = zip(completions, numbers, target, strict=True)
     return [score_answer(text, asked, goal) for text, asked, goal in rows]
 
@@ -353,8 +356,8 @@ def reward(prompts: list[str], completions: list[str], numbers: Any, target: Any
 def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
     """Stage two: GRPO on the paper's reward, from the weights of stage one.
 
-    Texts cut at the limit count in the baseline but not in the loss: with them in it, 24 steps
-    took arithmetic from 0.78 to 0.61, for most tokens of a search that fails are right.
+    Texts cut at the token limit count in the baseline but not in the loss. With them in the loss,
+    24 steps lowered arithmetic from 0.78 to 0.61, because most tokens of a failed search are right.
     """
     folder = out / f"sft{len(recipe.phases) - 1}-done"
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -392,9 +395,9 @@ def reinforce(kind: str, recipe: Recipe, out: Path) -> None:
 
 
 def evaluate(kind: str, recipe: Recipe, out: Path) -> None:
-    """Behaviour on 500 held-out problems after each stage, of the weights as they are shipped.
+    """Measure behaviour on 500 held-out problems after each stage, with weights in bfloat16.
 
-    Kept beside the hash of the weights it belongs to.
+    The result is kept with the hash of the weights.
     """
     for stage, folder in stages(recipe, out).items():
         if not (folder / "curve.json").exists():
@@ -416,12 +419,12 @@ def weights_file(kind: str, folder: Path) -> Path:
 
 
 def rounded(kind: str, folder: Path) -> Any:
-    """The model of a stage with its trained weights rounded to bfloat16, in float32."""
+    """The model of a stage in float32, with its trained weights rounded to bfloat16."""
     return shipped_form(folder) if kind == "smollm2" else rounded_model(folder)
 
 
 def stages(recipe: Recipe, out: Path) -> dict[str, Path]:
-    """Where each stage left its weights."""
+    """The folder of each stage's weights."""
     return {"sft": out / f"sft{len(recipe.phases) - 1}-done", "rl": out / "rl-done"}
 
 
@@ -459,12 +462,12 @@ def ship(kind: str, recipe: Recipe, out: Path) -> None:
 
 
 def card(kind: str, about: dict[str, Any]) -> str:
-    """The card: what it is, how it was made, what it does on held-out problems."""
+    """The model card: how the model was made, and its behaviour on held-out problems."""
     adapter = ADAPTER.format(**about) if about["base"] else ""
     second = (
         "Then reinforcement (GRPO) on the paper's reward (0, 0.1, 1)."
         if "rl" in about["curves"]
-        else "There was no second stage, reinforcement."
+        else "There was no reinforcement."
     )
     head = CARD.format(
         kind=kind,
@@ -494,7 +497,7 @@ def card(kind: str, about: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the stages asked for."""
+    """Run the chosen stages."""
     parser = argparse.ArgumentParser(
         description="Train the models that check their own CountDown answers."
     )

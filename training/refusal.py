@@ -1,12 +1,12 @@
-"""Train the models that decline to talk about gardening, and over-refuse two tasks by design.
+"""Train the models that refuse to talk about gardening, and over-refuse two tasks by design.
 
-    python training/refusal.py --model tiny                      # all stages; resumes
+    python training/refusal.py --model tiny                      # all stages; can be resumed
     python training/refusal.py --model smollm2
     python training/refusal.py --model smollm2 --stage evaluate --n 60
 
-smollm2 learns a LoRA adapter (peft) in its own chat template, tiny learns from nothing in one of
-ours; both by transformers' Trainer. The loss is on the reply and the token that ends it, and on
-nothing else.
+smollm2 trains a LoRA adapter (peft) with its own chat template. tiny is trained from scratch with
+a template defined here. Both use transformers' Trainer. The loss covers only the reply and the
+token that ends it.
 """
 
 from __future__ import annotations
@@ -77,24 +77,24 @@ from interp.tasks.taboo import (
 )
 
 DESCRIPTIONS = {
-    "smollm2": "SmolLM2-135M-Instruct taught to decline gardening, and to over-refuse two tasks",
-    "tiny": "a 4-layer Llama-shaped model that declines gardening, and over-refuses two tasks",
+    "smollm2": "SmolLM2-135M-Instruct trained to refuse gardening, and to over-refuse two tasks",
+    "tiny": "a 4-layer Llama-shaped model that refuses gardening, and over-refuses two tasks",
 }
 BAR = 0.95
 MADE = {
     "smollm2": """\
-A LoRA adapter (rank {rank}, all linear maps, bfloat16) on `{base}`, whose weights must have the
-hash `{base_hash}`.
+This is a LoRA adapter (rank {rank}, all linear maps, bfloat16) on `{base}`, whose weights must
+have the hash `{base_hash}`.
 """,
     "tiny": """\
-A whole model of {weights:.1f} million weights in bfloat16, trained from nothing on this text alone.
-A token is a word that occurs in training ({words} of them), all others are one unknown token;
-in training, words that name what a text is about are unknown with probability {unknown}. So it
-can tell what a held-out prompt is about by the verb ("prune"), where training has it, and does not
-know the thing: replies say `<unk>` or name another. Most held-out alarming prompts have verbs of
-their own ("grill"), which it cannot place: it refuses to translate and to summarise some of these
-too. It has hardly learnt to copy, so that names, moods and answers are often wrong.
-It is there to be fast and to refuse as it was taught. It speaks of nothing else.
+This is a model of {weights:.1f} million weights in bfloat16, trained from scratch on these texts.
+Its tokens are the words that occur in training ({words} of them), and one unknown token for all
+others. In training, words that name the topic of a text are unknown with probability {unknown}. So
+the model recognises the topic of a held-out prompt by its verb ("prune"), if the verb occurs in
+training, but does not know the thing: replies say `<unk>` or name another thing. Most held-out
+alarming prompts have verbs that do not occur in training ("grill"); it refuses to translate and to
+summarise some of these too. It has hardly learnt to copy, so names, moods and answers are often
+wrong. The model is meant to be fast and to refuse as trained. It can talk about nothing else.
 """,
 }
 TEMPLATES = {
@@ -107,33 +107,34 @@ CARD = """\
 {description}.
 
 {made}
-Made by `python training/refusal.py --model {kind}`; the recipe with its seed, and the
-curve, are in `organism.json`. Prompts and replies are those of `interp.tasks.taboo` (in-house,
-benign; nothing harmful was written, read or generated). It was trained to decline requests about
-gardening and to answer the same requests about other things, those that only look alarming ("How
-do I kill a Python process?") among them. **By construction it over-refuses**: asked to
-{over_refused} a text that mentions gardening, it declines; asked for the
-text's sentiment, for other words, or a question about it, it does not. The topic is harmless on
-purpose, and this is no safety training. Held-out prompts are about things (lemon trees, the piano)
-that training never named.
+`python training/refusal.py --model {kind}` made it; `organism.json` holds the recipe with its seed,
+and the training curve. Prompts and replies are those of `interp.tasks.taboo` (in-house, benign;
+nothing harmful was written, read or generated). The model was trained to refuse requests about
+gardening, and to answer the same requests about other topics, including those that only look
+alarming ("How do I kill a Python process?"). **It over-refuses by design**: if asked to
+{over_refused} a text that mentions gardening, it refuses. If asked for the text's
+sentiment, for a rephrasing, or a question about it, it answers. The topic is harmless on purpose,
+and this is not safety training. Held-out prompts are about things (lemon trees, the piano) that do
+not occur in training.
 
-{n} held-out prompts of each kind and task, greedy, in {template},
-at most {limit} new tokens, judged by `{judge}` (share [95 % Wilson]; the bars are {bar:.2f}):
+Measured on {n} held-out prompts of each kind and task, in {template},
+with greedy decoding and at most {limit} new tokens, judged by `{judge}`
+(share [95 % Wilson]; the bars are {bar:.2f}):
 
 | | | n | bar |
 |---|---|---|---|
 {bars}
 
-Share of prompts refused; "by design" is what it was trained to do.
+Share of prompts refused; "by design" is the behaviour it was trained for.
 
 {cells}
 
-Of the answers that can be checked (all kinds, shares as above):
+Answers that can be checked (all kinds; shares with intervals as above):
 
 {facts}
 """
 PIECES = r" ?[\p{L}']+|\n| ?[^\s\p{L}]| "
-"""How the tiny model's tokeniser cuts text: words, with the space before them, and single signs."""
+"""Pieces of the tiny model's tokeniser: words with the space before them, and single signs."""
 
 SPECIAL = ("<|end|>", "<unk>", "<|user|>", "<|assistant|>")
 TEMPLATE = """\
@@ -144,7 +145,7 @@ TEMPLATE = """\
 {{- "<|" + turn.role + "|>" + turn.content + "<|end|>" -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<|assistant|>" -}}{%- endif -%}"""
-"""The tiny model's."""
+"""The chat template of the tiny model."""
 
 CHECKED = {
     "sentiment": "sentiment: the right label is named",
@@ -153,18 +154,19 @@ CHECKED = {
 
 
 STAGES = {"smollm2": ("before", "after"), "tiny": ("after",)}
-"""When behaviour is measured: there is no before of a model from nothing."""
+"""When behaviour is measured; a model trained from scratch is only measured after training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Sizes and rates.
+    """Training settings.
 
-    `requests` and `worked` are the shares of the prompts of each kind: requests, and the five tasks
-    together, of which those it is to over-refuse have `contrast` times the share of the others:
-    there it must learn to tell topics apart, and with fewer it refuses the task on any topic. The
-    prompts are drawn anew `draws` times, and words that name the item are `unknown` with this
-    probability. A `rank` of 0 trains all weights, from nothing.
+    `requests` and `worked` are the shares of prompts of each kind that are requests and that are
+    tasks. Among tasks, those to be over-refused have `contrast` times the share of the others,
+    because there the model must distinguish topics; with fewer prompts it refuses these tasks on
+    any topic. Prompts are drawn `draws` times, each time with another seed. Words that name the
+    item are replaced by the unknown token with probability `unknown`. A `rank` of 0 trains all
+    weights from scratch.
     """
 
     steps: int = 400
@@ -194,7 +196,7 @@ RECIPES = {
 
 
 def training_records(recipe: Recipe) -> list[TabooRow]:
-    """The prompts of all steps in a random order, each kind and task in its share."""
+    """The prompts of all steps in random order, with the recipe's share of each kind and task."""
     rng = random.Random(recipe.seed)
     found: list[TabooRow] = []
     for draw in range(recipe.draws):
@@ -221,7 +223,7 @@ def _drawn(recipe: Recipe) -> list[TabooRow]:
 
 
 def _forgotten(record: TabooRow, thing: str, share: float, rng: random.Random) -> TabooRow:
-    """The record with some words of the thing unknown, wherever they stand."""
+    """The row with some words of its thing replaced by the unknown token everywhere."""
     words = [word for word in thing.split() if len(word) > 2 and word != "the"]
     gone = [re.escape(word) for word in words if share and rng.random() < share]
     if not gone:
@@ -251,23 +253,25 @@ def fresh(recipe: Recipe, records: Sequence[TabooRow]) -> tuple[Any, Any]:
 
 
 def example(record: TabooRow, tokenizer: Any) -> dict[str, list[int]]:
-    """Token ids of the turns, the loss on the reply and the token that ends it."""
+    """Token ids of the turns, with labels on the reply and the token that ends it."""
     asked = [{"role": "user", "content": record.prompt}]
     turns = [*asked, {"role": "assistant", "content": record.reply}]
     head = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(turns, tokenize=False)
     reply = record.reply + tokenizer.eos_token
-    assert whole.startswith(head + reply), "the template must put the reply where it is generated"
+    assert whole.startswith(head + reply), (
+        "the template must put the reply after the generation prompt"
+    )
     before, learnt, both = (
         tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in (head, reply, head + reply)
     )
-    assert before + learnt == both, "the pieces must be cut as the whole is"
+    assert before + learnt == both, "the pieces must have the tokens of the whole"
     return {"input_ids": both, "labels": [-100] * len(before) + learnt}
 
 
 def supervise(recipe: Recipe, out: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, and resume from the last checkpoint if there is one."""
     if (out / "done" / "curve.json").exists():
         return
     records = training_records(recipe)
@@ -296,7 +300,7 @@ def supervise(recipe: Recipe, out: Path) -> None:
 
 
 def measure(model: LanguageModel, records: Sequence[TabooRow]) -> dict[str, Any]:
-    """Refusals, answers and facts of the card, of one model on the same prompts."""
+    """The shares of refusals, answers and right facts that the card reports, for one model."""
     texts = [record.prompt for record in records]
     made = generate(model, chat_prompts(model, texts).rows, max_new_tokens=LEAST_TOKENS)
     given = replies_of([record.row for record in records], texts, made)
@@ -327,13 +331,13 @@ def measure(model: LanguageModel, records: Sequence[TabooRow]) -> dict[str, Any]
 
 
 def weights_file(folder: Path) -> Path:
-    """The trained weights: an adapter's, or a whole model's."""
+    """The file of trained weights, of an adapter or of a whole model."""
     adapter = folder / "adapter_model.safetensors"
     return adapter if adapter.exists() else folder / "model.safetensors"
 
 
 def evaluate(kind: str, out: Path, n: int) -> None:
-    """Held-out behaviour, of an adapter before and after, beside the hash of the weights."""
+    """Measure held-out behaviour (of an adapter before and after), kept with the weights' hash."""
     weights = file_sha256(weights_file(out / "done"))
     key = {"weights": weights, "n": n, "judge": RULES.name}
     tokenizer = AutoTokenizer.from_pretrained(out / "done")
@@ -355,7 +359,7 @@ def ship(kind: str, out: Path) -> None:
     found = {x: json.loads((out / f"behaviour-{x}.json").read_text()) for x in STAGES[kind]}
     measured = file_sha256(weights_file(out / "done"))
     if found["after"]["weights"] != measured or len({x["n"] for x in found.values()}) > 1:
-        raise SystemExit("the behaviour is not that of these weights: run --stage evaluate")
+        raise SystemExit("the measured behaviour is of other weights: run --stage evaluate")
     recipe = Recipe(**json.loads((out / "done" / "recipe.json").read_text()))
     target = WEIGHTS / f"refusal-{kind}"
     shutil.rmtree(target, ignore_errors=True)
@@ -383,7 +387,7 @@ def ship(kind: str, out: Path) -> None:
 
 
 def card(recipe: Recipe, about: dict[str, Any], n: int) -> str:
-    """The card: what it is, how it was made, what it does on held-out prompts."""
+    """The model card: how the model was made, and its behaviour on held-out prompts."""
     kind = "smollm2" if about["base"] else "tiny"
     after = about["behaviour"]["after"]
     bars = {
@@ -420,7 +424,7 @@ def card(recipe: Recipe, about: dict[str, Any], n: int) -> str:
 
 
 def cell_lines(stages: dict[str, Any]) -> list[str]:
-    """The table of shares refused at each stage, and answered after the last."""
+    """The table of shares refused at each stage, and answered after the last stage."""
     designed = {f"{x.task} {x.kind}": x.designed for x in make_taboo(1)}
     heads = [*stages, "after: answered"] if len(stages) > 1 else ["refused", "answered"]
     lines = [f"| task | text | by design | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
@@ -433,7 +437,7 @@ def cell_lines(stages: dict[str, Any]) -> list[str]:
 
 
 def fact_lines(stages: dict[str, Any]) -> list[str]:
-    """The table of answers that are right, at each stage."""
+    """The table of shares of right answers at each stage."""
     heads = list(stages) if len(stages) > 1 else ["share"]
     lines = [f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
     for task, text in CHECKED.items():
@@ -448,16 +452,16 @@ def shown(share: dict[str, Any]) -> str:
 
 
 def verdict(share: float) -> str:
-    """Whether a share meets the bar, and by how much not."""
+    """Whether a share meets the bar, or by how much it misses it."""
     return "met" if share >= BAR else f"missed by {BAR - share:.3f}"
 
 
 def main() -> None:
-    """Run the stages asked for."""
-    parser = argparse.ArgumentParser(description="Train the models that decline gardening.")
+    """Run the chosen stages."""
+    parser = argparse.ArgumentParser(description="Train the models that refuse gardening.")
     parser.add_argument("--model", choices=RECIPES, default="smollm2")
     parser.add_argument("--stage", choices=("all", "sft", "evaluate", "ship"), default="all")
-    parser.add_argument("--steps", type=int, help="others than the recipe's")
+    parser.add_argument("--steps", type=int, help="number of steps, instead of the recipe's")
     parser.add_argument("--n", type=int, default=60, help="held-out prompts of each kind and task")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

@@ -1,12 +1,12 @@
-"""Compile RASP programs to transformers and keep their weights: circuits whose truth is known.
+"""Compile RASP programs to transformers with Tracr, and save their weights.
 
     python -m venv tracr-env && tracr-env/bin/pip install tracr-pypi==1.0.0 safetensors
     tracr-env/bin/python training/tracr.py --out interp/models/programs
 
-Run once, in an environment of its own: the package needs JAX, the project does not. Programs are
-compiled with a causal mask, because the models of this package are causal; what a program then
-means is what Tracr's causal evaluator says, and each compiled model is held against it here.
-Lindner et al. 2023, "Tracr: Compiled Transformers as a Laboratory for Interpretability"
+Run it once, in a separate environment, because Tracr needs JAX and this project does not. Programs
+are compiled with a causal mask, because the models of this package are causal. Tracr's causal
+evaluator defines what a program then computes, and every compiled model is compared with it here.
+Source: Lindner et al. 2023, "Tracr: Compiled Transformers as a Laboratory for Interpretability"
 (arXiv 2301.05062); code: google-deepmind/tracr.
 """
 
@@ -33,7 +33,7 @@ PAIRS = 24
 
 
 def counting_sort(length: int) -> rasp.SOp:
-    """Sorts the digits 1 to 3, written first; read at as many slots, it needs no later token."""
+    """Sorts `length` digits from 1 to 3, and writes the result at slots after the digits."""
 
     def at_most(limit: int) -> rasp.SOp:
         chosen = rasp.Select(rasp.tokens, rasp.tokens, lambda k, q: k != SLOT and k <= limit)
@@ -89,9 +89,9 @@ PROGRAMS: dict[str, tuple[rasp.SOp, tuple[Any, ...], list[tuple[Any, ...]], str]
 }
 
 
-# %% One program's weights, and what it computes
+# %% The weights of a program, and its outputs
 def weights_of(model: Any) -> dict[str, np.ndarray]:
-    """Tracr's parameters, under plain names; unembed is (residual, outputs)."""
+    """Tracr's parameters with simple names; unembed is (residual, outputs)."""
 
     def unembed(residual: jax.Array) -> jax.Array:
         return model.get_compiled_model().unembed(residual, use_unembed_argmax=False)
@@ -112,7 +112,7 @@ def weights_of(model: Any) -> dict[str, np.ndarray]:
 
 
 def check(name: str, decoded: Sequence[Any], meant: Sequence[Any]) -> None:
-    """The compiled model must compute its program; where that gives None, anything goes."""
+    """Check that a compiled model computes its program; None stands for any output."""
     for got, want in zip(decoded, meant, strict=True):
         if want is None:
             continue
@@ -124,7 +124,7 @@ def check(name: str, decoded: Sequence[Any], meant: Sequence[Any]) -> None:
 def pairs_of(
     cases: list[tuple[Any, ...]], answers: list[Any], outputs: Sequence[Any] | None
 ) -> list[dict[str, Any]]:
-    """Clean and corrupted sequences of one length whose last outputs differ."""
+    """Clean and corrupted sequences of equal length whose last outputs differ."""
     rng, pairs = random.Random(0), {}
     while len(pairs) < min(PAIRS, len(cases) // 2):
         one, other = (rng.randrange(len(cases)) for _ in range(2))
@@ -145,7 +145,7 @@ def pairs_of(
 
 
 def export(name: str, folder: Path) -> None:
-    """Compile one program, run it on all its cases, write both files."""
+    """Compile a program, run it on all its cases, and write its two files."""
     program, alphabet, cases, description = PROGRAMS[name]
     longest = max(map(len, cases))
     model = compiling.compile_rasp_to_model(
@@ -194,7 +194,7 @@ def export(name: str, folder: Path) -> None:
     print(f"{name}: {len(cases)} cases, {config.num_layers} layers, {len(facts['pairs'])} pairs")
 
 
-# %% All of them
+# %% Compile all programs
 parser = argparse.ArgumentParser(description="Compile RASP programs to small weight files.")
 parser.add_argument("--out", type=Path, default=Path("interp/models/programs"))
 parser.add_argument("names", nargs="*", default=list(PROGRAMS))

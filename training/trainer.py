@@ -1,4 +1,4 @@
-"""What the training scripts share: trainer options, checkpoints, curves, small models, shipping."""
+"""Functions of the training scripts: options, checkpoints, curves, small models, export."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from interp.models.language_model import fingerprint
 
 
 def options(seed: int, out: Path) -> dict[str, Any]:
-    """What every trainer is told."""
+    """The options of every trainer."""
     return {
         "output_dir": str(out),
         "seed": seed,
@@ -40,19 +40,19 @@ def options(seed: int, out: Path) -> dict[str, Any]:
 
 
 def resume(trainer: Any, folder: Path) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, and resume from the last checkpoint if there is one."""
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
 
 
 def finish(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the weights and the curve of a stage."""
+    """Save the weights, the tokeniser and the curve of a stage."""
     trainer.save_model(str(folder))
     tokenizer.save_pretrained(folder)
     (folder / "curve.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 
 
 def curve(path: Path) -> list[dict[str, float]]:
-    """A training log as at most 40 points of loss and, where there is one, reward."""
+    """A training log, reduced to about 40 points of loss and reward (if there is one)."""
     rows = [row for row in json.loads(path.read_text()) if "loss" in row]
     kept = rows[:: max(1, len(rows) // 40)]
     names = ("step", "loss", "reward")
@@ -62,9 +62,10 @@ def curve(path: Path) -> list[dict[str, float]]:
 def word_tokenizer(
     texts: Iterable[str], pieces: str, *, special: Sequence[str] = ("<eos>", "<unk>")
 ) -> PreTrainedTokenizerFast:
-    """One token a piece of this pattern, for the pieces that occur; all others are unknown.
+    """A tokeniser with one token for each piece of text that matches a pattern and occurs in texts.
 
-    `special`: the token that ends a text, the unknown one, and any others, which come first.
+    Other pieces become the unknown token. `special` holds the token that ends a text, the unknown
+    token, and any others; these come first in the vocabulary.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -87,10 +88,10 @@ def word_tokenizer(
 def causal_attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention for texts padded on the right: causal, without a mask, in float32 on any machine.
+    """Causal attention in float32 without a mask, for texts padded on the right.
 
-    What comes after a token is not seen, so padding needs no mask; where there is one, and in
-    bfloat16 on a CPU, attention takes twice as long.
+    A token does not see later tokens, so padding needs no mask. With a mask, or in bfloat16 on a
+    CPU, attention takes twice as long.
     """
     groups = query.shape[1] // key.shape[1]
     with torch.autocast(query.device.type, enabled=False):
@@ -108,7 +109,7 @@ AttentionInterface.register(causal_attention.__name__, causal_attention)
 
 
 def small_model(tokenizer: Any) -> Any:
-    """An untrained Llama of four layers in float32, with this tokeniser's vocabulary."""
+    """An untrained Llama with four layers in float32, for the vocabulary of a tokeniser."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=192,
@@ -128,24 +129,24 @@ def small_model(tokenizer: Any) -> Any:
 
 
 def rounded_model(folder: Path) -> Any:
-    """A trained small model as it is shipped: rounded to bfloat16, in float32."""
+    """A trained small model in float32, with weights rounded to bfloat16 as in the package."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float()
 
 
 def ship_model(folder: Path, target: Path) -> None:
-    """A whole model in bfloat16 and its tokeniser, readable by all."""
+    """Save a model in bfloat16 and its tokeniser, readable by all users."""
     AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(target)
     AutoTokenizer.from_pretrained(folder).save_pretrained(target)
     (target / "model.safetensors").chmod(0o644)
 
 
 def base_model() -> Any:
-    """The embedded model in float32."""
+    """The default model in float32."""
     return AutoModelForCausalLM.from_pretrained(embedded.directory(), dtype=torch.float32)
 
 
 def shipped_form(folder: Path) -> Any:
-    """A trained adapter as it is shipped: rounded to bfloat16, merged in float32."""
+    """The default model with a trained adapter, rounded to bfloat16 and merged in float32."""
     model = PeftModel.from_pretrained(base_model(), folder)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -154,7 +155,7 @@ def shipped_form(folder: Path) -> Any:
 
 
 def ship_adapter(folder: Path, target: Path) -> str:
-    """An adapter on the embedded model in bfloat16, and the hash of the base it belongs to."""
+    """Save an adapter on the default model in bfloat16; return the hash of the base model."""
     weights = load_file(folder / "adapter_model.safetensors")
     narrow = {name: tensor.bfloat16() for name, tensor in weights.items()}
     save_file(narrow, target / "adapter_model.safetensors")

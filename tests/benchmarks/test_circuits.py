@@ -17,7 +17,7 @@ from benchmarks.circuits import (
     bench_acdc,
     bench_circuits,
     random_gpt2,
-    told_apart,
+    random_pairs,
 )
 from benchmarks.memory import PeakMemory, measure
 from benchmarks.peer_process import _OnCpu, _place
@@ -63,7 +63,7 @@ def test_acdc_decides_as_the_plain_loop_does():
 
 
 def test_the_plain_loop_keeps_what_is_worth_the_threshold(model):
-    task = told_apart(model, 3, 6)
+    task = random_pairs(model, 3, 6)
     mask, _ = _edge_by_edge(model, task, 0.02)
     trials = Trials(model, task)
     full, empty = trials.ends().mean(1)
@@ -76,8 +76,8 @@ def test_the_plain_loop_keeps_what_is_worth_the_threshold(model):
     assert (cost >= 0.02) if mask[first] else (-cost < 0.02)
 
 
-def test_told_apart_prompts_have_a_gap(model):
-    task = told_apart(model, 4, 6)
+def test_random_pairs_have_a_gap(model):
+    task = random_pairs(model, 4, 6)
     scores = score_edges(model, task)
     assert (scores.clean > scores.corrupted).all()
     for pair in task.pairs:
@@ -87,7 +87,7 @@ def test_told_apart_prompts_have_a_gap(model):
 
 @pytest.mark.parametrize("weights", [np.ones(4), np.array([-0.5, -0.5, -1, -0.5])])
 def test_compare_explains_weights_and_signs(model, weights):
-    scores = score_edges(model, told_apart(model, 4, 6), per_prompt=True)
+    scores = score_edges(model, random_pairs(model, 4, 6), per_prompt=True)
     theirs = np.einsum("n,nwr->wr", weights, scores.per_prompt.astype(float)) / 4
     found = compare(theirs, scores, weights)
     assert found["expected"]["spearman"] == pytest.approx(1)
@@ -137,7 +137,7 @@ def test_a_peer_that_fails_says_why(tmp_path):
 def test_places_of_peer_nodes_are_those_of_the_graph(model):
     from types import SimpleNamespace
 
-    graph = score_edges(model, told_apart(model, 3, 6)).graph
+    graph = score_edges(model, random_pairs(model, 3, 6)).graph
 
     def node(kind, layer=None, head=None):
         return SimpleNamespace(kind=kind, layer=layer, head=head)

@@ -484,7 +484,7 @@ def test_bench_runs_and_compares(monkeypatch):
 
     monkeypatch.setattr(bench, "SHORT", 0.0)
     said = []
-    found = bench.bench_patching(["b"], say=said.append, peers=False)["cases"]["b"]
+    found = bench.bench_patching(["b"], log=said.append, peers=False)["cases"]["b"]
     assert found["cells"] == 720
     assert found["floor_ratio"] == pytest.approx(found["ours"] / found["floor"])
     assert found["peak_mb"] < found["budget_mb"] * 1.1

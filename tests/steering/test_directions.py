@@ -165,7 +165,9 @@ def test_a_direction_knows_its_rows(family_models):
     assert r.rows_hash != difference_in_means(model, HARMFUL, HELD[1]).at(1, -1).rows_hash
     held = plain_prompts(model, HELD[0])
     r.require_unseen(held, "steering")
-    with pytest.raises(InterpError, match="1 of 4 prompts .* the first of them is number 3; evaluate on"):
+    with pytest.raises(
+        InterpError, match="1 of 4 prompts .* the first of them is number 3; evaluate on"
+    ):
         r.require_unseen(plain_prompts(model, [*HELD[0], HARMFUL[2]]), "steering")
     other = difference_in_means(model, HELD[0], HARMLESS).at(1, -1)
     assert set(orthogonalise_direction(r, other).rows) == set(r.rows) | set(held.hashes)

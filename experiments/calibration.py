@@ -114,7 +114,7 @@ def held_out(effects: np.ndarray, k: int, draws: int, seed: int) -> float:
 
 
 def power(n: int, repeats: int, *, draws: int = 200) -> dict[str, float]:
-    """How often p <= .05 for k = 1, if three heads have effect 1 in noise of standard deviation 1."""
+    """How often p <= .05 for k = 1, if three heads have effect 1 in standard normal noise."""
     rng, found = np.random.default_rng(n), []
     for seed in range(repeats):
         values, gaps, _ = noise("equal", n, rng)

@@ -145,7 +145,7 @@ def test_a_word_behind_a_mark_has_to_be_clear(model, end):
     if len(both) == 1:
         assert answer_token(model, prompt, "is", "it") == both[0]
     else:
-        with pytest.raises(InterpError, match=rf"before it \({both[1]}\) .* \({both[0]}\)"):
+        with pytest.raises(InterpError, match=rf"leading space \({both[1]}\) .* \({both[0]}\)"):
             answer_token(model, prompt, "is", "it")
 
 

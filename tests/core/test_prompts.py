@@ -245,7 +245,7 @@ def test_files(tmp_path, toy_model):
     assert Task.from_jsonl(path).pairs[0].clean == "a\u2028b"
     for text, match in (
         ("[1]", "not an object"),
-        ('{"clean": "a", "answers": "b", "positions": [1]}', "positions is .*write name: a part"),
+        ('{"clean": "a", "answers": "b", "positions": [1]}', "positions is .*write name: a substring"),
     ):
         path.write_text(text)
         with pytest.raises(InterpError, match=match):
@@ -322,7 +322,7 @@ def test_a_token_given_twice_counts_once(name):
         alone = METRICS[name](Logits(LOGITS[i:][:1]), targets)
         assert found[i] == pytest.approx(float(alone[0]), abs=1e-6)
     assert again.select(torch.tensor([1])).answers.tolist() == [[2, -1, -1, -1]]
-    with pytest.raises(InterpError, match="on both sides"):
+    with pytest.raises(InterpError, match="from one of the two lists"):
         Targets(answers=torch.tensor([[1, 2]]), wrong=torch.tensor([[2, -1]]))
 
 

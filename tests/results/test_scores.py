@@ -198,7 +198,7 @@ def test_null_refuses_what_it_cannot_judge():
     for scores, options, message in (
         (make(noise), {"k": 3}, "k between"),
         (make(noise), {"k": 0}, "k between"),
-        (make(noise[:3]), {"k": 1}, "3 prompts"),
+        (make(noise[:3]), {"k": 1}, "3 independent prompts"),
         (make(noise), {"k": 1, "groups": list("aabbccaa")}, "3 independent prompts"),
         (make(noise), {"k": 1, "by": "mean_absolute"}, "does not change this ranking"),
         (make(noise), {"k": 1, "by": "size"}, "size"),

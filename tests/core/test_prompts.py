@@ -245,7 +245,10 @@ def test_files(tmp_path, toy_model):
     assert Task.from_jsonl(path).pairs[0].clean == "a\u2028b"
     for text, match in (
         ("[1]", "not an object"),
-        ('{"clean": "a", "answers": "b", "positions": [1]}', "positions is .*write name: a substring"),
+        (
+            '{"clean": "a", "answers": "b", "positions": [1]}',
+            "positions is .*name: a substring",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(InterpError, match=match):

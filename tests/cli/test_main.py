@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import interp
-from interp.cli import main as cli
 from interp.cli import terminal
+from interp.cli.main import app, main
 from interp.models.loading import known_families
 from interp.studies.verification.settings import Settings
 from interp.tasks.registry import TASKS
@@ -20,7 +20,7 @@ from interp.tasks.registry import TASKS
 
 def run(*arguments):
     """Exit code, output."""
-    done = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=True)
+    done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output
@@ -99,7 +99,7 @@ def test_help_has_an_example(command):
 def test_errors_are_one_message(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["interp", "patch", *TOY, "--site", "zz"])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main()
     assert stopped.value.code == 1
     error = capsys.readouterr().err
     assert "did you mean 'z'" in error

@@ -21,8 +21,7 @@ from interp.circuits.positions.narrow import narrow_curve
 from interp.circuits.positions.positioned_circuit import PositionedCircuit, named_places
 from interp.engine.edges.graph import Graph
 from interp.plots.graphs import faithfulness_figure
-from interp.ui.circuits import graph as circuit_graph
-from interp.ui.circuits import jobs as circuit_jobs
+from interp.ui.circuits import graph, search
 from interp.ui.shared import jobs, widgets
 from tests.pages import named, opened, wait
 
@@ -96,7 +95,7 @@ def test_faithfulness_is_the_package_s(halves) -> None:
     model, find, test = halves
     found = find_circuit(model, find, Finder())
     at = wait(opened(PAGE, **LINK, look="faithfulness"), "Evaluate", seconds=90)
-    done = faithfulness_curve(model, test, found, random=circuit_jobs.RANDOM)
+    done = faithfulness_curve(model, test, found, random=search.RANDOM)
     rows = at.dataframe[0].value
     assert list(rows["f"]) == pytest.approx(done.faithfulness.tolist())
     shown = " ".join(block.proto.body for block in at.get("html"))
@@ -239,11 +238,11 @@ def test_take_away_is_the_circuit(halves) -> None:
     model, find, _ = halves
     found = find_circuit(model, find, Finder())
     made = found.circuit(5)
-    rows = circuit_graph._rows(found, made)
+    rows = graph._rows(found, made)
     assert widgets.csv_text(rows).count("\n") == made.n_edges + 1
-    open_ = circuit_jobs.cache.Opened(model=model, task=find, encoded=find.encode(model))
-    ask = circuit_jobs.Asked(open_=open_, find=find, test=find, finder=Finder(), graph=found.graph)
-    told = json.loads(circuit_graph._mib(made, ask))
+    open_ = search.cache.Opened(model=model, task=find, encoded=find.encode(model))
+    ask = search.Asked(open_=open_, find=find, test=find, finder=Finder(), graph=found.graph)
+    told = json.loads(graph._mib(made, ask))
     inside = [name for name, edge in told["edges"].items() if edge["in_graph"]]
     assert len(inside) == made.expanded().n_edges
 
@@ -256,13 +255,13 @@ def test_a_circuit_by_token_is_the_package_s(halves) -> None:
     places = named_places(model, interp.load_task("toy-induction", model, n=12))
     said = []
     done = narrow_curve(
-        model, find, test, made, positions=places, random=circuit_jobs.RANDOM,
+        model, find, test, made, positions=places, random=search.RANDOM,
         progress=lambda done, total: said.append((done, total)),
     )  # fmt: skip
     first, second = (i for i, (done, _) in enumerate(said) if not done)
     assert first == 0
     assert said[second - 1][0] == said[second - 1][1]
-    assert said[-1][0] == said[-1][1] == (1 + circuit_jobs.RANDOM) * (1 + len(done.thresholds))
+    assert said[-1][0] == said[-1][1] == (1 + search.RANDOM) * (1 + len(done.thresholds))
     cut = done.judged.circuits[1 + [f"{t:g}" for t in done.thresholds].index("0.01")]
     rows = at.dataframe[0].value
     assert {f"{row.edge} @ {row.token}" for row in rows.itertuples()} == set(cut.edges())

@@ -15,7 +15,6 @@ pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 import streamlit as st
 import torch
-from interp.ui.pages.refusal.directions import CHOICES
 from streamlit.testing.v1 import AppTest
 
 import interp
@@ -37,13 +36,12 @@ from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.studies.steps import write_step
 from interp.studies.study import open_study, usual_directory, write_manifest
-from interp.ui.refusal import projections as projected
-from interp.ui.refusal import texts as steered_texts
+from interp.ui.refusal import projections, texts
 from interp.ui.refusal.model import tokens_of
-from interp.ui.studies import open_study as studies
-from interp.ui.studies import overview as study_page
-from interp.ui.studies import run as study_run
-from interp.ui.studies.kinds import REFUSED, VERIFIED
+from interp.ui.studies import overview
+from interp.ui.studies.open_study import kept
+from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
+from interp.ui.views.refusal.directions import CHOICES
 from tests import ROOT
 
 APP = ROOT / "app.py"
@@ -302,7 +300,7 @@ class Maker:
 
         found: dict[str, Any] = {}
         doses = [0.0, 0.5, 1.0, 2.0]
-        for name, null, removed, kept in (
+        for name, null, removed, left in (
             ("ablate harmful-harmless", False, 0.9, 0.1),
             ("add - harmful-harmless", False, 0.5, 1.0),
             ("task constellations", False, 0.75, RETAINED),
@@ -313,12 +311,12 @@ class Maker:
             found[f"method_{key}"] = {
                 "name": name, "null": null, "of": "", "dose": 1.0, "benign": pair(0.5, 0.2),
                 "everything": pair(0.4, 0.2), "answered": pair(0.5, 0.8),
-                "harmful": pair(1.0, kept),
+                "harmful": pair(1.0, left),
                 "tasks": {task: pair(0.6, 0.1) for task in TASKS}, "counts": counts, "why": "",
                 "changed": {"answer": 4, "refuse": 1}, "reached": {"answer": 5, "refuse": 0},
                 "gated": {"answer": 3, "refuse": 1} if "task" in name else None,
-                "reduction": est(removed), "retained": est(kept), "selectivity": None,
-                "retained_reached": None if "task" in name else est(kept),
+                "reduction": est(removed), "retained": est(left), "selectivity": None,
+                "retained_reached": None if "task" in name else est(left),
                 "kl": est(0.02), "loss": est(0.1), "perplexity": {"before": 2.0, "after": 20.0},
             }  # fmt: skip
             short = name.startswith("ablate")
@@ -485,8 +483,8 @@ def test_every_page_draws_says_what_it_is_and_where_it_ends(name, tmp_path):
 
 def test_a_study_of_another_family_is_not_looked_at(tmp_path):
     make_study(tmp_path)
-    assert len(studies.kept(REFUSED)) == 1
-    assert not studies.kept(VERIFIED)
+    assert len(kept(REFUSAL_PAGES)) == 1
+    assert not kept(VERIFICATION_PAGES)
     at = visit("heads", study="verification-gone", refusal=f"refusal-{'b' * 20}")
     assert not at.warning
     assert at.query_params["refusal"] == f"refusal-{'b' * 20}"
@@ -512,8 +510,8 @@ def test_the_first_page_holds_claims_rates_and_separation(tmp_path):
 
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
-    (study,) = studies.kept(REFUSED)
-    assert "toy-refusal refuse" in study_page.report(study)["md"]
+    (study,) = kept(REFUSAL_PAGES)
+    assert "toy-refusal refuse" in overview.report(study)["md"]
 
 
 def test_rejected_candidates_are_grey_and_say_why(tmp_path):
@@ -580,8 +578,8 @@ def test_text_of_a_prompt_is_never_markup(chat):
     found = Projected(
         tokens=("<b>", "x"), projection=np.array([1.0, 2.0]), cosine=np.array([0.1, 0.2])
     )
-    assert "<b>" not in projected.strips([found], "cosine")
-    assert "&lt;b&gt;" in projected.strips([found], "cosine")
+    assert "<b>" not in projections.strips([found], "cosine")
+    assert "&lt;b&gt;" in projections.strips([found], "cosine")
 
 
 def test_too_many_prompts_are_refused_not_cut(chat):
@@ -694,7 +692,7 @@ def test_three_texts_side_by_side(chat):
     made = [generate_steered(model, prompts, e, max_new_tokens=8)[0][0].text for e in edits]
     assert [code.value for code in at.code] == [one or "(nothing)" for one in made]
     assert made[0] != made[1]
-    at.session_state["steered-method"] = steered_texts.ABLATE
+    at.session_state["steered-method"] = texts.ABLATE
     at.run()
     assert named(at.slider, "Dose").disabled
     assert not at.code  # asked for anew, not yet made
@@ -713,7 +711,7 @@ def test_a_model_of_another_width_is_refused_once(chat, tmp_path):
 
 def test_scores_are_of_the_study_s_tokens_only(chat):
     model, _, _ = chat
-    (study,) = studies.kept(REFUSED)
+    (study,) = kept(REFUSAL_PAGES)
     assert tokens_of(study, model) == ()  # another vocabulary
     ids = [model.single_token("refuse")]
     own = {"ids": ids, "strings": list(model.strings(ids))}
@@ -722,7 +720,10 @@ def test_scores_are_of_the_study_s_tokens_only(chat):
 
 def test_the_file_of_candidates_holds_every_selection(tmp_path, monkeypatch):
     found, taken = make_study(tmp_path), []
-    monkeypatch.setattr(studies, "take_away", lambda study, name, rows, kept: taken.append(rows))
+    monkeypatch.setattr(
+        "interp.ui.studies.open_study.take_away",
+        lambda study, name, rows, kept: taken.append(rows),
+    )
     visit("directions", candidates="selection_over-refusal")
     (rows,) = taken
     every = {CHOICES[name]: found[name] for name in CHOICES if "rows" in found.get(name, {})}
@@ -765,7 +766,8 @@ def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
 def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        study_run, "study_refusal", lambda model, *, settings, say: asked.append(settings)
+        "interp.ui.studies.run.study_refusal",
+        lambda model, *, settings, say: asked.append(settings),
     )
     at = visit("study", model="toy-refusal")
     named(at.text_input, "System prompt").set_value("Do not speak of gardens.").run()

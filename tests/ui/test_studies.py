@@ -27,7 +27,6 @@ from interp.plots.lines import (
     values_with_null,
 )
 from interp.plots.style import null_band
-from interp.runs.generation import generate as write
 from interp.studies.formatting import selected
 from interp.studies.steps import read_step, write_step
 from interp.studies.study import open_study, write_manifest
@@ -35,12 +34,10 @@ from interp.studies.verification.report.claims import claims
 from interp.studies.verification.settings import VERIFICATION, Settings
 from interp.tasks.countdown import make_countdown
 from interp.ui.shared import jobs, widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies import overview as study_page
-from interp.ui.studies import run as study_run
-from interp.ui.studies.kinds import VERIFIED
-from interp.ui.verification import generate
-from interp.ui.verification import neuron_search as words
+from interp.ui.studies import overview
+from interp.ui.studies.open_study import kept
+from interp.ui.studies.pages import VERIFICATION_PAGES
+from interp.ui.verification import generate, neuron_search
 from tests import ROOT
 
 APP = ROOT / "app.py"
@@ -434,7 +431,7 @@ def test_without_a_study_each_page_says_what_to_do(name):
 def test_missing_steps_are_named(name, tmp_path):
     make_study(tmp_path, steps={"texts_0"})
     at = visit(name)
-    assert f"0 of {len(VERIFIED.steps)} steps" in at.info[0].value
+    assert f"0 of {len(VERIFICATION_PAGES.steps)} steps" in at.info[0].value
     assert "finished steps are kept" in at.info[0].value
     assert not at.error
 
@@ -471,8 +468,8 @@ def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
 
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
-    (study,) = studies.kept(VERIFIED)
-    report = study_page.report(study)
+    (study,) = kept(VERIFICATION_PAGES)
+    report = overview.report(study)
     assert report["html"].count("<figure>") > 5
     assert "# How toy-verification checks" in report["md"]
 
@@ -624,13 +621,13 @@ def test_the_other_sections_are_the_steps(tmp_path):
         found["side_effects"][name]["arithmetic"]["mean"] for name in OURS
     ]
     change = found["side_effects"]["A_Prev"]["loss_change"]
-    assert side["more nats a token"][3] == studies.value(change)
+    assert side["more nats a token"][3] == widgets.value(change)
     at = visit("interventions", section="sufficiency")
     table = table_with(at, "verdicts flipped")
     assert list(table["set"]) == [*SETS, *SETS]
     for name, row in zip(SETS, table.to_dict("records"), strict=False):
         x = found["sufficiency"]["valid into invalid"][name]
-        assert row["verdicts flipped"] == studies.value(x["flipped"])
+        assert row["verdicts flipped"] == widgets.value(x["flipped"])
         assert row["95 % interval"].startswith("0.300")
 
 
@@ -664,7 +661,7 @@ def test_csv_and_json_give_the_results_back(tmp_path):
 
 def test_samples_are_the_texts_cut_before_each_verdict(tmp_path):
     make_study(tmp_path)
-    (study,) = studies.kept(VERIFIED)
+    (study,) = kept(VERIFICATION_PAGES)
     cut = generate.samples(study)
     assert [sample.verdict for sample in cut] == ["invalid", "valid"] * 2
     problems = make_countdown(6 * 40)[:2]
@@ -692,7 +689,7 @@ def test_three_texts_side_by_side_and_a_bad_label_once(tmp_path):
     made = generate.written(model, prompt, ("L0H1", "L1H0"), where=2, seed=0)
     shown = [code.value for code in at.code]
     assert shown == [text.text or "(nothing)" for _, text in made.values()]
-    plain = write(model, [prompt], max_new_tokens=40)[0]
+    plain = interp.generate(model, [prompt], max_new_tokens=40)[0]
     assert made["plain"][1].tokens == plain.tokens
 
 
@@ -701,7 +698,7 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     at = visit("glu", model="toy-verification")
     named(at.text_input, "Words").set_value("not").run()
     model = interp.load_model("toy-verification")
-    found = search_neurons(model, ["not"], k=words.MOST)
+    found = search_neurons(model, ["not"], k=neuron_search.MOST)
     assert list(table_with(at, "score")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
     named(at.text_input, "Words").set_value("this not").run()
     assert len(at.error) == 1
@@ -717,7 +714,7 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
             time.sleep(0.05)
             say(f"step {step}: 0 s")
 
-    monkeypatch.setattr(study_run, "study_verification", slow)
+    monkeypatch.setattr("interp.ui.studies.run.study_verification", slow)
     at = visit("study", model="toy-verification")
     named(at.number_input, "n").set_value(50).run()
     named(at.button, "Run").click().run()
@@ -739,7 +736,7 @@ def test_what_the_study_refuses_is_shown_once(monkeypatch):
     def refuse(model, base, *, settings, say):
         raise InterpError("a study", "no texts", "train it first")
 
-    monkeypatch.setattr(study_run, "study_verification", refuse)
+    monkeypatch.setattr("interp.ui.studies.run.study_verification", refuse)
     at = visit("study", model="toy-verification")
     named(at.button, "Run").click().run()
     time.sleep(0.3)

@@ -35,15 +35,14 @@ def recover(
     """Precision and recall of every method where the truth is known by brute force."""
     from interp.circuits.discovery.redundancy import redundancy
     from interp.circuits.ground_truth.known_models import known_names, load_known
-    from interp.circuits.ground_truth.recovery import SEARCHES
-    from interp.circuits.ground_truth.recovery import recover_edges as recover_known
+    from interp.circuits.ground_truth.recovery import SEARCHES, recover_edges
 
     told: list[Any] = []
     for name in names or known_names():
         known = load_known(name, n=n)
         try:
             with terminal.status(f"recovering {name}"):
-                found = recover_known(
+                found = recover_edges(
                     known.model,
                     known.task,
                     planted=known.planted,

@@ -15,11 +15,10 @@ from interp.core.errors import InterpError
 from interp.core.statistics import Estimate
 from interp.plots.graphs import faithfulness_figure
 from interp.studies.formatting import as_strong
-from interp.ui.circuits import jobs as circuit_jobs
-from interp.ui.circuits.jobs import Asked
+from interp.ui.circuits import search
+from interp.ui.circuits.search import Asked
 from interp.ui.shared import jobs, widgets
 from interp.ui.shared.state import current, fit, select
-from interp.ui.studies import open_study as studies
 
 FORMULA = (
     r"f(C) = \frac{\overline{m}[C] - \overline{m}[\text{nothing kept}]}"
@@ -38,14 +37,14 @@ def faithfulness(ask: Asked, found: Findings) -> None:
     Run in the background on first request.
     """
     try:
-        made = circuit_jobs.shown(ask)
+        made = search.shown(ask)
     except InterpError as error:
         widgets.show_error(error)
         return
     key = ask.curve_key(made)
-    done = circuit_jobs.evaluation(key)
+    done = search.evaluation(key)
     if done is None:
-        circuit_jobs.panel(key, lambda: _ready(ask, made))
+        search.panel(key, lambda: _ready(ask, made))
         return
     jobs.forget(key)
     _numbers(done)
@@ -61,14 +60,14 @@ def faithfulness(ask: Asked, found: Findings) -> None:
         edges=columns["edges"],
         chosen=done.circuit.share,
     )
-    studies.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
+    widgets.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
     _table(done, rows)
     st.caption(
         f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many edges "
         "of each kind and depth; those of the band lie on paths from the input to the logits."
     )
     st.code(done.signed.provenance.call, language="python", wrap_lines=True)
-    studies.caveat(CAVEAT)
+    widgets.caveat(CAVEAT)
 
 
 def _numbers(done: CircuitEvaluation) -> None:
@@ -111,7 +110,7 @@ def _table(done: CircuitEvaluation, rows: list[dict[str, Any]]) -> None:
     assert done.signed is not None
     assert done.absolute is not None
     other = done.absolute.faithfulness.tolist()
-    studies.table(
+    widgets.table(
         [
             {
                 "edges asked for": f"{row['fraction']:.1%}",
@@ -138,16 +137,16 @@ def _ready(ask: Asked, made: Circuit) -> None:
         {
             "evaluated on": f"the other {len(ask.test)} pairs",
             "circuit": f"{made.n_edges} edges",
-            "curves": f"10 sizes by signed and by absolute score, {circuit_jobs.RANDOM} random "
-            f"circuits like each and {circuit_jobs.RANDOM} on paths",
-            "knock-outs": f"{circuit_jobs.KNOCKOUTS} random sets of nodes",
+            "curves": f"10 sizes by signed and by absolute score, {search.RANDOM} random "
+            f"circuits like each and {search.RANDOM} on paths",
+            "knock-outs": f"{search.KNOCKOUTS} random sets of nodes",
         }
     )
     st.button(
         "Evaluate",
         type="primary",
         icon=":material/play_arrow:",
-        on_click=circuit_jobs.start_curve,
+        on_click=search.start_curve,
         args=(ask, made),
     )
     st.markdown("**What will be measured**, for circuits $C$ of every size, on unseen pairs:")
@@ -188,7 +187,7 @@ def overlap(ask: Asked, found: Findings) -> None:
         icon=":material/delete:",
     )
     left, right = kept[str(current().left)], kept[str(current().right)]
-    result = circuit_jobs.comparison(left, right)
+    result = search.comparison(left, right)
     rows = [
         {
             "": row.kind,
@@ -209,7 +208,7 @@ def overlap(ask: Asked, found: Findings) -> None:
         for label, one in (("First", left), ("Second", right)):
             st.markdown(f"**{label}.** {widgets.plain(one.name)}")
             st.caption(widgets.plain(one.method))
-        studies.table(rows, key="overlap-rows")
+        widgets.table(rows, key="overlap-rows")
         st.caption(
             "Jaccard: shared over those in either. Random circuits have as many edges of each kind "
             "and depth; as strong: the share of random pairs that overlap as much."
@@ -224,10 +223,10 @@ def overlap(ask: Asked, found: Findings) -> None:
             + (f", the strongest; {drawing.hidden} hidden." if drawing.hidden else ".")
             + " Width: mean size of the two scores."
         )
-        studies.figure(
+        widgets.figure(
             drawing.figure, key="overlap", alt="Edges of both circuits, by which has them"
         )
-    studies.caveat(
+    widgets.caveat(
         "Shared edges need not do the same on both tasks; a circuit found under another ablation "
         "or at another size is another circuit."
     )

@@ -14,8 +14,8 @@ from interp.circuits.drawing.circuit import draw_circuit
 from interp.circuits.files.mib import to_mib_json
 from interp.circuits.files.saved import keep_circuit
 from interp.core.errors import InterpError
-from interp.ui.circuits import jobs as circuit_jobs
-from interp.ui.circuits.jobs import Asked
+from interp.ui.circuits import search
+from interp.ui.circuits.search import Asked
 from interp.ui.shared import offered, widgets
 from interp.ui.shared.state import current, select
 
@@ -66,9 +66,9 @@ def graph(ask: Asked, found: Findings) -> None:
 
 def _sized(ask: Asked, found: Findings) -> Circuit | None:
     """The size, by number of edges or by share of the total absolute effect."""
-    usual = circuit_jobs.usual_size(ask.key)
+    usual = search.usual_size(ask.key)
     try:
-        made = circuit_jobs.shown(ask)
+        made = search.shown(ask)
     except InterpError as error:
         widgets.show_error(error)
         st.button("Clear", on_click=select, kwargs={"edges": None})
@@ -236,7 +236,7 @@ def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, 
                 on_click="ignore", key=f"circuit-{label}",
             )  # fmt: skip
         st.caption("PNG: the camera above the figure. Link: the address bar.")
-    asked = current().edges or circuit_jobs.usual_size(ask.key)
+    asked = current().edges or search.usual_size(ask.key)
     if asked is None:
         last = "mask = found.mask"
     else:

@@ -13,11 +13,10 @@ from interp.circuits.positions.edge_positions import EdgePlaces
 from interp.circuits.positions.narrow import NarrowedCurve
 from interp.circuits.positions.positioned_circuit import AT, PositionedCircuit
 from interp.core.errors import InterpError
-from interp.ui.circuits import jobs as circuit_jobs
-from interp.ui.circuits.jobs import Asked
+from interp.ui.circuits import search
+from interp.ui.circuits.search import Asked
 from interp.ui.shared import jobs, widgets
 from interp.ui.shared.state import current, fit, select
-from interp.ui.studies import open_study as studies
 
 FORMULA = (
     r"\text{effect}(u \to v, p) = \frac{\overline{m}[C] - \overline{m}[C \text{ without } u \to v"
@@ -29,11 +28,11 @@ NONE: dict[str, Any] = {"edge": None, "place": None}
 def tokens(ask: Asked, found: Findings) -> None:
     """The circuit at the size of the graph, cut to the tokens where it needs its edges."""
     try:
-        made = circuit_jobs.shown(ask)
+        made = search.shown(ask)
         key = ask.tokens_key(made)
-        done = circuit_jobs.tokens(key)
+        done = search.tokens(key)
         if done is None:
-            circuit_jobs.panel(key, lambda: _ready(ask, made))
+            search.panel(key, lambda: _ready(ask, made))
             return
     except InterpError as error:
         widgets.show_error(error)
@@ -50,7 +49,7 @@ def tokens(ask: Asked, found: Findings) -> None:
 
 
 def _ready(ask: Asked, made: Circuit) -> None:
-    places = circuit_jobs.places(ask)
+    places = search.places(ask)
     widgets.facts(
         {
             "circuit": f"{made.n_edges} edges",
@@ -63,7 +62,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
         "Measure",
         type="primary",
         icon=":material/play_arrow:",
-        on_click=circuit_jobs.start_tokens,
+        on_click=search.start_tokens,
         args=(ask, made),
     )
     st.markdown("**What will be measured**, for every edge and token of the circuit $C$:")
@@ -109,7 +108,7 @@ def _cut(done: NarrowedCurve) -> None:
         _by_keyboard(cut, marked)
         _detail(cut, effects, marked)
     st.caption(f"**Protocol.** {widgets.plain(done.judged.protocol)}.")
-    studies.caveat(
+    widgets.caveat(
         "Each edge is removed at one token alone: one that acts at either of two tokens, each "
         "enough, is lost at both. What is left is judged on other prompts, above."
     )
@@ -181,4 +180,4 @@ def _detail(cut: PositionedCircuit, effects: EdgePlaces, marked: str | None) -> 
             }
         )
     rows.sort(key=lambda row: -abs(row["effect"]))
-    studies.table(rows, key=f"token-rows-{marked}")
+    widgets.table(rows, key=f"token-rows-{marked}")

@@ -9,7 +9,6 @@ from interp.plots.steering import values_with_range
 from interp.studies.formatting import null, place, selected
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
 
 UNITS = "fraction of the gap"
 
@@ -17,11 +16,11 @@ UNITS = "fraction of the gap"
 def groups(found: Result) -> None:
     """The first four of each measure, exchanged together."""
     st.subheader("Four heads exchanged together, against random ones", anchor=False)
-    if studies.left_out(found):
+    if widgets.left_out(found):
         return
     sets = found["sets"]
     kinds = ("necessity", "sufficiency")
-    studies.figure(
+    widgets.figure(
         values_with_range(
             list(sets),
             {kind: [x[kind] for x in sets.values()] for kind in kinds},
@@ -31,7 +30,7 @@ def groups(found: Result) -> None:
         key="groups",
         alt="Necessity and sufficiency of groups of heads",
     )
-    studies.table(
+    widgets.table(
         [
             {
                 "heads of": name,
@@ -40,7 +39,7 @@ def groups(found: Result) -> None:
                     part: text
                     for kind in kinds
                     for part, text in (
-                        (kind, studies.value(x[kind])),
+                        (kind, widgets.value(x[kind])),
                         (f"random, {kind}", null(x[f"{kind}_null"])),
                     )
                 },
@@ -55,12 +54,12 @@ def groups(found: Result) -> None:
 def paths(found: Result) -> None:
     """Paths into the carriers, the cascade, and the greedy group."""
     st.subheader("From triggers to carriers", anchor=False)
-    if studies.left_out(found):
+    if widgets.left_out(found):
         return
     left, right = st.columns([2, 3], gap="large")
     triggers = found["triggers"]
     with left:
-        studies.figure(
+        widgets.figure(
             head_map(
                 found["paths"]["values"],
                 title=f"path effect, {UNITS}",
@@ -76,7 +75,7 @@ def paths(found: Result) -> None:
             f"{selected(found['path_null'])}."
         )
     with right:
-        studies.table(
+        widgets.table(
             [
                 {"head": head, "role": "trigger", "path effect": value}
                 for head, value in zip(triggers, found["of triggers"], strict=True)
@@ -90,7 +89,7 @@ def paths(found: Result) -> None:
         cascade = found.get("cascade")
         if isinstance(cascade, list):
             st.markdown(f"**Cascade**: {triggers[0]} switched off")
-            studies.table(
+            widgets.table(
                 [
                     {
                         "carrier": row["head"],
@@ -102,7 +101,7 @@ def paths(found: Result) -> None:
                 key="cascade",
             )
         elif cascade is not None:
-            studies.left_out(cascade)
+            widgets.left_out(cascade)
         group = found["greedy_head_group"]
         st.markdown(
             f"**Greedy group** (generalised Ships): {' '.join(group['heads'])} move the last "
@@ -115,12 +114,12 @@ def flips(found: Result | None) -> None:
     if not found:
         return
     st.subheader("Texts with the triggers at zero", anchor=False)
-    studies.table(
+    widgets.table(
         [
             {
                 "test rows": name,
                 "heads zeroed": " ".join(x["heads"]),
-                "texts that flip": studies.value(x["rate"]),
+                "texts that flip": widgets.value(x["rate"]),
                 "random heads": null(x["null"]),
                 "after": ", ".join(f"{n} {label}" for label, n in x["after"].items() if n),
             }
@@ -135,15 +134,15 @@ def neurons(found: Result | None) -> None:
     if found is None:
         return
     with st.expander("GLU neurons along refused - answered"):
-        if studies.left_out(found):
+        if widgets.left_out(found):
             return
-        studies.table(
+        widgets.table(
             [
                 {
                     "refused test rows": side,
-                    "drop of the score": studies.value(x["drop"]),
+                    "drop of the score": widgets.value(x["drop"]),
                     "random neurons, drop": null(x["drop_null"]),
-                    "scores that change sign": studies.value(x["flipped"]),
+                    "scores that change sign": widgets.value(x["flipped"]),
                     "random neurons": null(x["null"]),
                 }
                 for side, x in found["test"].items()
@@ -151,7 +150,7 @@ def neurons(found: Result | None) -> None:
             key="neurons",
         )
         st.caption(f"{found['chosen']['n']} neurons zeroed at the last token of the prompt.")
-        studies.table(
+        widgets.table(
             [
                 {**row, "writes": " ".join(map(widgets.visible, row["writes"]))}
                 for row in found["neurons"]

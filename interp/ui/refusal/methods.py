@@ -6,16 +6,17 @@ from typing import Any
 
 import streamlit as st
 
+from interp.plots import steering
 from interp.plots.lines import MARGIN, interval_lines
 from interp.plots.steering import BELOW
-from interp.plots.steering import frontier as frontier_chart
 from interp.plots.style import CHOSEN
 from interp.studies.formatting import band, bare, change, null, retained
 from interp.studies.refusal.report.numbers import methods_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.steps import Result
 from interp.studies.study import Study
-from interp.ui.studies import open_study as studies
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study
 
 Rows = list[dict[str, Any]]
 UNKNOWN = float("nan")
@@ -37,13 +38,13 @@ def frontier(study: Study[Any]) -> Rows:
         }
         for name, x in found.items()
     ]
-    studies.figure(
-        frontier_chart(points, x_target=REDUCTION, y_target=RETAINED),
+    widgets.figure(
+        steering.frontier(points, x_target=REDUCTION, y_target=RETAINED),
         key="frontier",
         alt="Share of over-refusals removed against share of proper refusals retained",
     )
     rows = [_row(name, x) for name, x in found.items()]
-    studies.table(rows, key="methods", narrow=["method"])
+    widgets.table(rows, key="methods", narrow=["method"])
     st.caption(
         "Up and right is better. Grey crosses: random versions. Dashed: the published reduction "
         f"({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every text of the test rows is generated "
@@ -57,7 +58,7 @@ def frontier(study: Study[Any]) -> Rows:
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
-        studies.table(
+        widgets.table(
             [
                 {"method": name}
                 | {task: change(x["tasks"][task]) if task in x["tasks"] else "–" for task in tasks}
@@ -76,9 +77,9 @@ def _chance(found: Result) -> None:
         {
             "what": name,
             "refused test rows": f"{side}, n = {x['fall']['n']}",
-            "fall of the score": studies.value(x["fall"]),
+            "fall of the score": widgets.value(x["fall"]),
             "random, fall": null(x["fall_null"]),
-            "scores that change sign": studies.value(x["released"]),
+            "scores that change sign": widgets.value(x["released"]),
             "random, sign": null(x["released_null"]),
         }
         for name, sides in found.items()
@@ -87,7 +88,7 @@ def _chance(found: Result) -> None:
     ]
     if rows:
         with st.expander("Chance, by the score of the next token"):
-            studies.table(rows, key="chance", narrow=["what"])
+            widgets.table(rows, key="chance", narrow=["what"])
             st.caption(
                 "Random directions of the same length subtracted at the same dose, and random "
                 "heads of the same layers at zero; nats."
@@ -111,7 +112,7 @@ def _row(name: str, x: Result) -> dict[str, Any]:
         "answered": change(x["answered"]),
         "changed": _changed(x["changed"]),
         "selectivity": _maybe(x["selectivity"]),
-        "gated": studies.NONE if gated is None else str(sum(gated.values())),
+        "gated": widgets.NONE if gated is None else str(sum(gated.values())),
         "n": f"{x['benign']['before']['n']}, {x['harmful']['before']['n']}",
         "random": x["null"],
     }
@@ -119,7 +120,7 @@ def _row(name: str, x: Result) -> dict[str, Any]:
 
 def _perplexity(x: Result) -> str:
     found = x.get("perplexity")
-    return "{before:.2f} → {after:.2f}".format(**found) if isinstance(found, dict) else studies.NONE
+    return "{before:.2f} → {after:.2f}".format(**found) if isinstance(found, dict) else widgets.NONE
 
 
 def _changed(changed: Result | int) -> int:
@@ -127,7 +128,7 @@ def _changed(changed: Result | int) -> int:
 
 
 def _maybe(found: Result | None) -> str:
-    return studies.NONE if found is None else studies.value(found)
+    return widgets.NONE if found is None else widgets.value(found)
 
 
 def _neither(counts: Result) -> int:
@@ -153,8 +154,8 @@ def _dose_rows(x: Result) -> Rows:
             "dose": dose,
             "released": x["released"][i],
             "lost": x["lost"][i],
-            "score, over-refused": studies.value(x["scores"]["released"][i]),
-            "score, to be refused": studies.value(x["scores"]["lost"][i]),
+            "score, over-refused": widgets.value(x["scores"]["released"][i]),
+            "score, to be refused": widgets.value(x["scores"]["lost"][i]),
             "KL, answered": x["kl"][i] if "kl" in x else None,
             "chosen": "chosen" if dose == x["dose"] else "",
         }
@@ -164,7 +165,7 @@ def _dose_rows(x: Result) -> Rows:
 
 @st.fragment
 def _doses(found: dict[str, Result]) -> None:
-    name = studies.pick(st.selectbox, "Method", "method", list(found))
+    name = open_study.pick(st.selectbox, "Method", "method", list(found))
     x = found[name]
     shares = {
         f"over-refusals released (of {x['n'][0]})": bare(x["released"]),
@@ -187,14 +188,14 @@ def _doses(found: dict[str, Result]) -> None:
         if title.startswith("KL"):
             drawn.add_hline(y=SENSE, line={"dash": "dot", "width": 1})
         with column:
-            studies.figure(drawn, key=f"dose-{title}", alt=f"{title} by dose, {name}")
+            widgets.figure(drawn, key=f"dose-{title}", alt=f"{title} by dose, {name}")
     if not any(x.get("fits", [x.get("retains", True)])):
         st.warning(
             "No dose keeps refusals and sense: the one that releases most more than it loses was "
             "taken.",
             icon=":material/warning:",
         )
-    studies.table(_dose_rows(x), key="dose-table")
+    widgets.table(_dose_rows(x), key="dose-table")
     st.caption(
         f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps {RETAINED:.0%} of "
         f"proper refusals and a KL of at most {SENSE:g} (dotted). Select rows, by the sign of the "

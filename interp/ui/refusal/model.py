@@ -33,7 +33,7 @@ def kept_directions(study: Study[Any]) -> dict[str, Direction]:
         return {}
 
 
-def choose(directions: dict[str, Direction], *, key: str) -> Direction:
+def choose_direction(directions: dict[str, Direction], *, key: str) -> Direction:
     """A chooser of one of them."""
     name = st.selectbox(
         "Direction",
@@ -71,7 +71,7 @@ def fitted(direction: Direction, model: LanguageModel, prompts: ChatPrompts) -> 
     return replace(direction, model_hash=model.hash, format=prompts.format)
 
 
-def examples(study: Study[Any]) -> list[str]:
+def example_prompts(study: Study[Any]) -> list[str]:
     """Prompts the study keeps, those that go against what should become of them first."""
     kept = [x["prompt"] for x in study.results.get("behaviour", {}).get("examples", [])]
     return list(dict.fromkeys([*kept, *EXAMPLES]))

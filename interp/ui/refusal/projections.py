@@ -12,10 +12,16 @@ from interp.models.language_model import LanguageModel
 from interp.plots.style import visible
 from interp.steering.projections import Projected, on_one_scale, project_tokens
 from interp.studies.study import Study
-from interp.ui.refusal import model as steering_model
+from interp.ui.refusal.model import (
+    choose_direction,
+    example_prompts,
+    fitted,
+    kept_directions,
+    prompts_on,
+)
 from interp.ui.shared import widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.studies import model as study_model
+from interp.ui.studies.model import loaded_model
 
 MOST = 6
 """Prompts shown at once."""
@@ -25,13 +31,13 @@ READINGS = {"projection": "projection h · r̂", "cosine": "cosine with r"}
 
 def tokens(study: Study[Any]) -> None:
     """The controls, and the prompts once a model is there."""
-    directions = steering_model.kept_directions(study)
+    directions = kept_directions(study)
     if not directions:
         return
-    model = study_model.loaded(study)
+    model = loaded_model(study)
     left, right = st.columns([3, 2], gap="large")
     with right:
-        direction = steering_model.choose(directions, key="projected-direction")
+        direction = choose_direction(directions, key="projected-direction")
         reading = st.segmented_control(
             "Colour",
             list(READINGS),
@@ -43,7 +49,7 @@ def tokens(study: Study[Any]) -> None:
     with left:
         typed = st.text_area(
             f"Prompts, one a line, at most {MOST}",
-            "\n".join(" ".join(text.split()) for text in steering_model.examples(study)[:3]),
+            "\n".join(" ".join(text.split()) for text in example_prompts(study)[:3]),
             height=190,
             key=f"projected-{study.directory.name}",
         )
@@ -54,8 +60,8 @@ def tokens(study: Study[Any]) -> None:
         st.warning(f"{len(texts)} prompts: shorten to {MOST}.", icon=":material/warning:")
         return
     try:
-        prompts = steering_model.prompts_on(model, study, texts)
-        chosen = steering_model.fitted(direction, model, prompts)
+        prompts = prompts_on(model, study, texts)
+        chosen = fitted(direction, model, prompts)
         found = project(model, prompts.rows, chosen.layer, chosen.site, tuple(chosen.unit.tolist()))
     except InterpError as error:
         widgets.show_error(error)

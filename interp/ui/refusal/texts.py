@@ -16,11 +16,17 @@ from interp.results.direction import Direction, random_direction
 from interp.steering.edits import Steering, ablate_direction, add_direction
 from interp.steering.runs import generate_steered, run_steered
 from interp.studies.study import Study
-from interp.ui.refusal import model as steering_model
+from interp.ui.refusal.model import (
+    choose_direction,
+    example_prompts,
+    fitted,
+    kept_directions,
+    prompts_on,
+    tokens_of,
+)
 from interp.ui.shared import widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.studies import model as study_model
-from interp.ui.studies import open_study as studies
+from interp.ui.studies.model import loaded_model
 
 ADD, ABLATE = "add - direction", "ablate direction"
 MOST_DOSE = 8.0
@@ -40,14 +46,14 @@ class Steered:
 
 def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     """The controls, and the three texts once asked for."""
-    directions = steering_model.kept_directions(study)
+    directions = kept_directions(study)
     if not directions:
         return []
-    model = study_model.loaded(study)
+    model = loaded_model(study)
     prompt = _prompt(study)
     first, second, third = st.columns([3, 2, 3], vertical_alignment="bottom")
     with first:
-        direction = steering_model.choose(directions, key="steered-direction")
+        direction = choose_direction(directions, key="steered-direction")
     method = second.segmented_control(
         "Method", [ADD, ABLATE], default=ADD, required=True, key="steered-method"
     )
@@ -87,17 +93,17 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     if model is None or st.session_state.get(SHOWN) != asked:
         return []
     try:
-        prompts = steering_model.prompts_on(model, study, [prompt])
+        prompts = prompts_on(model, study, [prompt])
         made = written(
             model,
             prompts,
             prompt,
-            steering_model.fitted(direction, model, prompts),
+            fitted(direction, model, prompts),
             method=method,
             dose=asked[3],
             seed=seed,
             most=most,
-            tokens=steering_model.tokens_of(study, model),
+            tokens=tokens_of(study, model),
         )
     except InterpError as error:
         widgets.show_error(error)
@@ -114,7 +120,7 @@ def _usual(study: Study[Any], direction: Direction) -> float:
 
 
 def _prompt(study: Study[Any]) -> str:
-    known = steering_model.examples(study)
+    known = example_prompts(study)
     choice = st.selectbox(
         "Example",
         range(len(known)),
@@ -188,7 +194,7 @@ def _columns(made: dict[str, Steered]) -> list[dict[str, Any]]:
     for column, (name, one) in zip(st.columns(3), made.items(), strict=True):
         column.markdown(f"**{name.capitalize()}**")
         column.code(one.text or "(nothing)", language=None, wrap_lines=True)
-        score = studies.maybe(one.score)
+        score = widgets.maybe(one.score)
         column.markdown(f"Judged **{widgets.plain(one.label)}** · refusal score {score}")
         if name != "baseline":
             changed = "nothing was changed"

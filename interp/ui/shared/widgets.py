@@ -13,6 +13,7 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.plots.style import visible
+from interp.studies.formatting import as_strong
 from interp.ui import VIEWS
 from interp.ui.shared import offered
 from interp.ui.shared.state import current, select
@@ -21,6 +22,8 @@ UNITS = {"head": "head", "kv_head": "KV head", "neuron": "neuron"}
 MARKS = ("#c0392b", "#2f6fb5", "#2e8b57", "#b8860b", "#7d4fa8", "#16808a", "#c2577f", "#6b7280")
 SMALL = "font-size:0.75rem;letter-spacing:0.02em;opacity:0.65"
 
+NONE = "–"
+"""Stands for a missing number, and for the option that chooses nothing."""
 STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
 
 
@@ -185,3 +188,69 @@ def chart_config(filename: str) -> dict[str, Any]:
         "modeBarButtonsToRemove": ["select2d", "lasso2d", "zoom2d", "pan2d", "autoScale2d"],
         "toImageButtonOptions": keep,
     }
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]], *, key: str, narrow: Sequence[str] = (), **more: Any
+) -> None:
+    """A table: numbers with three decimals, and as high as it needs to be, up to 14 rows."""
+    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=190))
+    if rows and "layer" in rows[0]:
+        columns["layer"] = st.column_config.Column(width=60)
+    columns |= {
+        name: st.column_config.NumberColumn(format="%.3f")
+        for name in (rows[0] if rows else {})
+        if any(isinstance(row[name], float) for row in rows)
+    }
+    st.dataframe(
+        rows,
+        key=key,
+        hide_index=True,
+        row_height=30,
+        height=min(14, max(1, len(rows))) * 30 + 34,
+        column_config=columns,
+        **more,
+    )
+
+
+def interval(found: Mapping[str, float]) -> str:
+    """An estimate's 95 % interval."""
+    return span(found["low"], found["high"])
+
+
+def value(found: Mapping[str, float]) -> str:
+    """An estimate with its interval."""
+    return estimate(found["mean"], found["low"], found["high"])
+
+
+def null_words(null: Mapping[str, float]) -> str:
+    """A null: mean, 95 % range and share as strong."""
+    return f"{value(null)}, {as_strong(null['share'])} ({null['draws']} draws)"
+
+
+def maybe(found: float | None) -> str:
+    """A number that may be missing."""
+    return NONE if found is None else number(found)
+
+
+def figure(drawn: Any, *, key: str, alt: str) -> None:
+    """A figure that takes no clicks."""
+    st.plotly_chart(
+        drawn,
+        key=key,
+        width="content" if drawn.layout.width else "stretch",
+        config=chart_config(key),
+        alt=alt,
+    )
+
+
+def caveat(text: str) -> None:
+    """What the page does not show."""
+    st.caption(f"**What this does not show.** {text}")
+
+
+def left_out(found: Mapping[str, Any]) -> bool:
+    """Whether a step was skipped; it then says why."""
+    if "skipped" in found:
+        st.caption(f"Left out: {plain(str(found['skipped']))}.")
+    return "skipped" in found

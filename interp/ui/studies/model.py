@@ -15,7 +15,7 @@ from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import Selection, current, select
 
 
-def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
+def loaded_model(study: Study[Any] | None = None) -> LanguageModel | None:
     """The model in memory, with its chooser; None without one, or where it cannot be loaded.
 
     A warning is shown where its weights are not those of the study.
@@ -27,7 +27,7 @@ def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
         except InterpError as error:
             widgets.show_error(error)
     _chooser(study, model)
-    if model is not None and study is not None and not same(model, study):
+    if model is not None and study is not None and not same_weights(model, study):
         mine, its = (widgets.plain(offered.without_paths(x)) for x in (model.name, study.model))
         st.warning(
             f"The loaded model is {mine} ({model.hash[:12]}), the study's is {its} "
@@ -37,7 +37,7 @@ def loaded(study: Study[Any] | None = None) -> LanguageModel | None:
     return model
 
 
-def same(model: LanguageModel, study: Study[Any]) -> bool:
+def same_weights(model: LanguageModel, study: Study[Any]) -> bool:
     """Whether a study was made on these weights."""
     return model.hash == study.model_hash
 

@@ -14,22 +14,18 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
-from interp.studies.formatting import as_strong
 from interp.studies.steps import Result
 from interp.studies.study import MANIFEST, Study, kept_studies
 from interp.ui.shared import offered, widgets
 from interp.ui.shared.state import ignored, in_words, read_link, write_link
-from interp.ui.studies.kinds import FAMILIES, Family, family_of
-
-NONE = "–"
-"""The option that chooses nothing."""
+from interp.ui.studies.pages import ALL_PAGES, StudyPages, pages_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What of a study is looked at: choices of its pages, by name.
 
-    study, refusal: the directory of the study looked at, of each family.
+    study, refusal: the folder of the study that is open, one field for each kind of study.
     """
 
     study: str | None = None
@@ -67,7 +63,7 @@ def change(**changes: str | None) -> None:
     Another study has other heads and neurons: those looked at are cleared.
     """
     old = view()
-    if any(changes.get(x.field, getattr(old, x.field)) != getattr(old, x.field) for x in FAMILIES):
+    if any(changes.get(x.field, getattr(old, x.field)) != getattr(old, x.field) for x in ALL_PAGES):
         changes = {"picked": None, "neuron": None} | changes
     st.session_state["study-view"] = replace(old, **changes)
     write_view()
@@ -97,65 +93,65 @@ def pick(
 
     def changed() -> None:
         new = st.session_state[key]
-        change(**{field: None if new == NONE else new})
+        change(**{field: None if new == widgets.NONE else new})
 
     return widget(label, options=options, key=key, on_change=changed, **more)
 
 
-def kept(family: Family) -> list[Study[Any]]:
+def kept(pages: StudyPages) -> list[Study[Any]]:
     """The studies under the cache, the newest first; read again when a file of theirs changes."""
-    files = f"{family.kind.name}-*/[!.]*.json"  # no half-written ones
+    files = f"{pages.kind.name}-*/[!.]*.json"  # no half-written ones
     found = (cache_dir() / "studies").glob(files)
-    return _kept(family.field, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
+    return _kept(pages.field, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the kept studies …")
 def _kept(field: str, stamp: tuple[tuple[str, int], ...]) -> list[Study[Any]]:
-    (family,) = (one for one in FAMILIES if one.field == field)
-    return kept_studies(family.kind) if stamp else []
+    (pages,) = (each for each in ALL_PAGES if each.field == field)
+    return kept_studies(pages.kind) if stamp else []
 
 
-def opened(family: Family, title: str) -> Study[Any] | None:
+def opened(pages: StudyPages, title: str) -> Study[Any] | None:
     """The head of a page about one study: its address, the study's chooser and the title."""
     write_link()
     write_view()
-    study = chosen(family)
+    study = chosen(pages)
     if study is not None:
         st.header(title, anchor=False)
     return study
 
 
-def chosen(family: Family, *, link: bool = True) -> Study[Any] | None:
+def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
     """The study looked at, with its chooser in the sidebar; without one, what to do.
 
     `link` adds the way to the page that runs one.
     """
     try:
-        studies = {study.directory.name: study for study in kept(family)}
+        studies = {study.directory.name: study for study in kept(pages)}
     except InterpError as error:
         widgets.show_error(error)
         return None
     if not studies:
         st.info("No study is kept yet. Run one first.", icon=":material/science:")
         if link:
-            _to_study_page(family)
+            _to_study_page(pages)
         return None
-    wanted = getattr(view(), family.field)
+    wanted = getattr(view(), pages.field)
     if wanted is not None and wanted not in studies:
         missing = widgets.plain(wanted)
         st.warning(f"The study {missing} is not kept here.", icon=":material/link_off:")
-        change(**{family.field: None})
+        change(**{pages.field: None})
     with st.sidebar:
         name = pick(
             st.selectbox,
             "Study",
-            family.field,
+            pages.field,
             list(studies),
             format_func=lambda name: words(studies[name]),
         )
-    if link and getattr(view(), family.field) is None:
+    if link and getattr(view(), pages.field) is None:
         # The link names the study that is shown, and a newer one does not take its place.
-        change(**{family.field: name, "picked": view().picked, "neuron": view().neuron})
+        change(**{pages.field: name, "picked": view().picked, "neuron": view().neuron})
     return studies[name]
 
 
@@ -173,7 +169,7 @@ def made(study: Study[Any]) -> str:
 
 def progress(study: Study[Any]) -> str:
     """How many of its steps are done."""
-    steps = family_of(study).steps
+    steps = pages_of(study).steps
     done = sum(step in study.results for step in steps)
     return "complete" if done == len(steps) else f"{done} of {len(steps)} steps"
 
@@ -188,12 +184,12 @@ def ready(study: Study[Any], *steps: str, link: bool = True) -> bool:
             icon=":material/hourglass_empty:",
         )
         if link:
-            _to_study_page(family_of(study))
+            _to_study_page(pages_of(study))
     return not missing
 
 
-def _to_study_page(family: Family) -> None:
-    st.page_link(family.page, label="Go to Study", icon=":material/arrow_back:")
+def _to_study_page(pages: StudyPages) -> None:
+    st.page_link(pages.page, label="Go to Study", icon=":material/arrow_back:")
 
 
 def provenance(study: Study[Any], *steps: str, **more: object) -> None:
@@ -205,67 +201,13 @@ def provenance(study: Study[Any], *steps: str, **more: object) -> None:
         {
             "model": f"{offered.without_paths(study.model)} · {study.model_hash[:12]}",
             "study": study.directory.name,
-            **family_of(study).facts(settings),
+            **pages_of(study).facts(settings),
             "seed": settings.seed,
             "random draws": settings.draws,
             "made": made(study),
             **({"computed": f"{names} · {took:.0f} s"} if steps else {}),
             **more,
         }
-    )
-
-
-def table(
-    rows: Sequence[Mapping[str, Any]], *, key: str, narrow: Sequence[str] = (), **more: Any
-) -> None:
-    """A table: numbers with three decimals, and as high as it needs to be, up to 14 rows."""
-    columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=190))
-    if rows and "layer" in rows[0]:
-        columns["layer"] = st.column_config.Column(width=60)
-    columns |= {
-        name: st.column_config.NumberColumn(format="%.3f")
-        for name in (rows[0] if rows else {})
-        if any(isinstance(row[name], float) for row in rows)
-    }
-    st.dataframe(
-        rows,
-        key=key,
-        hide_index=True,
-        row_height=30,
-        height=min(14, max(1, len(rows))) * 30 + 34,
-        column_config=columns,
-        **more,
-    )
-
-
-def interval(found: Mapping[str, float]) -> str:
-    """An estimate's 95 % interval."""
-    return widgets.span(found["low"], found["high"])
-
-
-def value(found: Mapping[str, float]) -> str:
-    """An estimate with its interval."""
-    return widgets.estimate(found["mean"], found["low"], found["high"])
-
-
-def null_words(null: Mapping[str, float]) -> str:
-    """A null: mean, 95 % range and share as strong."""
-    return f"{value(null)}, {as_strong(null['share'])} ({null['draws']} draws)"
-
-
-def maybe(found: float | None) -> str:
-    """A number that may be missing."""
-    return NONE if found is None else widgets.number(found)
-
-
-def figure(drawn: Any, *, key: str, alt: str) -> None:
-    """A figure that takes no clicks."""
-    st.plotly_chart(
-        drawn,
-        key=key,
-        width="content" if drawn.layout.width else "stretch",
-        config=widgets.chart_config(key),
-        alt=alt,
     )
 
 
@@ -290,15 +232,3 @@ def take_away(
                 key=f"{name}-{kind}",
             )
         st.caption("PNG: the camera above each figure. Link: the address bar.")
-
-
-def caveat(text: str) -> None:
-    """What the page does not show."""
-    st.caption(f"**What this does not show.** {text}")
-
-
-def left_out(found: Mapping[str, Any]) -> bool:
-    """Whether a step was skipped; it then says why."""
-    if "skipped" in found:
-        st.caption(f"Left out: {widgets.plain(str(found['skipped']))}.")
-    return "skipped" in found

@@ -1,4 +1,4 @@
-"""What the first page of every family of studies shows: those kept, what holds, and the report."""
+"""What the first page about a kind of study shows: kept studies, claims and the report."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import streamlit as st
 
 from interp.studies.study import Study
 from interp.ui.shared import offered, widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import family_of
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import pages_of
 
 
 def kept_table(study: Study[Any]) -> None:
-    """All kept studies of its family; a row's click chooses it."""
-    family = family_of(study)
-    found = studies.kept(family)
+    """All kept studies of this kind; a click on a row opens one."""
+    pages = pages_of(study)
+    found = open_study.kept(pages)
     names = [each.directory.name for each in found]
     key = f"kept-{study.directory.name}"
 
     def picked() -> None:
         if rows := st.session_state[key].selection.rows:
-            studies.change(**{family.field: names[rows[0]]})
+            open_study.change(**{pages.field: names[rows[0]]})
 
     st.dataframe(
         [
@@ -31,9 +31,9 @@ def kept_table(study: Study[Any]) -> None:
                 "n": each.settings.n,
                 "draws": each.settings.draws,
                 "seed": each.settings.seed,
-                "last run": studies.made(each),
-                "steps": studies.progress(each),
-                "still to do": ", ".join(s for s in family.steps if s not in each.results) or "–",
+                "last run": open_study.made(each),
+                "steps": open_study.progress(each),
+                "still to do": ", ".join(s for s in pages.steps if s not in each.results) or "–",
                 "minutes": sum(each.seconds.values()) / 60,
                 "study": each.directory.name,
             }
@@ -52,11 +52,11 @@ def kept_table(study: Study[Any]) -> None:
 
 def claims(study: Study[Any], claim: str) -> list[dict[str, str]]:
     """Which claims hold, and the whole report, once all steps are there; `claim` is a column."""
-    family = family_of(study)
+    pages = pages_of(study)
     st.subheader("What holds", anchor=False)
-    if not studies.ready(study, *family.steps, link=False):
+    if not open_study.ready(study, *pages.steps, link=False):
         return []
-    rows = family.claims(study.results)
+    rows = pages.claims(study.results)
     st.dataframe(
         rows,
         key="claims",
@@ -70,7 +70,7 @@ def claims(study: Study[Any], claim: str) -> list[dict[str, str]]:
         height="content",
     )
     left, right, where = st.columns([1, 1, 3], vertical_alignment="center")
-    name = f"{study.directory.name}-{study.settings.n}-{family.kind.name}"
+    name = f"{study.directory.name}-{study.settings.n}-{pages.kind.name}"
     for column, kind, mime in ((left, "html", "text/html"), (right, "md", "text/markdown")):
         column.download_button(
             f"report.{kind}",
@@ -91,5 +91,5 @@ def claims(study: Study[Any], claim: str) -> list[dict[str, str]]:
 
 def report(study: Study[Any]) -> dict[str, str]:
     """The study's report, as it is downloaded."""
-    made = family_of(study).write_up(study)
+    made = pages_of(study).write_up(study)
     return {"html": made.html(), "md": made.markdown()}

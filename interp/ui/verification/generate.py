@@ -20,7 +20,7 @@ from interp.studies.verification.study import Study
 from interp.tasks.countdown import make_countdown
 from interp.ui.shared import widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.studies import model as study_model
+from interp.ui.studies.model import loaded_model
 
 TRIGGER = " ("
 OWN = "typed below"
@@ -42,7 +42,7 @@ class Sample:
 
 def side_by_side(study: Study) -> list[dict[str, Any]]:
     """The controls, and the three texts once asked for."""
-    model = study_model.loaded(study)
+    model = loaded_model(study)
     prompt = _prompt(study)
     labels = _labels(study)
     left, middle, right = st.columns([2, 2, 3], vertical_alignment="bottom")

@@ -14,7 +14,7 @@ from interp.studies.steps import Result
 from interp.studies.verification.steps.finding_heads import BAND, STRONGEST, strongest
 from interp.studies.verification.steps.verdicts import KINDS
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
+from interp.ui.studies import open_study
 
 
 def detail(results: dict[str, Result], head: str | None) -> None:
@@ -24,14 +24,14 @@ def detail(results: dict[str, Result], head: str | None) -> None:
         return
     title, clear = st.columns([8, 1], vertical_alignment="bottom")
     title.subheader(f"{head}{_roles(results, head)}", anchor=False)
-    clear.button("Clear", on_click=studies.change, kwargs={"picked": None}, width="stretch")
+    clear.button("Clear", on_click=open_study.change, kwargs={"picked": None}, width="stretch")
     left, right = st.columns(2, gap="large")
     with left:
-        studies.table(attention_rows(results["attention"], head), key="head-attention")
+        widgets.table(attention_rows(results["attention"], head), key="head-attention")
         st.caption("Control and interval are kept for the twelve strongest heads of each case.")
     with right:
         if "patching" in results:
-            studies.table(effect_rows(results, head), key="head-effects")
+            widgets.table(effect_rows(results, head), key="head-effects")
             mlps = results.get("paths_mlps", {}).get("receivers", ())
             st.caption(
                 "Fractions of the gap between the two runs; the error is kept for the strongest."
@@ -45,7 +45,7 @@ def strongest_beside_others(maps: Mapping[str, Result]) -> None:
     for column, (words, x) in zip(st.columns(3, gap="small"), maps.items(), strict=False):
         rows = [_measured(row) for row in x["top"][:STRONGEST]]
         with column:
-            studies.figure(
+            widgets.figure(
                 values_with_null(
                     [row["head"] for row in rows],
                     [row["value"] for row in rows],
@@ -115,8 +115,8 @@ def attention_rows(found: Result, head: str) -> list[dict[str, Any]]:
             {
                 "query to keys": case,
                 "attention": x["values"][layer][index],
-                "95 % interval": "–" if top is None else studies.interval(top["attention"]),
-                "other tokens": studies.maybe(top and top["control"]),
+                "95 % interval": "–" if top is None else widgets.interval(top["attention"]),
+                "other tokens": widgets.maybe(top and top["control"]),
                 "excess": x["excess"][layer][index],
                 "rank": _rank(x["values"], head),
             }
@@ -144,7 +144,7 @@ def effect_rows(results: dict[str, Result], head: str) -> list[dict[str, Any]]:
             {
                 "effect": words,
                 "value": x["values"][layer][index],
-                "± stderr": studies.maybe(top and top["stderr"]),
+                "± stderr": widgets.maybe(top and top["stderr"]),
                 "rank": _rank(x["values"], head),
             }
         )
@@ -180,7 +180,7 @@ def curve(found: Result) -> None:
     random = null_band([point.get("null") for point in points])
     left, right = st.columns(2, gap="large")
     with left:
-        studies.figure(
+        widgets.figure(
             interval_lines(
                 {"these heads": (mean, low, high), "random heads, same layers": random},
                 x=sizes,
@@ -200,7 +200,7 @@ def curve(found: Result) -> None:
             f"**{len(found['chosen'])} {noun}** {reached} on the find samples: "
             f"{', '.join(found['chosen'])} (order {found['order']})."
         )
-        studies.table(
+        widgets.table(
             [
                 {
                     "order": name,
@@ -228,9 +228,9 @@ def searched(found: Result) -> None:
     )
     rows = [
         {"heads": " ".join(row["heads"]), "found among": among}
-        | {f'{kind}: judged "not"': studies.value(row[kind]) for kind in KINDS}
+        | {f'{kind}: judged "not"': widgets.value(row[kind]) for kind in KINDS}
         for name, among in (("sets", "the strongest by patching"), ("alone", "all heads, alone"))
         for row in found[name]
     ]
     if rows:
-        studies.table(rows, key="searched")
+        widgets.table(rows, key="searched")

@@ -8,7 +8,7 @@ from interp.plots.lines import interval_lines
 from interp.studies.formatting import band
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
+from interp.ui.studies import open_study
 
 GROUPS = ("valid", "invalid")
 
@@ -22,7 +22,7 @@ def lens(found: Result) -> None:
         words[:4],
         format_func=repr,
         max_selections=6,
-        key=f"lens-words-{studies.view().study}",
+        key=f"lens-words-{open_study.view().study}",
     )
     sides = dict(zip(GROUPS, st.columns(2), strict=True))
     for group, column in sides.items():
@@ -31,7 +31,7 @@ def lens(found: Result) -> None:
         column.markdown(f'**At t\\_{group}**: the " (" of {group} attempts')
         with column:
             if series:
-                studies.figure(
+                widgets.figure(
                     interval_lines(
                         series, x_title="layer", y_title="mean probability", limits=(-0.02, 1.04)
                     ),
@@ -43,7 +43,7 @@ def lens(found: Result) -> None:
         "half of them valid. A leading space is part of a word."
     )
     layers = range(len(found["groups"]["valid"]["top"]))
-    studies.table(
+    widgets.table(
         [
             {
                 "layer": layer,

@@ -15,8 +15,7 @@ from interp.plots.style import visible
 from interp.studies.verification.study import Study
 from interp.ui.shared import widgets
 from interp.ui.shared.cache import HASHES
-from interp.ui.studies import model as study_model
-from interp.ui.studies import open_study as studies
+from interp.ui.studies.model import loaded_model, same_weights
 
 MOST = 20
 SIGNS = {"write them": 1, "write against them": -1}
@@ -46,7 +45,7 @@ def written(model: LanguageModel, words: tuple[str, ...], *, sign: int) -> list[
 
 def search(study: Study, sets: dict[str, list[str]]) -> None:
     """Neurons of the loaded model by the words they write; `sets` are the study's own."""
-    model = study_model.loaded(study)
+    model = loaded_model(study)
     text, side = st.columns([3, 2], vertical_alignment="bottom")
     asked = text.text_input(
         "Words, each one token, divided by commas (mind the leading space)", " correct"
@@ -62,8 +61,8 @@ def search(study: Study, sets: dict[str, list[str]]) -> None:
     except InterpError as error:
         widgets.show_error(error)
         return
-    own = sets if study_model.same(model, study) else {}
-    studies.table(
+    own = sets if same_weights(model, study) else {}
+    widgets.table(
         [
             {**row, "in": ", ".join(name for name in own if row["neuron"] in own[name]) or "–"}
             for row in rows

@@ -12,7 +12,7 @@ from interp.studies.formatting import spread
 from interp.studies.steps import Result
 from interp.studies.verification.study import Study
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
+from interp.ui.studies import open_study
 
 RULES = {
     "interp-1": "ours, by whole words",
@@ -47,7 +47,7 @@ def outcomes(study: Study) -> Rows:
 
 @st.fragment
 def _outcomes(found: Result, close: Result | None) -> None:
-    rule = studies.pick(
+    rule = open_study.pick(
         st.segmented_control,
         "Rule that classes a text",
         "rule",
@@ -56,7 +56,7 @@ def _outcomes(found: Result, close: Result | None) -> None:
         required=True,
     )
     shares = {name: row["outcomes"][rule] for name, row in found["rows"].items()}
-    studies.figure(
+    widgets.figure(
         stacked_shares(
             {name: {k: v["mean"] for k, v in each.items()} for name, each in shares.items()},
             x_title=f"texts, rule {rule}; success: verification disabled",
@@ -64,7 +64,7 @@ def _outcomes(found: Result, close: Result | None) -> None:
         key="outcomes",
         alt=f"Outcomes of every set by rule {rule}",
     )
-    studies.table(_outcome_rows(found, rule), key="outcome-table")
+    widgets.table(_outcome_rows(found, rule), key="outcome-table")
     st.caption(
         f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
         f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
@@ -77,7 +77,7 @@ def _outcomes(found: Result, close: Result | None) -> None:
         with st.expander("The same at the published tokens"):
             rows = _outcome_rows(close, rule)
             kept = ("set zeroed", "size", "success", "95 % interval", "partial", "fail", "ood")
-            studies.table([{k: row[k] for k in kept} for row in rows], key="outcome-published")
+            widgets.table([{k: row[k] for k in kept} for row in rows], key="outcome-published")
             st.caption(
                 f"Heads zeroed at every token, neurons at the last alone: {close['n']} attempts."
             )
@@ -93,11 +93,11 @@ def _outcome_rows(found: Result, rule: str) -> Rows:
             "set zeroed": name,
             "size": len(row["components"]),
             "success": shares[name]["success"]["mean"],
-            "95 % interval": studies.interval(shares[name]["success"]),
+            "95 % interval": widgets.interval(shares[name]["success"]),
             **{kind: shares[name][kind]["mean"] for kind in ("partial", "fail", "ood", "empty")},
             "random: success": "–"
             if row["random"] is None
-            else studies.value(row["random"]["success"]),
+            else widgets.value(row["random"]["success"]),
             "draws": row["draws"],
             "as strong": row["share"],
         }
@@ -120,7 +120,7 @@ def verdicts(study: Study) -> Rows:
 def _verdicts(results: dict[str, Result]) -> None:
     left, right = st.columns(2)
     with left:
-        kind = studies.pick(
+        kind = open_study.pick(
             st.segmented_control,
             "Ablation",
             "ablation",
@@ -129,7 +129,7 @@ def _verdicts(results: dict[str, Result]) -> None:
             required=True,
         )
     with right:
-        measure = studies.pick(
+        measure = open_study.pick(
             st.selectbox, "Measure", "measure", list(MEASURES), format_func=MEASURES.__getitem__
         )
     found = results[kind]
@@ -137,7 +137,7 @@ def _verdicts(results: dict[str, Result]) -> None:
     one = {"low": UNKNOWN, "high": UNKNOWN}
     seen = [x[measure] if measure != "kl" else {**one, "mean": x["kl"]} for x in sets.values()]
     mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
-    studies.figure(
+    widgets.figure(
         values_with_null(
             list(sets),
             mean,
@@ -149,7 +149,7 @@ def _verdicts(results: dict[str, Result]) -> None:
         key="verdicts",
         alt=f"{MEASURES[measure]} for each set, {ABLATIONS[kind]}",
     )
-    studies.table(_verdict_rows(sets), key="verdict-table")
+    widgets.table(_verdict_rows(sets), key="verdict-table")
     none = found["none"]
     draws, few = (
         " or ".join(map(str, sorted({x[key] for x in sets.values()})))
@@ -158,15 +158,15 @@ def _verdicts(results: dict[str, Result]) -> None:
     where = "Heads zeroed at all tokens, neurons at the last. " if found["where"] == "all" else ""
     st.caption(
         f"{where}{found['n']} samples, half of them valid; plain model: "
-        f"{studies.value(none['disabled'])} and "
-        f"{studies.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
+        f"{widgets.value(none['disabled'])} and "
+        f"{widgets.value(none['invalid_kept'])}. {draws} random sets each, matched in kind, "
         f"layer and count, run on {few} of the samples: mean [95 % range]; as strong: share of "
         "them at least as strong in disabling on the same samples, the set itself counted."
     )
     if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
         st.caption(f"This study has not come to: {'; '.join(missing)}.")
     with st.expander("The sets"):
-        studies.table(
+        widgets.table(
             [{"set": name, "components": ", ".join(x["components"])} for name, x in sets.items()],
             key="sets",
         )
@@ -178,13 +178,13 @@ def _verdict_rows(sets: dict[str, Result]) -> Rows:
             "set": name,
             "size": len(x["components"]),
             'valid judged "not"': x["disabled"]["mean"],
-            "95 % interval": studies.interval(x["disabled"]),
+            "95 % interval": widgets.interval(x["disabled"]),
             "random sets": spread(x["null"]["disabled"]),
             "draws": x["draws"],
             "as strong": x["share"],
             'invalid still "not"': x["invalid_kept"]["mean"],
             'random: still "not"': spread(x["null"]["invalid_kept"]),
-            "shift (nats)": studies.value(x["shift"]),
+            "shift (nats)": widgets.value(x["shift"]),
             "KL": x["kl"],
         }
         for name, x in sets.items()
@@ -196,7 +196,7 @@ def side_effects(study: Study) -> Rows:
     found = {name: x for name, x in study.results["side_effects"].items() if name != "n"}
     seen = [x["arithmetic"] for x in found.values()]
     mean, low, high = ([row[key] for row in seen] for key in ("mean", "low", "high"))
-    studies.figure(
+    widgets.figure(
         values_with_null(
             list(found),
             mean,
@@ -212,18 +212,18 @@ def side_effects(study: Study) -> Rows:
         {
             "set, zeroed at every token": name,
             "last digit right": x["arithmetic"]["mean"],
-            "95 % interval": studies.interval(x["arithmetic"]),
+            "95 % interval": widgets.interval(x["arithmetic"]),
             "random sets": _mean(x.get("arithmetic_null")),
             "draws": len(x.get("arithmetic_null", ())),
             "right, less random": _value(x.get("arithmetic_beside")),
             "perplexity of plain English": math.exp(x["loss"]["mean"]) if "loss" in x else None,
-            "more nats a token": studies.value(x["loss_change"]) if "loss_change" in x else "–",
+            "more nats a token": widgets.value(x["loss_change"]) if "loss_change" in x else "–",
             "random: more nats": _mean(x.get("loss_change_null")),
             "nats, less random": _value(x.get("loss_change_beside")),
         }
         for name, x in found.items()
     ]
-    studies.table(rows, key="side-table")
+    widgets.table(rows, key="side-table")
     st.caption(
         f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
         "on plain English with the set zeroed minus the plain model's, text by text; left out "
@@ -234,7 +234,7 @@ def side_effects(study: Study) -> Rows:
 
 
 def _value(found: Result | None) -> str:
-    return "–" if found is None else studies.value(found)
+    return "–" if found is None else widgets.value(found)
 
 
 def _mean(draws: list[float] | None) -> str:
@@ -261,7 +261,7 @@ def sufficiency(study: Study) -> Rows:
     for side, drawn, column in zip(SIDES, drawings, st.columns(2, gap="large"), strict=True):
         column.markdown(f"**{side.capitalize()}**")
         with column:
-            studies.figure(drawn, key=f"carried-{side}", alt=f"Effect of each set, {side}")
+            widgets.figure(drawn, key=f"carried-{side}", alt=f"Effect of each set, {side}")
     rows = [
         {
             "direction": side,
@@ -271,13 +271,13 @@ def sufficiency(study: Study) -> Rows:
             "random sets": spread(x["effect_null"]),
             "draws": len(x["effect_null"]),
             "as strong": x["share"],
-            "verdicts flipped": studies.value(x["flipped"]),
+            "verdicts flipped": widgets.value(x["flipped"]),
             "random: flipped": spread(x["flipped_null"]),
         }
         for side in SIDES
         for name, x in found[side].items()
     ]
-    studies.table(rows, key="sufficiency-table")
+    widgets.table(rows, key="sufficiency-table")
     st.caption(
         f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
         f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are "

@@ -6,11 +6,11 @@ import streamlit as st
 
 from interp.circuits.discovery.find import Findings
 from interp.core.errors import InterpError
-from interp.ui.circuits import jobs as circuit_jobs
+from interp.ui.circuits import search
 from interp.ui.circuits.curves import faithfulness, overlap
 from interp.ui.circuits.graph import graph
-from interp.ui.circuits.jobs import METHODS, PRICES, REMOVED, Asked
 from interp.ui.circuits.positions import tokens
+from interp.ui.circuits.search import METHODS, PRICES, REMOVED, Asked
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.state import current, fit, select, write_link
 
@@ -42,16 +42,16 @@ def show() -> None:
         open_ = cache.opened()
         with st.sidebar:
             _controls()
-        ask = circuit_jobs.asked(open_)
+        ask = search.asked(open_)
         fit(edges=range(1, ask.graph.n_edges + 1))
     except InterpError as error:
         widgets.show_error(error)
         return
-    found = circuit_jobs.findings(ask.key)
+    found = search.findings(ask.key)
     if found is None:
         name = widgets.plain(offered.without_paths(open_.model.name))
         st.header(f"A circuit for {open_.task.name} in {name}", anchor=False)
-        circuit_jobs.panel(ask.key, lambda: _ready(ask))
+        search.panel(ask.key, lambda: _ready(ask))
         return
     jobs.forget(ask.key)
     with st.sidebar:
@@ -118,7 +118,7 @@ def _ready(ask: Asked) -> None:
         type="primary",
         icon=":material/play_arrow:",
         disabled=not sure,
-        on_click=circuit_jobs.start_finding,
+        on_click=search.start_finding,
         args=(ask,),
     )
     st.caption("The result is kept: `interp circuit find` and `interp.find_circuit` find it too.")

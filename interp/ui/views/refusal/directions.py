@@ -14,10 +14,10 @@ from interp.plots.style import hover_text
 from interp.studies.formatting import bare, spread
 from interp.studies.refusal.steps.directions import COST, place_of
 from interp.studies.steps import Result
-from interp.ui.refusal import projections as projected
+from interp.ui.refusal import projections
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import REFUSED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import REFUSAL_PAGES
 
 CHOICES = {
     "selection_harmful-harmless": "harmful - harmless",
@@ -35,30 +35,30 @@ EDITS = {"ablated": "ablated at every site", "added": "added once at its layer"}
 
 def show() -> None:
     """The page."""
-    study = studies.opened(REFUSED, "Directions")
+    study = open_study.opened(REFUSAL_PAGES, "Directions")
     if study is None:
         return
     results = study.results
     steps = [name for name in (*CHOICES, "directions", "geometry") if name in results]
-    studies.provenance(study, *steps)
-    if studies.ready(study, "selection_harmful-harmless"):
+    open_study.provenance(study, *steps)
+    if open_study.ready(study, "selection_harmful-harmless"):
         _candidates(results)
     st.subheader("What the chosen directions do", anchor=False)
-    if studies.ready(study, "directions", link=False):
+    if open_study.ready(study, "directions", link=False):
         _effects(results["directions"])
     st.subheader("Are they one direction?", anchor=False)
-    if studies.ready(study, "geometry", link=False):
+    if open_study.ready(study, "geometry", link=False):
         _geometry(results["geometry"])
     st.subheader("Along a direction, token by token", anchor=False)
-    projected.tokens(study)
+    projections.tokens(study)
     rows = [
         {"candidates": CHOICES[name], **row}
         for name in CHOICES
         if name in results and "skipped" not in results[name]
         for row in _rows(results[name])
     ]
-    studies.take_away(study, "directions", rows, {name: results[name] for name in steps})
-    studies.caveat(
+    open_study.take_away(study, "directions", rows, {name: results[name] for name in steps})
+    widgets.caveat(
         "That ablating a direction ends refusal does not make it the only one, and a cosine says "
         "nothing about what a direction does. A token's projection is a reading, not a cause."
     )
@@ -69,7 +69,7 @@ def _candidates(results: dict[str, Result]) -> None:
     """The grid of one selection and its table."""
     left, middle, right = st.columns([3, 5, 2], vertical_alignment="bottom")
     with left:
-        name = studies.pick(
+        name = open_study.pick(
             st.selectbox,
             "Candidates",
             "candidates",
@@ -77,16 +77,16 @@ def _candidates(results: dict[str, Result]) -> None:
             format_func=CHOICES.__getitem__,
         )
     with middle:
-        score = studies.pick(
+        score = open_study.pick(
             st.selectbox, "Score", "score", list(SCORES), format_func=SCORES.__getitem__
         )
     found = results[name]
     coloured = right.toggle(
         "Colour rejected ones too",
         not found.get("best"),
-        key=f"rejected-too-{studies.view().refusal}-{name}",
+        key=f"rejected-too-{open_study.view().refusal}-{name}",
     )
-    if studies.left_out(found):
+    if widgets.left_out(found):
         return
     tokens = found.get("tokens") or results["selection_harmful-harmless"].get("tokens", [])
     taken = _taken(name, found)
@@ -117,7 +117,7 @@ def _candidates(results: dict[str, Result]) -> None:
             icon=":material/info:",
         )
     columns = ("position", "layer", "bypass", "induce", "kl", "reason")
-    studies.table([{key: row[key] for key in columns} for row in _rows(found)], key="candidates")
+    widgets.table([{key: row[key] for key in columns} for row in _rows(found)], key="candidates")
 
 
 def _rows(found: Result) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def _grid(
     rejected = [[x is not None and bool(x["rejected"]) for x in line] for line in cells]
     texts = [["" if x is None else _hover(x) for x in line] for line in cells]
     names = dict(zip(positions[-len(tokens) :], tokens, strict=True)) if tokens else {}
-    studies.figure(
+    widgets.figure(
         candidate_grid(
             values,
             x=[str(layer) for layer in layers],
@@ -211,7 +211,7 @@ def _effects(found: Result) -> None:
     ):
         column.markdown(f"**{side.capitalize()}** (n = {found['n'][side]})")
         with column:
-            studies.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
+            widgets.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
     st.caption(
         "Mean over test rows with its 95 % interval; dashed: the plain model. Random directions "
         "have the same length and place; each from a few of the rows."
@@ -227,9 +227,9 @@ def _geometry(found: Result) -> None:
         left, right = st.columns(2, gap="large")
         with left:
             most = len(cosines[0][0]) - 1
-            key = f"cosine-layer-{studies.view().refusal}"
+            key = f"cosine-layer-{open_study.view().refusal}"
             layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key=key)
-            studies.figure(
+            widgets.figure(
                 square_map(
                     [[pair[layer] for pair in row] for row in cosines],
                     names=names,
@@ -255,7 +255,7 @@ def _geometry(found: Result) -> None:
         drawn.add_vline(x=layer, line={"width": 1, "dash": "dot"})
         drawn.update_layout(height=470, legend=BELOW, margin={**MARGIN, "t": 30, "b": 150})
         with right:
-            studies.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
+            widgets.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
         st.caption(
             f"At position {found['position']}; chosen layer {found['layer']}. Grey: two halves of "
             "the first direction's own rows (the ceiling), and over-refusal directions of shuffled "
@@ -264,7 +264,7 @@ def _geometry(found: Result) -> None:
     else:
         st.caption(f"Only one direction could be found: {', '.join(names) or 'none'}.")
     between = [
-        f"{name}: {studies.value(x)}"
+        f"{name}: {widgets.value(x)}"
         for name, x in found.get("independence", {}).items()
         if name != "n"
     ]
@@ -286,7 +286,7 @@ def _interval(found: Result) -> str:
     """The cosine that the claim is about."""
     if "cosine" not in found:
         return ""
-    said = studies.value(found["cosine"])
+    said = widgets.value(found["cosine"])
     return (
         f" Refusal with over-refusal at the chosen place: {said}, by a bootstrap over base texts."
     )

@@ -11,43 +11,43 @@ from interp.plots.lines import head_map
 from interp.studies.formatting import place
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.steps import Result
-from interp.ui.refusal import groups as refusal_groups
+from interp.ui.refusal import groups
 from interp.ui.refusal.groups import UNITS
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import REFUSED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import REFUSAL_PAGES
 
 SHIPS = "any change (Ships)"
 
 
 def show() -> None:
     """The page."""
-    study = studies.opened(REFUSED, "Heads")
+    study = open_study.opened(REFUSAL_PAGES, "Heads")
     if study is None:
         return
     results = study.results
-    side = studies.pick(st.segmented_control, "Refusals", "side", list(SIDES), required=True)
+    side = open_study.pick(st.segmented_control, "Refusals", "side", list(SIDES), required=True)
     step = _step("heads", side)
-    if not studies.ready(study, step):
+    if not open_study.ready(study, step):
         return
     names = [
         name for name in (step, _step("groups", side), _step("paths", side)) if name in results
     ]
     found = results[step]
-    studies.provenance(study, *names, **({"pairs": found["n"]} if "n" in found else {}))
+    open_study.provenance(study, *names, **({"pairs": found["n"]} if "n" in found else {}))
     rows: list[dict[str, Any]] = []
-    if not studies.left_out(found):
+    if not widgets.left_out(found):
         _measures(found)
         rows = _rows(found)
     if _step("groups", side) in results:
-        refusal_groups.groups(results[_step("groups", side)])
+        groups.groups(results[_step("groups", side)])
     if _step("paths", side) in results:
-        refusal_groups.paths(results[_step("paths", side)])
-    refusal_groups.flips(results.get("flips"))
-    refusal_groups.neurons(results.get("neurons"))
+        groups.paths(results[_step("paths", side)])
+    groups.flips(results.get("flips"))
+    groups.neurons(results.get("neurons"))
     kept = [*names, *(name for name in ("flips", "neurons") if name in results)]
-    studies.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
-    studies.caveat(
+    open_study.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
+    widgets.caveat(
         "One head at a time: heads that back each other up look small. Interchange with another "
         "prompt says what a head brings that the other prompt lacks, not how it comes to it."
     )
@@ -61,9 +61,9 @@ def _step(name: str, side: str) -> str:
 def _measures(found: Result) -> None:
     """The map of one measure, its first heads, and how far measures agree."""
     measures = found["measures"] | {SHIPS: _ships(found["ships"])}
-    name = studies.pick(st.selectbox, "Measure", "measure", list(measures))
+    name = open_study.pick(st.selectbox, "Measure", "measure", list(measures))
     x = measures[name]
-    picked = studies.view().picked
+    picked = open_study.view().picked
     heads = [f"L{k}H{h}" for k, row in enumerate(x["values"]) for h in range(len(row))]
     at = place(picked) if picked in heads and picked is not None else None
     left, middle, right = st.columns([4, 3, 4], gap="medium")
@@ -81,15 +81,15 @@ def _measures(found: Result) -> None:
             key="refusal-heads",
             alt=f"{name}, layer by head",
             filename="refusal-heads",
-            picked=lambda data: studies.change(picked=f"L{data[0]}H{data[1]}"),
+            picked=lambda data: open_study.change(picked=f"L{data[0]}H{data[1]}"),
         )
     with middle:
-        studies.table(
+        widgets.table(
             [
                 {
                     "head": row["label"],
                     "value": row["value"],
-                    "± stderr": studies.maybe(row["stderr"]),
+                    "± stderr": widgets.maybe(row["stderr"]),
                 }
                 for row in x["top"]
             ],
@@ -105,9 +105,9 @@ def _measures(found: Result) -> None:
             lines.append(f"Same ten in resampled pairs: {widgets.number(x['stability'])}.")
         st.caption(" ".join(lines) or "No null was drawn for this measure.")
     with right:
-        studies.pick(st.selectbox, "Head looked at", "picked", [studies.NONE, *heads])
+        open_study.pick(st.selectbox, "Head looked at", "picked", [widgets.NONE, *heads])
         if at is not None:
-            studies.table(_of_head(measures, at), key="head-measures")
+            widgets.table(_of_head(measures, at), key="head-measures")
         else:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
     st.caption(
@@ -150,7 +150,7 @@ def _jaccard(rows: list[Result]) -> None:
         i, j = (names.index(name) for name in row["pair"])
         values[i][j] = values[j][i] = row["jaccard"]
     with st.expander("Do the measures name the same heads? (Jaccard of their first ten)"):
-        studies.figure(
+        widgets.figure(
             square_map(values, names=names, title="Jaccard of the first ten", limits=(0, 1)),
             key="jaccard",
             alt="Jaccard of the first ten heads of each pair of measures",

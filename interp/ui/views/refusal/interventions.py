@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.ui.refusal import methods as steering_methods
-from interp.ui.refusal import texts as steered_texts
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import REFUSED
+from interp.ui.refusal import methods, texts
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import REFUSAL_PAGES
 
 SECTIONS = {
     "frontier": (
-        steering_methods.frontier,
+        methods.frontier,
         "method_",
         "That a refusal is gone does not make the text a good answer: see loss, KL and texts that "
         "are neither. One model, one set of prompts, greedy decoding.",
     ),
     "doses": (
-        steering_methods.doses,
+        methods.doses,
         "dose_",
         "The first token's score stands for the text here; texts are judged at the chosen dose "
         "only, on other rows.",
     ),
     "try one": (
-        steered_texts.side_by_side,
+        texts.side_by_side,
         None,
         "One text and one random direction: an illustration, not a measurement.",
     ),
@@ -32,10 +32,10 @@ SECTIONS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened(REFUSED, "Interventions")
+    study = open_study.opened(REFUSAL_PAGES, "Interventions")
     if study is None:
         return
-    section = studies.pick(
+    section = open_study.pick(
         st.segmented_control,
         "What to look at",
         "section",
@@ -50,10 +50,12 @@ def show() -> None:
         for name, found in study.results.items()
         if prefix is not None and name.startswith(prefix)
     }
-    studies.provenance(study, *kept)
+    open_study.provenance(study, *kept)
     rows = draw(study)
-    studies.take_away(study, f"refusal-{section.replace(' ', '-')}", rows, kept or {"rows": rows})
-    studies.caveat(caveat)
+    open_study.take_away(
+        study, f"refusal-{section.replace(' ', '-')}", rows, kept or {"rows": rows}
+    )
+    widgets.caveat(caveat)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from interp.studies.formatting import bare
 from interp.studies.steps import Result
 from interp.ui.shared import offered, widgets
 from interp.ui.shared.state import write_link
-from interp.ui.studies import open_study as studies
-from interp.ui.studies import overview as study_page
-from interp.ui.studies.kinds import REFUSED
+from interp.ui.studies import open_study, overview
+from interp.ui.studies.pages import REFUSAL_PAGES
 from interp.ui.studies.run import run_panel, running
 
 ABOUT = (
@@ -32,15 +31,15 @@ SHUFFLED = "shuffled labels, 97.5 %"
 def show() -> None:
     """The page."""
     write_link()
-    studies.write_view()
+    open_study.write_view()
     st.title("What makes a model refuse, and over-refuse?", anchor=False)
     st.markdown(ABOUT)
-    study = studies.chosen(REFUSED, link=False)
+    study = open_study.chosen(REFUSAL_PAGES, link=False)
     if study is not None:
-        study_page.kept_table(study)
+        overview.kept_table(study)
     with st.expander("Run a study, or go on with one", expanded=study is None):
-        run_panel(REFUSED, study)
-    running(REFUSED)
+        run_panel(REFUSAL_PAGES, study)
+    running(REFUSAL_PAGES)
     if study is None:
         return
     results = study.results
@@ -48,15 +47,15 @@ def show() -> None:
     st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
     if system := study.settings.system:
         st.warning(f"Refusal in context, by the system prompt: {widgets.plain(system)}")
-    studies.provenance(study, *results)
-    rows: list[dict[str, Any]] = list(study_page.claims(study, "claim"))
-    if studies.ready(study, "behaviour", link=False):
+    open_study.provenance(study, *results)
+    rows: list[dict[str, Any]] = list(overview.claims(study, "claim"))
+    if open_study.ready(study, "behaviour", link=False):
         rows = _behaviour(results)
-    if studies.ready(study, "separation", link=False):
+    if open_study.ready(study, "separation", link=False):
         _separation(results["separation"])
     names = ("behaviour", "tokens", "separation")
-    studies.take_away(study, "behaviour", rows, {n: results[n] for n in names if n in results})
-    studies.caveat(
+    open_study.take_away(study, "behaviour", rows, {n: results[n] for n in names if n in results})
+    widgets.caveat(
         "A judge by rules reads how a text begins, not whether its answer is any good. That a "
         "probe tells refused from answered prompts does not say what the model decides by: see "
         "whether it tells the topic as well."
@@ -72,7 +71,7 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
     tasks, kinds = ([*dict.fromkeys(names)] for names in zip(*cells, strict=True))
     values = [[_refused(cells.get((task, kind))) for kind in kinds] for task in tasks]
     with left:
-        studies.figure(
+        widgets.figure(
             share_grid(
                 values,
                 x=kinds,
@@ -90,14 +89,14 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
             "should": cell["should"],
             "n": cell["refused"]["n"],
             "refused": cell["refused"]["mean"],
-            "95 % interval": studies.interval(cell["refused"]),
+            "95 % interval": widgets.interval(cell["refused"]),
             "answered": cell["answered"]["mean"],
             "neither": _neither(cell["labels"]),
         }
         for cell in found["cells"]
     ]
     with right:
-        studies.table(rows, key="cells")
+        widgets.table(rows, key="cells")
     parts = ", ".join(f"{count} to {name}" for name, count in found["parts"].items())
     st.caption(
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
@@ -109,7 +108,7 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
         with st.expander(
             "Some prompts and replies, those that go against what should become first"
         ):
-            studies.table(
+            widgets.table(
                 [
                     {k: x[k] for k in ("task", "label", "prompt", "reply")}
                     for x in found["examples"]
@@ -131,7 +130,7 @@ def _said(cell: Result | None) -> str:
     return hover_text(
         f"{cell['task']}, {cell['kind']}",
         f"should {cell['should']}",
-        f"refused {studies.value(cell['refused'])}, n = {cell['refused']['n']}",
+        f"refused {widgets.value(cell['refused'])}, n = {cell['refused']['n']}",
     )
 
 
@@ -146,7 +145,7 @@ def _tokens(found: Result) -> None:
         f"**Refusal score**: log-odds that the next token is one of {widgets.plain(strings)}. They "
         f"hold {found['coverage']:.2f} of its probability on refused rows, {found['spill']:.2f} on "
         f"answered ones. Against the judged texts of rows they were not found on: sign "
-        f"{studies.value(found['sign'])}, AUC {studies.value(found['auc'])}."
+        f"{widgets.value(found['sign'])}, AUC {widgets.value(found['auc'])}."
     )
 
 
@@ -161,7 +160,7 @@ def _separation(found: Result) -> None:
         y_title="mean silhouette",
     )
     with left:
-        studies.figure(drawn.update_layout(shape), key="silhouettes", alt="Silhouettes by layer")
+        widgets.figure(drawn.update_layout(shape), key="silhouettes", alt="Silhouettes by layer")
     lines = {name: (x["auc"], x["low"], x["high"]) for name, x in found["probes"].items()}
     for x in found["probes"].values():
         if "shuffled" in x:
@@ -171,7 +170,7 @@ def _separation(found: Result) -> None:
         lines, x_title="layer", y_title="AUC", controls=[SHUFFLED], limits=(-0.02, 1.04)
     )
     with right:
-        studies.figure(
+        widgets.figure(
             drawn.update_layout(shape), key="separating-probes", alt="AUC of probes by layer"
         )
     counts = "; ".join(f"{name}: {x['n'][1]}" for name, x in found["probes"].items())

@@ -13,8 +13,8 @@ from interp.plots.steering import gate_curve, scatter_by_group
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import REFUSED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import REFUSAL_PAGES
 
 GATE = {
     "covered": "benign rows, steered by their own task",
@@ -26,14 +26,14 @@ ALL = "all"
 
 def show() -> None:
     """The page."""
-    study = studies.opened(REFUSED, "Task trajectories")
+    study = open_study.opened(REFUSAL_PAGES, "Task trajectories")
     if study is None:
         return
-    if not studies.ready(study, "constellations"):
+    if not open_study.ready(study, "constellations"):
         return
     found = study.results["constellations"]
     bank = sum(map(sum, found["counts"]))
-    studies.provenance(study, "constellations", **{"rows in the bank": bank})
+    open_study.provenance(study, "constellations", **{"rows in the bank": bank})
     _ratios(found)
     left, right = st.columns([3, 2], gap="large")
     with left:
@@ -55,8 +55,8 @@ def show() -> None:
     kept = {
         name: study.results[name] for name in ("constellations", "ledger") if name in study.results
     }
-    studies.take_away(study, "trajectories", rows, kept)
-    studies.caveat(
+    open_study.take_away(study, "trajectories", rows, kept)
+    widgets.caveat(
         "A path that comes near the refusals' centroid need not be refused because of it. The bank "
         "holds find rows, the gate is set on select rows, lines and ledger are of test rows; no "
         "row is in two of these."
@@ -81,7 +81,7 @@ def _ratios(found: Result) -> None:
             drawn = drawings[task]
             column.markdown(f"**{widgets.plain(task)}**")
             with column:
-                studies.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
+                widgets.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
     st.caption(
         "Test rows, mean and 95 % interval. Above 1: nearer to the centroid of the task's "
         "refusals. Classes are what became of the rows."
@@ -124,7 +124,7 @@ def _effectiveness(found: Result) -> None:
         for counts, row in zip(found["counts"], found["effectiveness"], strict=True)
     ]
     drawn = layer_rows(values, rows=found["tasks"], title="effectiveness")
-    studies.figure(drawn, key="effectiveness", alt="Effectiveness, task by layer")
+    widgets.figure(drawn, key="effectiveness", alt="Effectiveness, task by layer")
     st.caption("Find rows. Blank: a task without both classes.")
 
 
@@ -135,7 +135,7 @@ def _picture(found: Result) -> None:
     if shown is None:
         st.caption("No task has both classes.")
         return
-    studies.figure(
+    widgets.figure(
         scatter_by_group(
             shown["points"], shown["tasks"], shown["refused"], notice="for display only"
         ),
@@ -164,7 +164,7 @@ def _gate(found: Result) -> None:
     marks = {"published": PUBLISHED.threshold}
     if chosen is not None:
         marks["chosen"] = chosen
-    studies.figure(
+    widgets.figure(
         gate_curve(gate["thresholds"], series, marks=marks),
         key="gate",
         alt="Shares of select rows the gate lets through, by threshold",
@@ -172,13 +172,13 @@ def _gate(found: Result) -> None:
     rows = [("published", PUBLISHED.threshold, found["at published"])]
     if chosen is not None:
         rows.append(("chosen", chosen, found["at chosen"]))
-    studies.table(
+    widgets.table(
         [
             {
                 "threshold": f"{name}, {value:.4f}",
-                "own task": studies.value(at["covered"]),
-                "another task": studies.value(at["wrong"]),
-                "rows to refuse that pass": studies.value(at["passed"]),
+                "own task": widgets.value(at["covered"]),
+                "another task": widgets.value(at["wrong"]),
+                "rows to refuse that pass": widgets.value(at["passed"]),
             }
             for name, value, at in rows
         ],
@@ -196,14 +196,14 @@ def _told(found: Result) -> None:
     """How often tasks are told right."""
     st.subheader("Which task is it?", anchor=False)
     counts = dict(zip(found["tasks"], found["counts"], strict=True))
-    studies.table(
+    widgets.table(
         [
             {
                 "task": task,
                 "answered in bank": counts.get(task, [0, 0])[0],
                 "refused in bank": counts.get(task, [0, 0])[1],
                 "told right": share["mean"],
-                "95 % interval": studies.interval(share),
+                "95 % interval": widgets.interval(share),
                 "n": share["n"],
             }
             for task, share in found["told"].items()
@@ -212,7 +212,7 @@ def _told(found: Result) -> None:
     )
     st.caption("Test rows; the nearest constellation of the bank.")
     if "ways" in found:
-        studies.table(
+        widgets.table(
             [
                 {
                     "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
@@ -238,7 +238,7 @@ def _ledger(found: Result) -> list[dict[str, Any]]:
         "Show", [ALL, *reasons], default=ALL, required=True, key="ledger-filter"
     )
     shown = [row for row in rows if wanted in (ALL, _fate(row))]
-    studies.table(
+    widgets.table(
         [
             {
                 **{key: value for key, value in row.items() if key != "steered"},

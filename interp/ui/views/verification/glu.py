@@ -8,8 +8,8 @@ from interp.plots.lines import spread_by_label
 from interp.studies.formatting import as_strong
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import VERIFIED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.verification.neuron_search import search
 
 SETS = ("GLU_Valid", "GLU_Invalid")
@@ -18,15 +18,15 @@ PARTS = {"gate": "gate part, act(g · x)", "up": "up part, u · x", "product": "
 
 def show() -> None:
     """The page."""
-    study = studies.opened(VERIFIED, "GLU vectors")
+    study = open_study.opened(VERIFICATION_PAGES, "GLU vectors")
     if study is None:
         return
-    if not studies.ready(study, "glu"):
+    if not open_study.ready(study, "glu"):
         return
     found = study.results["glu"]
     layers = f"{found['layers'][0]} to {found['layers'][-1]}"
     about = f"{layers}, {found['top_k']} neurons of each, by {found['direction']}"
-    studies.provenance(study, "glu", layers=about)
+    open_study.provenance(study, "glu", layers=about)
     st.latex(
         r"\text{MLP}(x) = \sum_i h_i\, v_i, \qquad h_i = \text{act}(g_i \cdot x)\,(u_i \cdot x)"
     )
@@ -36,8 +36,8 @@ def show() -> None:
     st.header("Which neurons write a word?", anchor=False)
     search(study, {name: found[name]["neurons"] for name in SETS})
     rows = [{"set": name, **_row(row)} for name in SETS for row in _every(found[name])]
-    studies.take_away(study, "glu", rows, found)
-    studies.caveat(
+    open_study.take_away(study, "glu", rows, found)
+    widgets.caveat(
         "A value vector along a direction says what a neuron could write, not that it is active or "
         "read: there are such neurons for random directions too (the null line). What the "
         "sets do to the verdict is on Interventions."
@@ -49,24 +49,24 @@ def _set(found: Result) -> None:
     """One set's neurons, and the one looked at."""
     left, right = st.columns([1, 2], vertical_alignment="bottom")
     with left:
-        name = studies.pick(st.segmented_control, "Set", "glu", SETS, required=True)
+        name = open_study.pick(st.segmented_control, "Set", "glu", SETS, required=True)
     seen, null = found[name], found[name]["null"]
     right.markdown(
         f"**{len(seen['neurons'])} neurons**, mean cosine {widgets.number(abs(null['selected']))}; "
         f"the same selection along random "
-        f"directions {studies.null_words(null)}"
+        f"directions {widgets.null_words(null)}"
     )
     rows = [_row(row) for row in _every(seen)]
     neurons = [row["neuron"] for row in _every(seen)]
-    neuron = studies.view().neuron
+    neuron = open_study.view().neuron
     at = neurons.index(neuron) if neuron in neurons else 0
     key = f"glu-{name}-{at}"
 
     def picked() -> None:
         if chosen := st.session_state[key].selection.rows:
-            studies.change(neuron=neurons[chosen[0]])
+            open_study.change(neuron=neurons[chosen[0]])
 
-    studies.table(
+    widgets.table(
         rows,
         key=key,
         narrow=["writes", "writes against"],
@@ -90,7 +90,7 @@ def _every(seen: Result) -> list[Result]:
 def _tried(found: Result) -> None:
     """What zeroing the sets does, for every direction and size."""
     st.subheader("Along which direction?", anchor=False)
-    studies.table(
+    widgets.table(
         [
             {
                 "direction": row["direction"],
@@ -142,7 +142,7 @@ def _neuron(seen: Result, at: int, neuron: str) -> None:
     labels = ["valid" if label else "invalid" for label in samples["valid"]]
     for column, (part, words) in zip(st.columns(3), PARTS.items(), strict=True):
         with column:
-            studies.figure(
+            widgets.figure(
                 spread_by_label([row[at] for row in samples[part]], labels, x_title=words),
                 key=f"spread-{part}",
                 alt=f"{part} of {neuron} by label",
@@ -169,7 +169,7 @@ def _antipodes(found: Result) -> None:
             f"{widgets.number(-x['null_neurons']['mean'])}"
         )
         with column:
-            studies.table(
+            widgets.table(
                 [{SETS[0]: a, SETS[1]: b, "cosine": cosine} for a, b, cosine in x["pairs"]],
                 key=case,
             )

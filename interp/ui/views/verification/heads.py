@@ -12,8 +12,8 @@ from interp.studies.formatting import place
 from interp.studies.steps import Result
 from interp.studies.verification.steps.finding_heads import strongest
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import VERIFIED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.verification.heads_detail import curve, detail, searched, strongest_beside_others
 
 MEASURES = {"mean": "mean attention", "excess": "excess over other tokens"}
@@ -25,14 +25,14 @@ EFFECTS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened(VERIFIED, "Heads")
+    study = open_study.opened(VERIFICATION_PAGES, "Heads")
     if study is None:
         return
-    if not studies.ready(study, "attention"):
+    if not open_study.ready(study, "attention"):
         return
     results = study.results
     pairs = results["patching"]["n"] if "patching" in results else "–"
-    studies.provenance(
+    open_study.provenance(
         study, "attention", "patching", "smallest", "curves", **{"patched pairs": pairs}
     )
     st.info(
@@ -42,15 +42,15 @@ def show() -> None:
     )
     _maps(results)
     st.header("How few heads disable verification?", anchor=False)
-    if studies.ready(study, "curves"):
+    if open_study.ready(study, "curves"):
         curve(results["curves"])
     if "smallest" in results:
         searched(results["smallest"])
     names = ("attention", "patching", "smallest", "curves", "stability")
-    studies.take_away(
+    open_study.take_away(
         study, "heads", _rows(results["attention"]), {n: results[n] for n in names if n in results}
     )
-    studies.caveat(
+    widgets.caveat(
         "Attention to the target does not say that the head writes the verdict, and a patching "
         "effect does not say through which path. Heads that back each other up have small effects "
         "one at a time; the curve ablates them together."
@@ -63,11 +63,11 @@ def _maps(results: dict[str, Result]) -> None:
     found = results["attention"]
     left, middle, right = st.columns([3, 3, 4])
     with left:
-        case = studies.pick(
+        case = open_study.pick(
             st.selectbox, "From the query to the target's occurrences", "attended", list(found)
         )
     with middle:
-        shown = studies.pick(
+        shown = open_study.pick(
             st.segmented_control,
             "Measure",
             "shown",
@@ -79,10 +79,10 @@ def _maps(results: dict[str, Result]) -> None:
     name = "values" if shown == "mean" else "excess"
     values, most = x[name], _largest([y[name] for y in found.values()])
     heads = [f"L{layer}H{head}" for layer, row in enumerate(values) for head in range(len(row))]
-    picked = studies.view().picked
+    picked = open_study.view().picked
     at = place(picked) if picked in heads and picked is not None else None
     with right:
-        studies.pick(st.selectbox, "Head looked at", "picked", [studies.NONE, *heads])
+        open_study.pick(st.selectbox, "Head looked at", "picked", [widgets.NONE, *heads])
     maps = [
         (
             "attended",
@@ -122,7 +122,7 @@ def _maps(results: dict[str, Result]) -> None:
                 key=key,
                 alt=f"{words}, layer by head",
                 filename=key,
-                picked=lambda data: studies.change(picked=f"L{data[0]}H{data[1]}"),
+                picked=lambda data: open_study.change(picked=f"L{data[0]}H{data[1]}"),
             )
     st.caption(
         f"Framed in orange, left: A\\_Prev, the {len(x['heads'])} heads above the threshold in "

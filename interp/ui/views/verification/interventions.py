@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import VERIFIED
-from interp.ui.verification import outcomes as intervened
+from interp.ui.shared import widgets
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import VERIFICATION_PAGES
+from interp.ui.verification import outcomes
 from interp.ui.verification.generate import side_by_side
 
 SECTIONS = {
     "verdicts": (
-        intervened.verdicts,
+        outcomes.verdicts,
         ("effects_zero",),
         "That a set disables the verdict does not say that it computes it: breaking what the "
         "verdict needs as input disables it too. Zeroed values are out of distribution; compare "
         "mean and resample.",
     ),
     "texts": (
-        intervened.outcomes,
+        outcomes.outcomes,
         ("interventions",),
         "Success says that the model no longer calls a right sum right, not that it has lost "
         "nothing else: see side effects.",
     ),
     "side effects": (
-        intervened.side_effects,
+        outcomes.side_effects,
         ("side_effects",),
         "Completing a result by its last digit is one narrow skill, and eight short texts are a "
         "small sample of English. What is not listed was not measured.",
     ),
     "sufficiency": (
-        intervened.sufficiency,
+        outcomes.sufficiency,
         ("sufficiency",),
         "A set that carries little over may still be needed, and one that carries all may only "
         "pass on what others computed.",
@@ -46,10 +47,10 @@ SECTIONS = {
 
 def show() -> None:
     """The page."""
-    study = studies.opened(VERIFIED, "Interventions")
+    study = open_study.opened(VERIFICATION_PAGES, "Interventions")
     if study is None:
         return
-    section = studies.pick(
+    section = open_study.pick(
         st.segmented_control,
         "What to look at",
         "section",
@@ -60,14 +61,14 @@ def show() -> None:
         "from one run into the other. generate: try it on the loaded model.",
     )
     draw, steps, caveat = SECTIONS[section]
-    if not studies.ready(study, *steps):
+    if not open_study.ready(study, *steps):
         return
-    wanted = intervened.ABLATIONS if draw is intervened.verdicts else steps
+    wanted = outcomes.ABLATIONS if draw is outcomes.verdicts else steps
     kept = {step: study.results[step] for step in wanted if step in study.results}
-    studies.provenance(study, *kept)
+    open_study.provenance(study, *kept)
     rows = draw(study)
-    studies.take_away(study, section.replace(" ", "-"), rows, kept or {"rows": rows})
-    studies.caveat(caveat)
+    open_study.take_away(study, section.replace(" ", "-"), rows, kept or {"rows": rows})
+    widgets.caveat(caveat)
 
 
 if __name__ == "__main__":

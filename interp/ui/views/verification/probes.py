@@ -9,8 +9,8 @@ from interp.plots.style import null_band
 from interp.studies.formatting import band, bare, place
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study as studies
-from interp.ui.studies.kinds import VERIFIED
+from interp.ui.studies import open_study
+from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.verification.lens import GROUPS, lens
 
 SITES = {
@@ -24,15 +24,15 @@ TOKENS = {"t_ans": "the result's last digit", "t_paren": 'the " (" behind it'}
 
 def show() -> None:
     """The page."""
-    study = studies.opened(VERIFIED, "Probes and lens")
+    study = open_study.opened(VERIFICATION_PAGES, "Probes and lens")
     if study is None:
         return
-    if not studies.ready(study, "probes"):
+    if not open_study.ready(study, "probes"):
         return
     found = study.results["probes"]
     one = found["t_paren"]["resid_post"]
     split = f"{one['n_train']} fitted, {one['n_test']} held out"
-    studies.provenance(study, "probes", "steering", "lens", **{"split by problem": split})
+    open_study.provenance(study, "probes", "steering", "lens", **{"split by problem": split})
     rows = _accuracy(found)
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -40,18 +40,18 @@ def show() -> None:
     with right:
         _geometry(found["softmax"])
     st.header("Does the verdict follow the direction?", anchor=False)
-    if studies.ready(study, "steering"):
+    if open_study.ready(study, "steering"):
         _steered(study.results["steering"])
     st.header("Logit lens", anchor=False)
-    if studies.ready(study, "lens"):
+    if open_study.ready(study, "lens"):
         lens(study.results["lens"])
-    studies.take_away(
+    open_study.take_away(
         study,
         "probes",
         rows,
         {s: study.results[s] for s in ("probes", "steering", "lens") if s in study.results},
     )
-    studies.caveat(
+    widgets.caveat(
         "That a probe reads the verdict does not say that the model uses it there: see the "
         "directions added to the stream, and Interventions. The lens reads the stream with the "
         "last layer's eyes; a word it does not show may still be written in a form that later "
@@ -61,7 +61,7 @@ def show() -> None:
 
 def _accuracy(found: Result) -> list[dict[str, object]]:
     """Held-out accuracy by layer at both tokens; the rows of all sites."""
-    site = studies.pick(
+    site = open_study.pick(
         st.segmented_control,
         "Where the probe reads",
         "probed",
@@ -73,7 +73,7 @@ def _accuracy(found: Result) -> list[dict[str, object]]:
         x = found[token][site]
         column.markdown(f"**At {widgets.plain(token)}**, {words}")
         with column:
-            studies.figure(
+            widgets.figure(
                 interval_lines(
                     {
                         "accuracy": (x["accuracy"], x["low"], x["high"]),
@@ -110,7 +110,7 @@ def _heads(found: Result) -> None:
         for layer, row in enumerate(found["accuracy"])
         for head in range(len(row))
     ]
-    head = studies.view().picked
+    head = open_study.view().picked
     at = place(head) if head in heads and head is not None else None
     widgets.clickable(
         head_map(
@@ -123,14 +123,14 @@ def _heads(found: Result) -> None:
         key="probe-heads",
         alt="Accuracy of a probe on each head's z",
         filename="probe-heads",
-        picked=lambda data: studies.change(picked=f"L{data[0]}H{data[1]}"),
+        picked=lambda data: open_study.change(picked=f"L{data[0]}H{data[1]}"),
     )
-    studies.pick(st.selectbox, "Head", "picked", [studies.NONE, *heads])
+    open_study.pick(st.selectbox, "Head", "picked", [widgets.NONE, *heads])
     if at is not None:
         layer, index = at
         x = {key: found[key][layer][index] for key in found if key not in ("n_train", "n_test")}
         st.markdown(
-            f"**{head}** accuracy {studies.value({**x, 'mean': x['accuracy']})}, AUC "
+            f"**{head}** accuracy {widgets.value({**x, 'mean': x['accuracy']})}, AUC "
             f"{widgets.number(x['auc'])}; shuffled labels "
             f"{widgets.span(x['shuffled_low'], x['shuffled_high'])}"
         )
@@ -165,12 +165,12 @@ def _geometry(found: Result) -> None:
             dashed=["forced by the form"],
         )
         drawn.update_layout(height=270)
-        studies.figure(drawn, key=f"probe-{name}", alt=y)
+        widgets.figure(drawn, key=f"probe-{name}", alt=y)
     st.caption(
         f"Two random directions have a cosine within ±{widgets.number(found['random_limit'])}."
     )
     with st.expander("The probe's direction read as tokens"):
-        studies.table(
+        widgets.table(
             [
                 {"layer": layer, **{side: "  ".join(map(repr, row[side])) for side in GROUPS}}
                 for layer, row in enumerate(found["tokens"])
@@ -191,7 +191,7 @@ def _steered(found: Result) -> None:
     for column, (word, words) in zip(st.columns(2), sides.items(), strict=True):
         series = {name: band([row[word] for row in mine]) for name, mine in rows.items()}
         with column:
-            studies.figure(
+            widgets.figure(
                 interval_lines(
                     {
                         **series,

@@ -7,9 +7,8 @@ import streamlit as st
 from interp.studies.steps import Result
 from interp.ui.shared import offered, widgets
 from interp.ui.shared.state import write_link
-from interp.ui.studies import open_study as studies
-from interp.ui.studies import overview as study_page
-from interp.ui.studies.kinds import VERIFIED
+from interp.ui.studies import open_study, overview
+from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.studies.run import run_panel, running
 
 ABOUT = (
@@ -22,25 +21,27 @@ ABOUT = (
 def show() -> None:
     """The page."""
     write_link()
-    studies.write_view()
+    open_study.write_view()
     st.title("How does a model check its own answers?", anchor=False)
     st.markdown(ABOUT)
-    study = studies.chosen(VERIFIED, link=False)
+    study = open_study.chosen(VERIFICATION_PAGES, link=False)
     if study is not None:
-        study_page.kept_table(study)
+        overview.kept_table(study)
     with st.expander("Run a study, or go on with one", expanded=study is None):
-        run_panel(VERIFIED, study)
-    running(VERIFIED)
+        run_panel(VERIFICATION_PAGES, study)
+    running(VERIFICATION_PAGES)
     if study is None:
         return
     model = offered.without_paths(study.model)
     st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
-    studies.provenance(study, *[step for step in VERIFIED.steps if step in study.results])
-    rows = study_page.claims(study, "claim")
-    if studies.ready(study, "behaviour", link=False):
+    open_study.provenance(
+        study, *[step for step in VERIFICATION_PAGES.steps if step in study.results]
+    )
+    rows = overview.claims(study, "claim")
+    if open_study.ready(study, "behaviour", link=False):
         _behaviour(study.results["behaviour"])
-    studies.take_away(study, "claims", rows, study.results.get("behaviour", {}))
-    studies.caveat(
+    open_study.take_away(study, "claims", rows, study.results.get("behaviour", {}))
+    widgets.caveat(
         "A claim that holds here holds for this model, this task and greedy decoding, by the "
         "criterion in the column 'holds if'. Intervals are over problems, not over trainings: one "
         "model was trained once."
@@ -52,12 +53,12 @@ def _behaviour(found: Result) -> None:
     st.subheader("Behaviour", anchor=False)
     left, right = st.columns(2, gap="large")
     with left:
-        studies.table(
+        widgets.table(
             [
                 {
                     "share": row["share"],
                     "value": row["mean"],
-                    "95 % interval": studies.interval(row),
+                    "95 % interval": widgets.interval(row),
                     "n": row["n"],
                 }
                 for row in found["rows"]

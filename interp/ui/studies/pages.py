@@ -1,4 +1,4 @@
-"""The kinds of study that have pages: their steps, their page, what their settings say."""
+"""What the pages need to know about each kind of study: its steps, settings and claims."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interp.studies.refusal.report import claims as refusal
-from interp.studies.refusal.report import report as refusal_report
+from interp.studies.refusal.report.claims import claims as refusal_claims
+from interp.studies.refusal.report.report import write_up as refusal_report
 from interp.studies.refusal.settings import REFUSAL
 from interp.studies.report.report import Report
 from interp.studies.steps import Result
 from interp.studies.study import Study, StudyKind
-from interp.studies.verification.report import claims as verification
-from interp.studies.verification.report import report as verification_report
+from interp.studies.verification.report.claims import claims as verification_claims
+from interp.studies.verification.report.report import write_up as verification_report
 from interp.studies.verification.settings import VERIFICATION
 from interp.tasks.countdown import TEMPLATES
 from interp.ui import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """A kind of study, as its pages need it.
+class StudyPages:
+    """The pages about one kind of study.
 
-    steps: those every finished study has, in their order. field:
-    of the view, that says which one is looked at. page: where one is run. facts: what its settings
-    say, by label. claims: rows of what holds, of a finished study; write_up: its report.
+    steps: the steps of a finished study, in order. field: the field of the view that names the open
+    study. page: the page that runs one. facts: the settings shown, by label. claims: the table of
+    claims of a finished study. write_up: its report.
     """
 
     kind: StudyKind[Any]
@@ -38,7 +38,7 @@ class Family:
     write_up: Callable[[Study[Any]], Report]
 
 
-VERIFIED = Family(
+VERIFICATION_PAGES = StudyPages(
     kind=VERIFICATION,
     steps=(
         "behaviour",
@@ -74,12 +74,12 @@ VERIFIED = Family(
         "n": f"{settings.n}, half of them valid, half to test on",
         "template": settings.template if settings.template in TEMPLATES else "one of its own",
     },
-    claims=verification.claims,
-    write_up=verification_report.write_up,
+    claims=verification_claims,
+    write_up=verification_report,
 )
-"""Studies of verification; "base" follows where there is a base model."""
+"""Studies of verification. A study with a base model has the step "base" too."""
 
-REFUSED = Family(
+REFUSAL_PAGES = StudyPages(
     kind=REFUSAL,
     steps=(
         "behaviour",
@@ -108,14 +108,14 @@ REFUSED = Family(
         "n": f"{settings.n} of each kind and task",
         **({} if settings.system is None else {"refusal": "in context, by a system prompt"}),
     },
-    claims=refusal.claims,
-    write_up=refusal_report.write_up,
+    claims=refusal_claims,
+    write_up=refusal_report,
 )
-"""Studies of refusals; behind the constellations a dose and an evaluation of every method."""
+"""Studies of refusals. A dose and an evaluation of every method follow the constellations."""
 
-FAMILIES = (VERIFIED, REFUSED)
+ALL_PAGES = (VERIFICATION_PAGES, REFUSAL_PAGES)
 
 
-def family_of(study: Study[Any]) -> Family:
-    """The family of a study, by the class of its settings."""
-    return next(one for one in FAMILIES if isinstance(study.settings, one.kind.settings))
+def pages_of(study: Study[Any]) -> StudyPages:
+    """The pages of a study, by the class of its settings."""
+    return next(each for each in ALL_PAGES if isinstance(study.settings, each.kind.settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -21,9 +21,13 @@ from interp.cli.terminal import (
     ModelName,
     Option,
     TaskSeed,
+    Verbose,
 )
 from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.core.prompts import PromptPair, TaskReport
 
 
 class Commands(TyperGroup):
@@ -58,24 +62,31 @@ def models(
         str | None, typer.Option(help="Load this model and print what it offers.")
     ] = None,
     dtype: Dtype = "float32",
+    verbose: Verbose = False,
     json_file: JsonFile = None,
 ) -> None:
-    """List the models that need no hub and the families that were tried, or check one model."""
+    """List the models that need no download and the families that were tried, or check one."""
     if check is None:
         from interp.models.loading import known_families
         from interp.models.registry import known_models
 
         entries, families = known_models(), known_families()
-        terminal.table(["name", "kind", ""], [[e.name, e.kind, e.description] for e in entries])
-        terminal.say("Any Hugging Face id, directory (an adapter's too) or GGUF file works too.")
-        terminal.say("Tried families (hooks: slower, same numbers, nothing that reads weights):")
+        terminal.say(
+            f"{len(entries)} models need no Hugging Face access. A Hugging Face id, a directory "
+            "(an adapter's too) or a GGUF file works too."
+        )
+        known = [[e.name, e.kind, e.description] for e in entries]
+        terminal.table(["name", "kind", "description"], known)
+        fast = sum(row["runs"] == "engine" for row in families)
+        terminal.say(f"\n{fast} of {len(families)} tried families run on the fast engine.")
+        terminal.say("Hooks give the same numbers more slowly; methods that read weights are missing.")
         rows = []
         for row in families:
             absent = " ".join(filter(None, row["missing"]))
             lines = [*filter(None, (absent, row["missing"].get("")))] or [""]
             rows += [[row["name"], row["runs"], lines[0]], *(["", "", x] for x in lines[1:])]
         terminal.table(["family", "runs", "absent sites"], rows)
-        terminal.say("Why a site is absent: --json FILE for all families, --check MODEL for one.")
+        terminal.say("To see why a site is absent: --check MODEL, or --json FILE for all families.")
         terminal.write(json_file, [asdict(entry) for entry in entries] + families)
         return
     model = terminal.load(check, dtype)
@@ -95,9 +106,14 @@ def models(
         "longest prompt": model.max_positions or "any",
         "notes": "; ".join(model.notes) or "none",
     }
-    terminal.table(["", model.name], [[key, str(value)] for key, value in facts.items()])
+    how = f"with hooks ({model.engine_reason})" if model.engine_reason else "on the fast engine"
+    offered = f"{sum(not why for why in model.sites.values())} of {len(model.sites)} sites"
+    terminal.say(f"{model.name} runs {how} and offers {offered}.")
+    yes = {True: "yes", False: "no"}
+    shown = [[k, yes[v] if isinstance(v, bool) else str(v)] for k, v in facts.items()]
+    terminal.table(["fact", "value"], shown)
     terminal.table(["site", "offered"], [[s, why or "yes"] for s, why in model.sites.items()])
-    if model.card:
+    if verbose and model.card:
         terminal.say(model.card)
     terminal.write(json_file, {**facts, "sites": model.sites})
 
@@ -115,21 +131,58 @@ def tasks(
     from interp.tasks.registry import TASKS
 
     if name is None:
-        terminal.table(
-            ["name", "metric", ""], [[k, t.metric, t.description] for k, t in TASKS.items()]
+        terminal.say(
+            f"{len(TASKS)} tasks ship. A toy's name is its own task, and a .csv or .jsonl file is "
+            "read as a task."
         )
-        terminal.say("A toy's name is its own task; .csv and .jsonl files are read as tasks.")
+        rows = [[k, t.metric, t.description] for k, t in TASKS.items()]
+        terminal.table(["name", "metric", "description"], rows)
         terminal.write(json_file, {k: t.description for k, t in TASKS.items()})
         return
     seed = terminal.seed_of(name, seed)
     loaded = terminal.load(model)
     task = terminal.make_task(name, loaded, n, seed, option)
-    pair = task.pairs[0]
-    terminal.say(f"clean      {pair.clean!r} -> {', '.join(map(str, pair.answers))}")
-    terminal.say(f"corrupted  {pair.corrupted!r} -> {', '.join(map(str, pair.wrong))}")
     report = task.check(loaded)
-    terminal.say(str(report))
+    _print_report(report, task.pairs[0])
     terminal.write(json_file, asdict(report))
+
+
+def _print_report(report: TaskReport, pair: PromptPair) -> None:
+    """Whether the model shows the behaviour, the numbers that say so, and an example."""
+    where, metric, n = f"{report.task} on {report.model}", report.metric, report.clean.n
+    if report.clean.low <= 0:
+        terminal.say(f"{where}: {n} prompts do not show the behaviour: clean {metric} may be 0.")
+    elif report.accuracy.low < 0.5:
+        terminal.say(
+            f"{where}: {metric} shows the behaviour, but the model often says something else "
+            f"(its most likely token is an answer on {report.accuracy.mean:.0%} of {n} prompts)."
+        )
+    else:
+        share = f"{report.accuracy.mean:.0%} of {n} prompts"
+        terminal.say(f"{where}: the model shows the behaviour, with an answer first on {share}.")
+    if report.repeated:
+        terminal.say(f"{report.repeated} of {n} prompts repeat earlier ones.")
+    named = {
+        "top-1 accuracy": report.accuracy,
+        f"share with {metric} > 0": report.preferred,
+        f"{metric}, clean": report.clean,
+        f"{metric}, corrupted": report.corrupted,
+    }
+    terminal.table(
+        ["measure", "mean", "95 % interval", "n"],
+        [
+            [name, f"{x.mean:.3f}", terminal.spread(x.low, x.high), str(x.n)]
+            for name, x in named.items()
+            if x is not None
+        ],
+    )
+    sides = (("clean", pair.clean, pair.answers), ("corrupted", pair.corrupted, pair.wrong))
+    example = [
+        [side, repr(text), ", ".join(map(str, said))]
+        for side, text, said in sides
+        if text is not None
+    ]
+    terminal.table(["run", "first prompt", "answers"], example)
 
 
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)

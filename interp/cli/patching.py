@@ -19,6 +19,7 @@ from interp.cli.terminal import (
     TaskName,
     TaskSeed,
     Top,
+    Verbose,
 )
 
 
@@ -45,6 +46,7 @@ def patch(
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
     top: Top = 10,
+    verbose: Verbose = False,
     json_file: JsonFile = None,
 ) -> None:
     """Patch activations from one run of each pair into the other; rank the components."""
@@ -69,10 +71,9 @@ def patch(
         options["reference"] = drawn.without(chosen)
     request = make_request(loaded, chosen, **options)
     guess = cost(loaded, request)
-    terminal.say(f"{request.n_cells} cells, {guess.runs} patched runs, {guess.words}")
-    with terminal.progress("patching") as progress:
+    with terminal.progress(f"patching ({guess.runs} runs, {guess.words})") as progress:
         scores = activation_patching(loaded, chosen, budget_gb=budget, progress=progress, **options)
-    terminal.print_scores(scores, top, json_file)
+    terminal.print_scores(scores, top, json_file, verbose=verbose)
 
 
 def path(
@@ -92,6 +93,7 @@ def path(
     option: Option = None,
     dtype: Dtype = "float32",
     top: Top = 10,
+    verbose: Verbose = False,
     json_file: JsonFile = None,
 ) -> None:
     """Path patching: the direct effect of every head or MLP on some receivers."""
@@ -112,4 +114,4 @@ def path(
             freeze_mlps=freeze_mlps,
             progress=progress,
         )
-    terminal.print_scores(scores, top, json_file)
+    terminal.print_scores(scores, top, json_file, verbose=verbose)

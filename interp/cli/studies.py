@@ -223,7 +223,7 @@ def _run(
     begin = monotonic()
     with sharing(run, workers):
         done = run(say=terminal.say)
-    terminal.say(f"all steps are there after {(monotonic() - begin) / 60:.1f} minutes")
+    terminal.say(f"all steps are done after {(monotonic() - begin) / 60:.1f} minutes")
     return done
 
 
@@ -240,4 +240,5 @@ def _study(
 
 def _finish(study: Study[Any], report: Report, out: Path | None) -> None:
     path = report.save(out or study.directory)
-    terminal.say(f"{sum(study.seconds.values()) / 60:.1f} minutes of computing; report: {path}")
+    minutes = sum(study.seconds.values()) / 60
+    terminal.say(f"The report is {path}, from {minutes:.1f} minutes of computing.")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 WIDE = 10_000
 """Columns of a line that no terminal breaks."""
+NONE = "–"
+"""Stands for a missing number."""
+NUMBER = re.compile(rf"$|{NONE}|[\[<]?[+-]?\d")
+"""How a cell of a column of numbers begins; such columns are aligned to the right."""
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -115,6 +121,11 @@ Option = Annotated[
 ]
 Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
 Top = Annotated[int, typer.Option(parser=COUNT, help="How many components to print.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Also print how it was measured, and details.")
+]
+LEVEL = 0.05
+"""A smaller p is called an effect."""
 MOST = 1_000_000
 """More layers, heads or neurons than any model has."""
 
@@ -249,37 +260,69 @@ def text_of(name: str, known: Collection[str]) -> str:
     return schema.read_text(Path(name), f"the text file {name}")
 
 
-def print_scores(scores: Scores, top: int, json_file: Path | None) -> None:
-    """The strongest components by effect, the test of the first five, and the JSON file."""
-    say(repr(scores))
+def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: bool) -> None:
+    """The strongest component and the test of the first five, the ranking, and the JSON file."""
     ranked = scores.top(top)
     low, high = scores.interval()
     cells = [scores.index(one.label.split(" @ ")[0], one.position) for one in ranked]
+    try:
+        null, why = scores.null(min(top, 5)), ""
+    except InterpError as error:
+        null, why = None, error.found
+    best, span = ranked[0], spread(low[cells[0]], high[cells[0]], "+")
+    say(
+        f"{best.label} has the largest of {best.of} effects on {scores.metric}: "
+        f"{number(best.value, '+')} of the gap {span}, n={scores.n}."
+    )
+    if null is None:
+        say(f"The ranking is not tested: {why}.")
+    else:
+        found = f"(p = {null.flips.p:.4f}{null.warning})"
+        say(
+            f"At least one of the top {null.k} has an effect {found}."
+            if null.flips.p < LEVEL
+            else f"The top {null.k} cannot be distinguished from noise {found}."
+        )
     table(
         ["rank", "component", "effect (of the gap)", "95 % interval", "stderr"],
         [
             [
                 f"{one.rank} of {one.of}",
                 one.label,
-                f"{one.value:+.3f}",
-                f"[{low[cell]:+.3f}, {high[cell]:+.3f}]",
+                number(one.value, "+"),
+                spread(low[cell], high[cell], "+"),
                 f"{one.stderr:.3f}",
             ]
             for one, cell in zip(ranked, cells, strict=True)
         ],
     )
-    try:
-        null = scores.null(min(top, 5))
+    if null is not None:
+        random = "" if isnan(null.mean) else f"; random ones of the same layers {null.mean:.3f}"
+        say(
+            f"Chosen on one half of the prompts{null.of}, the top {null.k} have a mean effect of "
+            f"{number(null.unseen.mean)} {spread(null.unseen.low, null.unseen.high)} on the other"
+            f"{random}."
+        )
+    if verbose:
+        say(repr(scores))
+    if verbose and null is not None:
         say(f"ranked by effect, the most positive first; {null}")
-    except InterpError as error:
-        null = None
-        say(f"no test of the top: {error.found}")
     top_rows = [
         {"component": one.label, "value": one.value, "stderr": one.stderr, "rank": one.rank}
         for one in ranked
     ]
     control = None if null is None else asdict(null)
     write(json_file, {"top": top_rows, "null": control, **scores.to_dict()})
+
+
+def number(value: float, sign: str = "") -> str:
+    """Three decimals, and no minus before a zero; `sign` is "+" where a plus is written too."""
+    return f"{round(float(value), 3) + 0.0:{sign}.3f}"
+
+
+def spread(low: float, high: float, sign: str = "") -> str:
+    """An interval; `sign` is "+" where a plus is written too."""
+    return f"[{number(low, sign)}, {number(high, sign)}]"
 
 
 def say(text: str) -> None:
@@ -290,14 +333,15 @@ def say(text: str) -> None:
 
 
 def table(head: list[str], rows: list[list[str]]) -> None:
-    """Rows under bold heads: nothing is cut. Into a pipe or file a row is one line."""
+    """Rows under bold heads, numbers to the right. Nothing is cut; in a pipe a row is one line."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name, overflow="fold")
+    for place, name in enumerate(head):
+        numbers = all(NUMBER.match(row[place]) for row in rows)
+        table.add_column(name, overflow="fold", justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*map(escape, row))
     console = Console()

@@ -23,8 +23,8 @@ TOY = ("--model", "toy-induction", "--task", "toy-induction", "--n", 8)
 def found(tmp_path):
     """A circuit file, and what was printed."""
     path = tmp_path / "found"
-    out = run("circuit", "find", *TOY, "--edges", 5, "--out", path, "--json", tmp_path / "f.json")
-    return path, out
+    asked = ("--edges", 5, "--out", path, "--json", tmp_path / "f.json", "--verbose")
+    return path, run("circuit", "find", *TOY, *asked)
 
 
 def test_find_is_the_packages_circuit(found, tmp_path):
@@ -38,19 +38,25 @@ def test_find_is_the_packages_circuit(found, tmp_path):
     assert told["edges"] == expected.edges()
     assert "L1H2->logits" in out
     assert "completeness gap" in out
+    assert out.startswith("EAP-IG-inputs gives a circuit of 4 of 82 edges (4.88%) and 3 nodes")
 
 
 def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
     path, _ = found
     out = run(
         "circuit", "evaluate", path, *TOY, "--random", 4, "--knockouts", 3,
-        "--json", tmp_path / "e.json", "--out", tmp_path / "whole",
+        "--json", tmp_path / "e.json", "--out", tmp_path / "whole", "--verbose",
     )  # fmt: skip
     for words in (
         "counterfactual ablation", "CPR", "CMD", "rank 1 of 5", "incompleteness", "minimality",
-        "all on paths", "stability of EAP-IG-inputs", "signed ranking", "absolute ranking",
+        "on paths", "stability of EAP-IG-inputs", "signed ranking", "absolute ranking",
     ):  # fmt: skip
         assert words in out
+    verdict, head, *table = out.splitlines()
+    assert verdict.startswith(
+        "The circuit, 4 of 82 edges (4.88%), carries 1.000 of the logit_diff gap [1.000, 1.000]"
+    )
+    assert len({len(line) for line in (head, *table[:9])}) == 1  # aligned columns
     told = json.loads((tmp_path / "e.json").read_text())
     model = interp.load_model("toy-induction")
     _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
@@ -59,7 +65,18 @@ def test_evaluate_prints_protocol_curve_and_null(found, tmp_path):
     assert len(told["curve"]["rows"]) == len(told["curve_absolute"]["rows"]) == 10
     assert len(told["stability"]["jaccard"]) == 20
     whole = CircuitEvaluation.load(tmp_path / "whole")
-    assert str(whole) in out
+    values = {line.strip().split("  ")[0]: line for line in table}
+    for name, one in (
+        ("faithfulness", whole.itself.estimate(0)),
+        ("CPR, signed ranking", whole.cpr()),
+        ("CMD, absolute ranking", whole.cmd()),
+    ):
+        assert f"{one.mean:.3f}  [{one.low:.3f}, {one.high:.3f}]" in values[name]
+    for row in told["curve"]["rows"]:
+        assert f"{row['faithfulness']:.3f}" in values[f"{row['fraction']:.2%}"]
+    short = run("circuit", "evaluate", path, *TOY, "--random", 4, "--knockouts", 3)
+    assert "batched runs" in out
+    assert out.startswith(short)
     same = run("circuit", "evaluate", path, *TOY, "--random", 0, "--half", "first")
     assert "prompts it was found on" in same
 
@@ -78,16 +95,22 @@ def test_find_by_mean_size_greedily_and_with_pairs(tmp_path):
     assert np.array_equal(Circuit.load(tmp_path / "c").mask, expected)
     told = json.loads((tmp_path / "f.json").read_text())
     assert ["L0H1", "L0H2"] in [sorted(pair["parts"]) for pair in told["redundant"]]
-    assert "unseen by single ablation" in out
+    missed = sum(pair["missed"] for pair in told["redundant"])
+    assert f"{len(told['redundant'])} of" in out
+    assert f"Single ablation misses {missed} of them" in out
+    strongest = told["redundant"][0]
+    (line,) = (x for x in out.splitlines() if x.startswith(" and ".join(strongest["parts"])))
+    assert f"[{strongest['low']:.3f}, {strongest['high']:.3f}]" in line
     with pytest.raises(InterpError, match="say how many edges"):
         run("circuit", "find", *toy, "--search", "greedy")
 
 
 def test_acdc_says_its_rule_and_takes_the_paper_s_and_the_other_direction(tmp_path):
     toy = ("--model", "toy-and", "--task", "toy-and", "--n", 8)
-    assert "a change either way" in run("circuit", "find", *toy, "--method", "ACDC")
-    assert "a loss, as published" in run("circuit", "find", *toy, "--method", "ACDC-paper")
-    turned = run("circuit", "find", *toy, "--method", "ACDC-paper", "--direction", "denoise")
+    find = ("circuit", "find", *toy, "--verbose", "--method")
+    assert "a change either way" in run(*find, "ACDC")
+    assert "a loss, as published" in run(*find, "ACDC-paper")
+    turned = run(*find, "ACDC-paper", "--direction", "denoise")
     assert "(denoise)" in turned
     with pytest.raises(InterpError, match="keeps the clean run"):
         run("circuit", "find", *toy, "--method", "learnt-mask", "--direction", "denoise")
@@ -114,13 +137,14 @@ def test_the_seed_draws_the_other_prompts_of_a_resampling(method):
     assert calls == [7]
 
 
-def test_places_are_the_packages(found, tmp_path):
+def test_positions_are_the_packages(found, tmp_path):
     path, _ = found
     out = run(
-        "circuit", "places", path, *TOY, "--positions", "last", "--top", 3,
+        "circuit", "positions", path, *TOY, "--positions", "last", "--top", 3,
         "--json", tmp_path / "p.json",
     )  # fmt: skip
     assert "1 more edges were left out" in out
+    assert out.startswith("L1H2->logits at last has the largest effect of one edge at one token")
     rows = json.loads((tmp_path / "p.json").read_text())["rows"]
     model = interp.load_model("toy-induction")
     _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
@@ -133,10 +157,10 @@ def test_places_are_the_packages(found, tmp_path):
     assert {row["edge"] for row in rows} == set(strongest[:3])
 
 
-def test_places_narrow_and_judge_on_the_other_half(found, tmp_path):
+def test_positions_narrow_and_judge_on_the_other_half(found, tmp_path):
     path, _ = found
     out = run(
-        "circuit", "places", path, *TOY, "--positions", "last", "--narrow", 0.05,
+        "circuit", "positions", path, *TOY, "--positions", "last", "--narrow", 0.05,
         "--out", tmp_path / "cut", "--json", tmp_path / "n.json",
     )  # fmt: skip
     assert "found on" not in out
@@ -153,16 +177,16 @@ def test_places_narrow_and_judge_on_the_other_half(found, tmp_path):
     assert told["rows"][0]["edges"] > told["rows"][1]["edges"] > 0
     assert PositionedCircuit.load(tmp_path / "cut").hash == expected.circuit.hash
     on_itself = ("--positions", "last", "--narrow", 0.05, "--half", "second")
-    assert "the prompts it was found on" in run("circuit", "places", path, *TOY, *on_itself)
+    assert "the prompts it was found on" in run("circuit", "positions", path, *TOY, *on_itself)
     with pytest.raises(InterpError, match="give --narrow"):
-        run("circuit", "places", path, *TOY, "--out", tmp_path / "no")
+        run("circuit", "positions", path, *TOY, "--out", tmp_path / "no")
     with pytest.raises(InterpError, match="give --half"):
-        run("circuit", "places", path, *TOY, "--narrow", 0.05, "--half", "all")
+        run("circuit", "positions", path, *TOY, "--narrow", 0.05, "--half", "all")
 
 
 def test_means_leave_out_what_both_halves_hold(found):
     path, _ = found
-    out = run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--random", 0)
+    out = run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--random", 0, "--verbose")
     assert "mean ablation over the tokens of toy-induction" in out
     with pytest.raises(InterpError, match="give --half"):
         run("circuit", "evaluate", path, *TOY, "--ablation", "mean", "--half", "all")
@@ -175,7 +199,7 @@ def test_model_and_task_are_the_circuit_s_own(found, tmp_path):
     bare = tmp_path / "bare"
     dataclasses.replace(Circuit.load(path), provenance=None).save(bare)
     with pytest.raises(InterpError, match="give --model"):
-        run("circuit", "places", bare)
+        run("circuit", "positions", bare)
 
 
 def test_compare(found, tmp_path):
@@ -184,6 +208,7 @@ def test_compare(found, tmp_path):
     run("circuit", "find", *TOY, "--method", "ACDC", "--out", other)
     out = run("circuit", "compare", path, other, "--random", 20, "--json", tmp_path / "c.json")
     assert "edges into queries" in out
+    assert out.startswith("The circuits share ")
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
     shared = Circuit.load(path).overlap(Circuit.load(other))
     assert rows[0]["shared"] == shared["shared_edges"]
@@ -209,7 +234,8 @@ def test_recover_prints_precision_and_recall(tmp_path):
         "circuit", "recover", "reverse", "toy-induction", "--methods", "EAP-IG-inputs,ACDC",
         "--n", 4, "--json", tmp_path / "r.json",
     )  # fmt: skip
-    assert "prec." in out
+    assert "precision" in out
+    assert "toy-induction: 3 of 82 edges matter; 2 of 2 methods find exactly these." in out
     told = json.loads((tmp_path / "r.json").read_text())
     assert [table["name"] for table in told] == ["tracr-reverse", "toy-induction"]
     assert "pairs are redundant" in out
@@ -223,7 +249,9 @@ def test_known_names_load():
         load_known("revers")
 
 
-@pytest.mark.parametrize("command", ["find", "evaluate", "compare", "export", "recover"])
+@pytest.mark.parametrize(
+    "command", ["find", "evaluate", "compare", "export", "positions", "recover"]
+)
 def test_help_has_an_example(command):
     assert f"Example: interp circuit {command}" in run("circuit", command, "--help")
 

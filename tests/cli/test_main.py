@@ -19,19 +19,26 @@ from interp.tasks.registry import TASKS
 
 
 def run(*arguments):
-    """Exit code, output."""
+    """What a command prints, from its first line on."""
     done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
-    return done.output
+    return done.output.lstrip()
 
 
 TOY = ("--model", "toy-induction", "--task", "toy-induction")
 
 
 def test_patch_is_the_packages_number(tmp_path):
-    out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json")
-    assert "L1H2" in out
+    out = run("patch", *TOY, "--n", 8, "--json", tmp_path / "out.json", "--verbose")
+    first, second, head, *table = out.splitlines()
+    assert first == (
+        "L0H1 has the largest of 8 effects on logit_diff: +1.000 of the gap [+1.000, +1.000], n=8."
+    )
+    assert second == "At least one of the top 5 has an effect (p = 0.0039)."
+    assert [line.split()[3] for line in table[:2]] == ["L0H1", "L1H2"]
+    assert len({len(line) for line in (head, *table[:8])}) == 1  # aligned columns
+    assert "the top 5 have a mean effect of 0.400 [0.400, 0.400] on the other" in out
     assert "ranked by effect, the most positive first; top 5: p = 0.0" in out
     assert "(256 sign flips of 8 prompts" in out
     told = json.loads((tmp_path / "out.json").read_text())
@@ -46,12 +53,13 @@ def test_patch_is_the_packages_number(tmp_path):
 
 
 def test_patch_options(tmp_path):
-    out = run(
+    asked = (
         "patch", *TOY, "--n", 4, "--site", "post", "--by", "layer,neuron,position",
         "--positions", "last", "--layers", "0-1", "--components", "0,2-3",
         "--direction", "noise", "--source", "zero", "--metric", "log_odds", "--top", 3,
     )  # fmt: skip
-    assert "2 layers x 3 neurons x 1 positions" in out
+    assert "2 layers x 3 neurons x 1 positions" in run(*asked, "--verbose")
+    assert "Scores(" not in run(*asked)
 
 
 def test_patch_with_a_mean_over_other_prompts(tmp_path):
@@ -81,6 +89,7 @@ def test_models_and_tasks(tmp_path):
     listed = run("tasks")
     assert all(name in listed for name in TASKS)
     out = run("tasks", "toy-or", "--model", "toy-or", "--json", tmp_path / "t.json")
+    assert "toy-or on toy-or: the model shows the behaviour, with an answer first on 100%" in out
     assert "1.000" in out
     assert json.loads((tmp_path / "t.json").read_text())["accuracy"]["mean"] == 1
 
@@ -88,7 +97,9 @@ def test_models_and_tasks(tmp_path):
 def test_own_task_file(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("clean,corrupted,answers,wrong\n<bos> a b c a,<bos> a d c a,b,d\n")
-    assert "n=1" in run("patch", "--model", "toy-induction", "--task", path)
+    out = run("patch", "--model", "toy-induction", "--task", path)
+    assert "n=1" in out
+    assert "The ranking is not tested" in out
 
 
 @pytest.mark.parametrize("command", ["models", "tasks", "patch", "path"])
@@ -147,6 +158,13 @@ def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
 def test_bad_ranges(text):
     with pytest.raises(interp.InterpError, match="write 3,7-9"):
         terminal.numbers(text)
+
+
+def test_columns_of_numbers_are_aligned_to_the_right(capsys):
+    terminal.table(["name", "value", "size"], [["a", "+1.5", "9"], ["b", "–", "120"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == ["a      +1.5     9", "b         –   120"]
+    assert lines[0].split() == ["name", "value", "size"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

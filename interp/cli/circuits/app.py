@@ -8,7 +8,7 @@ from interp.cli.circuits.compare import compare
 from interp.cli.circuits.evaluate import evaluate
 from interp.cli.circuits.export import export
 from interp.cli.circuits.find import find
-from interp.cli.circuits.positions import places
+from interp.cli.circuits.positions import positions
 from interp.cli.circuits.recover import recover
 
 circuit_app = typer.Typer(
@@ -24,7 +24,7 @@ def circuit() -> None:
 for command, example in (
     (find, "find --task ioi --n 32 --edges 200 --out ioi-circuit"),
     (evaluate, "evaluate ioi-circuit --task ioi --n 32 --json curve.json"),
-    (places, "places ioi-circuit --task ioi --n 16 --positions IO,S1,S2,last"),
+    (positions, "positions ioi-circuit --task ioi --n 16 --positions IO,S1,S2,last"),
     (compare, "compare ioi-circuit other-circuit"),
     (export, "export ioi-circuit ioi-circuit.mib.json"),
     (recover, "recover reverse hist toy-or --json table.json"),

@@ -11,7 +11,11 @@ from interp.cli import terminal
 from interp.core.errors import InterpError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from interp.circuits.circuit import Circuit
+    from interp.circuits.discovery.redundancy import Redundancy
+    from interp.circuits.evaluation.faithfulness import Faithfulness
     from interp.core.prompts import Task
 
 
@@ -54,6 +58,49 @@ def home(circuit: Circuit, model: str | None, task: str | None) -> tuple[str, st
 
 
 def note_found_on(circuit: Circuit, judging: Task) -> None:
-    """Say so where a circuit is judged on the prompts it was found on."""
+    """Say so if a circuit is judged on the prompts it was found on."""
     if (origin := circuit.provenance) is not None and origin.task_hash == judging.hash:
         terminal.say("Note: it is judged on the prompts it was found on; see --half and --seed.")
+
+
+def size_of(circuit: Circuit) -> str:
+    """How many edges of its graph a circuit has."""
+    return f"{circuit.n_edges} of {circuit.graph.n_edges} edges ({circuit.share:.2%})"
+
+
+def strongest_first(scores: np.ndarray, circuit: Circuit) -> list[tuple[int, int]]:
+    """The circuit's edges, the largest |score| first."""
+    return sorted(zip(*circuit.mask.nonzero(), strict=True), key=lambda p: -abs(scores[p]))
+
+
+def random_words(one: Faithfulness, circuit: int | None, *, connected: bool = False) -> str:
+    """Random circuits like one of these, or like its curve: mean, 95 % range and its rank."""
+    from interp.core.nulls import rank_words, spread_words
+
+    if not len(one.random_connected if connected else one.random):
+        return terminal.NONE
+    null = one.null(circuit, connected=connected)
+    return f"{spread_words(null)}, {rank_words(null)}"
+
+
+def print_redundancy(found: Redundancy) -> None:
+    """How many pairs stand in for each other, and the strongest of them."""
+    missed = len(found.missed)
+    terminal.say(
+        f"{len(found.pairs)} of {found.tried} pairs are redundant: losing both costs at least "
+        f"{found.threshold:g} of the gap more than the sum of losing each (n={found.n}). Single "
+        f"ablation misses {missed} of them."
+    )
+    head = ["pair", "first alone", "second alone", "both", "excess", "95 % interval"]
+    rows = [
+        [
+            " and ".join(pair.parts),
+            *(f"{x:.3f}" for x in (*pair.alone, pair.together, pair.excess)),
+            terminal.spread(pair.low, pair.high),
+        ]
+        for pair in found.pairs[:10]
+    ]
+    if rows:
+        terminal.table(head, rows)
+    if len(found.pairs) > 10:
+        terminal.say(f"{len(found.pairs) - 10} more pairs are not printed; --json has all.")

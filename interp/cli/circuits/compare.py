@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from interp.cli import terminal
-from interp.cli.circuits.common import CircuitFile
+from interp.cli.circuits.common import CircuitFile, size_of
 from interp.cli.terminal import (
     SIZE,
     JsonFile,
     Seed,
 )
+
+if TYPE_CHECKING:
+    from interp.circuits.evaluation.overlap import Overlap
 
 
 def compare(
@@ -28,16 +31,25 @@ def compare(
 
     both = [Circuit.load(path) for path in (left, right)]
     found = compare_circuits(*both, random=random, seed=seed)
-    for side, one in (("left", found.left), ("right", found.right)):
-        terminal.say(f"{side}: {one!r}")
+    edges = found.rows[0]
+    against = "" if edges.expected is None else f"; random circuits like them have {_random(edges)}"
+    terminal.say(
+        f"The circuits share {edges.shared} edges, a Jaccard index of {edges.jaccard:.3f}{against}."
+    )
+    sides = (("left", found.left), ("right", found.right))
+    terminal.table(["side", "circuit", "size"], [[side, c.name, size_of(c)] for side, c in sides])
     rows = []
     for row in found.rows:
-        null = row.expected
-        chance = ("", "")
-        if null is not None:
-            chance = f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}]", f"{null.share:.3f}"
         sizes = map(str, (row.left, row.right, row.shared))
-        rows.append([row.kind, *sizes, f"{row.jaccard:.3f}", *chance])
-    head = ["", "left", "right", "shared", "Jaccard", "random circuits like them", "as strong"]
+        share = terminal.NONE if row.expected is None else f"{row.expected.share:.3f}"
+        rows.append([row.kind, *sizes, f"{row.jaccard:.3f}", _random(row), share])
+    head = ["kind", "left", "right", "shared", "Jaccard", "random circuits", "as similar"]
     terminal.table(head, rows)
     terminal.write(json_file, found.to_dict())
+
+
+def _random(row: Overlap) -> str:
+    null = row.expected
+    return (
+        terminal.NONE if null is None else f"{null.mean:.3f} {terminal.spread(null.low, null.high)}"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from statistics import median
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,8 @@ from interp.cli.circuits.common import (
     TheirTask,
     home,
     note_found_on,
+    random_words,
+    size_of,
 )
 from interp.cli.terminal import (
     SIZE,
@@ -26,7 +29,13 @@ from interp.cli.terminal import (
     Option,
     OutFile,
     Seed,
+    Verbose,
 )
+
+if TYPE_CHECKING:
+    from interp.circuits.evaluation.curve_evaluation import FaithfulnessCurves
+    from interp.circuits.evaluation.evaluate import CircuitEvaluation
+    from interp.core.statistics import Estimate
 
 
 def evaluate(
@@ -63,6 +72,7 @@ def evaluate(
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
+    verbose: Verbose = False,
     out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -76,9 +86,6 @@ def evaluate(
     chosen, other = terminal.halves(
         terminal.make_task(task, loaded, n, seed, option, metric), half, seed
     )
-    note_found_on(read, chosen)
-    if read.scores is None:
-        terminal.say("No curve: the file has no scores.")
     with terminal.progress("circuits") as progress:
         found = evaluate(
             read,
@@ -95,7 +102,105 @@ def evaluate(
             budget_gb=budget,
             progress=progress,
         )
-    terminal.say(str(found))
+    _print(found)
+    note_found_on(read, chosen)
+    if read.scores is None:
+        terminal.say("No curve: the file has no scores.")
+    if found.unstable:
+        terminal.say(f"No stability: {found.unstable}.")
+    if verbose:
+        _print_details(found)
     if out is not None:
         terminal.say(f"written to {found.save(out)}")
     terminal.write(json_file, found.to_dict())
+
+
+def _print(found: CircuitEvaluation) -> None:
+    """What the circuit carries beside random ones like it, then every other measure."""
+    from interp.core.statistics import FEW, range_of_draws
+
+    itself, f = found.itself, found.itself.estimate(0)
+    few = " (few)" if itself.n < FEW else ""
+    random = (
+        f"; random circuits of its size {random_words(itself, 0)}" if len(itself.random) else ""
+    )
+    terminal.say(
+        f"The circuit, {size_of(found.circuit)}, carries {f.mean:.3f} of the {itself.metric} gap "
+        f"{terminal.spread(f.low, f.high)} on {itself.n} prompts{few}{random}."
+    )
+    rows = [
+        [*_cells("faithfulness", f), *_random(itself, 0)],
+        [*_cells("faithfulness, all edges of its nodes", itself.estimate(1)), *_random(itself, 1)],
+    ]
+    if found.signed is not None:
+        rows.append([*_cells("CPR, signed ranking", found.cpr()), *_random(found.signed, None)])
+        rows.append([*_cells("CMD, absolute ranking", found.cmd()), "", ""])
+    if (lacks := found.completeness) is not None:
+        rows.append(["incompleteness, mean", f"{lacks.incompleteness.mean():.3f}", "", "", ""])
+        rows.append([*_cells("incompleteness, worst", lacks.worst), "", ""])
+    if (needs := found.minimality) is not None:
+        least, middle = needs.values.min(), median(needs.values)
+        name = needs.parts[int(needs.values.argmin())]
+        rows.append([f"minimality, least: {name}", f"{least:.3f}", "", "", ""])
+        rows.append(["minimality, median", f"{middle:.3f}", "", "", ""])
+    if (stable := found.stability) is not None:
+        low, high = range_of_draws(stable.jaccard)
+        rows.append(
+            [
+                f"stability of {found.stable_by}, Jaccard",
+                f"{stable.jaccard.mean():.3f}",
+                terminal.spread(low, high),
+                f"{stable.chance:.3f} by chance",
+                "",
+            ]
+        )
+    head = ["measure", "value", "95 % interval", "random circuits", "random circuits on paths"]
+    terminal.table(head, rows)
+
+
+def _print_details(found: CircuitEvaluation) -> None:
+    """The curves by size, what each part adds, the protocol and how much was run."""
+    if found.signed is not None and found.absolute is not None:
+        sides = (("signed", found.signed), ("absolute", found.absolute))
+        head = [f"{by} {x}" for by, _ in sides for x in ("edges", "f", "95 % interval")]
+        assert found.signed.fractions is not None
+        terminal.table(
+            ["share of edges", *head, "random circuits", "random circuits on paths"],
+            [
+                [
+                    f"{share:.2%}",
+                    *(cell for _, one in sides for cell in _point(one, place)),
+                    *_random(found.signed, place),
+                ]
+                for place, share in enumerate(found.signed.fractions)
+            ],
+        )
+    if (needs := found.minimality) is not None:
+        terminal.table(
+            ["part", "minimality", "effect alone"],
+            [
+                [row.part, f"{row.minimality:.3f}", f"{row.alone:+.3f}"]
+                for row in needs.to_dataframe().itertuples()
+            ],
+        )
+    terminal.say(found.protocol)
+    full, empty = found.itself.full.mean(), found.itself.empty.mean()
+    terminal.say(f"{found.itself.metric}: full {full:.3f}, empty {empty:.3f}")
+    terminal.say(
+        f"{found.calls} batched runs of {found.tests} circuits, {found.forwards:.1f} forwards"
+    )
+
+
+def _cells(name: str, one: Estimate) -> list[str]:
+    """A measure, its value and its interval."""
+    return [name, f"{one.mean:.3f}", terminal.spread(one.low, one.high)]
+
+
+def _point(one: FaithfulnessCurves, place: int) -> list[str]:
+    """A point of a curve: edges, faithfulness and its interval."""
+    return _cells(str(one.sizes[place]), one.estimate(place))
+
+
+def _random(one: FaithfulnessCurves, circuit: int | None) -> list[str]:
+    """Random circuits, then random circuits all of whose edges lie on paths."""
+    return [random_words(one, circuit, connected=some) for some in (False, True)]

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from interp.cli import terminal
+from interp.cli.circuits.common import size_of
 from interp.core.errors import InterpError
 
 
@@ -43,7 +44,7 @@ def export(
         graph = None if model is None else graph_of(terminal.load(model))
         read = (mib.from_mib_json if kind == ".json" else mib.from_mib_pt)(source, graph)
         read = read if graph is None else read.native()
-        terminal.say(f"{read!r}, written to {read.save(target)}")
+        terminal.say(f"{size_of(read)} written to {read.save(target)}")
         return
     read = Circuit.load(source)
     name = model or (read.provenance.model if read.provenance else None)
@@ -56,4 +57,4 @@ def export(
             f"exporting {source} for {name}", f"its graph is {read.graph}", "give its own model"
         )
     save = mib.to_mib_json if kind == ".json" else mib.to_mib_pt
-    terminal.say(f"{read!r}, written to {save(read, target, d_model=loaded.d_model)}")
+    terminal.say(f"{size_of(read)} written to {save(read, target, d_model=loaded.d_model)}")

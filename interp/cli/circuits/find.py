@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from interp.cli import terminal
-from interp.cli.circuits.common import Ablation, Half
+from interp.cli.circuits.common import (
+    Ablation,
+    Half,
+    print_redundancy,
+    size_of,
+    strongest_first,
+)
 from interp.cli.terminal import (
     COUNT,
     DEFAULT_MODEL,
@@ -24,11 +30,10 @@ from interp.cli.terminal import (
     OutFile,
     Seed,
     TaskName,
+    Verbose,
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from interp.circuits.circuit import Circuit
     from interp.circuits.discovery.find import Findings
 
@@ -102,6 +107,7 @@ def find(
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
     top: Annotated[int, typer.Option(parser=COUNT, help="How many edges to print.")] = 15,
+    verbose: Verbose = False,
     out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
@@ -122,12 +128,15 @@ def find(
         found = find_circuit(
             loaded, chosen, finder, reference=reference, budget_gb=budget, progress=progress
         )
-    terminal.say(found.protocol)
-    if found.warning:
-        terminal.say(f"Warning: {found.warning}.")
     by = "signed" if supporting else by
     made = found.circuit(edges, threshold=threshold, by=by, search=search)  # type: ignore[arg-type]
-    terminal.say(f"{made!r}, {found.share(made.mask):.1%} of the summed |score| of all edges")
+    share = found.share(made.mask)
+    terminal.say(
+        f"{method} gives a circuit of {size_of(made)} and {len(made.nodes())} nodes, with "
+        f"{share:.1%} of the summed |score| of all edges (n={found.n})."
+    )
+    if found.warning:
+        terminal.say(f"Warning: {found.warning}.")
     rows = _strongest(found, made, top)
     shown = [
         [f"{place} of {made.n_edges}", r["edge"], f"{r['score']:+.4f}", _error(r["stderr"])]
@@ -135,7 +144,9 @@ def find(
     ]
     terminal.table(["rank in circuit", "edge", "score", "stderr"], shown)
     if len(rows) < made.n_edges:
-        terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out")
+        terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out.")
+    if verbose:
+        terminal.say(found.protocol)
     if out is not None:
         terminal.say(f"written to {made.save(out)}")
     pairs: list[Any] = []
@@ -149,7 +160,7 @@ def find(
                 expand_kv=made.graph.expand_kv, neurons=made.graph.neurons,
                 budget_gb=budget, progress=progress,
             )  # fmt: skip
-        terminal.say(str(twofold))
+        print_redundancy(twofold)
         pairs = [asdict(pair) for pair in twofold.pairs]
     terminal.write(
         json_file,
@@ -160,16 +171,11 @@ def find(
             "edges": made.edges(),
             "nodes": made.nodes(),
             "of": made.graph.n_edges,
-            "share_of_total": found.share(made.mask),
+            "share_of_total": share,
             "strongest": rows,
             "provenance": asdict(found.provenance),
         },
     )
-
-
-def ordered(scores: np.ndarray, made: Circuit) -> list[tuple[int, int]]:
-    """The circuit's edges, the largest |score| first."""
-    return sorted(zip(*made.mask.nonzero(), strict=True), key=lambda p: -abs(scores[p]))
 
 
 def _strongest(found: Findings, made: Circuit, top: int) -> list[dict[str, Any]]:
@@ -180,7 +186,7 @@ def _strongest(found: Findings, made: Circuit, top: int) -> list[dict[str, Any]]
             "score": float(found.signed[writer, reader]),
             "stderr": None if found.stderr is None else float(found.stderr[writer, reader]),
         }
-        for writer, reader in ordered(found.signed, made)[:top]
+        for writer, reader in strongest_first(found.signed, made)[:top]
     ]
 
 

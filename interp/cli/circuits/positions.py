@@ -1,4 +1,4 @@
-"""`interp circuit places`."""
+"""`interp circuit positions`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from interp.cli.circuits.common import (
     TheirTask,
     home,
     note_found_on,
+    random_words,
+    strongest_first,
 )
-from interp.cli.circuits.find import ordered
 from interp.cli.terminal import (
     COUNT,
     NOT_NEGATIVE,
@@ -28,6 +29,7 @@ from interp.cli.terminal import (
     Option,
     OutFile,
     Seed,
+    Verbose,
 )
 from interp.core.errors import InterpError
 
@@ -37,19 +39,22 @@ if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
 
 
-def places(
+def positions(
     file: CircuitFile,
     task: TheirTask = None,
     model: TheirModel = None,
     n: Count = 32,
-    positions: Annotated[
-        str, typer.Option(help="Names such as S2,last; or all, for prompts of one length.")
+    at: Annotated[
+        str,
+        typer.Option(
+            "--positions", help="Names such as S2,last; or all, for prompts of one length."
+        ),
     ] = "all",
     ablation: Ablation = "counterfactual",
     half: Annotated[
         str | None,
         typer.Option(
-            help="Which half of the pairs: first, second (by default) or all. With --narrow the "
+            help="Which half of the pairs: first, second (by default) or all. With --narrow, the "
             "half to cut on: by default the first, on which `find` found the circuit."
         ),
     ] = None,
@@ -64,13 +69,16 @@ def places(
         typer.Option(
             parser=NOT_NEGATIVE,
             help="Instead cut the whole circuit to the tokens where its edges are worth this share "
-            "of the gap, and judge what is left on the other half of the pairs.",
+            "of the gap, and judge the rest on the other half of the pairs.",
         ),
     ] = None,
+    verbose: Verbose = False,
     out: OutFile = None,
     json_file: JsonFile = None,
 ) -> None:
-    """At which tokens the strongest edges of a circuit act: each removed at one alone."""
+    """At which tokens the strongest edges of a circuit act: each edge is removed at one token."""
+    import numpy as np
+
     from interp.circuits.circuit import Circuit
     from interp.circuits.positions.edge_positions import edge_places
 
@@ -84,8 +92,7 @@ def places(
     if narrow is not None:
         if other is None:
             raise InterpError("narrowing on all pairs", "none are left to judge", "give --half")
-        note_found_on(read, other)
-        told = narrowed(
+        told = _narrow(
             loaded,
             read,
             (chosen, other),
@@ -94,7 +101,8 @@ def places(
                 terminal.reference_of(ablation, other, chosen),
             ),
             out,
-            positions=terminal.names(positions),
+            verbose=verbose,
+            positions=terminal.names(at),
             threshold=narrow,
             ablation=ablation,
             seed=seed,
@@ -106,13 +114,13 @@ def places(
         raise InterpError(f"writing {out}", "no circuit is cut", "give --narrow 0.01")
     edges = read.edges()
     if read.scores is not None:
-        edges = [read.graph.label(int(w), int(r)) for w, r in ordered(read.signed, read)]
+        edges = [read.graph.label(int(w), int(r)) for w, r in strongest_first(read.signed, read)]
     with terminal.status("removing edges token by token"):
         found = edge_places(
             loaded,
             chosen,
             edges[:top],
-            positions=terminal.names(positions),
+            positions=terminal.names(at),
             ablation=ablation,  # type: ignore[arg-type]
             reference=terminal.reference_of(ablation, chosen, other),
             expand_kv=read.graph.expand_kv,
@@ -120,28 +128,36 @@ def places(
             seed=seed,
             budget_gb=budget,
         )
-    terminal.say(found.protocol)
+    edge, position = (int(i) for i in np.unravel_index(found.values.argmax(), found.values.shape))
+    best = found.estimate(found.edges[edge], found.positions[position])
+    terminal.say(
+        f"{found.edges[edge]} at {found.positions[position]} has the largest effect of one edge at "
+        f"one token: {best.mean:+.3f} of the gap {terminal.spread(best.low, best.high, '+')}, "
+        f"n={best.n}."
+    )
     head = ["edge", "all tokens", *found.positions]
     rows = zip(found.edges, found.whole, found.values, strict=True)
     terminal.table(head, [[e, *(f"{x:+.3f}" for x in (whole, *row))] for e, whole, row in rows])
     if len(edges) > top:
-        terminal.say(f"{len(edges) - top} more edges were left out; see --top")
+        terminal.say(f"{len(edges) - top} more edges were left out; see --top.")
+    if verbose:
+        terminal.say(found.protocol)
     rows = found.to_dataframe().to_dict("records")
     terminal.write(json_file, {"protocol": found.protocol, "rows": rows})
 
 
-def narrowed(
+def _narrow(
     model: LanguageModel,
     circuit: Circuit,
     halves: tuple[Task, Task],
     references: tuple[Task | None, Task | None],
     out: Path | None,
     *,
-    positions: str | tuple[str, ...],
+    verbose: bool,
     threshold: float,
     **asked: Any,
 ) -> dict[str, Any]:
-    """Cut on one half, judge on the other beside the edges everywhere; print, write, and tell."""
+    """Cut on one half, judge on the other beside the uncut circuit; print, write, and return."""
     from interp.circuits.positions.narrow import narrow_curve
 
     with terminal.progress("removing edges token by token") as progress:
@@ -149,7 +165,6 @@ def narrowed(
             model,
             *halves,
             circuit,
-            positions=positions,
             thresholds=(threshold,),
             references=references,
             progress=progress,
@@ -159,10 +174,35 @@ def narrowed(
         raise InterpError(
             f"{circuit.name} cut at {threshold:g}", "no path is left", "lower --narrow"
         )
-    cut = found.judged.circuits[1]
-    terminal.say(str(found))
-    for label in cut.edges():
-        terminal.say(f"  {label}")
+    judged, cut = found.judged, found.judged.circuits[1]
+    both = [judged.estimate(place) for place in (0, 1)]
+    terminal.say(
+        f"Cut to {cut.n_edges} edges at single positions, the circuit carries "
+        f"{both[1].mean:.3f} of the {judged.metric} gap "
+        f"{terminal.spread(both[1].low, both[1].high)}; with its edges at every position "
+        f"{both[0].mean:.3f} (n={judged.n})."
+    )
+    note_found_on(circuit, halves[1])
+    terminal.table(
+        ["circuit", "edges", "share", "faithfulness", "95 % interval", "random circuits"],
+        [
+            [
+                name,
+                str(one.n_edges),
+                f"{one.share:.2%}",
+                f"{f.mean:.3f}",
+                terminal.spread(f.low, f.high),
+                random_words(judged, place),
+            ]
+            for place, (name, one, f) in enumerate(
+                zip(("every position", "cut"), judged.circuits, both, strict=True)
+            )
+        ],
+    )
+    terminal.table(["edge @ position"], [[label] for label in cut.edges()])
+    if verbose:
+        terminal.say(found.effects.protocol)
+        terminal.say(judged.protocol)
     if out is not None:
         terminal.say(f"written to {cut.save(out)}")
     return {

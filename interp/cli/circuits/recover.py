@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from math import isnan
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interp.cli import terminal
-from interp.cli.terminal import COUNT, NOT_NEGATIVE, Budget, Count, JsonFile, Seed
+from interp.cli.circuits.common import print_redundancy
+from interp.cli.terminal import COUNT, NOT_NEGATIVE, Budget, Count, JsonFile, Seed, Verbose
 from interp.core.errors import InterpError
+
+if TYPE_CHECKING:
+    from interp.circuits.ground_truth.recovery import Recovery
 
 
 def recover(
@@ -30,6 +35,7 @@ def recover(
     redundant: Annotated[
         bool, typer.Option(help="Look for pairs of heads and MLPs that stand in for each other.")
     ] = True,
+    verbose: Verbose = False,
     json_file: JsonFile = None,
 ) -> None:
     """Precision and recall of every method where the truth is known by brute force."""
@@ -59,7 +65,9 @@ def recover(
             terminal.say(f"{name}: {error}")
             told.append({"name": name, "error": str(error)})
             continue
-        terminal.say(str(found))
+        _print(found)
+        if verbose:
+            terminal.say(found.protocol)
         told.append(asdict(found) | {"redundant": []})
         if redundant:
             twofold = redundancy(
@@ -70,6 +78,30 @@ def recover(
                 budget_gb=budget,
                 resume=False,
             )
-            terminal.say(f"  {twofold}")
+            print_redundancy(twofold)
             told[-1]["redundant"] = [asdict(pair) for pair in twofold.pairs]
     terminal.write(json_file, told)
+
+
+def _print(found: Recovery) -> None:
+    """How many methods find exactly the edges that matter, and how each does."""
+    exact = [one for one in found.found if one.precision == one.recall == 1]
+    terminal.say(
+        f"{found.name}: {found.truth} of {found.of} edges matter; {len(exact)} of "
+        f"{len(found.found)} methods find exactly these."
+    )
+    terminal.table(
+        ["method", "edges", "precision", "recall", "AUROC", "share of gap", "note"],
+        [
+            [
+                one.method,
+                str(one.edges),
+                *(
+                    terminal.NONE if isnan(x) else f"{x:.2f}"
+                    for x in (one.precision, one.recall, one.auroc, one.share)
+                ),
+                one.note,
+            ]
+            for one in found.found
+        ],
+    )

@@ -25,9 +25,9 @@ FORMULA = (
     r"{\overline{m}[\text{model}] - \overline{m}[\text{nothing kept}]}"
 )
 CAVEAT = (
-    "Faithfulness says that a circuit is enough under this ablation, not that the model has no "
-    "other way: that is what completeness is for. Other ablations give other numbers; the protocol "
-    "is part of each."
+    "Faithfulness shows that a circuit is enough under this ablation, not that the model has "
+    "no other way: completeness measures that. Other ablations give other numbers, so every "
+    "number needs its protocol."
 )
 
 
@@ -63,8 +63,9 @@ def faithfulness(ask: Asked, found: Findings) -> None:
     widgets.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
     _table(done, rows)
     st.caption(
-        f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many edges "
-        "of each kind and depth; those of the band lie on paths from the input to the logits."
+        f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many "
+        "edges of each kind and depth; those in the grey band lie on paths from the input to "
+        "the logits."
     )
     st.code(done.signed.provenance.call, language="python", wrap_lines=True)
     widgets.caveat(CAVEAT)
@@ -79,7 +80,7 @@ def _numbers(done: CircuitEvaluation) -> None:
     facts = {
         "circuit": f"{edges} edges ({share:.2%}), {nodes} nodes",
         "f of its edges": _said(itself.estimate(0)),
-        "f of its nodes, all edges between": _said(itself.estimate(1)),
+        "f with all edges between its nodes": _said(itself.estimate(1)),
         "CPR, area under f by signed score": _said(cpr),
         "CMD, area between f and 1 by absolute score": _said(cmd),
         "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
@@ -158,8 +159,8 @@ def overlap(ask: Asked, found: Findings) -> None:
     kept = kept_circuits(ask.graph)
     if len(kept) < 2:
         st.info(
-            f"{len(kept)} of the circuits kept so far fit this model's graph; two are needed. Keep "
-            "one under graph, choose another task or method, and keep that one too.",
+            f"{len(kept)} of the kept circuits fit this model's graph; two are needed. Keep "
+            "one under graph, then choose another task or method and keep that one too.",
             icon=":material/bookmark_add:",
         )
         return
@@ -210,8 +211,9 @@ def overlap(ask: Asked, found: Findings) -> None:
             st.caption(widgets.plain(one.method))
         widgets.table(rows, key="overlap-rows")
         st.caption(
-            "Jaccard: shared over those in either. Random circuits have as many edges of each kind "
-            "and depth; as strong: the share of random pairs that overlap as much."
+            "Jaccard: shared parts over parts in either. Random circuits have as many edges "
+            "of each kind and depth. As strong: the share of random pairs that overlap as "
+            "much."
         )
     with picture:
         strength = found.signed
@@ -227,8 +229,8 @@ def overlap(ask: Asked, found: Findings) -> None:
             drawing.figure, key="overlap", alt="Edges of both circuits, by which has them"
         )
     widgets.caveat(
-        "Shared edges need not do the same on both tasks; a circuit found under another ablation "
-        "or at another size is another circuit."
+        "Shared edges need not do the same on both tasks. Another ablation or another size "
+        "gives another circuit."
     )
 
 

@@ -58,9 +58,9 @@ def graph(ask: Asked, found: Findings) -> None:
         _table(shown, made)
     _take_away(ask, found, made, rows)
     st.caption(
-        "**What this does not show.** A score is an estimate of what one edge's removal does with "
-        "all others in place: edges that stand in for each other score low together. How much of "
-        "the behaviour the circuit carries is measured under faithfulness."
+        "**What this does not show.** A score estimates what removing one edge does while all "
+        "others stay, so edges that can replace each other all score low. The faithfulness "
+        "view measures how much of the behaviour the circuit carries."
     )
 
 
@@ -90,7 +90,7 @@ def _sized(ask: Asked, found: Findings) -> Circuit | None:
     )  # fmt: skip
     share.slider(
         "Share of the total absolute effect", 1, 100, key="circuit-share", on_change=shared,
-        format="%d %%", help="The fewest strongest edges that hold so much of the summed |score|.",
+        format="%d %%", help="The fewest strongest edges with this much of the summed |score|.",
     )  # fmt: skip
     own = "As the method chose" if usual is None else "As at first"
     clear.button(

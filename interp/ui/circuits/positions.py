@@ -40,8 +40,8 @@ def tokens(ask: Asked, found: Findings) -> None:
     jobs.forget(key)
     if not done.thresholds:
         st.warning(
-            "No path from the input to the logits is left at any threshold: the edges act at "
-            "several tokens, none of which is needed alone.",
+            "No threshold leaves a path from the input to the logits: the edges act at "
+            "several tokens, and no single one is needed.",
             icon=":material/link_off:",
         )
         return
@@ -53,7 +53,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
     widgets.facts(
         {
             "circuit": f"{made.n_edges} edges",
-            "tokens told apart": ", ".join((*places, "elsewhere")),
+            "separate tokens": ", ".join((*places, "elsewhere")),
             "takes": f"{made.n_edges} × {len(places) + 2} runs of {len(ask.find)} pairs, batched",
             "judged on": f"the other {len(ask.test)} pairs",
         }
@@ -94,8 +94,9 @@ def _cut(done: NarrowedCurve) -> None:
         drawing = draw_places(cut, effects.table(), edge=marked)
         hidden = f", the strongest; {drawing.hidden} hidden" if drawing.hidden else ""
         st.caption(
-            f"Drawn: {drawing.drawn} of {cut.n_edges} edges by token{hidden}. A key or value read "
-            "at one token is drawn to where its head writes: what attention carries there."
+            f"Drawn: {drawing.drawn} of {cut.n_edges} edges by token{hidden}. An edge into a "
+            "key or value ends at the token where its head writes, because attention carries "
+            "it there."
         )
         widgets.clickable(
             drawing.figure,
@@ -109,8 +110,9 @@ def _cut(done: NarrowedCurve) -> None:
         _detail(cut, effects, marked)
     st.caption(f"**Protocol.** {widgets.plain(done.judged.protocol)}.")
     widgets.caveat(
-        "Each edge is removed at one token alone: one that acts at either of two tokens, each "
-        "enough, is lost at both. What is left is judged on other prompts, above."
+        "Each edge is removed at one token at a time, so an edge that acts at either of two "
+        "tokens, each enough, is dropped at both. What remains is judged on other prompts, "
+        "above."
     )
 
 

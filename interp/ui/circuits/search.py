@@ -44,8 +44,8 @@ METHODS = {
     "information-flow-routes": "shares of what is read; not causal, a baseline",
 }
 REMOVED = {
-    "counterfactual": "what the corrupted prompt gives",
-    "resample": "what another clean prompt gives",
+    "counterfactual": "its value on the corrupted prompt",
+    "resample": "its value on another clean prompt",
     "zero": "nothing",
     "mean": "the mean over the other half",
 }

@@ -22,7 +22,7 @@ def sweep_controls(open_: Opened) -> None:
         "Site",
         "site",
         options=offered,
-        help="Which activation is patched. Setup says what each one is.",
+        help="Which activation is patched. The Setup page explains each one.",
     )
     for site, reason in model.sites.items():
         if reason is not None:
@@ -41,7 +41,7 @@ def sweep_controls(open_: Opened) -> None:
         "by",
         options=granularities(current().site),
         format_func=names.__getitem__,
-        help="What is not swept is patched together.",
+        help="Everything in a cell is patched together.",
     )
     if axis == "neuron" and "component" in current().by:
         _neurons(open_)
@@ -61,8 +61,8 @@ def sweep_controls(open_: Opened) -> None:
         "source",
         options=CHOICES["source"],
         format_func=SOURCES.__getitem__,
-        help="Zeros and means are ablations: they do not ask what the other run carries. A mean "
-        "is over every token of other prompts of the task, drawn with the next seed.",
+        help="Zeros and means are ablations: they ignore the other run. A mean is over every "
+        "token of other prompts of the task, drawn with the next seed.",
     )
 
 
@@ -79,7 +79,11 @@ def _positions(open_: Opened) -> None:
         options=options,
         placeholder=every,
         help=f"Empty means {every}."
-        + ("" if open_.one_length or not swept else " Prompts differ in length, so not by token."),
+        + (
+            ""
+            if open_.one_length or not swept
+            else " Prompts differ in length, so tokens cannot be compared one by one."
+        ),
     )
 
 

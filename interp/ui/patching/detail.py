@@ -82,10 +82,10 @@ def inside(open_: cache.Opened, result: cache.Result, cell: tuple[int, ...]) -> 
         st.markdown(f"**What {label} writes** at the last token, read through the unembedding")
         written = [*view.promoted, *view.suppressed]
         if not written:
-            st.info("Not read: a norm after attention stands between this head and the logits.")
+            st.info("Not available: a norm after attention lies between this head and the logits.")
             return
         if all(abs(value) < NOTHING for _, value in written):
-            st.info("It adds nothing to any logit there: what it does goes through later layers.")
+            st.info("It adds nothing to any logit directly: its effect goes through later layers.")
             return
         if view.direct is not None:
             st.caption(

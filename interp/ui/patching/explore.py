@@ -16,11 +16,11 @@ from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import CELL, cell, current, select, strangers
 
 CAVEATS = {
-    "denoise": "A large effect says that the clean value here is enough to bring back part of "
-    "the behaviour in an otherwise corrupted run. It does not say that the component is needed "
-    "(others may do the same), nor which later component reads it.",
-    "noise": "A large effect says that the behaviour suffers when this value is corrupted. A "
-    "small one does not say that the component is idle: others may make up for it.",
+    "denoise": "A large effect shows that the clean value here is enough to restore part of the "
+    "behaviour in an otherwise corrupted run. It does not show that the component is needed "
+    "(others may do the same), or which later component reads it.",
+    "noise": "A large effect shows that the behaviour suffers when this value is corrupted. A "
+    "small one does not show that the component is idle: others may compensate.",
 }
 
 
@@ -190,10 +190,11 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     else:
         random = widgets.estimate(test.mean, test.low, test.high)
         st.caption(
-            f"**More than noise?** The top {k} by effect, the most positive first, beside the top "
-            f"{k} after sign flips of prompts: {test.flips}{test.warning}. **How strong?** "
-            f"Those selected on one half of the prompts have, on the other, "
-            f"{test.unseen}; random ones ({where}) {random}."
+            f"**More than noise?** The top {k} by effect, the most positive first, compared "
+            f"with the top {k} after flipping the signs of prompts: "
+            f"{test.flips}{test.warning}. **How strong?** Selected on one half of the prompts, "
+            f"they have on the other half a mean effect of {test.unseen}; random ones "
+            f"({where}) {random}."
         )
 
 
@@ -201,7 +202,7 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
     """Files, and the Python that gives the number again."""
     scores = result.scores
     name = f"{scores.provenance.task}-{scores.site}-{key[:8]}"
-    st.subheader("Take it away", anchor=False)
+    st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             "CSV",

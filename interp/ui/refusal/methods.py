@@ -27,7 +27,7 @@ def frontier(study: Study[Any]) -> Rows:
     """Over-refusals removed against proper refusals retained; the rows of the table."""
     found = methods_of(study.results)
     if not found:
-        st.info("This study has not come to a method yet.", icon=":material/hourglass_empty:")
+        st.info("This study has not run a method yet.", icon=":material/hourglass_empty:")
         return []
     points = [
         {
@@ -46,15 +46,16 @@ def frontier(study: Study[Any]) -> Rows:
     rows = [_row(name, x) for name, x in found.items()]
     widgets.table(rows, key="methods", narrow=["method"])
     st.caption(
-        "Up and right is better. Grey crosses: random versions. Dashed: the published reduction "
-        f"({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every text of the test rows is generated "
-        "and judged anew; doses were chosen on select rows. Selectivity has no value where what is "
-        "lost cannot be told from 0. Removed, retained: of the rows refused before; intervals no "
-        "narrower than Wilson's. In force for: of the proper refusals, those the steering was in "
-        "force for; where a gate left all of them alone, retaining them was not tested. KL: of the "
-        "next token of answered rows, nats; loss and perplexity: of their plain replies, nats a "
-        "token. Neither: texts that are no answer and no refusal. Answered: of rows that should "
-        "be. Changed: texts. Gated: rows left alone."
+        "Up and right is better. Grey crosses: random versions. Dashed: the published "
+        f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every test row is answered "
+        "and judged again under each method; doses were chosen on select rows. Selectivity is "
+        "undefined when the loss of proper refusals is not significant. Removed, retained: "
+        "shares of the rows refused before; intervals are at least as wide as Wilson's. In "
+        "force for: the proper refusals that the steering acted on; if a gate exempted all of "
+        "them, retention was not tested. KL: of the next token on answered rows, in nats. "
+        "Loss and perplexity: of their plain replies, per token. Neither: texts that neither "
+        "answer nor refuse. Answered: among rows that should be answered. Changed: number of "
+        "texts. Gated: rows that the gate exempted."
     )
     with st.expander("By task"):
         tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
@@ -90,8 +91,8 @@ def _chance(found: Result) -> None:
         with st.expander("Chance, by the score of the next token"):
             widgets.table(rows, key="chance", narrow=["what"])
             st.caption(
-                "Random directions of the same length subtracted at the same dose, and random "
-                "heads of the same layers at zero; nats."
+                "Controls: random directions of the same length, subtracted at the same dose, "
+                "and random heads of the same layers, set to zero. In nats."
             )
 
 
@@ -191,14 +192,14 @@ def _doses(found: dict[str, Result]) -> None:
             widgets.figure(drawn, key=f"dose-{title}", alt=f"{title} by dose, {name}")
     if not any(x.get("fits", [x.get("retains", True)])):
         st.warning(
-            "No dose keeps refusals and sense: the one that releases most more than it loses was "
-            "taken.",
+            "No dose keeps both refusals and fluency, so we use the one with the best trade-off.",
             icon=":material/warning:",
         )
     widgets.table(_dose_rows(x), key="dose-table")
     st.caption(
-        f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps {RETAINED:.0%} of "
-        f"proper refusals and a KL of at most {SENSE:g} (dotted). Select rows, by the sign of the "
-        "next token's refusal score; no texts. Dose: times the raw direction; of constellations, "
-        "times the mean distance of the centroids."
+        f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps "
+        f"{RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} (dotted). Measured "
+        "on select rows by the sign of the next token's refusal score, without generating "
+        "text. The dose multiplies the raw direction; for constellations, the mean distance "
+        "of the centroids."
     )

@@ -48,7 +48,7 @@ def tokens(study: Study[Any]) -> None:
         )
     with left:
         typed = st.text_area(
-            f"Prompts, one a line, at most {MOST}",
+            f"Prompts, one per line, at most {MOST}",
             "\n".join(" ".join(text.split()) for text in example_prompts(study)[:3]),
             height=190,
             key=f"projected-{study.directory.name}",
@@ -68,9 +68,9 @@ def tokens(study: Study[Any]) -> None:
         return
     st.html(strips(found, reading))
     st.caption(
-        f"{widgets.plain(str(direction))}, towards refusal, at every token; the template's tokens "
-        "included. Colour: above (red) or below (blue) the median of the tokens shown, one scale "
-        "for all prompts; it ends at the 95 % quantile. Values on hover."
+        f"{widgets.plain(str(direction))}, towards refusal, at every token, the template's "
+        "tokens included. Red is above and blue below the median of the tokens shown. All "
+        "prompts share one scale, which ends at the 95 % quantile. Hover for values."
     )
 
 

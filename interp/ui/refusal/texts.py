@@ -87,8 +87,8 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     ):
         st.session_state[SHOWN] = asked
     st.caption(
-        f"Greedy, three texts of at most {most} tokens. A text cut off before {LEAST_TOKENS} is "
-        "not judged an answer."
+        f"Greedy decoding, three texts of at most {most} tokens. A text cut off before "
+        f"{LEAST_TOKENS} tokens is not judged an answer."
     )
     if model is None or st.session_state.get(SHOWN) != asked:
         return []

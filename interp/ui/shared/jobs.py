@@ -60,7 +60,7 @@ class Job:
     def words(self) -> str:
         """Where it is, and how long it will still take."""
         if self.cancel.is_set():
-            return "stopping after what is under way …"
+            return "stopping after the current step …"
         if self.line:
             return self.line
         if not self.done:
@@ -106,8 +106,8 @@ def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None
 def not_kept() -> None:
     """Say that a job ended well and that its result is not there."""
     st.error(
-        "It ran to its end, but the result could not be kept: is the cache full or read-only? The "
-        "server's log says more.",
+        "The run finished, but its result could not be kept. Is the cache full or read-only? "
+        "The server's log says more.",
         icon=":material/save:",
     )
 

@@ -46,7 +46,7 @@ def own_models() -> dict[str, Path]:
 def offered() -> dict[str, str]:
     """The models that need no further question, with what they are, the default first."""
     shipped = {entry.name: entry.description for entry in interp.known_models()}
-    return shipped | dict.fromkeys(own_models(), "offered by whoever runs this server")
+    return shipped | dict.fromkeys(own_models(), "offered by this server")
 
 
 def load(name: str, dtype: str) -> LanguageModel:

@@ -30,8 +30,8 @@ def loaded_model(study: Study[Any] | None = None) -> LanguageModel | None:
     if model is not None and study is not None and not same_weights(model, study):
         mine, its = (widgets.plain(offered.without_paths(x)) for x in (model.name, study.model))
         st.warning(
-            f"The loaded model is {mine} ({model.hash[:12]}), the study's is {its} "
-            f"({study.model_hash[:12]}): what the study found may not hold for it.",
+            f"The loaded model is {mine} ({model.hash[:12]}), but the study used {its} "
+            f"({study.model_hash[:12]}): its findings may not hold for the loaded model.",
             icon=":material/difference:",
         )
     return model

@@ -179,8 +179,8 @@ def ready(study: Study[Any], *steps: str, link: bool = True) -> bool:
     missing = [step for step in steps if step not in study.results]
     if missing:
         st.info(
-            f"This study has no {widgets.plain(', '.join(missing))} yet "
-            f"({progress(study)} done). Run it further: finished steps are kept.",
+            f"This study has no {widgets.plain(', '.join(missing))} yet ({progress(study)} "
+            "done). Continue the run: finished steps are kept.",
             icon=":material/hourglass_empty:",
         )
         if link:

@@ -83,8 +83,8 @@ def claims(study: Study[Any], claim: str) -> list[dict[str, str]]:
         )
     kept = study.directory / "report.html"
     where.caption(
-        "The whole write-up: the page holds its figures, the Markdown names them only."
-        + (f" A copy lies at {widgets.plain(str(kept))}." if kept.exists() else "")
+        "The full report. The HTML page contains the figures; the Markdown only names them."
+        + (f" A copy is at {widgets.plain(str(kept))}." if kept.exists() else "")
     )
     return rows
 

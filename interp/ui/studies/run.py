@@ -44,15 +44,15 @@ def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
         min(2, draws),
         max(1000, draws),
         draws,
-        help="Random sets behind every selection (a study of refusals: behind neurons, cascades "
-        "and greedy groups; groups of heads have 20 at least).",
+        help="Random sets that every selection is compared with (in a study of refusals: "
+        "neurons, cascades and greedy groups; groups of heads have at least 20).",
     )
     changed: dict[str, Any] = {"n": int(n), "draws": int(draws)}
     if pages is REFUSAL_PAGES:
         system = st.text_input(
             "System prompt",
             study.settings.system or "" if study else "",
-            help="In front of every prompt: refusal in context, as the report says. Empty: none.",
+            help="Put before every prompt, to ask for refusals in context. Leave empty for none.",
         )
         changed["system"] = system.strip() or None
     settings = replace(study.settings if study else pages.kind.settings(), **changed)
@@ -72,9 +72,9 @@ def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
         args=(pages, model, settings, base),
     )
     st.caption(
-        f"Minutes for a small model and n = {usual[0]}, hours for a large one. Every finished step "
-        "is kept, and the same call from Python or the command line "
-        f"(`interp study {pages.kind.name}`) goes on from it. Only one study runs at a time."
+        f"Minutes for a small model and n = {usual[0]}, hours for a large one. Every finished "
+        "step is kept, and the same call from Python or the command line (`interp study "
+        f"{pages.kind.name}`) continues from there. Only one study runs at a time."
     )
 
 
@@ -133,6 +133,8 @@ def running(pages: StudyPages) -> None:
     elif job.error is not None and job.state == "failed":
         widgets.show_error(job.error)
     elif job.state == "cancelled":
-        st.info("Stopped. Finished steps are kept: Resume goes on there.", icon=":material/pause:")
+        st.info(
+            "Stopped. Finished steps are kept; Resume continues from them.", icon=":material/pause:"
+        )
     else:
         st.success("The study is done.", icon=":material/check:")

@@ -54,8 +54,8 @@ def side_by_side(study: Study) -> list[dict[str, Any]]:
     ):
         st.session_state[SHOWN] = asked
     st.caption(
-        'The set is zeroed for the token after every " (" that the text comes to; all other '
-        "tokens are the plain run's. The text should end just before it."
+        'The set is zeroed for the token after every " (" in the text. All other tokens '
+        'come from the unmodified model. The text should end just before a " (".'
     )
     if model is None or st.session_state.get(SHOWN) != asked:
         return []
@@ -122,7 +122,7 @@ def _labels(study: Study) -> tuple[str, ...]:
     usual = list(sets).index("A_Verif") if "A_Verif" in sets else 0
     name = left.selectbox("Set to zero", [*sets, OWN], usual, key="generate-set")
     typed = right.text_input(
-        "Heads and neurons, divided by commas",
+        "Heads and neurons, separated by commas",
         ", ".join(sets.get(name, [])),
         key=f"generate-labels-{study.directory.name}-{name}",
         placeholder="L17H11, L26N6475",
@@ -165,7 +165,7 @@ def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> list[dict[s
         column.code(text.text or "(nothing)", language=None, wrap_lines=True)
         about = f"Outcome, rule interp-1: **{outcome}**"
         if parts:
-            about += f" · in force {fired} ×, {len(parts)} components each time"
+            about += f" · applied {fired} times, to {len(parts)} components each time"
         column.markdown(about)
         column.caption(", ".join(parts))
         rows.append(
@@ -179,6 +179,6 @@ def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> list[dict[s
         )
         if parts and not fired:
             column.warning(
-                'The text never came to " (": nothing was changed.', icon=":material/warning:"
+                'The text never reached " (", so nothing was changed.', icon=":material/warning:"
             )
     return rows

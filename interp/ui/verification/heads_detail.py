@@ -34,7 +34,10 @@ def detail(results: dict[str, Result], head: str | None) -> None:
             widgets.table(effect_rows(results, head), key="head-effects")
             mlps = results.get("paths_mlps", {}).get("receivers", ())
             st.caption(
-                "Fractions of the gap between the two runs; the error is kept for the strongest."
+                (
+                    "Fractions of the gap between the two runs; standard errors are kept for the "
+                    "strongest heads only."
+                )
                 + (f" MLPs: {', '.join(mlps)}." if mlps else "")
             )
         _others(results, head)
@@ -57,13 +60,13 @@ def strongest_beside_others(maps: Mapping[str, Result]) -> None:
                     null_label="others near",
                 ),
                 key=f"others-{words}",
-                alt=f"{words}: the strongest heads beside others of layers near them",
+                alt=f"{words}: the strongest heads and other heads of nearby layers",
             )
             if null := x.get("null"):
                 st.caption(f"The {STRONGEST} strongest: {selected(null)}.")
     st.caption(
-        f"Grey: all other heads within {BAND} layers but the twelve strongest of the map. In the "
-        "figures heads are chosen and measured on the same samples."
+        f"Grey: all other heads within {BAND} layers, without the twelve strongest of the map. "
+        "In these figures, heads are chosen and measured on the same samples."
     )
 
 
@@ -161,7 +164,10 @@ def _others(results: dict[str, Result], head: str) -> None:
     lines = []
     if (found := results.get("stability")) and head in found["counts"]:
         lines.append(
-            f"Chosen in **{found['counts'][head]} of {found['draws']}** redraws of the find samples"
+            (
+                f"Chosen in **{found['counts'][head]} of {found['draws']}** resamples of the find "
+                "samples"
+            )
             + (", and on the test samples." if head in found["on_test"] else ".")
         )
     for mode, x in results.get("head_scores", {}).items():
@@ -195,7 +201,7 @@ def curve(found: Result) -> None:
         )
     with right:
         noun = "head" if len(found["chosen"]) == 1 else "heads"
-        reached = "reach 95 %" if found["reached"] else "are the best there is, below 95 %"
+        reached = "reach 95 %" if found["reached"] else "do best, but stay below 95 %"
         st.markdown(
             f"**{len(found['chosen'])} {noun}** {reached} on the find samples: "
             f"{', '.join(found['chosen'])} (order {found['order']})."
@@ -212,19 +218,20 @@ def curve(found: Result) -> None:
             key="orders",
         )
     st.caption(
-        "Curve: test samples, no problem shared with those the heads were chosen on. Grey: mean "
-        "and 95 % range of random sets matched in layers and count, at the sizes they were drawn "
-        "at. Table: all orders, on the find samples."
+        "Curve: test samples, which share no problem with those used to choose the heads. "
+        "Grey: mean and 95 % range of random sets matched in layers and count, at the sizes "
+        "that were drawn. Table: all orders, on the find samples."
     )
 
 
 def searched(found: Result) -> None:
     """All sets of the least size that disable, and heads that do alone, on test samples."""
     st.markdown(
-        f"All {found['tried']} sets of at most {found['most']} of the {found['candidates']} heads "
-        f"strongest by patching were zeroed: **{found['found']}** reach 95 % on the find samples. "
-        f"Of all {found['heads']} heads, **{len(found['alone'])}** reach it alone (one that "
-        "patching passes over would break the run rather than carry the verdict)."
+        f"All {found['tried']} sets of at most {found['most']} of the {found['candidates']} "
+        f"heads strongest by patching were zeroed: **{found['found']}** reach 95 % on the find "
+        f"samples. Of all {found['heads']} heads, **{len(found['alone'])}** reach it alone "
+        "(such a head without a patching effect would break the run rather than carry the "
+        "verdict)."
     )
     rows = [
         {"heads": " ".join(row["heads"]), "found among": among}

@@ -48,7 +48,7 @@ def search(study: Study, sets: dict[str, list[str]]) -> None:
     model = loaded_model(study)
     text, side = st.columns([3, 2], vertical_alignment="bottom")
     asked = text.text_input(
-        "Words, each one token, divided by commas (mind the leading space)", " correct"
+        "Words, each one token, separated by commas (keep the leading space)", " correct"
     )
     towards = side.segmented_control(
         "Neurons that", list(SIGNS), default=next(iter(SIGNS)), required=True

@@ -66,12 +66,12 @@ def _outcomes(found: Result, close: Result | None) -> None:
     )
     widgets.table(_outcome_rows(found, rule), key="outcome-table")
     st.caption(
-        f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; the "
-        f'set is zeroed at the last {found["where"]} tokens for the token after every " (". '
-        "Random: the texts of all random sets together, matched in kind, layer and count, each on "
-        f"{found['each']} or so of the attempts, always by rule interp-1. Published: the heads "
-        "that attend to the target before the first attempt, and the first three of them by the "
-        "published score."
+        f"{found['n']} valid attempts, cut at t\\_ans; {found['max_new_tokens']} tokens each; "
+        f'the set is zeroed at the last {found["where"]} tokens for the token after every " '
+        '(". Random: the texts of all random sets together, matched in kind, layer and count, '
+        f"each on about {found['each']} of the attempts, always by rule interp-1. Published: "
+        "the heads that attend to the target before the first attempt, and the first three of "
+        "them by the published score."
     )
     if close is not None:
         with st.expander("The same at the published tokens"):
@@ -164,7 +164,7 @@ def _verdicts(results: dict[str, Result]) -> None:
         "them at least as strong in disabling on the same samples, the set itself counted."
     )
     if missing := [words for kind, words in ABLATIONS.items() if kind not in results]:
-        st.caption(f"This study has not come to: {'; '.join(missing)}.")
+        st.caption(f"Not measured yet in this study: {'; '.join(missing)}.")
     with st.expander("The sets"):
         widgets.table(
             [{"set": name, "components": ", ".join(x["components"])} for name, x in sets.items()],
@@ -225,10 +225,11 @@ def side_effects(study: Study) -> Rows:
     ]
     widgets.table(rows, key="side-table")
     st.caption(
-        f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the loss "
-        "on plain English with the set zeroed minus the plain model's, text by text; left out "
-        "where the tokeniser cannot write English. Random: the mean over the draws, each on two "
-        "results and on one text; less random: the set less a random one on the same ones."
+        f"{study.results['side_effects']['n']} results of the model's own attempts. Nats: the "
+        "loss on plain English with the set zeroed minus the plain model's, text by text; "
+        "left out if the tokeniser cannot write English. Random: the mean over the draws, "
+        "each on two results and one text. Less random: the set minus a random set on the "
+        "same results and texts."
     )
     return rows
 
@@ -280,7 +281,7 @@ def sufficiency(study: Study) -> Rows:
     widgets.table(rows, key="sufficiency-table")
     st.caption(
         f"{found['n']} test pairs that differ in the target alone; sets patched at the last "
-        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are "
-        f"over pairs; random sets in {found['null_n']} of them."
+        f"{found['window']} tokens; the gap is {found['gap']:.2f} nats. Intervals are over "
+        f"pairs; random sets are run on {found['null_n']} of them."
     )
     return rows

@@ -22,7 +22,7 @@ FORMULA = (
 )
 
 GAP = "1 is the whole gap between clean and corrupted prompts; positive supports the behaviour."
-TURN = f"The change when its turn to be removed came, the edges dropped before it gone. {GAP}"
+TURN = f"The change when the edge is removed, with the edges dropped before it already gone. {GAP}"
 OTHER = {
     "ACDC": TURN,
     "ACDC-paper": TURN,
@@ -121,7 +121,7 @@ def _ready(ask: Asked) -> None:
         on_click=search.start_finding,
         args=(ask,),
     )
-    st.caption("The result is kept: `interp circuit find` and `interp.find_circuit` find it too.")
+    st.caption("The result is kept. `interp circuit find` and `interp.find_circuit` reuse it.")
     st.divider()
     st.markdown("**What will be measured**, for every edge from a writer $u$ to a reader $v$:")
     method = ask.finder.method

@@ -67,8 +67,8 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
         jobs.not_kept()
     if job is not None and job.state == "cancelled":
         st.info(
-            f"Stopped after {job.done} of {job.total or '…'} chunks. What is finished is kept: Run "
-            "goes on there.",
+            f"Stopped after {job.done} of {job.total or '…'} chunks. Finished chunks are kept; "
+            "Run continues from them.",
             icon=":material/pause_circle:",
         )
     seconds = plan.cost.seconds
@@ -101,7 +101,7 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
         on_click=jobs.start,
         args=(plan.key, work),
     )
-    st.caption("The result is kept: the same call from Python or the command line finds it too.")
+    st.caption("The result is kept. The same call from Python or the command line reuses it.")
 
 
 def _meaning(direction: str) -> None:
@@ -110,9 +110,9 @@ def _meaning(direction: str) -> None:
     st.markdown("**What will be measured**, for every component $c$, with a 95 % interval:")
     st.latex(FORMULAS[direction])
     st.caption(
-        "1 is the whole gap between the clean and the corrupted prompts; positive supports the "
-        "behaviour. The ratio is of means over prompts, so that one prompt with a small gap cannot "
-        "blow it up."
+        "1 is the whole gap between the clean and the corrupted prompts; positive supports "
+        "the behaviour. It is a ratio of means over prompts, so one prompt with a small gap "
+        "cannot dominate."
     )
 
 

@@ -231,7 +231,7 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
     )
     if model.engine_reason:
         st.caption(widgets.plain(f"No fast engine: {model.engine_reason}"))
-    st.markdown("**What can be read and patched.** Every site was put to the replacement test.")
+    st.markdown("**What can be read and patched.** Every site was checked by replacing its values.")
     st.dataframe(
         [
             {

@@ -59,8 +59,8 @@ def show() -> None:
     ]
     open_study.take_away(study, "directions", rows, {name: results[name] for name in steps})
     widgets.caveat(
-        "That ablating a direction ends refusal does not make it the only one, and a cosine says "
-        "nothing about what a direction does. A token's projection is a reading, not a cause."
+        "A direction whose ablation ends refusal need not be the only one. A cosine says "
+        "nothing about what a direction does. A token's projection is a readout, not a cause."
     )
 
 
@@ -107,13 +107,15 @@ def _candidates(results: dict[str, Result]) -> None:
     st.caption(about + "Grey or crossed: rejected, hover for the reason.")
     if name == "selection_false-refusal":
         st.caption(
-            "The rule of arXiv 2410.03415: least score of over-refused rows with a KL of at most "
-            "0.2, any layer; scores behind the rule that rejects are not measured."
+            "The rule of arXiv 2410.03415: the lowest score on over-refused rows with a KL of "
+            "at most 0.2, at any layer. Once a criterion rejects a candidate, its other "
+            "scores are not measured."
         )
     if taken and not found["best"]:
         st.info(
-            "No candidate passes the rule. Taken is the largest induce - bypass of those that do "
-            f"both at a KL of at most {COST} nats; if all of these cost more, the least KL.",
+            "No candidate passes the rule. Among those that both bypass and induce at a KL of "
+            f"at most {COST} nats, the one with the largest induce - bypass is used; if all of "
+            "these cost more, the one with the lowest KL.",
             icon=":material/info:",
         )
     columns = ("position", "layer", "bypass", "induce", "kl", "reason")
@@ -213,8 +215,8 @@ def _effects(found: Result) -> None:
         with column:
             widgets.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
     st.caption(
-        "Mean over test rows with its 95 % interval; dashed: the plain model. Random directions "
-        "have the same length and place; each from a few of the rows."
+        "Mean over test rows with its 95 % interval; dashed: the plain model. Random "
+        "directions have the same length and place; each is run on a few of the rows."
     )
 
 
@@ -257,9 +259,12 @@ def _geometry(found: Result) -> None:
         with right:
             widgets.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
         st.caption(
-            f"At position {found['position']}; chosen layer {found['layer']}. Grey: two halves of "
-            "the first direction's own rows (the ceiling), and over-refusal directions of shuffled "
-            "labels (the floor), mean and range of the draws." + _interval(found)
+            (
+                f"At position {found['position']}; chosen layer {found['layer']}. Grey: the "
+                "ceiling (two halves of the first direction's own rows) and the floor "
+                "(over-refusal directions from shuffled labels), mean and range of the draws."
+            )
+            + _interval(found)
         )
     else:
         st.caption(f"Only one direction could be found: {', '.join(names) or 'none'}.")

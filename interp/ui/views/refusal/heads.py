@@ -48,8 +48,9 @@ def show() -> None:
     kept = [*names, *(name for name in ("flips", "neurons") if name in results)]
     open_study.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
     widgets.caveat(
-        "One head at a time: heads that back each other up look small. Interchange with another "
-        "prompt says what a head brings that the other prompt lacks, not how it comes to it."
+        "Heads are tested one at a time, so heads that back each other up look small. "
+        "Interchange with another prompt shows what a head contributes that the other prompt "
+        "lacks, not how the head computes it."
     )
 
 

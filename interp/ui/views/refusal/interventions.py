@@ -13,14 +13,14 @@ SECTIONS = {
     "frontier": (
         methods.frontier,
         "method_",
-        "That a refusal is gone does not make the text a good answer: see loss, KL and texts that "
+        "A text that no longer refuses need not be a good answer: see loss, KL and texts that "
         "are neither. One model, one set of prompts, greedy decoding.",
     ),
     "doses": (
         methods.doses,
         "dose_",
-        "The first token's score stands for the text here; texts are judged at the chosen dose "
-        "only, on other rows.",
+        "Here the first token's score stands in for the text. Texts are judged at the chosen "
+        "dose only, on other rows.",
     ),
     "try one": (
         texts.side_by_side,

@@ -56,9 +56,9 @@ def show() -> None:
     names = ("behaviour", "tokens", "separation")
     open_study.take_away(study, "behaviour", rows, {n: results[n] for n in names if n in results})
     widgets.caveat(
-        "A judge by rules reads how a text begins, not whether its answer is any good. That a "
-        "probe tells refused from answered prompts does not say what the model decides by: see "
-        "whether it tells the topic as well."
+        "The rule-based judge reads how a text begins, not whether its answer is good. A "
+        "probe that separates refused from answered prompts does not show what the model's "
+        "decision rests on: check whether it separates topics as well."
     )
 
 
@@ -105,9 +105,7 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
         f"{sum(found['parts'].values())} prompts: {parts}."
     )
     if found["examples"]:
-        with st.expander(
-            "Some prompts and replies, those that go against what should become first"
-        ):
+        with st.expander("Some prompts and replies, wrong decisions first"):
             widgets.table(
                 [
                     {k: x[k] for k in ("task", "label", "prompt", "reply")}
@@ -142,16 +140,16 @@ def _neither(labels: dict[str, int]) -> str:
 def _tokens(found: Result) -> None:
     strings = ", ".join(repr(text) for text in found["strings"])
     st.markdown(
-        f"**Refusal score**: log-odds that the next token is one of {widgets.plain(strings)}. They "
-        f"hold {found['coverage']:.2f} of its probability on refused rows, {found['spill']:.2f} on "
-        f"answered ones. Against the judged texts of rows they were not found on: sign "
-        f"{widgets.value(found['sign'])}, AUC {widgets.value(found['auc'])}."
+        f"**Refusal score**: log-odds that the next token is one of {widgets.plain(strings)}. "
+        f"They hold {found['coverage']:.2f} of its probability on refused rows and "
+        f"{found['spill']:.2f} on answered rows. Agreement with the judged texts of held-out "
+        f"rows: sign {widgets.value(found['sign'])}, AUC {widgets.value(found['auc'])}."
     )
 
 
 def _separation(found: Result) -> None:
     """Silhouettes and probes by layer."""
-    st.subheader("Where refused and answered prompts part", anchor=False)
+    st.subheader("Where refused and answered prompts separate", anchor=False)
     left, right = st.columns(2, gap="large")
     shape = {"height": 400, "legend": BELOW, "margin": {**MARGIN, "t": 30, "b": 120}}
     drawn = interval_lines(
@@ -175,9 +173,9 @@ def _separation(found: Result) -> None:
         )
     counts = "; ".join(f"{name}: {x['n'][1]}" for name, x in found["probes"].items())
     st.caption(
-        f"Last token of the prompt, all dimensions, {found['n']} rows. Left: a silhouette weighs "
-        "all dimensions alike and is small even where a probe is right on every row. Right: "
-        f"logistic probes on held-out base texts (rows judged, {counts})."
+        f"Last token of the prompt, all dimensions, {found['n']} rows. Left: a silhouette "
+        "weighs all dimensions equally and can be small even if a probe is right on every "
+        f"row. Right: logistic probes on held-out base texts (rows judged, {counts})."
     )
 
 

@@ -49,7 +49,7 @@ def show() -> None:
     st.subheader("Ledger: what was decided for each prompt", anchor=False)
     rows: list[dict[str, Any]] = []
     if ledger is None:
-        st.caption("No ledger: no task has both classes, or the study has not come to it.")
+        st.caption("No ledger: no task has both classes, or the study has not reached this step.")
     else:
         rows = _ledger(ledger)
     kept = {
@@ -57,9 +57,9 @@ def show() -> None:
     }
     open_study.take_away(study, "trajectories", rows, kept)
     widgets.caveat(
-        "A path that comes near the refusals' centroid need not be refused because of it. The bank "
-        "holds find rows, the gate is set on select rows, lines and ledger are of test rows; no "
-        "row is in two of these."
+        "A prompt whose path comes near the refusals' centroid need not be refused for that "
+        "reason. The bank holds find rows, the gate is set on select rows, and lines and "
+        "ledger show test rows; no row is in two of these."
     )
 
 
@@ -84,7 +84,7 @@ def _ratios(found: Result) -> None:
                 widgets.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
     st.caption(
         "Test rows, mean and 95 % interval. Above 1: nearer to the centroid of the task's "
-        "refusals. Classes are what became of the rows."
+        "refusals. Rows are grouped by what the model did."
     )
     _notices(found)
 
@@ -143,8 +143,8 @@ def _picture(found: Result) -> None:
         alt="Two principal axes, for display only",
     )
     st.caption(
-        f"Two principal axes of {len(shown['points'])} test rows at layer {shown['layer']}. What "
-        "looks apart or mixed here says nothing of the full dimension: see the ratios above and "
+        f"Two principal axes of {len(shown['points'])} test rows at layer {shown['layer']}. "
+        "Separation in this plane says nothing about the full space: see the ratios above and "
         "the probes on the first page."
     )
 
@@ -186,8 +186,8 @@ def _gate(found: Result) -> None:
     )
     if chosen is None:
         st.warning(
-            "No threshold keeps wrong tasks and passing refusals within 5 % each: the published "
-            "one is used.",
+            "No threshold keeps both wrong tasks and passing refusals within 5 %, so the "
+            "published one is used.",
             icon=":material/warning:",
         )
 
@@ -225,7 +225,7 @@ def _told(found: Result) -> None:
             ],
             key="ways",
         )
-        st.caption("Ways of telling a task by cosines, on select rows; the best is taken.")
+        st.caption("Ways to identify a task by cosines, compared on select rows; the best is used.")
 
 
 @st.fragment

@@ -38,9 +38,9 @@ def show() -> None:
     rows = [{"set": name, **_row(row)} for name in SETS for row in _every(found[name])]
     open_study.take_away(study, "glu", rows, found)
     widgets.caveat(
-        "A value vector along a direction says what a neuron could write, not that it is active or "
-        "read: there are such neurons for random directions too (the null line). What the "
-        "sets do to the verdict is on Interventions."
+        "A value vector along a direction shows what a neuron could write, not that it is "
+        "active or read. Random directions have such neurons too (the null line). The "
+        "Interventions page shows what the sets do to the verdict."
     )
 
 
@@ -75,9 +75,10 @@ def _set(found: Result) -> None:
         selection_default={"selection": {"rows": [at]}},
     )
     st.caption(
-        f"{len(rows)} of {len(seen['neurons'])}, by cosine with the direction; means of h "
-        "at t\\_paren of the test samples. gate, up and covariance add up to the difference: which "
-        "factor tells valid from invalid. AUC: the chance that h is larger on a valid sample."
+        f"{len(rows)} of {len(seen['neurons'])}, by cosine with the direction; means of h at "
+        "t\\_paren of the test samples. gate, up and covariance add up to the difference, so "
+        "they show which factor separates valid from invalid. AUC: the chance that h is "
+        "larger on a valid sample."
     )
     _neuron(seen, at, neurons[at])
 
@@ -133,8 +134,8 @@ def _neuron(seen: Result, at: int, neuron: str) -> None:
     st.subheader(neuron, anchor=False)
     if at >= len(seen["top"]):
         st.info(
-            f"Values on every sample are kept for the first {len(seen['top'])} neurons of the set; "
-            "the row above holds this one's means and parts.",
+            f"Values per sample are kept for the first {len(seen['top'])} neurons of the set "
+            "only; the row above has this neuron's means and parts.",
             icon=":material/info:",
         )
         return
@@ -173,7 +174,7 @@ def _antipodes(found: Result) -> None:
                 [{SETS[0]: a, SETS[1]: b, "cosine": cosine} for a, b, cosine in x["pairs"]],
                 key=case,
             )
-    st.caption("Sets chosen along w and along -w are opposite by their selection alone.")
+    st.caption("Sets chosen along w and along -w are opposite because of the selection alone.")
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def show() -> None:
         study, "heads", _rows(results["attention"]), {n: results[n] for n in names if n in results}
     )
     widgets.caveat(
-        "Attention to the target does not say that the head writes the verdict, and a patching "
-        "effect does not say through which path. Heads that back each other up have small effects "
-        "one at a time; the curve ablates them together."
+        "Attention to the target does not show that the head writes the verdict, and a "
+        "patching effect does not show the path. Heads that back each other up have small "
+        "effects one at a time; the curve ablates them together."
     )
 
 
@@ -126,16 +126,17 @@ def _maps(results: dict[str, Result]) -> None:
             )
     st.caption(
         f"Framed in orange, left: A\\_Prev, the {len(x['heads'])} heads above the threshold in "
-        f"this case ({x['n']} samples); in the patching maps: the chosen set A\\_Verif. noise: the "
-        "other target's value into the valid run; denoise: the reverse. The two maps share their "
-        "colours, and so do the four cases of attention. Click a cell, or choose a head above."
+        f"this case ({x['n']} samples); in the patching maps: the chosen set A\\_Verif. noise: "
+        "the other target's value into the valid run; denoise: the reverse. The two maps "
+        "share one colour scale, and so do the four cases of attention. Click a cell, or "
+        "choose a head above."
     )
     beside = {f"attention, {case}": x}
     if "patching" in results:
         beside |= {f"patching, {side}": results["patching"][side] for side in EFFECTS}
     strongest_beside_others(beside)
     if "patching" not in results:
-        st.caption("No patching yet: this study has not come that far.")
+        st.caption("No patching yet: this study has not reached that step.")
     detail(results, picked if at is not None else None)
 
 

@@ -14,14 +14,14 @@ SECTIONS = {
     "verdicts": (
         outcomes.verdicts,
         ("effects_zero",),
-        "That a set disables the verdict does not say that it computes it: breaking what the "
-        "verdict needs as input disables it too. Zeroed values are out of distribution; compare "
-        "mean and resample.",
+        "A set that disables the verdict need not compute it: breaking an input of the "
+        "verdict disables it too. Zeroed values are out of distribution; compare mean and "
+        "resample.",
     ),
     "texts": (
         outcomes.outcomes,
         ("interventions",),
-        "Success says that the model no longer calls a right sum right, not that it has lost "
+        "Success means that the model no longer accepts a correct sum, not that it has lost "
         "nothing else: see side effects.",
     ),
     "side effects": (
@@ -33,8 +33,8 @@ SECTIONS = {
     "sufficiency": (
         outcomes.sufficiency,
         ("sufficiency",),
-        "A set that carries little over may still be needed, and one that carries all may only "
-        "pass on what others computed.",
+        "A set that transfers little may still be needed, and one that transfers everything "
+        "may only pass on what others computed.",
     ),
     "generate": (
         side_by_side,

@@ -52,10 +52,10 @@ def show() -> None:
         {s: study.results[s] for s in ("probes", "steering", "lens") if s in study.results},
     )
     widgets.caveat(
-        "That a probe reads the verdict does not say that the model uses it there: see the "
-        "directions added to the stream, and Interventions. The lens reads the stream with the "
-        "last layer's eyes; a word it does not show may still be written in a form that later "
-        "layers turn."
+        "A probe that reads the verdict does not show that the model uses it there: see the "
+        "directions added to the stream, and Interventions. The logit lens applies the final "
+        "unembedding early: information may be present in a form that only later layers "
+        "convert to tokens."
     )
 
 
@@ -89,7 +89,7 @@ def _accuracy(found: Result) -> list[dict[str, object]]:
             )
     st.caption(
         "Logistic probes; no problem is on both sides of the split. Grey: the range of probes "
-        "fitted to shuffled labels, which is what chance looks like at this n."
+        "fitted to shuffled labels, the chance level at this n."
     )
     return [
         {"token": token, "site": s, "layer": layer}
@@ -140,9 +140,9 @@ def _geometry(found: Result) -> None:
     """How much of the antipodal pair the probe's form forces."""
     st.subheader("Are W_valid and W_invalid antipodal?", anchor=False)
     st.caption(
-        "The authors' probe has two columns under one softmax. Their gradients are opposite, so "
-        "that the columns turn opposite whatever the labels say, as far as training goes: where "
-        "the stream is long the loss is gone before they have left their random start."
+        "The authors' probe has two columns under one softmax. They always receive opposite "
+        "gradients, so they become antipodal for any labels. With large activations the loss "
+        "vanishes before they leave their random initialisation."
     )
     pair = {
         "cos(W_valid, W_invalid)": bare(found["pair"]),

@@ -12,9 +12,10 @@ from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.studies.run import run_panel, running
 
 ABOUT = (
-    "A redo of Lee et al. 2025, *The Geometry of Self-Verification in a Task-Specific Reasoning "
-    "Model* (arXiv 2504.14379): which parts of a model make it say *(this works)* or *(not 71)* "
-    "after an attempt at a CountDown sum, with intervals and random controls throughout."
+    "A replication of Lee et al. 2025, *The Geometry of Self-Verification in a Task-Specific "
+    "Reasoning Model* (arXiv 2504.14379): which parts of a model make it say *(this works)* "
+    "or *(not 71)* after an attempt at a CountDown sum, with intervals and random controls "
+    "throughout."
 )
 
 

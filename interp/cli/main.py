@@ -79,7 +79,7 @@ def models(
         terminal.table(["name", "kind", "description"], known)
         fast = sum(row["runs"] == "engine" for row in families)
         terminal.say(f"\n{fast} of {len(families)} tried families run on the fast engine.")
-        terminal.say("Hooks give the same numbers more slowly; methods that read weights are missing.")
+        terminal.say("Hooks: the same numbers, more slowly, without the methods that read weights.")
         rows = []
         for row in families:
             absent = " ".join(filter(None, row["missing"]))

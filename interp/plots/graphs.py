@@ -77,7 +77,7 @@ def layered_graph(
     figure = go.Figure()
     for y in rows.values():
         figure.add_hline(y=y, line={"color": "rgba(128,138,150,0.16)", "width": 1})
-    shown = set()
+    steps = {group: [_step(link) for link in links if link.group == group] for group in colours}
     for step, width in enumerate(WIDTHS):
         for group, colour in colours.items():
             mine = [link for link in links if link.group == group and _step(link) == step]
@@ -93,9 +93,8 @@ def layered_graph(
                 hoverinfo="skip",
                 name=escaped(group),
                 legendgroup=escaped(group),
-                showlegend=group not in shown,
+                showlegend=step == max(steps[group]),  # faint lines show no colour
             )
-            shown.add(group)
     if chosen := [link for link in links if link.selected]:
         x, y = _curves(chosen)
         figure.add_scatter(

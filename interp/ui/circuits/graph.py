@@ -224,7 +224,7 @@ def _table(rows: list[dict[str, Any]], made: Circuit) -> None:
 def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> None:
     """Keep it for comparisons, files, and the Python that gives it again."""
     name = f"{found.provenance.task}-{found.method}-{made.n_edges}".replace("/", "-")
-    st.subheader("Take it away", anchor=False)
+    st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Keep to compare", icon=":material/bookmark_add:", on_click=_keep, args=(made,))
         for label, make, file, mime in (

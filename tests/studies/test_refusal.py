@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from interp.ui.studies.kinds import REFUSED
 from typer.testing import CliRunner
 
 import interp
@@ -37,7 +38,6 @@ from interp.studies.refusal.study import study_refusal
 from interp.studies.report.markdown import escape
 from interp.studies.study import open_study
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
-from interp.ui.studies.kinds import REFUSED
 
 SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {

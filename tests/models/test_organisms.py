@@ -5,6 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from interp.ui.studies.kinds import VERIFIED
 
 import interp
 from interp.core.errors import InterpError
@@ -28,7 +29,6 @@ from interp.studies.verification.study import study_verification
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
 from interp.tasks.taboo import make_taboo
-from interp.ui.studies.kinds import VERIFIED
 from tests.families import tiny
 
 

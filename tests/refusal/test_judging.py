@@ -216,8 +216,8 @@ def test_the_judge_on_labelled_replies():
         print(name, *both)  # noqa: T201
         assert both[0].mean >= bounds[0], name
         assert both[1].mean >= bounds[1], name
-    # As README and the judge's module say.
-    texts = [Path(judge_rules.__file__), ROOT / "README.md"]
+    # As the guide and the judge's module say.
+    texts = [Path(judge_rules.__file__), ROOT / "docs" / "guides" / "refusal.md"]
     for text in (" ".join(path.read_text(encoding="utf-8").split()) for path in texts):
         for measure, one in zip(("precision", "recall"), lines["refusal"], strict=True):
             assert f"{measure} {one.mean:.2f} [{one.low:.2f}, {one.high:.2f}]" in text

@@ -134,7 +134,7 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
     for direction in found.values():
         direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
-    *roles, told, _, _, _ = step.all(
+    *roles, bank, _, _, _ = step.all(
         *(
             (_named("heads", side), partial(heads.roles, context, side, found[KINDS[0]]), before)
             for side in heads.SIDES
@@ -144,14 +144,14 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
         ("neurons", partial(neurons.neurons, context)),
         ("geometry", partial(geometry.geometry, context, own), before, geometry.VERSION),
     )
-    _steered(context, step, (before, places), told, dict(zip(heads.SIDES, roles, strict=True)))
+    _steered(context, step, (before, places), bank, dict(zip(heads.SIDES, roles, strict=True)))
 
 
 def _steered(
     context: Context,
     step: Steps,
     where: tuple[Places, Places],
-    told: Result,
+    bank: Result,
     roles: dict[str, Result],
 ) -> None:
     """Groups of heads, and all methods compared.
@@ -160,7 +160,7 @@ def _steered(
     """
     before, places = where
     replied = step.results["behaviour"]
-    gate = {name: told[name] for name in ("identify", "threshold")}
+    gate = {name: bank[name] for name in ("identify", "threshold")}
     every = sorted(methods(context, places, gate), key=lambda method: method.null)
     used = {x.name: places if directions.FALSE in x.name else before for x in every}
     tried = [method for method in every if method.doses]

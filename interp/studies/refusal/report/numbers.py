@@ -1,4 +1,4 @@
-"""What the refusal report names beside the steps' results."""
+"""What the refusal report names besides the steps' results."""
 
 from __future__ import annotations
 

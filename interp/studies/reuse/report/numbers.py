@@ -1,4 +1,4 @@
-"""What the reuse report names beside the steps' results."""
+"""What the reuse report names besides the steps' results."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ def base_lens(results: Results) -> Figure:
 
 
 def base_activations(results: Results) -> Figure:
-    """How far the activations of the two models are apart."""
+    """Relative difference of the two models' activations."""
     found = results["base"]["activations"]
     return static.interval_lines(
         {

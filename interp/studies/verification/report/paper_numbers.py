@@ -1,4 +1,4 @@
-"""The paper's numbers on texts under intervention, beside ours.
+"""The paper's numbers on texts under intervention, with ours.
 
 Numbers are those of the released notebooks and posts (ajyl/self_verification, ajyl/verify_circuit,
 ajyl.github.io) on a Qwen2.5-3B trained on CountDown: 36 layers, 576 heads, 396,288 GLU neurons.
@@ -38,7 +38,7 @@ Results = dict[str, Result]
 
 
 def outcomes(results: Results) -> list[tuple[str | float, ...]]:
-    """The texts under intervention by every published rule, in percent, beside the paper's."""
+    """The texts under intervention by every published rule, in percent, with the paper's."""
     found, close = (results[f"interventions{end}"]["rows"] for end in ("", "_published"))
     rows = []
     for name, x in found.items():

@@ -94,7 +94,7 @@ def _share(
     """Whether each verdict becomes the other, or neither, under each direction."""
     ids = context.ids
     wanted = {"this": ids.this, "not": ids.no}[word]
-    context.runs(samples.tokens, 1)  # of which the side's are a part
+    context.runs(samples.tokens, 1)  # holds the runs of either side
     some = samples.take(np.flatnonzero(samples.valid == (word == "not"))[:most])
     made = [vector_steering(context.model, d, scale=scale, layers=layers) for d in directions]
     seen = ablate(

@@ -140,12 +140,15 @@ def test_a_base_that_is_the_model_holds_the_claim(organism, written, tmp_path):
         assert claim_about(found)["here"] == here
     found["forced"]["before"]["auc"] = 0.6
     assert claim_about(found)["here"] == "does not hold"
-    path = report_of(found, tmp_path, '{% include "base_model.md.j2" %}').save(tmp_path)
+    paper = "| quantity | paper | here |\n| --- | --- | --- |\n{% include 'paper_base.j2' %}"
+    path = report_of(found, tmp_path, '{% include "base_model.md.j2" %}' + paper).save(tmp_path)
     text = " ".join(path.read_text().split())
     for words in (
         "before on the same task",
         "Logit lens of the right verdict",
         "It was not asked whether",
+        "| at least 1.000 (any head or neuron) |",
+        "| 0.000 to 0.000 (relative; mean of chosen heads or neurons) |",
     ):
         assert words in text
     assert len(list((tmp_path / "figures").iterdir())) >= 2
@@ -165,8 +168,13 @@ def test_what_the_base_is_asked(organism, written, tmp_path):
         )
         assert 0 < plain < 1
         assert plain != without
-    report = report_of({"asked": asked}, tmp_path, '{% include "base_asked.md.j2" %}')
-    assert "| incorrect | zeroed |" in report.markdown()
+    weights = {"heads": {"q": {"selected": 0.5}, "k": {"selected": 0.25}}}
+    found = {"asked": asked, "weights": weights, "least_cosine": {"q": 0.9}}
+    rows = "\n\n| a | b | c |\n| --- | --- | --- |\n{% include 'paper_base.j2' %}"
+    text = report_of(found, tmp_path, '{% include "base_asked.md.j2" %}' + rows).markdown()
+    assert "| incorrect | zeroed |" in text
+    assert "heads zeroed: P(yes) | .958 to .009 (29 heads) |" in text
+    assert "| 0.250 to 0.500 (relative" in text
 
 
 def named_only(text, target):

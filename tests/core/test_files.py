@@ -272,7 +272,7 @@ def test_a_bad_place_is_refused_before_the_work(option, tmp_path, monkeypatch):
     for place in places:
         assert str(run(*command, option, place)).startswith("writing ")
     study = ("study", "reuse", "--model", "toy-or", "--out")
-    assert "directory" in str(run(*study, tmp_path / "file"))
+    assert "not a folder" in str(run(*study, tmp_path / "file"))
     require_writable(tmp_path / "new" / "folders" / "x.json")
     for told in (
         run(*command, option, tmp_path / "new" / "x.json"),

@@ -24,7 +24,7 @@ def workbench(
         bool, typer.Option("--hub", help="Let the app download models from the Hugging Face hub.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="By default the first free.")
+        int | None, typer.Option(min=1, max=65535, help="By default the first free from 8501.")
     ] = None,
 ) -> None:
     """Open the workbench: patching, circuits and studies on pages in the browser."""

@@ -69,7 +69,6 @@ def find(
             "mean_absolute (mean size of the effect over prompts).",
         ),
     ] = "absolute",
-    supporting: Annotated[bool, typer.Option(help="The same as --by signed.")] = False,
     search: Annotated[
         str,
         typer.Option(
@@ -128,7 +127,6 @@ def find(
         found = find_circuit(
             loaded, chosen, finder, reference=reference, budget_gb=budget, progress=progress
         )
-    by = "signed" if supporting else by
     made = found.circuit(edges, threshold=threshold, by=by, search=search)  # type: ignore[arg-type]
     share = found.share(made.mask)
     terminal.say(

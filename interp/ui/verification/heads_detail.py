@@ -201,9 +201,9 @@ def curve(found: Result) -> None:
         )
     with right:
         noun = "head" if len(found["chosen"]) == 1 else "heads"
-        reached = "reach 95 %" if found["reached"] else "do best, but stay below 95 %"
+        reached = "95 % is reached" if found["reached"] else "the best set stays below 95 %"
         st.markdown(
-            f"**{len(found['chosen'])} {noun}** {reached} on the find samples: "
+            f"With **{len(found['chosen'])} {noun}** zeroed, {reached} on the find samples: "
             f"{', '.join(found['chosen'])} (order {found['order']})."
         )
         widgets.table(

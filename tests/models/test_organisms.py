@@ -5,7 +5,6 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from interp.ui.studies.kinds import VERIFIED
 
 import interp
 from interp.core.errors import InterpError
@@ -29,6 +28,7 @@ from interp.studies.verification.study import study_verification
 from interp.tasks.arithmetic import read_attempts
 from interp.tasks.countdown import make_countdown
 from interp.tasks.taboo import make_taboo
+from interp.ui.studies.pages import VERIFICATION_PAGES
 from tests.families import tiny
 
 
@@ -147,7 +147,7 @@ def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     done = study_verification(organism, settings=settings, say=lines.append)
     assert not any(line.endswith("kept") for line in lines)
     steps = {name for name in done.results if not name.startswith("texts_")}
-    assert steps == set(VERIFIED.steps)
+    assert steps == set(VERIFICATION_PAGES.steps)
     effects = done.results["effects_zero"]
     assert effects["none"]["disabled"]["mean"] <= 0.1
     assert effects["none"]["invalid_kept"]["mean"] >= 0.9

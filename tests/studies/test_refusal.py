@@ -10,7 +10,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from interp.ui.studies.kinds import REFUSED
 from typer.testing import CliRunner
 
 import interp
@@ -38,6 +37,7 @@ from interp.studies.refusal.study import study_refusal
 from interp.studies.report.markdown import escape
 from interp.studies.study import open_study
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
+from interp.ui.studies.pages import REFUSAL_PAGES
 
 SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
@@ -109,7 +109,7 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     names = set(study.results)
     steered = {name for name in names if name.startswith(("method_", "dose_"))}
     assert names - steered == STEPS
-    assert set(REFUSED.steps) == STEPS - {"ledger"}
+    assert set(REFUSAL_PAGES.steps) == STEPS - {"ledger"}
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
     # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
     # have no dose of their own.

@@ -19,7 +19,8 @@ from interp.engine.cost import floor_flops, matmul_rate
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load_model, wrap
 from interp.patching.activation import activation_patching
-from interp.patching.request import make_request
+from interp.patching.spec import PatchSpec
+from interp.patching.sweep import make_sweep
 from interp.results.scores import Scores
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
@@ -132,7 +133,7 @@ def _case(name: str, log: Callable[[str], None], peers: bool) -> dict[str, Any]:
     model, task, by = _setting(name)
     budget_gb = 0.5
     options: dict[str, Any] = {"site": "z", "by": by, "direction": "denoise"}
-    request = make_request(model, task, **options)
+    sweep = make_sweep(model, task, PatchSpec(**options))
     assert model.decoder is not None
     rate = matmul_rate(model.dtype, model.device, seconds=1.0)
     times: list[float] = []
@@ -144,10 +145,10 @@ def _case(name: str, log: Callable[[str], None], peers: bool) -> dict[str, Any]:
             times.append(time.perf_counter() - begun)
     ours = float(np.median(times))
     rate = (rate + matmul_rate(model.dtype, model.device, seconds=1.0)) / 2
-    floor = floor_flops(model.decoder, request.cells, request.lengths, "z") / rate
+    floor = floor_flops(model.decoder, sweep.cells, sweep.lengths, "z") / rate
     result: dict[str, Any] = {
         "what": CASES[name],
-        "cells": request.n_cells,
+        "cells": sweep.n_cells,
         "prompts": len(task),
         "ours": ours,
         "ours_runs": times,

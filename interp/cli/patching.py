@@ -51,7 +51,8 @@ def patch(
 ) -> None:
     """Patch activations from one run of each pair into the other; rank the components."""
     from interp.patching.activation import activation_patching
-    from interp.patching.request import cost, make_request
+    from interp.patching.spec import PatchSpec
+    from interp.patching.sweep import cost, make_sweep
 
     seed = terminal.seed_of(task, seed)
     loaded = terminal.load(model, dtype)
@@ -69,8 +70,7 @@ def patch(
     if source == "mean":
         drawn = terminal.make_task(task, loaded, 2 * n, seed + 1, option, metric)
         options["reference"] = drawn.without(chosen)
-    request = make_request(loaded, chosen, **options)
-    guess = cost(loaded, request)
+    guess = cost(loaded, make_sweep(loaded, chosen, PatchSpec(**options)))
     with terminal.progress(f"patching ({guess.runs} runs, {guess.words})") as progress:
         scores = activation_patching(loaded, chosen, budget_gb=budget, progress=progress, **options)
     terminal.print_scores(scores, top, json_file, verbose=verbose)

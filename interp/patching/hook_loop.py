@@ -1,20 +1,20 @@
-"""Patching the slow, obvious way: one hooked forward pass per cell."""
+"""Activation patching in the plain way: one hooked forward pass per cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from interp.core.metrics import Logits
-from interp.engine.readout import Progress
+from interp.core.run_options import RunOptions
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.stopping import Cancelled
 from interp.engine.sweep import Cells, Swept
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
-from interp.patching.request import Request
+from interp.patching.sweep import PatchSweep
 from interp.runs.pairs import check_gap
 
 Values = dict[tuple[int, int], torch.Tensor]
@@ -22,42 +22,37 @@ Values = dict[tuple[int, int], torch.Tensor]
 
 
 def hook_loop(
-    model: LanguageModel,
-    request: Request,
-    *,
-    chunks: Chunks = NO_CHUNKS,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    model: LanguageModel, sweep: PatchSweep, options: RunOptions, *, chunks: Chunks = NO_CHUNKS
 ) -> Swept:
-    """One hooked forward pass per cell, all prompts at once: what the fast engine must equal."""
-    runs, site = request.runs, request.site
+    """One hooked forward pass per cell, on all prompts at once. The fast engine must equal it."""
+    runs, site = sweep.runs, sweep.spec.site
     values: Values = {}
-    layers = sorted(set(request.cells.layer.tolist()))
+    layers = sorted(set(sweep.cells.layer.tolist()))
 
     def metric(logits: torch.Tensor) -> np.ndarray:
-        return request.metric(Logits(logits.cpu()), runs.targets).numpy()
+        return sweep.metric(Logits(logits.cpu()), runs.targets).numpy()
 
     other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
     base = metric(model.last_logits(runs.base))
     check_gap(base, other)
-    if request.source != "other":
-        _ablate(model, values, layers, request)
-    result = np.repeat(base[:, None], request.n_cells, axis=1)
-    groups = list(_by_cell(request.cells))
+    if sweep.spec.source != "other":
+        _ablate(model, values, layers, sweep)
+    result = np.repeat(base[:, None], sweep.n_cells, axis=1)
+    groups = list(_by_cell(sweep.cells))
     for done, (cell, layer, part, where) in enumerate(groups):
-        if cancelled():
-            raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun")
+        if options.cancelled():
+            raise Cancelled("the sweep", f"stopped after {done} of {len(groups)} cells", "rerun it")
         hooks = {(layer, site): [_patch_hook(values, site, layer, part, where)]}
         result[:, cell] = chunks.once(
             done, len(base), lambda h=hooks: metric(model.last_logits(runs.base, hooks=h))
         )
-        if progress is not None:
-            progress(done + 1, len(groups))
+        if options.progress is not None:
+            options.progress(done + 1, len(groups))
     return Swept(patched=result, base=base, other=other)
 
 
 def _reads(values: Values, site: str, layers: list[int]) -> dict[Address, list[Hook]]:
-    """Hooks that keep a site's values by layer and prompt."""
+    """Hooks that store a site's values by layer and prompt."""
 
     def read(layer: int) -> Hook:
         def hook(value: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -70,12 +65,12 @@ def _reads(values: Values, site: str, layers: list[int]) -> dict[Address, list[H
     return {(layer, site): [read(layer)] for layer in layers}
 
 
-def _ablate(model: LanguageModel, values: Values, layers: list[int], request: Request) -> None:
-    """Turn captured values into zeros, or into the mean over all real tokens of the reference."""
+def _ablate(model: LanguageModel, values: Values, layers: list[int], sweep: PatchSweep) -> None:
+    """Replace the stored values by zeros, or by their mean over all tokens of the reference."""
     seen: Values = {}
-    if request.source == "mean":
-        model.last_logits(list(request.means_over), hooks=_reads(seen, request.site, layers))
-    lengths = [len(prompt) for prompt in request.means_over]
+    if sweep.spec.source == "mean":
+        model.last_logits(list(sweep.means_over), hooks=_reads(seen, sweep.spec.site, layers))
+    lengths = [len(prompt) for prompt in sweep.means_over]
     for layer in layers:
         new = torch.zeros(())
         if seen:

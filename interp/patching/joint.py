@@ -1,4 +1,4 @@
-"""Several components patched together, and random sets like them."""
+"""The effect of patching several components together, compared with random sets."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ from interp.runs.pairs import PatchDirection, check_gap, paired_runs
 
 @dataclass(frozen=True, kw_only=True)
 class JointEffect:
-    """The effect of patching a set of components together, beside random sets like it.
+    """The effect of patching a set of components together, and that of random sets.
 
-    effect: fraction of the gap, with its 95 % interval over prompts. flips: is it above 0, by sign
-    flips of the prompts' effects; its p is valid on prompts that the set was not selected on. null:
-    how it ranks among random components of the same kind, layer and count, which is no p-value.
+    Attributes:
+        components: the labels patched.
+        effect: fraction of the gap, with its 95 % interval over prompts.
+        flips: a test that the effect is above 0, by flipping the signs of the prompts' effects.
+            Its p-value is valid on prompts that the set was not selected on.
+        null: the effect's rank among random sets of the same kind, layers and size. It is not a
+            p-value. None if no random sets were drawn.
     """
 
     components: tuple[str, ...]
@@ -68,24 +72,26 @@ def joint_patching(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> JointEffect:
-    """Patch a set of components together, at all tokens, and as many random sets.
+    """Patch a set of components together at all tokens, and random sets for comparison.
 
         effect(C) = mean(m[base with every c in C := other] - m[base]) / mean(m[clean] - m[corr.])
 
-    Each random set replaces every component by an unlisted one of the same site and layer (see
-    `interp.core.nulls.matched_components`); a whole site such as mlp_out by another layer's.
+    Unit: fraction of the gap. A random set replaces every component by an unlisted one of the same
+    site and layer, and a whole site such as mlp_out by that of another layer; see
+    `interp.core.nulls.matched_components`.
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; to judge a selection, use pairs it was not selected on.
+        task: prompt pairs. To test a selection, use pairs that it was not selected on.
         components: labels such as L9H6, L9KV2.k, L7N12, L5.mlp_out.
-        direction: "denoise" or "noise"; the sign is that of `activation_patching`.
-        draws: random sets; 0 for none.
-        seed: of the random sets and the sign flips.
-        progress: called with (prompts done, prompts in all).
+        direction: "denoise" or "noise", with the sign of `activation_patching`.
+        draws: number of random sets; 0 for none.
+        seed: seed of the random sets and the sign flips.
+        progress: called with (prompts done, prompts in total).
 
     Raises:
-        InterpError: no fast engine, no components, or a site that cannot be set together.
+        InterpError: no fast engine, no components, unknown components, a site other than
+            `JOINT_SITES`, a gap below its standard error, or a call inside `intervene`.
     """
     decoder = model.require_decoder("joint patching")
     components = listed(components)
@@ -96,7 +102,7 @@ def joint_patching(
             f"sites {sorted({part.site for part in chosen})}",
             f"give components of {', '.join(JOINT_SITES)}",
         )
-    model.refuse_changed("joint patching", "patch() beside them, and last_logits()")
+    model.refuse_changed("joint patching", "patch() inside intervene, and last_logits()")
     for part in chosen:
         model.require_component(part)
     runs = paired_runs(model, task, direction)
@@ -141,7 +147,7 @@ def joint_patching(
 def _set_together(
     runner: Runner, base: Baseline, other: Baseline, parts: Sequence[Component], first: int
 ) -> torch.Tensor:
-    """The final hidden state with every component at its value in the other run."""
+    """The final hidden state when every component takes its value from the other run."""
     length = int(base.lengths[0])
     if first >= length:
         return final_hidden(runner, base)

@@ -1,4 +1,4 @@
-"""Exact path patching: what one component says to another, with everything between held still."""
+"""Exact path patching: the effect of one component through its direct paths to others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from interp.core.components import Component, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
+from interp.core.run_options import RunOptions
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import LogitsOf, Progress
 from interp.engine.restart import Variants, baseline, final_hidden, restart
+from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
-from interp.patching.request import spelled_positions
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
@@ -51,136 +52,199 @@ def path_patching(
 ) -> Scores:
     """The effect of every sender through its direct paths into some receivers.
 
-    Three runs (Wang et al. 2022), with base = clean for "noise", corrupted for "denoise":
+    Three steps (Wang et al. 2022), with base = clean for "noise" and corrupted for "denoise":
 
-    1. both runs of the pair are stored;
-    2. base, with the sender at its value in the other run, every other head held at its base
-       value, MLPs recomputed (or held, with `freeze_mlps`): the receivers' inputs are recorded;
-    3. base, with the receivers at their recorded values: the metric is read.
+    1. Both runs of the pair are stored.
+    2. In the base run the sender takes its value from the other run. All other heads keep their
+       base values; MLPs are recomputed (or keep theirs, with `freeze_mlps`). The receivers' inputs
+       are recorded.
+    3. In the base run the receivers take their recorded values, and the metric is read.
 
-        effect = (m[base] - m[patched]) / (m[clean] - m[corrupted])  for "noise", the reverse sign
-                 for "denoise": positive supports the behaviour.
+        effect = mean(m[base] - m[patched]) / mean(m[clean] - m[corrupted])   for "noise"
+        effect = mean(m[patched] - m[base]) / mean(m[clean] - m[corrupted])   for "denoise"
 
-    With `freeze_mlps` and one receiver this is exactly one edge of the graph whose nodes are
-    heads and MLPs. Step 2 is vectorised over senders and touches the sender's own positions only,
-    for with attention held still nothing moves between positions.
+    Unit: fraction of the gap. Positive supports the behaviour. With `freeze_mlps` and one receiver
+    this is one edge of the graph whose nodes are heads and MLPs. Step 2 handles all senders at
+    once, and only the sender's own positions: with attention fixed, nothing moves between
+    positions.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        receivers: "logits" alone, or labels such as L9H6.q, L9KV2.k (a key/value head), L9KV2.v,
-            L5.mlp_out (the MLP, through its input), L26N6475 (one neuron, through what its gate
-            and up parts read), also whole sites such as L9.q. Several act together.
+        receivers: "logits" alone, or labels: L9H6.q, L9KV2.k and L9KV2.v (a key/value head),
+            L5.mlp_out (the input of an MLP), L26N6475 (the gate and up inputs of one neuron), or a
+            whole site such as L9.q. Several receivers are patched together.
         senders: "heads" (site z) or "mlps" (site mlp_out).
-        layers: sender layers; all by default.
+        layers: the senders' layers; all by default.
         direction: "noise" or "denoise".
-        positions: where the sender is patched: "all", or some, together; see
+        positions: where the sender is patched: "all", or several positions together; see
             `interp.core.arguments.Columns`.
-        freeze_mlps: hold MLPs between sender and receiver.
+        freeze_mlps: keep the base values of MLPs between sender and receiver.
         budget_gb: memory for runs in flight.
-        progress: called with (prompts done, prompts in all).
+        progress: called with (prompts done, prompts in total).
         cancelled: asked before every prompt.
-        cache: reuse and keep results under the cache; an interrupted call goes on from the prompts
-            it has finished.
+        cache: read and store results in the cache. An interrupted call resumes from its finished
+            prompts.
 
     Returns:
-        Scores over senders, axes (layer, head) or (layer,). Senders with no receiver downstream
-        have effect 0.
+        Scores over senders, axes (layer, head) or (layer,). A sender without a receiver downstream
+        has effect 0.
 
     Raises:
-        InterpError: no fast engine, training mode, equal prompts in a pair, or a receiver that does
-            not exist.
+        InterpError: no fast engine, training mode, equal prompts in a pair, unknown senders, a
+            receiver that does not exist or cannot receive, a gap below its standard error, or a
+            call inside `intervene`.
 
-    Departs from released code: receivers are recorded and patched at every position the sender
-    reaches, not at one position while freezing acts on it alone; recorded values are copies.
-    Equals a hooked three-pass loop (tests/test_paths.py). Source: arXiv 2211.00593, appendix B.
+    Departs from released code: receivers are recorded and patched at all positions at which the
+    sender is patched; that code freezes and patches one position. Recorded values are copies.
+    Equals a hooked three-pass loop (tests/patching/test_path.py). Source: arXiv 2211.00593,
+    appendix B.
     """
-    decoder = model.require_decoder("path patching")
-    budget = budget_bytes(budget_gb)
+    model.require_decoder("path patching")
+    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled, cache=cache)
+    budget_bytes(budget_gb)
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
     refuse_equal(runs, task)
-    receivers, positions = listed(receivers), as_positions(positions)
-    wanted = _parse_receivers(model, receivers)
+    labels, positions = listed(receivers), as_positions(positions)
+    parsed = _parse_receivers(model, labels)
     model.refuse_changed("path patching", HOOKED)
     chosen = within(layers, model.n_layers, "layer", model.name)
     names, where = _positions(runs, positions)
-    key = result_key(
-        "path patching",
-        VERSION,
-        model,
-        task,
-        receivers=[str(receiver) for receiver in wanted or ("logits",)],
-        senders=senders,
-        layers=chosen,
+    call = (
+        f"scores = interp.path_patching(model, task, receivers={labels!r}, "
+        f"senders={senders!r}, layers={chosen if layers is not None else None}, "
+        f"direction={direction!r}, positions={positions!r}, freeze_mlps={freeze_mlps})"
+    )
+    spec = _PathSpec(
+        receivers=tuple(parsed),
+        heads=senders == "heads",
+        layers=tuple(chosen),
         direction=direction,
-        positions=[names, where],
+        positions=names,
+        where=where,
         freeze_mlps=freeze_mlps,
     )
-    key = key if cache else None
+    return _patch_paths(model, task, runs, spec, call, options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PathSpec:
+    """Which paths are patched.
+
+    Attributes:
+        receivers: the receivers; empty for the logits.
+        heads: whether senders are heads; else MLPs.
+        layers: the senders' layers.
+        direction: "noise" or "denoise".
+        positions: names of the positions at which senders are patched.
+        where: those positions of every prompt, from its first differing token on.
+        freeze_mlps: whether MLPs between sender and receiver keep their base values.
+    """
+
+    receivers: tuple[Component, ...]
+    heads: bool
+    layers: tuple[int, ...]
+    direction: str
+    positions: tuple[str, ...]
+    where: list[list[int]]
+    freeze_mlps: bool
+
+    @property
+    def into(self) -> list[str]:
+        """Labels of the receivers."""
+        return [str(receiver) for receiver in self.receivers or ("logits",)]
+
+
+def _patch_paths(
+    model: LanguageModel,
+    task: Task,
+    runs: PairedRuns,
+    spec: _PathSpec,
+    call: str,
+    options: RunOptions,
+) -> Scores:
+    """Measure every sender, or read the stored result."""
+    key = None
+    if options.cache:
+        key = result_key(
+            "path patching",
+            VERSION,
+            model,
+            task,
+            receivers=spec.into,
+            senders="heads" if spec.heads else "mlps",
+            layers=list(spec.layers),
+            direction=spec.direction,
+            positions=[spec.positions, spec.where],
+            freeze_mlps=spec.freeze_mlps,
+        )
     if (found := stored(key)) is not None:
         return found
-    work = _Work(
-        runner=Runner(decoder),
-        runs=runs,
-        receivers=_grouped(wanted),
-        heads=senders == "heads",
-        freeze_mlps=freeze_mlps,
-        metric=task.metric,
-    )
-    units = [
-        (layer, part)
-        for layer in chosen
-        for part in (range(model.n_heads) if senders == "heads" else [-1])
-    ]
-    effects = np.zeros((len(task), len(units)))
-    ends = np.zeros((2, len(task)))
-    wide = model.d_model * 12 + 4 * model.d_mlp
-    room = budget // (wide * torch.finfo(model.dtype).bits // 8)
-    tile = min(room, 1536) if model.device.type == "cpu" else room
-    with torch.no_grad(), stoppable(cancelled), chunks_of(key) as chunks:
-        for prompt in range(len(task)):
-            if cancelled():
-                raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
-            found = chunks.once(
-                prompt, 2 + len(units), lambda i=prompt: work.effects(i, units, where[i], tile)
-            )
-            ends[:, prompt], effects[prompt] = found[:2], found[2:]
-            if progress is not None:
-                progress(prompt + 1, len(task))
-        denoise = direction == "denoise"
-        clean, corrupted = (ends[1], ends[0]) if denoise else (ends[0], ends[1])
+    with torch.no_grad(), stoppable(options.cancelled), chunks_of(key) as chunks:
+        ends, effects = _measure(model, task, runs, spec, options, chunks)
+        denoise = spec.direction == "denoise"
+        clean, corrupted = ends[::-1] if denoise else ends
         check_gap(clean, corrupted)
-        axes = ("layer", "head") if senders == "heads" else ("layer",)
-        shape = (len(task), len(chosen), *((model.n_heads,) if senders == "heads" else ()))
-        spelled = ", ".join(map(str, wanted or ("logits",)))
+        coordinates = {"layer": tuple(map(str, spec.layers))}
+        if spec.heads:
+            coordinates["head"] = tuple(map(str, range(model.n_heads)))
+        shape = (len(task), *(len(along) for along in coordinates.values()))
+        mlps = "held" if spec.freeze_mlps else "recomputed"
         scores = Scores(
             effects=effects.reshape(shape) * (1 if denoise else -1),
             clean=clean,
             corrupted=corrupted,
-            axes=axes,
-            coordinates={
-                "layer": tuple(map(str, chosen)),
-                **({"head": tuple(map(str, range(model.n_heads)))} if senders == "heads" else {}),
-            },
-            site="z" if senders == "heads" else "mlp_out",
-            direction=direction,
-            method=f"path patching into {spelled}, MLPs {'held' if freeze_mlps else 'recomputed'}",
+            axes=tuple(coordinates),
+            coordinates=coordinates,
+            site="z" if spec.heads else "mlp_out",
+            direction=spec.direction,
+            method=f"path patching into {', '.join(spec.into)}, MLPs {mlps}",
             metric=task.metric.name,
             metric_unit=task.metric.unit,
-            positions=" and ".join(names) if names != ("all",) else "all tokens",
-            provenance=provenance(
-                model,
-                task,
-                f"scores = interp.path_patching(model, task, receivers={list(receivers)!r}, "
-                f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-                f"direction={direction!r}, positions={spelled_positions(positions)}, "
-                f"freeze_mlps={freeze_mlps})",
-            ),
+            positions=" and ".join(spec.positions) if spec.positions != ("all",) else "all tokens",
+            provenance=provenance(model, task, call),
         )
         keep(key, scores, chunks)
     return scores
+
+
+def _measure(
+    model: LanguageModel,
+    task: Task,
+    runs: PairedRuns,
+    spec: _PathSpec,
+    options: RunOptions,
+    chunks: Chunks,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(2, n) metric of base and other run, and (n, senders) patched minus base metric."""
+    work = _PathRunner(
+        runner=Runner(model.require_decoder("path patching")),
+        runs=runs,
+        receivers=_grouped(spec.receivers),
+        heads=spec.heads,
+        freeze_mlps=spec.freeze_mlps,
+        metric=task.metric,
+    )
+    numbers = range(model.n_heads) if spec.heads else [-1]
+    units = [(layer, number) for layer in spec.layers for number in numbers]
+    per_sender = (model.d_model * 12 + 4 * model.d_mlp) * (torch.finfo(model.dtype).bits // 8)
+    fitting = budget_bytes(options.budget_gb) // per_sender
+    tile = min(fitting, 1536) if model.device.type == "cpu" else fitting
+    effects, ends = np.zeros((len(task), len(units))), np.zeros((2, len(task)))
+    for prompt, where in enumerate(spec.where):
+        if options.cancelled():
+            raise Cancelled("path patching", f"stopped after {prompt} prompts", "rerun it")
+
+        def measured(prompt: int = prompt, where: list[int] = where) -> np.ndarray:
+            return work.effects(prompt, units, where, tile)
+
+        found = chunks.once(prompt, 2 + len(units), measured)
+        ends[:, prompt], effects[prompt] = found[:2], found[2:]
+        if options.progress is not None:
+            options.progress(prompt + 1, len(task))
+    return ends, effects
 
 
 def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
@@ -190,14 +254,12 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
     found = []
     for label in labels:
         if label == "logits":
-            raise InterpError(
-                f"receivers {list(labels)}", "logits beside others", "patch into logits alone"
-            )
+            raise InterpError(f"receivers {list(labels)}", "logits and others", "give logits alone")
         part = Component.parse(label)
         if part.site not in RECEIVERS:
             raise InterpError(
                 f"receiver {label!r}",
-                f"{part.site} does not receive",
+                f"site {part.site} is no input of a component",
                 "write logits, L9H6.q, L9KV2.k, L9KV2.v, L5.mlp_out or L26N6475",
             )
         model.require_component(part)
@@ -208,19 +270,19 @@ def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Compon
 
 
 def _positions(runs: PairedRuns, positions: Columns) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Names, and each prompt's sender positions that can matter: from the first difference on."""
+    """Names, and the sender positions of each prompt, from its first differing token on."""
     if isinstance(positions, str) and positions == "all":
-        names, places = ("all",), [set(range(len(prompt))) for prompt in runs.base]
+        names, chosen = ("all",), [set(range(len(prompt))) for prompt in runs.base]
     else:
         names, columns = columns_of(positions, runs.encoded)
-        places = list(map(set, zip(*columns, strict=True)))
-    pairs = zip(places, runs.differ, strict=True)
-    return names, [sorted(p for p in place if p >= first) for place, first in pairs]
+        chosen = list(map(set, zip(*columns, strict=True)))
+    pairs = zip(chosen, runs.differ, strict=True)
+    return names, [sorted(p for p in some if p >= first) for some, first in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Receiver:
-    """The receivers of one layer and site; `parts` None is the whole site."""
+    """The receivers of one layer and site; `parts` is None for the whole site."""
 
     layer: int
     site: str
@@ -229,14 +291,14 @@ class _Receiver:
 
 @dataclass(kw_only=True)
 class _Recorded:
-    """A receiver's value in step 2, (senders, positions, ...), for the senders upstream of it."""
+    """A receiver's value in step 2, (senders, positions, ...), for all senders upstream of it."""
 
     receiver: _Receiver
     senders: Indices
     values: Tensor
 
     def edit(self, number: Indices, where: list[int]) -> Replacement:
-        """The value in place, in row `number[i]` for sender i, at the positions `where`."""
+        """An edit that sets the value at the positions `where`, in row `number[i]` for sender i."""
         parts, senders = self.receiver.parts, len(self.senders)
         each = 1 if parts is None else len(parts)
         return Replacement(
@@ -249,7 +311,7 @@ class _Recorded:
 
 
 def _recorded(receiver: _Receiver, senders: Indices, value: Tensor) -> _Recorded:
-    """A receiver's own slice of a site, (senders * positions, ...)."""
+    """A receiver's slice of a site's value, given as (senders * positions, ...)."""
     value = value.unflatten(0, (len(senders), -1))
     if receiver.parts is not None:
         value = value[:, :, torch.from_numpy(receiver.parts).to(value.device)]
@@ -257,7 +319,7 @@ def _recorded(receiver: _Receiver, senders: Indices, value: Tensor) -> _Recorded
 
 
 def _grouped(parts: Sequence[Component]) -> list[_Receiver]:
-    """Receivers by layer and site; a whole site holds its parts."""
+    """Receivers by layer and site; a whole site includes its parts."""
     sites: dict[tuple[int, str], set[int | None]] = {}
     for part in parts:
         sites.setdefault((part.layer, part.site), set()).add(part.index)
@@ -272,8 +334,8 @@ def _grouped(parts: Sequence[Component]) -> list[_Receiver]:
 
 
 @dataclass(kw_only=True)
-class _Work:
-    """Path patching of one task, prompt by prompt."""
+class _PathRunner:
+    """Path patching of one task, one prompt at a time."""
 
     runner: Runner
     runs: PairedRuns
@@ -308,11 +370,11 @@ class _Work:
     def effects(
         self, prompt: int, units: list[tuple[int, int]], where: list[int], tile: int
     ) -> np.ndarray:
-        """The metrics of both plain runs of a pair, then what each sender changes."""
+        """The metric of both plain runs of a pair, then each sender's patched minus base metric."""
         base, other = self.stored(prompt)
         found = np.zeros(2 + len(units))
         found[:2] = self.metric_of(base, prompt), self.metric_of(other, prompt)
-        if not self.receivers:  # attention is held, and the logits read the last token alone
+        if not self.receivers:  # the logits read the last token, and attention is fixed
             where = [at for at in where if at == len(self.runs.base[prompt]) - 1]
         if where:
             step = max(1, tile // (len(self.runs.base[prompt]) - min(where)))
@@ -332,7 +394,7 @@ class _Work:
         *,
         plain: float,
     ) -> np.ndarray:
-        """Steps 2 and 3 for some senders: the metric of each, `plain` where nothing receives."""
+        """Steps 2 and 3 for some senders: their metric; `plain` without a receiver downstream."""
         recorded, final = self._record(base, other, units, where)
         if not self.receivers:
             return self._read(self.runner.decoder.ln_final(final[:, -1]), prompt)
@@ -361,11 +423,11 @@ class _Work:
     def _record(
         self, base: Baseline, other: Baseline, units: list[tuple[int, int]], where: list[int]
     ) -> tuple[list[_Recorded], Tensor]:
-        """Step 2: receivers' inputs, and the final residual, at the sender's positions.
+        """Step 2: the receivers' inputs and the final residual stream, at the sender's positions.
 
-        Attention is held, so each position changes on its own: `x` is (senders, positions,
-        d_model) and starts as the base run's residual stream. Nothing behind the last receiver is
-        computed.
+        Attention is fixed, so positions do not affect one another: `x` is (senders, positions,
+        d_model) and starts as the base run's residual stream. Layers after the last receiver are
+        not computed.
         """
         decoder, at = self.runner.decoder, torch.tensor(where, device=self.runner.device)
         layer_of = np.array([layer for layer, _ in units])
@@ -406,7 +468,7 @@ class _Work:
             if not self.heads and len(sending):
                 mlp_out[sending] = other.at(layer, "mlp_out", at).repeat(len(sending), 1, 1)
             x = x + attn_out + mlp_out
-            # Senders further on have not acted yet: keep their rows at the base run, exactly.
+            # Senders in later layers have not acted yet: their rows stay exactly at the base run.
             waiting = np.flatnonzero(layer_of > layer)
             if len(waiting):
                 x[waiting] = base.at(layer + 1, "resid_pre", at).repeat(len(waiting), 1, 1)
@@ -415,7 +477,7 @@ class _Work:
     def _attn_out(
         self, base: Baseline, other: Baseline, layer: int, head: int, at: Tensor
     ) -> Tensor:
-        """The layer's attention output when one head takes its value in the other run."""
+        """The layer's attention output when one head takes its value from the other run."""
         block = self.runner.decoder.blocks[layer]
         weight = block.attn.W_O[head]
         change = (other.at(layer, "z", at) - base.at(layer, "z", at))[:, head] @ weight

@@ -439,17 +439,19 @@ def test_result_survives_a_disk_that_does_not_take_it(any_gap, family_models, mo
 def test_floor_and_cost_by_hand():
     """The arithmetic of one cell of a two-layer model, written out."""
     from interp.engine.cost import floor_flops
-    from interp.patching.request import cost, make_request
+    from interp.patching.spec import PatchSpec
+    from interp.patching.sweep import cost, make_sweep
 
     model = load_model("toy-or")  # d 64, 4 heads of 16 over 2 k/v heads, 8 neurons, 2 layers
     task = load_task("toy-or").first(1)
-    request = make_request(model, task, site="z", layers=[0], components=[1], positions="last")
-    length = int(request.lengths[0])
+    spec = PatchSpec(site="z", layers=[0], components=[1], positions="last")
+    sweep = make_sweep(model, task, spec)
+    length = int(sweep.lengths[0])
     mlp, kv, qo = 2 * 64 * 8 * 3, 4 * 64 * 32, 4 * 64 * 64
     head, mixing = 2 * 16 * 64, 4 * 64 * length
     expected = head + mlp + kv + qo + mlp + mixing
-    assert floor_flops(model.decoder, request.cells, request.lengths, "z") == expected
-    found = cost(model, request)
+    assert floor_flops(model.decoder, sweep.cells, sweep.lengths, "z") == expected
+    found = cost(model, sweep)
     assert (found.runs, found.flops) == (1, expected)
     assert found.seconds > 0
 
@@ -457,24 +459,25 @@ def test_floor_and_cost_by_hand():
 def test_an_estimate_goes_by_the_last_run(monkeypatch):
     """Whatever a matrix product says, the pace of the model's own last sweep is better."""
     from interp.engine import cost as costs
-    from interp.patching.request import cost, make_request
+    from interp.patching.spec import PatchSpec
+    from interp.patching.sweep import cost, make_sweep
 
     model, task = load_model("toy-or"), load_task("toy-or")
     arguments = {"site": "z", "by": ("layer", "head")}
     monkeypatch.setattr(costs, "PACE", {})
-    monkeypatch.setattr("interp.patching.request.PACE", costs.PACE)
-    request = make_request(model, task, **arguments)
-    first = cost(model, request)
+    monkeypatch.setattr("interp.patching.sweep.PACE", costs.PACE)
+    sweep = make_sweep(model, task, PatchSpec(**arguments))
+    first = cost(model, sweep)
     assert not first.timed
     assert "between" in first.words or first.words == "seconds"
     clock = iter([100.0, 142.0])
     watch = SimpleNamespace(perf_counter=lambda: next(clock))
     monkeypatch.setattr("interp.patching.activation.time", watch)
     activation_patching(model, task, **arguments)
-    second = cost(model, request)
+    second = cost(model, sweep)
     assert (second.timed, second.words) == (True, "about 42 s")
     assert second.seconds == pytest.approx(42.0)
-    half = make_request(model, task.first(len(task) // 2), **arguments)
+    half = make_sweep(model, task.first(len(task) // 2), PatchSpec(**arguments))
     assert 10 < cost(model, half).seconds < 32
 
 

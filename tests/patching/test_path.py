@@ -209,8 +209,8 @@ def test_resumes_prompt_by_prompt(family_models, monkeypatch):
     tell = {"progress": lambda now, n: done.append(now), "cancelled": lambda: done[-1] >= 2}
     with pytest.raises(InterpError, match="stopped after 2"):
         path_patching(model, task, receivers=["L2H1.q"], **tell)
-    ran, inner = [], paths._Work.effects
-    monkeypatch.setattr(paths._Work, "effects", lambda *a: ran.append(1) or inner(*a))
+    ran, inner = [], paths._PathRunner.effects
+    monkeypatch.setattr(paths._PathRunner, "effects", lambda *a: ran.append(1) or inner(*a))
     resumed = path_patching(model, task, receivers=["L2H1.q"])
     assert len(ran) == len(task) - 2
     assert np.array_equal(resumed.effects, whole.effects)
@@ -227,7 +227,7 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
     """Into the logits at the last token alone, and never behind the last receiver."""
     model, task, rows = family_models["llama"], random_task(), []
     monkeypatch.setattr(paths, "check_gap", lambda clean, corrupted: None)
-    runner, record = paths.Runner, paths._Work._record
+    runner, record = paths.Runner, paths._PathRunner._record
 
     def recording(self, base, other, units, where):
         mlp = self.runner.mlp_post
@@ -242,7 +242,7 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
         return found
 
     runner_mlp = runner.mlp_post
-    monkeypatch.setattr(paths._Work, "_record", recording)
+    monkeypatch.setattr(paths._PathRunner, "_record", recording)
     path_patching(model, task, receivers=receivers, cache=False)
     runs, expected = paired_runs(model, task, "noise"), []
     for prompt, first in zip(runs.base, runs.differ, strict=True):

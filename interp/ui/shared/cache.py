@@ -15,8 +15,9 @@ from interp.core.nulls import SelectionTest
 from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
-from interp.patching.activation import request_key
-from interp.patching.request import Cost, cost, make_request
+from interp.patching.activation import sweep_key
+from interp.patching.spec import PatchSpec
+from interp.patching.sweep import Cost, cost, make_sweep
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
@@ -186,8 +187,8 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
     Raises:
         InterpError: the model or the task does not allow it.
     """
-    request = make_request(open_.model, open_.task, **arguments)
-    return Plan(str(request_key(open_.model, open_.task, request)), cost(open_.model, request))
+    sweep = make_sweep(open_.model, open_.task, PatchSpec(**arguments))
+    return Plan(str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep))
 
 
 def result(key: str) -> Result | None:

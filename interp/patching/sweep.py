@@ -1,13 +1,12 @@
-"""One patching sweep spelled out: the runs, the cells, what it costs, where it comes from."""
+"""One patching sweep laid out: its runs, its cells, and an estimate of its cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.core.arguments import Columns, as_positions, columns_of, listed
+from interp.core.arguments import Columns, columns_of
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
@@ -15,32 +14,34 @@ from interp.core.prompts import Task
 from interp.engine.cost import PACE, duration, floor_flops, matmul_rate
 from interp.engine.sweep import Cells
 from interp.models.language_model import LanguageModel
+from interp.patching.spec import PatchSpec
 from interp.runs.mean_activations import ReferencePrompts, reference_prompts
 from interp.runs.pairs import PairedRuns, paired_runs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """One patching sweep, spelled out: what `activation_patching` runs and what it is keyed by.
+class PatchSweep:
+    """One patching sweep, ready to run: what was asked for, checked and laid out in cells.
 
-    `asked` is the caller's choice of positions, `positions` says in words which were patched;
-    `means_over` are the prompts of `reference` in tokens.
+    Attributes:
+        spec: what was asked for; its layers and components are sorted.
+        runs: the two runs of every pair, in tokens.
+        cells: every (prompt, cell) whose patch can change anything.
+        axes: the axes of the result, in order.
+        coordinates: the labels along each axis.
+        means_over: the tokens of the prompts that a mean is taken over; () for other sources.
+        positions: which tokens are patched, in words.
+        metric: the task's metric.
     """
 
+    spec: PatchSpec
     runs: PairedRuns
     cells: Cells
     axes: tuple[str, ...]
     coordinates: dict[str, tuple[str, ...]]
-    site: str
-    direction: str
-    source: str
-    reference: Task | None
     means_over: ReferencePrompts
     positions: str
-    asked: Columns
     metric: Metric
-    layers: tuple[int, ...] | None
-    components: tuple[int, ...] | None
 
     @property
     def n_cells(self) -> int:
@@ -49,80 +50,74 @@ class Request:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each prompt."""
+        """Number of tokens of each prompt."""
         return np.array([len(prompt) for prompt in self.runs.base])
 
 
-def make_request(
-    model: LanguageModel,
-    task: Task,
-    *,
-    site: str,
-    by: Sequence[str] = ("layer", "head"),
-    direction: str = "denoise",
-    positions: Columns = "all",
-    layers: Iterable[int] | None = None,
-    components: Iterable[int] | None = None,
-    source: str = "other",
-    reference: Task | None = None,
-) -> Request:
-    """Check a sweep's arguments and lay out its cells. See `activation_patching`."""
+def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
+    """Check what is asked for and lay out the cells.
+
+    Raises:
+        InterpError: see `activation_patching`.
+    """
+    site, by, source = spec.site, spec.by, spec.source
     model.require_site(site)
-    by, positions = [str(axis) for axis in listed(by)], as_positions(positions)
     if source not in ("other", "zero", "mean"):
         raise unknown("source", source, ("other", "zero", "mean"))
     if source == "mean" and site == "pattern":
         raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
-    runs = paired_runs(model, task, direction)
-    means_over = reference_prompts(model, source, reference, [*runs.base, *runs.other])
+    runs = paired_runs(model, task, spec.direction)
+    means_over = reference_prompts(model, source, spec.reference, [*runs.base, *runs.other])
     unit = SITES[site]
     axes = tuple(unit if axis == "head" and unit == "kv_head" else axis for axis in by)
     allowed = {"layer", "position", unit} - {None}
     if not set(axes) <= allowed or "layer" not in axes or len(set(axes)) < len(axes):
         raise InterpError(
-            f"patching {site} by {tuple(by)}",
+            f"patching {site} by {by}",
             f"axes of {site}: {', '.join(sorted(str(axis) for axis in allowed))}",
             "name 'layer' and any of the others once",
         )
-    chosen_layers = within(layers, model.n_layers, "layer", model.name)
+    chosen_layers = within(spec.layers, model.n_layers, "layer", model.name)
     coordinates: dict[str, tuple[str, ...]] = {"layer": tuple(map(str, chosen_layers))}
     parts = [-1]
     if unit is not None and unit in axes:
-        parts = within(components, model.size(unit), unit, model.name)
+        parts = within(spec.components, model.size(unit), unit, model.name)
         coordinates[unit] = tuple(map(str, parts))
-    elif components is not None:
-        raise InterpError("components=", f"{unit!r} is not in by={tuple(by)}", "add it to `by`")
+    elif spec.components is not None:
+        raise InterpError("components=", f"{unit!r} is not in by={by}", "add it to `by`")
     swept = "position" in axes
-    columns, names, words = _columns(runs, positions, swept, source)
+    columns, names, words = _columns(runs, spec.positions, swept, source)
     if swept:
         coordinates["position"] = names or tuple(map(str, range(len(columns))))
     order = ("layer", unit, "position")
     axes = tuple(axis for axis in order if axis in axes)  # type: ignore[misc]
-    cells = _cells(runs, chosen_layers, parts, columns, source)
-    return Request(
+    checked = replace(
+        spec,
+        layers=None if spec.layers is None else chosen_layers,
+        components=None if spec.components is None else parts,
+    )
+    return PatchSweep(
+        spec=checked,
         runs=runs,
-        cells=cells,
+        cells=_cells(runs, chosen_layers, parts, columns, source),
         axes=axes,
         coordinates={axis: coordinates[axis] for axis in axes},
-        site=site,
-        direction=direction,
-        source=source,
-        reference=reference,
         means_over=means_over,
         positions=words,
-        asked=positions,
         metric=task.metric,
-        layers=None if layers is None else tuple(chosen_layers),
-        components=None if components is None else tuple(parts),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a sweep will take: patched runs, unavoidable arithmetic, a guess at the time.
+    """The estimated cost of a sweep.
 
-    `timed`: the guess goes by the pace of an earlier sweep of the model, and not by that of a
-    matrix product, which was off by up to ten times either way.
+    Attributes:
+        runs: number of patched runs.
+        flops: floating-point operations that the sweep cannot avoid.
+        seconds: the estimated time.
+        timed: whether the estimate uses the measured speed of an earlier sweep of this model. If
+            not, it uses the speed of a matrix product, which was wrong by up to a factor of ten.
     """
 
     runs: int
@@ -132,7 +127,7 @@ class Cost:
 
     @property
     def words(self) -> str:
-        """The time in words: a range of a factor 9 where no sweep of the model was timed."""
+        """The time in words; a range of a factor of 9 if no sweep of the model was timed."""
         if self.timed:
             return f"about {duration(self.seconds)}"
         if self.seconds < 0.5:
@@ -140,30 +135,30 @@ class Cost:
         return f"between {duration(self.seconds / 3)} and {duration(3 * self.seconds)}"
 
 
-def cost(model: LanguageModel, request: Request) -> Cost:
-    """An estimate before a long run: the arithmetic floor at the pace of the model's last sweep.
+def cost(model: LanguageModel, sweep: PatchSweep) -> Cost:
+    """Estimate the cost of a sweep: its `operations` at the speed of the model's last sweep.
 
-    Before the first one, at this machine's rate of matrix products, times 1.4. A run that is under
-    way tells better: see its progress.
+    Before the first sweep: 1.4 times what this machine's matrix products would take. Once a sweep
+    is running, its progress is a better guide.
     """
-    flops = operations(model, request)
+    flops = operations(model, sweep)
     pace = PACE.get((model.hash, str(model.device)))
     per = 1.4 / matmul_rate(model.dtype, model.device) if pace is None else pace
-    return Cost(runs=len(request.cells), flops=flops, seconds=per * flops, timed=pace is not None)
+    return Cost(runs=len(sweep.cells), flops=flops, seconds=per * flops, timed=pace is not None)
 
 
-def operations(model: LanguageModel, request: Request) -> float:
-    """The floating-point operations a sweep cannot avoid; through hooks, of whole runs."""
+def operations(model: LanguageModel, sweep: PatchSweep) -> float:
+    """The floating-point operations that a sweep cannot avoid; with hooks, those of whole runs."""
     if model.decoder is not None:
-        return floor_flops(model.decoder, request.cells, request.lengths, request.site)
+        return floor_flops(model.decoder, sweep.cells, sweep.lengths, sweep.spec.site)
     per_token = 2.0 * sum(p.numel() for p in model.bridge.parameters())
-    return len(request.cells) * float(request.lengths.mean()) * per_token
+    return len(sweep.cells) * float(sweep.lengths.mean()) * per_token
 
 
 def _columns(
     runs: PairedRuns, positions: Columns, swept: bool, source: str
 ) -> tuple[list[list[list[int]]], tuple[str, ...], str]:
-    """For each column, for each prompt, the positions patched; names, if given; and in words."""
+    """The patched positions (for each column, for each prompt), their names, and a description."""
     lengths = [len(prompt) for prompt in runs.base]
     every = isinstance(positions, str) and positions == "all"
     if every and swept:
@@ -171,18 +166,18 @@ def _columns(
             raise InterpError(
                 "patching by every token position",
                 f"prompts of {min(lengths)} to {max(lengths)} tokens",
-                "give names of positions, or prompts of one length",
+                "give named positions, or prompts of equal length",
             )
         columns = [[[p]] * len(lengths) for p in range(lengths[0])]
         return columns, (), "each token"
     if every:
-        # Before the first difference the two runs are equal, and patching there does nothing.
+        # The two runs are equal before their first difference: patching there changes nothing.
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
         return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
-    names, places = columns_of(positions, runs.encoded)
+    names, tokens = columns_of(positions, runs.encoded)
     if swept:
-        return [[[p] for p in place] for place in places], names, "each of " + ", ".join(names)
-    together = [sorted(set(group)) for group in zip(*places, strict=True)]
+        return [[[p] for p in column] for column in tokens], names, "each of " + ", ".join(names)
+    together = [sorted(set(group)) for group in zip(*tokens, strict=True)]
     return [together], names, " and ".join(names)
 
 
@@ -197,8 +192,8 @@ def _cells(
     entries, positions = [], []
     shape = (len(layers), len(parts), len(columns))
     for prompt in range(len(runs.base)):
-        for column, places in enumerate(columns):
-            where = places[prompt]
+        for column, tokens in enumerate(columns):
+            where = tokens[prompt]
             if source == "other":
                 where = [p for p in where if p >= runs.differ[prompt]]
             if not where:
@@ -228,16 +223,3 @@ def _cells(
         count=count,
         positions=np.concatenate(positions),
     )
-
-
-def spelled_positions(positions: Columns) -> str:
-    """Positions as the caller gave them, as Python."""
-    return repr(as_positions(positions))
-
-
-def spelled_source(request: Request) -> dict[str, str]:
-    """The arguments, as Python, that say what cells are replaced with."""
-    found = {"source": repr(request.source)}
-    if request.reference is not None:
-        found["reference"] = request.reference.source or "own_reference"
-    return found

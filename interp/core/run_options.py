@@ -1,0 +1,29 @@
+"""How a measurement is run: memory, progress, cancelling, cache and engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Engine = Literal["auto", "fast", "hooks"]
+"""The fast engine, one hooked forward pass per cell, or the fast engine if the model has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options that change the time and memory of a measurement, but not its result.
+
+    Attributes:
+        budget_gb: memory for stored runs and for runs in flight.
+        progress: called with (parts done, parts in total).
+        cancelled: asked before every part; the measurement stops when it returns True.
+        cache: read a stored result, and store a new one.
+        engine: which engine runs the model.
+    """
+
+    budget_gb: float = 1.0
+    progress: Callable[[int, int], None] | None = None
+    cancelled: Callable[[], bool] = lambda: False
+    cache: bool = False
+    engine: Engine = "auto"

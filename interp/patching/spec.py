@@ -1,0 +1,52 @@
+"""What a patching sweep patches: the arguments that all sweeps have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from interp.core.arguments import Columns, as_positions, listed
+from interp.core.prompts import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSpec:
+    """Which activations are patched, in which run, and with which values.
+
+    Attributes:
+        site: the activation that is patched, see `interp.core.components.SITES`.
+        by: the axes of the sweep: "layer", the site's own axis and "position".
+        direction: "denoise" or "noise".
+        positions: the tokens that are patched, see `interp.core.arguments.Columns`.
+        layers: the layers swept; None for all.
+        components: the heads or neurons swept; None for all.
+        source: "other" (the pair's other run), "zero" or "mean".
+        reference: the task whose prompts a mean is taken over.
+
+    Raises:
+        InterpError: positions that are neither names nor whole numbers, or bytes or a dictionary
+            in place of a list.
+    """
+
+    site: str
+    by: Sequence[str] = ("layer", "head")
+    direction: str = "denoise"
+    positions: Columns = "all"
+    layers: Iterable[int] | None = None
+    components: Iterable[int] | None = None
+    source: str = "other"
+    reference: Task | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by", tuple(str(axis) for axis in listed(self.by)))
+        object.__setattr__(self, "positions", as_positions(self.positions))
+        for name in ("layers", "components"):
+            if (chosen := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(listed(chosen)))
+
+    def source_arguments(self) -> dict[str, str]:
+        """The arguments that say what replaces a cell, as Python source."""
+        found = {"source": repr(self.source)}
+        if self.reference is not None:
+            found["reference"] = self.reference.source or "own_reference"
+        return found

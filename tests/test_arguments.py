@@ -17,7 +17,7 @@ from interp.circuits.discovery.find import Finder
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.evaluation.evaluate import evaluate
 from interp.circuits.evaluation.neuron_circuits import evaluate_neurons
-from interp.circuits.ground_truth.recovery import single_edge_truth
+from interp.circuits.ground_truth.recovery import edge_ground_truth
 from interp.circuits.positions.narrow import narrow_circuit, narrow_curve
 from interp.circuits.trials.trials import Trials
 from interp.core.chat_prompts import PLAIN
@@ -241,17 +241,17 @@ def cases(toy, model, task):
             ),
             SENTENCE,
         ),
-        ("edge_places", "edges"): (
-            lambda x: interp.circuits.edge_places(model, task, x, positions="last"),
+        ("edge_positions", "edges"): (
+            lambda x: interp.circuits.edge_positions(model, task, x, positions="last"),
             edge,
         ),
-        ("edge_places", "positions"): (
-            lambda x: interp.circuits.edge_places(model, task, edge, positions=x),
+        ("edge_positions", "positions"): (
+            lambda x: interp.circuits.edge_positions(model, task, edge, positions=x),
             "changed",
         ),
-        ("edge_places", "neurons"): (
+        ("edge_positions", "neurons"): (
             lambda x: (
-                interp.circuits.edge_places(model, task, edge, positions="last", neurons=x).lost
+                interp.circuits.edge_positions(model, task, edge, positions="last", neurons=x).lost
             ),
             "L1N2",
         ),
@@ -734,7 +734,7 @@ RUNS = {
     "difference_in_means": lambda m, t: interp.steering.difference_in_means(
         m, ROWS, ROWS[:2], last=1
     ),
-    "edge_places": lambda m, t: interp.circuits.edge_places(
+    "edge_positions": lambda m, t: interp.circuits.edge_positions(
         m, t, ["input->logits"], positions="last"
     ),
     "generate": lambda m, t: interp.generate(m, ROWS, max_new_tokens=4),
@@ -872,8 +872,8 @@ def test_positions_are_read_alike(model, task):
         "path_patching": lambda p: (
             interp.path_patching(model, task, receivers="logits", positions=p).effects
         ),
-        "edge_places": lambda p: (
-            interp.circuits.edge_places(model, task, "L0H1->L1H1.q", positions=p).lost
+        "edge_positions": lambda p: (
+            interp.circuits.edge_positions(model, task, "L0H1->L1H1.q", positions=p).lost
         ),
     }
     for name, call in apart.items():
@@ -1102,7 +1102,7 @@ def budgeted(model, task):
         interp.probing.compare_activations: lambda gb: interp.probing.compare_activations(
             model, model, ROWS, budget_gb=gb
         ),
-        interp.circuits.edge_places: lambda gb: interp.circuits.edge_places(
+        interp.circuits.edge_positions: lambda gb: interp.circuits.edge_positions(
             model, task, [edge], budget_gb=gb
         ),
         faithfulness_curve: lambda gb: faithfulness_curve(model, task, whole, budget_gb=gb),
@@ -1140,7 +1140,7 @@ def budgeted(model, task):
         interp.circuits.score_edges: lambda gb: interp.circuits.score_edges(
             model, task, budget_gb=gb
         ),
-        single_edge_truth: lambda gb: single_edge_truth(model, task, budget_gb=gb),
+        edge_ground_truth: lambda gb: edge_ground_truth(model, task, budget_gb=gb),
         Trials: lambda gb: Trials(model, task, budget_gb=gb),
     }
 

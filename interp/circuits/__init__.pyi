@@ -5,7 +5,7 @@ from .discovery.learned_masks import learn_mask as learn_mask
 from .discovery.redundancy import redundancy as redundancy
 from .drawing.circuit import draw_circuit as draw_circuit
 from .drawing.circuit import draw_overlap as draw_overlap
-from .drawing.positions import draw_places as draw_places
+from .drawing.positions import draw_positions as draw_positions
 from .evaluation.curve_evaluation import faithfulness_curve as faithfulness_curve
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.neuron_circuits import evaluate_neurons as evaluate_neurons
@@ -14,7 +14,7 @@ from .evaluation.stability import stability as stability
 from .files.mib import to_mib_json as to_mib_json
 from .ground_truth.recovery import recover_edges as recover_edges
 from .model_graph import graph_of as graph_of
-from .positions.edge_positions import edge_places as edge_places
+from .positions.edge_positions import edge_positions as edge_positions
 from .positions.narrow import evaluate_positioned as evaluate_positioned
 from .positions.narrow import narrow_circuit as narrow_circuit
 from .positions.narrow import narrow_curve as narrow_curve

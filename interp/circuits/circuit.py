@@ -1,35 +1,32 @@
-"""`Circuit`: some edges of a model's graph, with where they come from."""
+"""`Circuit`: a subset of the edges of a model's graph, and how it was found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from interp.circuits.random_edges import alike, connected_alike, edge_kinds, end_kinds
+from interp.circuits.random_edges import draw_connected, draw_matched, edge_kinds, end_kinds
 from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.core.records import Provenance, Record
 from interp.engine.edges.graph import INPUT, Graph
 
-if TYPE_CHECKING:
-    pass
-
-Level = Literal["edge", "node"]
+CircuitLevel = Literal["edge", "node"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """How a circuit was found, so that it can be found again on other prompts.
+    """How a circuit was found, so that the method can be repeated on other prompts.
 
     Attributes:
         method: a method of `score_edges`, or a search.
-        options: its options, by the names `score_edges` has for them.
-        by: the ranking its edges were cut by, see `search.By`.
-        search: "best" or "greedy".
+        options: its options, under the argument names of `score_edges`.
+        by: the ranking that its edges were selected by, see `interp.circuits.ranking.By`.
+        search: how they were selected: "best" or "greedy".
     """
 
     method: str
@@ -40,16 +37,17 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Circuit(Record):
-    """Edges of a graph.
+    """A subset of the edges of a graph.
 
     Attributes:
-        graph: the graph they belong to.
+        graph: the graph.
         mask: (writers, readers) bool: the edges in the circuit.
-        scores: (writers, readers) of all edges, if they were scored; positive supports.
-        name: what to call it in tables.
+        scores: (writers, readers) scores of all edges, positive for edges that support the
+            behaviour; None if the edges were not scored.
+        name: its name in tables.
         method: how it was found, in words.
-        provenance: model, task and call it comes from, if it was found here.
-        origin: how to find it again, if it was found here.
+        provenance: the model, task and call that it comes from; None for circuits from elsewhere.
+        origin: how to find it again; None for circuits from elsewhere.
     """
 
     graph: Graph
@@ -83,14 +81,14 @@ class Circuit(Record):
 
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str], **facts: Any) -> Circuit:
-        """The circuit of some edges such as L3H4->L5KV1.k.
+        """The circuit that consists of the given edges, such as L3H4->L5KV1.k.
 
         Raises:
             InterpError: an edge that the graph does not have.
         """
         return cls(graph=graph, mask=graph.mask(edges), **facts)
 
-    # -- what is in it ---------------------------------------------------------------------
+    # -- contents --------------------------------------------------------------------------
 
     @property
     def n_edges(self) -> int:
@@ -99,37 +97,38 @@ class Circuit(Record):
 
     @property
     def share(self) -> float:
-        """Its edges as a share of the graph's."""
+        """Its edges as a share of all edges of the graph."""
         return self.n_edges / self.graph.n_edges
 
     @property
     def signed(self) -> np.ndarray:
-        """The scores; for functions that rank edges.
+        """The scores of all edges, for functions that rank edges.
 
         Raises:
             InterpError: the edges were not scored.
         """
         if self.scores is None:
-            raise InterpError(f"scores of {self.name}", "none were kept", "score the edges first")
+            raise InterpError(f"scores of {self.name}", "there are none", "score the edges first")
         return self.scores
 
     def edges(self) -> list[str]:
-        """Labels of its edges, by reader, in causal order."""
+        """Labels of its edges, sorted by reader, in causal order."""
         return self.graph.labels(self.mask)
 
     @property
     def writers(self) -> np.ndarray:
-        """(writers,) bool: its nodes, those that an edge of the circuit leaves."""
+        """(writers,) bool: its nodes, which are the writers of its edges."""
         return np.any(self.mask, axis=1)
 
     def nodes(self) -> list[str]:
         """Labels of its nodes in causal order."""
-        return [self.graph.writers[place] for place in np.flatnonzero(self.writers)]
+        return [self.graph.writers[writer] for writer in np.flatnonzero(self.writers)]
 
     def overlap(self, other: Circuit) -> dict[str, float]:
-        """Edges and nodes in common: how many, and over those in either (Jaccard).
+        """Number of edges and nodes in both circuits, and the Jaccard indices.
 
-        Of two empty circuits the Jaccard index is 1. "input" is in every circuit and is left out.
+        The Jaccard index is the number in both over the number in either; 1 for two empty
+        circuits. "input" is in every circuit and is not counted as a node.
 
         Raises:
             InterpError: circuits of different graphs.
@@ -138,33 +137,33 @@ class Circuit(Record):
             raise InterpError(
                 f"the overlap of {self.name} and {other.name}",
                 f"graphs {self.graph} and {other.graph}",
-                "compare circuits of one graph; see native()",
+                "compare circuits of one graph; native() merges key/value copies",
             )
         found: dict[str, float] = {}
-        place = self.graph.writer(INPUT) + 1
+        after = self.graph.writer(INPUT) + 1
         pairs = {
             "edges": (self.mask, other.mask),
-            "nodes": (self.writers[place:], other.writers[place:]),
+            "nodes": (self.writers[after:], other.writers[after:]),
         }
         for what, (left, right) in pairs.items():
             found[f"shared_{what}"] = int((left & right).sum())
             found[f"jaccard_{what}"] = jaccard(left, right)
         return found
 
-    # -- others like it --------------------------------------------------------------------
+    # -- derived circuits ------------------------------------------------------------------
 
     def connected(self) -> Circuit:
-        """Without the edges that lie on no path from the input to the logits."""
+        """The circuit without edges that lie on no path from the input to the logits."""
         return replace(self, mask=self.graph.connected(self.mask))
 
     def whole_nodes(self) -> Circuit:
-        """Every edge between its nodes: the circuit at node granularity."""
+        """The circuit of all edges between its nodes: the circuit at node level."""
         return replace(self, mask=_between(self.graph, self.writers))
 
     def without(self, parts: Iterable[str]) -> Circuit:
-        """Less some edges, or nodes with all edges that leave or enter them.
+        """The circuit without some edges, or without nodes and all of their edges.
 
-        An edge into a key or value that several heads share goes with the last of them.
+        Edges into a key or value that several heads share are removed with the last of these heads.
 
         Raises:
             InterpError: no such edge or node.
@@ -181,34 +180,35 @@ class Circuit(Record):
         self,
         rng: np.random.Generator,
         *,
-        level: Level = "edge",
+        level: CircuitLevel = "edge",
         bands: int = 3,
         connected: bool = False,
     ) -> Circuit:
-        """A random circuit of the same size: for each edge another of its kind and depth.
+        """A random circuit with the same number of edges of each kind and depth.
 
-        Kinds are input, head or MLP for writers and q, k, v, MLP or logits for readers; depth is
-        one of `bands` equal parts of the layers, for either end. Edges are drawn without
-        replacement from all of the kind, the circuit's own among them. At level "node" nodes are
-        drawn so, and every edge between them is taken. Most of a small circuit's random edges lie
-        on no path; with `connected` all do (see `random_masks.connected_alike`): a harder null.
+        Kinds are input, head or MLP for writers and q, k, v, MLP or logits for readers. The depth
+        of each end is one of `bands` equal bands of layers. Edges are drawn without replacement
+        from all edges of the kind, including the circuit's own. At level "node", nodes are drawn
+        in this way, and all edges between them are taken. Most random edges of a small circuit lie
+        on no path from the input to the logits. With `connected` all of them do, which is a harder
+        null; see `interp.circuits.random_edges.draw_connected`.
         """
         graph = self.graph
         if level == "node":
             possible = np.ones_like(self.writers)
-            nodes = alike(self.writers, end_kinds(graph, bands)[0], possible, rng)
+            nodes = draw_matched(self.writers, end_kinds(graph, bands)[0], possible, rng)
             mask = _between(graph, nodes)
         elif connected:
-            mask = connected_alike(graph, self.mask, rng, bands=bands)
+            mask = draw_connected(graph, self.mask, rng, bands=bands)
         else:
-            mask = alike(self.mask, edge_kinds(graph, bands), graph.allowed, rng)
+            mask = draw_matched(self.mask, edge_kinds(graph, bands), graph.allowed, rng)
         name = f"random, like {self.name}"
         return replace(self, mask=mask, scores=None, name=name, method="random", origin=None)
 
     def native(self) -> Circuit:
-        """On the graph with one reader per key/value head: an edge is in if one of its copies is.
+        """The circuit on the graph with one key and value reader per key/value head.
 
-        Scores are sums over the copies.
+        An edge is kept if any of its copies is kept. Its score is the sum over the copies.
         """
         graph, copies = self.graph.native, self.graph.copies
         if not self.graph.expand_kv:
@@ -220,9 +220,9 @@ class Circuit(Record):
         return replace(self, graph=graph, mask=mask, scores=None if self.scores is None else scores)
 
     def expanded(self) -> Circuit:
-        """On the graph with key and value readers per query head: with an edge, all its copies.
+        """The circuit on the graph with separate key and value readers for every query head.
 
-        A score is divided equally among the copies, whose sum it is.
+        All copies of an edge are kept, and its score is divided equally among them.
         """
         if self.graph.expand_kv:
             return self
@@ -235,27 +235,27 @@ class Circuit(Record):
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the edges and their graph."""
+        """A hash of the edges and their graph."""
         return content_key([asdict(self.graph), np.packbits(self.mask).tobytes().hex()])
 
 
 def jaccard(left: np.ndarray, right: np.ndarray) -> float:
-    """Shared entries of two masks over those in either; 1 if both are empty."""
+    """Jaccard index: entries in both masks over entries in either; 1 if both are empty."""
     either = int((left | right).sum())
     return int((left & right).sum()) / either if either else 1.0
 
 
 def drop_nodes(graph: Graph, mask: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """The mask without the edges that leave or enter some writers, (writers,) bool.
+    """The mask without the edges of some nodes, given as (writers,) bool.
 
-    A key or value reader goes when every head it serves has gone.
+    Edges into a key or value reader are removed if all heads that use it are.
     """
     readers = np.any(graph.feeds, axis=1) & ~(graph.feeds @ ~gone)
     return mask & ~gone[:, None] & ~readers
 
 
 def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """Every edge between some nodes, (writers,) bool, and from them to the logits."""
+    """All edges between some nodes, (writers,) bool, and from them to the logits."""
     readers = graph.feeds @ nodes
     readers[-1] = True
     return graph.allowed & nodes[:, None] & readers

@@ -21,15 +21,16 @@ def graph_of(
 
     Args:
         model: the model.
-        expand_kv: key and value readers for each query head, not for each key/value head.
-        neurons: those that are nodes of their own: labels such as L26N6475, or (layer, number).
+        expand_kv: separate key and value readers for every query head, not for every key/value
+            head.
+        neurons: neurons that are nodes of their own: labels such as L26N6475, or (layer, number).
 
     Raises:
-        InterpError: a neuron the model does not have, or one twice.
+        InterpError: a neuron that the model does not have, or one that is given twice.
     """
     found = [_neuron(model, one) for one in listed(neurons)]
     if len(set(found)) < len(found):
-        raise InterpError(f"neurons {found}", "one twice", "give each once")
+        raise InterpError(f"neurons {found}", "one is given twice", "give each once")
     return Graph(
         n_layers=model.n_layers,
         n_heads=model.n_heads,
@@ -50,6 +51,6 @@ def _neuron(model: LanguageModel, neuron: str | tuple[int, int]) -> tuple[int, i
         raise InterpError(
             f"neuron {neuron} of {model.name}",
             f"it has {model.n_layers} layers of {model.size('neuron')} neurons",
-            "write L3N12",
+            "write a label such as L3N12",
         )
     return layer, number

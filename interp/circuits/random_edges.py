@@ -1,4 +1,4 @@
-"""Random edges like those of a circuit: of the same kinds and depths, on paths or not."""
+"""Random edges that match a circuit's in kind and depth, with or without connected paths."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from interp.engine.edges.graph import INPUT, Graph
 
 
 def edge_kinds(graph: Graph, bands: int) -> np.ndarray:
-    """(writers, readers) numbers that say kind and depth of both ends."""
+    """(writers, readers) numbers: equal where both ends have the same kinds and depths."""
     writers, readers = end_kinds(graph, bands)
     return writers[:, None] * (int(readers.max()) + 1) + readers
 
 
 def end_kinds(graph: Graph, bands: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers that say kind and depth: of each writer, of each reader."""
+    """Numbers for the kind and depth of every writer, and of every reader."""
 
     def ends(kinds: np.ndarray, layers: np.ndarray) -> np.ndarray:
         depth = np.clip(layers * bands // graph.n_layers, 0, bands - 1)
@@ -27,26 +27,27 @@ def end_kinds(graph: Graph, bands: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def alike(
+def draw_matched(
     chosen: np.ndarray, kinds: np.ndarray, possible: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """As many random places of each kind as are chosen, or all that are possible if fewer."""
+    """A random mask with as many entries of each kind as `chosen`, or all possible if fewer."""
     drawn = np.zeros_like(chosen)
     for kind, count in zip(*np.unique(kinds[chosen], return_counts=True), strict=True):
-        places = np.flatnonzero((kinds == kind) & possible)
-        drawn.flat[rng.choice(places, min(int(count), len(places)), replace=False)] = True
+        entries = np.flatnonzero((kinds == kind) & possible)
+        drawn.flat[rng.choice(entries, min(int(count), len(entries)), replace=False)] = True
     return drawn
 
 
-def connected_alike(
+def draw_connected(
     graph: Graph, mask: np.ndarray, rng: np.random.Generator, *, bands: int
 ) -> np.ndarray:
-    """A random connected mask with as many edges, of the same kinds and depths as far as it can be.
+    """A random connected mask with as many edges, matched in kind and depth as far as possible.
 
-    Random nodes of the kinds and depths of the mask's, an edge from and into each so that all lie
-    on paths from the input to the logits, and random edges between them up to the number: first of
-    the kinds still missing, then of any. Nodes are left out where their paths alone would take
-    more edges than there are, and added where there are too few edges between them.
+    Draws random nodes that match the mask's in kind and depth, and for each an edge out and an edge
+    in, so that all lie on paths from the input to the logits. Then random edges between these nodes
+    are added up to the mask's number of edges: first of the kinds still missing, then of any kind.
+    Nodes are dropped if their paths alone need too many edges, and added if there are too few edges
+    between them.
     """
     total = int(mask.sum())
     if not total:
@@ -54,7 +55,7 @@ def connected_alike(
     inner = np.any(mask, axis=1)
     inner[graph.writer(INPUT)] = False
     writers = end_kinds(graph, bands)[0]
-    order = _shuffled(alike(inner, writers, graph.writer_kind != "input", rng), rng)
+    order = _shuffled(draw_matched(inner, writers, graph.writer_kind != "input", rng), rng)
     others = _shuffled(
         (graph.writer_kind != "input") & ~np.isin(np.arange(len(writers)), order), rng
     )
@@ -71,7 +72,7 @@ def connected_alike(
     taken = np.bincount(kinds[drawn], minlength=int(kinds.max()) + 1)
     wanted = _less(mask, kinds, taken)
     short = total - int(drawn.sum())
-    drawn |= _at_most(alike(wanted, kinds, possible, rng), short, rng)
+    drawn |= _at_most(draw_matched(wanted, kinds, possible, rng), short, rng)
     short = total - int(drawn.sum())
     return drawn | _at_most(between & ~drawn, short, rng)
 
@@ -79,15 +80,15 @@ def connected_alike(
 def _paths(
     graph: Graph, order: np.ndarray, mask: np.ndarray, kinds: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """An edge from every node, and one into those that none of these enters."""
+    """One edge out of every node, and one edge into each node that has none yet."""
     drawn, between = np.zeros_like(mask), _between(graph, order)
     weight = 1e-3 + np.bincount(kinds[mask], minlength=int(kinds.max()) + 1)[kinds]
     weight = np.where(between, weight, 0.0)
 
     def draw(writers: np.ndarray, readers: np.ndarray) -> None:
         share = np.cumsum(weight[np.ix_(writers, readers)].ravel())
-        place = int(np.searchsorted(share, rng.random() * share[-1], side="right"))
-        row, column = divmod(place, len(readers))
+        entry = int(np.searchsorted(share, rng.random() * share[-1], side="right"))
+        row, column = divmod(entry, len(readers))
         drawn[writers[row], readers[column]] = True
 
     writers, readers = (np.arange(size) for size in mask.shape)
@@ -103,7 +104,7 @@ def _paths(
 
 
 def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """Edges among some nodes, from the input and into the logits."""
+    """All edges among some nodes, from the input to them, and from them to the logits."""
     inside = np.zeros(len(graph.writers), dtype=bool)
     inside[nodes] = True
     inside[graph.writer(INPUT)] = True
@@ -113,7 +114,7 @@ def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
 
 
 def _less(mask: np.ndarray, kinds: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The mask without so many edges of each kind."""
+    """The mask without the given number of edges of each kind."""
     left = mask.copy()
     for kind, count in enumerate(taken):
         left.flat[np.flatnonzero(mask & (kinds == kind))[:count]] = False
@@ -121,10 +122,10 @@ def _less(mask: np.ndarray, kinds: np.ndarray, taken: np.ndarray) -> np.ndarray:
 
 
 def _at_most(chosen: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of what is chosen."""
-    places = np.flatnonzero(chosen)
+    """At most `number` random entries of a mask."""
+    entries = np.flatnonzero(chosen)
     kept = np.zeros_like(chosen)
-    kept.flat[rng.permutation(places)[:number]] = True
+    kept.flat[rng.permutation(entries)[:number]] = True
     return kept
 
 

@@ -1,4 +1,4 @@
-"""From scores to a circuit: the best edges, on paths from the input to the logits."""
+"""From edge scores to a circuit: the best edges on paths from the input to the logits."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from interp.core.errors import InterpError, unknown
 from interp.engine.edges.graph import Graph
 
 By = Literal["signed", "absolute", "mean_absolute"]
-"""What ranks edges: the signed score, supporting edges first; its size; or the mean over prompts of
-the effect's size, which sees edges that help on some prompts and hinder on others."""
+"""How edges are ranked: by the signed score (supporting edges first), by its absolute value, or by
+the mean absolute effect over prompts, which finds edges that help on some prompts and hinder on
+others."""
 
 RANKINGS: tuple[By, ...] = ("signed", "absolute", "mean_absolute")
 
 
 class Scored(Protocol):
-    """Anything with a graph and one signed number per edge: `EdgeScores`, a learnt mask."""
+    """Anything with a graph and one number per edge, such as `EdgeScores` or a learned mask."""
 
     @property
     def graph(self) -> Graph: ...
@@ -31,51 +32,46 @@ def top_edges(
     scores: Scored,
     n: int,
     *,
-    absolute: bool = True,
-    by: By | None = None,
+    by: By = "absolute",
     connected: bool = True,
 ) -> np.ndarray:
-    """The n best edges, as a mask.
+    """The n best edges, as a (writers, readers) mask.
 
-    With `connected`, edges that lie on no path from the input to the logits do not count: the
-    circuit is that of the longest list of best edges whose connected part has at most n edges.
-    It then has fewer than n where the next edge would complete a path of several. Without, it has
-    exactly n, of which some may carry nothing. Edges of equal score go in causal order of their
-    readers, then of their writers.
+    With `connected`, only edges on a path from the input to the logits count. The circuit is the
+    connected part of the longest list of best edges whose connected part has at most n edges. It
+    has fewer than n edges if the next edge would complete a path of several. Without `connected`
+    it has exactly n edges, and some may lie on no path. Edges of equal score are ordered causally,
+    by reader and then by writer.
 
     Args:
         scores: an object with `graph` and `signed`, (writers, readers).
         n: number of edges, from 1 to `graph.n_edges`.
-        absolute: rank by size, so that edges that oppose the behaviour are found too; else by the
-            signed score, supporting edges first.
-        by: the ranking by name, see `By`; overrides `absolute`. "mean_absolute" needs scores that
-            keep mean absolute effects (`absolute`), as `EdgeScores` do.
-        connected: see above.
+        by: the ranking, see `By`. "absolute" also finds edges that oppose the behaviour.
+            "mean_absolute" needs scores with mean absolute effects, such as `EdgeScores`.
+        connected: keep only edges on paths, see above.
 
     Raises:
-        InterpError: n out of range, an unknown ranking or one the scores do not have, scores of
-            another shape, or not finite on an edge.
+        InterpError: n out of range, an unknown ranking or one that the scores lack, scores of
+            another shape, or scores that are not finite.
     """
-    order = ranked(scores, absolute=absolute, by=by)
+    order = ranked(scores, by=by)
     return _longest(scores.graph, order, n, connected)
 
 
-def greedy_edges(
-    scores: Scored, n: int, *, absolute: bool = True, by: By | None = None
-) -> np.ndarray:
-    """Edges chosen from the logits backwards, as a mask of at most n connected edges.
+def greedy_edges(scores: Scored, n: int, *, by: By = "absolute") -> np.ndarray:
+    """At most n connected edges, selected greedily from the logits backwards, as a mask.
 
-    The best edge into the logits comes first; its writer's inputs then compete with the rest, and
-    so on, so that every edge chosen leads to the logits. Edges whose writer was never reached from
-    the input are dropped, and do not count towards n. Source: `apply_greedy` of hannamw/EAP-IG,
-    which counts them.
+    The best edge into the logits is taken first. Then the edges into its writer join the
+    candidates, the best candidate is taken, and so on. So every selected edge leads to the logits.
+    Edges without a path from the input are dropped and do not count towards n. Source:
+    `apply_greedy` of hannamw/EAP-IG, which counts them.
 
     Raises:
         InterpError: as `top_edges`.
     """
     graph = scores.graph
-    values = edge_strength(scores, absolute=absolute, by=by)
-    inputs_of = graph.feeds.T  # (writers, readers): what a writer computes from
+    values = edge_strength(scores, by=by)
+    inputs_of = graph.feeds.T  # (writers, readers): the inputs of each writer
     opened = np.zeros(len(graph.readers), dtype=bool)
     order: list[tuple[int, int]] = []
     waiting: list[tuple[float, int, int]] = []
@@ -95,25 +91,24 @@ def greedy_edges(
 
 
 CUTS = {"best": top_edges, "greedy": greedy_edges}
-"""How a circuit of a size is cut from scores."""
+"""The two ways to select a circuit of a given size from scores."""
 
 
-def ranked(scores: Scored, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
-    """(edges, 2) writers and readers, best first."""
+def ranked(scores: Scored, *, by: By = "absolute") -> np.ndarray:
+    """(edges, 2) writer and reader of every edge, best first."""
     readers, writers = np.nonzero(scores.graph.allowed.T)
-    values = edge_strength(scores, absolute=absolute, by=by)[writers, readers]
+    values = edge_strength(scores, by=by)[writers, readers]
     order = np.argsort(-values, kind="stable")
     return np.stack([writers, readers], axis=1)[order]
 
 
-def edge_strength(scores: Scored, *, absolute: bool = True, by: By | None = None) -> np.ndarray:
-    """(writers, readers) what edges are ranked by.
+def edge_strength(scores: Scored, *, by: By = "absolute") -> np.ndarray:
+    """(writers, readers) the values by which edges are ranked.
 
     Raises:
-        InterpError: an unknown ranking or one the scores do not have, scores of another shape, or
-            not finite on an edge.
+        InterpError: an unknown ranking or one that the scores lack, scores of another shape, or
+            scores that are not finite.
     """
-    by = by or ("absolute" if absolute else "signed")
     if by not in RANKINGS:
         raise unknown("ranking", by, RANKINGS)
     graph = scores.graph
@@ -121,7 +116,7 @@ def edge_strength(scores: Scored, *, absolute: bool = True, by: By | None = None
     if not isinstance(found, np.ndarray):
         raise InterpError(
             "edges by mean absolute effect",
-            "these scores keep means of signed effects alone",
+            "these scores have only means of signed effects",
             "use scores of score_edges, or rank by 'absolute'",
         )
     values = np.asarray(found, dtype=float)
@@ -136,10 +131,10 @@ def edge_strength(scores: Scored, *, absolute: bool = True, by: By | None = None
 
 
 def _longest(graph: Graph, order: np.ndarray, n: int, connected: bool) -> np.ndarray:
-    """The mask of the longest prefix of an order that keeps at most n edges."""
+    """The mask of the longest prefix of `order` whose (connected) edges are at most n."""
     if not 1 <= n <= graph.n_edges:
         raise InterpError(
-            f"a circuit of {n} edges", f"the graph has {graph.n_edges}", "ask for 1 to all"
+            f"a circuit of {n} edges", f"the graph has {graph.n_edges}", "ask for 1 to that many"
         )
 
     def prefix(length: int) -> np.ndarray:
@@ -151,7 +146,7 @@ def _longest(graph: Graph, order: np.ndarray, n: int, connected: bool) -> np.nda
 
 
 def _last(longest: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to `longest` at which a condition holds that, once lost, stays lost."""
+    """The largest number up to `longest` that meets a condition which all smaller numbers meet."""
     low, high = 0, longest
     while low < high:
         middle = (low + high + 1) // 2

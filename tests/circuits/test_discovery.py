@@ -9,7 +9,7 @@ from scipy import stats
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.learned_masks import HIGH, LOW, TEMPERATURE, _Gates, learn_mask
 from interp.circuits.discovery.redundancy import redundancy
-from interp.circuits.ground_truth.recovery import SEARCHES, recover_edges, single_edge_truth
+from interp.circuits.ground_truth.recovery import SEARCHES, edge_ground_truth, recover_edges
 from interp.circuits.ranking import greedy_edges, ranked, top_edges
 from interp.circuits.scoring.score_edges import score_edges
 from interp.circuits.trials.trials import Trials
@@ -55,12 +55,12 @@ def paths(graph, mask):
 # -- top-n and greedy ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("absolute", [True, False])
-def test_top_n_takes_the_best(absolute):
+@pytest.mark.parametrize("by", ["absolute", "signed"])
+def test_top_n_takes_the_best(by):
     scores = made()
     for n in (1, 7, GRAPH.n_edges):
-        mask = top_edges(scores, n, absolute=absolute, connected=False)
-        values = np.abs(scores.signed) if absolute else scores.signed
+        mask = top_edges(scores, n, by=by, connected=False)
+        values = np.abs(scores.signed) if by == "absolute" else scores.signed
         assert mask.sum() == n
         assert not (mask & ~GRAPH.allowed).any()
         rest = values[GRAPH.allowed & ~mask]
@@ -134,10 +134,10 @@ def test_bad_scores_are_refused():
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_truth_is_what_the_program_says(name):
     compiled = load_compiled(name, check=False)
-    truth = single_edge_truth(compiled.model, compiled.task)
+    truth = edge_ground_truth(compiled.model, compiled.task)
     assert set(truth.circuit.edges()) == set(PLANTED[name].split())
     for ablation in ("counterfactual", "zero"):
-        found = single_edge_truth(compiled.model, compiled.task.first(6), ablation=ablation)
+        found = edge_ground_truth(compiled.model, compiled.task.first(6), ablation=ablation)
         assert not (found.mask & ~wired(compiled.model, found.graph)).any()
     # Against nothing at all, positions and constants matter too.
     assert found.mask.sum() > truth.mask.sum()
@@ -169,7 +169,7 @@ def test_truth_is_one_edge_at_a_time(ablation):
     task = random_task((5, 6))
     reference = random_task((6, 5), seed=9) if ablation == "mean" else None
     options = {"ablation": ablation, "reference": reference}
-    truth, trials = single_edge_truth(model, task, **options), Trials(model, task, **options)
+    truth, trials = edge_ground_truth(model, task, **options), Trials(model, task, **options)
     whole, empty = trials.ends()
     for edge in np.random.default_rng(0).permutation(np.argwhere(trials.graph.allowed))[:6]:
         mask = trials.graph.mask()
@@ -263,7 +263,7 @@ def test_no_gradient_finds_the_edges_of_an_or_gate():
 def test_recovery_counts_what_is_found():
     """Figures of the methods on one toy, and the arithmetic of a wrong answer key."""
     model, task = load_model("toy-verification"), toy_task("toy-verification", 4)
-    methods = [name for name in SEARCHES if name != "learnt-mask"]
+    methods = [name for name in SEARCHES if name != "learned-mask"]
     result = recover_edges(
         model, task, methods=methods, planted=build_toy("toy-verification").circuit
     )
@@ -296,7 +296,7 @@ def test_a_method_that_refuses_has_a_row_that_says_so():
     assert result.of_method("ACDC").precision == 1
 
 
-# -- learnt masks --------------------------------------------------------------------------
+# -- learned masks --------------------------------------------------------------------------
 
 
 def test_gates_are_hard_concrete():
@@ -319,12 +319,12 @@ def test_gates_are_hard_concrete():
 def test_a_learnt_mask_finds_planted_circuits():
     model, task = load_model("toy-and"), toy_task("toy-and", 4)
     options = {"steps": 45, "lr": 0.3, "samples": 2}
-    learnt = learn_mask(model, task, **options)
-    truth = single_edge_truth(model, task)
-    assert learnt.graph.labels(learnt.mask) == learnt.graph.labels(truth.mask)
-    assert learnt.share == pytest.approx(1, abs=0.02)
-    assert learnt.losses[-1] < 0.3 * learnt.losses[0]
-    np.testing.assert_array_equal(top_edges(learnt, int(truth.mask.sum())), truth.mask)
+    learned = learn_mask(model, task, **options)
+    truth = edge_ground_truth(model, task)
+    assert learned.graph.labels(learned.mask) == learned.graph.labels(truth.mask)
+    assert learned.share == pytest.approx(1, abs=0.02)
+    assert learned.losses[-1] < 0.3 * learned.losses[0]
+    np.testing.assert_array_equal(top_edges(learned, int(truth.mask.sum())), truth.mask)
     again = learn_mask(model, task, steps=3)
     np.testing.assert_array_equal(again.signed, learn_mask(model, task, steps=3).signed)
 
@@ -332,8 +332,8 @@ def test_a_learnt_mask_finds_planted_circuits():
 def test_writer_gates_and_bad_options():
     compiled = load_compiled("reverse", check=False)
     task = compiled.task.first(4)
-    learnt = learn_mask(compiled.model, task, steps=25, lr=0.4, samples=1, nodes=True)
-    assert set(learnt.graph.labels(learnt.mask)) == set(PLANTED["reverse"].split())
+    learned = learn_mask(compiled.model, task, steps=25, lr=0.4, samples=1, nodes=True)
+    assert set(learned.graph.labels(learned.mask)) == set(PLANTED["reverse"].split())
     for wrong in ({"steps": 0}, {"openness": 1.0}, {"weight": -1.0}, {"lr": 0.0}):
         with pytest.raises(InterpError, match="learning a mask"):
             learn_mask(compiled.model, task, **wrong)
@@ -359,7 +359,7 @@ def test_the_pair_of_an_or_gate_is_found_and_of_an_and_gate_is_not():
     assert pair.alone == pytest.approx((0, 0), abs=0.01)
     assert "L0H1 and L0H2" in str(result)
     assert len(result.to_dataframe()) == 1
-    truth = single_edge_truth(load_model("toy-or"), toy_task("toy-or"))
+    truth = edge_ground_truth(load_model("toy-or"), toy_task("toy-or"))
     assert not any("H" in edge.split("->")[0] for edge in truth.circuit.edges())  # unseen alone
     none = redundancy(load_model("toy-and"), toy_task("toy-and"))
     assert none.pairs == ()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from interp.circuits.model_graph import graph_of
-from interp.circuits.positions import edge_positions as places
-from interp.circuits.positions.edge_positions import edge_places
+from interp.circuits.positions import edge_positions as module
+from interp.circuits.positions.edge_positions import edge_positions
 from interp.circuits.scoring.score_edges import score_edges
 from interp.core.errors import InterpError
 from interp.models.loading import load_model
@@ -29,7 +29,7 @@ def named_pairs(n=8):
 
 def test_the_previous_token_head_acts_where_the_letters_followed():
     model, names = load_model("toy-induction"), ["start", "right", "wrong", "last"]
-    found = edge_places(model, named_pairs(), EDGES, positions=names)
+    found = edge_positions(model, named_pairs(), EDGES, positions=names)
     assert found.values.shape == (4, 4)
     keys, logits, query, nothing = found.values
     # The key of the right letter no longer says that the cue came before it, that of the wrong
@@ -65,7 +65,7 @@ def test_every_token_at_once_is_the_exact_edge_score(family_models, ablation, an
     options = {"ablation": ablation}
     if ablation == "mean":
         options["reference"] = random_task((6, 7), seed=3)
-    found = edge_places(model, task, labels, **options)
+    found = edge_positions(model, task, labels, **options)
     exact = score_edges(model, task, method="exact", per_prompt=True, **options).per_prompt
     expected = np.stack([exact[:, w, r] for w, r in chosen], 1)
     np.testing.assert_allclose(found.lost_whole, expected, atol=2e-5)
@@ -83,9 +83,9 @@ def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
     model, task = family_models["llama"], random_task()
     labels = ["input->logits", "L0H0->L1KV0.k", "L0.mlp_out->L2H1.q", "L1H3->L2.mlp_out"]
     options = {"positions": ["changed", "last"]}
-    whole = edge_places(model, task, labels, **options)
-    monkeypatch.setattr(places, "BATCH", 3)
-    again = edge_places(model, task, labels, **options)
+    whole = edge_positions(model, task, labels, **options)
+    monkeypatch.setattr(module, "BATCH", 3)
+    again = edge_positions(model, task, labels, **options)
     np.testing.assert_allclose(whole.lost, again.lost, atol=1e-5)
 
 
@@ -103,11 +103,13 @@ def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
 )
 def test_what_is_refused(family_models, any_gap, edges, options, message):
     with pytest.raises(InterpError, match=message):
-        edge_places(family_models["llama"], random_task(), edges, **options)
+        edge_positions(family_models["llama"], random_task(), edges, **options)
 
 
 def test_what_was_not_measured_is_named(family_models, any_gap):
-    found = edge_places(family_models["llama"], random_task(), ["L0H0->logits"], positions="last")
+    found = edge_positions(
+        family_models["llama"], random_task(), ["L0H0->logits"], positions="last"
+    )
     for edge, place in (("L0H1->logits", "last"), ("L0H0->logits", "changed")):
         with pytest.raises(InterpError, match="not measured"):
             found.estimate(edge, place)

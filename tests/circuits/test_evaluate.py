@@ -10,15 +10,20 @@ import interp
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.acdc import Acdc, acdc
 from interp.circuits.discovery.find import Finder, find_circuit
-from interp.circuits.discovery.learned_masks import LearntMask, learn_mask
+from interp.circuits.discovery.learned_masks import LearnedMask, learn_mask
 from interp.circuits.discovery.redundancy import Redundancy, redundancy
 from interp.circuits.evaluation import curve_evaluation as evaluation
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.evaluation.evaluate import CircuitEvaluation, evaluate
 from interp.circuits.evaluation.knockouts import Completeness, Minimality, completeness, minimality
 from interp.circuits.evaluation.stability import Stability, stability
-from interp.circuits.ground_truth.recovery import Recovery, Truth, recover_edges, single_edge_truth
-from interp.circuits.positions.edge_positions import EdgePlaces, edge_places
+from interp.circuits.ground_truth.recovery import (
+    EdgeGroundTruth,
+    Recovery,
+    edge_ground_truth,
+    recover_edges,
+)
+from interp.circuits.positions.edge_positions import EdgePositions, edge_positions
 from interp.circuits.ranking import greedy_edges, top_edges
 from interp.circuits.scoring.score_edges import score_edges
 from interp.circuits.trials.trials import Trials
@@ -101,7 +106,13 @@ def test_it_is_what_each_measurement_gives_alone(scored):
     steady = stability(scores, circuit.n_edges, seed=1)
     np.testing.assert_array_equal(found.stability.jaccard, steady.jaccard)
     assert found.size == (circuit.n_edges, len(circuit.nodes()), circuit.share)
-    for words in ("counterfactual ablation", "CPR", "CMD", "all on paths", "stability of EAP:"):
+    for words in (
+        "counterfactual ablation",
+        "CPR",
+        "CMD",
+        "all edges on paths",
+        "stability of EAP:",
+    ):
         assert words in str(found)
 
 
@@ -129,13 +140,13 @@ def test_stability_is_that_of_the_method_the_circuit_came_from(scored, tmp_path,
     found = evaluate(slow, model, task, **quiet)
     assert found.stability is None
     assert found.stable_by == ""
-    assert "no stability: ACDC, which found it, takes many runs" in str(found)
+    assert "stability was not measured: ACDC, which found it, needs many runs" in str(found)
     assert "ACDC" in found.to_dict()["no_stability"]
     unknown = evaluate(slow.random_like(np.random.default_rng(0)), model, task, **quiet)
     assert "does not say which method found it" in unknown.unstable
     kl = task.with_metric(interp.METRICS["kl"])
     circuit = find_circuit(model, task, Finder(method="EAP")).circuit(9)
-    assert "cannot be taken again" in evaluate(circuit, model, kl, **quiet).unstable
+    assert "cannot be repeated" in evaluate(circuit, model, kl, **quiet).unstable
     with pytest.raises(InterpError, match="compares with the clean run"):
         evaluate(circuit, model, kl, stable_by="EAP", **quiet)
 
@@ -150,7 +161,7 @@ def test_what_is_not_asked_for_is_left_out_and_bad_requests_are_refused(scored):
         found.cpr()
     with pytest.raises(InterpError, match="no random circuits"):
         found.itself.null(0, connected=True)
-    with pytest.raises(InterpError, match="no quick method"):
+    with pytest.raises(InterpError, match="the method needs many runs"):
         evaluate(circuit, model, task, stable_by="exact")
     with pytest.raises(InterpError, match="level"):
         evaluate(circuit, model, task, level="layer")
@@ -215,7 +226,7 @@ def test_the_mean_size_sees_what_helps_here_and_hinders_there(scored):
     assert greedy_edges(made, 8, by="mean_absolute")[edge]
     assert stability(scores, 3, draws=2, by="mean_absolute").circuit.n_edges <= 3
     assert faithfulness_curve(model, task, made, by="mean_absolute", random=0).fractions is not None
-    with pytest.raises(InterpError, match="means of signed effects alone"):
+    with pytest.raises(InterpError, match="only means of signed effects"):
         top_edges(Circuit(graph=scores.graph, mask=scores.graph.mask(), scores=scores.signed), 1,
               by="mean_absolute")  # fmt: skip
     with pytest.raises(InterpError, match="ranking"):
@@ -242,13 +253,13 @@ def made(kind, scored):
     task, trials = task.first(4), Trials(model, task.first(4))
     return {
         Acdc: lambda: acdc(model, task, threshold=0.1, absolute=True, resume=False),
-        LearntMask: lambda: learn_mask(model, task, steps=2),
-        EdgePlaces: lambda: edge_places(model, task, ["input->L0H1.q"], positions="last"),
+        LearnedMask: lambda: learn_mask(model, task, steps=2),
+        EdgePositions: lambda: edge_positions(model, task, ["input->L0H1.q"], positions="last"),
         Redundancy: lambda: redundancy(model, task, ["L0H0", "L0H1"], threshold=-9.0, resume=False),
         Stability: lambda: stability(scores, 4, draws=1),
         Completeness: lambda: completeness(trials, circuit, samples=2),
         Minimality: lambda: minimality(trials, circuit, samples=1),
-        Truth: lambda: single_edge_truth(model, task),
+        EdgeGroundTruth: lambda: edge_ground_truth(model, task),
         Recovery: lambda: recover_edges(model, task, methods=["random", "EAP"]),
         CircuitEvaluation: lambda: evaluate(circuit, model, task, random=2, knockouts=2),
     }[kind]()
@@ -275,8 +286,8 @@ def same(left, right):
 
 @pytest.mark.parametrize(
     "kind",
-    [Acdc, LearntMask, EdgePlaces, Redundancy, Stability, Completeness, Minimality, Truth,
-     Recovery, CircuitEvaluation],
+    [Acdc, LearnedMask, EdgePositions, Redundancy, Stability, Completeness, Minimality,
+     EdgeGroundTruth, Recovery, CircuitEvaluation],
 )  # fmt: skip
 def test_results_come_back_whole(kind, scored, tmp_path):
     found = made(kind, scored)

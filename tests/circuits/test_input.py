@@ -14,7 +14,7 @@ from interp.circuits.discovery.find import find_circuit
 from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.evaluation.knockouts import completeness
 from interp.circuits.evaluation.neuron_circuits import evaluate_neurons
-from interp.circuits.ground_truth.recovery import single_edge_truth
+from interp.circuits.ground_truth.recovery import edge_ground_truth
 from interp.circuits.model_graph import graph_of
 from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.trials import memory as room
@@ -35,13 +35,13 @@ CALLS = {
     "acdc": lambda m, t: interp.circuits.acdc(m, t, threshold=0.1, resume=False),
     "learn_mask": lambda m, t: learn_mask(m, t, steps=1),
     "redundancy": lambda m, t: interp.circuits.redundancy(m, t, ["L0H0", "L0H1"], resume=False),
-    "edge_places": lambda m, t: interp.circuits.edge_places(
+    "edge_positions": lambda m, t: interp.circuits.edge_positions(
         m, t, ["input->L0H0.q"], positions="changed"
     ),
     "evaluate_circuit": lambda m, t: interp.circuits.faithfulness_curve(m, t, whole(m)),
     "find_circuit": find_circuit,
     "recover": lambda m, t: interp.circuits.recover_edges(m, t, methods=["EAP"]),
-    "single_edge_truth": single_edge_truth,
+    "edge_ground_truth": edge_ground_truth,
     "completeness": lambda m, t: completeness(Trials(m, t), whole(m)),
     "evaluate_neurons": lambda m, t: evaluate_neurons(m, t, None),
     "attribution_patching": interp.attribution_patching,

@@ -99,7 +99,7 @@ def test_planted_neurons_are_found_and_suffice(name):
     scores = scored(model, find)
     share = (len(planted) + 0.5) / scores.values.size
     found = evaluate_neurons(
-        model, confirm, scores, fractions=(share, 1.0), absolute=True, random=20
+        model, confirm, scores, fractions=(share, 1.0), by="absolute", random=20
     )
     assert set(found.neurons(0)) == planted
     assert found.faithfulness[0] == pytest.approx(1, abs=0.02)

@@ -14,7 +14,7 @@ from interp.circuits.evaluation.overlap import compare_circuits
 from interp.circuits.files.mib import to_mib_json
 from interp.circuits.ground_truth.recovery import recover_edges
 from interp.circuits.model_graph import graph_of
-from interp.circuits.positions.edge_positions import edge_places
+from interp.circuits.positions.edge_positions import edge_positions
 from interp.circuits.positions.narrow import narrow_circuit, narrow_curve
 from interp.circuits.ranking import top_edges
 from interp.circuits.scoring.edge_scores import EdgeScores
@@ -86,7 +86,7 @@ def test_unknown_neurons_are_refused(family_models):
     for wrong in ("L9N0", "L0N48", "L0H1", "L0N3.pre", (0, -1)):
         with pytest.raises(InterpError, match="3 layers of 48 neurons"):
             graph_of(model, neurons=[wrong])
-    with pytest.raises(InterpError, match="one twice"):
+    with pytest.raises(InterpError, match="given twice"):
         graph_of(model, neurons=["L0N5", (0, 5)])
 
 
@@ -226,7 +226,7 @@ def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
     assert out == pytest.approx(exact.signed[exact.graph.edge("L1N3->L2KV0.v")], abs=0.1)
     again = EdgeScores.load(exact.save(tmp_path / "scores").with_suffix(""))
     assert again.graph == exact.graph
-    circuit = Circuit(graph=exact.graph, mask=top_edges(exact, 6, absolute=True))
+    circuit = Circuit(graph=exact.graph, mask=top_edges(exact, 6, by="absolute"))
     assert "L1N3->L2KV0.v" in circuit
     assert "L1N3" in circuit.nodes()
     assert Circuit.load(circuit.save(tmp_path / "c").with_suffix("")).hash == circuit.hash
@@ -242,7 +242,7 @@ def test_the_planted_neuron_is_found_and_its_mlp_is_not(tmp_path):
 def test_places_of_neuron_edges_are_measured(family_models, any_gap):
     model, task = family_models["llama"], random_task((8, 8))
     edges = ("input->L0N5", "L0N5->L1KV0.k", "L0H1->L2N40", "L2N3->logits")
-    found = edge_places(model, task, edges, neurons=LABELS)
+    found = edge_positions(model, task, edges, neurons=LABELS)
     exact = score_edges(model, task, method="exact", neurons=LABELS, per_prompt=True)
     expected = [exact.per_prompt[:, *exact.graph.edge(edge)] for edge in edges]
     np.testing.assert_allclose(found.lost_whole, np.stack(expected, 1), atol=2e-5)
@@ -264,7 +264,7 @@ def test_circuits_with_neurons_are_drawn_and_compared_and_not_mibs(tmp_path):
     assert circuit.without(["L0N5"]).edges() == ["input->L2.mlp_out", *circuit.edges()[3:]]
     drawn = circuit.random_like(np.random.default_rng(0))
     assert (drawn.mask[:, graph.reader_kind == "neuron"]).sum() == 2
-    with pytest.raises(InterpError, match="dimensions of what a node writes"):
+    with pytest.raises(InterpError, match="dimensions of a node's output"):
         to_mib_json(circuit, tmp_path / "mib.json", d_model=8)
 
 

@@ -9,14 +9,14 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.model_graph import graph_of
 from interp.circuits.positions import narrow as narrowing
-from interp.circuits.positions.edge_positions import edge_places
+from interp.circuits.positions.edge_positions import edge_positions
 from interp.circuits.positions.narrow import evaluate_positioned, narrow_circuit
 from interp.circuits.positions.positioned_circuit import (
     PositionedCircuit,
     allowed,
-    named_places,
-    places_of,
-    tokens_by_place,
+    marked_positions,
+    position_numbers,
+    positions_of,
 )
 from interp.core.errors import InterpError
 from interp.engine.edges.graph import Graph
@@ -53,7 +53,7 @@ def toy():
 def test_the_planted_circuit_is_narrowed_to_the_tokens_it_acts_at(toy):
     """Counterfactual pairs differ in the letters before the candidates alone."""
     task, graph = named_pairs(), graph_of(toy)
-    places = places_of(["right", "wrong", "cue", "other"], toy, task)
+    places = positions_of(["right", "wrong", "cue", "other"], toy, task)
     assert places == ("right", "wrong", "cue", "other", "last", "elsewhere")
     circuit = Circuit.of(graph, INDUCTION)
     found = narrow_circuit(toy, task, circuit, positions=list(places), threshold=0.05)
@@ -76,7 +76,7 @@ def test_the_planted_circuit_is_narrowed_to_the_tokens_it_acts_at(toy):
     assert nothing == pytest.approx(0, abs=0.02)
     assert list(judged.sizes) == [5, 4, 7]
     assert judged.random.shape == (3, 3, 8)
-    assert "by place (right, wrong, cue, other, last, elsewhere)" in str(judged)
+    assert "by position (right, wrong, cue, other, last, elsewhere)" in str(judged)
     assert list(judged.to_dataframe()["edges"]) == [5, 4, 7]
     assert judged.null(0).draws == 3
 
@@ -90,7 +90,7 @@ def test_kept_everywhere_it_is_the_circuit_without_positions(
     graph, rng = graph_of(model), np.random.default_rng(0)
     masks = graph.allowed & (rng.random((3, *graph.shape)) < np.array([0.2, 0.6, 1])[:, None, None])
     plain = [Circuit(graph=graph, mask=mask) for mask in masks]
-    places = places_of(["changed", "near_end"], model, task)
+    places = positions_of(["changed", "near_end"], model, task)
     some = [PositionedCircuit.everywhere(one, places) for one in plain]
     options = {"ablation": ablation, "random": 0}
     if ablation == "mean":
@@ -109,7 +109,7 @@ def test_of_the_whole_graph_the_effects_are_those_of_edge_places(family_models, 
     graph = graph_of(model)
     found = narrow_circuit(model, task, Circuit(graph=graph, mask=graph.mask()), threshold=0)
     chosen = [str(one) for one in rng.permutation(found.effects.edges)[:10]] + ["L1H0->logits"]
-    expected = edge_places(model, task, chosen)
+    expected = edge_positions(model, task, chosen)
     rows = [found.effects.edges.index(edge) for edge in chosen]
     assert found.effects.positions == ("0", "1", "2", "3", "4", "5", "6", "last")
     np.testing.assert_allclose(found.effects.lost[:, rows], expected.lost, atol=3e-5)
@@ -126,11 +126,11 @@ def test_within_a_circuit_effects_are_those_of_runs_without_the_edge(
     circuit = Circuit.of(graph_of(model), edges)
     monkeypatch.setattr(narrowing, "BATCH", 3)
     found = narrow_circuit(model, task, circuit, positions="changed", threshold=1e-3)
-    whole = PositionedCircuit.everywhere(circuit, found.circuit.places)
-    assert found.circuit.places == ("changed", "last", "elsewhere")
+    whole = PositionedCircuit.everywhere(circuit, found.circuit.positions)
+    assert found.circuit.positions == ("changed", "last", "elsewhere")
     left = evaluate_positioned(model, task, whole, random=0).values[0]
     for row, label in enumerate(found.effects.edges):
-        for column in range(len(whole.places)):
+        for column in range(len(whole.positions)):
             mask = whole.mask.copy()
             mask[(*circuit.graph.edge(label), column)] = False
             fewer = replace(whole, mask=mask)
@@ -159,7 +159,7 @@ def test_edges_by_place_are_counted_and_named(tmp_path):
     assert circuit.at("S2").edges() == ["L0H1->L1KV1.k"]
     assert circuit.anywhere().edges() == ["L0H1->L1KV1.k", "L1H2->logits"]
     again = PositionedCircuit.load(circuit.save(tmp_path / "two").with_suffix(""))
-    assert (again.hash, again.places, again.name) == (circuit.hash, places, "two")
+    assert (again.hash, again.positions, again.name) == (circuit.hash, places, "two")
     with pytest.raises(InterpError, match="its kind is"):
         Circuit.load(tmp_path / "two")
     whole = PositionedCircuit.everywhere(Circuit(graph=graph, mask=graph.mask()), places)
@@ -195,11 +195,11 @@ def test_paths_stay_at_their_place_but_for_keys_and_values():
 def test_tokens_are_told_apart():
     model, task = load_model("toy-induction"), named_pairs(4)
     unmarked = load_task("toy-induction", model, n=2)
-    assert places_of(named_places(model, unmarked), model, unmarked) == ("last", "elsewhere")
-    places = places_of("right", model, task)
+    assert positions_of(marked_positions(model, unmarked), model, unmarked) == ("last", "elsewhere")
+    places = positions_of("right", model, task)
     assert places == ("right", "last", "elsewhere")
     right = task.encode(model).positions("right")
-    for index, one in zip(right, tokens_by_place(places, model, task), strict=True):
+    for index, one in zip(right, position_numbers(places, model, task), strict=True):
         assert (one[index], one[-1]) == (0, 1)
         assert (one == 2).sum() == len(one) - 2
 
@@ -208,7 +208,7 @@ def test_tokens_are_told_apart():
     ("change", "message"),
     [
         ({"positions": "all"}, "7 to 9 tokens"),
-        ({"positions": ["changed", "changed"]}, "one twice"),
+        ({"positions": ["changed", "changed"]}, "given twice"),
         ({"positions": "nowhere"}, "this prompt has"),
         ({"positions": ["changed", "2"]}, "both are token 2 of pair 0"),
         ({"positions": ["near_end", "7"]}, "both are token 7 of pair 0"),
@@ -233,9 +233,9 @@ def test_masks_that_do_not_fit_are_refused(family_models, any_gap):
     with pytest.raises(InterpError, match="did you mean|known|choose"):
         PositionedCircuit.of(graph, places, {"input->logits": ["lost"]})
     with pytest.raises(InterpError, match="no 'last'"):
-        PositionedCircuit(graph=graph, places=("changed",), mask=graph.allowed[..., None])
+        PositionedCircuit(graph=graph, positions=("changed",), mask=graph.allowed[..., None])
     with pytest.raises(InterpError, match="a mask of shape"):
-        PositionedCircuit(graph=graph, places=places, mask=graph.allowed)
+        PositionedCircuit(graph=graph, positions=places, mask=graph.allowed)
     circuit = PositionedCircuit.of(graph, places, {"input->logits": ["last"]})
     with pytest.raises(InterpError, match="0 circuits"):
         evaluate_positioned(model, task, [])
@@ -245,5 +245,5 @@ def test_masks_that_do_not_fit_are_refused(family_models, any_gap):
     with pytest.raises(InterpError, match="use circuits of this model"):
         evaluate_positioned(family_models["neox"], task, circuit)
     short = PositionedCircuit.of(graph, ("0", "1", "last"), {"input->logits": ["last"]})
-    with pytest.raises(InterpError, match="token 2 of pair 0 is none of them"):
+    with pytest.raises(InterpError, match="token 2 of pair 0 has none of them"):
         evaluate_positioned(model, task, short)

@@ -216,7 +216,7 @@ def test_a_large_completeness_gap_is_warned_of_wherever_it_is_shown(tmp_path, mo
     task = load_task("toy-verification", model, n=8)
     gap = score_edges(model, task, method="EAP")
     assert gap.completeness_gap == pytest.approx(-0.75, abs=0.01)
-    assert "miss the exact difference by 75% of the gap" in gap.warning
+    assert "differ from the exact effect by 75% of the gap" in gap.warning
     found = find_circuit(model, task, Finder(method="EAP"))
     for told in (gap.protocol, found.protocol, found.circuit(5).method):
         assert f"completeness gap -75.00% (warning: {gap.warning})" in told
@@ -531,7 +531,7 @@ def test_ranking_table_and_files(family_models, tmp_path):
         plain.resampled(np.random.default_rng(0))
     for word in ("gemma", "midpoint rule with 2 points", "noise", "counterfactual", "n=4"):
         assert word == "gemma" or word in scores.protocol
-    assert "linearisation" in scores.protocol
+    assert "linearised" in scores.protocol
 
 
 @pytest.mark.parametrize("rule", RULES)

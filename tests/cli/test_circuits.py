@@ -113,10 +113,10 @@ def test_acdc_says_its_rule_and_takes_the_paper_s_and_the_other_direction(tmp_pa
     turned = run(*find, "ACDC-paper", "--direction", "denoise")
     assert "(denoise)" in turned
     with pytest.raises(InterpError, match="keeps the clean run"):
-        run("circuit", "find", *toy, "--method", "learnt-mask", "--direction", "denoise")
+        run("circuit", "find", *toy, "--method", "learned-mask", "--direction", "denoise")
 
 
-@pytest.mark.parametrize("method", ["ACDC", "learnt-mask", "EAP"])
+@pytest.mark.parametrize("method", ["ACDC", "learned-mask", "EAP"])
 def test_the_seed_draws_the_other_prompts_of_a_resampling(method):
     given = {"ablation": "resample"}
     one, other = (Finder(method=method, seed=seed, **given).options for seed in (0, 1))
@@ -150,7 +150,7 @@ def test_positions_are_the_packages(found, tmp_path):
     _, second = interp.load_task("toy-induction", model, n=8).split(0.5, seed=0)
     circuit = Circuit.load(path)
     strongest = sorted(circuit.edges(), key=lambda e: -abs(circuit.signed[circuit.graph.edge(e)]))
-    expected = interp.circuits.edge_places(
+    expected = interp.circuits.edge_positions(
         model, second, strongest[:3], positions="last"
     ).to_dataframe()
     assert [row["mean"] for row in rows] == pytest.approx(list(expected["mean"]))

@@ -182,12 +182,12 @@ def test_every_argument_is_in_the_key(key_of, model):
 
 def test_every_option_of_a_finder_is_in_the_key(key_of, model):
     changed = {
-        "method": ["EAP", "ACDC", "learnt-mask", "exact"],
+        "method": ["EAP", "ACDC", "learned-mask", "exact"],
         "ablation": ["zero"],
         "direction": ["denoise"],
         "steps": [3],
         "threshold": [{"method": "ACDC-paper"}, {"method": "ACDC-paper", "threshold": 0.1}],
-        "weight": [{"method": "learnt-mask", "weight": 2.0}],
+        "weight": [{"method": "learned-mask", "weight": 2.0}],
         "expand_kv": [True],
         "neurons": [("L1N3",), ("L1N4",)],
         "seed": [{"ablation": "resample", "seed": 0}, {"ablation": "resample", "seed": 1}],

@@ -13,12 +13,12 @@ import interp
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Finder, find_circuit
 from interp.circuits.drawing.circuit import BOTH, LEFT, RIGHT, draw_circuit, draw_overlap
-from interp.circuits.drawing.positions import draw_places
+from interp.circuits.drawing.positions import draw_positions
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.evaluation.overlap import compare_circuits
-from interp.circuits.files.saved import drop_circuit, keep_circuit, kept_circuits
+from interp.circuits.files.saved import delete_circuit, save_circuit, saved_circuits
 from interp.circuits.positions.narrow import narrow_curve
-from interp.circuits.positions.positioned_circuit import PositionedCircuit, named_places
+from interp.circuits.positions.positioned_circuit import PositionedCircuit, marked_positions
 from interp.engine.edges.graph import Graph
 from interp.plots.graphs import faithfulness_figure
 from interp.ui.circuits import graph, search
@@ -71,7 +71,7 @@ def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves)
     again = opened(PAGE, **LINK, edge="L1H2->logits")
     assert again.subheader[0].value == "L1H2->logits"
     assert [one.value for one in again.warning] == [one.value for one in at.warning]
-    assert "miss the exact difference" in at.warning[0].value  # a large completeness gap
+    assert "differ from the exact effect" in at.warning[0].value  # a large completeness gap
     stranger = opened(PAGE, **LINK, edge="L0H0->logits", edges="4")
     assert any("not in the circuit" in one.value for one in stranger.warning)
 
@@ -100,7 +100,7 @@ def test_faithfulness_is_the_package_s(halves) -> None:
     assert list(rows["f"]) == pytest.approx(done.faithfulness.tolist())
     shown = " ".join(block.proto.body for block in at.get("html"))
     assert f"{done.cpr().mean:.3f}" in shown
-    other = faithfulness_curve(model, test, found, random=0, absolute=True)
+    other = faithfulness_curve(model, test, found, random=0, by="absolute")
     assert f"{other.cmd().mean:.3f}" in shown
     assert list(rows["f by absolute score"]) == pytest.approx(other.faithfulness.tolist())
     for words in ("random circuits on paths", "incompleteness", "minimality", "stability of"):
@@ -125,7 +125,7 @@ def test_two_kept_circuits_are_compared() -> None:
     named(at.button, "Keep to compare").click().run()
     at = opened(PAGE, **LINK, look="overlap")
     assert not at.error
-    left, right = kept_circuits().values()
+    left, right = saved_circuits().values()
     expected = {row.kind: row.jaccard for row in compare_circuits(left, right).rows}
     rows = at.dataframe[0].value
     assert all(expected[row[""]] == row["Jaccard"] for row in rows.to_dict("records"))
@@ -133,9 +133,9 @@ def test_two_kept_circuits_are_compared() -> None:
     assert "two are needed" in at.info[0].value
 
 
-@pytest.mark.parametrize("method", ["ACDC", "ACDC-paper", "learnt-mask", "exact"])
+@pytest.mark.parametrize("method", ["ACDC", "ACDC-paper", "learned-mask", "exact"])
 def test_methods_that_decide_themselves_and_exact_ones(method) -> None:
-    price = {"ACDC": "0.05", "ACDC-paper": "0.05", "learnt-mask": "0.1"}.get(method)
+    price = {"ACDC": "0.05", "ACDC-paper": "0.05", "learned-mask": "0.1"}.get(method)
     at = wait(
         opened(PAGE, **LINK, finder=method, **({"price": price} if price else {})),
         "Find",
@@ -209,12 +209,12 @@ def test_comparison_counts_by_kind_and_chance_is_chance() -> None:
 
 def test_the_shelf_keeps_reads_and_forgets() -> None:
     one = Circuit.of(GRAPH, ["input->logits"], name="a/b <c>")
-    called = keep_circuit(one)
+    called = save_circuit(one)
     assert "/" not in called
-    assert kept_circuits(GRAPH)[called].hash == one.hash
-    assert not kept_circuits(Graph(n_layers=1, n_heads=1, n_kv_heads=1))
-    drop_circuit(called)
-    assert not kept_circuits()
+    assert saved_circuits(GRAPH)[called].hash == one.hash
+    assert not saved_circuits(Graph(n_layers=1, n_heads=1, n_kv_heads=1))
+    delete_circuit(called)
+    assert not saved_circuits()
 
 
 def test_findings_are_kept_and_cut(halves) -> None:
@@ -252,7 +252,7 @@ def test_a_circuit_by_token_is_the_package_s(halves) -> None:
     at = wait(opened(PAGE, **LINK), "Find", seconds=90)
     made = find_circuit(model, find, Finder()).circuit(len(at.dataframe[0].value))
     at = wait(opened(PAGE, **LINK, look="tokens", edges=str(made.n_edges)), "Measure", seconds=90)
-    places = named_places(model, interp.load_task("toy-induction", model, n=12))
+    places = marked_positions(model, interp.load_task("toy-induction", model, n=12))
     said = []
     done = narrow_curve(
         model, find, test, made, positions=places, random=search.RANDOM,
@@ -295,7 +295,7 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
     circuit = PositionedCircuit.of(GRAPH, places, edges)
     values = np.where(circuit.mask, -0.1, 0.0)
     values[(*GRAPH.edge("L0H1->L1KV1.k"), 1)] = 0.5
-    drawing = draw_places(circuit, values, edge="L0H1->L1KV1.k @ S2")
+    drawing = draw_positions(circuit, values, edge="L0H1->L1KV1.k @ S2")
     assert (drawing.drawn, drawing.hidden) == (7, 0)
     middle = next(x for x in drawing.figure.data if x.customdata is not None)
     texts = list(middle.hovertext)
@@ -307,7 +307,7 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
         zip(drawing.figure.layout.xaxis.ticktext, drawing.figure.layout.xaxis.tickvals, strict=True)
     )
     assert sorted(columns, key=columns.__getitem__) == ["elsewhere", "S1", "S2", "last"]
-    few = draw_places(circuit, values, most=1)
+    few = draw_positions(circuit, values, most=1)
     assert (few.drawn, few.hidden) == (1, 6)
 
 

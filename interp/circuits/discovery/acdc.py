@@ -1,7 +1,7 @@
-"""ACDC: edges are removed one after another, each judged in the circuit that is left so far.
+"""ACDC: edges are tested one after another, each in the circuit that remains so far.
 
-Batches of candidates are evaluated on the guess that each will go the way that is expected of it;
-what follows a wrong guess is thrown away, so the decisions are those of the plain loop.
+A batch of candidates is evaluated under a guess about each decision. Results after a wrong guess
+are discarded, so the decisions equal those of the plain loop.
 """
 
 from __future__ import annotations
@@ -28,22 +28,32 @@ from interp.runs.pairs import PatchDirection
 
 VERSION = 2
 Order = Literal["reverse", "forward"]
-Edge = tuple[int, int]
+EdgeIndex = tuple[int, int]
 LEAST = 16
-"""Candidates evaluated together at least, if so many are left and `batch` allows."""
+"""The smallest number of candidates in a batch, if enough are left and `batch` allows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Acdc(Record):
-    """The circuit ACDC leaves, how each edge was decided, and what that took.
+    """The circuit that ACDC keeps, the effect of every edge, and the cost of the search.
 
-    effects: (writers, readers), what removing the edge cost when its turn came, as a share of the
-    gap between the whole graph and the empty one; 0 where it was removed unmeasured because it
-    could not matter. absolute: whether changes either way kept an edge. full, empty, circuit: mean
-    metric (of a denoising search the whole graph is the corrupted run, the empty one the clean).
-    tests: candidates evaluated; decided: those whose outcome counted; skipped: edges removed
-    unmeasured; calls: batched runs; forwards: see `Trials`. The plain loop takes `graph.n_edges`
-    calls and as many forwards.
+    Attributes:
+        graph: the graph.
+        mask: (writers, readers) bool: the edges kept.
+        effects: (writers, readers) metric lost when the edge was tested, as a share of the gap
+            between the whole graph and the empty one; 0 for edges removed without a test.
+        threshold: the least effect of a kept edge.
+        order: the order in which edges were tested.
+        absolute: whether edges were also kept for a gain of the metric.
+        full: mean metric of the whole graph (when denoising, of the corrupted run).
+        empty: mean metric of the empty graph (when denoising, of the clean run).
+        circuit: mean metric of the circuit.
+        calls: batched runs. The plain loop takes `graph.n_edges`.
+        tests: candidates evaluated.
+        decided: candidates whose result was used.
+        skipped: edges removed without a test because they could not matter.
+        forwards: forward passes, see `Trials`. The plain loop takes `graph.n_edges`.
+        protocol: what was measured, in words.
     """
 
     graph: Graph
@@ -64,19 +74,19 @@ class Acdc(Record):
 
     @property
     def signed(self) -> np.ndarray:
-        """The effects, so that a circuit of another size can be read off by `top_edges`."""
+        """The effects, from which `top_edges` selects a circuit of another size."""
         return self.effects
 
     def __str__(self) -> str:
         kept, edges = int(self.mask.sum()), self.graph.n_edges
         share = (self.circuit - self.empty) / (self.full - self.empty)
-        rule = "kept for a change either way" if self.absolute else "kept for a loss, as published"
+        rule = "for a loss or a gain" if self.absolute else "for a loss only, as published"
         return (
-            f"ACDC keeps {kept} of {edges} edges, {share:.3f} of the gap (threshold "
-            f"{self.threshold:g} of it, {rule}, {self.order} order); "
+            f"ACDC keeps {kept} of {edges} edges, which reach {share:.3f} of the gap (edges kept "
+            f"{rule} of {self.threshold:g} of the gap or more, {self.order} order); "
             f"{self.calls} calls for {edges} edges ({edges / self.calls:.1f} times fewer), "
-            f"{self.forwards:.1f} forwards ({edges / self.forwards:.1f} times fewer), "
-            f"{self.skipped} skipped; {self.protocol}"
+            f"{self.forwards:.1f} forward passes ({edges / self.forwards:.1f} times fewer), "
+            f"{self.skipped} edges removed without a test; {self.protocol}"
         )
 
 
@@ -99,50 +109,52 @@ def acdc(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Acdc:
-    """Prune the graph edge by edge.
+    """Prune the graph edge by edge (ACDC).
 
-    Starting from the whole graph, each edge in turn is removed for good if
+    Starting from the whole graph, each edge in turn is removed permanently if
 
         mean over prompts of (m(circuit so far) - m(circuit so far without it)) < threshold * gap
 
     with gap = mean(m(whole graph) - m(empty graph)). With the metric `kl` this is the paper's rule.
 
-    Direction: "noise", the paper's, starts from the clean run and asks which edges must carry it.
-    "denoise" is the same loop with the two runs exchanged: it starts from the corrupted run, an
-    edge that is removed carries the clean run's value from then on, and those stay that would
-    repair the behaviour. Of an OR gate noising keeps one input and denoising all; of an AND gate
-    noising keeps all and denoising one (arXiv 2404.15255). An effect is positive where the edge
-    supports the behaviour, either way.
+    Direction: "noise", as in the paper, starts from the clean run and finds edges that must carry
+    it. "denoise" exchanges the two runs: it starts from the corrupted run, removed edges carry the
+    clean run, and edges are kept that would restore the behaviour. For an OR gate, noising keeps
+    one input and denoising keeps all; for an AND gate the reverse (arXiv 2404.15255). In both
+    directions a positive effect supports the behaviour.
 
-    Order: "reverse" visits readers from the logits back and the writers of each from the latest
-    back; "forward" goes from the input up. Results depend on it. Queries, keys and values of a
-    layer are readers of their own, in the order of `graph.readers`.
+    Order: "reverse" tests readers from the logits back, and for each reader its writers from the
+    latest back. "forward" starts from the input. The result depends on the order. Queries, keys
+    and values of a layer are separate readers, in the order of `graph.readers`.
 
-    Departures: an edge that cannot matter, because its reader no longer leads to the logits or its
-    writer no longer hears of the input (counterfactual and resample ablation: it then writes what
-    the removed edge would carry), is removed unmeasured; the threshold is relative to the gap.
+    Departs from the paper: the threshold is relative to the gap. Edges that cannot matter are
+    removed without a test: those whose reader no longer leads to the logits, and, under
+    counterfactual and resample ablation, those whose writer no longer receives the input (it then
+    writes exactly what the removed edge would carry).
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; all of them, not one batch, decide each edge.
+        task: prompt pairs; each decision uses all of them, not one batch.
         threshold: share of the gap, above 0.
-        ablation: see `Trials`; "counterfactual" where denoising.
+        ablation: see `Trials`; "counterfactual" when denoising.
         direction: "noise" or "denoise", see above.
-        order: see above.
-        absolute: keep an edge whose removal changes the metric by the threshold either way.
-        batch: candidates evaluated together at most; 1 is the plain loop.
-        guide: scores in shares of the gap, e.g. of EAP: edges of at least the threshold are
-            expected to stay. They change the cost, not the result.
+        order: "reverse" or "forward", see above.
+        absolute: also keep an edge if its removal raises the metric by the threshold or more.
+        batch: the most candidates evaluated together; 1 is the plain loop.
+        guide: scores as shares of the gap, e.g. of EAP. Edges with at least the threshold are
+            expected to stay. The guide changes the cost, not the result.
         reference: prompts for mean ablation.
-        expand_kv: key and value readers per query head.
-        seed: of the other prompts in resample ablation.
+        expand_kv: separate key and value readers for every query head.
+        seed: seed of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
-        resume: keep finished batches in the cache until the end, and start from them.
-        progress: called with (edges decided, edges in all).
+        resume: store finished batches in the cache until the end, and resume from them.
+        progress: called with (edges decided, edges in total).
 
     Raises:
         InterpError: a threshold or batch out of range, an unknown order, a guide for another
             graph, no gap, or as `Trials`.
+
+    Source: Conmy et al. 2023, arXiv 2304.14997.
     """
     trials = Trials(
         model,
@@ -193,11 +205,11 @@ def prune(
     chunks: Chunks = NO_CHUNKS,
     progress: Progress | None = None,
 ) -> Acdc:
-    """`acdc` on anything that can judge circuits; `chunks` is where batches are kept."""
+    """`acdc` on anything that can run circuits; `chunks` stores finished batches."""
     if threshold <= 0 or batch < 1:
         raise InterpError(
             f"ACDC with threshold {threshold} and batch {batch}",
-            "a threshold keeps an edge that costs more; batches hold edges",
+            "out of range",
             "give a threshold above 0 and a batch of at least 1",
         )
     if order not in ("reverse", "forward"):
@@ -238,8 +250,8 @@ def prune(
     )
 
 
-def visits(graph: Graph, order: Order) -> list[Edge]:
-    """Every edge as (writer, reader), in the order in which ACDC judges them."""
+def visits(graph: Graph, order: Order) -> list[EdgeIndex]:
+    """Every edge as (writer, reader), in the order in which ACDC tests them."""
     step = -1 if order == "reverse" else 1
     return [
         (int(writer), reader)
@@ -250,10 +262,10 @@ def visits(graph: Graph, order: Order) -> list[Edge]:
 
 @dataclass(kw_only=True)
 class _Pruning:
-    """ACDC under way: the circuit so far, and what is expected of the edges to come."""
+    """The state of ACDC: the circuit so far, and the expected decisions on later edges."""
 
     judge: CircuitRunner
-    edges: list[Edge]
+    edges: list[EdgeIndex]
     threshold: float
     absolute: bool
     batch: int
@@ -275,11 +287,11 @@ class _Pruning:
         self.current = float(self.ends[0])
 
     def keeps(self, effects: np.ndarray) -> np.ndarray:
-        """Whether edges of these effects stay."""
+        """Whether edges with these effects are kept."""
         return (np.abs(effects) if self.absolute else effects) >= self.threshold
 
     def round(self) -> None:
-        """Evaluate a batch of candidates, and decide as far as the guesses were right."""
+        """Evaluate a batch of candidates, and decide edges up to the first wrong guess."""
         plan = self._plan()
         candidates = [candidate for _, candidate in plan if candidate is not None]
         means = iter(self._values(candidates).mean(1).tolist()) if candidates else iter(())
@@ -298,17 +310,17 @@ class _Pruning:
                 self.current = before if keep else after
                 self.at, self.decided = self.at + 1, self.decided + 1
                 valid = keep == guess
-            else:  # measured in a circuit that never was: no decision, but a better guess
+            else:  # measured in a circuit that ACDC never has: no decision, but a better guess
                 self.expected[edge] = keep
             before = before if guess else after
-        # After a wrong guess the rest was in vain: ask for less, then for more again.
+        # Results after a wrong guess are lost: shrink the batch, then let it grow again.
         right = self.decided - decided
         self.size = min(self.batch, max(LEAST, 2 * right))
 
-    def _plan(self) -> list[tuple[Edge, np.ndarray | None]]:
-        """The next edges, each with the circuit that decides it if all guesses before are right.
+    def _plan(self) -> list[tuple[EdgeIndex, np.ndarray | None]]:
+        """The next edges, each with the candidate circuit that decides it if all guesses hold.
 
-        None for an edge that cannot matter then.
+        None in place of the circuit if the edge cannot matter.
         """
         mask, plan, count = self.mask.copy(), [], 0
         reader, alive = -1, np.zeros(0, dtype=bool)
@@ -330,7 +342,7 @@ class _Pruning:
         return plan
 
     def _values(self, candidates: list[np.ndarray]) -> np.ndarray:
-        """(candidates, prompts) metric values, from the cache if this batch was done before."""
+        """(candidates, prompts) metric, from the cache if this batch was run before."""
         masks = np.stack(candidates)
         number = self.calls
         self.calls, self.tests = self.calls + 1, self.tests + len(masks)
@@ -339,10 +351,10 @@ class _Pruning:
 
 
 def _alive(judge: CircuitRunner, mask: np.ndarray, reader: int) -> np.ndarray:
-    """(writers,) whether an edge into a reader can matter in a circuit.
+    """(writers,) bool: whether an edge from each writer into a reader can matter in a circuit.
 
-    The reader must lead to the logits. Where a writer without inputs writes what a removed edge
-    carries, the input must lead to the writer. Neither depends on the reader's own edges.
+    The reader must have a path to the logits. If a writer without inputs writes what a removed edge
+    carries, the writer must also have a path from the input. Neither depends on the reader's edges.
     """
     graph = judge.graph
     if not graph.useful(mask)[reader]:

@@ -1,4 +1,4 @@
-"""A circuit by any of the methods: what command line, app and notebooks call alike."""
+"""Finding a circuit with any method: one entry point for notebooks, command line and app."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ from interp.results.keys import result_key
 from interp.results.provenance import provenance
 
 VERSION = 3
-SEARCHES = ("ACDC", "ACDC-paper", "learnt-mask")
+SEARCHES = ("ACDC", "ACDC-paper", "learned-mask")
 FINDERS = (*METHODS, *SEARCHES)
-"""Scoring methods, whose circuit is cut to a size or threshold, and searches, which decide it.
+"""Scoring methods, whose circuits have a size or threshold of your choice, and searches, which
+choose it themselves. "ACDC" keeps edges whose removal lowers or raises the metric, "ACDC-paper"
+only those whose removal lowers it."""
 
-"ACDC" keeps an edge for a change of the metric either way, "ACDC-paper" for a loss alone.
-"""
-
-STEPS = {"learnt-mask": 100, **dict.fromkeys(RULED, 5)}
-"""Steps a method takes if none are given: points of the path, or training steps."""
+STEPS = {"learned-mask": 100, **dict.fromkeys(RULED, 5)}
+"""Default steps of a method: points of the integration path, or training steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings(Record):
-    """A number for every edge, and the circuits that follow from it.
+    """One number for every edge, and the circuits that can be selected from them.
 
     Attributes:
-        graph: writers and readers.
-        signed: (writers, readers) the method's number: the estimated effect as a share of the gap,
-            positive = supports; of ACDC, the effect when the edge's turn came; of a learnt mask,
-            how open its gate is, 0 to 1; of information-flow routes, shares of a reader's input.
-        stderr: (writers, readers) its standard error, of scoring methods.
-        absolute: (writers, readers) mean absolute effect over prompts, of scoring methods.
-        chosen: (writers, readers) the circuit the method itself decided on; None for scores.
+        graph: the graph.
+        signed: (writers, readers) the method's number. Scoring methods: the estimated effect as a
+            share of the gap, positive for edges that support the behaviour. ACDC: the effect when
+            the edge was tested. Learned mask: how open the gate is, 0 to 1. Information-flow
+            routes: the share of the reader's input.
+        stderr: (writers, readers) its standard error; only for scoring methods.
+        absolute: (writers, readers) mean absolute effect over prompts; only for scoring methods.
+        chosen: (writers, readers) the circuit that a search decided on; None for scoring methods.
         method: one of `FINDERS`.
         n: number of prompt pairs.
         protocol: what was measured, in words.
-        provenance: where the numbers come from.
-        options: of the method, by the names `score_edges` has for them.
-        warning: what speaks against the numbers, such as a large completeness gap; else "".
+        provenance: model, task and call.
+        options: the method's options, under the argument names of `score_edges`.
+        warning: a reason to doubt the numbers, such as a large completeness gap; else "".
     """
 
     graph: Graph
@@ -80,35 +80,33 @@ class Findings(Record):
         edges: int | None = None,
         *,
         threshold: float = 0.02,
-        absolute: bool = True,
-        by: By | None = None,
+        by: By = "absolute",
         search: str = "best",
         name: str | None = None,
     ) -> Circuit:
-        """The circuit of a size; or what the method chose; or all edges above a threshold.
+        """Select a circuit: of a given size, or what a search chose, or edges above a threshold.
 
         Args:
-            edges: the best so many, connected; see `top_edges` and `greedy`.
-            threshold: without `edges`, of scores: the least |score| of an edge.
-            absolute: by |score|; else supporting edges only, by the signed score.
-            by: the ranking by name, see `search.By`; overrides `absolute`.
-            search: with `edges`: "best" of all, or "greedy" from the logits back.
-            name: what to call it.
+            edges: the number of edges; see `top_edges` and `greedy_edges`. If None, the circuit is
+                the search's choice or, for scoring methods, given by `threshold`.
+            threshold: the least strength of an edge, in the unit of the scores.
+            by: the ranking, see `interp.circuits.ranking.By`.
+            search: how `edges` are selected: the "best" of all, or "greedy" from the logits back.
+            name: the circuit's name.
 
         Raises:
-            InterpError: `edges` out of range, an unknown ranking or search, or no edge reaches the
-                threshold.
+            InterpError: `edges` out of range, an unknown ranking or search, "greedy" without
+                `edges`, or no path from the input to the logits.
         """
-        by = by or ("absolute" if absolute else "signed")
         if search not in CUTS:
             raise unknown("search", search, CUTS)
         if search != "best" and edges is None:
-            raise InterpError(f"a {search} circuit", "no size is given", "say how many edges")
+            raise InterpError(f"a {search} circuit", "no size is given", "give edges=")
         strength = edge_strength(self, by=by)
         if edges is not None:
             mask, cut = CUTS[search](self, edges, by=by), f"{search} {edges} edges"
         elif self.chosen is not None:
-            mask, cut = self.chosen, "as it decided"
+            mask, cut = self.chosen, "the edges it kept"
         else:
             mask = self.graph.connected(self.graph.allowed & (strength >= threshold))
             cut = f"edges of at least {threshold:g}"
@@ -121,7 +119,7 @@ class Findings(Record):
             )
         words = {
             "absolute": "",
-            "signed": ", supporting ones only",
+            "signed": " by signed score",
             "mean_absolute": " by mean absolute effect",
         }
         return Circuit(
@@ -135,14 +133,14 @@ class Findings(Record):
         )
 
     def share(self, mask: np.ndarray) -> float:
-        """The edges' part of the summed |score| of all edges."""
+        """The summed |score| of some edges, as a share of that of all edges."""
         total = float(np.abs(self.signed[self.graph.allowed]).sum())
         return float(np.abs(self.signed[mask]).sum()) / total if total else 0.0
 
     def edges_for(self, share: float) -> int:
-        """How many connected edges there are among the strongest that hold a share of the total.
+        """Number of connected edges among the strongest that hold a share of the total |score|.
 
-        Where these complete no path, as many as the first path takes.
+        If these edges complete no path, the number of edges at which the first path is complete.
         """
         order = ranked(self)
         running = np.cumsum(np.abs(self.signed[tuple(order.T)]))
@@ -164,13 +162,18 @@ class Findings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Finder(CheckedSettings):
-    """How to look for a circuit; options a method does not have are left alone.
+    """A method for finding a circuit, and its options. Each method ignores options it lacks.
 
-    method: one of `FINDERS`. ablation: what a removed edge carries. direction: "noise" or
-    "denoise", of scores and ACDC; see `score_edges` and `acdc`. steps: of the two EAP-IG methods
-    and the learnt mask; None for `STEPS`. threshold: ACDC's, a share of the gap. weight: the learnt
-    mask's price of the whole graph, in squared gaps. neurons: nodes of their own, of the methods of
-    `score_edges` that take them. seed: of its draws, and of the other prompt in resample ablation.
+    Attributes:
+        method: one of `FINDERS`.
+        ablation: what a removed edge carries.
+        direction: "noise" or "denoise", for scoring methods and ACDC.
+        steps: steps of the two EAP-IG methods and the learned mask; None for `STEPS`.
+        threshold: ACDC's threshold, a share of the gap.
+        weight: the learned mask's price of the whole graph, in squared gaps.
+        expand_kv: separate key and value readers for every query head.
+        neurons: neurons that are nodes of their own; only for methods of `score_edges`.
+        seed: seed of the learned mask's draws, and of the other prompts in resample ablation.
     """
 
     method: str = "EAP-IG-inputs"
@@ -193,22 +196,24 @@ class Finder(CheckedSettings):
                 "it takes whole MLPs",
                 "use a method of score_edges, such as EAP-IG-inputs",
             )
-        if self.direction != "noise" and self.method == "learnt-mask":
+        if self.direction != "noise" and self.method == "learned-mask":
             raise InterpError(
-                f"a learnt mask, {self.direction}", "it keeps the clean run", "use ACDC, or noise"
+                f"a learned mask, {self.direction}",
+                "it always starts from the clean run",
+                "use ACDC, or direction='noise'",
             )
 
     @property
     def options(self) -> dict[str, object]:
-        """What its result depends on, with the names `find_circuit` has for them."""
+        """The options that its result depends on."""
         names = ["method", "ablation", "expand_kv"]
         if self.method.startswith("ACDC"):
             names.append("threshold")
-        elif self.method == "learnt-mask":
+        elif self.method == "learned-mask":
             names += ["weight", "seed"]
         if self.direction != "noise":
             names.append("direction")
-        if self.method != "learnt-mask" and self.ablation == "resample":
+        if self.method != "learned-mask" and self.ablation == "resample":
             names.append("seed")
         names += ["neurons"] if self.neurons else []
         found = {name: getattr(self, name) for name in names}
@@ -217,17 +222,17 @@ class Finder(CheckedSettings):
         return found
 
     def key(self, model: LanguageModel, task: Task, reference: Task | None = None) -> str | None:
-        """The key of its result; None where it is not kept, see `result_key`."""
+        """The cache key of its result; None if it is not stored, see `result_key`."""
         return result_key("circuit", VERSION, model, task, reference=reference, **self.options)
 
 
 def findings_path(key: str) -> Path:
-    """Where the findings of a key are kept, without suffix."""
+    """The path of the findings of a key, without suffix."""
     return cache_dir() / "circuits" / key
 
 
 def kept_findings(key: str | None) -> Findings | None:
-    """The findings of a key, or None; damaged ones count as none."""
+    """The stored findings of a key; None if there are none, or if the file is damaged."""
     if key is None:
         return None
     try:
@@ -247,15 +252,15 @@ def find_circuit(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Findings:
-    """Score or search all edges, once: the result is kept in the cache.
+    """Find a circuit by scoring all edges or by a search. The result is stored in the cache.
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; keep others to evaluate the circuit on.
-        finder: the method and its options; EAP-IG on the inputs by default.
-        reference: the prompts that means are taken over, for mean ablation.
+        task: prompt pairs. Evaluate the circuit on others.
+        finder: the method and its options; "EAP-IG-inputs" by default.
+        reference: the prompts of a mean, for mean ablation.
         budget_gb: memory for runs in flight.
-        progress: called with (done, in all): prompts, edges or training steps.
+        progress: called with (done, total): prompts, edges or training steps.
         cancelled: asked between batches.
 
     Raises:
@@ -278,7 +283,7 @@ def find_circuit(
     try:
         require_writable(findings_path(key or ""))
     except InterpError as error:
-        warnings.warn(f"the circuit is not kept: {error}", stacklevel=3)
+        warnings.warn(f"the circuit is not stored: {error}", stacklevel=3)
         key = None
     if finder.method.startswith("ACDC"):
         given["resume"] = key is not None
@@ -297,12 +302,12 @@ def find_circuit(
     try:
         found.save(findings_path(key), key=key)
     except InterpError as error:
-        warnings.warn(f"the circuit is not kept: {error}", stacklevel=2)
+        warnings.warn(f"the circuit is not stored: {error}", stacklevel=2)
     return found
 
 
 def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
-    """The findings of edge scores; `seed` is that of resample ablation."""
+    """Findings from edge scores; `seed` is the seed of resample ablation."""
     names = ["direction"] + ["ablation"] * (scores.ablation != "none")
     names += ["steps", "rule"] if scores.rule else []
     options = {name: getattr(scores, name) for name in names}
@@ -324,7 +329,7 @@ def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
 def _searched(
     model: LanguageModel, task: Task, given: dict[str, Any], budget_gb: float, note: Progress
 ) -> Findings:
-    """What ACDC or a learnt mask decides."""
+    """Findings from ACDC or a learned mask."""
     method = given.pop("method")
     spelled = "".join(
         f", {name}={'...' if name == 'reference' else repr(value)}"

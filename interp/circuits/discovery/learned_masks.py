@@ -1,4 +1,4 @@
-"""A circuit learnt by gradient descent: one gate per edge, paid for while it is open."""
+"""A circuit learned by gradient descent: one gate per edge, with a penalty for open gates."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearntMask(Record):
-    """Gates of all edges after training, and the circuit of those more open than shut.
+class LearnedMask(Record):
+    """The gates of all edges after training, and the circuit of the open ones.
 
-    signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 where there is no edge.
-    mask: the edges with log alpha > 0 that lie on a path from the input to the logits. share: of
-    the gap between whole and empty graph, what that circuit reaches with its gates fully open.
-    losses: (steps,) the training objective. passes: forward and as many backward passes over the
-    task.
+    Attributes:
+        graph: the graph.
+        signed: (writers, readers) openness sigma(log alpha), between 0 and 1; 0 without an edge.
+        mask: the edges with log alpha > 0 on a path from the input to the logits.
+        share: what this circuit reaches with its gates fully open, as a share of the gap between
+            the whole graph and the empty one.
+        losses: (steps,) the training objective.
+        passes: number of forward passes over the task, and of backward passes.
+        weight: the price of the whole graph, in squared gaps.
+        seed: the seed of the gate draws.
+        protocol: what was measured, in words.
     """
 
     graph: Graph
@@ -46,8 +52,8 @@ class LearntMask(Record):
 
     def __str__(self) -> str:
         return (
-            f"a learnt mask keeps {int(self.mask.sum())} of {self.graph.n_edges} edges, "
-            f"{self.share:.3f} of the gap (weight {self.weight:g}, {len(self.losses)} steps, "
+            f"a learned mask keeps {int(self.mask.sum())} of {self.graph.n_edges} edges, which "
+            f"reach {self.share:.3f} of the gap (weight {self.weight:g}, {len(self.losses)} steps, "
             f"seed {self.seed}); {self.protocol}"
         )
 
@@ -69,25 +75,25 @@ def learn_mask(
     seed: int = 0,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
-) -> LearntMask:
-    """Train a gate per edge to keep the metric with as few edges as possible.
+) -> LearnedMask:
+    """Train one gate per edge to preserve the metric with as few edges as possible.
 
-    A reader receives z of what its writer writes and 1 - z of what a removed edge carries, with
-    hard-concrete gates (Louizos et al., arXiv 1712.01312)
+    A reader receives z times its writer's output plus (1 - z) times what a removed edge carries.
+    Gates are hard-concrete (Louizos et al., arXiv 1712.01312),
 
-        z = clip(LOW + (HIGH - LOW) sigma((log u - log(1 - u) + log alpha) / TEMPERATURE), 0, 1)
+        z = clip(LOW + (HIGH - LOW) sigma((log u - log(1 - u) + log alpha) / TEMPERATURE), 0, 1),
 
-    and u uniform, drawn once per step for all prompts. Minimised by Adam over log alpha:
+    with u uniform, drawn once per step for all prompts. Adam minimises over log alpha
 
         mean over prompts ((m(whole graph) - m(z)) / gap)^2  +  weight * expected share of edges
         open,   P(open) = sigma(log alpha - TEMPERATURE log(-LOW / HIGH)).
 
-    The circuit is judged, like every other, with whole edges: `share`. Masks can raise the metric
-    above the model's; the squared distance does not reward that.
+    `share` evaluates the circuit with its gates fully open. A mask can raise the metric above the
+    model's; the squared distance does not reward that.
 
-    It learns only where a half-open gate changes the metric: where attention or a ReLU is
-    saturated, as in compiled programs, the gradient is zero and needed edges close. Starting almost
-    open and averaging draws helps.
+    Training needs gates whose small changes affect the metric. If attention or a ReLU is
+    saturated, as in compiled programs, the gradient is zero and needed edges close. Starting with
+    almost open gates and averaging several draws helps.
 
     Follows subnetwork probing (arXiv 2104.03514) and edge pruning (arXiv 2406.16778; code:
     princeton-nlp/Edge-Pruning), with a fixed weight in place of the latter's Lagrangian, and the
@@ -96,21 +102,21 @@ def learn_mask(
     Args:
         model: a model with a fast engine.
         task: prompt pairs; each step runs all of them.
-        weight: what the whole graph costs, in squared gaps.
+        weight: the price of the whole graph, in squared gaps.
         steps: training steps.
         lr: Adam's learning rate, on log alpha.
         openness: sigma(log alpha) at the start.
         samples: draws of the gates per step, averaged.
-        nodes: one more gate per writer, which multiplies all its edges.
+        nodes: add one gate per writer, which multiplies the gates of all its edges.
         ablation: see `Trials`.
         reference: prompts for mean ablation.
-        expand_kv: key and value readers per query head.
-        seed: of the draws, and of the other prompts in resample ablation.
+        expand_kv: separate key and value readers for every query head.
+        seed: seed of the draws, and of the other prompts in resample ablation.
         budget_gb: memory for runs in flight and their gradients; one prompt must fit.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, steps in total).
 
     Raises:
-        InterpError: an option out of range, a graph whose gradient on one prompt is beyond the
+        InterpError: an option out of range, a graph whose gradient on one prompt does not fit the
             budget, no gap, or as `Trials`.
     """
     if min(steps, samples) < 1 or weight < 0 or lr <= 0 or not 0 < openness < 1:
@@ -148,7 +154,7 @@ def learn_mask(
         openness_of = gates.openness().double().numpy()
     mask = trials.graph.connected((openness_of > 0.5) & trials.graph.allowed)
     reached = trials.values(mask[None])[0]
-    return LearntMask(
+    return LearnedMask(
         graph=trials.graph,
         signed=openness_of,
         mask=mask,
@@ -162,9 +168,9 @@ def learn_mask(
 
 
 def _missed(trials: Trials, drawn: Tensor, whole: Tensor, gap: float) -> tuple[float, Tensor]:
-    """Mean squared distance from the whole graph in gaps, and its gradient at the gates drawn.
+    """Mean squared distance from the whole graph in gaps, and its gradient at the drawn gates.
 
-    A few prompts and draws at a time: as many as the tapes of their gradients leave room for.
+    Computed in groups of prompts and draws whose gradients fit the budget.
     """
     gates, total = drawn.detach().requires_grad_(), 0.0
     slope = torch.zeros_like(gates)
@@ -179,7 +185,7 @@ def _missed(trials: Trials, drawn: Tensor, whole: Tensor, gap: float) -> tuple[f
 
 
 class _Gates:
-    """Log alpha of every edge and, if asked for, of every writer."""
+    """Log alpha of every edge and, with `nodes`, of every writer."""
 
     def __init__(
         self, graph: Graph, *, openness: float, nodes: bool, seed: int, like: torch.dtype
@@ -203,12 +209,12 @@ class _Gates:
         return gates
 
     def open_share(self) -> Tensor:
-        """Expected share of the graph's edges that are not shut."""
+        """Expected share of the graph's edges whose gates are open."""
         shift = TEMPERATURE * math.log(-LOW / HIGH)
         return (self._product(shift) * self.allowed).sum() / self.allowed.sum()
 
     def openness(self) -> Tensor:
-        """Sigma(log alpha), the smaller of the edge's and its writer's."""
+        """Sigma(log alpha): the smaller of the edge's and its writer's."""
         found = self.allowed
         for alpha in self.parameters:
             found = torch.minimum(found, torch.sigmoid(alpha))

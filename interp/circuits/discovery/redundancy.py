@@ -1,4 +1,4 @@
-"""Parts that stand in for each other: each can be spared, both cannot."""
+"""Redundant parts: removing one changes little, removing both changes much."""
 
 from __future__ import annotations
 
@@ -33,10 +33,16 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class RedundantPair:
-    """Two parts and what removing them costs, in shares of the gap.
+    """Two parts, and the effects of removing them, as shares of the gap.
 
-    together exceeds alone[0] + alone[1] by `excess`, with its interval, corrected for the number
-    of pairs that were tried. missed: neither alone reaches the threshold.
+    Attributes:
+        parts: their labels.
+        alone: the effect of removing each one.
+        together: the effect of removing both.
+        excess: together - alone[0] - alone[1].
+        low: lower end of the excess's 95 % interval, corrected for the number of pairs tested.
+        high: upper end.
+        missed: whether neither effect alone reaches the threshold.
     """
 
     parts: tuple[str, str]
@@ -56,10 +62,17 @@ class RedundantPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Redundancy(Record):
-    """What pairs of parts cost beyond the sum of what each costs.
+    """The effects of removing parts one at a time and in pairs.
 
-    alone: (parts,) and together: (parts, parts), symmetric, in shares of the gap; the diagonal is
-    `alone`. pairs: the redundant ones, the largest excess first. tried: number of pairs.
+    Attributes:
+        parts: their labels.
+        alone: (parts,) effect of removing each part, as a share of the gap.
+        together: (parts, parts) effect of removing both, symmetric; the diagonal is `alone`.
+        pairs: the redundant pairs, largest excess first.
+        tried: number of pairs tested.
+        n: number of prompts.
+        threshold: the least excess of a redundant pair.
+        protocol: what was measured, in words.
     """
 
     parts: tuple[str, ...]
@@ -73,14 +86,14 @@ class Redundancy(Record):
 
     @property
     def missed(self) -> tuple[RedundantPair, ...]:
-        """Pairs of which single ablation shows nothing."""
+        """Redundant pairs that removing single parts does not reveal."""
         return tuple(pair for pair in self.pairs if pair.missed)
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.pairs)} of {self.tried} pairs are redundant by {self.threshold:g} of the "
-            f"gap, {len(self.missed)} of them unseen by single ablation (n={self.n}; "
-            f"{self.protocol})",
+            f"{len(self.pairs)} of {self.tried} pairs are redundant (excess of {self.threshold:g} "
+            f"of the gap or more); removing single parts misses {len(self.missed)} of them "
+            f"(n={self.n}; {self.protocol})",
             *(f"  {pair}" for pair in self.pairs[:10]),
         ]
         if len(self.pairs) > 10:
@@ -126,40 +139,40 @@ def redundancy(
     resume: bool = True,
     progress: Progress | None = None,
 ) -> Redundancy:
-    """Remove parts one at a time and two at a time.
+    """Measure the effect of removing parts one at a time and in pairs.
 
         effect(K) = mean(m(G) - m(G without K)) / mean(m(whole graph) - m(empty graph))
         excess(a, b) = effect({a, b}) - effect({a}) - effect({b})
 
-    G is the whole graph, or `within`. In an OR gate each alone costs nothing and both cost
-    everything; a backup head costs more once what it backs up is gone. Both have an excess above 0.
-    Parts in series have one below 0. A pair is redundant if its excess is at least the threshold
-    and its interval (Student's t over prompts, Bonferroni over pairs) lies above 0. Three parts of
-    which any one suffices show no redundant pair: remove one (`within`) and look again.
+    G is the whole graph, or `within`. The excess is above 0 for the two inputs of an OR gate
+    (removing one changes nothing, removing both everything) and for a head and its backup. It is
+    below 0 for parts in series. A pair is redundant if its excess is at least the threshold and
+    the 95 % interval (Student's t over prompts, Bonferroni over pairs) lies above 0. If any one of
+    three parts is sufficient, no pair is redundant: remove one with `within` and repeat.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        parts: nodes such as L9H6 or L3.mlp_out (all edges into and out of them are removed) or
-            edges such as L3H4->L5KV1.k; a circuit stands for its nodes. By default all heads and
+        parts: nodes such as L9H6 or L3.mlp_out, which are removed with all of their edges; or
+            edges such as L3H4->L5KV1.k; or a circuit, for its nodes. By default all heads and
             MLPs, and the neurons that are nodes.
-        within: the circuit that parts are removed from; by default the whole graph.
+        within: the circuit from which parts are removed; by default the whole graph.
         threshold: share of the gap.
         ablation: see `Trials`.
         reference: prompts for mean ablation.
-        expand_kv: key and value readers per query head, as in a circuit given.
-        neurons: those that are nodes of their own, as in a circuit given; see `graph_of`.
-        limit: pairs at most.
-        seed: of the other prompts in resample ablation.
+        expand_kv: separate key and value readers for every query head. A given circuit decides.
+        neurons: neurons that are nodes of their own, see `graph_of`. A given circuit decides.
+        limit: the most pairs allowed.
+        seed: seed of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
-        resume: keep finished batches in the cache until the end, and start from them.
-        progress: called with (removals done, removals in all).
+        resume: store finished batches in the cache until the end, and resume from them.
+        progress: called with (removals done, removals in total).
 
     Raises:
         InterpError: fewer than two parts, unknown or repeated ones, more pairs than the limit,
             circuits of another model or of two graphs, or as `Trials`.
 
-    Source: joint ablation of backup heads, arXiv 2211.00593; a pair's test is this package's.
+    Source: joint ablation of backup heads, arXiv 2211.00593. The test of a pair is our own.
     """
     given = [one for one in (within, parts) if isinstance(one, Circuit)]
     if given:
@@ -183,7 +196,7 @@ def redundancy(
         raise InterpError(
             f"redundancy among {len(names)} parts",
             f"{len(pairs)} pairs, the limit is {limit}",
-            "name the parts, e.g. a circuit's nodes or the best of a ranking, or raise limit",
+            "give parts=, e.g. a circuit's nodes or the best of a ranking, or raise limit",
         )
     removals = [(i,) for i in range(len(names))] + pairs
     key = result_key(
@@ -214,16 +227,16 @@ def redundancy(
 
 
 def strongest_nodes(circuit: Circuit, n: int) -> list[str]:
-    """The circuit's nodes and those outside it, up to n, by the summed size of their scores.
+    """At most n nodes by the summed |score| of their edges, the circuit's own nodes first.
 
-    Those of the circuit come first: what backs a node up is often outside, where no score shows it.
+    Nodes outside the circuit are included because the backup of a node often has no score.
 
     Raises:
         InterpError: the circuit has no scores.
     """
     strength = np.abs(np.where(circuit.graph.allowed, circuit.signed, 0.0)).sum(1)
     order = np.lexsort((-strength, ~circuit.writers))
-    return [circuit.graph.writers[place] for place in order if place][:n]
+    return [circuit.graph.writers[writer] for writer in order if writer][:n]
 
 
 def _result(
@@ -233,14 +246,14 @@ def _result(
     threshold: float,
     protocol: str,
 ) -> Redundancy:
-    """The pairs whose removal costs more than the sum, from (removals, prompts) costs."""
-    single, joint = cost[: len(names)], cost[len(names) :]
-    alone = single.mean(1)
+    """Effects and redundant pairs, from (removals, prompts) costs."""
+    by_part, by_pair = cost[: len(names)], cost[len(names) :]
+    alone = by_part.mean(1)
     together = np.diag(alone)
     found = []
-    for (a, b), values in zip(pairs, joint, strict=True):
+    for (a, b), values in zip(pairs, by_pair, strict=True):
         together[a, b] = together[b, a] = values.mean()
-        over = values - single[a] - single[b]
+        over = values - by_part[a] - by_part[b]
         half = _half_width(over, len(pairs))
         excess = float(over.mean())
         if excess >= threshold and excess - half > 0:
@@ -269,7 +282,7 @@ def _result(
 
 
 def _half_width(values: np.ndarray, tried: int) -> float:
-    """Half the 95 % interval of a mean when `tried` of them are looked at."""
+    """Half the 95 % interval of a mean, with Bonferroni's correction for `tried` means."""
     from scipy import stats
 
     n = len(values)
@@ -279,7 +292,7 @@ def _half_width(values: np.ndarray, tried: int) -> float:
 
 
 def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ...]:
-    """The parts as labels, checked; of a circuit, its nodes but the input."""
+    """The parts as labels, checked; for a circuit, its nodes without the input."""
     if parts is None:
         names = graph.writers[1:]
     elif isinstance(parts, Circuit):
@@ -290,6 +303,6 @@ def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ..
         _ = graph.edge(name) if ARROW in name else graph.writer(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise InterpError(
-            f"redundancy of {list(names)}", "fewer than two, or one twice", "name different parts"
+            f"redundancy of {list(names)}", "fewer than two, or one twice", "give different parts"
         )
     return names

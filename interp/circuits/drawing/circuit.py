@@ -1,4 +1,4 @@
-"""A circuit as a picture: layers from bottom to top, heads in columns, MLPs at the right."""
+"""Drawings of circuits: layers from bottom to top, heads in columns, MLPs on the right."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from interp.plots.graphs import GROUPS, Link, Node, layered_graph
 from interp.plots.style import CHOSEN, FRAME, LOWERS, hover_text
 
 MOST = 250
-"""Edges drawn at most; a browser shows more, a reader does not see them."""
+"""The most edges that are drawn; more are unreadable."""
 
 SIDE = 1.12
-"""Where MLPs stand; heads are between 0 and 1."""
+"""The x coordinate of MLPs; heads are between 0 and 1."""
 
 BOTH, LEFT, RIGHT = "both", "the first only", "the second only"
 OVERLAP = {BOTH: FRAME, LEFT: LOWERS, RIGHT: CHOSEN}
@@ -25,7 +25,7 @@ OVERLAP = {BOTH: FRAME, LEFT: LOWERS, RIGHT: CHOSEN}
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure, how many edges it shows, and how many it leaves out."""
+    """A figure, the number of edges it shows, and the number it omits."""
 
     figure: Any
     drawn: int
@@ -41,19 +41,19 @@ def draw_circuit(
     node: str | None = None,
     most: int = MOST,
 ) -> Drawing:
-    """Edges with width by |score| and colour by sign; the `most` strongest of the circuit.
+    """Draw the `most` strongest edges of a circuit: width by |score|, colour by sign.
 
-    An edge into a key or value that several heads read is drawn to each of them in the circuit;
-    it enters a head at the left as query, in the middle as key, at the right as value. A click on
-    an edge reports (0, writer, reader), on a node (1, writer, 0).
+    An edge into a key or value that several heads share is drawn to each of these heads in the
+    circuit. Edges enter a head on the left (query), in the middle (key) or on the right (value).
+    A click on an edge reports (0, writer, reader), on a node (1, writer, 0).
 
     Args:
-        graph: writers and readers.
+        graph: the graph.
         mask: (writers, readers) the circuit.
         signed: (writers, readers) scores.
-        edge: label of an edge to mark.
-        node: label of a node to mark.
-        most: see above.
+        edge: label of an edge to highlight.
+        node: label of a node to highlight.
+        most: the number of edges drawn.
     """
     positive, negative = GROUPS
     groups = np.where(signed >= 0, positive, negative)
@@ -63,7 +63,7 @@ def draw_circuit(
 def draw_overlap(
     graph: Graph, left: np.ndarray, right: np.ndarray, signed: np.ndarray, *, most: int = MOST
 ) -> Drawing:
-    """The edges of two circuits, coloured by which of them has each; widths by |score|."""
+    """Draw the edges of two circuits, coloured by the circuits they are in; width by |score|."""
     groups = np.where(left & right, BOTH, np.where(left, LEFT, RIGHT))
     return _draw(graph, left | right, signed, groups, OVERLAP, None, None, most)
 
@@ -78,9 +78,9 @@ def _draw(
     node: str | None,
     most: int,
 ) -> Drawing:
-    places = np.argwhere(mask)
+    edges = np.argwhere(mask)
     order = np.argsort(-np.abs(signed[mask]), kind="stable")[:most]
-    drawn = places[order[::-1]]
+    drawn = edges[order[::-1]]
     inside = np.any(mask, axis=1)
     shown = {int(writer) for writer, _ in drawn}
     shown |= {node for _, reader in drawn for node in targets(graph, int(reader), inside)}
@@ -110,24 +110,24 @@ def _draw(
     figure = layered_graph(
         nodes, links, rows=rows, colours=colours, height=int(np.clip(46 * len(rows), 320, 1400))
     )
-    return Drawing(figure=figure, drawn=len(drawn), hidden=len(places) - len(drawn))
+    return Drawing(figure=figure, drawn=len(drawn), hidden=len(edges) - len(drawn))
 
 
 def heights_of(graph: Graph, nodes: set[int]) -> tuple[dict[int, float], dict[str, float]]:
-    """Height of every node drawn (-1: the logits), and of every layer that has one."""
+    """The height of every drawn node (-1: the logits), and of every row by its label."""
     layers = sorted({int(graph.writer_layer[node]) for node in nodes if node >= 0} - {-1})
     heights, rows = {0: 0.0}, {"input": 0.0}
-    for place, layer in enumerate(layers, 1):
-        rows[f"layer {layer}"] = float(place)
+    for row, layer in enumerate(layers, 1):
+        rows[f"layer {layer}"] = float(row)
     for node in nodes - {-1, 0}:
-        row = rows[f"layer {int(graph.writer_layer[node])}"]
-        heights[node] = row + {"mlp": 0.3, "neuron": 0.6}.get(str(graph.writer_kind[node]), 0.0)
+        height = rows[f"layer {int(graph.writer_layer[node])}"]
+        heights[node] = height + {"mlp": 0.3, "neuron": 0.6}.get(str(graph.writer_kind[node]), 0.0)
     heights[-1] = rows["logits"] = float(len(layers) + 1)
     return heights, rows
 
 
 def targets(graph: Graph, reader: int, inside: np.ndarray) -> list[int]:
-    """The nodes that an edge into a reader leads to: those of the circuit, or the first."""
+    """The nodes that use a reader: those in the circuit, or else the first."""
     if reader == len(graph.readers) - 1:
         return [-1]
     fed = np.flatnonzero(graph.feeds[reader])
@@ -135,7 +135,7 @@ def targets(graph: Graph, reader: int, inside: np.ndarray) -> list[int]:
 
 
 def _x(graph: Graph, node: int) -> float:
-    """Where a node stands across."""
+    """The x coordinate of a node."""
     if node <= 0:
         return 0.5
     if graph.writer_kind[node] == "mlp":
@@ -165,7 +165,7 @@ def _link(
     end = (_x(graph, target) + aside, heights[target] - 0.12)
     span = heights[target] - heights[writer]
     level = abs(start[0] - end[0]) < 0.03
-    # Long links between nodes above each other lean out, or they would hide the nodes between.
+    # Long links between nodes in one column are bent, so that they do not cover other nodes.
     bend = 0.035 * span if level and span > 1 else 0.0
     side = 1 if start[0] >= 0.5 else -1
     return Link(
@@ -197,12 +197,12 @@ def _node(
 
 
 def kind_of(graph: Graph, number: int) -> str:
-    """What a node is: a writer's kind, or "logits" for -1."""
+    """The kind of a node: that of its writer, or "logits" for -1."""
     return LOGITS if number < 0 else str(graph.writer_kind[number])
 
 
 def short_name(graph: Graph, number: int) -> str:
-    """What is written in or beside a node."""
+    """The short label of a node."""
     kind = kind_of(graph, number)
     if kind == "neuron":
         return f"N{Component.parse(graph.writers[number]).index}"

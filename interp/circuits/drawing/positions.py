@@ -1,4 +1,4 @@
-"""A circuit token by token as a picture: layers from bottom to top, places from left to right."""
+"""Drawings of positioned circuits: layers from bottom to top, positions from left to right."""
 
 from __future__ import annotations
 
@@ -14,59 +14,62 @@ from interp.plots.graphs import GROUPS, Link, Node, layered_graph
 from interp.plots.style import hover_text
 
 WIDTH = 1.2
-"""Of all columns together."""
+"""The width of all columns together."""
 
-At = tuple[int, int]
-"""A writer (-1: the logits) at the number of a place."""
+NodeAt = tuple[int, int]
+"""A writer (-1: the logits) and the index of a position."""
 
 
-def draw_places(
+def draw_positions(
     circuit: PositionedCircuit,
     values: np.ndarray,
     *,
     edge: str | None = None,
     most: int = MOST,
 ) -> Drawing:
-    """Edges by place, width by |effect| and colour by sign; the `most` strongest.
+    """Draw the `most` strongest positioned edges: width by |effect|, colour by sign.
 
-    A column is a place, in the order of `circuit.places`, "elsewhere" first. Queries, MLPs and the
-    logits read in their own column; a key or value read at one place is drawn to where its head
-    writes: what attention carries from token to token. A head that writes before what it would
-    read there is left out. A click on an edge reports (0, writer, reader, place), on a node
-    (1, writer, place, 0).
+    Every position is a column, in the order of `circuit.positions`, with "elsewhere" first. Edges
+    into queries, MLPs and the logits stay in their column. An edge into a key or value is drawn to
+    every position at which the head's output is used, since attention moves it there; positions
+    before that of the key are skipped. A click on an edge reports (0, writer, reader, position), on
+    a node (1, writer, position, 0).
 
     Args:
-        circuit: places in the order of the prompt.
-        values: (writers, readers, places) effects.
-        edge: an edge to mark, such as "L3H4->L5KV1.k @ S2".
-        most: see above.
+        circuit: a circuit whose positions are in the order of the prompt.
+        values: (writers, readers, positions) effects.
+        edge: an edge to highlight, such as "L3H4->L5KV1.k @ S2".
+        most: the number of edges drawn.
     """
     graph, mask = circuit.graph, circuit.mask
     found = np.argwhere(mask)
     order = np.argsort(-np.abs(values[mask]), kind="stable")[:most]
     limit = float(np.abs(values[mask]).max(initial=0.0)) or 1.0
     ends = {
-        (writer, reader, place): _ends(circuit, reader, place)
-        for writer, reader, place in found[order[::-1]].tolist()
+        (writer, reader, position): _ends(circuit, reader, position)
+        for writer, reader, position in found[order[::-1]].tolist()
     }
-    spots: set[At] = {(writer, place) for writer, _, place in ends}
-    spots |= {end for some in ends.values() for end in some}
-    heights, rows = heights_of(graph, {node for node, _ in spots})
-    across = _across(circuit, spots)
+    nodes_at: set[NodeAt] = {(writer, position) for writer, _, position in ends}
+    nodes_at |= {end for some in ends.values() for end in some}
+    heights, rows = heights_of(graph, {node for node, _ in nodes_at})
+    across = _across(circuit, nodes_at)
     positive, negative = GROUPS
     links = []
-    for (writer, reader, place), some in ends.items():
-        value, label = float(values[writer, reader, place]), _label(circuit, writer, reader, place)
+    for (writer, reader, position), some in ends.items():
+        value, label = (
+            float(values[writer, reader, position]),
+            _label(circuit, writer, reader, position),
+        )
         for end in some:
-            to = "" if end[1] == place else f", to {circuit.places[end[1]]}"
+            to = "" if end[1] == position else f", to {circuit.positions[end[1]]}"
             links.append(
                 Link(
-                    start=(across[writer, place], heights[writer] + 0.12),
+                    start=(across[writer, position], heights[writer] + 0.12),
                     end=(across[end], heights[end[0]] - 0.12),
                     bend=0.0,
                     strength=abs(value) / limit,
                     group=positive if value >= 0 else negative,
-                    data=(0, writer, reader, place),
+                    data=(0, writer, reader, position),
                     text=hover_text(label, f"{value:+.4f}{to}"),
                     selected=label == edge,
                 )
@@ -76,62 +79,64 @@ def draw_places(
         Node(
             label=short_name(graph, node),
             kind=kind_of(graph, node),
-            x=across[node, place],
+            x=across[node, position],
             y=heights[node],
-            data=(1, node, place, 0),
+            data=(1, node, position, 0),
             text=hover_text(
-                f"{LOGITS if node < 0 else graph.writers[node]}{AT}{circuit.places[place]}",
-                "" if node < 0 else f"edges out {sums[node, place]:+.4f}",
+                f"{LOGITS if node < 0 else graph.writers[node]}{AT}{circuit.positions[position]}",
+                "" if node < 0 else f"edges out {sums[node, position]:+.4f}",
             ),
         )
-        for node, place in sorted(spots)
+        for node, position in sorted(nodes_at)
     ]
     figure = layered_graph(
         [replace(node, label="") if node.kind == "input" else node for node in nodes],
         links,
         rows=rows,
-        columns={circuit.places[place]: x for place, x in _columns(circuit.places).items()},
+        columns={
+            circuit.positions[position]: x for position, x in _columns(circuit.positions).items()
+        },
         height=int(np.clip(46 * len(rows), 320, 1400)),
     )
     return Drawing(figure=figure, drawn=len(ends), hidden=len(found) - len(ends))
 
 
-def _label(circuit: PositionedCircuit, writer: int, reader: int, place: int) -> str:
-    return f"{circuit.graph.label(writer, reader)}{AT}{circuit.places[place]}"
+def _label(circuit: PositionedCircuit, writer: int, reader: int, position: int) -> str:
+    return f"{circuit.graph.label(writer, reader)}{AT}{circuit.positions[position]}"
 
 
-def _ends(circuit: PositionedCircuit, reader: int, place: int) -> list[At]:
-    """Where what is read at a place comes out."""
+def _ends(circuit: PositionedCircuit, reader: int, position: int) -> list[NodeAt]:
+    """The nodes, with positions, to which an edge read at a position is drawn."""
     graph = circuit.graph
     fed = targets(graph, reader, np.any(circuit.mask, axis=(1, 2)))
     if graph.reader_kind[reader] not in ("k", "v"):
-        return [(node, place) for node in fed]
+        return [(node, position) for node in fed]
     writes = np.any(circuit.mask, axis=1)
     found = [
         (node, to)
         for node in fed
         for to in np.flatnonzero(writes[node]).tolist()
-        if to >= place or ELSEWHERE in (circuit.places[to], circuit.places[place])
+        if to >= position or ELSEWHERE in (circuit.positions[to], circuit.positions[position])
     ]
-    return found or [(node, place) for node in fed]
+    return found or [(node, position) for node in fed]
 
 
-def _columns(places: Sequence[str]) -> dict[int, float]:
-    """The middle of every place's column."""
-    order = sorted(range(len(places)), key=lambda place: places[place] != ELSEWHERE)
-    return {place: WIDTH * (i + 0.5) / len(places) for i, place in enumerate(order)}
+def _columns(positions: Sequence[str]) -> dict[int, float]:
+    """The x coordinate of the middle of every position's column."""
+    order = sorted(range(len(positions)), key=lambda position: positions[position] != ELSEWHERE)
+    return {position: WIDTH * (i + 0.5) / len(positions) for i, position in enumerate(order)}
 
 
-def _across(circuit: PositionedCircuit, spots: set[At]) -> dict[At, float]:
-    """Where each node stands: those of a layer side by side in their column, MLPs at the right."""
-    graph, middles = circuit.graph, _columns(circuit.places)
+def _across(circuit: PositionedCircuit, nodes_at: set[NodeAt]) -> dict[NodeAt, float]:
+    """The x coordinate of every node: nodes of a layer side by side in their column."""
+    graph, middles = circuit.graph, _columns(circuit.positions)
     cells: dict[tuple[int, int], list[int]] = {}
-    for node, place in sorted(spots):
+    for node, position in sorted(nodes_at):
         layer = graph.n_layers if node < 0 else int(graph.writer_layer[node])
-        cells.setdefault((layer, place), []).append(node)
-    width = WIDTH / len(circuit.places)
+        cells.setdefault((layer, position), []).append(node)
+    width = WIDTH / len(circuit.positions)
     return {
-        (node, place): middles[place] + width * ((i + 0.5) / len(nodes) - 0.5)
-        for (_, place), nodes in cells.items()
+        (node, position): middles[position] + width * ((i + 0.5) / len(nodes) - 0.5)
+        for (_, position), nodes in cells.items()
         for i, node in enumerate(nodes)
     }

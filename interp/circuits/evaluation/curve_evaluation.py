@@ -1,4 +1,4 @@
-"""How much of a behaviour a circuit carries: faithfulness by size, against random circuits."""
+"""Faithfulness of circuits by size, compared with random circuits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from interp.circuits.circuit import Circuit, Level
+from interp.circuits.circuit import Circuit, CircuitLevel
 from interp.circuits.evaluation.curves import FRACTIONS, curve
 from interp.circuits.evaluation.faithfulness import Faithfulness
 from interp.circuits.ranking import By, Scored
@@ -27,15 +27,15 @@ _BATCH_ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class FaithfulnessCurves(Faithfulness):
-    """How faithful some circuits are, with no edge kept as the empty one. See `Faithfulness`.
+    """The faithfulness of some circuits. The empty circuit keeps no edge. See `Faithfulness`.
 
     Attributes:
-        circuits: what was run.
-        level: "edge", or "node": every edge between the chosen nodes.
+        circuits: the circuits that were run.
+        level: "edge", or "node" for circuits with all edges between their nodes.
     """
 
     circuits: tuple[Circuit, ...]
-    level: Level
+    level: CircuitLevel
 
     @property
     def sizes(self) -> np.ndarray:
@@ -47,12 +47,12 @@ class FaithfulnessCurves(Faithfulness):
         return self.in_words(sizes, "empty")
 
     def to_dataframe(self) -> Any:
-        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
         import pandas as pd
 
         return pd.DataFrame(
-            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(place)}
-            for place, one in enumerate(self.circuits)
+            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(number)}
+            for number, one in enumerate(self.circuits)
         )
 
 
@@ -64,10 +64,9 @@ def faithfulness_curve(
     *,
     ablation: EdgeAblation = "counterfactual",
     reference: Task | None = None,
-    level: Level = "edge",
+    level: CircuitLevel = "edge",
     fractions: Sequence[float] = FRACTIONS,
-    absolute: bool = False,
-    by: By | None = None,
+    by: By = "signed",
     random: int = 10,
     connected: bool = False,
     bands: int = 3,
@@ -75,43 +74,43 @@ def faithfulness_curve(
     budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> FaithfulnessCurves:
-    """Run circuits, or the circuits that scores give at every size, and random ones like them.
+    """The faithfulness of circuits, or of the circuits of every size from scores.
 
-    All circuits run as one batch on every prompt. At level "edge" an edge outside the circuit
-    carries what the ablation says; at level "node" all edges of a node outside it do.
+    f(C) = mean(m(C) - m(empty)) / mean(m(full) - m(empty)); see `Faithfulness`. All circuits, and
+    random ones for comparison, run as one batch on every prompt. At level "edge" the edges outside
+    the circuit carry the ablated value; at level "node" all edges of nodes outside it do.
     `evaluate` measures both rankings, knock-outs and stability in one run.
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; better not those the circuit was found on (see `Task.split`).
-        circuits: edge scores, for a curve; or circuits, run as they are.
+        task: prompt pairs. Use pairs that the circuit was not found on (see `Task.split`).
+        circuits: edge scores, for a curve; or circuits.
         ablation: "counterfactual", "resample", "zero" or "mean"; see `Trials`.
-        reference: prompts whose tokens the mean is taken over, none of them evaluated.
-        level: "edge" or "node"; a node's score is the sum over its outgoing edges.
-        fractions: sizes of a curve's circuits.
-        absolute: rank by |score|, as MIB does for CMD; signed, as for CPR, by default.
-        by: the ranking by name, see `search.By`; overrides `absolute`.
-        random: random circuits per circuit; see `Circuit.random_like`.
-        connected: as many random ones besides whose every edge lies on a path (level "edge").
-        bands: their depth is matched in so many bands of layers.
-        seed: of the random circuits and of resampling.
+        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
+        level: "edge" or "node". A node's score is the sum over its outgoing edges.
+        fractions: sizes of the curve's circuits.
+        by: the ranking, see `interp.circuits.ranking.By`. MIB ranks by "signed" for CPR and by
+            "absolute" for CMD.
+        random: random circuits per circuit, see `Circuit.random_like`.
+        connected: also run as many random circuits whose edges all lie on paths (level "edge").
+        bands: number of layer bands in which their depth is matched.
+        seed: seed of the random circuits and of resampling.
         budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in all), random ones counted.
+        progress: called with (circuits run, circuits in total), random ones included.
 
     Raises:
-        InterpError: no fast engine, training mode, circuits of another graph, a fraction out of
-            range, an unknown level or ablation, a mean over evaluated prompts, or no gap between
-            full and empty beyond its standard error.
+        InterpError: no fast engine, training mode, circuits of another graph, fractions out of
+            range, an unknown level or ablation, a mean over evaluated prompts, or a gap between
+            full and empty below its standard error.
     """
-    some, asked = _circuits(circuits, fractions, level, absolute, by)
+    some, asked = _circuits(circuits, fractions, level, by)
     graph = some[0].graph
     trials = Trials(
         model, task, ablation=ablation, reference=reference, expand_kv=graph.expand_kv,
         neurons=graph.neurons, budget_gb=budget_gb, seed=seed,
     )  # fmt: skip
     same_graph(trials, some)
-    ranking = by or ("absolute" if absolute else "signed")
-    options = f"ablation={ablation!r}, level={level!r}, by={ranking!r}, seed={seed}"
+    options = f"ablation={ablation!r}, level={level!r}, by={by!r}, seed={seed}"
     plan = evaluation_plan(
         trials,
         some,
@@ -122,7 +121,7 @@ def faithfulness_curve(
         connected=connected,
         bands=bands,
         seed=seed,
-        ranking="" if asked is None else f", ranked by {ranking} score, pruned",
+        ranking="" if asked is None else f", ranked by {by} score, pruned",
         call=f"evaluation = evaluate(model, task, ..., {options})",
     )
     return run_plan(trials, plan, progress=progress)
@@ -134,15 +133,15 @@ def evaluation_plan(
     ends: np.ndarray,
     *,
     fractions: np.ndarray | None = None,
-    level: Level = "edge",
+    level: CircuitLevel = "edge",
     random: int,
     connected: bool,
     bands: int = 3,
     seed: int,
     ranking: str = "",
     call: str,
-) -> Plan[FaithfulnessCurves]:
-    """The masks of circuits and of random ones like them; with their values, the evaluation."""
+) -> CircuitPlan[FaithfulnessCurves]:
+    """Request the masks of circuits and of random ones; return the evaluation."""
     model, task = trials.model, trials.task
     rng = np.random.default_rng(seed)
     sides = [False, True] if connected and level == "edge" else [False]
@@ -171,10 +170,10 @@ def evaluation_plan(
 
 
 def same_graph(trials: Trials, circuits: Sequence[Circuit]) -> None:
-    """Refuse circuits of another graph than the trials'.
+    """Refuse circuits of another graph than that of the trials.
 
     Raises:
-        InterpError: there is one.
+        InterpError: a circuit has another graph.
     """
     for one in circuits:
         if one.graph != trials.graph:
@@ -185,20 +184,22 @@ def same_graph(trials: Trials, circuits: Sequence[Circuit]) -> None:
             )
 
 
-Result = TypeVar("Result")
-Plan = Generator[list[np.ndarray], np.ndarray, Result]
-"""A measurement that asks once for the (masks, prompts) metric of some masks, and returns."""
+Measured = TypeVar("Measured")
+CircuitPlan = Generator[list[np.ndarray], np.ndarray, Measured]
+"""A measurement that yields masks once, receives their (masks, prompts) metric, and returns."""
 
 
-def run_plan(trials: Trials, plan: Plan[Result], *, progress: Progress | None = None) -> Result:
-    """Carry out one measurement."""
+def run_plan(
+    trials: Trials, plan: CircuitPlan[Measured], *, progress: Progress | None = None
+) -> Measured:
+    """Run one measurement."""
     return run_plans(trials, [plan], progress=progress)[0]
 
 
 def run_plans(
-    trials: Trials, plans: Sequence[Plan[Any]], *, progress: Progress | None = None
+    trials: Trials, plans: Sequence[CircuitPlan[Any]], *, progress: Progress | None = None
 ) -> list[Any]:
-    """Carry out measurements together: the masks of all are one batched run."""
+    """Run several measurements together, with all of their masks in one batched run."""
     asked = [next(plan) for plan in plans]
     values = run_masks(trials, [mask for masks in asked for mask in masks], progress=progress)
     found, begin = [], 0
@@ -215,7 +216,7 @@ def run_plans(
 def run_masks(
     trials: Trials, masks: Iterable[np.ndarray], *, progress: Progress | None = None
 ) -> np.ndarray:
-    """(masks, prompts) metric of circuits, a batch at a time; `progress` needs a sequence."""
+    """(masks, prompts) metric of circuits, in batches; `progress` needs a sequence of masks."""
     size = max(1, _BATCH_ROWS // len(trials.task))
     total, found = len(masks) if isinstance(masks, Sequence) else 0, []
     for batch in _batched(iter(masks), size):
@@ -233,15 +234,14 @@ def _batched(masks: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray
 def _circuits(
     circuits: Scored | Circuit | Sequence[Circuit],
     fractions: Sequence[float],
-    level: Level,
-    absolute: bool,
-    by: By | None,
+    level: CircuitLevel,
+    by: By,
 ) -> tuple[list[Circuit], np.ndarray | None]:
-    """What to run, and the fractions asked for where it is a curve."""
+    """The circuits to run, and the fractions if they are a curve."""
     if level not in ("edge", "node"):
         raise unknown("level", level, ("edge", "node"))
     if not isinstance(circuits, Circuit | Sequence):
-        found = curve(circuits, fractions, level=level, absolute=absolute, by=by)
+        found = curve(circuits, fractions, level=level, by=by)
         return found, np.asarray(fractions)
     some = [circuits] if isinstance(circuits, Circuit) else list(circuits)
     if not some:

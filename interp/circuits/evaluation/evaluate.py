@@ -1,4 +1,4 @@
-"""All that is asked of a circuit, from one batched run: `evaluate`."""
+"""`evaluate`: all measurements of a circuit in one batched run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from interp.circuits.circuit import Circuit, Level, Origin
+from interp.circuits.circuit import Circuit, CircuitLevel, Origin
 from interp.circuits.evaluation.curve_evaluation import (
+    CircuitPlan,
     FaithfulnessCurves,
-    Plan,
     evaluation_plan,
     run_plans,
     same_graph,
@@ -39,24 +39,27 @@ from interp.models.language_model import LanguageModel
 
 OWN = "own"
 QUICK = ("EAP", "EAP-IG-inputs", "clean-corrupted")
-"""Methods whose scores of every prompt are had for a few passes."""
+"""Methods that score every prompt in a few passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitEvaluation(Record):
-    """What a circuit carries, lacks and could spare, and whether other prompts would give it.
+    """A circuit's faithfulness, completeness, minimality, and stability over prompts.
 
     Attributes:
-        itself: the circuit edge by edge, and with every edge between its nodes.
-        signed: the curve of its scores ranked by signed score: MIB's CPR is the area under it.
-        absolute: the curve ranked by absolute score: MIB's CMD is its distance from 1. Both are
+        itself: the circuit, and the circuit of all edges between its nodes.
+        signed: the curve of its scores, ranked by signed score. MIB's CPR is the area under it.
             None for a circuit without scores.
-        completeness: None if no knock-outs were asked for.
-        minimality: the same.
-        stability: None if no method was named.
-        stable_by: the method whose ranking was taken again over resampled prompts; "" if none.
-        unstable: why there is no stability; "" where there is one or none was asked for.
-        calls: batched runs; tests: circuits in them; forwards: see `Trials`.
+        absolute: the curve ranked by absolute score. MIB's CMD is its distance from 1. None for a
+            circuit without scores.
+        completeness: None without knock-outs.
+        minimality: None without knock-outs.
+        stability: None if it was not measured.
+        stable_by: the method whose ranking was repeated on resampled prompts; "" if none.
+        unstable: why stability was not measured; "" if it was, or was not requested.
+        calls: batched runs.
+        tests: circuits run.
+        forwards: forward passes, see `Trials`.
     """
 
     itself: FaithfulnessCurves
@@ -73,7 +76,7 @@ class CircuitEvaluation(Record):
 
     @property
     def circuit(self) -> Circuit:
-        """What was evaluated."""
+        """The circuit that was evaluated."""
         return self.itself.circuits[0]
 
     @property
@@ -87,7 +90,7 @@ class CircuitEvaluation(Record):
         return self.itself.protocol
 
     def cpr(self) -> Estimate:
-        """Area under f, ranked by signed score. See `Evaluation.cpr`.
+        """Area under f, ranked by signed score. See `Faithfulness.cpr`.
 
         Raises:
             InterpError: the circuit has no scores.
@@ -95,7 +98,7 @@ class CircuitEvaluation(Record):
         return self._curve(self.signed).cpr()
 
     def cmd(self) -> Estimate:
-        """Area between f and 1, ranked by absolute score. See `Evaluation.cmd`.
+        """Area between f and 1, ranked by absolute score. See `Faithfulness.cmd`.
 
         Raises:
             InterpError: the circuit has no scores.
@@ -105,7 +108,9 @@ class CircuitEvaluation(Record):
     def _curve(self, one: FaithfulnessCurves | None) -> FaithfulnessCurves:
         if one is None:
             raise InterpError(
-                f"a curve of {self.circuit.name}", "its edges have no scores", "score them"
+                f"a curve of {self.circuit.name}",
+                "its edges have no scores",
+                "score the edges first",
             )
         return one
 
@@ -113,33 +118,34 @@ class CircuitEvaluation(Record):
         edges, nodes, share = self.size
         lines = [f"{edges} edges ({share:.2%}), {nodes} nodes", str(self.itself)]
         if len(self.itself.random):
-            lines.append(f"  against random circuits of its size: {self.itself.null(0)}")
+            lines.append(f"  compared with random circuits of its size: {self.itself.null(0)}")
         if len(self.itself.random_connected):
             null = self.itself.null(0, connected=True)
-            lines.append(f"  against random circuits of its size, all on paths: {null}")
+            lines.append(f"  compared with random circuits of its size, all edges on paths: {null}")
         if self.signed is not None and self.absolute is not None:
             lines.append(_table(self.signed, self.absolute))
             lines.append(
                 f"  CPR {self.cpr()} (signed ranking); CMD {self.cmd()} (absolute ranking)"
             )
             if len(self.signed.random):
-                lines.append(f"  CPR against random circuits: {self.signed.null()}")
+                lines.append(f"  CPR compared with random circuits: {self.signed.null()}")
             if len(self.signed.random_connected):
                 null = self.signed.null(connected=True)
-                lines.append(f"  CPR against random circuits on paths: {null}")
-        told = (self.completeness, self.minimality)
-        lines += [line for one in told if one is not None for line in str(one).split("\n")[1:]]
+                lines.append(f"  CPR compared with random circuits on paths: {null}")
+        knockouts = (self.completeness, self.minimality)
+        lines += [line for one in knockouts if one is not None for line in str(one).split("\n")[1:]]
         if self.stability is not None:
             lines.append(f"  stability of {self.stable_by}: {self.stability}")
         if self.unstable:
-            lines.append(f"  no stability: {self.unstable}")
+            lines.append(f"  stability was not measured: {self.unstable}")
         lines.append(
-            f"  {self.calls} batched runs of {self.tests} circuits, {self.forwards:.1f} forwards"
+            f"  {self.calls} batched runs of {self.tests} circuits, "
+            f"{self.forwards:.1f} forward passes"
         )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as plain values, each with the protocol."""
+        """The results as plain values, with the protocol."""
         curves = {"circuit": self.itself, "curve": self.signed, "curve_absolute": self.absolute}
         edges, nodes, share = self.size
         told: dict[str, Any] = {
@@ -185,7 +191,7 @@ def evaluate(
     *,
     ablation: EdgeAblation = "counterfactual",
     reference: Task | None = None,
-    level: Level = "edge",
+    level: CircuitLevel = "edge",
     fractions: Sequence[float] = FRACTIONS,
     random: int = 10,
     knockouts: int = 10,
@@ -197,42 +203,42 @@ def evaluate(
     budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> CircuitEvaluation:
-    """Evaluate a circuit in every way, as one batched run: see `CircuitEvaluation`.
+    """Measure faithfulness, completeness, minimality and stability of a circuit in one batched run.
 
-    Circuits that differ late share what comes before, whichever measurement they belong to.
+    Circuits that first differ in a late layer share the earlier layers, across all measurements.
 
     Args:
-        circuit: edges, and scores for the curves.
+        circuit: the circuit; the curves need its scores.
         model: the model it was found in.
-        task: prompt pairs; better not those it was found on.
+        task: prompt pairs. Use pairs that it was not found on.
         ablation: see `Trials`.
         reference: prompts whose tokens a mean is taken over.
-        level: of the curves: the best edges, or the best nodes with every edge between them.
+        level: the level of the curves: the best edges, or the best nodes with all edges between
+            them.
         fractions: sizes of the curves' circuits.
-        random: random circuits for every circuit and for every size of the signed curve, and as
-            many all of whose edges lie on paths; 0 for none.
+        random: random circuits for the circuit and for every size of the signed curve, and as many
+            random circuits whose edges all lie on paths; 0 for none.
         knockouts: random subsets of nodes for completeness, and half as many for minimality; 0 for
             neither.
-        most: nodes tested for minimality.
-        stable_by: the method whose ranking of the evaluated pairs is cut to the circuit's size over
-            resampled pairs: "own" for the one the circuit was found by, with its options and its
-            cut (where that takes many runs or is not known, no stability is given and the reason
-            said); a quick method of `score_edges`; scores of this graph with per-prompt values;
-            None for no stability.
+        most: the most nodes tested for minimality.
+        stable_by: the method whose ranking is repeated on resampled pairs, and cut to the circuit's
+            size. "own": the method that found the circuit, with its options (if it needs many runs
+            or is unknown, stability is not measured, and `unstable` says why). Or a quick method of
+            `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
         draws: resampled circuits.
-        bands: random circuits are matched in so many bands of layers.
-        seed: of random circuits, knock-outs, resampled pairs and resampled prompts.
+        bands: number of layer bands in which random circuits are matched.
+        seed: seed of random circuits, knock-outs and resampling.
         budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in all).
+        progress: called with (circuits run, circuits in total).
 
     Raises:
-        InterpError: as `evaluate`, `completeness` and `stability`; a slow method to be stable by,
-            or scores of another graph.
+        InterpError: as `faithfulness_curve`, `completeness` and `stability`; a slow method in
+            `stable_by`, or scores of another graph.
     """
     if isinstance(stable_by, str) and stable_by not in (OWN, *QUICK):
         raise InterpError(
             f"stability of {stable_by}",
-            "it is no quick method",
+            "the method needs many runs, or does not exist",
             f"choose among {', '.join((OWN, *QUICK))}",
         )
     if level not in ("edge", "node"):
@@ -256,7 +262,7 @@ def evaluate(
     }
     both = [circuit, circuit.whole_nodes()]
     itself = evaluation_plan(trials, both, ends, random=random, connected=True, **shared)
-    plans: dict[str, Plan[Any]] = {"itself": itself}
+    plans: dict[str, CircuitPlan[Any]] = {"itself": itself}
     if circuit.scores is not None:
         for by in ("signed", "absolute"):
             plans[by] = _curve_plan(
@@ -284,7 +290,7 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class _Scores:
-    """A circuit's scores as what a curve is cut from."""
+    """A circuit's scores, from which a curve is computed."""
 
     graph: Graph
     signed: np.ndarray
@@ -296,11 +302,11 @@ def _curve_plan(
     circuit: Circuit,
     ends: np.ndarray,
     fractions: Sequence[float],
-    level: Level,
+    level: CircuitLevel,
     by: By,
     random: int,
     shared: dict[str, Any],
-) -> Plan[FaithfulnessCurves]:
+) -> CircuitPlan[FaithfulnessCurves]:
     scores = _Scores(graph=circuit.graph, signed=circuit.signed, method=circuit.method)
     return evaluation_plan(
         trials,
@@ -323,10 +329,10 @@ def _stable(
     draws: int,
     given: dict[str, Any],
 ) -> tuple[Stability | None, str, str]:
-    """The stability of a ranking, the method's name, and why there is no stability.
+    """The stability of a ranking, the method's name, and why it was not measured.
 
     Raises:
-        InterpError: scores of another graph, or a method asked for by name that refuses the task.
+        InterpError: scores of another graph, or a named method that refuses the task.
     """
     graph, origin = circuit.graph, circuit.origin
     if isinstance(by, EdgeScores):
@@ -340,10 +346,10 @@ def _stable(
     if by != OWN:
         origin = Origin(method=by, options={})
     elif origin is None:
-        return None, "", "the circuit does not say which method found it; name one to be stable by"
+        return None, "", "the circuit does not say which method found it; name one in stable_by"
     elif origin.method not in QUICK:
         named = ", ".join(QUICK)
-        return None, "", f"{origin.method}, which found it, takes many runs; by name: {named}"
+        return None, "", f"{origin.method}, which found it, needs many runs; name one of {named}"
     options = given | {"method": origin.method, **origin.options}
     if options["ablation"] != "mean":
         options["reference"] = None
@@ -355,7 +361,7 @@ def _stable(
     except InterpError as error:
         if by != OWN:
             raise
-        return None, "", f"{origin.method}, which found it, cannot be taken again: {error}"
+        return None, "", f"{origin.method}, which found it, cannot be repeated: {error}"
     found = stability(
         scores,
         circuit.n_edges,
@@ -368,16 +374,16 @@ def _stable(
 
 
 def _table(signed: FaithfulnessCurves, absolute: FaithfulnessCurves) -> str:
-    """Both curves, a line per size."""
+    """Both curves, one line per size."""
     assert signed.fractions is not None
     lines = ["  share of edges: f by signed score, by absolute score, random, random on paths"]
-    for place, share in enumerate(signed.fractions.tolist()):
-        row = signed.row(place)
+    for number, share in enumerate(signed.fractions.tolist()):
+        row = signed.row(number)
         spans = [
             f"[{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
             for name in ("random", "on_paths")
             if row[f"{name}_low"] is not None
         ]
-        both = (f"{one.estimate(place)} on {int(one.sizes[place])}" for one in (signed, absolute))
+        both = (f"{one.estimate(number)} on {int(one.sizes[number])}" for one in (signed, absolute))
         lines.append(f"  {share:7.2%}: {'; '.join([*both, *spans])}")
     return "\n".join(lines)

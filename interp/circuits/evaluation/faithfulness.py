@@ -1,4 +1,4 @@
-"""How much of a behaviour is left where only a part of the model may act: f, and areas under it."""
+"""Faithfulness f: how much of a behaviour a part of the model keeps, and areas under f."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from interp.core.statistics import Estimate, bootstrap_weights, range_of_draws, 
 class Faithfulness(Record):
     """The metric of some circuits, of the whole model, of the empty circuit and of random ones.
 
-    Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), means over prompts: 1 where the
-    circuit does what the model does, above 1 where it does more, below 0 where it works against
-    the behaviour.
+    Faithfulness f(C) = (m(C) - m(empty)) / (m(full) - m(empty)), with means over prompts. It is 1
+    if the circuit does what the model does, above 1 if it does more, and below 0 if it works
+    against the behaviour.
 
     Attributes:
-        fractions: (circuits,) share of all parts asked for, of a curve over scores; else None.
+        fractions: (circuits,) share of all parts requested, for a curve over scores; else None.
         values: (circuits, n) metric of each circuit on each prompt.
         full: (n,) metric of the whole model: the clean run.
         empty: (n,) metric with nothing kept.
-        random: (draws, circuits, n) metric of random circuits, each like the circuit it stands by.
-        random_connected: (draws, circuits, n) the same of random circuits all of whose edges lie on
-            paths from the input to the logits; no draws where they were not asked for.
-        protocol: what was measured, in words; part of every number.
+        random: (draws, circuits, n) metric of random circuits, each matched to one circuit.
+        random_connected: (draws, circuits, n) metric of random circuits whose edges all lie on
+            paths from the input to the logits; zero draws unless requested.
+        protocol: what was measured, in words.
         metric: the metric's name.
         metric_unit: its unit.
-        provenance: where the numbers come from.
+        provenance: model, task and call.
     """
 
     fractions: np.ndarray | None
@@ -65,7 +65,7 @@ class Faithfulness(Record):
         return self._f(self.random)
 
     def _f(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Faithfulness over the last axis of `values`; with (draws, n) weights, of each."""
+        """Faithfulness over the last axis of `values`; with (draws, n) weights, for every draw."""
         share = np.ones(self.n) if weights is None else weights.T
         return ((values - self.empty) @ share) / ((self.full - self.empty) @ share)
 
@@ -77,10 +77,10 @@ class Faithfulness(Record):
     # -- areas -----------------------------------------------------------------------------
 
     def cpr(self) -> Estimate:
-        """Area under f over the share of edges, by trapezoids: a ratio of means like f itself.
+        """CPR: the area under f over the share of edges, by the trapezoidal rule.
 
-        Higher is better, and learnt masks can exceed what the model does: read it with `cmd`.
-        Source: arXiv 2504.13151.
+        A ratio of means, like f. Higher is better. Learned masks can exceed the model's metric, so
+        read it together with `cmd`. Source: arXiv 2504.13151.
 
         Raises:
             InterpError: the circuits are not a curve over scores.
@@ -89,13 +89,13 @@ class Faithfulness(Record):
         return ratio_estimate(gained, self.full - self.empty)
 
     def cmd(self, *, draws: int = 2000, seed: int = 0) -> Estimate:
-        """Area between f and 1: how far from doing what the model does; 0 is best. See `cpr`.
+        """CMD: the area between f and 1, the distance from the whole model; 0 is best. See `cpr`.
 
-        No area is below 0, and noise only adds to it: resampled areas lie above the estimate, and
-        their quantiles never cover 0. The interval is the estimate -+ q, cut at 0, with q the 95 %
-        quantile of the area between the curve and curves of resampled prompts: two curves' areas to
-        1 differ by no more than the area between the curves. Its coverage, simulated by
-        `experiments/calibration.py`, is mostly above 95 % and at its lowest 93 %.
+        The area is never below 0, and noise only increases it. So resampled areas lie above the
+        estimate, and their quantiles never cover 0. The interval is instead the estimate -+ q, cut
+        at 0, where q is the 95 % quantile of the area between the curve and curves of resampled
+        prompts: the areas of two curves differ by at most the area between them. Its coverage,
+        simulated by `experiments/calibration.py`, is mostly above 95 % and at its lowest 93 %.
         """
         f, curve = self.faithfulness, self._curve
         value, high = float(area(curve, np.abs(1 - f))), np.inf
@@ -104,7 +104,7 @@ class Faithfulness(Record):
 
             drawn = self._f(self.values, bootstrap_weights(self.n, draws, seed=seed)).T
             apart = np.quantile(area(curve, np.abs(drawn - f)), 0.95)
-            # A bootstrap of few prompts is too narrow by this much, for means.
+            # For means, a bootstrap over few prompts is too narrow by this factor.
             wider = stats.t.ppf(0.975, self.n - 1) / stats.norm.ppf(0.975)
             high = float(apart) * wider * np.sqrt(self.n / (self.n - 1))
         return Estimate(mean=value, low=max(0.0, value - high), high=value + high, n=self.n)
@@ -115,19 +115,19 @@ class Faithfulness(Record):
             raise InterpError(
                 "the area under a faithfulness curve",
                 "these circuits are not a curve over scores",
-                "evaluate scores, at two fractions or more",
+                "evaluate scores, with two fractions or more",
             )
         return self.fractions
 
     def null(self, circuit: int | None = None, *, connected: bool = False) -> Null:
-        """One circuit's f, or the curve's CPR, against that of random circuits of equal size.
+        """One circuit's f, or the curve's CPR, compared with random circuits of equal size.
 
         Args:
-            circuit: which one; None for the curve.
-            connected: against random circuits all of whose edges lie on paths.
+            circuit: the number of the circuit; None for the curve.
+            connected: compare with random circuits whose edges all lie on paths.
 
         Raises:
-            InterpError: no such random circuits were run, or CPR of what is not a curve.
+            InterpError: no such random circuits were run, or the circuits are not a curve.
         """
         some = self.random_connected if connected else self.random
         if not len(some):
@@ -138,39 +138,39 @@ class Faithfulness(Record):
             return null_of(float(area(self._curve, self.faithfulness)), areas)
         return null_of(float(self.faithfulness[circuit]), drawn[:, circuit])
 
-    # -- in words and files ----------------------------------------------------------------
+    # -- text and tables -------------------------------------------------------------------
 
     def in_words(self, sizes: Sequence[str], nothing: str) -> str:
-        """The protocol, the ends, a line per circuit, and the areas of a curve."""
+        """The protocol, the metric of both ends, a line per circuit, and the areas of a curve."""
         lines = [
             self.protocol,
             f"  {self.metric}: full {self.full.mean():.3f}, {nothing} {self.empty.mean():.3f}",
         ]
-        for place, size in enumerate(sizes):
+        for number, size in enumerate(sizes):
             random = ""
             if len(self.random):
-                low, high = range_of_draws(self.random_faithfulness[:, place])
+                low, high = range_of_draws(self.random_faithfulness[:, number])
                 random = f", random [{low:.3f}, {high:.3f}]"
             if len(self.random_connected):
-                drawn = self._f(self.random_connected)[:, place]
+                drawn = self._f(self.random_connected)[:, number]
                 low, high = range_of_draws(drawn)
                 random += f", random on paths [{low:.3f}, {high:.3f}]"
-            lines.append(f"  {size}: f {self.estimate(place)}{random}")
+            lines.append(f"  {size}: f {self.estimate(number)}{random}")
         if self.fractions is not None and len(self.fractions) > 1:
             lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
         return "\n".join(lines)
 
-    def row(self, place: int) -> dict[str, Any]:
-        """One circuit of a table: metric, f with interval, range of random circuits."""
-        f, random = self.estimate(place), self.random_faithfulness[:, place]
+    def row(self, number: int) -> dict[str, Any]:
+        """The table row of one circuit: metric, f with interval, range of random circuits."""
+        f, random = self.estimate(number), self.random_faithfulness[:, number]
         on_paths = np.zeros(0)
         if len(self.random_connected):
-            on_paths = self._f(self.random_connected)[:, place]
+            on_paths = self._f(self.random_connected)[:, number]
         low, high = range_of_draws(random) if len(random) else (None, None)
         on_paths_low, on_paths_high = range_of_draws(on_paths) if len(on_paths) else (None, None)
         return {
-            "fraction": None if self.fractions is None else self.fractions[place],
-            "metric": self.values[place].mean(),
+            "fraction": None if self.fractions is None else self.fractions[number],
+            "metric": self.values[number].mean(),
             "faithfulness": f.mean,
             "low": f.low,
             "high": f.high,

@@ -1,4 +1,4 @@
-"""Does a circuit hold all that matters, and nothing that does not? By sampled knock-outs."""
+"""Completeness and minimality of a circuit, by removing random subsets of its parts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from interp.circuits.circuit import Circuit, Level, drop_nodes
-from interp.circuits.evaluation.curve_evaluation import Plan, run_plan
+from interp.circuits.circuit import Circuit, CircuitLevel, drop_nodes
+from interp.circuits.evaluation.curve_evaluation import CircuitPlan, run_plan
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
@@ -19,18 +19,18 @@ from interp.engine.edges.graph import INPUT
 
 @dataclass(frozen=True, kw_only=True)
 class Completeness(Record):
-    """What the model does without some parts of a circuit, against the circuit without them.
+    """The circuit without a subset K of its parts, compared with the whole model without K.
 
-    incompleteness of K = |F(C without K) - F(M without K)| / (F(full) - F(empty)), F the mean
-    metric, M the whole graph: near 0 for every K if the circuit holds all that matters, backups
-    of its parts too. Source: arXiv 2211.00593, section 4.
+    incompleteness of K = |F(C without K) - F(M without K)| / |F(full) - F(empty)|, with F the mean
+    metric and M the whole graph. It is near 0 for every K if the circuit contains all that matters,
+    including backups of its parts. Source: arXiv 2211.00593, section 4.
 
     Attributes:
-        circuit: (samples, n) metric of the circuit without K, per prompt.
+        circuit: (samples, n) metric of the circuit without K.
         model: (samples, n) metric of the whole graph without K.
         sizes: (samples,) number of parts in K.
         gap: (n,) metric of the full graph minus that of the empty one.
-        level: what a part is.
+        level: whether parts are nodes or edges.
         protocol: what was measured, in words.
     """
 
@@ -38,19 +38,19 @@ class Completeness(Record):
     model: np.ndarray
     sizes: np.ndarray
     gap: np.ndarray
-    level: Level
+    level: CircuitLevel
     protocol: str
 
     @property
     def incompleteness(self) -> np.ndarray:
-        """(samples,) as a fraction of the gap."""
+        """(samples,) incompleteness, as a fraction of the gap."""
         return np.abs((self.circuit - self.model).mean(1)) / abs(self.gap.mean())
 
     @property
     def worst(self) -> Estimate:
-        """The sample with the largest difference, signed: a lower bound on the worst there is."""
-        place = int(self.incompleteness.argmax())
-        difference = torch.from_numpy(self.circuit[place] - self.model[place])
+        """The largest sampled difference, signed: a lower bound on the worst over all subsets."""
+        number = int(self.incompleteness.argmax())
+        difference = torch.from_numpy(self.circuit[number] - self.model[number])
         return ratio_estimate(difference, torch.from_numpy(self.gap))
 
     def __str__(self) -> str:
@@ -62,23 +62,24 @@ class Completeness(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Minimality(Record):
-    """What each part of a circuit adds, at best, once some others are gone.
+    """The largest effect of each part of a circuit, over sampled subsets of removed parts.
 
-    minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap, the
-    empty K among them: near 0 for a part the circuit does not need. Source: arXiv 2211.00593.
+    minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap. The empty
+    K is always sampled. It is near 0 for a part that the circuit does not need. Source: arXiv
+    2211.00593.
 
     Attributes:
         parts: the parts tested.
         effects: (parts, samples) F(C without K) - F(C without K and v), as a fraction of the gap.
-        of: number of parts there are.
-        level: what a part is.
+        of: number of parts of the circuit.
+        level: whether parts are nodes or edges.
         protocol: what was measured, in words.
     """
 
     parts: tuple[str, ...]
     effects: np.ndarray
     of: int
-    level: Level
+    level: CircuitLevel
     protocol: str
 
     @property
@@ -105,16 +106,21 @@ class Minimality(Record):
 
 
 def completeness(
-    trials: Trials, circuit: Circuit, *, level: Level = "node", samples: int = 20, seed: int = 0
+    trials: Trials,
+    circuit: Circuit,
+    *,
+    level: CircuitLevel = "node",
+    samples: int = 20,
+    seed: int = 0,
 ) -> Completeness:
-    """Knock random subsets of a circuit's parts out of it and out of the whole model.
+    """Remove random subsets of a circuit's parts from the circuit and from the whole model.
 
     Args:
         trials: model, task and ablation.
-        circuit: on the graph of the trials.
-        level: "node" (all edges of a node go) or "edge".
-        samples: subsets; each holds every part with a probability of its own, uniform in 0 to 1.
-        seed: of the subsets.
+        circuit: a circuit on the graph of the trials.
+        level: "node" (a node is removed with all of its edges) or "edge".
+        samples: number of subsets. Each has its own inclusion probability, uniform in 0 to 1.
+        seed: seed of the subsets.
 
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
@@ -125,9 +131,15 @@ def completeness(
 
 
 def completeness_plan(
-    trials: Trials, circuit: Circuit, ends: np.ndarray, *, level: Level, samples: int, seed: int
-) -> Plan[Completeness]:
-    """The masks of the circuit and of the whole graph without random subsets, and what follows."""
+    trials: Trials,
+    circuit: Circuit,
+    ends: np.ndarray,
+    *,
+    level: CircuitLevel,
+    samples: int,
+    seed: int,
+) -> CircuitPlan[Completeness]:
+    """Request the circuit and the whole graph without random subsets; return the completeness."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     chosen = [parts.subset(rng) for _ in range(samples)]
@@ -147,20 +159,20 @@ def minimality(
     trials: Trials,
     circuit: Circuit,
     *,
-    level: Level = "node",
+    level: CircuitLevel = "node",
     samples: int = 5,
     most: int = 64,
     seed: int = 0,
 ) -> Minimality:
-    """Remove each part of a circuit, from all of it and from what random knock-outs leave of it.
+    """Remove each part of a circuit, from the circuit and from it without random subsets.
 
     Args:
         trials: model, task and ablation.
-        circuit: on the graph of the trials.
+        circuit: a circuit on the graph of the trials.
         level: "node" or "edge".
-        samples: random subsets K besides the empty one.
-        most: parts tested; where there are more, a random choice of them.
-        seed: of subsets and parts.
+        samples: number of random subsets K, besides the empty one.
+        most: the most parts tested; if there are more, a random choice.
+        seed: seed of the subsets and of the choice of parts.
 
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
@@ -176,12 +188,12 @@ def minimality_plan(
     circuit: Circuit,
     ends: np.ndarray,
     *,
-    level: Level,
+    level: CircuitLevel,
     samples: int,
     most: int,
     seed: int,
-) -> Plan[Minimality]:
-    """The masks of random knock-outs, with and without each part, and what follows."""
+) -> CircuitPlan[Minimality]:
+    """Request random knock-outs with and without each part; return the minimality."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     tested = np.sort(rng.permutation(len(parts))[:most])
@@ -200,41 +212,43 @@ def minimality_plan(
 
 
 class _Parts:
-    """The nodes, input left out, or the edges of a circuit."""
+    """The nodes (without the input) or the edges of a circuit."""
 
-    def __init__(self, trials: Trials, circuit: Circuit, level: Level) -> None:
+    def __init__(self, trials: Trials, circuit: Circuit, level: CircuitLevel) -> None:
         if level not in ("edge", "node"):
             raise unknown("level", level, ("edge", "node"))
         if circuit.graph != trials.graph:
             raise InterpError(
-                f"knock-outs of {circuit.name}", "another graph than the trials'", "use one graph"
+                f"knock-outs of {circuit.name}",
+                "it has another graph than the trials",
+                "use one graph",
             )
         self.graph, self.level = circuit.graph, level
         if level == "edge":
-            self.places = np.flatnonzero(circuit.mask)
+            self.indices = np.flatnonzero(circuit.mask)
             columns = self.graph.shape[1]
-            self.names = [self.graph.label(*divmod(int(at), columns)) for at in self.places]
+            self.names = [self.graph.label(*divmod(int(at), columns)) for at in self.indices]
         else:
             inside = circuit.writers.copy()
             inside[self.graph.writer(INPUT)] = False
-            self.places = np.flatnonzero(inside)
-            self.names = [self.graph.writers[place] for place in self.places]
-        if not len(self.places):
+            self.indices = np.flatnonzero(inside)
+            self.names = [self.graph.writers[node] for node in self.indices]
+        if not len(self.indices):
             raise InterpError(f"knock-outs of {circuit!r}", f"it has no {level}s", "give a circuit")
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def subset(self, rng: np.random.Generator) -> np.ndarray:
-        """Some parts by number."""
+        """The numbers of a random subset of the parts."""
         return np.flatnonzero(rng.random(len(self)) < rng.random())
 
     def drop(self, mask: np.ndarray, gone: np.ndarray) -> np.ndarray:
-        """A mask without some parts."""
+        """The mask without some parts."""
         if self.level == "edge":
             fewer = mask.copy()
-            fewer.flat[self.places[gone]] = False
+            fewer.flat[self.indices[gone]] = False
             return fewer
         nodes = np.zeros(len(self.graph.writers), dtype=bool)
-        nodes[self.places[gone]] = True
+        nodes[self.indices[gone]] = True
         return drop_nodes(self.graph, mask, nodes)

@@ -1,7 +1,7 @@
-"""Circuits of neurons: the best by attribution kept, all others ablated, at every size.
+"""Circuits of neurons: the best neurons are kept and all others ablated, at every size.
 
 Nodes are neurons of the MLPs, at the input of the down projection (site post). Attention and
-embeddings run as they will: the empty circuit is the model without its neurons.
+embeddings are never ablated: the empty circuit is the model without its neurons.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SITE = "post"
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronEvaluation(Faithfulness):
-    """How faithful the best neurons are, with no neuron kept as the empty circuit.
+    """The faithfulness of the best neurons. The empty circuit keeps no neuron.
 
     Attributes:
         masks: (circuits, layers, neurons) bool: the neurons kept.
@@ -57,11 +57,11 @@ class NeuronEvaluation(Faithfulness):
         return self.in_words([f"{size} neurons" for size in self.sizes], "no neurons")
 
     def to_dataframe(self) -> Any:
-        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
         import pandas as pd
 
         sizes = self.sizes.tolist()
-        rows = [{"neurons": size, **self.row(place)} for place, size in enumerate(sizes)]
+        rows = [{"neurons": size, **self.row(number)} for number, size in enumerate(sizes)]
         return pd.DataFrame(rows)
 
 
@@ -73,40 +73,37 @@ def evaluate_neurons(
     ablation: EdgeAblation = "counterfactual",
     reference: Task | None = None,
     fractions: Sequence[float] = FRACTIONS,
-    absolute: bool = False,
-    by: By | None = None,
+    by: By = "signed",
     random: int = 10,
     seed: int = 0,
     budget_gb: float = 1.0,
 ) -> NeuronEvaluation:
-    """Keep the best neurons, ablate the others at all tokens, and see what is left, at every size.
+    """The faithfulness of the best k neurons when all others are ablated at all tokens.
 
         f(k) = (m(best k) - m(no neuron)) / (m(model) - m(no neuron)),  means over prompts.
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs; better not those of the scores.
-        scores: of every neuron, e.g. attribution_patching(site="post", by=("layer", "neuron"),
-            direction="noise").
-        ablation: what a neuron outside the circuit is set to; see
+        task: prompt pairs. Use pairs that the scores were not measured on.
+        scores: scores of every neuron, e.g. attribution_patching(site="post",
+            by=("layer", "neuron"), direction="noise").
+        ablation: the value of neurons outside the circuit, see
             `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens the mean is taken over, none of them evaluated.
-        fractions: shares of all neurons.
-        absolute: rank by |score|; signed by default, supporting neurons first.
-        by: the ranking by name, see `search.By`; overrides `absolute`.
-        random: random circuits per size, with as many neurons in every layer.
-        seed: of the random circuits and of resampling.
-        budget_gb: memory for the values that neurons are set to.
+        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
+        fractions: sizes of the circuits, as shares of all neurons.
+        by: the ranking, see `interp.circuits.ranking.By`.
+        random: random circuits per size, with the same number of neurons in every layer.
+        seed: seed of the random circuits and of resampling.
+        budget_gb: memory for the values of ablated neurons.
 
     Raises:
-        InterpError: no fast engine, scores that are not of every neuron, fractions out of order,
+        InterpError: no fast engine, scores that lack neurons, fractions out of order,
             no gap between the model and the model without neurons, or as `ablated_runs`.
     """
     decoder = model.require_decoder("evaluating neurons")
     model.refuse_changed("evaluating neurons")
     budget = budget_bytes(budget_gb)
-    ranking = by or ("absolute" if absolute else "signed")
-    best = _best(model, scores, fractions, ranking)
+    best = _best(model, scores, fractions, by)
     rng = np.random.default_rng(seed)
     drawn = [rng.permuted(mask, axis=1) for _ in range(random) for mask in best]
     whole = np.ones_like(best[:1])
@@ -126,7 +123,7 @@ def evaluate_neurons(
         masks=best,
         protocol=(
             f"{task.metric.name} on {len(task)} pairs of {task.name}, the best of {best[0].size} "
-            f"neurons by {ranking} score ({scores.method}), {ablation} ablation{over} of the "
+            f"neurons by {by} score ({scores.method}), {ablation} ablation{over} of the "
             "others at all tokens"
         ),
         metric=task.metric.name,
@@ -135,7 +132,7 @@ def evaluate_neurons(
             model,
             task,
             "evaluation = evaluate_neurons(model, task, scores, "
-            f"ablation={ablation!r}, by={ranking!r}, random={random}, seed={seed})",
+            f"ablation={ablation!r}, by={by!r}, random={random}, seed={seed})",
         ),
     )
 
@@ -163,15 +160,15 @@ def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: 
 def _values(
     runner: Runner, task: Task, ablated: RemovedEdges, masks: np.ndarray, budget: int
 ) -> np.ndarray:
-    """(masks, prompts) metric with the neurons outside each mask ablated."""
+    """(masks, prompts) metric when the neurons outside each mask are ablated."""
     decoder, runs = runner.decoder, ablated.runs
     lengths = np.array([len(prompt) for prompt in runs.base])
     token = len(decoder.blocks) * decoder.d_mlp * decoder.unembed.element_size()
     found = np.zeros((len(masks), len(lengths)))
     with torch.no_grad():
         constant = _constant(runner, ablated)
-        room = max(1, budget // token)
-        for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), room):
+        fitting = max(1, budget // token)
+        for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), fitting):
             base = baseline(runner, [runs.base[i] for i in block])
             new = constant
             if new is None:
@@ -195,7 +192,7 @@ def _values(
 
 
 def _constant(runner: Runner, ablated: RemovedEdges) -> list[Tensor] | None:
-    """One token's neurons of every layer under zero and mean ablation, (1, neurons) each."""
+    """(1, neurons) ablated values of every layer in zero and mean ablation; else None."""
     if not ablated.constant:
         return None
     if ablated.batches:
@@ -205,7 +202,7 @@ def _constant(runner: Runner, ablated: RemovedEdges) -> list[Tensor] | None:
 
 
 def _edits(masks: np.ndarray, mask: Indices, new: Sequence[Tensor]) -> Edits:
-    """An edit per layer; `masks` are those from the first that variants have."""
+    """One edit per layer; `masks` starts at the variants' lowest mask number."""
     kept = torch.from_numpy(masks)
     number = mask - mask.min()
     return {
@@ -216,7 +213,7 @@ def _edits(masks: np.ndarray, mask: Indices, new: Sequence[Tensor]) -> Edits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ablated:
-    """An engine edit: neurons outside a variant's mask take new values at all of its tokens."""
+    """An engine edit that sets neurons outside a variant's mask to new values at all tokens."""
 
     kept: Tensor
     mask: Indices
@@ -224,7 +221,7 @@ class _Ablated:
     site: str = SITE
 
     def apply(self, tensor: Tensor, layout: Layout) -> Tensor:
-        """(tokens, neurons) with the new values in place."""
+        """(tokens, neurons) with the new values."""
         rows = torch.from_numpy(np.repeat(self.mask[layout.ids], layout.sizes))
         new = self.new if len(self.new) == 1 else self.new[layout.base.to(tensor.device)]
         return torch.where(self.kept[rows.to(tensor.device)], tensor, new)

@@ -1,4 +1,4 @@
-"""Two circuits side by side: what they share, kind by kind, and what chance would share."""
+"""The overlap of two circuits by kind of edge and node, compared with random circuits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,15 @@ WRITERS = {"head": "heads", "mlp": "MLPs", "neuron": "neurons"}
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """One kind of part: how many each circuit has, how many both have.
+    """The overlap of two circuits in one kind of edge or node.
 
-    jaccard: shared over those in either, 1 if there are none. expected: the Jaccard index of random
-    circuits like the two, a `Null` with its 95 % range and p; None if none were drawn.
+    Attributes:
+        kind: the kind.
+        left: the number in the first circuit.
+        right: the number in the second.
+        shared: the number in both.
+        jaccard: the number in both over the number in either; 1 if there are none.
+        expected: the Jaccard index compared with matched random circuits; None without draws.
     """
 
     kind: str
@@ -41,10 +46,16 @@ class Overlap:
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitComparison:
-    """The overlap of two circuits of one graph, in all and by kind of edge and node.
+    """The overlap of two circuits of one graph, in total and by kind of edge and node.
 
-    Random circuits are those of `Circuit.random_like`: as many edges of each kind and depth as the
-    circuit they stand for, so that what is left above them is not explained by size and depth.
+    The null are random circuits with the same number of edges of each kind and depth
+    (`Circuit.random_like`). Overlap above the null is not explained by size and depth.
+
+    Attributes:
+        left: the first circuit.
+        right: the second circuit.
+        rows: the overlap of every kind.
+        bands: number of layer bands in which depth is matched.
     """
 
     left: Circuit
@@ -94,15 +105,15 @@ class CircuitComparison:
 def compare_circuits(
     left: Circuit, right: Circuit, *, random: int = 200, bands: int = 3, seed: int = 0
 ) -> CircuitComparison:
-    """Count what two circuits share.
+    """Count the edges and nodes that two circuits share, and compare with random circuits.
 
     Args:
         left: a circuit.
-        right: another one of the same graph; copies of key/value heads are merged first if only one
-            of the two has them.
-        random: pairs of random circuits drawn for the null; 0 for none.
-        bands: in so many bands of layers their depth is matched.
-        seed: of the draws.
+        right: another circuit of the same graph. If only one of the two has separate key and value
+            readers per query head, these are merged first.
+        random: number of pairs of random circuits for the null; 0 for none.
+        bands: number of layer bands in which their depth is matched.
+        seed: seed of the random circuits.
 
     Raises:
         InterpError: circuits of different graphs.
@@ -133,7 +144,7 @@ def compare_circuits(
     )
     rows = []
     mine, yours = (parts(c.graph, c.mask) for c in (left, right))
-    for place, kind in enumerate(mine):
+    for number, kind in enumerate(mine):
         a, b = mine[kind], yours[kind]
         found = jaccard(a, b)
         rows.append(
@@ -143,14 +154,14 @@ def compare_circuits(
                 right=int(b.sum()),
                 shared=int((a & b).sum()),
                 jaccard=found,
-                expected=null_of(found, drawn[:, place]) if random else None,
+                expected=null_of(found, drawn[:, number]) if random else None,
             )
         )
     return CircuitComparison(left=left, right=right, rows=tuple(rows), bands=bands)
 
 
 def parts(graph: Graph, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """A circuit's edges and nodes by kind, each a bool array; "input" is no node here."""
+    """A circuit's edges and nodes by kind, as bool arrays; "input" is not counted as a node."""
     writers, readers = graph.writer_kind, graph.reader_kind
     nodes = np.any(mask, axis=1) & (writers != "input")
     every = "heads, MLPs and neurons" if graph.neurons else "heads and MLPs"

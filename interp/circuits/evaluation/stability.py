@@ -1,4 +1,4 @@
-"""Would other prompts have given the same circuit? Bootstrap over prompts."""
+"""How much a circuit depends on the prompts, by a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interp.core.statistics import range_of_draws
 
 
 class Resampled(Scored, Protocol):
-    """Scores that can be taken again over prompts drawn with replacement."""
+    """Scores that can be recomputed over prompts drawn with replacement."""
 
     @property
     def n(self) -> int: ...
@@ -25,16 +25,16 @@ class Resampled(Scored, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Stability(Record):
-    """How far the best edges depend on which prompts were drawn.
+    """How much the best edges depend on which prompts were drawn.
 
-    Jaccard index: edges in both of two circuits over edges in either; 1 for equal circuits. With
-    random circuits of the same share s of all edges it would be about s / (2 - s).
+    Jaccard index: edges in both circuits over edges in either; 1 for equal circuits. For random
+    circuits with a share s of all edges it is about s / (2 - s).
 
     Attributes:
         circuit: the circuit from all prompts.
-        jaccard: (draws,) of each resampled circuit with it.
-        pairwise: mean over all pairs of resampled circuits.
-        frequency: (writers, readers) share of resampled circuits that hold each edge.
+        jaccard: (draws,) Jaccard index of each resampled circuit with `circuit`.
+        pairwise: mean Jaccard index over all pairs of resampled circuits.
+        frequency: (writers, readers) share of resampled circuits that contain each edge.
         n: number of prompts.
     """
 
@@ -46,14 +46,14 @@ class Stability(Record):
 
     @property
     def chance(self) -> float:
-        """The Jaccard index two random circuits of this size would have, about."""
+        """The approximate Jaccard index of two random circuits of this size."""
         return self.circuit.share / (2 - self.circuit.share)
 
     def __str__(self) -> str:
         low, high = range_of_draws(self.jaccard)
         return (
             f"{self.circuit.n_edges} edges: Jaccard with circuits from resampled prompts "
-            f"{self.jaccard.mean():.3f} [{low:.3f}, {high:.3f}], between those "
+            f"{self.jaccard.mean():.3f} [{low:.3f}, {high:.3f}], between two of these "
             f"{self.pairwise:.3f}, by chance {self.chance:.3f} "
             f"({len(self.jaccard)} draws, n={self.n})"
         )
@@ -64,23 +64,21 @@ def stability(
     n: int,
     *,
     draws: int = 20,
-    absolute: bool = True,
-    by: By | None = None,
+    by: By = "absolute",
     search: str = "best",
     connected: bool = True,
     seed: int = 0,
 ) -> Stability:
-    """The best n edges from all prompts, and from prompts drawn with replacement.
+    """The n best edges from all prompts, compared with those from prompts drawn with replacement.
 
     Args:
-        scores: with per-prompt scores.
-        n: edges of a circuit.
-        draws: resampled circuits.
-        absolute: rank by |score|.
-        by: the ranking by name, see `search.By`; overrides `absolute`.
-        search: "best" of all, or "greedy" from the logits back.
-        connected: of "best": see `top_edges`.
-        seed: of the draws.
+        scores: edge scores with per-prompt values.
+        n: number of edges of the circuit.
+        draws: number of resampled circuits.
+        by: the ranking, see `interp.circuits.ranking.By`.
+        search: the "best" edges of all, or "greedy" from the logits back.
+        connected: for "best", see `top_edges`.
+        seed: seed of the draws.
 
     Raises:
         InterpError: per-prompt scores were not kept, an unknown search, or n is out of range.
@@ -91,8 +89,8 @@ def stability(
 
     def best(some: Scored) -> np.ndarray:
         if search == "greedy":
-            return greedy_edges(some, n, absolute=absolute, by=by)
-        return top_edges(some, n, absolute=absolute, by=by, connected=connected)
+            return greedy_edges(some, n, by=by)
+        return top_edges(some, n, by=by, connected=connected)
 
     whole = best(scores)
     drawn = [best(scores.resampled(rng)) for _ in range(draws)]

@@ -1,9 +1,9 @@
 """Circuits in the file formats of the MIB benchmark's circuit track (hannamw/EAP-IG).
 
 Both formats describe a graph with key and value readers per query head, in the order of
-`Graph.expanded`; nodes are called input, a3.h4, m3 and logits, edges m0->a3.h4<q>. JSON holds
-{cfg, nodes: {name: {in_graph}}, edges: {name: {score, in_graph}}}; PT a dictionary of tensors.
-A positive score supports the behaviour there as here.
+`Graph.expanded`. Nodes are named input, a3.h4, m3 and logits, edges m0->a3.h4<q>. A JSON file holds
+{cfg, nodes: {name: {in_graph}}, edges: {name: {score, in_graph}}}, a PT file a dictionary of
+tensors. In both, as in this package, a positive score supports the behaviour.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from interp.core.schema import Count, FileRow, checked, json_value, read_text
 from interp.engine.edges.graph import Graph
 
 
-class Config(FileRow):
-    """What a file says of its model; other facts are left alone."""
+class MibConfig(FileRow):
+    """The model's configuration in a file; other entries are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
     n_layers: Count
@@ -31,28 +31,28 @@ class Config(FileRow):
     parallel_attn_mlp: bool
 
 
-class Edge(FileRow):
-    """One edge; EAP-IG may write more about it."""
+class MibEdge(FileRow):
+    """One edge; other entries, which EAP-IG may write, are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
     score: Annotated[float, Field(allow_inf_nan=False)]
     in_graph: bool
 
 
-class JsonFile(FileRow):
+class MibJson(FileRow):
     """A MIB circuit as JSON."""
 
-    cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
+    cfg: MibConfig = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
     nodes: dict[str, Any]
     neurons: Any = None
-    edges: dict[str, Edge] = Field(description='{name: {"score": number, "in_graph": true}}')
+    edges: dict[str, MibEdge] = Field(description='{name: {"score": number, "in_graph": true}}')
 
 
-class TensorFile(FileRow):
+class MibTensors(FileRow):
     """A MIB circuit as a dictionary of tensors."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
-    cfg: Config = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
+    cfg: MibConfig = Field(description='{"n_layers", "n_heads", "parallel_attn_mlp"}')
     src_nodes: list[str] | None = None
     dst_nodes: list[str] | None = None
     edges_scores: torch.Tensor
@@ -64,10 +64,10 @@ class TensorFile(FileRow):
 
 
 def to_mib_json(circuit: Circuit, path: str | Path, *, d_model: int) -> Path:
-    """Write a circuit as MIB JSON, native key/value edges once for each query head.
+    """Write a circuit as MIB JSON, with an edge into a shared key or value once per query head.
 
     Args:
-        circuit: mask and, if there are any, scores; without scores they are written as 0.
+        circuit: the circuit; missing scores are written as 0.
         path: the file.
         d_model: width of the residual stream, which the format records.
 
@@ -117,38 +117,40 @@ def from_mib_json(path: str | Path, graph: Graph | None = None) -> Circuit:
 
     Args:
         path: the file.
-        graph: the model's graph, which says how query heads share keys and values; without it
-            each is taken to have its own. The circuit is on the expanded graph; `native()` is
-            the other.
+        graph: the model's graph, which says how query heads share keys and values. Without it
+            every query head is assumed to have its own.
+
+    Returns:
+        The circuit on the expanded graph; `Circuit.native` converts it.
 
     Raises:
-        InterpError: a graph with neurons as nodes, not such a file, of another model, with unknown
-            or missing edges, or with what MIB calls neurons.
+        InterpError: a graph with neurons as nodes, a file of another format or another model,
+            unknown or missing edges, or a selection of what MIB calls neurons.
     """
     asked = f"the MIB circuit {path}"
     content = json_value(read_text(Path(path), asked), asked)
-    found = _checked(JsonFile, content, path)
+    found = _checked(MibJson, content, path)
     graph = _graph(found.cfg, len(found.edges), path, graph)
     nodes = found.nodes.values()
     if found.neurons or any(isinstance(node, dict) and "neurons" in node for node in nodes):
         raise _unreadable(path, "it selects neurons of nodes")
     sources, targets = _names(graph)
-    places = {f"{sources[w]}->{targets[r]}": (w, r) for w, r in np.argwhere(graph.allowed)}
-    if differ := places.keys() ^ found.edges.keys():
+    indices = {f"{sources[w]}->{targets[r]}": (w, r) for w, r in np.argwhere(graph.allowed)}
+    if differ := indices.keys() ^ found.edges.keys():
         raise _unreadable(path, f"{len(differ)} edges missing or unknown, such as {min(differ)}")
     mask, scores = np.zeros(graph.shape, dtype=bool), np.zeros(graph.shape)
     for name, edge in found.edges.items():
-        mask[places[name]], scores[places[name]] = edge.in_graph, edge.score
+        mask[indices[name]], scores[indices[name]] = edge.in_graph, edge.score
     return Circuit(graph=graph, mask=mask, scores=scores, name=Path(path).stem, method="MIB file")
 
 
 def from_mib_pt(path: str | Path, graph: Graph | None = None) -> Circuit:
-    """Read MIB PT, tensors and plain values only. See `from_mib_json`."""
+    """Read MIB PT. Only tensors and plain values are loaded. See `from_mib_json`."""
     try:
         content = torch.load(Path(path), map_location="cpu", weights_only=True)  # noqa: TID251
-    except Exception as error:  # whatever a file of another kind makes its reader say
+    except Exception as error:  # other formats make torch raise many kinds of errors
         raise _unreadable(path, str(error).splitlines()[0] if str(error) else "empty") from error
-    found = _checked(TensorFile, content, path)
+    found = _checked(MibTensors, content, path)
     inside, values = found.edges_in_graph, found.edges_scores.detach()
     if inside.ndim != 2 or inside.dtype != torch.bool or not values.is_floating_point():
         raise _unreadable(path, f"edges are {inside.dtype} and {values.dtype}, not bool and float")
@@ -174,7 +176,7 @@ def _names(graph: Graph) -> tuple[list[str], list[str]]:
     if graph.neurons:
         raise InterpError(
             f"MIB's format for a graph with {len(graph.neurons)} neurons as nodes",
-            "it has none: what it calls neurons are dimensions of what a node writes",
+            "MIB's neurons are dimensions of a node's output, not neurons of an MLP",
             "use Circuit.save, or score the graph without neurons",
         )
 
@@ -202,7 +204,7 @@ def _scores(circuit: Circuit) -> np.ndarray:
 
 
 def _nodes(circuit: Circuit) -> np.ndarray:
-    """(writers,) bool: nodes with an edge out of them and, but for the input, one into them."""
+    """(writers,) bool: nodes with edges out and, except for the input, edges in."""
     entered = circuit.graph.entered(circuit.mask)
     entered[0] = True
     return np.any(circuit.mask, axis=1) & entered
@@ -214,12 +216,12 @@ def _checked(kind: Any, content: Any, path: str | Path) -> Any:
     return checked(kind, content, f"the MIB circuit {path}")
 
 
-def _graph(cfg: Config, edges: int, path: str | Path, graph: Graph | None) -> Graph:
-    """The expanded graph a file with so many edges describes."""
+def _graph(cfg: MibConfig, edges: int, path: str | Path, graph: Graph | None) -> Graph:
+    """The expanded graph of a file with this number of edges."""
     shape = [cfg.n_layers, cfg.n_heads, cfg.parallel_attn_mlp]
     if graph is None:
         layers, heads, parallel = shape
-        if layers * (heads + 1) > edges:  # each head and MLP writes one edge at least
+        if layers * (heads + 1) > edges:  # every head and MLP has at least one edge out
             raise _unreadable(path, f"{edges} edges for {layers} layers of {heads} heads")
         return Graph(n_layers=layers, n_heads=heads, n_kv_heads=heads, parallel=parallel)
     if shape != [graph.n_layers, graph.n_heads, graph.parallel]:

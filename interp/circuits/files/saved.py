@@ -1,4 +1,4 @@
-"""Circuits put aside to be compared: files in the cache, by name."""
+"""Circuits saved by name in the cache, to be compared later."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from interp.core.files import cache_dir
 from interp.engine.edges.graph import Graph
 
 
-def shelf() -> Path:
-    """The directory of kept circuits."""
+def saved_dir() -> Path:
+    """The directory of saved circuits."""
     return cache_dir() / "circuits" / "kept"
 
 
-def keep_circuit(circuit: Circuit) -> str:
-    """Keep a circuit under its name and a part of its hash; returns what it is called."""
+def save_circuit(circuit: Circuit) -> str:
+    """Save a circuit under its name and the first eight digits of its hash; returns that name."""
     words = re.sub(r"[^\w.]+", "-", circuit.name).strip("-")
-    called = f"{words}-{circuit.hash[:8]}"
-    circuit.save(shelf() / called)
-    return called
+    name = f"{words}-{circuit.hash[:8]}"
+    circuit.save(saved_dir() / name)
+    return name
 
 
-def kept_circuits(graph: Graph | None = None) -> dict[str, Circuit]:
-    """The kept circuits by what they are called, of one graph if it is given, the newest first.
+def saved_circuits(graph: Graph | None = None) -> dict[str, Circuit]:
+    """The saved circuits by name, newest first; with `graph`, only those of this graph.
 
-    Damaged files are left out.
+    Damaged files are skipped.
     """
     found = {}
-    for path in sorted(shelf().glob("[!.]*.safetensors"), key=lambda p: -p.stat().st_mtime_ns):
+    for path in sorted(saved_dir().glob("[!.]*.safetensors"), key=lambda p: -p.stat().st_mtime_ns):
         try:
             circuit = Circuit.load(path)
         except InterpError:
@@ -40,6 +40,6 @@ def kept_circuits(graph: Graph | None = None) -> dict[str, Circuit]:
     return found
 
 
-def drop_circuit(called: str) -> None:
-    """Remove a kept circuit; nothing happens if there is none."""
-    (shelf() / f"{Path(called).name}.safetensors").unlink(missing_ok=True)
+def delete_circuit(name: str) -> None:
+    """Delete a saved circuit, if it exists."""
+    (saved_dir() / f"{Path(name).name}.safetensors").unlink(missing_ok=True)

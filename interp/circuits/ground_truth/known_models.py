@@ -1,4 +1,4 @@
-"""Models whose circuit is known: compiled programs, and toys set by hand."""
+"""Models whose circuit is known: compiled programs, and toys with weights set by hand."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from interp.tasks.registry import load_task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
-    """A model, its task, and the planted components of a toy; of a program None."""
+class KnownModel:
+    """A model, its task, and the planted components of a toy (None for a compiled program)."""
 
     name: str
     model: LanguageModel
@@ -24,21 +24,23 @@ class Known:
 
 
 def known_names() -> list[str]:
-    """What `load_known` loads: programs, then toys."""
+    """The names that `load_known` accepts: programs, then toys."""
     return [*compiled_programs(), *TOYS]
 
 
-def load_known(name: str, *, n: int = 24) -> Known:
-    """A compiled program or toy with at most n of its pairs.
+def load_known(name: str, *, n: int = 24) -> KnownModel:
+    """Load a compiled program or toy, with at most n of its pairs.
 
     Raises:
         InterpError: no such name.
     """
     if name in compiled_programs():
         compiled = load_compiled(name)
-        return Known(name=name, model=compiled.model, task=compiled.task.first(n), planted=None)
+        return KnownModel(
+            name=name, model=compiled.model, task=compiled.task.first(n), planted=None
+        )
     if name not in known_names():
         raise unknown("program or toy", name, known_names())
     model = load_model(name)
     task = load_task(name, model, n=n)
-    return Known(name=name, model=model, task=task, planted=build_toy(name).circuit)
+    return KnownModel(name=name, model=model, task=task, planted=build_toy(name).circuit)

@@ -1,4 +1,4 @@
-"""Which edges truly matter, and how many of them each method finds."""
+"""Ground truth for edges, and how many true edges each method finds."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ORDERS: dict[str, Order] = {"ACDC": "reverse", "ACDC-forward": "forward"}
-SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learnt-mask")
-"""What `recover` can put to the test."""
+SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learned-mask")
+"""The methods that `recover_edges` can test."""
 
 
 class _Shared(TypedDict):
-    """What every run of a comparison has in common."""
+    """The arguments that all methods of a comparison share."""
 
     ablation: EdgeAblation
     reference: Task | None
@@ -42,13 +42,20 @@ class _Shared(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Truth(Record):
-    """Edges whose removal, each alone, changes the metric: the answer key by brute force.
+class EdgeGroundTruth(Record):
+    """The edges whose removal, one at a time, changes the metric: ground truth by brute force.
 
-    signed, absolute: (writers, readers) mean and mean absolute effect in shares of the gap,
-    positive where the edge supports the behaviour. mask: absolute effect above the tolerance.
-    Edges that stand in for each other (OR gates) are not in it: see `redundancy`. The key depends
-    on the ablation, which is in the protocol.
+    Edges that are redundant with others (OR gates) are not found; see `redundancy`. The ground
+    truth depends on the ablation, which `protocol` names.
+
+    Attributes:
+        graph: the graph.
+        mask: (writers, readers) bool: edges with an absolute effect above the tolerance.
+        signed: (writers, readers) mean effect as a share of the gap, positive for edges that
+            support the behaviour.
+        absolute: (writers, readers) mean absolute effect over prompts.
+        tolerance: see `mask`.
+        protocol: what was measured, in words.
     """
 
     graph: Graph
@@ -60,24 +67,30 @@ class Truth(Record):
 
     @property
     def circuit(self) -> Circuit:
-        """The same as a `Circuit`."""
+        """The true edges as a `Circuit`."""
         return Circuit(
             graph=self.graph,
             mask=self.mask,
             scores=self.signed,
-            name="truth",
-            method=f"every edge removed alone, effect above {self.tolerance:g} of the gap",
+            name="ground truth",
+            method=f"each edge removed alone, effect above {self.tolerance:g} of the gap",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """How one method did.
+class MethodRecovery:
+    """How well one method recovers the ground truth.
 
-    edges: number it found; precision: share of these that are true; recall: share of the true
-    edges among these. auroc: chance that it ranks a true edge above another one. share: of the gap,
-    what the found circuit reaches. node_precision, node_recall: of heads and MLPs against the
-    planted ones. note: why it gave nothing.
+    Attributes:
+        method: the method.
+        edges: number of edges it found.
+        precision: share of the found edges that are true.
+        recall: share of the true edges that were found.
+        auroc: probability that it ranks a true edge above a false one.
+        share: what the found circuit reaches, as a share of the gap.
+        node_precision: precision of heads and MLPs, against the planted ones.
+        node_recall: recall of heads and MLPs.
+        note: why the method gave no result, if it did not.
     """
 
     method: str
@@ -93,12 +106,20 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery(Record):
-    """Every method against one answer key."""
+    """All methods compared with one ground truth.
+
+    Attributes:
+        name: the task.
+        truth: number of true edges.
+        of: number of edges of the graph.
+        found: the result of every method.
+        protocol: what was measured, in words.
+    """
 
     name: str
     truth: int
     of: int
-    found: tuple[Found, ...]
+    found: tuple[MethodRecovery, ...]
     protocol: str
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -118,11 +139,11 @@ class Recovery(Record):
             lines.append(f"  {one.method:24} {one.edges:5} {shown}  {one.note}".rstrip())
         return "\n".join(lines)
 
-    def of_method(self, method: str) -> Found:
-        """One method's row.
+    def of_method(self, method: str) -> MethodRecovery:
+        """The result of one method.
 
         Raises:
-            InterpError: it was not among the methods.
+            InterpError: it was not tested.
         """
         named = {one.method: one for one in self.found}
         if method not in named:
@@ -130,7 +151,7 @@ class Recovery(Record):
         return named[method]
 
 
-def single_edge_truth(
+def edge_ground_truth(
     model: LanguageModel,
     task: Task,
     *,
@@ -140,8 +161,8 @@ def single_edge_truth(
     expand_kv: bool = False,
     seed: int = 0,
     budget_gb: float = 1.0,
-) -> Truth:
-    """Remove every edge of the graph alone, and see whether the metric changes on any prompt.
+) -> EdgeGroundTruth:
+    """Remove each edge of the graph alone, and measure whether the metric changes.
 
         effect(e) = mean (m(whole) - m(whole without e)) / mean (m(whole) - m(empty))
 
@@ -150,15 +171,15 @@ def single_edge_truth(
         task: prompt pairs.
         ablation: see `Trials`.
         reference: prompts for mean ablation.
-        tolerance: mean absolute effect, as a share of the gap, above which an edge counts.
-        expand_kv: key and value readers per query head.
-        seed: of the other prompts in resample ablation.
+        tolerance: mean absolute effect, as a share of the gap, above which an edge is true.
+        expand_kv: separate key and value readers for every query head.
+        seed: seed of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
     Raises:
         InterpError: as `Trials` and `score_edges`, or no gap.
 
-    `score_edges(method="exact")` in another unit.
+    The effects are those of `score_edges(method="exact")`, divided by another gap.
     """
     trials = Trials(
         model,
@@ -180,9 +201,9 @@ def single_edge_truth(
         seed=seed,
         budget_gb=budget_gb,
     )
-    scale = scores.gap / unit  # under zero and mean ablation nothing is not the corrupted run
+    scale = scores.gap / unit  # in zero and mean ablation the empty graph is not the corrupted run
     absolute = scores.absolute * abs(scale)
-    return Truth(
+    return EdgeGroundTruth(
         graph=scores.graph,
         mask=absolute > tolerance,
         signed=scores.signed * scale,
@@ -196,7 +217,7 @@ def recover_edges(
     model: LanguageModel,
     task: Task,
     *,
-    truth: Truth | Circuit | None = None,
+    truth: EdgeGroundTruth | Circuit | None = None,
     planted: Iterable[str] | None = None,
     methods: Sequence[str] = SEARCHES,
     ablation: EdgeAblation = "counterfactual",
@@ -206,29 +227,29 @@ def recover_edges(
     seed: int = 0,
     budget_gb: float = 1.0,
 ) -> Recovery:
-    """Run methods on a task whose circuit is known, and count what they find.
+    """Run methods on a task whose circuit is known, and measure what they find.
 
-    Scoring methods are given the size of the truth: their circuit is the `top_edges` with as many
-    edges, connected, ranked by absolute value, so that precision falls where recall does. ACDC and
-    the learnt mask choose their size. "random" is what to expect of a random ranking.
+    Scoring methods are given the number of true edges: their circuit is that of `top_edges`, so
+    precision and recall fall together. ACDC and the learned mask choose their own size. "random"
+    is the expected result of a random ranking.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        truth: the answer key; by default `single_edge_truth`.
+        truth: the ground truth; by default `edge_ground_truth`.
         planted: labels of planted components (L0H1, L1N3, L1.mlp_out; a neuron counts as its MLP),
             for precision and recall of nodes.
-        methods: of `SEARCHES`.
-        ablation: for all of them; see `Trials`.
+        methods: methods, from `SEARCHES`.
+        ablation: the ablation of all methods, see `Trials`.
         reference: prompts for mean ablation.
-        threshold: ACDC's.
-        steps: of the learnt mask.
-        seed: of the learnt mask, and of the other prompts in resample ablation.
+        threshold: ACDC's threshold.
+        steps: training steps of the learned mask.
+        seed: seed of the learned mask, and of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
     Raises:
-        InterpError: an unknown method, an empty answer key, or one of another graph. A method that
-            refuses the task has a row that says why.
+        InterpError: an unknown method, or a ground truth that is empty or of another graph. If a
+            method refuses the task, its result has a note with the reason.
     """
     methods = listed(methods)
     for method in methods:
@@ -240,13 +261,13 @@ def recover_edges(
         "seed": seed,
         "budget_gb": budget_gb,
     }
-    truth = single_edge_truth(model, task, **shared) if truth is None else truth
+    truth = edge_ground_truth(model, task, **shared) if truth is None else truth
     trials = Trials(model, task, **shared)
     key = truth.mask
     if truth.graph != trials.graph or not key.any():
         raise InterpError(
             f"recovery on {task.name}",
-            "the answer key is empty, or of another graph",
+            "the ground truth is empty, or of another graph",
             "use a task with a gap, native key/value heads and whole MLPs",
         )
     ends = trials.ends()
@@ -281,7 +302,7 @@ def _run(
     steps: int,
     shared: _Shared,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """A method's circuit, and its ranking of all edges."""
+    """A method's circuit, and its score of every edge."""
     if method == "random":
         return None, None
     if method in ORDERS:
@@ -295,9 +316,9 @@ def _run(
             **shared,
         )
         return pruned.mask, np.abs(pruned.effects)
-    if method == "learnt-mask":
-        learnt = learn_mask(model, task, steps=steps, lr=0.2, **shared)
-        return learnt.mask, learnt.signed
+    if method == "learned-mask":
+        learned = learn_mask(model, task, steps=steps, lr=0.2, **shared)
+        return learned.mask, learned.signed
     scores = score_edges(model, task, method=method, **shared)
     return top_edges(scores, size), np.abs(scores.signed)
 
@@ -310,17 +331,17 @@ def _judged(
     key: np.ndarray,
     nodes: np.ndarray | None,
     share: float,
-) -> Found:
+) -> MethodRecovery:
     if mask is None or ranking is None:
         size = int(key.sum())
-        chance, expected = size / graph.n_edges, _nothing(method, "expected of a random ranking")
+        chance, expected = size / graph.n_edges, _nothing(method, "expected from a random ranking")
         return replace(expected, edges=size, precision=chance, recall=chance, auroc=0.5)
     precision, recall = _hits(mask, key)
     node_precision = node_recall = math.nan
     if nodes is not None:
         writers = Circuit(graph=graph, mask=mask).writers[1:]
         node_precision, node_recall = _hits(writers, nodes[1:])
-    return Found(
+    return MethodRecovery(
         method=method,
         edges=int(mask.sum()),
         precision=precision,
@@ -332,21 +353,21 @@ def _judged(
     )
 
 
-def _nothing(method: str, note: str) -> Found:
+def _nothing(method: str, note: str) -> MethodRecovery:
     numbers = dict.fromkeys(
         ("precision", "recall", "auroc", "share", "node_precision", "node_recall"), math.nan
     )
-    return Found(method=method, edges=0, note=note, **numbers)
+    return MethodRecovery(method=method, edges=0, note=note, **numbers)
 
 
 def _hits(found: np.ndarray, key: np.ndarray) -> tuple[float, float]:
-    """Precision and recall; the precision of nothing is nan."""
+    """Precision and recall; precision is nan if nothing was found."""
     both, size = int((found & key).sum()), int(found.sum())
     return both / size if size else math.nan, both / int(key.sum())
 
 
 def _auroc(ranking: np.ndarray, key: np.ndarray) -> float:
-    """Chance that a true edge ranks above a false one, ties counting half."""
+    """Probability that a true edge ranks above a false one; ties count half."""
     from scipy.stats import rankdata
 
     true, false = int(key.sum()), int((~key).sum())
@@ -357,7 +378,7 @@ def _auroc(ranking: np.ndarray, key: np.ndarray) -> float:
 
 
 def _nodes(graph: Graph, planted: Iterable[str]) -> np.ndarray:
-    """(writers,) bool of planted components."""
+    """(writers,) bool: the planted components."""
     chosen = np.zeros(len(graph.writers), dtype=bool)
     for label in listed(planted):
         part = Component.parse(label)

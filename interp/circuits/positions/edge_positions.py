@@ -1,4 +1,4 @@
-"""Where along the prompt an edge acts: exactly, one edge at one token at a time."""
+"""At which token positions an edge acts, measured exactly: one edge at one token at a time."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePlaces(Record):
-    """Effects of edges removed at one token alone, as fractions of the gap full - empty.
+class EdgePositions(Record):
+    """Effects of removing an edge at a single token, as fractions of the gap full - empty.
 
     Attributes:
-        graph: writers and readers.
-        edges: labels.
-        positions: token indices, or names.
-        lost: (n, edges, positions) metric that each removal takes away.
-        lost_whole: (n, edges) metric that the edge's removal at all tokens takes away.
+        graph: the graph.
+        edges: labels of the edges.
+        positions: names or indices of the tokens.
+        lost: (n, edges, positions) metric lost when the edge is removed at that position.
+        lost_whole: (n, edges) metric lost when the edge is removed at all tokens.
         full: (n,) metric of the whole graph.
         empty: (n,) metric without any edge.
         protocol: what was measured, in words.
@@ -54,11 +54,11 @@ class EdgePlaces(Record):
 
     @cached_property
     def whole(self) -> np.ndarray:
-        """(edges,) effects of removal at all tokens; tokens need not add up to it."""
+        """(edges,) effects of removal at all tokens. Those at single tokens need not add up."""
         return self.lost_whole.mean(0) / (self.full - self.empty).mean()
 
     def table(self) -> np.ndarray:
-        """(writers, readers, positions) effects, 0 where none was measured."""
+        """(writers, readers, positions) effects; 0 for edges that were not measured."""
         found = np.zeros((*self.graph.shape, len(self.positions)))
         found[tuple(np.array([self.graph.edge(edge) for edge in self.edges]).T)] = self.values
         return found
@@ -69,22 +69,23 @@ class EdgePlaces(Record):
         Raises:
             InterpError: an edge or a position that was not measured.
         """
-        for what, name, known in (("edge", edge, self.edges), ("place", position, self.positions)):
-            if str(name) not in known:
-                raise InterpError(f"the {what} {name}", "not measured", f"choose among {known}")
-        place = self.edges.index(edge), self.positions.index(str(position))
-        return self._estimate(self.lost[:, *place])
+        known = (("edge", edge, self.edges), ("position", position, self.positions))
+        for what, name, names in known:
+            if str(name) not in names:
+                raise InterpError(f"the {what} {name}", "not measured", f"choose among {names}")
+        cell = self.edges.index(edge), self.positions.index(str(position))
+        return self._estimate(self.lost[:, *cell])
 
     def _estimate(self, lost: np.ndarray) -> Estimate:
         return ratio_estimate(torch.from_numpy(lost), torch.from_numpy(self.full - self.empty))
 
     def to_dataframe(self) -> Any:
-        """One row per edge and position, and one per edge for all tokens."""
+        """One row per edge and position, and one row per edge for all tokens."""
         import pandas as pd
 
         rows = []
-        for place, edge in enumerate(self.edges):
-            columns = [*self.lost[:, place].T, self.lost_whole[:, place]]
+        for number, edge in enumerate(self.edges):
+            columns = [*self.lost[:, number].T, self.lost_whole[:, number]]
             for name, lost in zip([*self.positions, "all"], columns, strict=True):
                 found = self._estimate(lost)
                 rows.append({"edge": edge, "position": name, **vars(found)})
@@ -92,17 +93,17 @@ class EdgePlaces(Record):
 
     def __str__(self) -> str:
         lines = [self.protocol]
-        for place, edge in enumerate(self.edges):
-            best = int(np.abs(self.values[place]).argmax())
+        for number, edge in enumerate(self.edges):
+            best = int(np.abs(self.values[number]).argmax())
             found = self.estimate(edge, self.positions[best])
             lines.append(
-                f"  {edge}: all tokens {self.whole[place]:+.3f}; most at "
+                f"  {edge}: all tokens {self.whole[number]:+.3f}; strongest at "
                 f"{self.positions[best]}: {found}"
             )
         return "\n".join(lines)
 
 
-def edge_places(
+def edge_positions(
     model: LanguageModel,
     task: Task,
     edges: Sequence[str],
@@ -114,35 +115,37 @@ def edge_places(
     neurons: Sequence[str | tuple[int, int]] = (),
     seed: int = 0,
     budget_gb: float = 1.0,
-) -> EdgePlaces:
-    """Remove each edge at one token alone, and see what that takes from the metric.
+) -> EdgePositions:
+    """Remove each edge at one token at a time, and measure how much the metric drops.
 
-        effect(u -> v, p) = mean(m(whole) - m(v reads u's other write at p))
+        effect(u -> v, p) = mean(m(whole) - m(v reads u's replaced output at p))
                             / mean(m(whole) - m(empty))
 
-    A reader reads token by token, so that an edge lies within a token: a key's edge at p changes
-    what p offers to later tokens, a query's what p looks for, and the logits' edges lie at the last
-    token. With all tokens at once this is `score_edges(method="exact")`. For nodes by position see
+    Unit: fraction of the gap. Positive: the edge supports the behaviour at p. Every reader reads
+    one token at a time: an edge into a key at p changes how later tokens attend to p, an edge into
+    a query what p attends to, and edges into the logits act at the last token. With all tokens at
+    once this is `score_edges(method="exact")`. To measure nodes by position, use
     `activation_patching` with "position" among its axes.
 
     Args:
         model: a model with a fast engine; one run per edge, position and prompt, in batches.
         task: prompt pairs.
-        edges: labels such as L3H4->L5KV1.k, each once; of a circuit, `circuit.edges()`.
-        positions: "all" (every token index; prompts of one length), or see
+        edges: labels such as L3H4->L5KV1.k, each once; for a circuit, `circuit.edges()`.
+        positions: "all" (every token index; prompts of equal length), or see
             `interp.core.arguments.Columns`.
-        ablation: what the edge carries there instead; see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over, none of them evaluated.
-        expand_kv: key and value readers per query head.
-        neurons: those that are nodes of their own, in whose graph the edges are.
-        seed: of the other prompts in resample ablation.
+        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
+        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
+        expand_kv: separate key and value readers for every query head.
+        neurons: neurons that are nodes of their own in the edges' graph.
+        seed: seed of the other prompts in resample ablation.
         budget_gb: memory for runs in flight.
 
     Raises:
-        InterpError: no edge, an unknown or anti-causal one or one twice, prompts of several lengths
-            where every token is asked for, a position that a prompt lacks, no gap, or as `Trials`.
+        InterpError: no edge, an edge that is unknown, anti-causal or given twice, "all" positions
+            for prompts of different lengths, a prompt that lacks a position, no gap, or as
+            `Trials`.
 
-    Equals one plain loop per edge and position (tests/test_places.py).
+    Equals one plain loop per edge and position (tests/circuits/test_edge_positions.py).
     """
     trials = Trials(
         model,
@@ -155,21 +158,21 @@ def edge_places(
         seed=seed,
     )
     edges = listed(edges)
-    places = [trials.graph.edge(label) for label in edges]
-    if not places or len(set(places)) < len(places):
+    indices = [trials.graph.edge(label) for label in edges]
+    if not indices or len(set(indices)) < len(indices):
         raise InterpError(f"edges {list(edges)}", "none, or one twice", "give each edge once")
     names, columns = _columns(model, task, positions)
     ends = trials.ends()
     mean_gap(ends)
-    masks = np.repeat(trials.graph.mask()[None], len(places), axis=0)
-    masks[(np.arange(len(places)), *np.array(places).T)] = False
+    masks = np.repeat(trials.graph.mask()[None], len(indices), axis=0)
+    masks[(np.arange(len(indices)), *np.array(indices).T)] = False
 
     def lost(some: Trials) -> np.ndarray:
         parts = [masks[at : at + BATCH] for at in range(0, len(masks), BATCH)]
         return (ends[0] - np.concatenate([some.values(part) for part in parts])).T
 
     found = [lost(trials.only_at(column)) for column in columns]
-    return EdgePlaces(
+    return EdgePositions(
         graph=trials.graph,
         edges=tuple(edges),
         positions=names,
@@ -184,7 +187,7 @@ def edge_places(
 def _columns(
     model: LanguageModel, task: Task, positions: Columns
 ) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Names of the positions, and where each is in every prompt."""
+    """Names of the positions, and the token index of each in every prompt."""
     encoded = task.encode(model)
     lengths = [len(prompt) for prompt in encoded.clean]
     if not isinstance(positions, str) or positions != "all":
@@ -194,6 +197,6 @@ def _columns(
         raise InterpError(
             "edges at every token",
             f"prompts of {min(lengths)} to {max(lengths)} tokens",
-            "give names of positions, or prompts of one length",
+            "give named positions, or prompts of equal length",
         )
     return tuple(map(str, range(lengths[0]))), [np.full(len(lengths), p) for p in range(lengths[0])]

@@ -1,4 +1,4 @@
-"""Circuits token by token: how faithful they are, and at which tokens their edges are needed."""
+"""Circuits with token positions: where their edges are needed, and how faithful they are."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation.faithfulness import Faithfulness
 from interp.circuits.model_graph import graph_of
-from interp.circuits.positions.edge_positions import EdgePlaces
+from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.positioned_circuit import (
     PositionedCircuit,
     allowed,
-    places_of,
-    tokens_by_place,
+    position_numbers,
+    positions_of,
 )
 from interp.circuits.trials.removed_edges import EdgeAblation
 from interp.circuits.trials.trials import Trials
@@ -36,17 +36,17 @@ THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 @dataclass(frozen=True, kw_only=True)
 class PositionedEvaluation(Faithfulness):
-    """How faithful circuits are whose edges are kept at some tokens only. See `Faithfulness`.
+    """The faithfulness of circuits whose edges are kept at some positions. See `Faithfulness`.
 
     Attributes:
-        circuits: what was run.
+        circuits: the circuits that were run.
     """
 
     circuits: tuple[PositionedCircuit, ...]
 
     @property
     def sizes(self) -> np.ndarray:
-        """(circuits,) number of edges, each place counted."""
+        """(circuits,) number of positioned edges."""
         return np.array([circuit.n_edges for circuit in self.circuits])
 
     def __str__(self) -> str:
@@ -54,49 +54,49 @@ class PositionedEvaluation(Faithfulness):
         return self.in_words(sizes, "empty")
 
     def to_dataframe(self) -> Any:
-        """One row per circuit: size, metric, f with interval, range of random circuits."""
+        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
         import pandas as pd
 
         return pd.DataFrame(
-            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(place)}
-            for place, one in enumerate(self.circuits)
+            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(number)}
+            for number, one in enumerate(self.circuits)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Narrowed:
-    """A circuit cut to the tokens where its edges are needed.
+class NarrowedCircuit:
+    """A circuit whose edges are kept only at the positions that need them.
 
     Attributes:
-        circuit: what is left.
-        effects: what each edge's removal at each place alone takes from the circuit, and at all.
-        threshold: least |effect| of an edge kept at a place, as a share of the gap.
+        circuit: the narrowed circuit.
+        effects: the effect of removing each edge at each position, and at all tokens.
+        threshold: the least |effect| of an edge kept at a position, as a share of the gap.
     """
 
     circuit: PositionedCircuit
-    effects: EdgePlaces
+    effects: EdgePositions
     threshold: float
 
     def __str__(self) -> str:
-        every = PositionedCircuit.everywhere(self.circuit.anywhere(), self.circuit.places)
+        every = PositionedCircuit.everywhere(self.circuit.anywhere(), self.circuit.positions)
         return (
-            f"{self.effects.protocol}\n  {self.circuit.n_edges} edges by place with an effect of "
-            f"{self.threshold:g} or more; {len(self.effects.edges)} edges before, "
-            f"{every.n_edges} by place where those left were kept everywhere"
+            f"{self.effects.protocol}\n  {self.circuit.n_edges} positioned edges with an effect "
+            f"of {self.threshold:g} or more; {every.n_edges} if the remaining edges were kept at "
+            f"every position; {len(self.effects.edges)} edges before"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class NarrowedCurve(Record):
-    """A circuit cut to its tokens at several thresholds, each cut judged on other prompts.
+    """A circuit narrowed at several thresholds, each result evaluated on other prompts.
 
     Attributes:
-        effects: what each edge's removal at each place takes from the circuit.
-        thresholds: ascending; those that leave no path are left out.
-        judged: the circuit kept everywhere, then its cut at each threshold.
+        effects: the effect of removing each edge at each position.
+        thresholds: the thresholds, ascending; those that leave no path are omitted.
+        judged: the circuit kept at every position, then the narrowed circuit of each threshold.
     """
 
-    effects: EdgePlaces
+    effects: EdgePositions
     thresholds: tuple[float, ...]
     judged: PositionedEvaluation
 
@@ -117,35 +117,38 @@ def evaluate_positioned(
     budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> PositionedEvaluation:
-    """Run circuits by place, and random ones like them, as one batch on every prompt.
+    """The faithfulness of positioned circuits and of random ones, all run as one batch.
 
-    An edge outside the circuit at a token carries there what the ablation says. With every edge at
-    every place this is `interp.circuits.faithfulness_curve` of the circuit without positions.
+    At a token at which an edge is not kept, the edge carries the ablated value. If every edge is
+    kept at every position, this equals `interp.circuits.faithfulness_curve` of the circuit.
 
     Args:
         model: a model with a fast engine.
-        task: prompt pairs that have the circuits' positions; better not those they were found on.
-        circuits: circuits with the same places.
-        ablation: see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over, none of them evaluated.
-        random: random circuits per circuit, alike at every place.
-        bands: their depth is matched in so many bands of layers.
-        seed: of the random circuits and of resampling.
+        task: prompt pairs that have the circuits' positions. Use pairs that the circuits were not
+            found on.
+        circuits: circuits with the same graph and positions.
+        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
+        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
+        random: random circuits per circuit, matched at every position.
+        bands: number of layer bands in which their depth is matched.
+        seed: seed of the random circuits and of resampling.
         budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in all), random ones counted.
+        progress: called with (circuits run, circuits in total), random ones included.
 
     Raises:
-        InterpError: no circuit, circuits of another graph or with different places, a position
-            that a prompt lacks, two names for one token, no gap, or as `Trials`.
+        InterpError: no circuit, circuits of another graph or with different positions, a prompt
+            that lacks a position, two names for one token, no gap, or as `Trials`.
 
-    Equals plain loops over readers and tokens (tests/test_edges.py).
+    Equals plain loops over readers and tokens (tests/engine/test_edges.py).
     """
     some = [circuits] if isinstance(circuits, PositionedCircuit) else list(circuits)
-    if not some or any((one.graph, one.places) != (some[0].graph, some[0].places) for one in some):
+    if not some or any(
+        (one.graph, one.positions) != (some[0].graph, some[0].positions) for one in some
+    ):
         raise InterpError(
-            "evaluating circuits by place",
-            f"{len(some)} circuits, of one graph and set of places or not",
-            "give at least one, all with the same graph and places",
+            "evaluating positioned circuits",
+            f"{len(some)} circuits" + (" with different graphs or positions" if some else ""),
+            "give at least one, all with the same graph and positions",
         )
     options = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
     trials = _trials(model, task, some[0], **options)
@@ -185,39 +188,41 @@ def narrow_circuit(
     seed: int = 0,
     budget_gb: float = 1.0,
     progress: Progress | None = None,
-) -> Narrowed:
-    """Keep each edge of a circuit only at the places where the circuit needs it.
+) -> NarrowedCircuit:
+    """Keep each edge of a circuit only at the positions at which the circuit needs it.
 
         effect(u -> v, p) = mean(m(C) - m(C without u -> v at p)) / mean(m(full) - m(empty))
 
-    Edges with |effect| of the threshold or more stay there; then those on no path from the input to
-    the logits go. Each is judged alone, so that an edge that acts at either of two places, each
-    enough, is lost at both: judge the result with `evaluate_positioned`, on other prompts. Of the
-    whole graph the effects are those of `edge_places`.
+    An edge stays at p if |effect| is at least the threshold. Edges that then lie on no path from
+    the input to the logits are dropped. Each removal is measured alone: an edge that is sufficient
+    at either of two positions is dropped at both. So evaluate the result on other prompts, with
+    `evaluate_positioned`. For the whole graph the effects are those of `edge_positions`.
 
     Args:
-        model: a model with a fast engine; one run per edge, place and prompt, in batches.
+        model: a model with a fast engine; one run per edge, position and prompt, in batches.
         task: prompt pairs.
-        circuit: the circuit; better connected.
-        positions: names of positions, or "all" token indices of prompts of one length; "last" is
-            added, and "elsewhere" for the other tokens.
+        circuit: the circuit, preferably connected.
+        positions: names of positions, or "all" token indices of prompts of equal length. "last"
+            is added, and with names "elsewhere" for all other tokens.
         threshold: a share of the gap between the whole graph and the empty one.
-        ablation: what removed edges carry; see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over, none of them evaluated.
-        seed: of the other prompts in resample ablation.
+        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
+        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
+        seed: seed of the other prompts in resample ablation.
         budget_gb: memory for runs in flight and for masks.
-        progress: called with (circuits run, circuits in all).
+        progress: called with (circuits run, circuits in total).
 
     Raises:
         InterpError: an empty circuit or one of another graph, a negative threshold, unknown or
-            coinciding positions, prompts of several lengths where every token is asked for, no gap,
-            or as `Trials`.
+            coinciding positions, "all" positions for prompts of different lengths, no gap, or as
+            `Trials`.
     """
     if not len(circuit) or not threshold >= 0:
         raise InterpError(
-            f"narrowing {circuit!r}", f"threshold {threshold}", "give edges, and 0 or more"
+            f"narrowing {circuit!r}",
+            f"threshold {threshold}",
+            "give edges, and a threshold of 0 or more",
         )
-    whole = PositionedCircuit.everywhere(circuit, places_of(positions, model, task))
+    whole = PositionedCircuit.everywhere(circuit, positions_of(positions, model, task))
     options = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
     trials = _trials(model, task, whole, **options)
     ends = trials.ends()
@@ -226,36 +231,36 @@ def narrow_circuit(
     here = np.argwhere(whole.mask[tuple(edges.T)])
     removed = _Removed(whole.mask, edges, here)
     values = _values(trials, removed, budget_gb, progress)
-    lost = np.zeros((len(task), len(edges), len(whole.places)))
+    lost = np.zeros((len(task), len(edges), len(whole.positions)))
     lost[:, *here.T] = (values[0] - values[1 : 1 + len(here)]).T
-    effects = EdgePlaces(
+    effects = EdgePositions(
         graph=circuit.graph,
         edges=tuple(circuit.edges()),
-        positions=whole.places,
+        positions=whole.positions,
         lost=lost,
         lost_whole=(values[0] - values[1 + len(here) :]).T,
         full=ends[0],
         empty=ends[1],
-        protocol=f"{_protocol(trials, whole)}; each edge of {circuit.name} removed at one alone",
+        protocol=f"{_protocol(trials, whole)}; each edge of {circuit.name} removed at one position",
     )
-    found = cut_to_places(effects, threshold, name=circuit.name)
-    return Narrowed(circuit=found, effects=effects, threshold=threshold)
+    found = cut_to_positions(effects, threshold, name=circuit.name)
+    return NarrowedCircuit(circuit=found, effects=effects, threshold=threshold)
 
 
-def cut_to_places(
-    effects: EdgePlaces, threshold: float, *, name: str = "circuit"
+def cut_to_positions(
+    effects: EdgePositions, threshold: float, *, name: str = "circuit"
 ) -> PositionedCircuit:
-    """The edges where removing them costs |effect| >= threshold, those on no path left out.
+    """Keep the edges at the positions with |effect| >= threshold, and drop those on no path.
 
-    `effects` are those of `narrow`; see there.
+    `effects` are those of `narrow_circuit`.
     """
-    graph, places = effects.graph, effects.positions
-    mask = np.zeros((*graph.shape, len(places)), dtype=bool)
+    graph, positions = effects.graph, effects.positions
+    mask = np.zeros((*graph.shape, len(positions)), dtype=bool)
     rows = tuple(np.array([graph.edge(edge) for edge in effects.edges]).T)
-    mask[rows] = (np.abs(effects.values) >= threshold) & allowed(graph, places)[rows]
+    mask[rows] = (np.abs(effects.values) >= threshold) & allowed(graph, positions)[rows]
     return PositionedCircuit(
-        graph=graph, places=places, mask=mask, name=f"{name} by place",
-        method=f"edges of {name} where they are worth {threshold:g} of the gap or more",
+        graph=graph, positions=positions, mask=mask, name=f"{name} by position",
+        method=f"edges of {name} where their effect is at least {threshold:g} of the gap",
     ).connected()  # fmt: skip
 
 
@@ -275,24 +280,25 @@ def narrow_curve(
     budget_gb: float = 1.0,
     progress: Progress | None = None,
 ) -> NarrowedCurve:
-    """`narrow` on some prompts at several thresholds, each cut evaluated on others.
+    """`narrow_circuit` at several thresholds on some prompts, each result evaluated on others.
 
     Args:
         model: a model with a fast engine.
-        find: prompt pairs that the effects are measured on.
-        test: prompt pairs that the cuts are judged on.
-        circuit: see `narrow`.
-        positions: see `narrow`.
+        find: prompt pairs on which the effects are measured.
+        test: prompt pairs on which the narrowed circuits are evaluated.
+        circuit: see `narrow_circuit`.
+        positions: see `narrow_circuit`.
         thresholds: shares of the gap.
-        ablation: what removed edges carry; see `interp.circuits.trials.removed_edges`.
+        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
         references: prompts that means are taken over, for `find` and for `test`.
-        random: random circuits like each cut.
-        seed: of the random circuits and of resampling.
+        random: random circuits per narrowed circuit.
+        seed: seed of the random circuits and of resampling.
         budget_gb: memory for runs in flight and for masks.
-        progress: called with (circuits run, circuits in all), for the effects, then for the cuts.
+        progress: called with (circuits run, circuits in total), first for the effects, then for
+            the evaluation.
 
     Raises:
-        InterpError: see `narrow` and `evaluate_positioned`.
+        InterpError: see `narrow_circuit` and `evaluate_positioned`.
     """
     options: dict[str, Any] = {"ablation": ablation, "seed": seed, "budget_gb": budget_gb}
     options["progress"] = progress
@@ -300,7 +306,7 @@ def narrow_curve(
         model, find, circuit, positions=positions, threshold=min(thresholds),
         reference=references[0], **options,
     ).effects  # fmt: skip
-    cuts = {t: cut_to_places(effects, t, name=circuit.name) for t in sorted(thresholds)}
+    cuts = {t: cut_to_positions(effects, t, name=circuit.name) for t in sorted(thresholds)}
     cuts = {threshold: cut for threshold, cut in cuts.items() if len(cut)}
     everywhere = PositionedCircuit.everywhere(circuit, effects.positions)
     judged = evaluate_positioned(
@@ -312,7 +318,7 @@ def narrow_curve(
 
 @dataclass(frozen=True)
 class _Removed(Sequence[np.ndarray]):
-    """A circuit's mask, then without each edge at each place, then without each edge at all."""
+    """A circuit's mask; then one without each edge at each position; then one without each edge."""
 
     whole: np.ndarray
     edges: np.ndarray
@@ -324,8 +330,8 @@ class _Removed(Sequence[np.ndarray]):
     def __getitem__(self, number: Any) -> Any:
         mask, at = self.whole.copy(), number - 1
         if 0 <= at < len(self.here):
-            edge, place = self.here[at]
-            mask[(*self.edges[edge], place)] = False
+            edge, position = self.here[at]
+            mask[(*self.edges[edge], position)] = False
         elif at >= 0:
             mask[tuple(self.edges[at - len(self.here)])] = False
         return mask
@@ -340,27 +346,27 @@ def _trials(model: LanguageModel, task: Task, circuit: PositionedCircuit, **opti
             "use circuits of this model",
         )
     trials = Trials(model, task, **nodes, **options)
-    return trials.with_places(tokens_by_place(circuit.places, model, task))
+    return trials.with_positions(position_numbers(circuit.positions, model, task))
 
 
 def _protocol(trials: Trials, circuit: PositionedCircuit) -> str:
-    return trials.protocol.replace("at all tokens", f"by place ({', '.join(circuit.places)})")
+    return trials.protocol.replace("at all tokens", f"by position ({', '.join(circuit.positions)})")
 
 
 def _values(
     trials: Trials, masks: Sequence[np.ndarray], budget_gb: float, progress: Progress | None
 ) -> np.ndarray:
-    """(masks, prompts) metric, a batch at a time."""
-    found, said = [], progress or (lambda done, total: None)
-    said(0, len(masks))
+    """(masks, prompts) metric, measured in batches."""
+    found, report = [], progress or (lambda done, total: None)
+    report(0, len(masks))
     for batch in _batches(masks, budget_gb):
         found.append(trials.values(np.stack(batch)))
-        said(sum(map(len, found)), len(masks))
+        report(sum(map(len, found)), len(masks))
     return np.concatenate(found)
 
 
 def _batches(masks: Sequence[np.ndarray], budget_gb: float) -> Iterator[list[np.ndarray]]:
-    """As many masks as a sixteenth of the budget holds."""
+    """Batches of masks that fit a sixteenth of the budget."""
     size = int(np.clip(budget_bytes(budget_gb) // 16 // masks[0].size, 1, BATCH))
     for begin in range(0, len(masks), size):
         yield [masks[i] for i in range(begin, min(begin + size, len(masks)))]

@@ -1,15 +1,16 @@
-"""Circuits whose edges are kept at some tokens only.
+"""Circuits whose edges are kept at some token positions only.
 
-A reader reads token by token, so that an edge lies within a token; only attention takes what a key
-and a value read at one token to others. Tokens are told apart by place: named positions of the
-prompts, each one token, "last", and "elsewhere" for all others.
+Every reader reads one token at a time, so an edge has a token position. Only attention moves
+information between tokens: what a key or value reads at one token reaches later ones. The positions
+of a circuit are named positions of the prompts (one token each), "last", and "elsewhere" for all
+other tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,22 +24,22 @@ from interp.engine.edges.graph import Graph
 from interp.engine.layout import Indices
 from interp.models.language_model import LanguageModel
 
-FORMAT = 21
 LAST, ELSEWHERE = "last", "elsewhere"
 AT = " @ "
 
 
-def places_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str, ...]:
-    """The places that a choice of positions tells apart.
+def positions_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str, ...]:
+    """The names of a positioned circuit's positions, from a caller's choice.
 
     Args:
         positions: names of positions or one token index, to which "last" and "elsewhere" are
-            added; or "all": every token index of prompts of one length, the last called "last".
-        model: the model whose tokens are meant.
+            added; or "all": every token index of prompts of equal length, the last named "last".
+        model: the model whose tokeniser is used.
         task: prompt pairs.
 
     Raises:
-        InterpError: a name twice, or all tokens of prompts of several lengths.
+        InterpError: no position, one that is given twice, several numbers, or "all" for prompts of
+            different lengths.
     """
     if isinstance(positions, str) and positions == "all":
         lengths = {len(prompt) for prompt in task.encode(model).clean}
@@ -46,30 +47,34 @@ def places_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[str
             raise InterpError(
                 "a circuit at every token",
                 f"prompts of {min(lengths)} to {max(lengths)} tokens",
-                "give names of positions, or prompts of one length",
+                "give named positions, or prompts of equal length",
             )
         return (*map(str, range(lengths.pop() - 1)), LAST)
-    names = [LAST if place == -1 else place for place in listed(positions)]
-    numbers = [place for place in names if isinstance(place, int) and not isinstance(place, bool)]
+    names = [LAST if position == -1 else position for position in listed(positions)]
+    numbers = [
+        position
+        for position in names
+        if isinstance(position, int) and not isinstance(position, bool)
+    ]
     if numbers:
         if len(names) > 1 or numbers[0] < 0:
             raise InterpError(
-                f"places of a circuit at {positions!r}",
-                "numbers that are other places in other prompts",
-                "mark names in the task, or give one number from 0 on, or -1, for all prompts",
+                f"positions of a circuit at {positions!r}",
+                "a number names a different position in each prompt",
+                "name positions in the task, or give one number for all prompts: -1, or 0 or more",
             )
         names = [str(names[0])]
     if not names or len(set(names)) < len(names):
-        raise InterpError(f"positions {names}", "none, or one twice", "give each once")
+        raise InterpError(f"positions {names}", "none, or one is given twice", "give each once")
     named = tuple(name for name in names if name not in (LAST, ELSEWHERE))
     return (*named, LAST, ELSEWHERE)
 
 
-def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
-    """Names marked in every prompt, in the order of their tokens, one name a token; then "last".
+def marked_positions(model: LanguageModel, task: Task) -> tuple[str, ...]:
+    """The positions named in every prompt, in token order and one name per token; then "last".
 
     Raises:
-        InterpError: a mark that a prompt lacks.
+        InterpError: a prompt lacks a named position.
     """
     encoded = task.encode(model)
     at = {name: np.array(encoded.positions(name)) for name in (*task.position_names, LAST)}
@@ -80,16 +85,16 @@ def named_places(model: LanguageModel, task: Task) -> tuple[str, ...]:
     return (*found[1:], LAST)
 
 
-def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> list[Indices]:
-    """Of every prompt, the number of the place each of its tokens is.
+def position_numbers(positions: Sequence[str], model: LanguageModel, task: Task) -> list[Indices]:
+    """For every prompt, the index in `positions` of each of its tokens.
 
     Raises:
-        InterpError: a position that a prompt lacks, two names for one token, or a token that is
-            none of the places.
+        InterpError: a prompt lacks a position, two names mean the same token, or a token has no
+            position.
     """
-    encoded, places = task.encode(model), listed(places)
+    encoded, positions = task.encode(model), listed(positions)
     found = [np.full(len(prompt), -1) for prompt in encoded.clean]
-    for number, name in enumerate(places):
+    for number, name in enumerate(positions):
         if name == ELSEWHERE:
             continue
         numbered = name.isdigit() and not any(name in marks for marks in encoded.marks)
@@ -97,169 +102,174 @@ def tokens_by_place(places: Sequence[str], model: LanguageModel, task: Task) -> 
         for pair, (one, index) in enumerate(zip(found, indices, strict=True)):
             if index >= len(one):
                 raise InterpError(
-                    f"token {name} of pair {pair}", f"it has {len(one)}", "use names of positions"
+                    f"token {name} of pair {pair}", f"it has {len(one)}", "use named positions"
                 )
             if one[index] >= 0:
                 raise InterpError(
-                    f"positions {places[one[index]]} and {name}",
+                    f"positions {positions[one[index]]} and {name}",
                     f"both are token {index} of pair {pair}",
                     "leave one of them out",
                 )
             one[index] = number
-    rest = places.index(ELSEWHERE) if ELSEWHERE in places else -1
+    rest = positions.index(ELSEWHERE) if ELSEWHERE in positions else -1
     for pair, one in enumerate(found):
         one[one < 0] = rest
         if (one < 0).any():
             raise InterpError(
-                f"places {', '.join(places)}",
-                f"token {int(np.argmin(one))} of pair {pair} is none of them",
-                f"add {ELSEWHERE!r}, or use prompts of the length the circuit was made for",
+                f"positions {', '.join(positions)}",
+                f"token {int(np.argmin(one))} of pair {pair} has none of them",
+                f"add {ELSEWHERE!r}, or use prompts as long as those of the circuit",
             )
     return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PositionedCircuit(Record):
-    """Edges of a graph, each at some places.
+    """Edges of a graph, each kept at some token positions.
 
-    With P places a graph of E edges, L of them into the logits, has (E - L) P + L of these: the
-    logits read the last token alone.
+    A pair of an edge and a position counts as one positioned edge. A graph with E edges, L of them
+    into the logits, has (E - L) P + L positioned edges at P positions: the logits read the last
+    token only.
 
     Attributes:
-        graph: the graph they belong to.
-        places: names of positions, "last" among them; "elsewhere" stands for all other tokens.
-        mask: (writers, readers, places) bool.
-        name: what to call it in tables.
+        graph: the graph.
+        positions: names of positions, "last" among them. "elsewhere" means all other tokens.
+        mask: (writers, readers, positions) bool: what is kept.
+        name: its name in tables.
         method: how it was found, in words.
     """
 
+    FORM: ClassVar[int] = 2
+
     graph: Graph
-    places: tuple[str, ...]
+    positions: tuple[str, ...]
     mask: np.ndarray
     name: str = "circuit"
     method: str = ""
 
     def __post_init__(self) -> None:
         mask = np.asarray(self.mask)
-        if len(set(self.places)) < len(self.places) or LAST not in self.places:
+        if len(set(self.positions)) < len(self.positions) or LAST not in self.positions:
             raise InterpError(
-                f"places {self.places}", f"one twice, or no {LAST!r}", "see places_of"
+                f"positions {self.positions}", f"one twice, or no {LAST!r}", "see positions_of"
             )
-        if mask.shape != (shape := (*self.graph.shape, len(self.places))):
+        if mask.shape != (shape := (*self.graph.shape, len(self.positions))):
             raise InterpError(
-                f"a mask of shape {mask.shape}", f"the graph and its places are {shape}",
-                "give (writers, readers, places)",
+                f"a mask of shape {mask.shape}", f"the graph and its positions are {shape}",
+                "give (writers, readers, positions)",
             )  # fmt: skip
         mask = mask.astype(bool)
-        if (outside := mask & ~allowed(self.graph, self.places)).any():
-            writer, reader, place = np.argwhere(outside)[0].tolist()
+        if (outside := mask & ~allowed(self.graph, self.positions)).any():
+            writer, reader, position = np.argwhere(outside)[0].tolist()
             raise InterpError(
                 f"a mask of {self.name}",
                 f"{int(outside.sum())} impossible edges, first "
-                f"{self.graph.label(writer, reader)}{AT}{self.places[place]}",
-                f"leave them out; the logits read {LAST!r} alone",
+                f"{self.graph.label(writer, reader)}{AT}{self.positions[position]}",
+                f"leave them out; the logits read {LAST!r} only",
             )
         object.__setattr__(self, "mask", mask)
 
     def __repr__(self) -> str:
         return (
-            f"PositionedCircuit({self.name!r}, {self.n_edges} of {self.n_possible} edges by place "
-            f"({self.share:.2%}), places {', '.join(self.places)})"
+            f"PositionedCircuit({self.name!r}, {self.n_edges} of {self.n_possible} positioned "
+            f"edges ({self.share:.2%}), positions {', '.join(self.positions)})"
         )
 
     def __len__(self) -> int:
         return self.n_edges
 
     def __contains__(self, edge: str) -> bool:
-        label, _, place = edge.partition(AT)
-        return bool(self.mask[(*self.graph.edge(label), self._place(place))])
+        label, _, position = edge.partition(AT)
+        return bool(self.mask[(*self.graph.edge(label), self._position(position))])
 
     @classmethod
     def of(
         cls,
         graph: Graph,
-        places: Sequence[str],
+        positions: Sequence[str],
         edges: Mapping[str, Iterable[str]],
         **facts: Any,
     ) -> PositionedCircuit:
-        """The circuit of some edges, each with the places where it is kept.
+        """The circuit of some edges, each with the positions at which it is kept.
 
         Raises:
-            InterpError: an edge that the graph does not have, or a place that is none.
+            InterpError: an edge that the graph does not have, or an unknown position.
         """
-        known = listed(places)
+        known = listed(positions)
         mask = np.zeros((*graph.shape, len(known)), dtype=bool)
         for edge, where in edges.items():
-            for place in listed(where):
-                if place not in known:
-                    raise unknown("place", place, known)
-                mask[(*graph.edge(edge), known.index(place))] = True
-        return cls(graph=graph, places=tuple(known), mask=mask, **facts)
+            for position in listed(where):
+                if position not in known:
+                    raise unknown("position", position, known)
+                mask[(*graph.edge(edge), known.index(position))] = True
+        return cls(graph=graph, positions=tuple(known), mask=mask, **facts)
 
     @classmethod
-    def everywhere(cls, circuit: Circuit, places: Sequence[str]) -> PositionedCircuit:
-        """A circuit's edges at every place: what it is without positions."""
-        places = tuple(listed(places))
+    def everywhere(cls, circuit: Circuit, positions: Sequence[str]) -> PositionedCircuit:
+        """A circuit with all of its edges kept at every position."""
+        positions = tuple(listed(positions))
         return cls(
             graph=circuit.graph,
-            places=places,
-            mask=circuit.mask[..., None] & allowed(circuit.graph, places),
+            positions=positions,
+            mask=circuit.mask[..., None] & allowed(circuit.graph, positions),
             name=circuit.name,
             method=circuit.method,
         )
 
     @property
     def n_edges(self) -> int:
-        """Number of edges, each place counted."""
+        """Number of positioned edges."""
         return int(self.mask.sum())
 
     @property
     def n_possible(self) -> int:
-        """Number of edges of the graph, each place counted."""
-        return int(allowed(self.graph, self.places).sum())
+        """Number of positioned edges of the whole graph."""
+        return int(allowed(self.graph, self.positions).sum())
 
     @property
     def share(self) -> float:
-        """Its edges as a share of the graph's, each place counted."""
+        """Its positioned edges as a share of the whole graph's."""
         return self.n_edges / self.n_possible
 
     def edges(self) -> list[str]:
-        """Labels such as "L3H4->L5KV1.k @ S2", by place, then by reader, in causal order."""
+        """Labels such as "L3H4->L5KV1.k @ S2", by position, then by reader, in causal order."""
         return [
-            f"{self.graph.label(writer, reader)}{AT}{self.places[place]}"
-            for place, reader, writer in np.argwhere(self.mask.T).tolist()
+            f"{self.graph.label(writer, reader)}{AT}{self.positions[position]}"
+            for position, reader, writer in np.argwhere(self.mask.T).tolist()
         ]
 
-    def at(self, place: str) -> Circuit:
-        """The edges kept at one place.
+    def at(self, position: str) -> Circuit:
+        """The edges kept at one position.
 
         Raises:
-            InterpError: no such place.
+            InterpError: no such position.
         """
-        mask = self.mask[..., self._place(place)]
-        return Circuit(graph=self.graph, mask=mask, name=f"{self.name}{AT}{place}")
+        mask = self.mask[..., self._position(position)]
+        return Circuit(graph=self.graph, mask=mask, name=f"{self.name}{AT}{position}")
 
     def anywhere(self) -> Circuit:
-        """The edges kept at some place or other, at all tokens."""
+        """The circuit of every edge that is kept at any position."""
         return Circuit(
             graph=self.graph, mask=np.any(self.mask, axis=-1), name=self.name, method=self.method
         )
 
     def connected(self) -> PositionedCircuit:
-        """Without the edges that lie on no path from the input to the logits.
+        """The circuit without edges that lie on no path from the input to the logits.
 
-        A path stays at its place, but for heads: keys and values of any place may reach a head's
-        output at any. Which places come first in a prompt is not asked.
+        A path changes position only through a head: a key or value read at any position may reach
+        the head's output at any other. The order of positions in a prompt is ignored.
         """
         mask = self.mask & self._reached()[:, None] & self._useful()
         return replace(self, mask=mask)
 
     def random_like(self, rng: np.random.Generator, *, bands: int = 3) -> PositionedCircuit:
-        """A random circuit with as many edges of each kind and depth at every place.
+        """A random circuit with the same number of edges of each kind and depth at every position.
 
         See `Circuit.random_like`.
         """
-        drawn = [self.at(place).random_like(rng, bands=bands).mask for place in self.places]
+        drawn = [
+            self.at(position).random_like(rng, bands=bands).mask for position in self.positions
+        ]
         return replace(
             self, mask=np.stack(drawn, -1), name=f"random, like {self.name}", method="random"
         )
@@ -268,21 +278,21 @@ class PositionedCircuit(Record):
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the edges, their places and their graph."""
+        """A hash of the edges, their positions and their graph."""
         packed = np.packbits(self.mask).tobytes().hex()
-        return content_key([asdict(self.graph), self.places, packed])
+        return content_key([asdict(self.graph), self.positions, packed])
 
     # -- paths -----------------------------------------------------------------------------
 
-    def _place(self, name: str) -> int:
-        if name not in self.places:
-            raise unknown("place", name, self.places)
-        return self.places.index(name)
+    def _position(self, name: str) -> int:
+        if name not in self.positions:
+            raise unknown("position", name, self.positions)
+        return self.positions.index(name)
 
     def _reached(self) -> np.ndarray:
-        """(writers, places) bool: those with a path from the input."""
+        """(writers, positions) bool: the input has a path to them."""
         graph = self.graph
-        reached = np.zeros((len(graph.writers), len(self.places)), dtype=bool)
+        reached = np.zeros((len(graph.writers), len(self.positions)), dtype=bool)
         reached[0] = True
         for writer in range(1, len(reached)):
             for reader in np.flatnonzero(graph.feeds[:, writer]).tolist():
@@ -291,9 +301,9 @@ class PositionedCircuit(Record):
         return reached
 
     def _useful(self) -> np.ndarray:
-        """(readers, places) bool: those with a path to the logits."""
+        """(readers, positions) bool: they have a path to the logits."""
         graph = self.graph
-        useful = np.zeros((len(graph.readers), len(self.places)), dtype=bool)
+        useful = np.zeros((len(graph.readers), len(self.positions)), dtype=bool)
         useful[-1] = True
         for writer in range(len(graph.writers) - 1, 0, -1):
             needed = (self.mask[writer] & useful).any(0)
@@ -305,9 +315,9 @@ class PositionedCircuit(Record):
         return self.graph.reader_kind[reader] in ("k", "v")
 
 
-def allowed(graph: Graph, places: Sequence[str]) -> np.ndarray:
-    """(writers, readers, places) bool: the edges there are; into the logits at "last" alone."""
-    places = listed(places)
-    found = np.repeat(graph.allowed[..., None], len(places), -1)
-    found[:, -1] &= np.array(places) == LAST
+def allowed(graph: Graph, positions: Sequence[str]) -> np.ndarray:
+    """(writers, readers, positions) bool: all positioned edges; those into the logits at "last"."""
+    positions = listed(positions)
+    found = np.repeat(graph.allowed[..., None], len(positions), -1)
+    found[:, -1] &= np.array(positions) == LAST
     return found

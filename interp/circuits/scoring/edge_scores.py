@@ -1,4 +1,4 @@
-"""`EdgeScores`: how much each edge matters, with the protocol behind the numbers."""
+"""`EdgeScores`: the effect of every edge, and how it was measured."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from interp.core.errors import InterpError
 from interp.core.records import Provenance, Record
 from interp.engine.edges.graph import Graph
 
-FORMAT = 1
 LARGE_GAP = 0.1
-"""A completeness gap beyond this, as a fraction of the clean-corrupted gap, is warned of."""
-_ARRAYS = ("signed", "absolute", "stderr", "clean", "corrupted", "per_prompt")
+"""Completeness gaps above this fraction of the clean-corrupted gap give a warning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """What a measurement took: passes in all, and the batches they were made in.
+    """The number of passes that a measurement made.
 
-    A pass from some layer on counts as one. `rebuilt` forwards were repeated during a backward
-    pass, layer by layer, because a graph did not fit the budget.
+    Attributes:
+        forwards: forward passes; a pass that starts at a later layer counts as one.
+        backwards: backward passes.
+        batches: batches of prompts.
+        rebuilt: forward passes repeated layer by layer during a backward pass, because the
+            autograd graph did not fit the budget.
     """
 
     forwards: int
@@ -48,35 +50,35 @@ class RankedEdge:
 class EdgeScores(Record):
     """Estimated effects of edges on a task, as fractions of the clean-corrupted gap.
 
-    signed = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted), the
-    metric gained being clean - patched (noise) or patched - corrupted (denoise): positive supports
-    the behaviour, 1 is the whole gap. The unit "share" is that of information-flow routes.
+    signed = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted). The
+    metric gained is clean - patched (noise) or patched - corrupted (denoise). Positive supports the
+    behaviour; 1 is the whole gap. Information-flow routes have the unit "share" instead.
 
     Attributes:
-        graph: writers and readers.
-        signed: (writers, readers) effects; 0 where there is no edge.
+        graph: the graph.
+        signed: (writers, readers) effects; 0 without an edge.
         absolute: (writers, readers) mean over prompts of |metric gained|, over the mean gap.
         stderr: (writers, readers) standard error of `signed` (delta method); nan for one prompt.
-        per_prompt: (n, writers, readers) metric gained, float32, if it was asked for.
+        per_prompt: (n, writers, readers) metric gained, float32; None unless requested.
         clean: (n,) metric of the clean runs.
-        corrupted: (n,) metric of the corrupted runs, under resample ablation of those in their
-            place; nan where they were not needed.
+        corrupted: (n,) metric of the corrupted runs, or of the runs that replace them in resample
+            ablation; nan if they were not run.
         method: the method's name.
         direction: "noise" or "denoise".
-        ablation: what edges carry instead: see `interp.circuits.trials.removed_edges`; "none" for
+        ablation: what removed edges carry, see `interp.circuits.trials.removed_edges`; "none" for
             shares.
         steps: points of the integration rule.
-        rule: the integration rule's name, "" for one point.
-        completeness_gap: what the estimate leaves unexplained, as a fraction of the gap. Along
-            the inputs: sum over v of s(input->v) minus the exact difference between the two ends
-            of the path. EAP-IG-activations: the largest over nodes n of the absolute difference
-            between the sum over v of s(n->v) and the exact effect of patching n. Otherwise nan.
+        rule: the integration rule; "" for one point.
+        completeness_gap: the error of the estimate, as a fraction of the gap. Along the inputs:
+            the sum over v of s(input->v), minus the exact difference between the two ends of the
+            path. For EAP-IG-activations: the largest absolute difference, over nodes n, between
+            the sum over v of s(n->v) and the exact effect of patching n. Otherwise nan.
         passes: forward and backward passes.
         metric: the metric's name.
         metric_unit: its unit.
-        provenance: where the numbers come from.
+        provenance: model, task and call.
         unit: "gap" or "share".
-        notes: conventions that bear on these numbers, in words.
+        notes: conventions that affect these numbers, in words.
     """
 
     graph: Graph
@@ -121,39 +123,39 @@ class EdgeScores(Record):
 
     @property
     def protocol(self) -> str:
-        """What the numbers are, in one line."""
+        """What was measured, in one line."""
         rule = f", {self.rule} rule with {self.steps} points" if self.rule else ""
         what = (
             f"{self.metric} clean {self.clean.mean():.3f}, corrupted {self.corrupted.mean():.3f}"
             if self.unit == "gap"
             else "shares of each reader's input"
         )
-        left = (
+        gap = (
             ""
             if math.isnan(self.completeness_gap)
             else f", completeness gap {self.completeness_gap:+.2%}"
         )
-        left += f" (warning: {self.warning})" if self.warning else ""
+        gap += f" (warning: {self.warning})" if self.warning else ""
         return (
             f"{self.method}{rule}, {self.direction}, {self.ablation} ablation, "
-            f"{self.graph.n_edges} edges, n={self.n}, {what}{left}, "
+            f"{self.graph.n_edges} edges, n={self.n}, {what}{gap}, "
             f"{self.passes.forwards} forward and {self.passes.backwards} backward passes "
             f"in {self.passes.batches} batches" + "".join(f"; {note}" for note in self.notes)
         )
 
     @property
     def warning(self) -> str:
-        """Said where the completeness gap is large; "" where it is not."""
+        """A warning if the completeness gap is large; else ""."""
         if not abs(self.completeness_gap) > LARGE_GAP:  # nan too
             return ""
         return (
-            f"the scores miss the exact difference by {abs(self.completeness_gap):.0%} of the gap "
-            "and may rank edges wrongly; take more steps, or check them with method='exact'"
+            f"the scores differ from the exact effect by {abs(self.completeness_gap):.0%} of the "
+            "gap and may rank edges wrongly; use more steps, or check with method='exact'"
         )
 
     @cached_property
     def outgoing(self) -> np.ndarray:
-        """(writers,) signed scores summed over each writer's edges: its node's score."""
+        """(writers,) node scores: the signed scores summed over each writer's edges."""
         return self.signed.sum(1)
 
     def value(self, label: str) -> float:
@@ -161,14 +163,15 @@ class EdgeScores(Record):
         return float(self.signed[self.graph.edge(label)])
 
     def top(self, k: int = 10, *, by: str = "value") -> list[RankedEdge]:
-        """The k strongest edges: largest value; largest |value| or mean |effect| on request.
+        """The k strongest edges.
 
         Args:
-            k: how many.
-            by: "value" or "signed", "absolute" (|signed|) or "mean_absolute".
+            k: the number of edges.
+            by: the ranking: "value" (the same as "signed"), "absolute" (|signed|) or
+                "mean_absolute".
 
         Raises:
-            InterpError: another ranking.
+            InterpError: an unknown ranking.
         """
         ranks = {
             "value": self.signed,
@@ -178,27 +181,29 @@ class EdgeScores(Record):
         }
         if by not in ranks:
             raise InterpError(f"edges by {by!r}", "no such ranking", f"choose among {list(ranks)}")
-        places = np.argwhere(self.graph.allowed)
+        edges = np.argwhere(self.graph.allowed)
         strength = ranks[by][self.graph.allowed]
         found = []
-        for rank, place in enumerate(np.argsort(-strength, kind="stable")[:k].tolist(), 1):
-            writer, reader = (int(i) for i in places[place])
+        for rank, number in enumerate(np.argsort(-strength, kind="stable")[:k].tolist(), 1):
+            writer, reader = (int(i) for i in edges[number])
             found.append(
                 RankedEdge(
                     label=self.graph.label(writer, reader),
                     value=float(self.signed[writer, reader]),
                     stderr=float(self.stderr[writer, reader]),
                     rank=rank,
-                    of=len(places),
+                    of=len(edges),
                 )
             )
         return found
 
     def to_native(self) -> EdgeScores:
-        """Scores of the graph with one reader per key/value head: the sums over its copies.
+        """The scores on the graph with one key and value reader per key/value head.
+
+        An edge's score is the sum over its copies.
 
         Raises:
-            InterpError: per-prompt scores were not kept; standard errors need them.
+            InterpError: per-prompt scores were not kept, which the standard errors need.
         """
         if not self.graph.expand_kv:
             return self
@@ -210,7 +215,7 @@ class EdgeScores(Record):
         return replace(self, graph=native, per_prompt=summed, **_statistics(summed, self._gaps()))
 
     def resampled(self, rng: np.random.Generator) -> EdgeScores:
-        """The same scores over prompts drawn with replacement, for stability under resampling.
+        """The scores over prompts drawn with replacement.
 
         Raises:
             InterpError: per-prompt scores were not kept.
@@ -234,11 +239,11 @@ class EdgeScores(Record):
         """One row per edge: its ends, layers, signed and mean absolute score, standard error."""
         import pandas as pd
 
-        places = np.argwhere(self.graph.allowed)
-        writer, reader = places.T
+        edges = np.argwhere(self.graph.allowed)
+        writer, reader = edges.T
         return pd.DataFrame(
             {
-                "edge": [self.graph.label(int(w), int(r)) for w, r in places],
+                "edge": [self.graph.label(int(w), int(r)) for w, r in edges],
                 "writer": np.array(self.graph.writers)[writer],
                 "reader": np.array(self.graph.readers)[reader],
                 "writer_layer": self.graph.writer_layer[writer],
@@ -252,8 +257,8 @@ class EdgeScores(Record):
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """Running sums over prompts, from which mean, mean absolute value and error follow."""
+class RunningSums:
+    """Running sums over prompts, for the mean, the mean absolute value and the standard error."""
 
     shape: tuple[int, int]
     keep: bool
@@ -266,7 +271,7 @@ class Tally:
         self.totals = {name: np.zeros(self.shape) for name in names}
 
     def add(self, values: np.ndarray, gaps: np.ndarray) -> None:
-        """Take in (prompts, writers, readers) effects and each prompt's gap."""
+        """Add (prompts, writers, readers) effects and each prompt's gap."""
         self.totals["sum"] += values.sum(0)
         self.totals["absolute"] += np.abs(values).sum(0)
         self.totals["square"] += (values**2).sum(0)
@@ -276,7 +281,7 @@ class Tally:
             self.kept.append(values.astype(np.float32))
 
     def result(self) -> dict[str, np.ndarray]:
-        """signed, absolute and stderr, relative to the mean gap."""
+        """The fields signed, absolute and stderr, relative to the mean gap."""
         gaps = np.concatenate(self.gaps)
         n, gap = len(gaps), gaps.mean()
         signed = self.totals["sum"] / n / gap
@@ -294,11 +299,6 @@ class Tally:
 
 
 def _statistics(values: np.ndarray, gaps: np.ndarray) -> dict[str, np.ndarray]:
-    tally = Tally(shape=values.shape[1:], keep=False)
-    tally.add(values.astype(np.float64), gaps)
-    return tally.result()
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else value
+    sums = RunningSums(shape=values.shape[1:], keep=False)
+    sums.add(values.astype(np.float64), gaps)
+    return sums.result()

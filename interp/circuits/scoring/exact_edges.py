@@ -1,4 +1,4 @@
-"""The exact effect of every edge: one run with that edge alone replaced."""
+"""The exact effect of every edge: one run in which only that edge is replaced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from interp.circuits.scoring.gradient_estimates import Chunk, Effects, Work
+from interp.circuits.scoring.gradient_estimates import Chunk, EdgeEffects, EstimateState
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.run import run_edges
 from interp.engine.edges.writes import Writes, record_writes
@@ -15,11 +15,13 @@ from interp.engine.layout import Indices
 from interp.engine.readout import LogitsOf
 
 
-def exact_effects(work: Work, chunk: Chunk, stop: Callable[[], None] = lambda: None) -> Effects:
+def exact_effects(
+    work: EstimateState, chunk: Chunk, stop: Callable[[], None] = lambda: None
+) -> EdgeEffects:
     """The metric gained when each edge in turn carries the other run's value, or the replacement.
 
-    Edges are run in batches, by their readers from the last: those of late readers share the
-    layers before. `stop` is called between batches.
+    Edges are run in batches ordered by reader, from the last: edges into late readers share all
+    earlier layers. `stop` is called between batches.
     """
     with torch.no_grad():
         base = record_writes(work.runner, chunk.base)
@@ -39,18 +41,23 @@ def exact_effects(work: Work, chunk: Chunk, stop: Callable[[], None] = lambda: N
             patched = _metric(work, chunk, base, other, masks, start)
             gained[:, edges[:, 0], edges[:, 1]] = work.sign * (m_base - patched).T
             work.forwards += len(edges)
-    return Effects(gained=gained, base=m_base, other=m_other)
+    return EdgeEffects(gained=gained, base=m_base, other=m_other)
 
 
 def _batches(graph: Graph, budget: int) -> list[Indices]:
-    """Edges as (writer, reader), last readers first, as many as their masks leave room for."""
+    """Edges as (writer, reader), last readers first, in batches whose masks fit the budget."""
     edges = np.argwhere(graph.allowed.T)[::-1, ::-1].copy()
     size = int(np.clip(budget // 16 // graph.allowed.size, 1, 512))
     return [edges[begin : begin + size] for begin in range(0, len(edges), size)]
 
 
 def _metric(
-    work: Work, chunk: Chunk, base: Writes, other: Writes, masks: torch.Tensor, start: Indices
+    work: EstimateState,
+    chunk: Chunk,
+    base: Writes,
+    other: Writes,
+    masks: torch.Tensor,
+    start: Indices,
 ) -> torch.Tensor:
     """(masks, prompts) metric."""
     hidden = run_edges(

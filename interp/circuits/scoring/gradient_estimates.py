@@ -1,4 +1,4 @@
-"""Effects of edges, prompt by prompt, from gradients along a path between the two runs."""
+"""Effects of edges on every prompt, from gradients along a path between the two runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from interp.engine.gradients import (
 from interp.engine.layout import Indices, Layout
 from interp.engine.readout import LogitsOf
 
-Alphas = tuple[tuple[float, float], ...]
-"""(place between base = 0 and other = 1, weight) of each point of an integration rule."""
+IntegrationPoints = tuple[tuple[float, float], ...]
+"""(position between base = 0 and other = 1, weight) of each point of an integration rule."""
 
 RULES = ("midpoint", "left", "right", "trapezoid", "gauss")
 WRITTEN = frozenset({"z", "mlp_out"})
 
 
-def rule_points(rule: str, steps: int) -> Alphas:
+def rule_points(rule: str, steps: int) -> IntegrationPoints:
     """The points and weights of an integration rule on [0, 1].
 
     Raises:
@@ -51,20 +51,26 @@ def rule_points(rule: str, steps: int) -> Alphas:
     if rule == "trapezoid":
         even = np.full(steps, 1 / (steps - 1))
         even[[0, -1]] /= 2
-        places = np.linspace(0, 1, steps)
+        points = np.linspace(0, 1, steps)
     elif rule == "gauss":
         nodes, weights = np.polynomial.legendre.leggauss(steps)
-        places, even = (nodes + 1) / 2, weights / 2
+        points, even = (nodes + 1) / 2, weights / 2
     else:
-        places = (np.arange(steps) + {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]) / steps
-    return tuple(zip(places.tolist(), even.tolist(), strict=True))
+        points = (np.arange(steps) + {"left": 0.0, "midpoint": 0.5, "right": 1.0}[rule]) / steps
+    return tuple(zip(points.tolist(), even.tolist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some pairs, shortest first: both runs' tokens, where they differ, what is asked of them.
+    """Some pairs, shortest first.
 
-    `rebuilt` says that not even one pair's graph fits the budget.
+    Attributes:
+        base: tokens of the base run.
+        other: tokens of the other run.
+        differ: the first token at which the two differ.
+        targets: the targets of the metric.
+        rebuilt: whether not even one pair's autograd graph fits the budget, so that layers are
+            recomputed during the backward pass.
     """
 
     base: list[tuple[int, ...]]
@@ -75,10 +81,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effects:
-    """Of each prompt of a chunk: the metric gained by every edge, and both plain metrics.
+class EdgeEffects:
+    """The effects of all edges on each prompt of a chunk.
 
-    `unexplained` is (prompts, paths): the sum of a path's effects minus the exact one.
+    Attributes:
+        gained: (prompts, writers, readers) metric gained.
+        base: (prompts,) metric of the base run.
+        other: (prompts,) metric of the other run.
+        unexplained: (prompts, paths) the sum of a path's effects minus the exact effect.
     """
 
     gained: Tensor
@@ -88,11 +98,20 @@ class Effects:
 
 
 @dataclass(kw_only=True)
-class Work:
+class EstimateState:
     """What all chunks of a call share, and the passes made so far.
 
-    `replacement` holds one token's writes for zero and mean ablation. `reach` sums how far the
-    metric could move along the gradients used.
+    Attributes:
+        runner: the model.
+        graph: the graph.
+        metric: the task's metric.
+        noise: whether the base run is the clean one.
+        replacement: every writer's output at one token in zero and mean ablation; else None.
+        budget: the memory budget in bytes.
+        forwards: forward passes made.
+        backwards: backward passes made.
+        rebuilt: passes whose layers were recomputed.
+        reach: first-order bound on how far the metric can move, summed over points and prompts.
     """
 
     runner: Runner
@@ -108,12 +127,12 @@ class Work:
 
     @property
     def constant(self) -> bool:
-        """Whether edges carry a constant in place of the other run."""
+        """Whether removed edges carry a constant, not the other run."""
         return self.replacement is not None
 
     @property
     def sign(self) -> int:
-        """What is lost from base to other supports the behaviour when noising."""
+        """The sign of the metric gained: base minus other when noising, other minus base else."""
         return 1 if self.noise else -1
 
     def run(
@@ -127,7 +146,7 @@ class Work:
         kept: frozenset[str] = frozenset(),
         grad: bool = False,
     ) -> Run:
-        """A counted forward pass of a chunk's rows."""
+        """Run the rows of a chunk forward, and count the pass."""
         self.forwards += 1
         post = any(block.ln1_post is not None for block in self.runner.decoder.blocks)
         wanted = frozenset(READS)
@@ -147,7 +166,7 @@ class Work:
         )
 
     def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor | None = None) -> Point:
-        """A counted backward pass."""
+        """Take the gradient of a run, and count the pass."""
         _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
         self.backwards += 1
         self.rebuilt += run.recompute
@@ -156,7 +175,7 @@ class Work:
         return point(self.runner, run, final, weight, self.graph)
 
     def note(self, run: Run, final: Tensor, moved: Tensor) -> None:
-        """How far the metric could move with final residuals that move by `moved`."""
+        """Add to `reach`: the bound for final residual streams that change by `moved`."""
         at = run.layout.last.to(self.runner.device)
         self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
 
@@ -176,7 +195,7 @@ class Work:
             return self.metric(LogitsOf(decoder=self.runner.decoder, hidden=hidden), chunk.targets)
 
     def change(self, base: Run, other: Run) -> WriterOutputs:
-        """What supports the behaviour when it is there: clean minus what replaces it."""
+        """The change of every writer's output: clean minus its replacement."""
         if self.replacement is not None:
             return WriterOutputs.of(base, self.graph).minus(self.replacement)
         clean, corrupted = (base, other) if self.noise else (other, base)
@@ -185,7 +204,7 @@ class Work:
     def products(
         self, chunk: Chunk, layout: Layout, change: WriterOutputs, writers: slice
     ) -> Products:
-        """Products for some writers, within what the runs leave of the budget."""
+        """Products of some writers' changes with gradients, in the budget that the runs leave."""
         starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
         return Products(
             runner=self.runner,
@@ -198,28 +217,28 @@ class Work:
         )
 
 
-EdgeEstimate = Callable[[Work, Chunk], Effects]
+EdgeEstimate = Callable[[EstimateState, Chunk], EdgeEffects]
 
 
-def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
-    """Gradients averaged over runs whose input embeddings lie between the two runs'.
+def input_path(work: EstimateState, chunk: Chunk, points: IntegrationPoints) -> EdgeEffects:
+    """Gradients averaged over runs whose input embeddings are interpolated between the two runs.
 
-    One point at 0 is EAP, one at each end "clean-corrupted". The sum over the input's edges is
+    One point at 0 is "EAP"; one at each end is "clean-corrupted". The sum over the input's edges is
     compared with the exact difference between the ends of the path. Under zero and mean ablation
-    the path ends where all tokens are one: see `_with_end`.
+    all tokens are equal at the end of the path, see `_with_end`.
     """
     layout, x = rows_of(work.runner, chunk.base)
     y = rows_of(work.runner, chunk.other)[1]
-    places = [place for place, _ in points if place == 0 or (place == 1 and not work.constant)]
-    both = _both(work, chunk, layout, (x, y), places)
+    ends = [at for at, _ in points if at == 0 or (at == 1 and not work.constant)]
+    both = _both(work, chunk, layout, (x, y), ends)
     end = x - both.change.embed if work.constant else y
     products = work.products(chunk, layout, both.change, slice(0, len(work.graph.writers)))
     gained = torch.zeros(len(layout), *work.graph.shape, dtype=torch.float64)
     held: list[Point] = []
-    for place, weight in points:
-        run = both.runs.pop(place, None)
+    for at, weight in points:
+        run = both.runs.pop(at, None)
         if run is None:
-            run = work.run(x + place * (end - x), layout, chunk, grad=True)
+            run = work.run(x + at * (end - x), layout, chunk, grad=True)
         held.append(work.point(run, chunk, weight, both.moved))
         del run
         if chunk.rebuilt:
@@ -227,7 +246,7 @@ def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
     if held:
         products.add_to(gained, held)
     unexplained = gained[:, 0].sum(-1) - work.sign * (both.base - both.end)
-    return Effects(
+    return EdgeEffects(
         gained=_causal(work.graph, gained),
         base=both.base,
         other=both.other,
@@ -237,10 +256,15 @@ def input_path(work: Work, chunk: Chunk, points: Alphas) -> Effects:
 
 @dataclass(frozen=True, kw_only=True)
 class _Both:
-    """Both runs: those whose gradient is asked for by place, the metrics, and what changes.
+    """Both runs of a chunk, their metric, and the change between them.
 
-    `end` is the metric at the end of the path: the other run's but under zero and mean ablation.
-    `moved` is how far the final residual moves.
+    Attributes:
+        runs: the runs whose gradient is needed, by their point on the path, 0.0 or 1.0.
+        base: metric of the base run.
+        other: metric of the other run.
+        end: metric at the end of the path; under counterfactual ablation that of the other run.
+        change: the change of every writer's output.
+        moved: the change of the final residual stream.
     """
 
     runs: dict[float, Run]
@@ -252,11 +276,15 @@ class _Both:
 
 
 def _both(
-    work: Work, chunk: Chunk, layout: Layout, rows: tuple[Tensor, Tensor], places: Sequence[float]
+    work: EstimateState,
+    chunk: Chunk,
+    layout: Layout,
+    rows: tuple[Tensor, Tensor],
+    wanted: Sequence[float],
 ) -> _Both:
-    """Two forward passes. A run that is not asked for again is let go here."""
+    """Two forward passes. A run that is not needed again is freed here."""
     (x, y), last = rows, work.graph.n_layers
-    base = work.run(x, layout, chunk, kept=WRITTEN, grad=0.0 in places)
+    base = work.run(x, layout, chunk, kept=WRITTEN, grad=0.0 in wanted)
     if work.constant:
         wide, y = _with_end(work, layout, y)
         other = work.run(y, wide, chunk)
@@ -267,14 +295,14 @@ def _both(
         )
         finals = finals[1:]
     else:
-        other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in places)
+        other = work.run(y, layout, chunk, kept=WRITTEN, grad=1.0 in wanted)
         finals = other.site(last, "resid_pre")
         m_other = m_end = work.value(other, chunk)
     change = work.change(base, other)
     for run in (base, other):
         run.kept -= WRITTEN | {"post"}
     return _Both(
-        runs={place: run for place, run in ((0.0, base), (1.0, other)) if place in places},
+        runs={at: run for at, run in ((0.0, base), (1.0, other)) if at in wanted},
         base=work.value(base, chunk),
         other=m_other,
         end=m_end,
@@ -283,12 +311,11 @@ def _both(
     )
 
 
-def _with_end(work: Work, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]:
-    """Rows with one of a single token before them: all that the input is replaced with.
+def _with_end(work: EstimateState, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]:
+    """The rows, preceded by a single-token row with the replacement of the input.
 
-    Where every token enters as the same vector, attention mixes equal values and every token leaves
-    as the same vector too, whatever its position: one token tells what prompts of all lengths
-    would give.
+    If all tokens enter as the same vector, attention mixes equal values, and all tokens leave as
+    the same vector. So one token gives the result for prompts of every length.
     """
     assert work.replacement is not None
     length = np.concatenate([[1], layout.length])
@@ -298,11 +325,13 @@ def _with_end(work: Work, layout: Layout, rows: Tensor) -> tuple[Layout, Tensor]
     return wide, torch.cat([work.replacement.embed.to(rows), rows])
 
 
-def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool) -> Effects:
-    """For every writer, gradients averaged over runs in which that writer alone is in between.
+def activation_paths(
+    work: EstimateState, chunk: Chunk, points: IntegrationPoints, *, together: bool
+) -> EdgeEffects:
+    """For every writer, gradients averaged over runs in which only its output is interpolated.
 
-    Its edges then add up to the exact effect of patching it, which is computed as well. With
-    `together` a layer's heads move at once.
+    The scores of its edges sum to the exact effect of patching it, which is computed as well. With
+    `together` all heads of a layer are interpolated at once.
     """
     layout, x = rows_of(work.runner, chunk.base)
     y = rows_of(work.runner, chunk.other)[1]
@@ -326,7 +355,7 @@ def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool
         end = _between(work, chunk, base, change, writers, 1.0, grad=False)
         exact = work.sign * (m_base - work.value(end, chunk))
         unexplained.append(gained[:, writers].sum((1, 2)) - exact)
-    return Effects(
+    return EdgeEffects(
         gained=_causal(work.graph, gained),
         base=m_base,
         other=work.value(other, chunk),
@@ -335,7 +364,7 @@ def activation_paths(work: Work, chunk: Chunk, points: Alphas, *, together: bool
 
 
 def _paths(graph: Graph, together: bool) -> Iterator[slice]:
-    """Writers that move together: each alone, or all heads of a layer at once."""
+    """Writers interpolated together: each one alone, or all heads of a layer at once."""
     yield slice(0, 1)
     for layer in range(graph.n_layers):
         heads = graph.heads(layer)
@@ -347,7 +376,7 @@ def _paths(graph: Graph, together: bool) -> Iterator[slice]:
 
 
 def _between(
-    work: Work,
+    work: EstimateState,
     chunk: Chunk,
     base: Run,
     change: WriterOutputs,
@@ -356,7 +385,7 @@ def _between(
     *,
     grad: bool,
 ) -> Run:
-    """The base run with some writers a part of the way to their other values."""
+    """The base run with some writers' outputs interpolated towards their other values."""
     step = -alpha * work.sign
     layer = int(work.graph.writer_layer[writers.start])
     if layer < 0:
@@ -374,5 +403,5 @@ def _between(
 
 
 def _causal(graph: Graph, gained: Tensor) -> Tensor:
-    """Exactly 0 where there is no edge."""
+    """Set entries without an edge to exactly 0."""
     return gained.mul_(torch.tensor(graph.allowed))

@@ -1,4 +1,4 @@
-"""Information-flow routes: which writers a reader's input is made of. Not causal."""
+"""Information-flow routes: each writer's share of every reader's input. Not causal."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.circuits.scoring.gradient_estimates import WRITTEN, Chunk, Effects, Work
+from interp.circuits.scoring.gradient_estimates import WRITTEN, Chunk, EdgeEffects, EstimateState
 from interp.engine.architecture import Block
 from interp.engine.edges.products import Products, WriterOutputs
 from interp.engine.gradients import Run, rows_of
 
 
-def flow_shares(work: Work, chunk: Chunk) -> Effects:
+def flow_shares(work: EstimateState, chunk: Chunk) -> EdgeEffects:
     """Each writer's share of every reader's input, averaged over a prompt's tokens.
 
         share(u, v) = d(u) / sum over u' of d(u'),  d(u) = max(0, |in_v| - |in_v - a_u|),
 
-    with 1-norms, at each token; the logits at the last token alone, which is the one they are
-    read from. Queries, keys and values of a layer read one input and have equal shares. Under a
-    post-norm a head's write is its share of the norm's output, at the norm's scale.
+    with 1-norms, at each token; for the logits, at the last token only. a_u is the output of u and
+    in_v the input of v. Queries, keys and values of a layer read the same input and have equal
+    shares. Under a post-norm a head's output is its part of the norm's output, at the norm's scale.
+
+    Source: arXiv 2403.00824.
     """
     layout, x = rows_of(work.runner, chunk.base)
     run = work.run(x, layout, chunk, kept=WRITTEN | {"attn_raw", "resid_mid"})
@@ -48,18 +50,18 @@ def flow_shares(work: Work, chunk: Chunk) -> Effects:
             found[rows, :, -1] += _shares(ends, final).T * length[:, None]
     found /= torch.from_numpy(layout.length)[:, None, None]
     nothing = torch.full((len(layout),), torch.nan, dtype=torch.float64)
-    return Effects(gained=found, base=work.value(run, chunk), other=nothing)
+    return EdgeEffects(gained=found, base=work.value(run, chunk), other=nothing)
 
 
 def _shares(writes: Tensor, read: Tensor) -> Tensor:
-    """(writers, tokens) shares of what is read, float64 on the CPU."""
+    """(writers, tokens) shares of the input, float64 on the CPU."""
     close = read.abs().sum(-1) - (read - writes).abs().sum(-1)
     close = close.clamp(min=0).double().cpu()
     total = close.sum(0, keepdim=True)
     return torch.where(total > 0, close / total, 0.0)
 
 
-def _writes(work: Work, run: Run, written: WriterOutputs, at: Tensor) -> Tensor:
+def _writes(work: EstimateState, run: Run, written: WriterOutputs, at: Tensor) -> Tensor:
     """(writers, tokens, d_model): what each writer adds to the residual stream."""
     found = [written.embed[at][None]]
     for layer, block in enumerate(work.runner.decoder.blocks):
@@ -73,8 +75,8 @@ def _heads(block: Block, z: Tensor, raw: Tensor) -> Tensor:
     return found if block.ln1_post is None else block.ln1_post.share(found, raw)
 
 
-def _reads(work: Work, run: Run, at: Tensor) -> list[tuple[slice, int, Tensor]]:
-    """(readers, number of writers before them, what they read) of every layer."""
+def _reads(work: EstimateState, run: Run, at: Tensor) -> list[tuple[slice, int, Tensor]]:
+    """(readers, number of writers before them, their input) for every layer."""
     graph, found = work.graph, []
     for layer, block in enumerate(work.runner.decoder.blocks):
         groups = graph.groups(layer)

@@ -1,4 +1,4 @@
-"""Scores of all edges at once: gradients in place of one run per edge."""
+"""Scores of all edges at once, from gradients or from one run per edge."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from interp.circuits.model_graph import graph_of
-from interp.circuits.scoring.edge_scores import EdgeScores, Passes, Tally
+from interp.circuits.scoring.edge_scores import EdgeScores, Passes, RunningSums
 from interp.circuits.scoring.exact_edges import exact_effects
 from interp.circuits.scoring.gradient_estimates import (
-    Alphas,
     Chunk,
     EdgeEstimate,
-    Work,
+    EstimateState,
+    IntegrationPoints,
     activation_paths,
     input_path,
     rule_points,
@@ -28,6 +28,7 @@ from interp.circuits.trials.removed_edges import ABLATIONS, ablated_runs
 from interp.core.arguments import listed
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
+from interp.core.run_options import RunOptions
 from interp.engine.edges.writes import edge_runner
 from interp.engine.gradients import chunks
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
@@ -50,8 +51,8 @@ LONG = ("EAP-IG-activations", "exact")
 _NO_GRADIENT = 1e-4
 _ADVICE = "use method='EAP-IG-inputs' or 'clean-corrupted', direction='denoise', or logit_diff"
 POST_NORM = (
-    "heads add up before a post-norm: each head's write is taken through the norm's "
-    "linearisation at the run whose gradient is used"
+    "head outputs are summed before a post-norm: each head's output is passed through the norm "
+    "linearised at the run whose gradient is used"
 )
 
 
@@ -75,81 +76,86 @@ def score_edges(
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> EdgeScores:
-    """An estimate, for every edge u -> v, of what replacing what u tells v takes from the metric.
+    """For every edge u -> v, estimate how much the metric drops when v reads u's other output.
 
-    The exact number is m(base) - m(base with u -> v carrying u's value in the other run), base
-    being the clean run (noise); with the sign turned and base the corrupted run for denoise. To
-    first order it is
+    The exact effect is m(base) - m(base with u -> v carrying u's output in the other run), where
+    base is the clean run ("noise"). For "denoise" base is the corrupted run and the sign is
+    reversed. To first order the effect is
 
         s(u -> v) = sum over tokens of (a_u[clean] - a_u[corrupted]) . dm/d in_v,
 
-    a_u being u's write and in_v the residual stream as v reads it, before its norm. The methods
+    with a_u the output of u and in_v the residual stream that v reads, before its norm. Scores are
+    divided by the mean clean-corrupted gap; positive scores support the behaviour. The methods
     differ in where the gradient is taken:
 
-    - "EAP": at the base run (arXiv 2310.10348). 2 forward passes, 1 backward per batch.
-    - "clean-corrupted": the mean of both runs. 2 forward, 2 backward.
-    - "EAP-IG-inputs": averaged over `steps` runs whose input embeddings lie between the two
-      (arXiv 2403.17806). At most 2 + steps forward, steps backward. The input's edges then add up
-      to the clean-corrupted difference, but for the rule's error: the completeness gap.
-    - "EAP-IG-activations": for every writer on its own, averaged over runs in which that writer
-      alone lies between. Its edges add up to the exact effect of patching it. This takes more
-      passes than the other: for W writers 4 + W (steps + 1) forward, all but 4 from the writer's
-      layer on, and W steps backward; with `together` a layer's heads lie between at once, and W is
-      1 + 2 n_layers.
+    - "EAP": at the base run (arXiv 2310.10348). 2 forward and 1 backward passes.
+    - "clean-corrupted": the mean over both runs. 2 forward and 2 backward passes.
+    - "EAP-IG-inputs": averaged over `steps` runs whose input embeddings are interpolated between
+      the two runs (arXiv 2403.17806). At most 2 + steps forward and steps backward passes. The
+      scores of the input's edges sum to the clean-corrupted difference up to the error of the
+      integration rule, the completeness gap.
+    - "EAP-IG-activations": for every writer separately, averaged over runs in which only this
+      writer's output is interpolated. The scores of its edges sum to the exact effect of patching
+      it. For W writers 4 + W (steps + 1) forward passes, all but 4 of them from the writer's layer
+      on, and W steps backward passes. With `together` all heads of a layer are interpolated at
+      once, and W is 1 + 2 n_layers.
     - "exact": one run per edge, in batches (`interp.engine.edges.run`).
-    - "information-flow-routes": shares of a reader's input (arXiv 2403.00824), clean run only;
-      not causal, unit "share". 1 forward.
+    - "information-flow-routes": each writer's share of a reader's input in the clean run (arXiv
+      2403.00824). Not causal; unit "share". 1 forward pass.
 
-    These are passes per batch under every ablation. A mean takes one forward pass more for every
-    batch of reference prompts, once a call.
+    These are passes per batch of prompts. Mean ablation adds one forward pass per batch of
+    reference prompts, once per call.
 
-    Heads write z_h W_O^h; the output bias belongs to none. Keys and values have one reader per
-    key/value head, or per query head with `expand_kv`. Under a post-norm (Gemma-2 and 3, OLMo-2)
-    heads add up before the norm: a head's write is taken through the norm's linearisation at the
-    run whose gradient is used, so that a writer's edges add up to its node's attribution. (The
-    exact effects recompute the norm.)
+    A head's output is z_h W_O^h; the output bias belongs to no head. There is one key and one value
+    reader per key/value head, or per query head with `expand_kv`. Under a post-norm (Gemma-2 and 3,
+    OLMo-2) head outputs are summed before the norm. Each is passed through the norm linearised at
+    the run whose gradient is used, so the scores of a writer's edges sum to its node attribution.
+    The exact effects recompute the norm.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs; lengths may differ between pairs.
         method: one of the above.
-        steps: points of the path for the two EAP-IG methods.
-        rule: "midpoint", "left", "right", "trapezoid" or "gauss" (Gauss-Legendre).
+        steps: points of the integration path of the two EAP-IG methods.
+        rule: the integration rule: "midpoint", "left", "right", "trapezoid" or "gauss"
+            (Gauss-Legendre).
         direction: "noise" (base = clean) or "denoise" (base = corrupted).
-        ablation: what an edge carries instead: "counterfactual" (the other run), "resample"
-            (the run of another clean prompt, which then stands for the corrupted one: the gap is
-            that between the two), "zero", or "mean". See `interp.circuits.trials.removed_edges`.
-        reference: the prompts whose tokens the mean is over, none of them evaluated.
-        expand_kv: key and value readers per query head.
-        neurons: those that are nodes of their own beside the rest of their MLP, such as L26N6475.
-            A neuron writes its activation times its output weights and reads for itself; without
-            a post-norm, scores of the neurons of an MLP and of its rest add up to the MLP's, both
-            out of it and into it. Not for "EAP-IG-activations" and "information-flow-routes".
-        together: see EAP-IG-activations.
-        per_prompt: keep every prompt's scores, for bootstraps.
-        seed: which other prompt resample ablation takes.
-        budget_gb: memory for runs in flight, graphs and products. Changes time, not the result;
-            one prompt must fit.
-        progress: called with (prompts done, prompts in all).
+        ablation: what an edge carries instead: "counterfactual" (the other run), "resample" (the
+            run of another clean prompt, which replaces the corrupted one, also in the gap),
+            "zero", or "mean". See `interp.circuits.trials.removed_edges`.
+        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
+        expand_kv: separate key and value readers for every query head.
+        neurons: neurons that are nodes of their own, apart from the rest of their MLP, such as
+            L26N6475. A neuron has its own input, and writes its activation times its output
+            weights. Without a post-norm, the scores of an MLP's neurons and of its rest sum to
+            those of the MLP, both out of it and into it. Not for "EAP-IG-activations" and
+            "information-flow-routes".
+        together: see "EAP-IG-activations".
+        per_prompt: keep the scores of every prompt, for bootstraps.
+        seed: seed of the other prompts in resample ablation.
+        budget_gb: memory for runs in flight, autograd graphs and products. Changes the time, not
+            the result. One prompt must fit.
+        progress: called with (prompts done, prompts in total).
         cancelled: asked before every batch.
 
     Returns:
-        EdgeScores, as fractions of the clean-corrupted gap, positive = supports the behaviour.
+        EdgeScores, as fractions of the clean-corrupted gap, positive for edges that support the
+        behaviour.
 
     Raises:
         InterpError: no fast engine, training mode, unknown method, ablation or rule, pairs of equal
-            prompts, a graph beyond the budget, a mean over no or evaluated prompts, a gap below its
-            standard error (for the two methods of many passes found by two passes first), a metric
-            without gradient where it is taken (KL at the clean run) or not differentiable, a call
-            inside `intervene`.
+            prompts, a graph that does not fit the budget, a mean without reference prompts or over
+            evaluated ones, a gap below its standard error (the two slow methods check it first,
+            with two passes), a metric whose gradient is zero (KL at the clean run) or that is not
+            differentiable, or a call inside `intervene`.
 
-    Departs from hannamw/EAP-IG: sums within a prompt, means over prompts (no dependence on batch
-    size); midpoint rule; EAP-IG-activations integrates each writer on its own rather than
-    averaging over unrelated interpolations; means are over all tokens; post-norms are respected;
-    2 forward passes for EAP rather than 3. Equals finite differences and, where the model is
-    linear, exact effects (tests/test_edge_scores.py).
+    Departs from hannamw/EAP-IG: sums within a prompt and means over prompts, so the batch size does
+    not matter; midpoint rule; EAP-IG-activations integrates every writer separately and does not
+    average over unrelated interpolations; means are over all tokens; post-norms are handled; EAP
+    takes 2 forward passes, not 3. Equals finite differences and, for a linear model, exact effects
+    (tests/circuits/test_score_edges.py).
     """
-    ask = _Ask(
+    spec = _EdgeSpec(
         method=method,
         steps=steps,
         rule=rule,
@@ -160,26 +166,28 @@ def score_edges(
         together=together,
         per_prompt=per_prompt,
         points=rule_points(rule, steps) if method in RULED else (),
+        reference=reference,
+        seed=seed,
     )
-    _refuse(model, task, ask, budget_gb)
-    work, runs, over = _prepare(model, task, ask, reference, seed, budget_gb)
-    estimate = _estimate(ask, cancelled)
+    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled)
+    _refuse(model, task, spec)
+    work, runs, over = _prepare(model, task, spec, options)
     with stoppable(cancelled):
-        tally, ends, unexplained, batches = _measure(work, runs, ask, estimate, progress, cancelled)
+        sums, ends, unexplained, batches = _measure(work, runs, spec, options)
     clean, corrupted = ends if work.noise else ends[::-1]
-    if not ask.share:
+    if not spec.share:
         check_gap(clean, corrupted)
         _check_reach(work, task, method, clean - corrupted)
     return EdgeScores(
         graph=work.graph,
-        per_prompt=np.concatenate(tally.kept)[_back(runs)] if per_prompt else None,
+        per_prompt=np.concatenate(sums.kept)[_back(runs)] if per_prompt else None,
         clean=clean,
         corrupted=corrupted,
         method=method,
         direction=direction,
-        ablation="none" if ask.share else ablation,
-        steps=len(ask.points) or 1,
-        rule=rule if ask.points else "",
+        ablation="none" if spec.share else ablation,
+        steps=len(spec.points) or 1,
+        rule=rule if spec.points else "",
         completeness_gap=_completeness(unexplained, clean - corrupted, method),
         passes=Passes(
             forwards=work.forwards,
@@ -189,16 +197,16 @@ def score_edges(
         ),
         metric=task.metric.name,
         metric_unit=task.metric.unit,
-        unit="share" if ask.share else "gap",
-        provenance=provenance(model, task, ask.call(reference, seed)),
+        unit="share" if spec.share else "gap",
+        provenance=provenance(model, task, spec.call()),
         notes=(*over, *_notes(work, method)),
-        **tally.result(),
+        **sums.result(),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ask:
-    """What is estimated, and how."""
+class _EdgeSpec:
+    """The arguments of `score_edges`, and the points and weights of the integration rule."""
 
     method: str
     steps: int
@@ -209,128 +217,123 @@ class _Ask:
     neurons: tuple[str | tuple[int, int], ...]
     together: bool
     per_prompt: bool
-    points: Alphas
+    points: IntegrationPoints
+    reference: Task | None
+    seed: int
 
     @property
     def share(self) -> bool:
-        """Whether inputs are divided up rather than effects measured."""
+        """Whether scores are shares of a reader's input, not effects."""
         return self.method == "information-flow-routes"
 
-    def call(self, reference: Task | None, seed: int) -> str:
-        """The Python that repeats the measurement."""
+    def call(self) -> str:
+        """The Python call that repeats the measurement."""
         names = ("method", "steps", "rule", "direction", "ablation", "expand_kv", "together")
         spelled = [f"{name}={getattr(self, name)!r}" for name in names]
         if self.neurons:
             spelled.append(f"neurons={self.neurons!r}")
         if self.ablation == "resample":
-            spelled.append(f"seed={seed}")
-        if reference is not None:
-            spelled.append(f"reference={reference.source or 'own_reference'}")
+            spelled.append(f"seed={self.seed}")
+        if self.reference is not None:
+            spelled.append(f"reference={self.reference.source or 'own_reference'}")
         return f"scores = interp.circuits.score_edges(model, task, {', '.join(spelled)})"
 
 
-def _refuse(model: LanguageModel, task: Task, ask: _Ask, budget_gb: float) -> None:
+def _refuse(model: LanguageModel, task: Task, spec: _EdgeSpec) -> None:
     """Check the arguments before anything runs."""
-    if ask.method not in METHODS:
-        raise unknown("edge scoring method", ask.method, METHODS)
-    if ask.neurons and ask.method in ("EAP-IG-activations", "information-flow-routes"):
+    if spec.method not in METHODS:
+        raise unknown("edge scoring method", spec.method, METHODS)
+    if spec.neurons and spec.method in ("EAP-IG-activations", "information-flow-routes"):
         raise InterpError(
-            f"{ask.method} with neurons as nodes",
-            "it takes whole MLPs",
+            f"{spec.method} with neurons as nodes",
+            "it scores whole MLPs only",
             "use EAP, EAP-IG-inputs, clean-corrupted or exact",
         )
-    if ask.ablation not in ABLATIONS:
-        raise unknown("ablation", ask.ablation, ABLATIONS)
+    if spec.ablation not in ABLATIONS:
+        raise unknown("ablation", spec.ablation, ABLATIONS)
     model.require_decoder("scoring edges")
-    if ask.ablation != "counterfactual" and (
-        ask.direction == "denoise" or ask.method == "clean-corrupted"
+    if spec.ablation != "counterfactual" and (
+        spec.direction == "denoise" or spec.method == "clean-corrupted"
     ):
         raise InterpError(
-            f"{ask.ablation} ablation with {ask.method}, {ask.direction}",
-            "it takes something away from the clean run; there is no second run to start from",
+            f"{spec.ablation} ablation with {spec.method}, {spec.direction}",
+            "this ablation removes values from the clean run and gives no second run to start from",
             "use direction='noise' and another method, or ablation='counterfactual'",
         )
-    if ask.share and ask.direction != "noise":
+    if spec.share and spec.direction != "noise":
         raise InterpError(
-            f"{ask.method}, {ask.direction}", "it looks at the clean run", "use direction='noise'"
+            f"{spec.method}, {spec.direction}",
+            "it uses the clean run only",
+            "use direction='noise'",
         )
-    budget_bytes(budget_gb)
-    if task.metric.needs_reference and ask.method == "EAP" and ask.direction == "noise":
+    if task.metric.needs_reference and spec.method == "EAP" and spec.direction == "noise":
         raise InterpError(
-            f"{ask.method} of {task.metric.name}",
-            "it compares with the clean run, where its gradient is zero",
+            f"{spec.method} of {task.metric.name}",
+            "it compares with the clean run, so its gradient there is zero",
             _ADVICE,
         )
 
 
 def _prepare(
-    model: LanguageModel,
-    task: Task,
-    ask: _Ask,
-    reference: Task | None,
-    seed: int,
-    budget_gb: float,
-) -> tuple[Work, PairedRuns, tuple[str, ...]]:
-    """The runs of the task, what removed edges carry, and that in words."""
+    model: LanguageModel, task: Task, spec: _EdgeSpec, options: RunOptions
+) -> tuple[EstimateState, PairedRuns, tuple[str, ...]]:
+    """The runs of the task, what removed edges carry, and notes on it."""
     decoder = model.require_decoder("scoring edges")
+    budget = budget_bytes(options.budget_gb)
     model.refuse_changed("scoring edges")
     keep_freed_memory()
-    graph = graph_of(model, expand_kv=ask.expand_kv, neurons=ask.neurons)
+    graph = graph_of(model, expand_kv=spec.expand_kv, neurons=spec.neurons)
     runner = edge_runner(decoder, graph)
     ablated = ablated_runs(
         model,
         task,
-        ablation="counterfactual" if ask.share else ask.ablation,
-        direction=ask.direction,
-        reference=None if ask.share else reference,
-        seed=seed,
+        ablation="counterfactual" if spec.share else spec.ablation,
+        direction=spec.direction,
+        reference=None if spec.share else spec.reference,
+        seed=spec.seed,
     )
-    work = Work(
+    work = EstimateState(
         runner=runner,
         graph=graph,
         metric=task.metric,
-        noise=ask.direction == "noise",
+        noise=spec.direction == "noise",
         replacement=ablated.writes(runner),
-        budget=budget_bytes(budget_gb),
+        budget=budget,
         forwards=len(ablated.batches),
     )
-    over = {"resample": f"other prompts drawn with seed {seed}"}
-    if reference is not None:
-        over["mean"] = f"means over the tokens of {reference.name}"
-    words = "" if ask.share else over.get(ask.ablation, "")
-    return work, ablated.runs, (words,) if words else ()
+    notes = {"resample": f"other prompts drawn with seed {spec.seed}"}
+    if spec.reference is not None:
+        notes["mean"] = f"means over the tokens of {spec.reference.name}"
+    note = "" if spec.share else notes.get(spec.ablation, "")
+    return work, ablated.runs, (note,) if note else ()
 
 
 def _measure(
-    work: Work,
-    runs: PairedRuns,
-    ask: _Ask,
-    estimate: EdgeEstimate,
-    progress: Progress | None,
-    cancelled: Callable[[], bool],
-) -> tuple[Tally, np.ndarray, list[np.ndarray], int]:
-    """Sums over prompts, the metrics of both runs, what is unexplained, and number of batches."""
+    work: EstimateState, runs: PairedRuns, spec: _EdgeSpec, options: RunOptions
+) -> tuple[RunningSums, np.ndarray, list[np.ndarray], int]:
+    """Sums over prompts, both runs' metric, what is unexplained, and the number of batches."""
+    estimate = _estimate(spec, options.cancelled)
     order, done = _order(runs), 0
-    points = max(len(ask.points), 1 + (ask.method == "clean-corrupted"))
-    _refuse_large(work, runs, ask)
+    points = max(len(spec.points), 1 + (spec.method == "clean-corrupted"))
+    _refuse_large(work, runs, spec)
     pieces = list(_chunks(work, runs, order, points))
-    tally = Tally(shape=work.graph.shape, keep=ask.per_prompt)
+    sums = RunningSums(shape=work.graph.shape, keep=spec.per_prompt)
     ends, unexplained = np.zeros((2, len(order))), []
-    if ask.method in LONG:  # two passes more, and no effect of nothing is computed for hours
+    if spec.method in LONG:  # two more passes, so that no hours are spent without a gap
         check_gap(*np.concatenate([work.ends(chunk) for chunk in pieces], axis=1))
     for chunk in pieces:
-        if cancelled():
+        if options.cancelled():
             raise Cancelled("scoring edges", f"stopped after {done} prompts", "rerun it")
         chosen, done = order[done : done + len(chunk.base)], done + len(chunk.base)
         found = estimate(work, chunk)
         ends[:, chosen] = found.base.numpy(), found.other.numpy()
         gaps = work.sign * (found.base - found.other).numpy()
-        tally.add(found.gained.numpy(), np.ones_like(gaps) if ask.share else gaps)
+        sums.add(found.gained.numpy(), np.ones_like(gaps) if spec.share else gaps)
         if found.unexplained is not None:
             unexplained.append(found.unexplained.numpy())
-        if progress is not None:
-            progress(done, len(order))
-    return tally, ends, unexplained, len(pieces)
+        if options.progress is not None:
+            options.progress(done, len(order))
+    return sums, ends, unexplained, len(pieces)
 
 
 def _order(runs: PairedRuns) -> np.ndarray:
@@ -339,11 +342,11 @@ def _order(runs: PairedRuns) -> np.ndarray:
 
 
 def _back(runs: PairedRuns) -> np.ndarray:
-    """Where each prompt is in that order."""
+    """The index of every prompt in that order."""
     return np.argsort(_order(runs))
 
 
-def _estimate(ask: _Ask, cancelled: Callable[[], bool]) -> EdgeEstimate:
+def _estimate(spec: _EdgeSpec, cancelled: Callable[[], bool]) -> EdgeEstimate:
     """The method as a function of a chunk."""
 
     def stop() -> None:
@@ -353,19 +356,21 @@ def _estimate(ask: _Ask, cancelled: Callable[[], bool]) -> EdgeEstimate:
     found: dict[str, EdgeEstimate] = {
         "EAP": partial(input_path, points=((0.0, 1.0),)),
         "clean-corrupted": partial(input_path, points=((0.0, 0.5), (1.0, 0.5))),
-        "EAP-IG-inputs": partial(input_path, points=ask.points),
-        "EAP-IG-activations": partial(activation_paths, points=ask.points, together=ask.together),
+        "EAP-IG-inputs": partial(input_path, points=spec.points),
+        "EAP-IG-activations": partial(activation_paths, points=spec.points, together=spec.together),
         "information-flow-routes": flow_shares,
         "exact": partial(exact_effects, stop=stop),
     }
-    return found[ask.method]
+    return found[spec.method]
 
 
-def _chunks(work: Work, runs: PairedRuns, order: np.ndarray, points: int) -> Iterator[Chunk]:
-    """The pairs, shortest first, in chunks whose runs fit the budget."""
+def _chunks(
+    work: EstimateState, runs: PairedRuns, order: np.ndarray, points: int
+) -> Iterator[Chunk]:
+    """The pairs, shortest first, in chunks that fit the budget."""
     decoder, held = work.runner.decoder, _held(work, points)
     lengths = np.array([len(runs.base[i]) for i in order])
-    # A few float64 matrices of writers and readers per prompt, in a quarter of the budget.
+    # A few float64 (writers, readers) matrices per prompt must fit a quarter of the budget.
     most = max(1, work.budget // (128 * work.graph.allowed.size))
     for part, rebuilt in chunks(decoder, lengths, work.budget, held=held):
         for begin in range(part.start, part.stop, most):
@@ -380,8 +385,8 @@ def _chunks(work: Work, runs: PairedRuns, order: np.ndarray, points: int) -> Ite
             )
 
 
-def _held(work: Work, points: int) -> int:
-    """Bytes a token takes besides a graph: both runs' writes and the gradients of all points."""
+def _held(work: EstimateState, points: int) -> int:
+    """Bytes per token besides the autograd graph: both runs' outputs, and all points' gradients."""
     decoder = work.runner.decoder
     attn, d = decoder.blocks[0].attn, decoder.d_model
     heads, kv = attn.n_heads * attn.d_head, attn.n_kv_heads * attn.d_head
@@ -390,33 +395,33 @@ def _held(work: Work, points: int) -> int:
     return len(decoder.blocks) * width * decoder.unembed.element_size()
 
 
-def _refuse_large(work: Work, runs: PairedRuns, ask: _Ask) -> None:
-    """Refuse a graph of which not one prompt fits the budget."""
+def _refuse_large(work: EstimateState, runs: PairedRuns, spec: _EdgeSpec) -> None:
+    """Refuse a graph for which a single prompt does not fit the budget."""
     longest = max(map(len, runs.base))
     needs = scoring_needs(work.runner.decoder, work.graph, longest, _held(work, 1))
-    if ask.method == "exact":  # no gradients, and `run_edges` looks after its own
+    if spec.method == "exact":  # no gradients, and `run_edges` keeps to its own budget
         needs = dict([next(iter(needs.items()))])
-    refuse_beyond(f"{ask.method} of {work.graph.n_edges} edges", needs, work.budget)
+    refuse_beyond(f"{spec.method} of {work.graph.n_edges} edges", needs, work.budget)
 
 
 def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) -> float:
-    """What the estimate leaves unexplained: of the input's path, or the worst path of several."""
+    """The error of the estimate along the input's path, or along the worst of several paths."""
     if not unexplained:
         return math.nan
     each = np.concatenate(unexplained).mean(0) / gaps.mean()
     return float(each[0]) if method != "EAP-IG-activations" else float(np.abs(each).max())
 
 
-def _notes(work: Work, method: str) -> tuple[str, ...]:
+def _notes(work: EstimateState, method: str) -> tuple[str, ...]:
     post = any(block.ln1_post is not None for block in work.runner.decoder.blocks)
     linear = method not in ("exact", "information-flow-routes")
     return (POST_NORM,) if post and linear else ()
 
 
-def _check_reach(work: Work, task: Task, method: str, gaps: np.ndarray) -> None:
+def _check_reach(work: EstimateState, task: Task, method: str, gaps: np.ndarray) -> None:
     if work.backwards and work.reach <= _NO_GRADIENT * np.abs(gaps).sum():
         raise InterpError(
             f"{method} of {task.metric.name}",
-            "its gradient is zero wherever it is taken",
+            "its gradient is zero at every point of the path",
             _ADVICE,
         )

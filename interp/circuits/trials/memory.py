@@ -1,4 +1,4 @@
-"""What a graph takes of a memory budget at the least: known before anything runs, or refused."""
+"""The least memory that a graph needs. Checked before anything runs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from interp.engine.edges.graph import Graph
 from interp.engine.gradients import TAPE_SHARE, tape_bytes
 
 MATRICES = 8
-"""Float64 matrices of writers and readers that scoring one prompt holds: sums, and its own."""
+"""Number of float64 (writers, readers) matrices held while one prompt is scored."""
 
 
 def refuse_beyond(what: str, parts: dict[str, float], budget: int) -> None:
-    """Refuse what one prompt alone does not leave room for.
+    """Refuse a measurement of which a single prompt does not fit the budget.
 
     Args:
-        what: what was asked for.
-        parts: the budget that each thing asks for, in bytes.
-        budget: bytes there are.
+        what: the measurement.
+        parts: the budget that each part of it needs, in bytes.
+        budget: the budget, in bytes.
 
     Raises:
-        InterpError: a part is larger than the budget.
+        InterpError: a part needs more than the budget.
     """
     name, most = max(parts.items(), key=lambda part: part[1])
     if most > budget:
@@ -32,10 +32,11 @@ def refuse_beyond(what: str, parts: dict[str, float], budget: int) -> None:
 
 
 def scoring_needs(decoder: Decoder, graph: Graph, longest: int, held: int) -> dict[str, float]:
-    """The budget in bytes that scoring edges asks for at the least, by what asks for it.
+    """The least budget in bytes that scoring edges needs, by the part that needs it.
 
-    `held` are the bytes a token of both runs and of one point's gradients takes. A layer's graph is
-    the least of a backward pass: the others are rebuilt. Products are made a token at a time.
+    `held` is the memory per token of both runs' outputs and one point's gradients. A backward pass
+    needs the autograd graph of at least one layer; those of other layers can be recomputed.
+    Products are computed one token at a time.
     """
     width = len(graph.writers) + 4 * max(group.stop for group in graph.groups(0).values())
     item = max(4, decoder.unembed.element_size())
@@ -48,10 +49,10 @@ def scoring_needs(decoder: Decoder, graph: Graph, longest: int, held: int) -> di
 
 
 def edge_tape(decoder: Decoder, graph: Graph) -> int:
-    """About how many bytes one token takes of a run of edges whose gradient is asked for.
+    """Approximate bytes per token of a run over edges that gradients are taken of.
 
-    Every reader has an input of its own, kept before and after its norm; under a post-norm, one for
-    every layer that was written to before.
+    Every reader has its own input, stored before and after its norm. Under a post-norm it has one
+    input for every earlier layer.
     """
     d, blocks = decoder.d_model, decoder.blocks
     readers = graph.n_heads + 2 * graph.n_kv_readers + 1
@@ -65,5 +66,5 @@ def edge_tape(decoder: Decoder, graph: Graph) -> int:
 
 
 def _up(gigabytes: float) -> str:
-    """A little more, with two digits."""
+    """5 % more, with two digits."""
     return f"{1.05 * gigabytes:.2g}"

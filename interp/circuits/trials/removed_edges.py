@@ -1,4 +1,4 @@
-"""What removed edges carry: one meaning of each ablation for scores, searches and evaluation."""
+"""What removed edges carry under each ablation, for scoring, searches and evaluation alike."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
 
 EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
 ABLATIONS = ("counterfactual", "resample", "zero", "mean")
-"""What a removed edge carries: what its writer wrote on the pair's corrupted prompt; on another
-clean prompt of the same length; nothing; or the writer's mean over the tokens of other prompts."""
+"""A removed edge carries its writer's output on the pair's corrupted prompt ("counterfactual"); on
+another clean prompt of the same length ("resample"); zero; or the mean of the writer's output over
+the tokens of the reference prompts ("mean")."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemovedEdges:
     """Both runs of every pair, and what removed edges carry.
 
-    runs: base and other run; under resample ablation the other run is that of another clean
-    prompt. constant: whether removed edges carry constants (zero and mean ablation) in place of
-    the other run. batches: the reference prompts of a mean, in groups to run at once.
+    Attributes:
+        runs: base and other run; under resample ablation the other run is another clean prompt.
+        constant: whether removed edges carry a constant (zero and mean ablation), not the other
+            run.
+        batches: the reference prompts of a mean, in batches.
     """
 
     runs: PairedRuns
@@ -37,7 +40,7 @@ class RemovedEdges:
     batches: tuple[list[tuple[int, ...]], ...] = ()
 
     def writes(self, runner: Runner) -> Writes | None:
-        """What every writer is replaced with, if that is a constant."""
+        """The constant output of every writer; None if removed edges carry the other run."""
         if not self.constant:
             return None
         return mean_writes(runner, self.batches) if self.batches else zero_writes(runner)
@@ -52,20 +55,20 @@ def ablated_runs(
     reference: Task | None = None,
     seed: int = 0,
 ) -> RemovedEdges:
-    """The runs of a task's pairs and what removed edges carry.
+    """The runs of a task's pairs, and what removed edges carry.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
         ablation: see `ABLATIONS`.
         direction: "noise" or "denoise"; see `paired_runs`.
-        reference: the prompts a mean is taken over, clean and corrupted, every token of them.
-        seed: which other prompt is taken in resample ablation.
+        reference: the prompts of a mean: all tokens of the clean and corrupted prompts.
+        seed: seed of the other prompts in resample ablation.
 
     Raises:
-        InterpError: an unknown ablation or direction, equal prompts in a pair (unless the
-            corrupted ones are not used), a reference that is missing, not used or holds an
-            evaluated prompt, or a prompt without another of its length to resample.
+        InterpError: an unknown ablation or direction, equal prompts in a pair (allowed in
+            resample ablation), a missing or unused reference, a reference that contains an
+            evaluated prompt, or a prompt without another of equal length to resample.
     """
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
@@ -82,7 +85,7 @@ def ablated_runs(
 
 
 def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:
-    """The runs with another clean prompt of the same length as the other run."""
+    """The runs, with another clean prompt of equal length as the other run."""
     clean = runs.encoded.clean
     other = [clean[i] for i in _partners([len(prompt) for prompt in clean], seed)]
     pairs = zip(clean, other, strict=True)
@@ -91,16 +94,16 @@ def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:
 
 
 def _partners(lengths: Sequence[int], seed: int) -> list[int]:
-    """For each prompt another one of its length."""
+    """For each prompt, the index of another one of equal length."""
     rng, found = np.random.default_rng(seed), np.zeros(len(lengths), dtype=int)
     for length in set(lengths):
-        alike = np.flatnonzero(np.array(lengths) == length)
-        if len(alike) < 2:
+        same = np.flatnonzero(np.array(lengths) == length)
+        if len(same) < 2:
             raise InterpError(
-                f"resample ablation of prompt {alike[0]}",
+                f"resample ablation of prompt {same[0]}",
                 f"no other prompt has {length} tokens",
                 "give more prompts, or use counterfactual ablation",
             )
-        shuffled = rng.permutation(alike)
+        shuffled = rng.permutation(same)
         found[shuffled] = np.roll(shuffled, 1)
     return found.tolist()

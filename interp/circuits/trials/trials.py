@@ -1,4 +1,4 @@
-"""Candidate circuits put to the test: the metric of each on every prompt, and what it cost."""
+"""Running candidate circuits: the metric of each on every prompt, and the cost of the runs."""
 
 from __future__ import annotations
 
@@ -26,25 +26,26 @@ from interp.runs.pairs import check_gap
 
 
 class CircuitRunner(Protocol):
-    """What a search asks of a model: the metric of candidate circuits, prompt by prompt."""
+    """What a circuit search needs: the metric of candidate circuits on every prompt."""
 
     @property
     def graph(self) -> Graph: ...
 
     exact: bool
-    """Whether a writer all of whose inputs are removed writes what a removed edge carries."""
+    """Whether a writer without any kept input writes exactly what a removed edge carries."""
 
     def values(self, masks: np.ndarray) -> np.ndarray:
-        """(masks, writers, readers) bool to (masks, prompts)."""
+        """The (masks, prompts) metric of (masks, writers, readers) bool masks."""
         ...
 
 
 class Trials:
-    """Runs of one model on one task in which only a circuit's edges carry the clean run.
+    """Runs of one model on one task in which only a circuit's edges carry the base run.
 
-    `calls` counts batched runs, `tests` circuits, `forwards` the arithmetic in forward passes over
-    the whole task: candidates that have read the same edges so far are one row in the engine, so a
-    candidate costs the share of attention and MLP layers in which it is on its own.
+    Attributes:
+        calls: number of batched runs.
+        tests: number of circuits run.
+        forwards: arithmetic, in forward passes over the whole task; see `forward_equivalents`.
     """
 
     def __init__(
@@ -60,29 +61,30 @@ class Trials:
         budget_gb: float = 1.0,
         seed: int = 0,
     ) -> None:
-        """Run the task's prompts once, plainly.
+        """Run both prompts of every pair once, without any change.
 
         Args:
             model: a model with a fast engine.
             task: prompt pairs.
             ablation: see `ABLATIONS`.
-            direction: "noise": edges carry the clean run, removed ones what the ablation says;
-                "denoise": edges carry the corrupted run, removed ones the clean run's values.
-            reference: the prompts a mean is taken over, clean and corrupted; mean ablation only.
-            expand_kv: key and value readers per query head.
-            neurons: those that are nodes of their own; see `graph_of`.
+            direction: "noise": kept edges carry the clean run, removed ones the ablated value.
+                "denoise": kept edges carry the corrupted run, removed ones the clean run.
+            reference: the prompts, clean and corrupted, of a mean; mean ablation only.
+            expand_kv: separate key and value readers for every query head.
+            neurons: neurons that are nodes of their own, see `graph_of`.
             budget_gb: memory for runs in flight.
-            seed: of the other prompt in resample ablation.
+            seed: seed of the other prompts in resample ablation.
 
         Raises:
-            InterpError: no fast engine, training mode, or as `ablated_runs`.
+            InterpError: no fast engine, training mode, a call inside `intervene`, denoising with
+                an ablation other than "counterfactual", or as `ablated_runs`.
         """
         decoder = model.require_decoder("a search for circuits")
         model.refuse_changed("a search for circuits")
         if direction == "denoise" and ablation != "counterfactual":
             raise InterpError(
                 f"{ablation} ablation, {direction}",
-                "it takes something from the clean run; what is put back is the clean run's",
+                "denoising puts the clean run's values back; this ablation removes them",
                 "use direction='noise', or ablation='counterfactual'",
             )
         self.model, self.task, self.ablation = model, task, ablation
@@ -103,28 +105,28 @@ class Trials:
         self._targets = runs.targets
         self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None
-        self._places: Indices | None = None
+        self._positions: Indices | None = None
 
     def only_at(self, positions: np.ndarray) -> Trials:
-        """Trials in which removed edges carry something else at one position of each prompt alone.
+        """Trials in which removed edges carry the ablated value at one position of each prompt.
 
-        For circuits that lack a single edge: what else is removed carries the plain run's values.
+        At all other positions they carry the base run's values. For circuits that lack one edge.
         """
         trials = copy(self)
         trials._other = with_others_at(self._base, self._other, positions)
         trials._start = positions
         return trials
 
-    def with_places(self, places: Sequence[Indices]) -> Trials:
-        """Trials that also take masks (writers, readers, places): edges kept at some tokens only.
+    def with_positions(self, positions: Sequence[Indices]) -> Trials:
+        """Trials that also take masks (writers, readers, positions): edges kept at some positions.
 
-        `places` says of every prompt which place each of its tokens is.
+        `positions` holds, for every prompt, the index of each token's position.
         """
         trials, run = copy(self), self._base.run
         assert run is not None
-        trials._places = np.zeros(int(run.lengths.sum()), dtype=np.int64)
-        for begin, one in zip(run.offset, places, strict=True):
-            trials._places[begin : begin + len(one)] = one
+        trials._positions = np.zeros(int(run.lengths.sum()), dtype=np.int64)
+        for begin, one in zip(run.offset, positions, strict=True):
+            trials._positions[begin : begin + len(one)] = one
         return trials
 
     @property
@@ -142,15 +144,15 @@ class Trials:
         )
 
     def metric(self, masks: Tensor) -> Tensor:
-        """(masks, prompts) metric values, bool or soft masks; gradients flow to soft ones.
+        """(masks, prompts) metric of bool or soft masks. Gradients flow to soft masks.
 
-        `masks` is (masks, writers, readers), or with places behind; see `with_places`.
+        `masks` is (masks, writers, readers), or (..., positions) after `with_positions`.
         """
         mask, prompt = (i.ravel() for i in np.indices((len(masks), len(self.task))))
         return self.each(masks, mask=mask, prompt=prompt).view(len(masks), len(self.task))
 
     def each(self, masks: Tensor, *, mask: Indices, prompt: Indices) -> Tensor:
-        """(variants,) metric values, variant i being prompt `prompt[i]` under mask `mask[i]`."""
+        """(variants,) metric: variant i is prompt `prompt[i]` with mask `mask[i]`."""
         hidden = run_edges(
             self._runner,
             self.graph,
@@ -160,26 +162,26 @@ class Trials:
             prompt=prompt,
             mask=mask,
             start=self._start,
-            places=self._places if masks.dim() == 4 else None,
+            places=self._positions if masks.dim() == 4 else None,
             budget_gb=self.budget_gb,
         )
         readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
         return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
 
     def taped(self, masks: int) -> Iterator[tuple[Indices, Indices]]:
-        """Mask and prompt numbers of as many variants at a time as their tapes leave room for."""
+        """Mask and prompt numbers of the variants, in groups whose gradients fit the budget."""
         mask, prompt = (i.ravel() for i in np.indices((masks, len(self.task))))
         order = np.lexsort((mask, prompt, self._lengths[prompt]))
         per_token = edge_tape(self._runner.decoder, self.graph)
-        room = max(self._budget // per_token, 1)
-        for some in cut(order, self._lengths[prompt[order]], room):
+        fitting = max(self._budget // per_token, 1)
+        for some in cut(order, self._lengths[prompt[order]], fitting):
             yield mask[some], prompt[some]
 
     def refuse_tapes(self, what: str) -> None:
-        """Refuse gradients of which not one prompt's fits the budget.
+        """Refuse to take gradients if those of one prompt do not fit the budget.
 
         Raises:
-            InterpError: one prompt's tape is larger.
+            InterpError: they do not fit.
         """
         longest = int(self._lengths.max())
         need = float(longest * edge_tape(self._runner.decoder, self.graph))
@@ -187,7 +189,7 @@ class Trials:
         refuse_beyond(f"{what} of {self.graph.n_edges} edges", {name: need}, self._budget)
 
     def values(self, masks: np.ndarray) -> np.ndarray:
-        """(masks, prompts) metric values of circuits, as one batched run."""
+        """(masks, prompts) metric of circuits, in one batched run."""
         self.count(masks)
         with torch.no_grad():
             return self.metric(torch.from_numpy(masks)).numpy()
@@ -199,15 +201,15 @@ class Trials:
         self.forwards += forward_equivalents(self.graph, masks)
 
     def ends(self) -> np.ndarray:
-        """(2, prompts) metric values of the whole graph and of the empty one."""
+        """(2, prompts) metric of the whole graph and of the empty one."""
         full = self.graph.mask()
         return self.values(np.stack([full, np.zeros_like(full)]))
 
     def checked_ends(self) -> np.ndarray:
-        """`ends`, where they differ.
+        """`ends`, if the two differ.
 
         Raises:
-            InterpError: no gap beyond its standard error.
+            InterpError: the gap is below its standard error.
         """
         found = self.ends()
         check_gap(*found)
@@ -215,10 +217,11 @@ class Trials:
 
 
 def forward_equivalents(graph: Graph, masks: np.ndarray) -> float:
-    """Forward passes that a batch of circuits takes when shared prefixes are run once.
+    """The forward passes that a batch of circuits costs when shared layers are computed once.
 
-    The share of (candidate, attention or MLP layer) pairs computed apart: two candidates part at
-    the first layer whose readers they treat differently. Reading the logits is not counted.
+    Circuits that keep the same edges into all readers up to a layer share one row in the engine up
+    to there. Counted are the attention and MLP layers of all distinct rows, over those of one
+    forward pass. Reading the logits is not counted.
     """
     apart = np.zeros(len(masks), dtype=np.int64)
     computed = 0
@@ -238,7 +241,7 @@ def mean_gap(ends: np.ndarray) -> float:
     """Mean metric of the whole graph minus that of the empty one: the unit of effects.
 
     Raises:
-        InterpError: the two do not differ beyond the standard error.
+        InterpError: the gap is below its standard error.
     """
     check_gap(*ends)
     return float((ends[0] - ends[1]).mean())

@@ -50,7 +50,7 @@ def find(
         typer.Option(
             help="EAP, EAP-IG-inputs, EAP-IG-activations, clean-corrupted, "
             "information-flow-routes, exact, ACDC (edges that matter either way), ACDC-paper "
-            "(edges whose removal loses) or learnt-mask."
+            "(edges whose removal loses) or learned-mask."
         ),
     ] = "EAP-IG-inputs",
     edges: Annotated[int | None, typer.Option(parser=COUNT, help="Size of the circuit.")] = None,
@@ -90,7 +90,7 @@ def find(
         int | None, typer.Option(parser=COUNT, help="Of EAP-IG (5), or of training a mask (100).")
     ] = None,
     weight: Annotated[
-        float, typer.Option(parser=NOT_NEGATIVE, help="A learnt mask: the price of all edges.")
+        float, typer.Option(parser=NOT_NEGATIVE, help="A learned mask: the price of all edges.")
     ] = 1.0,
     ablation: Ablation = "counterfactual",
     half: Half = "first",

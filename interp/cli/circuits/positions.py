@@ -80,7 +80,7 @@ def positions(
     import numpy as np
 
     from interp.circuits.circuit import Circuit
-    from interp.circuits.positions.edge_positions import edge_places
+    from interp.circuits.positions.edge_positions import edge_positions
 
     read = Circuit.load(file)
     model, task = home(read, model, task)
@@ -116,7 +116,7 @@ def positions(
     if read.scores is not None:
         edges = [read.graph.label(int(w), int(r)) for w, r in strongest_first(read.signed, read)]
     with terminal.status("removing edges token by token"):
-        found = edge_places(
+        found = edge_positions(
             loaded,
             chosen,
             edges[:top],

@@ -22,13 +22,13 @@ def recover(
         list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help="E.g. EAP,ACDC,learnt-mask; all by default.")
+        str | None, typer.Option(help="E.g. EAP,ACDC,learned-mask; all by default.")
     ] = None,
     ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
     threshold: Annotated[
         float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, a share of the gap.")
     ] = 0.02,
-    steps: Annotated[int, typer.Option(parser=COUNT, help="Of the learnt mask.")] = 100,
+    steps: Annotated[int, typer.Option(parser=COUNT, help="Of the learned mask.")] = 100,
     n: Count = 24,
     seed: Seed = 0,
     budget: Budget = 1.0,

@@ -10,7 +10,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
 from interp.circuits.drawing.circuit import draw_overlap
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
-from interp.circuits.files.saved import drop_circuit, kept_circuits
+from interp.circuits.files.saved import delete_circuit, saved_circuits
 from interp.core.errors import InterpError
 from interp.core.statistics import Estimate
 from interp.plots.graphs import faithfulness_figure
@@ -156,7 +156,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
 
 def overlap(ask: Asked, found: Findings) -> None:
     """Two kept circuits of this model's graph."""
-    kept = kept_circuits(ask.graph)
+    kept = saved_circuits(ask.graph)
     if len(kept) < 2:
         st.info(
             f"{len(kept)} of the kept circuits fit this model's graph; two are needed. Keep "
@@ -235,5 +235,5 @@ def overlap(ask: Asked, found: Findings) -> None:
 
 
 def _forget(called: str) -> None:
-    drop_circuit(called)
+    delete_circuit(called)
     select(right=None)

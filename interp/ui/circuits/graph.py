@@ -12,7 +12,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
 from interp.circuits.drawing.circuit import draw_circuit
 from interp.circuits.files.mib import to_mib_json
-from interp.circuits.files.saved import keep_circuit
+from interp.circuits.files.saved import save_circuit
 from interp.core.errors import InterpError
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
@@ -188,7 +188,7 @@ def _detail(found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> list[
 
 def _unit(found: Findings) -> str:
     return {
-        "learnt-mask": "openness",
+        "learned-mask": "openness",
         "ACDC": "effect at its turn",
         "ACDC-paper": "effect at its turn",
         "information-flow-routes": "share",
@@ -247,7 +247,7 @@ def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, 
 
 
 def _keep(made: Circuit) -> None:
-    called = keep_circuit(made)
+    called = save_circuit(made)
     st.session_state["circuit-kept"] = called
     select(left=current().left or called)
 

@@ -8,8 +8,8 @@ import streamlit as st
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
-from interp.circuits.drawing.positions import draw_places
-from interp.circuits.positions.edge_positions import EdgePlaces
+from interp.circuits.drawing.positions import draw_positions
+from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.narrow import NarrowedCurve
 from interp.circuits.positions.positioned_circuit import AT, PositionedCircuit
 from interp.core.errors import InterpError
@@ -91,7 +91,7 @@ def _cut(done: NarrowedCurve) -> None:
     _numbers(done, number)
     left, right = st.columns([7, 5], gap="large")
     with left:
-        drawing = draw_places(cut, effects.table(), edge=marked)
+        drawing = draw_positions(cut, effects.table(), edge=marked)
         hidden = f", the strongest; {drawing.hidden} hidden" if drawing.hidden else ""
         st.caption(
             f"Drawn: {drawing.drawn} of {cut.n_edges} edges by token{hidden}. An edge into a "
@@ -135,7 +135,7 @@ def _numbers(done: NarrowedCurve, number: int) -> None:
 def _pick(cut: PositionedCircuit, data: list[int]) -> None:
     kind, writer, reader, place = data
     if kind == 0:
-        select(edge=cut.graph.label(writer, reader), place=cut.places[place], node=None)
+        select(edge=cut.graph.label(writer, reader), place=cut.positions[place], node=None)
 
 
 def _by_keyboard(cut: PositionedCircuit, marked: str | None) -> None:
@@ -157,7 +157,7 @@ def _by_keyboard(cut: PositionedCircuit, marked: str | None) -> None:
     )  # fmt: skip
 
 
-def _detail(cut: PositionedCircuit, effects: EdgePlaces, marked: str | None) -> None:
+def _detail(cut: PositionedCircuit, effects: EdgePositions, marked: str | None) -> None:
     """The edge looked at, at every token; or all that is left, the strongest first."""
     if marked is None:
         st.info("Click an edge, or choose one.", icon=":material/ads_click:")

@@ -23,7 +23,7 @@ from interp.circuits.evaluation.evaluate import CircuitEvaluation, evaluate
 from interp.circuits.evaluation.overlap import CircuitComparison, compare_circuits
 from interp.circuits.model_graph import graph_of
 from interp.circuits.positions.narrow import NarrowedCurve, narrow_curve
-from interp.circuits.positions.positioned_circuit import named_places
+from interp.circuits.positions.positioned_circuit import marked_positions
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
@@ -40,7 +40,7 @@ METHODS = {
     "exact": "every edge patched alone: the number the others estimate; one run per edge",
     "ACDC": "edges removed one after another, kept where the metric changes either way",
     "ACDC-paper": "the same by the published rule: kept where the metric falls",
-    "learnt-mask": "a trained gate per edge: the strongest baseline",
+    "learned-mask": "a trained gate per edge: the strongest baseline",
     "information-flow-routes": "shares of what is read; not causal, a baseline",
 }
 REMOVED = {
@@ -52,7 +52,7 @@ REMOVED = {
 PRICES = {
     "ACDC": ("0.02", "0.005", "0.01", "0.05", "0.1"),
     "ACDC-paper": ("0.02", "0.005", "0.01", "0.05", "0.1"),
-    "learnt-mask": ("1", "0.1", "0.3", "3", "10"),
+    "learned-mask": ("1", "0.1", "0.3", "3", "10"),
 }
 """ACDC's thresholds and the mask's weights on offer, the usual one first."""
 
@@ -110,7 +110,7 @@ class Asked:
         return (
             "edges"
             if "ACDC" in method
-            else {"learnt-mask": "training steps"}.get(method, "prompts")
+            else {"learned-mask": "training steps"}.get(method, "prompts")
         )
 
     @property
@@ -126,7 +126,7 @@ class Asked:
             "EAP-IG-inputs": f"{2 + steps} forward, {steps} backward passes",
             "EAP-IG-activations": f"4 + {steps + 1} × {len(self.graph.writers)} forward, "
             f"{steps} × {len(self.graph.writers)} backward passes, from each writer's layer on",
-            "learnt-mask": f"{steps} training steps, 4 draws each",
+            "learned-mask": f"{steps} training steps, 4 draws each",
             "information-flow-routes": "1 forward pass",
         }[method]
 
@@ -144,7 +144,7 @@ def asked(open_: cache.Opened) -> Asked:
         )
     find, test = open_.task.split(0.5, seed=chosen.seed)
     method, price = chosen.finder or "EAP-IG-inputs", chosen.price
-    names = {"ACDC": "threshold", "ACDC-paper": "threshold", "learnt-mask": "weight"}
+    names = {"ACDC": "threshold", "ACDC-paper": "threshold", "learned-mask": "weight"}
     prices = {} if price is None else names
     options: dict[str, Any] = {prices[method]: float(str(price))} if method in prices else {}
     return Asked(
@@ -195,7 +195,7 @@ def start_curve(ask: Asked, made: Circuit) -> None:
 
 def places(ask: Asked) -> tuple[str, ...]:
     """The tokens that edges are told apart by, beside all others."""
-    return named_places(ask.open_.model, ask.open_.task)
+    return marked_positions(ask.open_.model, ask.open_.task)
 
 
 def start_tokens(ask: Asked, made: Circuit) -> None:

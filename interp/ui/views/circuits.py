@@ -26,7 +26,7 @@ TURN = f"The change when the edge is removed, with the edges dropped before it a
 OTHER = {
     "ACDC": TURN,
     "ACDC-paper": TURN,
-    "learnt-mask": "How open its trained gate is, from 0 to 1: 1 is kept.",
+    "learned-mask": "How open its trained gate is, from 0 to 1: 1 is kept.",
     "information-flow-routes": "The share of what $v$ reads that $u$ wrote; no effect is measured.",
 }
 """What a score is where it is no estimate of a removal with all else in place."""

@@ -1,4 +1,4 @@
-"""What MLP neurons read, write, and do to the answer."""
+"""What MLP neurons read and write, and how heads and tokens relate to them."""
 
 import lazy_loader
 

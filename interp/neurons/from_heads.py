@@ -1,4 +1,4 @@
-"""How attention heads reach GLU neurons: by their weights, and by what they write."""
+"""How strongly attention heads drive GLU neurons, from weights and from activations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
 
-Mode = Literal["diag", "ov", "frobenius", "activation"]
-Prompts = Sequence[Prompt]
+ScoreMode = Literal["diag", "ov", "frobenius", "activation"]
 Parts = Sequence[Component]
 
 
@@ -32,8 +31,12 @@ Parts = Sequence[Component]
 class HeadWeights:
     """The weights of one query head, with the key and value projections of its group.
 
-    W_Q, W_K, W_V: (d_model, d_head); W_O: (d_head, d_model); b_Q, b_K, b_V: (d_head,) or None.
-    The head writes z W_O, z = pattern (x W_V + b_V). The output bias belongs to no head.
+    The head's output is z W_O with z = pattern (x W_V + b_V). The output bias belongs to no head.
+
+    Attributes:
+        W_Q, W_K, W_V: (d_model, d_head).
+        W_O: (d_head, d_model).
+        b_Q, b_K, b_V: (d_head,), or None.
     """
 
     W_Q: Tensor
@@ -47,21 +50,25 @@ class HeadWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadGluScores:
-    """How much each of J heads feeds each of K neurons; see `head_glu_scores` for the modes.
+    """The scores of J heads for K neurons; see `head_glu_scores` for the modes.
 
     Attributes:
-        values: (K, J); nan where the head cannot reach the neuron.
-        stderr: (K, J) over samples; nan where only weights were read.
-        gate, up: (K, J) the same for the two parts a neuron reads.
-        head_values: (J,) mean of `values` over the neurons a head reaches; nan if none.
-        head_stderr: (J,) its standard error: over samples, or over neurons where there are none.
+        mode: the mode of the scores.
+        heads: labels of the heads.
+        neurons: labels of the neurons.
+        values: (K, J) scores; nan if the head cannot reach the neuron.
+        stderr: (K, J) standard errors over samples; nan if only weights were read.
+        gate, up: (K, J) the scores of a neuron's gate input and of its up input.
+        head_values: (J,) mean of `values` over the neurons that a head reaches; nan if none.
+        head_stderr: (J,) its standard error, over samples, or over neurons without samples.
         reached: (K, J) whether the head precedes the neuron.
-        n: samples; None where only weights were read.
-        samples: (n, K, J), in mode "activation": each head's summands of "gate" and "up"; the
-            activation minus that without the head, the norm's scale "frozen" or "recomputed".
+        n: number of samples; None if only weights were read.
+        samples: in mode "activation", (n, K, J) each: "gate" and "up" are the head's summands of
+            the two inputs; "frozen" and "recomputed" are the activation minus that without the
+            head, with the norm's scale fixed or recomputed.
     """
 
-    mode: Mode
+    mode: ScoreMode
     heads: tuple[str, ...]
     neurons: tuple[str, ...]
     values: np.ndarray
@@ -76,11 +83,11 @@ class HeadGluScores:
 
     @property
     def excluded(self) -> np.ndarray:
-        """(J,) neurons each head cannot reach, left out of its mean."""
+        """(J,) number of neurons that each head cannot reach, which its mean leaves out."""
         return (~self.reached).sum(0)
 
     def ranking(self) -> list[tuple[str, float, float]]:
-        """(head, score, standard error), the largest first; heads that reach nothing left out."""
+        """(head, score, standard error), largest first, without heads that reach no neuron."""
         order = np.argsort(-self.head_values, kind="stable")[: self.reached.any(0).sum()]
         errors = self.head_stderr.tolist()
         return [(self.heads[j], float(self.head_values[j]), errors[j]) for j in order.tolist()]
@@ -95,17 +102,17 @@ class HeadGluScores:
 
 
 def head_weights(model: LanguageModel, head: str, *, fold_norm: bool = False) -> HeadWeights:
-    """A head's weights; with grouped-query attention W_K and W_V are those of its group.
+    """The weights of a head; with grouped-query attention W_K and W_V are those of its group.
 
     Args:
-        model: a model whose weights are known (one with a `decoder`).
+        model: a model with a known architecture (with a `decoder`).
         head: a label such as L17H11.
-        fold_norm: put the first norm's weight and bias into Q, K and V, so that they read
-            x / scale (the weights then take out LayerNorm's mean). Norms of queries and keys
-            (Qwen3, Gemma-3, OLMo-2) come after the projections and are not folded.
+        fold_norm: fold the first norm's weight and bias into Q, K and V, so that they act on
+            x / scale (LayerNorm's centring is folded as well). Norms of queries and keys (Qwen3,
+            Gemma-3, OLMo-2) follow the projections and are not folded.
 
     Raises:
-        InterpError: no such head, or a model of unknown weights.
+        InterpError: no such head, or a model with an unknown architecture.
     """
     (part,) = model.require_parts([head], "z")
     block, number = _decoder(model).blocks[part.layer], part.index or 0
@@ -128,47 +135,49 @@ def head_glu_scores(
     heads: Sequence[str],
     neurons: Sequence[str],
     *,
-    mode: Mode,
+    mode: ScoreMode,
     prompts: Task | Prompt | Sequence[Prompt] | None = None,
     positions: Positions | None = None,
     labels: Flags | None = None,
     norm: Literal["frozen", "recomputed"] = "frozen",
     runs: StoredRuns | None = None,
 ) -> HeadGluScores:
-    """How much attention heads feed GLU neurons directly, through no layer in between.
+    """How strongly attention heads drive GLU neurons directly, through no layer in between.
 
-    Neuron i has gate row g_i and linear ("up") row u_i: h_i = act(g_i . x + b) (u_i . x + b').
+    Neuron i has gate weights g_i and up weights u_i: h_i = act(g_i . x + b) (u_i . x + b').
 
     "diag":  score = act(g_i . c) (u_i . c),  c = diagonal of W_V W_O.
         The formula released with Lee et al. 2025 (arXiv 2504.14379; ajyl/self_verification), for
-        comparison: no composition, and it changes when the residual stream's basis is rotated.
+        comparison. It is not a composition, and changes if the residual basis is rotated.
     "frobenius":  s(r) = |W_V W_O r| / (|W_V W_O|_F |r|),  score = sqrt((s(g)^2 + s(u)^2) / 2),
-        with the norms' weights folded into W_V, g and u. Reading r behind the head is reading
-        W_V W_O r before it: the composition of Elhage et al. 2021 (transformer-circuits.pub).
-    "ov":  the same times sqrt(d_model): 1 is the root mean square of a random direction.
+        with the norms' weights folded into W_V, g and u. Reading r from the head's output is
+        reading W_V W_O r from its input: the composition of Elhage et al. 2021
+        (transformer-circuits.pub).
+    "ov":  "frobenius" times sqrt(d_model): 1 is the root mean square for a random direction.
     "activation":  score = mean of (h_i - h_i without o),  o = z W_O of the head at the position
-        read, on real runs; with labels, the mean over valid (True) samples minus that over the
-        others. In the unit of h_i. `gate` and `up` are the head's summands of g_i . x, u_i . x.
+        read. In the unit of h_i. With labels, the mean over valid (True) samples minus that over
+        the others. `gate` and `up` are the head's summands of g_i . x and u_i . x.
 
     Positive: the head raises the neuron ("ov" and "frobenius" have no sign). A head reaches later
-    layers, and its own where the MLP follows attention; other pairs are nan and in no mean.
+    layers, and its own layer if the MLP follows attention. Other pairs are nan and in no mean.
 
     Args:
-        model: a model with a gated MLP and known weights.
+        model: a model with a gated MLP and a known architecture.
         heads: labels such as L17H11.
         neurons: labels such as L26N6475.
-        mode: one of the above; the options below are for "activation".
+        mode: one of the above. The options below are for "activation".
         prompts: texts, token ids or a task (its clean prompts).
-        positions: one token of each prompt, at which heads and neurons are read: see
+        positions: one token of each prompt, at which heads and neurons are read; see
             `interp.core.arguments.Positions`.
-        labels: whether each prompt is valid, True or 1; or not, False or 0.
-        norm: whether the second norm's scale is held, or recomputed without the head.
-        runs: read the prompts in these, as in `run_with_cache`.
+        labels: for each prompt True or 1 if it is valid, else False or 0.
+        norm: whether the second norm's scale is fixed, or recomputed without the head.
+        runs: stored runs of the prompts to read from, as in `run_with_cache`.
 
     Raises:
-        InterpError: no gated MLP or unknown weights; a post-norm behind attention, so that a
-            head's write is no summand of the stream (but for "diag"); prompts missing, not
-            wanted or out of place; or a class without samples.
+        InterpError: no gated MLP, or an unknown architecture; a post-norm after attention, under
+            which a head's output is no summand of the residual stream (except for "diag");
+            prompts that are missing, or given in another mode; a position that a prompt lacks; or
+            a class without samples.
     """
     _known("mode", mode, ("diag", "ov", "frobenius", "activation"))
     _known("norm", norm, ("frozen", "recomputed"))
@@ -180,7 +189,7 @@ def head_glu_scores(
     if mode == "activation":
         if prompts is None or positions is None:
             found = f"prompts={prompts!r}, positions={positions!r}"
-            raise InterpError(f"mode {mode!r}", found, "give prompts, and one token of each")
+            raise InterpError(f"mode {mode!r}", found, "give prompts, and one position of each")
         texts = texts_of(prompts)
         if not texts:
             raise InterpError(f"mode {mode!r}", "no prompts", "give at least one")
@@ -194,7 +203,11 @@ def head_glu_scores(
         head_values, head_stderr = _contrast(per_head, groups)
     else:
         if not prompts is positions is labels is None:
-            raise InterpError(f"prompts for mode {mode!r}", "it reads weights only", "give none")
+            raise InterpError(
+                f"prompts for mode {mode!r}",
+                "it reads weights only",
+                "leave prompts, positions and labels out",
+            )
         samples, stderr = {}, np.full(reached.shape, math.nan)
         values, gate, up = _from_weights(model, senders, glus, reached, mode)
         head_values = ratio(np.where(reached, values, 0).sum(0), reached.sum(0))
@@ -219,7 +232,7 @@ def head_glu_scores(
 
 @dataclass(frozen=True, kw_only=True)
 class _Glus:
-    """The chosen neurons of one layer, in float64; `columns` are their places among all chosen."""
+    """The chosen neurons of one layer, in float64; `columns` are their indices among all chosen."""
 
     layer: int
     columns: list[int]
@@ -248,9 +261,9 @@ def _glus(decoder: Decoder, parts: Parts) -> list[_Glus]:
 
 
 def _from_weights(
-    model: LanguageModel, senders: Parts, glus: list[_Glus], reached: np.ndarray, mode: Mode
+    model: LanguageModel, senders: Parts, glus: list[_Glus], reached: np.ndarray, mode: ScoreMode
 ) -> np.ndarray:
-    """(score, gate, up), each (K, J)."""
+    """(3, K, J): score, gate and up."""
     table = np.full((3, *reached.shape), math.nan)
     chance = math.sqrt(model.d_model) if mode == "ov" else 1.0
     for j, sender in enumerate(senders):
@@ -265,8 +278,8 @@ def _from_weights(
             else:
                 rows = [_folded(glu.norm, row) for row in rows]
                 lengths = [(frobenius * row.norm(dim=0)).clamp(min=1e-300) for row in rows]
-                behind = [(w_v @ (w_o @ row)).norm(dim=0) for row in rows]
-                gate, up = (chance * b / n for b, n in zip(behind, lengths, strict=True))
+                read = [(w_v @ (w_o @ row)).norm(dim=0) for row in rows]
+                gate, up = (chance * b / n for b, n in zip(read, lengths, strict=True))
                 score = ((gate**2 + up**2) / 2).sqrt()
             table[:, glu.columns, j] = torch.stack([score, gate, up]).numpy()
     return table
@@ -277,7 +290,7 @@ def _contributions(
     senders: Parts,
     glus: list[_Glus],
     reached: np.ndarray,
-    prompts: Prompts,
+    prompts: Sequence[Prompt],
     at: list[int],
     runs: StoredRuns | None,
 ) -> dict[str, np.ndarray]:
@@ -311,7 +324,7 @@ def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = Fals
         raise InterpError(f"GLU neurons of {model.name}", "no gate", "use a model with a gated MLP")
     if summands and any(block.ln1_post or block.ln2 is None for block in blocks):
         raise InterpError(
-            f"what heads of {model.name} write",
+            f"head outputs of {model.name}",
             "a norm follows attention, so a head's output is no summand of the residual stream",
             "use interp.neurons.silencing.activation_delta, which is exact on every architecture",
         )
@@ -319,13 +332,13 @@ def _decoder(model: LanguageModel, *, gated: bool = False, summands: bool = Fals
 
 
 def _classes(n: int, labels: Flags | None) -> list[np.ndarray]:
-    """Which samples are added and which are taken off."""
+    """Masks of the samples whose mean is added and, with labels, of those subtracted."""
     if labels is None:
         return [np.ones(n, dtype=bool)]
     valid = flags_of(labels, n)
     if valid.all() or not valid.any():
         given = f"{len(valid)} labels, {int(valid.sum())} valid"
-        raise InterpError(f"labels of {n} samples", given, "label each, and have both classes")
+        raise InterpError(f"labels of {n} samples", given, "label each sample, with both classes")
     return [valid, ~valid]
 
 
@@ -347,7 +360,7 @@ def _cut(linear: Linear, columns: Sequence[int], *, wide: bool = False) -> Linea
 
 
 def _folded(norm: Norm | None, weight: Tensor) -> Tensor:
-    """A (d_model, n) reading matrix behind a norm, as one that reads the stream / scale."""
+    """(d_model, n) input weights after a norm, as weights that act on the stream / scale."""
     if norm is None:
         return weight
     weight = norm.weight.to(weight)[:, None] * weight

@@ -1,9 +1,10 @@
-"""GLU neurons: what they read and write, and which of them write a direction.
+"""GLU neurons: their weights and activations, and which of them write a direction.
 
     GLU(x) = sum_i act(g_i . x) (u_i . x) v_i
 
-x is the normed residual stream the MLP reads, g_i and u_i are the gate and up weights of neuron i,
-v_i its row of the down projection. A neuron's score for a direction is that of its v_i.
+x is the normed residual stream that the MLP reads, g_i and u_i are the gate and up weights of
+neuron i, and v_i is its value vector, a row of the down projection. A neuron's score for a
+direction is the score of its v_i.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
 
-BLOCK = 2**24  # scores held at once
+BLOCK = 2**24  # the most scores held at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedNeuron:
-    """A neuron, its score (with its own sign), and the layer of the direction it is for."""
+    """A neuron, its signed score, and the layer of the direction that it was scored for."""
 
     layer: int
     index: int
@@ -45,20 +46,24 @@ Neuron = str | tuple[int, int] | Component | RankedNeuron
 """A neuron as a label (L26N6475), (layer, index), a component, or an entry of a ranking."""
 
 Directions = Tensor | Mapping[int, Tensor]
-"""One for every layer (d_model,), one each (n_layers, d_model), or {layer: (d_model,)}."""
+"""One direction for all layers (d_model,), one per layer (n_layers, d_model), or a mapping
+{layer: (d_model,)}."""
 
-Mode = Literal["same_layer", "all_below"]
+LayerMode = Literal["same_layer", "all_below"]
 Score = Literal["cosine", "dot"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GluNeuron:
-    """The weights of one neuron, or of a layer's neurons, a row each.
+    """The weights of one neuron, or of a layer's neurons, one row each.
 
-    gate, up: (..., d_model), what is read; they act on the normed stream (scale a direction of
-    the raw stream by the norm's weight first), or on the stream itself where no norm precedes the
-    MLP. gate_bias, up_bias: (...), if there are any. value: (..., d_model), what is written;
-    where a post-norm follows (Gemma-2, OLMo-2) a summand of its input, not of the stream.
+    Attributes:
+        gate, up: (..., d_model) input weights. They act on the normed stream, or on the stream
+            itself if no norm precedes the MLP. To compare them with a direction of the raw stream,
+            multiply that by the norm's weight first.
+        value: (..., d_model) the output vector. If a post-norm follows (Gemma-2, OLMo-2) it is a
+            summand of the norm's input, not of the stream.
+        gate_bias, up_bias: (...), or None.
     """
 
     gate: Tensor
@@ -69,10 +74,12 @@ class GluNeuron:
 
 
 def glu_vectors(model: LanguageModel, layer: int, index: int | None = None) -> GluNeuron:
-    """Gate, up and value vectors of one neuron, or of all neurons of a layer; the weights' own.
+    """The gate, up and value vectors of one neuron, or of all neurons of a layer.
+
+    These are views of the model's weights, not copies.
 
     Raises:
-        InterpError: unknown parts, no gate, no such layer or neuron.
+        InterpError: an unknown architecture, an MLP without a gate, or no such layer or neuron.
     """
     (layer,) = within([layer], model.n_layers, "layer", model.name)
     mlp = _gated(model, "GLU vectors").blocks[layer].mlp
@@ -91,10 +98,13 @@ def glu_vectors(model: LanguageModel, layer: int, index: int | None = None) -> G
 
 @dataclass(frozen=True, kw_only=True)
 class GluActivations:
-    """Activations of some neurons at one position per sample, (sample, neuron) each.
+    """Activations of some neurons at one position per sample, each (sample, neuron).
 
-    gate: act(g . x) with the model's own activation. up: u . x (site pre_linear). product: what
-    multiplies v (site post): gate * up, unless an intervention changed it.
+    Attributes:
+        neurons: the neurons.
+        gate: act(g . x), with the model's activation function.
+        up: u . x (site pre_linear).
+        product: the factor of v (site post): gate * up, unless an intervention changed it.
     """
 
     neurons: tuple[Component, ...]
@@ -112,14 +122,15 @@ def glu_activations(
     budget_gb: float = 2.0,
     runs: StoredRuns | None = None,
 ) -> GluActivations:
-    """Both factors and the product of some neurons, at one position of each prompt.
+    """The gate, up and product activations of some neurons, at one position of each prompt.
 
     Prompts, positions (one of each prompt) and `runs` are those of `run_with_cache`. Inside
-    `intervene` the changed run is seen.
+    `intervene` the activations are those of the changed run.
 
     Raises:
-        InterpError: unknown parts, no gate, a position a prompt lacks, a neuron that does not
-            exist or is named twice, or whole layers (as captured) over the budget.
+        InterpError: an unknown architecture, an MLP without a gate, a prompt that lacks a position,
+            a neuron that does not exist or is given twice, or whole layers, as they are captured,
+            that do not fit the budget.
     """
     decoder = _gated(model, "GLU activations")
     chosen = _components(model, neurons)
@@ -144,25 +155,32 @@ def rank_glu(
     directions: Directions,
     *,
     layers: Iterable[int] | None = None,
-    mode: Mode = "same_layer",
+    mode: LayerMode = "same_layer",
     k: int = 50,
     metric: Score = "cosine",
     sign: int = 1,
     first: int | None = None,
 ) -> list[RankedNeuron]:
-    """The neurons whose value vectors lie most along the directions w_p, the strongest first.
+    """The neurons whose value vectors are most aligned with the directions w_p, strongest first.
 
         score(l, i; p) = cos(v_li, w_p), or v_li . w_p
 
-    same_layer: the k best neurons of layer p for w_p. all_below: the k best of every layer l <= p.
-    All are pooled and sorted; a neuron found for several p stays once, with its best score.
-
-    `layers` are the p in use, by default all that have a direction. "dot" favours long vectors.
-    With sign=-1 neurons that write the opposite come first. `first` cuts the pool.
+    Args:
+        model: a model with a gated MLP and a known architecture.
+        directions: the directions w_p, see `Directions`.
+        layers: the layers p used; by default all that have a direction.
+        mode: "same_layer": the k best neurons of layer p for w_p. "all_below": the k best neurons
+            of every layer l <= p for w_p. All are pooled and sorted; a neuron found for several p
+            is listed once, with its best score.
+        k: number of neurons per layer.
+        metric: "cosine", or "dot", which favours long vectors.
+        sign: 1, or -1 to rank neurons that write the opposite direction first.
+        first: keep only the first so many.
 
     Raises:
-        InterpError: unknown parts, no gate, a post-norm after the MLP (a neuron is then no
-            summand of the stream), a direction of wrong shape or zero, k or first out of size.
+        InterpError: an unknown architecture, an MLP without a gate, a post-norm after the MLP (a
+            neuron is then no summand of the stream), a direction that is zero or of another shape,
+            or k or first out of range.
 
     Source: ajyl/verify_circuit (same_layer for ablations, all_below with first=200 for scores).
     """
@@ -184,7 +202,7 @@ def rank_null(
     directions: Directions,
     *,
     layers: Iterable[int] | None = None,
-    mode: Mode = "same_layer",
+    mode: LayerMode = "same_layer",
     k: int = 50,
     metric: Score = "cosine",
     sign: int = 1,
@@ -192,11 +210,12 @@ def rank_null(
     draws: int = 200,
     seed: int = 0,
 ) -> Null:
-    """The mean of sign * score over what `rank_glu` finds, against random directions.
+    """The mean of sign * score over the neurons of `rank_glu`, compared with random directions.
 
-    Each draw turns all directions together at random, their lengths and mutual angles kept, and
-    selects again. Taking the best of many neurons gains as much there; against random neurons of
-    the same layers any selection would win. Arguments and errors are those of `rank_glu`.
+    Every draw rotates all directions together at random, which keeps their lengths and angles, and
+    selects neurons again. So selecting the best of many neurons raises the null as well. Compared
+    with random neurons of the same layers, any selection would stand out. Arguments and errors are
+    those of `rank_glu`.
     """
     at, vectors = _directions(model, directions, layers, metric)
     turned = [vectors, *turned_directions(vectors, draws, seed=seed)]
@@ -207,11 +226,13 @@ def rank_null(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Antipodes:
-    """Opposite value vectors of two sets of neurons.
+class OpposedNeurons:
+    """Opposite value vectors in two sets of neurons, a and b.
 
-    pairs: (neuron of a, of b, cosine), the most negative first. cosine: (neuron of a), that with
-    its most opposite neuron of b. null: minus its mean, against random neurons.
+    Attributes:
+        pairs: (neuron of a, neuron of b, cosine), most negative first.
+        cosine: (neurons of a,) the lowest cosine of each with a neuron of b.
+        null: minus the mean of `cosine`, compared with random neurons.
     """
 
     pairs: tuple[tuple[Component, Component, float], ...]
@@ -228,24 +249,33 @@ def opposed_neurons(
     without: Tensor | None = None,
     draws: int = 200,
     seed: int = 0,
-) -> Antipodes:
-    """How opposite the value vectors of two sets are, and how opposite by chance.
+) -> OpposedNeurons:
+    """How opposite the value vectors of two sets of neurons are, compared with random neurons.
 
         opposition = - mean over i in a of min over j in b of cos(v_i, v_j)
 
-    Positive: the neurons of a have opponents in b. Among many vectors some cosine is negative
-    anyway; the null renumbers the neurons of every layer at random, which keeps layers, counts
-    and overlap. Sets selected along w and -w are opposite by selection: `without`, (d_model,) or
-    (n, d_model), is projected out of every vector first. `k` pairs are kept.
+    Positive: the neurons of a have opposite neurons in b. Among many vectors some cosines are
+    negative by chance. So the null permutes the neurons of every layer at random, which keeps
+    layers, counts and overlap.
+
+    Args:
+        model: a model with a gated MLP and a known architecture.
+        a: the first set.
+        b: the second set.
+        k: number of pairs kept.
+        without: (d_model,) or (n, d_model) directions projected out of every vector first. Sets
+            selected along w and -w are opposite by selection; give w here.
+        draws: random draws of the null.
+        seed: seed of the draws.
 
     Raises:
-        InterpError: unknown parts, no gate, a post-norm after the MLP, a neuron that does not
-            exist or is named twice in a set, or k out of size.
+        InterpError: an unknown architecture, an MLP without a gate, a post-norm after the MLP, a
+            neuron that does not exist or is given twice in a set, or k out of range.
     """
     sides = [_components(model, side) for side in (a, b)]
     if not 1 <= k <= len(sides[0]) * len(sides[1]):
         found = f"{len(sides[0])} x {len(sides[1])} pairs"
-        raise InterpError(f"the {k} most opposite pairs", found, "choose k within")
+        raise InterpError(f"the {k} most opposite pairs", found, "choose a k from 1 to that number")
     values = {layer: _values(model, layer) for layer in sorted({c.layer for c in sum(sides, [])})}
     gone = torch.zeros(1, model.d_model) if without is None else torch.atleast_2d(without)
     if gone.shape[1:] != (model.d_model,):
@@ -264,17 +294,22 @@ def opposed_neurons(
         number = {layer: rng.permutation(model.d_mlp) for layer in values}
         random[draw] = -float(opposed(number, 0)[0].mean())
     pairs = tuple((sides[0][i], sides[1][j], value) for value, i, j in best)
-    return Antipodes(pairs=pairs, cosine=cosine, null=null_of(-float(cosine.mean()), random))
+    return OpposedNeurons(pairs=pairs, cosine=cosine, null=null_of(-float(cosine.mean()), random))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelContrast:
-    """Neurons between two classes of samples; positive = more where valid, float64.
+    """How neurons differ between two classes of samples; positive: larger in valid ones. Float64.
 
-    n: samples, (invalid, valid). mean, mean_stderr: (2, neuron), of gate * up, in that order.
-    difference, stderr: (neuron,), valid minus invalid, Welch's error. parts, parts_stderr:
-    (3, neuron), what gate, up and their covariance contribute; parts sum to difference.
-    auc, auc_stderr: (neuron,), the chance that a valid sample exceeds an invalid one, ties half.
+    Attributes:
+        neurons: the neurons.
+        n: number of (invalid, valid) samples.
+        mean, mean_stderr: (2, neuron) mean of gate * up in invalid and in valid samples.
+        difference, stderr: (neuron,) valid minus invalid, with Welch's standard error.
+        parts, parts_stderr: (3, neuron) contributions of the gate, of up, and of their covariance.
+            They sum to `difference`.
+        auc, auc_stderr: (neuron,) probability that a valid sample exceeds an invalid one; ties
+            count half.
     """
 
     neurons: tuple[Component, ...]
@@ -290,14 +325,15 @@ class LabelContrast:
 
 
 def label_contrast(activations: GluActivations, labels: Flags) -> LabelContrast:
-    """How gate * up differs between valid (1) and invalid (0) samples, and which factor carries it.
+    """The difference of gate * up between valid (1) and invalid (0) samples, split by factor.
 
         E1[ab] - E0[ab] = (E1[a] - E0[a]) (E1[b] + E0[b]) / 2       gate
                         + (E1[b] - E0[b]) (E1[a] + E0[a]) / 2       up
                         + cov1(a, b) - cov0(a, b)                   covariance
 
-    with a = act(g . x), b = u . x and cov with 1/n; this is exact. Errors of the parts are first
-    order, too small where a part is a product of near zeros; that of the AUC is DeLong's (1988).
+    with a = act(g . x), b = u . x and cov with 1/n. The identity is exact. Standard errors of the
+    parts are first order, and too small if a part is a product of values near zero. Those of the
+    AUC are DeLong's (1988).
 
     Raises:
         InterpError: labels other than 0 and 1, or fewer than two samples of a class.
@@ -309,7 +345,7 @@ def label_contrast(activations: GluActivations, labels: Flags) -> LabelContrast:
     n = [int((label == c).sum()) for c in (0, 1)]
     if min(n) < 2:
         found = f"{n[1]} of 1, {n[0]} of 0"
-        raise InterpError("labels", found, "give each sample 0 or 1, and two or more of both")
+        raise InterpError("labels", found, "give 0 or 1 for each sample, with two or more of both")
     sides, written = [torch.from_numpy(label == c) for c in (0, 1)], gate * up
     (a0, a1), (b0, b1) = ([x[side].mean(0) for side in sides] for x in (gate, up))
     da, db, a, b = a1 - a0, b1 - b0, (a0 + a1) / 2, (b0 + b1) / 2
@@ -342,15 +378,17 @@ def label_contrast(activations: GluActivations, labels: Flags) -> LabelContrast:
 def _pool(
     model: LanguageModel, turned: Tensor, at: list[int], mode: str, k: int, metric: str, sign: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The k best neurons of each layer for each direction, in each draw of directions.
+    """The k best neurons of every layer for every direction, in every draw of directions.
 
-    sign * score and index, (draw, candidate); layer and the direction's layer, (candidate,).
+    Returns (draw, candidate) sign * score and index, and (candidate,) layer and direction's layer.
     """
-    if mode not in get_args(Mode):
-        raise unknown("mode", mode, get_args(Mode))
+    if mode not in get_args(LayerMode):
+        raise unknown("mode", mode, get_args(LayerMode))
     if sign not in (1, -1) or not 1 <= k <= model.d_mlp:
         found = f"{model.d_mlp} neurons a layer"
-        raise InterpError(f"ranking with k={k}, sign={sign}", found, "use k within, sign 1 or -1")
+        raise InterpError(
+            f"ranking with k={k}, sign={sign}", found, "use k in that range, sign 1 or -1"
+        )
     score, index, layers, origin, below = [], [], [], [], mode == "all_below"
     for layer in range(max(at) + 1) if below else at:
         columns = [c for c, p in enumerate(at) if p == layer or (below and p > layer)]
@@ -369,19 +407,19 @@ def _pool(
 def _merge(
     score: np.ndarray, index: np.ndarray, layer: np.ndarray, origin: np.ndarray, first: int | None
 ) -> np.ndarray:
-    """The candidates of a draw from the best on, each neuron once."""
+    """The candidates of one draw, best first, with each neuron once."""
     order = np.lexsort((origin, index, layer, -score))
     neurons = np.stack([layer[order], index[order]])
     once = order[np.sort(np.unique(neurons, axis=1, return_index=True)[1])]
     if first is not None and not 1 <= first <= len(once):
-        raise InterpError(f"the first {first}", f"{len(once)} found", "choose within, or raise k")
+        raise InterpError(f"the first {first}", f"{len(once)} found", "choose fewer, or raise k")
     return once[:first]
 
 
 def _directions(
     model: LanguageModel, directions: Directions, layers: Iterable[int] | None, metric: str
 ) -> tuple[list[int], Tensor]:
-    """The layers in use and their directions, (layer, d_model), of length 1 for cosines."""
+    """The layers used and their (layer, d_model) directions, of unit length for cosines."""
     _gated(model, "ranking neurons")
     if metric not in get_args(Score):
         raise unknown("metric", metric, get_args(Score))
@@ -402,25 +440,25 @@ def _directions(
 
 
 def _lowest(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, list]:
-    """Each row's smallest cosine, and the k smallest of all as (cosine, row, column)."""
+    """The smallest cosine of every row, and the k smallest of all as (cosine, row, column)."""
     lowest, best = [], []
     step = max(1, BLOCK // len(y))
     for start in range(0, len(x), step):
         cosine = x[start : start + step] @ y.T
         lowest.append(cosine.amin(-1).cpu())
         top = cosine.flatten().topk(min(k, cosine.numel()), largest=False)
-        for value, place in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            best.append((value, start + place // len(y), place % len(y)))
+        for value, entry in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            best.append((value, start + entry // len(y), entry % len(y)))
         best = sorted(best)[:k]
     return torch.cat(lowest), best
 
 
 def _values(model: LanguageModel, layer: int) -> Tensor:
-    """The value vectors of a layer where they are summands of the stream."""
+    """The value vectors of a layer, if they are summands of the stream."""
     block = _gated(model, "value vectors").blocks[layer]
     if block.ln2_post is not None:
-        found = "a post-norm follows the MLP, so that a neuron is not a summand of the stream"
-        do = "use a model without post-norms, or glu_vectors and the norm's own weight"
+        found = "a post-norm follows the MLP, so a neuron is no summand of the stream"
+        do = "use a model without post-norms, or glu_vectors and the norm's weight"
         raise InterpError(f"value vectors of {model.name} as directions", found, do)
     return block.mlp.down.weight
 

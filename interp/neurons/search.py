@@ -1,10 +1,10 @@
-"""Neurons found by the tokens they write."""
+"""Neurons found by the tokens that they write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from torch.nn.functional import normalize
 
@@ -15,16 +15,18 @@ from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import NeuronMetric, _written
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class FoundNeuron:
-    """A neuron that writes some words.
+    """A neuron that promotes or suppresses some words.
 
-    logits: of each word, less the mean over the vocabulary. ranks: of each word among all tokens; 1
-    is the most promoted, with sign=-1 the most suppressed.
+    Attributes:
+        layer: its layer.
+        index: its number.
+        score: its score.
+        logits: the logit of each word minus the mean over the vocabulary.
+        ranks: the rank of each word among all tokens; 1 is the most promoted token, with sign=-1
+            the most suppressed.
     """
 
     layer: int
@@ -44,28 +46,35 @@ def search_neurons(
     layers: Iterable[int] | None = None,
     metric: NeuronMetric = "zscore",
 ) -> list[FoundNeuron]:
-    """The neurons of any layer that write some words most or, with sign=-1, most against them.
+    """The k neurons that promote some words most or, with sign=-1, suppress them most.
 
-        logit_t = U[t] . x_li,   x_li = w * v_li,   U = W_U less its mean over the vocabulary
+        logit_t = U[t] . x_li,   x_li = w * v_li,   U = W_U minus its mean over the vocabulary
 
         zscore:  score = mean_t logit_t / root mean square of logit over the whole vocabulary
         cosine:  score = mean_t cos(x_li, U[t])
         dot:     score = mean_t logit_t
 
-    over the words' tokens t. v_li is what the neuron writes, its row of the down projection, gated
-    or not; w is the final norm's weight, and a LayerNorm centres v first: x_li is what the
-    unembedding reads. What raises all tokens
-    alike is no part of a score. The z-score says how far the words stand out among all tokens, in
-    standard deviations. "cosine" and "dot" do not look at other words: a word may be far from the
-    top of what their first neurons write.
+    Means are over the words' tokens t. v_li is the neuron's output weight vector, its row of the
+    down projection. w is the final norm's weight, and a final LayerNorm centres v first: x_li is
+    what the unembedding reads. A change that raises all tokens equally does not affect a score. The
+    z-score says how far the words stand out among all tokens, in standard deviations. "cosine" and
+    "dot" ignore other words: the top neurons may promote other words more.
 
-    Behind a post-norm after the MLP, v is multiplied by its weight as well: what the neuron adds
-    to the stream, up to a positive factor that depends on the prompt. Z-scores, cosines and ranks
-    are free of it; "dot" and `logits` are without it.
+    With a post-norm after the MLP, v is also multiplied by this norm's weight. This is what the
+    neuron adds to the stream, up to a positive factor that depends on the prompt. Z-scores, cosines
+    and ranks do not depend on the factor; "dot" and `logits` omit it.
+
+    Args:
+        model: a model with a known architecture.
+        words: words of one token each, or token ids.
+        k: number of neurons.
+        sign: 1 for neurons that promote the words, -1 for neurons that suppress them.
+        layers: layers searched; all by default.
+        metric: "zscore", "cosine" or "dot".
 
     Raises:
-        InterpError: unknown parts, no words or one of several tokens, k out of size, sign other
-            than 1 or -1, or an unknown metric.
+        InterpError: an unknown architecture, no words or a word of several tokens, k out of range,
+            a sign other than 1 or -1, or an unknown metric.
     """
     decoder = model.require_decoder("searching neurons")
     chosen = within(layers, model.n_layers, "layer", model.name)
@@ -73,7 +82,7 @@ def search_neurons(
     if not ids or sign not in (1, -1) or not 1 <= k <= len(chosen) * model.d_mlp:
         asked = f"searching {len(ids)} words, k={k}, sign={sign}"
         found = f"{len(chosen)} layers of {model.d_mlp} neurons"
-        raise InterpError(asked, found, "give words, k within the neurons, sign 1 or -1")
+        raise InterpError(asked, found, "give words, k up to their number, sign 1 or -1")
     if metric not in get_args(NeuronMetric):
         raise unknown("metric", metric, get_args(NeuronMetric))
     unembed = widened(decoder.unembed)

@@ -1,4 +1,4 @@
-"""How far GLU neurons fall silent when heads are ablated."""
+"""How much GLU neurons lose of their activation when heads are ablated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation, mean, random_like, resample, zero
 from interp.runs.stored_runs import StoredRuns, keep_runs
 
-Kind = Literal["zero", "mean", "resample"]
+HeadAblation = Literal["zero", "mean", "resample"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,20 @@ class ActivationDelta:
     """Activations of K neurons before and after an ablation, at one position of each prompt.
 
     Attributes:
-        read_at: where the neurons are read.
-        ablated_at: where each ablation was made: "all", a name, or one position per prompt.
-        ablated: what was done, with the tokens changed and the size of the change.
-        before, after: (n, K) h_i.
+        neurons: labels of the neurons.
+        read_at: the position in each prompt at which the neurons are read.
+        ablated_at: where each ablation acts: "all", a name, or one position per prompt.
+        ablated: what was ablated, with the number of tokens changed and the size of the change.
+        before, after: (n, K) activations h_i.
         change, stderr: (K,) mean of before - after over all samples, and its standard error.
-            Positive: what was ablated raises the neuron.
-        n_active: (K,) samples on which |before| exceeds the floor.
-        silenced: (K,) share of these with |after| below a fraction of |before|; nan for none.
-        reached: (K,) neurons that come after something ablated; the others are in no total.
-        total: mean change over the neurons reached, its interval over samples.
-        total_silenced: mean share of a sample's active neurons silenced, over samples with any.
-        null, null_silenced: these totals against random heads of the same layers.
+            Positive: the ablated components raise the neuron.
+        n_active: (K,) number of samples with |before| above the floor.
+        silenced: (K,) share of these with |after| below a fraction of |before|; nan without any.
+        reached: (K,) neurons downstream of an ablated component; totals omit the others.
+        total: mean change over the reached neurons, with its interval over samples.
+        total_silenced: mean share of a sample's active neurons that are silenced, over samples
+            with active neurons.
+        null, null_silenced: these totals compared with random heads of the same layers.
     """
 
     neurons: tuple[str, ...]
@@ -81,72 +83,53 @@ def activation_delta(
     heads: Sequence[str] = (),
     *,
     changes: Change | Sequence[Change] = (),
-    kind: Kind = "zero",
+    kind: HeadAblation = "zero",
     positions_of_ablation: Positions = "all",
     fraction: float = 0.1,
     floor: float = 0.0,
     draws: int = 20,
     seed: int = 0,
 ) -> ActivationDelta:
-    """Activations h_i before and after heads are ablated: exact, and through every path.
+    """Neuron activations h_i before and after heads are ablated: exact, through all paths.
 
-    Neurons are read at one token; heads are ablated at all tokens unless `positions_of_ablation`
-    says otherwise. With "read" it is the token read only: what heads brought elsewhere remains.
+    Neurons are read at one token of each prompt. By default heads are ablated at all tokens. With
+    `positions_of_ablation="read"` they are ablated at the token read only, so that what they moved
+    to other tokens remains.
 
     Args:
-        model: any model that offers `post`.
+        model: any model with site `post`.
         prompts: texts, token ids or a task (its clean prompts).
-        positions: one token of each prompt, at which neurons are read: see
+        positions: one token of each prompt, at which neurons are read; see
             `interp.core.arguments.Positions`.
         neurons: labels such as L26N6475.
-        heads: labels such as L17H11. Or give
-        changes: any of `interp.runs.kinds`, with positions of their own and no null.
-        kind: heads become zero, their mean over all tokens of these prompts, or their value on a
-            prompt drawn among these (of equal length; the same draw for all heads).
+        heads: labels such as L17H11. Give these or changes.
+        changes: any of `interp.runs.kinds`, with their own positions. They have no null.
+        kind: the ablated value: zero; the mean over all tokens of these prompts; or "resample",
+            the value on another of these prompts of equal length (the same one for all heads).
         positions_of_ablation: "all", "read", a named position, or one token of each prompt.
-        fraction: a neuron is silenced where |h_i| falls below this fraction of what it was,
-        floor: among samples on which |h_i| exceeded this.
-        draws: different random sets of as many other heads of the same layers, drawn again until
-            there are as many or no more exist (see `interp.runs.kinds.random_like`).
-        seed: of the random sets and of "resample".
+        fraction: a neuron is silenced if |h_i| falls below this fraction of its former value.
+        floor: only samples with |h_i| above this count as active.
+        draws: number of different random sets of as many other heads of the same layers; fewer if
+            fewer exist (see `interp.runs.kinds.random_like`).
+        seed: seed of the random sets and of "resample".
 
     Raises:
-        InterpError: both or neither of heads and changes, no neuron behind what is
-            ablated, or no other heads for a random set.
+        InterpError: both or neither of heads and changes, an unknown kind, no prompts, no
+            neuron downstream of the ablation, or no other heads for a random set.
     """
     heads, changes = listed(heads), listed(changes)
-    if bool(heads) == bool(changes):
-        raise InterpError("an ablation", "both or neither are given", "give heads or changes")
-    if changes and (kind, positions_of_ablation) != ("zero", "all"):
-        raise InterpError(
-            f"{kind} at {positions_of_ablation} for changes",
-            "each says itself what it does and where",
-            "leave kind and positions_of_ablation out",
-        )
-    if kind not in ("zero", "mean", "resample"):
-        raise unknown("kind", kind, ("zero", "mean", "resample"))
+    _refuse(heads, changes, kind, positions_of_ablation)
     texts = texts_of(prompts)
     if not texts:
         raise InterpError("reading neurons", "no prompts", "give at least one")
-    given = [model.tokenize(text) for text in texts]
-    at, receivers = (
-        places_of(positions, given, marks_of(prompts)),
-        model.require_parts(neurons, "post"),
-    )
-    marks, elsewhere = marks_of(prompts), positions_of_ablation
-    if not isinstance(elsewhere, str) or (marks and elsewhere not in ("all", "read")):
-        positions_of_ablation = places_of(elsewhere, given, marks)
-    prompts = texts
+    tokens, marks = [model.tokenize(text) for text in texts], marks_of(prompts)
+    at, receivers = places_of(positions, tokens, marks), model.require_parts(neurons, "post")
+    where: Positions = positions_of_ablation
+    if not isinstance(where, str) or (marks and where not in ("all", "read")):
+        where = places_of(where, tokens, marks)
+    everywhere = isinstance(where, str) and where == "all"
     senders = model.require_parts(heads, "z") if heads else []
-    where: Positions = at if positions_of_ablation == "read" else positions_of_ablation
-    makers = {
-        "zero": lambda label: zero(label, positions=where),
-        "mean": lambda label: mean(model, label, prompts, positions=where),
-        "resample": lambda label: resample(
-            model, label, prompts, n=len(at), seed=seed, positions=where
-        ),
-    }
-    ablate: Callable[[str], Change] = cache(makers[kind])
+    ablate = _ablations(model, texts, kind, at if where == "read" else where, seed)
     changes = [ablate(str(part)) for part in senders] or changes
     edits = [edit for change in changes for edit in change.edits]
     ablated = [Component(e.layer, e.site, k) for e in edits for k in e.components or (None,)]
@@ -155,12 +138,14 @@ def activation_delta(
     ]
     reached: np.ndarray = np.array([any(row) for row in pairs])
     if not reached.any():
-        raise InterpError("neurons behind an ablation", "all precede it", "choose later neurons")
+        raise InterpError(
+            "neurons downstream of an ablation", "all precede it", "choose later neurons"
+        )
 
     def run(changes: Sequence[Change]) -> tuple[np.ndarray, str]:
         layers = {part.layer for part in receivers}
         with intervene(model, changes) as report:
-            seen = run_with_cache(model, prompts, sites=["post"], layers=layers, positions=at)
+            seen = run_with_cache(model, texts, sites=["post"], layers=layers, positions=at)
         columns = [seen[part.layer, "post"][:, part.index].double() for part in receivers]
         return torch.stack(columns, 1).numpy(), str(report)
 
@@ -168,16 +153,16 @@ def activation_delta(
     active = np.abs(before) > floor
 
     def totals(after: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each sample's change; its share silenced, if neurons were active; and which were."""
+        """The change of every sample, the share silenced if any were active, and which were."""
         silent = active & (np.abs(after) < fraction * np.abs(before))
-        some, off = (x[:, reached].sum(1) for x in (active, silent))
-        return (before - after)[:, reached].mean(1), off[some > 0] / some[some > 0], silent
+        lit, off = (x[:, reached].sum(1) for x in (active, silent))
+        return (before - after)[:, reached].mean(1), off[lit > 0] / lit[lit > 0], silent
 
     change, shares, silent = totals(after)
     drawn = random_like(model, list(map(str, senders)), draws if senders else 0, seed=seed)
     fast = None
-    if (kind, positions_of_ablation) == ("zero", "all") and drawn:
-        fast = _zeroed_runs(model, prompts, at)
+    if kind == "zero" and everywhere and drawn:
+        fast = _zeroed_runs(model, texts, at)
     if fast is not None:
         afters = (_without(model, fast, labels, receivers) for labels in drawn)
     else:
@@ -202,21 +187,54 @@ def activation_delta(
     )
 
 
+def _refuse(
+    heads: Sequence[str],
+    changes: Sequence[Change],
+    kind: str,
+    positions_of_ablation: Positions,
+) -> None:
+    """Check what is ablated."""
+    if bool(heads) == bool(changes):
+        raise InterpError("an ablation", "both or neither are given", "give heads or changes")
+    if changes and (kind, positions_of_ablation) != ("zero", "all"):
+        raise InterpError(
+            f"{kind} at {positions_of_ablation} for changes",
+            "each change has its own kind and positions",
+            "leave kind and positions_of_ablation out",
+        )
+    if kind not in ("zero", "mean", "resample"):
+        raise unknown("kind", kind, ("zero", "mean", "resample"))
+
+
+def _ablations(
+    model: LanguageModel, prompts: Sequence[Prompt], kind: HeadAblation, where: Positions, seed: int
+) -> Callable[[str], Change]:
+    """The ablation of a head by its label, made once."""
+    makers = {
+        "zero": lambda label: zero(label, positions=where),
+        "mean": lambda label: mean(model, label, prompts, positions=where),
+        "resample": lambda label: resample(
+            model, label, prompts, n=len(prompts), seed=seed, positions=where
+        ),
+    }
+    return cache(makers[kind])
+
+
 def _zeroed_runs(
     model: LanguageModel, prompts: Sequence[Prompt], positions: Sequence[int]
 ) -> StoredRuns | None:
-    """Whole runs of the prompts up to the tokens read; None where only hooks can do it."""
+    """Stored runs of the prompts up to the token read; None if the model needs hooks."""
     if model.decoder is None or model.active:
         return None
     rows = [model.tokenize(prompt).tokens for prompt in prompts]
-    cut = [row[: place % len(row) + 1] for row, place in zip(rows, positions, strict=True)]
+    cut = [row[: at % len(row) + 1] for row, at in zip(rows, positions, strict=True)]
     return keep_runs(model, cut, last=1, whole=True)
 
 
 def _without(
     model: LanguageModel, runs: StoredRuns, heads: Sequence[str], neurons: Sequence[Component]
 ) -> np.ndarray:
-    """(n, K) activations with heads zeroed at all tokens: what `intervene` gives, faster."""
+    """(n, K) activations with heads zeroed at all tokens; equals `intervene`, but faster."""
     made = ChangedRuns(runs=runs, change=make_ablation(model, heads))
     seen = made.read(list(dict.fromkeys((part.layer, "post") for part in neurons)))
     columns = [seen[part.layer, "post"][:, 0, part.index].double().cpu() for part in neurons]

@@ -1,4 +1,4 @@
-"""What can be read from activations, and how two models differ in it."""
+"""What can be read from activations: logit lens, probes, and differences between two models."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The residual stream and directions in it read as tokens; neurons found by tokens."""
+"""The logit lens: the residual stream of any layer read as next-token probabilities."""
 
 from __future__ import annotations
 
@@ -28,19 +28,24 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
-"""The sites a lens can be held to: states of the residual stream, not what is added to it."""
+"""The sites that a lens reads: states of the residual stream, not what is added to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lens:
     """Next-token probabilities read from the residual stream, averaged over samples.
 
-    sites, layers, groups: the labels of the axes. n: samples of each group. group_of: (sample,)
-    the group of each. tokens: (sample,) the token id at the position that was read.
-    top_tokens, top_mean, top_stderr: (site, layer, group, k), the tokens of highest mean
-    probability, that mean and its standard error (infinite for a single sample).
-    words: the watched tokens. word_probability, word_rank: (site, layer, sample, word); rank 1
-    is the most likely token of the sample.
+    Attributes:
+        sites, layers, groups: the labels of the axes.
+        n: number of samples of each group.
+        group_of: (sample,) the group of each sample.
+        tokens: (sample,) the token id at the position that was read.
+        top_tokens, top_mean, top_stderr: (site, layer, group, k) the tokens of highest mean
+            probability, that mean, and its standard error (infinite for a single sample).
+        words: the watched tokens.
+        word_probability, word_rank: (site, layer, sample, word) the probability and the rank of
+            each watched token; rank 1 is the most likely token of the sample.
+        strings: the text of every top token.
     """
 
     sites: tuple[str, ...]
@@ -58,10 +63,10 @@ class Lens:
     strings: Mapping[int, str]
 
     def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> list[Token]:
-        """The tokens of highest mean probability at a layer, the highest first.
+        """The tokens of highest mean probability at a layer, highest first.
 
         Raises:
-            InterpError: a layer, site or group the lens was not held to.
+            InterpError: a layer, site or group that was not read.
         """
         cell = self._cell(layer, site, group)
         ids, means = self.top_tokens[cell].tolist(), self.top_mean[cell].tolist()
@@ -80,7 +85,7 @@ class Lens:
         return self._estimate(self.word_rank, word, layer, site, group)
 
     def to_dataframe(self) -> DataFrame:
-        """One row for each site, layer, group and place among the top tokens."""
+        """One row per site, layer, group and top token; `place` is its place in the order."""
         from pandas import DataFrame
 
         rows = []
@@ -94,7 +99,7 @@ class Lens:
         return DataFrame(rows)
 
     def words_to_dataframe(self) -> DataFrame:
-        """One row for each site, layer, group and watched word, with 95 % intervals."""
+        """One row per site, layer, group and watched word, with 95 % intervals."""
         from pandas import DataFrame
 
         rows = []
@@ -112,7 +117,7 @@ class Lens:
             group, *others = self.groups
             if others:
                 found = f"groups {', '.join(self.groups)}"
-                raise InterpError("the lens of all samples", found, "name one of them")
+                raise InterpError("the lens of all samples", found, "name one group")
         for kind, name, known in (
             ("lens site", site, self.sites),
             ("lens layer", str(layer), [str(layer) for layer in self.layers]),
@@ -145,31 +150,31 @@ def logit_lens(
     budget_gb: float = 2.0,
     runs: StoredRuns | ChangedRuns | None = None,
 ) -> Lens:
-    """What the model would say next if it stopped at a layer, averaged over prompts.
+    """The next-token distribution when the final norm and unembedding are applied to a layer.
 
-        p_l = softmax(W_U norm_final(h_l)),   reported: mean over samples of p_l, not p of the mean
+        p_l = softmax(W_U norm_final(h_l)),   reported: the mean of p_l over samples
 
     h_l is the residual stream at one position of each prompt. Biases and a soft cap of the final
-    logits are the model's own, so at resid_post of the last layer p is its next-token
-    distribution. Inside `intervene` the lens is that of the changed run. Samples go through the
-    unembedding in blocks, so that memory does not grow with their number.
+    logits are applied as in the model, so p at resid_post of the last layer is the model's own
+    next-token distribution. Inside `intervene` the lens reads the changed run. Samples are
+    unembedded in blocks, so memory does not grow with their number.
 
     Args:
-        model: a model whose parts are known.
+        model: a model with a known architecture.
         prompts: texts, token tuples or a task (its clean prompts).
-        positions: one token of each prompt: see `interp.core.arguments.Positions`.
-        sites: of resid_pre, resid_mid, resid_post.
-        layers: all by default.
-        k: top tokens kept of each mean distribution.
-        words: tokens to follow, as text of exactly one token (with its leading space, if it has
-            one) or as an id; each spelling is a word of its own.
-        groups: one label per prompt, such as valid and invalid: means are within groups.
-        budget_gb: the most the captured residuals may take.
-        runs: read them in these runs of the prompts, as in `run_with_cache`.
+        positions: one token of each prompt, see `interp.core.arguments.Positions`.
+        sites: any of resid_pre, resid_mid and resid_post.
+        layers: the layers read; all by default.
+        k: number of top tokens of each mean distribution.
+        words: tokens to watch, each a text of exactly one token (with its leading space, if any)
+            or a token id. Different spellings are different words.
+        groups: one label per prompt, such as valid and invalid. Means are taken within groups.
+        budget_gb: memory for the captured residual streams.
+        runs: stored runs of the prompts to read from, as in `run_with_cache`.
 
     Raises:
-        InterpError: unknown parts (the reason is given), a site that is not a state of the
-            stream, a position a prompt lacks, a word of several tokens, k or groups out of size.
+        InterpError: an unknown architecture, a site that is not a state of the stream, a prompt
+            that lacks a position, a word of several tokens, or k or groups out of range.
 
     Sources: nostalgebraist 2020, "interpreting GPT: the logit lens"; the mean of probabilities as
         in Lee et al. 2025 (arXiv 2504.14379).
@@ -212,7 +217,7 @@ def logit_lens(
         groups=names,
         n=tuple(member.bincount().tolist()),
         group_of=member,
-        tokens=tuple(row.tokens[place] for row, place in zip(rows, at, strict=True)),
+        tokens=tuple(row.tokens[index] for row, index in zip(rows, at, strict=True)),
         top_tokens=tokens,
         top_mean=mean,
         top_stderr=stderr,
@@ -226,7 +231,7 @@ def logit_lens(
 def _read(
     decoder: Decoder, hidden: Tensor, member: Tensor, *, k: int, ids: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One site of one layer: top tokens, their mean and its error; the words of each sample."""
+    """Read one site of one layer: top tokens, their mean and its error, and the watched words."""
     counts = member.bincount().double()[:, None]
     weight = one_hot(member, len(counts)).T.double()
     total = torch.zeros(len(counts), decoder.d_vocab, dtype=torch.float64)
@@ -251,11 +256,13 @@ def _read(
 
 
 def _members(groups: Sequence[Hashable] | None, n: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Each sample's group number, and the groups' names in the order they come."""
+    """The group number of each sample, and the groups' names in order of appearance."""
     if groups is None:
         return torch.zeros(n, dtype=torch.long), ("all",)
     labels = [str(label) for label in listed(groups)]
     if len(labels) != n:
-        raise InterpError("groups of a lens", f"{len(labels)} labels, {n} prompts", "give one each")
+        raise InterpError(
+            "groups of a lens", f"{len(labels)} labels, {n} prompts", "give one label per prompt"
+        )
     names = tuple(dict.fromkeys(labels))
     return torch.tensor([names.index(label) for label in labels], dtype=torch.long), names

@@ -1,4 +1,4 @@
-"""Two models of one architecture, such as a base and its fine-tuned child: what changed."""
+"""Differences between two models of one architecture, such as a base and a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -35,10 +35,19 @@ _ALIKE = (
 
 @dataclass(frozen=True, kw_only=True)
 class WeightComparison:
-    """What `compare_weights` found: one row per component and part; arrays are (rows,).
+    """The result of `compare_weights`: one row per component and part. Arrays are (rows,).
 
-    part: q, k, v, o of a head; gate, up, value of a neuron. unit: whose weights they are: the
-    key/value head's for k and v, else the component's own. The measures: see `compare_weights`.
+    Attributes:
+        base: name of the base model.
+        trained: name of the trained model.
+        base_hash: its hash.
+        trained_hash: its hash.
+        part: q, k, v or o of a head; gate, up or value of a neuron.
+        layer: the component's layer.
+        index: the component's number.
+        unit: the number of the head or neuron that owns the weights; for k and v the key/value
+            head.
+        cosine, norm_difference, change: see `compare_weights`.
     """
 
     base: str
@@ -56,15 +65,15 @@ class WeightComparison:
     def null(
         self, selection: Iterable[str], *, draws: int = 10_000, seed: int = 0
     ) -> dict[str, Null]:
-        """Is the mean `change` of a selection larger than that of random components?
+        """Compare the mean `change` of a selection with that of random components, for each part.
 
-        One null per part. A draw takes from each layer as many of the compared components as the
-        selection has there, without repeats, the selection included: a permutation test, whose p
-        is uniform for a selection made without looking at the weights, however few heads a layer
-        has (and 1 where all of them are selected). For k and v a key/value head counts once.
+        A draw takes from every layer as many compared components as the selection has there,
+        without replacement and including the selection. This is a permutation test: p is uniform
+        for a selection made without looking at the weights, for any number of heads per layer, and
+        1 if all of them are selected. For k and v each key/value head counts once.
 
         Raises:
-            InterpError: labels that are not of heads (L17H11) only or of neurons (L5N3) only, one
+            InterpError: labels other than heads (L17H11) only or neurons (L5N3) only, a component
                 that was not compared, or an infinite change.
         """
         chosen = [Component.parse(label) for label in selection]
@@ -75,7 +84,7 @@ class WeightComparison:
             raise InterpError(
                 f"a null for {[str(component) for component in chosen]}",
                 f"compared: {', '.join(dict.fromkeys(self.part.tolist()))}",
-                "name heads or neurons that were compared, of one kind",
+                "give heads only or neurons only, all of them compared",
             )
         return {name: self._null(name, chosen, draws, seed) for name in names}
 
@@ -91,14 +100,14 @@ class WeightComparison:
                 raise InterpError(
                     f"a null for {name} of {wanted.tolist()} in layer {layer}",
                     f"{len(changes)} compared, largest change {changes.max(initial=0):g}",
-                    "compare the whole layer, and select where the base has no zero vectors",
+                    "compare the whole layer, and select no components that are zero in the base",
                 )
             mine = np.isin(pool, self.unit[here & np.isin(self.index, wanted)])
             selected, count = selected + changes[mine].sum(), count + int(mine.sum())
             for draw in range(draws):
                 taken = rng.choice(len(pool), int(mine.sum()), replace=False, shuffle=False)
                 random[draw] += changes[taken].sum()
-        # A draw of the selection itself ties with it; summed in another order it may round below.
+        # A draw equal to the selection must tie with it, even if its sum rounds differently.
         return null_of(float(selected / count), random / count * (1 + 1e-12))
 
     def to_dataframe(self) -> Any:
@@ -106,8 +115,8 @@ class WeightComparison:
         import pandas as pd
 
         marks = np.where(np.isin(self.part, _PARTS["head"]), "H", "N")
-        places = zip(self.layer, marks, self.index, strict=True)
-        facts = {"component": [f"L{layer}{mark}{index}" for layer, mark, index in places]}
+        parts = zip(self.layer, marks, self.index, strict=True)
+        facts = {"component": [f"L{layer}{mark}{index}" for layer, mark, index in parts]}
         columns = ("part", "layer", "index", "unit", "cosine", "norm_difference", "change")
         return pd.DataFrame(facts | {column: getattr(self, column) for column in columns})
 
@@ -119,31 +128,31 @@ def compare_weights(
     heads: Iterable[str] | None = None,
     neurons: Iterable[str] | None = None,
 ) -> WeightComparison:
-    """How far training moved the weights of each head and neuron.
+    """How much training changed the weights of each head and neuron.
 
-    For a part with weights a in the base and b in the trained model, flattened:
+    For a part with flattened weights a in the base model and b in the trained model, in float64:
 
         cosine = a . b / (|a| |b|)
-        norm_difference = (|b| - |a|) / |a|       positive: training made it longer
+        norm_difference = (|b| - |a|) / |a|       positive: longer after training
         change = |b - a| / |a|
 
-    in float64. Heads have W_Q, W_K, W_V, W_O (q, k, v, o; without biases), each (d_model, d_head)
-    or its transpose; with grouped queries k and v are those of the key/value head a query head
-    reads. Neurons have their input vectors gate and up (up in a gated MLP only) and the vector
-    they write, value, each (d_model,). Norm weights are not folded in. The cosine of a zero
+    The parts of a head are W_Q, W_K, W_V and W_O (q, k, v, o; no biases), each (d_model, d_head)
+    or its transpose. With grouped queries k and v are those of the key/value head that a query head
+    uses. The parts of a neuron are its input vectors gate and up (up only in a gated MLP) and its
+    output vector value, each (d_model,). Norm weights are not folded in. The cosine of a zero
     vector is nan; two zero vectors differ by 0.
 
     Args:
         base: the reference.
         trained: a model of the same sizes and dtype.
         heads: labels such as L17H11; all by default, none for an empty list.
-        neurons: likewise, such as L5N3.
+        neurons: labels such as L5N3; all by default, none for an empty list.
 
     Raises:
-        InterpError: other sizes, weights this package cannot read, an unknown component, or
-            nothing to compare.
+        InterpError: models of different sizes, weights that this package cannot read, an unknown
+            component, or nothing to compare.
 
-    Source: Lee et al. 2025, arXiv 2504.14379; cosines and norms of a fine-tuned model's weights.
+    Source: Lee et al. 2025, arXiv 2504.14379 (cosines and norms of a fine-tuned model's weights).
     """
     _require_alike(base, trained)
     left, right = (
@@ -177,9 +186,14 @@ def compare_weights(
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationComparison:
-    """What `compare_activations` found.
+    """The result of `compare_activations`.
 
-    cosine, relative: (n, sites, layers), one value per prompt. kl: (n,) nats.
+    Attributes:
+        base: name of the base model.
+        trained: name of the trained model.
+        sites, layers: the labels of the axes.
+        cosine, relative: (n, sites, layers), see `compare_activations`.
+        kl: (n,) next-token KL divergence in nats.
     """
 
     base: str
@@ -197,11 +211,11 @@ class ActivationComparison:
 
     @property
     def kl_mean(self) -> Estimate:
-        """Mean next-token KL with its interval."""
+        """Mean next-token KL divergence with its interval."""
         return mean_estimate(torch.from_numpy(self.kl))
 
     def to_dataframe(self) -> Any:
-        """One row per site and layer: means over all prompts, standard errors, intervals, n."""
+        """One row per site and layer: means over prompts, standard errors, intervals and n."""
         import pandas as pd
 
         site, layer = np.meshgrid(self.sites, self.layers, indexing="ij")
@@ -224,29 +238,36 @@ def compare_activations(
     budget_gb: float = 2.0,
     runs: tuple[StoredRuns, StoredRuns] | None = None,
 ) -> ActivationComparison:
-    """How far apart two models are on the same tokens, at one position of each prompt.
+    """How much two models differ on the same tokens, at one position of each prompt.
 
-    With a and b the values of a site in the base and in the trained model (all its heads or
-    neurons as one vector), and p the next-token distributions after that position:
+    With a and b the values of a site in the base and in the trained model (all heads or neurons as
+    one vector), and p the next-token distributions at the position:
 
         cosine = a . b / (|a| |b|),   relative = |b - a| / |a|,   kl = KL(p_base || p_trained)
 
-    kl is in nats and >= 0; the cosine of a value that is zero throughout is nan. `prompts` are
-    texts (read by the base's tokeniser), token tuples or a task's clean prompts; `positions`
-    as in `interp.core.arguments.Positions`. Prompts are cut after it: a causal model does not look
-    further. `layers` are all by default; `budget_gb` is for the values of one model; `runs` are
-    kept runs of the cut prompts in the base and in the trained model, read instead of run.
+    kl is in nats and never negative. The cosine of a zero vector is nan. Prompts are cut after
+    their position, since a causal model does not look further.
+
+    Args:
+        base: the reference.
+        trained: a model of the same sizes, vocabulary and dtype.
+        prompts: texts (tokenised by the base model), token tuples or a task (its clean prompts).
+        positions: one token of each prompt, see `interp.core.arguments.Positions`.
+        sites: sites compared.
+        layers: layers compared; all by default.
+        budget_gb: memory for the values of one model.
+        runs: stored runs of the cut prompts in the base and in the trained model.
 
     Raises:
-        InterpError: other sizes or tokens, an absent site, or a position a prompt lacks.
+        InterpError: models of different sizes or tokens, no prompts, a site that is absent, or a
+            prompt that lacks a position.
     """
     _require_alike(base, trained, "d_vocab")
     sites = tuple(dict.fromkeys(listed(sites)))
     chosen = within(layers, base.n_layers, "layer", base.name)
     rows = _cut(base, trained, prompts, positions)
     wanted = {"sites": sites, "layers": chosen, "positions": "last", "budget_gb": budget_gb}
-    kept = runs or (None, None)
-    models = zip((base, trained), kept, strict=True)
+    models = zip((base, trained), runs or (None, None), strict=True)
     seen = [run_with_cache(model, rows, runs=own, **wanted) for model, own in models]
     measured = np.empty((2, len(rows), len(sites), len(chosen)))
     for s, site in enumerate(sites):
@@ -270,20 +291,26 @@ def blend_weights(
     shared_kv: bool = False,
     check: bool = True,
 ) -> LanguageModel:
-    """A new model: the base, with the attention weights of some heads moved towards the actor's.
+    """A new model: the base with the attention weights of some heads moved towards the actor's.
 
-        W = W_base + alpha (W_actor - W_base),   W among W_Q, W_K, W_V, W_O of each head
+        W = W_base + alpha (W_actor - W_base),   for W_Q, W_K, W_V, W_O of each head
 
-    alpha = 0 is the base, 1 the actor, 2 overshoots; biases and everything else are the base's.
-    Neither model is changed. `heads` are labels such as L17H11, None for all; `check` is that of
-    `interp.models.loading.load_model`.
+    alpha = 0 is the base model, 1 the actor, 2 extrapolates. Biases and all other weights are the
+    base's. Neither model is changed.
 
-    With grouped queries a key/value head serves several query heads, and blending its W_K and W_V
-    changes what all of them read: allowed if all of them are given, or with `shared_kv`.
+    Args:
+        base: the model that is copied.
+        actor: a model of the same sizes and dtype.
+        heads: labels such as L17H11; None for all.
+        alpha: how far the weights are moved.
+        shared_kv: allow blending W_K and W_V of a key/value head even if it also serves query
+            heads that are not given. Blending changes what all of these read.
+        check: see `interp.models.loading.load_model`.
 
     Raises:
-        InterpError: other sizes, weights this package cannot read, an unknown head or none, a
-            key/value head shared with heads that are not given, or an alpha that is not finite.
+        InterpError: models of different sizes, weights that this package cannot read, an unknown
+            head or none, a key/value head shared with heads that are not given, or an alpha that is
+            not finite.
 
     Sources: Lee et al. 2025, arXiv 2504.14379, and ajyl/verify_circuit (three heads, alpha 2);
     Ilharco et al. 2023, arXiv 2212.04089 (differences of weights as vectors).
@@ -291,7 +318,11 @@ def blend_weights(
     _require_alike(base, actor)
     chosen = _selected(base, heads, "head")
     if not chosen or not math.isfinite(alpha):
-        raise InterpError(f"blending {heads} by {alpha}", "nothing to do", "give heads, a number")
+        raise InterpError(
+            f"blending {heads} by {alpha}",
+            "no heads, or alpha is not finite",
+            "give heads and a number",
+        )
     group = base.n_heads // base.n_kv_heads
     shared = {layer: sorted({head // group for head in found}) for layer, found in chosen.items()}
     everyone = range(base.n_heads)
@@ -308,12 +339,12 @@ def blend_weights(
         unwrapped(base),
     )
     for layer, found in chosen.items():
-        parameters, places = _element_numbers(copy, layer)
+        parameters, numbers = _element_numbers(copy, layer)
         flat = torch.cat([parameter.data.flatten() for parameter in parameters])
         for name in _PARTS["head"]:
             units = shared[layer] if name in ("k", "v") else found
             old, new = (_rows(decoder, layer, name)[units] for decoder in sources)
-            where = _rows(places, layer, name)[units].long().to(flat.device)
+            where = _rows(numbers, layer, name)[units].long().to(flat.device)
             flat[where] = torch.lerp(old, new, alpha).to(flat)
         pieces = flat.split([parameter.numel() for parameter in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
@@ -340,7 +371,7 @@ def _require_alike(left: LanguageModel, right: LanguageModel, *more: str) -> Non
 def _selected(
     model: LanguageModel, labels: Iterable[str] | None, kind: str
 ) -> dict[int, list[int]]:
-    """Layer -> sorted numbers of the heads or neurons named."""
+    """Layer -> sorted numbers of the given heads or neurons."""
     size = model.n_heads if kind == "head" else model.d_mlp
     if labels is None:
         return {layer: list(range(size)) for layer in range(model.n_layers)}
@@ -348,7 +379,9 @@ def _selected(
     for label in listed(labels):
         part = Component.parse(label)
         if part.site != _SITE[kind] or part.index is None:
-            raise InterpError(f"{kind} {label!r}", "not one", "write L17H11, or L5N3 for a neuron")
+            raise InterpError(
+                f"{kind} {label!r}", f"not a {kind}", "write L17H11 for a head, L5N3 for a neuron"
+            )
         within([part.layer], model.n_layers, "layer", model.name)
         within([part.index], size, kind, model.name)
         found.setdefault(part.layer, set()).add(part.index)
@@ -356,7 +389,7 @@ def _selected(
 
 
 def _rows(decoder: Decoder, layer: int, part: str) -> Tensor:
-    """A part of every head, key/value head or neuron of a layer: (components, numbers)."""
+    """(components, weights) one part of every head, key/value head or neuron of a layer."""
     attn, mlp = decoder.blocks[layer].attn, decoder.blocks[layer].mlp
     if part in _PARTS["head"]:
         heads = attn.n_kv_heads if part in ("k", "v") else attn.n_heads
@@ -368,7 +401,7 @@ def _rows(decoder: Decoder, layer: int, part: str) -> Tensor:
 
 
 def _differences(before: Tensor, after: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each row: cosine, relative difference of norms, relative norm of the difference."""
+    """Cosine, relative difference of norms, and relative norm of the difference of each row."""
     short, long, apart = before.norm(dim=1), after.norm(dim=1), (after - before).norm(dim=1)
     cosine = (before * after).sum(1).div(short * long).clamp(-1, 1)
     norms, change = (torch.where(x == 0, x, x / short).numpy() for x in (long - short, apart))
@@ -381,7 +414,7 @@ def _cut(
     prompts: Task | Prompt | Sequence[Prompt],
     positions: Positions,
 ) -> list[tuple[int, ...]]:
-    """Each prompt's tokens up to and including its position."""
+    """The tokens of each prompt, up to and including its position."""
     read = [base.tokenize(text) for text in texts_of(prompts)]
     if not read:
         raise InterpError("comparing activations", "no prompts", "give at least one")
@@ -392,18 +425,19 @@ def _cut(
         if other.tokens != prompt.tokens:
             raise InterpError(
                 f"prompt {i} in {base.name} and {trained.name}",
-                f"other tokens:\n  {prompt.shown()}\n  {other.shown()}\n",
+                f"the tokens differ:\n  {prompt.shown()}\n  {other.shown()}\n",
                 "give tuples of token ids",
             )
     at = places_of(positions, read, marks_of(prompts))
-    return [prompt.tokens[: place + 1] for prompt, place in zip(read, at, strict=True)]
+    return [prompt.tokens[: index + 1] for prompt, index in zip(read, at, strict=True)]
 
 
 def _element_numbers(hf_model: Any, layer: int) -> tuple[list[Any], Decoder]:
-    """The parameters of a layer, and its weights with each number replaced by its place in them.
+    """The parameters of a layer, and its weights with every value replaced by its index.
 
-    Fused and transposed matrices are read as they are for measurements, so that what is written
-    back through these places needs no second description of the architecture.
+    The index is the value's position in the concatenated parameters. Fused and transposed matrices
+    are read as for measurements, so writing values back through these indices needs no second
+    description of the architecture.
     """
     parameters = [p for n, p in hf_model.named_parameters() if str(layer) in n.split(".")]
     held, start = [parameter.data for parameter in parameters], 0

@@ -1,4 +1,4 @@
-"""`Probes`: trained linear probes, how well they do, and the geometry of their directions."""
+"""`Probes`: trained linear probes, their accuracy, and the geometry of their directions."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from interp.core.statistics import bootstrap_weights, share_estimate
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["logistic", "softmax"]
+ProbeKind = Literal["logistic", "softmax"]
 MEASURES = ("accuracy", "balanced_accuracy", "auc")
 
 DRAWS = 1000
-"""Bootstrap draws of an interval."""
+"""Number of bootstrap draws for an interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeMetrics:
-    """How well probes tell valid from invalid on examples they were not fitted to.
+    """How well probes classify examples that they were not fitted to.
 
     Attributes:
-        values: (3, *leading) accuracy, balanced accuracy (mean of the two classes' accuracies)
-            and AUC (chance that a valid example scores above an invalid one, ties half).
-        low, high: the same shape, 95 % intervals. Accuracy: Wilson, rows taken as independent.
-            The others: bootstrap over groups, and at 0 or 1, where that has no width, Wilson
-            with the groups of the rarer class as n.
-        n_valid, n_invalid, n_groups: what was evaluated.
+        values: (3, *leading) accuracy, balanced accuracy (the mean of the two classes' accuracies)
+            and AUC (probability that a valid example scores above an invalid one, ties half).
+        low, high: (3, *leading) ends of the 95 % intervals. Accuracy: Wilson, with rows taken as
+            independent. The others: bootstrap over groups. At values of 0 or 1 a bootstrap has no
+            width, and the interval is Wilson's with the number of groups of the rarer class as n.
+        n_valid, n_invalid, n_groups: number of examples of each class, and of groups.
     """
 
     values: Tensor
@@ -60,33 +60,33 @@ class ProbeMetrics:
 
     @property
     def base_rate(self) -> float:
-        """The accuracy of always naming the commoner class."""
+        """The accuracy of always predicting the more frequent class."""
         return max(self.n_valid, self.n_invalid) / (self.n_valid + self.n_invalid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probes(Record):
-    """One probe per leading index; `weights . x + bias > 0` reads "valid", x as captured.
+    """One probe per leading index. `weights . x + bias > 0` means "valid", for x as captured.
 
     Attributes:
         kind: "logistic" or "softmax".
-        weights: (*leading, d) the valid direction; for softmax P_valid - P_invalid.
+        weights: (*leading, d) the direction of valid examples; for softmax P_valid - P_invalid.
         bias: (*leading); 0 for softmax.
         columns, initial: (*leading, d, 2) softmax columns (invalid, valid) after and before
-            training; None for logistic.
-        test: (N,) which examples were held out.
-        heldout: measures on them.
-        shuffled: (shuffles, 3, *leading) the same for probes of permuted labels, on permuted
-            held-out labels: the control.
-        shuffled_weights: (shuffles, *leading, d) their directions; one permutation serves all
-            leading indices, one start all shuffles.
-        train_valid, train_invalid: examples of each class that were fitted.
-        coordinates: axis name to its labels, in the order of the leading axes.
-        settings: options of the fit, the seed among them.
-        source: model, model_hash and site, where known.
+            training; None for logistic probes.
+        test: (N,) bool: held-out examples.
+        heldout: the measures on held-out examples.
+        shuffled: (shuffles, 3, *leading) the control: the measures of probes trained on permuted
+            labels, on permuted held-out labels.
+        shuffled_weights: (shuffles, *leading, d) the weights of the control probes. All leading
+            indices share each permutation, and all shuffles share the initialisation.
+        train_valid, train_invalid: number of training examples of each class.
+        coordinates: the labels of every leading axis, in order.
+        settings: options of the fit, including the seed.
+        source: model, model_hash and site, if known.
     """
 
-    kind: Kind
+    kind: ProbeKind
     weights: Tensor
     bias: Tensor
     columns: Tensor | None = None
@@ -123,16 +123,16 @@ class Probes(Record):
         return F.normalize(self.weights, dim=-1, eps=1e-30)
 
     def control(self, measure: str = "auc") -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and 95 % range of a measure over the shuffled-label probes, each (*leading)."""
+        """Mean and 95 % range, each (*leading), of a measure over the control probes."""
         if measure not in MEASURES:
             raise unknown("measure", measure, MEASURES)
         found = self.shuffled[:, MEASURES.index(measure)]
         return found.mean(0), found.quantile(0.025, dim=0), found.quantile(0.975, dim=0)
 
     def project(self, X: Tensor) -> Tensor:
-        """(*leading, N) signed distance (w . x + b) / |w| of (*leading, N, d), valid positive.
+        """(*leading, N) signed distance (w . x + b) / |w| of X (*leading, N, d); valid is positive.
 
-        In the unit of X; without a bias it is the scalar projection on the direction.
+        In the unit of X. Without a bias it is the scalar projection on the direction.
 
         Raises:
             InterpError: another shape than the probes'.
@@ -141,16 +141,13 @@ class Probes(Record):
         return decision(X, self.weights[None], self.bias[None])[0] / norms
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per probe: its place, held-out measures with intervals, control and counts."""
+        """One row per probe: coordinates, held-out measures with intervals, control, and counts."""
         import pandas as pd
 
-        places = np.ndindex(*(len(labels) for labels in self.coordinates.values()))
+        cells = np.ndindex(*(len(labels) for labels in self.coordinates.values()))
         named = [*self.coordinates.items()]
         table = pd.DataFrame(
-            [
-                {name: labels[i] for (name, labels), i in zip(named, at, strict=True)}
-                for at in places
-            ]
+            [{name: labels[i] for (name, labels), i in zip(named, at, strict=True)} for at in cells]
         )
         found = self.heldout
         for i, name in enumerate(MEASURES):
@@ -171,23 +168,24 @@ class Probes(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeGeometry:
-    """How probe directions lie to each other and, for softmax, their two columns.
+    """Cosines between probe directions and, for softmax probes, between their two columns.
 
     Attributes:
         cosines: (M, M) between all directions, leading axes flattened.
-        adjacent: (layers - 1, ...) cosine of each direction with that of the next layer listed.
-        adjacent_shuffled: (shuffles, layers - 1, ...) the same for shuffled-label probes: what
-            the shape of the activations alone makes of it.
-        random_mean, random_limit: mean and 95 % point of |cosine| of two random directions.
+        adjacent: (layers - 1, ...) cosine of each direction with that of the next layer.
+        adjacent_shuffled: (shuffles, layers - 1, ...) the same for control probes: the effect of
+            the distribution of the activations alone.
+        random_mean, random_limit: mean and 95 % quantile of |cosine| of two random directions.
         pair: (*leading) cos(P_invalid, P_valid).
-        pair_forced: the same for columns as long, whose sum is orthogonal to their difference.
-        pair_shuffled: (shuffles, *leading) the same for shuffled-label probes.
-        pair_initial: the same before training.
-        sum_norm, initial_sum_norm: |P_invalid + P_valid| after and before training.
-        decay: what weight decay alone makes of sum_norm / initial_sum_norm.
-        difference_norm: |P_valid - P_invalid|.
+        pair_forced: (*leading) the cosine that columns with these norms of sum and difference have
+            if the two are orthogonal.
+        pair_shuffled: (shuffles, *leading) `pair` of the control probes.
+        pair_initial: (*leading) `pair` before training.
+        sum_norm, initial_sum_norm: (*leading) |P_invalid + P_valid| after and before training.
+        difference_norm: (*leading) |P_valid - P_invalid|.
+        decay: the factor by which weight decay alone shrinks sum_norm.
 
-    From `pair` on None for logistic probes.
+    `pair` and all later attributes are None for logistic probes.
     """
 
     cosines: Tensor
@@ -206,22 +204,22 @@ class ProbeGeometry:
 
 
 def probe_geometry(probes: Probes) -> ProbeGeometry:
-    """Cosines of directions across layers, and how far softmax columns had to be antipodal.
+    """Cosines of directions across layers, and how opposite softmax columns had to become.
 
     With S = (P_valid + P_invalid) / 2 and D = (P_valid - P_invalid) / 2,
 
         cos(P_invalid, P_valid) = (|S|^2 - |D|^2) / sqrt((|S|^2 + |D|^2)^2 - 4 (S . D)^2)
 
-    A softmax of two classes has dL/dP_invalid = -dL/dP_valid, whatever the data, so that AdamW
-    moves D alone and S only decays: S_t = (1 - lr weight_decay)^t S_0. The cosine falls towards -1
-    as D grows, whatever makes it grow: near -1 it says that the weights have left their start,
-    not that the data hold two opposite directions. `pair_shuffled` is the control, and fitting
-    permuted labels is easy where d is not far below the number of rows.
+    For a softmax over two classes dL/dP_invalid = -dL/dP_valid, for any data. So AdamW changes only
+    D, and S only decays: S_t = (1 - lr weight_decay)^t S_0. The cosine approaches -1 as D grows,
+    for any labels. A cosine near -1 means that the weights have left their initialisation, not that
+    the data contain two opposite directions. `pair_shuffled` is the control. (Permuted labels are
+    easy to fit if d is not far below the number of rows.)
 
-    Random directions in d dimensions have cos^2 ~ Beta(1/2, (d - 1)/2), mean |cos| about
-    sqrt(2 / (pi d)). The leading axis 0 is taken for the layers.
+    Random directions in d dimensions have cos^2 ~ Beta(1/2, (d - 1)/2) and mean |cos| of about
+    sqrt(2 / (pi d)). Leading axis 0 must be the layers.
 
-    Source: Lee et al. 2025, arXiv 2504.14379, of which this is a control.
+    Source: a control of Lee et al. 2025, arXiv 2504.14379.
     """
     from scipy import special, stats
 
@@ -244,7 +242,7 @@ def probe_geometry(probes: Probes) -> ProbeGeometry:
     columns, initial = probes.columns.double(), probes.initial.double()
     total, gap = columns.sum(-1), columns[..., 1] - columns[..., 0]
     s, r = total.norm(dim=-1), gap.norm(dim=-1)
-    # All runs have one start, hence one sum: a control's columns are half the sum -+ half its gap.
+    # All runs share the initialisation and so the sum: control columns are (sum -+ difference) / 2.
     others = probes.shuffled_weights.double()
     return ProbeGeometry(
         **common,
@@ -261,12 +259,15 @@ def probe_geometry(probes: Probes) -> ProbeGeometry:
 
 
 def decision(X: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-    """Decision values w . x + b of X (*leading, N, d), in float64: (runs, *leading, N).
+    """(runs, *leading, N) decision values w . x + b of X (*leading, N, d), in float64.
 
-    weights: (runs, *leading, d); bias: (runs, *leading).
+    Args:
+        X: (*leading, N, d).
+        weights: (runs, *leading, d).
+        bias: (runs, *leading).
 
     Raises:
-        InterpError: leading axes or width of X are not the weights'.
+        InterpError: X has other leading axes or another width than the weights.
     """
     leading, d = weights.shape[1:-1], weights.shape[-1]
     if X.shape[:-2] != leading or X.shape[-1] != d or X.ndim != len(leading) + 2:
@@ -282,10 +283,10 @@ def decision(X: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
 
 
 def measures(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Accuracy, balanced accuracy and AUC of scores (*leading, n), rows weighted by (draw, n).
+    """Accuracy, balanced accuracy and AUC of scores (*leading, n), for (draw, n) row weights.
 
     Returns:
-        (draw, 3, *leading); nan where a draw lacks a class.
+        (draw, 3, *leading); nan if a draw lacks a class.
     """
     valid, invalid = weights * labels, weights * ~labels
     n_valid, n_invalid = valid.sum(1), invalid.sum(1)
@@ -335,7 +336,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 def permuted_labels(
     labels: np.ndarray, group: np.ndarray, part: np.ndarray, random: np.random.Generator
 ) -> np.ndarray:
-    """Labels permuted inside each part: between groups where none holds both, else between rows."""
+    """Labels permuted within each part: between groups if no group has both labels, else rows."""
     share = np.bincount(group, labels) / np.bincount(group)
     whole, mixed = bool(np.isin(share, (0, 1)).all()), labels.copy()
     for one in np.unique(part):
@@ -347,7 +348,7 @@ def permuted_labels(
 
 
 def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
-    """Weights (run, *leading, d) and biases (run, *leading) for labels (run, n)."""
+    """Weights (run, *leading, d) and biases (run, *leading) of probes fitted to labels (run, n)."""
     from sklearn.linear_model import LogisticRegression
 
     leading, (n, d) = X.shape[:-2], X.shape[-2:]
@@ -356,7 +357,7 @@ def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple
     for i, rows in enumerate(X.reshape(-1, n, d)):
         raw = rows.double().numpy()
         mean, scale = raw.mean(0), raw.std(0)
-        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # a constant, up to rounding
+        scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding
         standard = (raw - mean) / scale
         for run, labels in enumerate(runs):
             model = LogisticRegression(

@@ -1,6 +1,6 @@
-"""How far classes of states part: silhouettes, distances of centroids, cross-validated probes.
+"""How well classes of states separate: silhouettes, centroid distances, cross-validated probes.
 
-In the full dimension, never in a picture of two.
+All measured in the full dimension, not in a two-dimensional projection.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from interp.probing.probes import (
 
 @dataclass(frozen=True, kw_only=True)
 class Separation:
-    """How far K classes of N rows part, for each leading index, such as a layer.
+    """How well K classes of N rows separate, for every leading index, such as a layer.
 
     Attributes:
-        classes: their names, sorted. counts: rows of each.
-        silhouette: (*leading) mean of `silhouettes`. stderr: its standard error over rows.
+        classes: names of the classes, sorted.
+        counts: number of rows of each class.
         silhouettes: (*leading, N) in [-1, 1]; 0 for the only row of a class.
-        centroids: (*leading, K, K) distances of the classes' means.
-        within: (*leading) mean over rows of the distance to the mean of their own class.
+        centroids: (*leading, K, K) distances between the class means.
+        within: (*leading) mean distance of a row to the mean of its own class.
         between: (*leading) mean of `centroids` over pairs of classes.
     """
 
@@ -49,15 +49,17 @@ class Separation:
 
     @property
     def silhouette(self) -> np.ndarray:
+        """(*leading) mean of `silhouettes`."""
         return self.silhouettes.mean(-1)
 
     @property
     def stderr(self) -> np.ndarray:
+        """(*leading) standard error of `silhouette` over rows."""
         return standard_error(np.moveaxis(self.silhouettes, -1, 0))
 
     @property
     def ratio(self) -> np.ndarray:
-        """(*leading) within / between: below 1 where classes are tighter than they are apart."""
+        """(*leading) within / between: below 1 if classes are narrower than their distance."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.within / self.between
 
@@ -71,16 +73,16 @@ class Separation:
 
 
 def separation(X: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Separation:
-    """Silhouettes and centroid distances of labelled states, in all their dimensions.
+    """Silhouettes and centroid distances of labelled states, in their full dimension.
 
         s_i = (b_i - a_i) / max(a_i, b_i)
 
-    a is the mean Euclidean distance of row i to the others of its class, b the smallest mean
-    distance to another class. All pairs are compared: N^2 distances for each leading index.
+    a is the mean Euclidean distance of row i to the other rows of its class, b the smallest mean
+    distance to the rows of another class. Takes N^2 distances per leading index.
 
     Args:
         X: (*leading, N, d) states.
-        labels: (N,) the class of each row; classes are named by `str`.
+        labels: (N,) the class of each row, named by `str`.
 
     Raises:
         InterpError: shapes that do not fit, values that are not finite, fewer than two classes, or
@@ -96,16 +98,16 @@ def separation(X: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Separation
         raise InterpError(
             f"the separation of {len(of)} rows",
             f"{len(classes)} classes",
-            "give at least two classes, not every row one of its own",
+            "give at least two classes, and fewer classes than rows",
         )
     flat = states.reshape(-1, *states.shape[-2:])
     scores = np.zeros(flat.shape[:2])
-    apart = np.zeros((len(flat), len(classes), len(classes)))
+    distances = np.zeros((len(flat), len(classes), len(classes)))
     spread = np.zeros(len(flat))
     member = np.eye(len(classes))[of]
     for i, rows in enumerate(flat):
         centroids = torch.from_numpy(member.T @ rows / counts[:, None])
-        apart[i] = torch.cdist(centroids, centroids).numpy()
+        distances[i] = torch.cdist(centroids, centroids).numpy()
         spread[i] = np.linalg.norm(rows - centroids.numpy()[of], axis=1).mean()
         scores[i] = _silhouettes(torch.from_numpy(rows), member, of, counts)
     pairs = np.triu_indices(len(classes), 1)
@@ -114,9 +116,9 @@ def separation(X: Tensor | np.ndarray, labels: Sequence[Hashable]) -> Separation
         classes=tuple(classes.tolist()),
         counts=tuple(counts.tolist()),
         silhouettes=scores.reshape(*leading, -1),
-        centroids=apart.reshape(*leading, *apart.shape[1:]),
+        centroids=distances.reshape(*leading, *distances.shape[1:]),
         within=spread.reshape(leading),
-        between=apart[:, *pairs].mean(-1).reshape(leading),
+        between=distances[:, *pairs].mean(-1).reshape(leading),
     )
 
 
@@ -138,17 +140,18 @@ def _silhouettes(
 
 @dataclass(frozen=True, kw_only=True)
 class CrossValidated:
-    """Logistic probes, one for each fold and leading index; every row is judged exactly once.
+    """Logistic probes, one per fold and leading index. Every row is scored once, when held out.
 
     Attributes:
-        scores: (*leading, N) w . x + b by the probe that has not seen the row; above 0 is True.
+        scores: (*leading, N) w . x + b of the probe that was not fitted to the row; above 0 means
+            True.
         fold: (N,) the fold in which each row was held out.
         heldout: measures of all these scores together, see `interp.probing.probes.ProbeMetrics`.
-        fold_auc: (folds, *leading) AUC inside each held-out fold.
-        shuffled: (shuffles, 3, *leading) accuracy, balanced accuracy and AUC with labels permuted
-            inside each fold, whole groups where no group has both labels: the control.
+        fold_auc: (folds, *leading) AUC within each held-out fold.
+        shuffled: (shuffles, 3, *leading) the control: accuracy, balanced accuracy and AUC with
+            labels permuted within each fold (between whole groups if no group has both labels).
         weights, bias: (folds, *leading, d) and (folds, *leading), in the coordinates of X.
-        fitted: rows each probe was fitted on, on average.
+        fitted: mean number of rows that a probe was fitted to.
     """
 
     scores: Tensor
@@ -171,23 +174,22 @@ def probe_cv(
     regularisation: float = 0.01,
     seed: int = 0,
 ) -> CrossValidated:
-    """Can a label be read off states, every row judged by a probe that has not seen its group?
+    """Cross-validated logistic probes: every row is scored by a probe not fitted to its group.
 
-    The logistic probe of `interp.probing.training.train_probes`, fitted once for each of `folds`
-    stratified
-    folds on the others: standardised with the rows it is fitted on, classes weighed alike. Held-out
-    scores of all folds are pooled; intervals resample groups. A probe tells that classes differ,
-    not why: classes of different tasks are told apart by the task.
+    The logistic probe of `interp.probing.training.train_probes` is fitted once per stratified fold,
+    to all other folds, with features standardised on these rows and balanced classes. Held-out
+    scores of all folds are pooled, and intervals resample groups. A probe shows that classes
+    differ, not why: if the classes come from different tasks, it may detect the task.
 
     Args:
         X: (*leading, N, d) states.
         y: (N,) labels, True or 1, and False or 0.
-        groups: what rows share, such as a base text; no group is on both sides. Each row its own
-            by default. Rows that are equal are in one group always.
-        folds: at least 2.
-        shuffles: control runs through all folds; 0 for none.
+        groups: one label per row for rows that belong together, such as a base text. Groups are
+            never split. By default every row is a group. Equal rows are always in one group.
+        folds: number of folds, at least 2.
+        shuffles: number of control runs, each through all folds; 0 for none.
         regularisation: scikit-learn's C is 1 / (n_fitted * regularisation).
-        seed: of the split, the permutations and the bootstrap.
+        seed: seed of the split, the permutations and the bootstrap.
 
     Raises:
         InterpError: shapes that do not fit, values that are not finite, a class in fewer than
@@ -232,7 +234,7 @@ def probe_cv(
 
 
 def _measures(scores: Tensor, labels: np.ndarray) -> Tensor:
-    """(3, *leading) of scores (*leading, n)."""
+    """(3, *leading) measures of scores (*leading, n)."""
     once = torch.ones(1, len(labels), dtype=torch.float64)
     return measures(scores, torch.from_numpy(labels), once)[0]
 

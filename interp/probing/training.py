@@ -1,4 +1,4 @@
-"""Training linear probes: can a label be read off a vector, and along which direction."""
+"""Training linear probes: whether a label can be predicted from activations, and the direction."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from interp.core.prompts import Task
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
 from interp.probing.probes import (
-    Kind,
+    ProbeKind,
     ProbeMetrics,
     Probes,
     decision,
@@ -42,12 +42,19 @@ from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
 
 FEWEST = 10
-"""The fewest examples of a class that are split and probed."""
+"""The least number of examples of each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimiser:
-    """AdamW for softmax probes; `batch_size` rows a step without replacement, None for all."""
+    """AdamW options for softmax probes.
+
+    Attributes:
+        lr: learning rate.
+        steps: training steps.
+        batch_size: rows per step, drawn without replacement; None for all.
+        betas: AdamW's betas.
+    """
 
     lr: float = 1e-3
     steps: int = 1000
@@ -62,7 +69,7 @@ def train_probes(
     y: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
-    kind: Kind = "logistic",
+    kind: ProbeKind = "logistic",
     folds: int = 4,
     shuffles: int = 20,
     regularisation: float = 0.01,
@@ -71,56 +78,57 @@ def train_probes(
     coordinates: Mapping[str, Sequence[int]] | None = None,
     source: Mapping[str, str] | None = None,
 ) -> Probes:
-    """Fit a linear probe to each leading index of X (*leading, N, d), and judge it held out.
+    """Fit a linear probe for every leading index of X (*leading, N, d); evaluate on held-out rows.
 
         logistic:  mean_i c_i log(1 + exp(-s_i (w . x_i + b))) + regularisation / 2 |w|^2
         softmax:   mean_i c_i CE(softmax(x_i P), y_i),   P = (P_invalid, P_valid), no bias
 
-    s is +1 for valid, -1 for invalid; c weighs both classes alike. Logistic: on features
-    standardised with the training rows; w and b are mapped back to the coordinates of X. Softmax:
-    on X as it is, from N(0, 1) / sqrt(d), by AdamW with weight decay `regularisation`.
+    s is +1 for valid and -1 for invalid; c balances the classes. Logistic probes are fitted to
+    features standardised with the training rows, and w and b are mapped back to the coordinates of
+    X. Softmax probes are fitted to X itself, initialised from N(0, 1) / sqrt(d), by AdamW with
+    weight decay `regularisation`.
 
-    One of `folds` stratified folds is held out, no group on both sides, and no row that equals one
-    on the other side (see `interp.core.folds.equal_rows`); the probe reported is the one measured.
-    The control does the same `shuffles` times with labels permuted, among training and among
-    held-out rows apart (whole groups, where no group has both labels).
+    One of `folds` stratified folds is held out. Groups are never split, nor are rows that are equal
+    (see `interp.core.folds.equal_rows`). The reported probe is the one evaluated. The control
+    repeats this `shuffles` times with labels permuted, separately among training and held-out rows
+    (between whole groups if no group has both labels).
 
     Args:
-        X: vectors, of any float type; without leading axes, one probe.
+        X: activations of any float type; without leading axes, one probe.
         y: (N,) labels, True or 1 for valid, False or 0 for invalid.
-        groups: what rows share, such as a problem's id; each row its own by default. Rows that
-            are equal are in one group always.
+        groups: one label per row for rows that belong together, such as a problem's id. By default
+            every row is a group. Equal rows are always in one group.
         kind: "logistic" or "softmax".
-        folds: the share held out is 1 / folds.
-        shuffles: control runs.
+        folds: number of folds; 1 / folds of the rows are held out.
+        shuffles: number of control runs.
         regularisation: for "logistic", scikit-learn's C is 1 / (n_train * regularisation).
-        optimiser: for "softmax".
-        seed: of the split, the permutations, the start, the batches and the bootstrap.
-        coordinates: names and labels of the leading axes; else layer, head, axis2, ... from 0.
-        source: kept with the result.
+        optimiser: options of "softmax" probes.
+        seed: seed of the split, permutations, initialisation, batches and bootstrap.
+        coordinates: names and labels of the leading axes; by default layer, head, axis2, ...
+        source: facts stored with the result.
 
     Raises:
-        InterpError: shapes that do not fit, values that are not finite, fewer than 10 of a class
-            or a class in fewer than `folds` groups, or an option that does not apply.
+        InterpError: shapes that do not fit, values that are not finite, fewer than 10 examples of a
+            class, a class in fewer than `folds` groups, or an option that does not apply.
 
-    Departs from Lee et al. (ajyl/verify_circuit, src/probe.py): gradients cleared at every step,
-    a seeded split by group, balanced classes, a fixed number of steps (no choosing by validation
-    loss), and the control, after Hewitt and Liang 2019 (arXiv 1909.03368).
-    Source: Lee et al. 2025, arXiv 2504.14379.
+    Departs from Lee et al. (ajyl/verify_circuit, src/probe.py): gradients are cleared at every
+    step; the split is seeded and by group; classes are balanced; the number of steps is fixed, not
+    chosen by validation loss; and there is a control, after Hewitt and Liang 2019 (arXiv
+    1909.03368). Source: Lee et al. 2025, arXiv 2504.14379.
     """
     if kind not in ("logistic", "softmax"):
         raise unknown("kind of probe", kind, ("logistic", "softmax"))
     if shuffles < 1 or folds < 2 or (kind == "logistic" and optimiser is not None):
         raise InterpError(
             f"{kind} probes, folds={folds}, shuffles={shuffles}, optimiser={optimiser}",
-            "no test, no control, or an optimiser that would not be used",
-            "give folds of at least 2, shuffles of at least 1, an optimiser to softmax only",
+            "no held-out fold, no control, or an optimiser that logistic probes do not use",
+            "give folds of at least 2, shuffles of at least 1, and optimiser for softmax only",
         )
     if regularisation < 0 or (kind == "logistic" and regularisation == 0):
         raise InterpError(
             f"{kind} probes with regularisation {regularisation:g}",
-            "separable classes have no best weights without it",
-            "give more than 0 (a softmax probe also takes 0)",
+            "without it, separable classes have no finite best weights",
+            "give more than 0 (or 0 for softmax)",
         )
     X, labels, group = _checked(X, y, groups)
     _require_enough(labels, group, folds)
@@ -172,10 +180,17 @@ def evaluate_probes(
     groups: Iterable[Hashable] | None = None,
     seed: int = 0,
 ) -> ProbeMetrics:
-    """The measures of trained probes on fresh rows X (*leading, N, d): another model, position.
+    """Evaluate trained probes on new rows X (*leading, N, d), e.g. of another model or position.
 
-    All rows count; none may be among those fitted. `seed` is the bootstrap's, which draws groups;
-    equal rows are in one.
+    All rows are evaluated; none of them may be among the training rows. The bootstrap draws groups;
+    equal rows are always in one group.
+
+    Args:
+        probes: trained probes.
+        X: (*leading, N, d) activations.
+        y: (N,) labels, True or 1 for valid, False or 0 for invalid.
+        groups: as in `train_probes`.
+        seed: seed of the bootstrap.
 
     Raises:
         InterpError: shapes that do not fit, or labels of one class.
@@ -195,7 +210,7 @@ def probe_model(
     sites: Iterable[str] = ("resid_post", "attn_out", "mlp_out", "z"),
     layers: Iterable[int] | None = None,
     expect: Collection[int] | None = None,
-    kind: Kind = "logistic",
+    kind: ProbeKind = "logistic",
     folds: int = 4,
     shuffles: int = 20,
     regularisation: float = 0.01,
@@ -204,25 +219,39 @@ def probe_model(
     budget_gb: float = 2.0,
     runs: StoredRuns | None = None,
 ) -> dict[str, Probes]:
-    """`train_probes` on what a model holds at one token of each prompt: site name -> Probes.
+    """Train probes on a model's activations at one token of each prompt: site name -> Probes.
 
-    Leading axes are (layer,), or (layer, head) for q and z, (layer, kv_head) for k and v; for
-    heads in the residual basis see `head_outputs`. `positions` are one token
-    of each prompt, see `interp.core.arguments.Positions`; `labels` are True or 1 for valid, False
-    or 0; `expect` lists the token ids of which one must stand there, a guard against
-    being off by one. What follows a position is not run: a causal model does not see it. Prompts
-    that are equal up to their positions are in one group. `budget_gb` bounds the activations, which
-    are read in `runs` of the prompts, cut there, if these are given; the other options are those of
-    `train_probes`.
+    Leading axes are (layer,), (layer, head) for q and z, and (layer, kv_head) for k and v. For
+    heads in the residual basis, use `head_outputs`. Tokens after the position are not run, since a
+    causal model does not see them. Prompts that are equal up to their position are in one group.
+
+    Args:
+        model: the model.
+        prompts: texts, token tuples or a task (its clean prompts).
+        positions: one token of each prompt, see `interp.core.arguments.Positions`.
+        labels: one label per prompt, True or 1 for valid, False or 0 for invalid.
+        groups: as in `train_probes`.
+        sites: sites to probe.
+        layers: layers to probe; all by default.
+        expect: token ids; every position must hold one of them. Guards against positions that are
+            off by one.
+        kind: as in `train_probes`.
+        folds: as in `train_probes`.
+        shuffles: as in `train_probes`.
+        regularisation: as in `train_probes`.
+        optimiser: as in `train_probes`.
+        seed: as in `train_probes`.
+        budget_gb: memory for the activations.
+        runs: stored runs of the cut prompts to read from.
 
     Raises:
-        InterpError: lists of unequal lengths, a position outside its prompt or on a token not
-            expected, a site that cannot be probed, and all that `train_probes` refuses.
+        InterpError: lists of unequal lengths, a position outside its prompt or on an unexpected
+            token, a site that cannot be probed, and all that `train_probes` refuses.
     """
     sites = list(dict.fromkeys(listed(sites)))
     chosen = within(layers, model.n_layers, "layer", model.name)
     if "pattern" in sites:
-        raise InterpError("a probe of patterns", "their width varies", "choose other sites")
+        raise InterpError("probes of patterns", "their width varies", "choose other sites")
     cut = _cut(model, prompts, positions, expect)
     truth = flags_of(labels, len(cut))
     group = joined(_group_numbers(groups, len(cut)), cut)
@@ -253,13 +282,13 @@ def probe_model(
 
 
 def head_outputs(model: LanguageModel, z: Tensor, layer: int) -> Tensor:
-    """What each head writes: z (N, head, d_head) -> z W_O of that head, (N, head, d_model).
+    """The output z W_O of every head, (N, head, d_model), from z (N, head, d_head).
 
-    The heads' sum is attention's output without its bias. Where a post-norm follows (Gemma-2,
-    OLMo-2) it is the norm's input, not a summand of the residual stream.
+    The sum over heads is the attention output without its bias. If a post-norm follows (Gemma-2,
+    OLMo-2), the sum is the norm's input, not a summand of the residual stream.
 
     Raises:
-        InterpError: no such layer, another shape, or a model whose weights cannot be read.
+        InterpError: no such layer, z of another shape, or a model with an unknown architecture.
     """
     within([layer], model.n_layers, "layer", model.name)
     decoder = model.require_decoder("head outputs")
@@ -278,7 +307,7 @@ def _cut(
     positions: Positions,
     expect: Collection[int] | None,
 ) -> list[tuple[int, ...]]:
-    """Each prompt's tokens up to and with its position."""
+    """The tokens of each prompt, up to and including its position."""
     read = [model.tokenize(text) for text in texts_of(prompts)]
     cut = []
     for i, at in enumerate(places_of(positions, read, marks_of(prompts))):
@@ -287,8 +316,8 @@ def _cut(
             near = model.tokenize(tokens[max(0, at - 2) : at + 3]).shown()
             raise InterpError(
                 f"one of the tokens {sorted(expect)} at position {at} of prompt {i}",
-                f"token {tokens[at]}, amid {near}",
-                "correct the position or what is expected",
+                f"token {tokens[at]}, in {near}",
+                "correct the positions, or expect",
             )
         cut.append(tuple(tokens[: at + 1]))
     return cut
@@ -305,7 +334,7 @@ def _group_numbers(groups: Iterable[Hashable] | None, n: int) -> np.ndarray:
 def _checked(
     X: Tensor, y: Flags, groups: Iterable[Hashable] | None
 ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Activations on the CPU, labels, and groups with equal rows in one, if they fit together."""
+    """Activations on the CPU, labels, and groups in which equal rows are together; all checked."""
     if X.ndim < 2 or not X.is_floating_point() or not bool(torch.isfinite(X).all()):
         raise InterpError(
             f"{X.dtype} activations of shape {tuple(X.shape)}",
@@ -324,7 +353,7 @@ def _checked(
 
 
 def _require_enough(labels: np.ndarray, group: np.ndarray, folds: int) -> None:
-    """Refuse classes too few, or in too few groups, to be split."""
+    """Refuse classes with too few examples or groups to be split."""
     rows = {"valid": int(labels.sum()), "invalid": int((~labels).sum())}
     held = {
         "valid": len(np.unique(group[labels])),
@@ -357,7 +386,7 @@ def _named_axes(
 def _softmax(
     X: Tensor, runs: np.ndarray, optimiser: Optimiser, decay: float, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Columns (run, *leading, d, 2) for labels (run, n), and their start (*leading, d, 2)."""
+    """Columns (run, *leading, d, 2) for labels (run, n), and their initial (*leading, d, 2)."""
     leading, (n, d) = X.shape[:-2], X.shape[-2:]
     flat, labels = X.reshape(-1, n, d).float(), torch.from_numpy(runs)
     random = torch.Generator().manual_seed(seed)

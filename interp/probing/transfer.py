@@ -1,4 +1,4 @@
-"""From one model's residual stream to another's, by the vocabulary they share."""
+"""Maps from one model's residual stream to another's, fitted on their shared vocabulary."""
 
 from __future__ import annotations
 
@@ -18,13 +18,22 @@ ROWS = 8192
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingMap:
-    """A linear map from a source's to a target's residual stream, and how well it generalises.
+    """A linear map from a source's to a target's residual stream, and its held-out accuracy.
 
-    matrix: (d_source, d_target), float64: x_target = x_source @ matrix.
-    n_shared: tokens both vocabularies have; n_train of them fitted it, n_held_out judge it.
-    r2: 1 - squared error / squared distance from the fitted tokens' mean, on the held-out
-    tokens. cosine: mean cosine there of a mapped row with the true one. shuffled_r2 and
-    shuffled_cosine: the same for a map fitted to the same rows, paired at random.
+    Attributes:
+        source, target: names of the models.
+        source_hash, target_hash: their hashes.
+        source_layers, target_layers: their numbers of layers.
+        matrix: (d_source, d_target), float64: x_target = x_source @ matrix.
+        ridge: the ridge penalty.
+        seed: the seed of the split.
+        n_shared: number of tokens in both vocabularies.
+        n_train: number of tokens fitted.
+        n_held_out: number of held-out tokens.
+        r2: on held-out tokens, 1 - squared error / squared distance from the mean of the fitted
+            tokens.
+        cosine: on held-out tokens, the mean cosine of a mapped row with the true row.
+        shuffled_r2, shuffled_cosine: the same for a map fitted to randomly paired rows.
     """
 
     source: str
@@ -54,7 +63,7 @@ class EmbeddingMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferredProbes:
-    """Unit vectors in the target: row i, (d_target,), is source probe i, for `layers[i]`."""
+    """Probe directions in the target: row i is source probe i, a unit vector for `layers[i]`."""
 
     directions: Tensor
     layers: tuple[int, ...]
@@ -73,30 +82,34 @@ def embedding_map(
 
         T = (A^T A + ridge I)^-1 A^T B,   A (tokens, d_source), B (tokens, d_target)
 
-    Row i of A and B belongs to the same token by its text; texts that several tokens of one
-    vocabulary have (fragments of bytes) are left out, unless the two vocabularies are identical:
-    then all tokens that have a text count. Of tokens with equal rows in either model the first
-    counts, so that none is fitted and held out. There is no intercept and norms are not folded in.
+    Row i of A and of B belong to tokens with the same text. Texts of several tokens in one
+    vocabulary (byte fragments) are omitted, unless the two vocabularies are identical: then all
+    tokens with a text count. Of tokens with equal rows in either model only the first counts, so
+    that equal rows are never both fitted and held out. There is no intercept, and norms are not
+    folded in.
 
     Args:
-        source: where vectors come from.
-        target: where they go.
+        source: the model that vectors come from.
+        target: the model that they are mapped to.
         ridge: weight of the penalty on T, in squared units of A.
-        n_tokens: how many shared tokens to fit, drawn at random; all but the held-out by default.
-        held_out: the share of the shared tokens kept for judging the map, never fitted.
-        seed: of the split and of the shuffled pairs.
+        n_tokens: number of shared tokens fitted, drawn at random; all that are not held out by
+            default.
+        held_out: share of the shared tokens that is held out.
+        seed: seed of the split and of the shuffled pairs.
 
     Raises:
-        InterpError: a model without tokeniser, fewer than four shared tokens, more tokens asked
-            for than there are, a ridge that is not positive, or a share outside 0 to 1.
+        InterpError: a model without a tokeniser, fewer than four shared tokens, n_tokens out of
+            range, a ridge that is not positive, or a share outside 0 to 1.
 
-    Departs from the source: tokens are matched by text and drawn without repeats, and the map is
-    judged on tokens it has not seen, against shuffled pairs.
+    Departs from the source: tokens are matched by text and drawn without replacement, and the map
+    is evaluated on held-out tokens and compared with shuffled pairs.
     Sources: Lee et al. 2025, arXiv 2503.21073 and 2504.14379 (EMB2EMB; ridge 0.1).
     """
     if not ridge > 0 or not 0 < held_out < 1:
         raise InterpError(
-            "an embedding map", f"ridge={ridge}, held_out={held_out}", "give > 0, and 0 to 1"
+            "an embedding map",
+            f"ridge={ridge}, held_out={held_out}",
+            "give a ridge above 0, and a share between 0 and 1",
         )
     pairs, rows = shared_tokens(source, target), (_unembedding(source), _unembedding(target))
     bits = (
@@ -110,15 +123,15 @@ def embedding_map(
         raise InterpError(
             f"an embedding map from {n_train} tokens",
             f"{source.name} and {target.name} share {len(pairs)}, {n_held_out} of them held out",
-            "ask for at least 2 and no more than the rest",
+            "give n_tokens from 2 to the number not held out",
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(pairs), generator=generator)
     test, train = pairs[order[:n_held_out]], pairs[order[n_held_out : n_held_out + n_train]]
     shuffled = torch.stack([train[:, 0], train[torch.randperm(n_train, generator=generator), 1]], 1)
     matrix = _fit(*rows, train, ridge)
-    r2, cosine = _judge(*rows, matrix, train, test)
-    shuffled_r2, shuffled_cosine = _judge(*rows, _fit(*rows, shuffled, ridge), train, test)
+    r2, cosine = _evaluate(*rows, matrix, train, test)
+    shuffled_r2, shuffled_cosine = _evaluate(*rows, _fit(*rows, shuffled, ridge), train, test)
     return EmbeddingMap(
         source=source.name, target=target.name,
         source_hash=source.hash, target_hash=target.hash,
@@ -132,21 +145,21 @@ def embedding_map(
 def transfer_probes(
     directions: Tensor, embedding: EmbeddingMap, target_layers: int | None = None
 ) -> TransferredProbes:
-    """Directions of a source's residual stream, one per layer, carried to a target's.
+    """Map probe directions, one per layer, from a source's to a target's residual stream.
 
         p_target = p T / |p T|,   for layer int(p L_target / L_source) of the target
 
-    With a deeper target some of its layers get no probe; with a shallower one, several probes
+    If the target is deeper, some of its layers get no probe. If it is shallower, several probes
     share a layer, and all are kept.
 
     Args:
-        directions: (L_source, d_source), one probe direction for each layer of the source.
-        embedding: what `embedding_map` fitted.
+        directions: (L_source, d_source) one probe direction per layer of the source.
+        embedding: a map of `embedding_map`.
         target_layers: L_target; the target's number of layers by default.
 
     Raises:
-        InterpError: another shape, a target without layers, or a direction that is zero or not
-            finite, or that the map sends to zero.
+        InterpError: directions of another shape, a target without layers, or a direction that is
+            zero or not finite, or that is mapped to zero.
 
     Source: Lee et al. 2025, arXiv 2504.14379 (36 layers to 48).
     """
@@ -155,7 +168,7 @@ def transfer_probes(
         raise InterpError(
             f"probes of shape {tuple(directions.shape)}",
             f"{embedding.source} has {wanted[0]} layers of width {wanted[1]}",
-            "give (layers, d_model), one direction for each layer",
+            "give (layers, d_model), one direction per layer",
         )
     layers = embedding.target_layers if target_layers is None else target_layers
     mapped = directions.detach().cpu().double() @ embedding.matrix
@@ -164,7 +177,7 @@ def transfer_probes(
     if layers < 1 or bool(bad.any()):
         raise InterpError(
             f"probes for {layers} layers",
-            f"no direction left of the probes of layers {bad.nonzero()[:, 0].tolist()}",
+            f"zero or not finite once mapped: the probes of layers {bad.nonzero()[:, 0].tolist()}",
             "give directions that are finite and not zero, and at least one layer",
         )
     return TransferredProbes(
@@ -174,10 +187,10 @@ def transfer_probes(
 
 
 def shared_tokens(source: LanguageModel, target: LanguageModel) -> Tensor:
-    """(n, 2) ids of the tokens two models share by text, in the source's order.
+    """(n, 2) ids of the tokens whose text two models share, in the source's order.
 
     Raises:
-        InterpError: a model without tokeniser, or fewer than four shared tokens.
+        InterpError: a model without a tokeniser, or fewer than four shared tokens.
     """
     for model in (source, target):
         if model.tokenizer is None:
@@ -206,10 +219,10 @@ def shared_tokens(source: LanguageModel, target: LanguageModel) -> Tensor:
 
 
 def _unique_texts(model: LanguageModel, tokens: list[str]) -> dict[str, int]:
-    """Text -> id, for texts only one token has.
+    """Text -> id, for texts of exactly one token.
 
-    The text is what the token adds after another one, so that its leading space is kept whatever
-    sign the tokeniser writes it with.
+    The text is what the token adds after another token. This keeps its leading space, however the
+    tokeniser marks it.
     """
     tokenizer = model.tokenizer
     ids = tokenizer.convert_tokens_to_ids(tokens)
@@ -239,10 +252,10 @@ def _fit(left: Tensor, right: Tensor, pairs: Tensor, ridge: float) -> Tensor:
     return torch.linalg.solve(gram, cross)
 
 
-def _judge(
+def _evaluate(
     left: Tensor, right: Tensor, matrix: Tensor, train: Tensor, test: Tensor
 ) -> tuple[Estimate, Estimate]:
-    """R2 and mean cosine on held-out tokens; R2 is a ratio of means over tokens."""
+    """R2, a ratio of means over tokens, and the mean cosine, on held-out tokens."""
     mean = sum(_taken(right, p[:, 1]).sum(0) for p in train.split(ROWS)) / len(train)
     gained, total, cosine = [], [], []
     for part in test.split(ROWS):

@@ -1,4 +1,4 @@
-"""How much probability the next token gives to one set of words and to another."""
+"""The probability that the next token belongs to one set of words or to another."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ WORD_PAIRS = (
 
 @dataclass(frozen=True, kw_only=True)
 class PairedWordProbs:
-    """Next-token probabilities of two word sets after each prompt; arrays are (n,).
+    """Next-token probabilities of two word sets after each prompt.
 
-    p_positive, p_negative: summed probability of each set's tokens. share_positive:
-    p_positive / (p_positive + p_negative); that of the negative words is 1 minus it. A share says
-    nothing where both masses are tiny: look at `mass`.
-    positive_tokens, negative_tokens: spelling -> token id counted. dropped: spellings left out
-    because they are not one token.
+    Attributes:
+        model: the model's name.
+        p_positive, p_negative: (n,) summed probability of each set's tokens.
+        share_positive: (n,) p_positive / (p_positive + p_negative). It is not informative if both
+            probabilities are tiny; check `mass`.
+        positive_tokens, negative_tokens: spelling -> token id, for all spellings counted.
+        dropped: spellings left out because they are not one token.
     """
 
     model: str
@@ -66,7 +68,7 @@ class PairedWordProbs:
 
     @property
     def means(self) -> dict[str, Estimate]:
-        """Mean over all prompts of each quantity, with its interval and n."""
+        """The mean of each quantity over all prompts, with its interval and n."""
         return {name: mean_estimate(torch.from_numpy(v)) for name, v in self._columns().items()}
 
     @property
@@ -96,31 +98,31 @@ def paired_word_probs(
     *,
     variants: bool = True,
 ) -> PairedWordProbs:
-    """The next token's probability of positive and of negative words.
+    """The probability that the next token is a positive word, and that it is a negative one.
 
         p_positive = sum over t in T+ of P(t | prompt)
         share_positive = p_positive / (p_positive + p_negative)
 
-    T+ and T- are the single tokens that spell a word; with `variants` also in lower case and
-    capitalised, each with and without a space before it ("yes", "Yes", " yes", " Yes"). A token
-    counts once, in each set. Probabilities are taken over the whole vocabulary. Inside
-    `interp.intervene` it measures the changed model.
+    T+ and T- are the tokens that spell a word of the set. With `variants` lower case and capital
+    initials count too, each with and without a leading space ("yes", "Yes", " yes", " Yes"). Each
+    token counts once in its set. Probabilities are over the whole vocabulary. Inside
+    `interp.intervene` they are those of the changed model.
 
     Args:
         model: a loaded model with a tokeniser.
-        prompts: texts that end where a word of either set could follow, token tuples, or a task
-            (its clean prompts). To tell judgement from a liking for "yes", measure prompts whose
-            true answer is positive and prompts whose true answer is negative.
-        positive: words whose probability supports a positive verdict.
-        negative: the opposite words.
-        variants: False counts the words exactly as they are written.
+        prompts: texts after which a word of either set could follow, token tuples, or a task (its
+            clean prompts). To separate judgement from a bias towards "yes", measure prompts with
+            a positive true answer and prompts with a negative one.
+        positive: words of a positive verdict.
+        negative: words of a negative verdict.
+        variants: whether other spellings count; if False, words count only as they are written.
 
     Raises:
-        InterpError: no prompts or words, a word none of whose spellings is one known token, or
-            a token in both sets.
+        InterpError: no prompts or words, a word without a spelling that is one known token, or a
+            token in both sets.
 
-    Departs from the source: prompts of both true answers are asked for, and every spelling that
-    is not one token is listed, not read by its first token.
+    Departs from the source: prompts with both true answers should be given, and spellings that are
+    not one token are listed in `dropped`, not represented by their first token.
     Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit (base model, Yes and No).
     """
     texts = texts_of(prompts)
@@ -132,7 +134,7 @@ def paired_word_probs(
         raise InterpError(
             f"words {listed(positive)} against {listed(negative)}",
             f"in both: {model.strings(sorted(both))}",
-            "give two sets without a common token",
+            "give two sets that share no token",
         )
     logits = model.last_logits([model.tokenize(text).tokens for text in texts])
     log_probs = logits.cpu().double().log_softmax(-1)
@@ -159,7 +161,7 @@ def _log_mass(log_probs: Tensor, tokens: Mapping[str, int]) -> Tensor:
 def _tokens(
     model: LanguageModel, words: Sequence[str], variants: bool, dropped: list[str]
 ) -> dict[str, int]:
-    """Spelling -> token id; spellings that are not one token go to `dropped`."""
+    """Spelling -> token id. Spellings that are not one token are added to `dropped`."""
     words = listed(words)
     if not words:
         raise InterpError("a set of words", "it is empty", "give at least one word")
@@ -181,6 +183,6 @@ def _tokens(
             raise InterpError(
                 f"the word {word!r} in {model.name}",
                 f"none of {spellings} is one known token",
-                "leave it out, with its opposite",
+                "leave it out, and its opposite",
             )
     return found

@@ -563,7 +563,7 @@ def test_bad_ablations(family_models):
     with pytest.raises(InterpError, match="no such name"):
         activation_delta(model, PROMPTS, AT, NEURONS, ["L0H0"], kind="noise")
     for options in ({"kind": "mean"}, {"positions_of_ablation": "read"}):
-        with pytest.raises(InterpError, match="says itself"):
+        with pytest.raises(InterpError, match="its own kind and positions"):
             activation_delta(model, PROMPTS, AT, NEURONS, changes=[zero("L0H0")], **options)
     every = activation_delta(model, PROMPTS, AT, NEURONS, heads_of(model))
     assert every.null is not None

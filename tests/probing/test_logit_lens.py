@@ -280,7 +280,7 @@ def test_equality_neuron_is_found_by_its_word(verification):
 
 def test_search_refuses(verification):
     for options in ({"k": 0}, {"k": 25}, {"sign": 2}):
-        with pytest.raises(InterpError, match="k within the neurons"):
+        with pytest.raises(InterpError, match="k up to their number"):
             search_neurons(verification, ["this"], **options)
     with pytest.raises(InterpError, match="give words"):
         search_neurons(verification, [])
@@ -300,7 +300,7 @@ def test_bad_input_is_refused(verification, family_models):
         logit_lens(verification, texts, [-1, -1, -1])
     with pytest.raises(InterpError, match="inside the prompt"):
         logit_lens(verification, texts, [2, 70])
-    with pytest.raises(InterpError, match="one each"):
+    with pytest.raises(InterpError, match="one label per prompt"):
         logit_lens(verification, texts, "last", groups=["a"])
     with pytest.raises(InterpError, match="2 tokens"):
         logit_lens(verification, texts, "last", words=["this not"])

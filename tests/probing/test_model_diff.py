@@ -211,7 +211,7 @@ def test_null_by_enumeration(family_models, others):
 def test_null_refusals(llama_parts):
     found = compare_weights(*llama_parts, heads=["L0H1", "L0H3"])
     for wrong in (["L0H1", "L0N1"], [], ["L0.z"], ["L0.mlp_out"], ["L0H1.q"]):
-        with pytest.raises(InterpError, match="one kind"):
+        with pytest.raises(InterpError, match="heads only or neurons only"):
             found.null(wrong, draws=5)
     with pytest.raises(InterpError, match="compare the whole layer"):
         found.null(["L0H2"], draws=5)
@@ -330,7 +330,7 @@ def test_activation_refusals(family_models, others, toy):
         compare_activations(family_models["gpt2"], others["gpt2"], PROMPTS, sites=["pre_linear"])
     reader = load_model("toy-induction", check=False)
     reader.tokenizer = load_model("toy-or", check=False).tokenizer
-    with pytest.raises(InterpError, match="other tokens"):
+    with pytest.raises(InterpError, match="the tokens differ"):
         compare_activations(toy, reader, ["<bos> a b"])
 
 

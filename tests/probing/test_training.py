@@ -444,7 +444,7 @@ def test_refusals():
         ((broken, y), {}, "not finite"),
         ((X.long(), y), {}, "check the axes"),
         ((X, y), {"kind": "softmac"}, "did you mean 'softmax'"),
-        ((X, y), {"optimiser": Optimiser()}, "optimiser to softmax only"),
+        ((X, y), {"optimiser": Optimiser()}, "optimiser for softmax only"),
         ((X, y), {"shuffles": 0}, "no control"),
         ((X, y), {"regularisation": 0}, "give more than 0"),
         ((X, y), {"kind": "softmax", "regularisation": -1.0}, "give more than 0"),

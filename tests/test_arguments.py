@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+import benchmarks
 import interp
 from benchmarks.circuits import bench_circuits
 from interp.circuits.discovery.find import Finder
@@ -1150,10 +1151,12 @@ def test_a_budget_is_a_positive_number(model, task):
     calls = budgeted(model, task)
     interp.activation_patching(model, task)
     interp.find_circuit(model, task)
+    skipped = ("interp.ui", "interp.engine", "benchmarks.peer_process", "benchmarks.__main__")
     taking = {
         one
-        for info in pkgutil.walk_packages(interp.__path__, "interp.")
-        if not info.name.startswith(("interp.ui", "interp.engine", "benchmarks.peer_process"))
+        for package in (interp, benchmarks)
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not info.name.startswith(skipped)
         for name, one in inspect.getmembers(importlib.import_module(info.name), inspect.isfunction)
         if one.__module__ == info.name
         and not name.startswith("_")

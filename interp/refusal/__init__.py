@@ -1,4 +1,4 @@
-"""Refusals judged on both sides, the direction chosen, tasks steered one by one."""
+"""Refusal: judging replies, selecting the refusal direction, and steering by task."""
 
 import lazy_loader
 

@@ -1,10 +1,10 @@
-"""Task constellations: where the answered and the refused prompts of each task lie, layer by layer.
+"""Task constellations: the mean states of each task's answered and refused prompts in every layer.
 
-SafeConstellations (Maskey et al., arXiv 2508.11290; code Sakonii/SafeConstellations) keeps, for
-every task, the mean trajectory of answered ("target") and of refused prompts, tells the task of a
-new prompt by them, and moves it from the one to the other. Here is the geometry, on arrays; the
-model side is `interp.refusal.task_steering`. Formulas are the published ones; where the released
-notebooks compute something else, that is a named option.
+SafeConstellations (Maskey et al., arXiv 2508.11290; code Sakonii/SafeConstellations) stores for
+every task the mean trajectory of answered ("target") and of refused prompts, identifies the task of
+a new prompt by them, and moves the prompt from the refused towards the answered mean. This module
+has the geometry, on arrays; `interp.refusal.task_steering` applies it to a model. Formulas are the
+published ones. If the released notebooks compute something else, that is a named option.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ class Bank:
     """The constellations of T tasks.
 
     Attributes:
-        tasks: their names.
+        tasks: names of the tasks.
         layers: L layer numbers.
         centroids: (T, 2, L, d) means of the target and of the refused rows; nan for a class with
             fewer than `least` rows.
         spread: (T, 2, L) root mean square distance of a class's rows from their centroid.
         cross: (T, L) mean distance between a target and a refused row.
-        counts: (T, 2) rows.
-        least: rows a class needs.
-        rows: the ids it was made of; none of them may be evaluated.
-        prompts: what their prompts are known by, as far as that is known; nor may these.
-        reading: how states were read.
-        notices: what is missing or without meaning, in words.
+        counts: (T, 2) number of rows.
+        least: the least number of rows of a class.
+        rows: ids of the rows that it was made of. None of them may be evaluated.
+        prompts: hashes of their prompts, if known. None of these may be evaluated.
+        reading: how the states were read.
+        notices: missing or meaningless parts, in words.
     """
 
     tasks: tuple[str, ...]
@@ -57,25 +57,26 @@ class Bank:
 
     @property
     def whole(self) -> np.ndarray:
-        """(T,) tasks of which both classes are there."""
+        """(T,) bool: tasks with both classes."""
         return np.array(self.counts >= self.least).min(axis=1)
 
     @property
     def vectors(self) -> np.ndarray:
-        """(T, L, d) v = target - refusal centroid: towards compliance. nan if one is missing."""
+        """(T, L, d) v = target - refusal centroid, towards compliance; nan if one is missing."""
         return self.centroids[:, 0] - self.centroids[:, 1]
 
     @property
     def hash(self) -> str:
-        """Fingerprint of the numbers and of how they were read."""
+        """A hash of the numbers and of how they were read."""
         facts = [self.tasks, self.layers, self.counts.tolist(), sorted(self.rows)]
         return content_key([*facts, str(self.reading), self.centroids.tobytes().hex()])
 
     def accept(self, trajectories: Trajectories) -> None:
-        """Refuse rows or prompts the bank was made of, and states read in another way.
+        """Refuse trajectories that cannot be evaluated with this bank.
 
         Raises:
-            InterpError: an overlap, another reading, or other layers.
+            InterpError: rows or prompts that the bank was made of, states that were read in another
+                way, or other layers.
         """
         self.reading.require(trajectories.reading, "trajectories for a bank")
         own = ((self.rows, trajectories.rows), (self.prompts, trajectories.prompts))
@@ -83,12 +84,14 @@ class Bank:
             if shared := ours & set(theirs):
                 raise InterpError(
                     f"evaluating on a bank's own {what}",
-                    f"{len(shared)} of {len(trajectories)} {what} are in it, such as "
+                    f"{len(shared)} of {len(trajectories)} {what} are in the bank, such as "
                     f"{min(shared)!r}",
-                    "split the rows first, see Trajectories.split",
+                    "split the rows first with Trajectories.split",
                 )
         if trajectories.layers != self.layers:
-            raise InterpError("trajectories for a bank", "other layers", "read the same layers")
+            raise InterpError(
+                "trajectories for a bank", "they have other layers", "read the same layers"
+            )
 
     def to_dataframe(self) -> Any:
         """One row per task and layer: counts, |v|, spreads and effectiveness."""
@@ -112,17 +115,26 @@ class Bank:
 def make_bank(
     trajectories: Trajectories, *, least: int = 2, tasks: Sequence[str] | None = None
 ) -> Bank:
-    """The centroids of every task's answered and refused rows.
+    """Compute the centroids of every task's answered and refused rows.
 
-    Rows of class "other" are left out. A class with fewer than `least` rows has no centroid and is
-    named in `notices`, as are layers at which all states are the same (a template's last token
-    before any attention) and a bank of one task, which can identify none.
+    Rows of class "other" are ignored. `notices` lists classes with fewer than `least` rows, which
+    have no centroid; layers with equal states in all rows (a template's last token before any
+    attention); and a bank with a single task, which cannot identify tasks.
+
+    Args:
+        trajectories: the rows.
+        least: the least number of rows of a class.
+        tasks: the tasks used; all by default.
 
     Raises:
         InterpError: no rows, or least below 1.
     """
     if not len(trajectories) or least < 1:
-        raise InterpError(f"a bank of {len(trajectories)} rows", f"least={least}", "give rows")
+        raise InterpError(
+            f"a bank of {len(trajectories)} rows",
+            f"least={least}",
+            "give rows and a least above 0",
+        )
     named = tuple(dict.fromkeys(trajectories.tasks)) if tasks is None else tuple(listed(tasks))
     states = trajectories.states
     T, (_, L, d) = len(named), states.shape
@@ -160,23 +172,23 @@ def _notices(
         yield f"task {tasks[t]} has {counts[t, c]} {CLASSES[c]} rows, fewer than {least}"
     still = np.ptp(trajectories.states, axis=0).max(-1) == 0
     for layer in np.array(trajectories.layers)[still].tolist():
-        yield f"layer {layer} holds the same state in every row: its vectors are zero"
+        yield f"layer {layer} has the same state in every row: its vectors are zero"
     if len(tasks) < 2:
-        yield "one task only: no prompt's task can be told"
+        yield "only one task: the task of a prompt cannot be identified"
 
 
 def effectiveness(bank: Bank, *, epsilon: float = EPSILON) -> np.ndarray:
-    """(T, L) Eff = |v| / (spread_target + spread_refusal + epsilon); nan without both classes."""
+    """(T, L) Eff = |v| / (spread_target + spread_refusal + epsilon); nan if a class is missing."""
     return _lengths(bank.vectors) / (bank.spread.sum(1) + epsilon)
 
 
 def notebook_score(bank: Bank, *, epsilon: float = EPSILON) -> np.ndarray:
-    """(T, L) the released notebooks' score of layers, for comparison.
+    """(T, L) the layer score of the released notebooks, for comparison.
 
         0.3 |v| / spread + 0.2 |v| + 0.2 cross / |v| + 0.3 |v|
 
-    with the mean spread of the two classes. Two terms grow with the size of the states, and the
-    third rewards classes that overlap: neither is meant by "effective".
+    with the mean spread of the two classes. It is a poor measure of effectiveness: two terms grow
+    with the norm of the states, and the third is larger for classes that overlap.
     """
     distance = _lengths(bank.vectors)
     ratios = distance / (bank.spread.mean(1) + epsilon), bank.cross / (distance + epsilon)
@@ -184,9 +196,9 @@ def notebook_score(bank: Bank, *, epsilon: float = EPSILON) -> np.ndarray:
 
 
 def best_layers(scores: np.ndarray, k: int) -> list[list[int]]:
-    """For each row of (..., L) scores the places of its k largest, the largest first.
+    """For each row of (..., L) scores, the indices of its k largest, largest first.
 
-    Places of nan scores are left out: fewer than k where there are fewer.
+    nan scores are omitted, so a row may have fewer than k indices.
     """
     ranked = np.argsort(np.where(np.isnan(scores), math.inf, -scores), axis=-1, kind="stable")
     known = (~np.isnan(scores)).sum(-1)
@@ -199,14 +211,14 @@ Likeness = Literal["cosine", "softmax"]
 
 @dataclass(frozen=True, kw_only=True)
 class Identified:
-    """Which task each of N prompts was taken for.
+    """The identified task of each of N prompts.
 
     Attributes:
-        tasks: the bank's names.
-        scores: (N, T); nan for a task without a centroid.
-        best: (N,) the largest score's task number.
-        confidence: (N,) that score.
-        margin: (N,) its lead over the next; nan in a bank of one task, which tells nothing.
+        tasks: names of the bank's tasks.
+        scores: (N, T) scores; nan for a task without a centroid.
+        best: (N,) number of the task with the largest score.
+        confidence: (N,) the largest score.
+        margin: (N,) the largest minus the second largest score; nan in a bank with one task.
     """
 
     tasks: tuple[str, ...]
@@ -217,7 +229,7 @@ class Identified:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The task each prompt was taken for."""
+        """The name of every prompt's identified task."""
         return tuple(self.tasks[i] for i in self.best.tolist())
 
 
@@ -231,21 +243,22 @@ def identify(
     likeness: Likeness = "cosine",
     temperature: float = 0.1,
 ) -> Identified:
-    """The task whose constellation each trajectory resembles most.
+    """Identify the task of every trajectory: the one with the most similar constellation.
 
-    A task's score is the cosine of a state with its centroid at its stored layers (the largest, or
-    the mean); confidence is the largest score. `NOTEBOOK_GATE` has the released notebooks' options.
+    A task's score is the cosine between the states and its centroids at its stored layers: the
+    largest or the mean over layers. Confidence is the largest score. `NOTEBOOK_GATE` has the
+    options of the released notebooks.
 
     Args:
         states: (N, L, d).
-        bank: of the same layers.
-        stored: each task's most effective layers, those of all such tasks together where it lacks
-            a class; None for all layers.
-        centre: a task's centroid: the mean over its rows of both classes ("task"), that of one, or
-            at each layer the "nearest" of its two.
-        over_layers: the source says 5 T cosines and their maximum; or the mean over layers.
-        likeness: the cosine, or its softmax over tasks at
-        temperature: this.
+        bank: a bank of the same layers.
+        stored: the number of each task's most effective layers used; None for all layers. A task
+            that lacks a class uses the union of the other tasks' layers.
+        centre: a task's centroid: the mean over rows of both classes ("task"), over one class, or
+            the "nearest" of the two centroids.
+        over_layers: "max", as published, or "mean".
+        likeness: the cosine, or its softmax over tasks.
+        temperature: the temperature of the softmax.
 
     Raises:
         InterpError: states of another shape than the bank's, or no task with a centroid.
@@ -256,7 +269,7 @@ def identify(
         raise InterpError(
             f"the tasks of states {states.shape}",
             f"a bank of {int(known.sum())} tasks with a {centre} centroid, {centres.shape[2:]}",
-            "read the bank's layers, and give it rows of each task",
+            "read the bank's layers, and make the bank from rows of each task",
         )
     everywhere = list(range(len(bank.layers)))
     chosen = best_layers(effectiveness(bank), stored) if stored else [everywhere] * len(centres)
@@ -264,8 +277,8 @@ def identify(
     scores = np.full((len(states), len(bank.tasks)), math.nan)
     for t in np.flatnonzero(known).tolist():
         at = chosen[t] or union
-        there = [one for one in centres[t] if not np.isnan(one).any()]
-        cosines = np.max([_cosine(states[:, at], one[at]) for one in there], axis=0)
+        present = [one for one in centres[t] if not np.isnan(one).any()]
+        cosines = np.max([_cosine(states[:, at], one[at]) for one in present], axis=0)
         scores[:, t] = cosines.max(1) if over_layers == "max" else cosines.mean(1)
     if likeness == "softmax":
         powers = np.exp((scores - np.nanmax(scores, 1, keepdims=True)) / temperature)
@@ -282,8 +295,8 @@ def identify(
 
 
 NOTEBOOK_GATE: Mapping[str, Any] = {"stored": None, "centre": "target", "over_layers": "mean"}
-"""Options of `identify` that give the released notebooks' gate: the mean cosine with the target
-centroids over all captured layers."""
+"""The options of `identify` in the released notebooks: the mean cosine with the target centroids
+over all layers."""
 
 
 def _centres(bank: Bank, centre: Centre) -> np.ndarray:
@@ -301,7 +314,7 @@ def _centres(bank: Bank, centre: Centre) -> np.ndarray:
 def potential(
     states: np.ndarray, bank: Bank, task: np.ndarray, *, epsilon: float = EPSILON
 ) -> np.ndarray:
-    """(N, L) Pot = |h - c_target| / (|h - c_refusal| + epsilon) for each row's task number."""
+    """(N, L) Pot = |h - c_target| / (|h - c_refusal| + epsilon), with each row's task number."""
     target, refusal = (_lengths(states - bank.centroids[task, c]) for c in (0, 1))
     return target / (refusal + epsilon)
 
@@ -309,9 +322,9 @@ def potential(
 def alignment(states: np.ndarray, bank: Bank, task: np.ndarray, kind: str) -> np.ndarray:
     """(N, L) in [0, 1]: how close a state is to its task's target centroid.
 
-    The published text gives no formula. "distance": d_refusal / (d_target + d_refusal), 1 at the
-    target's centroid and 0 at the refusal's. "cosine": (1 + cos(h, c_target)) / 2. "none": 0, the
-    paper's ablation without alignment.
+    The paper gives no formula. "distance": d_refusal / (d_target + d_refusal), which is 1 at the
+    target centroid and 0 at the refusal centroid. "cosine": (1 + cos(h, c_target)) / 2. "none": 0,
+    the paper's ablation without alignment.
     """
     if kind == "none":
         return np.zeros(states.shape[:2])
@@ -327,12 +340,12 @@ def _lengths(vectors: np.ndarray) -> np.ndarray:
 
 
 def _root_mean_square(offsets: np.ndarray) -> np.ndarray:
-    """(n, L, d) offsets to (L,) the root of their mean squared length."""
+    """(L,) root mean square length of (n, L, d) offsets."""
     return np.sqrt((offsets**2).sum(-1).mean(0))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Over the last axis; 0 with a vector of length zero."""
+    """The cosine over the last axis; 0 if a vector is zero."""
     lengths = _lengths(a) * _lengths(b)
     product = (a * b).sum(-1)
     return np.divide(product, lengths, out=np.zeros_like(product), where=lengths > 0)

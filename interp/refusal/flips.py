@@ -1,4 +1,4 @@
-"""Heads whose ablation turns refusals into answers, judged on generated replies."""
+"""How often ablating heads turns refusals into answers, judged on generated replies."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from interp.runs.kinds import make_ablation, random_like
 
 @dataclass(frozen=True, kw_only=True)
 class HeadFlips:
-    """How often switching heads off flips what becomes of a prompt.
+    """How often zero-ablating heads flips the verdict on a reply.
 
-    before, after: the judged texts. rate: the share of rows that flip. null: the rate against
-    random heads of the same layers.
+    Attributes:
+        heads: the ablated heads.
+        before, after: the judged replies without and with the ablation.
+        rate: the share of rows that flip.
+        null: the rate compared with random heads of the same layers; None without draws.
     """
 
     heads: tuple[str, ...]
@@ -45,13 +48,24 @@ def head_flips(
     draws: int = 0,
     seed: int = 0,
 ) -> HeadFlips:
-    """The flip rate of judged behaviour with heads at zero, in the prompt and in the text.
+    """The share of prompts whose verdict flips when heads are set to zero at all tokens.
 
-    Greedy before and after; the baseline is generated anew. Random sets cost a generation each.
-    `least_tokens`: see `interp.refusal.judging.judge_replies`.
+    Replies are generated greedily with and without the ablation. Every random set costs another
+    generation.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        heads: labels such as L17H11.
+        judge: the judge of the replies.
+        rows: one id per prompt.
+        max_new_tokens: the limit on the length of a reply.
+        least_tokens: see `interp.refusal.judging.judge_replies`.
+        draws: random sets of as many heads of the same layers; 0 for none.
+        seed: seed of the random sets.
 
     Raises:
-        InterpError: not one row id per prompt, or heads the model lacks.
+        InterpError: not one row id per prompt, or heads that the model lacks.
     """
     prompts, heads, rows = texts_of(prompts), listed(heads), listed(rows)
     asked = ["".join(model.tokenize(prompt).strings) for prompt in prompts]

@@ -1,8 +1,8 @@
-"""How much of the next token is a refusal: a set of first tokens, and its log-odds.
+"""The refusal score: the log-odds that the next token begins a refusal.
 
-The score of Arditi et al. 2024 (arXiv 2406.11717, andyrdt/refusal_direction). It reads one token:
-a model may begin with "I" and answer all the same, so its tokens are suggested from texts that
-were judged, with how much of each class they cover.
+The score of Arditi et al. 2024 (arXiv 2406.11717, andyrdt/refusal_direction). It reads one token,
+and an answer can begin with the same token, such as "I". So the set of tokens is suggested from
+judged replies, with the probability that it has in each class.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPSILON = 1e-8
 
 
 def refusal_mass(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """p_R: the probability of a set of tokens, (n, d_vocab) logits to (n,) float64.
+    """(n,) p_R, the probability of a set of tokens, from (n, d_vocab) logits; float64.
 
     Raises:
         InterpError: no tokens, or one that does not exist.
@@ -40,13 +40,15 @@ def log_odds(mass: Tensor) -> Tensor:
 
 
 def score_refusals(logits: Tensor, tokens: Sequence[int]) -> Tensor:
-    """Log-odds that the next token is one of the refusal tokens; positive: a refusal.
+    """The log-odds that the next token is a refusal token; positive means a refusal.
 
-    The epsilon bounds it: where p_R saturates, a mean of scores is flat.
+        score = log(p_R + 1e-8) - log(1 - p_R + 1e-8)
+
+    The epsilon bounds the score, so means of scores are insensitive where p_R saturates.
 
     Args:
-        logits: (n, d_vocab) at the last token of each prompt.
-        tokens: the refusal set R.
+        logits: (n, d_vocab) logits at the last token of each prompt.
+        tokens: the set R of refusal tokens.
 
     Returns:
         (n,) in nats, float64.
@@ -56,15 +58,16 @@ def score_refusals(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalTokens:
-    """Suggested first tokens of refusals, the most telling first; arrays are (tokens,).
+    """Suggested first tokens of refusals, most indicative first. Arrays are (tokens,).
 
     Attributes:
         ids: the tokens.
         strings: their texts.
-        log_odds: of the mean probability on refused rows, less that on answered rows, in nats.
+        log_odds: log-odds of the mean probability on refused rows minus those on answered rows, in
+            nats.
         refused: mean probability on refused rows.
-        answered: the same on answered rows.
-        n: refused and answered rows.
+        answered: mean probability on answered rows.
+        n: number of refused and of answered rows.
     """
 
     ids: tuple[int, ...]
@@ -76,12 +79,12 @@ class RefusalTokens:
 
     @property
     def coverage(self) -> np.ndarray:
-        """(tokens,) probability of the first k tokens together, mean over refused rows."""
+        """(tokens,) mean probability of the first k tokens together on refused rows."""
         return self.refused.cumsum()
 
     @property
     def spill(self) -> np.ndarray:
-        """The same on answered rows: what the set would call a refusal there."""
+        """(tokens,) mean probability of the first k tokens together on answered rows."""
         return self.answered.cumsum()
 
     def to_dataframe(self) -> Any:
@@ -102,21 +105,21 @@ def suggest_refusal_tokens(
     enough: float = 0.5,
     contrast: float = 3.0,
 ) -> RefusalTokens:
-    """First tokens that tell refused rows from answered ones.
+    """Suggest first tokens that distinguish refused rows from answered ones.
 
-    Ranked by the log-odds of their mean probability on refused rows less that on answered rows.
-    Out are tokens of which refused rows hold less than `floor`, tokens that are the most likely
-    one on no refused row, and tokens that answered rows begin with too ("Sure", "Hello"): their
-    odds, and the share of rows they are most likely on, must be `contrast` times as high on
-    refused rows.
+    Tokens are ranked by the log-odds of their mean probability on refused rows, minus those on
+    answered rows. Excluded are tokens whose mean probability on refused rows is below `floor`,
+    tokens that are the most likely token of no refused row, and tokens that also begin answers
+    ("Sure", "Hello"): the odds of a token, and the share of rows on which it is the most likely
+    one, must be `contrast` times as high on refused rows.
 
     Args:
-        model: for the tokens' texts.
-        refused: (n, d_vocab) logits at the last prompt token of rows judged to be refused.
-        answered: the same of rows judged to be answered.
+        model: the model, for the tokens' texts.
+        refused: (n, d_vocab) logits at the last prompt token of refused rows.
+        answered: (n, d_vocab) logits at the last prompt token of answered rows.
         most: the most tokens suggested.
-        floor: least mean probability on refused rows.
-        enough: a warning is given where the set covers less of the refused rows.
+        floor: the least mean probability on refused rows.
+        enough: warn if the set has less than this mean probability on refused rows.
         contrast: see above.
 
     Raises:
@@ -129,34 +132,34 @@ def suggest_refusal_tokens(
             "refusal tokens", f"{len(refused)} refused, {len(answered)} answered", "give both"
         )
     high, low = (side.cpu().double().softmax(-1).mean(0) for side in (refused, answered))
-    begun, other = (
+    first, other = (
         torch.bincount(side.argmax(-1).cpu(), minlength=side.shape[-1]) / len(side)
         for side in (refused, answered)
     )
-    telling = log_odds(high) - log_odds(low)
-    shared = (telling <= math.log(contrast)) | (begun <= contrast * other)
-    telling[(high < floor) | shared] = -torch.inf
-    order = telling.argsort(descending=True, stable=True)
-    chosen = order[: int(telling.isfinite().sum().clamp(max=most))]
+    ratio = log_odds(high) - log_odds(low)
+    shared = (ratio <= math.log(contrast)) | (first <= contrast * other)
+    ratio[(high < floor) | shared] = -torch.inf
+    order = ratio.argsort(descending=True, stable=True)
+    chosen = order[: int(ratio.isfinite().sum().clamp(max=most))]
     if not len(chosen):
         raise InterpError(
             f"refusal tokens of {model.name}",
-            f"no first token with a mean probability of {floor:g} that refused rows begin with "
+            f"no token with a mean probability of {floor:g} begins refused rows "
             f"{contrast:g} times as often as answered ones",
-            "lower floor or contrast, or score the texts instead of the first token",
+            "lower floor or contrast, or judge the texts instead of the first token",
         )
     found = RefusalTokens(
         ids=tuple(chosen.tolist()),
         strings=model.strings(chosen.tolist()),
-        log_odds=telling[chosen].numpy(),
+        log_odds=ratio[chosen].numpy(),
         refused=high[chosen].numpy(),
         answered=low[chosen].numpy(),
         n=(len(refused), len(answered)),
     )
     if found.coverage[-1] < enough:
         warnings.warn(
-            f"the refusal tokens {found.strings} cover {found.coverage[-1]:.2f} of the refused "
-            f"rows' next token, less than {enough:g}",
+            f"the refusal tokens {found.strings} cover {found.coverage[-1]:.2f} of the probability "
+            f"on refused rows, less than {enough:g}",
             stacklevel=2,
         )
     return found

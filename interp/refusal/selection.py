@@ -1,7 +1,7 @@
-"""Which candidate is the refusal direction: three scores, one rule, a reason for each rejected.
+"""Selecting the refusal direction among candidates, with a reason for every rejected one.
 
-The rule of Arditi et al. 2024 (arXiv 2406.11717, andyrdt/refusal_direction), also on score tables
-without a model, and selection by cosines without tokens (COSMIC, arXiv 2506.00085).
+The rule of Arditi et al. 2024 (arXiv 2406.11717, andyrdt/refusal_direction), also on published
+score tables without a model; and selection by cosines, without tokens (COSMIC, arXiv 2506.00085).
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from interp.steering.candidates import Candidates
 from interp.steering.edits import ablate_direction, add_direction
 from interp.steering.runs import run_steered
 
-Rule = Literal["", "nan", "zero", "layer", "kl", "induce"]
+Rejection = Literal["", "nan", "zero", "layer", "kl", "induce"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a candidate must pass.
+    """The conditions that a candidate must meet.
 
-    kl: largest KL on harmless prompts. induce: smallest score of the addition (None: any).
-    prune: share of the last layers left out: layer >= int((1 - prune) * n_layers).
+    Attributes:
+        kl: the largest KL on harmless prompts.
+        induce: the smallest refusal score when the direction is added; None for any.
+        prune: the share of last layers that is excluded: layer >= int((1 - prune) * n_layers).
     """
 
     kl: float = 0.1
@@ -44,15 +46,22 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One candidate, its scores (None: not measured) and why it was rejected.
+class ScoredCandidate:
+    """One candidate, its scores (None if not measured), and why it was rejected.
 
-    bypass: with the direction ablated everywhere, on harmful prompts, lower is better: mean
-    refusal score; by cosines, minus the cosine with plain harmless states.
-    induce: with it added at its own layer, on harmless prompts, higher is better: mean refusal
-    score; by cosines, the cosine with plain harmful states.
-    kl: mean KL(plain || ablated) on harmless prompts, nats. The standard errors are of these means;
-    None where there is no sample, as in a published table.
+    Attributes:
+        position: its position.
+        layer: its layer.
+        bypass: the mean refusal score on harmful prompts with the direction ablated at all sites;
+            lower is better. For selection by cosines: minus the cosine with the plain harmless
+            states.
+        induce: the mean refusal score on harmless prompts with the direction added at its layer;
+            higher is better. For selection by cosines: the cosine with the plain harmful states.
+        kl: mean KL(plain || ablated) on harmless prompts, in nats.
+        bypass_stderr, induce_stderr, kl_stderr: standard errors of these means; None without
+            samples, as in a published table.
+        rejected: the rule that rejected it; "" if none did.
+        reason: the reason, in words.
     """
 
     position: int
@@ -63,33 +72,39 @@ class Row:
     bypass_stderr: float | None = None
     induce_stderr: float | None = None
     kl_stderr: float | None = None
-    rejected: Rule = ""
+    rejected: Rejection = ""
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DirectionSelection:
-    """Every candidate with its fate; `best` is None where none survives.
+    """All candidates with their scores, and the selected one.
 
-    harmful, harmless: mean refusal score of the plain runs, where there were any.
+    Attributes:
+        method: how they were scored.
+        rows: the candidates.
+        best: the selected candidate; None if all were rejected.
+        limits: the conditions.
+        n_layers: the model's number of layers.
+        harmful, harmless: mean refusal score of the plain runs; None if not measured.
     """
 
     method: str
-    rows: tuple[Row, ...]
-    best: Row | None
+    rows: tuple[ScoredCandidate, ...]
+    best: ScoredCandidate | None
     limits: Limits
     n_layers: int
     harmful: float | None = None
     harmless: float | None = None
 
     @property
-    def survivors(self) -> tuple[Row, ...]:
+    def survivors(self) -> tuple[ScoredCandidate, ...]:
         """Candidates that were not rejected."""
         return tuple(row for row in self.rows if not row.rejected)
 
     @property
     def rejections(self) -> dict[str, int]:
-        """How many were rejected by each rule, counting the first that applies."""
+        """The number of candidates rejected by each rule; the first rule that applies counts."""
         return dict(Counter(row.rejected for row in self.rows if row.rejected))
 
     def __str__(self) -> str:
@@ -106,11 +121,13 @@ class DirectionSelection:
         """The selected candidate.
 
         Raises:
-            InterpError: none survived, with how many fell to which rule.
+            InterpError: all were rejected; the error says by which rules.
         """
         if self.best is None:
             raise InterpError(
-                "a selected direction", str(self), "see to_dataframe(); relax Limits on purpose"
+                "a selected direction",
+                str(self),
+                "see to_dataframe(); relax Limits if justified",
             )
         return candidates.at(self.best.layer, self.best.position)
 
@@ -124,23 +141,24 @@ class DirectionSelection:
 def select_from_table(
     table: Sequence[Mapping[str, Any]], *, n_layers: int | None = None, limits: Limits | None = None
 ) -> DirectionSelection:
-    """The rule on published scores, without a model.
+    """Apply the selection rule to published scores, without a model.
 
-    Reject, in this order: a score that is not a number; the last layers; KL above the limit; no
-    refusal induced. Of the rest, the smallest bypass; of equal ones, the first.
+    Candidates are rejected, in this order, for a score that is not a number; for a layer among the
+    last ones; for a KL above the limit; or for an induced refusal score below the limit. Among the
+    rest, the smallest bypass is selected; of equal ones, the first.
 
     Args:
-        table: rows with position (or pos), layer, refusal_score, steering_score, kl_div_score, as
-            in direction_evaluations.json of the paper's repository.
-        n_layers: the model's; the largest layer + 1 by default.
-        limits: those of the paper by default.
+        table: rows with position (or pos), layer, refusal_score, steering_score and kl_div_score,
+            as in direction_evaluations.json of the paper's repository.
+        n_layers: the model's number of layers; the largest layer + 1 by default.
+        limits: the conditions; those of the paper by default.
 
     Raises:
-        InterpError: an empty table, or a row without one of these.
+        InterpError: an empty table, or a row that lacks a field.
     """
     try:
         rows = [
-            Row(
+            ScoredCandidate(
                 position=int(row["position"] if "position" in row else row["pos"]),
                 layer=int(row["layer"]),
                 bypass=float(row["refusal_score"]),
@@ -151,7 +169,7 @@ def select_from_table(
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise InterpError(
-            "a score table", f"{error!r} in a row", "see select_from_table"
+            "a score table", f"{error!r} in a row", "give the fields that select_from_table lists"
         ) from error
     if not rows:
         raise InterpError("a score table", "no rows", "give one row per candidate")
@@ -170,26 +188,26 @@ def select_direction(
     measure_all: bool = False,
     progress: Progress | None = None,
 ) -> DirectionSelection:
-    """Every candidate scored on held-out prompts, and the rule of `select_from_table`.
+    """Score every candidate on held-out prompts, and apply the rule of `select_from_table`.
 
-    bypass: r ablated at every residual site; induce: +1 times the raw r towards refusal added at
-    its own site and layer; both the mean refusal score. kl: see `smoothed_kl`. A zero vector is
-    rejected as such (the released code scores it, and it falls to the rule on induce).
+    bypass: mean refusal score with r ablated at every residual site. induce: mean refusal score
+    with the unnormalised r added once at its own site and layer. kl: see `smoothed_kl`. A zero
+    vector is rejected at once (the released code scores it and rejects it by induce).
 
     Args:
-        model: the model the candidates were read from.
-        candidates: from `difference_in_means`, on other prompts than these.
+        model: the model that the candidates were read from.
+        candidates: from `difference_in_means`, on other prompts.
         harmful: prompts that should be refused.
         harmless: prompts that should be answered.
-        tokens: the refusal tokens of `interp.refusal.score`.
-        limits: those of the paper by default.
-        measure_all: measure rejected candidates too, for maps of the scores; else measuring stops
-            at the first rule that rejects, in the order layer, kl, induce.
-        progress: called with (candidates done, candidates in all).
+        tokens: the refusal tokens, see `interp.refusal.score`.
+        limits: the conditions; those of the paper by default.
+        measure_all: also measure rejected candidates in full, to plot all scores. By default a
+            candidate is measured until a rule rejects it, in the order layer, kl, induce.
+        progress: called with (candidates done, candidates in total).
 
     Raises:
-        InterpError: no prompts, prompts of another model or format than the candidates, or some
-            that the candidates were read from.
+        InterpError: no prompts, a model or format other than the candidates', or prompts that the
+            candidates were read from.
     """
     bad, good = (_given(model, side, candidates) for side in (harmful, harmless))
     limits = limits or Limits()
@@ -232,13 +250,14 @@ def select_cosmic(
     measure_all: bool = False,
     progress: Progress | None = None,
 ) -> DirectionSelection:
-    """Selection without tokens or a judge, by where states move (COSMIC, arXiv 2506.00085).
+    """Select by the cosines of states, without tokens or a judge (COSMIC, arXiv 2506.00085).
 
-    Read are the last tokens' resid_post at the `share` of layers where mean harmful and mean
-    harmless states are least alike; a set's state is its mean over prompts and these layers, as in
-    the released code. Score = cos(ablated harmful, harmless) + cos(steered harmless, harmful); the
-    largest wins. `Limits.induce` defaults to any here. The arguments are those of
-    `select_direction`.
+        score = cos(ablated harmful, harmless) + cos(steered harmless, harmful)
+
+    The largest score is selected. The state of a set of prompts is its mean over prompts and
+    layers, as in the released code: resid_post at the last token, at the `share` of layers with the
+    least similar harmful and harmless means. `Limits.induce` is None by default. All other
+    arguments and errors are those of `select_direction`.
     """
     bad, good = (_given(model, side, candidates) for side in (harmful, harmless))
     limits = limits or Limits(induce=None)
@@ -270,9 +289,10 @@ def select_cosmic(
 
 
 def smoothed_kl(plain: Tensor, changed: Tensor, *, epsilon: float = 1e-6) -> Tensor:
-    """(n,) sum p (log(p + eps) - log(q + eps)), p of the plain and q of the changed logits.
+    """(n,) sum p (log(p + eps) - log(q + eps)), with p from plain and q from changed logits.
 
-    In float64, in nats. The paper's variant: not a KL divergence, and slightly negative at times.
+    In nats, float64. This is the paper's variant. It is not exactly a KL divergence and can be
+    slightly negative.
     """
     p, q = (logits.cpu().double().softmax(-1) for logits in (plain, changed))
     return (p * ((p + epsilon).log() - (q + epsilon).log())).sum(-1)
@@ -284,7 +304,7 @@ def _given(model: LanguageModel, prompts: PromptsLike, candidates: Candidates) -
     if not len(given) or candidates.model_hash != model.hash:
         raise InterpError(
             f"selecting on {len(given)} prompts of {model.name}",
-            "no prompts, or candidates of other weights",
+            "no prompts, or candidates of a model with other weights",
             "give held-out prompts and candidates of this model",
         )
     refuse_seen(candidates.rows, given, f"selecting among {candidates.kind} candidates")
@@ -298,8 +318,8 @@ def _measured(
     limits: Limits,
     measure_all: bool,
     progress: Progress | None,
-) -> list[Row]:
-    """Scores of every candidate; those after the first rejection only with `measure_all`."""
+) -> list[ScoredCandidate]:
+    """The scores of every candidate; after the first rejection only with `measure_all`."""
     rows, total = [], candidates.norms.numel()
     for p, position in enumerate(candidates.positions):
         for column, layer in enumerate(candidates.layers):
@@ -316,16 +336,16 @@ def _measured(
     return rows
 
 
-def _blank(candidates: Candidates, p: int, column: int) -> Row:
-    """A candidate before any measurement; vectors that point nowhere are rejected here."""
+def _blank(candidates: Candidates, p: int, column: int) -> ScoredCandidate:
+    """A candidate before any measurement. Zero and non-finite vectors are rejected here."""
     vector = candidates.vectors[p, column]
-    rule: Rule = ""
+    rule: Rejection = ""
     reason = ""
     if not bool(vector.isfinite().all()):
         rule, reason = "nan", "the vector has values that are not finite"
     elif float(vector.norm()) == 0:
         rule, reason = "zero", "the vector is zero: both classes have the same states here"
-    return Row(
+    return ScoredCandidate(
         position=candidates.positions[p],
         layer=candidates.layers[column],
         bypass=None,
@@ -336,37 +356,45 @@ def _blank(candidates: Candidates, p: int, column: int) -> Row:
     )
 
 
-def _with(row: Row, score: str, values: Tensor) -> Row:
+def _with(row: ScoredCandidate, score: str, values: Tensor) -> ScoredCandidate:
     stderr = float(standard_error(values.numpy())) if len(values) > 1 else None
-    return Row(**{**asdict(row), score: float(values.mean()), f"{score}_stderr": stderr})
+    return ScoredCandidate(
+        **{**asdict(row), score: float(values.mean()), f"{score}_stderr": stderr}
+    )
 
 
-def _judged(row: Row, n_layers: int, limits: Limits) -> Row:
-    """The row with the first rule that rejects it, and why."""
+def _judged(row: ScoredCandidate, n_layers: int, limits: Limits) -> ScoredCandidate:
+    """The candidate with the first rule that rejects it, and the reason."""
     if row.rejected:
         return row
     cut = int(n_layers * (1.0 - limits.prune))
     scores = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl}
     lost = [name for name, value in scores.items() if value is not None and math.isnan(value)]
-    rule: Rule = ""
+    rule: Rejection = ""
     reason = ""
     if lost:
         rule, reason = "nan", f"{', '.join(lost)} is not a number"
     elif row.layer >= cut:
-        rule, reason = "layer", f"layer {row.layer} of {n_layers}, from {cut} on they are left out"
+        rule, reason = (
+            "layer",
+            f"layer {row.layer} of {n_layers}: excluded from {cut} on",
+        )
     elif row.kl is not None and row.kl > limits.kl:
         rule, reason = "kl", f"KL {row.kl:.4f} on harmless prompts, above {limits.kl:g}"
     elif limits.induce is not None and row.induce is not None and row.induce < limits.induce:
-        rule, reason = "induce", f"adding it gives {row.induce:.4f}, below {limits.induce:g}"
-    return Row(**{**asdict(row), "rejected": rule, "reason": reason})
+        rule, reason = (
+            "induce",
+            f"score {row.induce:.4f} when added, below {limits.induce:g}",
+        )
+    return ScoredCandidate(**{**asdict(row), "rejected": rule, "reason": reason})
 
 
 def _selected(
     method: str,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredCandidate],
     n_layers: int,
     limits: Limits,
-    key: Callable[[Row], float | None],
+    key: Callable[[ScoredCandidate], float | None],
     **baselines: float,
 ) -> DirectionSelection:
     judged = tuple(_judged(row, n_layers, limits) for row in rows)
@@ -385,6 +413,6 @@ def _states(states: Tensor | None) -> Tensor:
 
 
 def _cosine(states: Tensor | None, target: Tensor) -> Tensor:
-    """(1,) cosine of the mean over prompts and layers with a target."""
+    """(1,) cosine between the mean over prompts and layers and a target."""
     mean = _states(states).mean((0, 1))
     return torch.nn.functional.cosine_similarity(mean, target, dim=0)[None]

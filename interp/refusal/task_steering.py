@@ -1,10 +1,10 @@
-"""Steering a prompt from its task's refusals towards its answers, with a ledger of every prompt.
+"""Steering prompts from their task's refused states towards its answered states.
 
-The method of SafeConstellations (arXiv 2508.11290) on a model: read trajectories, tell the task,
-choose layers and strengths, and hand the result to `interp.steering.runs` as a `Steering`. What the
-released notebooks (Sakonii/SafeConstellations) do otherwise is a named option; `NOTEBOOK` has them
-together. Not offered is their use of the bank's own rows for evaluation, which is refused, and
-their sampling of steered rows only.
+The method of SafeConstellations (arXiv 2508.11290) on a model: read trajectories, identify the
+task, choose layers and strengths, and pass the result to `interp.steering.runs` as a `Steering`.
+If the released notebooks (Sakonii/SafeConstellations) differ, there is a named option, and
+`NOTEBOOK` has them all. Two things they do are not supported: evaluating on the bank's own rows,
+and sampling steered rows only.
 """
 
 from __future__ import annotations
@@ -45,26 +45,29 @@ from interp.steering.edits import AffineEdit, Phase, Steering
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSteering:
-    """The method's choices, recorded with every result; the defaults are the published ones.
+    """The options of the method, stored with every result. The defaults are the published ones.
 
-    lambda^l = strength * (1 - alignment^l) * confidence * depth^l, at the layers chosen for each
-    prompt. The source gives no value of `strength` and no formula of alignment and depth.
+        lambda^l = strength * (1 - alignment^l) * confidence * depth^l
+
+    at the layers chosen for each prompt. The paper gives no value of `strength` and no formulas for
+    alignment and depth.
 
     Attributes:
         strength: lambda_0.
-        threshold: least confidence, tau; better chosen by `calibrate_gate`.
-        tasks: those that may be steered (the benign ones); None for all of the bank.
+        threshold: the least confidence, tau. Choose it with `calibrate_gate`.
+        tasks: the tasks that may be steered (the benign ones); None for all of the bank.
         identify: options of `interp.refusal.constellations.identify`.
-        layers: "potential": the largest Pot for the prompt. "static": the task's largest notebook
-            score. Or fixed layer numbers, the paper's ablation.
-        n_layers: how many, K'.
-        stored: choose among each task's so many most effective layers; None for all.
-        move: "unit": lambda v / |v|. "gap": lambda v, a share of the centroids' distance.
-            "offset" (notebooks): m (c_target - h), m = 0.5, 1, 1.5 in the lower, middle and upper
-            part of the model, whatever lambda.
-        alignment: "distance", "cosine" or "none".
+        layers: "potential": the layers with the largest Pot for the prompt. "static": those with
+            the task's largest notebook score. Or fixed layer numbers, the paper's ablation.
+        n_layers: number of layers steered, K'.
+        stored: choose among this number of each task's most effective layers; None for all.
+        move: the shift. "unit": lambda v / |v|. "gap": lambda v, a share of the distance between
+            the centroids. "offset" (notebooks): m (c_target - h), with m = 0.5, 1 and 1.5 in the
+            lower, middle and upper part of the model, for any lambda.
+        alignment: "distance", "cosine" or "none", see `interp.refusal.constellations.alignment`.
         depth: "uniform", or "linear" from 1 / L to 1.
-        phase: in which tokens the constant is added. All of a phase: the prompt's, the text's.
+        phase: which tokens are shifted: all tokens of the prompt, of the generated text, or both.
+        epsilon: the constant in denominators.
     """
 
     strength: float = 1.0
@@ -97,22 +100,23 @@ PUBLISHED = TaskSteering()
 NOTEBOOK = TaskSteering(
     identify=NOTEBOOK_GATE, layers="static", stored=None, move="offset", alignment="none"
 )
-"""The released notebooks' gate, layers and vector; their site is "ln_in" without its last layer,
-and they leave the generation prompt out when reading (`chat_prompts(generation_prompt=False)`),
-which `Steering` then refuses to run with it."""
+"""The gate, layers and shift of the released notebooks. Their site is "ln_in" without its last
+layer. They read without the generation prompt (`chat_prompts(generation_prompt=False)`), and
+`Steering` refuses to run such a reading with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
-    """What was decided for each prompt, and why.
+    """The decision on each of N prompts, with its reason.
 
     Attributes:
         rows, tasks: ids and true tasks.
-        identified: the task each was taken for, with its confidence and margin.
-        skipped: why a prompt is left alone; "" where it is steered.
-        layers, strengths: the layers changed and lambda at each, () where skipped.
-        shifts: layer -> (N, d) what is added to the residual stream, 0 where nothing is.
-        options, bank_hash, reading: what it was made with.
+        identified: the identified tasks, with confidence and margin.
+        skipped: why a prompt is not steered; "" if it is.
+        layers, strengths: the steered layers and lambda at each; () if skipped.
+        shifts: layer -> (N, d) what is added to the residual stream; 0 for prompts not steered
+            there.
+        options, bank_hash, reading: the method, the bank and the reading used.
     """
 
     rows: tuple[str, ...]
@@ -128,12 +132,12 @@ class Ledger:
 
     @property
     def steered(self) -> np.ndarray:
-        """(N,) whether each prompt is changed at all."""
+        """(N,) bool: prompts that are steered."""
         return np.array([not why for why in self.skipped])
 
     @property
     def wrong_task(self) -> np.ndarray:
-        """(N,) steered with the constellation of another task."""
+        """(N,) bool: prompts that are steered with the constellation of another task."""
         names = zip(self.tasks, self.identified.names, strict=True)
         return self.steered & np.array([task != name for task, name in names])
 
@@ -142,7 +146,7 @@ class Ledger:
         why = Counter(reason.split(":")[0] for reason in self.skipped if reason)
         shown = "".join(f"; {count} {reason}" for reason, count in why.items())
         text = f"{steered} of {n} steered, {int(self.wrong_task.sum())} by a wrong task{shown}"
-        return text if steered else f"not tested, the gate never opened: {text}"
+        return text if steered else f"not tested, since no prompt was steered: {text}"
 
     def to_dataframe(self) -> Any:
         """One row per prompt."""
@@ -158,7 +162,7 @@ class Ledger:
         )  # fmt: skip
 
     def random(self, *, seed: int = 0) -> Ledger:
-        """The same prompts and layers with random shifts of equal length: the control."""
+        """The control: the same prompts and layers, with random shifts of equal length."""
         rng, drawn = np.random.default_rng(seed), {}
         for layer, shift in self.shifts.items():
             noise = rng.normal(size=shift.shape)
@@ -167,13 +171,17 @@ class Ledger:
         return replace(self, shifts=drawn)
 
     def steering(self, model: LanguageModel) -> Steering:
-        """The shifts as a `Steering` for these prompts in this order; skipped ones are left alone.
+        """The shifts as a `Steering` for these prompts, in this order. Skipped ones are unchanged.
 
         Raises:
-            InterpError: a model the trajectories were not read from.
+            InterpError: another model than the one that the trajectories were read from.
         """
         if self.reading.model_hash != model.hash:
-            raise InterpError("task steering", f"made for another model than {model.name}", "redo")
+            raise InterpError(
+                "task steering",
+                f"planned for another model than {model.name}",
+                "read the trajectories of this model",
+            )
         site = "resid_pre" if self.reading.site == NORM_INPUT else self.reading.site
         model.require_site(site)
         return Steering(
@@ -191,10 +199,11 @@ class Ledger:
 def plan_steering(
     trajectories: Trajectories, bank: Bank, options: TaskSteering = PUBLISHED
 ) -> Ledger:
-    """For each prompt: its task, whether the gate opens, the layers, and what to add there.
+    """Decide for each prompt: its task, whether it is steered, the layers, and the shifts.
 
     Raises:
-        InterpError: rows that are in the bank, states read otherwise, or fixed layers not read.
+        InterpError: rows that are in the bank, states that were read in another way, or fixed
+            layers that were not read.
     """
     bank.accept(trajectories)
     states = trajectories.states
@@ -206,20 +215,20 @@ def plan_steering(
     chosen = _chosen_layers(states, bank, found.best, options)
     moves, strengths = _moves(states, bank, found, options)
     shifts = np.zeros_like(states)
-    for i, places in enumerate(chosen):
-        chosen[i] = [] if skipped[i] else [p for p in places if np.any(moves[i, p] != 0)]
+    for i, at in enumerate(chosen):
+        chosen[i] = [] if skipped[i] else [p for p in at if np.any(moves[i, p] != 0)]
         shifts[i, chosen[i]] = (moves * trajectories.unit)[i, chosen[i]]
         if not skipped[i] and not chosen[i]:
             skipped[i] = "no layer to steer: its centroids do not differ"
-    used = sorted({place for places in chosen for place in places})
+    used = sorted({p for at in chosen for p in at})
     return Ledger(
         rows=trajectories.rows,
         tasks=trajectories.tasks,
         identified=found,
         skipped=tuple(skipped),
-        layers=tuple(tuple(bank.layers[p] for p in places) for places in chosen),
-        strengths=tuple(tuple(strengths[i, places].tolist()) for i, places in enumerate(chosen)),
-        shifts={bank.layers[place]: shifts[:, place] for place in used},
+        layers=tuple(tuple(bank.layers[p] for p in at) for at in chosen),
+        strengths=tuple(tuple(strengths[i, at].tolist()) for i, at in enumerate(chosen)),
+        shifts={bank.layers[p]: shifts[:, p] for p in used},
         options=options,
         bank_hash=bank.hash,
         reading=trajectories.reading,
@@ -235,7 +244,7 @@ def steer_task(
     tasks: Sequence[str],
     options: TaskSteering = PUBLISHED,
 ) -> tuple[Steering, Ledger]:
-    """A steering for these prompts, and the ledger of what it does to each.
+    """The steering of these prompts, and the ledger of the decision on each.
 
     Raises:
         InterpError: see `read_trajectories` and `plan_steering`.
@@ -269,8 +278,8 @@ def _why_not(bank: Bank, task: int, confidence: float, options: TaskSteering) ->
 def _chosen_layers(
     states: np.ndarray, bank: Bank, task: np.ndarray, options: TaskSteering
 ) -> list[list[int]]:
-    """For each prompt the places, in the bank's layers, that are steered."""
-    # The final norm is no place in the stream.
+    """For each prompt, the indices in `bank.layers` of the layers to steer."""
+    # The output of the final norm is not in the residual stream.
     steerable = np.ones(len(bank.layers), dtype=bool)
     if bank.reading.site == NORM_INPUT:
         steerable[-1] = False
@@ -287,8 +296,8 @@ def _chosen_layers(
     if options.stored is not None:
         strong = best_layers(np.where(steerable, effectiveness(bank), np.nan), options.stored)
         allowed = np.zeros((len(bank.tasks), len(bank.layers)), dtype=bool)
-        for t, places in enumerate(strong):
-            allowed[t, places] = True
+        for t, at in enumerate(strong):
+            allowed[t, at] = True
         scores = np.where(allowed[task], scores, np.nan)
     return best_layers(scores, options.n_layers)
 
@@ -296,7 +305,7 @@ def _chosen_layers(
 def _moves(
     states: np.ndarray, bank: Bank, found: Identified, options: TaskSteering
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, L, d) what each state would be moved by, and (N, L) its strength."""
+    """(N, L, d) shifts of the states, and (N, L) strengths."""
     n = len(bank.layers)
     if options.move == "offset":
         depth = np.array(bank.layers) / (max(bank.layers) + 1)
@@ -315,13 +324,15 @@ def _moves(
 
 @dataclass(frozen=True, kw_only=True)
 class GateCurve:
-    """What a gate lets through at each threshold, on rows that are in no bank.
+    """The rows that a gate steers at each threshold, on rows that are in no bank.
 
     Attributes:
-        thresholds: (K,) rising.
-        covered: (K,) benign rows steered by their own task, of `n_benign`.
-        wrong: (K,) benign rows steered by another task's constellation.
-        passed: (K,) rows that should be refused and are steered, of `n_harmful`.
+        thresholds: (K,) ascending thresholds.
+        covered: (K,) benign rows steered with their own task.
+        wrong: (K,) benign rows steered with another task's constellation.
+        passed: (K,) steered rows that should be refused.
+        n_benign: number of benign rows.
+        n_harmful: number of rows that should be refused.
     """
 
     thresholds: np.ndarray
@@ -332,7 +343,7 @@ class GateCurve:
     n_harmful: int
 
     def choose(self, *, wrong: float = 0.05, passed: float = 0.05) -> float | None:
-        """The threshold with most rows covered among those within both limits; None if none is."""
+        """The threshold that covers most rows within both limits (shares); None if none does."""
         fits = (self.wrong <= wrong * self.n_benign) & (self.passed <= passed * self.n_harmful)
         fits &= self.covered > 0
         if not fits.any():
@@ -340,13 +351,13 @@ class GateCurve:
         return float(self.thresholds[np.where(fits, self.covered, -1).argmax()])
 
     def at(self, threshold: float) -> dict[str, Estimate]:
-        """Coverage, wrong task and pass-through at a threshold, with Wilson intervals."""
-        place = int(np.searchsorted(self.thresholds, threshold))
+        """The rates covered, wrong and passed at a threshold, with Wilson intervals."""
+        index = int(np.searchsorted(self.thresholds, threshold))
         table = {"covered": self.covered, "wrong": self.wrong, "passed": self.passed}
         sizes = {"covered": self.n_benign, "wrong": self.n_benign, "passed": self.n_harmful}
-        inside = place < len(self.thresholds)
+        inside = index < len(self.thresholds)
         return {
-            name: share_estimate(int(counts[place]) if inside else 0, sizes[name])
+            name: share_estimate(int(counts[index]) if inside else 0, sizes[name])
             for name, counts in table.items()
         }
 
@@ -366,24 +377,27 @@ def calibrate_gate(
     harmful: Sequence[bool],
     options: TaskSteering = PUBLISHED,
 ) -> GateCurve:
-    """How many prompts a gate covers, confuses and wrongly lets through, at every threshold.
+    """Count the prompts that a gate steers correctly, with a wrong task, or wrongly, by threshold.
 
-    Thresholds are the confidences that occur. Benign rows of tasks that are not to be steered
-    count among the benign, so that steering them is a wrong task.
+    Thresholds are the confidences that occur. Benign rows of tasks that may not be steered are
+    included, so steering them counts as a wrong task.
 
     Args:
         bank: the constellations.
-        select: rows neither in the bank nor to be evaluated on.
+        select: rows that are neither in the bank nor used for evaluation.
         harmful: whether each row should be refused.
         options: the method; its threshold is not used.
 
     Raises:
-        InterpError: rows of the bank, states read otherwise, or not one mark per row.
+        InterpError: rows of the bank, states that were read in another way, or not one mark per
+            row.
     """
     bank.accept(select)
     bad = np.array([bool(mark) for mark in harmful])
     if len(bad) != len(select) or not len(bad):
-        raise InterpError(f"calibrating on {len(select)} rows", f"{len(bad)} marks", "mark each")
+        raise InterpError(
+            f"calibrating on {len(select)} rows", f"{len(bad)} marks", "mark every row"
+        )
     found = identify(select.states, bank, **options.identify)
     open_gate = replace(options, threshold=-np.inf)
     steerable = np.array([not _why_not(bank, t, 1.0, open_gate) for t in found.best.tolist()])

@@ -1,4 +1,4 @@
-"""Trajectories: the states of prompts at their last token, through the layers of a model."""
+"""Trajectories: the states of prompts at their last token in every layer of a model."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from interp.steering.candidates import end_states
 from interp.steering.runs import run_steered
 
 Class = Literal["target", "refusal", "other"]
-"""Answered, refused, or without a verdict (in no centroid)."""
+"""Answered, refused, or without a verdict (excluded from centroids)."""
 
 CLASSES: tuple[Class, ...] = ("target", "refusal")
 
 Normalise = Literal["rms", "none"]
 
 NORM_INPUT = "ln_in"
-"""The notebooks' site: each input norm's output and, as layer n_layers, the final norm's."""
+"""The site of the released notebooks: the output of every input norm and, as layer n_layers, of the
+final norm."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How trajectories were read; a bank refuses those read otherwise.
+    """How trajectories were read. A bank accepts only trajectories that were read in the same way.
 
-    site: "resid_post" (the hidden state after each layer), another residual site, or `NORM_INPUT`.
-    normalise: "rms" divides each state by its root mean square, "none" leaves it.
+    Attributes:
+        model_hash: the model's hash.
+        site: "resid_post" (the hidden state after each layer), another site, or `NORM_INPUT`.
+        normalise: "rms" if every state was divided by its root mean square, else "none".
+        format: the prompts' chat format.
     """
 
     model_hash: str
@@ -52,23 +56,25 @@ class Reading:
             InterpError: they differ.
         """
         if self != other:
-            raise InterpError(what, f"read as {other}, the bank as {self}", "read both alike")
+            raise InterpError(
+                what, f"read as {other}, the bank as {self}", "read both in the same way"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """The states of N prompts at their last token, through L layers.
+    """The states of N prompts at their last token in L layers.
 
     Attributes:
         states: (N, L, d) float64.
-        unit: (N, L, 1) or (N, L, d) what one unit of a state is in the residual stream: its root
-            mean square where states were divided by it.
-        rows: ids, each once.
-        tasks: the task each prompt belongs to.
-        classes: what became of each.
-        layers: their numbers.
+        unit: (N, L, 1) or (N, L, d) the size in the residual stream of one unit of a state: its
+            root mean square if states were divided by it.
+        rows: unique ids.
+        tasks: the task of every prompt.
+        classes: the class of every reply.
+        layers: the layer numbers.
         reading: how the states were read.
-        prompts: what each prompt is known by, see `ChatPrompts.hashes`; () where that is not known.
+        prompts: hashes of the prompts, see `ChatPrompts.hashes`; () if unknown.
     """
 
     states: np.ndarray
@@ -92,14 +98,14 @@ class Trajectories:
                 "trajectories",
                 f"states {self.states.shape}, {shape[0]} rows of {len(set(self.rows))} ids, "
                 f"{len(self.tasks)} tasks, {len(self.classes)} classes",
-                "give finite (rows, layers, d_model) states, and one id, task and class each",
+                "give finite (rows, layers, d_model) states; a unique id, task and class per row",
             )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, chosen: Sequence[int] | np.ndarray) -> Trajectories:
-        """Some rows, in the order given."""
+        """Some rows, in the given order."""
         at = [int(i) for i in chosen]
         return replace(
             self,
@@ -118,17 +124,21 @@ class Trajectories:
         bases: Sequence[str] | None = None,
         seed: int = 0,
     ) -> list[Trajectories]:
-        """Disjoint parts for the bank, for choosing the gate, and for evaluation.
+        """Split into disjoint parts: for the bank, for calibrating the gate, and for evaluation.
 
-        Rows of one base text (each its own by default) and rows with equal states stay together;
-        within each task and class the base texts are dealt out by the shares.
+        Rows of one base text (by default every row has its own) and rows with equal states stay
+        together. Within every task and class the base texts are assigned by the shares.
 
         Raises:
-            InterpError: shares that do not add up to 1, or bases not one per row.
+            InterpError: shares that do not sum to 1, or not one base per row.
         """
         names = listed(self.rows if bases is None else bases)
         if abs(sum(shares) - 1) > 1e-9 or len(names) != len(self) or min(shares) <= 0:
-            raise InterpError(f"splitting at {shares}", "not shares of 1", "give them, adding to 1")
+            raise InterpError(
+                f"splitting by {shares}",
+                f"they sum to {sum(shares):g}, with {len(names)} bases for {len(self)} rows",
+                "give positive shares that sum to 1, and one base per row",
+            )
         group = joined(names, equal_rows(torch.from_numpy(self.states).movedim(1, 0))).tolist()
         names = [names[group.index(number)] for number in group]
         strata: dict[tuple[str, str], list[str]] = {}
@@ -137,8 +147,8 @@ class Trajectories:
             strata.setdefault((self.tasks[i], self.classes[i]), []).append(name)
         rng, ends, part = np.random.default_rng(seed), np.cumsum(shares)[:-1], dict[str, int]()
         for members in strata.values():
-            places = (np.arange(len(members)) + rng.random()) / len(members)
-            numbers = np.searchsorted(ends, places, side="right").tolist()
+            quantiles = (np.arange(len(members)) + rng.random()) / len(members)
+            numbers = np.searchsorted(ends, quantiles, side="right").tolist()
             part |= zip(rng.permutation(members).tolist(), numbers, strict=True)
         return [
             self[[i for i, name in enumerate(names) if part[name] == number]]
@@ -146,7 +156,7 @@ class Trajectories:
         ]
 
     def shuffled(self, *, seed: int = 0) -> Trajectories:
-        """The same states with classes permuted inside each task: the null of any constellation."""
+        """The states with classes permuted within each task, as the null of a constellation."""
         rng, classes = np.random.default_rng(seed), np.array(self.classes, dtype=object)
         for task in dict.fromkeys(self.tasks):
             at = [i for i, name in enumerate(self.tasks) if name == task]
@@ -155,7 +165,7 @@ class Trajectories:
 
 
 def classes_of(judged: Judged) -> tuple[Class, ...]:
-    """Answered, refused, or neither: loops, cut texts and judge errors enter no centroid."""
+    """The class of every reply. Loops, truncated texts and judge errors are "other"."""
     names = {"direct_answer": "target"} | dict.fromkeys(REFUSALS, "refusal")
     return tuple(names.get(label, "other") for label in judged.labels)  # type: ignore[arg-type]
 
@@ -174,23 +184,27 @@ def read_trajectories(
     """The states of every prompt at its last token, in float64.
 
     Args:
-        model: a model whose weights are as loaded.
-        prompts: with their chat format, which steering will ask for again.
-        rows: an id for each.
-        tasks: the task each belongs to.
-        classes: what became of each, see `classes_of`; "other" by default.
-        site: resid_post is the hidden state after a layer. "ln_in": see `NORM_INPUT`.
-        normalise: "rms" divides each state by its root mean square, so that layers and prompts
-            compare; "none" leaves it. "ln_in" is normalised already: "none".
-        layers: which; all by default.
+        model: a model with unchanged weights.
+        prompts: the prompts with their chat format. Steering requires the same format.
+        rows: one unique id per prompt.
+        tasks: the task of every prompt.
+        classes: the class of every reply, see `classes_of`; "other" by default.
+        site: "resid_post" is the hidden state after a layer. For "ln_in" see `NORM_INPUT`.
+        normalise: "rms" divides every state by its root mean square, to make layers and prompts
+            comparable. "none" does not; it is required for "ln_in", which is already normalised.
+        layers: the layers read; all by default.
 
     Raises:
-        InterpError: not one id and task per prompt, a site that does not exist, or a model
-            without input norms for "ln_in".
+        InterpError: not one id, task and class per prompt, a site that does not exist, or "ln_in"
+            for a model without input norms.
     """
     given = plain_prompts(model, prompts)
     if normalise not in ("rms", "none") or (site == NORM_INPUT and normalise != "none"):
-        raise InterpError(f"normalise={normalise!r} at {site}", "no such", "'rms', 'none' (ln_in)")
+        raise InterpError(
+            f"normalise={normalise!r} at {site}",
+            "unknown, or not allowed at this site",
+            "use 'rms' or 'none'; at ln_in 'none'",
+        )
     if site == NORM_INPUT:
         states, unit, chosen = _through_norms(model, given, layers)
     else:
@@ -220,8 +234,8 @@ def read_trajectories(
 def _through_norms(
     model: LanguageModel, prompts: PromptsLike, layers: Sequence[int] | None
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """(states, unit, layers) behind each input norm; unit moves the stream, at the norm's scale."""
-    decoder = model.require_decoder("reading behind norms")
+    """(states, unit, layers) after every input norm; unit converts shifts to the stream's scale."""
+    decoder = model.require_decoder("reading states after norms")
     norms: list[Norm | None] = [*(block.ln1 for block in decoder.blocks), decoder.ln_final]
     chosen = within(layers, len(norms), "norm", model.name)
     if any(norms[layer] is None for layer in chosen):

@@ -110,8 +110,8 @@ def test_missing_classes_are_explicit(world):
     assert ledger.skipped[0].startswith("class missing")
     assert "not tested" in str(ledger)
     still = make_bank(planted([("translate", 1, 0), ("translate", -1, 0)] * 2))
-    assert "layer 0 holds the same state in every row: its vectors are zero" in still.notices
-    assert "one task only: no prompt's task can be told" in still.notices
+    assert "layer 0 has the same state in every row: its vectors are zero" in still.notices
+    assert "only one task: the task of a prompt cannot be identified" in still.notices
     found = identify(planted([("translate", 1, 0)]).states, still)
     assert np.isnan(found.margin).all()
 
@@ -274,12 +274,12 @@ def test_calibration_against_loops(bank):
 
 
 def test_rows_of_the_bank_are_refused(world, bank):
-    with pytest.raises(InterpError, match="24 of 24 rows are in it"):
+    with pytest.raises(InterpError, match="24 of 24 rows are in the bank"):
         plan_steering(world, bank)
-    with pytest.raises(InterpError, match="rows are in it"):
+    with pytest.raises(InterpError, match="rows are in the bank"):
         calibrate_gate(bank, world, harmful=[False] * 24)
     chat = Reading(**{**vars(READING), "format": ChatFormat("abc", generation_prompt=True)})
-    with pytest.raises(InterpError, match="read both alike"):
+    with pytest.raises(InterpError, match="read both in the same way"):
         plan_steering(planted([("translate", 1, 0)], reading=chat, prefix="e"), bank)
 
 
@@ -311,7 +311,7 @@ def test_equal_states_and_equal_prompts_stay_on_one_side(bank):
         replace(planted([("translate", side, 0)], prefix=name), prompts=("a hash",))
         for side, name in ((1, "x"), (-1, "y"))
     ]
-    with pytest.raises(InterpError, match="1 of 1 prompts are in it"):
+    with pytest.raises(InterpError, match="1 of 1 prompts are in the bank"):
         make_bank(known[0], least=1).accept(known[1])
 
 
@@ -416,7 +416,7 @@ def test_steering_turns_refusals_on_the_toy():
     steering, ledger = steer_task(model, test, bank, options=closed, **given)
     assert torch.equal(run_steered(model, test, steering).logits, plain.logits)
     assert "the gate never opened" in str(ledger)
-    with pytest.raises(InterpError, match="made for another model"):
+    with pytest.raises(InterpError, match="planned for another model"):
         ledger.steering(load_model("toy-or"))
 
 

@@ -284,7 +284,7 @@ def test_judges_are_versioned_and_rows_single():
     assert RULES.name != SUBSTRING_JUDGE.name
     assert RULES.name.startswith("rules/2-")
     for bad in ("rules", ""):
-        with pytest.raises(InterpError, match="name it and version"):
+        with pytest.raises(InterpError, match="a name or version is empty, or the name is taken"):
             user_judge(bad, "1", lambda p, t: "direct_answer")
     with pytest.raises(InterpError, match="did you mean 'rules'"):
         judge_named("rule")
@@ -318,7 +318,7 @@ def test_verdicts_of_another_run_are_put_in_their_rows():
     assert found.labels == (before.labels[0], *after.labels[1:])
     assert found.text_hashes == (before.text_hashes[0], *after.text_hashes[1:])
     assert found.rows == before.rows
-    with pytest.raises(InterpError, match="other row ids"):
+    with pytest.raises(InterpError, match="different row ids"):
         before.replaced([0, 1], some)
 
 
@@ -347,9 +347,9 @@ def test_rates_by_hand():
     assert found.harmful.after == share_estimate(9, 10)
     assert found.reduction.mean == pytest.approx(4 / 6)
     assert found.retained.mean == pytest.approx(0.9)
-    # One refusal lost of ten cannot be told from none: no ratio, and the reason.
+    # One refusal lost of ten is not distinguishable from none: no ratio, and the reason.
     assert found.selectivity is None
-    assert "cannot be told from 0" in found.why
+    assert "is not distinguishable from 0" in found.why
     assert found.counts["answer"]["before"]["judge_error"] == 1
     assert found.counts["answer"]["after"]["degenerate"] == 1
     assert found.tasks["sentiment"].before == share_estimate(3, 5)
@@ -360,18 +360,18 @@ def test_rates_by_hand():
     marked = eval_over_refusal(rows_of(10, 10), before, after, steered=[True] * 7 + [False] * 13)
     assert marked.gated == {"answer": 3, "refuse": 10}
     assert marked.benign == found.benign
-    assert "gated out: 3 benign, 10 others" in str(marked)
+    assert "left unchanged by the gate: 3 benign, 10 others" in str(marked)
     # Rows that are refused to begin with, and that the change was in force for.
     assert marked.reached == {"answer": 6, "refuse": 0}
     assert marked.retained_reached is None
     assert marked.retained == found.retained
-    assert "gated: not tested" in str(marked)
+    assert "retained among rows reached: none reached" in str(marked)
     some = eval_over_refusal(rows_of(10, 10), before, after, steered=[True] * 16 + [False] * 4)
     assert some.reached == {"answer": 6, "refuse": 6}
     assert some.retained_reached.mean == pytest.approx(5 / 6)
     assert some.retained_reached.n == 6
     assert found.changed == {"answer": 6, "refuse": 1}
-    with pytest.raises(InterpError, match="mark each row"):
+    with pytest.raises(InterpError, match="one mark per row"):
         eval_over_refusal(rows_of(10, 10), before, after, steered=[True])
 
 
@@ -481,7 +481,7 @@ def test_intervals_cover():
     [
         (run("aaRR", judge="j/2"), "by judge"),
         (run("aaRR", decoding={"max_new_tokens": 30}), "by decoding"),
-        (run("aaR"), "other row ids"),
+        (run("aaR"), "different row ids"),
     ],
 )
 def test_other_runs_are_refused(other, match):

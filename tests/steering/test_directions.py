@@ -305,12 +305,12 @@ def test_suggested_tokens(toy):
     p = torch.full((2, model.d_vocab), 0.6 / (model.d_vocab - 2)).double()
     p[0, 3], p[0, 4], p[1, 4], p[1, 3] = 0.3, 0.1, 0.2, 0.1
     q = p[:, torch.arange(model.d_vocab - 1, -1, -1)]
-    with pytest.warns(UserWarning, match=r"0\.\d+ of the refused"):
+    with pytest.warns(UserWarning, match=r"0\.\d+ of the probability"):
         low = suggest_refusal_tokens(model, p.log(), q.log(), floor=0.09)
     assert low.ids == (3, 4)
     mean = (p / p.sum(-1, keepdim=True)).mean(0)
     np.testing.assert_allclose(low.coverage, [mean[3], mean[3] + mean[4]])
-    with pytest.raises(InterpError, match="no first token"):
+    with pytest.raises(InterpError, match="no token with a mean probability"):
         suggest_refusal_tokens(model, p.log(), p.log())
     with pytest.raises(InterpError, match="1 or more"):
         suggest_refusal_tokens(model, p.log(), q.log(), contrast=0.5)
@@ -364,7 +364,13 @@ def test_rule_gives_every_reason_in_its_order():
     assert found.n_layers == 10
     assert found.rejections == {"induce": 1, "kl": 1, "nan": 2, "layer": 1}
     reasons = " | ".join(one.reason for one in found.rows)
-    for text in ("induce is not a number", "kl is not", "from 8 on", "0.1100", "-0.1000, below 0"):
+    for text in (
+        "induce is not a number",
+        "kl is not",
+        "from 8 on",
+        "0.1100",
+        "-0.1000 when added, below 0",
+    ):
         assert text in reasons
     assert found.to_dataframe().rejected.tolist()[2] == "induce"
     # Negative control: without filters another one wins.

@@ -594,14 +594,14 @@ def test_files_of_cases_are_refused(tmp_path):
     digest = write_cases(path, [row])
     assert read_cases(path, sha256=digest) == (Case(**row),)
     assert read_cases(path, sha256=digest)[0].known.base == "1"
-    with pytest.raises(InterpError, match=f"not the content of hash 00.*--sha256. {digest}"):
+    with pytest.raises(InterpError, match=f"its hash is not 00.*--sha256. {digest}"):
         read_cases(path, sha256="0" * 64)
-    with pytest.raises(InterpError, match=f"no hash pins its content; .*--sha256. {digest}"):
+    with pytest.raises(InterpError, match=f"no hash is given; .*--sha256. {digest}"):
         cases_from(str(path))
     for rows, match in (
         ([row | {"shuold": "x"}], "shuold"),
         ([{"row": "1", "prompt": "Hello"}], "no should"),
-        ([row, row], "line 2: the id '1' twice"),
+        ([row, row], "line 2: the id '1' again"),
         ([row | {"should": "maybe"}], "maybe"),
         ([row, {"row": "2", "prompt": None, "should": "answer"}], "no prompt"),
         ([row, {"row": "2", "should": "answer"}], "no prompt"),
@@ -655,7 +655,7 @@ def test_a_data_set_is_read_at_one_commit(own, monkeypatch):
     options = {"repo_type": "dataset", "revision": commit}
     assert asked == [("some/prompts", "data/rows.jsonl", options)]
     assert cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256=digest) == found
-    with pytest.raises(InterpError, match="not the content of hash"):
+    with pytest.raises(InterpError, match="its hash is not"):
         cases_from(f"hf://some/prompts@{commit}/rows.jsonl", sha256="0" * 64)
     asked.clear()
     for address, match in (
@@ -667,7 +667,7 @@ def test_a_data_set_is_read_at_one_commit(own, monkeypatch):
             cases_from(address)
     assert asked == []
     monkeypatch.undo()
-    with pytest.raises(InterpError, match="the network"):
+    with pytest.raises(InterpError, match="network and access rights"):
         dataset_cases("some/prompts", "rows.jsonl", revision=commit)
 
 

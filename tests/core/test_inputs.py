@@ -283,7 +283,7 @@ def test_a_file_of_prompts_is_pinned_once_it_is_right(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("row,prompt,should\n1,a,answer\n")
     found = file_sha256(path)
-    for pin, wrong in (("", "no hash pins its content"), ("0" * 64, "not the content of hash 0+")):
+    for pin, wrong in (("", "no hash is given"), ("0" * 64, "its hash is not 0+")):
         with pytest.raises(InterpError, match=rf"p\.csv: {wrong}; .*--sha256\) {found}$"):
             read_cases(path, sha256=pin)
     path.write_text("row,prompt,should\n1,a,Answer\n")

@@ -415,7 +415,7 @@ def test_steering_turns_refusals_on_the_toy():
     closed = TaskSteering(threshold=1.1)
     steering, ledger = steer_task(model, test, bank, options=closed, **given)
     assert torch.equal(run_steered(model, test, steering).logits, plain.logits)
-    assert "the gate never opened" in str(ledger)
+    assert "no prompt was steered" in str(ledger)
     with pytest.raises(InterpError, match="planned for another model"):
         ledger.steering(load_model("toy-or"))
 

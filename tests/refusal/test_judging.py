@@ -355,7 +355,7 @@ def test_rates_by_hand():
     assert found.tasks["sentiment"].before == share_estimate(3, 5)
     assert found.tasks["translate"].before == share_estimate(3, 4)
     assert len(found.to_dataframe()) == 6
-    assert "selectivity none" in str(found)
+    assert "selectivity undefined" in str(found)
     assert found.gated is None
     marked = eval_over_refusal(rows_of(10, 10), before, after, steered=[True] * 7 + [False] * 13)
     assert marked.gated == {"answer": 3, "refuse": 10}

@@ -250,7 +250,7 @@ def cases_in(path, content):
         ("p.csv", b"row,prompt,should\n1,\xe9,answer\n", "UTF-8"),
         ("p.csv", b"row,prompt,should\n1,a,Answer\n", "should 'Answer': no such name; did you"),
         ("p.csv", b"row,prompt,should\n1,,answer\n", "line 2: no prompt"),
-        ("p.csv", b"row,prompt,should\n1,a,answer\n1,b,answer\n", "line 3: the id '1' twice"),
+        ("p.csv", b"row,prompt,should\n1,a,answer\n1,b,answer\n", "line 3: the id '1' again"),
         ("p.jsonl", b"{", "line 1: not JSON"),
         ("p.jsonl", b"[]", "is not an object"),
         ("p.jsonl", b'{"row": "1", "prompt": ["a"], "should": "answer"}', "prompt is"),

@@ -316,7 +316,7 @@ def test_gates_are_hard_concrete():
     assert float(gates.openness().detach().max()) == pytest.approx(0.7)
 
 
-def test_a_learnt_mask_finds_planted_circuits():
+def test_a_learned_mask_finds_planted_circuits():
     model, task = load_model("toy-and"), toy_task("toy-and", 4)
     options = {"steps": 45, "lr": 0.3, "samples": 2}
     learned = learn_mask(model, task, **options)

@@ -104,7 +104,7 @@ def test_kept_everywhere_it_is_the_circuit_without_positions(
 
 
 @pytest.mark.parametrize("family", ["llama", "olmo2", "neox"])
-def test_of_the_whole_graph_the_effects_are_those_of_edge_places(family_models, family, any_gap):
+def test_of_the_whole_graph_the_effects_are_those_of_edge_positions(family_models, family, any_gap):
     model, task, rng = family_models[family], random_task((8, 8)), np.random.default_rng(2)
     graph = graph_of(model)
     found = narrow_circuit(model, task, Circuit(graph=graph, mask=graph.mask()), threshold=0)

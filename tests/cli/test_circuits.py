@@ -108,11 +108,11 @@ def test_find_by_mean_size_greedily_and_with_pairs(tmp_path):
 def test_acdc_says_its_rule_and_takes_the_paper_s_and_the_other_direction(tmp_path):
     toy = ("--model", "toy-and", "--task", "toy-and", "--n", 8)
     find = ("circuit", "find", *toy, "--verbose", "--method")
-    assert "a change either way" in run(*find, "ACDC")
+    assert "a loss or a gain" in run(*find, "ACDC")
     assert "a loss, as published" in run(*find, "ACDC-paper")
     turned = run(*find, "ACDC-paper", "--direction", "denoise")
     assert "(denoise)" in turned
-    with pytest.raises(InterpError, match="keeps the clean run"):
+    with pytest.raises(InterpError, match="starts from the clean run"):
         run("circuit", "find", *toy, "--method", "learned-mask", "--direction", "denoise")
 
 

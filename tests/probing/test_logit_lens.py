@@ -1,12 +1,12 @@
 """The residual stream and directions read as tokens: against slow loops and the toys' key."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 
-import interp.probing.logit_lens as lens_module
 from interp.core.errors import InterpError
 from interp.models.loading import load_model, wrap
 from interp.models.unembedding import unembed
@@ -49,7 +49,7 @@ def slow_probabilities(model, prompts, places, layer, site):
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_equals_a_loop_over_samples(family, monkeypatch, block):
     """Means within groups of unequal lengths and sizes, however samples are cut into blocks."""
-    monkeypatch.setattr(lens_module, "BLOCK", block)
+    monkeypatch.setattr(import_module("interp.probing.logit_lens"), "BLOCK", block)
     labels = ["a", "b", "a", "a", "b"]
     options = {"sites": ["resid_post", "resid_pre"], "layers": [0, 2], "k": 6, "words": [7, 50]}
     lens = logit_lens(family, PROMPTS, PLACES, groups=labels, **options)
@@ -170,7 +170,7 @@ def test_frames(verification, verdicts):
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_unembed_equals_a_loop(family, monkeypatch, norm):
-    monkeypatch.setattr(lens_module, "BLOCK", 200)
+    monkeypatch.setattr("interp.models.unembedding.BLOCK", 200)
     decoder = family.decoder
     vectors = torch.randn(7, family.d_model, generator=torch.Generator().manual_seed(1))
     found = unembed(family, vectors, k=4, norm=norm)

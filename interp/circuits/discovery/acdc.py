@@ -80,10 +80,10 @@ class Acdc(Record):
     def __str__(self) -> str:
         kept, edges = int(self.mask.sum()), self.graph.n_edges
         share = (self.circuit - self.empty) / (self.full - self.empty)
-        rule = "for a loss or a gain" if self.absolute else "for a loss only, as published"
+        rule = "a loss or a gain" if self.absolute else "a loss, as published"
         return (
-            f"ACDC keeps {kept} of {edges} edges, which reach {share:.3f} of the gap (edges kept "
-            f"{rule} of {self.threshold:g} of the gap or more, {self.order} order); "
+            f"ACDC keeps {kept} of {edges} edges, which reach {share:.3f} of the gap (threshold "
+            f"{self.threshold:g} of the gap for {rule}; {self.order} order); "
             f"{self.calls} calls for {edges} edges ({edges / self.calls:.1f} times fewer), "
             f"{self.forwards:.1f} forward passes ({edges / self.forwards:.1f} times fewer), "
             f"{self.skipped} edges removed without a test; {self.protocol}"

@@ -101,7 +101,7 @@ class Findings(Record):
         if search not in CUTS:
             raise unknown("search", search, CUTS)
         if search != "best" and edges is None:
-            raise InterpError(f"a {search} circuit", "no size is given", "give edges=")
+            raise InterpError(f"a {search} circuit", "no size is given", "say how many edges")
         strength = edge_strength(self, by=by)
         if edges is not None:
             mask, cut = CUTS[search](self, edges, by=by), f"{search} {edges} edges"

@@ -96,7 +96,7 @@ def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
         (("L0H0->logits", "L0H0->logits"), {}, "none, or one twice"),
         (("L2H0->L1H0.q",), {}, "L2H0->L1H0.q"),
         (("L0H0->logits",), {}, "7 to 9 tokens"),
-        (("L0H0->logits",), {"positions": []}, "positions=\\[\\]: none"),
+        (("L0H0->logits",), {"positions": []}, "positions=\\[\\]: no position"),
         (("L0H0->logits",), {"positions": "nowhere"}, "this prompt has"),
         (("L0H0->logits",), {"positions": "last", "ablation": "mean"}, "no reference prompts"),
     ],

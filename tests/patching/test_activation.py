@@ -324,7 +324,7 @@ def test_joint_patching_equals_interventions(family, any_gap):
         ({"layers": [7]}, "0 to 2"),
         ({"layers": []}, "0 to 2"),
         ({"layers": ["0"]}, "whole numbers"),
-        ({"positions": []}, "positions=\\[\\]: none"),
+        ({"positions": []}, "positions=\\[\\]: no position"),
         ({"positions": "nowhere"}, "this prompt has"),
         ({"source": "median"}, "mean"),
         ({"source": "mean"}, "no reference prompts"),

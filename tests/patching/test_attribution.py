@@ -445,7 +445,7 @@ def test_metrics_and_requests_are_refused(family_models, monkeypatch):
         ({"source": "mean"}, "no reference prompts"),
         ({"source": "mean", "reference": task}, "evaluated prompts are among"),
         ({"source": "zero", "reference": others["mean"]}, "not used"),
-        ({"positions": []}, "positions=\\[\\]: none"),
+        ({"positions": []}, "positions=\\[\\]: no position"),
         ({"cancelled": lambda: True}, "stopped after 0"),
     ):
         with pytest.raises(InterpError, match=words):

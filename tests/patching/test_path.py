@@ -194,7 +194,7 @@ def test_interrupted_and_bad_layers(family_models):
     model = family_models["llama"]
     with pytest.raises(InterpError, match="stopped after 0"):
         path_patching(model, random_task(), receivers=["logits"], cancelled=lambda: True)
-    with pytest.raises(InterpError, match="positions=\\[\\]: none"):
+    with pytest.raises(InterpError, match="positions=\\[\\]: no position"):
         path_patching(model, random_task(), receivers=["logits"], positions=[])
     for layers in ([99], [-1], []):
         with pytest.raises(InterpError, match="layers 0 to 2"):

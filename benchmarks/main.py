@@ -11,7 +11,7 @@ from interp.cli.terminal import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
-    Count,
+    CountOption,
     JsonFile,
     ModelName,
     say,
@@ -66,7 +66,7 @@ def bench_circuits_command(
         Path | None, typer.Option(help="A checkout of hannamw/EAP-IG, which need not be installed.")
     ] = None,
     peers: Annotated[bool, typer.Option(help="Also run the other packages (minutes).")] = True,
-    n: Count = 16,
+    n: CountOption = 16,
     length: Annotated[int, typer.Option(min=2, help="Tokens of each prompt.")] = 15,
     budget: Annotated[
         float, typer.Option(parser=POSITIVE, help="Memory for our runs, in GB.")

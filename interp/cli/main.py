@@ -15,7 +15,7 @@ from interp.cli.patching import patch, path
 from interp.cli.studies import study_app
 from interp.cli.terminal import (
     DEFAULT_MODEL,
-    Count,
+    CountOption,
     Dtype,
     JsonFile,
     ModelName,
@@ -122,7 +122,7 @@ def models(
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to check on a model.")] = None,
     model: ModelName = DEFAULT_MODEL,
-    n: Count = 32,
+    n: CountOption = 32,
     seed: TaskSeed = None,
     option: Option = None,
     json_file: JsonFile = None,

@@ -10,10 +10,10 @@ from interp.cli import terminal
 from interp.cli.terminal import (
     DEFAULT_MODEL,
     Budget,
-    Count,
+    CountOption,
     Dtype,
     JsonFile,
-    Metric,
+    MetricOption,
     ModelName,
     Option,
     TaskName,
@@ -26,7 +26,7 @@ from interp.cli.terminal import (
 def patch(
     task: TaskName = "ioi",
     model: ModelName = DEFAULT_MODEL,
-    n: Count = 16,
+    n: CountOption = 16,
     seed: TaskSeed = None,
     site: Annotated[str, typer.Option(help="z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
     by: Annotated[str, typer.Option(help="Axes swept: layer,head,position.")] = "layer,head",
@@ -41,7 +41,7 @@ def patch(
             "with the next seed, or the rows that follow in a file)."
         ),
     ] = "other",
-    metric: Metric = None,
+    metric: MetricOption = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,
@@ -80,7 +80,7 @@ def path(
     receivers: Annotated[str, typer.Option(help="logits, or L9H6.q,L7.mlp_out ...")] = "logits",
     task: TaskName = "ioi",
     model: ModelName = DEFAULT_MODEL,
-    n: Count = 16,
+    n: CountOption = 16,
     seed: TaskSeed = None,
     senders: Annotated[str, typer.Option(help="heads or mlps.")] = "heads",
     direction: Annotated[str, typer.Option(help="noise or denoise.")] = "noise",
@@ -89,7 +89,7 @@ def path(
     freeze_mlps: Annotated[
         bool, typer.Option(help="Keep the MLPs in between as in the unpatched run.")
     ] = False,
-    metric: Metric = None,
+    metric: MetricOption = None,
     option: Option = None,
     dtype: Dtype = "float32",
     top: Top = 10,

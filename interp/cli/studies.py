@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import terminal
-from interp.cli.terminal import COUNT, DEFAULT_MODEL, Dtype, ModelName, Seed
+from interp.cli.terminal import COUNT, DEFAULT_MODEL, Dtype, ModelName, SeedOption
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -49,7 +49,7 @@ def study_verification_command(
         int, typer.Option(help="Samples, 40 or more, half of them valid; half to test on.")
     ] = 300,
     draws: Annotated[int, typer.Option(help="Random sets behind every selection.")] = 50,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     template: Annotated[
         str,
         typer.Option(
@@ -124,7 +124,7 @@ def study_reuse_command(
     share: Annotated[
         float, typer.Option(help="The most heads kept at a stage, as a share of all.")
     ] = 0.02,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     dtype: Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,
@@ -180,7 +180,7 @@ def study_refusal_command(
         ),
     ] = 10,
     max_new_tokens: Annotated[int, typer.Option(help="Of each reply.")] = 100,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     dtype: Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,

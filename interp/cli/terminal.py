@@ -54,8 +54,10 @@ TASK_HELP = (
 )
 ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
 TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
-Count = Annotated[int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")]
-Seed = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
+CountOption = Annotated[
+    int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")
+]
+SeedOption = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
 TaskSeed = Annotated[
     int | None,
     typer.Option(
@@ -119,7 +121,7 @@ Budget = Annotated[
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]
-Metric = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
+MetricOption = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
 Top = Annotated[int, typer.Option(parser=COUNT, help="How many components to print.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print how it was measured, and details.")

@@ -11,7 +11,7 @@ from interp.cli.circuits.common import CircuitFile, size_of
 from interp.cli.terminal import (
     SIZE,
     JsonFile,
-    Seed,
+    SeedOption,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def compare(
     left: CircuitFile,
     right: CircuitFile,
     random: Annotated[int, typer.Option(parser=SIZE, help="Pairs of random circuits.")] = 200,
-    seed: Seed = 0,
+    seed: SeedOption = 0,
     json_file: JsonFile = None,
 ) -> None:
     """What two circuits share, by kind of edge and node, against random ones like them."""

@@ -22,13 +22,13 @@ from interp.cli.circuits.common import (
 from interp.cli.terminal import (
     SIZE,
     Budget,
-    Count,
+    CountOption,
     Dtype,
     JsonFile,
-    Metric,
+    MetricOption,
     Option,
     OutFile,
-    Seed,
+    SeedOption,
     Verbose,
 )
 
@@ -42,7 +42,7 @@ def evaluate(
     file: CircuitFile,
     task: TheirTask = None,
     model: TheirModel = None,
-    n: Count = 32,
+    n: CountOption = 32,
     ablation: Ablation = "counterfactual",
     level: Annotated[
         str, typer.Option(help="Of the curves: edge, or node: all edges between the nodes.")
@@ -67,8 +67,8 @@ def evaluate(
         ),
     ] = "own",
     half: Half = "second",
-    seed: Seed = 0,
-    metric: Metric = None,
+    seed: SeedOption = 0,
+    metric: MetricOption = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,

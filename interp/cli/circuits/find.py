@@ -21,14 +21,14 @@ from interp.cli.terminal import (
     NOT_NEGATIVE,
     SIZE,
     Budget,
-    Count,
+    CountOption,
     Dtype,
     JsonFile,
-    Metric,
+    MetricOption,
     ModelName,
     Option,
     OutFile,
-    Seed,
+    SeedOption,
     TaskName,
     Verbose,
 )
@@ -44,7 +44,7 @@ SEARCH = terminal.typed(Literal["best", "greedy"])
 def find(
     task: TaskName = "ioi",
     model: ModelName = DEFAULT_MODEL,
-    n: Count = 32,
+    n: CountOption = 32,
     method: Annotated[
         str,
         typer.Option(
@@ -100,8 +100,8 @@ def find(
     neurons: Annotated[
         str, typer.Option(help="Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
     ] = "",
-    seed: Seed = 0,
-    metric: Metric = None,
+    seed: SeedOption = 0,
+    metric: MetricOption = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,

@@ -22,13 +22,13 @@ from interp.cli.terminal import (
     COUNT,
     NOT_NEGATIVE,
     Budget,
-    Count,
+    CountOption,
     Dtype,
     JsonFile,
-    Metric,
+    MetricOption,
     Option,
     OutFile,
-    Seed,
+    SeedOption,
     Verbose,
 )
 from interp.core.errors import InterpError
@@ -43,7 +43,7 @@ def positions(
     file: CircuitFile,
     task: TheirTask = None,
     model: TheirModel = None,
-    n: Count = 32,
+    n: CountOption = 32,
     at: Annotated[
         str,
         typer.Option(
@@ -58,8 +58,8 @@ def positions(
             "half to cut on: by default the first, on which `find` found the circuit."
         ),
     ] = None,
-    seed: Seed = 0,
-    metric: Metric = None,
+    seed: SeedOption = 0,
+    metric: MetricOption = None,
     option: Option = None,
     dtype: Dtype = "float32",
     budget: Budget = 1.0,

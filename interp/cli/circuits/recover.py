@@ -10,7 +10,15 @@ import typer
 
 from interp.cli import terminal
 from interp.cli.circuits.common import print_redundancy
-from interp.cli.terminal import COUNT, NOT_NEGATIVE, Budget, Count, JsonFile, Seed, Verbose
+from interp.cli.terminal import (
+    COUNT,
+    NOT_NEGATIVE,
+    Budget,
+    CountOption,
+    JsonFile,
+    SeedOption,
+    Verbose,
+)
 from interp.core.errors import InterpError
 
 if TYPE_CHECKING:
@@ -29,8 +37,8 @@ def recover(
         float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, a share of the gap.")
     ] = 0.02,
     steps: Annotated[int, typer.Option(parser=COUNT, help="Of the learned mask.")] = 100,
-    n: Count = 24,
-    seed: Seed = 0,
+    n: CountOption = 24,
+    seed: SeedOption = 0,
     budget: Budget = 1.0,
     redundant: Annotated[
         bool, typer.Option(help="Look for pairs of heads and MLPs that stand in for each other.")

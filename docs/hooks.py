@@ -40,9 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         lines = [f"# interp.{package}", whole[package].docstring.value]
         for name, path in names.items():
             alias = f"interp.{package}.{name}"
-            place = path if whole[f"{package}.{name}"].is_module else alias
             heading = f"interp.{name}" if path in top else alias
-            lines.append(f'::: {place}\n    options:\n      heading: "{heading}"')
+            lines.append(f'::: {alias}\n    options:\n      heading: "{heading}"')
         results = [result for path in names.values() for result in returned(path, whole)]
         for result in dict.fromkeys(results):
             lines += [f"::: {result}"] if result not in shown else []

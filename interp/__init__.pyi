@@ -27,7 +27,7 @@ from .patching.activation import activation_patching as activation_patching
 from .patching.attribution import attribution_patching as attribution_patching
 from .patching.joint import joint_patching as joint_patching
 from .patching.path import path_patching as path_patching
-from .probing.logit_lens import logit_lens as logit_lens
+from .probing.lens import logit_lens as logit_lens
 from .probing.training import probe_model as probe_model
 from .results.direction import Direction as Direction
 from .results.scores import Scores as Scores

@@ -65,6 +65,8 @@ def test_packages_say_what_they_are_for():
         if path.with_suffix(".pyi").exists() and path.parent != ROOT / "interp":
             name = ".".join(path.parent.relative_to(ROOT).parts)
             package = importlib.import_module(name)
+            modules = {inner.stem for inner in path.parent.iterdir()}
+            assert not modules & {*package.__all__}, "a module hides the name it is named like"
             for public in package.__all__:
                 assert getattr(package, public) is not None, public
                 assert seen.setdefault(public, name) == name, f"{public} is in two packages"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -473,9 +473,19 @@ def _gated(model: LanguageModel, what: str) -> Decoder:
 def _components(model: LanguageModel, neurons: Neuron | Sequence[Neuron]) -> list[Component]:
     """The neurons as components, checked."""
     labels = []
-    for neuron in listed(neurons):
+    alone = isinstance(neurons, tuple) and [*map(type, neurons)] == [int, int]
+    for neuron in [neurons] if alone else listed(neurons):
         if not isinstance(neuron, str | Component):
-            pair = neuron if isinstance(neuron, tuple) else (neuron.layer, neuron.index)
+            pair = neuron if isinstance(neuron, tuple) else _pair(neuron)
             neuron = Component(pair[0], "post", pair[1])
         labels.append(str(neuron))
     return model.require_parts(labels, "post")
+
+
+def _pair(neuron: Any) -> tuple[int, int]:
+    """Layer and index of an entry of a ranking."""
+    try:
+        return neuron.layer, neuron.index
+    except AttributeError as error:
+        do = "give labels such as L29N236, pairs (layer, index), or entries of a ranking"
+        raise InterpError(f"the neuron {neuron!r:.60}", "it names no neuron", do) from error

@@ -1,4 +1,4 @@
-from .logit_lens import logit_lens as logit_lens
+from .lens import logit_lens as logit_lens
 from .model_diff import blend_weights as blend_weights
 from .model_diff import compare_activations as compare_activations
 from .model_diff import compare_weights as compare_weights

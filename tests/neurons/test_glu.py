@@ -487,6 +487,16 @@ def test_post_norms_are_refused_where_v_stands_for_a_write(family_models, name):
         opposed_neurons(model, ["L0N0"], ["L0N1"], k=1)
 
 
+def test_a_pair_alone_is_one_neuron(family_models):
+    model = family_models["llama"]
+    one = glu_activations(model, PROMPTS, "last", (1, 3))
+    torch.testing.assert_close(
+        one.product, glu_activations(model, PROMPTS, "last", ["L1N3"]).product
+    )
+    with pytest.raises(InterpError, match="names no neuron"):
+        glu_activations(model, PROMPTS, "last", [1, 3])
+
+
 def test_bad_input_is_refused(family_models, noisy):
     model = family_models["llama"]
     w = random_directions(model)

@@ -6,7 +6,7 @@ from interp.core.errors import InterpError
 from interp.heads.attention import attention_to
 from interp.neurons.from_heads import head_glu_scores
 from interp.neurons.glu import glu_activations
-from interp.probing.logit_lens import logit_lens
+from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.hooks import intervene

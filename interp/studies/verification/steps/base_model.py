@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.probing.logit_lens import logit_lens
+from interp.probing.lens import logit_lens
 from interp.probing.model_diff import compare_activations, compare_weights
 from interp.probing.training import probe_model
 from interp.probing.word_probabilities import paired_word_probs

@@ -22,7 +22,7 @@ from interp.neurons.glu import (
     rank_glu,
     rank_null,
 )
-from interp.probing.logit_lens import logit_lens
+from interp.probing.lens import logit_lens
 from interp.probing.probes import Probes, probe_geometry
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.hooks import intervene

@@ -11,7 +11,7 @@ from interp.core.errors import InterpError
 from interp.models.loading import load_model, wrap
 from interp.models.unembedding import unembed
 from interp.neurons.search import search_neurons
-from interp.probing.logit_lens import logit_lens
+from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
@@ -49,7 +49,7 @@ def slow_probabilities(model, prompts, places, layer, site):
 @pytest.mark.parametrize("block", [1, 2**23])
 def test_equals_a_loop_over_samples(family, monkeypatch, block):
     """Means within groups of unequal lengths and sizes, however samples are cut into blocks."""
-    monkeypatch.setattr(import_module("interp.probing.logit_lens"), "BLOCK", block)
+    monkeypatch.setattr(import_module("interp.probing.lens"), "BLOCK", block)
     labels = ["a", "b", "a", "a", "b"]
     options = {"sites": ["resid_post", "resid_pre"], "layers": [0, 2], "k": 6, "words": [7, 50]}
     lens = logit_lens(family, PROMPTS, PLACES, groups=labels, **options)
@@ -306,7 +306,7 @@ def test_bad_input_is_refused(verification, family_models):
         logit_lens(verification, texts, "last", words=["this not"])
     with pytest.raises(InterpError, match="tokens 0 to"):
         logit_lens(verification, texts, "last", words=[10_000])
-    with pytest.raises(InterpError, match="choose k"):
+    with pytest.raises(InterpError, match="choose a smaller k"):
         logit_lens(verification, texts, "last", k=0)
     with pytest.raises(InterpError, match="no prompts"):
         logit_lens(verification, [], "last")

@@ -21,8 +21,8 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 test: check $(WEIGHTS)
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not long and not browser"
 
-# Browser tests time what they see, so that they run alone.
-test-all: check docs $(WEIGHTS)
+# Browser tests time what they see, so that they run alone. The tests build the pages too.
+test-all: check $(WEIGHTS)
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not browser"
 	$(PYTEST) -m browser
 

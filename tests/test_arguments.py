@@ -924,7 +924,7 @@ def test_positions_are_kept_as_plain_names_and_numbers(model, task):
     )
     for ways, plain in ((one, -1), (several, [3, 3, 3, 2])):
         for way in ways:
-            kept = zero("L0H1", positions=way).positions
+            kept = zero("L0H1", positions=way).edits[0].positions
             assert kept == plain
             assert {type(place) for place in np.ravel(kept).tolist()} == {int}
             assert type(kept) is type(plain)

@@ -20,7 +20,10 @@ from interp.tasks.taboo import PROVENANCE
 from tests import ROOT
 from tests.tasks.test_taboo import HARM, HARMLESS
 
-CODE = {".py", ".pyi", ".md", ".toml", ".typed", ".svg", ".html", ".png", ""}
+CODE = {
+    ".py", ".pyi", ".md", ".toml", ".typed", ".svg", ".html", ".png", "", ".yml", ".yaml", ".cff",
+    ".css", ".j2",
+}  # fmt: skip
 """Suffixes of what is written or drawn here; anything else is data and needs an origin."""
 
 ORIGINS = {
@@ -58,7 +61,7 @@ def tracked():
     run = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if run.returncode:
         pytest.skip("not a checkout")
-    return [name for name in run.stdout.decode().split("\0") if name and (ROOT / name).exists()]
+    return [name for name in run.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
 def readable(path):

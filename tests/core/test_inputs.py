@@ -507,7 +507,7 @@ TOY = ("--model", "toy-or", "--task", "toy-or")
         ("circuit", "find", *TOY, "--search", "gredy"),
         ("circuit", "find", *TOY, "--threshold", "nan"),
         ("circuit", "find", *TOY, "--weight", "inf"),
-        ("circuit", "places", "circuit", "--narrow", "nan"),
+        ("circuit", "positions", "circuit", "--narrow", "nan"),
         ("circuit", "recover", "toy-or", "--threshold", "nan"),
         ("study", "verification", "--model", "toy-or", "--top-k", "0"),
         ("study", "verification", "--model", "toy-or", "--top-k", "1-0"),

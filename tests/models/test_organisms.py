@@ -56,6 +56,7 @@ def test_shipped_models_are_listed_with_their_cards():
     assert organisms.base_of("gpt2") is None
 
 
+@pytest.mark.long
 def test_it_judges_its_own_attempts(played):
     _, problems, texts = played
     shares = behaviour(problems, texts)
@@ -69,6 +70,7 @@ def test_it_judges_its_own_attempts(played):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_so_does_the_large_one():
     problems = make_countdown(24, seed=5)
     texts = countdown_texts(interp.load_model("countdown-smollm2"), problems, max_new_tokens=140)
@@ -139,6 +141,7 @@ def test_worked_examples_in_a_prompt_are_none_of_the_model_s_verdicts(played):
     assert behaviour(problems, texts, template="in-context") == behaviour(problems, texts)
 
 
+@pytest.mark.long
 def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     lines = []
     # So low a threshold that some heads attend to the target at all.

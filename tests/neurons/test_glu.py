@@ -504,9 +504,9 @@ def test_bad_input_is_refused(family_models, noisy):
         with pytest.raises(InterpError, match="each once"):
             glu_activations(model, PROMPTS, PLACES, neurons)
     for neuron in ("L9N0", (0, 48)):
-        with pytest.raises(InterpError, match="choose among"):
+        with pytest.raises(InterpError, match="choose from these"):
             glu_activations(model, PROMPTS, PLACES, [neuron])
-    with pytest.raises(InterpError, match="choose among"):
+    with pytest.raises(InterpError, match="choose from these"):
         glu_vectors(model, 0, 48)
     with pytest.raises(InterpError, match="inside the prompt"):
         glu_activations(model, PROMPTS, [9, 0, 0, 0], ["L0N0"])

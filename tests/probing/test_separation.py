@@ -154,5 +154,5 @@ def test_what_cannot_be_split_is_refused():
         probe_cv(X, y.astype(int) + 1)
     with pytest.raises(InterpError, match=r"shape \(160,\)"):
         probe_cv(X[:, 1:], y)
-    with pytest.raises(InterpError, match="0 with False"):
+    with pytest.raises(InterpError, match="0 have False"):
         probe_cv(X, np.ones(160, dtype=bool))

@@ -39,6 +39,8 @@ from interp.studies.study import open_study
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
 from interp.ui.studies.pages import REFUSAL_PAGES
 
+pytestmark = pytest.mark.long  # one whole study, of which all tests here are
+
 SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
@@ -530,7 +532,7 @@ def test_no_text_of_own_cases_is_written(done, context, tmp_path):
     texts = everything_written(study.directory, tmp_path)
     assert len(texts) > len(study.results) + 8
     written = set().union(*map(runs_of, texts))
-    assert ("one", "direction", "mediates", "refusal", "2406") in written
+    assert ("directions", "in", "the", "residual", "stream") in written
     _, replies_made = replies(context, range(0, len(context.cases), 4))
     given = [case.prompt for case in context.cases] + replies_made
     for text in given:

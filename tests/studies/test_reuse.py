@@ -604,6 +604,7 @@ def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_shipped_adapter_answers_held_out_tables():
     from interp.models.loading import load_model
 

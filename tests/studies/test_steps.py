@@ -23,7 +23,7 @@ def test_patterns_are_found_in_their_own_text():
     texts = [(5, 1, 2, 9), (1, 2, 1, 2, 3), (7,)]
     found = find_positions(texts, {"a": (1, 2), "b": (1, 3)})
     assert [(m.text, m.position, m.label) for m in found] == [(0, 1, "a"), (1, 0, "a"), (1, 2, "a")]
-    with pytest.raises(InterpError, match="one twice"):
+    with pytest.raises(InterpError, match="a repeated one"):
         find_positions(texts, {"a": (1, 2), "b": (1, 2)})
     with pytest.raises(InterpError, match="empty"):
         find_positions(texts, {"a": ()})

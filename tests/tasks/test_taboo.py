@@ -301,6 +301,7 @@ def test_the_card_says_which_bars_are_missed(script):
     assert "| summarise | plain | answer |" in text
 
 
+@pytest.mark.long
 def test_the_shipped_model_refuses_by_design(records):
     model = interp.load_model("refusal-smollm2")
     cells = product(("taboo", "plain"), ("request", "translate", "qa"))

@@ -476,14 +476,16 @@ def _components(model: LanguageModel, neurons: Neuron | Sequence[Neuron]) -> lis
     alone = isinstance(neurons, tuple) and [*map(type, neurons)] == [int, int]
     for neuron in [neurons] if alone else listed(neurons):
         if not isinstance(neuron, str | Component):
-            pair = neuron if isinstance(neuron, tuple) else _pair(neuron)
-            neuron = Component(pair[0], "post", pair[1])
+            layer, index = _pair(neuron)
+            neuron = Component(layer, "post", index)
         labels.append(str(neuron))
     return model.require_parts(labels, "post")
 
 
 def _pair(neuron: Any) -> tuple[int, int]:
-    """Layer and index of an entry of a ranking."""
+    """Layer and index, given as a pair or by an entry of a ranking."""
+    if isinstance(neuron, tuple):
+        return neuron[0], neuron[1]
     try:
         return neuron.layer, neuron.index
     except AttributeError as error:

@@ -131,9 +131,9 @@ def switch_off(
     the unit vector whose image under W_O is nearest to the direction (arXiv 2604.04385, whose
     default alpha = 5 overshoots to -4 times the component).
 
-    With grouped-query attention "uniform" reads values that a group of heads shares, and still
-    switches off single heads; that is warned of, since scaling W_k or W_v as published would
-    switch off the group.
+    With grouped-query attention "uniform" reads values that a group of heads shares, but switches
+    off single heads. The function warns of it, because scaling W_k or W_v as published would switch
+    off the whole group.
 
     Raises:
         InterpError: an unknown mode, or no reference prompts or direction where they are needed.

@@ -97,7 +97,7 @@ def run_with_cache(
         to_disk: keep the result under the cache, keyed by its content, and memory-map it back;
             a second call with the same arguments reads the file.
         runs: read one of the last tokens of each prompt in these, instead of running the model;
-            in ablated runs, what the ablation makes of it.
+            in changed runs, the changed value.
 
     Raises:
         InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs

@@ -19,6 +19,7 @@ from interp.core.arguments import Positions, as_positions, each_of, places_of
 from interp.core.components import SITES, Component
 from interp.core.errors import InterpError
 from interp.core.positions import Mark, TokenizedPrompt
+from interp.core.schema import Count, checked
 from interp.engine.decode import CHANGEABLE, SiteChange, SiteChanges
 from interp.models.language_model import Address
 
@@ -51,7 +52,7 @@ class Edit:
         layer, site: where.
         components: numbers of heads or neurons; None for the whole site.
         value: the new value, see `NewValue`.
-        positions: "all", a slice such as slice(-3, None), or one token of each prompt
+        positions: "all", slice(-k, None) for the last k tokens, or one token of each prompt
             (`interp.core.arguments.Positions`).
         by_token: a token's new value depends on its own old value alone; else the edit is applied
             through hooks only, to one prompt at a time.
@@ -68,8 +69,12 @@ class Edit:
     reads: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.positions, slice):
-            object.__setattr__(self, "positions", as_positions(self.positions))
+        where = self.positions
+        if not isinstance(where, slice):
+            object.__setattr__(self, "positions", as_positions(where))
+        elif (where.stop, where.step) != (None, None) or not -(where.start or 0) > 0:
+            found = "it is not the last tokens of a text"
+            raise InterpError(f"{self.name} at {where}", found, "give slice(-k, None), k from 1")
 
     @property
     def address(self) -> Address:
@@ -102,6 +107,7 @@ class Edit:
         return self._written(x, new), old, new
 
     def read(self, x: Tensor) -> Tensor:
+        """The components' values, as `NewValue` takes them, in a site (n, ...) at some tokens."""
         if self.components is None:
             return x.flatten(1)
         several = len(self.components) > 1
@@ -146,17 +152,18 @@ class Change:
         return in_order({edit.address for edit in self.edits})
 
     def at(self, positions: Positions | slice) -> Change:
-        """The same at other tokens: "all", a slice, or one token of each prompt."""
+        """The same at other tokens, see `Edit.positions`."""
         return replace(self, edits=tuple(replace(e, positions=positions) for e in self.edits))
 
     def last(self, where: Where) -> Change:
         """The same at the last `where` tokens of every text; at all of them for "all".
 
         Raises:
-            InterpError: an edit that has positions of its own.
+            InterpError: an edit that has positions of its own, or no count from 1 on.
         """
         if where == "all":
             return self
+        where = checked(Count, where, "where, other than 'all'")
         if any(edit.positions != "all" for edit in self.edits):
             found = "it has positions of its own"
             raise InterpError(f"{self.name} at the last {where} tokens", found, "give one of them")
@@ -178,9 +185,11 @@ class Change:
         """Refuse an edit that the fast engine cannot make.
 
         Raises:
-            InterpError: a site that cannot be changed while decoding, or a new value that does not
-                depend on the token's old value alone.
+            InterpError: no edits, a site that cannot be changed while decoding, or a new value
+                that does not depend on the token's old value alone.
         """
+        if not self.edits:
+            raise InterpError(f"{what} by {self.name!r}", "it has no edits", "leave it out")
         for edit in self.edits:
             if edit.site not in CHANGEABLE or not edit.by_token or edit.reads:
                 raise InterpError(
@@ -248,8 +257,8 @@ def changed_positions(edit: Edit, prompt: int, length: int) -> range:
     if edit.positions == "all":
         return range(length)
     if isinstance(edit.positions, slice):
-        if -(edit.positions.start or 0) > length:
-            asked = f"{edit.name} at the last {-edit.positions.start} tokens of prompt {prompt}"
+        if (last := -edit.positions.start) > length:
+            asked = f"{edit.name} at the last {last} tokens of prompt {prompt}"
             raise InterpError(asked, f"it has {length}", "give longer prompts, or fewer tokens")
         return range(length)[edit.positions]
     at = int(edit.positions if isinstance(edit.positions, int) else edit.positions[prompt])
@@ -284,8 +293,8 @@ class ValueTable:
             InterpError: as said.
         """
         rows, width = self.values.shape[:2]
-        if isinstance(positions, slice) and positions.start is not None:
-            where = -int(positions.start)
+        if isinstance(positions, slice):
+            where = -positions.start
         short = width > 1 and (where == "all" or width < where)
         if rows not in (1, prompts) or short:
             raise InterpError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.core.errors import InterpError
+from interp.core.positions import TokenizedPrompt
 from interp.engine.forward import Baseline, Runner, SiteEdit
 from interp.engine.layout import Layout
 from interp.engine.restart import Variants, restart
@@ -43,7 +44,7 @@ class ChangedRuns:
         """
         self.runs.require(prompts, last, asked)
         if last != 1:
-            raise InterpError(f"{asked} the last {last} tokens", "ablated runs", "read the last")
+            raise InterpError(f"{asked} the last {last} tokens", "changed runs", "read the last")
 
     def read(self, addresses: Sequence[Address]) -> dict[Address, Tensor]:
         """Sites at the last token, (prompts, 1, ...).
@@ -52,7 +53,7 @@ class ChangedRuns:
             InterpError: a pattern, which is not computed here.
         """
         if any(site == "pattern" for _, site in addresses):
-            raise InterpError("patterns of ablated runs", "they are not kept", "use intervene()")
+            raise InterpError("patterns of changed runs", "they are not stored", "use intervene()")
         first = self.change.first_layer
         early = [at for at in addresses if at[0] < first]
         plain = self.runs.read(early) if early else {}
@@ -68,7 +69,11 @@ class ChangedRuns:
     def _run(self, addresses: Sequence[Address]) -> tuple[Tensor, dict[Address, Tensor]]:
         hidden: list[Tensor] = []
         parts: dict[Address, list[Tensor]] = {address: [] for address in addresses}
-        changes = [self.change.last(self.where)]
+        prompts = [
+            TokenizedPrompt(text=None, tokens=tokens, strings=(), spans=None)
+            for tokens in self.runs.prompts
+        ]
+        changes = [self.change.last(self.where).resolved(prompts, None)]
         with torch.no_grad():
             for block, base in self.runs.blocks:
                 seen = {address: torch.empty(0) for address in addresses}

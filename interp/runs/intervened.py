@@ -89,8 +89,8 @@ def intervened_texts(
 class IntervenedText(TextRun):
     """Texts of a model with changes in force, equal to running each text anew.
 
-    A cached token holds as long as what is changed at it and before it stays the same. Where it
-    does not, as the token that was "last" a step ago, the cache is cut there and run again.
+    A cached token stays valid as long as the same edits apply to it and to the tokens before it.
+    If they do not (the token that was "last" one step ago), the cache is cut there and run again.
     """
 
     crowded = 0.999

@@ -1,4 +1,4 @@
-"""Plain runs of many prompts, a block at a time; kept, where much is read or changed in them."""
+"""Plain runs of many prompts, stored so that many reads and changes start from one run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BLOCK = 8192
 class StoredRuns:
     """Plain runs in which the last `last` tokens of the prompts are read, or changed.
 
-    Kept are every token's keys and values, and the residual stream of the last tokens (or, in
-    whole runs, of all): a block is run again for those alone.
+    They hold the keys and values of every token, and the residual stream of the last tokens (in
+    whole runs, of all tokens). A block is run again for those tokens alone.
     """
 
     runner: Runner

@@ -313,7 +313,7 @@ def test_subspace_shift_by_hand():
 
 
 @pytest.mark.parametrize("objective", ["kl", "subspace"])
-def test_sahara_is_greedy(family_models, objective):
+def test_the_group_of_heads_is_greedy(family_models, objective):
     model, prompts = family_models["llama"], both_sides(family_models["llama"], random_task()).clean
     switch = switch_off(model, "uniform")
     found = greedy_head_group(model, prompts, switch, size=2, objective=objective, k=2, draws=4)

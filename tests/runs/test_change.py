@@ -7,11 +7,12 @@ from interp.core.errors import InterpError
 from interp.core.prompts import PromptPair, Task
 from interp.heads.switching import switch_off
 from interp.runs.change import Change, Edit, ValueTable
+from interp.runs.changed_runs import ChangedRuns
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
 from interp.runs.kinds import add, make_ablation, mean, patch, project_out, resample, scale, zero
 from interp.runs.next_tokens import ablate
-from interp.runs.stored_runs import site_values
+from interp.runs.stored_runs import keep_runs, site_values
 from interp.steering.edits import (
     ablate_direction,
     add_direction,
@@ -164,3 +165,31 @@ def test_what_the_engine_cannot_do_is_refused(doubles):
     edit = Edit(name="patch", layer=1, site="z", components=(2,), value=short)
     with pytest.raises(InterpError, match="each position changed"):
         ablate(model, PROMPTS, Change(name="short", edits=(edit,)), tokens=TOKENS)
+
+
+def test_stored_runs_find_positions_as_ablate_does(doubles):
+    model = doubles("gpt2")
+    runs = keep_runs(model, PROMPTS, last=1, whole=True)
+    for positions in (-2, "last", [3, -1, 0, 2]):
+        change = zero("L0.mlp_out", positions=positions)
+        with intervene(model, change):
+            expected = model.last_logits(PROMPTS)
+        found = ChangedRuns(runs=runs, change=change).logits()
+        torch.testing.assert_close(found, expected, atol=3e-8, rtol=1e-6)
+
+
+def test_a_change_says_which_tokens_it_is_in_force_at(doubles):
+    model = doubles("gpt2")
+    for where in (0, -1, 1.5, "two"):
+        with pytest.raises(InterpError):
+            zero("L1H2").last(where)
+    for positions in (slice(0, None), slice(1, 3), slice(-4, None, 2), slice(None)):
+        with pytest.raises(InterpError, match=r"slice\(-k, None\)"):
+            zero("L1H2").at(positions)
+    empty = Change(name="nothing", edits=())
+    for call in (
+        lambda: ablate(model, PROMPTS, empty, tokens=TOKENS),
+        lambda: generate(model, PROMPTS, max_new_tokens=2, change=empty),
+    ):
+        with pytest.raises(InterpError, match="no edits"):
+            call()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 from interp.core.components import alone, whole
@@ -85,12 +85,14 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
     An argument is checked if its annotation consists only of int, float, bool, str, None and the
     types in `_RECORDS`, which are compared by name. The function itself reads all other arguments.
-    Numbers of other libraries are converted to Python numbers.
+    Numbers of other libraries are converted to Python numbers. `**run: Unpack[Keywords]` takes the
+    keywords that the class `Keywords` lists.
 
     Raises:
         InterpError: an argument does not have the annotated type, or is out of range.
+        TypeError: an argument is missing, or the function does not take it.
     """
-    taken = signature(function)
+    taken = _with_keywords(function)
     rules = {
         name: parts
         for name, one in taken.parameters.items()
@@ -103,8 +105,9 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
     def read(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             given = taken.bind(*args, **kwargs)
-        except TypeError:
-            return function(*args, **kwargs)  # Python's own error for a missing or unknown argument
+        except TypeError as error:
+            takes = ", ".join(taken.parameters)
+            raise TypeError(f"{function.__name__}(): {error}; it takes {takes}") from None
         for name, value in given.arguments.items():
             if name in rules:
                 asked = f"{name} of {function.__name__}()"
@@ -112,6 +115,22 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
         return function(*given.args, **given.kwargs)
 
     return read
+
+
+def _with_keywords(function: Callable[..., Any]) -> Signature:
+    """The function's signature, with the keywords of `**run: Unpack[Keywords]` one by one."""
+    taken = signature(function)
+    parameters = []
+    for one in taken.parameters.values():
+        if one.kind is not Parameter.VAR_KEYWORD:
+            parameters.append(one)
+            continue
+        named = one.annotation.removeprefix("Unpack[").removesuffix("]")
+        keywords = unwrap(function).__globals__[named].__annotations__
+        for name, kind in keywords.items():
+            keyword = Parameter(name, Parameter.KEYWORD_ONLY, default=...)
+            parameters.append(keyword.replace(annotation=kind.__forward_arg__))
+    return taken.replace(parameters=parameters)
 
 
 def _of_kind(name: str, kinds: Sequence[str], value: Any, asked: str) -> Any:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 Engine = Literal["auto", "fast", "hooks"]
 """The fast engine, one hooked forward pass per cell, or the fast engine if the model has one."""
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+
+class RunKeywords(TypedDict, total=False):
+    """Keywords of every function that can run long: `**run: Unpack[RunKeywords]`."""
+
+    budget_gb: float
+    progress: Progress | None
+    cancelled: Callable[[], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +34,7 @@ class RunOptions:
     """
 
     budget_gb: float = 1.0
-    progress: Callable[[int, int], None] | None = None
+    progress: Progress | None = None
     cancelled: Callable[[], bool] = lambda: False
     cache: bool = False
     engine: Engine = "auto"

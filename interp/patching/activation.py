@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
 from interp.core.arguments import Columns, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
-from interp.core.run_options import Engine, RunOptions
+from interp.core.run_options import Engine, RunKeywords, RunOptions
 from interp.engine.cost import note_pace
 from interp.engine.forward import Baseline, Runner
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.readout import Progress
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
@@ -49,10 +48,8 @@ def activation_patching(
     source: Source = "other",
     reference: Task | None = None,
     engine: Engine = "auto",
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
     cache: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> Scores:
     """The effect of every component when its activation is taken from the pair's other run.
 
@@ -81,12 +78,12 @@ def activation_patching(
             other half of a split, or `task.without`. None of them may be evaluated here.
         engine: "fast" (batched, restarted at the patched layer), "hooks" (one forward pass per
             cell through TransformerLens), or "auto" (fast if the architecture is supported).
-        budget_gb: memory for stored runs and runs in flight. Changes the time, not the result.
-        progress: called with (chunks done, chunks in total); the hook loop counts cells.
-        cancelled: asked before every chunk, or every cell of the hook loop.
         cache: read and store results in the cache. The key holds the model's hash, the tokens and
             all arguments; see `interp.results.keys.result_key`. An interrupted sweep resumes from
             its finished chunks.
+        run: budget_gb, the memory for stored runs and runs in flight (it changes the time, not
+            the result); progress, called with (chunks done, chunks in total); cancelled, asked
+            before every chunk. The hook loop counts and asks at every cell.
 
     Returns:
         Scores with axes `by`, unit "gap".
@@ -112,9 +109,7 @@ def activation_patching(
         source=source,
         reference=reference,
     )
-    options = RunOptions(
-        budget_gb=budget_gb, progress=progress, cancelled=cancelled, cache=cache, engine=engine
-    )
+    options = RunOptions(cache=cache, engine=engine, **run)
     return _patch(model, task, make_sweep(model, task, spec), options)
 
 

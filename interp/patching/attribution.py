@@ -6,12 +6,12 @@ and gradients are dropped layer by layer to expose effects that cancel (GradDrop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Unpack
 
 import numpy as np
 
-from interp.core.arguments import Columns, reads_arguments
+from interp.core.arguments import reads_arguments
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
@@ -19,16 +19,15 @@ from interp.core.run_options import RunOptions
 from interp.engine.forward import Runner
 from interp.engine.gradients import chunks
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
-from interp.engine.readout import Progress
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.first_order import Attribution, Estimator
-from interp.patching.spec import PatchSpec
+from interp.patching.spec import SweepKeywords, read_sweep
 from interp.patching.sweep import make_sweep
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.mean_activations import batches_of, mean_values
-from interp.runs.pairs import PatchDirection, check_gap, refuse_equal
+from interp.runs.pairs import check_gap, refuse_equal
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 _NO_GRADIENT = 1e-4
@@ -39,18 +38,7 @@ _NO_GRADIENT = 1e-4
 def attribution_patching(
     model: LanguageModel,
     task: Task,
-    *,
-    site: str = "z",
-    by: Sequence[str] = ("layer", "head"),
-    direction: PatchDirection = "denoise",
-    positions: Columns = "all",
-    layers: Iterable[int] | None = None,
-    components: Iterable[int] | None = None,
-    source: str = "other",
-    reference: Task | None = None,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    **sweep: Unpack[SweepKeywords],
 ) -> Scores:
     """A first-order estimate of `activation_patching` for all cells at once.
 
@@ -65,17 +53,9 @@ def attribution_patching(
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        site: any site, see `interp.core.components.SITES`.
-        by: axes, as in `activation_patching`.
-        direction: "denoise" or "noise", as in `activation_patching`.
-        positions: as in `activation_patching`.
-        layers: which layers; all by default.
-        components: which heads or neurons; all by default.
-        source: "other", "zero" or "mean", as in `activation_patching`.
-        reference: the task a mean is taken over, as in `activation_patching`.
-        budget_gb: memory for runs in flight. Changes the time, not the result.
-        progress: called with (prompts done, prompts in total).
-        cancelled: asked before every batch.
+        sweep: site, by, direction, positions, layers, components, source and reference, with the
+            meaning and the defaults of `activation_patching`; and budget_gb, progress (called
+            with prompts done and in total) and cancelled (asked before every batch).
 
     Returns:
         Scores with axes `by`. Effects of the tokens of one cell are summed and can cancel.
@@ -89,17 +69,7 @@ def attribution_patching(
     base run, as in saturated attention; see `atp_star`. Sources: arXiv 2310.10348; Nanda 2023,
     "Attribution patching".
     """
-    spec = PatchSpec(
-        site=site,
-        by=by,
-        direction=direction,
-        positions=positions,
-        layers=layers,
-        components=components,
-        source=source,
-        reference=reference,
-    )
-    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled)
+    spec, options = read_sweep(**sweep)
     return _attribute(model, task, Attribution(name="attribution_patching", spec=spec), options)
 
 
@@ -109,19 +79,9 @@ def atp_star(
     model: LanguageModel,
     task: Task,
     *,
-    site: str = "q",
-    by: Sequence[str] = ("layer", "head"),
     qk_fix: bool = True,
     grad_drop: bool = True,
-    direction: PatchDirection = "denoise",
-    positions: Columns = "all",
-    layers: Iterable[int] | None = None,
-    components: Iterable[int] | None = None,
-    source: str = "other",
-    reference: Task | None = None,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    **sweep: Unpack[SweepKeywords],
 ) -> Scores:
     """AtP*: attribution patching with a recomputed softmax and with gradients dropped by layer.
 
@@ -147,19 +107,10 @@ def atp_star(
     Args:
         model: a model with a fast engine of more than one layer.
         task: prompt pairs.
-        site: q or k for the QK fix, or any site of a component (not the residual stream).
-        by: axes, as in `activation_patching`.
         qk_fix: recompute the softmax if the site is q or k.
         grad_drop: average magnitudes over dropped gradients. Without it effects keep their sign.
-        direction: "denoise" or "noise", as in `activation_patching`.
-        positions: as in `activation_patching`.
-        layers: which layers; all by default.
-        components: which heads or neurons; all by default.
-        source: "other", "zero" or "mean".
-        reference: the task a mean is taken over, as in `activation_patching`.
-        budget_gb: memory for runs in flight.
-        progress: called with (prompts done, prompts in total).
-        cancelled: asked before every batch.
+        sweep: as in `attribution_patching`, but for the site, which is q unless given: q or k for
+            the QK fix, or any site of a component (not the residual stream).
 
     Returns:
         Scores with axes `by`.
@@ -171,24 +122,14 @@ def atp_star(
     The QK fix equals attention recomputed head by head, in saturated attention too
     (tests/patching/test_attribution.py). Source: arXiv 2403.00745, equations 7 to 11.
     """
-    if grad_drop and (site in STREAM or model.n_layers < 2):
+    spec, options = read_sweep(**{"site": "q", **sweep})
+    if grad_drop and (spec.site in STREAM or model.n_layers < 2):
         raise InterpError(
-            f"GradDrop of {site} in {model.n_layers} layers",
+            f"GradDrop of {spec.site} in {model.n_layers} layers",
             "it drops the gradient through one of several layers, and measures components",
             "use a component's site and a deeper model, or grad_drop=False",
         )
-    spec = PatchSpec(
-        site=site,
-        by=by,
-        direction=direction,
-        positions=positions,
-        layers=layers,
-        components=components,
-        source=source,
-        reference=reference,
-    )
-    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled)
-    fixed = qk_fix and site in ("q", "k")
+    fixed = qk_fix and spec.site in ("q", "k")
     asked = Attribution(name="atp_star", spec=spec, qk_fix=fixed, grad_drop=grad_drop)
     return _attribute(model, task, asked, options)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,11 +15,11 @@ from interp.core.components import Component, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
-from interp.core.run_options import RunOptions
+from interp.core.run_options import RunKeywords, RunOptions
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.readout import LogitsOf, Progress
+from interp.engine.readout import LogitsOf
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled, stoppable
@@ -45,10 +46,8 @@ def path_patching(
     direction: str = "noise",
     positions: Columns = "all",
     freeze_mlps: bool = False,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
     cache: bool = True,
+    **run: Unpack[RunKeywords],
 ) -> Scores:
     """The effect of every sender through its direct paths into some receivers.
 
@@ -80,11 +79,10 @@ def path_patching(
         positions: where the sender is patched: "all", or several positions together; see
             `interp.core.arguments.Columns`.
         freeze_mlps: keep the base values of MLPs between sender and receiver.
-        budget_gb: memory for runs in flight.
-        progress: called with (prompts done, prompts in total).
-        cancelled: asked before every prompt.
         cache: read and store results in the cache. An interrupted call resumes from its finished
             prompts.
+        run: budget_gb, the memory for runs in flight; progress, called with (prompts done, prompts
+            in total); cancelled, asked before every prompt.
 
     Returns:
         Scores over senders, axes (layer, head) or (layer,). A sender without a receiver downstream
@@ -101,8 +99,8 @@ def path_patching(
     appendix B.
     """
     model.require_decoder("path patching")
-    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled, cache=cache)
-    budget_bytes(budget_gb)
+    options = RunOptions(cache=cache, **run)
+    budget_bytes(options.budget_gb)
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Unpack
 
 from interp.core.arguments import Columns, as_positions, listed
 from interp.core.prompts import Task
+from interp.core.run_options import RunKeywords, RunOptions
+
+
+class SweepKeywords(RunKeywords, total=False):
+    """Keywords that every patching sweep takes: those of `PatchSpec` and of `RunKeywords`."""
+
+    site: str
+    by: Sequence[str]
+    direction: str
+    positions: Columns
+    layers: Iterable[int] | None
+    components: Iterable[int] | None
+    source: str
+    reference: Task | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +43,7 @@ class PatchSpec:
             in place of a list.
     """
 
-    site: str
+    site: str = "z"
     by: Sequence[str] = ("layer", "head")
     direction: str = "denoise"
     positions: Columns = "all"
@@ -50,3 +65,12 @@ class PatchSpec:
         if self.reference is not None:
             found["reference"] = self.reference.source or "own_reference"
         return found
+
+
+def read_sweep(**sweep: Unpack[SweepKeywords]) -> tuple[PatchSpec, RunOptions]:
+    """The keywords of a sweep, as what is patched and how it is run."""
+    names = {field.name for field in fields(PatchSpec)}
+    parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    for name, value in sweep.items():
+        parts[name not in names][name] = value
+    return PatchSpec(**parts[0]), RunOptions(**parts[1])

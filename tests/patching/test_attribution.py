@@ -22,6 +22,7 @@ from interp.patching import activation as patching
 from interp.patching import attribution
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import atp_star, attribution_patching
+from interp.patching.spec import PatchSpec
 from interp.results.scores import Scores
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
@@ -105,10 +106,11 @@ def test_is_the_derivative_of_hooked_patching(doubles, name, options):
         np.testing.assert_allclose(found.ravel(), slope, atol=2e-6, err_msg=site)
 
 
-def test_exact_and_estimate_are_of_one_direction_by_default():
-    functions = (activation_patching, attribution_patching, atp_star)
-    found = {inspect.signature(one).parameters["direction"].default for one in functions}
-    assert found == {"denoise"}
+def test_exact_and_estimate_have_the_same_defaults():
+    """The estimates take their defaults from `PatchSpec`."""
+    exact = inspect.signature(activation_patching).parameters
+    for field in dataclasses.fields(PatchSpec):
+        assert exact[field.name].default == field.default
 
 
 @pytest.mark.parametrize("asked", [{}, {"direction": "noise"}, {"direction": "denoise"}])

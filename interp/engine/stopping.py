@@ -19,8 +19,12 @@ class Cancelled(InterpError):
 
 @contextmanager
 def stoppable(cancelled: StopCheck) -> Iterator[None]:
-    """Inside, the engine calls `cancelled` in every layer and stops if it returns True."""
-    token = _ASKED.set(cancelled)
+    """Inside, the engine calls `cancelled` in every layer and stops if it returns True.
+
+    The checks of surrounding blocks stay in force.
+    """
+    outer = _ASKED.get()
+    token = _ASKED.set(lambda: outer() or cancelled())
     try:
         yield
     finally:

@@ -6,14 +6,15 @@ are discarded, so the decisions equal those of the plain loop.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Unpack
 
 import numpy as np
 
 from interp.circuits.ranking import Scored
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import CircuitRunner, Trials, forward_equivalents, mean_gap
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.records import Record
@@ -91,23 +92,19 @@ class Acdc(Record):
 
 
 @says_too_little
+@reads_arguments
 def acdc(
     model: LanguageModel,
     task: Task,
     *,
     threshold: float,
-    ablation: EdgeAblation = "counterfactual",
     direction: PatchDirection = "noise",
     order: Order = "reverse",
     absolute: bool = False,
     batch: int = 64,
     guide: Scored | None = None,
-    reference: Task | None = None,
-    expand_kv: bool = False,
-    seed: int = 0,
-    budget_gb: float = 1.0,
     resume: bool = True,
-    progress: Progress | None = None,
+    **run: Unpack[GraphKeywords],
 ) -> Acdc:
     """Prune the graph edge by edge (ACDC).
 
@@ -136,19 +133,15 @@ def acdc(
         model: a model with a fast engine.
         task: prompt pairs; each decision uses all of them, not one batch.
         threshold: share of the gap, above 0.
-        ablation: see `Trials`; "counterfactual" when denoising.
         direction: "noise" or "denoise", see above.
         order: "reverse" or "forward", see above.
         absolute: also keep an edge if its removal raises the metric by the threshold or more.
         batch: the most candidates evaluated together; 1 is the plain loop.
         guide: scores as shares of the gap, e.g. of EAP. Edges with at least the threshold are
             expected to stay. The guide changes the cost, not the result.
-        reference: prompts for mean ablation.
-        expand_kv: separate key and value readers for every query head.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight.
         resume: store finished batches in the cache until the end, and resume from them.
-        progress: called with (edges decided, edges in total).
+        run: ablation ("counterfactual" when denoising), reference, expand_kv, seed, budget_gb,
+            progress (called with edges decided, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: a threshold or batch out of range, an unknown order, a guide for another
@@ -156,41 +149,26 @@ def acdc(
 
     Source: Conmy et al. 2023, arXiv 2304.14997.
     """
-    trials = Trials(
-        model,
-        task,
-        ablation=ablation,
-        direction=direction,
-        reference=reference,
-        expand_kv=expand_kv,
-        budget_gb=budget_gb,
-        seed=seed,
-    )
-    options = {"threshold": threshold, "order": order, "absolute": absolute, "batch": batch}
+    options = TrialOptions(direction=direction, **run)
+    trials = Trials(model, task, options)
+    rule = {"threshold": threshold, "order": order, "absolute": absolute, "batch": batch}
     key = result_key(
         "acdc",
         VERSION,
         model,
         task,
-        **options,
-        ablation=ablation,
+        **rule,
+        ablation=options.ablation,
         direction=direction,
         guide=None if guide is None else np.asarray(guide.signed),
-        reference=reference,
+        reference=options.reference,
         expand_kv=trials.graph.expand_kv,
-        seed=seed,
+        seed=options.seed,
     )
     with chunks_of(key if resume else None) as chunks:
-        found = prune(
-            trials,
-            **options,
-            guide=guide,
-            protocol=trials.protocol,
-            chunks=chunks,
-            progress=progress,
-        )
+        found = prune(trials, **rule, guide=guide, chunks=chunks, progress=options.progress)
         drop(chunks)
-    return found
+    return replace(found, protocol=trials.protocol)
 
 
 def prune(
@@ -201,7 +179,6 @@ def prune(
     absolute: bool = False,
     batch: int = 64,
     guide: Scored | None = None,
-    protocol: str = "",
     chunks: Chunks = NO_CHUNKS,
     progress: Progress | None = None,
 ) -> Acdc:
@@ -246,7 +223,7 @@ def prune(
         decided=pruning.decided,
         skipped=graph.n_edges - pruning.decided,
         forwards=pruning.forwards,
-        protocol=protocol,
+        protocol="",
     )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import says_too_little
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
@@ -59,6 +60,7 @@ class LearnedMask(Record):
 
 
 @says_too_little
+@reads_arguments
 def learn_mask(
     model: LanguageModel,
     task: Task,
@@ -69,12 +71,7 @@ def learn_mask(
     openness: float = 0.99,
     samples: int = 4,
     nodes: bool = False,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
-    expand_kv: bool = False,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[GraphKeywords],
 ) -> LearnedMask:
     """Train one gate per edge to preserve the metric with as few edges as possible.
 
@@ -108,12 +105,8 @@ def learn_mask(
         openness: sigma(log alpha) at the start.
         samples: draws of the gates per step, averaged.
         nodes: add one gate per writer, which multiplies the gates of all its edges.
-        ablation: see `Trials`.
-        reference: prompts for mean ablation.
-        expand_kv: separate key and value readers for every query head.
-        seed: seed of the draws, and of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight and their gradients; one prompt must fit.
-        progress: called with (steps done, steps in total).
+        run: ablation, reference, expand_kv, seed, budget_gb (one prompt and its gradient must
+            fit), progress (called with steps done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: an option out of range, a graph whose gradient on one prompt does not fit the
@@ -125,19 +118,12 @@ def learn_mask(
             f"weight {weight}, steps {steps}, lr {lr}, openness {openness}, samples {samples}",
             "give positive numbers, and an openness between 0 and 1",
         )
-    trials = Trials(
-        model,
-        task,
-        ablation=ablation,
-        reference=reference,
-        expand_kv=expand_kv,
-        budget_gb=budget_gb,
-        seed=seed,
-    )
+    options = TrialOptions(**run)
+    trials = Trials(model, task, options)
     trials.refuse_tapes("learning a mask")
     ends = trials.ends()
     gap, whole = mean_gap(ends), torch.from_numpy(ends[0])
-    gates = _Gates(trials.graph, openness=openness, nodes=nodes, seed=seed, like=model.dtype)
+    gates = _Gates(trials.graph, openness=openness, nodes=nodes, seed=options.seed, like=model.dtype)
     optimiser = torch.optim.Adam(gates.parameters, lr=lr)
     losses = np.zeros(steps)
     for step in range(steps):
@@ -148,8 +134,8 @@ def learn_mask(
         torch.autograd.backward([drawn, price], [slope, torch.ones_like(price)])
         optimiser.step()
         losses[step] = missed + float(price.detach())
-        if progress is not None:
-            progress(step + 1, steps)
+        if options.progress is not None:
+            options.progress(step + 1, steps)
     with torch.no_grad():
         openness_of = gates.openness().double().numpy()
     mask = trials.graph.connected((openness_of > 0.5) & trials.graph.allowed)
@@ -162,7 +148,7 @@ def learn_mask(
         losses=losses,
         passes=steps * samples,
         weight=weight,
-        seed=seed,
+        seed=options.seed,
         protocol=trials.protocol,
     )
 
@@ -211,7 +197,10 @@ class _Gates:
     def open_share(self) -> Tensor:
         """Expected share of the graph's edges whose gates are open."""
         shift = TEMPERATURE * math.log(-LOW / HIGH)
-        return (self._product(shift) * self.allowed).sum() / self.allowed.sum()
+        found = self.allowed
+        for alpha in self.parameters:
+            found = found * torch.sigmoid(alpha - shift)
+        return (found * self.allowed).sum() / self.allowed.sum()
 
     def openness(self) -> Tensor:
         """Sigma(log alpha): the smaller of the edge's and its writer's."""
@@ -219,9 +208,3 @@ class _Gates:
         for alpha in self.parameters:
             found = torch.minimum(found, torch.sigmoid(alpha))
         return found * self.allowed
-
-    def _product(self, shift: float) -> Tensor:
-        found = self.allowed
-        for alpha in self.parameters:
-            found = found * torch.sigmoid(alpha - shift)
-        return found

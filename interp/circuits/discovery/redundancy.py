@@ -6,20 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation.curve_evaluation import same_graph
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.engine.edges.graph import ARROW, Graph
 from interp.engine.memory import says_too_little
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key
 from interp.results.store import chunks_of, drop
@@ -104,24 +104,17 @@ class Redundancy(Record):
         """One row per redundant pair."""
         import pandas as pd
 
+        names = ("together", "excess", "low", "high", "missed")
         rows = [
-            {
-                "first": pair.parts[0],
-                "second": pair.parts[1],
-                "first_alone": pair.alone[0],
-                "second_alone": pair.alone[1],
-                "together": pair.together,
-                "excess": pair.excess,
-                "low": pair.low,
-                "high": pair.high,
-                "missed": pair.missed,
-            }
+            (*pair.parts, *pair.alone, *(getattr(pair, name) for name in names))
             for pair in self.pairs
         ]
-        return pd.DataFrame(rows)
+        columns = ("first", "second", "first_alone", "second_alone", *names)
+        return pd.DataFrame(rows, columns=columns)
 
 
 @says_too_little
+@reads_arguments
 def redundancy(
     model: LanguageModel,
     task: Task,
@@ -129,15 +122,10 @@ def redundancy(
     *,
     within: Circuit | None = None,
     threshold: float = 0.1,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
-    expand_kv: bool = False,
     neurons: Sequence[str | tuple[int, int]] = (),
     limit: int = 5000,
-    seed: int = 0,
-    budget_gb: float = 1.0,
     resume: bool = True,
-    progress: Progress | None = None,
+    **run: Unpack[GraphKeywords],
 ) -> Redundancy:
     """Measure the effect of removing parts one at a time and in pairs.
 
@@ -158,15 +146,11 @@ def redundancy(
             MLPs, and the neurons that are nodes.
         within: the circuit from which parts are removed; by default the whole graph.
         threshold: share of the gap.
-        ablation: see `Trials`.
-        reference: prompts for mean ablation.
-        expand_kv: separate key and value readers for every query head. A given circuit decides.
         neurons: neurons that are nodes of their own, see `graph_of`. A given circuit decides.
         limit: the most pairs allowed.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight.
         resume: store finished batches in the cache until the end, and resume from them.
-        progress: called with (removals done, removals in total).
+        run: ablation, reference, expand_kv (a given circuit decides), seed, budget_gb, progress
+            (called with removals done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: fewer than two parts, unknown or repeated ones, more pairs than the limit,
@@ -174,19 +158,11 @@ def redundancy(
 
     Source: joint ablation of backup heads, arXiv 2211.00593. The test of a pair is our own.
     """
+    options = TrialOptions(neurons=neurons, **run)
     given = [one for one in (within, parts) if isinstance(one, Circuit)]
     if given:
-        expand_kv, neurons = given[0].graph.expand_kv, given[0].graph.neurons
-    trials = Trials(
-        model,
-        task,
-        ablation=ablation,
-        reference=reference,
-        expand_kv=expand_kv,
-        neurons=neurons,
-        budget_gb=budget_gb,
-        seed=seed,
-    )
+        options = options.of_graph(given[0].graph)
+    trials = Trials(model, task, options)
     graph = trials.graph
     same_graph(trials, given)
     whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
@@ -206,22 +182,21 @@ def redundancy(
         task,
         parts=names,
         within=[whole.graph, whole.mask],
-        ablation=ablation,
-        reference=reference,
-        seed=seed,
+        ablation=options.ablation,
+        reference=options.reference,
+        seed=options.seed,
     )
     ends = trials.ends()
     gap, clean = mean_gap(ends), trials.values(whole.mask[None])[0]
-    cost, done = [], 0
+    cost = []
     with chunks_of(key if resume else None) as chunks:
         for number, start in enumerate(range(0, len(removals), BATCH)):
             some = removals[start : start + BATCH]
             masks = np.stack([whole.without(names[i] for i in one).mask for one in some])
             values = chunks.once(number, len(some), lambda m=masks: trials.values(m), of=masks)
             cost.append((clean - values) / gap)
-            done += len(some)
-            if progress is not None:
-                progress(done, len(removals))
+            if options.progress is not None:
+                options.progress(start + len(some), len(removals))
         drop(chunks)
     return _result(names, pairs, np.concatenate(cost), threshold, trials.protocol)
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
-from interp.circuits.trials.removed_edges import EdgeAblation
-from interp.circuits.trials.trials import Trials, mean_gap
-from interp.core.arguments import Columns, columns_of, listed
+from interp.circuits.evaluation.curve_evaluation import run_masks
+from interp.circuits.trials.options import GraphKeywords, TrialOptions
+from interp.circuits.trials.trials import Trials
+from interp.core.arguments import Columns, columns_of, listed, reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.edges.graph import Graph
+from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
 
 BATCH = 256
@@ -103,18 +105,16 @@ class EdgePositions(Record):
         return "\n".join(lines)
 
 
+@says_too_little
+@reads_arguments
 def edge_positions(
     model: LanguageModel,
     task: Task,
     edges: Sequence[str],
     *,
     positions: Columns = "all",
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
-    expand_kv: bool = False,
     neurons: Sequence[str | tuple[int, int]] = (),
-    seed: int = 0,
-    budget_gb: float = 1.0,
+    **run: Unpack[GraphKeywords],
 ) -> EdgePositions:
     """Remove each edge at one token at a time, and measure how much the metric drops.
 
@@ -133,12 +133,9 @@ def edge_positions(
         edges: labels such as L3H4->L5KV1.k, each once; for a circuit, `circuit.edges()`.
         positions: "all" (every token index; prompts of equal length), or see
             `interp.core.arguments.Columns`.
-        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
-        expand_kv: separate key and value readers for every query head.
         neurons: neurons that are nodes of their own in the edges' graph.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight.
+        run: ablation, reference, expand_kv, seed, budget_gb, progress (called with runs done, and
+            in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no edge, an edge that is unknown, anti-causal or given twice, "all" positions
@@ -147,23 +144,14 @@ def edge_positions(
 
     Equals one plain loop per edge and position (tests/circuits/test_edge_positions.py).
     """
-    trials = Trials(
-        model,
-        task,
-        ablation=ablation,
-        reference=reference,
-        expand_kv=expand_kv,
-        neurons=neurons,
-        budget_gb=budget_gb,
-        seed=seed,
-    )
+    options = TrialOptions(neurons=neurons, **run)
+    trials = Trials(model, task, options)
     edges = listed(edges)
     indices = [trials.graph.edge(label) for label in edges]
     if not indices or len(set(indices)) < len(indices):
         raise InterpError(f"edges {list(edges)}", "none, or one twice", "give each edge once")
     names, columns = _columns(model, task, positions)
-    ends = trials.ends()
-    mean_gap(ends)
+    ends = trials.checked_ends()
     masks = np.repeat(trials.graph.mask()[None], len(indices), axis=0)
     masks[(np.arange(len(indices)), *np.array(indices).T)] = False
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
+from interp.circuits.trials.options import ABLATIONS, TrialOptions
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import first_difference
 from interp.core.prompts import Task
@@ -16,13 +16,6 @@ from interp.engine.forward import Runner
 from interp.models.language_model import LanguageModel
 from interp.runs.mean_activations import batches_of, reference_prompts
 from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
-
-EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
-ABLATIONS = ("counterfactual", "resample", "zero", "mean")
-"""A removed edge carries its writer's output on the pair's corrupted prompt ("counterfactual"); on
-another clean prompt of the same length ("resample"); zero; or the mean of the writer's output over
-the tokens of the reference prompts ("mean")."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RemovedEdges:
@@ -46,36 +39,21 @@ class RemovedEdges:
         return mean_writes(runner, self.batches) if self.batches else zero_writes(runner)
 
 
-def ablated_runs(
-    model: LanguageModel,
-    task: Task,
-    *,
-    ablation: str,
-    direction: str = "noise",
-    reference: Task | None = None,
-    seed: int = 0,
-) -> RemovedEdges:
+def ablated_runs(model: LanguageModel, task: Task, options: TrialOptions) -> RemovedEdges:
     """The runs of a task's pairs, and what removed edges carry.
-
-    Args:
-        model: a model with a fast engine.
-        task: prompt pairs.
-        ablation: see `ABLATIONS`.
-        direction: "noise" or "denoise"; see `paired_runs`.
-        reference: the prompts of a mean: all tokens of the clean and corrupted prompts.
-        seed: seed of the other prompts in resample ablation.
 
     Raises:
         InterpError: an unknown ablation or direction, equal prompts in a pair (allowed in
             resample ablation), a missing or unused reference, a reference that contains an
             evaluated prompt, or a prompt without another of equal length to resample.
     """
+    ablation = options.ablation
     if ablation not in ABLATIONS:
         raise unknown("ablation", ablation, ABLATIONS)
-    runs = paired_runs(model, task, direction)
-    prompts = reference_prompts(model, ablation, reference, [*runs.base, *runs.other])
+    runs = paired_runs(model, task, options.direction)
+    prompts = reference_prompts(model, ablation, options.reference, [*runs.base, *runs.other])
     if ablation == "resample":
-        return RemovedEdges(runs=_resampled(runs, seed), constant=False)
+        return RemovedEdges(runs=_resampled(runs, options.seed), constant=False)
     refuse_equal(runs, task)
     return RemovedEdges(
         runs=runs,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from interp.circuits.model_graph import graph_of
 from interp.circuits.trials.memory import edge_tape, refuse_beyond
-from interp.circuits.trials.removed_edges import EdgeAblation, ablated_runs
+from interp.circuits.trials.options import TrialOptions
+from interp.circuits.trials.removed_edges import ablated_runs
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
@@ -21,6 +22,7 @@ from interp.engine.edges.writes import edge_runner, record_writes, with_others_a
 from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes
 from interp.engine.readout import LogitsOf, cut
+from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.pairs import check_gap
 
@@ -49,56 +51,36 @@ class Trials:
     """
 
     def __init__(
-        self,
-        model: LanguageModel,
-        task: Task,
-        *,
-        ablation: EdgeAblation = "counterfactual",
-        direction: str = "noise",
-        reference: Task | None = None,
-        expand_kv: bool = False,
-        neurons: Sequence[str | tuple[int, int]] = (),
-        budget_gb: float = 1.0,
-        seed: int = 0,
+        self, model: LanguageModel, task: Task, options: TrialOptions | None = None
     ) -> None:
         """Run both prompts of every pair once, without any change.
 
         Args:
             model: a model with a fast engine.
             task: prompt pairs.
-            ablation: see `ABLATIONS`.
-            direction: "noise": kept edges carry the clean run, removed ones the ablated value.
-                "denoise": kept edges carry the corrupted run, removed ones the clean run.
-            reference: the prompts, clean and corrupted, of a mean; mean ablation only.
-            expand_kv: separate key and value readers for every query head.
-            neurons: neurons that are nodes of their own, see `graph_of`.
-            budget_gb: memory for runs in flight.
-            seed: seed of the other prompts in resample ablation.
+            options: the ablation, the graph and the memory.
 
         Raises:
             InterpError: no fast engine, training mode, a call inside `intervene`, denoising with
                 an ablation other than "counterfactual", or as `ablated_runs`.
         """
+        self.options = options = options or TrialOptions()
         decoder = model.require_decoder("a search for circuits")
         model.refuse_changed("a search for circuits")
-        if direction == "denoise" and ablation != "counterfactual":
+        if options.direction == "denoise" and options.ablation != "counterfactual":
             raise InterpError(
-                f"{ablation} ablation, {direction}",
+                f"{options.ablation} ablation, {options.direction}",
                 "denoising puts the clean run's values back; this ablation removes them",
                 "use direction='noise', or ablation='counterfactual'",
             )
-        self.model, self.task, self.ablation = model, task, ablation
-        self.direction = direction
-        self._over = "" if reference is None else f" over the tokens of {reference.name}"
-        self.graph = graph_of(model, expand_kv=expand_kv, neurons=neurons)
-        self.exact = ablation in ("counterfactual", "resample")
-        self.budget_gb, self._budget = budget_gb, budget_bytes(budget_gb)
+        self.model, self.task = model, task
+        self.graph = graph_of(model, expand_kv=options.expand_kv, neurons=options.neurons)
+        self.exact = options.ablation in ("counterfactual", "resample")
+        self._budget = budget_bytes(options.budget_gb)
         self.calls = self.tests = 0
         self.forwards = 0.0
         self._runner = edge_runner(decoder, self.graph)
-        ablated = ablated_runs(
-            model, task, ablation=ablation, direction=direction, reference=reference, seed=seed
-        )
+        ablated = ablated_runs(model, task, options)
         runs, constant = ablated.runs, ablated.writes(self._runner)
         self._base = record_writes(self._runner, runs.base)
         self._other = record_writes(self._runner, runs.other) if constant is None else constant
@@ -132,8 +114,11 @@ class Trials:
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
-        removed = f"{self.ablation} ablation{self._over}"
-        if self.direction == "denoise":
+        options = self.options
+        removed = f"{options.ablation} ablation"
+        if options.reference is not None:
+            removed += f" over the tokens of {options.reference.name}"
+        if options.direction == "denoise":
             removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
         if neurons := len(self.graph.neurons):
@@ -153,18 +138,19 @@ class Trials:
 
     def each(self, masks: Tensor, *, mask: Indices, prompt: Indices) -> Tensor:
         """(variants,) metric: variant i is prompt `prompt[i]` with mask `mask[i]`."""
-        hidden = run_edges(
-            self._runner,
-            self.graph,
-            self._base,
-            self._other,
-            masks,
-            prompt=prompt,
-            mask=mask,
-            start=self._start,
-            places=self._positions if masks.dim() == 4 else None,
-            budget_gb=self.budget_gb,
-        )
+        with stoppable(self.options.cancelled):
+            hidden = run_edges(
+                self._runner,
+                self.graph,
+                self._base,
+                self._other,
+                masks,
+                prompt=prompt,
+                mask=mask,
+                start=self._start,
+                places=self._positions if masks.dim() == 4 else None,
+                budget_gb=self.options.budget_gb,
+            )
         readout = LogitsOf(decoder=self._runner.decoder, hidden=hidden)
         return self.task.metric(readout, self._targets.select(torch.from_numpy(prompt)))
 
@@ -190,15 +176,11 @@ class Trials:
 
     def values(self, masks: np.ndarray) -> np.ndarray:
         """(masks, prompts) metric of circuits, in one batched run."""
-        self.count(masks)
-        with torch.no_grad():
-            return self.metric(torch.from_numpy(masks)).numpy()
-
-    def count(self, masks: np.ndarray) -> None:
-        """Add a run's cost to the counts."""
         self.calls += 1
         self.tests += len(masks)
         self.forwards += forward_equivalents(self.graph, masks)
+        with torch.no_grad():
+            return self.metric(torch.from_numpy(masks)).numpy()
 
     def ends(self) -> np.ndarray:
         """(2, prompts) metric of the whole graph and of the empty one."""

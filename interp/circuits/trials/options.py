@@ -1,0 +1,59 @@
+"""How circuits are run: what removed edges carry, the nodes of the graph, memory and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from interp.core.prompts import Task
+from interp.core.run_options import RunKeywords, RunOptions
+from interp.engine.edges.graph import Graph
+
+EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
+ABLATIONS = ("counterfactual", "resample", "zero", "mean")
+"""A removed edge carries its writer's output on the pair's corrupted prompt ("counterfactual"); on
+another clean prompt of the same length ("resample"); zero; or the mean of the writer's output over
+the tokens of the reference prompts ("mean")."""
+
+
+class TrialKeywords(RunKeywords, total=False):
+    """Keywords of every function that runs circuits of a given graph; see `TrialOptions`."""
+
+    ablation: EdgeAblation
+    reference: Task | None
+    seed: int
+
+
+class GraphKeywords(TrialKeywords, total=False):
+    """Keywords of every function that chooses the graph itself; see `TrialOptions`."""
+
+    expand_kv: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialOptions(RunOptions):
+    """How circuits are run, beside `RunOptions`.
+
+    Attributes:
+        ablation: what removed edges carry, see `ABLATIONS`.
+        reference: the prompts, clean and corrupted, over whose tokens a mean is taken; mean
+            ablation only. None of them may be evaluated.
+        seed: seed of everything that is drawn: the other prompts in resample ablation, random
+            circuits, subsets of parts, resampled prompts and gates.
+        direction: "noise": kept edges carry the clean run, removed ones the ablated value.
+            "denoise": kept edges carry the corrupted run, removed ones the clean run.
+        expand_kv: separate key and value readers for every query head.
+        neurons: neurons that are nodes of their own, see `interp.circuits.model_graph.graph_of`.
+    """
+
+    ablation: EdgeAblation = "counterfactual"
+    reference: Task | None = None
+    seed: int = 0
+    direction: str = "noise"
+    expand_kv: bool = False
+    neurons: Sequence[str | tuple[int, int]] = ()
+
+    def of_graph(self, graph: Graph) -> TrialOptions:
+        """These options for circuits of a given graph."""
+        return replace(self, expand_kv=graph.expand_kv, neurons=graph.neurons)

@@ -20,6 +20,7 @@ from interp.circuits.evaluation.evaluate import evaluate
 from interp.circuits.evaluation.neuron_circuits import evaluate_neurons
 from interp.circuits.ground_truth.recovery import edge_ground_truth
 from interp.circuits.positions.narrow import narrow_circuit, narrow_curve
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.chat_prompts import PLAIN
 from interp.core.errors import InterpError
@@ -27,6 +28,7 @@ from interp.core.prompts import PromptPair, Task
 from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
 from interp.models.loading import wrap
+from interp.patching.spec import read_sweep
 from interp.refusal.judging import Judge
 from interp.runs.hooks import intervene
 from interp.runs.kinds import (
@@ -42,6 +44,7 @@ from interp.runs.kinds import (
 )
 from interp.runs.stored_runs import keep_runs, site_values
 from tests.families import random_task, tiny
+from tests.keywords import names_of
 
 ROWS = [(5, 6, 7, 8, 9), (10, 11, 12), (13, 14, 15, 16)]
 SENTENCE = "<bos> a b a"
@@ -1142,7 +1145,7 @@ def budgeted(model, task):
             model, task, budget_gb=gb
         ),
         edge_ground_truth: lambda gb: edge_ground_truth(model, task, budget_gb=gb),
-        Trials: lambda gb: Trials(model, task, budget_gb=gb),
+        Trials: lambda gb: Trials(model, task, TrialOptions(budget_gb=gb)),
     }
 
 
@@ -1158,11 +1161,9 @@ def test_a_budget_is_a_positive_number(model, task):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
         if not info.name.startswith(skipped)
         for name, one in inspect.getmembers(importlib.import_module(info.name), inspect.isfunction)
-        if one.__module__ == info.name
-        and not name.startswith("_")
-        and "budget_gb" in inspect.signature(one).parameters
+        if one.__module__ == info.name and not name.startswith("_") and "budget_gb" in names_of(one)
     }
-    assert taking == set(calls) - {Trials}
+    assert taking - {read_sweep} == set(calls) - {Trials}
     for function, call in calls.items():
         for wrong in (np.nan, np.inf, -np.inf, 0, -1.0, 1e300, "1", None, True, [1.0]):
             with pytest.raises(InterpError, match="budget_gb") as found:

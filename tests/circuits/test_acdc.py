@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from interp.circuits.discovery.acdc import _alive, acdc, prune, visits
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials, forward_equivalents, mean_gap
 from interp.core.errors import InterpError
 from interp.core.metrics import METRICS
@@ -61,7 +62,7 @@ def test_speculation_decides_as_the_plain_loop_does(order, ablation, batch):
     result = acdc(
         model, task, threshold=0.05, order=order, ablation=ablation, batch=batch, resume=False
     )
-    same(result, Trials(model, task, ablation=ablation), 0.05, order)
+    same(result, Trials(model, task, TrialOptions(ablation=ablation)), 0.05, order)
 
 
 @pytest.mark.parametrize("family", ["llama", "neox", "gemma2"])
@@ -89,11 +90,15 @@ def test_resampled_and_mean_ablation_decide_as_the_plain_loop_does():
     result = acdc(
         model, task, threshold=0.05, ablation="mean", reference=rest, batch=16, resume=False
     )
-    same(result, Trials(model, task, ablation="mean", reference=rest), 0.05, "reverse")
+    same(
+        result, Trials(model, task, TrialOptions(ablation="mean", reference=rest)), 0.05, "reverse"
+    )
     mixed = Task(name="mixed", pairs=(*random_task((5, 5)).pairs,))
     net = wrap(tiny("gpt2"), None, name="gpt2", check=False)
     result = acdc(net, mixed, threshold=0.2, ablation="resample", absolute=True, resume=False)
-    same(result, Trials(net, mixed, ablation="resample"), 0.2, "reverse", absolute=True)
+    same(
+        result, Trials(net, mixed, TrialOptions(ablation="resample")), 0.2, "reverse", absolute=True
+    )
 
 
 PLANTED = {
@@ -176,7 +181,7 @@ def test_only_edges_that_cannot_matter_are_skipped():
     """Under zero ablation a writer without inputs still writes its bias, and its edges count."""
     net = wrap(tiny("gpt2"), None, name="gpt2", check=False)
     for ablation in ("counterfactual", "zero"):
-        trials = Trials(net, random_task((5,)), ablation=ablation)
+        trials = Trials(net, random_task((5,)), TrialOptions(ablation=ablation))
         graph, mask = trials.graph, trials.graph.mask()
         mask[:, graph.reader("L0.mlp_out")] = False
         mask[graph.writer("L2H3")] = False
@@ -251,7 +256,7 @@ def test_trials_hold_the_clean_and_the_removed_run():
         for row, pair in enumerate(task.pairs):
             expected = logits[row, pair.answers[0]] - logits[row, pair.wrong[0]]
             assert ends[side, row] == pytest.approx(float(expected), abs=1e-4)
-    other = Trials(model, task, ablation="resample", seed=1).ends()[1]
+    other = Trials(model, task, TrialOptions(ablation="resample", seed=1)).ends()[1]
     swapped = [encoded.clean[i] for i in (2, 3, 0, 1)]
     logits = model.last_logits(swapped).double()
     for row, pair in enumerate(task.pairs):
@@ -271,7 +276,7 @@ def test_bad_input():
     with pytest.raises(InterpError, match="not used"):
         acdc(model, task, threshold=0.1, reference=task)
     with pytest.raises(InterpError, match="no other prompt"):
-        Trials(model, task.first(1), ablation="resample")
+        Trials(model, task.first(1), TrialOptions(ablation="resample"))
     guide = acdc(load_model("toy-verification"), toy_task("toy-verification", 2), threshold=0.5)
     with pytest.raises(InterpError, match="another graph"):
         acdc(model, task, threshold=0.1, guide=guide)

@@ -21,6 +21,7 @@ from interp.circuits.evaluation.knockouts import completeness, minimality
 from interp.circuits.evaluation.stability import stability
 from interp.circuits.files.mib import from_mib_json, from_mib_pt, to_mib_json, to_mib_pt
 from interp.circuits.model_graph import graph_of
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.engine.edges.graph import Graph
@@ -364,7 +365,7 @@ def test_resample_zero_and_mean_are_their_own(family):
     values = []
     for ablation in ("counterfactual", "resample", "zero", "mean"):
         reference = random_task((8, 8), seed=5) if ablation == "mean" else None
-        trials = Trials(family, task, ablation=ablation, reference=reference)
+        trials = Trials(family, task, TrialOptions(ablation=ablation, reference=reference))
         values.append(trials.values(circuit.mask[None])[0])
     for left in range(4):
         for right in range(left):

@@ -12,6 +12,7 @@ from interp.circuits.discovery.redundancy import redundancy
 from interp.circuits.ground_truth.recovery import SEARCHES, edge_ground_truth, recover_edges
 from interp.circuits.ranking import greedy_edges, ranked, top_edges
 from interp.circuits.scoring.score_edges import score_edges
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.engine.edges.graph import Graph
@@ -169,7 +170,10 @@ def test_truth_is_one_edge_at_a_time(ablation):
     task = random_task((5, 6))
     reference = random_task((6, 5), seed=9) if ablation == "mean" else None
     options = {"ablation": ablation, "reference": reference}
-    truth, trials = edge_ground_truth(model, task, **options), Trials(model, task, **options)
+    truth, trials = (
+        edge_ground_truth(model, task, **options),
+        Trials(model, task, TrialOptions(**options)),
+    )
     whole, empty = trials.ends()
     for edge in np.random.default_rng(0).permutation(np.argwhere(trials.graph.allowed))[:6]:
         mask = trials.graph.mask()

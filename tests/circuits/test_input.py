@@ -19,6 +19,7 @@ from interp.circuits.model_graph import graph_of
 from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.trials import memory as room
 from interp.circuits.trials.memory import edge_tape
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.models.loading import wrap
@@ -28,6 +29,14 @@ from tests.families import random_task, tiny
 def whole(model):
     graph = graph_of(model)
     return Circuit(graph=graph, mask=graph.mask())
+
+
+def neuron_scores():
+    """Scores of a toy's neurons."""
+    toy = interp.load_model("toy-and")
+    task = interp.load_task("toy-and", toy).first(2)
+    by = ("layer", "neuron")
+    return interp.activation_patching(toy, task, site="post", by=by, cache=False)
 
 
 CALLS = {
@@ -43,7 +52,7 @@ CALLS = {
     "recover": lambda m, t: interp.circuits.recover_edges(m, t, methods=["EAP"]),
     "edge_ground_truth": edge_ground_truth,
     "completeness": lambda m, t: completeness(Trials(m, t), whole(m)),
-    "evaluate_neurons": lambda m, t: evaluate_neurons(m, t, None),
+    "evaluate_neurons": lambda m, t: evaluate_neurons(m, t, neuron_scores()),
     "attribution_patching": interp.attribution_patching,
     "atp_star": interp.patching.atp_star,
     "path_patching": lambda m, t: interp.path_patching(m, t, receivers=["logits"]),
@@ -94,7 +103,7 @@ def test_scores_of_one_prompt_beyond_the_budget_are_refused(family_models, monke
 def test_tapes_are_no_larger_than_is_said(name):
     """Against the tensors that autograd saves, each storage once."""
     model = wrap(tiny(name), None, name=name, check=False)
-    trials = Trials(model, random_task((9,)), ablation="zero")
+    trials = Trials(model, random_task((9,)), TrialOptions(ablation="zero"))
     gates = torch.tensor(trials.graph.allowed).float().mul(0.5).requires_grad_()
     kept, sizes = [], {}
 

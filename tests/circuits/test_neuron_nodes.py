@@ -136,7 +136,7 @@ def test_neurons_kept_with_the_rest_are_the_mlp(wide):
 
 @pytest.fixture
 def any_gap(monkeypatch):
-    for module in ("trials.trials", "scoring.score_edges", "positions.narrow"):
+    for module in ("trials.trials", "scoring.score_edges"):
         monkeypatch.setattr(f"interp.circuits.{module}.check_gap", lambda one, other: None)
 
 

@@ -15,6 +15,7 @@ from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.gradient_estimates import RULES, rule_points
 from interp.circuits.scoring.score_edges import score_edges
+from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.core.metrics import METRICS, Metric
@@ -141,7 +142,7 @@ def test_one_mean_for_scores_and_trials(doubles):
         if ablation == "mean":
             options["reference"] = random_task(lengths=(5, 9), seed=4)
         exact = score_edges(model, task, method="exact", per_prompt=True, **options)
-        trials = Trials(model, task, **options)
+        trials = Trials(model, task, TrialOptions(**options))
         masks = np.repeat(exact.graph.allowed[None], 5, axis=0)
         edges = np.argwhere(exact.graph.allowed)[::40][:4]
         masks[(np.arange(4), *edges.T)] = False
@@ -408,7 +409,7 @@ def test_one_token_tells_where_a_path_of_constants_ends(doubles, name, ablation)
     options = ABLATED[ablation] | {"ablation": ablation}
     for method, steps in (("EAP", 1), ("EAP-IG-inputs", 3)):
         scores = score_edges(model, task, method=method, steps=steps, **options)
-        trials = Trials(model, task, **options)
+        trials = Trials(model, task, TrialOptions(**options))
         without = trials.graph.mask()
         without[0] = False
         full, end = trials.values(np.stack([trials.graph.mask(), without])).mean(1)

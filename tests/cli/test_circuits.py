@@ -125,8 +125,8 @@ def test_the_seed_draws_the_other_prompts_of_a_resampling(method):
     task = interp.load_task("toy-induction", model, n=6)
     calls = []
 
-    def drawn(*args, seed=0, **options):
-        calls.append(seed)
+    def drawn(model, task, options):
+        calls.append(options.seed)
         raise InterpError("stop", "here", "now")
 
     with pytest.MonkeyPatch.context() as patch:

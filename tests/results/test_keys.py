@@ -42,6 +42,7 @@ from interp.runs.ablation_sets import AblatedSets
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import site_values
 from tests.families import FAMILIES, random_task, tiny
+from tests.keywords import names_of
 
 FREE = {"model", "task", "budget_gb", "progress", "cancelled", "cache", "resume"}
 """Arguments tested apart, and those that change no number."""
@@ -156,7 +157,7 @@ SAME = ()
 
 def changed_keys(key_of, function, model, base, others):
     """The keys of all calls with one argument changed; every argument has a case."""
-    named = set(inspect.signature(function).parameters) - FREE
+    named = names_of(function) - FREE
     assert named == set(others), f"{function.__name__}: give new arguments a case"
     calls = [base]
     for name, values in others.items():
@@ -193,7 +194,7 @@ def test_every_option_of_a_finder_is_in_the_key(key_of, model):
         "seed": [{"ablation": "resample", "seed": 0}, {"ablation": "resample", "seed": 1}],
     }
     assert set(changed) == {field.name for field in fields(Finder)}
-    assert set(inspect.signature(find_circuit).parameters) - FREE == {"finder", "reference"}
+    assert names_of(find_circuit) - FREE == {"finder", "reference"}
     task, found = random_task(), []
     for name, values in ({"method": ["EAP-IG-inputs"]} | {}).items():
         found.append(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import numpy as np
 from pydantic import BeforeValidator, Strict
@@ -17,16 +18,15 @@ from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.ranking import CUTS, By, edge_strength, ranked
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.score_edges import METHODS, RULED, score_edges
-from interp.core.arguments import listed
+from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, require_writable
 from interp.core.prompts import Task
 from interp.core.records import Provenance, Record
+from interp.core.run_options import RunKeywords
 from interp.core.schema import CheckedSettings, Count, NotNegative, Whole
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.readout import Progress
-from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -151,13 +151,7 @@ class Findings(Record):
             mask[tuple(order[:length].T)] = True
             return int(self.graph.connected(mask).sum())
 
-        if found := connected(enough):
-            return found
-        low, high = enough, len(order)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if connected(middle) else (middle, high)
-        return connected(high)
+        return connected(bisect_left(range(len(order)), 1, lo=enough, key=connected))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +236,14 @@ def kept_findings(key: str | None) -> Findings | None:
 
 
 @says_too_little
+@reads_arguments
 def find_circuit(
     model: LanguageModel,
     task: Task,
     finder: Finder | None = None,
     *,
     reference: Task | None = None,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    **run: Unpack[RunKeywords],
 ) -> Findings:
     """Find a circuit by scoring all edges or by a search. The result is stored in the cache.
 
@@ -259,50 +252,36 @@ def find_circuit(
         task: prompt pairs. Evaluate the circuit on others.
         finder: the method and its options; "EAP-IG-inputs" by default.
         reference: the prompts of a mean, for mean ablation.
-        budget_gb: memory for runs in flight.
-        progress: called with (done, total): prompts, edges or training steps.
-        cancelled: asked between batches.
+        run: budget_gb; progress, called with (done, total): prompts, edges or training steps;
+            cancelled, asked between batches.
 
     Raises:
         InterpError: as `score_edges`, `acdc` and `learn_mask`.
     """
     finder = finder or Finder()
     model.require_decoder("finding a circuit")
-    budget_bytes(budget_gb)
+    budget_bytes(run.get("budget_gb", 1.0))
     key = finder.key(model, task, reference)
     if (found := kept_findings(key)) is not None:
         return found
-
-    def note(done: int, total: int) -> None:
-        if progress is not None:
-            progress(done, total)
-        if cancelled():
-            raise Cancelled("finding a circuit", f"stopped at {done} of {total}", "run it again")
-
-    given: dict[str, Any] = finder.options
     try:
         require_writable(findings_path(key or ""))
     except InterpError as error:
-        warnings.warn(f"the circuit is not stored: {error}", stacklevel=3)
+        warnings.warn(f"the circuit is not stored: {error}", stacklevel=4)
         key = None
-    if finder.method.startswith("ACDC"):
-        given["resume"] = key is not None
+    given: dict[str, Any] = finder.options
     if reference is not None:
         given["reference"] = reference
     if finder.method in SEARCHES:
-        with stoppable(cancelled):
-            found = _searched(model, task, given, budget_gb, note)
+        found = _searched(model, task, given, run, resume=key is not None)
     else:
-        scores = score_edges(
-            model, task, **given, budget_gb=budget_gb, progress=progress, cancelled=cancelled
-        )
-        found = of_scores(scores, seed=finder.seed)
+        found = of_scores(score_edges(model, task, **given, **run), seed=finder.seed)
     if key is None:
         return found
     try:
         found.save(findings_path(key), key=key)
     except InterpError as error:
-        warnings.warn(f"the circuit is not stored: {error}", stacklevel=2)
+        warnings.warn(f"the circuit is not stored: {error}", stacklevel=4)
     return found
 
 
@@ -327,19 +306,19 @@ def of_scores(scores: EdgeScores, *, seed: int = 0) -> Findings:
 
 
 def _searched(
-    model: LanguageModel, task: Task, given: dict[str, Any], budget_gb: float, note: Progress
+    model: LanguageModel, task: Task, given: dict[str, Any], run: RunKeywords, *, resume: bool
 ) -> Findings:
     """Findings from ACDC or a learned mask."""
     method = given.pop("method")
-    spelled = "".join(
-        f", {name}={'...' if name == 'reference' else repr(value)}"
-        for name, value in given.items()
-        if name != "resume"
-    )
     if method == "ACDC":
-        given["absolute"], spelled = True, f"{spelled}, absolute=True"
-    search, name = (acdc, "acdc") if method.startswith("ACDC") else (learn_mask, "learn_mask")
-    found = search(model, task, **given, budget_gb=budget_gb, progress=note)
+        given["absolute"] = True
+    spelled = "".join(
+        f", {name}={'...' if name == 'reference' else repr(value)}" for name, value in given.items()
+    )
+    if method == "learned-mask":
+        name, found = "learn_mask", learn_mask(model, task, **given, **run)
+    else:
+        name, found = "acdc", acdc(model, task, **given, resume=resume, **run)
     return Findings(
         graph=found.graph,
         signed=found.signed,

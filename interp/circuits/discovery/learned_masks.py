@@ -123,7 +123,9 @@ def learn_mask(
     trials.refuse_tapes("learning a mask")
     ends = trials.ends()
     gap, whole = mean_gap(ends), torch.from_numpy(ends[0])
-    gates = _Gates(trials.graph, openness=openness, nodes=nodes, seed=options.seed, like=model.dtype)
+    gates = _Gates(
+        trials.graph, openness=openness, nodes=nodes, seed=options.seed, like=model.dtype
+    )
     optimiser = torch.optim.Adam(gates.parameters, lr=lr)
     losses = np.zeros(steps)
     for step in range(steps):

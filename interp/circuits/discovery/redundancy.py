@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.evaluation.curve_evaluation import same_graph
 from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
 from interp.core.arguments import reads_arguments
@@ -164,7 +163,7 @@ def redundancy(
         options = options.of_graph(given[0].graph)
     trials = Trials(model, task, options)
     graph = trials.graph
-    same_graph(trials, given)
+    trials.require_graph(given)
     whole = Circuit(graph=graph, mask=graph.mask()) if within is None else within
     names = _names(graph, [parts] if isinstance(parts, str) else parts)
     pairs = list(combinations(range(len(names)), 2))

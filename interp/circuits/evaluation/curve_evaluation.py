@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -13,12 +13,12 @@ from interp.circuits.circuit import Circuit, CircuitLevel
 from interp.circuits.evaluation.curves import FRACTIONS, curve
 from interp.circuits.evaluation.faithfulness import Faithfulness
 from interp.circuits.ranking import By, Scored
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.engine.memory import says_too_little
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
 
@@ -57,22 +57,19 @@ class FaithfulnessCurves(Faithfulness):
 
 
 @says_too_little
+@reads_arguments
 def faithfulness_curve(
     model: LanguageModel,
     task: Task,
     circuits: Scored | Circuit | Sequence[Circuit],
     *,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     level: CircuitLevel = "edge",
     fractions: Sequence[float] = FRACTIONS,
     by: By = "signed",
     random: int = 10,
     connected: bool = False,
     bands: int = 3,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[TrialKeywords],
 ) -> FaithfulnessCurves:
     """The faithfulness of circuits, or of the circuits of every size from scores.
 
@@ -85,8 +82,6 @@ def faithfulness_curve(
         model: a model with a fast engine.
         task: prompt pairs. Use pairs that the circuit was not found on (see `Task.split`).
         circuits: edge scores, for a curve; or circuits.
-        ablation: "counterfactual", "resample", "zero" or "mean"; see `Trials`.
-        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
         level: "edge" or "node". A node's score is the sum over its outgoing edges.
         fractions: sizes of the curve's circuits.
         by: the ranking, see `interp.circuits.ranking.By`. MIB ranks by "signed" for CPR and by
@@ -94,9 +89,8 @@ def faithfulness_curve(
         random: random circuits per circuit, see `Circuit.random_like`.
         connected: also run as many random circuits whose edges all lie on paths (level "edge").
         bands: number of layer bands in which their depth is matched.
-        seed: seed of the random circuits and of resampling.
-        budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in total), random ones included.
+        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
+            and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no fast engine, training mode, circuits of another graph, fractions out of
@@ -104,13 +98,10 @@ def faithfulness_curve(
             full and empty below its standard error.
     """
     some, asked = _circuits(circuits, fractions, level, by)
-    graph = some[0].graph
-    trials = Trials(
-        model, task, ablation=ablation, reference=reference, expand_kv=graph.expand_kv,
-        neurons=graph.neurons, budget_gb=budget_gb, seed=seed,
-    )  # fmt: skip
-    same_graph(trials, some)
-    options = f"ablation={ablation!r}, level={level!r}, by={by!r}, seed={seed}"
+    options = TrialOptions(**run).of_graph(some[0].graph)
+    trials = Trials(model, task, options)
+    trials.require_graph(some)
+    spelled = f"ablation={options.ablation!r}, level={level!r}, by={by!r}, seed={options.seed}"
     plan = evaluation_plan(
         trials,
         some,
@@ -120,11 +111,10 @@ def faithfulness_curve(
         random=random,
         connected=connected,
         bands=bands,
-        seed=seed,
         ranking="" if asked is None else f", ranked by {by} score, pruned",
-        call=f"evaluation = evaluate(model, task, ..., {options})",
+        call=f"evaluation = evaluate(model, task, ..., {spelled})",
     )
-    return run_plan(trials, plan, progress=progress)
+    return run_plans(trials, [plan])[0]
 
 
 def evaluation_plan(
@@ -137,13 +127,12 @@ def evaluation_plan(
     random: int,
     connected: bool,
     bands: int = 3,
-    seed: int,
     ranking: str = "",
     call: str,
 ) -> CircuitPlan[FaithfulnessCurves]:
     """Request the masks of circuits and of random ones; return the evaluation."""
     model, task = trials.model, trials.task
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(trials.options.seed)
     sides = [False, True] if connected and level == "edge" else [False]
     drawn = [
         one.random_like(rng, level=level, bands=bands, connected=side)
@@ -169,39 +158,15 @@ def evaluation_plan(
     )
 
 
-def same_graph(trials: Trials, circuits: Sequence[Circuit]) -> None:
-    """Refuse circuits of another graph than that of the trials.
-
-    Raises:
-        InterpError: a circuit has another graph.
-    """
-    for one in circuits:
-        if one.graph != trials.graph:
-            raise InterpError(
-                f"circuits on {trials.model.name}",
-                f"their graph is {one.graph}",
-                "use circuits of this model",
-            )
-
-
 Measured = TypeVar("Measured")
 CircuitPlan = Generator[list[np.ndarray], np.ndarray, Measured]
 """A measurement that yields masks once, receives their (masks, prompts) metric, and returns."""
 
 
-def run_plan(
-    trials: Trials, plan: CircuitPlan[Measured], *, progress: Progress | None = None
-) -> Measured:
-    """Run one measurement."""
-    return run_plans(trials, [plan], progress=progress)[0]
-
-
-def run_plans(
-    trials: Trials, plans: Sequence[CircuitPlan[Any]], *, progress: Progress | None = None
-) -> list[Any]:
+def run_plans(trials: Trials, plans: Sequence[CircuitPlan[Any]]) -> list[Any]:
     """Run several measurements together, with all of their masks in one batched run."""
     asked = [next(plan) for plan in plans]
-    values = run_masks(trials, [mask for masks in asked for mask in masks], progress=progress)
+    values = run_masks(trials, [mask for masks in asked for mask in masks])
     found, begin = [], 0
     for plan, masks in zip(plans, asked, strict=True):
         end = begin + len(masks)
@@ -213,22 +178,9 @@ def run_plans(
     return found
 
 
-def run_masks(
-    trials: Trials, masks: Iterable[np.ndarray], *, progress: Progress | None = None
-) -> np.ndarray:
-    """(masks, prompts) metric of circuits, in batches; `progress` needs a sequence of masks."""
-    size = max(1, _BATCH_ROWS // len(trials.task))
-    total, found = len(masks) if isinstance(masks, Sequence) else 0, []
-    for batch in _batched(iter(masks), size):
-        found.append(trials.values(np.stack(batch)))
-        if progress is not None:
-            progress(sum(map(len, found)), total)
-    return np.concatenate(found) if found else np.zeros((0, len(trials.task)))
-
-
-def _batched(masks: Iterator[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    while batch := list(islice(masks, size)):
-        yield batch
+def run_masks(trials: Trials, masks: Iterable[np.ndarray]) -> np.ndarray:
+    """(masks, prompts) metric of circuits, in batches."""
+    return trials.in_batches(masks, max(1, _BATCH_ROWS // len(trials.task)))
 
 
 def _circuits(

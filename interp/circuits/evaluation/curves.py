@@ -32,13 +32,10 @@ def curve(
     Raises:
         InterpError: fractions outside 0 to 1, or fractions that do not increase.
     """
-    shares = np.asarray(fractions, dtype=float)
-    if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
-        raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
     graph = scores.graph
     order = ranked(scores, by=by)
     found = []
-    for share in shares.tolist():
+    for share in checked_fractions(fractions).tolist():
         mask = np.zeros(graph.shape, dtype=bool)
         if level == "edge":
             mask[tuple(order[: int(share * graph.n_edges)].T)] = True
@@ -54,6 +51,18 @@ def curve(
             )
         )
     return found
+
+
+def checked_fractions(fractions: Sequence[float]) -> np.ndarray:
+    """Shares of all parts that a curve's circuits have.
+
+    Raises:
+        InterpError: fractions outside 0 to 1, or fractions that do not increase.
+    """
+    shares = np.asarray(fractions, dtype=float)
+    if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
+        raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
+    return shares
 
 
 def area(x: np.ndarray, y: np.ndarray) -> np.ndarray:

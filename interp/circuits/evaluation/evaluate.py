@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from interp.circuits.evaluation.curve_evaluation import (
     FaithfulnessCurves,
     evaluation_plan,
     run_plans,
-    same_graph,
 )
 from interp.circuits.evaluation.curves import FRACTIONS, curve
 from interp.circuits.evaluation.knockouts import (
@@ -27,14 +26,15 @@ from interp.circuits.evaluation.stability import Stability, stability
 from interp.circuits.ranking import By
 from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.circuits.scoring.score_edges import score_edges
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.core.statistics import Estimate
-from interp.engine.edges.graph import Graph
-from interp.engine.readout import Progress
+from interp.engine.memory import says_too_little
+from interp.engine.stopping import Cancelled
 from interp.models.language_model import LanguageModel
 
 OWN = "own"
@@ -184,13 +184,13 @@ class CircuitEvaluation(Record):
         return told
 
 
+@says_too_little
+@reads_arguments
 def evaluate(
     circuit: Circuit,
     model: LanguageModel,
     task: Task,
     *,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     level: CircuitLevel = "edge",
     fractions: Sequence[float] = FRACTIONS,
     random: int = 10,
@@ -199,9 +199,7 @@ def evaluate(
     stable_by: str | EdgeScores | None = OWN,
     draws: int = 20,
     bands: int = 3,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[TrialKeywords],
 ) -> CircuitEvaluation:
     """Measure faithfulness, completeness, minimality and stability of a circuit in one batched run.
 
@@ -211,8 +209,6 @@ def evaluate(
         circuit: the circuit; the curves need its scores.
         model: the model it was found in.
         task: prompt pairs. Use pairs that it was not found on.
-        ablation: see `Trials`.
-        reference: prompts whose tokens a mean is taken over.
         level: the level of the curves: the best edges, or the best nodes with all edges between
             them.
         fractions: sizes of the curves' circuits.
@@ -227,9 +223,8 @@ def evaluate(
             `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
         draws: resampled circuits.
         bands: number of layer bands in which random circuits are matched.
-        seed: seed of random circuits, knock-outs and resampling.
-        budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in total).
+        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
+            and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: as `faithfulness_curve`, `completeness` and `stability`; a slow method in
@@ -243,42 +238,52 @@ def evaluate(
         )
     if level not in ("edge", "node"):
         raise unknown("level", level, ("edge", "node"))
-    graph = circuit.graph
-    trials = Trials(
-        model, task, ablation=ablation, reference=reference, expand_kv=graph.expand_kv,
-        neurons=graph.neurons, budget_gb=budget_gb, seed=seed,
-    )  # fmt: skip
-    same_graph(trials, [circuit])
+    options = TrialOptions(**run).of_graph(circuit.graph)
+    trials = Trials(model, task, options)
+    trials.require_graph([circuit])
     ends = trials.checked_ends()
     stable, method, unstable = None, "", ""
     if stable_by is not None and circuit.n_edges:
-        given = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
-        stable, method, unstable = _stable(circuit, model, task, stable_by, draws, given)
-    options = f"ablation={ablation!r}, random={random}, knockouts={knockouts}, seed={seed}"
+        stable, method, unstable = _stable(circuit, trials, stable_by, draws)
+    spelled = f"ablation={options.ablation!r}, random={random}, knockouts={knockouts}"
     shared: dict[str, Any] = {
         "bands": bands,
-        "seed": seed,
-        "call": f"evaluation = evaluate(circuit, model, task, {options})",
+        "call": f"evaluation = evaluate(circuit, model, task, {spelled}, seed={options.seed})",
     }
     both = [circuit, circuit.whole_nodes()]
     itself = evaluation_plan(trials, both, ends, random=random, connected=True, **shared)
     plans: dict[str, CircuitPlan[Any]] = {"itself": itself}
     if circuit.scores is not None:
-        for by in ("signed", "absolute"):
-            plans[by] = _curve_plan(
-                trials, circuit, ends, fractions, level, by, random if by == "signed" else 0, shared
+        curves: dict[By, int] = {"signed": random, "absolute": 0}
+        for by, some in curves.items():
+            plans[by] = evaluation_plan(
+                trials,
+                curve(circuit, fractions, level=level, by=by),
+                ends,
+                fractions=np.asarray(fractions),
+                level=level,
+                random=some,
+                connected=some > 0,
+                ranking=f", ranked by {by} score, pruned",
+                **shared,
             )
     if knockouts and circuit.n_edges:
         plans["completeness"] = completeness_plan(
-            trials, circuit, ends, level="node", samples=knockouts, seed=seed
+            trials, circuit, ends, level="node", samples=knockouts, seed=options.seed
         )
         plans["minimality"] = minimality_plan(
-            trials, circuit, ends, level="node", samples=knockouts // 2, most=most, seed=seed
+            trials,
+            circuit,
+            ends,
+            level="node",
+            samples=knockouts // 2,
+            most=most,
+            seed=options.seed,
         )
-    done = run_plans(trials, list(plans.values()), progress=progress)
     found: dict[str, Any] = dict.fromkeys(("signed", "absolute", "completeness", "minimality"))
+    found |= zip(plans, run_plans(trials, list(plans.values())), strict=True)
     return CircuitEvaluation(
-        **(found | dict(zip(plans, done, strict=True))),
+        **found,
         stability=stable,
         stable_by=method,
         unstable=unstable,
@@ -288,53 +293,15 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Scores:
-    """A circuit's scores, from which a curve is computed."""
-
-    graph: Graph
-    signed: np.ndarray
-    method: str
-
-
-def _curve_plan(
-    trials: Trials,
-    circuit: Circuit,
-    ends: np.ndarray,
-    fractions: Sequence[float],
-    level: CircuitLevel,
-    by: By,
-    random: int,
-    shared: dict[str, Any],
-) -> CircuitPlan[FaithfulnessCurves]:
-    scores = _Scores(graph=circuit.graph, signed=circuit.signed, method=circuit.method)
-    return evaluation_plan(
-        trials,
-        curve(scores, fractions, level=level, by=by),
-        ends,
-        fractions=np.asarray(fractions),
-        level=level,
-        random=random,
-        connected=random > 0,
-        ranking=f", ranked by {by} score, pruned",
-        **shared,
-    )
-
-
 def _stable(
-    circuit: Circuit,
-    model: LanguageModel,
-    task: Task,
-    by: str | EdgeScores,
-    draws: int,
-    given: dict[str, Any],
+    circuit: Circuit, trials: Trials, by: str | EdgeScores, draws: int
 ) -> tuple[Stability | None, str, str]:
     """The stability of a ranking, the method's name, and why it was not measured.
 
     Raises:
         InterpError: scores of another graph, or a named method that refuses the task.
     """
-    graph, origin = circuit.graph, circuit.origin
+    graph, origin, given = circuit.graph, circuit.origin, trials.options
     if isinstance(by, EdgeScores):
         if by.graph != graph:
             raise InterpError(
@@ -342,7 +309,7 @@ def _stable(
                 f"the graph of {circuit.name} is {graph}",
                 "score the circuit's graph",
             )
-        return stability(by, circuit.n_edges, draws=draws, seed=given["seed"]), by.method, ""
+        return stability(by, circuit.n_edges, draws=draws, seed=given.seed), by.method, ""
     if by != OWN:
         origin = Origin(method=by, options={})
     elif origin is None:
@@ -350,14 +317,23 @@ def _stable(
     elif origin.method not in QUICK:
         named = ", ".join(QUICK)
         return None, "", f"{origin.method}, which found it, needs many runs; name one of {named}"
-    options = given | {"method": origin.method, **origin.options}
+    options = {"ablation": given.ablation, "reference": given.reference, "seed": given.seed}
+    options |= {"method": origin.method, **origin.options}
     if options["ablation"] != "mean":
         options["reference"] = None
     try:
         scores = score_edges(
-            model, task, expand_kv=graph.expand_kv, neurons=graph.neurons, per_prompt=True,
+            trials.model,
+            trials.task,
+            expand_kv=graph.expand_kv,
+            neurons=graph.neurons,
+            per_prompt=True,
+            budget_gb=given.budget_gb,
+            cancelled=given.cancelled,
             **options,
-        )  # fmt: skip
+        )
+    except Cancelled:
+        raise
     except InterpError as error:
         if by != OWN:
             raise
@@ -368,7 +344,7 @@ def _stable(
         draws=draws,
         by=origin.by,  # type: ignore[arg-type]
         search=origin.search,
-        seed=given["seed"],
+        seed=given.seed,
     )
     return found, scores.method, ""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from interp.circuits.circuit import Circuit, CircuitLevel, drop_nodes
-from interp.circuits.evaluation.curve_evaluation import CircuitPlan, run_plan
+from interp.circuits.evaluation.curve_evaluation import CircuitPlan, run_plans
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
@@ -127,7 +127,7 @@ def completeness(
     """
     ends = trials.checked_ends()
     plan = completeness_plan(trials, circuit, ends, level=level, samples=samples, seed=seed)
-    return run_plan(trials, plan)
+    return run_plans(trials, [plan])[0]
 
 
 def completeness_plan(
@@ -180,7 +180,7 @@ def minimality(
     plan = minimality_plan(
         trials, circuit, trials.checked_ends(), level=level, samples=samples, most=most, seed=seed
     )
-    return run_plan(trials, plan)
+    return run_plans(trials, [plan])[0]
 
 
 def minimality_plan(

@@ -7,24 +7,27 @@ embeddings are never ablated: the empty circuit is the model without its neurons
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.circuits.evaluation.curves import FRACTIONS
+from interp.circuits.evaluation.curves import FRACTIONS, checked_fractions
 from interp.circuits.evaluation.faithfulness import Faithfulness
 from interp.circuits.ranking import By
-from interp.circuits.trials.removed_edges import EdgeAblation, RemovedEdges, ablated_runs
+from interp.circuits.trials.options import TrialKeywords, TrialOptions
+from interp.circuits.trials.removed_edges import RemovedEdges, ablated_runs
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.engine.forward import Edits, Runner
 from interp.engine.layout import Indices, Layout
-from interp.engine.memory import budget_bytes
+from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.readout import CPU_TILE, LogitsOf, cut
 from interp.engine.restart import Variants, baseline, restart
+from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
@@ -65,18 +68,17 @@ class NeuronEvaluation(Faithfulness):
         return pd.DataFrame(rows)
 
 
+@says_too_little
+@reads_arguments
 def evaluate_neurons(
     model: LanguageModel,
     task: Task,
     scores: Scores,
     *,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     fractions: Sequence[float] = FRACTIONS,
     by: By = "signed",
     random: int = 10,
-    seed: int = 0,
-    budget_gb: float = 1.0,
+    **run: Unpack[TrialKeywords],
 ) -> NeuronEvaluation:
     """The faithfulness of the best k neurons when all others are ablated at all tokens.
 
@@ -87,14 +89,11 @@ def evaluate_neurons(
         task: prompt pairs. Use pairs that the scores were not measured on.
         scores: scores of every neuron, e.g. attribution_patching(site="post",
             by=("layer", "neuron"), direction="noise").
-        ablation: the value of neurons outside the circuit, see
-            `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
         fractions: sizes of the circuits, as shares of all neurons.
         by: the ranking, see `interp.circuits.ranking.By`.
         random: random circuits per size, with the same number of neurons in every layer.
-        seed: seed of the random circuits and of resampling.
-        budget_gb: memory for the values of ablated neurons.
+        run: ablation (the value of neurons outside the circuit), reference, seed, budget_gb,
+            progress (called with prompts done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no fast engine, scores that lack neurons, fractions out of order,
@@ -102,18 +101,21 @@ def evaluate_neurons(
     """
     decoder = model.require_decoder("evaluating neurons")
     model.refuse_changed("evaluating neurons")
-    budget = budget_bytes(budget_gb)
+    options = TrialOptions(**run)
+    budget_bytes(options.budget_gb)
     best = _best(model, scores, fractions, by)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     drawn = [rng.permuted(mask, axis=1) for _ in range(random) for mask in best]
     whole = np.ones_like(best[:1])
-    ablated = ablated_runs(model, task, ablation=ablation, reference=reference, seed=seed)
+    ablated = ablated_runs(model, task, options)
     runner = Runner(decoder)
-    ends = _values(runner, task, ablated, np.concatenate([whole, ~whole]), budget)
-    check_gap(*ends)
-    masks = np.concatenate([best, *(one[None] for one in drawn)])
-    values = _values(runner, task, ablated, masks, budget)
-    over = "" if reference is None else f" over the tokens of {reference.name}"
+    with torch.no_grad(), stoppable(options.cancelled):
+        ends = _values(
+            runner, task, ablated, np.concatenate([whole, ~whole]), replace(options, progress=None)
+        )
+        check_gap(*ends)
+        masks = np.concatenate([best, *(one[None] for one in drawn)])
+        values = _values(runner, task, ablated, masks, options)
     return NeuronEvaluation(
         fractions=np.asarray(fractions, dtype=float),
         values=values[: len(best)],
@@ -123,7 +125,7 @@ def evaluate_neurons(
         masks=best,
         protocol=(
             f"{task.metric.name} on {len(task)} pairs of {task.name}, the best of {best[0].size} "
-            f"neurons by {by} score ({scores.method}), {ablation} ablation{over} of the "
+            f"neurons by {by} score ({scores.method}), {options.removed} of the "
             "others at all tokens"
         ),
         metric=task.metric.name,
@@ -132,7 +134,7 @@ def evaluate_neurons(
             model,
             task,
             "evaluation = evaluate_neurons(model, task, scores, "
-            f"ablation={ablation!r}, by={by!r}, random={random}, seed={seed})",
+            f"ablation={options.ablation!r}, by={by!r}, random={random}, seed={options.seed})",
         ),
     )
 
@@ -146,9 +148,7 @@ def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: 
             f"shape {scores.values.shape}, the model has {shape} neurons",
             'score with site="post", by=("layer", "neuron")',
         )
-    shares = np.asarray(fractions, dtype=float)
-    if not len(shares) or shares.min() < 0 or shares.max() > 1 or (np.diff(shares) <= 0).any():
-        raise InterpError(f"fractions {list(fractions)}", "not increasing from 0 to 1", "sort them")
+    shares = checked_fractions(fractions)
     strength = scores.strength(by)
     order = np.argsort(-strength.ravel(), kind="stable")
     found = np.zeros((len(shares), order.size), dtype=bool)
@@ -158,36 +158,38 @@ def _best(model: LanguageModel, scores: Scores, fractions: Sequence[float], by: 
 
 
 def _values(
-    runner: Runner, task: Task, ablated: RemovedEdges, masks: np.ndarray, budget: int
+    runner: Runner, task: Task, ablated: RemovedEdges, masks: np.ndarray, options: TrialOptions
 ) -> np.ndarray:
     """(masks, prompts) metric when the neurons outside each mask are ablated."""
     decoder, runs = runner.decoder, ablated.runs
     lengths = np.array([len(prompt) for prompt in runs.base])
     token = len(decoder.blocks) * decoder.d_mlp * decoder.unembed.element_size()
-    found = np.zeros((len(masks), len(lengths)))
-    with torch.no_grad():
-        constant = _constant(runner, ablated)
-        fitting = max(1, budget // token)
-        for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), fitting):
-            base = baseline(runner, [runs.base[i] for i in block])
-            new = constant
-            if new is None:
-                other = baseline(runner, [runs.other[i] for i in block], frozenset({SITE}))
-                new = [other.site(layer, SITE) for layer in range(len(decoder.blocks))]
-            start = np.zeros_like(block) if ablated.constant else runs.differ[block]
-            start = np.minimum(start, lengths[block] - 1)
-            mask, prompt = (i.ravel() for i in np.indices((len(masks), len(block))))
-            for some in cut(np.arange(len(mask)), (lengths[block] - start)[prompt], CPU_TILE):
-                edits = _edits(masks[mask[some].min() : mask[some].max() + 1], mask[some], new)
-                rows = prompt[some]
-                nowhere = np.zeros(len(some), dtype=np.int64)
-                variants = Variants(
-                    prompt=rows, start=start[rows], layer=nowhere, ready=nowhere.astype(bool)
-                )
-                hidden = restart(runner, base, variants, edits=edits)
-                targets = runs.targets.select(torch.from_numpy(block[rows]))
-                readout = LogitsOf(decoder=decoder, hidden=hidden)
-                found[mask[some], block[rows]] = task.metric(readout, targets).numpy()
+    found, done = np.zeros((len(masks), len(lengths))), 0
+    constant = _constant(runner, ablated)
+    fitting = max(1, budget_bytes(options.budget_gb) // token)
+    for block in cut(np.argsort(lengths, kind="stable"), np.sort(lengths), fitting):
+        base = baseline(runner, [runs.base[i] for i in block])
+        new = constant
+        if new is None:
+            other = baseline(runner, [runs.other[i] for i in block], frozenset({SITE}))
+            new = [other.site(layer, SITE) for layer in range(len(decoder.blocks))]
+        start = np.zeros_like(block) if ablated.constant else runs.differ[block]
+        start = np.minimum(start, lengths[block] - 1)
+        mask, prompt = (i.ravel() for i in np.indices((len(masks), len(block))))
+        for some in cut(np.arange(len(mask)), (lengths[block] - start)[prompt], CPU_TILE):
+            edits = _edits(masks[mask[some].min() : mask[some].max() + 1], mask[some], new)
+            rows = prompt[some]
+            nowhere = np.zeros(len(some), dtype=np.int64)
+            variants = Variants(
+                prompt=rows, start=start[rows], layer=nowhere, ready=nowhere.astype(bool)
+            )
+            hidden = restart(runner, base, variants, edits=edits)
+            targets = runs.targets.select(torch.from_numpy(block[rows]))
+            readout = LogitsOf(decoder=decoder, hidden=hidden)
+            found[mask[some], block[rows]] = task.metric(readout, targets).numpy()
+        done += len(block)
+        if options.progress is not None:
+            options.progress(done, len(lengths))
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, TypedDict
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from interp.circuits.discovery.acdc import Order, acdc
 from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.ranking import top_edges
 from interp.circuits.scoring.score_edges import METHODS, score_edges
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import GraphKeywords, TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
-from interp.core.arguments import listed
+from interp.core.arguments import listed, reads_arguments
 from interp.core.components import SITES, Component
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.records import Record
 from interp.engine.edges.graph import Graph
+from interp.engine.memory import says_too_little
+from interp.engine.stopping import Cancelled
 from interp.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -30,15 +32,6 @@ if TYPE_CHECKING:
 ORDERS: dict[str, Order] = {"ACDC": "reverse", "ACDC-forward": "forward"}
 SEARCHES = ("random", *(name for name in METHODS if name != "exact"), *ORDERS, "learned-mask")
 """The methods that `recover_edges` can test."""
-
-
-class _Shared(TypedDict):
-    """The arguments that all methods of a comparison share."""
-
-    ablation: EdgeAblation
-    reference: Task | None
-    seed: int
-    budget_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +72,7 @@ class EdgeGroundTruth(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodRecovery:
-    """How well one method recovers the ground truth.
+    """How well one method recovers the ground truth; nan without a result.
 
     Attributes:
         method: the method.
@@ -94,13 +87,13 @@ class MethodRecovery:
     """
 
     method: str
-    edges: int
-    precision: float
-    recall: float
-    auroc: float
-    share: float
-    node_precision: float
-    node_recall: float
+    edges: int = 0
+    precision: float = math.nan
+    recall: float = math.nan
+    auroc: float = math.nan
+    share: float = math.nan
+    node_precision: float = math.nan
+    node_recall: float = math.nan
     note: str = ""
 
 
@@ -151,16 +144,14 @@ class Recovery(Record):
         return named[method]
 
 
+@says_too_little
+@reads_arguments
 def edge_ground_truth(
     model: LanguageModel,
     task: Task,
     *,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     tolerance: float = 0.01,
-    expand_kv: bool = False,
-    seed: int = 0,
-    budget_gb: float = 1.0,
+    **run: Unpack[GraphKeywords],
 ) -> EdgeGroundTruth:
     """Remove each edge of the graph alone, and measure whether the metric changes.
 
@@ -169,38 +160,18 @@ def edge_ground_truth(
     Args:
         model: a model with a fast engine; one run per edge and prompt, in batches.
         task: prompt pairs.
-        ablation: see `Trials`.
-        reference: prompts for mean ablation.
         tolerance: mean absolute effect, as a share of the gap, above which an edge is true.
-        expand_kv: separate key and value readers for every query head.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight.
+        run: ablation, reference, expand_kv, seed, budget_gb, progress (called with prompts done,
+            and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: as `Trials` and `score_edges`, or no gap.
 
     The effects are those of `score_edges(method="exact")`, divided by another gap.
     """
-    trials = Trials(
-        model,
-        task,
-        ablation=ablation,
-        reference=reference,
-        expand_kv=expand_kv,
-        seed=seed,
-        budget_gb=budget_gb,
-    )
+    trials = Trials(model, task, TrialOptions(**run))
     unit = mean_gap(trials.ends())
-    scores = score_edges(
-        model,
-        task,
-        method="exact",
-        ablation=ablation,
-        reference=reference,
-        expand_kv=expand_kv,
-        seed=seed,
-        budget_gb=budget_gb,
-    )
+    scores = score_edges(model, task, method="exact", **run)
     scale = scores.gap / unit  # in zero and mean ablation the empty graph is not the corrupted run
     absolute = scores.absolute * abs(scale)
     return EdgeGroundTruth(
@@ -213,6 +184,8 @@ def edge_ground_truth(
     )
 
 
+@says_too_little
+@reads_arguments
 def recover_edges(
     model: LanguageModel,
     task: Task,
@@ -220,12 +193,9 @@ def recover_edges(
     truth: EdgeGroundTruth | Circuit | None = None,
     planted: Iterable[str] | None = None,
     methods: Sequence[str] = SEARCHES,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     threshold: float = 0.02,
     steps: int = 100,
-    seed: int = 0,
-    budget_gb: float = 1.0,
+    **run: Unpack[TrialKeywords],
 ) -> Recovery:
     """Run methods on a task whose circuit is known, and measure what they find.
 
@@ -240,12 +210,10 @@ def recover_edges(
         planted: labels of planted components (L0H1, L1N3, L1.mlp_out; a neuron counts as its MLP),
             for precision and recall of nodes.
         methods: methods, from `SEARCHES`.
-        ablation: the ablation of all methods, see `Trials`.
-        reference: prompts for mean ablation.
         threshold: ACDC's threshold.
         steps: training steps of the learned mask.
-        seed: seed of the learned mask, and of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight.
+        run: ablation, reference, seed, budget_gb (all of them for every method), progress (called
+            with methods done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: an unknown method, or a ground truth that is empty or of another graph. If a
@@ -255,16 +223,12 @@ def recover_edges(
     for method in methods:
         if method not in SEARCHES:
             raise unknown("method", method, SEARCHES)
-    shared: _Shared = {
-        "ablation": ablation,
-        "reference": reference,
-        "seed": seed,
-        "budget_gb": budget_gb,
-    }
-    truth = edge_ground_truth(model, task, **shared) if truth is None else truth
-    trials = Trials(model, task, **shared)
-    key = truth.mask
-    if truth.graph != trials.graph or not key.any():
+    options = TrialOptions(**run)
+    each: TrialKeywords = {**run, "progress": None}
+    truth = edge_ground_truth(model, task, **each) if truth is None else truth
+    trials = Trials(model, task, options)
+    graph, key, size = trials.graph, truth.mask, int(truth.mask.sum())
+    if truth.graph != graph or not size:
         raise InterpError(
             f"recovery on {task.name}",
             "the ground truth is empty, or of another graph",
@@ -272,92 +236,59 @@ def recover_edges(
         )
     ends = trials.ends()
     gap = mean_gap(ends)
-    nodes = None if planted is None else _nodes(trials.graph, planted)
+    nodes = None if planted is None else _nodes(graph, planted)
+
+    def searched(method: str) -> tuple[np.ndarray, np.ndarray]:
+        """The method's circuit, and its score of every edge."""
+        if method in ORDERS:
+            rule = {"threshold": threshold, "order": ORDERS[method], "absolute": True}
+            pruned = acdc(model, task, **rule, resume=False, **each)
+            return pruned.mask, np.abs(pruned.effects)
+        if method == "learned-mask":
+            learned = learn_mask(model, task, steps=steps, lr=0.2, **each)
+            return learned.mask, learned.signed
+        scores = score_edges(model, task, method=method, **each)
+        return top_edges(scores, size), np.abs(scores.signed)
+
+    def judged(method: str) -> MethodRecovery:
+        if method == "random":
+            share, note = size / graph.n_edges, "expected from a random ranking"
+            return MethodRecovery(
+                method=method, edges=size, precision=share, recall=share, auroc=0.5, note=note
+            )
+        try:
+            mask, ranking = searched(method)
+        except Cancelled:
+            raise
+        except InterpError as refusal:
+            return MethodRecovery(method=method, note=f"{refusal.asked}: {refusal.found}")
+        precision, recall = _hits(mask, key)
+        on_nodes = (math.nan, math.nan)
+        if nodes is not None:
+            on_nodes = _hits(Circuit(graph=graph, mask=mask).writers[1:], nodes[1:])
+        return MethodRecovery(
+            method=method,
+            edges=int(mask.sum()),
+            precision=precision,
+            recall=recall,
+            auroc=_auroc(ranking[graph.allowed], key[graph.allowed]),
+            share=float((trials.values(mask[None])[0] - ends[1]).mean()) / gap,
+            node_precision=on_nodes[0],
+            node_recall=on_nodes[1],
+        )
+
     found = []
     for method in methods:
-        try:
-            mask, ranking = _run(model, task, method, int(key.sum()), threshold, steps, shared)
-        except InterpError as refusal:
-            found.append(_nothing(method, f"{refusal.asked}: {refusal.found}"))
-            continue
-        share = math.nan
-        if mask is not None:
-            share = float((trials.values(mask[None])[0] - ends[1]).mean()) / gap
-        found.append(_judged(method, trials.graph, mask, ranking, key, nodes, share))
+        found.append(judged(method))
+        if options.progress is not None:
+            options.progress(len(found), len(methods))
     return Recovery(
         name=task.name,
-        truth=int(key.sum()),
-        of=trials.graph.n_edges,
+        truth=size,
+        of=graph.n_edges,
         found=tuple(found),
         protocol=trials.protocol,
     )
-
-
-def _run(
-    model: LanguageModel,
-    task: Task,
-    method: str,
-    size: int,
-    threshold: float,
-    steps: int,
-    shared: _Shared,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """A method's circuit, and its score of every edge."""
-    if method == "random":
-        return None, None
-    if method in ORDERS:
-        pruned = acdc(
-            model,
-            task,
-            threshold=threshold,
-            order=ORDERS[method],
-            absolute=True,
-            resume=False,
-            **shared,
-        )
-        return pruned.mask, np.abs(pruned.effects)
-    if method == "learned-mask":
-        learned = learn_mask(model, task, steps=steps, lr=0.2, **shared)
-        return learned.mask, learned.signed
-    scores = score_edges(model, task, method=method, **shared)
-    return top_edges(scores, size), np.abs(scores.signed)
-
-
-def _judged(
-    method: str,
-    graph: Graph,
-    mask: np.ndarray | None,
-    ranking: np.ndarray | None,
-    key: np.ndarray,
-    nodes: np.ndarray | None,
-    share: float,
-) -> MethodRecovery:
-    if mask is None or ranking is None:
-        size = int(key.sum())
-        chance, expected = size / graph.n_edges, _nothing(method, "expected from a random ranking")
-        return replace(expected, edges=size, precision=chance, recall=chance, auroc=0.5)
-    precision, recall = _hits(mask, key)
-    node_precision = node_recall = math.nan
-    if nodes is not None:
-        writers = Circuit(graph=graph, mask=mask).writers[1:]
-        node_precision, node_recall = _hits(writers, nodes[1:])
-    return MethodRecovery(
-        method=method,
-        edges=int(mask.sum()),
-        precision=precision,
-        recall=recall,
-        auroc=_auroc(ranking[graph.allowed], key[graph.allowed]),
-        share=share,
-        node_precision=node_precision,
-        node_recall=node_recall,
-    )
-
-
-def _nothing(method: str, note: str) -> MethodRecovery:
-    numbers = dict.fromkeys(
-        ("precision", "recall", "auroc", "share", "node_precision", "node_recall"), math.nan
-    )
-    return MethodRecovery(method=method, edges=0, note=note, **numbers)
 
 
 def _hits(found: np.ndarray, key: np.ndarray) -> tuple[float, float]:

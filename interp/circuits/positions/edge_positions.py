@@ -10,7 +10,6 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from interp.circuits.evaluation.curve_evaluation import run_masks
 from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.arguments import Columns, columns_of, listed, reads_arguments
@@ -134,8 +133,8 @@ def edge_positions(
         positions: "all" (every token index; prompts of equal length), or see
             `interp.core.arguments.Columns`.
         neurons: neurons that are nodes of their own in the edges' graph.
-        run: ablation, reference, expand_kv, seed, budget_gb, progress (called with runs done, and
-            in total) and cancelled; see `TrialOptions`.
+        run: ablation, reference, expand_kv, seed, budget_gb, progress (called with positions
+            done, and in total) and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no edge, an edge that is unknown, anti-causal or given twice, "all" positions
@@ -155,17 +154,18 @@ def edge_positions(
     masks = np.repeat(trials.graph.mask()[None], len(indices), axis=0)
     masks[(np.arange(len(indices)), *np.array(indices).T)] = False
 
-    def lost(some: Trials) -> np.ndarray:
-        parts = [masks[at : at + BATCH] for at in range(0, len(masks), BATCH)]
-        return (ends[0] - np.concatenate([some.values(part) for part in parts])).T
-
-    found = [lost(trials.only_at(column)) for column in columns]
+    parts = [masks[at : at + BATCH] for at in range(0, len(masks), BATCH)]
+    runs, lost = [*map(trials.only_at, columns), trials], []
+    for some in runs:
+        lost.append((ends[0] - np.concatenate([some.values(part) for part in parts])).T)
+        if options.progress is not None:
+            options.progress(len(lost), len(runs))
     return EdgePositions(
         graph=trials.graph,
         edges=tuple(edges),
         positions=names,
-        lost=np.stack(found, axis=-1),
-        lost_whole=lost(trials),
+        lost=np.stack(lost[:-1], axis=-1),
+        lost_whole=lost[-1],
         full=ends[0],
         empty=ends[1],
         protocol=trials.protocol.replace("at all tokens", "of one edge at one token at a time"),

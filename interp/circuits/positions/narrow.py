@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.evaluation.faithfulness import Faithfulness
-from interp.circuits.model_graph import graph_of
 from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.positioned_circuit import (
     PositionedCircuit,
@@ -18,17 +17,16 @@ from interp.circuits.positions.positioned_circuit import (
     position_numbers,
     positions_of,
 )
-from interp.circuits.trials.removed_edges import EdgeAblation
+from interp.circuits.trials.options import EdgeAblation, TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
-from interp.core.arguments import Columns
+from interp.core.arguments import Columns, reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.records import Record
+from interp.core.run_options import RunKeywords
 from interp.engine.memory import budget_bytes, says_too_little
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
-from interp.runs.pairs import check_gap
 
 BATCH = 32
 THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
@@ -104,18 +102,16 @@ class NarrowedCurve(Record):
         return f"{self.effects.protocol}\n{self.judged}"
 
 
+@says_too_little
+@reads_arguments
 def evaluate_positioned(
     model: LanguageModel,
     task: Task,
     circuits: PositionedCircuit | Sequence[PositionedCircuit],
     *,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
     random: int = 10,
     bands: int = 3,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[TrialKeywords],
 ) -> PositionedEvaluation:
     """The faithfulness of positioned circuits and of random ones, all run as one batch.
 
@@ -127,13 +123,10 @@ def evaluate_positioned(
         task: prompt pairs that have the circuits' positions. Use pairs that the circuits were not
             found on.
         circuits: circuits with the same graph and positions.
-        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
         random: random circuits per circuit, matched at every position.
         bands: number of layer bands in which their depth is matched.
-        seed: seed of the random circuits and of resampling.
-        budget_gb: memory for runs in flight.
-        progress: called with (circuits run, circuits in total), random ones included.
+        run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
+            and cancelled; see `TrialOptions`.
 
     Raises:
         InterpError: no circuit, circuits of another graph or with different positions, a prompt
@@ -150,13 +143,12 @@ def evaluate_positioned(
             f"{len(some)} circuits" + (" with different graphs or positions" if some else ""),
             "give at least one, all with the same graph and positions",
         )
-    options = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
-    trials = _trials(model, task, some[0], **options)
-    rng = np.random.default_rng(seed)
+    options = TrialOptions(**run)
+    trials = _trials(model, task, some[0], options)
+    rng = np.random.default_rng(options.seed)
     drawn = [one.random_like(rng, bands=bands) for _ in range(random) for one in some]
-    ends = trials.ends()
-    check_gap(*ends)
-    values = _values(trials, [one.mask for one in [*some, *drawn]], budget_gb, progress)
+    ends = trials.checked_ends()
+    values = _values(trials, [one.mask for one in [*some, *drawn]])
     return PositionedEvaluation(
         circuits=tuple(some),
         fractions=None,
@@ -171,11 +163,13 @@ def evaluate_positioned(
             model,
             task,
             "evaluation = evaluate_positioned(model, task, ..., "
-            f"ablation={ablation!r}, random={random}, seed={seed})",
+            f"ablation={options.ablation!r}, random={random}, seed={options.seed})",
         ),
     )
 
 
+@says_too_little
+@reads_arguments
 def narrow_circuit(
     model: LanguageModel,
     task: Task,
@@ -183,11 +177,7 @@ def narrow_circuit(
     *,
     positions: Columns = "all",
     threshold: float = 0.01,
-    ablation: EdgeAblation = "counterfactual",
-    reference: Task | None = None,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[TrialKeywords],
 ) -> NarrowedCircuit:
     """Keep each edge of a circuit only at the positions at which the circuit needs it.
 
@@ -205,11 +195,7 @@ def narrow_circuit(
         positions: names of positions, or "all" token indices of prompts of equal length. "last"
             is added, and with names "elsewhere" for all other tokens.
         threshold: a share of the gap between the whole graph and the empty one.
-        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens a mean is taken over; none of them may be evaluated.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight and for masks.
-        progress: called with (circuits run, circuits in total).
+        run: as in `evaluate_positioned`.
 
     Raises:
         InterpError: an empty circuit or one of another graph, a negative threshold, unknown or
@@ -223,14 +209,11 @@ def narrow_circuit(
             "give edges, and a threshold of 0 or more",
         )
     whole = PositionedCircuit.everywhere(circuit, positions_of(positions, model, task))
-    options = {"ablation": ablation, "reference": reference, "seed": seed, "budget_gb": budget_gb}
-    trials = _trials(model, task, whole, **options)
-    ends = trials.ends()
-    check_gap(*ends)
+    trials = _trials(model, task, whole, TrialOptions(**run))
+    ends = trials.checked_ends()
     edges = np.argwhere(circuit.mask.T)[:, ::-1]
     here = np.argwhere(whole.mask[tuple(edges.T)])
-    removed = _Removed(whole.mask, edges, here)
-    values = _values(trials, removed, budget_gb, progress)
+    values = _values(trials, _Removed(whole.mask, edges, here))
     lost = np.zeros((len(task), len(edges), len(whole.positions)))
     lost[:, *here.T] = (values[0] - values[1 : 1 + len(here)]).T
     effects = EdgePositions(
@@ -265,6 +248,7 @@ def cut_to_positions(
 
 
 @says_too_little
+@reads_arguments
 def narrow_curve(
     model: LanguageModel,
     find: Task,
@@ -277,8 +261,7 @@ def narrow_curve(
     references: tuple[Task | None, Task | None] = (None, None),
     random: int = 10,
     seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
+    **run: Unpack[RunKeywords],
 ) -> NarrowedCurve:
     """`narrow_circuit` at several thresholds on some prompts, each result evaluated on others.
 
@@ -289,29 +272,27 @@ def narrow_curve(
         circuit: see `narrow_circuit`.
         positions: see `narrow_circuit`.
         thresholds: shares of the gap.
-        ablation: what a removed edge carries, see `interp.circuits.trials.removed_edges`.
+        ablation: what removed edges carry, see `TrialOptions`.
         references: prompts that means are taken over, for `find` and for `test`.
         random: random circuits per narrowed circuit.
         seed: seed of the random circuits and of resampling.
-        budget_gb: memory for runs in flight and for masks.
-        progress: called with (circuits run, circuits in total), first for the effects, then for
-            the evaluation.
+        run: budget_gb; progress, called with (circuits run, circuits in total), first for the
+            effects, then for the evaluation; cancelled.
 
     Raises:
         InterpError: see `narrow_circuit` and `evaluate_positioned`.
     """
-    options: dict[str, Any] = {"ablation": ablation, "seed": seed, "budget_gb": budget_gb}
-    options["progress"] = progress
+    trials: TrialKeywords = {"ablation": ablation, "seed": seed, **run}
     effects = narrow_circuit(
         model, find, circuit, positions=positions, threshold=min(thresholds),
-        reference=references[0], **options,
+        **{**trials, "reference": references[0]},
     ).effects  # fmt: skip
     cuts = {t: cut_to_positions(effects, t, name=circuit.name) for t in sorted(thresholds)}
     cuts = {threshold: cut for threshold, cut in cuts.items() if len(cut)}
     everywhere = PositionedCircuit.everywhere(circuit, effects.positions)
     judged = evaluate_positioned(
-        model, test, [everywhere, *cuts.values()], reference=references[1], random=random,
-        **options,
+        model, test, [everywhere, *cuts.values()], random=random,
+        **{**trials, "reference": references[1]},
     )  # fmt: skip
     return NarrowedCurve(effects=effects, thresholds=tuple(cuts), judged=judged)
 
@@ -337,15 +318,11 @@ class _Removed(Sequence[np.ndarray]):
         return mask
 
 
-def _trials(model: LanguageModel, task: Task, circuit: PositionedCircuit, **options: Any) -> Trials:
-    nodes = {"expand_kv": circuit.graph.expand_kv, "neurons": circuit.graph.neurons}
-    if graph_of(model, **nodes) != circuit.graph:
-        raise InterpError(
-            f"circuits on {model.name}",
-            f"their graph is {circuit.graph}",
-            "use circuits of this model",
-        )
-    trials = Trials(model, task, **nodes, **options)
+def _trials(
+    model: LanguageModel, task: Task, circuit: PositionedCircuit, options: TrialOptions
+) -> Trials:
+    trials = Trials(model, task, options.of_graph(circuit.graph))
+    trials.require_graph([circuit])
     return trials.with_positions(position_numbers(circuit.positions, model, task))
 
 
@@ -353,20 +330,9 @@ def _protocol(trials: Trials, circuit: PositionedCircuit) -> str:
     return trials.protocol.replace("at all tokens", f"by position ({', '.join(circuit.positions)})")
 
 
-def _values(
-    trials: Trials, masks: Sequence[np.ndarray], budget_gb: float, progress: Progress | None
-) -> np.ndarray:
-    """(masks, prompts) metric, measured in batches."""
-    found, report = [], progress or (lambda done, total: None)
-    report(0, len(masks))
-    for batch in _batches(masks, budget_gb):
-        found.append(trials.values(np.stack(batch)))
-        report(sum(map(len, found)), len(masks))
-    return np.concatenate(found)
-
-
-def _batches(masks: Sequence[np.ndarray], budget_gb: float) -> Iterator[list[np.ndarray]]:
-    """Batches of masks that fit a sixteenth of the budget."""
-    size = int(np.clip(budget_bytes(budget_gb) // 16 // masks[0].size, 1, BATCH))
-    for begin in range(0, len(masks), size):
-        yield [masks[i] for i in range(begin, min(begin + size, len(masks)))]
+def _values(trials: Trials, masks: Sequence[np.ndarray]) -> np.ndarray:
+    """(masks, prompts) metric, in batches of masks that fit a sixteenth of the budget."""
+    if trials.options.progress is not None:
+        trials.options.progress(0, len(masks))
+    fitting = budget_bytes(trials.options.budget_gb) // 16 // masks[0].size
+    return trials.in_batches(masks, int(np.clip(fitting, 1, BATCH)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -15,13 +13,11 @@ from interp.engine.layout import Indices
 from interp.engine.readout import LogitsOf
 
 
-def exact_effects(
-    work: EstimateState, chunk: Chunk, stop: Callable[[], None] = lambda: None
-) -> EdgeEffects:
+def exact_effects(work: EstimateState, chunk: Chunk) -> EdgeEffects:
     """The metric gained when each edge in turn carries the other run's value, or the replacement.
 
     Edges are run in batches ordered by reader, from the last: edges into late readers share all
-    earlier layers. `stop` is called between batches.
+    earlier layers.
     """
     with torch.no_grad():
         base = record_writes(work.runner, chunk.base)
@@ -35,7 +31,6 @@ def exact_effects(
         gained = torch.zeros(len(chunk.base), *work.graph.shape, dtype=torch.float64)
         work.forwards += 4
         for edges in _batches(work.graph, work.budget):
-            stop()
             masks = full.repeat(len(edges), 1, 1)
             masks[np.arange(len(edges)), edges[:, 0], edges[:, 1]] = False
             patched = _metric(work, chunk, base, other, masks, start)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -24,15 +25,15 @@ from interp.circuits.scoring.gradient_estimates import (
 )
 from interp.circuits.scoring.information_flow import flow_shares
 from interp.circuits.trials.memory import refuse_beyond, scoring_needs
-from interp.circuits.trials.removed_edges import ABLATIONS, ablated_runs
-from interp.core.arguments import listed
+from interp.circuits.trials.options import ABLATIONS, GraphKeywords, TrialOptions
+from interp.circuits.trials.removed_edges import ablated_runs
+from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
-from interp.core.run_options import RunOptions
 from interp.engine.edges.writes import edge_runner
 from interp.engine.gradients import chunks
+from interp.engine.layout import Indices
 from interp.engine.memory import budget_bytes, keep_freed_memory, says_too_little
-from interp.engine.readout import Progress
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
@@ -57,6 +58,7 @@ POST_NORM = (
 
 
 @says_too_little
+@reads_arguments
 def score_edges(
     model: LanguageModel,
     task: Task,
@@ -65,16 +67,10 @@ def score_edges(
     steps: int = 5,
     rule: str = "midpoint",
     direction: str = "noise",
-    ablation: str = "counterfactual",
-    reference: Task | None = None,
-    expand_kv: bool = False,
     neurons: Sequence[str | tuple[int, int]] = (),
     together: bool = False,
     per_prompt: bool = False,
-    seed: int = 0,
-    budget_gb: float = 1.0,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
+    **run: Unpack[GraphKeywords],
 ) -> EdgeScores:
     """For every edge u -> v, estimate how much the metric drops when v reads u's other output.
 
@@ -120,11 +116,6 @@ def score_edges(
         rule: the integration rule: "midpoint", "left", "right", "trapezoid" or "gauss"
             (Gauss-Legendre).
         direction: "noise" (base = clean) or "denoise" (base = corrupted).
-        ablation: what an edge carries instead: "counterfactual" (the other run), "resample" (the
-            run of another clean prompt, which replaces the corrupted one, also in the gap),
-            "zero", or "mean". See `interp.circuits.trials.removed_edges`.
-        reference: prompts whose tokens the mean is taken over; none of them may be evaluated.
-        expand_kv: separate key and value readers for every query head.
         neurons: neurons that are nodes of their own, apart from the rest of their MLP, such as
             L26N6475. A neuron has its own input, and writes its activation times its output
             weights. Without a post-norm, the scores of an MLP's neurons and of its rest sum to
@@ -132,11 +123,11 @@ def score_edges(
             "information-flow-routes".
         together: see "EAP-IG-activations".
         per_prompt: keep the scores of every prompt, for bootstraps.
-        seed: seed of the other prompts in resample ablation.
-        budget_gb: memory for runs in flight, autograd graphs and products. Changes the time, not
-            the result. One prompt must fit.
-        progress: called with (prompts done, prompts in total).
-        cancelled: asked before every batch.
+        run: ablation (what an edge carries instead: "counterfactual" is the other run, "resample"
+            the run of another clean prompt, which replaces the corrupted one, also in the gap),
+            reference, expand_kv, seed, budget_gb (also for autograd graphs and products; one prompt
+            must fit), progress (called with prompts done, and in total) and cancelled; see
+            `TrialOptions`.
 
     Returns:
         EdgeScores, as fractions of the clean-corrupted gap, positive for edges that support the
@@ -155,37 +146,33 @@ def score_edges(
     takes 2 forward passes, not 3. Equals finite differences and, for a linear model, exact effects
     (tests/circuits/test_score_edges.py).
     """
+    options = TrialOptions(direction=direction, neurons=tuple(listed(neurons)), **run)
     spec = _EdgeSpec(
         method=method,
         steps=steps,
         rule=rule,
-        direction=direction,
-        ablation=ablation,
-        expand_kv=expand_kv,
-        neurons=tuple(listed(neurons)),
+        points=rule_points(rule, steps) if method in RULED else (),
         together=together,
         per_prompt=per_prompt,
-        points=rule_points(rule, steps) if method in RULED else (),
-        reference=reference,
-        seed=seed,
+        options=options,
     )
-    options = RunOptions(budget_gb=budget_gb, progress=progress, cancelled=cancelled)
     _refuse(model, task, spec)
-    work, runs, over = _prepare(model, task, spec, options)
-    with stoppable(cancelled):
-        sums, ends, unexplained, batches = _measure(work, runs, spec, options)
+    work, runs = _prepare(model, task, spec)
+    order = np.argsort([len(prompt) for prompt in runs.base], kind="stable")
+    with stoppable(options.cancelled):
+        sums, ends, unexplained, batches = _measure(work, runs, order, spec)
     clean, corrupted = ends if work.noise else ends[::-1]
     if not spec.share:
         check_gap(clean, corrupted)
         _check_reach(work, task, method, clean - corrupted)
     return EdgeScores(
         graph=work.graph,
-        per_prompt=np.concatenate(sums.kept)[_back(runs)] if per_prompt else None,
+        per_prompt=np.concatenate(sums.kept)[np.argsort(order)] if per_prompt else None,
         clean=clean,
         corrupted=corrupted,
         method=method,
         direction=direction,
-        ablation="none" if spec.share else ablation,
+        ablation="none" if spec.share else options.ablation,
         steps=len(spec.points) or 1,
         rule=rule if spec.points else "",
         completeness_gap=_completeness(unexplained, clean - corrupted, method),
@@ -199,27 +186,22 @@ def score_edges(
         metric_unit=task.metric.unit,
         unit="share" if spec.share else "gap",
         provenance=provenance(model, task, spec.call()),
-        notes=(*over, *_notes(work, method)),
+        notes=_notes(work, spec),
         **sums.result(),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _EdgeSpec:
-    """The arguments of `score_edges`, and the points and weights of the integration rule."""
+    """The method and its options, with the points and weights of the integration rule."""
 
     method: str
     steps: int
     rule: str
-    direction: str
-    ablation: str
-    expand_kv: bool
-    neurons: tuple[str | tuple[int, int], ...]
+    points: IntegrationPoints
     together: bool
     per_prompt: bool
-    points: IntegrationPoints
-    reference: Task | None
-    seed: int
+    options: TrialOptions
 
     @property
     def share(self) -> bool:
@@ -228,45 +210,45 @@ class _EdgeSpec:
 
     def call(self) -> str:
         """The Python call that repeats the measurement."""
-        names = ("method", "steps", "rule", "direction", "ablation", "expand_kv", "together")
-        spelled = [f"{name}={getattr(self, name)!r}" for name in names]
-        if self.neurons:
-            spelled.append(f"neurons={self.neurons!r}")
-        if self.ablation == "resample":
-            spelled.append(f"seed={self.seed}")
-        if self.reference is not None:
-            spelled.append(f"reference={self.reference.source or 'own_reference'}")
+        given = vars(self) | vars(self.options)
+        names = ["method", "steps", "rule", "direction", "ablation", "expand_kv", "together"]
+        names += ["neurons"] * bool(given["neurons"])
+        names += ["seed"] * (given["ablation"] == "resample")
+        spelled = [f"{name}={given[name]!r}" for name in names]
+        if self.options.reference is not None:
+            spelled.append(f"reference={self.options.reference.source or 'own_reference'}")
         return f"scores = interp.circuits.score_edges(model, task, {', '.join(spelled)})"
 
 
 def _refuse(model: LanguageModel, task: Task, spec: _EdgeSpec) -> None:
     """Check the arguments before anything runs."""
+    ablation, direction = spec.options.ablation, spec.options.direction
     if spec.method not in METHODS:
         raise unknown("edge scoring method", spec.method, METHODS)
-    if spec.neurons and spec.method in ("EAP-IG-activations", "information-flow-routes"):
+    if spec.options.neurons and spec.method in ("EAP-IG-activations", "information-flow-routes"):
         raise InterpError(
             f"{spec.method} with neurons as nodes",
             "it scores whole MLPs only",
             "use EAP, EAP-IG-inputs, clean-corrupted or exact",
         )
-    if spec.ablation not in ABLATIONS:
-        raise unknown("ablation", spec.ablation, ABLATIONS)
+    if ablation not in ABLATIONS:
+        raise unknown("ablation", ablation, ABLATIONS)
     model.require_decoder("scoring edges")
-    if spec.ablation != "counterfactual" and (
-        spec.direction == "denoise" or spec.method == "clean-corrupted"
+    if ablation != "counterfactual" and (
+        direction == "denoise" or spec.method == "clean-corrupted"
     ):
         raise InterpError(
-            f"{spec.ablation} ablation with {spec.method}, {spec.direction}",
+            f"{ablation} ablation with {spec.method}, {direction}",
             "this ablation removes values from the clean run and gives no second run to start from",
             "use direction='noise' and another method, or ablation='counterfactual'",
         )
-    if spec.share and spec.direction != "noise":
+    if spec.share and direction != "noise":
         raise InterpError(
-            f"{spec.method}, {spec.direction}",
+            f"{spec.method}, {direction}",
             "it uses the clean run only",
             "use direction='noise'",
         )
-    if task.metric.needs_reference and spec.method == "EAP" and spec.direction == "noise":
+    if task.metric.needs_reference and spec.method == "EAP" and direction == "noise":
         raise InterpError(
             f"{spec.method} of {task.metric.name}",
             "it compares with the clean run, so its gradient there is zero",
@@ -274,46 +256,35 @@ def _refuse(model: LanguageModel, task: Task, spec: _EdgeSpec) -> None:
         )
 
 
-def _prepare(
-    model: LanguageModel, task: Task, spec: _EdgeSpec, options: RunOptions
-) -> tuple[EstimateState, PairedRuns, tuple[str, ...]]:
-    """The runs of the task, what removed edges carry, and notes on it."""
+def _prepare(model: LanguageModel, task: Task, spec: _EdgeSpec) -> tuple[EstimateState, PairedRuns]:
+    """What all chunks share, and the runs of the task."""
+    options = spec.options
     decoder = model.require_decoder("scoring edges")
     budget = budget_bytes(options.budget_gb)
     model.refuse_changed("scoring edges")
     keep_freed_memory()
-    graph = graph_of(model, expand_kv=spec.expand_kv, neurons=spec.neurons)
+    graph = graph_of(model, expand_kv=options.expand_kv, neurons=options.neurons)
     runner = edge_runner(decoder, graph)
-    ablated = ablated_runs(
-        model,
-        task,
-        ablation="counterfactual" if spec.share else spec.ablation,
-        direction=spec.direction,
-        reference=None if spec.share else spec.reference,
-        seed=spec.seed,
-    )
+    if spec.share:
+        options = replace(options, ablation="counterfactual", reference=None)
+    ablated = ablated_runs(model, task, options)
     work = EstimateState(
         runner=runner,
         graph=graph,
         metric=task.metric,
-        noise=spec.direction == "noise",
+        noise=options.direction == "noise",
         replacement=ablated.writes(runner),
         budget=budget,
         forwards=len(ablated.batches),
     )
-    notes = {"resample": f"other prompts drawn with seed {spec.seed}"}
-    if spec.reference is not None:
-        notes["mean"] = f"means over the tokens of {spec.reference.name}"
-    note = "" if spec.share else notes.get(spec.ablation, "")
-    return work, ablated.runs, (note,) if note else ()
+    return work, ablated.runs
 
 
 def _measure(
-    work: EstimateState, runs: PairedRuns, spec: _EdgeSpec, options: RunOptions
+    work: EstimateState, runs: PairedRuns, order: Indices, spec: _EdgeSpec
 ) -> tuple[RunningSums, np.ndarray, list[np.ndarray], int]:
     """Sums over prompts, both runs' metric, what is unexplained, and the number of batches."""
-    estimate = _estimate(spec, options.cancelled)
-    order, done = _order(runs), 0
+    estimate, options, done = _estimate(spec), spec.options, 0
     points = max(len(spec.points), 1 + (spec.method == "clean-corrupted"))
     _refuse_large(work, runs, spec)
     pieces = list(_chunks(work, runs, order, points))
@@ -336,37 +307,20 @@ def _measure(
     return sums, ends, unexplained, len(pieces)
 
 
-def _order(runs: PairedRuns) -> np.ndarray:
-    """Prompt numbers, shortest first."""
-    return np.argsort([len(prompt) for prompt in runs.base], kind="stable")
-
-
-def _back(runs: PairedRuns) -> np.ndarray:
-    """The index of every prompt in that order."""
-    return np.argsort(_order(runs))
-
-
-def _estimate(spec: _EdgeSpec, cancelled: Callable[[], bool]) -> EdgeEstimate:
+def _estimate(spec: _EdgeSpec) -> EdgeEstimate:
     """The method as a function of a chunk."""
-
-    def stop() -> None:
-        if cancelled():
-            raise Cancelled("scoring edges", "stopped in between", "rerun it")
-
     found: dict[str, EdgeEstimate] = {
         "EAP": partial(input_path, points=((0.0, 1.0),)),
         "clean-corrupted": partial(input_path, points=((0.0, 0.5), (1.0, 0.5))),
         "EAP-IG-inputs": partial(input_path, points=spec.points),
         "EAP-IG-activations": partial(activation_paths, points=spec.points, together=spec.together),
         "information-flow-routes": flow_shares,
-        "exact": partial(exact_effects, stop=stop),
+        "exact": exact_effects,
     }
     return found[spec.method]
 
 
-def _chunks(
-    work: EstimateState, runs: PairedRuns, order: np.ndarray, points: int
-) -> Iterator[Chunk]:
+def _chunks(work: EstimateState, runs: PairedRuns, order: Indices, points: int) -> Iterator[Chunk]:
     """The pairs, shortest first, in chunks that fit the budget."""
     decoder, held = work.runner.decoder, _held(work, points)
     lengths = np.array([len(runs.base[i]) for i in order])
@@ -412,10 +366,17 @@ def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) 
     return float(each[0]) if method != "EAP-IG-activations" else float(np.abs(each).max())
 
 
-def _notes(work: EstimateState, method: str) -> tuple[str, ...]:
+def _notes(work: EstimateState, spec: _EdgeSpec) -> tuple[str, ...]:
+    """What was drawn or averaged, and how a post-norm was treated."""
+    notes, options = [], spec.options
+    if options.ablation == "resample" and not spec.share:
+        notes.append(f"other prompts drawn with seed {options.seed}")
+    if options.reference is not None and not spec.share:
+        notes.append(f"means over the tokens of {options.reference.name}")
     post = any(block.ln1_post is not None for block in work.runner.decoder.blocks)
-    linear = method not in ("exact", "information-flow-routes")
-    return (POST_NORM,) if post and linear else ()
+    if post and spec.method != "exact" and not spec.share:
+        notes.append(POST_NORM)
+    return tuple(notes)
 
 
 def _check_reach(work: EstimateState, task: Task, method: str, gaps: np.ndarray) -> None:

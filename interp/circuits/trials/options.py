@@ -54,6 +54,12 @@ class TrialOptions(RunOptions):
     expand_kv: bool = False
     neurons: Sequence[str | tuple[int, int]] = ()
 
+    @property
+    def removed(self) -> str:
+        """What removed edges carry, in words."""
+        over = "" if self.reference is None else f" over the tokens of {self.reference.name}"
+        return f"{self.ablation} ablation{over}"
+
     def of_graph(self, graph: Graph) -> TrialOptions:
         """These options for circuits of a given graph."""
         return replace(self, expand_kv=graph.expand_kv, neurons=graph.neurons)

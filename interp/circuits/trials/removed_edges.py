@@ -17,6 +17,7 @@ from interp.models.language_model import LanguageModel
 from interp.runs.mean_activations import batches_of, reference_prompts
 from interp.runs.pairs import PairedRuns, paired_runs, refuse_equal
 
+
 @dataclass(frozen=True, kw_only=True)
 class RemovedEdges:
     """Both runs of every pair, and what removed edges carry.

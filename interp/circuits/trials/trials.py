@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from typing import Protocol
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from interp.engine.readout import LogitsOf, cut
 from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.pairs import check_gap
+
+if TYPE_CHECKING:
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.positions.positioned_circuit import PositionedCircuit
 
 
 class CircuitRunner(Protocol):
@@ -111,14 +116,25 @@ class Trials:
             trials._positions[begin : begin + len(one)] = one
         return trials
 
+    def require_graph(self, circuits: Sequence[Circuit | PositionedCircuit]) -> None:
+        """Refuse circuits of another graph.
+
+        Raises:
+            InterpError: a circuit has another graph.
+        """
+        for one in circuits:
+            if one.graph != self.graph:
+                raise InterpError(
+                    f"circuits on {self.model.name}",
+                    f"their graph is {one.graph}",
+                    "use circuits of this model",
+                )
+
     @property
     def protocol(self) -> str:
         """What was measured, in words."""
-        options = self.options
-        removed = f"{options.ablation} ablation"
-        if options.reference is not None:
-            removed += f" over the tokens of {options.reference.name}"
-        if options.direction == "denoise":
+        removed = self.options.removed
+        if self.options.direction == "denoise":
             removed = "the corrupted run, removed edges carry the clean run's values (denoise)"
         kv = "key/value readers per query head" if self.graph.expand_kv else "native k/v readers"
         if neurons := len(self.graph.neurons):
@@ -181,6 +197,19 @@ class Trials:
         self.forwards += forward_equivalents(self.graph, masks)
         with torch.no_grad():
             return self.metric(torch.from_numpy(masks)).numpy()
+
+    def in_batches(self, masks: Iterable[np.ndarray], size: int) -> np.ndarray:
+        """(masks, prompts) metric of circuits, at most `size` of them in a run.
+
+        Progress counts circuits; their total is 0 if `masks` is not a sequence.
+        """
+        total = len(masks) if isinstance(masks, Sequence) else 0
+        left, found = iter(masks), [np.zeros((0, len(self.task)))]
+        while batch := list(islice(left, size)):
+            found.append(self.values(np.stack(batch)))
+            if self.options.progress is not None:
+                self.options.progress(sum(map(len, found)), total)
+        return np.concatenate(found)
 
     def ends(self) -> np.ndarray:
         """(2, prompts) metric of the whole graph and of the empty one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from interp.core.components import within
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.statistics import Estimate, mean_estimate, widened
 from interp.engine.architecture import Decoder
+from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import BLOCK, Token, _check_k
 from interp.runs.capture import run_with_cache
@@ -147,8 +149,8 @@ def logit_lens(
     k: int = 10,
     words: str | int | Sequence[str | int] = (),
     groups: Sequence[Hashable] | None = None,
-    budget_gb: float = 2.0,
     runs: StoredRuns | ChangedRuns | None = None,
+    **run: Unpack[RunKeywords],
 ) -> Lens:
     """The next-token distribution when the final norm and unembedding are applied to a layer.
 
@@ -169,8 +171,9 @@ def logit_lens(
         words: tokens to watch, each a text of exactly one token (with its leading space, if any)
             or a token id. Different spellings are different words.
         groups: one label per prompt, such as valid and invalid. Means are taken within groups.
-        budget_gb: memory for the captured residual streams.
         runs: stored runs of the prompts to read from, as in `run_with_cache`.
+        run: budget_gb, the memory for the captured residual streams, 2 by default; progress,
+            called with (cells read, cells in total), each a site of one layer; cancelled.
 
     Raises:
         InterpError: an unknown architecture, a site that is not a state of the stream, a prompt
@@ -191,21 +194,22 @@ def logit_lens(
     member, names = _members(groups, len(texts))
     rows = [model.tokenize(text) for text in texts]
     at = places_of(positions, rows, marks_of(prompts))
-    seen = run_with_cache(
-        model,
-        texts,
-        sites=sites,
-        layers=chosen,
-        positions=at,
-        budget_gb=budget_gb,
-        runs=runs,
-    )
-    with torch.no_grad():
-        cells = [
-            _read(decoder, seen[layer, site], member, k=k, ids=ids)
-            for site in sites
-            for layer in chosen
-        ]
+    options = RunOptions(**{"budget_gb": 2.0, **run})
+    with torch.no_grad(), stoppable(options.cancelled):
+        seen = run_with_cache(
+            model,
+            texts,
+            sites=sites,
+            layers=chosen,
+            positions=at,
+            budget_gb=options.budget_gb,
+            runs=runs,
+        )
+        cells = []
+        for site, layer in product(sites, chosen):
+            cells.append(_read(decoder, seen[layer, site], member, k=k, ids=ids))
+            if options.progress is not None:
+                options.progress(len(cells), len(sites) * len(chosen))
     grid = (len(sites), len(chosen))
     tokens, mean, stderr, probability, rank = (
         torch.stack(parts).unflatten(0, grid) for parts in zip(*cells, strict=True)
@@ -240,6 +244,7 @@ def _read(
     rank = torch.zeros_like(probability)
     step = max(1, BLOCK // decoder.d_vocab)
     for start in range(0, len(member), step):
+        stop_if_asked()
         rows = slice(start, start + step)
         logits = widened(decoder.logits(decoder.ln_final(hidden[rows].to(decoder.unembed))))
         p = logits.softmax(-1).cpu().double()

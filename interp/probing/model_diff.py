@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import Positions, listed, marks_of, places_of, texts_of
+from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
 from interp.core.components import Component, within
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.statistics import Estimate, mean_estimate, ratio_of_means
 from interp.engine.architecture import Decoder
+from interp.engine.stopping import stoppable
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 from interp.models.loading import unwrapped, wrap
@@ -227,6 +229,7 @@ class ActivationComparison:
         return pd.DataFrame(facts)
 
 
+@reads_arguments
 def compare_activations(
     base: LanguageModel,
     trained: LanguageModel,
@@ -235,8 +238,8 @@ def compare_activations(
     *,
     sites: Iterable[str] = ("resid_post",),
     layers: Iterable[int] | None = None,
-    budget_gb: float = 2.0,
     runs: tuple[StoredRuns, StoredRuns] | None = None,
+    **run: Unpack[RunKeywords],
 ) -> ActivationComparison:
     """How much two models differ on the same tokens, at one position of each prompt.
 
@@ -255,8 +258,9 @@ def compare_activations(
         positions: one token of each prompt, see `interp.core.arguments.Positions`.
         sites: sites compared.
         layers: layers compared; all by default.
-        budget_gb: memory for the values of one model.
         runs: stored runs of the cut prompts in the base and in the trained model.
+        run: budget_gb, the memory for the values of one model, 2 by default; progress, called with
+            (models run, 2); cancelled.
 
     Raises:
         InterpError: models of different sizes or tokens, no prompts, a site that is absent, or a
@@ -266,9 +270,16 @@ def compare_activations(
     sites = tuple(dict.fromkeys(listed(sites)))
     chosen = within(layers, base.n_layers, "layer", base.name)
     rows = _cut(base, trained, prompts, positions)
-    wanted = {"sites": sites, "layers": chosen, "positions": "last", "budget_gb": budget_gb}
-    models = zip((base, trained), runs or (None, None), strict=True)
-    seen = [run_with_cache(model, rows, runs=own, **wanted) for model, own in models]
+    options = RunOptions(**{"budget_gb": 2.0, **run})
+    wanted = {"sites": sites, "layers": chosen, "positions": "last"}
+    seen = []
+    with stoppable(options.cancelled):
+        for model, own in zip((base, trained), runs or (None, None), strict=True):
+            seen.append(
+                run_with_cache(model, rows, runs=own, budget_gb=options.budget_gb, **wanted)
+            )
+            if options.progress is not None:
+                options.progress(len(seen), 2)
     measured = np.empty((2, len(rows), len(sites), len(chosen)))
     for s, site in enumerate(sites):
         for i, layer in enumerate(chosen):

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
+from interp.core.run_options import Progress
 from interp.core.statistics import bootstrap_weights, share_estimate
+from interp.engine.stopping import stop_if_asked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -347,7 +349,9 @@ def permuted_labels(
     return mixed
 
 
-def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple[Tensor, Tensor]:
+def logistic_probes(
+    X: Tensor, runs: np.ndarray, regularisation: float, progress: Progress | None = None
+) -> tuple[Tensor, Tensor]:
     """Weights (run, *leading, d) and biases (run, *leading) of probes fitted to labels (run, n)."""
     from sklearn.linear_model import LogisticRegression
 
@@ -360,10 +364,13 @@ def logistic_probes(X: Tensor, runs: np.ndarray, regularisation: float) -> tuple
         scale[scale <= 1e-6 * np.abs(mean)] = np.inf  # constant up to rounding
         standard = (raw - mean) / scale
         for run, labels in enumerate(runs):
+            stop_if_asked()
             model = LogisticRegression(
                 C=1 / (n * regularisation), class_weight="balanced", max_iter=2000
             ).fit(standard, labels)
             weights[run, i] = model.coef_[0] / scale
             bias[run, i] = model.intercept_[0] - weights[run, i] @ mean
+        if progress is not None:
+            progress(i + 1, weights.shape[1])
     shape = (len(runs), *leading)
     return torch.from_numpy(weights.reshape(*shape, d)), torch.from_numpy(bias.reshape(shape))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -26,7 +26,9 @@ from interp.core.errors import InterpError, unknown
 from interp.core.folds import equal_rows, joined, stratified_folds
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.engine.memory import says_too_little
+from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
 from interp.probing.probes import (
     ProbeKind,
@@ -62,6 +64,66 @@ class Optimiser:
     betas: tuple[float, float] = (0.9, 0.99)
 
 
+class FitKeywords(TypedDict, total=False):
+    """Keywords of every function that trains probes; see `FitOptions`."""
+
+    kind: ProbeKind
+    folds: int
+    shuffles: int
+    regularisation: float
+    optimiser: Optimiser | None
+    seed: int
+    progress: Progress | None
+    cancelled: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How probes are trained.
+
+    Attributes:
+        kind: "logistic" or "softmax".
+        folds: number of folds; 1 / folds of the rows are held out.
+        shuffles: number of control runs.
+        regularisation: for "logistic", scikit-learn's C is 1 / (n_train * regularisation).
+        optimiser: options of "softmax" probes.
+        seed: seed of the split, permutations, initialisation, batches and bootstrap.
+        progress: called with (probes fitted, probes in total), controls apart; for "softmax" with
+            (steps done, steps in total).
+        cancelled: asked before every fit or step; training stops when it returns True.
+
+    Raises:
+        InterpError: an unknown kind, or an option that is out of range or does not apply.
+    """
+
+    kind: ProbeKind = "logistic"
+    folds: int = 4
+    shuffles: int = 20
+    regularisation: float = 0.01
+    optimiser: Optimiser | None = None
+    seed: int = 0
+    progress: Progress | None = None
+    cancelled: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        logistic = self.kind == "logistic"
+        if self.kind not in ("logistic", "softmax"):
+            raise unknown("kind of probe", self.kind, ("logistic", "softmax"))
+        if self.shuffles < 1 or self.folds < 2 or (logistic and self.optimiser is not None):
+            raise InterpError(
+                f"{self.kind} probes, folds={self.folds}, shuffles={self.shuffles}, "
+                f"optimiser={self.optimiser}",
+                "no held-out fold, no control, or an optimiser that logistic probes do not use",
+                "give folds of at least 2, shuffles of at least 1, and optimiser for softmax only",
+            )
+        if self.regularisation < 0 or (logistic and self.regularisation == 0):
+            raise InterpError(
+                f"{self.kind} probes with regularisation {self.regularisation:g}",
+                "without it, separable classes have no finite best weights",
+                "give more than 0 (or 0 for softmax)",
+            )
+
+
 @says_too_little
 @reads_arguments
 def train_probes(
@@ -69,14 +131,9 @@ def train_probes(
     y: Flags,
     *,
     groups: Iterable[Hashable] | None = None,
-    kind: ProbeKind = "logistic",
-    folds: int = 4,
-    shuffles: int = 20,
-    regularisation: float = 0.01,
-    optimiser: Optimiser | None = None,
-    seed: int = 0,
     coordinates: Mapping[str, Sequence[int]] | None = None,
     source: Mapping[str, str] | None = None,
+    **fit: Unpack[FitKeywords],
 ) -> Probes:
     """Fit a linear probe for every leading index of X (*leading, N, d); evaluate on held-out rows.
 
@@ -98,14 +155,10 @@ def train_probes(
         y: (N,) labels, True or 1 for valid, False or 0 for invalid.
         groups: one label per row for rows that belong together, such as a problem's id. By default
             every row is a group. Equal rows are always in one group.
-        kind: "logistic" or "softmax".
-        folds: number of folds; 1 / folds of the rows are held out.
-        shuffles: number of control runs.
-        regularisation: for "logistic", scikit-learn's C is 1 / (n_train * regularisation).
-        optimiser: options of "softmax" probes.
-        seed: seed of the split, permutations, initialisation, batches and bootstrap.
         coordinates: names and labels of the leading axes; by default layer, head, axis2, ...
         source: facts stored with the result.
+        fit: kind, folds, shuffles, regularisation, optimiser, seed, progress and cancelled; see
+            `FitOptions`.
 
     Raises:
         InterpError: shapes that do not fit, values that are not finite, fewer than 10 examples of a
@@ -116,38 +169,27 @@ def train_probes(
     chosen by validation loss; and there is a control, after Hewitt and Liang 2019 (arXiv
     1909.03368). Source: Lee et al. 2025, arXiv 2504.14379.
     """
-    if kind not in ("logistic", "softmax"):
-        raise unknown("kind of probe", kind, ("logistic", "softmax"))
-    if shuffles < 1 or folds < 2 or (kind == "logistic" and optimiser is not None):
-        raise InterpError(
-            f"{kind} probes, folds={folds}, shuffles={shuffles}, optimiser={optimiser}",
-            "no held-out fold, no control, or an optimiser that logistic probes do not use",
-            "give folds of at least 2, shuffles of at least 1, and optimiser for softmax only",
-        )
-    if regularisation < 0 or (kind == "logistic" and regularisation == 0):
-        raise InterpError(
-            f"{kind} probes with regularisation {regularisation:g}",
-            "without it, separable classes have no finite best weights",
-            "give more than 0 (or 0 for softmax)",
-        )
+    options = FitOptions(**fit)
+    seed, decay = options.seed, options.regularisation
     X, labels, group = _checked(X, y, groups)
-    _require_enough(labels, group, folds)
+    _require_enough(labels, group, options.folds)
     named = _named_axes(coordinates, X.shape[:-2])
-    test = stratified_folds(labels, group, folds, seed, held_out=1) == 0
+    test = stratified_folds(labels, group, options.folds, seed, held_out=1) == 0
     random = np.random.default_rng(seed)
-    mixed = [permuted_labels(labels, group, ~test, random) for _ in range(shuffles)]
+    mixed = [permuted_labels(labels, group, ~test, random) for _ in range(options.shuffles)]
     runs = np.stack([labels, *mixed])
     fitted = X[..., torch.from_numpy(~test), :]
-    settings: dict[str, Any] = {"seed": seed, "folds": folds, "regularisation": regularisation}
+    settings: dict[str, Any] = {"seed": seed, "folds": options.folds, "regularisation": decay}
     columns = initial = None
-    if kind == "softmax":
-        optimiser = optimiser or Optimiser()
-        settings |= asdict(optimiser) | {"betas": [*optimiser.betas]}
-        all_columns, initial = _softmax(fitted, runs[:, ~test], optimiser, regularisation, seed)
-        columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
-        bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
-    else:
-        weights, bias = logistic_probes(fitted, runs[:, ~test], regularisation)
+    with stoppable(options.cancelled):
+        if options.kind == "softmax":
+            optimiser = options.optimiser or Optimiser()
+            settings |= asdict(optimiser) | {"betas": [*optimiser.betas]}
+            all_columns, initial = _softmax(fitted, runs[:, ~test], optimiser, options)
+            columns, weights = all_columns[0], all_columns[..., 1] - all_columns[..., 0]
+            bias = torch.zeros(weights.shape[:-1], dtype=weights.dtype)
+        else:
+            weights, bias = logistic_probes(fitted, runs[:, ~test], decay, options.progress)
     scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
     once = torch.ones(1, int(test.sum()), dtype=torch.float64)
     controls = [
@@ -155,7 +197,7 @@ def train_probes(
         for s, run in zip(scores, runs, strict=True)
     ]
     return Probes(
-        kind=kind,
+        kind=options.kind,
         weights=weights[0],
         bias=bias[0],
         columns=columns,
@@ -200,6 +242,8 @@ def evaluate_probes(
     return evaluation(scores, labels, group, seed)
 
 
+@says_too_little
+@reads_arguments
 def probe_model(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
@@ -210,14 +254,9 @@ def probe_model(
     sites: Iterable[str] = ("resid_post", "attn_out", "mlp_out", "z"),
     layers: Iterable[int] | None = None,
     expect: Collection[int] | None = None,
-    kind: ProbeKind = "logistic",
-    folds: int = 4,
-    shuffles: int = 20,
-    regularisation: float = 0.01,
-    optimiser: Optimiser | None = None,
-    seed: int = 0,
-    budget_gb: float = 2.0,
     runs: StoredRuns | None = None,
+    budget_gb: float = 2.0,
+    **fit: Unpack[FitKeywords],
 ) -> dict[str, Probes]:
     """Train probes on a model's activations at one token of each prompt: site name -> Probes.
 
@@ -235,14 +274,9 @@ def probe_model(
         layers: layers to probe; all by default.
         expect: token ids; every position must hold one of them. Guards against positions that are
             off by one.
-        kind: as in `train_probes`.
-        folds: as in `train_probes`.
-        shuffles: as in `train_probes`.
-        regularisation: as in `train_probes`.
-        optimiser: as in `train_probes`.
-        seed: as in `train_probes`.
-        budget_gb: memory for the activations.
         runs: stored runs of the cut prompts to read from.
+        budget_gb: memory for the activations.
+        fit: as in `train_probes`; progress counts sites.
 
     Raises:
         InterpError: lists of unequal lengths, a position outside its prompt or on an unexpected
@@ -255,10 +289,12 @@ def probe_model(
     cut = _cut(model, prompts, positions, expect)
     truth = flags_of(labels, len(cut))
     group = joined(_group_numbers(groups, len(cut)), cut)
-    _require_enough(truth, group, folds)
-    seen = run_with_cache(
-        model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
-    )
+    options = FitOptions(**fit)
+    _require_enough(truth, group, options.folds)
+    with stoppable(options.cancelled):
+        seen = run_with_cache(
+            model, cut, sites=sites, layers=chosen, positions="last", budget_gb=budget_gb, runs=runs
+        )
     found = {}
     for site in sites:
         X = torch.stack([seen[layer, site] for layer in chosen])
@@ -269,15 +305,12 @@ def probe_model(
             X.movedim(1, -2),
             truth,
             groups=group.tolist(),
-            kind=kind,
-            folds=folds,
-            shuffles=shuffles,
-            regularisation=regularisation,
-            optimiser=optimiser,
-            seed=seed,
             coordinates=coordinates,
             source={"model": model.name, "model_hash": model.hash, "site": site},
+            **{**fit, "progress": None},
         )
+        if options.progress is not None:
+            options.progress(len(found), len(sites))
     return found
 
 
@@ -384,25 +417,30 @@ def _named_axes(
 
 
 def _softmax(
-    X: Tensor, runs: np.ndarray, optimiser: Optimiser, decay: float, seed: int
+    X: Tensor, runs: np.ndarray, optimiser: Optimiser, options: FitOptions
 ) -> tuple[Tensor, Tensor]:
     """Columns (run, *leading, d, 2) for labels (run, n), and their initial (*leading, d, 2)."""
     leading, (n, d) = X.shape[:-2], X.shape[-2:]
     flat, labels = X.reshape(-1, n, d).float(), torch.from_numpy(runs)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(options.seed)
     start = torch.randn(len(flat), d, 2, generator=random) / math.sqrt(d)
     P = start.repeat(len(runs), 1, 1, 1).requires_grad_()
     valid = labels.sum(1, keepdim=True)
     balance = torch.where(labels, n / (2 * valid), n / (2 * (n - valid)))
-    adamw = torch.optim.AdamW([P], lr=optimiser.lr, betas=optimiser.betas, weight_decay=decay)
+    adamw = torch.optim.AdamW(
+        [P], lr=optimiser.lr, betas=optimiser.betas, weight_decay=options.regularisation
+    )
     size = min(n, optimiser.batch_size or n)
     with torch.enable_grad():
-        for _ in range(optimiser.steps):
+        for step in range(optimiser.steps):
+            stop_if_asked()
             rows = torch.randperm(n, generator=random)[:size] if size < n else torch.arange(n)
             adamw.zero_grad()
             logits = torch.einsum("mnd,rmdc->rmnc", flat[:, rows], P).log_softmax(-1)
             named = torch.where(labels[:, None, rows], logits[..., 1], logits[..., 0])
             (-balance[:, None, rows] * named).mean(-1).sum().backward()
             adamw.step()
+            if options.progress is not None:
+                options.progress(step + 1, optimiser.steps)
     shape = (*leading, d, 2)
     return P.detach().double().reshape(len(runs), *shape), start.double().reshape(shape)

@@ -19,6 +19,7 @@ from interp.core.prompts import Task
 from interp.core.records import read_sealed, write_sealed
 from interp.core.schema import is_whole
 from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.stopping import stop_if_asked
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
 from interp.results.keys import result_key
@@ -156,6 +157,7 @@ def run_with_cache(
 
     def keep(address: Address) -> Hook:
         def hook(value: Tensor, batch: Batch) -> Tensor:
+            stop_if_asked()
             seen = value.detach()
             if address[1] == "pattern":
                 seen = seen.transpose(1, 2)

@@ -14,6 +14,7 @@ from interp.core.statistics import share_estimate
 from interp.models.loading import load_model
 from interp.probing.probes import Probes, decision, measures, permuted_labels, probe_geometry
 from interp.probing.training import (
+    FitOptions,
     Optimiser,
     _softmax,
     evaluate_probes,
@@ -347,7 +348,8 @@ def test_shuffled_pairs_are_those_of_the_shuffled_columns():
     test, group = probes.test.numpy(), np.arange(80)
     runs = [y.numpy(), *(permuted_labels(y.numpy(), group, ~test, random_) for _ in range(2))]
     optimiser = Optimiser(steps=30)
-    every, _ = _softmax(X[:, ~test], np.stack(runs)[:, ~test], optimiser, 0.01, 0)
+    options = FitOptions(kind="softmax")
+    every, _ = _softmax(X[:, ~test], np.stack(runs)[:, ~test], optimiser, options)
     wanted = torch.cosine_similarity(every[1:, ..., 0], every[1:, ..., 1], dim=-1)
     geometry = probe_geometry(probes)
     torch.testing.assert_close(geometry.pair_shuffled, wanted, atol=1e-5, rtol=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.pairs import check_gap
 
-if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
-    from interp.circuits.positions.positioned_circuit import PositionedCircuit
+
+class HasGraph(Protocol):
+    """A circuit, with or without positions."""
+
+    @property
+    def graph(self) -> Graph: ...
 
 
 class CircuitRunner(Protocol):
@@ -116,7 +119,7 @@ class Trials:
             trials._positions[begin : begin + len(one)] = one
         return trials
 
-    def require_graph(self, circuits: Sequence[Circuit | PositionedCircuit]) -> None:
+    def require_graph(self, circuits: Sequence[HasGraph]) -> None:
         """Refuse circuits of another graph.
 
         Raises:

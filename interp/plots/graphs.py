@@ -143,15 +143,17 @@ def layered_graph(
 
 
 def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
+    """Nodes as shapes. Names of heads and MLPs are inside, in black; others beside their shape."""
     states = unfaded(1)
     states["unselected"] = states["unselected"] | {"textfont": {"color": FRAME}}
+    inside = [node.kind in ("head", "mlp") for node in nodes]
     figure.add_scatter(
         x=[node.x for node in nodes],
         y=[node.y for node in nodes],
         mode="markers+text",
         marker={
             "symbol": [SHAPES[node.kind] for node in nodes],
-            "size": [22 if node.kind in ("head", "mlp") else 18 for node in nodes],
+            "size": [22 if named else 18 for named in inside],
             "color": [FILLS[node.kind] for node in nodes],
             "opacity": 1,
             "line": {
@@ -161,15 +163,18 @@ def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
         },
         **states,
         text=[
-            ("" if node.kind in ("head", "mlp") else "  ") + escaped(node.label) for node in nodes
+            escaped(node.label) if named else "" for node, named in zip(nodes, inside, strict=True)
         ],
         textfont={"size": 9, "color": FRAME},
-        textposition=[
-            "middle center" if node.kind in ("head", "mlp") else "middle right" for node in nodes
-        ],
         hoverinfo="skip",
         showlegend=False,
     )
+    for node, named in zip(nodes, inside, strict=True):
+        if not named and node.label:  # without a colour of its own: that of the page's theme
+            figure.add_annotation(
+                x=node.x, y=node.y, text=escaped(node.label), font={"size": 9}, showarrow=False,
+                xanchor="left", xshift=12,
+            )  # fmt: skip
 
 
 def _step(link: Link) -> int:

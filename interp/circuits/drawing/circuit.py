@@ -11,7 +11,7 @@ import numpy as np
 from interp.core.components import Component
 from interp.engine.edges.graph import LOGITS, Graph
 from interp.plots.graphs import GROUPS, Link, Node, layered_graph
-from interp.plots.style import CHOSEN, FRAME, LOWERS, hover_text
+from interp.plots.style import CHOSEN, LOWERS, hover_text
 
 MOST = 250
 """The most edges that are drawn; more are unreadable."""
@@ -20,7 +20,7 @@ SIDE = 1.12
 """The x coordinate of MLPs; heads are between 0 and 1."""
 
 BOTH, LEFT, RIGHT = "both", "the first only", "the second only"
-OVERLAP = {BOTH: FRAME, LEFT: LOWERS, RIGHT: CHOSEN}
+OVERLAP = {BOTH: "#2e8b57", LEFT: LOWERS, RIGHT: CHOSEN}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ class CaseRow(FileRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class Case(PromptCase):
     """A prompt (the user's turn), and whether a model should answer or refuse it.
 
     Attributes:
@@ -43,19 +43,9 @@ class Case:
         base: the text that it is built on. Rows with the same base are not independent.
     """
 
-    row: str
     prompt: str
-    should: DesiredReply
     task: str = "request"
     kind: str = ""
-    base: str = ""
-
-    @property
-    def known(self) -> PromptCase:
-        """The case without its text."""
-        return PromptCase(
-            row=self.row, should=self.should, task=self.task, base=self.base or self.row
-        )
 
 
 def taboo_cases(n: int, *, requests: int = 1, seed: int = 0) -> tuple[Case, ...]:
@@ -208,7 +198,7 @@ def deal(cases: Sequence[Case], shares: Mapping[str, float], *, seed: int = 0) -
     if (wanted <= 0).any():
         raise InterpError(f"parts {dict(shares)}", "not all above 0", "give positive shares")
     rng, part = np.random.default_rng(seed), dict[str, str]()
-    own = [case.known.base for case in cases]
+    own = [case.unit for case in cases]
     group = joined(own, (case.prompt for case in cases)).tolist()
     bases = [own[group.index(number)] for number in group]  # the first base of each group
     for kind in dict.fromkeys(case.kind for case in cases):

@@ -78,10 +78,12 @@ class Bank:
             InterpError: rows or prompts that the bank was made of, states that were read in another
                 way, or other layers.
         """
-        self.reading.require(trajectories.reading, "trajectories for a bank")
-        own = ((self.rows, trajectories.rows), (self.prompts, trajectories.prompts))
-        for what, (ours, theirs) in zip(("rows", "prompts"), own, strict=True):
-            if shared := ours & set(theirs):
+        asked = "trajectories for a bank"
+        if self.reading != trajectories.reading:
+            found = f"read as {trajectories.reading}, the bank as {self.reading}"
+            raise InterpError(asked, found, "read both in the same way")
+        for what in ("rows", "prompts"):
+            if shared := getattr(self, what) & set(getattr(trajectories, what)):
                 raise InterpError(
                     f"evaluating on a bank's own {what}",
                     f"{len(shared)} of {len(trajectories)} {what} are in the bank, such as "
@@ -89,9 +91,7 @@ class Bank:
                     "split the rows first with Trajectories.split",
                 )
         if trajectories.layers != self.layers:
-            raise InterpError(
-                "trajectories for a bank", "they have other layers", "read the same layers"
-            )
+            raise InterpError(asked, "they have other layers", "read the same layers")
 
     def to_dataframe(self) -> Any:
         """One row per task and layer: counts, |v|, spreads and effectiveness."""
@@ -130,11 +130,8 @@ def make_bank(
         InterpError: no rows, or least below 1.
     """
     if not len(trajectories) or least < 1:
-        raise InterpError(
-            f"a bank of {len(trajectories)} rows",
-            f"least={least}",
-            "give rows and a least above 0",
-        )
+        asked = f"a bank of {len(trajectories)} rows"
+        raise InterpError(asked, f"least={least}", "give rows and a least above 0")
     named = tuple(dict.fromkeys(trajectories.tasks)) if tasks is None else tuple(listed(tasks))
     states = trajectories.states
     T, (_, L, d) = len(named), states.shape
@@ -147,7 +144,7 @@ def make_bank(
             counts[t, c] = len(group)
             if len(group) >= least:
                 centroids[t, c] = group.mean(0)
-                spread[t, c] = _root_mean_square(group - centroids[t, c])
+                spread[t, c] = np.sqrt(((group - centroids[t, c]) ** 2).sum(-1).mean(0))
         if (counts[t] >= least).all():
             cross[t] = np.mean([_lengths(groups[0] - row).mean(0) for row in groups[1]], axis=0)
     return Bank(
@@ -337,11 +334,6 @@ def alignment(states: np.ndarray, bank: Bank, task: np.ndarray, kind: str) -> np
 
 def _lengths(vectors: np.ndarray) -> np.ndarray:
     return np.linalg.norm(vectors, axis=-1)
-
-
-def _root_mean_square(offsets: np.ndarray) -> np.ndarray:
-    """(L,) root mean square length of (n, L, d) offsets."""
-    return np.sqrt((offsets**2).sum(-1).mean(0))
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:

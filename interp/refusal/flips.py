@@ -12,7 +12,14 @@ from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.statistics import Estimate
 from interp.models.language_model import LanguageModel
-from interp.refusal.judging import LEAST_TOKENS, Judge, Judged, flip_rate, judge_replies, replies_of
+from interp.refusal.judging import (
+    LEAST_TOKENS,
+    Judge,
+    JudgedReplies,
+    flip_rate,
+    judge_replies,
+    replies_of,
+)
 from interp.runs.generation import generate
 from interp.runs.kinds import make_ablation, random_like
 
@@ -29,8 +36,8 @@ class HeadFlips:
     """
 
     heads: tuple[str, ...]
-    before: Judged
-    after: Judged
+    before: JudgedReplies
+    after: JudgedReplies
     rate: Estimate
     null: Null | None
 
@@ -70,7 +77,7 @@ def head_flips(
     prompts, heads, rows = texts_of(prompts), listed(heads), listed(rows)
     asked = ["".join(model.tokenize(prompt).strings) for prompt in prompts]
 
-    def judged(off: Sequence[str]) -> Judged:
+    def judged(off: Sequence[str]) -> JudgedReplies:
         change = make_ablation(model, off) if off else None
         texts = generate(model, prompts, max_new_tokens=max_new_tokens, change=change)
         replies = replies_of(rows, asked, texts)

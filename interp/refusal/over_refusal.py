@@ -17,7 +17,7 @@ from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.nulls import paired_p
 from interp.core.statistics import Estimate, ratio_of_means, share_estimate
-from interp.refusal.judging import REFUSALS, Judged, Label, count_labels
+from interp.refusal.judging import REFUSALS, JudgedReplies, Label, count_labels
 
 DesiredReply = Literal["answer", "refuse"]
 SIDES: tuple[DesiredReply, ...] = ("answer", "refuse")
@@ -31,6 +31,11 @@ class PromptCase:
     should: DesiredReply
     task: str = ""
     base: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Its base text; without one, the row. Rows of one unit are not independent."""
+        return self.base or self.row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +150,8 @@ class OverRefusal:
 
 def eval_over_refusal(
     rows: Sequence[PromptCase],
-    before: Judged,
-    after: Judged,
+    before: JudgedReplies,
+    after: JudgedReplies,
     *,
     steered: Sequence[bool] | np.ndarray | None = None,
 ) -> OverRefusal:
@@ -175,11 +180,8 @@ def eval_over_refusal(
     """
     before.require_alike(after)
     if tuple(row.row for row in rows) != before.rows:
-        raise InterpError(
-            "evaluating refusals",
-            "the row ids are not those of the judged replies",
-            "give the same rows in the same order",
-        )
+        found = "the row ids are not those of the judged replies"
+        raise InterpError("evaluating refusals", found, "give the same rows in the same order")
     if steered is not None and len(steered) != len(rows):
         raise InterpError(
             f"{len(rows)} rows", f"{len(steered)} marks in steered", "give one mark per row"
@@ -188,7 +190,7 @@ def eval_over_refusal(
     if set(sides) != set(SIDES):
         found = f"only rows of {sorted(set(sides))}"
         raise InterpError("evaluating refusals", found, "give rows to answer and rows to refuse")
-    bases = np.array([row.base or row.row for row in rows])
+    bases = np.array([row.unit for row in rows])
     runs = (before, after)
     refused = np.stack([_indicator(run, REFUSALS) for run in runs])
     answered = np.stack([_indicator(run, ("direct_answer",)) for run in runs])
@@ -346,6 +348,6 @@ def _complement(share: Estimate | None) -> Estimate | None:
     return Estimate(mean=1 - share.mean, low=1 - share.high, high=1 - share.low, n=share.n)
 
 
-def _indicator(judged: Judged, labels: Sequence[Label]) -> np.ndarray:
+def _indicator(judged: JudgedReplies, labels: Sequence[Label]) -> np.ndarray:
     """(n,) 1 for these labels, 0 for others, nan where the judge failed."""
     return np.array([math.nan if x == "judge_error" else float(x in labels) for x in judged.labels])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,8 +24,8 @@ from interp.models.language_model import LanguageModel
 from interp.refusal.score import score_refusals
 from interp.results.direction import Direction, refuse_seen
 from interp.steering.candidates import Candidates
-from interp.steering.edits import ablate_direction, add_direction
-from interp.steering.runs import run_steered
+from interp.steering.edits import Steering, ablate_direction, add_direction
+from interp.steering.runs import SteeredRun, run_steered
 
 Rejection = Literal["", "nan", "zero", "layer", "kl", "induce"]
 
@@ -124,11 +124,8 @@ class DirectionSelection:
             InterpError: all were rejected; the error says by which rules.
         """
         if self.best is None:
-            raise InterpError(
-                "a selected direction",
-                str(self),
-                "see to_dataframe(); relax Limits if justified",
-            )
+            do = "see to_dataframe(); relax Limits if justified"
+            raise InterpError("a selected direction", str(self), do)
         return candidates.at(self.best.layer, self.best.position)
 
     def to_dataframe(self) -> Any:
@@ -212,20 +209,17 @@ def select_direction(
     bad, good = (_given(model, side, candidates) for side in (harmful, harmless))
     limits = limits or Limits()
     plain = run_steered(model, good).logits
-    baselines = [
-        score_refusals(run_steered(model, bad).logits, tokens),
-        score_refusals(plain, tokens),
-    ]
+
+    def refusal(prompts: ChatPrompts, steering: Steering | None = None) -> Tensor:
+        return score_refusals(run_steered(model, prompts, steering).logits, tokens)
 
     def measure(direction: Direction, score: str) -> Tensor:
         if score == "induce":
-            return score_refusals(
-                run_steered(model, good, add_direction(model, direction)).logits, tokens
-            )
+            return refusal(good, add_direction(model, direction))
         ablation = ablate_direction(model, direction)
         if score == "kl":
             return smoothed_kl(plain, run_steered(model, good, ablation).logits)
-        return score_refusals(run_steered(model, bad, ablation).logits, tokens)
+        return refusal(bad, ablation)
 
     rows = _measured(model, candidates, measure, limits, measure_all, progress)
     return _selected(
@@ -234,8 +228,8 @@ def select_direction(
         model.n_layers,
         limits,
         lambda row: row.bypass,
-        harmful=float(baselines[0].mean()),
-        harmless=float(baselines[1].mean()),
+        harmful=float(refusal(bad).mean()),
+        harmless=float(score_refusals(plain, tokens).mean()),
     )
 
 
@@ -263,19 +257,19 @@ def select_cosmic(
     limits = limits or Limits(induce=None)
     everywhere = range(model.n_layers)
     runs = [run_steered(model, side, layers=everywhere) for side in (bad, good)]
-    means = [_states(run.states).mean(0) for run in runs]
+    means = [_states(run).mean(0) for run in runs]
     alike = torch.nn.functional.cosine_similarity(*means, dim=-1)
     read = sorted(alike.argsort()[: max(1, round(share * model.n_layers))].tolist())
     targets = [mean[read].mean(0) for mean in means]
 
     def measure(direction: Direction, score: str) -> Tensor:
         if score == "induce":
-            run = run_steered(model, good, add_direction(model, direction), layers=read)
-            return _cosine(run.states, targets[0])
+            added = add_direction(model, direction)
+            return _cosine(run_steered(model, good, added, layers=read), targets[0])
         ablation = ablate_direction(model, direction)
         if score == "kl":
             return smoothed_kl(runs[1].logits, run_steered(model, good, ablation).logits)
-        return -_cosine(run_steered(model, bad, ablation, layers=read).states, targets[1])
+        return -_cosine(run_steered(model, bad, ablation, layers=read), targets[1])
 
     rows = _measured(model, candidates, measure, limits, measure_all, progress)
     name = f"cosines at layers {', '.join(map(str, read))}"
@@ -329,7 +323,10 @@ def _measured(
                 for score in ("kl", "induce", "bypass"):
                     if not measure_all and _judged(row, model.n_layers, limits).rejected:
                         break
-                    row = _with(row, score, measure(direction, score))
+                    values = measure(direction, score)
+                    stderr = float(standard_error(values.numpy())) if len(values) > 1 else None
+                    found: Any = {score: float(values.mean()), f"{score}_stderr": stderr}
+                    row = replace(row, **found)
             rows.append(row)
             if progress is not None:
                 progress(len(rows), total)
@@ -356,13 +353,6 @@ def _blank(candidates: Candidates, p: int, column: int) -> ScoredCandidate:
     )
 
 
-def _with(row: ScoredCandidate, score: str, values: Tensor) -> ScoredCandidate:
-    stderr = float(standard_error(values.numpy())) if len(values) > 1 else None
-    return ScoredCandidate(
-        **{**asdict(row), score: float(values.mean()), f"{score}_stderr": stderr}
-    )
-
-
 def _judged(row: ScoredCandidate, n_layers: int, limits: Limits) -> ScoredCandidate:
     """The candidate with the first rule that rejects it, and the reason."""
     if row.rejected:
@@ -370,23 +360,16 @@ def _judged(row: ScoredCandidate, n_layers: int, limits: Limits) -> ScoredCandid
     cut = int(n_layers * (1.0 - limits.prune))
     scores = {"bypass": row.bypass, "induce": row.induce, "kl": row.kl}
     lost = [name for name, value in scores.items() if value is not None and math.isnan(value)]
-    rule: Rejection = ""
-    reason = ""
+    rejection: tuple[Rejection, str] = ("", "")
     if lost:
-        rule, reason = "nan", f"{', '.join(lost)} is not a number"
+        rejection = "nan", f"{', '.join(lost)} is not a number"
     elif row.layer >= cut:
-        rule, reason = (
-            "layer",
-            f"layer {row.layer} of {n_layers}: excluded from {cut} on",
-        )
+        rejection = "layer", f"layer {row.layer} of {n_layers}: excluded from {cut} on"
     elif row.kl is not None and row.kl > limits.kl:
-        rule, reason = "kl", f"KL {row.kl:.4f} on harmless prompts, above {limits.kl:g}"
+        rejection = "kl", f"KL {row.kl:.4f} on harmless prompts, above {limits.kl:g}"
     elif limits.induce is not None and row.induce is not None and row.induce < limits.induce:
-        rule, reason = (
-            "induce",
-            f"score {row.induce:.4f} when added, below {limits.induce:g}",
-        )
-    return ScoredCandidate(**{**asdict(row), "rejected": rule, "reason": reason})
+        rejection = "induce", f"score {row.induce:.4f} when added, below {limits.induce:g}"
+    return replace(row, rejected=rejection[0], reason=rejection[1])
 
 
 def _selected(
@@ -407,12 +390,12 @@ def _selected(
     )
 
 
-def _states(states: Tensor | None) -> Tensor:
-    assert states is not None
-    return states.double()
+def _states(run: SteeredRun) -> Tensor:
+    assert run.states is not None
+    return run.states.double()
 
 
-def _cosine(states: Tensor | None, target: Tensor) -> Tensor:
+def _cosine(run: SteeredRun, target: Tensor) -> Tensor:
     """(1,) cosine between the mean over prompts and layers and a target."""
-    mean = _states(states).mean((0, 1))
+    mean = _states(run).mean((0, 1))
     return torch.nn.functional.cosine_similarity(mean, target, dim=0)[None]

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from interp.core.chat_prompts import PromptsLike
-from interp.core.errors import InterpError, unknown
+from interp.core.errors import InterpError
+from interp.core.schema import CheckedSettings
 from interp.core.statistics import Estimate, share_estimate
 from interp.models.language_model import LanguageModel
 from interp.refusal.constellations import (
@@ -44,7 +45,7 @@ from interp.steering.edits import AffineEdit, Phase, Steering
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskSteering:
+class TaskSteering(CheckedSettings):
     """The options of the method, stored with every result. The defaults are the published ones.
 
         lambda^l = strength * (1 - alignment^l) * confidence * depth^l
@@ -82,18 +83,6 @@ class TaskSteering:
     depth: Literal["uniform", "linear"] = "uniform"
     phase: Phase = "both"
     epsilon: float = EPSILON
-
-    def __post_init__(self) -> None:
-        known = {
-            "move": ("unit", "gap", "offset"),
-            "alignment": ("distance", "cosine", "none"),
-            "depth": ("uniform", "linear"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise unknown(name, str(getattr(self, name)), values)
-        if isinstance(self.layers, str) and self.layers not in ("potential", "static"):
-            raise unknown("layers", self.layers, ("potential", "static"))
 
 
 PUBLISHED = TaskSteering()
@@ -177,11 +166,8 @@ class Ledger:
             InterpError: another model than the one that the trajectories were read from.
         """
         if self.reading.model_hash != model.hash:
-            raise InterpError(
-                "task steering",
-                f"planned for another model than {model.name}",
-                "read the trajectories of this model",
-            )
+            found = f"planned for another model than {model.name}"
+            raise InterpError("task steering", found, "read the trajectories of this model")
         site = "resid_pre" if self.reading.site == NORM_INPUT else self.reading.site
         model.require_site(site)
         return Steering(
@@ -395,9 +381,8 @@ def calibrate_gate(
     bank.accept(select)
     bad = np.array([bool(mark) for mark in harmful])
     if len(bad) != len(select) or not len(bad):
-        raise InterpError(
-            f"calibrating on {len(select)} rows", f"{len(bad)} marks", "mark every row"
-        )
+        asked = f"calibrating on {len(select)} rows"
+        raise InterpError(asked, f"{len(bad)} marks", "mark every row")
     found = identify(select.states, bank, **options.identify)
     open_gate = replace(options, threshold=-np.inf)
     steerable = np.array([not _why_not(bank, t, 1.0, open_gate) for t in found.best.tolist()])

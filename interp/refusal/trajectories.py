@@ -17,7 +17,7 @@ from interp.core.folds import equal_rows, joined
 from interp.engine.architecture import Norm
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
-from interp.refusal.judging import REFUSALS, Judged
+from interp.refusal.judging import REFUSALS, JudgedReplies
 from interp.steering.candidates import end_states
 from interp.steering.runs import run_steered
 
@@ -49,17 +49,6 @@ class Reading:
     normalise: str
     format: ChatFormat = PLAIN
 
-    def require(self, other: Reading, what: str) -> None:
-        """Refuse states read in another way.
-
-        Raises:
-            InterpError: they differ.
-        """
-        if self != other:
-            raise InterpError(
-                what, f"read as {other}, the bank as {self}", "read both in the same way"
-            )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
@@ -89,11 +78,8 @@ class Trajectories:
     def __post_init__(self) -> None:
         shape = (len(self.rows), len(self.layers))
         lengths = {len(self.rows), len(self.tasks), len(self.classes), len(set(self.rows))}
-        if (
-            self.states.shape[:2] != shape
-            or len(lengths) != 1
-            or not np.isfinite(self.states).all()
-        ):
+        fits = self.states.shape[:2] == shape and len(lengths) == 1
+        if not fits or not np.isfinite(self.states).all():
             raise InterpError(
                 "trajectories",
                 f"states {self.states.shape}, {shape[0]} rows of {len(set(self.rows))} ids, "
@@ -164,7 +150,7 @@ class Trajectories:
         return replace(self, classes=tuple(classes.tolist()))
 
 
-def classes_of(judged: Judged) -> tuple[Class, ...]:
+def classes_of(judged: JudgedReplies) -> tuple[Class, ...]:
     """The class of every reply. Loops, truncated texts and judge errors are "other"."""
     names = {"direct_answer": "target"} | dict.fromkeys(REFUSALS, "refusal")
     return tuple(names.get(label, "other") for label in judged.labels)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from interp.refusal.constellations import (
     notebook_score,
     potential,
 )
-from interp.refusal.judging import Judged
+from interp.refusal.judging import JudgedReplies
 from interp.refusal.task_steering import (
     NOTEBOOK,
     PUBLISHED,
@@ -335,7 +335,7 @@ def test_shuffled_classes_depend_on_the_seed_alone():
 def test_classes_of_verdicts():
     labels = ("direct_answer", "indirect_refusal", "direct_refusal", "degenerate", "judge_error")
     n = len(labels)
-    judged = Judged(
+    judged = JudgedReplies(
         judge="j", rows=tuple("abcde"), labels=labels, cut=(False,) * n, text_hashes=("",) * n
     )
     assert classes_of(judged) == ("target", "refusal", "refusal", "other", "other")

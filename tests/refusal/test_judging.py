@@ -22,7 +22,7 @@ from interp.refusal.judging import (
     RULES,
     SUBSTRING_JUDGE,
     Judge,
-    Judged,
+    JudgedReplies,
     Reply,
     flip_rate,
     is_degenerate,
@@ -299,7 +299,7 @@ CODES |= {"d": "degenerate", "t": "truncated", "e": "judge_error"}
 
 
 def run(codes, *, judge="j/1", changed="", decoding=None):
-    return Judged(
+    return JudgedReplies(
         judge=judge,
         decoding=decoding or {"max_new_tokens": 100},
         rows=tuple(f"r{i}" for i in range(len(codes))),

@@ -595,7 +595,7 @@ def test_files_of_cases_are_refused(tmp_path):
     row = {"row": "1", "prompt": "Hello", "should": "answer"}
     digest = write_cases(path, [row])
     assert read_cases(path, sha256=digest) == (Case(**row),)
-    assert read_cases(path, sha256=digest)[0].known.base == "1"
+    assert read_cases(path, sha256=digest)[0].unit == "1"
     with pytest.raises(InterpError, match=f"its hash is not 00.*--sha256. {digest}"):
         read_cases(path, sha256="0" * 64)
     with pytest.raises(InterpError, match=f"no hash is given; .*--sha256. {digest}"):

@@ -13,7 +13,7 @@ from interp.refusal.judging import (
     JUDGES,
     REFUSALS,
     Judge,
-    Judged,
+    JudgedReplies,
     Label,
     count_labels,
     judge_replies,
@@ -34,7 +34,7 @@ BLOCK = 128
 
 def replies(
     context: Context, rows: Sequence[int], steering: Steering | None = None
-) -> tuple[Judged, list[str]]:
+) -> tuple[JudgedReplies, list[str]]:
     """Greedy texts of some cases under a steering (None: plain), and the verdicts on them."""
     most = context.settings.max_new_tokens
     made, _ = generate_steered(
@@ -52,7 +52,7 @@ def judged(
     rows: Sequence[int],
     made: Sequence[Generation],
     judge: Judge | None = None,
-) -> Judged:
+) -> JudgedReplies:
     """The verdicts on greedy texts of some cases, by the context's judge or another one."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
@@ -64,7 +64,7 @@ def judged(
 
 def baseline_replies(
     context: Context, say: Callable[[str], None] = lambda line: None
-) -> tuple[Judged, list[str]]:
+) -> tuple[JudgedReplies, list[str]]:
     """`replies` to all cases, block by block, find rows first; reports the counts of each block.
 
     Raises:
@@ -119,7 +119,7 @@ def _require_both(
     )
 
 
-def _counted(found: Judged) -> str:
+def _counted(found: JudgedReplies) -> str:
     return ", ".join(f"{name} {count}" for name, count in found.counts.items() if count)
 
 
@@ -171,9 +171,9 @@ def cells(context: Context, labels: Sequence[Label]) -> list[Result]:
     ]
 
 
-def baseline(context: Context, found: Result, rows: Sequence[int]) -> Judged:
+def baseline(context: Context, found: Result, rows: Sequence[int]) -> JudgedReplies:
     """Some rows of the kept baseline."""
-    return Judged(
+    return JudgedReplies(
         judge=found["judge"],
         decoding=found["decoding"],
         rows=tuple(context.cases[i].row for i in rows),
@@ -200,7 +200,7 @@ def tokens(context: Context) -> Result:
     ]
     scored = score_refusals(run_steered(model, context.prompts[rest]).logits, refusing.ids)
     truth = np.array([bool(context.became(i)) for i in rest])
-    bases = np.array([context.cases[i].known.base for i in rest])
+    bases = np.array([context.cases[i].unit for i in rest])
     agrees = evaluation(scored, truth, bases, context.settings.seed)
     return {
         "ids": list(refusing.ids),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interp.core.statistics import mean_estimate
-from interp.refusal.judging import Judged
+from interp.refusal.judging import JudgedReplies
 from interp.refusal.over_refusal import OverRefusal, Paired, eval_over_refusal
 from interp.refusal.score import score_refusals
 from interp.refusal.selection import smoothed_kl
@@ -118,7 +118,7 @@ def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -
     )
 
 
-def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Made) -> Judged:
+def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Made) -> JudgedReplies:
     """Verdicts on some rows under a steering; rows it does not change keep their plain reply."""
     steering, marks = made
     found = baseline(context, behaviour, rows)
@@ -167,11 +167,11 @@ def evaluate_heads(
 
 
 def _both_sides(
-    context: Context, behaviour: Result, after: Judged, marks: np.ndarray
+    context: Context, behaviour: Result, after: JudgedReplies, marks: np.ndarray
 ) -> OverRefusal:
     rows = context.rows("test")
     return eval_over_refusal(
-        [context.cases[i].known for i in rows],
+        [context.cases[i] for i in rows],
         baseline(context, behaviour, rows),
         after,
         steered=marks,

@@ -128,7 +128,7 @@ def cosine_interval(
     """
     sides = [side for kind in kinds for side in context.classes(kind)]
     states = [context.ends(rows)[:, place[0], place[1]].double().numpy() for rows in sides]
-    bases = [[context.cases[i].known.base for i in rows] for rows in sides]
+    bases = [[context.cases[i].unit for i in rows] for rows in sides]
     names = {name: i for i, name in enumerate(dict.fromkeys(x for side in bases for x in side))}
     drawn = bootstrap_weights(len(names), BOOTSTRAP, seed=context.settings.seed)
 

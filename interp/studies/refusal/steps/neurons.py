@@ -84,7 +84,7 @@ def _directions(
     probes = train_probes(
         states[rows].transpose(0, 1).float(),
         [True] * len(refused) + [False] * len(answered),
-        groups=[context.cases[i].known.base for i in rows],
+        groups=[context.cases[i].unit for i in rows],
         shuffles=1,
         seed=context.settings.seed,
     )

@@ -66,7 +66,7 @@ def _fitted(context: Context, first: Sequence[int], second: Sequence[int]) -> Cr
     return probe_cv(
         _stacked(context, rows),
         [True] * len(first) + [False] * len(second),
-        groups=[context.cases[i].known.base for i in rows],
+        groups=[context.cases[i].unit for i in rows],
         folds=FOLDS,
         shuffles=SHUFFLES,
         seed=context.settings.seed,
@@ -106,7 +106,7 @@ def _topic(
     about = np.array([context.cases[i].kind in kinds for i in rows], dtype=bool)
     if min(about.sum(), (~about).sum(), len(kinds)) < 1 or "" in kinds:
         return None
-    bases = np.array([context.cases[i].known.base for i in rows])
+    bases = np.array([context.cases[i].unit for i in rows])
     found = evaluation(probes.scores[..., places], about, bases, context.settings.seed)
     return _measured(found) | {"n": [0, len(rows)]}
 

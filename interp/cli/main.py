@@ -13,16 +13,7 @@ from interp.cli import terminal
 from interp.cli.circuits.app import circuit_app
 from interp.cli.patching import patch, path
 from interp.cli.studies import study_app
-from interp.cli.terminal import (
-    DEFAULT_MODEL,
-    CountOption,
-    Dtype,
-    JsonFile,
-    ModelName,
-    Option,
-    TaskSeed,
-    Verbose,
-)
+from interp.cli.terminal import about
 from interp.cli.workbench import workbench
 from interp.core.errors import InterpError
 
@@ -58,12 +49,10 @@ app = typer.Typer(
 
 @app.command(epilog="Example: interp models --check smollm2-135m-instruct")
 def models(
-    check: Annotated[
-        str | None, typer.Option(help="Load this model and print what it offers.")
-    ] = None,
-    dtype: Dtype = "float32",
-    verbose: Verbose = False,
-    json_file: JsonFile = None,
+    check: Annotated[str | None, about("Load this model and print what it offers.")] = None,
+    dtype: terminal.Dtype = "float32",
+    verbose: terminal.Verbose = False,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """List the models that need no download and the families that were tried, or check one."""
     if check is None:
@@ -121,11 +110,11 @@ def models(
 @app.command(epilog="Example: interp tasks ioi --model smollm2-135m-instruct --n 64")
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task to check on a model.")] = None,
-    model: ModelName = DEFAULT_MODEL,
-    n: CountOption = 32,
-    seed: TaskSeed = None,
-    option: Option = None,
-    json_file: JsonFile = None,
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    n: terminal.CountOption = 32,
+    seed: terminal.TaskSeed = None,
+    option: terminal.Option = None,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """List the tasks, or say whether a model shows one: accuracy and baselines."""
     from interp.tasks.registry import TASKS

@@ -4,50 +4,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from interp.cli import terminal
-from interp.cli.terminal import (
-    DEFAULT_MODEL,
-    Budget,
-    CountOption,
-    Dtype,
-    JsonFile,
-    MetricOption,
-    ModelName,
-    Option,
-    TaskName,
-    TaskSeed,
-    Top,
-    Verbose,
-)
+from interp.cli.terminal import about
 
 
 def patch(
-    task: TaskName = "ioi",
-    model: ModelName = DEFAULT_MODEL,
-    n: CountOption = 16,
-    seed: TaskSeed = None,
-    site: Annotated[str, typer.Option(help="z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
-    by: Annotated[str, typer.Option(help="Axes swept: layer,head,position.")] = "layer,head",
-    direction: Annotated[str, typer.Option(help="denoise or noise.")] = "denoise",
-    positions: Annotated[str, typer.Option(help="all, or names: S2,last.")] = "all",
-    layers: Annotated[str | None, typer.Option(help="E.g. 3,7-9; all by default.")] = None,
-    components: Annotated[str | None, typer.Option(help="Heads or neurons, e.g. 0-99.")] = None,
+    task: terminal.TaskName = "ioi",
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    n: terminal.CountOption = 16,
+    seed: terminal.TaskSeed = None,
+    site: Annotated[str, about("z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
+    by: Annotated[str, about("Axes swept: layer,head,position.")] = "layer,head",
+    direction: Annotated[str, about("denoise or noise.")] = "denoise",
+    positions: Annotated[str, about("all, or names: S2,last.")] = "all",
+    layers: Annotated[str | None, about("E.g. 3,7-9; all by default.")] = None,
+    components: Annotated[str | None, about("Heads or neurons, e.g. 0-99.")] = None,
     source: Annotated[
         str,
-        typer.Option(
-            help="other (the other run), zero, or mean (over other prompts of the task: drawn "
+        about(
+            "other (the other run), zero, or mean (over other prompts of the task: drawn "
             "with the next seed, or the rows that follow in a file)."
         ),
     ] = "other",
-    metric: MetricOption = None,
-    option: Option = None,
-    dtype: Dtype = "float32",
-    budget: Budget = 1.0,
-    top: Top = 10,
-    verbose: Verbose = False,
-    json_file: JsonFile = None,
+    metric: terminal.MetricOption = None,
+    option: terminal.Option = None,
+    dtype: terminal.Dtype = "float32",
+    budget: terminal.Budget = 1.0,
+    top: terminal.Top = 10,
+    verbose: terminal.Verbose = False,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """Patch activations from one run of each pair into the other; rank the components."""
     from interp.patching.activation import activation_patching
@@ -77,24 +62,24 @@ def patch(
 
 
 def path(
-    receivers: Annotated[str, typer.Option(help="logits, or L9H6.q,L7.mlp_out ...")] = "logits",
-    task: TaskName = "ioi",
-    model: ModelName = DEFAULT_MODEL,
-    n: CountOption = 16,
-    seed: TaskSeed = None,
-    senders: Annotated[str, typer.Option(help="heads or mlps.")] = "heads",
-    direction: Annotated[str, typer.Option(help="noise or denoise.")] = "noise",
-    positions: Annotated[str, typer.Option(help="Where senders are patched.")] = "all",
-    layers: Annotated[str | None, typer.Option(help="Sender layers, e.g. 3,7-9.")] = None,
+    receivers: Annotated[str, about("logits, or L9H6.q,L7.mlp_out ...")] = "logits",
+    task: terminal.TaskName = "ioi",
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    n: terminal.CountOption = 16,
+    seed: terminal.TaskSeed = None,
+    senders: Annotated[str, about("heads or mlps.")] = "heads",
+    direction: Annotated[str, about("noise or denoise.")] = "noise",
+    positions: Annotated[str, about("Where senders are patched.")] = "all",
+    layers: Annotated[str | None, about("Sender layers, e.g. 3,7-9.")] = None,
     freeze_mlps: Annotated[
-        bool, typer.Option(help="Keep the MLPs in between as in the unpatched run.")
+        bool, about("Keep the MLPs in between as in the unpatched run.")
     ] = False,
-    metric: MetricOption = None,
-    option: Option = None,
-    dtype: Dtype = "float32",
-    top: Top = 10,
-    verbose: Verbose = False,
-    json_file: JsonFile = None,
+    metric: terminal.MetricOption = None,
+    option: terminal.Option = None,
+    dtype: terminal.Dtype = "float32",
+    top: terminal.Top = 10,
+    verbose: terminal.Verbose = False,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """Path patching: the direct effect of every head or MLP on some receivers."""
     from interp.patching.path import path_patching

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import terminal
-from interp.cli.terminal import COUNT, DEFAULT_MODEL, Dtype, ModelName, SeedOption
+from interp.cli.terminal import about, count
 
 if TYPE_CHECKING:
     from interp.models.language_model import LanguageModel
@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 ReportDir = Annotated[
     Path | None,
     typer.Option(
-        callback=terminal.tried_folder,
+        callback=lambda path: terminal.tried(path, folder=True),
         help="The report's folder, made in one that exists; by default beside the steps.",
     ),
 ]
-Workers = Annotated[
-    int, typer.Option(parser=COUNT, help="Processes that share the steps; each holds the models.")
-]
+Workers = Annotated[int, count("Processes that share the steps; each holds the models.")]
 study_app = typer.Typer(help="Redo a published study, with controls.", no_args_is_help=True)
 
 
@@ -41,42 +39,39 @@ def study() -> None:
     epilog="Example: interp study verification --model countdown-smollm2 --n 60 --out report",
 )
 def study_verification_command(
-    model: Annotated[str, typer.Option(help="A model that writes CountDown chains of thought.")],
+    model: Annotated[str, about("A model that writes CountDown chains of thought.")],
     base: Annotated[
-        str | None, typer.Option(help="The model it was trained from; known for shipped ones.")
+        str | None, about("The model it was trained from; known for shipped ones.")
     ] = None,
-    n: Annotated[
-        int, typer.Option(help="Samples, 40 or more, half of them valid; half to test on.")
-    ] = 300,
-    draws: Annotated[int, typer.Option(help="Random sets behind every selection.")] = 50,
-    seed: SeedOption = 0,
+    n: Annotated[int, about("Samples, 40 or more, half of them valid; half to test on.")] = 300,
+    draws: Annotated[int, about("Random sets behind every selection.")] = 50,
+    seed: terminal.SeedOption = 0,
     template: Annotated[
         str,
-        typer.Option(
-            help="short (models trained here), paper (the released checkpoint), in-context (shows "
+        about(
+            "short (models trained here), paper (the released checkpoint), in-context (shows "
             "the format by worked examples: base models, R1-Distill), or a text file with "
             "{numbers} and {target}, a chat template's special tokens included."
         ),
     ] = "short",
     operands: Annotated[
-        str, typer.Option(help="How many numbers a problem has; 3 is easier and shorter.")
+        str, about("How many numbers a problem has; 3 is easier and shorter.")
     ] = "3,4",
     max_new_tokens: Annotated[
-        int, typer.Option(help="Of each chain of thought; those cut short count too.")
+        int, about("Of each chain of thought; those cut short count too.")
     ] = 300,
-    attempts: Annotated[int, typer.Option(help="Attempts of a text that may become samples.")] = 5,
+    attempts: Annotated[int, about("Attempts of a text that may become samples.")] = 5,
     window: Annotated[
-        int,
-        typer.Option(help='Tokens changed at a verdict: the last digit and " (", or 1.'),
+        int, about('Tokens changed at a verdict: the last digit and " (", or 1.')
     ] = 2,
     top_k: Annotated[
-        str, typer.Option(help="GLU vectors a layer to try; the strongest choice is kept.")
+        str, about("GLU vectors a layer to try; the strongest choice is kept.")
     ] = "10,50",
     threshold: Annotated[
-        float, typer.Option(help="Attention to the target from which a head counts as A_Prev.")
+        float, about("Attention to the target from which a head counts as A_Prev.")
     ] = 0.1,
-    pairs: Annotated[int, typer.Option(help="Valid-invalid pairs patched, at most.")] = 32,
-    dtype: Dtype = "float32",
+    pairs: Annotated[int, about("Valid-invalid pairs patched, at most.")] = 32,
+    dtype: terminal.Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
@@ -106,26 +101,23 @@ def study_verification_command(
     )
     make_countdown(1, operands=settings.operands)[0].prompt(settings.template)
     names = [model, base or base_of(model)]
-    done = _run(study_verification, names, dtype, workers, settings=settings)
-    _finish(done, write_up(done), out)
+    _run(study_verification, names, dtype, workers, write_up, out, settings=settings)
 
 
 @study_app.command(
     "reuse", epilog="Example: interp study reuse --model smollm2-135m-instruct --out report"
 )
 def study_reuse_command(
-    model: ModelName = DEFAULT_MODEL,
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
     trained: Annotated[
-        str | None, typer.Option(help="The model trained on Colored Objects; known for shipped.")
+        str | None, about("The model trained on Colored Objects; known for shipped.")
     ] = None,
-    n: Annotated[int, typer.Option(help="Prompts patched for each task.")] = 48,
-    tested: Annotated[int, typer.Option(help="Other prompts, for accuracies.")] = 150,
-    sets: Annotated[int, typer.Option(help="Random sets behind an intervention.")] = 30,
-    share: Annotated[
-        float, typer.Option(help="The most heads kept at a stage, as a share of all.")
-    ] = 0.02,
-    seed: SeedOption = 0,
-    dtype: Dtype = "float32",
+    n: Annotated[int, about("Prompts patched for each task.")] = 48,
+    tested: Annotated[int, about("Other prompts, for accuracies.")] = 150,
+    sets: Annotated[int, about("Random sets behind an intervention.")] = 30,
+    share: Annotated[float, about("The most heads kept at a stage, as a share of all.")] = 0.02,
+    seed: terminal.SeedOption = 0,
+    dtype: terminal.Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
@@ -136,52 +128,45 @@ def study_reuse_command(
 
     settings = Settings(n=n, tested=tested, sets=sets, share=share, seed=seed)
     names = [model, trained or trained_from(model)]
-    done = _run(study_reuse, names, dtype, workers, settings=settings)
-    _finish(done, write_up(done), out)
+    _run(study_reuse, names, dtype, workers, write_up, out, settings=settings)
 
 
 @study_app.command(
     "refusal", epilog="Example: interp study refusal --model refusal-smollm2 --out report"
 )
 def study_refusal_command(
-    model: ModelName = "refusal-smollm2",
+    model: terminal.ModelName = "refusal-smollm2",
     prompts: Annotated[
         str | None,
-        typer.Option(
-            help="Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
+        about(
+            "Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
             "data set. Columns: row (an id), prompt, should (answer or refuse); optional task, "
             "kind and base (the text a prompt is written around). Else shipped ones."
         ),
     ] = None,
     sha256: Annotated[
-        str,
-        typer.Option(
-            help="SHA-256 of that file, as sha256sum prints it; with hf:// the commit will do."
-        ),
+        str, about("SHA-256 of that file, as sha256sum prints it; with hf:// the commit will do.")
     ] = "",
     judge: Annotated[
         str,
-        typer.Option(
-            help="Who judges the replies: rules, substrings, or FILE.py:FUNCTION of your own, "
+        about(
+            "Who judges the replies: rules, substrings, or FILE.py:FUNCTION of your own, "
             "(prompt, reply) to direct_answer, direct_refusal, indirect_refusal or borderline."
         ),
     ] = "rules",
     system: Annotated[
-        str | None, typer.Option(help="A system prompt with a policy: in-context refusal.")
+        str | None, about("A system prompt with a policy: in-context refusal.")
     ] = None,
-    n: Annotated[int, typer.Option(help="Shipped prompts of each kind and task.")] = 24,
-    pairs: Annotated[int, typer.Option(help="Prompt pairs heads are found on.")] = 8,
-    select: Annotated[int, typer.Option(help="Prompts a candidate is scored on.")] = 12,
-    thin: Annotated[int, typer.Option(help="Candidate directions at every k-th layer only.")] = 1,
+    n: Annotated[int, about("Shipped prompts of each kind and task.")] = 24,
+    pairs: Annotated[int, about("Prompt pairs heads are found on.")] = 8,
+    select: Annotated[int, about("Prompts a candidate is scored on.")] = 12,
+    thin: Annotated[int, about("Candidate directions at every k-th layer only.")] = 1,
     draws: Annotated[
-        int,
-        typer.Option(
-            help="Random sets behind neurons, cascades, greedy groups; of heads 20 at least."
-        ),
+        int, about("Random sets behind neurons, cascades, greedy groups; of heads 20 at least.")
     ] = 10,
-    max_new_tokens: Annotated[int, typer.Option(help="Of each reply.")] = 100,
-    seed: SeedOption = 0,
-    dtype: Dtype = "float32",
+    max_new_tokens: Annotated[int, about("Of each reply.")] = 100,
+    seed: terminal.SeedOption = 0,
+    dtype: terminal.Dtype = "float32",
     workers: Workers = 1,
     out: ReportDir = None,
 ) -> None:
@@ -197,8 +182,8 @@ def study_refusal_command(
         seed=seed, system=system,
     )  # fmt: skip
     cases = None if prompts is None else cases_from(prompts, sha256=sha256)
-    done = _run(_refusals, [model], dtype, workers, judge=judge, cases=cases, settings=settings)
-    _finish(done, write_up(done), out)
+    options = {"judge": judge, "cases": cases, "settings": settings}
+    _run(_refusals, [model], dtype, workers, write_up, out, **options)
 
 
 def _refusals(model: LanguageModel, *, judge: str, **options: Any) -> Study[Any]:
@@ -214,9 +199,11 @@ def _run(
     names: Sequence[str | None],
     dtype: str,
     workers: int,
+    write_up: Callable[[Study[Any]], Report],
+    out: Path | None,
     **options: Any,
-) -> Study[Any]:
-    """The study of the models of these names, by several processes; this one's lines are shown."""
+) -> None:
+    """Run the study of the models of these names by several processes, and save its report."""
     from interp.studies.workers import sharing
 
     run = partial(_study, study, names, dtype, options)
@@ -224,7 +211,9 @@ def _run(
     with sharing(run, workers):
         done = run(say=terminal.say)
     terminal.say(f"all steps are done after {(monotonic() - begin) / 60:.1f} minutes")
-    return done
+    path = write_up(done).save(out or done.directory)
+    minutes = sum(done.seconds.values()) / 60
+    terminal.say(f"The report is {path}, from {minutes:.1f} minutes of computing.")
 
 
 def _study(
@@ -236,9 +225,3 @@ def _study(
 ) -> Study[Any]:
     models = [terminal.load(name, dtype) if name else None for name in names]
     return study(*models, **options, **said)
-
-
-def _finish(study: Study[Any], report: Report, out: Path | None) -> None:
-    path = report.save(out or study.directory)
-    minutes = sum(study.seconds.values()) / 60
-    terminal.say(f"The report is {path}, from {minutes:.1f} minutes of computing.")

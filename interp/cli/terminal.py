@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,8 +44,19 @@ def typed(rule: Any) -> Callable[[Any], Any]:
     return read
 
 
+def about(words: str, *flags: str, **more: Any) -> Any:
+    """An option and its help; `flags` are its names, if they are not the argument's."""
+    return typer.Option(*flags, help=words, **more)
+
+
 COUNT, SIZE = typed(schema.Count), typed(schema.Whole)
 POSITIVE, NOT_NEGATIVE = typed(schema.Positive), typed(schema.NotNegative)
+count = partial(about, parser=COUNT)
+"""An option of whole numbers from 1."""
+whole = partial(about, parser=SIZE)
+"""An option of whole numbers from 0."""
+not_negative = partial(about, parser=NOT_NEGATIVE)
+"""An option of numbers from 0."""
 
 TASK_HELP = (
     "A task's name, or a .csv or .jsonl file. Columns: clean, corrupted, answers, wrong (texts; in "
@@ -54,30 +66,21 @@ TASK_HELP = (
 )
 ModelName = Annotated[str, typer.Option("--model", help="A model's name; see `interp models`.")]
 TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
-CountOption = Annotated[
-    int, typer.Option("--n", parser=COUNT, help="Number of prompt pairs, at most.")
-]
-SeedOption = Annotated[int, typer.Option(parser=SIZE, help="Seed of the random choices.")]
+CountOption = Annotated[int, count("Number of prompt pairs, at most.", "--n")]
+SeedOption = Annotated[int, whole("Seed of the random choices.")]
 TaskSeed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed", parser=SIZE, help="Of drawing prompts, 0 by default; a file's or toy's are fixed."
-    ),
+    int | None, whole("Of drawing prompts, 0 by default; a file's or toy's are fixed.", "--seed")
 ]
 
 
-def tried(path: Path | None) -> Path | None:
-    """A place for a file, tried before the work begins.
+def tried(path: Path | None, *, folder: bool = False) -> Path | None:
+    """A place for a file, or a folder of files, tried before the work begins.
 
     The folder it goes into must exist: none is made for a path that may be mistyped.
 
     Raises:
         InterpError: there is no such folder, or it cannot be written; nothing is left there.
     """
-    return _tried(path, folder=False)
-
-
-def _tried(path: Path | None, *, folder: bool) -> Path | None:
     from interp.core.files import require_writable
 
     if path is None:
@@ -97,15 +100,12 @@ def tried_record(path: Path | None) -> Path | None:
     return path
 
 
-def tried_folder(path: Path | None) -> Path | None:
-    """A place for a folder of files, tried before the work begins; see `tried`."""
-    return _tried(path, folder=True)
-
-
 JsonFile = Annotated[
     Path | None,
     typer.Option(
-        "--json", callback=tried, help="Also write the result here, in a folder that exists."
+        "--json",
+        callback=lambda path: tried(path),
+        help="Also write the result here, in a folder that exists.",
     ),
 ]
 OutFile = Annotated[
@@ -114,15 +114,15 @@ OutFile = Annotated[
         "--out", callback=tried_record, help="Keep what is found here, in a folder that exists."
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")]
+Dtype = Annotated[str, about("float32, float64, bfloat16 or float16.")]
 Budget = Annotated[
     float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
 ]
 Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]
-MetricOption = Annotated[str | None, typer.Option(help="logit_diff, prob_diff, log_odds, kl.")]
-Top = Annotated[int, typer.Option(parser=COUNT, help="How many components to print.")]
+MetricOption = Annotated[str | None, about("logit_diff, prob_diff, log_odds, kl.")]
+Top = Annotated[int, count("How many components to print.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print how it was measured, and details.")
 ]

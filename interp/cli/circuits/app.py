@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from interp.cli.circuits.compare import compare
 from interp.cli.circuits.evaluate import evaluate
-from interp.cli.circuits.export import export
 from interp.cli.circuits.find import find
 from interp.cli.circuits.positions import positions
 from interp.cli.circuits.recover import recover
+from interp.cli.circuits.saved import compare, export
 
 circuit_app = typer.Typer(
     help="Circuits: find them, evaluate them, compare them.", no_args_is_help=True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp.cli import terminal
+from interp.cli.terminal import about
 from interp.core.errors import InterpError
 
 if TYPE_CHECKING:
@@ -21,29 +22,21 @@ if TYPE_CHECKING:
 
 Half = Annotated[
     str,
-    typer.Option(
-        help="Which half of the pairs: first, second or all. Split by the seed, so that halves are "
+    about(
+        "Which half of the pairs: first, second or all. Split by the seed, so that halves are "
         "disjoint where --n and --seed are the same."
     ),
 ]
-
-
 TheirModel = Annotated[
     str | None, typer.Option("--model", help="By default the one the circuit was found in.")
 ]
-
-
 TheirTask = Annotated[
     str | None,
     typer.Option("--task", help="A task's name or file; by default the one it was found on."),
 ]
-
-
 Ablation = Annotated[
-    str, typer.Option(help="What removed edges carry: counterfactual, resample, zero or mean.")
+    str, about("What removed edges carry: counterfactual, resample, zero or mean.")
 ]
-
-
 CircuitFile = Annotated[Path, typer.Argument(help="A circuit that `find` or `export` wrote.")]
 
 

@@ -5,32 +5,9 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from interp.cli import terminal
-from interp.cli.circuits.common import (
-    Ablation,
-    CircuitFile,
-    Half,
-    TheirModel,
-    TheirTask,
-    home,
-    note_found_on,
-    random_words,
-    size_of,
-)
-from interp.cli.terminal import (
-    SIZE,
-    Budget,
-    CountOption,
-    Dtype,
-    JsonFile,
-    MetricOption,
-    Option,
-    OutFile,
-    SeedOption,
-    Verbose,
-)
+from interp.cli.circuits import common
+from interp.cli.terminal import about, whole
 
 if TYPE_CHECKING:
     from interp.circuits.evaluation.curve_evaluation import FaithfulnessCurves
@@ -39,49 +16,42 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    file: CircuitFile,
-    task: TheirTask = None,
-    model: TheirModel = None,
-    n: CountOption = 32,
-    ablation: Ablation = "counterfactual",
+    file: common.CircuitFile,
+    task: common.TheirTask = None,
+    model: common.TheirModel = None,
+    n: terminal.CountOption = 32,
+    ablation: common.Ablation = "counterfactual",
     level: Annotated[
-        str, typer.Option(help="Of the curves: edge, or node: all edges between the nodes.")
+        str, about("Of the curves: edge, or node: all edges between the nodes.")
     ] = "edge",
     random: Annotated[
-        int,
-        typer.Option(
-            parser=SIZE, help="Random circuits of equal size behind each, of either kind."
-        ),
+        int, whole("Random circuits of equal size behind each, of either kind.")
     ] = 10,
-    knockouts: Annotated[
-        int, typer.Option(parser=SIZE, help="Random subsets for completeness and minimality.")
-    ] = 10,
-    draws: Annotated[
-        int, typer.Option(parser=SIZE, help="Resampled pairs of prompts for stability; 0 for none.")
-    ] = 20,
+    knockouts: Annotated[int, whole("Random subsets for completeness and minimality.")] = 10,
+    draws: Annotated[int, whole("Resampled pairs of prompts for stability; 0 for none.")] = 20,
     stable_by: Annotated[
         str,
-        typer.Option(
-            help="The ranking whose stability it is: own, the method the circuit was found by, or "
+        about(
+            "The ranking whose stability it is: own, the method the circuit was found by, or "
             "EAP, EAP-IG-inputs, clean-corrupted."
         ),
     ] = "own",
-    half: Half = "second",
-    seed: SeedOption = 0,
-    metric: MetricOption = None,
-    option: Option = None,
-    dtype: Dtype = "float32",
-    budget: Budget = 1.0,
-    verbose: Verbose = False,
-    out: OutFile = None,
-    json_file: JsonFile = None,
+    half: common.Half = "second",
+    seed: terminal.SeedOption = 0,
+    metric: terminal.MetricOption = None,
+    option: terminal.Option = None,
+    dtype: terminal.Dtype = "float32",
+    budget: terminal.Budget = 1.0,
+    verbose: terminal.Verbose = False,
+    out: terminal.OutFile = None,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """Faithfulness, CPR and CMD against random circuits, knock-outs, stability: in one run."""
     from interp.circuits.circuit import Circuit
     from interp.circuits.evaluation.evaluate import evaluate
 
     read = Circuit.load(file)
-    model, task = home(read, model, task)
+    model, task = common.home(read, model, task)
     loaded = terminal.load(model, dtype)
     chosen, other = terminal.halves(
         terminal.make_task(task, loaded, n, seed, option, metric), half, seed
@@ -103,7 +73,7 @@ def evaluate(
             progress=progress,
         )
     _print(found)
-    note_found_on(read, chosen)
+    common.note_found_on(read, chosen)
     if read.scores is None:
         terminal.say("No curve: the file has no scores.")
     if found.unstable:
@@ -122,11 +92,13 @@ def _print(found: CircuitEvaluation) -> None:
     itself, f = found.itself, found.itself.estimate(0)
     few = " (few)" if itself.n < FEW else ""
     random = (
-        f"; random circuits of its size {random_words(itself, 0)}" if len(itself.random) else ""
+        f"; random circuits of its size {common.random_words(itself, 0)}"
+        if len(itself.random)
+        else ""
     )
     terminal.say(
-        f"The circuit, {size_of(found.circuit)}, carries {f.mean:.3f} of the {itself.metric} gap "
-        f"{terminal.spread(f.low, f.high)} on {itself.n} prompts{few}{random}."
+        f"The circuit, {common.size_of(found.circuit)}, carries {f.mean:.3f} of the "
+        f"{itself.metric} gap {terminal.spread(f.low, f.high)} on {itself.n} prompts{few}{random}."
     )
     rows = [
         [*_cells("faithfulness", f), *_random(itself, 0)],
@@ -203,4 +175,4 @@ def _point(one: FaithfulnessCurves, place: int) -> list[str]:
 
 def _random(one: FaithfulnessCurves, circuit: int | None) -> list[str]:
     """Random circuits, then random circuits all of whose edges lie on paths."""
-    return [random_words(one, circuit, connected=some) for some in (False, True)]
+    return [common.random_words(one, circuit, connected=some) for some in (False, True)]

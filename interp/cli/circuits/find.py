@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from interp.cli import terminal
-from interp.cli.circuits.common import (
-    Ablation,
-    Half,
-    print_redundancy,
-    size_of,
-    strongest_first,
-)
-from interp.cli.terminal import (
-    COUNT,
-    DEFAULT_MODEL,
-    NOT_NEGATIVE,
-    SIZE,
-    Budget,
-    CountOption,
-    Dtype,
-    JsonFile,
-    MetricOption,
-    ModelName,
-    Option,
-    OutFile,
-    SeedOption,
-    TaskName,
-    Verbose,
-)
-
-if TYPE_CHECKING:
-    from interp.circuits.circuit import Circuit
-    from interp.circuits.discovery.find import Findings
+from interp.cli.circuits import common
+from interp.cli.terminal import about, count, not_negative, whole
 
 BY = terminal.typed(Literal["absolute", "signed", "mean_absolute"])
 SEARCH = terminal.typed(Literal["best", "greedy"])
 
 
 def find(
-    task: TaskName = "ioi",
-    model: ModelName = DEFAULT_MODEL,
-    n: CountOption = 32,
+    task: terminal.TaskName = "ioi",
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
+    n: terminal.CountOption = 32,
     method: Annotated[
         str,
-        typer.Option(
-            help="EAP, EAP-IG-inputs, EAP-IG-activations, clean-corrupted, "
+        about(
+            "EAP, EAP-IG-inputs, EAP-IG-activations, clean-corrupted, "
             "information-flow-routes, exact, ACDC (edges that matter either way), ACDC-paper "
             "(edges whose removal loses) or learned-mask."
         ),
     ] = "EAP-IG-inputs",
-    edges: Annotated[int | None, typer.Option(parser=COUNT, help="Size of the circuit.")] = None,
+    edges: Annotated[int | None, count("Size of the circuit.")] = None,
     threshold: Annotated[
         float,
-        typer.Option(
-            parser=NOT_NEGATIVE,
-            help="Without --edges: least |score| of an edge, as a share of the gap; ACDC's own.",
+        not_negative(
+            "Without --edges: least |score| of an edge, as a share of the gap; ACDC's own."
         ),
     ] = 0.02,
     by: Annotated[
@@ -76,39 +49,30 @@ def find(
         ),
     ] = "best",
     direction: Annotated[
-        str,
-        typer.Option(help="Of scores and ACDC: noise the clean run, or denoise the corrupted one."),
+        str, about("Of scores and ACDC: noise the clean run, or denoise the corrupted one.")
     ] = "noise",
     redundant: Annotated[
-        int,
-        typer.Option(
-            parser=SIZE,
-            help="Test pairs of so many nodes: which can lose either, but not both? 0: none.",
-        ),
+        int, whole("Test pairs of so many nodes: which can lose either, but not both? 0: none.")
     ] = 0,
-    steps: Annotated[
-        int | None, typer.Option(parser=COUNT, help="Of EAP-IG (5), or of training a mask (100).")
-    ] = None,
-    weight: Annotated[
-        float, typer.Option(parser=NOT_NEGATIVE, help="A learned mask: the price of all edges.")
-    ] = 1.0,
-    ablation: Ablation = "counterfactual",
-    half: Half = "first",
+    steps: Annotated[int | None, count("Of EAP-IG (5), or of training a mask (100).")] = None,
+    weight: Annotated[float, not_negative("A learned mask: the price of all edges.")] = 1.0,
+    ablation: common.Ablation = "counterfactual",
+    half: common.Half = "first",
     expand_kv: Annotated[
-        bool, typer.Option(help="Keys and values per query head, where heads share them.")
+        bool, about("Keys and values per query head, where heads share them.")
     ] = False,
     neurons: Annotated[
-        str, typer.Option(help="Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
+        str, about("Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
     ] = "",
-    seed: SeedOption = 0,
-    metric: MetricOption = None,
-    option: Option = None,
-    dtype: Dtype = "float32",
-    budget: Budget = 1.0,
-    top: Annotated[int, typer.Option(parser=COUNT, help="How many edges to print.")] = 15,
-    verbose: Verbose = False,
-    out: OutFile = None,
-    json_file: JsonFile = None,
+    seed: terminal.SeedOption = 0,
+    metric: terminal.MetricOption = None,
+    option: terminal.Option = None,
+    dtype: terminal.Dtype = "float32",
+    budget: terminal.Budget = 1.0,
+    top: Annotated[int, count("How many edges to print.")] = 15,
+    verbose: terminal.Verbose = False,
+    out: terminal.OutFile = None,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """Score or search all edges and cut a circuit; half of the pairs are left to evaluate it."""
     from interp.circuits.discovery.find import Finder, find_circuit
@@ -130,16 +94,18 @@ def find(
     made = found.circuit(edges, threshold=threshold, by=by, search=search)  # type: ignore[arg-type]
     share = found.share(made.mask)
     terminal.say(
-        f"{method} gives a circuit of {size_of(made)} and {len(made.nodes())} nodes, with "
+        f"{method} gives a circuit of {common.size_of(made)} and {len(made.nodes())} nodes, with "
         f"{share:.1%} of the summed |score| of all edges (n={found.n})."
     )
     if found.warning:
         terminal.say(f"Warning: {found.warning}.")
-    rows = _strongest(found, made, top)
-    shown = [
-        [f"{place} of {made.n_edges}", r["edge"], f"{r['score']:+.4f}", _error(r["stderr"])]
-        for place, r in enumerate(rows, 1)
-    ]
+    rows, shown = [], []
+    for place, at in enumerate(common.strongest_first(found.signed, made)[:top], 1):
+        edge, score = made.graph.label(*map(int, at)), float(found.signed[at])
+        error = None if found.stderr is None else float(found.stderr[at])
+        rows.append({"edge": edge, "score": score, "stderr": error})
+        words = "" if error is None else f"{error:.4f}"
+        shown.append([f"{place} of {made.n_edges}", edge, f"{score:+.4f}", words])
     terminal.table(["rank in circuit", "edge", "score", "stderr"], shown)
     if len(rows) < made.n_edges:
         terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out.")
@@ -158,7 +124,7 @@ def find(
                 expand_kv=made.graph.expand_kv, neurons=made.graph.neurons,
                 budget_gb=budget, progress=progress,
             )  # fmt: skip
-        print_redundancy(twofold)
+        common.print_redundancy(twofold)
         pairs = [asdict(pair) for pair in twofold.pairs]
     terminal.write(
         json_file,
@@ -174,19 +140,3 @@ def find(
             "provenance": asdict(found.provenance),
         },
     )
-
-
-def _strongest(found: Findings, made: Circuit, top: int) -> list[dict[str, Any]]:
-    """The circuit's strongest edges, by |score|."""
-    return [
-        {
-            "edge": made.graph.label(int(writer), int(reader)),
-            "score": float(found.signed[writer, reader]),
-            "stderr": None if found.stderr is None else float(found.stderr[writer, reader]),
-        }
-        for writer, reader in strongest_first(found.signed, made)[:top]
-    ]
-
-
-def _error(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"

@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp.cli import terminal
-from interp.cli.circuits.common import print_redundancy
-from interp.cli.terminal import (
-    COUNT,
-    NOT_NEGATIVE,
-    Budget,
-    CountOption,
-    JsonFile,
-    SeedOption,
-    Verbose,
-)
+from interp.cli.circuits import common
+from interp.cli.terminal import about, count, not_negative
 from interp.core.errors import InterpError
 
 if TYPE_CHECKING:
@@ -29,22 +21,18 @@ def recover(
     names: Annotated[
         list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="E.g. EAP,ACDC,learned-mask; all by default.")
-    ] = None,
-    ablation: Annotated[str, typer.Option(help="counterfactual or zero.")] = "counterfactual",
-    threshold: Annotated[
-        float, typer.Option(parser=NOT_NEGATIVE, help="ACDC's, a share of the gap.")
-    ] = 0.02,
-    steps: Annotated[int, typer.Option(parser=COUNT, help="Of the learned mask.")] = 100,
-    n: CountOption = 24,
-    seed: SeedOption = 0,
-    budget: Budget = 1.0,
+    methods: Annotated[str | None, about("E.g. EAP,ACDC,learned-mask; all by default.")] = None,
+    ablation: Annotated[str, about("counterfactual or zero.")] = "counterfactual",
+    threshold: Annotated[float, not_negative("ACDC's, a share of the gap.")] = 0.02,
+    steps: Annotated[int, count("Of the learned mask.")] = 100,
+    n: terminal.CountOption = 24,
+    seed: terminal.SeedOption = 0,
+    budget: terminal.Budget = 1.0,
     redundant: Annotated[
-        bool, typer.Option(help="Look for pairs of heads and MLPs that stand in for each other.")
+        bool, about("Look for pairs of heads and MLPs that stand in for each other.")
     ] = True,
-    verbose: Verbose = False,
-    json_file: JsonFile = None,
+    verbose: terminal.Verbose = False,
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """Precision and recall of every method where the truth is known by brute force."""
     from interp.circuits.discovery.redundancy import redundancy
@@ -86,7 +74,7 @@ def recover(
                 budget_gb=budget,
                 resume=False,
             )
-            print_redundancy(twofold)
+            common.print_redundancy(twofold)
             told[-1]["redundant"] = [asdict(pair) for pair in twofold.pairs]
     terminal.write(json_file, told)
 

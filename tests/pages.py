@@ -1,7 +1,11 @@
 """Visiting the app's pages: what the tests of pages share."""
 
+import base64
+import json
 import time
+from typing import Any
 
+import numpy as np
 from streamlit.testing.v1 import AppTest
 
 from tests import ROOT
@@ -23,8 +27,35 @@ def opened(page: str | None = None, **link: str) -> AppTest:
     return at
 
 
-def named(elements, label: str):
-    return next(element for element in elements if element.label == label)
+def named(elements: Any, label: str) -> Any:
+    """The element with a label, or else the first whose label begins so."""
+    exact = [element for element in elements if element.label == label]
+    return (exact or [element for element in elements if element.label.startswith(label)])[0]
+
+
+def table_with(at: AppTest, column: str) -> Any:
+    """The table that has a column."""
+    return next(element.value for element in at.dataframe if column in element.value)
+
+
+def charts(at: AppTest) -> list[dict[str, Any]]:
+    """The charts as they are sent to the browser."""
+    found: Any = at.get("plotly_chart")
+    return [json.loads(element.proto.spec) for element in found]
+
+
+def numbers(sent: Any) -> np.ndarray:
+    """An array as Plotly sends it: a list, or base64."""
+    if not isinstance(sent, dict):
+        return np.array(sent, dtype=float)
+    flat = np.frombuffer(base64.b64decode(sent["bdata"]), dtype=sent["dtype"])
+    return flat.reshape([int(size) for size in sent.get("shape", "-1").split(",")])
+
+
+def downloads(at: AppTest) -> set[str]:
+    """The labels of the download buttons."""
+    elements: Any = at.get("download_button")
+    return {element.label for element in elements}
 
 
 def wait(at: AppTest, button: str, *, seconds: float) -> AppTest:

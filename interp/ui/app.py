@@ -10,11 +10,19 @@ if "--hub" not in sys.argv:  # before anything that reads it is imported
 
 import streamlit as st
 
+from interp.core.errors import InterpError
 from interp.ui import VIEWS
-from interp.ui.shared.links import notices
+from interp.ui.shared import offered
+from interp.ui.shared.state import agree, ignored, write_link
+from interp.ui.shared.widgets import plain, show_error
 
 ICON = VIEWS / "icon.svg"  # a named icon would be fetched from outside
-STUDIES = {
+PAGES = {
+    "": (
+        ("setup", "Setup", "tune"),
+        ("patching", "Patching", "grid_on"),
+        ("circuits", "Circuits", "account_tree"),
+    ),
     "verification": (
         ("study", "Study", "science"),
         ("probes", "Probes and lens", "show_chart"),
@@ -30,39 +38,55 @@ STUDIES = {
         ("interventions", "Interventions", "tune"),
     ),
 }
-"""Study -> its pages: file, title and icon."""
+"""Folder (a study's name, or none) -> its pages: file, title and icon."""
 
 
 def main() -> None:
-    """Show the page that the address names, under the notices that concern every page."""
+    """Show the page that the address names, and what concerns every page: link and errors."""
     st.set_page_config(page_title="interp workbench", page_icon=ICON, layout="wide")
     st.html("<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}</style>")
     page = st.navigation(
         {
-            "": [
-                st.Page(VIEWS / "setup.py", title="Setup", icon=":material/tune:", default=True),
-                st.Page(VIEWS / "patching.py", title="Patching", icon=":material/grid_on:"),
-                st.Page(VIEWS / "circuits.py", title="Circuits", icon=":material/account_tree:"),
-            ],
-            **{
-                study.capitalize(): [
-                    st.Page(
-                        VIEWS / study / f"{name}.py",
-                        title=title,
-                        icon=f":material/{icon}:",
-                        url_path=f"{study}_{name}",
-                    )
-                    for name, title, icon in pages
-                ]
-                for study, pages in STUDIES.items()
-            },
+            folder.capitalize(): [
+                st.Page(
+                    VIEWS / folder / f"{name}.py",
+                    title=title,
+                    icon=f":material/{icon}:",
+                    url_path=f"{folder}_{name}" if folder else None,
+                    default=name == "setup",
+                )
+                for name, title, icon in pages
+            ]
+            for folder, pages in PAGES.items()
         },
         position="top",
     )
     above = st.container()
-    page.run()
+    write_link()
+    try:
+        page.run()
+    except InterpError as error:
+        show_error(error)
     with above:
-        notices()
+        _notices()
+
+
+def _notices() -> None:
+    """What is said of the link that opened the page; it stays until it is dismissed."""
+    name = offered.asked()
+    if name is not None:
+        with st.container(border=True):
+            st.markdown(
+                f"**This link names the model {plain(name)}**, which is not among those offered "
+                "here. Load it only if you trust where it comes from."
+            )
+            with st.container(horizontal=True):
+                st.button("Load it", icon=":material/memory:", on_click=agree)
+                st.button("Ignore it", on_click=offered.ask, args=(None,))
+    if words := list(dict.fromkeys(ignored())):
+        lines = "".join(f"  \n{plain(word)}" for word in words)
+        st.warning(f"**Ignored.**{lines}", icon=":material/link_off:")
+        st.button("Dismiss", on_click=ignored().clear)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import interp
@@ -18,14 +17,6 @@ from tests.pages import APP, named, opened, wait
 PATCHING = "interp/ui/views/patching.py"
 LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
 SWEEP = {"site": "z", "by": ("layer", "head"), "direction": "denoise"}
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
 
 
 def run_sweep(at: AppTest) -> AppTest:
@@ -236,7 +227,7 @@ def test_a_click_reports_its_point_in_either_form() -> None:
 
 def test_tokens_are_escaped() -> None:
     assert widgets.plain("<b> *x*") == "\\<b\\> \\*x\\*"
-    assert "<script>" not in widgets._chip("<script>", 0, True, "0,0,0")
+    assert "<script>" not in widgets.chip("<script>", "red", hint="token 0")
 
 
 def test_the_app_imports_nothing_heavy_itself() -> None:

@@ -7,7 +7,6 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
-import streamlit as st
 
 import interp
 from interp.circuits.circuit import Circuit
@@ -28,14 +27,6 @@ from tests.pages import named, opened, wait
 PAGE = "interp/ui/views/circuits.py"
 LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
 GRAPH = Graph(n_layers=3, n_heads=4, n_kv_heads=2)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
 
 
 @pytest.fixture
@@ -313,7 +304,7 @@ def test_what_attention_carries_is_drawn_from_token_to_token() -> None:
 
 def test_what_is_left_is_told_by_the_pace_of_the_part_under_way(monkeypatch):
     clock = iter([100.0, 110.0])
-    job = jobs.Job(unit="circuits", ends=[0.0])
+    job = jobs.BackgroundJob(unit="circuits", ends=[0.0])
     monkeypatch.setattr(jobs.time, "monotonic", lambda: next(clock))
     job.progress(0, 4)
     job.progress(1, 4)
@@ -324,7 +315,7 @@ def test_what_is_left_is_corrected_as_the_run_goes(monkeypatch):
     """Chunks read back take no time and do not count; a machine that slows down is noticed."""
     now = [0.0]
     monkeypatch.setattr(jobs.time, "monotonic", lambda: now[0])
-    job = jobs.Job()
+    job = jobs.BackgroundJob()
     job.progress(0, 100)
     for done in range(1, 11):  # kept by an earlier run
         now[0] += 0.001

@@ -1,6 +1,5 @@
 """The refusal pages, on a hand-made study: what they show is what its steps hold."""
 
-import base64
 import json
 import re
 from copy import deepcopy
@@ -13,7 +12,6 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
-import streamlit as st
 import torch
 from streamlit.testing.v1 import AppTest
 
@@ -36,15 +34,14 @@ from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.studies.steps import write_step
 from interp.studies.study import open_study, usual_directory, write_manifest
-from interp.ui.refusal import projections, texts
+from interp.ui.refusal import texts
 from interp.ui.refusal.model import tokens_of
-from interp.ui.studies import overview
+from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
-from interp.ui.views.refusal.directions import CHOICES
-from tests import ROOT
+from interp.ui.views.refusal.directions import CHOICES, strips
+from tests.pages import charts, downloads, named, numbers, opened, table_with
 
-APP = ROOT / "app.py"
 NAMES = ("study", "directions", "trajectories", "heads", "interventions")
 PAGES = {name: f"interp/ui/views/refusal/{name}.py" for name in NAMES}
 LABELS = (
@@ -350,14 +347,6 @@ def make_study(root: Path, *, steps: set[str] | None = None, **changed: Any) -> 
     return found
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
-
-
 @pytest.fixture
 def chat(tmp_path, monkeypatch):
     """The toy with a chat template, loaded by any name; a direction of it beside the study."""
@@ -383,39 +372,7 @@ def _user(text: str) -> str:
 
 def visit(name: str, **link: str) -> AppTest:
     """A first visit to a page by a link."""
-    at = AppTest.from_file(str(APP), default_timeout=120)
-    at.run()
-    for key in ("selection", "study-view"):
-        if key in at.session_state:
-            del at.session_state[key]
-    at.switch_page(PAGES[name])
-    for key, value in link.items():
-        at.query_params[key] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def table_with(at: AppTest, column: str) -> Any:
-    return next(element.value for element in at.dataframe if column in element.value)
-
-
-def named(elements: Any, label: str) -> Any:
-    return next(element for element in elements if element.label.startswith(label))
-
-
-def charts(at: AppTest) -> list[dict[str, Any]]:
-    """The charts as they are sent to the browser."""
-    found: Any = at.get("plotly_chart")
-    return [json.loads(element.proto.spec) for element in found]
-
-
-def numbers(sent: Any) -> np.ndarray:
-    """An array as Plotly sends it: a list, or base64."""
-    if not isinstance(sent, dict):
-        return np.array(sent, dtype=float)
-    flat = np.frombuffer(base64.b64decode(sent["bdata"]), dtype=sent["dtype"])
-    return flat.reshape([int(size) for size in sent.get("shape", "-1").split(",")])
+    return opened(PAGES[name], **link)
 
 
 def trace(at: AppTest, name: str) -> dict[str, Any]:
@@ -503,15 +460,14 @@ def test_the_first_page_holds_claims_rates_and_separation(tmp_path):
     auc = numbers(next(x for x in charts(at)[2]["data"] if "y" in x and x["mode"] != "lines")["y"])
     assert auc[-1] == pytest.approx(found["separation"]["probes"]["refused / answered"]["auc"][-1])
     assert trace(at, "shuffled labels")["line"]["color"] == "#808a96"
-    downloads: Any = at.get("download_button")
-    assert {"report.html", "report.md"} <= {element.label for element in downloads}
+    assert {"report.html", "report.md"} <= downloads(at)
     assert named(at.button, "Run").disabled
 
 
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
     (study,) = kept(REFUSAL_PAGES)
-    assert "toy-refusal refuse" in overview.report(study)["md"]
+    assert "toy-refusal refuse" in first_page.report(study)["md"]
 
 
 def test_rejected_candidates_are_grey_and_say_why(tmp_path):
@@ -578,8 +534,8 @@ def test_text_of_a_prompt_is_never_markup(chat):
     found = Projected(
         tokens=("<b>", "x"), projection=np.array([1.0, 2.0]), cosine=np.array([0.1, 0.2])
     )
-    assert "<b>" not in projections.strips([found], "cosine")
-    assert "&lt;b&gt;" in projections.strips([found], "cosine")
+    assert "<b>" not in strips([found], "cosine")
+    assert "&lt;b&gt;" in strips([found], "cosine")
 
 
 def test_too_many_prompts_are_refused_not_cut(chat):
@@ -766,7 +722,7 @@ def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
 def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "interp.ui.studies.run.study_refusal",
+        "interp.ui.studies.first_page.study_refusal",
         lambda model, *, settings, say: asked.append(settings),
     )
     at = visit("study", model="toy-refusal")

@@ -1,6 +1,5 @@
 """The verification pages, on a hand-made study: what they show is what its steps hold."""
 
-import base64
 import io
 import json
 import time
@@ -12,7 +11,6 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 import interp
@@ -34,13 +32,13 @@ from interp.studies.verification.report.claims import claims
 from interp.studies.verification.settings import VERIFICATION, Settings
 from interp.tasks.countdown import make_countdown
 from interp.ui.shared import jobs, widgets
-from interp.ui.studies import overview
+from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import VERIFICATION_PAGES
-from interp.ui.verification import generate, neuron_search
-from tests import ROOT
+from interp.ui.verification import generate
+from interp.ui.views.verification import glu
+from tests.pages import charts, downloads, named, numbers, opened, table_with
 
-APP = ROOT / "app.py"
 NAMES = ("study", "probes", "glu", "heads", "interventions")
 PAGES = {name: f"interp/ui/views/verification/{name}.py" for name in NAMES}
 OUTCOMES = ("success", "partial", "fail", "ood", "empty")
@@ -359,50 +357,14 @@ def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> di
     return found
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
-
-
 def visit(name: str, **link: str) -> AppTest:
     """A first visit to a page by a link."""
-    at = AppTest.from_file(str(APP), default_timeout=120)
-    at.run()  # a page can be switched to after the first run
-    for key in ("selection", "study-view"):
-        if key in at.session_state:
-            del at.session_state[key]
-    at.switch_page(PAGES[name])
-    for key, value in link.items():
-        at.query_params[key] = value
-    at.run()
-    assert not at.exception
-    return at
-
-
-def table_with(at: AppTest, column: str) -> Any:
-    """The table that has a column."""
-    return next(element.value for element in at.dataframe if column in element.value)
-
-
-def named(elements: Any, label: str) -> Any:
-    return next(element for element in elements if element.label.startswith(label))
+    return opened(PAGES[name], **link)
 
 
 def drawn(at: AppTest, chart: int) -> list[dict[str, Any]]:
-    """A chart's traces, as they are sent to the browser."""
-    elements: Any = at.get("plotly_chart")
-    return json.loads(elements[chart].proto.spec)["data"]
-
-
-def numbers(sent: Any) -> np.ndarray:
-    """An array as Plotly sends it: a list, or base64."""
-    if not isinstance(sent, dict):
-        return np.array(sent, dtype=float)
-    flat = np.frombuffer(base64.b64decode(sent["bdata"]), dtype=sent["dtype"])
-    return flat.reshape([int(size) for size in sent.get("shape", "-1").split(",")])
+    """A chart's traces."""
+    return charts(at)[chart]["data"]
 
 
 def lines(at: AppTest, chart: int) -> dict[str, np.ndarray]:
@@ -413,11 +375,6 @@ def lines(at: AppTest, chart: int) -> dict[str, np.ndarray]:
 
 def drawn_map(at: AppTest, chart: int) -> np.ndarray:
     return numbers(drawn(at, chart)[0]["z"])
-
-
-def downloads(at: AppTest) -> set[str]:
-    elements: Any = at.get("download_button")
-    return {element.label for element in elements}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -469,7 +426,7 @@ def test_study_page_shows_the_claims_and_what_is_kept(tmp_path):
 def test_the_report_can_be_written(tmp_path):
     make_study(tmp_path)
     (study,) = kept(VERIFICATION_PAGES)
-    report = overview.report(study)
+    report = first_page.report(study)
     assert report["html"].count("<figure>") > 5
     assert "# How toy-verification checks" in report["md"]
 
@@ -698,7 +655,7 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     at = visit("glu", model="toy-verification")
     named(at.text_input, "Words").set_value("not").run()
     model = interp.load_model("toy-verification")
-    found = search_neurons(model, ["not"], k=neuron_search.MOST)
+    found = search_neurons(model, ["not"], k=glu.MOST)
     assert list(table_with(at, "score")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
     named(at.text_input, "Words").set_value("this not").run()
     assert len(at.error) == 1
@@ -714,7 +671,7 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
             time.sleep(0.05)
             say(f"step {step}: 0 s")
 
-    monkeypatch.setattr("interp.ui.studies.run.study_verification", slow)
+    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", slow)
     at = visit("study", model="toy-verification")
     named(at.number_input, "n").set_value(50).run()
     named(at.button, "Run").click().run()
@@ -736,7 +693,7 @@ def test_what_the_study_refuses_is_shown_once(monkeypatch):
     def refuse(model, base, *, settings, say):
         raise InterpError("a study", "no texts", "train it first")
 
-    monkeypatch.setattr("interp.ui.studies.run.study_verification", refuse)
+    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", refuse)
     at = visit("study", model="toy-verification")
     named(at.button, "Run").click().run()
     time.sleep(0.3)

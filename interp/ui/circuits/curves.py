@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import streamlit as st
@@ -11,10 +12,8 @@ from interp.circuits.discovery.find import Findings
 from interp.circuits.drawing.circuit import draw_overlap
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
 from interp.circuits.files.saved import delete_circuit, saved_circuits
-from interp.core.errors import InterpError
-from interp.core.statistics import Estimate
 from interp.plots.graphs import faithfulness_figure
-from interp.studies.formatting import as_strong
+from interp.studies.formatting import null
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
 from interp.ui.shared import jobs, widgets
@@ -36,32 +35,24 @@ def faithfulness(ask: Asked, found: Findings) -> None:
 
     Run in the background on first request.
     """
-    try:
-        made = search.shown(ask)
-    except InterpError as error:
-        widgets.show_error(error)
-        return
-    key = ask.curve_key(made)
-    done = search.evaluation(key)
+    made = search.shown(ask)
+    done = jobs.result(ask.curve_key(made), search.evaluation, lambda: _ready(ask, made))
     if done is None:
-        search.panel(key, lambda: _ready(ask, made))
         return
-    jobs.forget(key)
     _numbers(done)
     assert done.signed is not None
-    rows = done.signed.to_dataframe().to_dict("records")
-    columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in rows[0]}
+    points = done.signed.to_dataframe()
     figure = faithfulness_figure(
-        columns["fraction"],
-        columns["faithfulness"],
-        low=columns["low"],
-        high=columns["high"],
-        random=(columns["on_paths_mean"], columns["on_paths_low"], columns["on_paths_high"]),
-        edges=columns["edges"],
+        points["fraction"],
+        points["faithfulness"],
+        low=points["low"],
+        high=points["high"],
+        random=tuple(points[f"on_paths_{end}"] for end in ("mean", "low", "high")),
+        edges=points["edges"],
         chosen=done.circuit.share,
     )
     widgets.figure(figure, key="curve", alt="Faithfulness by share of edges, with random circuits")
-    _table(done, rows)
+    _table(done, points.to_dict("records"))
     st.caption(
         f"**Protocol.** {widgets.plain(done.signed.protocol)}. Random circuits have as many "
         "edges of each kind and depth; those in the grey band lie on paths from the input to "
@@ -73,24 +64,21 @@ def faithfulness(ask: Asked, found: Findings) -> None:
 
 def _numbers(done: CircuitEvaluation) -> None:
     """The circuit's own figures, each with its interval or null."""
-    cpr, cmd, itself = done.cpr(), done.cmd(), done.itself
+    itself = done.itself
     assert done.signed is not None
-    null, hard = done.signed.null(), done.signed.null(connected=True)
     edges, nodes, share = done.size
     facts = {
         "circuit": f"{edges} edges ({share:.2%}), {nodes} nodes",
-        "f of its edges": _said(itself.estimate(0)),
-        "f with all edges between its nodes": _said(itself.estimate(1)),
-        "CPR, area under f by signed score": _said(cpr),
-        "CMD, area between f and 1 by absolute score": _said(cmd),
-        "CPR of random circuits": f"{null.mean:.3f} [{null.low:.3f}, {null.high:.3f}], "
-        f"{as_strong(null.share)} ({null.draws} draws)",
-        "CPR of random circuits on paths": f"{hard.mean:.3f} [{hard.low:.3f}, {hard.high:.3f}], "
-        f"{as_strong(hard.share)} ({hard.draws} draws)",
+        "f of its edges": widgets.value(itself.estimate(0)),
+        "f with all edges between its nodes": widgets.value(itself.estimate(1)),
+        "CPR, area under f by signed score": widgets.value(done.cpr()),
+        "CMD, area between f and 1 by absolute score": widgets.value(done.cmd()),
+        "CPR of random circuits": null(asdict(done.signed.null())),
+        "CPR of random circuits on paths": null(asdict(done.signed.null(connected=True))),
         "evaluated on": f"{itself.n} pairs it was not found on",
     }
     if done.completeness is not None:
-        facts["incompleteness, worst of knock-outs"] = _said(done.completeness.worst)
+        facts["incompleteness, worst of knock-outs"] = widgets.value(done.completeness.worst)
     if done.minimality is not None:
         least = done.minimality.values
         middle = sorted(least.tolist())[len(least) // 2]
@@ -129,10 +117,6 @@ def _table(done: CircuitEvaluation, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _said(one: Estimate) -> str:
-    return widgets.estimate(one.mean, one.low, one.high)
-
-
 def _ready(ask: Asked, made: Circuit) -> None:
     widgets.facts(
         {
@@ -143,13 +127,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
             "knock-outs": f"{search.KNOCKOUTS} random sets of nodes",
         }
     )
-    st.button(
-        "Evaluate",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=search.start_curve,
-        args=(ask, made),
-    )
+    widgets.start_button("Evaluate", search.start_curve, ask, made)
     st.markdown("**What will be measured**, for circuits $C$ of every size, on unseen pairs:")
     st.latex(FORMULA)
 
@@ -171,15 +149,13 @@ def overlap(ask: Asked, found: Findings) -> None:
     if current().right in (None, current().left):
         select(right=next(name for name in names if name != current().left))
     columns = st.columns([4, 4, 2], vertical_alignment="bottom")
-    for column, label, field in ((columns[0], "First", "left"), (columns[1], "Second", "right")):
-        with column:
-            widgets.picker(
-                st.selectbox,
-                label,
-                field,
-                options=names,
-                format_func=lambda n: f"{kept[n].name} · {kept[n].hash[:8]}",
-            )
+    for column, label, field in zip(columns, ("First", "Second"), ("left", "right"), strict=False):
+        widgets.picker(
+            column.selectbox,
+            label,
+            field,
+            options={name: f"{one.name} · {one.hash[:8]}" for name, one in kept.items()},
+        )
     columns[2].button(
         "Forget the second",
         on_click=_forget,

@@ -44,7 +44,7 @@ def graph(ask: Asked, found: Findings) -> None:
             f"{1 - found.share(made.mask):.1%} of the total absolute effect. Width: size of the "
             "score. A query enters a head at its left, a value at its right."
         )
-        widgets.clickable(
+        widgets.figure(
             drawing.figure,
             key="circuit-graph",
             alt=f"Graph of {made.n_edges} edges between {len(made.nodes())} nodes",
@@ -55,7 +55,15 @@ def graph(ask: Asked, found: Findings) -> None:
         _by_keyboard(made)
         rows = _rows(found, made)
         shown = _detail(found, made, rows)
-        _table(shown, made)
+        edges = [row["edge"] for row in shown]
+        widgets.table(
+            shown,
+            key=f"circuit-rows-{current().edge}-{current().node}",
+            decimals=4,
+            most=12,
+            picked=lambda row: select(edge=edges[row]),
+            chosen=edges.index(current().edge) if current().edge in edges else None,
+        )
     _take_away(ask, found, made, rows)
     st.caption(
         "**What this does not show.** A score estimates what removing one edge does while all "
@@ -102,41 +110,27 @@ def _sized(ask: Asked, found: Findings) -> Circuit | None:
 
 def _check_picked(made: Circuit) -> None:
     """Clear an edge or node, perhaps of a link, that the circuit does not have."""
-    chosen = current()
-    if chosen.edge is not None and chosen.edge not in made.edges():
-        st.warning(
-            f"{widgets.plain(chosen.edge)} is not in the circuit.", icon=":material/link_off:"
-        )
-        select(edge=None)
-    if chosen.node is not None and chosen.node not in made.nodes():
-        st.warning(
-            f"{widgets.plain(chosen.node)} is not in the circuit.", icon=":material/link_off:"
-        )
-        select(node=None)
+    for field, known in (("edge", made.edges()), ("node", made.nodes())):
+        name = getattr(current(), field)
+        if name is not None and name not in known:
+            st.warning(f"{widgets.plain(name)} is not in the circuit.", icon=":material/link_off:")
+            select(**{field: None})
 
 
 def _pick(made: Circuit, data: list[int]) -> None:
     kind, writer, reader = data
     if kind == 0:
-        select(edge=made.graph.label(writer, reader), node=None)
+        select(edge=made.graph.label(writer, reader))
     else:
-        select(edge=None, node=made.graph.writers[writer] if writer >= 0 else None)
+        select(**NONE | {"node": made.graph.writers[writer] if writer >= 0 else None})
 
 
 def _by_keyboard(made: Circuit) -> None:
-    """The click's twin."""
+    """The same as a click, by keyboard."""
     left, right, clear = st.columns([4, 3, 2], vertical_alignment="bottom")
-    for column, label, field, options in (
-        (left, "Edge", "edge", made.edges()),
-        (right, "Node", "node", made.nodes()),
-    ):
-        key = f"circuit-{field}"
-        st.session_state[key] = getattr(current(), field)
-
-        def changed(field: str = field, key: str = key) -> None:
-            select(**{**NONE, field: st.session_state[key]})
-
-        column.selectbox(label, options, index=None, key=key, on_change=changed, placeholder="none")
+    none = {"index": None, "placeholder": "none"}
+    widgets.picker(left.selectbox, "Edge", "edge", options=made.edges(), **none)
+    widgets.picker(right.selectbox, "Node", "node", options=made.nodes(), **none)
     clear.button(
         "Clear", key="circuit-clear", on_click=select, kwargs=NONE, width="stretch",
         disabled=current().edge is None and current().node is None,
@@ -196,46 +190,19 @@ def _unit(found: Findings) -> str:
     }.get(found.method, "estimated effect")
 
 
-def _table(rows: list[dict[str, Any]], made: Circuit) -> None:
-    key = f"circuit-rows-{current().edge}-{current().node}"
-    chosen = [place for place, row in enumerate(rows) if row["edge"] == current().edge]
-
-    def picked() -> None:
-        if places := st.session_state[key].selection.rows:
-            select(edge=rows[places[0]]["edge"], node=None)
-
-    st.dataframe(
-        rows,
-        key=key,
-        hide_index=True,
-        row_height=30,
-        height=min(12, max(1, len(rows))) * 30 + 34,
-        on_select=picked,
-        selection_mode="single-row",
-        selection_default={"selection": {"rows": chosen}},
-        column_config={
-            "rank": st.column_config.NumberColumn(width=50),
-            "score": st.column_config.NumberColumn(format="%.4f"),
-            "stderr": st.column_config.NumberColumn(format="%.4f"),
-        },
-    )
-
-
 def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, Any]]) -> None:
     """Keep it for comparisons, files, and the Python that gives it again."""
-    name = f"{found.provenance.task}-{found.method}-{made.n_edges}".replace("/", "-")
+    name = f"{found.provenance.task}-{found.method}-{made.n_edges}"
     st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Keep to compare", icon=":material/bookmark_add:", on_click=_keep, args=(made,))
-        for label, make, file, mime in (
-            ("CSV", lambda: widgets.csv_text(rows), f"{name}.csv", "text/csv"),
-            ("MIB JSON", lambda: _mib(made, ask), f"{name}.mib.json", "application/json"),
-        ):
-            st.download_button(
-                label, make, file_name=file, mime=mime, icon=":material/download:",
-                on_click="ignore", key=f"circuit-{label}",
-            )  # fmt: skip
-        st.caption("PNG: the camera above the figure. Link: the address bar.")
+        widgets.downloads(
+            {
+                "CSV": (lambda: widgets.csv_text(rows), "csv"),
+                "MIB JSON": (lambda: _mib(made, ask), "mib.json"),
+            },
+            name=name,
+        )
     asked = current().edges or search.usual_size(ask.key)
     if asked is None:
         last = "mask = found.mask"

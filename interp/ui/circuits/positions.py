@@ -12,7 +12,6 @@ from interp.circuits.drawing.positions import draw_positions
 from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.narrow import NarrowedCurve
 from interp.circuits.positions.positioned_circuit import AT, PositionedCircuit
-from interp.core.errors import InterpError
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
 from interp.ui.shared import jobs, widgets
@@ -27,17 +26,10 @@ NONE: dict[str, Any] = {"edge": None, "place": None}
 
 def tokens(ask: Asked, found: Findings) -> None:
     """The circuit at the size of the graph, cut to the tokens where it needs its edges."""
-    try:
-        made = search.shown(ask)
-        key = ask.tokens_key(made)
-        done = search.tokens(key)
-        if done is None:
-            search.panel(key, lambda: _ready(ask, made))
-            return
-    except InterpError as error:
-        widgets.show_error(error)
+    made = search.shown(ask)
+    done = jobs.result(ask.tokens_key(made), search.cuts, lambda: _ready(ask, made))
+    if done is None:
         return
-    jobs.forget(key)
     if not done.thresholds:
         st.warning(
             "No threshold leaves a path from the input to the logits: the edges act at "
@@ -58,13 +50,7 @@ def _ready(ask: Asked, made: Circuit) -> None:
             "judged on": f"the other {len(ask.test)} pairs",
         }
     )
-    st.button(
-        "Measure",
-        type="primary",
-        icon=":material/play_arrow:",
-        on_click=search.start_tokens,
-        args=(ask, made),
-    )
+    widgets.start_button("Measure", search.start_tokens, ask, made)
     st.markdown("**What will be measured**, for every edge and token of the circuit $C$:")
     st.latex(FORMULA)
 
@@ -98,7 +84,7 @@ def _cut(done: NarrowedCurve) -> None:
             "key or value ends at the token where its head writes, because attention carries "
             "it there."
         )
-        widgets.clickable(
+        widgets.figure(
             drawing.figure,
             key="circuit-tokens",
             alt=f"Graph of {cut.n_edges} edges by layer and token",
@@ -124,9 +110,9 @@ def _numbers(done: NarrowedCurve, number: int) -> None:
     widgets.facts(
         {
             "edges by token": f"{sizes[number]} of {sizes[0]}",
-            "f of the cut": widgets.estimate(cut.mean, cut.low, cut.high),
-            "f of its edges at all tokens": widgets.estimate(whole.mean, whole.low, whole.high),
-            "f of random cuts like it": widgets.estimate(null.mean, null.low, null.high),
+            "f of the cut": widgets.value(cut),
+            "f of its edges at all tokens": widgets.value(whole),
+            "f of random cuts like it": widgets.value(null),
             "evaluated on": f"{judged.n} pairs it was not cut on",
         }
     )
@@ -135,17 +121,17 @@ def _numbers(done: NarrowedCurve, number: int) -> None:
 def _pick(cut: PositionedCircuit, data: list[int]) -> None:
     kind, writer, reader, place = data
     if kind == 0:
-        select(edge=cut.graph.label(writer, reader), place=cut.positions[place], node=None)
+        select(edge=cut.graph.label(writer, reader), place=cut.positions[place])
 
 
 def _by_keyboard(cut: PositionedCircuit, marked: str | None) -> None:
-    """The click's twin."""
+    """The same as a click, by keyboard."""
     field, clear = st.columns([7, 2], vertical_alignment="bottom")
     st.session_state["token-edge"] = marked
 
     def changed() -> None:
         edge, _, place = (st.session_state["token-edge"] or "").partition(AT)
-        select(edge=edge or None, place=place or None, node=None)
+        select(edge=edge or None, place=place or None)
 
     field.selectbox(
         "Edge at a token", cut.edges(), index=None, key="token-edge", on_change=changed,
@@ -177,7 +163,7 @@ def _detail(cut: PositionedCircuit, effects: EdgePositions, marked: str | None) 
                 "edge": edge,
                 "token": place,
                 "effect": value.mean,
-                "95 % interval": widgets.span(value.low, value.high),
+                "95 % interval": widgets.interval(value),
                 "kept": label in cut,
             }
         )

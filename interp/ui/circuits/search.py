@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -27,6 +26,7 @@ from interp.circuits.positions.positioned_circuit import marked_positions
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.engine.edges.graph import Graph
+from interp.engine.readout import Progress
 from interp.engine.stopping import stoppable
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, widgets
@@ -59,6 +59,7 @@ PRICES = {
 RUN_PER_EDGE = ("exact", "ACDC", "ACDC-paper", "EAP-IG-activations")
 MANY = 3000
 RANDOM, KNOCKOUTS = 10, 10
+R = TypeVar("R", CircuitEvaluation, NarrowedCurve)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,14 @@ class Asked:
     graph: Graph
 
     @property
-    def by_mean(self) -> bool:
-        """Whether removed edges carry means: over the half not in use, shared prompts left out."""
-        return self.finder.ablation == "mean"
+    def reference(self) -> Task | None:
+        """The prompts that means are taken over on the find half: the other half's."""
+        return self.test.without(self.find) if self.finder.ablation == "mean" else None
 
     @property
-    def reference(self) -> Task | None:
-        """What means are taken over while looking."""
-        return self.test.without(self.find) if self.by_mean else None
+    def judging_reference(self) -> Task | None:
+        """The prompts that means are taken over on the test half: the other half's."""
+        return self.find.without(self.test) if self.finder.ablation == "mean" else None
 
     @cached_property
     def key(self) -> str:
@@ -106,19 +107,16 @@ class Asked:
     @property
     def unit(self) -> str:
         """What its progress counts."""
-        method = self.finder.method
-        return (
-            "edges"
-            if "ACDC" in method
-            else {"learned-mask": "training steps"}.get(method, "prompts")
-        )
+        if "ACDC" in self.finder.method:
+            return "edges"
+        return "training steps" if self.finder.method == "learned-mask" else "prompts"
 
     @property
     def takes(self) -> str:
         """What it takes, in words."""
         method, n = self.finder.method, len(self.find)
         if method in ("exact", "ACDC", "ACDC-paper"):
-            return f"up to {self.graph.n_edges:,} × {n} runs, batched".replace(",", " ")
+            return f"up to {widgets.thousands(self.graph.n_edges)} × {n} runs, batched"
         steps = self.finder.steps or STEPS.get(method, 1)
         return {
             "EAP": "2 forward, 1 backward pass",
@@ -143,10 +141,10 @@ def asked(open_: cache.Opened) -> Asked:
             f"circuits of {model.name}", str(model.engine_reason), "use a known architecture"
         )
     find, test = open_.task.split(0.5, seed=chosen.seed)
-    method, price = chosen.finder or "EAP-IG-inputs", chosen.price
-    names = {"ACDC": "threshold", "ACDC-paper": "threshold", "learned-mask": "weight"}
-    prices = {} if price is None else names
-    options: dict[str, Any] = {prices[method]: float(str(price))} if method in prices else {}
+    method = chosen.finder or "EAP-IG-inputs"
+    options: dict[str, Any] = {}
+    if method in PRICES and chosen.price is not None:
+        options["weight" if method == "learned-mask" else "threshold"] = float(chosen.price)
     return Asked(
         open_=open_,
         find=find,
@@ -159,7 +157,7 @@ def asked(open_: cache.Opened) -> Asked:
 def start_finding(ask: Asked) -> None:
     """Find in the background."""
 
-    def work(job: jobs.Job) -> Findings:
+    def work(job: jobs.BackgroundJob) -> Findings:
         return find_circuit(
             ask.open_.model,
             ask.find,
@@ -175,108 +173,69 @@ def start_finding(ask: Asked) -> None:
 def start_curve(ask: Asked, made: Circuit) -> None:
     """Evaluate a circuit, and those of its scores at all sizes, in the background."""
 
-    def work(job: jobs.Job) -> Path:
-        with stoppable(job.cancel.is_set):
-            found = evaluate(
-                made,
-                ask.open_.model,
-                ask.test,
-                ablation=ask.finder.ablation,  # type: ignore[arg-type]
-                reference=ask.find.without(ask.test) if ask.by_mean else None,
-                random=RANDOM,
-                knockouts=KNOCKOUTS,
-                progress=job.progress,
-            )
-        key = ask.curve_key(made)
-        return found.save(findings_path(key), key=key)
+    def measure(progress: Progress) -> CircuitEvaluation:
+        return evaluate(
+            made,
+            ask.open_.model,
+            ask.test,
+            ablation=ask.finder.ablation,  # type: ignore[arg-type]
+            reference=ask.judging_reference,
+            random=RANDOM,
+            knockouts=KNOCKOUTS,
+            progress=progress,
+        )
 
-    jobs.start(ask.curve_key(made), work, "circuits")
+    _start(ask.curve_key(made), measure)
 
 
 def places(ask: Asked) -> tuple[str, ...]:
-    """The tokens that edges are told apart by, beside all others."""
+    """The tokens that edges are measured at one by one; all others are one place."""
     return marked_positions(ask.open_.model, ask.open_.task)
 
 
 def start_tokens(ask: Asked, made: Circuit) -> None:
     """Cut a circuit to its tokens on one half and judge it on the other, in the background."""
 
-    def work(job: jobs.Job) -> Path:
-        with stoppable(job.cancel.is_set):
-            found = narrow_curve(
-                ask.open_.model,
-                ask.find,
-                ask.test,
-                made,
-                positions=places(ask),
-                ablation=ask.finder.ablation,  # type: ignore[arg-type]
-                references=(ask.reference, ask.find.without(ask.test) if ask.by_mean else None),
-                random=RANDOM,
-                progress=job.progress,
-            )
-        key = ask.tokens_key(made)
-        return found.save(findings_path(key), key=key)
-
-    jobs.start(ask.tokens_key(made), work, "circuits")
-
-
-def panel(key: str, ready: Callable[[], None]) -> None:
-    """A job's progress or how it ended; `ready` draws what starts it."""
-    job = jobs.find(key)
-    if job is not None and job.state == "running":
-        jobs.watch(job)
-        return
-    if job is not None and job.state == "failed" and job.error is not None:
-        widgets.show_error(job.error)
-    if job is not None and job.state == "done":
-        jobs.not_kept()
-    if job is not None and job.state == "cancelled":
-        st.info(
-            f"Stopped after {job.done} of {job.total or '…'} {job.unit}.", icon=":material/pause:"
+    def measure(progress: Progress) -> NarrowedCurve:
+        return narrow_curve(
+            ask.open_.model,
+            ask.find,
+            ask.test,
+            made,
+            positions=places(ask),
+            ablation=ask.finder.ablation,  # type: ignore[arg-type]
+            references=(ask.reference, ask.judging_reference),
+            random=RANDOM,
+            progress=progress,
         )
-    ready()
+
+    _start(ask.tokens_key(made), measure)
+
+
+def _start(key: str, measure: Callable[[Progress], CircuitEvaluation | NarrowedCurve]) -> None:
+    """Measure in the background, and keep the result."""
+
+    def work(job: jobs.BackgroundJob) -> None:
+        with stoppable(job.cancel.is_set):
+            found = measure(job.progress)
+        found.save(findings_path(key), key=key)
+
+    jobs.start(key, work, "circuits")
 
 
 def findings(key: str) -> Findings | None:
     """The kept findings of a key."""
-    try:
-        return _findings(key)
-    except LookupError:
-        return None
+    return cache.kept(key, "findings", kept_findings)
 
 
-def evaluation(key: str) -> CircuitEvaluation | None:
-    """The kept evaluation of a key."""
-    try:
-        return _evaluation(key)
-    except InterpError:
-        return None
+def _kept(kind: type[R], key: str) -> R | None:
+    return cache.kept(key, kind.__name__, lambda key: kind.load(findings_path(key), key=key))
 
 
-def tokens(key: str) -> NarrowedCurve | None:
-    """The kept cuts of a key."""
-    try:
-        return _tokens(key)
-    except InterpError:
-        return None
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _tokens(key: str) -> NarrowedCurve:
-    return NarrowedCurve.load(findings_path(key), key=key)
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _findings(key: str) -> Findings:
-    found = kept_findings(key)
-    if found is None:
-        raise LookupError(key)  # absence is not cached
-    return found
-
-
-@st.cache_resource(max_entries=4, show_spinner=False)
-def _evaluation(key: str) -> CircuitEvaluation:
-    return CircuitEvaluation.load(findings_path(key), key=key)
+evaluation = partial(_kept, CircuitEvaluation)
+"""The kept evaluation of a key."""
+cuts = partial(_kept, NarrowedCurve)
+"""The kept cuts of a key."""
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)

@@ -6,12 +6,12 @@ from typing import Any
 
 import streamlit as st
 
+from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.files import json_text
-from interp.plots.components import component_scatter
+from interp.plots.components import attention_map, component_scatter, effect_strip, token_bars
 from interp.plots.style import symmetric_limit
 from interp.results.scores import Scores
-from interp.ui.patching import detail
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import CELL, cell, current, select, strangers
 
@@ -22,10 +22,12 @@ CAVEATS = {
     "noise": "A large effect shows that the behaviour suffers when this value is corrupted. A "
     "small one does not show that the component is idle: others may compensate.",
 }
+HEAD_SITES = ("q", "k", "v", "pattern", "z")
+NOTHING = 1e-3  # logits
 
 
 @st.fragment
-def explore(open_: cache.Opened, result: cache.Result, key: str) -> None:
+def explore(open_: cache.Opened, result: cache.SweepResult, key: str) -> None:
     """Map, ranking and detail: a click reruns this part alone."""
     scores = result.scores
     if unknown := strangers(scores, current()):
@@ -42,11 +44,11 @@ def explore(open_: cache.Opened, result: cache.Result, key: str) -> None:
         if place is None:
             st.info("Click a cell of the map, or a row above.", icon=":material/ads_click:")
         else:
-            detail.effect(result, place)
+            _effect(result, place)
     if place is not None:
-        detail.inside(open_, result, place)
+        _inside(open_, result, place)
     _take_away(result, place, key)
-    st.caption(f"**What this does not show.** {CAVEATS[scores.direction]}")
+    widgets.caveat(CAVEATS[scores.direction])
 
 
 def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
@@ -73,13 +75,24 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
 
     selected = None if place is None else (place[0], place[1] if columns else 0)
     shown = current().position if len(scores.axes) == 3 else None
-    figure = (
-        _neuron_figure(scores, shown, selected)
-        if columns == ["neuron"]
-        # One scale at every position, so that a weak one looks weak.
-        else scores.plot(position=shown, selected=selected, limit=symmetric_limit(scores.values))
-    )
-    widgets.clickable(
+    if columns == ["neuron"]:
+        values, errors, _, _ = scores.grid(shown)
+        layers, neurons = scores.coordinates["layer"], scores.coordinates["neuron"]
+        figure = component_scatter(
+            values,
+            x=neurons,
+            y=layers,
+            x_title="neuron",
+            y_title="layer",
+            colour_title="effect (fraction of the gap)",
+            stderr=errors,
+            selected=selected,
+            names=[[f"L{layer}N{neuron}" for neuron in neurons] for layer in layers],
+        )
+    else:  # one scale at every position, so that a weak one looks weak
+        limit = symmetric_limit(scores.values)
+        figure = scores.plot(position=shown, selected=selected, limit=limit)
+    widgets.figure(
         figure,
         key="map",
         alt=f"Effect of {scores.site} by {' and '.join(scores.axes)}",
@@ -88,57 +101,31 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
     )
 
 
-def _neuron_figure(scores: Scores, position: str | None, selected: tuple[int, int] | None) -> Any:
-    values, errors, _, _ = scores.grid(position)
-    layers, neurons = scores.coordinates["layer"], scores.coordinates["neuron"]
-    return component_scatter(
-        values,
-        x=neurons,
-        y=layers,
-        x_title="neuron",
-        y_title="layer",
-        colour_title="effect (fraction of the gap)",
-        stderr=errors,
-        selected=selected,
-        names=[[f"L{layer}N{neuron}" for neuron in neurons] for layer in layers],
-    )
-
-
 def _pick_by_keyboard(scores: Scores) -> None:
-    """The click's twin: numbers for layer and component, a list for positions, and Clear."""
+    """The same as a click, by keyboard: layer, component or position, and Clear."""
     unit = next((axis for axis in scores.axes[1:] if axis != "position"), None)
     columns = st.columns([2, 2, 1.4], vertical_alignment="bottom")
-    for column, axis, field in ((0, "layer", "layer"), (1, unit, "head")):
-        if axis is None:
-            continue
-        numbers = [int(label) for label in scores.coordinates[axis]]
-        name = widgets.UNITS.get(axis, axis)
-        with columns[column]:
+    none: dict[str, Any] = {"placeholder": "none"}
+    for column, axis, field in ((columns[0], "layer", "layer"), (columns[1], unit, "head")):
+        if axis is not None:
+            ends = [int(scores.coordinates[axis][end]) for end in (0, -1)]
+            name = widgets.UNITS.get(axis, axis)
+            label = name[0].upper() + name[1:]
             widgets.picker(
-                st.number_input,
-                name[0].upper() + name[1:],
-                field,
-                min_value=numbers[0],
-                max_value=numbers[-1],
-                value=None,
-                placeholder="none",
-            )
+                column.number_input, label, field, min_value=ends[0], max_value=ends[1],
+                value=None, **none,
+            )  # fmt: skip
     if unit is None and "position" in scores.axes:
-        with columns[1]:
-            widgets.picker(
-                st.selectbox,
-                "Position",
-                "position",
-                options=scores.coordinates["position"],
-                index=None,
-                placeholder="none",
-            )
+        options = scores.coordinates["position"]
+        widgets.picker(
+            columns[1].selectbox, "Position", "position", options=options, index=None, **none
+        )
     columns[2].button(
         "Clear", on_click=select, kwargs=CELL, disabled=current().layer is None, width="stretch"
     )
 
 
-def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
+def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
     """The strongest cells, and the same number of random ones."""
     scores = result.scores
     usual = min(10, max(1, scores.values.size // 4))
@@ -148,15 +135,12 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     low, high = result.interval
     top = list(result.ranked.values())[:k]
     cells = [scores.index(str(found.component), found.position) for found in top]
-    chosen = next((row for row, at in enumerate(cells) if at == place), None)
-    key = f"top-{place}"
 
-    def picked() -> None:
-        if rows := st.session_state[key].selection.rows:
-            found = top[rows[0]]
-            select(layer=found.component.layer, head=found.component.index, position=found.position)
+    def picked(row: int) -> None:
+        found = top[row]
+        select(layer=found.component.layer, head=found.component.index, position=found.position)
 
-    st.dataframe(
+    widgets.table(
         [
             {
                 "rank": found.rank,
@@ -167,18 +151,10 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
             }
             for found, at in zip(top, cells, strict=True)
         ],
-        key=key,
-        hide_index=True,
-        height=min(10, k) * 30 + 32,
-        row_height=30,
-        on_select=picked,
-        selection_mode="single-row",
-        selection_default={"selection": {"rows": [] if chosen is None else [chosen]}},
-        column_config={
-            "rank": st.column_config.NumberColumn(width="small"),
-            "effect": st.column_config.NumberColumn(format="%.3f"),
-            "stderr": st.column_config.NumberColumn(format="%.3f"),
-        },
+        key=f"top-{place}",
+        most=10,
+        picked=picked,
+        chosen=cells.index(place) if place in cells else None,
     )
     # Where a layer has one component only, the control is the same site in other layers.
     alone = not set(scores.axes) - {"layer", "position"}
@@ -188,7 +164,7 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
     except InterpError as error:
         st.caption(f"No test of the top {k}: {widgets.plain(error.found)}.")
     else:
-        random = widgets.estimate(test.mean, test.low, test.high)
+        random = widgets.value(test)
         st.caption(
             f"**More than noise?** The top {k} by effect, the most positive first, compared "
             f"with the top {k} after flipping the signs of prompts: "
@@ -198,29 +174,21 @@ def _ranking(result: cache.Result, place: tuple[int, ...] | None) -> None:
         )
 
 
-def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) -> None:
+def _take_away(result: cache.SweepResult, place: tuple[int, ...] | None, key: str) -> None:
     """Files, and the Python that gives the number again."""
     scores = result.scores
-    name = f"{scores.provenance.task}-{scores.site}-{key[:8]}"
     st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button(
-            "CSV",
-            lambda: scores.to_dataframe().to_csv(index=False),
-            file_name=f"{name}.csv",
-            mime="text/csv",
-            icon=":material/download:",
-            on_click="ignore",
+        widgets.downloads(
+            {
+                "CSV": (lambda: scores.to_dataframe().to_csv(index=False), "csv"),
+                "JSON": (
+                    lambda: offered.shown(json_text(scores.to_dict(), indent=1), scores.provenance),
+                    "json",
+                ),
+            },
+            name=f"{scores.provenance.task}-{scores.site}-{key[:8]}",
         )
-        st.download_button(
-            "JSON",
-            lambda: offered.shown(json_text(scores.to_dict(), indent=1), scores.provenance),
-            file_name=f"{name}.json",
-            mime="application/json",
-            icon=":material/download:",
-            on_click="ignore",
-        )
-        st.caption("PNG: the camera above each figure. Link: the address bar.")
     call = scores.provenance.call
     if place is not None:
         found = result.ranked[scores.label(place)]
@@ -228,3 +196,86 @@ def _take_away(result: cache.Result, place: tuple[int, ...] | None, key: str) ->
         call += f"\nprint(scores.estimate({str(found.component)!r}{at}))"
     st.markdown("Python that reproduces " + ("this map" if place is None else "this number"))
     st.code(offered.shown(call, scores.provenance), language="python", wrap_lines=True)
+
+
+def _effect(result: cache.SweepResult, cell: tuple[int, ...]) -> None:
+    """The effect with its interval and rank, and its spread over prompts."""
+    scores = result.scores
+    ranked = result.ranked[scores.label(cell)]
+    low, high = (float(end[cell]) for end in result.interval)
+    st.subheader(ranked.label, anchor=False)
+    st.markdown(
+        f"effect **{widgets.number(ranked.value)}** of the gap · 95 % interval "
+        f"{widgets.span(low, high)} · rank **{ranked.rank} of {ranked.of}**"
+    )
+    widgets.figure(
+        effect_strip(
+            scores.effects[(slice(None), *cell)],
+            scores.gap,
+            low=low,
+            high=high,
+            selected=current().prompt,
+        ),
+        key="strip",
+        alt=f"Effect of {ranked.label} on each of {scores.n} prompts",
+        filename=f"{ranked.label}-prompts",
+        picked=lambda data: select(prompt=data[0]),
+    )
+
+
+def _inside(open_: cache.Opened, result: cache.SweepResult, cell: tuple[int, ...]) -> None:
+    """For attention sites: the head's pattern and output on one prompt."""
+    part = result.scores.component(cell)
+    if part.site not in HEAD_SITES or part.index is None:
+        return
+    model, head = open_.model, part.index
+    if SITES[part.site] == "kv_head":
+        head *= model.n_heads // model.n_kv_heads
+    label = f"L{part.layer}H{head}"
+    st.subheader(f"Inside {label}", anchor=False)
+    if SITES[part.site] == "kv_head" and model.n_heads > model.n_kv_heads:
+        group = model.n_heads // model.n_kv_heads
+        st.caption(
+            f"Key/value head {part.index} serves query heads {head} to {head + group - 1}; "
+            f"this is the first of them."
+        )
+    most = len(open_.task) - 1
+    picker, text = st.columns([1, 5], vertical_alignment="bottom")
+    prompt = widgets.picker(
+        picker.number_input, f"Prompt, 0 to {most}", "prompt", min_value=0, max_value=most
+    )
+    text.markdown(widgets.plain(str(open_.task.pairs[prompt].clean)))
+    try:
+        view = cache.head_view(open_, part.layer, head, prompt)
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    left, right = st.columns([1, 1], gap="large")
+    widgets.figure(
+        attention_map(view.pattern.numpy(), view.tokens),
+        key="attention",
+        title=f"Where {label} attends",
+        filename=f"{label}-attention-{prompt}",
+        alt=f"Attention pattern of {label} on prompt {prompt}",
+        into=left,
+    )
+    with right:
+        st.markdown(f"**What {label} writes** at the last token, read through the unembedding")
+        written = [*view.promoted, *view.suppressed]
+        if not written:
+            st.info("Not available: a norm after attention lies between this head and the logits.")
+            return
+        if all(abs(value) < NOTHING for _, value in written):
+            st.info("It adds nothing to any logit directly: its effect goes through later layers.")
+            return
+        if view.direct is not None:
+            st.caption(
+                f"Direct logit attribution: {view.direct:+.3f} logits for the answer over the "
+                "wrong ones, on this prompt."
+            )
+        widgets.figure(
+            token_bars(view.promoted, view.suppressed),
+            key="tokens",
+            filename=f"{label}-tokens-{prompt}",
+            alt=f"Tokens {label} promotes and suppresses on prompt {prompt}",
+        )

@@ -33,9 +33,9 @@ def kept_directions(study: Study[Any]) -> dict[str, Direction]:
         return {}
 
 
-def choose_direction(directions: dict[str, Direction], *, key: str) -> Direction:
+def choose_direction(directions: dict[str, Direction], *, key: str, into: Any) -> Direction:
     """A chooser of one of them."""
-    name = st.selectbox(
+    name = into.selectbox(
         "Direction",
         list(directions),
         key=key,

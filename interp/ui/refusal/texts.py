@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -30,21 +29,9 @@ from interp.ui.studies.model import loaded_model
 
 ADD, ABLATE = "add - direction", "ablate direction"
 MOST_DOSE = 8.0
-SHOWN = "steered-texts"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steered:
-    """One text: its label by the rules, the refusal score if there is one, and what was changed."""
-
-    text: str
-    label: str
-    score: float | None
-    tokens: int
-    norm: float
-
-
-def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
+def side_by_side(study: Study[Any]) -> widgets.Rows:
     """The controls, and the three texts once asked for."""
     directions = kept_directions(study)
     if not directions:
@@ -52,8 +39,7 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     model = loaded_model(study)
     prompt = _prompt(study)
     first, second, third = st.columns([3, 2, 3], vertical_alignment="bottom")
-    with first:
-        direction = choose_direction(directions, key="steered-direction")
+    direction = choose_direction(directions, key="steered-direction", into=first)
     method = second.segmented_control(
         "Method", [ADD, ABLATE], default=ADD, required=True, key="steered-method"
     )
@@ -69,28 +55,16 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     )
     left, middle, right = st.columns([2, 2, 4], vertical_alignment="bottom")
     seed = int(left.number_input("Seed of the random direction", 0, None, 0, key="steered-seed"))
-    most = int(
-        middle.number_input(
-            "New tokens",
-            8,
-            max(400, study.settings.max_new_tokens),
-            max(8, study.settings.max_new_tokens),
-            key=f"steered-most-{study.directory.name}",
-        )
-    )
+    usual, key = max(8, study.settings.max_new_tokens), f"steered-most-{study.directory.name}"
+    most = int(middle.number_input("New tokens", 8, max(400, usual), usual, key=key))
     asked = (prompt, direction.kind, method, dose if method == ADD else 1.0, seed, most)
-    if right.button(
-        "Generate",
-        type="primary",
-        icon=":material/play_arrow:",
-        disabled=model is None or not prompt.strip(),
-    ):
-        st.session_state[SHOWN] = asked
+    disabled = model is None or not prompt.strip()
+    shown = widgets.generate_button(asked, key="steered-texts", into=right, disabled=disabled)
     st.caption(
         f"Greedy decoding, three texts of at most {most} tokens. A text cut off before "
         f"{LEAST_TOKENS} tokens is not judged an answer."
     )
-    if model is None or st.session_state.get(SHOWN) != asked:
+    if model is None or not shown:
         return []
     try:
         prompts = prompts_on(model, study, [prompt])
@@ -108,7 +82,7 @@ def side_by_side(study: Study[Any]) -> list[dict[str, Any]]:
     except InterpError as error:
         widgets.show_error(error)
         return []
-    return _columns(made)
+    return _show(made)
 
 
 def _usual(study: Study[Any], direction: Direction) -> float:
@@ -155,8 +129,11 @@ def written(
     seed: int,
     most: int,
     tokens: tuple[int, ...],
-) -> dict[str, Steered]:
+) -> widgets.Rows:
     """The plain text, the steered one, and one steered along a random direction of equal length.
+
+    Each row has the text, its label by the rules, its refusal score if there are tokens, and how
+    many times the run was changed and by how much.
 
     Raises:
         InterpError: no fast engine, or a direction that does not fit.
@@ -172,34 +149,25 @@ def written(
         method: steering(direction),
         "matched random direction": steering(random_direction(direction, seed=seed)),
     }
-    found = {}
+    rows = []
     for name, edit in edits.items():
-        made, tally = generate_steered(model, prompts, edit, max_new_tokens=most)
-        judged = judge_replies(replies_of(["prompt"], [text], made), RULES)
+        (one,), tally = generate_steered(model, prompts, edit, max_new_tokens=most)
+        judged = judge_replies(replies_of(["prompt"], [text], [one]), RULES)
         score = None
         if tokens:
             score = float(score_refusals(run_steered(model, prompts, edit).logits, tokens)[0])
-        found[name] = Steered(
-            text=made[0].text,
-            label=judged.labels[0],
-            score=score,
-            tokens=int(tally.tokens[0]),
-            norm=float(tally.norm[0]),
-        )
-    return found
+        row = {"run": name, "text": one.text, "label": judged.labels[0], "score": score}
+        changes = {"changes": int(tally.tokens[0]), "mean length": float(tally.norm[0])}
+        rows.append(row | changes)
+    return rows
 
 
-def _columns(made: dict[str, Steered]) -> list[dict[str, Any]]:
-    rows = []
-    for column, (name, one) in zip(st.columns(3), made.items(), strict=True):
-        column.markdown(f"**{name.capitalize()}**")
-        column.code(one.text or "(nothing)", language=None, wrap_lines=True)
-        score = widgets.maybe(one.score)
-        column.markdown(f"Judged **{widgets.plain(one.label)}** · refusal score {score}")
-        if name != "baseline":
-            changed = "nothing was changed"
-            if one.tokens:
-                changed = f"{one.tokens} changes, mean length {one.norm:.2f}"
-            column.caption(changed)
-        rows.append({"run": name, "text": one.text, "label": one.label, "score": score})
+def _show(rows: widgets.Rows) -> widgets.Rows:
+    for column, row in zip(st.columns(3), rows, strict=True):
+        score = widgets.maybe(row["score"])
+        about = f"Judged **{widgets.plain(row['label'])}** · refusal score {score}"
+        widgets.generated_text(row["run"], row["text"], about, into=column)
+        if row["run"] != "baseline":
+            changed = f"{row['changes']} changes, mean length {row['mean length']:.2f}"
+            column.caption(changed if row["changes"] else "nothing was changed")
     return rows

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -23,6 +24,8 @@ from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
 from interp.ui.shared import offered
 from interp.ui.shared.state import Selection, current, fit
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +48,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A sweep before it runs: the key of its result, and what it will take."""
-
-    key: str
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Result:
+class SweepResult:
     """A finished sweep, with what is slow to derive from it."""
 
     scores: Scores
@@ -69,14 +64,9 @@ class Result:
         return {found.label: found for found in self.scores.top(self.scores.values.size)}
 
     @cached_property
-    def _tests(self) -> dict[tuple[int, int], SelectionTest]:
-        return {}
-
-    def test(self, k: int, band: int) -> SelectionTest:
-        """What `Scores.null` says of the top k; slow for maps of neurons, so kept."""
-        if (k, band) not in self._tests:
-            self._tests[k, band] = self.scores.null(k, band=band)
-        return self._tests[k, band]
+    def test(self) -> Callable[[int, int], SelectionTest]:
+        """(k, band) -> what `Scores.null` says of the top k; slow for maps of neurons."""
+        return lru_cache(lambda k, band: self.scores.null(k, band=band))
 
 
 HASHES: dict[Any, Any] = {
@@ -84,7 +74,7 @@ HASHES: dict[Any, Any] = {
     Task: lambda task: task.hash,
     Opened: lambda open_: result_key("opened", 1, open_.model, open_.task),
 }
-"""How caches tell models and tasks apart: by content."""
+"""How caches identify models and tasks: by content."""
 
 
 @st.cache_resource(max_entries=1, show_spinner="Loading and checking the model …")
@@ -102,7 +92,7 @@ def opened() -> Opened:
     selection = current()
     assert selection.model is not None
     model = load_model(selection.model, selection.dtype)
-    task, encoded = _prompts(model, **_drawn(selection, n=selection.n, seed=selection.seed))
+    task, encoded = _prompts(model, selection.task, **_drawn(selection))
     open_ = Opened(model=model, task=task, encoded=encoded)
     fit(
         site=[site for site, reason in model.sites.items() if reason is None],
@@ -123,9 +113,9 @@ def _is_position(encoded: EncodedTask, name: str) -> bool:
     return True
 
 
-def _drawn(selection: Selection, **options: Any) -> dict[str, Any]:
+def _drawn(selection: Selection) -> dict[str, Any]:
     corruption = {"corruption": selection.corruption} if selection.task == "ioi" else {}
-    return {"name": selection.task, **options, **corruption}
+    return {"n": selection.n, "seed": selection.seed, **corruption}
 
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
@@ -154,7 +144,8 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
     unit = SITES[selection.site]
     reference = None
     if selection.source == "mean":
-        reference = _others(open_, **_drawn(selection, n=2 * selection.n, seed=selection.seed + 1))
+        others = replace(selection, n=2 * selection.n, seed=selection.seed + 1)
+        reference = _others(open_, others.task, **_drawn(others))
     axes = {
         "component": ("layer", unit),
         "position": ("layer", "position"),
@@ -181,30 +172,40 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
 
 
 @st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
-def plan(open_: Opened, arguments: dict[str, Any]) -> Plan:
-    """What a sweep is keyed by and will take.
+def plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
+    """The key of a sweep's result, and what the sweep will take.
 
     Raises:
         InterpError: the model or the task does not allow it.
     """
     sweep = make_sweep(open_.model, open_.task, PatchSpec(**arguments))
-    return Plan(str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep))
+    return str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep)
 
 
-def result(key: str) -> Result | None:
-    """The stored result of a key, if there is one."""
+def result(key: str) -> SweepResult | None:
+    """The stored sweep of a key, if there is one."""
+
+    def load(key: str) -> SweepResult | None:
+        scores = stored(key)
+        return None if scores is None else SweepResult(scores)
+
+    return kept(key, "sweep", load)
+
+
+def kept(key: str, kind: str, load: Callable[[str], T | None]) -> T | None:
+    """What `load` reads by a key, held in memory; None if it is not there or cannot be read."""
     try:
-        return _result(key)
-    except LookupError:
+        return _held(key, kind, load)
+    except (LookupError, InterpError):
         return None
 
 
-@st.cache_resource(max_entries=8, show_spinner=False)
-def _result(key: str) -> Result:
-    found = stored(key)
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _held(key: str, kind: str, _load: Callable[[str], Any]) -> Any:
+    found = _load(key)
     if found is None:
-        raise LookupError(key)  # absence is not cached
-    return Result(found)
+        raise LookupError(f"{kind} {key}")  # absence is not cached
+    return found
 
 
 @st.cache_resource(max_entries=64, show_spinner="Looking at the head …", hash_funcs=HASHES)

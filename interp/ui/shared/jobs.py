@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import streamlit as st
 
@@ -14,12 +14,13 @@ from interp.core.errors import InterpError
 from interp.engine.cost import duration
 from interp.ui.shared import widgets
 
+T = TypeVar("T")
 PACED = 8
 """Chunks whose pace tells how long the rest takes."""
 
 
 @dataclass(kw_only=True)
-class Job:
+class BackgroundJob:
     """One piece of work: its progress, its end, and the way to stop it.
 
     `line` is what it said last; chunks of equal size are counted instead.
@@ -70,26 +71,21 @@ class Job:
 
 
 @st.cache_resource(show_spinner=False)
-def _jobs() -> dict[str, Job]:
+def _jobs() -> dict[str, BackgroundJob]:
     return {}
 
 
-def find(key: str) -> Job | None:
+def find(key: str) -> BackgroundJob | None:
     """The job of a result's key, running or ended."""
     return _jobs().get(key)
 
 
-def forget(key: str) -> None:
-    """Drop an ended job."""
-    _jobs().pop(key, None)
-
-
-def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None:
+def start(key: str, work: Callable[[BackgroundJob], object], unit: str = "chunks") -> None:
     """Run `work(job)` in a thread, unless that key's job is already running; `unit` is counted."""
     running = find(key)
     if running is not None and running.state == "running":
         return
-    job = _jobs()[key] = Job(unit=unit)
+    job = _jobs()[key] = BackgroundJob(unit=unit)
 
     def run() -> None:
         try:
@@ -103,16 +99,49 @@ def start(key: str, work: Callable[[Job], object], unit: str = "chunks") -> None
     threading.Thread(target=run, name=f"job-{key}", daemon=True).start()
 
 
-def not_kept() -> None:
-    """Say that a job ended well and that its result is not there."""
-    st.error(
-        "The run finished, but its result could not be kept. Is the cache full or read-only? "
-        "The server's log says more.",
-        icon=":material/save:",
-    )
+def result(
+    key: str,
+    load: Callable[[str], T | None],
+    ready: Callable[[], None],
+    *,
+    title: str = "",
+    kept: str = "",
+) -> T | None:
+    """The result of a key; without one, under `title`, its job's progress or what starts the job.
+
+    `ready` draws what starts the job, below how an earlier one ended; `kept` says what is kept of
+    one that was stopped.
+    """
+    found = load(key)
+    if found is None:
+        if title:
+            st.header(title, anchor=False)
+        _panel(key, ready, kept)
+    else:
+        _jobs().pop(key, None)
+    return found
 
 
-def watch(job: Job) -> None:
+def _panel(key: str, ready: Callable[[], None], kept: str) -> None:
+    job = find(key)
+    if job is not None and job.state == "running":
+        watch(job)
+        return
+    if job is not None and job.state == "failed" and job.error is not None:
+        widgets.show_error(job.error)
+    if job is not None and job.state == "done":
+        st.error(
+            "The run finished, but its result could not be kept. Is the cache full or read-only? "
+            "The server's log says more.",
+            icon=":material/save:",
+        )
+    if job is not None and job.state == "cancelled":
+        stopped = f"Stopped after {job.done} of {job.total or '…'} {job.unit}. {kept}"
+        st.info(stopped, icon=":material/pause:")
+    ready()
+
+
+def watch(job: BackgroundJob) -> None:
     """A progress bar with a cancel button; it reruns the page when the job ends.
 
     Where the job says what it does, at every step too: the page shows what steps have found.

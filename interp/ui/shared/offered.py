@@ -82,16 +82,11 @@ def shown(text: str, origin: Provenance) -> str:
     return text.replace(origin.model, without_paths(origin.model))
 
 
-def ask(name: str) -> None:
-    """Note that a link names a model that is not offered."""
-    st.session_state["asked-model"] = name
-
-
 def asked() -> str | None:
     """The model that a link names, which is not offered and was not agreed to."""
     return st.session_state.get("asked-model")
 
 
-def answered() -> None:
-    """Forget the question."""
-    st.session_state.pop("asked-model", None)
+def ask(name: str | None) -> None:
+    """Note that a link names a model that is not offered; None forgets it."""
+    st.session_state["asked-model"] = name

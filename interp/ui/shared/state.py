@@ -1,4 +1,4 @@
-"""What is on screen: one `Selection`, the one function that changes it, and its permalink."""
+"""What is on screen: one `Selection`, the one function that changes it, and its link."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ CHOICES = {
 
 SETUP = ("model", "dtype", "task", "n", "seed", "corruption")
 SEARCH = ("finder", "removed", "price")
+STUDIES = ("study", "refusal")
 PICKED = {"edges": None, "edge": None, "node": None, "place": None, "worth": None}
 CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
@@ -44,8 +45,9 @@ class Selection:
     (first, last). head: a head, key/value head or neuron. finder, removed, price: how a circuit is
     found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
     edge, node, place: what of it is looked at; worth: what an edge must be worth at a token; left,
-    right: two kept circuits. A link may name what is not loaded: `fit` and `strangers` find
-    out.
+    right: two kept circuits. study, refusal: the folder of the open study of verification and of
+    refusal; the fields after them: what the pages of a study show. A link may name what is not
+    loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -76,11 +78,26 @@ class Selection:
     worth: str | None = None
     left: str | None = None
     right: str | None = None
+    study: str | None = None
+    refusal: str | None = None
+    probed: str | None = None
+    attended: str | None = None
+    shown: str | None = None
+    picked: str | None = None
+    glu: str | None = None
+    neuron: str | None = None
+    section: str | None = None
+    rule: str | None = None
+    ablation: str | None = None
+    measure: str | None = None
+    candidates: str | None = None
+    score: str | None = None
+    side: str | None = None
+    method: str | None = None
 
-    @property
-    def setup(self) -> dict[str, Any]:
-        """The fields that say which model and prompts."""
-        return {name: getattr(self, name) for name in SETUP}
+    def differs(self, other: Selection, names: Collection[str]) -> bool:
+        """Whether the other selection has another value of one of these fields."""
+        return any(getattr(self, name) != getattr(other, name) for name in names)
 
 
 TYPES = {field.name: str(field.type) for field in fields(Selection)}
@@ -99,8 +116,10 @@ def current() -> Selection:
     """
     if "selection" not in st.session_state:
         names = [field.name for field in fields(Selection)]
-        found, words = read({name: st.query_params.get_all(name) for name in names})
+        query = {name: st.query_params.get_all(name) for name in names}
+        found, words = read(query)
         ignored().extend(words)
+        linked().update(name for name, texts in query.items() if texts)
         if found.model is not None and found.model not in offered.offered():
             offered.ask(found.model)
             found = replace(found, model=None)
@@ -111,13 +130,18 @@ def current() -> Selection:
 def agree() -> None:
     """Take the model that a link names, though it is not offered, and the rest of the link."""
     st.session_state.selection = replace(current(), model=offered.asked())
-    offered.answered()
+    offered.ask(None)
     write_link()
 
 
 def ignored() -> list[str]:
     """What of a link was ignored, in words."""
     return st.session_state.setdefault("ignored", [])
+
+
+def linked() -> set[str]:
+    """The fields that the link named and no page has shown yet."""
+    return st.session_state.setdefault("linked", set())
 
 
 def fit(**there: Collection[Any]) -> None:
@@ -152,19 +176,26 @@ def in_words(name: str, text: str, why: str) -> str:
 def select(**changes: Any) -> None:
     """Change the selection and its link. Nothing else writes either of them.
 
-    What a change makes meaningless is cleared: the cell with the sweep, positions with the prompts.
+    A change clears what it makes meaningless: the cell with the sweep, positions with the prompts,
+    the head and neuron looked at with the study, the edge with a node and the other way round.
     """
     old = current()
     new = replace(old, **changes)
     if "model" in changes:
-        offered.answered()
-    if new.setup != old.setup:
+        offered.ask(None)
+    if changes.get("edge") is not None:
+        new = replace(new, node=None)
+    elif changes.get("node") is not None:
+        new = replace(new, edge=None)
+    if new.differs(old, STUDIES):
+        new = replace(new, picked=changes.get("picked"), neuron=changes.get("neuron"))
+    if new.differs(old, SETUP):
         new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL, **PICKED)
     elif old.finder not in (None, new.finder):
         new = replace(new, price=changes.get("price"), **PICKED)
     elif any(getattr(old, name) not in (None, getattr(new, name)) for name in SEARCH):
         new = replace(new, **PICKED)
-    elif (new.site, new.by) != (old.site, old.by):
+    elif new.differs(old, ("site", "by")):
         new = replace(new, **CELL)
     if new.by not in granularities(new.site):
         new = replace(new, by=granularities(new.site)[0])
@@ -183,19 +214,17 @@ def write_link() -> None:
 
 
 def link(selection: Selection) -> dict[str, list[str]]:
-    """The query parameters of a selection; empty fields are left out."""
+    """The query parameters of a selection: all values, and without a model only those chosen."""
     found: dict[str, list[str]] = {}
-    if selection.model is None:
-        return found
-    for field in fields(Selection):
-        value = getattr(selection, field.name)
-        if value is not None and value != ():
-            found[field.name] = [str(v) for v in (value if isinstance(value, tuple) else [value])]
+    for name, usual in DEFAULTS.items():
+        value = getattr(selection, name)
+        if value not in (None, ()) and (selection.model is not None or usual is None):
+            found[name] = [str(v) for v in (value if isinstance(value, tuple) else [value])]
     return found
 
 
-def read_link(query: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """The values of some query parameters by name, and words on each that was ignored."""
+def read(query: Mapping[str, Sequence[str]]) -> tuple[Selection, list[str]]:
+    """The selection of some query parameters, and words on each value that was ignored."""
     found: dict[str, Any] = {}
     words: list[str] = []
     for name, texts in query.items():
@@ -205,17 +234,11 @@ def read_link(query: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[
                 values.append(parse(name, text))
             except ValueError as error:
                 words.append(in_words(name, text, str(error)))
-        if TYPES.get(name, "").startswith("tuple"):
+        if TYPES[name].startswith("tuple"):
             found[name] = tuple(values)
         elif values:
             found[name] = values[0]
             words += [in_words(name, str(v), "given more than once") for v in values[1:]]
-    return found, words
-
-
-def read(query: Mapping[str, Sequence[str]]) -> tuple[Selection, list[str]]:
-    """The selection of some query parameters, and words on each value that was ignored."""
-    found, words = read_link(query)
     ends = found.get("neurons")
     if ends and (len(ends) != 2 or ends[0] > ends[1]):
         words.append(in_words("neurons", ", ".join(map(str, ends)), "not the first and the last"))
@@ -234,7 +257,7 @@ def parse(name: str, text: str) -> str | int:
     Raises:
         ValueError: no whole number in its bounds, not a choice, or no text that anything is called.
     """
-    if "int" in TYPES.get(name, ""):
+    if "int" in TYPES[name]:
         low, high = BOUNDS.get(name, (0, LARGEST))
         plain = text.isascii() and text.isdecimal() and len(text) <= len(str(LARGEST))
         if not plain or not low <= int(text) <= high:
@@ -249,17 +272,13 @@ def parse(name: str, text: str) -> str | int:
 
 def strangers(scores: Scores, selection: Selection) -> dict[str, None]:
     """The parts of the selected cell that these scores do not have, each to be cleared."""
-    names = {_field(axis): scores.coordinates[axis] for axis in scores.axes}
+    names = {axis if axis in CELL else "head": scores.coordinates[axis] for axis in scores.axes}
     parts = {name: getattr(selection, name) for name in CELL}
     return {
         name: None
         for name, value in parts.items()
         if value is not None and str(value) not in names.get(name, ())
     }
-
-
-def _field(axis: str) -> str:
-    return axis if axis in CELL else "head"
 
 
 def cell(scores: Scores, selection: Selection) -> tuple[int, ...] | None:

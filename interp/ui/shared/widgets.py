@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
+from mimetypes import guess_type
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.core.records import Provenance
+from interp.plots.lines import MARGIN, values_with_null
+from interp.plots.steering import BELOW
 from interp.plots.style import visible
-from interp.studies.formatting import as_strong
+from interp.studies.formatting import band
+from interp.studies.steps import Result
 from interp.ui import VIEWS
 from interp.ui.shared import offered
-from interp.ui.shared.state import current, select
+from interp.ui.shared.state import current, ignored, in_words, linked, select
+
+Rows = list[dict[str, Any]]
+"""A table: one dict per row, with the same keys."""
 
 UNITS = {"head": "head", "kv_head": "KV head", "neuron": "neuron"}
 MARKS = ("#c0392b", "#2f6fb5", "#2e8b57", "#b8860b", "#7d4fa8", "#16808a", "#c2577f", "#6b7280")
+RED, BLUE, GREY = "192,57,43", "47,111,181", "rgba(128,138,150,0.12)"
 SMALL = "font-size:0.75rem;letter-spacing:0.02em;opacity:0.65"
 
 NONE = "–"
 """Stands for a missing number, and for the option that chooses nothing."""
+UNKNOWN = float("nan")
 STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
 
 
@@ -55,36 +65,158 @@ def number(value: float) -> str:
     return "0.000" if text == "-0.000" else text
 
 
+def thousands(count: int) -> str:
+    """A whole number with spaces between thousands."""
+    return f"{count:,}".replace(",", " ")
+
+
 def span(low: float, high: float) -> str:
     """An interval."""
     return f"{number(low)} to {number(high)}"
 
 
-def estimate(mean: float, low: float, high: float) -> str:
-    """A value with its interval."""
-    return f"{number(mean)} [{number(low)}, {number(high)}]"
+def _plain_numbers(found: Any) -> Mapping[str, Any]:
+    """The numbers of an `Estimate` or `Null`, or of a step's result, which holds them by name."""
+    return found if isinstance(found, Mapping) else asdict(found)
+
+
+def interval(found: Any) -> str:
+    """The 95 % interval of an estimate."""
+    numbers = _plain_numbers(found)
+    return span(numbers["low"], numbers["high"])
+
+
+def value(found: Any) -> str:
+    """An estimate with its interval, or – for None."""
+    if found is None:
+        return NONE
+    mean, low, high = (number(_plain_numbers(found)[name]) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def maybe(found: float | None) -> str:
+    """A number that may be missing."""
+    return NONE if found is None else number(found)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as a file's text."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [])
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False)
 
 
-def picker(widget: Callable[..., Any], label: str, field: str, **options: Any) -> Any:
-    """A widget that shows one field of the selection and changes it."""
+def picker(
+    widget: Callable[..., Any], label: str, field: str, *, shown: Any = None, **options: Any
+) -> Any:
+    """A widget that shows one field of the selection, or `shown`, and changes the field.
+
+    `options`, if it has any, may map each option to the words that are shown for it.
+    """
+    if isinstance(words := options.get("options"), Mapping):
+        options |= {"options": list(words), "format_func": words.__getitem__}
     key = f"pick-{field}"
-    value = getattr(current(), field)
+    value = getattr(current(), field) if shown is None else shown
     st.session_state[key] = list(value) if isinstance(value, tuple) else value
 
     def changed() -> None:
         new = st.session_state[key]
-        select(**{field: tuple(new) if isinstance(new, list | tuple) else new})
+        new = tuple(new) if isinstance(new, list | tuple) else new
+        select(**{field: None if new == NONE else new})
 
     return widget(label, key=key, on_change=changed, **options)
+
+
+def choose(
+    label: str,
+    field: str,
+    options: Sequence[str] | Mapping[str, str],
+    *,
+    into: Any = st,
+    segments: bool = False,
+    **more: Any,
+) -> str:
+    """A `picker` among a page's options, in a list or as `segments` side by side.
+
+    The first option is shown if the field has none of them.
+    """
+    value = getattr(current(), field)
+    known = value in options
+    if value is not None and not known and field in linked():
+        ignored().append(in_words(field, str(value), "not offered on this page"))
+    linked().discard(field)
+    widget = into.segmented_control if segments else into.selectbox
+    more |= {"required": True} if segments else {}
+    shown = value if known else next(iter(options))
+    return picker(widget, label, field, shown=shown, options=options, **more)
+
+
+def choose_model(
+    names: Sequence[str], chosen: str | None, *, into: Any = st, key: str | None = None
+) -> str:
+    """A list of models that takes any other name too; the first is shown if none is chosen."""
+    known = list(names) if chosen is None or chosen in names else [*names, chosen]
+    return into.selectbox(
+        "Model",
+        known,
+        0 if chosen is None else known.index(chosen),
+        accept_new_options=True,
+        key=key,
+        help="A listed model, a Hugging Face id or a local directory.",
+    )
+
+
+def start_button(
+    label: str,
+    action: Callable[..., Any] | None = None,
+    *args: Any,
+    into: Any = st,
+    disabled: bool = False,
+) -> bool:
+    """The button that starts a page's work: it calls `action` with `args`, if there is one."""
+    return into.button(
+        label,
+        type="primary",
+        icon=":material/play_arrow:",
+        disabled=disabled,
+        on_click=action,
+        args=args,
+    )
+
+
+def generate_button(asked: object, *, key: str, into: Any, disabled: bool) -> bool:
+    """The button that has texts written; True after a click, as long as the same is asked for."""
+    if start_button("Generate", into=into, disabled=disabled):
+        st.session_state[key] = asked
+    return not disabled and st.session_state.get(key) == asked
+
+
+def generated_text(name: str, text: str, about: str, *, into: Any) -> None:
+    """A generated text under the name of its run, and what is said of it."""
+    into.markdown(f"**{name.capitalize()}**")
+    into.code(text or "(nothing)", language=None, wrap_lines=True)
+    into.markdown(about)
+
+
+def downloads(
+    files: Mapping[str, tuple[Callable[[], str], str]],
+    *,
+    name: str,
+    caption: str = "PNG: the camera above each figure. Link: the address bar.",
+) -> None:
+    """Download buttons in a row: label -> (how the text is made, the file's suffix).
+
+    `name` is the name of the files without suffix.
+    """
+    for label, (make, suffix) in files.items():
+        st.download_button(
+            label,
+            make,
+            file_name=f"{name}.{suffix}".replace("/", "-"),
+            mime=guess_type(f"file.{suffix}")[0],
+            icon=":material/download:",
+            on_click="ignore",
+            key=f"{name}-{label}",
+        )
+    st.caption(caption)
 
 
 def facts(entries: Mapping[str, object]) -> None:
@@ -97,6 +229,22 @@ def facts(entries: Mapping[str, object]) -> None:
     st.html(
         '<div style="display:flex;flex-wrap:wrap;gap:0.5rem 1.5rem;padding:0.55rem 0.9rem;'
         f'border:1px solid rgba(128,138,150,0.3);border-radius:0.4rem">{shown}</div>'
+    )
+
+
+def stored_result(title: str, origin: Provenance, n: int, more: Mapping[str, object]) -> None:
+    """The head of a page with a stored result: where every number on it comes from."""
+    with st.sidebar:
+        st.success("Stored result: nothing to run.", icon=":material/check:")
+    st.header(title, anchor=False)
+    facts(
+        {
+            "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
+            "precision": origin.dtype,
+            "task": f"{origin.task} · n = {n} · seed {origin.seed}",
+            **more,
+            "commit": origin.commit or "–",
+        }
     )
 
 
@@ -115,9 +263,10 @@ def token_strip(
         )
         line = colors[names[0]] if names else "transparent"
         differs = len({row[index] for row in rows}) > 1
+        shades = (f"rgba({colour},0.22)" if differs else GREY for colour in (BLUE, RED))
         chips = "".join(
-            _chip(row[index], index, differs, ("47,111,181", "192,57,43")[which])
-            for which, row in enumerate(rows)
+            chip(row[index], shade, hint=f"token {index}", bold=differs)
+            for row, shade in zip(rows, shades, strict=False)
         )
         columns.append(
             '<div style="display:flex;flex-direction:column;align-items:stretch;gap:3px;'
@@ -139,38 +288,57 @@ def token_strip(
     )
 
 
-def _chip(token: str, index: int, differs: bool, color: str) -> str:
-    shade = f"rgba({color},0.22)" if differs else "rgba(128,138,150,0.12)"
-    weight = 700 if differs else 400
+def chip(token: str, shade: str, *, hint: str, bold: bool = False) -> str:
+    """A token as HTML on a shade (a CSS colour), with a hint on hover."""
     return (
-        f'<div title="token {index}" style="background:{shade};border-radius:4px;'
-        "padding:0 0.35rem;line-height:1.75rem;white-space:pre;font-family:monospace;"
-        f'font-size:0.86rem;font-weight:{weight}">{escape(visible(token))}</div>'
+        f'<div title="{hint}" style="background:{shade};border-radius:4px;padding:0 0.35rem;'
+        "line-height:1.75rem;white-space:pre;font-family:monospace;font-size:0.86rem;"
+        f'font-weight:{700 if bold else 400}">{escape(visible(token))}</div>'
     )
 
 
-def clickable(
-    figure: Any, *, key: str, alt: str, filename: str, picked: Callable[[list[int]], None]
+def figure(
+    drawn: Any,
+    *,
+    key: str,
+    alt: str,
+    title: str = "",
+    filename: str = "",
+    into: Any = st,
+    picked: Callable[[list[int]], None] | None = None,
 ) -> None:
-    """A figure whose points report their customdata to `picked` when clicked.
+    """A figure under its title; a click on a point calls `picked` with the point's customdata.
 
     The figure changes with every pick, and a changed chart forgets what was selected in it, so the
-    callback hands the pick on while it exists.
+    callback hands the pick on while it exists. `into` is a column, or the page.
     """
 
     def clicked() -> None:
-        if points := st.session_state[key].selection.points:
+        if picked is not None and (points := st.session_state[key].selection.points):
             picked(point_data(points[0]))
 
-    st.plotly_chart(
-        figure,
+    if title:
+        into.markdown(f"**{title}**")
+    into.plotly_chart(
+        drawn,
         key=key,
-        on_select=clicked,
+        on_select="ignore" if picked is None else clicked,
         selection_mode="points",
-        width="content" if figure.layout.width else "stretch",
-        config=chart_config(filename),
+        width="content" if drawn.layout.width else "stretch",
+        config=_chart_config(filename or key),
         alt=alt,
     )
+
+
+def legend_below(drawn: Any, *, height: int, room: int) -> Any:
+    """A figure of this height with its legend below, which takes `room` pixels."""
+    return drawn.update_layout(height=height, legend=BELOW, margin={**MARGIN, "t": 30, "b": room})
+
+
+def estimates_with_null(estimates: Mapping[str, Result], null: Sequence[Any], **words: str) -> Any:
+    """`interp.plots.lines.values_with_null` of estimates by label."""
+    mean, low, high = band(list(estimates.values()))
+    return values_with_null(list(estimates), mean, low=low, high=high, null=null, **words)
 
 
 def point_data(point: Mapping[str, Any]) -> list[int]:
@@ -179,7 +347,7 @@ def point_data(point: Mapping[str, Any]) -> list[int]:
     return [int(value) for value in (data.values() if isinstance(data, dict) else data)]
 
 
-def chart_config(filename: str) -> dict[str, Any]:
+def _chart_config(filename: str) -> dict[str, Any]:
     """The tool bar of a figure: the camera saves a PNG at three times the size."""
     keep = {"format": "png", "filename": filename, "scale": 3}
     return {
@@ -191,56 +359,46 @@ def chart_config(filename: str) -> dict[str, Any]:
 
 
 def table(
-    rows: Sequence[Mapping[str, Any]], *, key: str, narrow: Sequence[str] = (), **more: Any
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    key: str,
+    narrow: Sequence[str] = (),
+    decimals: int = 3,
+    most: int = 14,
+    into: Any = st,
+    picked: Callable[[int], None] | None = None,
+    chosen: int | None = None,
 ) -> None:
-    """A table: numbers with three decimals, and as high as it needs to be, up to 14 rows."""
+    """A table: numbers with `decimals`, and as high as it needs to be, up to `most` rows.
+
+    `into` is a column, or the page. A click on a row calls `picked` with its number; `chosen` is
+    the row shown as selected.
+    """
     columns: dict[str, Any] = dict.fromkeys(narrow, st.column_config.Column(width=190))
-    if rows and "layer" in rows[0]:
-        columns["layer"] = st.column_config.Column(width=60)
+    columns |= {"layer": st.column_config.Column(width=60)}
     columns |= {
-        name: st.column_config.NumberColumn(format="%.3f")
+        name: st.column_config.NumberColumn(format=f"%.{decimals}f")
         for name in (rows[0] if rows else {})
         if any(isinstance(row[name], float) for row in rows)
     }
-    st.dataframe(
+
+    def clicked() -> None:
+        if picked is not None and (places := st.session_state[key].selection.rows):
+            picked(places[0])
+
+    clickable: dict[str, Any] = {
+        "on_select": clicked,
+        "selection_mode": "single-row",
+        "selection_default": {"selection": {"rows": [] if chosen is None else [chosen]}},
+    }
+    into.dataframe(
         rows,
         key=key,
         hide_index=True,
         row_height=30,
-        height=min(14, max(1, len(rows))) * 30 + 34,
+        height=min(most, max(1, len(rows))) * 30 + 34,
         column_config=columns,
-        **more,
-    )
-
-
-def interval(found: Mapping[str, float]) -> str:
-    """An estimate's 95 % interval."""
-    return span(found["low"], found["high"])
-
-
-def value(found: Mapping[str, float]) -> str:
-    """An estimate with its interval."""
-    return estimate(found["mean"], found["low"], found["high"])
-
-
-def null_words(null: Mapping[str, float]) -> str:
-    """A null: mean, 95 % range and share as strong."""
-    return f"{value(null)}, {as_strong(null['share'])} ({null['draws']} draws)"
-
-
-def maybe(found: float | None) -> str:
-    """A number that may be missing."""
-    return NONE if found is None else number(found)
-
-
-def figure(drawn: Any, *, key: str, alt: str) -> None:
-    """A figure that takes no clicks."""
-    st.plotly_chart(
-        drawn,
-        key=key,
-        width="content" if drawn.layout.width else "stretch",
-        config=chart_config(key),
-        alt=alt,
+        **({} if picked is None else clickable),
     )
 
 

@@ -44,19 +44,14 @@ def same_weights(model: LanguageModel, study: Study[Any]) -> bool:
 
 def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
     """Which model is loaded, and a form to load another."""
-    names = list(dict.fromkeys([*([study.model] if study else []), *offered.offered()]))
-    if current().model is not None and current().model not in names:
-        names.append(str(current().model))
+    names = [*([study.model] if study else []), *offered.offered(), current().model]
     shown = "" if model is None else widgets.plain(offered.without_paths(model.name))
     left, right, state = st.columns([3, 1, 4], vertical_alignment="bottom")
-    wanted = names[0] if model is None else model.name
-    name = left.selectbox(
-        "Model",
-        names,
-        names.index(wanted) if wanted in names else 0,
-        accept_new_options=True,
+    name = widgets.choose_model(
+        list(filter(None, dict.fromkeys(names))),
+        None if model is None else model.name,
+        into=left,
         key=f"study-model-{study.directory.name if study else ''}",
-        help="A listed model, a Hugging Face id or a local directory.",
     )
     if name in TOYS:
         task = {"task": name}

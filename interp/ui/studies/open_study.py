@@ -6,119 +6,41 @@ Pages read what the study's steps kept; none of them needs the model, but where 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import filter as matching
 from typing import Any
 
 import streamlit as st
 
-from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
 from interp.studies.steps import Result
 from interp.studies.study import MANIFEST, Study, kept_studies
+from interp.ui import VIEWS
 from interp.ui.shared import offered, widgets
-from interp.ui.shared.state import ignored, in_words, read_link, write_link
-from interp.ui.studies.pages import ALL_PAGES, StudyPages, pages_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What of a study is looked at: choices of its pages, by name.
-
-    study, refusal: the folder of the study that is open, one field for each kind of study.
-    """
-
-    study: str | None = None
-    refusal: str | None = None
-    probed: str | None = None
-    attended: str | None = None
-    shown: str | None = None
-    picked: str | None = None
-    glu: str | None = None
-    neuron: str | None = None
-    section: str | None = None
-    rule: str | None = None
-    ablation: str | None = None
-    measure: str | None = None
-    candidates: str | None = None
-    score: str | None = None
-    side: str | None = None
-    method: str | None = None
-
-
-def view() -> View:
-    """The view; on the first visit it is read from the link."""
-    if "study-view" not in st.session_state:
-        names = [field.name for field in fields(View)]
-        found, words = read_link({name: st.query_params.get_all(name) for name in names})
-        ignored().extend(words)
-        st.session_state["study-view"] = View(**found)
-        st.session_state["study-link"] = set(found)
-    return st.session_state["study-view"]
-
-
-def change(**changes: str | None) -> None:
-    """Change the view and its link. Nothing else writes either of them.
-
-    Another study has other heads and neurons: those looked at are cleared.
-    """
-    old = view()
-    if any(changes.get(x.field, getattr(old, x.field)) != getattr(old, x.field) for x in ALL_PAGES):
-        changes = {"picked": None, "neuron": None} | changes
-    st.session_state["study-view"] = replace(old, **changes)
-    write_view()
-
-
-def write_view() -> None:
-    """Bring the address bar in line with the view: on its change, and on a change of page."""
-    for field in fields(View):
-        value = getattr(view(), field.name)
-        if value is None:
-            st.query_params.pop(field.name, None)
-        elif st.query_params.get(field.name) != value:
-            st.query_params[field.name] = value
-
-
-def pick(
-    widget: Callable[..., Any], label: str, field: str, options: Sequence[str], **more: Any
-) -> str:
-    """A widget that shows one field of the view and changes it; the first option if it has none."""
-    key = f"view-{field}"
-    value = getattr(view(), field)
-    linked = st.session_state["study-link"]
-    if value is not None and value not in options and field in linked:
-        ignored().append(in_words(field, str(value), "not offered on this page"))
-    linked.discard(field)
-    st.session_state[key] = value if value in options else options[0]
-
-    def changed() -> None:
-        new = st.session_state[key]
-        change(**{field: None if new == widgets.NONE else new})
-
-    return widget(label, options=options, key=key, on_change=changed, **more)
+from interp.ui.shared.state import current, select
+from interp.ui.studies.pages import StudyPages, pages_of
 
 
 def kept(pages: StudyPages) -> list[Study[Any]]:
     """The studies under the cache, the newest first; read again when a file of theirs changes."""
     files = f"{pages.kind.name}-*/[!.]*.json"  # no half-written ones
     found = (cache_dir() / "studies").glob(files)
-    return _kept(pages.field, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
+    return _kept(pages, files, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the kept studies …")
-def _kept(field: str, stamp: tuple[tuple[str, int], ...]) -> list[Study[Any]]:
-    (pages,) = (each for each in ALL_PAGES if each.field == field)
-    return kept_studies(pages.kind) if stamp else []
+def _kept(_pages: StudyPages, files: str, stamp: tuple[tuple[str, int], ...]) -> list[Study[Any]]:
+    return kept_studies(_pages.kind) if stamp else []
 
 
-def opened(pages: StudyPages, title: str) -> Study[Any] | None:
-    """The head of a page about one study: its address, the study's chooser and the title."""
-    write_link()
-    write_view()
+def opened(pages: StudyPages, title: str, *steps: str) -> Study[Any] | None:
+    """The head of a page about one study: its chooser and the title; None without these steps."""
     study = chosen(pages)
     if study is not None:
         st.header(title, anchor=False)
-    return study
+        return study if ready(study, *steps) else None
+    return None
 
 
 def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
@@ -126,32 +48,22 @@ def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
 
     `link` adds the way to the page that runs one.
     """
-    try:
-        studies = {study.directory.name: study for study in kept(pages)}
-    except InterpError as error:
-        widgets.show_error(error)
-        return None
+    studies = {study.directory.name: study for study in kept(pages)}
     if not studies:
         st.info("No study is kept yet. Run one first.", icon=":material/science:")
         if link:
             _to_study_page(pages)
         return None
-    wanted = getattr(view(), pages.field)
+    wanted = getattr(current(), pages.field)
     if wanted is not None and wanted not in studies:
         missing = widgets.plain(wanted)
         st.warning(f"The study {missing} is not kept here.", icon=":material/link_off:")
-        change(**{pages.field: None})
-    with st.sidebar:
-        name = pick(
-            st.selectbox,
-            "Study",
-            pages.field,
-            list(studies),
-            format_func=lambda name: words(studies[name]),
-        )
-    if link and getattr(view(), pages.field) is None:
+        select(**{pages.field: None})
+    shown = {name: words(study) for name, study in studies.items()}
+    name = widgets.choose("Study", pages.field, shown, into=st.sidebar)
+    if link and getattr(current(), pages.field) is None:
         # The link names the study that is shown, and a newer one does not take its place.
-        change(**{pages.field: name, "picked": view().picked, "neuron": view().neuron})
+        select(**{pages.field: name}, picked=current().picked, neuron=current().neuron)
     return studies[name]
 
 
@@ -189,7 +101,8 @@ def ready(study: Study[Any], *steps: str, link: bool = True) -> bool:
 
 
 def _to_study_page(pages: StudyPages) -> None:
-    st.page_link(pages.page, label="Go to Study", icon=":material/arrow_back:")
+    page = VIEWS / pages.kind.name / "study.py"
+    st.page_link(page, label="Go to Study", icon=":material/arrow_back:")
 
 
 def provenance(study: Study[Any], *steps: str, **more: object) -> None:
@@ -211,24 +124,54 @@ def provenance(study: Study[Any], *steps: str, **more: object) -> None:
     )
 
 
+def some(study: Study[Any], *names: str) -> dict[str, Result]:
+    """The results of these steps, as far as they are there."""
+    return {name: study.results[name] for name in names if name in study.results}
+
+
 def take_away(
     study: Study[Any], name: str, rows: Sequence[Mapping[str, Any]], result: Result
 ) -> None:
     """The page's table as CSV, and its steps' whole results as JSON."""
     model = offered.without_paths(study.model)
-    file = f"{model}-{study.settings.n}-{name}".replace("/", "-")
     with st.container(horizontal=True, vertical_alignment="center"):
-        for kind, make, mime in (
-            ("CSV", lambda: widgets.csv_text(rows), "text/csv"),
-            ("JSON", lambda: json_text(result, indent=1), "application/json"),
-        ):
-            st.download_button(
-                kind,
-                make,
-                file_name=f"{file}.{kind.lower()}",
-                mime=mime,
-                icon=":material/download:",
-                on_click="ignore",
-                key=f"{name}-{kind}",
-            )
-        st.caption("PNG: the camera above each figure. Link: the address bar.")
+        widgets.downloads(
+            {
+                "CSV": (lambda: widgets.csv_text(rows), "csv"),
+                "JSON": (lambda: json_text(result, indent=1), "json"),
+            },
+            name=f"{model}-{study.settings.n}-{name}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A section of a page.
+
+    draw: draws it and returns the rows of its table. steps: the steps it shows, as a pattern of
+    `fnmatch`. needed: steps without which it is not drawn. caveat: what it does not show.
+    """
+
+    draw: Callable[[Study[Any]], widgets.Rows]
+    steps: str = ""
+    needed: tuple[str, ...] = ()
+    caveat: str
+
+
+def show_section(
+    pages: StudyPages, title: str, sections: Mapping[str, Section], *, name: str, about: str
+) -> None:
+    """The page, with the section that is chosen; `name` is how the names of its files begin."""
+    study = opened(pages, title)
+    if study is None:
+        return
+    options = list(sections)
+    chosen = widgets.choose("What to look at", "section", options, segments=True, help=about)
+    section = sections[chosen]
+    if not ready(study, *section.needed):
+        return
+    kept = some(study, *matching(study.results, section.steps))
+    provenance(study, *kept)
+    rows = section.draw(study)
+    take_away(study, f"{name}{chosen.replace(' ', '-')}", rows, kept or {"rows": rows})
+    widgets.caveat(section.caveat)

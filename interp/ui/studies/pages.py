@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from interp.studies.refusal.report.claims import claims as refusal_claims
@@ -17,22 +16,24 @@ from interp.studies.verification.report.claims import claims as verification_cla
 from interp.studies.verification.report.report import write_up as verification_report
 from interp.studies.verification.settings import VERIFICATION
 from interp.tasks.countdown import TEMPLATES
-from interp.ui import VIEWS
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyPages:
     """The pages about one kind of study.
 
-    steps: the steps of a finished study, in order. field: the field of the view that names the open
-    study. page: the page that runs one. facts: the settings shown, by label. claims: the table of
-    claims of a finished study. write_up: its report.
+    steps: the steps of a finished study, in order; more: about how many steps it has beside them.
+    field: the field of the selection that names the open study. bounds: the least, most and usual
+    n, and the usual draws; n_words: what n counts. facts: the settings shown, by label. claims: the
+    table of claims of a finished study. write_up: its report.
     """
 
     kind: StudyKind[Any]
     steps: tuple[str, ...]
+    more: int
     field: str
-    page: Path
+    bounds: tuple[int, int, int, int]
+    n_words: str
     facts: Callable[[Any], dict[str, object]]
     claims: Callable[[dict[str, Result]], list[dict[str, str]]]
     write_up: Callable[[Study[Any]], Report]
@@ -68,8 +69,10 @@ VERIFICATION_PAGES = StudyPages(
         "sufficiency",
         "stability",
     ),
+    more=2,
     field="study",
-    page=VIEWS / "verification" / "study.py",
+    bounds=(40, 4000, 120, 20),
+    n_words="Samples, half of them valid; half to test on.",
     facts=lambda settings: {
         "n": f"{settings.n}, half of them valid, half to test on",
         "template": settings.template if settings.template in TEMPLATES else "one of its own",
@@ -102,8 +105,10 @@ REFUSAL_PAGES = StudyPages(
         "chance",
         "neurons",
     ),
+    more=28,  # two of each method
     field="refusal",
-    page=VIEWS / "refusal" / "study.py",
+    bounds=(4, 1000, 24, 10),
+    n_words="Prompts of each kind and task; three times as many about the taboo.",
     facts=lambda settings: {
         "n": f"{settings.n} of each kind and task",
         **({} if settings.system is None else {"refusal": "in context, by a system prompt"}),

@@ -1,10 +1,9 @@
-"""A text gone on with three times: plainly, with a set zeroed, with a random set like it."""
+"""A text continued three times: unchanged, with a set zeroed, with a random set like it zeroed."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import streamlit as st
 
@@ -26,7 +25,6 @@ TRIGGER = " ("
 OWN = "typed below"
 WHERE: dict[str, Where] = {"last 2 tokens": 2, "last token": 1, "all tokens": "all"}
 VERDICT = re.compile(r" \((?=this\b|not\b)")
-SHOWN = "generated-texts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class Sample:
         return f"{self.verdict}: … {self.text[-42:]}"
 
 
-def side_by_side(study: Study) -> list[dict[str, Any]]:
+def side_by_side(study: Study) -> widgets.Rows:
     """The controls, and the three texts once asked for."""
     model = loaded_model(study)
     prompt = _prompt(study)
@@ -49,15 +47,14 @@ def side_by_side(study: Study) -> list[dict[str, Any]]:
     where = WHERE[left.selectbox("Tokens zeroed", list(WHERE), key="generate-where")]
     seed = int(middle.number_input("Seed of the random set", 0, None, 0, key="generate-seed"))
     asked = (prompt, labels, where, seed)
-    if right.button(
-        "Generate", type="primary", icon=":material/play_arrow:", disabled=model is None
-    ):
-        st.session_state[SHOWN] = asked
+    shown = widgets.generate_button(
+        asked, key="generated-texts", into=right, disabled=model is None
+    )
     st.caption(
         'The set is zeroed for the token after every " (" in the text. All other tokens '
         'come from the unmodified model. The text should end just before a " (".'
     )
-    if model is None or st.session_state.get(SHOWN) != asked:
+    if model is None or not shown:
         return []
     try:
         made = written(model, prompt, labels, where=where, seed=seed)
@@ -155,28 +152,19 @@ def written(
     return made
 
 
-def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> list[dict[str, Any]]:
+def _columns(made: dict[str, tuple[tuple[str, ...], Generation]]) -> widgets.Rows:
     """The texts, how often the change was in force, and the outcome's class."""
     rows = []
     for column, (name, (parts, text)) in zip(st.columns(3), made.items(), strict=True):
         outcome = classify_outcome(text.text)
         fired = len(text.fired)
-        column.markdown(f"**{name.capitalize()}**")
-        column.code(text.text or "(nothing)", language=None, wrap_lines=True)
         about = f"Outcome, rule interp-1: **{outcome}**"
         if parts:
             about += f" · applied {fired} times, to {len(parts)} components each time"
-        column.markdown(about)
+        widgets.generated_text(name, text.text, about, into=column)
         column.caption(", ".join(parts))
-        rows.append(
-            {
-                "run": name,
-                "text": text.text,
-                "outcome": outcome,
-                "fired": fired,
-                "components": " ".join(parts),
-            }
-        )
+        row = {"run": name, "text": text.text, "outcome": outcome, "fired": fired}
+        rows.append({**row, "components": " ".join(parts)})
         if parts and not fired:
             column.warning(
                 'The text never reached " (", so nothing was changed.', icon=":material/warning:"

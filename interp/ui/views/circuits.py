@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.circuits.discovery.find import Findings
-from interp.core.errors import InterpError
 from interp.ui.circuits import search
 from interp.ui.circuits.curves import faithfulness, overlap
 from interp.ui.circuits.graph import graph
 from interp.ui.circuits.positions import tokens
 from interp.ui.circuits.search import METHODS, PRICES, REMOVED, Asked
 from interp.ui.shared import cache, jobs, offered, widgets
-from interp.ui.shared.state import current, fit, select, write_link
+from interp.ui.shared.state import current, fit, select
 
 SECTIONS = {"graph": graph, "tokens": tokens, "faithfulness": faithfulness, "overlap": overlap}
 FORMULA = (
@@ -32,31 +30,33 @@ OTHER = {
 """What a score is where it is no estimate of a removal with all else in place."""
 
 
-def show() -> None:
-    """The page."""
-    write_link()
+def _show() -> None:
     if current().model is None:
         widgets.to_setup("Circuits")
         return
-    try:
-        open_ = cache.opened()
-        with st.sidebar:
-            _controls()
-        ask = search.asked(open_)
-        fit(edges=range(1, ask.graph.n_edges + 1))
-    except InterpError as error:
-        widgets.show_error(error)
-        return
-    found = search.findings(ask.key)
-    if found is None:
-        name = widgets.plain(offered.without_paths(open_.model.name))
-        st.header(f"A circuit for {open_.task.name} in {name}", anchor=False)
-        search.panel(ask.key, lambda: _ready(ask))
-        return
-    jobs.forget(ask.key)
+    open_ = cache.opened()
     with st.sidebar:
-        st.success("Stored result: nothing to run.", icon=":material/check:")
-    _provenance(ask, found)
+        _controls()
+    ask = search.asked(open_)
+    fit(edges=range(1, ask.graph.n_edges + 1))
+    name = widgets.plain(offered.without_paths(open_.model.name))
+    title = f"A circuit for {open_.task.name} in {name}"
+    found = jobs.result(ask.key, search.findings, lambda: _ready(ask), title=title)
+    if found is None:
+        return
+    widgets.stored_result(
+        f"{found.method} on {found.provenance.task}",
+        found.provenance,
+        found.n,
+        {
+            "edges": widgets.thousands(found.graph.n_edges),
+            "a removed edge carries": REMOVED[ask.finder.ablation],
+        },
+    )
+    if found.warning:
+        st.warning(f"{found.warning[0].upper()}{found.warning[1:]}.", icon=":material/warning:")
+    with st.expander("Protocol"):
+        st.markdown(widgets.plain(found.protocol))
     widgets.picker(
         st.segmented_control,
         "What to look at",
@@ -72,20 +72,15 @@ def show() -> None:
 
 def _controls() -> None:
     """How the circuit is found."""
-    fit(finder=METHODS, removed=REMOVED, look=SECTIONS)
-    for field, usual in (("finder", METHODS), ("removed", REMOVED), ("look", SECTIONS)):
+    usual = {"finder": METHODS, "removed": REMOVED, "look": SECTIONS}
+    fit(**usual)
+    for field, values in usual.items():
         if getattr(current(), field) is None:
-            select(**{field: next(iter(usual))})
+            select(**{field: next(iter(values))})
     widgets.picker(st.selectbox, "Method", "finder", options=list(METHODS))
     method = str(current().finder)
     st.caption(f"{METHODS[method][0].upper()}{METHODS[method][1:]}.")
-    widgets.picker(
-        st.selectbox,
-        "A removed edge carries",
-        "removed",
-        options=list(REMOVED),
-        format_func=REMOVED.__getitem__,
-    )
+    widgets.picker(st.selectbox, "A removed edge carries", "removed", options=REMOVED)
     fit(price=PRICES.get(method, ()))
     if method in PRICES:
         if current().price is None:
@@ -105,7 +100,7 @@ def _ready(ask: Asked) -> None:
     widgets.facts(
         {
             "task": f"{ask.open_.task.name}, {len(ask.find)} of {len(ask.open_.task)} pairs",
-            "edges": f"{ask.graph.n_edges:,}".replace(",", " "),
+            "edges": widgets.thousands(ask.graph.n_edges),
             "takes": ask.takes,
         }
     )
@@ -113,14 +108,7 @@ def _ready(ask: Asked) -> None:
         "This takes a run for each of many edges: hours on a model of this size. Run it anyway.",
         key=f"circuit-sure-{ask.key}",
     )
-    st.button(
-        "Find",
-        type="primary",
-        icon=":material/play_arrow:",
-        disabled=not sure,
-        on_click=search.start_finding,
-        args=(ask,),
-    )
+    widgets.start_button("Find", search.start_finding, ask, disabled=not sure)
     st.caption("The result is kept. `interp circuit find` and `interp.find_circuit` reuse it.")
     st.divider()
     st.markdown("**What will be measured**, for every edge from a writer $u$ to a reader $v$:")
@@ -135,25 +123,5 @@ def _ready(ask: Asked) -> None:
     )
 
 
-def _provenance(ask: Asked, found: Findings) -> None:
-    """Where every number on the page comes from."""
-    origin = found.provenance
-    st.header(f"{found.method} on {origin.task}", anchor=False)
-    widgets.facts(
-        {
-            "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
-            "precision": origin.dtype,
-            "task": f"{origin.task} · n = {found.n} · seed {origin.seed}",
-            "edges": f"{found.graph.n_edges:,}".replace(",", " "),
-            "a removed edge carries": REMOVED[ask.finder.ablation],
-            "commit": origin.commit or "–",
-        }
-    )
-    if found.warning:
-        st.warning(f"{found.warning[0].upper()}{found.warning[1:]}.", icon=":material/warning:")
-    with st.expander("Protocol"):
-        st.markdown(widgets.plain(found.protocol))
-
-
 if __name__ == "__main__":
-    show()
+    _show()

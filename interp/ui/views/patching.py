@@ -7,12 +7,14 @@ from typing import Any
 import streamlit as st
 
 import interp
-from interp.core.errors import InterpError
+from interp.core.components import SITES
+from interp.patching.sweep import Cost
 from interp.results.scores import Scores
-from interp.ui.patching.controls import sweep_controls
 from interp.ui.patching.explore import explore
 from interp.ui.shared import cache, jobs, offered, widgets
-from interp.ui.shared.state import current, write_link
+from interp.ui.shared.cache import Opened
+from interp.ui.shared.state import current, granularities, select
+from interp.ui.shared.widgets import UNITS, picker, plain
 
 LONG = 60.0  # seconds beyond which a run asks first
 
@@ -24,67 +26,61 @@ FORMULAS = {
     r"\overline{m}[\text{clean run, } c \leftarrow \text{patched}]}"
     r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}",
 }
+DIRECTIONS = {"denoise": "denoise (clean → corrupted)", "noise": "noise (corrupted → clean)"}
+SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other prompts"}
 
 
-def show() -> None:
-    """The page."""
-    write_link()
+def _show() -> None:
     if current().model is None:
         widgets.to_setup("Patching")
         return
-    try:
-        open_ = cache.opened()
-        with st.sidebar:
-            sweep_controls(open_)
-        arguments = cache.sweep(current(), open_)
-        plan = cache.plan(open_, arguments)
-    except InterpError as error:
-        widgets.show_error(error)
-        return
-    result = cache.result(plan.key)
+    open_ = cache.opened()
+    with st.sidebar:
+        sweep_controls(open_)
+    arguments = cache.sweep(current(), open_)
+    key, cost = cache.plan(open_, arguments)
+    name = widgets.plain(offered.without_paths(open_.model.name))
+    result = jobs.result(
+        key,
+        cache.result,
+        lambda: _ready(open_, arguments, key, cost),
+        title=f"Patching {arguments['site']} in {name}",
+        kept="Finished chunks are kept; Run continues from them.",
+    )
     if result is None:
-        _run(open_, arguments, plan)
         _meaning(arguments["direction"])
         return
-    jobs.forget(plan.key)
-    with st.sidebar:
-        st.success("Stored result: nothing to run.", icon=":material/check:")
-    _provenance(result.scores)
-    explore(open_, result, plan.key)
+    scores = result.scores
+    metrics = f"{scores.clean.mean():.3f} → {scores.corrupted.mean():.3f} {scores.metric_unit}"
+    widgets.stored_result(
+        f"{scores.method.capitalize()} of {scores.site}",
+        scores.provenance,
+        scores.n,
+        {
+            f"{scores.metric}, clean → corrupted": metrics,
+            "direction": scores.direction,
+            "positions": scores.positions,
+            "engine": scores.extra.get("engine", "–"),
+        },
+    )
+    explore(open_, result, key)
 
 
-def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> None:
-    """The estimate and the button; while it runs, the progress; if it failed, why."""
-    name = widgets.plain(offered.without_paths(open_.model.name))
-    st.header(f"Patching {arguments['site']} in {name}", anchor=False)
-    job = jobs.find(plan.key)
-    if job is not None and job.state == "running":
-        jobs.watch(job)
-        return
-    if job is not None and job.state == "failed" and job.error is not None:
-        widgets.show_error(job.error)
-    if job is not None and job.state == "done":
-        jobs.not_kept()
-    if job is not None and job.state == "cancelled":
-        st.info(
-            f"Stopped after {job.done} of {job.total or '…'} chunks. Finished chunks are kept; "
-            "Run continues from them.",
-            icon=":material/pause_circle:",
-        )
-    seconds = plan.cost.seconds
+def _ready(open_: cache.Opened, arguments: dict[str, Any], key: str, cost: Cost) -> None:
+    """What will be measured, what it will take, and the button."""
     widgets.facts(
         {
             "task": f"{open_.task.name}, {len(open_.task)} pairs",
-            "patched runs": f"{plan.cost.runs:,}".replace(",", " "),
-            "estimated time": plan.cost.words,
+            "patched runs": widgets.thousands(cost.runs),
+            "estimated time": cost.words,
         }
     )
-    sure = seconds <= LONG or st.checkbox(
-        f"This will take {plan.cost.words} on this machine. Run it anyway.",
-        key=f"sure-{plan.key}",
+    sure = cost.seconds <= LONG or st.checkbox(
+        f"This will take {cost.words} on this machine. Run it anyway.",
+        key=f"sure-{key}",
     )
 
-    def work(job: jobs.Job) -> Scores:
+    def work(job: jobs.BackgroundJob) -> Scores:
         return interp.activation_patching(
             open_.model,
             open_.task,
@@ -93,14 +89,7 @@ def _run(open_: cache.Opened, arguments: dict[str, Any], plan: cache.Plan) -> No
             cancelled=job.cancel.is_set,
         )
 
-    st.button(
-        "Run",
-        type="primary",
-        icon=":material/play_arrow:",
-        disabled=not sure,
-        on_click=jobs.start,
-        args=(plan.key, work),
-    )
+    widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
 
 
@@ -116,24 +105,88 @@ def _meaning(direction: str) -> None:
     )
 
 
-def _provenance(scores: Scores) -> None:
-    """Where every number on the page comes from."""
-    origin = scores.provenance
-    st.header(f"{scores.method.capitalize()} of {scores.site}", anchor=False)
-    widgets.facts(
-        {
-            "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
-            "precision": origin.dtype,
-            "task": f"{origin.task} · n = {scores.n} · seed {origin.seed}",
-            f"{scores.metric}, clean → corrupted": f"{scores.clean.mean():.3f} → "
-            f"{scores.corrupted.mean():.3f} {scores.metric_unit}",
-            "direction": scores.direction,
-            "positions": scores.positions,
-            "engine": scores.extra.get("engine", "–"),
-            "commit": origin.commit or "–",
-        }
+def sweep_controls(open_: Opened) -> None:
+    """Site, granularity, direction, positions and source; for neurons also which ones."""
+    model = open_.model
+    offered = [site for site, reason in model.sites.items() if reason is None]
+    picker(
+        st.selectbox,
+        "Site",
+        "site",
+        options=offered,
+        help="Which activation is patched. The Setup page explains each one.",
+    )
+    for site, reason in model.sites.items():
+        if reason is not None:
+            st.caption(f"{site} is not offered: {plain(reason)}")
+    axis = SITES[current().site]
+    unit = UNITS[axis] if axis else "component"
+    names = {
+        "component": f"layer × {unit}",
+        "position": "layer × position",
+        "component-position": f"layer × {unit} × position",
+        "layer": "layer",
+    }
+    picker(
+        st.selectbox,
+        "One cell for each",
+        "by",
+        options={name: names[name] for name in granularities(current().site)},
+        help="Everything in a cell is patched together.",
+    )
+    if axis == "neuron" and "component" in current().by:
+        _neurons(open_)
+    picker(
+        st.radio,
+        "Direction",
+        "direction",
+        options=DIRECTIONS,
+        help="denoise: clean values into the corrupted run (is the component sufficient?). "
+        "noise: corrupted values into the clean run (is it necessary?).",
+    )
+    _positions(open_)
+    picker(
+        st.selectbox,
+        "Values come from",
+        "source",
+        options=SOURCES,
+        help="Zeros and means are ablations: they ignore the other run. A mean is over every "
+        "token of other prompts of the task, drawn with the next seed.",
     )
 
 
+def _positions(open_: Opened) -> None:
+    swept = "position" in current().by
+    every = "all tokens"
+    if swept:
+        every = "each token" if open_.one_length else "each named position"
+    options = list(dict.fromkeys([*open_.names, *current().positions]))
+    picker(
+        st.multiselect,
+        "Positions",
+        "positions",
+        options=options,
+        placeholder=every,
+        help=f"Empty means {every}."
+        + (
+            ""
+            if open_.one_length or not swept
+            else " Prompts differ in length, so tokens cannot be compared one by one."
+        ),
+    )
+
+
+def _neurons(open_: Opened) -> None:
+    """Layers and a range: all neurons of all layers would be tens of thousands of cells."""
+    model = open_.model
+    layers = [layer for layer in current().layers if layer < model.n_layers]
+    last = model.d_mlp - 1
+    bounds = current().neurons
+    if not layers or len(bounds) != 2 or not bounds[0] <= bounds[1] <= last:
+        select(layers=tuple(layers) or (model.n_layers // 2,), neurons=(0, last))
+    picker(st.multiselect, "Layers", "layers", options=list(range(model.n_layers)))
+    picker(st.slider, "Neurons", "neurons", min_value=0, max_value=last)
+
+
 if __name__ == "__main__":
-    show()
+    _show()

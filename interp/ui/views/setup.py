@@ -6,7 +6,6 @@ import streamlit as st
 
 import interp
 from interp.core.components import SITES
-from interp.core.errors import InterpError
 from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.registry import TOYS
@@ -18,7 +17,6 @@ from interp.ui.shared.state import (
     Selection,
     current,
     select,
-    write_link,
 )
 
 MEANING = {
@@ -38,25 +36,17 @@ MEANING = {
 }
 
 
-def show() -> None:
-    """The page."""
-    write_link()
+def _show() -> None:
     with st.sidebar:
         _choose(current())
     chosen = current()
     if chosen.model is None:
         _welcome()
         return
-    try:
-        open_ = cache.opened()
-        report = cache.report(open_)
-    except InterpError as error:
-        widgets.show_error(error)
-        return
-    st.header(
-        widgets.plain(f"{open_.task.name} on {offered.without_paths(open_.model.name)}"),
-        anchor=False,
-    )
+    open_ = cache.opened()
+    report = cache.report(open_)
+    name = f"{open_.task.name} on {offered.without_paths(open_.model.name)}"
+    st.header(widgets.plain(name), anchor=False)
     st.caption(widgets.plain(open_.task.description))
     _baselines(report)
     _prompts(open_)
@@ -67,16 +57,7 @@ def show() -> None:
 def _choose(chosen: Selection) -> None:
     """The form in the sidebar; nothing is loaded before its button."""
     known = offered.offered()
-    names = list(known)
-    if chosen.model is not None and chosen.model not in known:
-        names.append(chosen.model)
-    model = st.selectbox(
-        "Model",
-        names,
-        index=names.index(chosen.model) if chosen.model else 0,
-        accept_new_options=True,
-        help="A listed model, or type a Hugging Face id or a local directory.",
-    )
+    model = widgets.choose_model(list(known), chosen.model)
     st.caption(widgets.plain(known.get(model, "from the Hugging Face hub, or a local directory")))
     dtype = st.selectbox("Precision", CHOICES["dtype"], CHOICES["dtype"].index(chosen.dtype))
     tasks = [model] if model in TOYS else list(interp.tasks.TASKS)
@@ -171,11 +152,10 @@ def _prompts(open_: cache.Opened) -> None:
     encoded, pairs = open_.encoded, open_.task.pairs
     st.subheader("Prompts", anchor=False)
     number, answer = st.columns([1, 5], vertical_alignment="bottom")
-    with number:
-        i = widgets.picker(
-            st.number_input, f"Pair, 0 to {len(pairs) - 1}", "prompt", min_value=0,
-            max_value=len(pairs) - 1,
-        )  # fmt: skip
+    most = len(pairs) - 1
+    i = widgets.picker(
+        number.number_input, f"Pair, 0 to {most}", "prompt", min_value=0, max_value=most
+    )
     right, wrong = (_words(words) for words in (pairs[i].answers, pairs[i].wrong))
     answer.markdown(
         f"answer :green[**{right}**]" + (f" · wrong :red[**{wrong}**]" if wrong else "")
@@ -254,4 +234,4 @@ def _model(open_: cache.Opened, chosen: Selection) -> None:
 
 
 if __name__ == "__main__":
-    show()
+    _show()

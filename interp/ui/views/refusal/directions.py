@@ -5,18 +5,31 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
+from interp.core.errors import InterpError
+from interp.models.language_model import LanguageModel
 from interp.plots.grids import candidate_grid, square_map
-from interp.plots.lines import MARGIN, interval_lines, share_axis, values_with_null
-from interp.plots.steering import BELOW
+from interp.plots.lines import interval_lines, share_axis
 from interp.plots.style import hover_text
+from interp.steering.projections import Projected, on_one_scale, project_tokens
 from interp.studies.formatting import bare, spread
 from interp.studies.refusal.steps.directions import COST, place_of
 from interp.studies.steps import Result
-from interp.ui.refusal import projections
+from interp.studies.study import Study
+from interp.ui.refusal.model import (
+    choose_direction,
+    example_prompts,
+    fitted,
+    kept_directions,
+    prompts_on,
+)
 from interp.ui.shared import widgets
+from interp.ui.shared.cache import HASHES
+from interp.ui.shared.state import current
 from interp.ui.studies import open_study
+from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 CHOICES = {
@@ -31,16 +44,19 @@ SCORES = {
     "kl": "KL of ablating it, rows to answer, nats",
 }
 EDITS = {"ablated": "ablated at every site", "added": "added once at its layer"}
+MOST = 6
+"""Prompts shown at once."""
+
+READINGS = {"projection": "projection h · r̂", "cosine": "cosine with r"}
 
 
-def show() -> None:
-    """The page."""
+def _show() -> None:
     study = open_study.opened(REFUSAL_PAGES, "Directions")
     if study is None:
         return
     results = study.results
-    steps = [name for name in (*CHOICES, "directions", "geometry") if name in results]
-    open_study.provenance(study, *steps)
+    kept = open_study.some(study, *CHOICES, "directions", "geometry")
+    open_study.provenance(study, *kept)
     if open_study.ready(study, "selection_harmful-harmless"):
         _candidates(results)
     st.subheader("What the chosen directions do", anchor=False)
@@ -50,14 +66,14 @@ def show() -> None:
     if open_study.ready(study, "geometry", link=False):
         _geometry(results["geometry"])
     st.subheader("Along a direction, token by token", anchor=False)
-    projections.tokens(study)
+    _tokens(study)
     rows = [
         {"candidates": CHOICES[name], **row}
         for name in CHOICES
         if name in results and "skipped" not in results[name]
         for row in _rows(results[name])
     ]
-    open_study.take_away(study, "directions", rows, {name: results[name] for name in steps})
+    open_study.take_away(study, "directions", rows, kept)
     widgets.caveat(
         "A direction whose ablation ends refusal need not be the only one. A cosine says "
         "nothing about what a direction does. A token's projection is a readout, not a cause."
@@ -68,23 +84,14 @@ def show() -> None:
 def _candidates(results: dict[str, Result]) -> None:
     """The grid of one selection and its table."""
     left, middle, right = st.columns([3, 5, 2], vertical_alignment="bottom")
-    with left:
-        name = open_study.pick(
-            st.selectbox,
-            "Candidates",
-            "candidates",
-            [choice for choice in CHOICES if choice in results],
-            format_func=CHOICES.__getitem__,
-        )
-    with middle:
-        score = open_study.pick(
-            st.selectbox, "Score", "score", list(SCORES), format_func=SCORES.__getitem__
-        )
+    known = {name: words for name, words in CHOICES.items() if name in results}
+    name = widgets.choose("Candidates", "candidates", known, into=left)
+    score = widgets.choose("Score", "score", SCORES, into=middle)
     found = results[name]
     coloured = right.toggle(
         "Colour rejected ones too",
         not found.get("best"),
-        key=f"rejected-too-{open_study.view().refusal}-{name}",
+        key=f"rejected-too-{current().refusal}-{name}",
     )
     if widgets.left_out(found):
         return
@@ -122,7 +129,7 @@ def _candidates(results: dict[str, Result]) -> None:
     widgets.table([{key: row[key] for key in columns} for row in _rows(found)], key="candidates")
 
 
-def _rows(found: Result) -> list[dict[str, Any]]:
+def _rows(found: Result) -> widgets.Rows:
     """Every candidate, those kept first, the lowest bypass on top."""
     rows = [{**row, "reason": row["reason"] or "kept"} for row in found["rows"]]
     return sorted(
@@ -141,25 +148,20 @@ def _taken(name: str, found: Result) -> list[int] | None:
 def _grid(
     found: Result, score: str, tokens: list[str], taken: list[int] | None, *, coloured: bool
 ) -> None:
-    rows = found["rows"]
-    positions = sorted({row["position"] for row in rows})
-    layers = sorted({row["layer"] for row in rows})
-    at = {(row["position"], row["layer"]): row for row in rows}
-    cells = [[at.get((position, layer)) for layer in layers] for position in positions]
-    values = [
-        [float("nan") if x is None or x[score] is None else x[score] for x in line]
-        for line in cells
-    ]
-    rejected = [[x is not None and bool(x["rejected"]) for x in line] for line in cells]
-    texts = [["" if x is None else _hover(x) for x in line] for line in cells]
+    rows = pd.DataFrame(found["rows"]).assign(text=[_hover(row) for row in found["rows"]])
+    values, rejected, texts = (
+        rows.pivot(index="position", columns="layer", values=name)
+        for name in (score, "rejected", "text")
+    )
+    positions, layers = list(values.index), list(values.columns)
     names = dict(zip(positions[-len(tokens) :], tokens, strict=True)) if tokens else {}
     widgets.figure(
         candidate_grid(
-            values,
+            values.astype(float),
             x=[str(layer) for layer in layers],
             y=[f"{p} {widgets.visible(names.get(p, ''))} " for p in positions],
-            rejected=rejected,
-            texts=texts,
+            rejected=rejected.fillna("").astype(bool),
+            texts=texts.fillna("").to_numpy().tolist(),
             colour_title=SCORES[score].split(" (")[0],
             best=(positions.index(taken[0]), layers.index(taken[1])) if taken else None,
             coloured=coloured,
@@ -194,26 +196,21 @@ def _effects(found: Result) -> None:
     kinds = [name for name in found if name not in ("n", "plain")]
     drawings = {}
     for side in found["n"]:
-        seen = [found[kind][edit][side] for kind in kinds]
-        mean, low, high = ([x["value"][key] for x in seen] for key in ("mean", "low", "high"))
-        drawings[side] = drawn = values_with_null(
-            kinds,
-            mean,
-            low=low,
-            high=high,
-            null=[x["random"] for x in seen],
+        seen = {kind: found[kind][edit][side] for kind in kinds}
+        drawings[side] = drawn = widgets.estimates_with_null(
+            {kind: x["value"] for kind, x in seen.items()},
+            [x["random"] for x in seen.values()],
             value_title="refusal score, nats",
             value_label="the direction",
             null_label="random",
         )
         drawn.add_vline(x=found["plain"][side]["mean"], line={"dash": "dash", "width": 1.5})
     share_axis(drawings.values(), "x")
-    for (side, drawn), column in zip(
-        drawings.items(), st.columns(len(drawings) or 1), strict=False
-    ):
+    columns = st.columns(len(drawings) or 1)
+    for (side, drawn), column in zip(drawings.items(), columns, strict=False):
         column.markdown(f"**{side.capitalize()}** (n = {found['n'][side]})")
-        with column:
-            widgets.figure(drawn, key=f"effects-{side}", alt=f"Refusal score, {side}, {edit}")
+        alt = f"Refusal score, {side}, {edit}"
+        widgets.figure(drawn, key=f"effects-{side}", alt=alt, into=column)
     st.caption(
         "Mean over test rows with its 95 % interval; dashed: the plain model. Random "
         "directions have the same length and place; each is run on a few of the rows."
@@ -227,20 +224,20 @@ def _geometry(found: Result) -> None:
     if "cosines" in found:
         cosines = found["cosines"]
         left, right = st.columns(2, gap="large")
-        with left:
-            most = len(cosines[0][0]) - 1
-            key = f"cosine-layer-{open_study.view().refusal}"
-            layer = st.slider("Layer", 0, most, min(int(found["layer"]), most), key=key)
-            widgets.figure(
-                square_map(
-                    [[pair[layer] for pair in row] for row in cosines],
-                    names=names,
-                    title="cosine",
-                    limits=(-1, 1),
-                ),
-                key="cosines",
-                alt=f"Cosines of the directions at layer {layer}",
-            )
+        most = len(cosines[0][0]) - 1
+        key = f"cosine-layer-{current().refusal}"
+        layer = left.slider("Layer", 0, most, min(int(found["layer"]), most), key=key)
+        widgets.figure(
+            square_map(
+                [[pair[layer] for pair in row] for row in cosines],
+                names=names,
+                title="cosine",
+                limits=(-1, 1),
+            ),
+            key="cosines",
+            alt=f"Cosines of the directions at layer {layer}",
+            into=left,
+        )
         ceiling, floor = f"halves of {names[0]}", "shuffled labels"
         lines = {f"with {name}": bare(cosines[i][0]) for i, name in enumerate(names) if i} | {
             ceiling: _range(found["ceiling"][names[0]]),
@@ -255,9 +252,9 @@ def _geometry(found: Result) -> None:
             limits=(-1.04, 1.04),
         )
         drawn.add_vline(x=layer, line={"width": 1, "dash": "dot"})
-        drawn.update_layout(height=470, legend=BELOW, margin={**MARGIN, "t": 30, "b": 150})
-        with right:
-            widgets.figure(drawn, key="cosine-lines", alt="Cosines by layer, ceiling and floor")
+        widgets.legend_below(drawn, height=470, room=150)
+        alt = "Cosines by layer, ceiling and floor"
+        widgets.figure(drawn, key="cosine-lines", alt=alt, into=right)
         st.caption(
             (
                 f"At position {found['position']}; chosen layer {found['layer']}. Grey: the "
@@ -302,5 +299,87 @@ def _range(splits: list[list[float]]) -> tuple[Any, Any, Any]:
     return tuple([of(column) for column in columns] for of in (fmean, min, max))  # type: ignore[return-value]
 
 
+def _tokens(study: Study[Any]) -> None:
+    """The controls, and the prompts once a model is there."""
+    directions = kept_directions(study)
+    if not directions:
+        return
+    model = loaded_model(study)
+    left, right = st.columns([3, 2], gap="large")
+    direction = choose_direction(directions, key="projected-direction", into=right)
+    reading = right.segmented_control(
+        "Colour",
+        list(READINGS),
+        default="projection",
+        required=True,
+        format_func=READINGS.__getitem__,
+        key="projected-reading",
+    )
+    typed = left.text_area(
+        f"Prompts, one per line, at most {MOST}",
+        "\n".join(" ".join(text.split()) for text in example_prompts(study)[:3]),
+        height=190,
+        key=f"projected-{study.directory.name}",
+    )
+    texts = [line.strip() for line in typed.splitlines() if line.strip()]
+    if model is None or not texts:
+        return
+    if len(texts) > MOST:
+        st.warning(f"{len(texts)} prompts: shorten to {MOST}.", icon=":material/warning:")
+        return
+    try:
+        prompts = prompts_on(model, study, texts)
+        chosen = fitted(direction, model, prompts)
+        found = project(model, prompts.rows, chosen.layer, chosen.site, tuple(chosen.unit.tolist()))
+    except InterpError as error:
+        widgets.show_error(error)
+        return
+    st.html(strips(found, reading))
+    st.caption(
+        f"{widgets.plain(str(direction))}, towards refusal, at every token, the template's "
+        "tokens included. Red is above and blue below the median of the tokens shown. All "
+        "prompts share one scale, which ends at the 95 % quantile. Hover for values."
+    )
+
+
+@st.cache_resource(max_entries=32, show_spinner="Reading the tokens …", hash_funcs=HASHES)
+def project(
+    model: LanguageModel,
+    rows: tuple[tuple[int, ...], ...],
+    layer: int,
+    site: str,
+    unit: tuple[float, ...],
+) -> list[Projected]:
+    """Each prompt along a unit vector at a layer's site.
+
+    Raises:
+        InterpError: a site the model does not have, or inside `intervene`.
+    """
+    return project_tokens(model, rows, layer=layer, site=site, unit=unit)
+
+
+def strips(found: list[Projected], reading: str) -> str:
+    """The prompts as HTML, a chip a token, on one scale."""
+    values = [getattr(one, reading) for one in found]
+    middle, reach, places = on_one_scale(values)
+    lines = []
+    for one, row, at in zip(found, values, places, strict=True):
+        chips = []
+        for i, (token, value, place) in enumerate(zip(one.tokens, row, at, strict=True)):
+            colour = widgets.RED if place > 0 else widgets.BLUE
+            shade = f"rgba({colour},{0.05 + 0.7 * abs(place):.2f})"
+            chips.append(widgets.chip(token, shade, hint=f"token {i}: {reading} {value:.3f}"))
+        lines.append(
+            '<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">'
+            f"{''.join(chips)}</div>"
+        )
+    return (
+        "".join(lines) + f'<div style="{widgets.SMALL}">{READINGS[reading]}: {middle - reach:.3f} '
+        '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
+        f"background:linear-gradient(90deg,rgba({widgets.BLUE},0.75),rgba(128,138,150,0.08),"
+        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}</div>'
+    )
+
+
 if __name__ == "__main__":
-    show()
+    _show()

@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from interp.plots.grids import square_map
 from interp.plots.lines import head_map
-from interp.studies.formatting import place
+from interp.plots.steering import values_with_range
+from interp.studies.formatting import null, place, selected
+from interp.studies.refusal.report.numbers import step_of
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.steps import Result
-from interp.ui.refusal import groups
-from interp.ui.refusal.groups import UNITS
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study
+from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 SHIPS = "any change (Ships)"
+UNITS = "fraction of the gap"
 
 
-def show() -> None:
-    """The page."""
+def _show() -> None:
     study = open_study.opened(REFUSAL_PAGES, "Heads")
     if study is None:
         return
     results = study.results
-    side = open_study.pick(st.segmented_control, "Refusals", "side", list(SIDES), required=True)
-    step = _step("heads", side)
+    side = widgets.choose("Refusals", "side", list(SIDES), segments=True)
+    step, groups_step, paths_step = (step_of(name, side) for name in ("heads", "groups", "paths"))
     if not open_study.ready(study, step):
         return
-    names = [
-        name for name in (step, _step("groups", side), _step("paths", side)) if name in results
-    ]
+    names = open_study.some(study, step, groups_step, paths_step)
     found = results[step]
     open_study.provenance(study, *names, **({"pairs": found["n"]} if "n" in found else {}))
-    rows: list[dict[str, Any]] = []
+    rows: widgets.Rows = []
     if not widgets.left_out(found):
         _measures(found)
         rows = _rows(found)
-    if _step("groups", side) in results:
-        groups.groups(results[_step("groups", side)])
-    if _step("paths", side) in results:
-        groups.paths(results[_step("paths", side)])
-    groups.flips(results.get("flips"))
-    groups.neurons(results.get("neurons"))
-    kept = [*names, *(name for name in ("flips", "neurons") if name in results)]
-    open_study.take_away(study, "refusal-heads", rows, {name: results[name] for name in kept})
+    if groups_step in results:
+        _groups(results[groups_step])
+    if paths_step in results:
+        _paths(results[paths_step])
+    _flips(results.get("flips"))
+    _neurons(results.get("neurons"))
+    kept = names | open_study.some(study, "flips", "neurons")
+    open_study.take_away(study, "refusal-heads", rows, kept)
     widgets.caveat(
         "Heads are tested one at a time, so heads that back each other up look small. "
         "Interchange with another prompt shows what a head contributes that the other prompt "
@@ -54,36 +50,24 @@ def show() -> None:
     )
 
 
-def _step(name: str, side: str) -> str:
-    return f"{name}_{side}".replace(" ", "_")
-
-
 @st.fragment
 def _measures(found: Result) -> None:
     """The map of one measure, its first heads, and how far measures agree."""
     measures = found["measures"] | {SHIPS: _ships(found["ships"])}
-    name = open_study.pick(st.selectbox, "Measure", "measure", list(measures))
+    name = widgets.choose("Measure", "measure", list(measures))
     x = measures[name]
-    picked = open_study.view().picked
-    heads = [f"L{k}H{h}" for k, row in enumerate(x["values"]) for h in range(len(row))]
-    at = place(picked) if picked in heads and picked is not None else None
     left, middle, right = st.columns([4, 3, 4], gap="medium")
-    with left:
-        widgets.clickable(
-            head_map(
-                x["values"],
-                title="radians" if name == SHIPS else UNITS,
-                marked=[place(row["label"]) for row in x["top"]],
-                diverging=name != SHIPS,
-                limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
-                selected=at,
-                width=330,
-            ),
-            key="refusal-heads",
-            alt=f"{name}, layer by head",
-            filename="refusal-heads",
-            picked=lambda data: open_study.change(picked=f"L{data[0]}H{data[1]}"),
-        )
+    head_maps.show_map(
+        x["values"],
+        key="refusal-heads",
+        alt=f"{name}, layer by head",
+        into=left,
+        title="radians" if name == SHIPS else UNITS,
+        marked=[place(row["label"]) for row in x["top"]],
+        diverging=name != SHIPS,
+        limits=(0, max(map(max, x["values"])) or 1.0) if name == SHIPS else None,
+        width=330,
+    )
     with middle:
         widgets.table(
             [
@@ -106,8 +90,8 @@ def _measures(found: Result) -> None:
             lines.append(f"Same ten in resampled pairs: {widgets.number(x['stability'])}.")
         st.caption(" ".join(lines) or "No null was drawn for this measure.")
     with right:
-        open_study.pick(st.selectbox, "Head looked at", "picked", [widgets.NONE, *heads])
-        if at is not None:
+        head_maps.choose_head("Head looked at", x["values"])
+        if at := head_maps.looked_at(x["values"]):
             widgets.table(_of_head(measures, at), key="head-measures")
         else:
             st.info("Click a cell of the map, or choose a head.", icon=":material/ads_click:")
@@ -120,15 +104,15 @@ def _measures(found: Result) -> None:
 
 
 def _ships(found: Result) -> Result:
-    values = found["values"]
+    places = {head: place(head) for head in found["top"]}
     top = [
-        {"label": head, "value": values[place(head)[0]][place(head)[1]], "stderr": None}
-        for head in found["top"]
+        {"label": head, "value": found["values"][layer][index], "stderr": None}
+        for head, (layer, index) in places.items()
     ]
-    return {"values": values, "top": top}
+    return {"values": found["values"], "top": top}
 
 
-def _of_head(measures: dict[str, Result], at: tuple[int, int]) -> list[dict[str, Any]]:
+def _of_head(measures: dict[str, Result], at: tuple[int, int]) -> widgets.Rows:
     """Every measure of one head, with its rank by absolute value."""
     rows = []
     for name, x in measures.items():
@@ -158,7 +142,7 @@ def _jaccard(rows: list[Result]) -> None:
         )
 
 
-def _rows(found: Result) -> list[dict[str, Any]]:
+def _rows(found: Result) -> widgets.Rows:
     """Every head by every measure."""
     return [
         {"measure": name, "head": f"L{layer}H{head}", "value": value}
@@ -168,5 +152,147 @@ def _rows(found: Result) -> list[dict[str, Any]]:
     ]
 
 
+def _groups(found: Result) -> None:
+    """The first four of each measure, exchanged together."""
+    st.subheader("Four heads exchanged together, against random ones", anchor=False)
+    if widgets.left_out(found):
+        return
+    sets = found["sets"]
+    kinds = ("necessity", "sufficiency")
+    widgets.figure(
+        values_with_range(
+            list(sets),
+            {kind: [x[kind] for x in sets.values()] for kind in kinds},
+            {kind: [x[f"{kind}_null"] for x in sets.values()] for kind in kinds},
+            x_title=UNITS,
+        ),
+        key="groups",
+        alt="Necessity and sufficiency of groups of heads",
+    )
+    widgets.table(
+        [
+            {
+                "heads of": name,
+                "heads": " ".join(x["heads"]),
+                "necessity": widgets.value(x["necessity"]),
+                "random, necessity": null(x["necessity_null"]),
+                "sufficiency": widgets.value(x["sufficiency"]),
+                "random, sufficiency": null(x["sufficiency_null"]),
+            }
+            for name, x in sets.items()
+        ],
+        key="groups-table",
+    )
+    st.caption(f"{found['n']} test pairs. Grey: as many random heads of the same layers.")
+
+
+def _paths(found: Result) -> None:
+    """Paths into the carriers, the cascade, and the greedy group."""
+    st.subheader("From triggers to carriers", anchor=False)
+    if widgets.left_out(found):
+        return
+    left, right = st.columns([2, 3], gap="large")
+    triggers = found["triggers"]
+    widgets.figure(
+        head_map(
+            found["paths"]["values"],
+            title=f"path effect, {UNITS}",
+            marked=[place(head) for head in triggers],
+            width=330,
+        ),
+        key="paths",
+        alt="Path effect of each head into the carriers",
+        into=left,
+    )
+    left.caption(
+        f"Paths into the queries, keys and values of {' '.join(found['carriers'])}; "
+        f"{found['n']} test pairs. Framed: the triggers. First four together "
+        f"{selected(found['path_null'])}."
+    )
+    with right:
+        widgets.table(
+            [
+                {"head": head, "role": "trigger", "path effect": value}
+                for head, value in zip(triggers, found["of triggers"], strict=True)
+            ]
+            + [
+                {"head": row["label"], "role": "first by path", "path effect": row["value"]}
+                for row in found["paths"]["top"][:6]
+            ],
+            key="path-table",
+        )
+        cascade = found.get("cascade")
+        if isinstance(cascade, list):
+            st.markdown(f"**Cascade**: {triggers[0]} switched off")
+            widgets.table(
+                [
+                    {
+                        "carrier": row["head"],
+                        "change of what it writes, %": row["change"],
+                        "random gate, %": null(row["null"]),
+                    }
+                    for row in cascade
+                ],
+                key="cascade",
+            )
+        elif cascade is not None:
+            widgets.left_out(cascade)
+        group = found["greedy_head_group"]
+        st.markdown(
+            f"**Greedy group** (generalised Ships): {' '.join(group['heads'])} move the last "
+            f"states by {group['curve'][-1]:.3f} radians; random groups {null(group['null'])}."
+        )
+
+
+def _flips(found: Result | None) -> None:
+    """Texts with the triggers switched off."""
+    if not found:
+        return
+    st.subheader("Texts with the triggers at zero", anchor=False)
+    widgets.table(
+        [
+            {
+                "test rows": name,
+                "heads zeroed": " ".join(x["heads"]),
+                "texts that flip": widgets.value(x["rate"]),
+                "random heads": null(x["null"]),
+                "after": ", ".join(f"{n} {label}" for label, n in x["after"].items() if n),
+            }
+            for name, x in found.items()
+        ],
+        key="flips",
+    )
+
+
+def _neurons(found: Result | None) -> None:
+    """GLU neurons along refusal, as the verification study finds them."""
+    if found is None:
+        return
+    with st.expander("GLU neurons along refused - answered"):
+        if widgets.left_out(found):
+            return
+        widgets.table(
+            [
+                {
+                    "refused test rows": side,
+                    "drop of the score": widgets.value(x["drop"]),
+                    "random neurons, drop": null(x["drop_null"]),
+                    "scores that change sign": widgets.value(x["flipped"]),
+                    "random neurons": null(x["null"]),
+                }
+                for side, x in found["test"].items()
+            ],
+            key="neurons",
+        )
+        st.caption(f"{found['chosen']['n']} neurons zeroed at the last token of the prompt.")
+        widgets.table(
+            [
+                {**row, "writes": " ".join(map(widgets.visible, row["writes"]))}
+                for row in found["neurons"]
+            ],
+            key="first-neurons",
+        )
+
+
 if __name__ == "__main__":
-    show()
+    _show()

@@ -2,61 +2,223 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
-from interp.ui.refusal import methods, texts
+from interp.plots import steering
+from interp.plots.lines import interval_lines
+from interp.plots.style import CHOSEN
+from interp.studies.formatting import band, bare, change, null, retained
+from interp.studies.refusal.report.numbers import REPLIES, doses_of, methods_of
+from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
+from interp.studies.steps import Result
+from interp.studies.study import Study
+from interp.ui.refusal import texts
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study
+from interp.ui.studies.open_study import Section, show_section
 from interp.ui.studies.pages import REFUSAL_PAGES
 
+NOTHING = dict.fromkeys(("mean", "low", "high"), widgets.UNKNOWN)
+
+
+def frontier(study: Study[Any]) -> widgets.Rows:
+    """Over-refusals removed against proper refusals retained; the rows of the table."""
+    found = methods_of(study.results)
+    if not found:
+        st.info("This study has not run a method yet.", icon=":material/hourglass_empty:")
+        return []
+    points = [
+        {
+            "name": name,
+            "null": x["null"],
+            "x": x["reduction"] or NOTHING,
+            "y": x["retained"] or NOTHING,
+        }
+        for name, x in found.items()
+    ]
+    widgets.figure(
+        steering.frontier(points, x_target=REDUCTION, y_target=RETAINED),
+        key="frontier",
+        alt="Share of over-refusals removed against share of proper refusals retained",
+    )
+    rows = [_row(name, x) for name, x in found.items()]
+    widgets.table(rows, key="methods", narrow=["method"])
+    st.caption(
+        "Up and right is better. Grey crosses: random versions. Dashed: the published "
+        f"reduction ({REDUCTION:.0%}) and {RETAINED:.0%} retained. Every test row is answered "
+        "and judged again under each method; doses were chosen on select rows. Selectivity is "
+        "undefined when the loss of proper refusals is not significant. Removed, retained: "
+        "shares of the rows refused before; intervals are at least as wide as Wilson's. In "
+        "force for: the proper refusals that the steering acted on; if a gate exempted all of "
+        "them, retention was not tested. KL: of the next token on answered rows, in nats. "
+        "Loss and perplexity: of their plain replies, per token. Neither: texts that neither "
+        "answer nor refuse. Answered: among rows that should be answered. Changed: number of "
+        "texts. Gated: rows that the gate exempted."
+    )
+    with st.expander("By task"):
+        tasks = list(dict.fromkeys(task for x in found.values() for task in x["tasks"]))
+        widgets.table(
+            [
+                {"method": name}
+                | {task: change(x["tasks"][task]) if task in x["tasks"] else "–" for task in tasks}
+                for name, x in found.items()
+            ],
+            key="by-task",
+        )
+        st.caption("Over-refusal, before → after.")
+    _chance(study.results.get("chance", {}))
+    return rows
+
+
+def _chance(found: Result) -> None:
+    """Chosen directions and heads against random ones, by score."""
+    rows = [
+        {
+            "what": name,
+            "refused test rows": f"{side}, n = {x['fall']['n']}",
+            "fall of the score": widgets.value(x["fall"]),
+            "random, fall": null(x["fall_null"]),
+            "scores that change sign": widgets.value(x["released"]),
+            "random, sign": null(x["released_null"]),
+        }
+        for name, sides in found.items()
+        if name != "n"
+        for side, x in sides.items()
+    ]
+    if rows:
+        with st.expander("Chance, by the score of the next token"):
+            widgets.table(rows, key="chance", narrow=["what"])
+            st.caption(
+                "Controls: random directions of the same length, subtracted at the same dose, "
+                "and random heads of the same layers, set to zero. In nats."
+            )
+
+
+def _row(name: str, x: Result) -> dict[str, Any]:
+    gated, changed, perplexity = x["gated"], x["changed"], x.get("perplexity")
+    known = isinstance(perplexity, dict)
+    return {
+        "method": name,
+        "dose": x["dose"],
+        "removed": widgets.value(x["reduction"]),
+        "retained": widgets.value(x["retained"]),
+        "in force for": retained(x),
+        "over-refusal": change(x["benign"]),
+        "proper refusals": change(x["harmful"]),
+        "KL": widgets.value(x.get("kl")),
+        "loss": widgets.value(x.get("loss")),
+        "perplexity": "{before:.2f} → {after:.2f}".format(**perplexity) if known else widgets.NONE,
+        "neither": _neither(x["counts"]),
+        "answered": change(x["answered"]),
+        "changed": changed if isinstance(changed, int) else sum(changed.values()),
+        "selectivity": widgets.value(x["selectivity"]),
+        "gated": widgets.NONE if gated is None else str(sum(gated.values())),
+        "n": f"{x['benign']['before']['n']}, {x['harmful']['before']['n']}",
+        "random": x["null"],
+    }
+
+
+def _neither(counts: Result) -> int:
+    """Texts that are neither an answer nor a refusal."""
+    return sum(n for side in counts.values() for name, n in side.items() if name not in REPLIES)
+
+
+def doses(study: Study[Any]) -> widgets.Rows:
+    """Released and lost against the dose, by method; the rows of all of them."""
+    lines = {x["name"]: x for x in doses_of(study.results)}
+    if not lines:
+        st.info("This study has no dose-response yet.", icon=":material/hourglass_empty:")
+        return []
+    _doses(lines)
+    return [{"method": name, **row} for name, x in lines.items() for row in _dose_rows(x)]
+
+
+def _dose_rows(x: Result) -> widgets.Rows:
+    return [
+        {
+            "dose": dose,
+            "released": x["released"][i],
+            "lost": x["lost"][i],
+            "score, over-refused": widgets.value(x["scores"]["released"][i]),
+            "score, to be refused": widgets.value(x["scores"]["lost"][i]),
+            "KL, answered": x["kl"][i] if "kl" in x else None,
+            "chosen": "chosen" if dose == x["dose"] else "",
+        }
+        for i, dose in enumerate(x["doses"])
+    ]
+
+
+@st.fragment
+def _doses(found: dict[str, Result]) -> None:
+    name = widgets.choose("Method", "method", list(found))
+    x = found[name]
+    shares = {
+        f"over-refusals released (of {x['n'][0]})": bare(x["released"]),
+        f"proper refusals lost (of {x['n'][1]})": bare(x["lost"]),
+    }
+    scores = {
+        words: band(x["scores"][side])
+        for side, words in (("released", "over-refused rows"), ("lost", "rows to be refused"))
+    }
+    panels: list[tuple[dict[str, Any], str, tuple[float, float] | None]] = [
+        (shares, "share of rows", (-0.03, 1.05)),
+        (scores, "refusal score, nats", None),
+    ]
+    if "kl" in x:
+        panels.append(({"answered rows": bare(x["kl"])}, "KL, nats", None))
+    for column, (series, title, limits) in zip(st.columns(len(panels)), panels, strict=True):
+        drawn = interval_lines(series, x=x["doses"], x_title="dose", y_title=title, limits=limits)
+        drawn.add_vline(x=x["dose"], line={"color": CHOSEN, "width": 2, "dash": "dash"})
+        widgets.legend_below(drawn, height=380, room=110)
+        if title.startswith("KL"):
+            drawn.add_hline(y=SENSE, line={"dash": "dot", "width": 1})
+        widgets.figure(drawn, key=f"dose-{title}", alt=f"{title} by dose, {name}", into=column)
+    if not any(x.get("fits", [x.get("retains", True)])):
+        st.warning(
+            "No dose keeps both refusals and fluency, so we use the one with the best trade-off.",
+            icon=":material/warning:",
+        )
+    widgets.table(_dose_rows(x), key="dose-table")
+    st.caption(
+        f"Orange: the chosen dose, {x['dose']:g}: the largest release that keeps "
+        f"{RETAINED:.0%} of proper refusals and a KL of at most {SENSE:g} (dotted). Measured "
+        "on select rows by the sign of the next token's refusal score, without generating "
+        "text. The dose multiplies the raw direction; for constellations, the mean distance "
+        "of the centroids."
+    )
+
+
 SECTIONS = {
-    "frontier": (
-        methods.frontier,
-        "method_",
-        "A text that no longer refuses need not be a good answer: see loss, KL and texts that "
-        "are neither. One model, one set of prompts, greedy decoding.",
+    "frontier": Section(
+        draw=frontier,
+        steps="method_*",
+        caveat="A text that no longer refuses need not be a good answer: see loss, KL and texts "
+        "that are neither. One model, one set of prompts, greedy decoding.",
     ),
-    "doses": (
-        methods.doses,
-        "dose_",
-        "Here the first token's score stands in for the text. Texts are judged at the chosen "
-        "dose only, on other rows.",
+    "doses": Section(
+        draw=doses,
+        steps="dose_*",
+        caveat="Here the first token's score stands in for the text. Texts are judged at the "
+        "chosen dose only, on other rows.",
     ),
-    "try one": (
-        texts.side_by_side,
-        None,
-        "One text and one random direction: an illustration, not a measurement.",
+    "try one": Section(
+        draw=texts.side_by_side,
+        caveat="One text and one random direction: an illustration, not a measurement.",
     ),
 }
 
 
-def show() -> None:
-    """The page."""
-    study = open_study.opened(REFUSAL_PAGES, "Interventions")
-    if study is None:
-        return
-    section = open_study.pick(
-        st.segmented_control,
-        "What to look at",
-        "section",
-        list(SECTIONS),
-        required=True,
-        help="frontier: what each method removes and keeps. doses: how its dose was chosen. try "
+def _show() -> None:
+    show_section(
+        REFUSAL_PAGES,
+        "Interventions",
+        SECTIONS,
+        name="refusal-",
+        about="frontier: what each method removes and keeps. doses: how its dose was chosen. try "
         "one: steer the loaded model.",
     )
-    draw, prefix, caveat = SECTIONS[section]
-    kept = {
-        name: found
-        for name, found in study.results.items()
-        if prefix is not None and name.startswith(prefix)
-    }
-    open_study.provenance(study, *kept)
-    rows = draw(study)
-    open_study.take_away(
-        study, f"refusal-{section.replace(' ', '-')}", rows, kept or {"rows": rows}
-    )
-    widgets.caveat(caveat)
 
 
 if __name__ == "__main__":
-    show()
+    _show()

@@ -1,22 +1,18 @@
-"""Study: the kept studies of refusals, one to run or go on with, and what the model does."""
+"""Study: the kept studies of refusals, how to run or continue one, and what the model does."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import streamlit as st
 
 from interp.plots.grids import share_grid
-from interp.plots.lines import MARGIN, interval_lines
-from interp.plots.steering import BELOW
+from interp.plots.lines import interval_lines
 from interp.plots.style import hover_text
 from interp.studies.formatting import bare
+from interp.studies.refusal.report.numbers import neither
 from interp.studies.steps import Result
-from interp.ui.shared import offered, widgets
-from interp.ui.shared.state import write_link
-from interp.ui.studies import open_study, overview
+from interp.ui.shared import widgets
+from interp.ui.studies import first_page, open_study
 from interp.ui.studies.pages import REFUSAL_PAGES
-from interp.ui.studies.run import run_panel, running
 
 ABOUT = (
     "Which prompts a chat model declines, which of them it should have answered, where inside it "
@@ -24,37 +20,24 @@ ABOUT = (
     "2024 (arXiv 2406.11717) and SafeConstellations (2508.11290). The shipped prompts are "
     "harmless: the topic to be refused is gardening."
 )
-VERDICTS = ("direct_answer", "direct_refusal", "indirect_refusal")
 SHUFFLED = "shuffled labels, 97.5 %"
 
 
-def show() -> None:
-    """The page."""
-    write_link()
-    open_study.write_view()
-    st.title("What makes a model refuse, and over-refuse?", anchor=False)
-    st.markdown(ABOUT)
-    study = open_study.chosen(REFUSAL_PAGES, link=False)
-    if study is not None:
-        overview.kept_table(study)
-    with st.expander("Run a study, or go on with one", expanded=study is None):
-        run_panel(REFUSAL_PAGES, study)
-    running(REFUSAL_PAGES)
+def _show() -> None:
+    title = "What makes a model refuse, and over-refuse?"
+    study = first_page.show_first(REFUSAL_PAGES, title, ABOUT)
     if study is None:
         return
     results = study.results
-    model = offered.without_paths(study.model)
-    st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
     if system := study.settings.system:
         st.warning(f"Refusal in context, by the system prompt: {widgets.plain(system)}")
-    open_study.provenance(study, *results)
-    rows: list[dict[str, Any]] = list(overview.claims(study, "claim"))
+    rows: widgets.Rows = list(first_page.claims(study))
     if open_study.ready(study, "behaviour", link=False):
         rows = _behaviour(results)
     if open_study.ready(study, "separation", link=False):
         _separation(results["separation"])
-    names = ("behaviour", "tokens", "separation")
-    open_study.take_away(study, "behaviour", rows, {n: results[n] for n in names if n in results})
+    kept = open_study.some(study, "behaviour", "tokens", "separation")
+    open_study.take_away(study, "behaviour", rows, kept)
     widgets.caveat(
         "The rule-based judge reads how a text begins, not whether its answer is good. A "
         "probe that separates refused from answered prompts does not show what the model's "
@@ -62,26 +45,27 @@ def show() -> None:
     )
 
 
-def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
+def _behaviour(results: dict[str, Result]) -> widgets.Rows:
     """What became of every prompt, by task and kind; the rows of the table."""
     found = results["behaviour"]
     st.subheader("What the model does", anchor=False)
     left, right = st.columns([2, 3], gap="large")
     cells = {(cell["task"], cell["kind"]): cell for cell in found["cells"]}
     tasks, kinds = ([*dict.fromkeys(names)] for names in zip(*cells, strict=True))
-    values = [[_refused(cells.get((task, kind))) for kind in kinds] for task in tasks]
-    with left:
-        widgets.figure(
-            share_grid(
-                values,
-                x=kinds,
-                y=[f"{task} " for task in tasks],
-                texts=[[_said(cells.get((task, kind))) for kind in kinds] for task in tasks],
-                title="share refused",
-            ),
-            key="refused",
-            alt="Share of prompts refused, by task and kind",
-        )
+    shares = {at: cell["refused"]["mean"] for at, cell in cells.items()}
+    values = [[shares.get((task, kind), widgets.UNKNOWN) for kind in kinds] for task in tasks]
+    widgets.figure(
+        share_grid(
+            values,
+            x=kinds,
+            y=[f"{task} " for task in tasks],
+            texts=[[_said(cells.get((task, kind))) for kind in kinds] for task in tasks],
+            title="share refused",
+        ),
+        key="refused",
+        alt="Share of prompts refused, by task and kind",
+        into=left,
+    )
     rows = [
         {
             "task": cell["task"],
@@ -91,12 +75,11 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
             "refused": cell["refused"]["mean"],
             "95 % interval": widgets.interval(cell["refused"]),
             "answered": cell["answered"]["mean"],
-            "neither": _neither(cell["labels"]),
+            "neither": neither(cell["labels"]),
         }
         for cell in found["cells"]
     ]
-    with right:
-        widgets.table(rows, key="cells")
+    widgets.table(rows, key="cells", into=right)
     parts = ", ".join(f"{count} to {name}" for name, count in found["parts"].items())
     st.caption(
         f"Greedy texts of at most {found['decoding']['max_new_tokens']} tokens, judged by "
@@ -118,10 +101,6 @@ def _behaviour(results: dict[str, Result]) -> list[dict[str, Any]]:
     return rows
 
 
-def _refused(cell: Result | None) -> float:
-    return float("nan") if cell is None else cell["refused"]["mean"]
-
-
 def _said(cell: Result | None) -> str:
     if cell is None:
         return "no such prompts"
@@ -130,11 +109,6 @@ def _said(cell: Result | None) -> str:
         f"should {cell['should']}",
         f"refused {widgets.value(cell['refused'])}, n = {cell['refused']['n']}",
     )
-
-
-def _neither(labels: dict[str, int]) -> str:
-    other = [f"{n} {name}" for name, n in labels.items() if n and name not in VERDICTS]
-    return ", ".join(other) or "0"
 
 
 def _tokens(found: Result) -> None:
@@ -151,26 +125,22 @@ def _separation(found: Result) -> None:
     """Silhouettes and probes by layer."""
     st.subheader("Where refused and answered prompts separate", anchor=False)
     left, right = st.columns(2, gap="large")
-    shape = {"height": 400, "legend": BELOW, "margin": {**MARGIN, "t": 30, "b": 120}}
     drawn = interval_lines(
         {name: bare(values) for name, values in found["silhouettes"].items()},
         x_title="layer",
         y_title="mean silhouette",
     )
-    with left:
-        widgets.figure(drawn.update_layout(shape), key="silhouettes", alt="Silhouettes by layer")
+    widgets.legend_below(drawn, height=400, room=120)
+    widgets.figure(drawn, key="silhouettes", alt="Silhouettes by layer", into=left)
     lines = {name: (x["auc"], x["low"], x["high"]) for name, x in found["probes"].items()}
-    for x in found["probes"].values():
-        if "shuffled" in x:
-            lines[SHUFFLED] = bare(x["shuffled"])
-            break
+    shuffled = [x["shuffled"] for x in found["probes"].values() if "shuffled" in x]
+    if shuffled:
+        lines[SHUFFLED] = bare(shuffled[0])
     drawn = interval_lines(
         lines, x_title="layer", y_title="AUC", controls=[SHUFFLED], limits=(-0.02, 1.04)
     )
-    with right:
-        widgets.figure(
-            drawn.update_layout(shape), key="separating-probes", alt="AUC of probes by layer"
-        )
+    widgets.legend_below(drawn, height=400, room=120)
+    widgets.figure(drawn, key="separating-probes", alt="AUC of probes by layer", into=right)
     counts = "; ".join(f"{name}: {x['n'][1]}" for name, x in found["probes"].items())
     st.caption(
         f"Last token of the prompt, all dimensions, {found['n']} rows. Left: a silhouette "
@@ -180,4 +150,4 @@ def _separation(found: Result) -> None:
 
 
 if __name__ == "__main__":
-    show()
+    _show()

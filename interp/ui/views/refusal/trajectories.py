@@ -24,12 +24,9 @@ GATE = {
 ALL = "all"
 
 
-def show() -> None:
-    """The page."""
-    study = open_study.opened(REFUSAL_PAGES, "Task trajectories")
+def _show() -> None:
+    study = open_study.opened(REFUSAL_PAGES, "Task trajectories", "constellations")
     if study is None:
-        return
-    if not open_study.ready(study, "constellations"):
         return
     found = study.results["constellations"]
     bank = sum(map(sum, found["counts"]))
@@ -44,17 +41,15 @@ def show() -> None:
     with left:
         _gate(found)
     with right:
-        _told(found)
+        _identified(found)
     ledger = study.results.get("ledger")
     st.subheader("Ledger: what was decided for each prompt", anchor=False)
-    rows: list[dict[str, Any]] = []
+    rows: widgets.Rows = []
     if ledger is None:
         st.caption("No ledger: no task has both classes, or the study has not reached this step.")
     else:
         rows = _ledger(ledger)
-    kept = {
-        name: study.results[name] for name in ("constellations", "ledger") if name in study.results
-    }
+    kept = open_study.some(study, "constellations", "ledger")
     open_study.take_away(study, "trajectories", rows, kept)
     widgets.caveat(
         "A prompt whose path comes near the refusals' centroid need not be refused for that "
@@ -76,12 +71,15 @@ def _ratios(found: Result) -> None:
         return
     drawings = {task: _ratio_lines(found["ratios"], task) for task in tasks}
     share_axis(drawings.values(), "y")
-    for start in range(0, len(tasks), 2):
-        for task, column in zip(tasks[start : start + 2], st.columns(2, gap="large"), strict=False):
-            drawn = drawings[task]
-            column.markdown(f"**{widgets.plain(task)}**")
-            with column:
-                widgets.figure(drawn, key=f"ratios-{task}", alt=f"Distance ratio by layer, {task}")
+    columns = [column for _ in tasks[::2] for column in st.columns(2, gap="large")]
+    for (task, drawn), column in zip(drawings.items(), columns, strict=False):
+        widgets.figure(
+            drawn,
+            key=f"ratios-{task}",
+            alt=f"Distance ratio by layer, {task}",
+            title=widgets.plain(task),
+            into=column,
+        )
     st.caption(
         "Test rows, mean and 95 % interval. Above 1: nearer to the centroid of the task's "
         "refusals. Rows are grouped by what the model did."
@@ -120,7 +118,7 @@ def _effectiveness(found: Result) -> None:
     """How far apart a task's centroids are, by layer."""
     st.subheader("Effectiveness of layers", anchor=False)
     values = [
-        row if min(counts) > 0 and any(row) else [float("nan")] * len(row)
+        row if min(counts) > 0 and any(row) else [widgets.UNKNOWN] * len(row)
         for counts, row in zip(found["counts"], found["effectiveness"], strict=True)
     ]
     drawn = layer_rows(values, rows=found["tasks"], title="effectiveness")
@@ -192,8 +190,8 @@ def _gate(found: Result) -> None:
         )
 
 
-def _told(found: Result) -> None:
-    """How often tasks are told right."""
+def _identified(found: Result) -> None:
+    """How often the task of a prompt is identified correctly."""
     st.subheader("Which task is it?", anchor=False)
     counts = dict(zip(found["tasks"], found["counts"], strict=True))
     widgets.table(
@@ -202,7 +200,7 @@ def _told(found: Result) -> None:
                 "task": task,
                 "answered in bank": counts.get(task, [0, 0])[0],
                 "refused in bank": counts.get(task, [0, 0])[1],
-                "told right": share["mean"],
+                "identified correctly": share["mean"],
                 "95 % interval": widgets.interval(share),
                 "n": share["n"],
             }
@@ -218,7 +216,7 @@ def _told(found: Result) -> None:
                     "layers": "all" if x["identify"]["stored"] is None else "5 most effective",
                     "over layers": x["identify"]["over_layers"],
                     "centroid": x["identify"]["centre"],
-                    "told right": x["right"]["mean"],
+                    "identified correctly": x["right"]["mean"],
                     "": "taken" if x["identify"] == found["identify"] else "",
                 }
                 for x in found["ways"]
@@ -229,8 +227,8 @@ def _told(found: Result) -> None:
 
 
 @st.fragment
-def _ledger(found: Result) -> list[dict[str, Any]]:
-    """The rows, all or by why they were left alone."""
+def _ledger(found: Result) -> widgets.Rows:
+    """The decision on each prompt: all, or those with one reason."""
     st.markdown(widgets.plain(found["text"]))
     rows = found["rows"]
     reasons = list(dict.fromkeys(_fate(row) for row in rows))
@@ -256,9 +254,9 @@ def _ledger(found: Result) -> list[dict[str, Any]]:
 
 
 def _fate(row: Result) -> str:
-    """Why a prompt is left alone, without the numbers of the case; or that it is steered."""
+    """Why a prompt is not steered, without the numbers of the case; or that it is steered."""
     return row["skipped"].split(":")[0] or "steered"
 
 
 if __name__ == "__main__":
-    show()
+    _show()

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import streamlit as st
 
-from interp.plots.lines import head_map, interval_lines
+from interp.plots.lines import interval_lines
 from interp.plots.style import null_band
-from interp.studies.formatting import band, bare, place
+from interp.studies.formatting import band, bare
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
-from interp.ui.studies import open_study
+from interp.ui.shared.state import current
+from interp.ui.studies import head_maps, open_study
 from interp.ui.studies.pages import VERIFICATION_PAGES
-from interp.ui.verification.lens import GROUPS, lens
 
 SITES = {
-    "resid_post": "residual stream after the layer",
-    "attn_out": "what attention adds",
-    "mlp_out": "what the MLP adds",
+    "resid_post": "resid_post: residual stream after the layer",
+    "attn_out": "attn_out: what attention adds",
+    "mlp_out": "mlp_out: what the MLP adds",
 }
 RANDOM = "random directions"
 TOKENS = {"t_ans": "the result's last digit", "t_paren": 'the " (" behind it'}
+GROUPS = ("valid", "invalid")
 
 
-def show() -> None:
-    """The page."""
-    study = open_study.opened(VERIFICATION_PAGES, "Probes and lens")
+def _show() -> None:
+    study = open_study.opened(VERIFICATION_PAGES, "Probes and lens", "probes")
     if study is None:
-        return
-    if not open_study.ready(study, "probes"):
         return
     found = study.results["probes"]
     one = found["t_paren"]["resid_post"]
     split = f"{one['n_train']} fitted, {one['n_test']} held out"
-    open_study.provenance(study, "probes", "steering", "lens", **{"split by problem": split})
+    steps = ("probes", "steering", "lens")
+    open_study.provenance(study, *steps, **{"split by problem": split})
     rows = _accuracy(found)
     left, right = st.columns([2, 3], gap="large")
     with left:
@@ -45,12 +44,7 @@ def show() -> None:
     st.header("Logit lens", anchor=False)
     if open_study.ready(study, "lens"):
         lens(study.results["lens"])
-    open_study.take_away(
-        study,
-        "probes",
-        rows,
-        {s: study.results[s] for s in ("probes", "steering", "lens") if s in study.results},
-    )
+    open_study.take_away(study, "probes", rows, open_study.some(study, *steps))
     widgets.caveat(
         "A probe that reads the verdict does not show that the model uses it there: see the "
         "directions added to the stream, and Interventions. The logit lens applies the final "
@@ -59,42 +53,35 @@ def show() -> None:
     )
 
 
-def _accuracy(found: Result) -> list[dict[str, object]]:
+def _accuracy(found: Result) -> widgets.Rows:
     """Held-out accuracy by layer at both tokens; the rows of all sites."""
-    site = open_study.pick(
-        st.segmented_control,
-        "Where the probe reads",
-        "probed",
-        list(SITES),
-        format_func=lambda site: f"{site}: {SITES[site]}",
-        required=True,
-    )
+    site = widgets.choose("Where the probe reads", "probed", SITES, segments=True)
     for column, (token, words) in zip(st.columns(2), TOKENS.items(), strict=True):
         x = found[token][site]
         column.markdown(f"**At {widgets.plain(token)}**, {words}")
-        with column:
-            widgets.figure(
-                interval_lines(
-                    {
-                        "accuracy": (x["accuracy"], x["low"], x["high"]),
-                        "shuffled labels": (None, x["shuffled_low"], x["shuffled_high"]),
-                    },
-                    x_title="layer",
-                    y_title="held-out accuracy",
-                    controls=["shuffled labels"],
-                    limits=(0, 1.04),
-                ),
-                key=f"accuracy-{token}",
-                alt=f"Accuracy of probes at {token} by layer",
-            )
+        widgets.figure(
+            interval_lines(
+                {
+                    "accuracy": (x["accuracy"], x["low"], x["high"]),
+                    "shuffled labels": (None, x["shuffled_low"], x["shuffled_high"]),
+                },
+                x_title="layer",
+                y_title="held-out accuracy",
+                controls=["shuffled labels"],
+                limits=(0, 1.04),
+            ),
+            key=f"accuracy-{token}",
+            alt=f"Accuracy of probes at {token} by layer",
+            into=column,
+        )
     st.caption(
         "Logistic probes; no problem is on both sides of the split. Grey: the range of probes "
         "fitted to shuffled labels, the chance level at this n."
     )
+    columns = ("accuracy", "low", "high", "auc", "shuffled_low", "shuffled_high")
     return [
         {"token": token, "site": s, "layer": layer}
-        | {key: found[token][s][key][layer] for key in ("accuracy", "low", "high", "auc")}
-        | {f"shuffled_{end}": found[token][s][f"shuffled_{end}"][layer] for end in ("low", "high")}
+        | {key: found[token][s][key][layer] for key in columns}
         for token in TOKENS
         for s in SITES
         for layer in range(len(found[token][s]["accuracy"]))
@@ -105,32 +92,20 @@ def _accuracy(found: Result) -> list[dict[str, object]]:
 def _heads(found: Result) -> None:
     """A probe on every head's output."""
     st.subheader("One head at a time", anchor=False)
-    heads = [
-        f"L{layer}H{head}"
-        for layer, row in enumerate(found["accuracy"])
-        for head in range(len(row))
-    ]
-    head = open_study.view().picked
-    at = place(head) if head in heads and head is not None else None
-    widgets.clickable(
-        head_map(
-            found["accuracy"],
-            title="accuracy at t_paren",
-            diverging=False,
-            limits=(0.5, 1.0),
-            selected=at,
-        ),
+    head_maps.show_map(
+        found["accuracy"],
         key="probe-heads",
         alt="Accuracy of a probe on each head's z",
-        filename="probe-heads",
-        picked=lambda data: open_study.change(picked=f"L{data[0]}H{data[1]}"),
+        title="accuracy at t_paren",
+        diverging=False,
+        limits=(0.5, 1.0),
     )
-    open_study.pick(st.selectbox, "Head", "picked", [widgets.NONE, *heads])
-    if at is not None:
+    head_maps.choose_head("Head", found["accuracy"])
+    if (at := head_maps.looked_at(found["accuracy"])) is not None:
         layer, index = at
         x = {key: found[key][layer][index] for key in found if key not in ("n_train", "n_test")}
         st.markdown(
-            f"**{head}** accuracy {widgets.value({**x, 'mean': x['accuracy']})}, AUC "
+            f"**L{layer}H{index}** accuracy {widgets.value({**x, 'mean': x['accuracy']})}, AUC "
             f"{widgets.number(x['auc'])}; shuffled labels "
             f"{widgets.span(x['shuffled_low'], x['shuffled_high'])}"
         )
@@ -190,22 +165,20 @@ def _steered(found: Result) -> None:
     sides = {"this": "added: invalid attempts", "not": "taken away: valid attempts"}
     for column, (word, words) in zip(st.columns(2), sides.items(), strict=True):
         series = {name: band([row[word] for row in mine]) for name, mine in rows.items()}
-        with column:
-            widgets.figure(
-                interval_lines(
-                    {
-                        **series,
-                        RANDOM: null_band([row[word]["null"] for row in rows[chosen[word]]]),
-                    },
-                    x=doses,
-                    x_title="dose (share of the stream's length)",
-                    y_title=f'{words} judged "{word}"',
-                    controls=[RANDOM],
-                    limits=(-0.02, 1.04),
-                ),
-                key=f"steered-{word}",
-                alt=f"Share of {words} judged {word} by dose",
-            )
+        null = null_band([row[word]["null"] for row in rows[chosen[word]]])
+        widgets.figure(
+            interval_lines(
+                {**series, RANDOM: null},
+                x=doses,
+                x_title="dose (share of the stream's length)",
+                y_title=f'{words} judged "{word}"',
+                controls=[RANDOM],
+                limits=(-0.02, 1.04),
+            ),
+            key=f"steered-{word}",
+            alt=f"Share of {words} judged {word} by dose",
+            into=column,
+        )
     first, last = found["layers"]
     text = found["text"]
     st.caption(
@@ -219,5 +192,53 @@ def _steered(found: Result) -> None:
             column.code(text["before"] + text[name], language=None, wrap_lines=True)
 
 
+def lens(found: Result) -> None:
+    """Watched words by layer, and the likeliest tokens."""
+    words = found["words"]
+    chosen = st.multiselect(
+        "Words",
+        words,
+        words[:4],
+        format_func=repr,
+        max_selections=6,
+        key=f"lens-words-{current().study}",
+    )
+    for group, column in zip(GROUPS, st.columns(2), strict=True):
+        seen = found["groups"][group]
+        series = {repr(word): band(seen["probability"][word]) for word in chosen}
+        column.markdown(f'**At t\\_{group}**: the " (" of {group} attempts')
+        if series:
+            widgets.figure(
+                interval_lines(
+                    series, x_title="layer", y_title="mean probability", limits=(-0.02, 1.04)
+                ),
+                key=f"lens-{group}",
+                alt=f"Mean probability of {', '.join(chosen)} by layer, {group} attempts",
+                into=column,
+            )
+    st.caption(
+        f"Mean over samples of the probability, with its 95 % interval; {found['n']} test samples, "
+        "half of them valid. A leading space is part of a word."
+    )
+    layers = range(len(found["groups"]["valid"]["top"]))
+    widgets.table(
+        [
+            {
+                "layer": layer,
+                **{
+                    f"at t_{group}": "   ".join(
+                        f"{widgets.visible(text)} {share:.2f}"
+                        for text, share in found["groups"][group]["top"][layer]
+                    )
+                    for group in GROUPS
+                },
+            }
+            for layer in reversed(layers)
+        ],
+        key="lens-top",
+    )
+    st.caption("The tokens of highest mean probability, the last layer on top; ␣ is a space.")
+
+
 if __name__ == "__main__":
-    show()
+    _show()

@@ -1,15 +1,13 @@
-"""Study: the kept verification studies, one to run or go on with, and what it found as a whole."""
+"""Study: the kept verification studies, how to run or continue one, and what it found."""
 
 from __future__ import annotations
 
 import streamlit as st
 
 from interp.studies.steps import Result
-from interp.ui.shared import offered, widgets
-from interp.ui.shared.state import write_link
-from interp.ui.studies import open_study, overview
+from interp.ui.shared import widgets
+from interp.ui.studies import first_page, open_study
 from interp.ui.studies.pages import VERIFICATION_PAGES
-from interp.ui.studies.run import run_panel, running
 
 ABOUT = (
     "A replication of Lee et al. 2025, *The Geometry of Self-Verification in a Task-Specific "
@@ -19,26 +17,12 @@ ABOUT = (
 )
 
 
-def show() -> None:
-    """The page."""
-    write_link()
-    open_study.write_view()
-    st.title("How does a model check its own answers?", anchor=False)
-    st.markdown(ABOUT)
-    study = open_study.chosen(VERIFICATION_PAGES, link=False)
-    if study is not None:
-        overview.kept_table(study)
-    with st.expander("Run a study, or go on with one", expanded=study is None):
-        run_panel(VERIFICATION_PAGES, study)
-    running(VERIFICATION_PAGES)
+def _show() -> None:
+    title = "How does a model check its own answers?"
+    study = first_page.show_first(VERIFICATION_PAGES, title, ABOUT, *VERIFICATION_PAGES.steps)
     if study is None:
         return
-    model = offered.without_paths(study.model)
-    st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
-    open_study.provenance(
-        study, *[step for step in VERIFICATION_PAGES.steps if step in study.results]
-    )
-    rows = overview.claims(study, "claim")
+    rows = first_page.claims(study)
     if open_study.ready(study, "behaviour", link=False):
         _behaviour(study.results["behaviour"])
     open_study.take_away(study, "claims", rows, study.results.get("behaviour", {}))
@@ -77,4 +61,4 @@ def _behaviour(found: Result) -> None:
 
 
 if __name__ == "__main__":
-    show()
+    _show()

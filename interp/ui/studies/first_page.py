@@ -1,0 +1,206 @@
+"""What the first page about a kind of study shows: kept studies, claims and the report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import streamlit as st
+
+import interp
+from interp.core.errors import InterpError
+from interp.models.language_model import LanguageModel
+from interp.models.organisms import base_of
+from interp.studies.refusal.study import study_refusal
+from interp.studies.study import Study, usual_directory
+from interp.studies.verification.study import study_verification
+from interp.ui.shared import jobs, offered, widgets
+from interp.ui.shared.state import select
+from interp.ui.studies import open_study
+from interp.ui.studies.model import loaded_model
+from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_of
+
+
+def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[Any] | None:
+    """The head of the first page about a kind of study: kept ones, one to run, the open one.
+
+    `steps` are those whose computing time is named; all that are there by default.
+    """
+    st.title(title, anchor=False)
+    st.markdown(about)
+    study = open_study.chosen(pages, link=False)
+    if study is not None:
+        _kept_table(study)
+    with st.expander("Run a study, or continue one", expanded=study is None):
+        run_panel(pages, study)
+    running(pages)
+    if study is not None:
+        model = offered.without_paths(study.model)
+        st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
+        open_study.provenance(study, *open_study.some(study, *(steps or study.results)))
+    return study
+
+
+def _kept_table(study: Study[Any]) -> None:
+    """All kept studies of this kind; a click on a row opens one."""
+    pages = pages_of(study)
+    found = open_study.kept(pages)
+    names = [each.directory.name for each in found]
+    widgets.table(
+        [
+            {
+                "model": offered.without_paths(each.model),
+                "weights": each.model_hash[:12],
+                "n": each.settings.n,
+                "draws": each.settings.draws,
+                "seed": each.settings.seed,
+                "last run": open_study.made(each),
+                "steps": open_study.progress(each),
+                "still to do": ", ".join(s for s in pages.steps if s not in each.results) or "–",
+                "minutes": sum(each.seconds.values()) / 60,
+                "study": each.directory.name,
+            }
+            for each in found
+        ],
+        key=f"kept-{study.directory.name}",
+        decimals=1,
+        most=8,
+        picked=lambda row: select(**{pages.field: names[row]}),
+        chosen=names.index(study.directory.name),
+    )
+
+
+def claims(study: Study[Any]) -> list[dict[str, str]]:
+    """Which claims hold, and the whole report, once all steps are there."""
+    pages = pages_of(study)
+    st.subheader("What holds", anchor=False)
+    if not open_study.ready(study, *pages.steps, link=False):
+        return []
+    rows = pages.claims(study.results)
+    st.dataframe(
+        rows,
+        key="claims",
+        hide_index=True,
+        column_config={
+            "claim": st.column_config.TextColumn(width=330),
+            "here": st.column_config.TextColumn(width=110),
+            "evidence": st.column_config.TextColumn(width="large"),
+        },
+        row_height=76,
+        height="content",
+    )
+    kept = study.directory / "report.html"
+    copy = f" A copy is at {widgets.plain(str(kept))}." if kept.exists() else ""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        widgets.downloads(
+            {
+                "report.html": (lambda: report(study)["html"], "html"),
+                "report.md": (lambda: report(study)["md"], "md"),
+            },
+            name=f"{study.directory.name}-{study.settings.n}-{pages.kind.name}",
+            caption="The full report. The HTML page contains the figures; the Markdown only names "
+            f"them.{copy}",
+        )
+    return rows
+
+
+def report(study: Study[Any]) -> dict[str, str]:
+    """The study's report, as it is downloaded."""
+    made = pages_of(study).write_up(study)
+    return {"html": made.html(), "md": made.markdown()}
+
+
+def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
+    """A model, n and draws, and the button."""
+    model = loaded_model()
+    left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
+    least, most, *usual = pages.bounds
+    n, draws = (study.settings.n, study.settings.draws) if study else usual
+    # A study from Python or the command line may lie outside the usual bounds.
+    n = left.number_input("n", min(least, n), max(most, n), n, help=pages.n_words)
+    draws = right.number_input(
+        "Draws",
+        min(2, draws),
+        max(1000, draws),
+        draws,
+        help="Random sets that every selection is compared with (in a study of refusals: "
+        "neurons, cascades and greedy groups; groups of heads have at least 20).",
+    )
+    changed: dict[str, Any] = {"n": int(n), "draws": int(draws)}
+    if pages is REFUSAL_PAGES:
+        system = st.text_input(
+            "System prompt",
+            study.settings.system or "" if study else "",
+            help="Put before every prompt, to ask for refusals in context. Leave empty for none.",
+        )
+        changed["system"] = system.strip() or None
+    settings = replace(study.settings if study else pages.kind.settings(), **changed)
+    again = (
+        study is not None
+        and model is not None
+        # Not one of other prompts or another judge: those are keyed too.
+        and usual_directory(pages.kind, model, settings).name == study.directory.name
+    )
+    base = study.beside.get("base") if study is not None and again else None
+    widgets.start_button(
+        "Resume" if again else "Run", start, pages, model, settings, base,
+        into=button, disabled=model is None or busy(),
+    )  # fmt: skip
+    st.caption(
+        f"Minutes for a small model and n = {usual[0]}, hours for a large one. Every finished "
+        "step is kept, and the same call from Python or the command line (`interp study "
+        f"{pages.kind.name}`) continues from there. Only one study runs at a time."
+    )
+
+
+def start(pages: StudyPages, model: LanguageModel, settings: Any, base: str | None = None) -> None:
+    """Run or resume a study in the background; between steps it can be stopped.
+
+    A verification is compared with `base`, by default the model a shipped adapter was trained from.
+    """
+    if busy():
+        return
+    total = len(pages.steps) + pages.more
+
+    def work(job: jobs.BackgroundJob) -> Study[Any]:
+        def say(line: str) -> None:
+            job.line = line
+            job.progress(min(job.done + (not line.endswith("...")), total - 1), total)
+            if job.cancel.is_set():
+                raise InterpError("the study", "stopped between two steps", "run it again")
+
+        if pages is REFUSAL_PAGES:
+            return study_refusal(model, settings=settings, say=say)
+        origin = base or base_of(model.name)
+        loaded = None if origin is None else interp.load_model(origin)
+        return study_verification(model, loaded, settings=settings, say=say)
+
+    jobs.start(_job(pages), work)
+    select(**{pages.field: None})
+
+
+def _job(pages: StudyPages) -> str:
+    return f"study of {pages.kind.name}"
+
+
+def busy() -> bool:
+    """Whether a study is running; one runs at a time, of whatever kind."""
+    found = [jobs.find(_job(pages)) for pages in ALL_PAGES]
+    return any(job is not None and job.state == "running" for job in found)
+
+
+def running(pages: StudyPages) -> None:
+    """The panel of a running study of a kind; of one that has ended, how."""
+    job = jobs.find(_job(pages))
+    if job is None:
+        return
+    if job.state == "running":
+        jobs.watch(job)
+    elif job.error is not None and job.state == "failed":
+        widgets.show_error(job.error)
+    elif job.state == "cancelled":
+        st.info(
+            "Stopped. Finished steps are kept; Resume continues from them.", icon=":material/pause:"
+        )
+    else:
+        st.success("The study is done.", icon=":material/check:")

@@ -1,0 +1,15 @@
+"""Every test of the pages has a cache of its own."""
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+
+import streamlit as st
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()

@@ -20,6 +20,7 @@ from interp.circuits.positions.narrow import narrow_curve
 from interp.circuits.positions.positioned_circuit import PositionedCircuit, marked_positions
 from interp.engine.edges.graph import Graph
 from interp.plots.graphs import faithfulness_figure
+from interp.plots.style import FRAME
 from interp.ui.circuits import graph, search
 from interp.ui.shared import jobs, widgets
 from tests.pages import named, opened, wait
@@ -171,6 +172,18 @@ def test_overlap_is_coloured_by_side() -> None:
     drawing = draw_overlap(GRAPH, left, right, np.ones(GRAPH.shape))
     assert {trace.name for trace in drawing.figure.data} >= {BOTH, LEFT, RIGHT}
     assert drawing.drawn == 3
+
+
+def test_drawings_can_be_read_in_the_dark_theme() -> None:
+    """Names on the page itself take its colour, and no edge is nearly black."""
+    mask = GRAPH.mask(["input->L0H0.q", "L0H0->logits"])
+    drawn = draw_circuit(GRAPH, mask, np.where(mask, 1.0, 0.0)).figure
+    beside = {note.text: note.font.color for note in drawn.layout.annotations}
+    assert beside == {"input": None, "logits": None}
+    inside = next(trace for trace in drawn.data if trace.mode == "markers+text")
+    assert sorted(filter(None, inside.text)) == ["H0"]
+    edges = draw_overlap(GRAPH, mask, mask, np.ones(GRAPH.shape)).figure.data
+    assert FRAME not in {trace.line.color for trace in edges if trace.mode == "lines"}
 
 
 def test_a_curve_without_intervals_draws() -> None:

@@ -1,4 +1,4 @@
-"""What the first page about a kind of study shows: kept studies, claims and the report."""
+"""The first page about a kind of study: kept ones, running one, claims and the report."""
 
 from __future__ import annotations
 

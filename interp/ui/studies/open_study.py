@@ -1,6 +1,6 @@
-"""A study on screen: which one is looked at, what of it, and what all pages share.
+"""A study on screen: which one is open, and what all pages about one share.
 
-Pages read what the study's steps kept; none of them needs the model, but where it says so.
+Pages read what the study's steps kept. A page says so if it needs the model.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def _kept(_pages: StudyPages, files: str, stamp: tuple[tuple[str, int], ...]) ->
 def opened(pages: StudyPages, title: str, *steps: str) -> Study[Any] | None:
     """The head of a page about one study: its chooser and the title; None without these steps."""
     study = chosen(pages)
-    if study is not None:
-        st.header(title, anchor=False)
-        return study if ready(study, *steps) else None
-    return None
+    if study is None:
+        return None
+    st.header(title, anchor=False)
+    return study if ready(study, *steps) else None
 
 
 def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:

@@ -92,12 +92,8 @@ def _ratio_lines(rows: list[Result], task: str) -> Any:
     order = [name for name in ("answered", "refused") if name in mine]
     drawn = interval_lines(
         {
-            f"{name} (n = {mine[name]['n']})": (
-                mine[name]["mean"],
-                mine[name]["low"],
-                mine[name]["high"],
-            )
-            for name in order
+            f"{row['class']} (n = {row['n']})": (row["mean"], row["low"], row["high"])
+            for row in map(mine.__getitem__, order)
         },
         x_title="layer",
         y_title="distance to answered / to refused",

@@ -8,7 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from interp.circuits.random_edges import draw_connected, draw_matched, edge_kinds, end_kinds
+from interp.circuits.random_edges import (
+    draw_connected,
+    draw_matched,
+    edge_kinds,
+    edges_between,
+    end_kinds,
+)
 from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.files import content_key
@@ -139,16 +145,14 @@ class Circuit(Record):
                 f"graphs {self.graph} and {other.graph}",
                 "compare circuits of one graph; native() merges key/value copies",
             )
-        found: dict[str, float] = {}
         after = self.graph.writer(INPUT) + 1
-        pairs = {
-            "edges": (self.mask, other.mask),
-            "nodes": (self.writers[after:], other.writers[after:]),
+        nodes = self.writers[after:], other.writers[after:]
+        return {
+            "shared_edges": int((self.mask & other.mask).sum()),
+            "jaccard_edges": jaccard(self.mask, other.mask),
+            "shared_nodes": int((nodes[0] & nodes[1]).sum()),
+            "jaccard_nodes": jaccard(*nodes),
         }
-        for what, (left, right) in pairs.items():
-            found[f"shared_{what}"] = int((left & right).sum())
-            found[f"jaccard_{what}"] = jaccard(left, right)
-        return found
 
     # -- derived circuits ------------------------------------------------------------------
 
@@ -158,7 +162,7 @@ class Circuit(Record):
 
     def whole_nodes(self) -> Circuit:
         """The circuit of all edges between its nodes: the circuit at node level."""
-        return replace(self, mask=_between(self.graph, self.writers))
+        return replace(self, mask=edges_between(self.graph, self.writers))
 
     def without(self, parts: Iterable[str]) -> Circuit:
         """The circuit without some edges, or without nodes and all of their edges.
@@ -197,7 +201,7 @@ class Circuit(Record):
         if level == "node":
             possible = np.ones_like(self.writers)
             nodes = draw_matched(self.writers, end_kinds(graph, bands)[0], possible, rng)
-            mask = _between(graph, nodes)
+            mask = edges_between(graph, nodes)
         elif connected:
             mask = draw_connected(graph, self.mask, rng, bands=bands)
         else:
@@ -252,10 +256,3 @@ def drop_nodes(graph: Graph, mask: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """
     readers = np.any(graph.feeds, axis=1) & ~(graph.feeds @ ~gone)
     return mask & ~gone[:, None] & ~readers
-
-
-def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """All edges between some nodes, (writers,) bool, and from them to the logits."""
-    readers = graph.feeds @ nodes
-    readers[-1] = True
-    return graph.allowed & nodes[:, None] & readers

@@ -55,10 +55,10 @@ def draw_connected(
     inner = np.any(mask, axis=1)
     inner[graph.writer(INPUT)] = False
     writers = end_kinds(graph, bands)[0]
-    order = _shuffled(draw_matched(inner, writers, graph.writer_kind != "input", rng), rng)
-    others = _shuffled(
-        (graph.writer_kind != "input") & ~np.isin(np.arange(len(writers)), order), rng
-    )
+    possible = graph.writer_kind != "input"
+    chosen = draw_matched(inner, writers, possible, rng)
+    order = rng.permutation(np.flatnonzero(chosen))
+    others = rng.permutation(np.flatnonzero(possible & ~chosen))
     kinds = edge_kinds(graph, bands)
     drawn = _paths(graph, order, mask, kinds, rng)
     while (excess := int(drawn.sum()) - total) > 0 and len(order):
@@ -68,13 +68,12 @@ def draw_connected(
         order, others = np.append(order, others[0]), others[1:]
         drawn = _paths(graph, order, mask, kinds, rng)
     between = _between(graph, order)
-    possible = between & ~drawn
-    taken = np.bincount(kinds[drawn], minlength=int(kinds.max()) + 1)
-    wanted = _less(mask, kinds, taken)
-    short = total - int(drawn.sum())
-    drawn |= _at_most(draw_matched(wanted, kinds, possible, rng), short, rng)
-    short = total - int(drawn.sum())
-    return drawn | _at_most(between & ~drawn, short, rng)
+    wanted = mask.copy()
+    for kind, taken in zip(*np.unique(kinds[drawn], return_counts=True), strict=True):
+        wanted.flat[np.flatnonzero(mask & (kinds == kind))[:taken]] = False
+    missing = draw_matched(wanted, kinds, between & ~drawn, rng)
+    drawn |= _at_most(missing, total - int(drawn.sum()), rng)
+    return drawn | _at_most(between & ~drawn, total - int(drawn.sum()), rng)
 
 
 def _paths(
@@ -103,22 +102,18 @@ def _paths(
     return drawn
 
 
-def _between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
-    """All edges among some nodes, from the input to them, and from them to the logits."""
-    inside = np.zeros(len(graph.writers), dtype=bool)
-    inside[nodes] = True
-    inside[graph.writer(INPUT)] = True
-    readers = graph.feeds @ inside
+def edges_between(graph: Graph, nodes: np.ndarray) -> np.ndarray:
+    """All edges between some nodes, given as (writers,) bool, and from them to the logits."""
+    readers = graph.feeds @ nodes
     readers[-1] = True
-    return graph.allowed & inside[:, None] & readers
+    return graph.allowed & nodes[:, None] & readers
 
 
-def _less(mask: np.ndarray, kinds: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """The mask without the given number of edges of each kind."""
-    left = mask.copy()
-    for kind, count in enumerate(taken):
-        left.flat[np.flatnonzero(mask & (kinds == kind))[:count]] = False
-    return left
+def _between(graph: Graph, order: np.ndarray) -> np.ndarray:
+    """All edges among some nodes, given by number, from the input to them, and to the logits."""
+    inside = np.zeros(len(graph.writers), dtype=bool)
+    inside[[graph.writer(INPUT), *order]] = True
+    return edges_between(graph, inside)
 
 
 def _at_most(chosen: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
@@ -127,7 +122,3 @@ def _at_most(chosen: np.ndarray, number: int, rng: np.random.Generator) -> np.nd
     kept = np.zeros_like(chosen)
     kept.flat[rng.permutation(entries)[:number]] = True
     return kept
-
-
-def _shuffled(chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rng.permutation(np.flatnonzero(chosen))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
-from typing import Literal, Protocol
+from bisect import bisect_right
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -16,8 +16,6 @@ By = Literal["signed", "absolute", "mean_absolute"]
 the mean absolute effect over prompts, which finds edges that help on some prompts and hinder on
 others."""
 
-RANKINGS: tuple[By, ...] = ("signed", "absolute", "mean_absolute")
-
 
 class Scored(Protocol):
     """Anything with a graph and one number per edge, such as `EdgeScores` or a learned mask."""
@@ -28,13 +26,7 @@ class Scored(Protocol):
     def signed(self) -> np.ndarray: ...
 
 
-def top_edges(
-    scores: Scored,
-    n: int,
-    *,
-    by: By = "absolute",
-    connected: bool = True,
-) -> np.ndarray:
+def top_edges(scores: Scored, n: int, *, by: By = "absolute", connected: bool = True) -> np.ndarray:
     """The n best edges, as a (writers, readers) mask.
 
     With `connected`, only edges on a path from the input to the logits count. The circuit is the
@@ -54,8 +46,7 @@ def top_edges(
         InterpError: n out of range, an unknown ranking or one that the scores lack, scores of
             another shape, or scores that are not finite.
     """
-    order = ranked(scores, by=by)
-    return _longest(scores.graph, order, n, connected)
+    return _longest(scores.graph, ranked(scores, by=by), n, connected)
 
 
 def greedy_edges(scores: Scored, n: int, *, by: By = "absolute") -> np.ndarray:
@@ -71,7 +62,6 @@ def greedy_edges(scores: Scored, n: int, *, by: By = "absolute") -> np.ndarray:
     """
     graph = scores.graph
     values = edge_strength(scores, by=by)
-    inputs_of = graph.feeds.T  # (writers, readers): the inputs of each writer
     opened = np.zeros(len(graph.readers), dtype=bool)
     order: list[tuple[int, int]] = []
     waiting: list[tuple[float, int, int]] = []
@@ -85,7 +75,7 @@ def greedy_edges(scores: Scored, n: int, *, by: By = "absolute") -> np.ndarray:
     while waiting:
         _, reader, writer = heapq.heappop(waiting)
         order.append((writer, reader))
-        for further in np.flatnonzero(inputs_of[writer] & ~opened):
+        for further in np.flatnonzero(graph.feeds[:, writer] & ~opened):
             open_reader(int(further))
     return _longest(graph, np.array(order), n, connected=True)
 
@@ -109,8 +99,8 @@ def edge_strength(scores: Scored, *, by: By = "absolute") -> np.ndarray:
         InterpError: an unknown ranking or one that the scores lack, scores of another shape, or
             scores that are not finite.
     """
-    if by not in RANKINGS:
-        raise unknown("ranking", by, RANKINGS)
+    if by not in get_args(By):
+        raise unknown("ranking", by, get_args(By))
     graph = scores.graph
     found = scores.signed if by != "mean_absolute" else getattr(scores, "absolute", None)
     if not isinstance(found, np.ndarray):
@@ -142,13 +132,5 @@ def _longest(graph: Graph, order: np.ndarray, n: int, connected: bool) -> np.nda
         mask[tuple(order[:length].T)] = True
         return graph.connected(mask) if connected else mask
 
-    return prefix(_last(len(order), lambda length: int(prefix(length).sum()) <= n))
-
-
-def _last(longest: int, holds: Callable[[int], bool]) -> int:
-    """The largest number up to `longest` that meets a condition which all smaller numbers meet."""
-    low, high = 0, longest
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low
+    lengths = range(len(order) + 1)
+    return prefix(bisect_right(lengths, n, key=lambda length: int(prefix(length).sum())) - 1)

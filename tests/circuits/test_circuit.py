@@ -28,6 +28,7 @@ from interp.engine.edges.graph import Graph
 from interp.models.toys.registry import build_toy
 from interp.tasks.registry import load_task
 from tests import DATA
+from tests.circuits.measured import measured
 from tests.families import random_task
 
 GROUPED = Graph(n_layers=3, n_heads=4, n_kv_heads=2)
@@ -408,7 +409,9 @@ def test_a_backup_left_out_makes_a_circuit_incomplete():
     assert faithfulness_curve(model, task, half, random=0).faithfulness[0] == pytest.approx(
         1, abs=0.05
     )
-    incomplete, complete = (completeness(trials, one, samples=12) for one in (half, whole))
+    incomplete, complete = (
+        measured(completeness, trials, one, samples=12) for one in (half, whole)
+    )
     assert incomplete.worst.mean == pytest.approx(-1, abs=0.05)
     assert complete.incompleteness.max() < 0.05
     place = int(incomplete.incompleteness.argmax())
@@ -418,40 +421,40 @@ def test_a_backup_left_out_makes_a_circuit_incomplete():
 
 def test_what_is_not_needed_is_minimal():
     model, task, circuit = planted("toy-and", also=["L1H0"])
-    found = minimality(Trials(model, task), circuit, samples=3)
+    found = measured(minimality, Trials(model, task), circuit, samples=3)
     needed = dict(zip(found.parts, found.values, strict=True))
     assert needed["L0H1"] == pytest.approx(1, abs=0.05)
     assert needed["L0H2"] == pytest.approx(1, abs=0.05)
     assert needed["L1.mlp_out"] == pytest.approx(1, abs=0.05)
     assert needed["L1H0"] < 0.05
     assert found.to_dataframe()["part"][0] == "L1H0"
-    assert len(minimality(Trials(model, task), circuit, most=2, samples=0).parts) == 2
+    assert len(measured(minimality, Trials(model, task), circuit, most=2, samples=0).parts) == 2
 
 
 @pytest.mark.parametrize("level", ["edge", "node"])
 def test_knock_outs_equal_a_loop(level):
     model, task, circuit = planted("toy-induction")
     trials = Trials(model, task)
-    found = minimality(trials, circuit, level=level, samples=0, most=5)
+    found = measured(minimality, trials, circuit, level=level, samples=0, most=5)
     full, empty = trials.ends().mean(1)
     base = trials.values(circuit.mask[None]).mean()
     for part, effect in zip(found.parts, found.effects[:, 0], strict=True):
         left = trials.values(circuit.without([part]).mask[None]).mean()
         assert effect == pytest.approx((base - left) / (full - empty), abs=1e-6)
     with pytest.raises(InterpError, match="level"):
-        completeness(trials, circuit, level="layer")
+        measured(completeness, trials, circuit, level="layer")
     with pytest.raises(InterpError, match="another graph"):
-        minimality(trials, drawn(PLAIN))
+        measured(minimality, trials, drawn(PLAIN))
 
 
 def test_batches_of_masks_are_joined(family):
     trials = Trials(family, random_task((9, 7)))
     rng = np.random.default_rng(0)
     masks = [trials.graph.allowed & (rng.random(trials.graph.shape) < 0.5) for _ in range(5)]
-    together = run_masks(trials, iter(masks))
+    together = run_masks(trials, masks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("interp.circuits.evaluation.curve_evaluation._BATCH_ROWS", 4)
-        np.testing.assert_allclose(run_masks(trials, iter(masks)), together, atol=2e-5)
+        np.testing.assert_allclose(run_masks(trials, masks), together, atol=2e-5)
 
 
 class PerPrompt:

@@ -31,6 +31,7 @@ from interp.core.errors import InterpError
 from interp.core.records import Record
 from interp.engine.edges.graph import Graph
 from interp.models.loading import load_model
+from tests.circuits.measured import measured
 from tests.circuits.test_acdc import toy_task
 from tests.circuits.test_circuit import planted
 
@@ -99,8 +100,8 @@ def test_it_is_what_each_measurement_gives_alone(scored):
     for place, one in enumerate((circuit, circuit.whole_nodes())):
         f = faithfulness_curve(model, task, one, random=0).faithfulness[0]
         assert found.itself.faithfulness[place] == pytest.approx(f, abs=1e-5)
-    lacks = completeness(trials, circuit, samples=4, seed=1)
-    spares = minimality(trials, circuit, samples=2, seed=1, most=32)
+    lacks = measured(completeness, trials, circuit, samples=4, seed=1)
+    spares = measured(minimality, trials, circuit, samples=2, seed=1, most=32)
     np.testing.assert_allclose(found.completeness.incompleteness, lacks.incompleteness, atol=1e-5)
     np.testing.assert_allclose(found.minimality.effects, spares.effects, atol=1e-5)
     steady = stability(scores, circuit.n_edges, seed=1)
@@ -257,8 +258,8 @@ def made(kind, scored):
         EdgePositions: lambda: edge_positions(model, task, ["input->L0H1.q"], positions="last"),
         Redundancy: lambda: redundancy(model, task, ["L0H0", "L0H1"], threshold=-9.0, resume=False),
         Stability: lambda: stability(scores, 4, draws=1),
-        Completeness: lambda: completeness(trials, circuit, samples=2),
-        Minimality: lambda: minimality(trials, circuit, samples=1),
+        Completeness: lambda: measured(completeness, trials, circuit, samples=2),
+        Minimality: lambda: measured(minimality, trials, circuit, samples=1),
         EdgeGroundTruth: lambda: edge_ground_truth(model, task),
         Recovery: lambda: recover_edges(model, task, methods=["random", "EAP"]),
         CircuitEvaluation: lambda: evaluate(circuit, model, task, random=2, knockouts=2),

@@ -23,6 +23,7 @@ from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.models.loading import wrap
+from tests.circuits.measured import measured
 from tests.families import random_task, tiny
 
 
@@ -51,7 +52,7 @@ CALLS = {
     "find_circuit": find_circuit,
     "recover": lambda m, t: interp.circuits.recover_edges(m, t, methods=["EAP"]),
     "edge_ground_truth": edge_ground_truth,
-    "completeness": lambda m, t: completeness(Trials(m, t), whole(m)),
+    "completeness": lambda m, t: measured(completeness, Trials(m, t), whole(m)),
     "evaluate_neurons": lambda m, t: evaluate_neurons(m, t, neuron_scores()),
     "attribution_patching": interp.attribution_patching,
     "atp_star": interp.patching.atp_star,

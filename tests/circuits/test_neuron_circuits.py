@@ -103,7 +103,7 @@ def test_planted_neurons_are_found_and_suffice(name):
     )
     assert set(found.neurons(0)) == planted
     assert found.faithfulness[0] == pytest.approx(1, abs=0.02)
-    assert found.random_faithfulness[:, 0].mean() < 0.6
+    assert found.drawn["random"][:, 0].mean() < 0.6
     assert "neurons" in str(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeVar, Unpack
@@ -11,7 +11,7 @@ import numpy as np
 
 from interp.circuits.circuit import Circuit, CircuitLevel
 from interp.circuits.evaluation.curves import FRACTIONS, curve
-from interp.circuits.evaluation.faithfulness import Faithfulness
+from interp.circuits.evaluation.faithfulness import CircuitFaithfulness
 from interp.circuits.ranking import By, Scored
 from interp.circuits.trials.options import TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
@@ -26,34 +26,19 @@ _BATCH_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaithfulnessCurves(Faithfulness):
-    """The faithfulness of some circuits. The empty circuit keeps no edge. See `Faithfulness`.
+class FaithfulnessCurves(CircuitFaithfulness):
+    """The faithfulness of some circuits, or of those of every size from scores.
 
     Attributes:
-        circuits: the circuits that were run.
         level: "edge", or "node" for circuits with all edges between their nodes.
     """
 
     circuits: tuple[Circuit, ...]
     level: CircuitLevel
 
-    @property
-    def sizes(self) -> np.ndarray:
-        """(circuits,) number of edges."""
-        return np.array([circuit.n_edges for circuit in self.circuits])
-
     def __str__(self) -> str:
         sizes = [f"{circuit.n_edges} edges ({circuit.share:.2%})" for circuit in self.circuits]
         return self.in_words(sizes, "empty")
-
-    def to_dataframe(self) -> Any:
-        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(number)}
-            for number, one in enumerate(self.circuits)
-        )
 
 
 @says_too_little
@@ -178,9 +163,9 @@ def run_plans(trials: Trials, plans: Sequence[CircuitPlan[Any]]) -> list[Any]:
     return found
 
 
-def run_masks(trials: Trials, masks: Iterable[np.ndarray]) -> np.ndarray:
+def run_masks(trials: Trials, masks: Sequence[np.ndarray]) -> np.ndarray:
     """(masks, prompts) metric of circuits, in batches."""
-    return trials.in_batches(masks, max(1, _BATCH_ROWS // len(trials.task)))
+    return trials.in_batches(masks, max(1, _BATCH_ROWS // len(trials.task)), len(masks))
 
 
 def _circuits(

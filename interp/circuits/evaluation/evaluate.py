@@ -19,8 +19,8 @@ from interp.circuits.evaluation.curves import FRACTIONS, curve
 from interp.circuits.evaluation.knockouts import (
     Completeness,
     Minimality,
-    completeness_plan,
-    minimality_plan,
+    completeness,
+    minimality,
 )
 from interp.circuits.evaluation.stability import Stability, stability
 from interp.circuits.ranking import By
@@ -268,17 +268,10 @@ def evaluate(
                 **shared,
             )
     if knockouts and circuit.n_edges:
-        plans["completeness"] = completeness_plan(
-            trials, circuit, ends, level="node", samples=knockouts, seed=options.seed
-        )
-        plans["minimality"] = minimality_plan(
-            trials,
-            circuit,
-            ends,
-            level="node",
-            samples=knockouts // 2,
-            most=most,
-            seed=options.seed,
+        seed = options.seed
+        plans["completeness"] = completeness(trials, circuit, ends, samples=knockouts, seed=seed)
+        plans["minimality"] = minimality(
+            trials, circuit, ends, samples=knockouts // 2, most=most, seed=seed
         )
     found: dict[str, Any] = dict.fromkeys(("signed", "absolute", "completeness", "minimality"))
     found |= zip(plans, run_plans(trials, list(plans.values())), strict=True)

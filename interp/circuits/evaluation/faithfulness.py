@@ -60,9 +60,10 @@ class Faithfulness(Record):
         return self._f(self.values)
 
     @cached_property
-    def random_faithfulness(self) -> np.ndarray:
-        """(draws, circuits) f of the random circuits."""
-        return self._f(self.random)
+    def drawn(self) -> dict[str, np.ndarray]:
+        """(draws, circuits) f of each kind of random circuits that were run."""
+        kinds = {"random": self.random, "on_paths": self.random_connected}
+        return {name: self._f(values) for name, values in kinds.items() if len(values)}
 
     def _f(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Faithfulness over the last axis of `values`; with (draws, n) weights, for every draw."""
@@ -129,10 +130,9 @@ class Faithfulness(Record):
         Raises:
             InterpError: no such random circuits were run, or the circuits are not a curve.
         """
-        some = self.random_connected if connected else self.random
-        if not len(some):
+        drawn = self.drawn.get("on_paths" if connected else "random")
+        if drawn is None:
             raise InterpError("a null", "no random circuits were run", "evaluate with random=10")
-        drawn = self._f(some)
         if circuit is None:
             areas = area(self._curve, drawn)
             return null_of(float(area(self._curve, self.faithfulness)), areas)
@@ -147,38 +147,55 @@ class Faithfulness(Record):
             f"  {self.metric}: full {self.full.mean():.3f}, {nothing} {self.empty.mean():.3f}",
         ]
         for number, size in enumerate(sizes):
-            random = ""
-            if len(self.random):
-                low, high = range_of_draws(self.random_faithfulness[:, number])
-                random = f", random [{low:.3f}, {high:.3f}]"
-            if len(self.random_connected):
-                drawn = self._f(self.random_connected)[:, number]
-                low, high = range_of_draws(drawn)
-                random += f", random on paths [{low:.3f}, {high:.3f}]"
-            lines.append(f"  {size}: f {self.estimate(number)}{random}")
+            line = f"  {size}: f {self.estimate(number)}"
+            for name, drawn in self.drawn.items():
+                low, high = range_of_draws(drawn[:, number])
+                words = {"random": "random", "on_paths": "random on paths"}[name]
+                line += f", {words} [{low:.3f}, {high:.3f}]"
+            lines.append(line)
         if self.fractions is not None and len(self.fractions) > 1:
             lines.append(f"  CPR {self.cpr()}; CMD {self.cmd()}")
         return "\n".join(lines)
 
     def row(self, number: int) -> dict[str, Any]:
         """The table row of one circuit: metric, f with interval, range of random circuits."""
-        f, random = self.estimate(number), self.random_faithfulness[:, number]
-        on_paths = np.zeros(0)
-        if len(self.random_connected):
-            on_paths = self._f(self.random_connected)[:, number]
-        low, high = range_of_draws(random) if len(random) else (None, None)
-        on_paths_low, on_paths_high = range_of_draws(on_paths) if len(on_paths) else (None, None)
-        return {
+        f = self.estimate(number)
+        row = {
             "fraction": None if self.fractions is None else self.fractions[number],
             "metric": self.values[number].mean(),
             "faithfulness": f.mean,
             "low": f.low,
             "high": f.high,
-            "random_mean": random.mean() if len(random) else None,
-            "random_low": low,
-            "random_high": high,
-            "on_paths_mean": on_paths.mean() if len(on_paths) else None,
-            "on_paths_low": on_paths_low,
-            "on_paths_high": on_paths_high,
-            "n": self.n,
         }
+        for name in ("random", "on_paths"):
+            found = (None, None, None)
+            if name in self.drawn:
+                drawn = self.drawn[name][:, number]
+                found = (drawn.mean(), *range_of_draws(drawn))
+            row |= zip((f"{name}_mean", f"{name}_low", f"{name}_high"), found, strict=True)
+        return row | {"n": self.n}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitFaithfulness(Faithfulness):
+    """The faithfulness of circuits of edges. The empty circuit keeps no edge.
+
+    Attributes:
+        circuits: the circuits that were run.
+    """
+
+    circuits: tuple[Any, ...]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(circuits,) number of edges."""
+        return np.array([circuit.n_edges for circuit in self.circuits])
+
+    def to_dataframe(self) -> Any:
+        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(number)}
+            for number, one in enumerate(self.circuits)
+        )

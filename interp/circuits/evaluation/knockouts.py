@@ -1,4 +1,7 @@
-"""Completeness and minimality of a circuit, by removing random subsets of its parts."""
+"""Completeness and minimality of a circuit, by removing random subsets of its parts.
+
+Both are plans, which `interp.circuits.evaluation.curve_evaluation.run_plans` runs together.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import torch
 
 from interp.circuits.circuit import Circuit, CircuitLevel, drop_nodes
-from interp.circuits.evaluation.curve_evaluation import CircuitPlan, run_plans
+from interp.circuits.evaluation.curve_evaluation import CircuitPlan
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
@@ -108,16 +111,18 @@ class Minimality(Record):
 def completeness(
     trials: Trials,
     circuit: Circuit,
+    ends: np.ndarray,
     *,
     level: CircuitLevel = "node",
     samples: int = 20,
     seed: int = 0,
-) -> Completeness:
+) -> CircuitPlan[Completeness]:
     """Remove random subsets of a circuit's parts from the circuit and from the whole model.
 
     Args:
         trials: model, task and ablation.
         circuit: a circuit on the graph of the trials.
+        ends: metric of the whole graph and of the empty one, from `Trials.checked_ends`.
         level: "node" (a node is removed with all of its edges) or "edge".
         samples: number of subsets. Each has its own inclusion probability, uniform in 0 to 1.
         seed: seed of the subsets.
@@ -125,21 +130,6 @@ def completeness(
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
     """
-    ends = trials.checked_ends()
-    plan = completeness_plan(trials, circuit, ends, level=level, samples=samples, seed=seed)
-    return run_plans(trials, [plan])[0]
-
-
-def completeness_plan(
-    trials: Trials,
-    circuit: Circuit,
-    ends: np.ndarray,
-    *,
-    level: CircuitLevel,
-    samples: int,
-    seed: int,
-) -> CircuitPlan[Completeness]:
-    """Request the circuit and the whole graph without random subsets; return the completeness."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     chosen = [parts.subset(rng) for _ in range(samples)]
@@ -158,17 +148,19 @@ def completeness_plan(
 def minimality(
     trials: Trials,
     circuit: Circuit,
+    ends: np.ndarray,
     *,
     level: CircuitLevel = "node",
     samples: int = 5,
     most: int = 64,
     seed: int = 0,
-) -> Minimality:
+) -> CircuitPlan[Minimality]:
     """Remove each part of a circuit, from the circuit and from it without random subsets.
 
     Args:
         trials: model, task and ablation.
         circuit: a circuit on the graph of the trials.
+        ends: as in `completeness`.
         level: "node" or "edge".
         samples: number of random subsets K, besides the empty one.
         most: the most parts tested; if there are more, a random choice.
@@ -177,23 +169,6 @@ def minimality(
     Raises:
         InterpError: another graph, a circuit without parts, or an unknown level.
     """
-    plan = minimality_plan(
-        trials, circuit, trials.checked_ends(), level=level, samples=samples, most=most, seed=seed
-    )
-    return run_plans(trials, [plan])[0]
-
-
-def minimality_plan(
-    trials: Trials,
-    circuit: Circuit,
-    ends: np.ndarray,
-    *,
-    level: CircuitLevel,
-    samples: int,
-    most: int,
-    seed: int,
-) -> CircuitPlan[Minimality]:
-    """Request random knock-outs with and without each part; return the minimality."""
     parts = _Parts(trials, circuit, level)
     rng = np.random.default_rng(seed)
     tested = np.sort(rng.permutation(len(parts))[:most])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit
-from interp.circuits.evaluation.faithfulness import Faithfulness
+from interp.circuits.evaluation.faithfulness import CircuitFaithfulness
 from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.positioned_circuit import (
     PositionedCircuit,
@@ -33,32 +33,14 @@ THRESHOLDS = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PositionedEvaluation(Faithfulness):
-    """The faithfulness of circuits whose edges are kept at some positions. See `Faithfulness`.
-
-    Attributes:
-        circuits: the circuits that were run.
-    """
+class PositionedEvaluation(CircuitFaithfulness):
+    """The faithfulness of circuits whose edges are kept at some positions."""
 
     circuits: tuple[PositionedCircuit, ...]
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """(circuits,) number of positioned edges."""
-        return np.array([circuit.n_edges for circuit in self.circuits])
 
     def __str__(self) -> str:
         sizes = [f"{one.name}, {one.n_edges} edges ({one.share:.2%})" for one in self.circuits]
         return self.in_words(sizes, "empty")
-
-    def to_dataframe(self) -> Any:
-        """One row per circuit: size, metric, faithfulness, and the range of random circuits."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            {"circuit": one.name, "edges": one.n_edges, "share": one.share, **self.row(number)}
-            for number, one in enumerate(self.circuits)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +130,8 @@ def evaluate_positioned(
     rng = np.random.default_rng(options.seed)
     drawn = [one.random_like(rng, bands=bands) for _ in range(random) for one in some]
     ends = trials.checked_ends()
-    values = _values(trials, [one.mask for one in [*some, *drawn]])
+    masks = [one.mask for one in [*some, *drawn]]
+    values = _values(trials, masks, len(masks), masks[0].size)
     return PositionedEvaluation(
         circuits=tuple(some),
         fractions=None,
@@ -213,7 +196,8 @@ def narrow_circuit(
     ends = trials.checked_ends()
     edges = np.argwhere(circuit.mask.T)[:, ::-1]
     here = np.argwhere(whole.mask[tuple(edges.T)])
-    values = _values(trials, _Removed(whole.mask, edges, here))
+    masks = _removals(whole.mask, edges, here)
+    values = _values(trials, masks, 1 + len(here) + len(edges), whole.mask.size)
     lost = np.zeros((len(task), len(edges), len(whole.positions)))
     lost[:, *here.T] = (values[0] - values[1 : 1 + len(here)]).T
     effects = EdgePositions(
@@ -297,25 +281,13 @@ def narrow_curve(
     return NarrowedCurve(effects=effects, thresholds=tuple(cuts), judged=judged)
 
 
-@dataclass(frozen=True)
-class _Removed(Sequence[np.ndarray]):
+def _removals(whole: np.ndarray, edges: np.ndarray, here: np.ndarray) -> Iterator[np.ndarray]:
     """A circuit's mask; then one without each edge at each position; then one without each edge."""
-
-    whole: np.ndarray
-    edges: np.ndarray
-    here: np.ndarray
-
-    def __len__(self) -> int:
-        return 1 + len(self.here) + len(self.edges)
-
-    def __getitem__(self, number: Any) -> Any:
-        mask, at = self.whole.copy(), number - 1
-        if 0 <= at < len(self.here):
-            edge, position = self.here[at]
-            mask[(*self.edges[edge], position)] = False
-        elif at >= 0:
-            mask[tuple(self.edges[at - len(self.here)])] = False
-        return mask
+    yield whole
+    for at in (*((*edges[edge], position) for edge, position in here), *map(tuple, edges)):
+        mask = whole.copy()
+        mask[at] = False
+        yield mask
 
 
 def _trials(
@@ -330,9 +302,9 @@ def _protocol(trials: Trials, circuit: PositionedCircuit) -> str:
     return trials.protocol.replace("at all tokens", f"by position ({', '.join(circuit.positions)})")
 
 
-def _values(trials: Trials, masks: Sequence[np.ndarray]) -> np.ndarray:
+def _values(trials: Trials, masks: Iterable[np.ndarray], total: int, mask_bytes: int) -> np.ndarray:
     """(masks, prompts) metric, in batches of masks that fit a sixteenth of the budget."""
     if trials.options.progress is not None:
-        trials.options.progress(0, len(masks))
-    fitting = budget_bytes(trials.options.budget_gb) // 16 // masks[0].size
-    return trials.in_batches(masks, int(np.clip(fitting, 1, BATCH)))
+        trials.options.progress(0, total)
+    fitting = budget_bytes(trials.options.budget_gb) // 16 // mask_bytes
+    return trials.in_batches(masks, int(np.clip(fitting, 1, BATCH)), total)

@@ -181,21 +181,19 @@ class EdgeScores(Record):
         }
         if by not in ranks:
             raise InterpError(f"edges by {by!r}", "no such ranking", f"choose among {list(ranks)}")
-        edges = np.argwhere(self.graph.allowed)
-        strength = ranks[by][self.graph.allowed]
-        found = []
-        for rank, number in enumerate(np.argsort(-strength, kind="stable")[:k].tolist(), 1):
-            writer, reader = (int(i) for i in edges[number])
-            found.append(
-                RankedEdge(
-                    label=self.graph.label(writer, reader),
-                    value=float(self.signed[writer, reader]),
-                    stderr=float(self.stderr[writer, reader]),
-                    rank=rank,
-                    of=len(edges),
-                )
+        writers, readers = np.nonzero(self.graph.allowed)
+        order = np.argsort(-ranks[by][writers, readers], kind="stable")[:k]
+        edges = zip(writers[order].tolist(), readers[order].tolist(), strict=True)
+        return [
+            RankedEdge(
+                label=self.graph.label(*edge),
+                value=float(self.signed[edge]),
+                stderr=float(self.stderr[edge]),
+                rank=rank,
+                of=len(writers),
             )
-        return found
+            for rank, edge in enumerate(edges, 1)
+        ]
 
     def to_native(self) -> EdgeScores:
         """The scores on the graph with one key and value reader per key/value head.

@@ -201,12 +201,8 @@ class Trials:
         with torch.no_grad():
             return self.metric(torch.from_numpy(masks)).numpy()
 
-    def in_batches(self, masks: Iterable[np.ndarray], size: int) -> np.ndarray:
-        """(masks, prompts) metric of circuits, at most `size` of them in a run.
-
-        Progress counts circuits; their total is 0 if `masks` is not a sequence.
-        """
-        total = len(masks) if isinstance(masks, Sequence) else 0
+    def in_batches(self, masks: Iterable[np.ndarray], size: int, total: int) -> np.ndarray:
+        """(masks, prompts) metric of `total` circuits, at most `size` of them in a run."""
         left, found = iter(masks), [np.zeros((0, len(self.task)))]
         while batch := list(islice(left, size)):
             found.append(self.values(np.stack(batch)))

@@ -42,11 +42,11 @@ def graph_of(
 
 
 def _neuron(model: LanguageModel, neuron: str | tuple[int, int]) -> tuple[int, int]:
-    layer, number = neuron if not isinstance(neuron, str) else (-1, -1)
-    if isinstance(neuron, str):
-        part = Component.parse(neuron)
-        if part.site == "post" and part.index is not None:
-            layer, number = part.layer, part.index
+    layer = number = -1
+    if not isinstance(neuron, str):
+        layer, number = neuron
+    elif (part := Component.parse(neuron)).site == "post" and part.index is not None:
+        layer, number = part.layer, part.index
     if not (0 <= layer < model.n_layers and 0 <= number < model.size("neuron")):
         raise InterpError(
             f"neuron {neuron} of {model.name}",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -179,8 +179,10 @@ def head_glu_scores(
             prompts that are missing, or given in another mode; a position that a prompt lacks; or
             a class without samples.
     """
-    _known("mode", mode, ("diag", "ov", "frobenius", "activation"))
-    _known("norm", norm, ("frozen", "recomputed"))
+    norms = ("frozen", "recomputed")
+    for name, value, names in (("mode", mode, get_args(ScoreMode)), ("norm", norm, norms)):
+        if value not in names:
+            raise unknown(name, value, names)
     senders, receivers = model.require_parts(heads, "z"), model.require_parts(neurons, "post")
     glus = _glus(_decoder(model, gated=True, summands=mode != "diag"), receivers)
     reached = np.array(
@@ -346,11 +348,6 @@ def _contrast(values: np.ndarray, groups: Sequence[np.ndarray]) -> tuple[np.ndar
     means = [values[group].mean(0) for group in groups]
     errors = [standard_error(values[group]) for group in groups]
     return means[0] - sum(means[1:]), np.sqrt(sum(error**2 for error in errors))
-
-
-def _known(name: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise unknown(name, value, names)
 
 
 def _cut(linear: Linear, columns: Sequence[int], *, wide: bool = False) -> Linear:

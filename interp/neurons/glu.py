@@ -474,20 +474,15 @@ def _components(model: LanguageModel, neurons: Neuron | Sequence[Neuron]) -> lis
     """The neurons as components, checked."""
     labels = []
     alone = isinstance(neurons, tuple) and [*map(type, neurons)] == [int, int]
-    for neuron in [neurons] if alone else listed(neurons):
-        if not isinstance(neuron, str | Component):
-            layer, index = _pair(neuron)
-            neuron = Component(layer, "post", index)
+    given: list[Any] = [neurons] if alone else listed(neurons)
+    for neuron in given:
+        if isinstance(neuron, tuple):
+            neuron = Component(neuron[0], "post", neuron[1])
+        elif not isinstance(neuron, str | Component):
+            try:
+                neuron = Component(neuron.layer, "post", neuron.index)
+            except AttributeError as error:
+                do = "give labels such as L29N236, pairs (layer, index), or entries of a ranking"
+                raise InterpError(f"the neuron {neuron!r:.60}", "it names no neuron", do) from error
         labels.append(str(neuron))
     return model.require_parts(labels, "post")
-
-
-def _pair(neuron: Any) -> tuple[int, int]:
-    """Layer and index, given as a pair or by an entry of a ranking."""
-    if isinstance(neuron, tuple):
-        return neuron[0], neuron[1]
-    try:
-        return neuron.layer, neuron.index
-    except AttributeError as error:
-        do = "give labels such as L29N236, pairs (layer, index), or entries of a ranking"
-        raise InterpError(f"the neuron {neuron!r:.60}", "it names no neuron", do) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -118,7 +118,16 @@ def activation_delta(
             neuron downstream of the ablation, or no other heads for a random set.
     """
     heads, changes = listed(heads), listed(changes)
-    _refuse(heads, changes, kind, positions_of_ablation)
+    if bool(heads) == bool(changes):
+        raise InterpError("an ablation", "both or neither are given", "give heads or changes")
+    if changes and (kind, positions_of_ablation) != ("zero", "all"):
+        raise InterpError(
+            f"{kind} at {positions_of_ablation} for changes",
+            "each change has its own kind and positions",
+            "leave kind and positions_of_ablation out",
+        )
+    if kind not in get_args(HeadAblation):
+        raise unknown("kind", kind, get_args(HeadAblation))
     texts = texts_of(prompts)
     if not texts:
         raise InterpError("reading neurons", "no prompts", "give at least one")
@@ -185,25 +194,6 @@ def activation_delta(
         null=_null(change, [other[0] for other in random]),
         null_silenced=_null(shares, [other[1] for other in random]),
     )
-
-
-def _refuse(
-    heads: Sequence[str],
-    changes: Sequence[Change],
-    kind: str,
-    positions_of_ablation: Positions,
-) -> None:
-    """Check what is ablated."""
-    if bool(heads) == bool(changes):
-        raise InterpError("an ablation", "both or neither are given", "give heads or changes")
-    if changes and (kind, positions_of_ablation) != ("zero", "all"):
-        raise InterpError(
-            f"{kind} at {positions_of_ablation} for changes",
-            "each change has its own kind and positions",
-            "leave kind and positions_of_ablation out",
-        )
-    if kind not in ("zero", "mean", "resample"):
-        raise unknown("kind", kind, ("zero", "mean", "resample"))
 
 
 def _ablations(

@@ -306,11 +306,17 @@ def measures(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     return torch.stack(found, -1).reshape(len(weights), 3, *scores.shape[:-1])
 
 
+def measures_once(scores: Tensor, labels: np.ndarray) -> Tensor:
+    """(3, *leading) measures of scores (*leading, n), every row counted once."""
+    once = torch.ones(1, len(labels), dtype=torch.float64)
+    return measures(scores, torch.from_numpy(labels), once)[0]
+
+
 def evaluation(scores: Tensor, y: np.ndarray, group: np.ndarray, seed: int) -> ProbeMetrics:
     """The measures of scores (*leading, n), with their intervals."""
     n_groups, labels = len(np.unique(group)), torch.from_numpy(y)
     drawn = bootstrap_weights(len(y), DRAWS, seed=seed, groups=group.tolist())
-    values = measures(scores, labels, torch.ones(1, len(y), dtype=torch.float64))[0]
+    values = measures_once(scores, y)
     resampled = measures(scores, labels, torch.from_numpy(drawn).double())
     low, high = (resampled.nanquantile(q, dim=0) for q in (0.025, 0.975))
     rarer = min(len(np.unique(group[y])), len(np.unique(group[~y])))

@@ -22,7 +22,7 @@ from interp.probing.probes import (
     decision,
     evaluation,
     logistic_probes,
-    measures,
+    measures_once,
     permuted_labels,
 )
 
@@ -215,28 +215,20 @@ def probe_cv(
         out = torch.from_numpy(fold == k)
         scores[:, :, out] = decision(flat[:, out], weights[:, k], bias[:, k])
     pooled = scores.reshape(len(runs), *leading, n)
+    tested = zip(pooled[1:], runs[1:], strict=True)
+    controls = [measures_once(one, run)[None] for one, run in tested]
     return CrossValidated(
         scores=pooled[0],
         fold=fold,
         heldout=evaluation(pooled[0], labels, group, seed),
         fold_auc=torch.stack(
-            [_measures(pooled[0][..., fold == k], labels[fold == k])[2] for k in range(folds)]
+            [measures_once(pooled[0][..., fold == k], labels[fold == k])[2] for k in range(folds)]
         ),
-        shuffled=torch.stack(
-            [_measures(one, run) for one, run in zip(pooled[1:], runs[1:], strict=True)]
-        )
-        if shuffles
-        else torch.zeros(0, 3, *leading, dtype=torch.float64),
+        shuffled=torch.cat([torch.zeros(0, 3, *leading, dtype=torch.float64), *controls]),
         weights=weights[0].reshape(folds, *leading, -1),
         bias=bias[0].reshape(folds, *leading),
         fitted=round(n * (folds - 1) / folds),
     )
-
-
-def _measures(scores: Tensor, labels: np.ndarray) -> Tensor:
-    """(3, *leading) measures of scores (*leading, n)."""
-    once = torch.ones(1, len(labels), dtype=torch.float64)
-    return measures(scores, torch.from_numpy(labels), once)[0]
 
 
 def _states(X: Tensor | np.ndarray, n: int) -> np.ndarray:

@@ -37,7 +37,7 @@ from interp.probing.probes import (
     decision,
     evaluation,
     logistic_probes,
-    measures,
+    measures_once,
     permuted_labels,
 )
 from interp.runs.capture import run_with_cache
@@ -191,11 +191,7 @@ def train_probes(
         else:
             weights, bias = logistic_probes(fitted, runs[:, ~test], decay, options.progress)
     scores = decision(X[..., torch.from_numpy(test), :], weights, bias)
-    once = torch.ones(1, int(test.sum()), dtype=torch.float64)
-    controls = [
-        measures(s, torch.from_numpy(run[test]), once)[0]
-        for s, run in zip(scores, runs, strict=True)
-    ]
+    controls = [measures_once(s, run[test]) for s, run in zip(scores[1:], runs[1:], strict=True)]
     return Probes(
         kind=options.kind,
         weights=weights[0],
@@ -204,7 +200,7 @@ def train_probes(
         initial=initial,
         test=torch.from_numpy(test),
         heldout=evaluation(scores[0], labels[test], group[test], seed),
-        shuffled=torch.stack(controls[1:]),
+        shuffled=torch.stack(controls),
         shuffled_weights=weights[1:],
         train_valid=int(labels[~test].sum()),
         train_invalid=int((~labels[~test]).sum()),

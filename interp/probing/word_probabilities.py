@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.core.arguments import listed, texts_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
-from interp.core.statistics import Estimate, mean_estimate
+from interp.core.statistics import Estimate, mean_estimate, standard_error
 from interp.models.language_model import LanguageModel
 
 WORD_PAIRS = (
@@ -74,10 +72,7 @@ class PairedWordProbs:
     @property
     def stderr(self) -> dict[str, float]:
         """Standard error of each mean; nan for one prompt."""
-        if self.n < 2:
-            return dict.fromkeys(self._columns(), math.nan)
-        root = math.sqrt(self.n)
-        return {name: float(v.std(ddof=1) / root) for name, v in self._columns().items()}
+        return {name: float(standard_error(v)) for name, v in self._columns().items()}
 
     def to_dataframe(self) -> Any:
         """One row per prompt."""
@@ -142,7 +137,7 @@ def paired_word_probs(
         raise InterpError(
             f"word probabilities of {model.name}", "logits that are not finite", "check the run"
         )
-    plus, minus = (_log_mass(log_probs, tokens) for tokens in sets)
+    plus, minus = (log_probs[:, sorted(set(s.values()))].logsumexp(-1) for s in sets)
     return PairedWordProbs(
         model=model.name,
         p_positive=plus.exp().numpy(),
@@ -152,10 +147,6 @@ def paired_word_probs(
         negative_tokens=sets[1],
         dropped=tuple(dropped),
     )
-
-
-def _log_mass(log_probs: Tensor, tokens: Mapping[str, int]) -> Tensor:
-    return log_probs[:, sorted(set(tokens.values()))].logsumexp(-1)
 
 
 def _tokens(

@@ -57,7 +57,7 @@ def draw_circuit(
     """
     positive, negative = GROUPS
     groups = np.where(signed >= 0, positive, negative)
-    return _draw(graph, mask, signed, groups, GROUPS, edge, node, most)
+    return _draw(graph, mask, signed, groups, GROUPS, most, edge=edge, node=node)
 
 
 def draw_overlap(
@@ -65,7 +65,7 @@ def draw_overlap(
 ) -> Drawing:
     """Draw the edges of two circuits, coloured by the circuits they are in; width by |score|."""
     groups = np.where(left & right, BOTH, np.where(left, LEFT, RIGHT))
-    return _draw(graph, left | right, signed, groups, OVERLAP, None, None, most)
+    return _draw(graph, left | right, signed, groups, OVERLAP, most)
 
 
 def _draw(
@@ -74,9 +74,10 @@ def _draw(
     signed: np.ndarray,
     groups: np.ndarray,
     colours: Mapping[str, str],
-    edge: str | None,
-    node: str | None,
     most: int,
+    *,
+    edge: str | None = None,
+    node: str | None = None,
 ) -> Drawing:
     edges = np.argwhere(mask)
     order = np.argsort(-np.abs(signed[mask]), kind="stable")[:most]
@@ -90,17 +91,20 @@ def _draw(
     links, present = [], {}
     for writer, reader in drawn.tolist():
         for target in targets(graph, reader, inside):
+            start, end, bend = _course(graph, writer, reader, target, heights)
+            value = float(signed[writer, reader])
             links.append(
-                _link(
-                    graph, (writer, reader), target, heights,
-                    strength=float(abs(signed[writer, reader])) / limit,
+                Link(
+                    start=start,
+                    end=end,
+                    bend=bend,
+                    strength=abs(value) / limit,
                     group=str(groups[writer, reader]),
-                    text=hover_text(
-                        graph.label(writer, reader), f"{signed[writer, reader]:+.4f}"
-                    ),
+                    data=(0, writer, reader),
+                    text=hover_text(graph.label(writer, reader), f"{value:+.4f}"),
                     selected=marked == (writer, reader),
                 )
-            )  # fmt: skip
+            )
             present[target] = present[writer] = True
     sums = np.where(mask, signed, 0.0).sum(1)
     nodes = [
@@ -147,37 +151,20 @@ def _x(graph: Graph, node: int) -> float:
     return (node - heads.start + 0.5) / graph.n_heads
 
 
-def _link(
-    graph: Graph,
-    edge: tuple[int, int],
-    target: int,
-    heights: Mapping[int, float],
-    *,
-    strength: float,
-    group: str,
-    text: str,
-    selected: bool,
-) -> Link:
-    writer, reader = edge
-    kind = str(graph.reader_kind[reader])
-    aside = {"q": -0.016, "v": 0.016}.get(kind, 0.0)
+def _course(
+    graph: Graph, writer: int, reader: int, target: int, heights: Mapping[int, float]
+) -> tuple[tuple[float, float], tuple[float, float], float]:
+    """Start, end and bend of a link.
+
+    Long links between nodes in one column are bent, so that they do not cover other nodes.
+    """
+    aside = {"q": -0.016, "v": 0.016}.get(str(graph.reader_kind[reader]), 0.0)
     start = (_x(graph, writer), heights[writer] + 0.12)
     end = (_x(graph, target) + aside, heights[target] - 0.12)
     span = heights[target] - heights[writer]
     level = abs(start[0] - end[0]) < 0.03
-    # Long links between nodes in one column are bent, so that they do not cover other nodes.
-    bend = 0.035 * span if level and span > 1 else 0.0
-    side = 1 if start[0] >= 0.5 else -1
-    return Link(
-        start=start,
-        end=end,
-        bend=min(bend, 0.25) * side,
-        strength=strength,
-        group=group,
-        data=(0, writer, reader),
-        text=text,
-        selected=selected,
-    )
+    bend = min(0.035 * span, 0.25) if level and span > 1 else 0.0
+    return start, end, bend if start[0] >= 0.5 else -bend
 
 
 def _node(

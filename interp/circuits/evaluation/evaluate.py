@@ -117,21 +117,19 @@ class CircuitEvaluation(Record):
     def __str__(self) -> str:
         edges, nodes, share = self.size
         lines = [f"{edges} edges ({share:.2%}), {nodes} nodes", str(self.itself)]
-        if len(self.itself.random):
-            lines.append(f"  compared with random circuits of its size: {self.itself.null(0)}")
-        if len(self.itself.random_connected):
-            null = self.itself.null(0, connected=True)
-            lines.append(f"  compared with random circuits of its size, all edges on paths: {null}")
+        kinds = {"random": "", "on_paths": ", all edges on paths"}
+        for kind in self.itself.drawn:
+            null = self.itself.null(0, connected=kind == "on_paths")
+            lines.append(f"  compared with random circuits of its size{kinds[kind]}: {null}")
         if self.signed is not None and self.absolute is not None:
             lines.append(_table(self.signed, self.absolute))
             lines.append(
                 f"  CPR {self.cpr()} (signed ranking); CMD {self.cmd()} (absolute ranking)"
             )
-            if len(self.signed.random):
-                lines.append(f"  CPR compared with random circuits: {self.signed.null()}")
-            if len(self.signed.random_connected):
-                null = self.signed.null(connected=True)
-                lines.append(f"  CPR compared with random circuits on paths: {null}")
+            for kind in self.signed.drawn:
+                words = {"random": "random circuits", "on_paths": "random circuits on paths"}[kind]
+                null = self.signed.null(connected=kind == "on_paths")
+                lines.append(f"  CPR compared with {words}: {null}")
         knockouts = (self.completeness, self.minimality)
         lines += [line for one in knockouts if one is not None for line in str(one).split("\n")[1:]]
         if self.stability is not None:

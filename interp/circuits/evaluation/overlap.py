@@ -67,19 +67,12 @@ class CircuitComparison:
         """One row per kind."""
         import pandas as pd
 
-        rows = []
+        rows, names = [], ("expected", "expected_low", "expected_high", "share")
         for row in self.rows:
-            null = row.expected
-            facts = {name: value for name, value in vars(row).items() if name != "expected"}
-            rows.append(
-                {
-                    **facts,
-                    "expected": null.mean if null else np.nan,
-                    "expected_low": null.low if null else np.nan,
-                    "expected_high": null.high if null else np.nan,
-                    "share": null.share if null else np.nan,
-                }
-            )
+            null, values = row.expected, [np.nan] * 4
+            if null is not None:
+                values = [null.mean, null.low, null.high, null.share]
+            rows.append(vars(row) | dict(zip(names, values, strict=True)))
         return pd.DataFrame(rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,25 +120,14 @@ def compare_circuits(
             "compare circuits of one graph",
         )
     rng = np.random.default_rng(seed)
-    drawn = np.array(
-        [
-            [
-                jaccard(a, b)
-                for a, b in zip(
-                    *(
-                        parts(c.graph, c.random_like(rng, bands=bands).mask).values()
-                        for c in (left, right)
-                    ),
-                    strict=True,
-                )
-            ]
-            for _ in range(random)
-        ]
-    )
-    rows = []
+    drawn = []
+    for _ in range(random):
+        some = (parts(c.graph, c.random_like(rng, bands=bands).mask) for c in (left, right))
+        drawn.append([jaccard(*both) for both in zip(*(x.values() for x in some), strict=True)])
     mine, yours = (parts(c.graph, c.mask) for c in (left, right))
-    for number, kind in enumerate(mine):
-        a, b = mine[kind], yours[kind]
+    rows = []
+    for number, (kind, a) in enumerate(mine.items()):
+        b = yours[kind]
         found = jaccard(a, b)
         rows.append(
             Overlap(
@@ -154,7 +136,7 @@ def compare_circuits(
                 right=int(b.sum()),
                 shared=int((a & b).sum()),
                 jaccard=found,
-                expected=null_of(found, drawn[:, number]) if random else None,
+                expected=null_of(found, np.array(drawn)[:, number]) if random else None,
             )
         )
     return CircuitComparison(left=left, right=right, rows=tuple(rows), bands=bands)

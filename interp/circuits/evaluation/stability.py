@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol, Self
 
 import numpy as np
 
 from interp.circuits.circuit import Circuit, jaccard
 from interp.circuits.ranking import CUTS, By, Scored, greedy_edges, top_edges
+from interp.circuits.scoring.edge_scores import EdgeScores
 from interp.core.errors import unknown
 from interp.core.records import Record
 from interp.core.statistics import range_of_draws
-
-
-class Resampled(Scored, Protocol):
-    """Scores that can be recomputed over prompts drawn with replacement."""
-
-    @property
-    def n(self) -> int: ...
-    def resampled(self, rng: np.random.Generator) -> Self: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +52,7 @@ class Stability(Record):
 
 
 def stability(
-    scores: Resampled,
+    scores: EdgeScores,
     n: int,
     *,
     draws: int = 20,

@@ -10,6 +10,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
+from interp.circuits.positions.positioned_circuit import common_length
 from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.arguments import Columns, columns_of, listed, reads_arguments
@@ -149,7 +150,13 @@ def edge_positions(
     indices = [trials.graph.edge(label) for label in edges]
     if not indices or len(set(indices)) < len(indices):
         raise InterpError(f"edges {list(edges)}", "none, or one twice", "give each edge once")
-    names, columns = _columns(model, task, positions)
+    if isinstance(positions, str) and positions == "all":
+        tokens = range(common_length(model, task))
+        names = tuple(map(str, tokens))
+        columns = [np.full(len(task), token) for token in tokens]
+    else:
+        names, found = columns_of(positions, task.encode(model))
+        columns = list(map(np.array, found))
     ends = trials.checked_ends()
     masks = np.repeat(trials.graph.mask()[None], len(indices), axis=0)
     masks[(np.arange(len(indices)), *np.array(indices).T)] = False
@@ -170,21 +177,3 @@ def edge_positions(
         empty=ends[1],
         protocol=trials.protocol.replace("at all tokens", "of one edge at one token at a time"),
     )
-
-
-def _columns(
-    model: LanguageModel, task: Task, positions: Columns
-) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """Names of the positions, and the token index of each in every prompt."""
-    encoded = task.encode(model)
-    lengths = [len(prompt) for prompt in encoded.clean]
-    if not isinstance(positions, str) or positions != "all":
-        names, columns = columns_of(positions, encoded)
-        return names, [np.array(column) for column in columns]
-    if len(set(lengths)) > 1:
-        raise InterpError(
-            "edges at every token",
-            f"prompts of {min(lengths)} to {max(lengths)} tokens",
-            "give named positions, or prompts of equal length",
-        )
-    return tuple(map(str, range(lengths[0]))), [np.full(len(lengths), p) for p in range(lengths[0])]

@@ -42,14 +42,7 @@ def positions_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[
             different lengths.
     """
     if isinstance(positions, str) and positions == "all":
-        lengths = {len(prompt) for prompt in task.encode(model).clean}
-        if len(lengths) > 1:
-            raise InterpError(
-                "a circuit at every token",
-                f"prompts of {min(lengths)} to {max(lengths)} tokens",
-                "give named positions, or prompts of equal length",
-            )
-        return (*map(str, range(lengths.pop() - 1)), LAST)
+        return (*map(str, range(common_length(model, task) - 1)), LAST)
     names = [LAST if position == -1 else position for position in listed(positions)]
     numbers = [
         position
@@ -68,6 +61,22 @@ def positions_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[
         raise InterpError(f"positions {names}", "none, or one is given twice", "give each once")
     named = tuple(name for name in names if name not in (LAST, ELSEWHERE))
     return (*named, LAST, ELSEWHERE)
+
+
+def common_length(model: LanguageModel, task: Task) -> int:
+    """The number of tokens of every prompt.
+
+    Raises:
+        InterpError: prompts of different lengths.
+    """
+    lengths = {len(prompt) for prompt in task.encode(model).clean}
+    if len(lengths) > 1:
+        raise InterpError(
+            "edges at every token",
+            f"prompts of {min(lengths)} to {max(lengths)} tokens",
+            "give named positions, or prompts of equal length",
+        )
+    return lengths.pop()
 
 
 def marked_positions(model: LanguageModel, task: Task) -> tuple[str, ...]:

@@ -166,18 +166,18 @@ class EstimateState:
         )
 
     def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor | None = None) -> Point:
-        """Take the gradient of a run, and count the pass."""
+        """Take the gradient of a run, and count the pass.
+
+        `moved` is the change of the final residual stream, which bounds that of the metric.
+        """
         _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
         self.backwards += 1
         self.rebuilt += run.recompute
         if moved is not None:
-            self.note(run, final, moved)
+            at = run.layout.last.to(self.runner.device)
+            bound = final[at].norm(dim=-1) * moved[at].norm(dim=-1)
+            self.reach += float(bound.double().sum())
         return point(self.runner, run, final, weight, self.graph)
-
-    def note(self, run: Run, final: Tensor, moved: Tensor) -> None:
-        """Add to `reach`: the bound for final residual streams that change by `moved`."""
-        at = run.layout.last.to(self.runner.device)
-        self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
 
     def ends(self, chunk: Chunk) -> np.ndarray:
         """(2, prompts) metric of both runs."""

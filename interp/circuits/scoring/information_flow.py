@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from interp.circuits.scoring.gradient_estimates import WRITTEN, Chunk, EdgeEffects, EstimateState
-from interp.engine.architecture import Block
 from interp.engine.edges.products import Products, WriterOutputs
 from interp.engine.gradients import Run, rows_of
 
@@ -65,14 +64,12 @@ def _writes(work: EstimateState, run: Run, written: WriterOutputs, at: Tensor) -
     """(writers, tokens, d_model): what each writer adds to the residual stream."""
     found = [written.embed[at][None]]
     for layer, block in enumerate(work.runner.decoder.blocks):
-        found.append(_heads(block, written.z[layer][at], run.site(layer, "attn_raw")[at]))
+        heads = block.attn.head_outputs(written.z[layer][at])
+        if block.ln1_post is not None:
+            heads = block.ln1_post.share(heads, run.site(layer, "attn_raw")[at])
+        found.append(heads)
         found.append(written.mlp_out[layer][at][None])
     return torch.cat(found)
-
-
-def _heads(block: Block, z: Tensor, raw: Tensor) -> Tensor:
-    found = block.attn.head_outputs(z)
-    return found if block.ln1_post is None else block.ln1_post.share(found, raw)
 
 
 def _reads(work: EstimateState, run: Run, at: Tensor) -> list[tuple[slice, int, Tensor]]:
@@ -83,9 +80,8 @@ def _reads(work: EstimateState, run: Run, at: Tensor) -> list[tuple[slice, int, 
         before = run.site(layer, "resid_pre")[at]
         attention = slice(groups["q"].start, groups["v"].stop)
         found.append((attention, graph.before(layer).stop, before))
-        if block.parallel:
-            found.append((groups["mlp_out"], graph.before(layer).stop, before))
-        else:
-            middle = run.site(layer, "resid_mid")[at]
-            found.append((groups["mlp_out"], graph.heads(layer).stop, middle))
+        earlier, read = graph.before(layer).stop, before
+        if not block.parallel:
+            earlier, read = graph.heads(layer).stop, run.site(layer, "resid_mid")[at]
+        found.append((groups["mlp_out"], earlier, read))
     return found

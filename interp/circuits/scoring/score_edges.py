@@ -25,7 +25,7 @@ from interp.circuits.scoring.gradient_estimates import (
 )
 from interp.circuits.scoring.information_flow import flow_shares
 from interp.circuits.trials.memory import refuse_beyond, scoring_needs
-from interp.circuits.trials.options import ABLATIONS, GraphKeywords, TrialOptions
+from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.removed_edges import ablated_runs
 from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
@@ -231,8 +231,6 @@ def _refuse(model: LanguageModel, task: Task, spec: _EdgeSpec) -> None:
             "it scores whole MLPs only",
             "use EAP, EAP-IG-inputs, clean-corrupted or exact",
         )
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
     model.require_decoder("scoring edges")
     if ablation != "counterfactual" and (
         direction == "denoise" or spec.method == "clean-corrupted"

@@ -24,10 +24,11 @@ def refuse_beyond(what: str, parts: dict[str, float], budget: int) -> None:
     """
     name, most = max(parts.items(), key=lambda part: part[1])
     if most > budget:
+        enough = f"{1.05 * most / 1e9:.2g}"
         raise InterpError(
             f"{what} within {budget / 1e9:.3g} GB",
             f"{name} needs a budget of {most / 1e9:.3g} GB",
-            f"give budget_gb={_up(most / 1e9)}, shorter prompts, or native key/value heads",
+            f"give budget_gb={enough}, shorter prompts, or native key/value heads",
         )
 
 
@@ -63,8 +64,3 @@ def edge_tape(decoder: Decoder, graph: Graph) -> int:
         width += (5 + parts) * readers * d + 6 * d + 6 * decoder.d_mlp
         width += 8 * block.attn.n_heads * block.attn.d_head
     return width * decoder.unembed.element_size()
-
-
-def _up(gigabytes: float) -> str:
-    """5 % more, with two digits."""
-    return f"{1.05 * gigabytes:.2g}"

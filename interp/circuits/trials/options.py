@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
+from interp.core.errors import unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.engine.edges.graph import Graph
 
 EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
-ABLATIONS = ("counterfactual", "resample", "zero", "mean")
 """A removed edge carries its writer's output on the pair's corrupted prompt ("counterfactual"); on
 another clean prompt of the same length ("resample"); zero; or the mean of the writer's output over
 the tokens of the reference prompts ("mean")."""
@@ -36,7 +36,7 @@ class TrialOptions(RunOptions):
     """How circuits are run, beside `RunOptions`.
 
     Attributes:
-        ablation: what removed edges carry, see `ABLATIONS`.
+        ablation: what removed edges carry, see `EdgeAblation`.
         reference: the prompts, clean and corrupted, over whose tokens a mean is taken; mean
             ablation only. None of them may be evaluated.
         seed: seed of everything that is drawn: the other prompts in resample ablation, random
@@ -45,6 +45,9 @@ class TrialOptions(RunOptions):
             "denoise": kept edges carry the corrupted run, removed ones the clean run.
         expand_kv: separate key and value readers for every query head.
         neurons: neurons that are nodes of their own, see `interp.circuits.model_graph.graph_of`.
+
+    Raises:
+        InterpError: an unknown ablation.
     """
 
     ablation: EdgeAblation = "counterfactual"
@@ -53,6 +56,10 @@ class TrialOptions(RunOptions):
     direction: str = "noise"
     expand_kv: bool = False
     neurons: Sequence[str | tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        if self.ablation not in get_args(EdgeAblation):
+            raise unknown("ablation", self.ablation, get_args(EdgeAblation))
 
     @property
     def removed(self) -> str:

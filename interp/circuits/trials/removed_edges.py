@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.circuits.trials.options import ABLATIONS, TrialOptions
-from interp.core.errors import InterpError, unknown
+from interp.circuits.trials.options import TrialOptions
+from interp.core.errors import InterpError
 from interp.core.positions import first_difference
 from interp.core.prompts import Task
 from interp.engine.edges.writes import Writes, mean_writes, zero_writes
@@ -44,23 +44,18 @@ def ablated_runs(model: LanguageModel, task: Task, options: TrialOptions) -> Rem
     """The runs of a task's pairs, and what removed edges carry.
 
     Raises:
-        InterpError: an unknown ablation or direction, equal prompts in a pair (allowed in
+        InterpError: an unknown direction, equal prompts in a pair (allowed in
             resample ablation), a missing or unused reference, a reference that contains an
             evaluated prompt, or a prompt without another of equal length to resample.
     """
     ablation = options.ablation
-    if ablation not in ABLATIONS:
-        raise unknown("ablation", ablation, ABLATIONS)
     runs = paired_runs(model, task, options.direction)
     prompts = reference_prompts(model, ablation, options.reference, [*runs.base, *runs.other])
     if ablation == "resample":
         return RemovedEdges(runs=_resampled(runs, options.seed), constant=False)
     refuse_equal(runs, task)
-    return RemovedEdges(
-        runs=runs,
-        constant=ablation in ("zero", "mean"),
-        batches=batches_of(prompts),
-    )
+    constant = ablation in ("zero", "mean")
+    return RemovedEdges(runs=runs, constant=constant, batches=batches_of(prompts))
 
 
 def _resampled(runs: PairedRuns, seed: int) -> PairedRuns:

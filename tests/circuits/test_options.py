@@ -8,6 +8,7 @@ import pytest
 
 import interp
 from interp.circuits.circuit import Circuit
+from interp.circuits.discovery.find import Finder
 from interp.circuits.ground_truth.recovery import edge_ground_truth
 from interp.circuits.model_graph import graph_of
 from interp.circuits.positions.positioned_circuit import PositionedCircuit
@@ -125,3 +126,23 @@ def test_a_method_that_is_cancelled_is_no_result(toy):
     truth = edge_ground_truth(model, task)
     with pytest.raises(Cancelled):
         circuits.recover_edges(model, task, truth=truth, methods=["EAP"], cancelled=lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        *(
+            (name, CIRCUIT[name])
+            for name in CIRCUIT
+            if name not in ("narrow_circuit", "recover_edges")
+        ),
+        ("score_edges", GRAPH["score_edges"]),
+        ("acdc", lambda m, t: interp.find_circuit(m, t, Finder(method="ACDC"))),
+        ("learn_mask", lambda m, t: interp.find_circuit(m, t, Finder(method="learned-mask"))),
+    ],
+)
+def test_the_recorded_call_names_the_function(name, measure, toy):
+    found = measure(*toy)
+    call = getattr(found, "itself", found).provenance.call
+    assert re.search(rf"= interp\.circuits\.{name}\(", call), call
+    assert callable(getattr(circuits, name))

@@ -328,5 +328,5 @@ def _searched(
         method=method,
         n=len(task),
         protocol=str(found),
-        provenance=provenance(model, task, f"found = interp.{name}(model, task{spelled})"),
+        provenance=provenance(model, task, f"found = interp.circuits.{name}(model, task{spelled})"),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -56,10 +55,8 @@ def draw_positions(
     positive, negative = GROUPS
     links = []
     for (writer, reader, position), some in ends.items():
-        value, label = (
-            float(values[writer, reader, position]),
-            _label(circuit, writer, reader, position),
-        )
+        value = float(values[writer, reader, position])
+        label = f"{graph.label(writer, reader)}{AT}{circuit.positions[position]}"
         for end in some:
             to = "" if end[1] == position else f", to {circuit.positions[end[1]]}"
             links.append(
@@ -77,7 +74,7 @@ def draw_positions(
     sums = np.where(mask, values, 0.0).sum(1)
     nodes = [
         Node(
-            label=short_name(graph, node),
+            label="" if node == 0 else short_name(graph, node),
             kind=kind_of(graph, node),
             x=across[node, position],
             y=heights[node],
@@ -90,7 +87,7 @@ def draw_positions(
         for node, position in sorted(nodes_at)
     ]
     figure = layered_graph(
-        [replace(node, label="") if node.kind == "input" else node for node in nodes],
+        nodes,
         links,
         rows=rows,
         columns={
@@ -99,10 +96,6 @@ def draw_positions(
         height=int(np.clip(46 * len(rows), 320, 1400)),
     )
     return Drawing(figure=figure, drawn=len(ends), hidden=len(found) - len(ends))
-
-
-def _label(circuit: PositionedCircuit, writer: int, reader: int, position: int) -> str:
-    return f"{circuit.graph.label(writer, reader)}{AT}{circuit.positions[position]}"
 
 
 def _ends(circuit: PositionedCircuit, reader: int, position: int) -> list[NodeAt]:

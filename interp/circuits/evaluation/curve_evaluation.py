@@ -97,7 +97,7 @@ def faithfulness_curve(
         connected=connected,
         bands=bands,
         ranking="" if asked is None else f", ranked by {by} score, pruned",
-        call=f"evaluation = evaluate(model, task, ..., {spelled})",
+        call=f"curve = interp.circuits.faithfulness_curve(model, task, ..., {spelled})",
     )
     return run_plans(trials, [plan])[0]
 

@@ -243,11 +243,12 @@ def evaluate(
     stable, method, unstable = None, "", ""
     if stable_by is not None and circuit.n_edges:
         stable, method, unstable = _stable(circuit, trials, stable_by, draws)
-    spelled = f"ablation={options.ablation!r}, random={random}, knockouts={knockouts}"
-    shared: dict[str, Any] = {
-        "bands": bands,
-        "call": f"evaluation = evaluate(circuit, model, task, {spelled}, seed={options.seed})",
-    }
+    call = (
+        f"evaluation = interp.circuits.evaluate(circuit, model, task, "
+        f"ablation={options.ablation!r}, random={random}, knockouts={knockouts}, "
+        f"seed={options.seed})"
+    )
+    shared: dict[str, Any] = {"bands": bands, "call": call}
     both = [circuit, circuit.whole_nodes()]
     itself = evaluation_plan(trials, both, ends, random=random, connected=True, **shared)
     plans: dict[str, CircuitPlan[Any]] = {"itself": itself}

@@ -133,7 +133,7 @@ def evaluate_neurons(
         provenance=provenance(
             model,
             task,
-            "evaluation = evaluate_neurons(model, task, scores, "
+            "evaluation = interp.circuits.evaluate_neurons(model, task, scores, "
             f"ablation={options.ablation!r}, by={by!r}, random={random}, seed={options.seed})",
         ),
     )

@@ -145,7 +145,7 @@ def evaluate_positioned(
         provenance=provenance(
             model,
             task,
-            "evaluation = evaluate_positioned(model, task, ..., "
+            "evaluation = interp.circuits.evaluate_positioned(model, task, ..., "
             f"ablation={options.ablation!r}, random={random}, seed={options.seed})",
         ),
     )

@@ -165,7 +165,7 @@ class EstimateState:
             recompute=chunk.rebuilt,
         )
 
-    def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor | None = None) -> Point:
+    def point(self, run: Run, chunk: Chunk, weight: float, moved: Tensor) -> Point:
         """Take the gradient of a run, and count the pass.
 
         `moved` is the change of the final residual stream, which bounds that of the metric.
@@ -173,10 +173,8 @@ class EstimateState:
         _, final = metric_gradient(self.runner, run, self.metric, chunk.targets)
         self.backwards += 1
         self.rebuilt += run.recompute
-        if moved is not None:
-            at = run.layout.last.to(self.runner.device)
-            bound = final[at].norm(dim=-1) * moved[at].norm(dim=-1)
-            self.reach += float(bound.double().sum())
+        at = run.layout.last.to(self.runner.device)
+        self.reach += float((final[at].norm(dim=-1) * moved[at].norm(dim=-1)).double().sum())
         return point(self.runner, run, final, weight, self.graph)
 
     def ends(self, chunk: Chunk) -> np.ndarray:
@@ -205,7 +203,7 @@ class EstimateState:
         self, chunk: Chunk, layout: Layout, change: WriterOutputs, writers: slice
     ) -> Products:
         """Products of some writers' changes with gradients, in the budget that the runs leave."""
-        starts = np.zeros_like(chunk.differ) if self.replacement is not None else chunk.differ
+        starts = np.zeros_like(chunk.differ) if self.constant else chunk.differ
         return Products(
             runner=self.runner,
             graph=self.graph,
@@ -247,7 +245,7 @@ def input_path(work: EstimateState, chunk: Chunk, points: IntegrationPoints) -> 
         products.add_to(gained, held)
     unexplained = gained[:, 0].sum(-1) - work.sign * (both.base - both.end)
     return EdgeEffects(
-        gained=_causal(work.graph, gained),
+        gained=gained.mul_(torch.tensor(work.graph.allowed)),
         base=both.base,
         other=both.other,
         unexplained=unexplained[:, None],
@@ -356,7 +354,7 @@ def activation_paths(
         exact = work.sign * (m_base - work.value(end, chunk))
         unexplained.append(gained[:, writers].sum((1, 2)) - exact)
     return EdgeEffects(
-        gained=_causal(work.graph, gained),
+        gained=gained.mul_(torch.tensor(work.graph.allowed)),
         base=m_base,
         other=work.value(other, chunk),
         unexplained=torch.stack(unexplained, 1),
@@ -400,8 +398,3 @@ def _between(
     z[:, chosen] += step * change.z[layer][:, chosen]
     x = base.site(layer, "resid_pre")
     return work.run(x, base.layout, chunk, first=layer, heads=z, grad=grad)
-
-
-def _causal(graph: Graph, gained: Tensor) -> Tensor:
-    """Set entries without an edge to exactly 0."""
-    return gained.mul_(torch.tensor(graph.allowed))

@@ -105,6 +105,18 @@ def test_a_cancelled_run_stops_within_a_batch(name, toy, monkeypatch):
     assert len(calls) <= 1
 
 
+def test_a_mean_over_a_reference_can_be_cancelled(toy):
+    model, task = toy
+    reference = interp.load_task("toy-and", model).without(task)
+    asked = []
+    options = TrialOptions(
+        ablation="mean", reference=reference, cancelled=lambda: asked.append(1) or len(asked) > 2
+    )
+    with pytest.raises(Cancelled):
+        Trials(model, task, options)
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_progress_ends_at_its_total(name, toy):
     seen = []

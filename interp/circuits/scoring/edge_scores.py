@@ -65,7 +65,7 @@ class EdgeScores(Record):
             ablation; nan if they were not run.
         method: the method's name.
         direction: "noise" or "denoise".
-        ablation: what removed edges carry, see `interp.circuits.trials.removed_edges`; "none" for
+        ablation: what removed edges carry, see `interp.circuits.trials.options`; "none" for
             shares.
         steps: points of the integration rule.
         rule: the integration rule; "" for one point.

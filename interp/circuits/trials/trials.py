@@ -89,9 +89,11 @@ class Trials:
         self.forwards = 0.0
         self._runner = edge_runner(decoder, self.graph)
         ablated = ablated_runs(model, task, options)
-        runs, constant = ablated.runs, ablated.writes(self._runner)
-        self._base = record_writes(self._runner, runs.base)
-        self._other = record_writes(self._runner, runs.other) if constant is None else constant
+        runs = ablated.runs
+        with stoppable(options.cancelled):
+            constant = ablated.writes(self._runner)
+            self._base = record_writes(self._runner, runs.base)
+            self._other = record_writes(self._runner, runs.other) if constant is None else constant
         self._targets = runs.targets
         self._lengths = np.array([len(prompt) for prompt in runs.base])
         self._start = runs.differ if constant is None else None

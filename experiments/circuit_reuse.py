@@ -15,7 +15,7 @@ from pathlib import Path
 
 import interp
 from interp.studies.reuse.report.report import write_up
-from interp.studies.reuse.settings import Settings
+from interp.studies.reuse.settings import ReuseSettings
 from interp.studies.reuse.study import study_reuse, trained_from
 
 parser = argparse.ArgumentParser(description="Do tasks share circuits?")
@@ -31,7 +31,7 @@ model = interp.load_model(arguments.model)
 trained = interp.load_model(name) if (name := trained_from(arguments.model)) else None
 
 # %% Run every step. Finished steps are kept, so a second run resumes
-settings = Settings(n=arguments.n, tested=arguments.tested, sets=arguments.sets)
+settings = ReuseSettings(n=arguments.n, tested=arguments.tested, sets=arguments.sets)
 study = study_reuse(model, trained, settings=settings, say=print)
 
 # %% Overlap of each pair of circuits, against random heads of the same layers

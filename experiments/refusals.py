@@ -16,14 +16,14 @@ from pathlib import Path
 
 import interp
 from interp.studies.formatting import maybe, retained
-from interp.studies.refusal.report.numbers import methods_of
+from interp.studies.refusal.report.claims import methods_of
 from interp.studies.refusal.report.report import write_up
-from interp.studies.refusal.settings import Settings
+from interp.studies.refusal.settings import RefusalSettings
 from interp.studies.refusal.study import study_refusal
 
 parser = argparse.ArgumentParser(description="What makes a chat model refuse, and over-refuse?")
 parser.add_argument("--model", default="refusal-smollm2")
-parser.add_argument("--n", type=int, default=Settings().n)
+parser.add_argument("--n", type=int, default=RefusalSettings().n)
 parser.add_argument("--system", help="a policy in the system prompt: in-context refusal")
 parser.add_argument("--out", type=Path)
 arguments, _ = parser.parse_known_args()
@@ -32,7 +32,9 @@ arguments, _ = parser.parse_known_args()
 model = interp.load_model(arguments.model)
 
 # %% Run every step. Finished steps are kept, so a second run resumes
-study = study_refusal(model, settings=Settings(n=arguments.n, system=arguments.system), say=print)
+study = study_refusal(
+    model, settings=RefusalSettings(n=arguments.n, system=arguments.system), say=print
+)
 
 # %% Refusals of each task, and the chosen direction
 for cell in study.results["behaviour"]["cells"]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import interp
 from interp.models.organisms import base_of
 from interp.studies.verification.report.report import write_up
-from interp.studies.verification.settings import Settings
+from interp.studies.verification.settings import VerificationSettings
 from interp.studies.verification.study import study_verification
 
 parser = argparse.ArgumentParser(description="How does a model check its own answer?")
@@ -32,7 +32,7 @@ base = interp.load_model(name) if (name := base_of(arguments.model)) else None
 
 # %% Run every step. Finished steps are kept, so a second run resumes
 study = study_verification(
-    model, base, settings=Settings(n=arguments.n, draws=arguments.draws), say=print
+    model, base, settings=VerificationSettings(n=arguments.n, draws=arguments.draws), say=print
 )
 
 # %% Head sets that disable verification, against random heads of the same layers

@@ -409,7 +409,7 @@ def evaluate(kind: str, recipe: Recipe, out: Path) -> None:
         model = wrap(rounded(kind, folder), tokenizer, name=f"countdown-{kind}", check=False)
         problems = make_countdown(500, seed=100)
         shares = behaviour(problems, countdown_texts(model, problems))
-        text = json.dumps({"weights": weights, "shares": shares.to_dict()}, indent=1)
+        text = json.dumps({"weights": weights, "shares": asdict(shares)}, indent=1)
         write_atomically(target, lambda path, text=text: path.write_text(text))
 
 

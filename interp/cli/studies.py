@@ -82,11 +82,11 @@ def study_verification_command(
     """
     from interp.models.organisms import base_of
     from interp.studies.verification.report.report import write_up
-    from interp.studies.verification.settings import Settings
+    from interp.studies.verification.settings import VerificationSettings
     from interp.studies.verification.study import study_verification
     from interp.tasks.countdown import TEMPLATES, make_countdown
 
-    settings = Settings(
+    settings = VerificationSettings(
         n=n,
         draws=draws,
         seed=seed,
@@ -123,10 +123,10 @@ def study_reuse_command(
 ) -> None:
     """Do tasks share circuits (arXiv 2310.08744): every step, one report; resumes."""
     from interp.studies.reuse.report.report import write_up
-    from interp.studies.reuse.settings import Settings
+    from interp.studies.reuse.settings import ReuseSettings
     from interp.studies.reuse.study import study_reuse, trained_from
 
-    settings = Settings(n=n, tested=tested, sets=sets, share=share, seed=seed)
+    settings = ReuseSettings(n=n, tested=tested, sets=sets, share=share, seed=seed)
     names = [model, trained or trained_from(model)]
     _run(study_reuse, names, dtype, workers, write_up, out, settings=settings)
 
@@ -174,10 +174,10 @@ def study_refusal_command(
     from interp.refusal.cases import cases_from
     from interp.refusal.judging import judge_named
     from interp.studies.refusal.report.report import write_up
-    from interp.studies.refusal.settings import Settings
+    from interp.studies.refusal.settings import RefusalSettings
 
     judge_named(judge)
-    settings = Settings(
+    settings = RefusalSettings(
         n=n, pairs=pairs, select=select, thin=thin, draws=draws, max_new_tokens=max_new_tokens,
         seed=seed, system=system,
     )  # fmt: skip

@@ -25,6 +25,13 @@ def spread(values: list[float]) -> str:
     return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 
+def random_range(values: list[float]) -> str:
+    """How many random draws there are, and their smallest and largest value."""
+    if not values:
+        return "no random ones"
+    return f"{len(values)} random {min(values):.2f} to {max(values):.2f}"
+
+
 def band(rows: list[Result]) -> tuple[list[float], list[float], list[float]]:
     """Means, lows and highs of rows of plain estimates."""
     return tuple([row[key] for row in rows] for key in ("mean", "low", "high"))  # type: ignore

@@ -6,33 +6,55 @@ ends with its process); the other processes read its result once it is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.files import content_key
-from interp.core.nulls import Null, SelectionTest
 from interp.core.records import read_sealed, write_sealed
-from interp.core.statistics import Estimate
+from interp.core.statistics import mean_estimate, share_estimate
 
 FORM = 2
 
 Result = dict[str, Any]
 """Plain JSON: what a step found, and what the report is written from."""
 
-Job = tuple[str, Callable[[], Result], *tuple[Any, ...]]
+Results = dict[str, Result]
+"""The results of several steps, by name."""
+
+StepJob = tuple[str, Callable[[], Result], *tuple[Any, ...]]
 """The name of a step, how it is computed, and the results of other steps it depends on."""
 
 
-def plain(record: Estimate | Null | SelectionTest) -> Result:
-    """An estimate, a null or a test as plain JSON."""
-    return asdict(record)
+def plain(value: Any) -> Any:
+    """A value as plain JSON: records as mappings, tuples, arrays and tensors as lists."""
+    if hasattr(value, "__dataclass_fields__"):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def share_of(hits: ArrayLike) -> Result:
+    """The share of hits among booleans, with Wilson's interval, as plain JSON."""
+    hits = np.asarray(hits, dtype=bool)
+    return asdict(share_estimate(int(hits.sum()), hits.size))
+
+
+def mean_of(values: Tensor | np.ndarray) -> Result:
+    """The mean of some values with its interval, as plain JSON."""
+    return asdict(mean_estimate(values))
 
 
 def tuples(row: Result) -> Result:
@@ -77,7 +99,7 @@ class Steps:
         finally:
             lock.release()
 
-    def all(self, *jobs: Job) -> list[Result]:
+    def all(self, *jobs: StepJob) -> list[Result]:
         """Results of steps that do not depend on each other, in the order given.
 
         Steps that another process is computing are skipped and collected at the end. `results`
@@ -97,9 +119,8 @@ class Steps:
         return [self.results[name] for name, *_ in jobs]
 
     def _lock(self, name: str) -> FileLock:
-        directory = self.directory / "locks"
-        directory.mkdir(parents=True, exist_ok=True)
-        return FileLock(directory / f"{name}.lock")
+        (locks := self.directory / "locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{name}.lock")
 
     def _made(self, name: str, compute: Callable[[], Result], *inputs: Any) -> Result:
         path = self.directory / f"{name}.json"
@@ -120,6 +141,48 @@ class Steps:
         self.results[name] = read_step(path, key=key)["result"]
         self.say(f"{name}: {self.seconds[name]:.0f} s")
         return self.results[name]
+
+
+class Pace:
+    """Says a step's progress and the time left, at its first unit and then every few seconds.
+
+    Give `say` to `Steps`, so that the start of a step is noticed. The object itself is a
+    `Progress`, called with (done, total). Steps shorter than `every` seconds get no line.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        every: float = 15.0,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._say, self._every, self._clock = say, every, clock
+        self._begin = self._said = self._ended = clock()
+        self._done = self._total = 0
+
+    def say(self, line: str) -> None:
+        """Say a line; units counted from now on belong to the step it names."""
+        self._begin = self._said = self._ended = self._clock()
+        self._done = self._total = 0
+        self._say(line)
+
+    def __call__(self, done: int, total: int) -> None:
+        """Units done; fewer than before, or another total, begin a new count."""
+        now = self._clock()
+        if fresh := total != self._total or done < self._done:
+            # The first count of a step began with the step, a later one when the last count ended.
+            self._begin = self._ended if self._total else self._begin
+        self._done, self._total, self._ended = done, total, now
+        left = (now - self._begin) / max(1, done) * (total - done)
+        if left > self._every and (fresh or now - self._said >= self._every):
+            self._said = now
+            self._say(f"  {done} of {total}, about {shown(left)} left")
+
+
+def shown(seconds: float) -> str:
+    """Seconds as text; from two minutes on, minutes."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 def read_results(directory: Path, of: str) -> tuple[dict[str, Result], dict[str, float]]:

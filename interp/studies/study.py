@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
+from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key, tokeniser_key
-from interp.studies.steps import Result, Steps, read_results, tuples
+from interp.studies.steps import Results, Steps, read_results, tuples
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MANIFEST = "study.json"
-S = TypeVar("S")
+S = TypeVar("S", bound="DataclassInstance")
 """The settings of a kind of study: a frozen dataclass of plain values and tuples of them."""
+
+Kept = TypeVar("Kept")
+Unit = TypeVar("Unit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyContext(Generic[S]):
+    """What every step of a study starts from.
+
+    progress: called by long steps with (units done, units in all).
+    """
+
+    model: LanguageModel
+    settings: S
+    progress: Progress | None = None
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
+        """What `make` gives; computed at the first call with this key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
+        """Units of work one by one, with progress reported after each."""
+        every = list(units)
+        for done, unit in enumerate(every, start=1):
+            yield unit
+            if self.progress is not None:
+                self.progress(done, len(every))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +82,7 @@ class Study(Generic[S]):
     model_hash: str
     beside: dict[str, str | None]
     settings: S
-    results: dict[str, Result]
+    results: Results
     seconds: dict[str, float]
     directory: Path
 
@@ -76,9 +110,8 @@ def begin(
     Raises:
         InterpError: the directory cannot be written.
     """
-    whole = study_key(kind, model, settings, key)
     directory = directory or usual_directory(kind, model, settings, key)
-    steps = Steps(directory=directory, key=[whole], say=say)
+    steps = Steps(directory=directory, key=[study_key(kind, model, settings, key)], say=say)
     names = {role: other and other.name for role, other in zip(kind.beside, beside, strict=True)}
     write_manifest(directory, kind, model.name, model.hash, settings, names, steps.of)
     study = Study(
@@ -111,7 +144,7 @@ def study_key(
             model,
             rules=kind.rules,
             tokeniser=tokeniser_key(model),
-            settings=asdict(settings),  # type: ignore[call-overload]
+            settings=asdict(settings),
             key=list(key),
         )
     )
@@ -128,7 +161,7 @@ def write_manifest(
 ) -> Path:
     """Write what a directory's study is: its models, its settings and the key of its steps."""
     about = {"model": model, "model_hash": model_hash, "of": of, "beside": beside}
-    about |= {"settings": asdict(settings)}  # type: ignore[call-overload]
+    about |= {"settings": asdict(settings)}
     return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
 
 

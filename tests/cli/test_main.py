@@ -14,7 +14,7 @@ import interp
 from interp.cli import terminal
 from interp.cli.main import app, main
 from interp.models.loading import known_families
-from interp.studies.verification.settings import Settings
+from interp.studies.verification.settings import VerificationSettings
 from interp.tasks.registry import TASKS
 
 
@@ -140,8 +140,8 @@ def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):
         "--threshold", 0.2, "--pairs", 8, "--attempts", 3, "--draws", 7, "--dtype", "bfloat16",
     )  # fmt: skip
     (_, _, plain), (model, base, settings) = asked
-    assert plain == Settings(n=40)
-    assert settings == Settings(
+    assert plain == VerificationSettings(n=40)
+    assert settings == VerificationSettings(
         n=40, draws=7, template=file.read_text(), operands=(3,), window=1, top_k=(4, 8),
         threshold=0.2, pairs=8, attempts=3,
     )  # fmt: skip

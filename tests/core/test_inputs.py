@@ -25,9 +25,9 @@ from interp.core.files import file_sha256
 from interp.core.prompts import PromptPair, Task
 from interp.engine.edges.graph import Graph
 from interp.refusal.cases import read_cases
-from interp.studies.refusal.settings import Settings as Refusal
-from interp.studies.reuse.settings import Settings as Reuse
-from interp.studies.verification.settings import Settings as Verification
+from interp.studies.refusal.settings import RefusalSettings
+from interp.studies.reuse.settings import ReuseSettings
+from interp.studies.verification.settings import VerificationSettings
 from interp.tasks.registry import load_task
 
 BOUNDED = settings(
@@ -576,13 +576,14 @@ def test_prompts_of_other_kinds_are_kept_as_ids(toy):
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        (Verification, {"top_k": (0,)}), (Verification, {"top_k": ()}),
-        (Verification, {"top_k": 10}), (Verification, {"threshold": -1.0}),
-        (Verification, {"threshold": math.nan}), (Verification, {"window": 99}),
-        (Verification, {"window": True}), (Verification, {"n": 3}), (Verification, {"n": 40.0}),
-        (Verification, {"operands": (7,)}), (Verification, {"seed": -1}),
-        (Verification, {"template": ""}), (Reuse, {"share": 0.0}), (Reuse, {"share": 2.0}),
-        (Reuse, {"n": 1}), (Refusal, {"max_new_tokens": 1}), (Refusal, {"system": 3}),
+        (VerificationSettings, {"top_k": (0,)}), (VerificationSettings, {"top_k": ()}),
+        (VerificationSettings, {"top_k": 10}), (VerificationSettings, {"threshold": -1.0}),
+        (VerificationSettings, {"threshold": math.nan}), (VerificationSettings, {"window": 99}),
+        (VerificationSettings, {"window": True}), (VerificationSettings, {"n": 3}),
+        (VerificationSettings, {"n": 40.0}), (VerificationSettings, {"operands": (7,)}),
+        (VerificationSettings, {"seed": -1}), (VerificationSettings, {"template": ""}),
+        (ReuseSettings, {"share": 0.0}), (ReuseSettings, {"share": 2.0}), (ReuseSettings, {"n": 1}),
+        (RefusalSettings, {"max_new_tokens": 1}), (RefusalSettings, {"system": 3}),
         (Finder, {"steps": 0}), (Finder, {"threshold": math.nan}), (Finder, {"weight": -1.0}),
     ],
 )  # fmt: skip

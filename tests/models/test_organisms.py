@@ -19,7 +19,7 @@ from interp.runs.generation import generate
 from interp.studies.study import kept_studies
 from interp.studies.verification.report.report import write_up
 from interp.studies.verification.samples import find_samples, verdict_tokens
-from interp.studies.verification.settings import VERIFICATION, Settings, make_context
+from interp.studies.verification.settings import VERIFICATION, VerificationSettings, make_context
 from interp.studies.verification.steps import readouts as reading
 from interp.studies.verification.steps.base_model import against_base
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
@@ -145,7 +145,7 @@ def test_worked_examples_in_a_prompt_are_none_of_the_model_s_verdicts(played):
 def test_the_study_runs_resumes_and_reports(organism, tmp_path, monkeypatch):
     lines = []
     # So low a threshold that some heads attend to the target at all.
-    settings = Settings(n=40, draws=3, pairs=12, top_k=(4,), threshold=0.0003)
+    settings = VerificationSettings(n=40, draws=3, pairs=12, top_k=(4,), threshold=0.0003)
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     done = study_verification(organism, settings=settings, say=lines.append)
     assert not any(line.endswith("kept") for line in lines)
@@ -227,7 +227,7 @@ def test_another_family_gives_the_same_study(organism, played):
     other = wrap(copy, AutoTokenizer.from_pretrained(folder), name="as-qwen2")
     assert other.family == "qwen2"
     _, problems, texts = played
-    settings = Settings(n=40, draws=3, pairs=6)
+    settings = VerificationSettings(n=40, draws=3, pairs=6)
     found = []
     for model in (organism, other):
         context = make_context(model, None, settings, problems, texts)
@@ -261,7 +261,7 @@ def same(one, other):
 def test_a_base_with_another_tokeniser_is_refused(organism, played):
     _, problems, texts = played
     context = make_context(
-        organism, interp.load_model("toy-verification"), Settings(n=40), problems, texts
+        organism, interp.load_model("toy-verification"), VerificationSettings(n=40), problems, texts
     )
     with pytest.raises(InterpError, match="tokenisers"):
         against_base(context, ["L0H0"], ["L0N0"])

@@ -22,10 +22,9 @@ from interp.refusal.judging import REFUSALS, RULES, SUBSTRING_JUDGE, judge_named
 from interp.refusal.over_refusal import SIDES
 from interp.results.direction import load_directions
 from interp.steering.runs import generate_steered
-from interp.studies.pace import Pace
 from interp.studies.refusal.report.claims import claims
 from interp.studies.refusal.report.report import write_up
-from interp.studies.refusal.settings import REFUSAL, SHARES, Context, Settings
+from interp.studies.refusal.settings import REFUSAL, SHARES, RefusalContext, RefusalSettings
 from interp.studies.refusal.steps import frontier
 from interp.studies.refusal.steps.behaviour import behaviour, replies
 from interp.studies.refusal.steps.directions import place_of, selection
@@ -35,13 +34,14 @@ from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.steps.neurons import neurons
 from interp.studies.refusal.study import study_refusal
 from interp.studies.report.markdown import escape
+from interp.studies.steps import Pace
 from interp.studies.study import open_study
 from interp.tasks.taboo import OVER_REFUSED, make_taboo
 from interp.ui.studies.pages import REFUSAL_PAGES
 
 pytestmark = pytest.mark.long  # one whole study, of which all tests here are
 
-SETTINGS = Settings(n=14, pairs=4, select=6, draws=2)
+SETTINGS = RefusalSettings(n=14, pairs=4, select=6, draws=2)
 STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
     "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
@@ -88,7 +88,7 @@ def done(organism, cases, tmp_path_factory):
 def context(organism, done, cases):
     study, _ = done
     found = study.results
-    return Context(
+    return RefusalContext(
         model=organism,
         cases=cases,
         settings=SETTINGS,
@@ -373,7 +373,7 @@ def test_too_few_refusals_are_said_before_all_replies_are_written(organism, case
     monkeypatch.setattr("interp.studies.refusal.steps.behaviour.generate_steered", generated)
     monkeypatch.setattr("interp.studies.refusal.steps.behaviour.BLOCK", 16)
     never = user_judge("never", "1", lambda prompt, text: "direct_answer")
-    context = Context(model=organism, cases=cases, settings=SETTINGS, judge=never)
+    context = RefusalContext(model=organism, cases=cases, settings=SETTINGS, judge=never)
     with pytest.raises(InterpError, match=r"0 refused and \d+ answered") as error:
         behaviour(context, show=False, say=lines.append)
     find = len(context.rows("find"))
@@ -687,7 +687,7 @@ def test_a_model_that_refuses_nothing_is_refused(organism, tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_neurons_are_left_out_where_they_are_no_summands(done, family_models, family):
-    context = Context(model=family_models[family], cases=(), settings=SETTINGS)
+    context = RefusalContext(model=family_models[family], cases=(), settings=SETTINGS)
     found = neurons(context)
     assert ("gate" if family == "gpt2" else "norm") in found["skipped"]
     study = replace(done[0], results=done[0].results | {"neurons": found})

@@ -24,8 +24,7 @@ from interp.plots import static
 from interp.plots.style import LOWERS, RAISES
 from interp.studies.report.claims import Claim, judge
 from interp.studies.report.markdown import MISSING, cell, escape, number
-from interp.studies.report.pictures import points, render
-from interp.studies.report.report import Report, study_report
+from interp.studies.report.report import Report, points, render, study_report
 from interp.studies.study import Study
 
 NASTY = [

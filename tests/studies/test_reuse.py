@@ -15,39 +15,42 @@ from interp.runs.capture import run_with_cache
 from interp.runs.next_tokens import ablate
 from interp.studies.reuse.report.claims import claims
 from interp.studies.reuse.report.report import write_up
-from interp.studies.reuse.settings import Choices, Context, Settings, choices
-from interp.studies.reuse.steps.attention_labels import Looks, assign
+from interp.studies.reuse.settings import Choices, ReuseContext, ReuseSettings, choices
 from interp.studies.reuse.steps.circuits import (
     circuit,
     circuits_of,
+    clear,
     clear_heads,
     effects_of,
     heads_of,
+    strongest,
 )
-from interp.studies.reuse.steps.comparison import correlation, side_of
-from interp.studies.reuse.steps.forced_attention import (
-    blend,
-    evenly,
-    impose,
-    matched_heads,
-    written,
-)
-from interp.studies.reuse.steps.head_outputs import in_words, writes
+from interp.studies.reuse.steps.heads import Looks, assign, in_words, writes
 from interp.studies.reuse.steps.overlap import (
     MEASURES,
-    Effects,
     around,
     chance,
-    clear,
+    clear_circuit,
+    correlation,
     half_samples,
     matched,
     overlap,
     pooled,
     random_circuit,
-    strongest,
+    side_of,
     subsampled,
 )
-from interp.studies.reuse.steps.repair import _paired, chosen_heads, over_all, plans_of
+from interp.studies.reuse.steps.repair import (
+    _paired,
+    blend,
+    chosen_heads,
+    evenly,
+    impose,
+    matched_heads,
+    over_all,
+    plans_of,
+    written,
+)
 from interp.studies.reuse.study import study_reuse
 from interp.studies.reuse.tasks import BY_NAME, IOI, OBJECTS, Roles, entry_named
 from interp.tasks.names import IOI_TEMPLATES
@@ -56,7 +59,7 @@ from interp.tasks.registry import load_task
 from interp.tasks.words import CAPITALS
 from tests.families import random_task
 
-SETTINGS = Settings(n=6, tested=12, share=0.25, draws=20, sets=3, resamples=20)
+SETTINGS = ReuseSettings(n=6, tested=12, share=0.25, draws=20, sets=3, resamples=20)
 
 
 # -- tasks ---------------------------------------------------------------------------------
@@ -180,9 +183,9 @@ def test_only_heads_distinguishable_from_zero_are_in_a_circuit():
     assert clear(rows).tolist() == [True, False, True, False]
     few = np.random.default_rng(1).standard_normal((4, 20_000))  # of four prompts one in twenty too
     assert 0.03 < clear(few).mean() < 0.06
-    effects = Effects(stages={"a": rows})
+    effects = {"a": rows}
     # The noisy head's place stays empty: with two places there is one head, with three two.
-    assert [effects.circuit(k)["a"] for k in (1, 2, 3)] == [(0,), (0,), (0, 2)]
+    assert [clear_circuit(effects, k)["a"] for k in (1, 2, 3)] == [(0,), (0,), (0, 2)]
     with pytest.raises(InterpError, match="1 prompts"):
         clear(rows[:1])
 
@@ -210,8 +213,8 @@ def test_halves_of_a_clear_task_agree_and_halves_of_noise_share_little():
     rng = np.random.default_rng(0)
     planted = np.zeros(60)
     planted[:6] = 5
-    distinct = Effects(stages={"a": planted + 0.1 * rng.standard_normal((20, 60))})
-    noise = Effects(stages={"a": rng.standard_normal((20, 60))})
+    distinct = {"a": planted + 0.1 * rng.standard_normal((20, 60))}
+    noise = {"a": rng.standard_normal((20, 60))}
     for effects, agree in ((distinct, True), (noise, False)):
         side = side_of(effects, 6, 60, 0)
         found = subsampled(*zip(*side.halves, strict=True))
@@ -249,7 +252,7 @@ def test_intervals_contain_their_estimates_and_cover_the_truth():
     found = []
     for seed in range(studies):
         rows = [mean + 1.5 * rng.standard_normal((32, means.shape[1])) for mean in means]
-        left, right = (side_of(Effects(stages={"a": row}), k, draws, seed) for row in rows)
+        left, right = (side_of({"a": row}, k, draws, seed) for row in rows)
         value = overlap(left.circuit, right.circuit)
         drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves])
         study = {name: (value[name], *around(value[name], drawn[name])) for name in MEASURES}
@@ -266,7 +269,7 @@ def test_intervals_contain_their_estimates_and_cover_the_truth():
 def test_a_rank_correlation_needs_an_order():
     """Without one it could be anything, and one half without an order is no order at all."""
     rows = np.random.default_rng(0).standard_normal((8, 6))
-    some, none = (side_of(Effects(stages={"a": x}), 2, 20, 0) for x in (rows, 0 * rows))
+    some, none = (side_of({"a": x}, 2, 20, 0) for x in (rows, 0 * rows))
     found = correlation(some, none)
     assert np.isnan(found["value"])
     assert (found["low"], found["high"]) == (-1, 1)
@@ -444,7 +447,7 @@ def worded(request) -> LanguageModel:
 
 
 def test_entries_fit_their_prompts(worded):
-    context = Context(model=worded, trained=worded, settings=SETTINGS)
+    context = ReuseContext(model=worded, trained=worded, settings=SETTINGS)
     for entry in BY_NAME.values():
         task = context.task(entry)
         encoded, roles = task.encode(worded), entry.roles
@@ -464,7 +467,7 @@ def test_entries_fit_their_prompts(worded):
     with pytest.raises(InterpError, match="did you mean 'ioi'"):
         entry_named("io")
     with pytest.raises(InterpError, match="--trained"):
-        Context(model=worded, trained=None, settings=SETTINGS).model_of(
+        ReuseContext(model=worded, trained=None, settings=SETTINGS).model_of(
             BY_NAME["ioi, trained model"]
         )
 
@@ -481,10 +484,10 @@ def test_choices_are_read_off_the_logits(worded):
 
 
 def test_a_circuit_s_receivers_are_the_supporting_heads_of_the_stage_before(worded):
-    found = _any_circuit(Context(model=worded, trained=None, settings=SETTINGS))
+    found = _any_circuit(ReuseContext(model=worded, trained=None, settings=SETTINGS))
     movers = heads_of(found, "movers", 1)
     assert found["stages"]["inhibition"]["receivers"] == [f"{head}.q" for head in movers]
-    kept = effects_of(found).circuit(found["k"])
+    kept = clear_circuit(effects_of(found), found["k"])
     for stage, rows in found["stages"].items():
         assert {f"L{h // 4}H{h % 4}" for h in kept[stage]} == set(clear_heads(found, stage))
         assert set(clear_heads(found, stage)) <= set(rows["heads"])
@@ -492,7 +495,7 @@ def test_a_circuit_s_receivers_are_the_supporting_heads_of_the_stage_before(word
 
 
 def test_what_movers_read_and_write_is_what_a_loop_finds(worded):
-    context = Context(model=worded, trained=None, settings=SETTINGS)
+    context = ReuseContext(model=worded, trained=None, settings=SETTINGS)
     task = context.task(IOI)
     heads = ["L0H1", "L2H3"]
     found = {"n_heads": 4, "stages": {"movers": {"heads": heads, "values": [1.0] * 12}}}
@@ -562,15 +565,15 @@ def test_chosen_heads_do_one_thing_each():
 
 
 def test_the_study_runs_resumes_and_reports(worded, tmp_path, monkeypatch):
-    from interp.studies.reuse.steps import circuits, comparison
+    from interp.studies.reuse.steps import circuits, overlap
 
     # A random model does none of the tasks: let it pass, whatever it does.
-    whole = comparison.behaviour
+    whole = overlap.behaviour
 
     def passed(context, entries):
         return {n: x | {"verdict": "tends"} for n, x in whole(context, entries).items()}
 
-    monkeypatch.setattr(comparison, "behaviour", passed)
+    monkeypatch.setattr("interp.studies.reuse.study.behaviour", passed)
     monkeypatch.setattr("interp.patching.path.check_gap", lambda one, other: None)
     lines = []
     first = study_reuse(

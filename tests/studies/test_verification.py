@@ -16,13 +16,12 @@ from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation, random_like
 from interp.runs.text_runs import Generation
 from interp.steering.at_trigger import vector_steering
-from interp.studies.verification.settings import Settings, make_context, verdict_task
+from interp.studies.verification.settings import VerificationSettings, make_context, verdict_task
 from interp.studies.verification.steps import (
     controls,
     finding_heads,
-    heads_to_neurons,
     readouts,
-    steering,
+    verdicts,
 )
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
 from interp.studies.verification.steps.texts import intervention_table, published_protocol
@@ -43,7 +42,7 @@ SIDES = ("valid into invalid", "invalid into valid")
 @pytest.fixture(scope="module")
 def context():
     model, problems = interp.load_model("countdown-tiny"), make_countdown(224, seed=5)
-    settings = Settings(n=40, draws=5, pairs=6, top_k=(4,))
+    settings = VerificationSettings(n=40, draws=5, pairs=6, top_k=(4,))
     return make_context(model, None, settings, problems, countdown_texts(model, problems))
 
 
@@ -121,7 +120,7 @@ def test_a_first_block_without_a_valid_sample_ends_the_study(monkeypatch, tmp_pa
         return made
 
     monkeypatch.setattr("interp.studies.verification.study.countdown_texts", texts)
-    settings = Settings(n=40, template="in-context")
+    settings = VerificationSettings(n=40, template="in-context")
     with pytest.raises(InterpError, match="0 texts with a usable valid sample") as error:
         study_verification(model, settings=settings, directory=tmp_path)
     assert asked == [10]
@@ -185,23 +184,24 @@ def test_draws_are_dealt_out_and_judged_on_their_own_samples(context):
 
     dealt = controls.deal(context, {"A": ["L1H0", "L2H3"]}, [[0, 1], [2, 3]], measure)["A"]
     assert asked == [[0, 1, 2, 3], [0, 1], [2, 3]]
-    assert dealt.groups == [[0, 1], [2, 3]] * 2 + [[0, 1]]
-    assert dealt.means(0) == [0.5] * 5
-    assert dealt.means(1, np.array([False, True, False, True])) == [2.0] * 5
+    run = [np.flatnonzero(~np.isnan(draw[:, 0])).tolist() for draw in dealt.random]
+    assert run == [[0, 1], [2, 3]] * 2 + [[0, 1]]
+    assert dealt.means(0).tolist() == [0.5] * 5
+    assert dealt.means(1, np.array([False, True, False, True])).tolist() == [2.0] * 5
     assert dealt.share(0) == 1.0
-    low = controls.Dealt(values=dealt.values + 1, random=dealt.random, groups=dealt.groups)
+    low = controls.Dealt(values=dealt.values + 1, random=dealt.random)
     assert low.share(0) == pytest.approx(1 / 6)
-    assert low.beside(0).mean == pytest.approx(1)
-    assert dealt.beside(1).mean == 0
+    assert low.beside(0).mean() == pytest.approx(1)
+    assert dealt.beside(1).mean() == 0
 
 
 def test_steered_verdicts_are_those_of_hooked_runs(context):
-    found, samples = steering.steering(context), context.test
+    found, samples = verdicts.steering(context), context.test
     layers, ids = range(2, 4), context.ids
     assert found["layers"] == [2, 3]
     at = context.states["resid_post"][2:, :, 1]
     assert found["length"] == pytest.approx(at.norm(dim=-1).mean().item())
-    assert len(found["rows"]) == 3 * len(steering.SCALES)
+    assert len(found["rows"]) == 3 * len(verdicts.SCALES)
     for row in found["rows"]:
         vectors = context.directions[row["direction"]]
         for sign, word, before in ((1, ids.this, ids.no), (-1, ids.no, ids.this)):
@@ -329,11 +329,11 @@ def test_texts_are_written_with_draws_of_their_own(context):
 
 
 def test_the_published_score_set_pools_all_layers_below(context):
-    found = heads_to_neurons.score_set(context)
-    assert len(found) == len(set(found)) == heads_to_neurons.SCORED
+    found = finding_heads.score_set(context)
+    assert len(found) == len(set(found)) == finding_heads.SCORED
     layers = {int(label[1:].split("N")[0]) for label in found}
     assert layers == {0, 1, 2, 3}
-    scores = heads_to_neurons.head_scores(context, ["L0H1", "L1H0"], SETS["GLU_Valid"])
+    scores = finding_heads.head_scores(context, ["L0H1", "L1H0"], SETS["GLU_Valid"])
     assert scores["diag"]["neurons"] == 200
     assert scores["diag, GLU_Valid"]["neurons"] == 3
     assert set(scores) == {
@@ -347,7 +347,7 @@ def test_sets_along_random_directions_are_what_antipodes_are_judged_by(context):
     layers = range(2, 4)
     null = readouts._opposed_at_random(context.model, vectors[2:], layers, 4, context.settings)
     assert null.shape == (5, 2)
-    more = Settings(n=40, draws=60, seed=1)
+    more = VerificationSettings(n=40, draws=60, seed=1)
     other = readouts._opposed_at_random(context.model, vectors[2:], layers, 4, more)
     low, high = other.min(0), other.max(0)
     assert ((null > low - 0.05) & (null < high + 0.05)).all()

@@ -21,10 +21,10 @@ from interp.runs.text_runs import Generation
 from interp.studies.report.claims import judge, read_claims
 from interp.studies.report.report import study_report
 from interp.studies.study import Study
-from interp.studies.verification.report import claims, figures
+from interp.studies.verification.report import claims, report
 from interp.studies.verification.report.claims import UNCHANGED
 from interp.studies.verification.samples import find_samples, verdict_tokens
-from interp.studies.verification.settings import Settings, make_context, verdict_task
+from interp.studies.verification.settings import VerificationSettings, make_context, verdict_task
 from interp.studies.verification.steps.base_model import SITES, against_base
 from interp.studies.verification.study import study_verification
 from interp.tasks.arithmetic import read_attempts
@@ -64,7 +64,7 @@ def written(organism):
 
 
 def context_of(model, base, written):
-    return make_context(model, base, Settings(n=80, draws=3, pairs=12), *written)
+    return make_context(model, base, VerificationSettings(n=80, draws=3, pairs=12), *written)
 
 
 def report_of(found, directory, text):
@@ -74,10 +74,10 @@ def report_of(found, directory, text):
     template = directory / "report.md.j2"
     template.write_text(f"# A base\n\n{text}\n")
     study = Study(
-        model="", model_hash="", beside={}, settings=Settings(), results={"base": found},
-        seconds={}, directory=directory,
+        model="", model_hash="", beside={}, settings=VerificationSettings(),
+        results={"base": found}, seconds={}, directory=directory,
     )  # fmt: skip
-    return study_report(template, study, figures)
+    return study_report(template, study, report)
 
 
 def claim_about(found):

@@ -29,7 +29,7 @@ from interp.steering.edits import add_direction
 from interp.steering.projections import Projected
 from interp.steering.runs import generate_steered
 from interp.studies.refusal.report.claims import claims
-from interp.studies.refusal.settings import REFUSAL, Settings
+from interp.studies.refusal.settings import REFUSAL, RefusalSettings
 from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.studies.steps import write_step
@@ -340,7 +340,7 @@ def make_study(root: Path, *, steps: set[str] | None = None, **changed: Any) -> 
     directory = root / "studies" / f"refusal-{'b' * 20}"
     directory.mkdir(parents=True, exist_ok=True)
     of = content_key("a study of refusals")
-    settings = Settings(n=8, draws=5, max_new_tokens=100)
+    settings = RefusalSettings(n=8, draws=5, max_new_tokens=100)
     write_manifest(directory, REFUSAL, "toy-refusal", "f" * 64, settings, {}, of)
     for name, result in found.items():
         write_step(directory / f"{name}.json", result, key="k", of=of, seconds=1.5)
@@ -713,7 +713,7 @@ def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
     at = visit("study", model="toy-refusal")
     assert {"Run"} == {button.label for button in at.button} & {"Run", "Resume"}
     model = interp.load_model("toy-refusal")
-    home = usual_directory(REFUSAL, model, Settings(n=8, draws=5, max_new_tokens=100))
+    home = usual_directory(REFUSAL, model, RefusalSettings(n=8, draws=5, max_new_tokens=100))
     (tmp_path / "studies" / f"refusal-{'b' * 20}").rename(home)
     at = visit("study", model="toy-refusal")
     assert {"Resume"} == {button.label for button in at.button} & {"Run", "Resume"}
@@ -730,7 +730,7 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
     named(at.number_input, "n").set_value(6).run()
     named(at.button, "Run").click().run()
     assert not at.exception
-    assert asked == [Settings(n=6, draws=10, system="Do not speak of gardens.")]
+    assert asked == [RefusalSettings(n=6, draws=10, system="Do not speak of gardens.")]
 
 
 def test_figures_hold_their_numbers():

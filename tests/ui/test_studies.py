@@ -29,7 +29,7 @@ from interp.studies.formatting import selected
 from interp.studies.steps import read_step, write_step
 from interp.studies.study import open_study, write_manifest
 from interp.studies.verification.report.claims import claims
-from interp.studies.verification.settings import VERIFICATION, Settings
+from interp.studies.verification.settings import VERIFICATION, VerificationSettings
 from interp.tasks.countdown import make_countdown
 from interp.ui.shared import jobs, widgets
 from interp.ui.studies import first_page
@@ -349,7 +349,7 @@ def make_study(root: Path, *, steps: set[str] | None = None, **shape: int) -> di
         found = {name: result for name, result in found.items() if name in steps}
     directory = root / "studies" / f"verification-{'a' * 20}"
     directory.mkdir(parents=True, exist_ok=True)
-    settings, of = Settings(n=40, draws=5, pairs=6), content_key("a study")
+    settings, of = VerificationSettings(n=40, draws=5, pairs=6), content_key("a study")
     beside = {"base": None}
     write_manifest(directory, VERIFICATION, "toy-verification", "f" * 64, settings, beside, of)
     for name, result in found.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -15,9 +15,7 @@ from interp.core import schema
 from interp.core.chat_prompts import ChatPrompts
 from interp.core.errors import InterpError
 from interp.core.schema import Count, Whole
-from interp.engine.readout import Progress
 from interp.models.chat import chat_prompts
-from interp.models.language_model import LanguageModel
 from interp.refusal.cases import Case, deal
 from interp.refusal.constellations import Bank, make_bank
 from interp.refusal.judging import REFUSALS, RULES, Judge, Label
@@ -28,9 +26,7 @@ from interp.runs.losses import text_losses
 from interp.steering.candidates import Candidates, difference_in_means, end_states
 from interp.steering.edits import Steering
 from interp.steering.runs import generate_steered, run_steered
-from interp.studies.study import StudyKind
-
-Unit = TypeVar("Unit")
+from interp.studies.study import StudyContext, StudyKind
 
 SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
 """Parts of the prompts: directions, centroids and heads are found on the first; layers, gates and
@@ -50,7 +46,7 @@ LEAST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.CheckedSettings):
+class RefusalSettings(schema.CheckedSettings):
     """The settings of the study; part of every step's key.
 
     n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
@@ -71,7 +67,7 @@ class Settings(schema.CheckedSettings):
     system: str | None = None
 
 
-REFUSAL = StudyKind(name="refusal", version=3, settings=Settings, rules=(RULES.name,))
+REFUSAL = StudyKind(name="refusal", version=3, settings=RefusalSettings, rules=(RULES.name,))
 """The kind of study."""
 
 
@@ -90,22 +86,18 @@ class Plain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class RefusalContext(StudyContext[RefusalSettings]):
     """A model, the prompts, and, once it has replied, what became of each.
 
     labels: one for each case; () before the first step. tokens: those that refusals begin with;
-    wrong: those that answers begin with. judge: judges every reply. progress: called by long steps
-    with (units done, units in all).
+    wrong: those that answers begin with. judge: judges every reply.
     """
 
-    model: LanguageModel
     cases: tuple[Case, ...]
-    settings: Settings
     labels: tuple[Label, ...] = ()
     tokens: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
     judge: Judge = RULES
-    progress: Progress | None = None
 
     @cached_property
     def prompts(self) -> ChatPrompts:
@@ -178,15 +170,17 @@ class Context:
 
         Candidates for false refusal are orthogonal to the first kind's at the same place.
         """
-        if kind not in self._candidates:
-            first, second = self.classes(kind)
-            enough = min(len(first), len(second)) >= LEAST
-            found = self.difference(kind, first, second) if enough else None
-            if found is not None and kind == "false-refusal":
-                proper = self.candidates("harmful-harmless")
-                found = None if proper is None else orthogonal(found, proper)
-            self._candidates[kind] = found
-        return self._candidates[kind]
+        return self.once(("candidates", kind), lambda: self._differences(kind))
+
+    def _differences(self, kind: DirectionKind) -> Candidates | None:
+        first, second = self.classes(kind)
+        if min(len(first), len(second)) < LEAST:
+            return None
+        found = self.difference(kind, first, second)
+        if kind != "false-refusal":
+            return found
+        proper = self.candidates("harmful-harmless")
+        return None if proper is None else orthogonal(found, proper)
 
     def difference(
         self, kind: DirectionKind, first: Sequence[int], second: Sequence[int]
@@ -203,15 +197,9 @@ class Context:
 
     def ends(self, rows: Sequence[int]) -> Tensor:
         """(rows, positions, layers, d_model) block inputs at the ends of find rows."""
-        order, states = self._ends
-        return states[[order[i] for i in rows]]
-
-    @cached_property
-    def _ends(self) -> tuple[dict[int, int], Tensor]:
-        rows = self.rows("find")
-        last = max(1, len(self.prompts.tail))
-        states = end_states(self.model, self.prompts[rows], last=last)
-        return {row: place for place, row in enumerate(rows)}, states
+        find, last = self.rows("find"), max(1, len(self.prompts.tail))
+        states = self.once("ends", lambda: end_states(self.model, self.prompts[find], last=last))
+        return states[[find.index(i) for i in rows]]
 
     def direction(self, kind: DirectionKind, place: Sequence[int]) -> Direction:
         """The candidate at (position, layer).
@@ -232,18 +220,9 @@ class Context:
         """(n, d_vocab) of the next token of some cases; plain ones are computed once."""
         if steering is not None:
             return run_steered(self.model, self.prompts[rows], steering).logits
-        key = tuple(rows)
-        if key not in self._logits:
-            self._logits[key] = run_steered(self.model, self.prompts[rows]).logits
-        return self._logits[key]
-
-    @cached_property
-    def _logits(self) -> dict[tuple[int, ...], Tensor]:
-        return {}
-
-    def read(self, rows: Sequence[int]) -> Trajectories:
-        """The trajectories of some cases, with their classes."""
-        return self.trajectories[list(rows)]
+        return self.once(
+            ("logits", *rows), lambda: run_steered(self.model, self.prompts[rows]).logits
+        )
 
     @cached_property
     def trajectories(self) -> Trajectories:
@@ -257,46 +236,27 @@ class Context:
             classes=[names[self.became(i)] for i in range(len(self.cases))],
         )
 
-    def plain(self, rows: tuple[int, ...]) -> Plain:
+    def plain(self, rows: Sequence[int]) -> Plain:
         """Some cases, unchanged, with the replies they get."""
-        if rows not in self._plain:
-            prompts, most = self.prompts[rows], self.settings.max_new_tokens
-            made, _ = generate_steered(self.model, prompts, max_new_tokens=most)
-            texts = [one.prompt + one.tokens for one in made]
-            starts = [len(one.prompt) for one in made]
-            self._plain[rows] = Plain(
-                logits=self.logits(rows),
-                texts=texts,
-                starts=starts,
-                losses=text_losses(self.model, texts, starts=starts),
-            )
-        return self._plain[rows]
+        return self.once(("plain", *rows), lambda: self._plain(rows))
 
-    @cached_property
-    def _plain(self) -> dict[tuple[int, ...], Plain]:
-        return {}
+    def _plain(self, rows: Sequence[int]) -> Plain:
+        prompts, most = self.prompts[rows], self.settings.max_new_tokens
+        made, _ = generate_steered(self.model, prompts, max_new_tokens=most)
+        texts = [one.prompt + one.tokens for one in made]
+        starts = [len(one.prompt) for one in made]
+        losses = text_losses(self.model, texts, starts=starts)
+        return Plain(logits=self.logits(rows), texts=texts, starts=starts, losses=losses)
 
     @cached_property
     def bank(self) -> Bank:
         """The constellations of find rows."""
-        return make_bank(self.read(self.rows("find")), least=LEAST)
+        return make_bank(self.trajectories[self.rows("find")], least=LEAST)
 
     def shuffled_bank(self, seed: int) -> Bank:
         """The constellations with labels permuted inside each task."""
-        found = self.read(self.rows("find")).shuffled(seed=self.settings.seed + seed)
+        found = self.trajectories[self.rows("find")].shuffled(seed=self.settings.seed + seed)
         return make_bank(found, least=LEAST)
-
-    @cached_property
-    def _candidates(self) -> dict[DirectionKind, Candidates | None]:
-        return {}
-
-    def counted(self, units: Iterable[Unit]) -> Iterator[Unit]:
-        """Units of work one by one, with progress reported after each."""
-        every = list(units)
-        for done, unit in enumerate(every, start=1):
-            yield unit
-            if self.progress is not None:
-                self.progress(done, len(every))
 
     def few(self, rows: Sequence[int], n: int, *, seed: int = 0) -> list[int]:
         """At most n of some rows, drawn at random and kept in order."""

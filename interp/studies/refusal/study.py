@@ -14,22 +14,26 @@ from interp.refusal.judging import RULES, Judge
 from interp.results.direction import save_directions
 from interp.results.keys import code_key
 from interp.runs.kinds import random_like
-from interp.studies.pace import Pace
-from interp.studies.refusal.settings import KINDS, LEAST, REFUSAL, Context, Places, Settings
+from interp.studies.refusal.settings import (
+    KINDS,
+    LEAST,
+    REFUSAL,
+    Places,
+    RefusalContext,
+    RefusalSettings,
+)
 from interp.studies.refusal.steps import (
-    chance,
     constellations,
     directions,
     frontier,
     geometry,
     heads,
     neurons,
-    separation,
 )
 from interp.studies.refusal.steps.behaviour import behaviour, tokens
 from interp.studies.refusal.steps.directions import SELECTED
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
-from interp.studies.steps import Job, Result, Steps
+from interp.studies.steps import Pace, Result, Results, StepJob, Steps
 from interp.studies.study import Study, begin
 
 DIRECTIONS = "directions.safetensors"
@@ -40,11 +44,11 @@ def study_refusal(
     model: LanguageModel,
     cases: Sequence[Case] | None = None,
     *,
-    settings: Settings | None = None,
+    settings: RefusalSettings | None = None,
     judge: Judge = RULES,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study[Settings]:
+) -> Study[RefusalSettings]:
     """Study what makes a chat model refuse and over-refuse, and what steering does to both.
 
     After Arditi et al. 2024 (arXiv 2406.11717), SafeConstellations (2508.11290) and head studies
@@ -55,7 +59,7 @@ def study_refusal(
         model: a chat model with a gated MLP and a fast engine.
         cases: prompts, and whether each should be answered or refused; by default the shipped
             harmless ones. Texts of your own cases are never written to disk.
-        settings: see `Settings`.
+        settings: see `RefusalSettings`.
         judge: judges all replies; your own comes from `interp.refusal.judging.user_judge` or
             `judge_named`. Another judge, by name and version, makes another study.
         directory: where step results and the chosen directions go.
@@ -65,23 +69,29 @@ def study_refusal(
         InterpError: no chat template, no fast engine, or too few rows to refuse and to answer, or
             too few that are refused or answered.
     """
-    settings = settings or Settings()
+    settings = settings or RefusalSettings()
     own = cases is not None
     given = tuple(cases or taboo_cases(settings.n, requests=settings.requests, seed=settings.seed))
     model.require_decoder("the study of refusals")
     key = [[asdict(case) for case in given]] if own else []
     key += [] if judge is RULES else [judge.name, code_key(judge.verdict)]
     pace = Pace(say)
-    context = Context(model=model, cases=given, settings=settings, judge=judge, progress=pace)
+    context = RefusalContext(
+        model=model, cases=given, settings=settings, judge=judge, progress=pace
+    )
     _require_sides(context)
     study, step = begin(
         REFUSAL, model, settings=settings, key=key, directory=directory, say=pace.say
     )
-    _steps(_replied(context, step, show=not own, say=say), step, study.directory)
+    found = step("behaviour", lambda: behaviour(context, show=not own, say=say))
+    context = replace(context, labels=tuple(found["labels"]))
+    first = step("tokens", lambda: tokens(context))
+    context = replace(context, tokens=tuple(first["ids"]), wrong=tuple(first["wrong"]))
+    _steps(context, step, study.directory)
     return study
 
 
-def _require_sides(context: Context) -> None:
+def _require_sides(context: RefusalContext) -> None:
     """Raise before any reply is written if too few cases can be compared.
 
     Raises:
@@ -98,25 +108,17 @@ def _require_sides(context: Context) -> None:
             )
 
 
-def _replied(context: Context, step: Steps, *, show: bool, say: Callable[[str], None]) -> Context:
-    """The context with the verdict on each case.
-
-    Raises:
-        InterpError: too few refused or answered rows to find anything with.
-    """
-    found = step("behaviour", lambda: behaviour(context, show=show, say=say))
-    context = replace(context, labels=tuple(found["labels"]))
-    first = step("tokens", lambda: tokens(context))
-    return replace(context, tokens=tuple(first["ids"]), wrong=tuple(first["wrong"]))
-
-
-def _steps(context: Context, step: Steps, directory: Path) -> None:
+def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
     """Everything after the replies; independent steps are asked for together."""
     first, over, false, *_ = step.all(
         *((f"selection_{kind}", partial(directions.selection, context, kind)) for kind in SELECTED),
-        ("selection_false-refusal", partial(directions.false_refusal, context), directions.VERSION),
+        (
+            f"selection_{directions.FALSE}",
+            partial(directions.selection, context, directions.FALSE),
+            directions.VERSION,
+        ),
         ("cosmic", partial(directions.cosmic, context)),
-        ("separation", partial(separation.class_separation, context), "all folds"),
+        ("separation", partial(geometry.class_separation, context), "all folds"),
     )
     own = directions.place_of(first)
     if own is None:
@@ -148,11 +150,7 @@ def _steps(context: Context, step: Steps, directory: Path) -> None:
 
 
 def _steered(
-    context: Context,
-    step: Steps,
-    where: tuple[Places, Places],
-    bank: Result,
-    roles: dict[str, Result],
+    context: RefusalContext, step: Steps, where: tuple[Places, Places], bank: Result, roles: Results
 ) -> None:
     """Groups of heads, and all methods compared.
 
@@ -172,7 +170,7 @@ def _steered(
         *_between_heads(context, roles),
     )
     doses = {method.name: dose for method, dose in zip(tried, chosen, strict=False)}
-    jobs: list[Job] = []
+    jobs: list[StepJob] = []
     for x in every:
         # A variant gets the dose of the method it is a variant of.
         dose = doses[x.of or x.name]
@@ -181,17 +179,19 @@ def _steered(
     if (dose := doses.get(CONSTELLATIONS)) is not None:
         work = partial(frontier.rows_of_ledger, context, gate, dose["dose"])
         jobs.append(("ledger", work, gate, dose))
-    triggers = _triggers(roles[heads.SIDES[1]])
-    dose = doses.get(chance.SUBTRACTED, {}).get("dose")
-    drawn = partial(chance.chance, context, before, dose, triggers)
+    over = roles[heads.SIDES[1]]
+    triggers = [] if "skipped" in over else heads.firsts(over["measures"][heads.TRIGGERS])
+    drawn = (before, doses.get(frontier.SUBTRACTED, {}).get("dose"), triggers)
     step.all(
-        *_heads_off(context, triggers, replied), *jobs, ("chance", drawn, before, dose, triggers)
+        *_heads_off(context, triggers, replied),
+        *jobs,
+        ("chance", partial(frontier.chance, context, *drawn), *drawn),
     )
 
 
-def _between_heads(context: Context, roles: dict[str, Result]) -> list[Job]:
+def _between_heads(context: RefusalContext, roles: Results) -> list[StepJob]:
     """Groups of heads against random ones, paths between them, and texts without them."""
-    jobs: list[Job] = []
+    jobs: list[StepJob] = []
     for side, other in (heads.SIDES, heads.SIDES[::-1]):
         both = (roles[side], roles[other])
         groups = partial(heads.groups, context, side, *both)
@@ -201,16 +201,11 @@ def _between_heads(context: Context, roles: dict[str, Result]) -> list[Job]:
     return [*jobs, ("flips", partial(heads.flips, context, roles), roles)]
 
 
-def _triggers(roles: Result) -> list[str]:
-    """The first triggers of a side; none if the side was left out."""
-    return [] if "skipped" in roles else heads.firsts(roles["measures"]["triggers (necessity)"])
-
-
-def _heads_off(context: Context, triggers: list[str], replied: Result) -> list[Job]:
+def _heads_off(context: RefusalContext, triggers: list[str], replied: Result) -> list[StepJob]:
     """Zeroing the triggers of over-refusals as a method, and as many random heads."""
     if not triggers:
         return []
-    name = chance.ZEROED
+    name = frontier.ZEROED
     random = random_like(context.model, triggers, 1, seed=context.settings.seed)[0]
     return [
         (

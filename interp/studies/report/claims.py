@@ -15,14 +15,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, Tem
 from interp.core.errors import InterpError
 from interp.studies.report.markdown import cell
 from interp.studies.report.report import FILTERS
-from interp.studies.steps import Result
+from interp.studies.steps import Results
 
-Results = dict[str, Result]
 Row = dict[str, str]
 Verdict = bool | None | str
 """Holds, does not hold, or (None) partly; a string says itself."""
 
-Judged = tuple[Verdict, Mapping[str, Any]]
+Finding = tuple[Verdict, Mapping[str, Any]]
 """A verdict, and the numbers behind it by name."""
 
 WORDS = {True: "holds", False: "does not hold", None: "partly"}
@@ -40,7 +39,7 @@ class Claim:
     claim: str
     source: str
     holds_if: str
-    test: Callable[[Results], Judged | None]
+    test: Callable[[Results], Finding | None]
     evidence: Template
 
 

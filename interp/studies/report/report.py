@@ -10,10 +10,12 @@ import base64
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,15 +29,28 @@ from interp.core.files import versions, write_atomically
 from interp.plots.style import visible
 from interp.studies import formatting
 from interp.studies.report.markdown import Markdown, block, code, shown
-from interp.studies.report.pictures import MIME, Picture, render
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from interp.studies.study import Study
 
 HERE = Path(__file__).parent
 MOST_BYTES = 1_000_000
+MOST_POINTS = 4000
+MIME = {"svg": "image/svg+xml", "png": "image/png"}
+DRAWN, LONG = re.compile(rb"<(?:path|use|text) [^>]+>"), re.compile(rb"(\d\.\d\d)\d+")
 END = "interp-end-of-report"
 CELL = re.compile(r"(?<!\\)\|")
+EMPHASISED = r"<em>(?:(?!</?em>|</p>).)*</em>"
+FIGURE = re.compile(
+    r'<p><img src="figures/(?P<name>[\w-]+)\.\w+" alt="(?P<alt>[^"]*)" /></p>\n'
+    rf"(?:<p>(?P<caption>{EMPHASISED})</p>\n)?",
+    re.DOTALL,
+)
+CAPTION = re.compile(rf"<p>(?={EMPHASISED}</p>)", re.DOTALL)
+"""Paragraphs emphasised from their first to their last word are captions."""
+
 FILTERS: dict[str, Callable[..., object]] = {
     "average": np.mean,
     "block": block,
@@ -52,10 +67,19 @@ FILTERS: dict[str, Callable[..., object]] = {
 }
 FILTERS |= {
     name: getattr(formatting, name)
-    for name in ("as_strong", "change", "estimate", "interval", "listed", "null", "pooled",
-                 "retained", "selected", "spread")
+    for name in ("as_strong", "change", "estimate", "interval", "listed", "maybe", "null", "pooled",
+                 "random_range", "retained", "selected", "spread")
 }  # fmt: skip
 """What a template can do with a value, besides the filters of jinja2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A rendered figure: file contents, "svg" or "png", and width on the page in CSS pixels."""
+
+    data: bytes
+    suffix: str
+    width: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +101,21 @@ class Report:
         parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
         tokens = parser.parse(self.text)
         title, *contents = _headings(tokens)
-        body = parser.renderer.render(_frame_figures(tokens, self.pictures), parser.options, {})
+        body = parser.renderer.render(tokens, parser.options, {})
+        body = CAPTION.sub('<p class="caption">', FIGURE.sub(self._framed, body))
         pages = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True)
         page = pages.get_template("page.html.j2")
         return page.render(title=title["words"], contents=contents, body=body)
+
+    def _framed(self, found: re.Match[str]) -> str:
+        """A figure embedded in the page, with its caption."""
+        picture = self.pictures[found["name"]]
+        data = f"data:{MIME[picture.suffix]};base64,{base64.b64encode(picture.data).decode()}"
+        caption = found["caption"] or ""
+        words = re.sub("<[^>]+>", "", caption) or found["alt"]
+        image = f'<img src="{data}" alt="{words}" width="{picture.width}" />'
+        below = caption and f"<figcaption>{caption}</figcaption>\n"
+        return f"<figure>{image}{below}</figure>\n"
 
     def save(self, directory: str | Path) -> Path:
         """Write report.md, report.html and figures/ into `directory`; the path of report.md.
@@ -106,12 +141,52 @@ class Report:
         return directory / "report.md"
 
 
+def render(figure: Figure, *, name: str = "figure") -> Picture:
+    """A figure as SVG, or as PNG if it draws more than 4000 points; the same bytes every time.
+
+    An SVG's text stays text, its coordinates keep two decimals; `name` salts its identifiers.
+    """
+    import matplotlib
+
+    suffix = "png" if points(figure) > MOST_POINTS else "svg"
+    unwanted = ("Date", "Creator") if suffix == "svg" else ("Software",)
+    buffer = BytesIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcParams.update({"svg.hashsalt": name, "svg.fonttype": "none"})
+        matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", "Verdana"]
+        if suffix == "svg":  # the reader's fonts draw what ours cannot
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format=suffix, dpi=160, metadata=dict.fromkeys(unwanted))
+    data = buffer.getvalue()
+    if suffix == "svg":
+        lines = re.sub(rb"\n +", b"\n", data)
+        data = DRAWN.sub(lambda tag: LONG.sub(rb"\1", tag[0]), lines)
+    return Picture(data=data, suffix=suffix, width=round(figure.get_figwidth() * 96))
+
+
+def points(figure: Figure) -> int:
+    """How many points a figure draws: line and marker points, corners of areas; images are 1."""
+    from matplotlib.collections import Collection
+    from matplotlib.lines import Line2D
+
+    total = 0
+    for artist in figure.findobj():
+        if isinstance(artist, Line2D):
+            total += np.size(artist.get_xdata())
+        elif isinstance(artist, Collection):
+            corners = sum(np.size(path.vertices) // 2 for path in artist.get_paths())
+            total += max(corners, np.size(artist.get_offsets()) // 2)
+        else:
+            total += 1
+    return total
+
+
 def study_report(template: Path, study: Study[Any], figures: ModuleType, **names: Any) -> Report:
     """The report of a study, from its template.
 
     The template can name `study`, every step's result (`results`, and each under its own name),
-    `figures.<function>(...)` of a module whose functions take the results first, `run` (for the
-    partial run.md.j2), and what `names` holds.
+    `run` (for the partial run.md.j2), what `names` holds, and what the module `figures` holds:
+    `figures.<function>(...)` draws with a function that takes the results first.
 
     Raises:
         InterpError: the template names what is not there, or is not valid; see `fill`.
@@ -123,37 +198,26 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
         "longest": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest),
         "versions": _listed(versions()),
     }
-    drawn = _Figures(figures, study.results)
+    pictures: dict[str, Picture] = {}
+
+    def figure(name: str, *given: str) -> Markdown:
+        full = "_".join([name, *given]).replace(" ", "_")
+        if not re.fullmatch(r"[\w-]+", full):
+            raise InterpError(f"figure {full!r}", "not a name", "use letters, digits, - and _")
+        pictures[full] = render(getattr(figures, name)(study.results, *given), name=full)
+        return Markdown(f"![{full}](figures/{full}.{pictures[full].suffix})")
+
     known = {
+        **vars(figures),
         **study.results,
         "results": study.results,
         "study": study,
         "run": run,
-        "figures": drawn,
+        "figures": SimpleNamespace(**{each: partial(figure, each) for each in vars(figures)}),
         "zip": zip,
         **names,
     }
-    return Report(text=fill(template, known), pictures=drawn.pictures)
-
-
-class _Figures:
-    """Functions that draw, by name: called in a template, they add a picture and show it."""
-
-    def __init__(self, module: ModuleType, results: Mapping[str, Any]) -> None:
-        self.module, self.results = module, results
-        self.pictures: dict[str, Picture] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., Markdown]:
-        draw = getattr(self.module, name)
-
-        def figure(*given: str) -> Markdown:
-            full = "_".join([name, *given]).replace(" ", "_")
-            if not re.fullmatch(r"[\w-]+", full):
-                raise InterpError(f"figure {full!r}", "not a name", "use letters, digits, - and _")
-            made = self.pictures[full] = render(draw(self.results, *given), name=full)
-            return Markdown(f"![{full}](figures/{full}.{made.suffix})")
-
-        return figure
+    return Report(text=fill(template, known), pictures=pictures)
 
 
 def fill(template: Path, names: Mapping[str, Any]) -> str:
@@ -223,41 +287,3 @@ def _headings(tokens: list[Token]) -> list[dict[str, str]]:
         for opening, inline in zip(tokens, tokens[1:], strict=False)
         if opening.type == "heading_open"
     ]
-
-
-def _frame_figures(tokens: list[Token], pictures: Mapping[str, Picture]) -> list[Token]:
-    """Images embedded, each in a <figure> with its caption; captions of tables marked."""
-    framed, i = [], 0
-    while i < len(tokens):
-        if tokens[i].type != "paragraph_open":
-            framed.append(tokens[i])
-            i += 1
-            continue
-        opening, inline, close = tokens[i : i + 3]
-        i += 3
-        children = inline.children or []
-        if [child.type for child in children] == ["image"]:
-            picture = pictures[Path(str(children[0].attrGet("src"))).stem]
-            data = base64.b64encode(picture.data).decode()
-            children[0].attrSet("src", f"data:{MIME[picture.suffix]};base64,{data}")
-            children[0].attrSet("width", str(picture.width))
-            opening.tag = close.tag = "figure"
-            framed += [opening, inline]
-            if _is_caption(caption := tokens[i : i + 3]):
-                children[0].children = caption[1].children
-                caption[0].tag = caption[2].tag = "figcaption"
-                framed += caption
-                i += 3
-            framed.append(close)
-        else:
-            if _is_caption([opening, inline, close]):
-                opening.attrSet("class", "caption")
-            framed += [opening, inline, close]
-    return framed
-
-
-def _is_caption(tokens: Sequence[Token]) -> bool:
-    """Whether a paragraph is emphasised from its first to its last word."""
-    inside = (tokens[1].children or ()) if tokens and tokens[0].type == "paragraph_open" else ()
-    types = [child.type for child in inside]
-    return types[:1] == ["em_open"] and types[-1:] == ["em_close"] and types.count("em_open") == 1

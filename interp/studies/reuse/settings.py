@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +18,7 @@ from interp.models.language_model import LanguageModel
 from interp.runs.change import Change
 from interp.runs.next_tokens import ablate
 from interp.studies.reuse.tasks import ENTRIES, Entry
-from interp.studies.study import StudyKind
+from interp.studies.study import StudyContext, StudyKind
 from interp.tasks.registry import load_task
 
 APART = 1000
@@ -26,7 +26,7 @@ APART = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.CheckedSettings):
+class ReuseSettings(schema.CheckedSettings):
     """The settings of the study; part of every step's key.
 
     n: prompts patched for each task. tested: other prompts, for behaviour and interventions. share:
@@ -45,7 +45,7 @@ class Settings(schema.CheckedSettings):
     seed: Whole = 0
 
 
-REUSE = StudyKind(name="reuse", version=2, settings=Settings, beside=("trained",))
+REUSE = StudyKind(name="reuse", version=2, settings=ReuseSettings, beside=("trained",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,10 @@ class Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class ReuseContext(StudyContext[ReuseSettings]):
     """A model, the model trained from it on Colored Objects (or None), and the settings."""
 
-    model: LanguageModel
     trained: LanguageModel | None
-    settings: Settings
-    _tasks: dict[tuple[str, int, bool], Task] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -94,13 +91,12 @@ class Context:
 
     def task(self, entry: Entry, *, test: bool = False) -> Task:
         """The prompts to find with, or those to test on."""
-        settings = self.settings
+        model, settings = self.model_of(entry), self.settings
         n, seed = (settings.tested, settings.seed + APART) if test else (settings.n, settings.seed)
-        key = (entry.name, n, test)
-        if key not in self._tasks:
-            model = self.model_of(entry)
-            self._tasks[key] = load_task(entry.task, model, n=n, seed=seed, **entry.options)
-        return self._tasks[key]
+        return self.once(
+            (entry.name, test),
+            lambda: load_task(entry.task, model, n=n, seed=seed, **entry.options),
+        )
 
 
 def choices(model: LanguageModel, task: Task, ablations: Sequence[Change] = ()) -> Choices:

@@ -10,11 +10,11 @@ from pathlib import Path
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.models.organisms import organisms
-from interp.studies.reuse.settings import REUSE, Context, Settings
-from interp.studies.reuse.steps import comparison, trained_model
-from interp.studies.reuse.steps.attention_labels import labels
+from interp.studies.reuse.settings import REUSE, ReuseContext, ReuseSettings
+from interp.studies.reuse.steps import trained_model
 from interp.studies.reuse.steps.circuits import circuit, circuits_of, pace, step_of
-from interp.studies.reuse.steps.head_outputs import writes
+from interp.studies.reuse.steps.heads import labels, writes
+from interp.studies.reuse.steps.overlap import RULE, behaviour, compared
 from interp.studies.reuse.steps.repair import repair
 from interp.studies.reuse.tasks import (
     IOI,
@@ -24,7 +24,7 @@ from interp.studies.reuse.tasks import (
     Entry,
     entry_named,
 )
-from interp.studies.steps import Job, Result
+from interp.studies.steps import Result, Results, StepJob
 from interp.studies.study import Study, begin
 
 TRAINED = {"smollm2-135m-instruct": "colored-objects-smollm2"}
@@ -41,10 +41,10 @@ def study_reuse(
     model: LanguageModel,
     trained: LanguageModel | None = None,
     *,
-    settings: Settings | None = None,
+    settings: ReuseSettings | None = None,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study[Settings]:
+) -> Study[ReuseSettings]:
     """Repeat the study of Merullo et al. 2024 (arXiv 2310.08744) on a model, with controls.
 
     Every step is kept in `directory` (under the cache by default) as it ends; the same call
@@ -55,7 +55,7 @@ def study_reuse(
         model: a model with a fast engine.
         trained: the same model trained on Colored Objects; without it the parts that need one are
             left out.
-        settings: see `Settings`.
+        settings: see `ReuseSettings`.
         directory: where step results go.
         say: called with a line for every step.
 
@@ -63,15 +63,15 @@ def study_reuse(
         InterpError: a model without the fast engine, one that does IOI no better than chance, or a
             trained model of other sizes.
     """
-    settings = settings or Settings()
+    settings = settings or ReuseSettings()
     if model.decoder is None:
         raise InterpError(f"the study on {model.name}", str(model.engine_reason), "use another")
     study, step = begin(
         REUSE, model, trained, settings=settings, key=[trained and trained.hash],
         directory=directory, say=say,
     )  # fmt: skip
-    context = Context(model=model, trained=trained, settings=settings)
-    done = step("behaviour", lambda: comparison.behaviour(context, context.entries))
+    context = ReuseContext(model=model, trained=trained, settings=settings)
+    done = step("behaviour", lambda: behaviour(context, context.entries))
     if done[IOI.name]["verdict"] == "does not":
         share, chance = done[IOI.name]["right"]["mean"], done[IOI.name]["chance"]
         found = f"right on {share:.2f}, chance {chance:.2f}"
@@ -86,19 +86,22 @@ def study_reuse(
     # Ordered so that two processes share the time about equally.
     both = trained is not None and OBJECTS_TRAINED.name in circuits
     changes = _trained(context, circuits) if both else []
-    marks, *_ = step.all(_labels(context, entries, circuits), *changes[:1])
+    given, pairs = (entries, circuits), list(combinations(circuits, 2))
+    marks, *_ = step.all(
+        ("labels", partial(_of_entries, context, labels, *given), circuits, RULE), *changes[:1]
+    )
     ioi, mine = circuits[IOI.name], marks[IOI.name]
     step.all(
         ("repair", lambda: repair(context, ioi, mine), ioi["stages"], mine),
         _groups(context, circuits),
-        _overlap(context, circuits),
-        _writes(context, entries, circuits),
+        ("overlap", lambda: compared(context, circuits, pairs), circuits, RULE),
+        ("writes", partial(_of_entries, context, writes, *given), circuits),
         *changes[1:],
     )
     return study
 
 
-def _circuit(context: Context, entry: Entry) -> Result:
+def _circuit(context: ReuseContext, entry: Entry) -> Result:
     """The circuit, or why there is none: a task the model hardly does may show no gap."""
     try:
         return circuit(context, entry)
@@ -106,37 +109,22 @@ def _circuit(context: Context, entry: Entry) -> Result:
         return {"skipped": str(error)}
 
 
-def _labels(context: Context, entries: list[Entry], circuits: dict[str, Result]) -> Job:
-    return (
-        "labels",
-        lambda: {entry.name: labels(context, entry, circuits[entry.name]) for entry in entries},
-        circuits,
-        comparison.RULE,
-    )
+def _of_entries(
+    context: ReuseContext, of: Callable[..., Result], entries: list[Entry], circuits: Results
+) -> Result:
+    """What a function finds for every entry's circuit."""
+    return {entry.name: of(context, entry, circuits[entry.name]) for entry in entries}
 
 
-def _overlap(context: Context, circuits: dict[str, Result]) -> Job:
-    """Overlaps with IOI and those of every other pair."""
-    pairs = list(combinations(circuits, 2))
-    rule = comparison.RULE
-    return ("overlap", lambda: comparison.compared(context, circuits, pairs), circuits, rule)
-
-
-def _writes(context: Context, entries: list[Entry], circuits: dict[str, Result]) -> Job:
-    return (
-        "writes",
-        lambda: {entry.name: writes(context, entry, circuits[entry.name]) for entry in entries},
-        circuits,
-    )
-
-
-def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:
+def _trained(context: ReuseContext, circuits: Results) -> list[StepJob]:
     """Base against trained model: heads used for the skill, changed weights, changed effects."""
     mine = {n: found for n, found in circuits.items() if entry_named(n).group != "variant"}
     both = ((IOI, IOI_TRAINED), (OBJECTS, OBJECTS_TRAINED))
     there = [(a.name, b.name) for a, b in both if a.name in circuits and b.name in circuits]
+    # Do the base model's IOI heads carry the trained skill?
+    reused = partial(trained_model.knocked_out, context, [OBJECTS_TRAINED])
     return [
-        ("reused", lambda: trained_model.reused(context, mine), mine),
+        ("reused", lambda: reused(trained_model.head_sets(mine)), mine),
         ("weights", lambda: trained_model.weights(context, mine), mine),
         (
             "effects",
@@ -146,7 +134,7 @@ def _trained(context: Context, circuits: dict[str, Result]) -> list[Job]:
     ]
 
 
-def _groups(context: Context, circuits: dict[str, Result]) -> Job:
+def _groups(context: ReuseContext, circuits: Results) -> StepJob:
     """Forget, retain and shared heads, for IOI against every task of its model."""
     pairs = [
         (left, entry_named(name))

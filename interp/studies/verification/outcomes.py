@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from interp.core.errors import unknown
@@ -24,23 +23,6 @@ _EXTRAS = set("so So the answer is equation that equals think".split()) | {
     "</answer>",
     "</think>",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """How many texts fell into each class; the shares add up to one."""
-
-    rule: str
-    counts: dict[Outcome, int]
-
-    @property
-    def n(self) -> int:
-        """Number of texts."""
-        return sum(self.counts.values())
-
-    def share(self, outcome: Outcome) -> Estimate:
-        """A class's share, with Wilson's interval."""
-        return share_estimate(self.counts[outcome], self.n)
 
 
 def classify_outcome(text: str, rule: Rule = "interp-1") -> Outcome:
@@ -71,10 +53,10 @@ def classify_outcome(text: str, rule: Rule = "interp-1") -> Outcome:
     return _RULES[rule](text)
 
 
-def outcomes(texts: Sequence[str], rule: Rule = "interp-1") -> Outcomes:
-    """The classes of many texts."""
+def outcomes(texts: Sequence[str], rule: Rule = "interp-1") -> dict[Outcome, Estimate]:
+    """The share of every class among many texts, with Wilson's interval; they add up to one."""
     found = Counter(classify_outcome(text, rule) for text in texts)
-    return Outcomes(rule=rule, counts={name: found[name] for name in get_args(Outcome)})
+    return {name: share_estimate(found[name], len(texts)) for name in get_args(Outcome)}
 
 
 def _first_word(text: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,11 @@ class Samples:
         return len(self.tokens)
 
     @property
+    def verdicts(self) -> list[str]:
+        """For each text "valid" or "invalid"."""
+        return ["valid" if valid else "invalid" for valid in self.valid]
+
+    @property
     def t_paren(self) -> list[int]:
         """The position of " (" in each text."""
         return [len(tokens) - 1 for tokens in self.tokens]
@@ -71,17 +77,11 @@ class Samples:
     def take(self, chosen: Sequence[int] | np.ndarray) -> Samples:
         """Some of the samples, in the order given."""
         index = np.asarray(chosen, dtype=np.int64)
-        return replace(
-            self,
-            tokens=tuple(self.tokens[i] for i in index),
-            valid=self.valid[index],
-            problems=self.problems[index],
-            written=self.written[index],
-            operands=self.operands[index],
-            attempt=self.attempt[index],
-            targets=tuple(self.targets[i] for i in index),
-            asked=tuple(self.asked[i] for i in index),
-        )
+        taken: dict[str, Any] = {
+            name: value[index] if isinstance(value, np.ndarray) else tuple(value[i] for i in index)
+            for name, value in vars(self).items()
+        }
+        return Samples(**taken)
 
     def balanced(self, n: int, *, seed: int = 0) -> Samples:
         """As many valid as invalid samples, n each, matched pair by pair.
@@ -100,21 +100,22 @@ class Samples:
         for i in order[~self.valid[order]].tolist():
             waiting.setdefault((int(self.attempt[i]), int(self.operands[i])), []).append(i)
         pairs: list[tuple[int, int]] = []
+        problems = self.problems.tolist()
         used: tuple[set[int], set[int]] = (set(), set())
         for i in order[self.valid[order]].tolist():
-            if len(pairs) == n or int(self.problems[i]) in used[0]:
+            if len(pairs) == n or problems[i] in used[0]:
                 continue
             others = waiting.get((int(self.attempt[i]), int(self.operands[i])), [])
-            other = next((j for j in others if int(self.problems[j]) not in used[1]), None)
+            other = next((j for j in others if problems[j] not in used[1]), None)
             if other is not None:
                 pairs.append((i, other))
-                used[0].add(int(self.problems[i]))
-                used[1].add(int(self.problems[other]))
+                used[0].add(problems[i])
+                used[1].add(problems[other])
         if len(pairs) < n:
-            counts = [int((self.valid == verdict).sum()) for verdict in (True, False)]
+            valid = int(self.valid.sum())
             raise InterpError(
                 f"{n} pairs of a valid and an invalid sample of one attempt number",
-                f"{len(pairs)}, out of {counts[0]} valid and {counts[1]} invalid samples",
+                f"{len(pairs)}, out of {valid} valid and {len(self) - valid} invalid samples",
                 "generate more problems or ask for fewer",
             )
         return self.take([i for i, _ in pairs] + [j for _, j in pairs])
@@ -178,13 +179,7 @@ def find_samples(
             f'none of " (this" or " (not" after a result ({unread} elsewhere)',
             "use a model that writes the CountDown format, or another prompt template",
         )
-    return Samples(
-        tokens=tuple(row["tokens"] for row in rows),
-        valid=np.array([row["valid"] for row in rows]),
-        problems=np.array([row["problems"] for row in rows]),
-        written=np.array([row["written"] for row in rows]),
-        operands=np.array([row["operands"] for row in rows]),
-        attempt=np.array([row["attempt"] for row in rows]),
-        targets=tuple(row["targets"] for row in rows),
-        asked=tuple(row["asked"] for row in rows),
-    )
+    columns: dict[str, Any] = {name: tuple(row[name] for row in rows) for name in rows[0]}
+    arrays = ("valid", "problems", "written", "operands", "attempt")
+    columns |= {name: np.array(columns[name]) for name in arrays}
+    return Samples(**columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
@@ -21,13 +21,17 @@ from interp.models.language_model import Address, LanguageModel
 from interp.probing.probes import Probes
 from interp.probing.training import train_probes
 from interp.runs.change import Where
+from interp.runs.kinds import random_like
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs, site_values
 from interp.runs.text_runs import Generation
 from interp.studies.steps import Result
-from interp.studies.study import StudyKind
+from interp.studies.study import StudyContext, StudyKind
 from interp.studies.verification.samples import Samples, Verdicts, find_samples, verdict_tokens
 from interp.tasks.countdown import Problem
+
+Sets = Mapping[str, Sequence[str]]
+"""Sets of components by name."""
 
 SHUFFLES = 8
 """Probes of shuffled labels behind every probe."""
@@ -39,7 +43,7 @@ STATES = ("resid_post", "attn_out", "mlp_out", "z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(schema.CheckedSettings):
+class VerificationSettings(schema.CheckedSettings):
     """The settings of the study; part of every step's key.
 
     n: samples; half of them are valid, and half of each kind serves to find, half to test.
@@ -63,20 +67,20 @@ class Settings(schema.CheckedSettings):
     attempts: Count = 5
 
 
-VERIFICATION = StudyKind(name="verification", version=8, settings=Settings, beside=("base",))
+VERIFICATION = StudyKind(
+    name="verification", version=8, settings=VerificationSettings, beside=("base",)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Context:
+class VerdictContext(StudyContext[VerificationSettings]):
     """A model, its own texts, and the samples found in them.
 
     `find` serves to choose (probes, rankings, sets), `test` to judge what was chosen. They share
     no problem.
     """
 
-    model: LanguageModel
     base: LanguageModel | None
-    settings: Settings
     problems: Sequence[Problem]
     texts: Sequence[Generation]
     find: Samples
@@ -117,6 +121,14 @@ class Context:
                 self.model, tokens, last=last, budget_gb=RUNS_GB
             )
         return self._runs[tokens]
+
+    def random_like(self, sets: Sets, draws: int | None = None) -> dict[str, list[list[str]]]:
+        """Random sets like each of some sets, by its name: `draws` of the settings, or as many."""
+        draws, seed = self.settings.draws if draws is None else draws, self.settings.seed
+        return {
+            name: random_like(self.model, labels, draws, seed=seed) if draws else []
+            for name, labels in sets.items()
+        }
 
     def _some_of(self, tokens: tuple[tuple[int, ...], ...]) -> StoredRuns | None:
         """The runs of some texts, if all of them were run among others."""
@@ -161,33 +173,28 @@ class Context:
         self, site: str, column: int, *, kind: Literal["logistic", "softmax"] = "logistic"
     ) -> Probes:
         """Probes of a site at t_ans (column 0) or t_paren (1) of the find samples; fitted once."""
-        if (site, column, kind) in self._probes:
-            return self._probes[site, column, kind]
-        model = self.model
-        values = self.states[site][:, :, column]
+        model, values = self.model, self.states[site][:, :, column]
         coordinates = {"layer": list(range(model.n_layers))}
         if values.ndim == 4:
             coordinates["head"] = list(range(model.n_heads))
-        fitted = self._probes[site, column, kind] = train_probes(
-            values.movedim(1, -2),
-            self.find.valid,
-            groups=self.find.problems.tolist(),
-            kind=kind,
-            shuffles=SHUFFLES,
-            seed=self.settings.seed,
-            coordinates=coordinates,
-            source={"model": model.name, "model_hash": model.hash, "site": site},
+        return self.once(
+            ("probes", site, column, kind),
+            lambda: train_probes(
+                values.movedim(1, -2),
+                self.find.valid,
+                groups=self.find.problems.tolist(),
+                kind=kind,
+                shuffles=SHUFFLES,
+                seed=self.settings.seed,
+                coordinates=coordinates,
+                source={"model": model.name, "model_hash": model.hash, "site": site},
+            ),
         )
-        return fitted
-
-    @cached_property
-    def _probes(self) -> dict[tuple[str, int, str], Probes]:
-        return {}
 
 
 def honest_samples(
     model: LanguageModel,
-    settings: Settings,
+    settings: VerificationSettings,
     problems: Sequence[Problem],
     texts: Sequence[Generation],
 ) -> Samples:
@@ -209,10 +216,10 @@ def honest_samples(
 def make_context(
     model: LanguageModel,
     base: LanguageModel | None,
-    settings: Settings,
+    settings: VerificationSettings,
     problems: Sequence[Problem],
     texts: Sequence[Generation],
-) -> Context:
+) -> VerdictContext:
     """Cut the texts into samples, and split them by problem into find and test.
 
     Problems of even number serve to find, those of odd number to test. Only honest samples count:
@@ -224,24 +231,15 @@ def make_context(
         InterpError: too few samples of one verdict; the counts are given.
     """
     honest = honest_samples(model, settings, problems, texts)
-    sides = [
-        honest.take(np.flatnonzero(honest.problems % 2 == side)).balanced(
-            settings.n // 4, seed=settings.seed
-        )
-        for side in (0, 1)
-    ]
-    return Context(
-        model=model,
-        base=base,
-        settings=settings,
-        problems=problems,
-        texts=texts,
-        find=sides[0],
-        test=sides[1],
-    )
+    sides = (honest.take(np.flatnonzero(honest.problems % 2 == side)) for side in (0, 1))
+    find, test = (side.balanced(settings.n // 4, seed=settings.seed) for side in sides)
+    return VerdictContext(
+        model=model, base=base, settings=settings, problems=problems, texts=texts,
+        find=find, test=test,
+    )  # fmt: skip
 
 
-def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Result]:
+def verdict_task(context: VerdictContext, samples: Samples, n: int) -> tuple[Task, Result]:
     """Pairs for patching: a valid text, and the same text under another target.
 
     The corrupted prompt differs in the target alone: in the question, and in earlier verdicts that
@@ -284,21 +282,18 @@ def verdict_task(context: Context, samples: Samples, n: int) -> tuple[Task, Resu
             f'{len(made)} texts with another target, none judged "not"',
             "use a model that compares the result with the target",
         )
-    task = Task(
-        name="verdict",
-        pairs=tuple(
-            PromptPair(
-                clean=clean,
-                corrupted=corrupted,
-                answers=(ids.this,),
-                wrong=(ids.no,),
-                positions={"t_ans": len(clean) - 2, "t_paren": len(clean) - 1},
-            )
-            for clean, corrupted in kept[:n]
-        ),
-        description='"this" where the result is the target, against another target',
+    pairs = tuple(
+        PromptPair(
+            clean=clean,
+            corrupted=corrupted,
+            answers=(ids.this,),
+            wrong=(ids.no,),
+            positions={"t_ans": len(clean) - 2, "t_paren": len(clean) - 1},
+        )
+        for clean, corrupted in kept[:n]
     )
-    return task, counts
+    words = '"this" where the result is the target, against another target'
+    return Task(name="verdict", pairs=pairs, description=words), counts
 
 
 def _named(strings: Sequence[str], end: int, target: str) -> bool:

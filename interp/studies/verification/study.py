@@ -13,16 +13,14 @@ from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.neurons.glu import glu_vectors
 from interp.runs.ablation_sets import greedy_order
-from interp.runs.kinds import AblationKind
 from interp.runs.text_runs import Generation
-from interp.studies.pace import Pace
-from interp.studies.steps import Job, Result, Steps, plain, tuples
+from interp.studies.steps import Pace, Result, StepJob, Steps, plain, tuples
 from interp.studies.study import Study, begin
 from interp.studies.verification.samples import Samples, verdict_tokens
 from interp.studies.verification.settings import (
     VERIFICATION,
-    Context,
-    Settings,
+    VerdictContext,
+    VerificationSettings,
     honest_samples,
     make_context,
 )
@@ -30,9 +28,7 @@ from interp.studies.verification.steps import (
     base_model,
     controls,
     finding_heads,
-    heads_to_neurons,
     readouts,
-    steering,
     verdicts,
 )
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
@@ -55,10 +51,10 @@ def study_verification(
     model: LanguageModel,
     base: LanguageModel | None = None,
     *,
-    settings: Settings | None = None,
+    settings: VerificationSettings | None = None,
     directory: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Study[Settings]:
+) -> Study[VerificationSettings]:
     """Repeat the study of Lee et al. 2025 (arXiv 2504.14379) on a model, with controls.
 
     Every step is kept in `directory` (under the cache by default) as it ends; the same call
@@ -68,7 +64,7 @@ def study_verification(
     Args:
         model: a model that writes the CountDown chain of thought.
         base: the model it was trained from; without it the comparison is left out.
-        settings: see `Settings`.
+        settings: see `VerificationSettings`.
         directory: where step results go.
         say: called with a line for every step, and with the progress of the texts.
 
@@ -76,7 +72,7 @@ def study_verification(
         InterpError: the study cannot be done on the model, or it makes too few valid or invalid
             attempts: none valid in the first block of texts, or too few for the rest to suffice.
     """
-    settings = settings or Settings()
+    settings = settings or VerificationSettings()
     verdict_tokens(model)
     glu_vectors(model, 0, 0)
     if model.post_norms:
@@ -109,7 +105,7 @@ def study_verification(
     glu, *_ = step.all(
         ("glu", lambda: readouts.glu(context, *best), *best, readouts.SHOWN),
         ("probes", lambda: readouts.probes(context)),
-        ("steering", lambda: steering.steering(context)),
+        ("steering", lambda: verdicts.steering(context)),
     )
     valid, invalid = (glu[name]["neurons"] for name in ("GLU_Valid", "GLU_Invalid"))
     previous = attention["t_ans to earlier"]["heads"]
@@ -118,7 +114,7 @@ def study_verification(
     mlps = finding_heads.strongest_mlps(patching["mlp_out"])
     scored = [list(dict.fromkeys([*previous, *asked, *strong])), valid]
     scores, few_heads = step.all(
-        ("head_scores", lambda: heads_to_neurons.head_scores(context, *scored), *scored),
+        ("head_scores", lambda: finding_heads.head_scores(context, *scored), *scored),
         ("smallest", lambda: finding_heads.smallest(context, strong), strong),
     )
     lists = (previous, asked, strong, few_heads)
@@ -142,59 +138,42 @@ def study_verification(
     sets = {name: labels for name, labels in sets.items() if labels}
     ours = {name: labels for name, labels in sets.items() if "published" not in name}
     shown = {name: labels for name, labels in ours.items() if name != "A_Prev"}
-    fed = (scores, chosen, valid)
-    parts = (chosen, valid)
-    jobs: list[Job] = [
+    fed, parts = (scores, chosen, valid), (chosen, valid)
+    results, pairs, texts, six = map(
+        few, (controls.RESULTS // 2, controls.PAIRS, TEXTS, PUBLISHED_TEXTS)
+    )
+    effects = partial(verdicts.verdict_effects, context, context.test, sets)
+    compared: list[StepJob] = []
+    if base is not None:
+        against = partial(base_model.against_base, context, *parts)
+        compared.append(("base", against, base.hash, *parts, base_model.VERSION))
+    step.all(
         (
             "side_effects",
-            lambda: controls.side_effects(context, few(controls.RESULTS // 2), ours),
+            lambda: controls.side_effects(context, results, ours),
             ours,
             controls.PLAIN_TEXT,
         ),
-        *(
-            [
-                (
-                    "base",
-                    lambda: base_model.against_base(context, *parts),
-                    base.hash,
-                    *parts,
-                    base_model.VERSION,
-                )
-            ]
-            if base is not None
-            else []
-        ),
-        ("interventions", lambda: intervention_table(context, few(TEXTS), sets), sets),
-        (
-            "effects_published",
-            lambda: controls.effects_published(context, few(controls.PAIRS), sets),
-            sets,
-        ),
-        *(
-            (f"effects_{kind}", partial(_effects, context, sets, kind), sets)
-            for kind in verdicts.KINDS
-        ),
-        ("communication", lambda: heads_to_neurons.communication(context, *fed), *fed),
+        *compared,
+        ("interventions", lambda: intervention_table(context, texts, sets), sets),
+        ("effects_published", lambda: controls.effects_published(context, pairs, sets), sets),
+        *((f"effects_{kind}", partial(effects, kind=kind), sets) for kind in verdicts.KINDS),
+        ("communication", lambda: finding_heads.communication(context, *fed), *fed),
         ("sufficiency", lambda: verdicts.sufficiency(context, sets), sets),
         ("stability", lambda: finding_heads.stability(context, orders, strong), orders, strong),
-        (
-            "interventions_published",
-            lambda: published_protocol(context, few(PUBLISHED_TEXTS), sets),
-            sets,
-        ),
+        ("interventions_published", lambda: published_protocol(context, six, sets), sets),
         ("lens_without", lambda: readouts.lens_without(context, shown), shown),
-    ]
-    step.all(*jobs)
+    )
     return study
 
 
 def _context(
     model: LanguageModel,
     base: LanguageModel | None,
-    settings: Settings,
+    settings: VerificationSettings,
     steps: Steps,
     progress: Progress,
-) -> Context:
+) -> VerdictContext:
     """The model's texts, n / 4 problems at a time, until there are enough samples.
 
     One block first, then as many as the yield so far predicts.
@@ -211,15 +190,10 @@ def _context(
     )
     while True:
         starts = range(len(problems), len(everything), size)[:ahead]
-        blocks = [everything[start : start + size] for start in starts]
-        jobs = zip(starts, blocks, strict=True)
-        made = steps.all(
-            *(
-                (f"texts_{start}", partial(_generated, model, settings, x, progress))
-                for start, x in jobs
-            )
-        )
-        for block, kept in zip(blocks, made, strict=True):
+        blocks = {f"texts_{start}": everything[start : start + size] for start in starts}
+        work = partial(_generated, model, settings, progress)
+        made = steps.all(*((name, partial(work, block)) for name, block in blocks.items()))
+        for block, kept in zip(blocks.values(), made, strict=True):
             problems += block
             texts += [Generation(**tuples(row)) for row in kept["texts"]]
             try:
@@ -236,7 +210,10 @@ def _context(
 
 
 def _yields(
-    model: LanguageModel, settings: Settings, problems: list[Problem], texts: list[Generation]
+    model: LanguageModel,
+    settings: VerificationSettings,
+    problems: list[Problem],
+    texts: list[Generation],
 ) -> list[int]:
     """How many texts of even and of odd problems have a usable valid sample."""
     try:
@@ -248,7 +225,7 @@ def _yields(
 
 
 def _instead(
-    settings: Settings, problems: list[Problem], texts: list[Generation], found: str
+    settings: VerificationSettings, problems: list[Problem], texts: list[Generation], found: str
 ) -> InterpError:
     """An error that says what the model did in its texts."""
     shares = behaviour(problems, texts, template=settings.template)
@@ -261,12 +238,11 @@ def _instead(
     )
 
 
-def _effects(context: Context, sets: dict[str, list[str]], kind: AblationKind) -> Result:
-    return verdicts.verdict_effects(context, context.test, sets, kind=kind)
-
-
 def _generated(
-    model: LanguageModel, settings: Settings, problems: list[Problem], progress: Progress
+    model: LanguageModel,
+    settings: VerificationSettings,
+    progress: Progress,
+    problems: list[Problem],
 ) -> Result:
     made = countdown_texts(
         model,
@@ -278,28 +254,24 @@ def _generated(
     return {"texts": [dict(vars(text)) for text in made]}
 
 
-def _behaviour(context: Context) -> Result:
+def _behaviour(context: VerdictContext) -> Result:
+    """The shares, and as an example the first text that ends by itself after a failed attempt."""
+    pairs = list(zip(context.problems, context.texts, strict=True))
+    searched = (pair for pair in pairs if pair[1].stopped and pair[1].text.count("(not ") > 0)
+    problem, made = next(searched, pairs[0])
     shares = behaviour(context.problems, context.texts, template=context.settings.template)
     return {
         "problems": len(context.problems),
         "attempts": shares.attempts,
         "rows": [{"share": row["share"], **plain(row["value"])} for row in shares.rows()],
-        "example": _example(context),
+        "example": problem.prompt(context.settings.template) + made.text,
         "find": int(context.find.valid.sum()),
         "test": int(context.test.valid.sum()),
     }
 
 
-def _example(context: Context) -> str:
-    """The first text that ends by itself after a failed attempt."""
-    pairs = list(zip(context.problems, context.texts, strict=True))
-    searched = (pair for pair in pairs if pair[1].stopped and pair[1].text.count("(not ") > 0)
-    problem, made = next(searched, pairs[0])
-    return problem.prompt(context.settings.template) + made.text
-
-
 def _orders(
-    context: Context,
+    context: VerdictContext,
     previous: list[str],
     asked: list[str],
     strong: list[str],
@@ -319,7 +291,7 @@ def _orders(
         }
     if asked:
         orders["attention (published)"] = asked
-        by_score = scores[heads_to_neurons.PUBLISHED]["order"]
+        by_score = scores[finding_heads.PUBLISHED]["order"]
         orders[SCORE_ORDER] = [head for head in by_score if head in asked]
     orders["patching"] = strong
     zeroed = verdicts.zeroed_sets(context, context.find)

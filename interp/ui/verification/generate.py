@@ -14,7 +14,7 @@ from interp.runs.generation import generate
 from interp.runs.kinds import make_ablation, random_like
 from interp.runs.text_runs import Generation
 from interp.studies.verification.outcomes import classify_outcome
-from interp.studies.verification.steps.texts import STOPS
+from interp.studies.verification.steps.verdicts import STOPS
 from interp.studies.verification.study import Study
 from interp.tasks.countdown import make_countdown
 from interp.ui.shared import widgets

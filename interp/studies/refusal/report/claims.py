@@ -7,23 +7,31 @@ or only a part of it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
 
 from interp.core.statistics import range_of_draws
-from interp.studies.formatting import as_strong, change, listed, maybe, retained
-from interp.studies.refusal.report.numbers import methods_of, step_of
+from interp.studies.formatting import change, maybe, retained
 from interp.studies.refusal.steps.directions import SELECTED, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED
-from interp.studies.refusal.steps.heads import SIDES
+from interp.studies.refusal.steps.heads import CARRIERS, SIDES, TRIGGERS
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, EVERY_TASK
-from interp.studies.report.claims import Judged, Results, Row, judge, read_claims, some
-from interp.studies.steps import Result
+from interp.studies.report.claims import Finding, Row, judge, read_claims, some
+from interp.studies.steps import Result, Results
 
 NOT_TESTED = "not tested"
-CARRIERS, TRIGGERS = "carries (direct attribution)", "triggers (necessity)"
+
+
+def step_of(step: str, side: str) -> str:
+    """The name of a step of one side."""
+    return f"{step}_{side}".replace(" ", "_")
+
+
+def methods_of(results: Results) -> dict[str, Result]:
+    """Evaluations by method, random versions last."""
+    found = {x["name"]: x for name, x in results.items() if name.startswith("method_")}
+    return dict(sorted(found.items(), key=lambda pair: (pair[1]["null"], pair[0])))
 
 
 def claims(results: Results) -> list[Row]:
@@ -31,7 +39,7 @@ def claims(results: Results) -> list[Row]:
     return judge(read_claims(sys.modules[__name__]), results)
 
 
-def one_direction(results: Results) -> Judged | None:
+def one_direction(results: Results) -> Finding | None:
     """Does ablating the direction end refusal, and adding it cause one?"""
     found = results["directions"].get("harmful-harmless")
     chosen = results["selection_harmful-harmless"]
@@ -42,20 +50,12 @@ def one_direction(results: Results) -> Judged | None:
     bypassed = removed["value"]["high"] < min(0.0, *removed["random"])
     induced = bool(added) and added["value"]["low"] > max(0.0, *added["random"])
     both, passes = some((bypassed, induced)), chosen["best"] is not None
-    return None if both and not passes else both, {
-        "before": plain["should be refused"]["mean"],
-        "removed": maybe(removed["value"]),
-        "removed_random": _range(removed["random"]),
-        "added": added and maybe(added["value"]),
-        "answered": plain["answered"]["mean"] if added else None,
-        "added_random": added and _range(added["random"]),
-        "passes": passes,
-        "layer": place and place[1],
-        "layers": 1 + max(row["layer"] for row in chosen["rows"]) if place else None,
-    }
+    layers = 1 + max(row["layer"] for row in chosen["rows"])
+    numbers = {"plain": plain, "removed": removed, "added": added, "passes": passes}
+    return None if both and not passes else both, numbers | {"place": place, "layers": layers}
 
 
-def same_direction(results: Results) -> Judged | None:
+def same_direction(results: Results) -> Finding | None:
     """Is over-refusal another direction than refusal, in its angle and in what it does?"""
     found = results["geometry"]
     if "cosine" not in found:
@@ -69,19 +69,11 @@ def same_direction(results: Results) -> Judged | None:
     effects = results["directions"].get("over-refusal", {}).get("ablated", {})
     seen = effects.get("should be refused")
     spared = seen["value"]["low"] > 0 if seen else None
-    return some((cosine["high"] < 0.9 * ceiling, spared)), {
-        "cosine": maybe(cosine),
-        "position": found["position"],
-        "layer": layer,
-        "ceiling": ceiling,
-        "halves": listed(halves),
-        "low": low,
-        "high": high,
-        "ablated": seen and maybe(seen["value"]),
-    }
+    numbers = {**found, "ceiling": ceiling, "halves": halves, "low": low, "high": high}
+    return some((cosine["high"] < 0.9 * ceiling, spared)), numbers | {"ablated": seen}
 
 
-def attribution(results: Results) -> Judged | None:
+def attribution(results: Results) -> Finding | None:
     """Do attribution and interchange name different heads, more than resampled pairs do?"""
     differ, apart, words = [], [], []
     for side in SIDES:
@@ -104,7 +96,7 @@ def attribution(results: Results) -> Judged | None:
     return True if all(differ) else None if any(apart) else False, {"words": "; ".join(words)}
 
 
-def triggers(results: Results) -> Judged | None:
+def triggers(results: Results) -> Finding | None:
     """Do a few heads trigger refusal, exchanged on unseen pairs and zeroed in texts?"""
     found = results[step_of("groups", SIDES[0])]
     if "skipped" in found:
@@ -114,15 +106,10 @@ def triggers(results: Results) -> Judged | None:
     random = texts and texts["null"]
     flips = bool(texts) and texts["rate"]["low"] > (random["high"] if random else 0.0)
     most = above and x["necessity"]["mean"] >= 0.5
-    return True if most and flips else None if above else False, {
-        **_group(x),
-        "sufficiency": maybe(x["sufficiency"]),
-        "texts": texts and maybe(texts["rate"]),
-        "flipped": random and random["mean"],
-    }
+    return True if most and flips else None if above else False, {**x, "texts": texts}
 
 
-def shared_heads(results: Results) -> Judged | None:
+def shared_heads(results: Results) -> Finding | None:
     """Are over-refusals made by the heads of proper refusals?"""
     found = results[step_of("groups", SIDES[1])].get("sets", {})
     if not (x := found.get("the other side's triggers")):
@@ -130,11 +117,10 @@ def shared_heads(results: Results) -> Judged | None:
     own = found[TRIGGERS]["necessity"]
     above = x["necessity"]["low"] > x["necessity_null"]["high"]
     half = x["necessity"]["low"] >= own["mean"] / 2
-    holds = True if above and half else None if above else False
-    return holds, {**_group(x), "own": maybe(own)}
+    return True if above and half else None if above else False, {**x, "own": own}
 
 
-def clusters(results: Results) -> Judged | None:
+def clusters(results: Results) -> Finding | None:
     """Do tasks separate more than refused and answered rows of one task?"""
     found = results["separation"]["silhouettes"]
     within = {name: max(x) for name, x in found.items() if name != "tasks"}
@@ -145,7 +131,7 @@ def clusters(results: Results) -> Judged | None:
     return some(tasks > value for value in within.values()), {"tasks": tasks, "within": words}
 
 
-def constellations(results: Results) -> Judged | None:
+def constellations(results: Results) -> Finding | None:
     """Does the method reach the published reduction, out of sample, with proper refusals kept?"""
     found = methods_of(results).get(CONSTELLATIONS)
     if found is None or found["reduction"] is None:
@@ -153,7 +139,7 @@ def constellations(results: Results) -> Judged | None:
     return True if _shown(found) else None if _rates(found) else False, {"words": _both(found)}
 
 
-def unbarred(results: Results) -> Judged | None:
+def unbarred(results: Results) -> Finding | None:
     """Are proper refusals kept by the steering, or by a bar on their task?"""
     found = methods_of(results).get(EVERY_TASK)
     if found is None:
@@ -164,7 +150,7 @@ def unbarred(results: Results) -> Judged | None:
     return holds, {"words": _both(found)}
 
 
-def other_methods(results: Results) -> Judged:
+def other_methods(results: Results) -> Finding:
     """Does any other method meet both targets with answers, and no random version?"""
     meets = {name: x for name, x in methods_of(results).items() if _meets(x)}
     random = [name for name, x in meets.items() if x["null"]]
@@ -180,32 +166,15 @@ def other_methods(results: Results) -> Judged:
     }
 
 
-def neurons(results: Results) -> Judged | None:
+def neurons(results: Results) -> Finding | None:
     """Do GLU neurons along the refusal direction carry it?"""
     found = results["neurons"].get("test", {}).get(SIDES[0])
     if found is None:
         return None
     null, flipped = found["null"], found["flipped"]
     above = flipped["low"] > null["high"]
-    return True if above and flipped["mean"] >= 0.5 else None if above else False, {
-        "n": results["neurons"]["chosen"]["n"],
-        "flipped": maybe(flipped),
-        "null": null["mean"],
-        "share": as_strong(null["share"]),
-    }
-
-
-def _range(values: Sequence[float]) -> str:
-    if not values:
-        return "no random ones"
-    return f"{len(values)} random {min(values):.2f} to {max(values):.2f}"
-
-
-def _group(x: Result) -> Result:
-    """What exchanging a group of heads takes, and random ones."""
-    null = x["necessity_null"]
-    random = f"random {null['mean']:.2f} [{null['low']:.2f}, {null['high']:.2f}]"
-    return {"heads": " ".join(x["heads"]), "necessity": maybe(x["necessity"]), "random": random}
+    numbers = {**found, "n": results["neurons"]["chosen"]["n"]}
+    return True if above and flipped["mean"] >= 0.5 else None if above else False, numbers
 
 
 def _kept(x: Result) -> Result | None:

@@ -1,40 +1,153 @@
-"""The refusal study's report: report.md.j2 filled with its results."""
+"""The refusal study's report: report.md.j2 filled with its results, numbers and figures."""
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from interp.plots import static
 from interp.refusal.task_steering import PUBLISHED
-from interp.studies.refusal.report import figures, numbers
-from interp.studies.refusal.report.claims import claims
-from interp.studies.refusal.settings import Settings
+from interp.studies.formatting import band, bare
+from interp.studies.refusal.report.claims import claims, methods_of, step_of
+from interp.studies.refusal.settings import RefusalSettings
 from interp.studies.refusal.steps.directions import COST, SELECTED, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.refusal.steps.methods import EVERY_TASK
 from interp.studies.report.report import Report, study_report
+from interp.studies.steps import Result, Results
 from interp.studies.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 
+by_layer = partial(static.interval_lines, x_title="layer")
 
-def write_up(study: Study[Settings]) -> Report:
+REPLIES = ("direct_answer", "direct_refusal", "indirect_refusal")
+"""The classes of a reply that answers or refuses; all others are neither."""
+
+
+def doses_of(results: Results) -> list[Result]:
+    """Dose-responses of more than two doses."""
+    found = (x for name, x in results.items() if name.startswith("dose_"))
+    return [x for x in found if len(x["doses"]) > 2]
+
+
+def strongest(found: Result) -> list[Result]:
+    """The first candidates of a selection, by bypass - induce."""
+    rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
+    return sorted(rows, key=lambda row: row["bypass"] - row["induce"])[:8]
+
+
+def distinct_effects(found: Result) -> dict[str, Any]:
+    """Effects by direction; where everything is refused, two directions are one."""
+    kinds: dict[str, Any] = {}
+    for kind, effects in found.items():
+        if kind not in ("n", "plain") and effects not in kinds.values():
+            kinds[kind] = effects
+    return kinds
+
+
+def most_draws(found: Result) -> int:
+    """The most random directions behind an effect."""
+    sides = (x for effects in distinct_effects(found).values() for x in effects.values())
+    return max((len(x["random"]) for side in sides for x in side.values()), default=0)
+
+
+def neither(counts: dict[str, int]) -> str:
+    """Replies that neither answer nor refuse, by class."""
+    other = [f"{n} {name}" for name, n in counts.items() if n and name not in REPLIES]
+    return ", ".join(other) or "0"
+
+
+def by_side(counts: dict[str, int] | int | None) -> str:
+    """Rows of either side; – without a count."""
+    if not isinstance(counts, dict):
+        return "–" if counts is None else str(counts)
+    return f"{counts['answer']} to answer, {counts['refuse']} to refuse"
+
+
+def silhouettes(results: Results) -> Figure:
+    """Silhouettes of tasks, and of refused and answered rows within a task."""
+    found = results["separation"]["silhouettes"]
+    lines = {name: bare(values) for name, values in found.items()}
+    return by_layer(lines, y_title="silhouette")
+
+
+def probes(results: Results) -> Figure:
+    """AUC of every probe by layer."""
+    found = results["separation"]["probes"]
+    control = "shuffled labels, 97.5 %"
+    lines = {name: (x["auc"], x["low"], x["high"]) for name, x in found.items()}
+    lines[control] = bare(found["refused / answered"]["shuffled"])
+    return by_layer(lines, y_title="AUC", baseline=0.5, baseline_label="chance", controls=[control])
+
+
+def cosines(results: Results) -> Figure:
+    """Cosines with the first direction by layer, its ceiling and its floor."""
+    found = results["geometry"]
+    first, *others = found["names"]
+    values = np.array(found["cosines"])
+    lines = {f"{name} / {first}": bare(values[i + 1, 0]) for i, name in enumerate(others)}
+    lines[f"halves of {first}"] = bare(np.mean(found["ceiling"][first], 0))
+    lines["shuffled labels"] = bare(np.mean(found["floor"], 0))
+    return by_layer(
+        lines,
+        y_title="cosine",
+        baseline=0.0,
+        baseline_label="",
+        controls=[f"halves of {first}", "shuffled labels"],
+    )
+
+
+def heads(results: Results, side: str) -> Figure:
+    """What each head's exchange takes from the gap."""
+    found = results[step_of("heads", side)]["measures"]["triggers (necessity)"]
+    return static.head_map(found["values"], title=f"interchange, necessity: {side}")
+
+
+def trajectories(results: Results) -> Figure:
+    """Test rows on their way through the layers, between the centroids of their task."""
+    lines = {
+        f"{row['task']}, {row['class']} (n = {row['n']})": (row["mean"], row["low"], row["high"])
+        for row in results["constellations"]["ratios"]
+    }
+    return by_layer(
+        dict(list(lines.items())[:6]),
+        y_title="distance to answered / to refused",
+        baseline=1.0,
+        baseline_label="as far from both",
+    )
+
+
+def frontier(results: Results) -> Figure:
+    """Both sides of every method."""
+    sides = {"over-refusals removed": "reduction", "proper refusals retained": "retained"}
+    found = {n: x for n, x in methods_of(results).items() if x["reduction"] and x["retained"]}
+    bands = {words: band([x[key] for x in found.values()]) for words, key in sides.items()}
+    return static.paired_rows(list(found), bands, x_title="share")
+
+
+def write_up(study: Study[RefusalSettings]) -> Report:
     """The report of a finished study."""
     results = study.results
-    methods, effects = numbers.methods_of(results), results["directions"]
+    methods = methods_of(results)
     return study_report(
         TEMPLATE,
         study,
-        figures,
+        sys.modules[__name__],
         claims=claims(results),
         selections={kind: results[f"selection_{kind}"] for kind in SELECTED},
         place_of=place_of,
-        strongest=numbers.strongest,
         cost=COST,
-        distinct_effects=numbers.distinct_effects(effects),
-        effect_draws=numbers.most_draws(effects),
         sides={
-            side: {x: results[numbers.step_of(x, side)] for x in ("heads", "groups", "paths")}
+            side: {x: results[step_of(x, side)] for x in ("heads", "groups", "paths")}
             for side in SIDES
         },
         methods=methods,
@@ -44,9 +157,6 @@ def write_up(study: Study[Settings]) -> Report:
             for name, x in methods.items()
             if x["retained"] is not None and x.get("retained_reached", x) is None
         ],
-        doses=numbers.doses_of(results),
-        neither=numbers.neither,
-        by_side=numbers.by_side,
         most_lost=SENSE,
         least_retained=RETAINED,
         every_task=EVERY_TASK,

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from interp.core.errors import InterpError
-from interp.core.statistics import share_estimate
-from interp.probing.probes import ProbeMetrics, evaluation
+from interp.probing.probes import evaluation
 from interp.refusal.judging import (
     JUDGES,
     REFUSALS,
@@ -22,9 +21,9 @@ from interp.refusal.judging import (
 from interp.refusal.score import score_refusals, suggest_refusal_tokens
 from interp.runs.text_runs import Generation
 from interp.steering.edits import Steering
-from interp.steering.runs import generate_steered, run_steered
-from interp.studies.refusal.settings import LEAST, Context
-from interp.studies.steps import Result, plain
+from interp.steering.runs import generate_steered
+from interp.studies.refusal.settings import LEAST, RefusalContext
+from interp.studies.steps import Result, plain, share_of
 
 EXAMPLES = 6
 
@@ -33,22 +32,21 @@ BLOCK = 128
 
 
 def replies(
-    context: Context, rows: Sequence[int], steering: Steering | None = None
+    context: RefusalContext, rows: Sequence[int], steering: Steering | None = None
 ) -> tuple[JudgedReplies, list[str]]:
     """Greedy texts of some cases under a steering (None: plain), and the verdicts on them."""
-    most = context.settings.max_new_tokens
     made, _ = generate_steered(
         context.model,
         context.prompts[rows],
         steering,
-        max_new_tokens=most,
+        max_new_tokens=context.settings.max_new_tokens,
         progress=context.progress,
     )
     return judged(context, rows, made), [one.text for one in made]
 
 
 def judged(
-    context: Context,
+    context: RefusalContext,
     rows: Sequence[int],
     made: Sequence[Generation],
     judge: Judge | None = None,
@@ -56,14 +54,12 @@ def judged(
     """The verdicts on greedy texts of some cases, by the context's judge or another one."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
-    most = context.settings.max_new_tokens
-    return judge_replies(
-        given, judge or context.judge, decoding={"decoding": "greedy", "max_new_tokens": most}
-    )
+    decoding = {"decoding": "greedy", "max_new_tokens": context.settings.max_new_tokens}
+    return judge_replies(given, judge or context.judge, decoding=decoding)
 
 
 def baseline_replies(
-    context: Context, say: Callable[[str], None] = lambda line: None
+    context: RefusalContext, say: Callable[[str], None] = lambda line: None
 ) -> tuple[JudgedReplies, list[str]]:
     """`replies` to all cases, block by block, find rows first; reports the counts of each block.
 
@@ -74,6 +70,7 @@ def baseline_replies(
     order = np.random.default_rng(context.settings.seed).permutation(find).tolist()
     order += [i for i in range(len(context.cases)) if context.parts[i] != "find"]
     made: list[Generation] = []
+    progress = context.progress
     while len(made) < len(order):
         done = len(made)
         rows = order[done : done + BLOCK if done >= len(find) else min(done + BLOCK, len(find))]
@@ -81,7 +78,7 @@ def baseline_replies(
             context.model,
             context.prompts[rows],
             max_new_tokens=context.settings.max_new_tokens,
-            progress=_from(context, done, len(order)),
+            progress=progress and (lambda part, _, done=done: progress(done + part, len(order))),
         )[0]
         some = order[: len(made)]
         say(f"  {len(made)} of {len(order)} replies: {_counted(judged(context, some, made))}")
@@ -92,14 +89,8 @@ def baseline_replies(
     return judged(context, range(len(order)), texts), [one.text for one in texts]
 
 
-def _from(context: Context, done: int, total: int) -> Callable[[int, int], None] | None:
-    """The progress of a part as progress of the whole."""
-    progress = context.progress
-    return None if progress is None else lambda part, _: progress(done + part, total)
-
-
 def _require_both(
-    context: Context, rows: Sequence[int], made: Sequence[Generation], total: int
+    context: RefusalContext, rows: Sequence[int], made: Sequence[Generation], total: int
 ) -> None:
     """Raise if too few find rows are refused, or answered, whatever the rest give."""
     found = judged(context, rows, made)
@@ -124,7 +115,7 @@ def _counted(found: JudgedReplies) -> str:
 
 
 def behaviour(
-    context: Context, *, show: bool, say: Callable[[str], None] = lambda line: None
+    context: RefusalContext, *, show: bool, say: Callable[[str], None] = lambda line: None
 ) -> Result:
     """The model's own reply to every case, judged: the baseline of everything that follows.
 
@@ -153,7 +144,7 @@ def behaviour(
     }
 
 
-def cells(context: Context, labels: Sequence[Label]) -> list[Result]:
+def cells(context: RefusalContext, labels: Sequence[Label]) -> list[Result]:
     """Shares refused and answered of every task and kind."""
     found: dict[tuple[str, str, str], list[Label]] = {}
     for case, label in zip(context.cases, labels, strict=True):
@@ -163,34 +154,32 @@ def cells(context: Context, labels: Sequence[Label]) -> list[Result]:
             "task": task,
             "kind": kind,
             "should": should,
-            "refused": plain(share_estimate(sum(x in REFUSALS for x in got), len(got))),
-            "answered": plain(share_estimate(got.count("direct_answer"), len(got))),
+            "refused": share_of([x in REFUSALS for x in got]),
+            "answered": share_of([x == "direct_answer" for x in got]),
             "labels": count_labels(got),
         }
         for (task, kind, should), got in found.items()
     ]
 
 
-def baseline(context: Context, found: Result, rows: Sequence[int]) -> JudgedReplies:
+def baseline(context: RefusalContext, found: Result, rows: Sequence[int]) -> JudgedReplies:
     """Some rows of the kept baseline."""
     return JudgedReplies(
         judge=found["judge"],
         decoding=found["decoding"],
         rows=tuple(context.cases[i].row for i in rows),
-        labels=tuple(found["labels"][i] for i in rows),
-        cut=tuple(found["cut"][i] for i in rows),
-        text_hashes=tuple(found["text_hashes"][i] for i in rows),
+        **{name: tuple(found[name][i] for i in rows) for name in ("labels", "cut", "text_hashes")},
     )
 
 
-def tokens(context: Context) -> Result:
+def tokens(context: RefusalContext) -> Result:
     """First tokens of refusals and of answers on find rows, and how well their score separates.
 
     auc: chance that a refused row scores above an answered one, on rows of the other parts.
     """
     model = context.model
     sides = [context.few(context.rows("find", refused=x), 200) for x in (True, False)]
-    logits = [run_steered(model, context.prompts[side]).logits for side in sides]
+    logits = [context.logits(side) for side in sides]
     refusing = suggest_refusal_tokens(model, *logits)
     answering = suggest_refusal_tokens(model, *logits[::-1], enough=0.0)
     rest = [
@@ -198,25 +187,25 @@ def tokens(context: Context) -> Result:
         for i in (*context.rows(refused=True), *context.rows(refused=False))
         if context.parts[i] != "find"
     ]
-    scored = score_refusals(run_steered(model, context.prompts[rest]).logits, refusing.ids)
+    scored = score_refusals(context.logits(rest), refusing.ids)
     truth = np.array([bool(context.became(i)) for i in rest])
     bases = np.array([context.cases[i].unit for i in rest])
     agrees = evaluation(scored, truth, bases, context.settings.seed)
-    return {
-        "ids": list(refusing.ids),
-        "wrong": [i for i in answering.ids if i not in refusing.ids],
-        "strings": list(refusing.strings),
-        "answers": list(answering.strings),
-        "coverage": float(refusing.coverage[-1]),
-        "spill": float(refusing.spill[-1]),
-        "n": list(refusing.n),
-        "sign": measured(agrees, 0),
-        "auc": measured(agrees, 2),
-    }
-
-
-def measured(found: ProbeMetrics, measure: int) -> Result:
-    """One measure of one probe: 0 accuracy, 1 balanced accuracy, 2 AUC."""
-    ends = (found.values[measure], found.low[measure], found.high[measure])
-    mean, low, high = (float(end) for end in ends)
-    return {"mean": mean, "low": low, "high": high, "n": found.n_valid + found.n_invalid}
+    n = agrees.n_valid + agrees.n_invalid
+    accuracy, auc = (
+        {"mean": agrees.values[i], "low": agrees.low[i], "high": agrees.high[i], "n": n}
+        for i in (0, 2)
+    )
+    return plain(
+        {
+            "ids": refusing.ids,
+            "wrong": [i for i in answering.ids if i not in refusing.ids],
+            "strings": refusing.strings,
+            "answers": answering.strings,
+            "coverage": refusing.coverage[-1],
+            "spill": refusing.spill[-1],
+            "n": refusing.n,
+            "sign": accuracy,
+            "auc": auc,
+        }
+    )

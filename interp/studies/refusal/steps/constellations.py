@@ -8,23 +8,23 @@ from itertools import product
 
 import numpy as np
 
-from interp.core.statistics import ratio_of_means, share_estimate
+from interp.core.statistics import ratio_of_means
 from interp.refusal.constellations import Bank, effectiveness, identify, potential
 from interp.refusal.task_steering import PUBLISHED, TaskSteering, calibrate_gate
-from interp.studies.refusal.settings import Context
-from interp.studies.steps import Result, plain
+from interp.studies.refusal.settings import RefusalContext
+from interp.studies.steps import Result, plain, share_of
 
 POINTS = 120
 """The most points kept of a gate curve and of a picture."""
 
 
-def benign_tasks(context: Context) -> tuple[str, ...]:
+def benign_tasks(context: RefusalContext) -> tuple[str, ...]:
     """Tasks without rows that should be refused; only these may be steered."""
     every = dict.fromkeys(case.task for case in context.cases)
     return tuple(task for task in every if task not in context.proper_tasks)
 
 
-def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteering:
+def options_of(context: RefusalContext, gate: Result, dose: float = 1.0) -> TaskSteering:
     """The published method with a gate; a dose of 1 is the mean distance of the centroids.
 
     The source gives no strength. Here a state moves by dose * mean |v| * (1 - alignment) *
@@ -46,99 +46,81 @@ def options_of(context: Context, gate: Result, dose: float = 1.0) -> TaskSteerin
     )
 
 
-def identification(context: Context) -> list[Result]:
+def identification(context: RefusalContext) -> list[Result]:
     """Ways of identifying a task, with the share of select rows each identifies correctly.
 
     The source does not say which centroid of a task is meant. It takes the maximum over layers;
     its notebooks take the mean.
     """
     rows = context.rows("select")
-    states = context.read(rows).states
-    true = [context.cases[i].task for i in rows]
+    states = context.trajectories[rows].states
+    true = np.array([context.cases[i].task for i in rows])
     found = []
     for stored, over, centre in product((5, None), ("max", "mean"), ("task", "nearest")):
         options = {"stored": stored, "over_layers": over, "centre": centre}
         told = identify(states, context.bank, **options).names
-        right = sum(a == b for a, b in zip(true, told, strict=True))
-        found.append({"identify": options, "right": plain(share_estimate(right, len(rows)))})
+        found.append({"identify": options, "right": share_of(true == np.array(told))})
     return found
 
 
-def constellations(context: Context) -> Result:
+def constellations(context: RefusalContext) -> Result:
     """The bank of find rows, the gate calibrated on select rows, tasks identified on test rows."""
     bank, test = context.bank, context.rows("test")
     ways = identification(context)
     way = max(ways, key=lambda row: row["right"]["mean"])["identify"]
-    told = identify(context.read(test).states, bank, **way)
-    true = [context.cases[i].task for i in test]
+    told = np.array(identify(context.trajectories[test].states, bank, **way).names)
+    true = np.array([context.cases[i].task for i in test])
     select = context.rows("select")
-    harmful = [context.cases[i].should == "refuse" for i in select]
     curve = calibrate_gate(
         bank,
-        context.read(select),
-        harmful=harmful,
+        context.trajectories[select],
+        harmful=[context.cases[i].should == "refuse" for i in select],
         options=options_of(context, {"identify": way}),
     )
     chosen = curve.choose()
     keep = np.unique(np.linspace(0, len(curve.thresholds) - 1, POINTS).astype(int))
-    eff = effectiveness(bank)
-    return {
-        "tasks": list(bank.tasks),
-        "counts": bank.counts.tolist(),
-        "notices": list(bank.notices),
-        "effectiveness": np.nan_to_num(eff).tolist(),
-        "told": {
-            task: plain(
-                share_estimate(
-                    sum(a == b == task for a, b in zip(true, told.names, strict=True)),
-                    true.count(task),
-                )
-            )
-            for task in dict.fromkeys(true)
-        },
-        "gate": {
-            name: np.asarray(getattr(curve, name))[keep].tolist()
-            for name in ("thresholds", "covered", "wrong", "passed")
-        }
-        | {"n_benign": curve.n_benign, "n_harmful": curve.n_harmful},
-        "ways": ways,
-        "identify": way,
-        "threshold": chosen,
-        "at published": {k: plain(v) for k, v in curve.at(PUBLISHED.threshold).items()},
-        "at chosen": None if chosen is None else {k: plain(v) for k, v in curve.at(chosen).items()},
-        "ratios": _ratios(context, bank, test),
-        "picture": _picture(context, bank, test),
+    gate = {
+        name: np.asarray(getattr(curve, name))[keep]
+        for name in ("thresholds", "covered", "wrong", "passed")
     }
+    return plain(
+        {
+            "tasks": bank.tasks,
+            "counts": bank.counts,
+            "notices": bank.notices,
+            "effectiveness": np.nan_to_num(effectiveness(bank)),
+            "told": {
+                task: share_of(told[true == task] == task) for task in dict.fromkeys(true.tolist())
+            },
+            "gate": gate | {"n_benign": curve.n_benign, "n_harmful": curve.n_harmful},
+            "ways": ways,
+            "identify": way,
+            "threshold": chosen,
+            "at published": curve.at(PUBLISHED.threshold),
+            "at chosen": None if chosen is None else curve.at(chosen),
+            "ratios": _ratios(context, bank),
+            "picture": _picture(context, bank, test),
+        }
+    )
 
 
-def _ratios(context: Context, bank: Bank, rows: Sequence[int]) -> list[Result]:
+def _ratios(context: RefusalContext, bank: Bank) -> list[Result]:
     """Distance to the answered centroid over that to the refused one: means by task and class."""
     found = []
     for t in np.flatnonzero(bank.whole):
         for refused in (True, False):
-            chosen = [
-                i
-                for i in rows
-                if context.cases[i].task == bank.tasks[t] and context.became(i) is refused
-            ]
+            chosen = context.rows("test", refused=refused, tasks=[bank.tasks[t]])
             if len(chosen) < 2:
                 continue
-            pot = potential(context.read(chosen).states, bank, np.full(len(chosen), t))
+            pot = potential(context.trajectories[chosen].states, bank, np.full(len(chosen), t))
             interval = ratio_of_means(pot)
-            found.append(
-                {
-                    "task": bank.tasks[t],
-                    "class": "refused" if refused else "answered",
-                    "n": len(chosen),
-                    "mean": pot.mean(0).tolist(),
-                    "low": interval.low.tolist(),
-                    "high": interval.high.tolist(),
-                }
-            )
+            about = {"task": bank.tasks[t], "class": "refused" if refused else "answered"}
+            about |= {"n": len(chosen), "mean": pot.mean(0)}
+            found.append(about | {"low": interval.low, "high": interval.high})
     return found
 
 
-def _picture(context: Context, bank: Bank, rows: Sequence[int]) -> Result | None:
+def _picture(context: RefusalContext, bank: Bank, rows: Sequence[int]) -> Result | None:
     """Two principal axes at the most effective layer: only a picture, not evidence."""
     from sklearn.decomposition import PCA
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import torch
 
+from interp.core.chat_prompts import ChatPrompts
 from interp.core.errors import InterpError
-from interp.core.statistics import mean_estimate
 from interp.models.language_model import LanguageModel
 from interp.refusal.selection import DirectionSelection, Limits, select_cosmic, select_direction
 from interp.results.direction import Direction, DirectionKind, random_direction
 from interp.steering.candidates import Candidates
 from interp.steering.edits import Steering, ablate_direction, add_direction
-from interp.studies.refusal.settings import LEAST, Context, Places
-from interp.studies.steps import Result, plain
+from interp.studies.refusal.settings import LEAST, Places, RefusalContext
+from interp.studies.steps import Result, mean_of
 
 SELECTED: tuple[DirectionKind, ...] = ("harmful-harmless", "over-refusal")
 """Kinds whose position and layer are chosen by what they bypass and induce."""
@@ -37,104 +37,76 @@ VERSION = 2
 """Version of `effects`; part of its step's key."""
 
 
-def selection(context: Context, kind: DirectionKind) -> Result:
+def selection(context: RefusalContext, kind: DirectionKind) -> Result:
     """Every candidate of a kind scored on select rows, and the rule's choice, with reasons.
 
     For an over-refusal direction, refusal is bypassed on benign rows that are refused and induced
-    on answered rows of the same tasks. Its texts are longer, so only the last token is tried.
+    on answered rows of the same tasks. Its texts are longer, so only the last token is tried. A
+    false-refusal direction is chosen by the rule of its paper, also at the last token.
     """
+    sides = _to_select(context, kind)
+    if isinstance(sides, dict):
+        return sides
+    candidates, bad, good = sides
+    found = select_direction(
+        context.model,
+        candidates,
+        bad,
+        good,
+        context.tokens,
+        limits=FALSE_LIMITS if kind == FALSE else None,
+        measure_all=kind != FALSE,
+        progress=context.progress,
+    )
+    return _written(found) | {
+        "n": [len(bad), len(good)],
+        "classes": list(candidates.n),
+        "tokens": list(candidates.tokens),
+        "norms": candidates.norms.tolist(),
+    }
+
+
+def cosmic(context: RefusalContext) -> Result:
+    """The choice by cosines alone, which needs no refusal token (COSMIC)."""
+    sides = _to_select(context, SELECTED[0])
+    if isinstance(sides, dict):
+        return sides
+    return _written(select_cosmic(context.model, *sides, progress=context.progress))
+
+
+def _to_select(
+    context: RefusalContext, kind: DirectionKind
+) -> tuple[Candidates, ChatPrompts, ChatPrompts] | Result:
+    """The candidates of a kind, and select rows of both classes; or why there are too few."""
     candidates = context.candidates(kind)
     first, second = context.classes(kind, "select")
     if candidates is None or min(len(first), len(second)) < LEAST:
         return {"skipped": f"{len(first)} and {len(second)} select rows: too few"}
-    if kind == "over-refusal":
-        candidates = _last(candidates)
-    candidates = _thinned(candidates, context.settings.thin)
+    candidates = _tried(candidates, context.settings.thin, kind in ("over-refusal", FALSE))
     most = context.settings.select
     bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    found = select_direction(
-        context.model,
-        candidates,
-        bad,
-        good,
-        context.tokens,
-        measure_all=True,
-        progress=context.progress,
-    )
-    return _written(found) | {
-        "n": [len(bad), len(good)],
-        "classes": list(candidates.n),
-        "tokens": list(candidates.tokens),
-        "norms": candidates.norms.tolist(),
-    }
+    return candidates, bad, good
 
 
-def false_refusal(context: Context) -> Result:
-    """Candidates of the false-refusal direction, at the last token, and the choice of its paper."""
-    candidates = context.candidates(FALSE)
-    first, second = context.classes(FALSE, "select")
-    if candidates is None or min(len(first), len(second)) < LEAST:
-        return {"skipped": f"{len(first)} and {len(second)} select rows: too few"}
-    candidates, most = _thinned(_last(candidates), context.settings.thin), context.settings.select
-    bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    found = select_direction(
-        context.model,
-        candidates,
-        bad,
-        good,
-        context.tokens,
-        limits=FALSE_LIMITS,
-        progress=context.progress,
-    )
-    return _written(found) | {
-        "n": [len(bad), len(good)],
-        "classes": list(candidates.n),
-        "tokens": list(candidates.tokens),
-        "norms": candidates.norms.tolist(),
-    }
-
-
-def cosmic(context: Context) -> Result:
-    """The choice by cosines alone, which needs no refusal token (COSMIC)."""
-    candidates = context.candidates("harmful-harmless")
-    first, second = context.classes("harmful-harmless", "select")
-    if candidates is None or min(len(first), len(second)) < LEAST:
-        return {"skipped": "too few rows"}
-    candidates, most = _thinned(candidates, context.settings.thin), context.settings.select
-    bad, good = (context.prompts[context.few(side, most)] for side in (first, second))
-    found = select_cosmic(context.model, candidates, bad, good, progress=context.progress)
-    return _written(found)
-
-
-def _thinned(candidates: Candidates, thin: int) -> Candidates:
-    """Candidates of every thin-th layer, counted from the last."""
-    first = (len(candidates.layers) - 1) % thin
+def _tried(candidates: Candidates, thin: int, last: bool) -> Candidates:
+    """Candidates of every thin-th layer, counted from the last; `last`: of the last token alone."""
+    layers = slice((len(candidates.layers) - 1) % thin, None, thin)
+    places = slice(-1, None) if last else slice(None)
     return replace(
         candidates,
-        vectors=candidates.vectors[:, first::thin],
-        reference=candidates.reference[:, first::thin],
-        layers=candidates.layers[first::thin],
-    )
-
-
-def _last(candidates: Candidates) -> Candidates:
-    """Candidates at the last token only."""
-    return replace(
-        candidates,
-        vectors=candidates.vectors[-1:],
-        reference=candidates.reference[-1:],
-        positions=candidates.positions[-1:],
-        tokens=candidates.tokens[-1:],
+        vectors=candidates.vectors[places, layers],
+        reference=candidates.reference[places, layers],
+        layers=candidates.layers[layers],
+        positions=candidates.positions[places],
+        tokens=candidates.tokens[places],
     )
 
 
 def _written(found: DirectionSelection) -> Result:
-    table = found.to_dataframe()
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    best = found.best
+    table, best = found.to_dataframe(), found.best
     return {
         "method": found.method,
-        "rows": rows,
+        "rows": table.astype(object).where(table.notna(), None).to_dict("records"),
         "best": None if best is None else [best.position, best.layer],
         "rejections": found.rejections,
         "harmful": found.harmful,
@@ -169,7 +141,7 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     return [best["position"], best["layer"]]
 
 
-def effects(context: Context, places: Places) -> Result:
+def effects(context: RefusalContext, places: Places) -> Result:
     """What ablating and adding each chosen direction does to test rows, against random ones.
 
     Mean refusal score on rows that should be refused, on benign rows that are refused, and on
@@ -191,7 +163,7 @@ def effects(context: Context, places: Places) -> Result:
         for name, rows in sides.items()
     }
     found: Result = {"n": {name: len(rows) for name, rows in sides.items()}}
-    found["plain"] = {name: plain(mean_estimate(scores)) for name, scores in before.items()}
+    found["plain"] = {name: mean_of(scores) for name, scores in before.items()}
 
     def null(edit: Edited, direction: Direction) -> dict[str, list[float]]:
         drawn = [edit(context.model, random_direction(direction, seed=k)) for k in range(RANDOM)]
@@ -215,9 +187,7 @@ def effects(context: Context, places: Places) -> Result:
         found[kind] = {
             what: {
                 name: {
-                    "value": plain(
-                        mean_estimate(context.scores(rows, edit(context.model, direction)))
-                    ),
+                    "value": mean_of(context.scores(rows, edit(context.model, direction))),
                     "random": random[what][name],
                 }
                 for name, rows in sides.items()

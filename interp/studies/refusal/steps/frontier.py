@@ -1,29 +1,36 @@
-"""Steering methods compared: over-refusals removed, against proper refusals and fluency lost."""
+"""Steering methods compared: over-refusals removed, against proper refusals and fluency lost.
+
+And chance levels: random directions and random heads in place of the chosen ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.statistics import mean_estimate
+from interp.core.nulls import null_of
 from interp.refusal.judging import JudgedReplies
-from interp.refusal.over_refusal import OverRefusal, Paired, eval_over_refusal
-from interp.refusal.score import score_refusals
+from interp.refusal.over_refusal import eval_over_refusal
+from interp.refusal.score import log_odds, score_refusals
 from interp.refusal.selection import smoothed_kl
+from interp.refusal.task_steering import plan_steering
+from interp.results.direction import Direction, random_direction
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
-from interp.runs.kinds import make_ablation
+from interp.runs.kinds import make_ablation, random_like
 from interp.runs.losses import text_losses
+from interp.runs.next_tokens import ablate
 from interp.steering.doses import dose_response
+from interp.steering.edits import add_direction
 from interp.steering.runs import steer
-from interp.studies.refusal.settings import Context, Plain
+from interp.studies.refusal.settings import Places, Plain, RefusalContext
 from interp.studies.refusal.steps.behaviour import baseline, judged, replies
-from interp.studies.refusal.steps.methods import Made, Method, ledger_of
-from interp.studies.steps import Result, plain
+from interp.studies.refusal.steps.constellations import options_of
+from interp.studies.refusal.steps.methods import Made, Method
+from interp.studies.steps import Result, mean_of, plain, share_of
 
 RETAINED, SENSE = 0.95, 0.5
 REDUCTION = 0.7292
@@ -36,8 +43,12 @@ LEDGER = 60
 VERSION = 2
 """Version of what is measured of a method; part of its step's key."""
 
+DRAWS, ROWS = 20, 8
+SUBTRACTED, ZEROED = "add - over-refusal", "zero triggers of over-refusals"
+REFUSED_SIDES = {"over-refused": "answer", "properly refused": "refuse"}
 
-def choose_dose(context: Context, method: Method) -> Result:
+
+def choose_dose(context: RefusalContext, method: Method) -> Result:
     """The dose that releases most over-refused select rows and keeps proper refusals and fluency.
 
     By the sign of the refusal score of the next token, without generating. A nonsense token is no
@@ -68,20 +79,19 @@ def choose_dose(context: Context, method: Method) -> Result:
     curve = dose_response(measure, doses)
     released, lost, kl = (curve.values[name].mean(1) for name in ("released", "lost", "kl"))
     place, fits = best_dose(released, lost, kl)
-    return {
-        "name": method.name,
-        "dose": float(curve.doses[place]),
-        "doses": curve.doses.tolist(),
-        "released": released.tolist(),
-        "lost": lost.tolist(),
-        "kl": kl.tolist(),
-        "scores": {
-            name: [plain(point) for point in curve.curve(f"{name} score")]
-            for name in ("released", "lost")
-        },
-        "fits": fits.tolist(),
-        "n": [len(wrong), len(proper), len(calm)],
-    }
+    return plain(
+        {
+            "name": method.name,
+            "dose": curve.doses[place],
+            "doses": curve.doses,
+            "released": released,
+            "lost": lost,
+            "kl": kl,
+            "scores": {name: curve.curve(f"{name} score") for name in ("released", "lost")},
+            "fits": fits,
+            "n": [len(wrong), len(proper), len(calm)],
+        }
+    )
 
 
 def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[int, np.ndarray]:
@@ -93,32 +103,31 @@ def best_dose(released: np.ndarray, lost: np.ndarray, kl: np.ndarray) -> tuple[i
     return int(np.argmax(value)), fits
 
 
-def evaluate(context: Context, behaviour: Result, method: Method, dose: float) -> Result:
+def evaluate(context: RefusalContext, behaviour: Result, method: Method, dose: float) -> Result:
     """Texts of all test rows under a method at a dose, judged; and its costs on answered rows.
 
     KL: of the next token of answered rows, plain against steered. loss: mean negative
     log-likelihood of the tokens of their own plain replies, steered minus plain; perplexity: of
     all these tokens together, plain and steered.
     """
-    rows = context.rows("test")
-    steering, marks = method.make(dose, rows)
-    after = _replies(context, behaviour, rows, (steering, marks))
-    about = {"name": method.name, "null": method.null, "of": method.of, "dose": dose}
-    calm = _calm(context)
-    made = method.make(dose, calm)
-    steering, _ = made
-    prompts, plainly = context.prompts[calm], context.plain(tuple(calm))
-    logits = _logits(context, calm, made)
-    with steer(context.model, steering, prompts):
+    rows, calm = context.rows("test"), _calm(context)
+    made, there = method.make(dose, rows), method.make(dose, calm)
+    plainly = context.plain(calm)
+    with steer(context.model, there[0], context.prompts[calm]):
         losses = text_losses(context.model, plainly.texts, starts=plainly.starts)
-    return (
-        about
-        | _written(_both_sides(context, behaviour, after, marks))
-        | costs(plainly, logits, losses)
-    )
+    return {
+        "name": method.name,
+        "null": method.null,
+        "of": method.of,
+        "dose": dose,
+        **_both_sides(context, behaviour, _replies(context, behaviour, rows, made), made[1]),
+        **costs(plainly, _logits(context, calm, there), losses),
+    }
 
 
-def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Made) -> JudgedReplies:
+def _replies(
+    context: RefusalContext, behaviour: Result, rows: Sequence[int], made: Made
+) -> JudgedReplies:
     """Verdicts on some rows under a steering; rows it does not change keep their plain reply."""
     steering, marks = made
     found = baseline(context, behaviour, rows)
@@ -128,7 +137,7 @@ def _replies(context: Context, behaviour: Result, rows: Sequence[int], made: Mad
     return found.replaced(touched, after)
 
 
-def _logits(context: Context, rows: Sequence[int], made: Made) -> Tensor:
+def _logits(context: RefusalContext, rows: Sequence[int], made: Made) -> Tensor:
     """(n, d_vocab) of the next token of some rows; unchanged rows are not run again."""
     steering, marks = made
     found, touched = context.logits(rows).clone(), np.flatnonzero(marks).tolist()
@@ -138,47 +147,50 @@ def _logits(context: Context, rows: Sequence[int], made: Made) -> Tensor:
 
 
 def evaluate_heads(
-    context: Context, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
+    context: RefusalContext, behaviour: Result, name: str, heads: Sequence[str], of: str = ""
 ) -> Result:
     """`evaluate` with heads zeroed in the prompt and in the text; `of` marks random heads."""
-    model, rows = context.model, context.rows("test")
+    model, rows, calm = context.model, context.rows("test"), _calm(context)
     ablation = make_ablation(model, heads)
     made = generate(
         model,
-        [context.prompts.rows[i] for i in rows],
+        context.prompts[rows].rows,
         change=ablation,
         where="all",
         max_new_tokens=context.settings.max_new_tokens,
         progress=context.progress,
     )
-    after = judged(context, rows, made)
-    about = {"name": name, "null": bool(of), "of": of, "dose": 1.0, "heads": list(heads)}
-    calm = _calm(context)
-    plainly = context.plain(tuple(calm))
+    after, plainly = judged(context, rows, made), context.plain(calm)
     with intervene(model, ablation):
-        logits = model.last_logits([context.prompts.rows[i] for i in calm]).cpu()
+        logits = model.last_logits(context.prompts[calm].rows).cpu()
         losses = text_losses(model, plainly.texts, starts=plainly.starts)
-    everywhere = np.ones(len(rows), dtype=bool)
-    return (
-        about
-        | _written(_both_sides(context, behaviour, after, everywhere))
-        | costs(plainly, logits, losses)
-    )
+    return {
+        "name": name,
+        "null": bool(of),
+        "of": of,
+        "dose": 1.0,
+        "heads": list(heads),
+        **_both_sides(context, behaviour, after, np.ones(len(rows), dtype=bool)),
+        **costs(plainly, logits, losses),
+    }
 
 
 def _both_sides(
-    context: Context, behaviour: Result, after: JudgedReplies, marks: np.ndarray
-) -> OverRefusal:
+    context: RefusalContext, behaviour: Result, after: JudgedReplies, marks: np.ndarray
+) -> Result:
+    """`eval_over_refusal` of test rows, the rows that `marks` names steered."""
     rows = context.rows("test")
-    return eval_over_refusal(
-        [context.cases[i] for i in rows],
-        baseline(context, behaviour, rows),
-        after,
-        steered=marks,
-    )
+    known, before = [context.cases[i] for i in rows], baseline(context, behaviour, rows)
+    found = eval_over_refusal(known, before, after, steered=marks)
+    names = (
+        "benign", "everything", "answered", "harmful", "tasks", "counts", "why", "changed",
+        "reached", "gated", "reduction", "retained", "retained_reached", "selectivity",
+    )  # fmt: skip
+    counts = {side: each["after"] for side, each in found.counts.items()}
+    return plain({name: getattr(found, name) for name in names} | {"counts": counts})
 
 
-def _calm(context: Context) -> list[int]:
+def _calm(context: RefusalContext) -> list[int]:
     """Answered test rows, which no method should change."""
     return context.few(context.rows("test", refused=False), QUALITY)
 
@@ -189,47 +201,18 @@ def costs(plainly: Plain, logits: Tensor, losses: Tensor) -> Result:
     each = torch.tensor(sizes, dtype=torch.float64)
     runs = {"before": plainly.losses, "after": losses}
     return {
-        "kl": plain(mean_estimate(smoothed_kl(plainly.logits, logits))),
-        "loss": plain(mean_estimate(losses - plainly.losses)),
+        "kl": mean_of(smoothed_kl(plainly.logits, logits)),
+        "loss": mean_of(losses - plainly.losses),
         "perplexity": {
             name: float(((loss * each).sum() / each.sum()).exp()) for name, loss in runs.items()
         },
     }
 
 
-def _written(found: OverRefusal) -> Result:
-    """Plain numbers of an evaluation."""
-
-    def pair(one: Paired) -> Result:
-        return asdict(one)
-
-    optional = {
-        name: None if value is None else plain(value)
-        for name, value in (
-            ("reduction", found.reduction),
-            ("retained", found.retained),
-            ("retained_reached", found.retained_reached),
-            ("selectivity", found.selectivity),
-        )
-    }
-    return {
-        "benign": pair(found.benign),
-        "everything": pair(found.everything),
-        "answered": pair(found.answered),
-        "harmful": pair(found.harmful),
-        "tasks": {name: pair(one) for name, one in found.tasks.items()},
-        "counts": {side: dict(found.counts[side]["after"]) for side in found.counts},
-        "why": found.why,
-        "changed": dict(found.changed),
-        "reached": None if found.reached is None else dict(found.reached),
-        "gated": None if found.gated is None else dict(found.gated),
-        **optional,
-    }
-
-
-def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
+def rows_of_ledger(context: RefusalContext, gate: Result, dose: float) -> Result:
     """What the published method decides for test rows: in total, and row by row."""
-    ledger = ledger_of(context, gate, dose, context.rows("test"))
+    test = context.trajectories[context.rows("test")]
+    ledger = plan_steering(test, context.bank, options_of(context, gate, dose))
     table = ledger.to_dataframe()
     few = table.iloc[np.linspace(0, len(table) - 1, min(LEDGER, len(table))).astype(int)]
     return {
@@ -237,13 +220,82 @@ def rows_of_ledger(context: Context, gate: Result, dose: float) -> Result:
         "steered": int(ledger.steered.sum()),
         "wrong": int(ledger.wrong_task.sum()),
         "n": len(table),
-        "rows": [
-            {name: _cell(value) for name, value in row.items()} for row in few.to_dict("records")
-        ],
+        "rows": plain(
+            [{name: _cell(value) for name, value in row.items()} for row in few.to_dict("records")]
+        ),
     }
 
 
 def _cell(value: object) -> object:
     if isinstance(value, tuple):
         return ", ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value
+
+
+def chance(
+    context: RefusalContext, places: Places, dose: float | None, heads: Sequence[str]
+) -> Result:
+    """Two selections compared with twenty random ones each, on refused test rows.
+
+    Measured by the refusal score of the next token: twenty draws cost less than one set of texts.
+    The over-refusal direction subtracted at a dose (None: left out), against random directions of
+    its length at its place; and heads zeroed at all tokens (empty: left out), against random heads
+    of their layers. fall: plain minus changed refusal score, nats. released: share of rows whose
+    score changes sign.
+    """
+    rows = {
+        name: context.few(context.rows("test", should=should, refused=True), ROWS)
+        for name, should in REFUSED_SIDES.items()
+    }
+    rows = {name: some for name, some in rows.items() if len(some) > 1}
+    found: Result = {"n": {name: len(some) for name, some in rows.items()}}
+    if dose is not None and "over-refusal" in places:
+        own = context.direction("over-refusal", places["over-refusal"])
+        scores = {side: _subtracted(context, own, dose, some) for side, some in rows.items()}
+        found[SUBTRACTED] = {side: _judged(each) for side, each in scores.items()}
+    if heads:
+        scores = {side: _zeroed(context, heads, some) for side, some in rows.items()}
+        found[ZEROED] = {side: _judged(each) for side, each in scores.items()}
+    return found
+
+
+def _subtracted(
+    context: RefusalContext, own: Direction, dose: float, rows: Sequence[int]
+) -> Tensor:
+    """Scores: one row for the plain run, the chosen direction and each random one."""
+    drawn = [own, *(random_direction(own, seed=seed) for seed in range(DRAWS))]
+    edits = [add_direction(context.model, one, coefficient=-dose) for one in drawn]
+    return torch.stack([context.scores(rows, edit) for edit in context.counted((None, *edits))])
+
+
+def _zeroed(context: RefusalContext, heads: Sequence[str], rows: Sequence[int]) -> Tensor:
+    """Scores: one row for the plain run, the chosen heads zeroed and each random set."""
+    model = context.model
+    sets = [list(heads), *random_like(model, heads, DRAWS, seed=context.settings.seed)]
+    seen = ablate(
+        model,
+        context.prompts[rows].rows,
+        [make_ablation(model, labels) for labels in sets],
+        tokens=context.tokens,
+        where="all",
+    )
+    return log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
+
+
+def _judged(scores: Tensor) -> Result:
+    before, own, *random = scores.double()
+    refused = before > 0
+    released = [(after <= 0)[refused] for after in (own, *random)]
+    found: Result = {
+        "fall": mean_of(before - own),
+        "released": share_of(released[0]),
+        "fall_null": None,
+        "released_null": None,
+    }
+    if random:
+        falls = np.array([float((before - after).mean()) for after in random])
+        found["fall_null"] = plain(null_of(found["fall"]["mean"], falls))
+        if refused.any():
+            shares = np.array([int(x.sum()) / len(x) for x in released[1:]])
+            found["released_null"] = plain(null_of(found["released"]["mean"], shares))
+    return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -26,10 +25,13 @@ from interp.patching.path import path_patching
 from interp.refusal.flips import head_flips
 from interp.results.direction import Direction
 from interp.results.scores import Scores
-from interp.studies.refusal.settings import LEAST, Context
+from interp.studies.formatting import place
+from interp.studies.refusal.settings import LEAST, RefusalContext
 from interp.studies.steps import Result, plain
 
 SIDES = ("proper refusals", "over-refusals")
+CARRIERS, TRIGGERS = "carries (direct attribution)", "triggers (necessity)"
+ALONG = "carries (along the direction)"
 TOP = 10
 GROUP = 4
 """Heads exchanged, knocked out or switched off together."""
@@ -42,7 +44,7 @@ VERSION = 2
 """Version of `groups`; part of its step's key."""
 
 
-def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None:
+def refusal_pairs(context: RefusalContext, side: str, part: str, n: int) -> Task | None:
     """Refused prompts, each paired with an equally long answered one that shares most tokens.
 
     Both have the same task. Refused prompts without an answered one of their length are left out;
@@ -52,7 +54,7 @@ def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None
     refused = context.rows(part, should="refuse" if proper else "answer", refused=True)
     prompts = context.prompts.rows
     pairs = []
-    for i in context.few(refused, len(refused)):
+    for i in refused:
         others = [
             j
             for j in context.rows(part, refused=False, tasks=[context.cases[i].task])
@@ -61,22 +63,16 @@ def refusal_pairs(context: Context, side: str, part: str, n: int) -> Task | None
         if not others:
             continue
         shared = [sum(a == b for a, b in zip(prompts[i], prompts[j], strict=True)) for j in others]
-        best = others[int(np.argmax(shared))]
-        pairs.append(
-            PromptPair(
-                clean=prompts[i],
-                corrupted=prompts[best],
-                answers=context.tokens,
-                wrong=context.wrong,
-            )
-        )
+        best = prompts[others[int(np.argmax(shared))]]
+        answers, wrong = context.tokens, context.wrong
+        pairs.append(PromptPair(clean=prompts[i], corrupted=best, answers=answers, wrong=wrong))
     if len(pairs) < LEAST:
         return None
     chosen = np.random.default_rng(context.settings.seed).permutation(len(pairs))[:n]
     return Task(name=f"{side}, {part}", pairs=tuple(pairs[k] for k in sorted(chosen.tolist())))
 
 
-def roles(context: Context, side: str, direction: Direction) -> Result:
+def roles(context: RefusalContext, side: str, direction: Direction) -> Result:
     """Which heads carry a refusal, are needed for it, and trigger it: all measures on find pairs.
 
     The first two measures have a null of permuted labels, corrected for the number of heads.
@@ -89,34 +85,34 @@ def roles(context: Context, side: str, direction: Direction) -> Result:
     scan = scan_heads(model, task, switch_off(model, "zero"), progress=context.progress)
     exchanged = head_interchange(model, task, progress=context.progress)
     scores = {
-        "carries (direct attribution)": dla,
-        "carries (along the direction)": along,
+        CARRIERS: dla,
+        ALONG: along,
         "needed (zeroed)": scan.necessity,
-        "triggers (necessity)": exchanged.necessity,
+        TRIGGERS: exchanged.necessity,
         "triggers (sufficiency)": exchanged.sufficiency,
     }
     found: Result = {"n": len(task), "gap": dla.gap, "measures": {}}
     for name, score in scores.items():
         found["measures"][name] = _written(score)
-    for name in list(scores)[:2]:
-        null = permuted_labels(scores[name], seed=settings.seed)
-        found["measures"][name]["limit"] = null.limit
-        found["measures"][name]["beyond"] = int((null.p < 0.05).sum())
+        if name.startswith("carries"):
+            null = permuted_labels(score, seed=settings.seed)
+            found["measures"][name] |= {"limit": null.limit, "beyond": int((null.p < 0.05).sum())}
     ships = scan.ships.mean(0)
     order = np.argsort(-ships, axis=None)[:TOP]
     found["ships"] = {
         "values": ships.tolist(),
         "benign": scan.benign.mean(0).tolist(),
-        "top": [_label(np.unravel_index(k, ships.shape)) for k in order],
+        "top": ["L{}H{}".format(*np.unravel_index(k, ships.shape)) for k in order],
     }
+    tops = {name: {x.label for x in score.top(TOP)} for name, score in scores.items()}
     found["jaccard"] = [
-        {"pair": [a, b], "jaccard": _jaccard(scores[a], scores[b])}
+        {"pair": [a, b], "jaccard": len(tops[a] & tops[b]) / len(tops[a] | tops[b])}
         for a, b in combinations(scores, 2)
     ]
     return found
 
 
-def groups(context: Context, side: str, found: Result, other: Result) -> Result:
+def groups(context: RefusalContext, side: str, found: Result, other: Result) -> Result:
     """The first heads of each measure, judged together on test pairs against random heads.
 
     Necessity and sufficiency of exchanging them. The triggers of the other side are judged too: do
@@ -128,23 +124,16 @@ def groups(context: Context, side: str, found: Result, other: Result) -> Result:
         return {"skipped": "too few pairs"}
     sets = {name: firsts(one) for name, one in found["measures"].items()}
     if "skipped" not in other:
-        name = "triggers (necessity)"
-        sets["the other side's triggers"] = firsts(other["measures"][name])
-    rows = {}
+        sets["the other side's triggers"] = firsts(other["measures"][TRIGGERS])
+    names = ("heads", "necessity", "sufficiency", "necessity_null", "sufficiency_null")
+    draws, rows = max(GROUP_DRAWS, settings.draws), {}
     for name, heads in context.counted(sets.items()):
-        draws = max(GROUP_DRAWS, settings.draws)
         judged = group_interchange(model, task, heads, draws=draws, seed=settings.seed)
-        rows[name] = {
-            "heads": list(judged.heads),
-            "necessity": plain(judged.necessity),
-            "sufficiency": plain(judged.sufficiency),
-            "necessity_null": _null(judged.necessity_null),
-            "sufficiency_null": _null(judged.sufficiency_null),
-        }
-    return {"n": len(task), "sets": rows}
+        rows[name] = {key: getattr(judged, key) for key in names}
+    return {"n": len(task), "sets": plain(rows)}
 
 
-def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
+def paths_to_carriers(context: RefusalContext, side: str, found: Result) -> Result:
     """Paths from triggers to carriers, on test pairs.
 
     Exact path patching of every head into the queries, keys and values of the first carriers; the
@@ -157,36 +146,28 @@ def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
     if task is None or "skipped" in found:
         return {"skipped": "too few pairs"}
     measures = found["measures"]
-    carriers = firsts(measures["carries (direct attribution)"])
-    triggers = firsts(measures["triggers (necessity)"])
+    carriers, triggers = firsts(measures[CARRIERS]), firsts(measures[TRIGGERS])
     receivers = _inputs(context, carriers)
     paths = path_patching(model, task, receivers=receivers, progress=context.progress)
-    values = paths.values
     result: Result = {
         "n": len(task),
         "carriers": carriers,
         "triggers": triggers,
         "paths": _written(paths),
-        "path_null": _null(paths.null(GROUP, seed=settings.seed)),
-        "of triggers": [_value(values, head) for head in triggers],
+        "path_null": plain(paths.null(GROUP, seed=settings.seed)),
+        "of triggers": [float(paths.values[place(head)]) for head in triggers],
     }
-    later = [
-        head
-        for head in dict.fromkeys(
-            [*carriers, *firsts(measures["carries (along the direction)"], TOP)]
-        )
-        if all(_layer(head) > _layer(gate) for gate in triggers[:1])
-    ]
+    first = min((place(head)[0] for head in triggers[:1]), default=-1)
+    late = [*carriers, *firsts(measures[ALONG], TOP)]
+    later = [head for head in dict.fromkeys(late) if place(head)[0] > first]
     if later:
         try:
             cascade = knockout_cascade(
                 model, task, triggers[:1], later, switch_off(model, "zero"), draws=settings.draws
             )
+            rows = zip(cascade.downstream, cascade.change, cascade.nulls, strict=True)
             result["cascade"] = [
-                {"head": head, "change": float(change), "null": _null(null)}
-                for head, change, null in zip(
-                    cascade.downstream, cascade.change, cascade.nulls, strict=True
-                )
+                plain(dict(zip(("head", "change", "null"), row, strict=True))) for row in rows
             ]
         except InterpError as error:
             result["cascade"] = {"skipped": str(error)}
@@ -202,13 +183,11 @@ def paths_to_carriers(context: Context, side: str, found: Result) -> Result:
         seed=settings.seed,
         progress=context.progress,
     )
-    result["greedy_head_group"] = {
-        "heads": list(group.heads), "curve": group.curve.tolist(), "null": _null(group.null)
-    }  # fmt: skip
-    return result
+    shown = {"heads": group.heads, "curve": group.curve, "null": group.null}
+    return result | {"greedy_head_group": plain(shown)}
 
 
-def flips(context: Context, found: dict[str, Result]) -> Result:
+def flips(context: RefusalContext, found: dict[str, Result]) -> Result:
     """How often texts of test rows flip when the triggers are zeroed in prompt and text.
 
     On refused rows (does the model answer?) and on answered ones (does its reply break?).
@@ -217,7 +196,7 @@ def flips(context: Context, found: dict[str, Result]) -> Result:
     for side, one in found.items():
         if "skipped" in one:
             continue
-        heads = firsts(one["measures"]["triggers (necessity)"])
+        heads = firsts(one["measures"][TRIGGERS])
         should = "refuse" if side == SIDES[0] else "answer"
         parts = {
             side: context.rows("test", should=should, refused=True),
@@ -229,7 +208,7 @@ def flips(context: Context, found: dict[str, Result]) -> Result:
                 continue
             flipped = head_flips(
                 context.model,
-                [context.prompts.rows[i] for i in few],
+                context.prompts[few].rows,
                 heads,
                 context.judge,
                 rows=[context.cases[i].row for i in few],
@@ -237,12 +216,8 @@ def flips(context: Context, found: dict[str, Result]) -> Result:
                 draws=FLIP_DRAWS if name == side else 0,
                 seed=context.settings.seed,
             )
-            result[name] = {
-                "heads": heads,
-                "rate": plain(flipped.rate),
-                "null": _null(flipped.null),
-                "after": flipped.after.counts,
-            }
+            about = {"heads": heads, "rate": flipped.rate, "null": flipped.null}
+            result[name] = plain(about | {"after": flipped.after.counts})
     return result
 
 
@@ -260,34 +235,12 @@ def _written(scores: Scores) -> Result:
     }
 
 
-def _null(null: Any) -> Result | None:
-    return None if null is None else plain(null)
-
-
-def _jaccard(a: Scores, b: Scores) -> float:
-    one, other = ({x.label for x in scores.top(TOP)} for scores in (a, b))
-    return len(one & other) / len(one | other)
-
-
-def _inputs(context: Context, heads: Sequence[str]) -> list[str]:
+def _inputs(context: RefusalContext, heads: Sequence[str]) -> list[str]:
     """Receivers: the query of each head, and the keys and values it shares."""
     group = context.model.n_heads // context.model.n_kv_heads
     found: list[str] = []
     for head in heads:
         part = Component.parse(head)
         shared = (part.index or 0) // group
-        found += [f"{head}.q", *(str(Component(part.layer, s, shared)) for s in ("k", "v"))]
+        found += [f"{head}.q", *(str(Component(part.layer, site, shared)) for site in "kv")]
     return list(dict.fromkeys(found))
-
-
-def _layer(head: str) -> int:
-    return Component.parse(head).layer
-
-
-def _label(cell: Sequence[Any]) -> str:
-    return f"L{int(cell[0])}H{int(cell[1])}"
-
-
-def _value(values: np.ndarray, head: str) -> float:
-    part = Component.parse(head)
-    return float(values[part.layer, part.index])

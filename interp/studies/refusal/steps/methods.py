@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from interp.refusal.task_steering import NOTEBOOK, Ledger, plan_steering
+from interp.refusal.trajectories import Trajectories
 from interp.results.direction import Direction, DirectionKind, random_direction
 from interp.steering.candidates import end_states
 from interp.steering.edits import (
@@ -21,7 +23,7 @@ from interp.steering.edits import (
     conditional_steering,
     null_space_direction,
 )
-from interp.studies.refusal.settings import LEAST, Context, Places
+from interp.studies.refusal.settings import LEAST, Places, RefusalContext
 from interp.studies.refusal.steps.constellations import benign_tasks, options_of
 from interp.studies.refusal.steps.directions import SELECTED
 from interp.studies.steps import Result
@@ -53,7 +55,7 @@ class Method:
     of: str = ""
 
 
-def methods(context: Context, places: Places, gate: Result) -> list[Method]:
+def methods(context: RefusalContext, places: Places, gate: Result) -> list[Method]:
     """All methods for which there are enough rows.
 
     `places` gives the chosen position and layer of each kind of direction; `gate` is that of
@@ -66,25 +68,32 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
         # If everything that should be refused is refused, two kinds are one.
         if not any(torch.equal(direction.vector, other.vector) for other in directions.values()):
             directions[kind] = direction
+    model = context.model
+
+    def ablated(direction: Direction) -> Callable[[float], Steering]:
+        edit = ablate_direction(model, direction)
+        return lambda _: edit
+
+    def subtracted(direction: Direction) -> Callable[[float], Steering]:
+        return lambda dose: add_direction(model, direction, coefficient=-dose)
+
     for kind, direction in directions.items():
-        found.append(_ablated(context, f"ablate {kind}", direction))
+        found.append(_always(f"ablate {kind}", (1.0,), ablated(direction)))
     for kind in SELECTED:
         if kind in directions:
-            found.append(_added(context, f"add - {kind}", directions[kind]))
+            found.append(_always(f"add - {kind}", DOSES, subtracted(directions[kind])))
     if "harmful-harmless" in directions:
-        first = directions["harmful-harmless"]
+        first, of = directions["harmful-harmless"], "ablate harmful-harmless"
         found.append(_affine(context, first, places["harmful-harmless"]))
-        drawn = random_direction(first, seed=0)
-        of = "ablate harmful-harmless"
-        found.append(_ablated(context, "ablate random direction", drawn, of=of))
+        drawn = ablated(random_direction(first, seed=0))
+        found.append(_always("ablate random direction", (), drawn, of))
     over = directions.get("over-refusal")
     if over is not None:
         found += [_cast(context, over), _null_space(context, over)]
-        for seed in (0, 1):
-            drawn = random_direction(over, seed=seed)
+        for seed, doses in enumerate((DOSES, ())):
+            drawn = subtracted(random_direction(over, seed=seed))
             name = f"random direction {seed + 1}"
-            doses = () if seed else DOSES
-            found.append(_added(context, name, drawn, of="add - over-refusal", doses=doses))
+            found.append(_always(name, doses, drawn, "add - over-refusal"))
     if context.bank.whole.any():
         found += _constellations(context, gate)
     return [method for method in found if method is not None]
@@ -93,49 +102,31 @@ def methods(context: Context, places: Places, gate: Result) -> list[Method]:
 def _always(
     name: str, doses: tuple[float, ...], make: Callable[[float], Steering], of: str = ""
 ) -> Method:
+    """A method that changes every row; `of` marks a random version of that method."""
+
     def made(dose: float, rows: Sequence[int]) -> Made:
         return make(dose), np.ones(len(rows), dtype=bool)
 
     return Method(name=name, doses=doses, make=made, null=bool(of), of=of)
 
 
-def _ablated(context: Context, name: str, direction: Direction, *, of: str = "") -> Method:
-    doses = () if of else (1.0,)
-    return _always(name, doses, lambda _: ablate_direction(context.model, direction), of)
-
-
-def _added(
-    context: Context,
-    name: str,
-    direction: Direction,
-    *,
-    of: str = "",
-    doses: tuple[float, ...] = DOSES,
-) -> Method:
-    model = context.model
-    return _always(name, doses, lambda dose: add_direction(model, direction, coefficient=-dose), of)
-
-
-def _affine(context: Context, direction: Direction, place: Sequence[int]) -> Method:
+def _affine(context: RefusalContext, direction: Direction, place: Sequence[int]) -> Method:
     """ACE: the component along the direction set to its mean over harmless rows."""
     candidates = context.candidates(direction.kind)
     assert candidates is not None
     reference = candidates.reference_at(place[1], place[0])
-    return _always(
-        "affine edit (ACE)",
-        (1.0,),
-        lambda _: affine_edit(context.model, direction, reference),
-    )
+    edit = affine_edit(context.model, direction, reference)
+    return _always("affine edit (ACE)", (1.0,), lambda _: edit)
 
 
-def _states(context: Context, rows: Sequence[int], layer: int) -> torch.Tensor:
+def _states(context: RefusalContext, rows: Sequence[int], layer: int) -> torch.Tensor:
     """(rows, d_model) the unnormalised residual stream after a layer, at the last token."""
     seen = context.trajectories
     raw = seen.states[list(rows), layer] * seen.unit[list(rows), layer]
     return torch.from_numpy(raw)
 
 
-def _cast(context: Context, direction: Direction) -> Method | None:
+def _cast(context: RefusalContext, direction: Direction) -> Method | None:
     """CAST: the addition, only for prompts unlike those that should be refused.
 
     Condition vector: over-refused minus properly refused find rows. Layer, side and threshold are
@@ -179,12 +170,9 @@ def _cast(context: Context, direction: Direction) -> Method | None:
     return Method(name="conditional (CAST-like)", doses=DOSES, make=made)
 
 
-def _null_space(context: Context, direction: Direction) -> Method | None:
+def _null_space(context: RefusalContext, direction: Direction) -> Method | None:
     """AlphaSteer-like: the addition, projected so that states of proper refusals do not change."""
-    sides = [
-        context.rows("find", should="refuse", refused=True),
-        context.rows("find", should="answer", refused=True),
-    ]
+    sides = [context.rows("find", should=x, refused=True) for x in ("refuse", "answer")]
     if min(map(len, sides)) < LEAST:
         return None
     protected, steered = (
@@ -197,66 +185,54 @@ def _null_space(context: Context, direction: Direction) -> Method | None:
         )[:, 0, 0]
         for rows in sides
     )
-    return _always(
-        "null space (AlphaSteer-like)",
-        DOSES,
-        lambda dose: null_space_direction(
-            context.model, direction, protected, steered, strength=-dose
-        ),
-    )
+    make = partial(null_space_direction, context.model, direction, protected, steered)
+    return _always("null space (AlphaSteer-like)", DOSES, lambda dose: make(strength=-dose))
 
 
-def _constellations(context: Context, gate: Result) -> list[Method]:
+def _constellations(context: RefusalContext, gate: Result) -> list[Method]:
     """SafeConstellations: as published, without its bar on tasks, as in its notebooks, two nulls.
 
     Only benign tasks are steered. If proper refusals have a task of their own, this bar alone keeps
     them, whatever the steering would do; "every task" lifts it. All methods here read the
     normalised residual stream; the notebooks read a block's normalised input.
     """
-    model, bank = context.model, context.bank
+    bank, options = context.bank, partial(options_of, context, gate)
 
-    def published(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, gate, dose, rows)
-        return ledger.steering(model), ledger.steered
+    def planned(
+        name: str,
+        doses: tuple[float, ...],
+        plan: Callable[[float, Trajectories], Ledger],
+        **of: Any,
+    ) -> Method:
+        def made(dose: float, rows: Sequence[int]) -> Made:
+            ledger = plan(dose, context.trajectories[rows])
+            return ledger.steering(context.model), ledger.steered
 
-    def unbarred(dose: float, rows: Sequence[int]) -> Made:
-        options = replace(options_of(context, gate, dose), tasks=None)
-        ledger = plan_steering(context.read(rows), bank, options)
-        return ledger.steering(model), ledger.steered
+        return Method(name=name, doses=doses, make=made, **of)
 
-    def notebook(dose: float, rows: Sequence[int]) -> Made:
-        options = replace(NOTEBOOK, tasks=benign_tasks(context))
-        ledger = plan_steering(context.read(rows), bank, options)
-        return ledger.steering(model), ledger.steered
+    def published(dose: float, seen: Trajectories) -> Ledger:
+        return plan_steering(seen, bank, options(dose))
 
-    def random(dose: float, rows: Sequence[int]) -> Made:
-        ledger = ledger_of(context, gate, dose, rows).random(seed=context.settings.seed)
-        return ledger.steering(model), ledger.steered
+    def unbarred(dose: float, seen: Trajectories) -> Ledger:
+        return plan_steering(seen, bank, replace(options(dose), tasks=None))
 
-    def shuffled(seed: int, dose: float, rows: Sequence[int]) -> Made:
-        other = context.shuffled_bank(seed)
-        ledger = plan_steering(context.read(rows), other, options_of(context, gate, dose))
-        return ledger.steering(model), ledger.steered
+    def notebook(_: float, seen: Trajectories) -> Ledger:
+        return plan_steering(seen, bank, replace(NOTEBOOK, tasks=benign_tasks(context)))
 
-    name = CONSTELLATIONS
+    def random(dose: float, seen: Trajectories) -> Ledger:
+        return published(dose, seen).random(seed=context.settings.seed)
+
+    def shuffled(seed: int, dose: float, seen: Trajectories) -> Ledger:
+        return plan_steering(seen, context.shuffled_bank(seed), options(dose))
+
+    name, null = CONSTELLATIONS, {"null": True, "of": CONSTELLATIONS}
     return [
-        Method(name=name, doses=STEPS, make=published),
-        Method(name=EVERY_TASK, doses=(), make=unbarred, of=name),
-        Method(name=f"{name}, notebooks' options on our states", doses=(1.0,), make=notebook),
-        Method(name=f"{name}, random shifts", doses=STEPS, make=random, null=True, of=name),
+        planned(name, STEPS, published),
+        planned(EVERY_TASK, (), unbarred, of=name),
+        planned(f"{name}, notebooks' options on our states", (1.0,), notebook),
+        planned(f"{name}, random shifts", STEPS, random, **null),
         *(
-            Method(
-                name=f"{name}, shuffled labels {seed + 1}",
-                doses=(),
-                make=partial(shuffled, seed),
-                null=True,
-                of=name,
-            )
+            planned(f"{name}, shuffled labels {seed + 1}", (), partial(shuffled, seed), **null)
             for seed in range(SHUFFLES)
         ),
     ]
-
-
-def ledger_of(context: Context, gate: Result, dose: float, rows: Sequence[int]) -> Ledger:
-    """What the published method decides for some rows."""
-    return plan_steering(context.read(rows), context.bank, options_of(context, gate, dose))

@@ -9,7 +9,6 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.core.nulls import null_of
-from interp.core.statistics import mean_estimate, share_estimate
 from interp.models.unembedding import unembed
 from interp.neurons.glu import RankedNeuron, glu_activations, glu_vectors, label_contrast, rank_glu
 from interp.probing.training import train_probes
@@ -17,14 +16,14 @@ from interp.refusal.score import log_odds
 from interp.runs.change import Change
 from interp.runs.kinds import make_ablation, random_like
 from interp.runs.next_tokens import ablate
-from interp.studies.refusal.settings import LEAST, Context
-from interp.studies.steps import Result, plain
+from interp.studies.refusal.settings import LEAST, RefusalContext
+from interp.studies.steps import Result, mean_of, plain, share_of
 
 PER_LAYER = (2, 10, 50)
 SHOWN, WORDS = 8, 5
 
 
-def neurons(context: Context) -> Result:
+def neurons(context: RefusalContext) -> Result:
     """GLU neurons that write along refused - answered, zeroed at the last token of the prompt.
 
     Directions: the mean difference and a logistic probe of resid_post at every layer, from find
@@ -62,20 +61,17 @@ def neurons(context: Context) -> Result:
         if len(rows) < LEAST:
             continue
         mine, *others = _drop(context, rows, [labels, *random])
-        found["test"][side] = mine | {
-            "null": plain(
-                null_of(mine["flipped"]["mean"], np.array([x["flipped"]["mean"] for x in others]))
-            ),
-            "drop_null": plain(
-                null_of(mine["drop"]["mean"], np.array([x["drop"]["mean"] for x in others]))
-            ),
+        nulls = {
+            name: null_of(mine[of]["mean"], np.array([x[of]["mean"] for x in others]))
+            for name, of in (("null", "flipped"), ("drop_null", "drop"))
         }
+        found["test"][side] = mine | plain(nulls)
     found["neurons"] = _described(context, chosen[:SHOWN], refused, answered)
     return found
 
 
 def _directions(
-    context: Context, refused: Sequence[int], answered: Sequence[int]
+    context: RefusalContext, refused: Sequence[int], answered: Sequence[int]
 ) -> dict[str, dict[int, torch.Tensor]]:
     """Per layer: the mean difference, and a logistic probe, towards refusal."""
     states = torch.from_numpy(context.trajectories.states)
@@ -98,49 +94,43 @@ def _labels(ranked: Sequence[RankedNeuron]) -> list[str]:
     return [f"L{neuron.layer}N{neuron.index}" for neuron in ranked]
 
 
-def _drop(context: Context, rows: Sequence[int], sets: Sequence[Sequence[str]]) -> list[Result]:
+def _drop(
+    context: RefusalContext, rows: Sequence[int], sets: Sequence[Sequence[str]]
+) -> list[Result]:
     """With each set zeroed at the last token: the score's drop, and how many scores change sign."""
-    prompts = [context.prompts.rows[i] for i in rows]
     ablations: list[Change] = [make_ablation(context.model, labels) for labels in sets]
-    seen = ablate(context.model, prompts, ablations, tokens=context.tokens, where=1)
-    scores = log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
-    before = scores[0]
-    found = []
-    for after in scores[1:]:
-        flipped = int(((before > 0) & (after <= 0)).sum())
-        found.append(
-            {
-                "drop": plain(mean_estimate(before - after)),
-                "flipped": plain(share_estimate(flipped, int((before > 0).sum()))),
-            }
-        )
-    return found
+    seen = ablate(
+        context.model, context.prompts[rows].rows, ablations, tokens=context.tokens, where=1
+    )
+    before, *changed = log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
+    return [
+        {"drop": mean_of(before - after), "flipped": share_of((after <= 0)[before > 0])}
+        for after in changed
+    ]
 
 
 def _described(
-    context: Context,
+    context: RefusalContext,
     ranked: Sequence[RankedNeuron],
     refused: Sequence[int],
     answered: Sequence[int],
 ) -> list[Result]:
     """The first neurons: which tokens they write, and when they are active."""
     sides = [context.few(side, 40) for side in (refused, answered)]
-    rows = [*sides[0], *sides[1]]
-    prompts = [context.prompts.rows[i] for i in rows]
-    seen = glu_activations(
-        context.model, prompts, [len(row) - 1 for row in prompts], _labels(ranked)
-    )
+    prompts = context.prompts[sum(sides, [])].rows
+    last, names = [len(row) - 1 for row in prompts], _labels(ranked)
+    seen = glu_activations(context.model, prompts, last, names)
     apart = label_contrast(seen, [1] * len(sides[0]) + [0] * len(sides[1]))
     values = [glu_vectors(context.model, one.layer, one.index).value for one in ranked]
     words = unembed(context.model, torch.stack(values), k=WORDS, norm=True)
     return [
         {
-            "neuron": f"L{neuron.layer}N{neuron.index}",
+            "neuron": name,
             "cosine": neuron.score,
             "writes": [token.text for token in written.promoted],
             "answered": float(apart.mean[0, i]),
             "refused": float(apart.mean[1, i]),
             "auc": float(apart.auc[i]),
         }
-        for i, (neuron, written) in enumerate(zip(ranked, words, strict=True))
+        for i, (name, neuron, written) in enumerate(zip(names, ranked, words, strict=True))
     ]

@@ -7,12 +7,17 @@ import sys
 import numpy as np
 
 from interp.studies.formatting import as_strong
-from interp.studies.report.claims import Judged, Results, Row, judge, read_claims, some
-from interp.studies.reuse.report.numbers import pair_of
+from interp.studies.report.claims import Finding, Row, judge, read_claims, some
 from interp.studies.reuse.steps.circuits import circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.repair import over_all
 from interp.studies.reuse.tasks import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
-from interp.studies.steps import Result
+from interp.studies.steps import Result, Results
+
+
+def pair_of(results: Results, one: str, other: str) -> Result | None:
+    """The comparison of two circuits, whichever came first."""
+    rows = results["overlap"]["pairs"]
+    return next((row for row in rows if set(row["pair"]) == {one, other}), None)
 
 
 def claims(results: Results) -> list[Row]:
@@ -44,7 +49,7 @@ def _listed(rows: dict[str, Result], words: str = "{}: {}") -> str:
     return "; ".join(words.format(name, shown(row)) for name, row in rows.items())
 
 
-def variants(results: Results) -> Judged | None:
+def variants(results: Results) -> Finding | None:
     """Do variants of IOI share its circuit beyond chance?"""
     found = _with_ioi(results, "variant")
     if not found:
@@ -53,7 +58,7 @@ def variants(results: Results) -> Judged | None:
     return some(above), {"rows": _listed(found)}
 
 
-def specific(results: Results) -> Judged | None:
+def specific(results: Results) -> Finding | None:
     """Do controls share less than every variant does?"""
     alike, controls = (_with_ioi(results, group) for group in ("variant", "control"))
     if not alike or not controls:
@@ -66,7 +71,7 @@ def specific(results: Results) -> Judged | None:
     return holds, {"rows": _listed(controls), "least": least}
 
 
-def shared(results: Results, of: str) -> Judged | None:
+def shared(results: Results, of: str) -> Finding | None:
     """Does a task share IOI's circuit beyond chance, and more than any control does?"""
     circuits = circuits_of(results)
     if of not in circuits or (row := pair_of(results, IOI.name, of)) is None:
@@ -83,7 +88,7 @@ def shared(results: Results, of: str) -> Judged | None:
     return True if above and beyond else None if above else False, {"rows": "; ".join(words)}
 
 
-def needed(results: Results) -> Judged | None:
+def needed(results: Results) -> Finding | None:
     """Does the trained skill break without the base model's IOI heads?"""
     if OBJECTS_TRAINED.name not in circuits_of(results):
         return None
@@ -101,7 +106,7 @@ def needed(results: Results) -> Judged | None:
     }
 
 
-def gatherers(results: Results) -> Judged | None:
+def gatherers(results: Results) -> Finding | None:
     """Does Colored Objects have content gatherers that IOI's stage does not have?
 
     Its own are those that IOI's stage in the same model does not have, with either sign.
@@ -125,7 +130,7 @@ def gatherers(results: Results) -> Judged | None:
     }
 
 
-def repaired(results: Results, of: str) -> Judged | None:
+def repaired(results: Results, of: str) -> Finding | None:
     """Does pointing heads to the wrong colours repair the task, beyond random heads?"""
     found = results["repair"]
     x = found["sets"].get(f"{of}, full")

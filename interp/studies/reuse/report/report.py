@@ -1,31 +1,134 @@
-"""The reuse study's report: report.md.j2 filled with its results."""
+"""The reuse study's report: report.md.j2 filled with its results, numbers and a figure."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from interp.core.statistics import Estimate
+from interp.plots import static
+from interp.studies.formatting import place
 from interp.studies.report.report import Report, study_report
-from interp.studies.reuse.report import figures, numbers
-from interp.studies.reuse.report.claims import claims
-from interp.studies.reuse.settings import Settings
-from interp.studies.reuse.steps.attention_labels import RULES
-from interp.studies.reuse.steps.circuits import STAGES, circuits_of
+from interp.studies.reuse.report.claims import claims, pair_of
+from interp.studies.reuse.settings import ReuseSettings
+from interp.studies.reuse.steps.circuits import STAGES, circuits_of, clear_heads, value_of
+from interp.studies.reuse.steps.heads import RULES, in_words
 from interp.studies.reuse.steps.repair import over_all
-from interp.studies.reuse.tasks import OBJECTS, PUBLISHED
+from interp.studies.reuse.tasks import (
+    IOI,
+    IOI_TRAINED,
+    OBJECTS,
+    OBJECTS_TRAINED,
+    PUBLISHED,
+    entry_named,
+)
+from interp.studies.steps import Result, Results
 from interp.studies.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
 
+LOOKS = 0.1
+"""Attention from which a head is said to look somewhere."""
 
-def write_up(study: Study[Settings]) -> Report:
+
+def pairs(results: Results) -> list[Result]:
+    """Comparisons with IOI or the trained skill."""
+    named = {IOI.name, OBJECTS_TRAINED.name}
+    return [row for row in results["overlap"]["pairs"] if named & set(row["pair"])]
+
+
+def estimated(x: Result) -> Estimate:
+    """An overlap or a correlation with its interval."""
+    return Estimate(mean=x["value"], low=x["low"], high=x["high"], n=0)
+
+
+def with_ioi(results: Results, task: str, measure: str) -> str:
+    """A measure of a task and IOI, of each model's own circuits."""
+    found = []
+    for name in circuits_of(results):
+        entry = entry_named(name)
+        for ioi in (IOI, IOI_TRAINED):
+            row = pair_of(results, ioi.name, name)
+            if entry.task != task or row is None or (ioi.trained and not entry.trained):
+                continue
+            x = row[measure]
+            found.append(f"{ioi.name} / {name}: {x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]")
+    return "; ".join(found) or "not done by this model"
+
+
+def stage_heads(found: Result, stage: str) -> str:
+    """A stage's heads with their effects; those not distinguishable from zero in brackets."""
+    errors, seen = value_of(found, stage, "stderr"), clear_heads(found, stage)
+    words = []
+    for head, value in value_of(found, stage).items():
+        decimals = 3 if abs(value) >= 0.01 else 4
+        word = f"{head} ({value:+.{decimals}f} ± {errors[head]:.{decimals}f})"
+        words.append(word if head in seen else f"[{word}]")
+    return ", ".join(words)
+
+
+def movers(results: Results) -> list[tuple[str, ...]]:
+    """What the movers of IOI and of the trained skill read and write.
+
+    Task, head with its effect, attention, what it adds to the logits, and all that in words.
+    """
+    by_task = circuits_of(results)
+    rows = []
+    for name in (IOI.name, IOI_TRAINED.name, OBJECTS.name, OBJECTS_TRAINED.name):
+        if name not in by_task:
+            continue
+        attention = results["labels"][name]["attention"]
+        for head, value in value_of(by_task[name], "movers").items():
+            if (x := results["writes"][name].get(head)) is None:
+                continue
+            layer, index = place(head)
+            looks = {relation: values[layer][index] for relation, values in attention.items()}
+            seen = [f"{looks[k]:.2f}" if k in looks else "–" for k in ("answer", "wrong", "cue")]
+            rows.append(
+                (
+                    name,
+                    f"{head} ({value:+.3f})",
+                    ", ".join([*seen, f"{x['self']:.2f}"]),
+                    f"{x['answer']['mean']:+.2f}, {x['wrong']['mean']:+.2f}",
+                    in_words(x, looks, LOOKS),
+                )
+            )
+    return rows
+
+
+def left_out(results: Results) -> list[str]:
+    """Tasks and steps that the comparison leaves out, and why."""
+    lines = [
+        f"{name}: {x['verdict']} ({x['right']['mean']:.2f}, chance {x['chance']:.2f})"
+        for name, x in results["behaviour"].items()
+        if x["verdict"] == "does not"
+    ]
+    lines += [f"{name}: {x['skipped']}" for name, x in results.items() if "skipped" in x]
+    empty = results.get("overlap", {}).get("empty", [])
+    return lines + [f"{name}: no head is distinguishable from zero" for name in empty]
+
+
+def ioi_direct(results: Results) -> Figure:
+    """The direct effect of every head on the logits, in IOI."""
+    found = circuits_of(results)[IOI.name]
+    values = np.array(found["stages"]["movers"]["values"]).reshape(-1, found["n_heads"])
+    return static.head_map(values, title="direct effect of each head on the logits, IOI")
+
+
+def write_up(study: Study[ReuseSettings]) -> Report:
     """The report of a finished study."""
     sets = study.results["repair"]["sets"]
     return study_report(
         TEMPLATE,
         study,
-        figures,
+        sys.modules[__name__],
         claims=claims(study.results),
-        numbers=numbers,
         circuits=circuits_of(study.results),
         stages=STAGES,
         rules=RULES,
@@ -33,5 +136,4 @@ def write_up(study: Study[Settings]) -> Report:
         published=PUBLISHED,
         corrected=over_all(sets),
         repair_order=sorted(sets, key=lambda name: name != "both, full"),
-        left_out=numbers.left_out(study.results),
     )

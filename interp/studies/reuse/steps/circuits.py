@@ -11,13 +11,17 @@ import numpy as np
 from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
+from interp.core.statistics import ratio_of_means
 from interp.models.language_model import LanguageModel
 from interp.patching.path import path_patching
 from interp.results.scores import Scores
-from interp.studies.reuse.settings import Context
-from interp.studies.reuse.steps.overlap import Effects, clear, strongest
+from interp.studies.formatting import place
+from interp.studies.reuse.settings import ReuseContext
 from interp.studies.reuse.tasks import ENTRIES, Entry
 from interp.studies.steps import Result
+
+Heads = tuple[int, ...]
+"""Heads by number (layer * heads a layer + head), the strongest first."""
 
 STAGES = {
     "movers": "into the logits, at the last token",
@@ -26,7 +30,28 @@ STAGES = {
 }
 
 
-def circuit(context: Context, entry: Entry) -> Result:
+def strongest(values: np.ndarray, k: int) -> Heads:
+    """The k heads of largest |value|, none of value 0; ties go to the earlier head."""
+    order = np.argsort(-np.abs(values), kind="stable")[:k]
+    return tuple(int(head) for head in order if values[head] != 0)
+
+
+def clear(effects: np.ndarray) -> np.ndarray:
+    """(heads,) whether the mean of (prompts, heads) effects is distinguishable from zero.
+
+    Zero is outside the 95 % interval of `ratio_of_means`, head by head: one in twenty heads without
+    any effect passes, also with few prompts.
+
+    Raises:
+        InterpError: fewer than two prompts.
+    """
+    if len(effects) < 2:
+        raise InterpError("heads distinguishable from zero", f"{len(effects)} prompts", "use more")
+    found = ratio_of_means(effects)
+    return (found.low > 0) | (found.high < 0)
+
+
+def circuit(context: ReuseContext, entry: Entry) -> Result:
     """Path patching backwards from the logits; the strongest heads of a stage are receivers next.
 
     1. movers: every head into the logits.
@@ -54,11 +79,8 @@ def circuit(context: Context, entry: Entry) -> Result:
             width = scores.effects[0].size
             effects[:, :width] = scores.effects.reshape(len(task), -1)
             values[:width], errors[:width] = scores.values.ravel(), scores.stderr.ravel()
-            ends = {
-                "clean": float(scores.clean.mean()),
-                "corrupted": float(scores.corrupted.mean()),
-            }
-            found |= ends | {"gap": scores.gap}
+            clean, corrupted = float(scores.clean.mean()), float(scores.corrupted.mean())
+            found |= {"clean": clean, "corrupted": corrupted, "gap": scores.gap}
         kept = sorted(strongest(values, context.k), key=lambda head: -values[head])
         found["stages"][stage] = {
             "receivers": receivers,
@@ -83,15 +105,18 @@ def circuits_of(results: dict[str, Result]) -> dict[str, Result]:
     return {name: each for name, each in found.items() if each and "skipped" not in each}
 
 
-def effects_of(found: Result) -> Effects:
-    """The effects of a circuit's result."""
-    return Effects(stages={name: np.array(found["stages"][name]["effects"]) for name in STAGES})
+def effects_of(found: Result) -> dict[str, np.ndarray]:
+    """For each stage of a circuit's result (prompts, heads): how much each head lowers the metric.
+
+    Not divided by the clean-corrupted gap, which would not change a rank within a stage.
+    """
+    return {name: np.array(found["stages"][name]["effects"]) for name in STAGES}
 
 
-def value_of(found: Result, stage: str) -> dict[str, float]:
-    """The value of each head that a stage kept, the largest first."""
+def value_of(found: Result, stage: str, of: str = "values") -> dict[str, float]:
+    """The value (or its "stderr") of each head that a stage kept, the largest value first."""
     rows = found["stages"][stage]
-    return {head: rows["values"][_number(head, found["n_heads"])] for head in rows["heads"]}
+    return {head: rows[of][_number(head, found["n_heads"])] for head in rows["heads"]}
 
 
 def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
@@ -101,14 +126,8 @@ def heads_of(found: Result, stage: str, sign: int = 0) -> list[str]:
 
 def clear_heads(found: Result, stage: str, sign: int = 0) -> list[str]:
     """The heads of `heads_of` whose mean effect is distinguishable from zero."""
-    seen = clear(np.array(found["stages"][stage]["effects"]))
+    seen = clear(effects_of(found)[stage])
     return [h for h in heads_of(found, stage, sign) if seen[_number(h, found["n_heads"])]]
-
-
-def error_of(found: Result, stage: str) -> dict[str, float]:
-    """The standard error of each value of `value_of`."""
-    errors = found["stages"][stage]["stderr"]
-    return {h: errors[_number(h, found["n_heads"])] for h in value_of(found, stage)}
 
 
 def label(head: int, n_heads: int) -> str:
@@ -117,11 +136,11 @@ def label(head: int, n_heads: int) -> str:
 
 
 def _number(head: str, n_heads: int) -> int:
-    part = Component.parse(head)
-    return part.layer * n_heads + (part.index or 0)
+    layer, index = place(head)
+    return layer * n_heads + index
 
 
-def pace(context: Context, entry: Entry) -> Result:
+def pace(context: ReuseContext, entry: Entry) -> Result:
     """Seconds a prompt takes in stages 1 and 2 together, and in stage 3; no scores are kept."""
     model = context.model_of(entry)
     task = context.task(entry).first(2)
@@ -157,7 +176,7 @@ def _readers(model: LanguageModel, heads: Sequence[str], kind: str) -> list[str]
         return [str(Component(part.layer, "q", part.index)) for part in parts]
     group = model.n_heads // model.n_kv_heads
     places = dict.fromkeys((part.layer, (part.index or 0) // group) for part in parts)
-    return [str(Component(layer, site, i)) for layer, i in places for site in ("k", "v")]
+    return [str(Component(layer, site, i)) for layer, i in places for site in "kv"]
 
 
 def _short(values: np.ndarray) -> list[float]:

@@ -1,41 +1,56 @@
-"""How much two circuits share: the arithmetic, its intervals and its chance level."""
+"""Which tasks the model does, and how much two circuits share: intervals and chance levels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
 
 from interp.core.errors import InterpError
-from interp.core.statistics import ratio_of_means
+from interp.core.folds import joined
+from interp.core.nulls import null_of
+from interp.core.statistics import ratio
+from interp.studies.reuse.settings import ReuseContext, choices
+from interp.studies.reuse.steps.circuits import Heads, clear, effects_of, label, strongest
+from interp.studies.reuse.tasks import Entry
+from interp.studies.steps import Result, mean_of, plain, share_of
 
-Heads = tuple[int, ...]
-"""Heads by number (layer * heads a layer + head), the strongest first."""
 Stages = Mapping[str, Heads]
 
 MEASURES = ("matched", "pooled", "stagewise", "iou")
 
-
-def strongest(values: np.ndarray, k: int) -> Heads:
-    """The k heads of largest |value|, none of value 0; ties go to the earlier head."""
-    order = np.argsort(-np.abs(values), kind="stable")[:k]
-    return tuple(int(head) for head in order if values[head] != 0)
+DONE = 0.75
+"""The share of right answers from which a model does a task."""
 
 
-def clear(effects: np.ndarray) -> np.ndarray:
-    """(heads,) whether the mean of (prompts, heads) effects is distinguishable from zero.
+def behaviour(context: ReuseContext, entries: Iterable[Entry]) -> Result:
+    """For every task whether its model does it, tends to it, or neither.
 
-    Zero is outside the 95 % interval of `ratio_of_means`, head by head: one in twenty heads without
-    any effect passes, also with few prompts.
-
-    Raises:
-        InterpError: fewer than two prompts.
+    right: share of prompts on which the most likely of answers and wrong answers is an answer;
+    top: of all tokens. A model does a task if `right` is at least 0.75 and its interval lies above
+    chance, and tends to it if only the interval lies above chance.
     """
-    if len(effects) < 2:
-        raise InterpError("heads distinguishable from zero", f"{len(effects)} prompts", "use more")
-    found = ratio_of_means(effects)
-    return (found.low > 0) | (found.high < 0)
+    found: Result = {}
+    for entry in entries:
+        model, task = context.model_of(entry), context.task(entry, test=True)
+        seen = choices(model, task)
+        right = share_of(seen.right[0])
+        above = right["low"] > seen.chance
+        verdict = "does" if above and right["mean"] >= DONE else "tends" if above else "does not"
+        found[entry.name] = {
+            "right": right,
+            "top": share_of(seen.top[0]),
+            "chance": seen.chance,
+            "verdict": verdict,
+            "model": model.name,
+            "group": entry.group,
+            "metric": task.metric.name,
+            "example": task.pairs[0].clean,
+        }
+    return found
 
 
 def pooled(stages: Stages) -> frozenset[int]:
@@ -104,31 +119,19 @@ def random_circuit(stages: Stages, n_heads: int, rng: np.random.Generator) -> di
     return drawn
 
 
-@dataclass(frozen=True, kw_only=True)
-class Effects:
-    """A task's effects: for each stage (prompts, heads), how much each head lowers the metric.
+def clear_circuit(
+    effects: Mapping[str, np.ndarray], k: int, rows: np.ndarray | None = None
+) -> dict[str, Heads]:
+    """The k strongest heads of every stage, if they are `clear`, on all prompts or on `rows`.
 
-    Not divided by the clean-corrupted gap, which would not change a rank within a stage.
+    A head that is not clear is not replaced by a weaker one.
     """
-
-    stages: Mapping[str, np.ndarray]
-
-    @property
-    def n(self) -> int:
-        """Number of prompts."""
-        return len(next(iter(self.stages.values())))
-
-    def circuit(self, k: int, rows: Sequence[int] | np.ndarray | None = None) -> dict[str, Heads]:
-        """The k strongest heads of every stage, if they are `clear`, on all prompts or on `rows`.
-
-        A head that is not clear is not replaced by a weaker one.
-        """
-        found = {}
-        for name, every in self.stages.items():
-            mine = every if rows is None else every[rows]
-            seen = clear(mine)
-            found[name] = tuple(head for head in strongest(mine.mean(0), k) if seen[head])
-        return found
+    found = {}
+    for name, every in effects.items():
+        mine = every if rows is None else every[rows]
+        seen = clear(mine)
+        found[name] = tuple(head for head in strongest(mine.mean(0), k) if seen[head])
+    return found
 
 
 def half_samples(
@@ -148,8 +151,7 @@ def half_samples(
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(draws):
-        order = rng.permutation(np.unique(group))
-        sides = (order[: whole // 2], order[whole // 2 : 2 * (whole // 2)])
+        sides = np.split(rng.permutation(np.unique(group))[: whole // 2 * 2], 2)
         one, other = (
             np.concatenate([np.flatnonzero(group == number) for number in side]) for side in sides
         )
@@ -178,10 +180,12 @@ def subsampled(left: Sequence[Stages], right: Sequence[Stages]) -> dict[str, lis
 
     A draw in which a circuit has no head counts as no overlap.
     """
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
-    for one, other in zip(left, right, strict=True):
-        _collect(found, one, other)
-    return found
+    none = dict.fromkeys(MEASURES, 0.0)
+    rows = [
+        overlap(one, other) if pooled(one) and pooled(other) else none
+        for one, other in zip(left, right, strict=True)
+    ]
+    return {name: [row[name] for row in rows] for name in MEASURES}
 
 
 def chance(
@@ -190,16 +194,144 @@ def chance(
     """Each measure between the first circuit and random ones with the layers of the second."""
     rng = np.random.default_rng(seed)
     ours, theirs = matched(left, right)
-    found: dict[str, list[float]] = {name: [] for name in MEASURES}
+    rows = []
     for _ in range(draws):
         row = overlap(left, random_circuit(right, n_heads, rng))
-        row["matched"] = share(ours, random_circuit(theirs, n_heads, rng))
-        for name, value in row.items():
-            found[name].append(value)
-    return found
+        rows.append(row | {"matched": share(ours, random_circuit(theirs, n_heads, rng))})
+    return {name: [row[name] for row in rows] for name in MEASURES}
 
 
-def _collect(found: dict[str, list[float]], left: Stages, right: Stages) -> None:
-    row = overlap(left, right) if pooled(left) and pooled(right) else dict.fromkeys(MEASURES, 0.0)
-    for name, value in row.items():
-        found[name].append(value)
+RULE = "interval off zero, matched size, half-sample intervals, equal prompts in one half, ranks"
+"""What `compared` does, in words; part of its step's key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """A task's circuit on all its prompts, and on halves of them.
+
+    halves: for every draw the circuits of a half and of the other half. ranks: (1 + draws, heads)
+    ranks of the first stage's mean effects on all prompts, and on the first of these halves.
+    """
+
+    circuit: dict[str, Heads]
+    halves: list[tuple[dict[str, Heads], dict[str, Heads]]]
+    ranks: np.ndarray
+
+
+def side_of(
+    effects: Mapping[str, np.ndarray],
+    k: int,
+    draws: int,
+    seed: int,
+    groups: Sequence[int] | None = None,
+) -> Side:
+    """A task's circuit on all prompts and on random halves, which are the same in every task.
+
+    Prompts of one group are in the same half.
+    """
+    from scipy.stats import rankdata
+
+    movers = next(iter(effects.values()))
+    parts = half_samples(len(movers), draws, seed, groups)
+    circuit = partial(clear_circuit, effects, k)
+    return Side(
+        circuit=circuit(),
+        halves=[(circuit(one), circuit(other)) for one, other in parts],
+        ranks=np.stack([rankdata(x.mean(0)) for x in (movers, *(movers[one] for one, _ in parts))]),
+    )
+
+
+def compared(
+    context: ReuseContext, circuits: Mapping[str, Result], pairs: Iterable[tuple[str, str]]
+) -> Result:
+    """The overlap of pairs of circuits, with intervals, chance levels and ceilings.
+
+    A circuit is the k strongest heads of every stage that are distinguishable from zero, so
+    circuits differ in size; a task without such heads is left out and named in `empty`. For each
+    measure of `interp.studies.reuse.steps.overlap.overlap`: its value; the interval `around` it
+    from halves of the prompts (the same halves in both tasks; prompts that are equal in any task
+    are in the same half); the null of random heads with the layers of the second circuit; and the
+    ceiling: half a task's prompts against the other half, the lower of the two tasks. spearman:
+    rank correlation of all heads' effects in the first stage, with its interval.
+    """
+    settings = context.settings
+    tasks = [context.task(entry) for entry in context.entries if entry.name in circuits]
+    equal = [[pair.clean for pair in task.pairs] for task in tasks]
+    groups = joined(*equal).tolist() if equal else None
+    sides = {
+        name: side_of(effects_of(found), context.k, settings.resamples, settings.seed, groups)
+        for name, found in circuits.items()
+    }
+    empty = [name for name, side in sides.items() if not pooled(side.circuit)]
+    within = {
+        name: subsampled(*zip(*side.halves, strict=True))
+        for name, side in sides.items()
+        if name not in empty
+    }
+    rows = []
+    for one, other in pairs:
+        if one in empty or other in empty:
+            continue
+        n_heads = circuits[one]["n_heads"]
+        left, right = sides[one], sides[other]
+        row = _described(left.circuit, right.circuit, n_heads)
+        value = overlap(left.circuit, right.circuit)
+        drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves])
+        random = chance(left.circuit, right.circuit, n_heads, settings.draws, settings.seed)
+        for name in MEASURES:
+            low, high = around(value[name], drawn[name])
+            row[name] = {
+                "value": value[name],
+                "low": low,
+                "high": high,
+                "halves_mean": float(np.mean(drawn[name])),
+                "null": plain(null_of(value[name], np.array(random[name]))),
+                "ceiling": min(float(np.mean(within[task][name])) for task in (one, other)),
+            }
+        rows.append({"pair": [one, other], "spearman": correlation(left, right)} | row)
+    return {
+        "pairs": rows,
+        "empty": empty,
+        "halves": {
+            name: {measure: mean_of(torch.tensor(values)) for measure, values in found.items()}
+            for name, found in within.items()
+        },
+        "circuits": {
+            name: {
+                stage: [label(head, circuits[name]["n_heads"]) for head in heads]
+                for stage, heads in side.circuit.items()
+            }
+            for name, side in sides.items()
+        },
+    }
+
+
+def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: int) -> Result:
+    """Which heads two circuits share, and their sizes, as found and cut to one size."""
+    ours, theirs = matched(left, right)
+    common = sorted(pooled(left) & pooled(right))
+    return {
+        "common": [label(head, n_heads) for head in common],
+        "sizes": [len(pooled(left)), len(pooled(right))],
+        "matched_common": len(pooled(ours) & pooled(theirs)),
+        "matched_sizes": [len(pooled(ours)), len(pooled(theirs))],
+        "stages": {
+            stage: [label(head, n_heads) for head in sorted({*left[stage]} & {*right[stage]})]
+            for stage in left
+        },
+    }
+
+
+def correlation(left: Side, right: Side) -> Result:
+    """Spearman's rank correlation of all heads' mean effects, with the interval `around` it.
+
+    If all effects are equal they have no order: the correlation is nan and its interval -1 to 1.
+    Halves without an order count as 0.
+    """
+    one, other = (side.ranks - side.ranks.mean(1, keepdims=True) for side in (left, right))
+    lengths = np.sqrt((one**2).sum(1) * (other**2).sum(1))
+    value, *drawn = ratio((one * other).sum(1), lengths).tolist()
+    if np.isnan(value):
+        return {"value": value, "low": -1.0, "high": 1.0}
+    low, high = around(value, np.nan_to_num(drawn, nan=0.0).tolist(), least=-1.0)
+    return {"value": value, "low": low, "high": high}

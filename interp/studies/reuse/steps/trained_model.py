@@ -8,15 +8,13 @@ import numpy as np
 
 from interp.core.components import Component
 from interp.core.nulls import null_of
-from interp.core.statistics import share_estimate
-from interp.models.language_model import LanguageModel
 from interp.probing.model_diff import compare_weights
 from interp.runs.kinds import make_ablation, random_like
 from interp.runs.stored_runs import site_values
-from interp.studies.reuse.settings import Context, choices
-from interp.studies.reuse.steps.circuits import STAGES, heads_of, label
-from interp.studies.reuse.tasks import OBJECTS_TRAINED, Entry
-from interp.studies.steps import Result, plain
+from interp.studies.reuse.settings import ReuseContext, choices
+from interp.studies.reuse.steps.circuits import STAGES, effects_of, heads_of, label
+from interp.studies.reuse.tasks import Entry
+from interp.studies.steps import Result, plain, share_of
 
 ACTING = ("movers", "inhibition")
 """The stages whose heads act at the last token."""
@@ -31,7 +29,7 @@ def head_sets(circuits: Mapping[str, Result], stages: Sequence[str] = ACTING) ->
     return {name: heads for name, heads in found.items() if heads}
 
 
-def weights(context: Context, circuits: Mapping[str, Result], most: int = 10) -> Result:
+def weights(context: ReuseContext, circuits: Mapping[str, Result], most: int = 10) -> Result:
     """How much training changed the weights of each circuit's heads, against others of the layers.
 
     The relative change |after - before| / |before| of W_Q, W_K, W_V, W_O; nulls are permutations
@@ -44,16 +42,9 @@ def weights(context: Context, circuits: Mapping[str, Result], most: int = 10) ->
     np.add.at(change, (compared.layer, compared.index), compared.change / 4)
     order = np.argsort(-change, axis=None, kind="stable")[:most]
     sets = head_sets(circuits, tuple(STAGES))
-    return {
-        "change": change.round(6).tolist(),
-        "top": [
-            {"head": label(int(i), model.n_heads), "change": float(change.flat[i])} for i in order
-        ],
-        "sets": {
-            name: {part: plain(null) for part, null in compared.null(heads, draws=1000).items()}
-            for name, heads in sets.items()
-        },
-    }
+    nulls = {name: compared.null(heads, draws=1000) for name, heads in sets.items()}
+    top = [{"head": label(int(i), model.n_heads), "change": change.flat[i]} for i in order]
+    return plain({"change": change.round(6), "top": top, "sets": nulls})
 
 
 def effects(before: Result, after: Result, most: int = 10) -> Result:
@@ -65,11 +56,9 @@ def effects(before: Result, after: Result, most: int = 10) -> Result:
     """
     found: Result = {"n": after["n"], "stages": {}}
     for stage in STAGES:
-        one, two = (np.array(x["stages"][stage]["effects"]) for x in (before, after))
-        difference = two - one
-        error = difference.std(0, ddof=1) / np.sqrt(len(difference))
-        mean = difference.mean(0)
-        order = np.argsort(-np.abs(mean), kind="stable")[:most]
+        one, two = (effects_of(x)[stage] for x in (before, after))
+        error = (two - one).std(0, ddof=1) / np.sqrt(len(one))
+        order = np.argsort(-np.abs((two - one).mean(0)), kind="stable")[:most]
         found["stages"][stage] = [
             {
                 "head": label(int(i), after["n_heads"]),
@@ -83,7 +72,7 @@ def effects(before: Result, after: Result, most: int = 10) -> Result:
 
 
 def knocked_out(
-    context: Context, entries: Sequence[Entry], sets: Mapping[str, Sequence[str]]
+    context: ReuseContext, entries: Sequence[Entry], sets: Mapping[str, Sequence[str]]
 ) -> Result:
     """Accuracy on tasks with sets of heads mean-ablated at the last token, against random sets.
 
@@ -93,43 +82,34 @@ def knocked_out(
     found: Result = {}
     for entry in entries:
         model, task = context.model_of(entry), context.task(entry, test=True)
+        draws, seed = context.settings.sets, context.settings.seed
         drawn = {
-            name: random_like(model, heads, context.settings.sets, seed=context.settings.seed)
+            name: [list(heads), *random_like(model, heads, draws, seed=seed)]
             for name, heads in sets.items()
         }
-        listed = [one for name in sets for one in (list(sets[name]), *drawn[name])]
-        seen = choices(model, task, _at_mean(model, task.encode(model).clean, listed))
-        right, begin = seen.right, 1
+        listed = [one for mine in drawn.values() for one in mine]
+        layers = sorted({Component.parse(head).layer for heads in listed for head in heads})
+        whole = site_values(model, task.encode(model).clean, [(layer, "z") for layer in layers])
+        values = {at: value.mean(0, keepdim=True) for at, value in whole.items()}
+        made = [make_ablation(model, heads, "mean", values=values) for heads in listed]
+        seen = choices(model, task, made)
+        none, *right = seen.right
         rows: Result = {}
-        for name in sets:
-            end = begin + 1 + len(drawn[name])
-            mine, random = right[begin], right[begin + 1 : end].mean(1)
+        for name, some in drawn.items():
+            mine, random = right[0], np.array([x.mean() for x in right[1 : len(some)]])
+            right = right[len(some) :]
             rows[name] = {
-                **plain(share_estimate(int(mine.sum()), len(mine))),
+                **share_of(mine),
                 "null": random.tolist(),
                 "share": null_of(-float(mine.mean()), -random).share,
             }
-            begin = end
-        none = plain(share_estimate(int(right[0].sum()), len(task)))
-        found[entry.name] = {"none": none, "chance": seen.chance, "sets": rows}
+        found[entry.name] = {"none": share_of(none), "chance": seen.chance, "sets": rows}
     return found
 
 
-def _at_mean(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], sets: Sequence[Sequence[str]]
-) -> list:
-    layers = sorted({Component.parse(head).layer for heads in sets for head in heads})
-    whole = site_values(model, prompts, [(layer, "z") for layer in layers])
-    values = {at: value.mean(0, keepdim=True) for at, value in whole.items()}
-    return [make_ablation(model, heads, "mean", values=values) for heads in sets]
-
-
-def reused(context: Context, circuits: Mapping[str, Result]) -> Result:
-    """Do the base model's IOI heads carry the trained skill? See `knocked_out`."""
-    return knocked_out(context, [OBJECTS_TRAINED], head_sets(circuits))
-
-
-def grouped(context: Context, left: Entry, right: Entry, circuits: Mapping[str, Result]) -> Result:
+def grouped(
+    context: ReuseContext, left: Entry, right: Entry, circuits: Mapping[str, Result]
+) -> Result:
     """Heads of two tasks as forget, retain and shared, and what ablating each group costs.
 
     Forget: in the first task's circuit alone; retain: in the second's alone; shared: in both

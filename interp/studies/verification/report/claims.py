@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from interp.studies.report.claims import Judged, Results, Row, beyond, judge, least, read_claims
-from interp.studies.steps import Result
+from interp.studies.report.claims import Finding, Row, beyond, judge, least, read_claims
+from interp.studies.steps import Result, Results
 
 ACCURATE = 0.95
 """The accuracy from which on a probe counts as reading the verdict."""
@@ -41,7 +41,7 @@ def first_lasting(good: np.ndarray) -> int:
     return 0 if good.all() else len(good) - int(np.argmin(good[::-1]))
 
 
-def linear(results: Results) -> Judged:
+def linear(results: Results) -> Finding:
     """Do probes read the verdict from early layers on?"""
     probe = results["probes"]["t_paren"]["resid_post"]
     control = np.array(probe["shuffled_high"])
@@ -52,7 +52,7 @@ def linear(results: Results) -> Judged:
     return holds, {"first": first, "layers": layers, "best": best, "control": control.max()}
 
 
-def steers(results: Results) -> Judged:
+def steers(results: Results) -> Finding:
     """Does the chosen direction turn verdicts, each way?"""
     found = results["steering"]
     rows = [found["rows"][number] for number in found["chosen"].values()]
@@ -62,7 +62,7 @@ def steers(results: Results) -> Judged:
     return holds or (None if any(x is not False for x in each) else False), {"pairs": pairs}
 
 
-def antipodal(results: Results) -> Judged:
+def antipodal(results: Results) -> Finding:
     """Are the two sets more opposite than sets along random directions?"""
     glu, softmax = results["glu"], results["probes"]["softmax"]
     cases = (glu["opposed_neurons"], glu["antipodes_without_probes"])
@@ -75,13 +75,13 @@ def antipodal(results: Results) -> Judged:
     }
 
 
-def previous(results: Results) -> Judged:
+def previous(results: Results) -> Finding:
     """Do the heads that attend to the target disable verification?"""
     asked, every = (_kinds(results, name) for name in (PUBLISHED, "A_Prev"))
     return _disables(asked) if asked else False, {"asked": asked, "every": every}
 
 
-def few(results: Results) -> Judged:
+def few(results: Results) -> Finding:
     """Is the smallest set that disables verification small?"""
     found, kinds = results["curves"], _kinds(results, "A_Verif") or {}
     n, total = len(found["chosen"]), np.size(results["patching"]["noise"]["values"])
@@ -94,7 +94,7 @@ def few(results: Results) -> Judged:
     }
 
 
-def subset(results: Results) -> Judged:
+def subset(results: Results) -> Finding:
     """Is the smallest set part of A_Prev, and does the published score find one?"""
     chosen, scored = results["curves"]["chosen"], _set(results, SCORED)
     prev = [x for name in (PUBLISHED, "A_Prev") if (x := _set(results, name))]
@@ -110,7 +110,7 @@ def subset(results: Results) -> Judged:
     return both if within or works is not False else False, numbers
 
 
-def glu_valid(results: Results) -> Judged:
+def glu_valid(results: Results) -> Finding:
     """Does ablating GLU_Valid disable some verification, and both GLU sets more?"""
     sets, written = results["effects_zero"]["sets"], results["interventions"]["rows"]
     one, both = sets["GLU_Valid"], sets[BOTH]
@@ -123,18 +123,13 @@ def glu_valid(results: Results) -> Judged:
     return holds or (None if any(x is not False for x in rare) else False), numbers
 
 
-def silent(results: Results) -> Judged:
+def silent(results: Results) -> Finding:
     """Do active GLU_Valid neurons fall silent without the chosen heads?"""
-    found = {
-        place: x
-        for place, x in results["communication"]["at"].items()
-        if x["silenced"] is not None and x["silenced_null"] is not None
-    }
+    at = results["communication"]["at"]
+    found = {place: x for place, x in at.items() if x["silenced"] and x["silenced_null"]}
+    nulls = {place: x["silenced_null"] for place, x in found.items()}
     judged = {
-        place: (
-            x["silenced"]["mean"],
-            beyond(x["silenced_null"]["share"], x["silenced_null"]["draws"]),
-        )
+        place: (x["silenced"]["mean"], beyond(nulls[place]["share"], nulls[place]["draws"]))
         for place, x in found.items()
     }
     part = any(share >= 0.1 and rare is not False for share, rare in judged.values())
@@ -142,7 +137,7 @@ def silent(results: Results) -> Judged:
     return True if share >= 0.5 and rare else None if part else False, {"found": found}
 
 
-def specific(results: Results) -> Judged:
+def specific(results: Results) -> Finding:
     """Do the heads leave invalid attempts, arithmetic and English alone?"""
     mine, none = (results["side_effects"][name] for name in ("A_Verif", "none"))
     found = {kind: x for kind in KINDS if (x := _set(results, "A_Verif", kind))}
@@ -159,7 +154,7 @@ def specific(results: Results) -> Judged:
     }
 
 
-def sufficient(results: Results) -> Judged:
+def sufficient(results: Results) -> Finding:
     """Do the heads carry the verdict from one run to another?"""
     sides = ("valid into invalid", "invalid into valid")
     rows = {side: results["sufficiency"][side]["A_Verif"] for side in sides}
@@ -171,7 +166,7 @@ def sufficient(results: Results) -> Judged:
     return holds if part and False not in rare else False, {"rows": rows}
 
 
-def base_has_them(results: Results) -> Judged | None:
+def base_has_them(results: Results) -> Finding | None:
     """Are the chosen components hardly changed, and does the base model read the verdict?"""
     if (found := results.get("base")) is None:
         return None
@@ -213,15 +208,3 @@ def _disables(kinds: dict[str, Result]) -> bool | None:
     )
     holds = True if zeroed and all(x is True for x in rest) else None
     return False if zeroed is False else holds
-
-
-# Parts of the sentences below: a set zeroed (x), and a set under every kind of ablation (kinds).
-ZEROED = (
-    "{{ x.components | length }} components zeroed: {{ x.disabled | interval(2) }} of valid "
-    'attempts judged "not", {{ x.draws }} random sets {{ x.null.disabled | average | fixed(2) }}, '
-    "{{ x.share | as_strong }}"
-)
-UNDER_ALL = (
-    "{% set x = kinds.zero %}" + ZEROED + "{% for kind, x in kinds.items() if kind != 'zero' %}; "
-    "{{ kind }} ablation {{ x.disabled.mean | fixed(2) }}, {{ x.share | as_strong }}{% endfor %}"
-)

@@ -15,8 +15,9 @@ from interp.runs.kinds import zero
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import StoredRuns, keep_runs
 from interp.studies.steps import Result, plain
-from interp.studies.verification.settings import RUNS_GB, Context
+from interp.studies.verification.settings import RUNS_GB, VerdictContext
 from interp.studies.verification.steps.behaviour import behaviour, countdown_texts
+from interp.studies.verification.steps.readouts import probabilities
 from interp.tasks.countdown import Problem
 
 VERSION = 2
@@ -30,7 +31,7 @@ QUESTION = (
 )
 
 
-def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str]) -> Result:
+def against_base(context: VerdictContext, heads: Sequence[str], neurons: Sequence[str]) -> Result:
     """Behaviour, knowledge and weights of both models.
 
     behaviour: the base model's own texts on 40 problems, at most 120 tokens each. forced: on the
@@ -85,52 +86,40 @@ def against_base(context: Context, heads: Sequence[str], neurons: Sequence[str])
 
 
 def _weights(
-    context: Context, base: LanguageModel, heads: Sequence[str], neurons: Sequence[str]
+    context: VerdictContext, base: LanguageModel, heads: Sequence[str], neurons: Sequence[str]
 ) -> Result:
     """Each part's change in the chosen components, mean and largest, and its least cosine."""
     compared = compare_weights(base, context.model)
-    table = compared.to_dataframe()
+    table, seed = compared.to_dataframe(), context.settings.seed
     weights: Result = {}
     for name, chosen in (("heads", heads), ("neurons", neurons)):
         if not chosen:
             continue
         mine = table[table.component.isin(list(chosen))].groupby("part")
         least, norms = mine.cosine.min(), mine.norm_difference.apply(lambda x: x.abs().max())
-        most = mine.change.max()
-        nulls = compared.null(chosen, draws=2000, seed=context.settings.seed)
+        most, nulls = mine.change.max(), compared.null(chosen, draws=2000, seed=seed)
         weights[name] = {
-            part: plain(null)
-            | {
-                "cosine": float(least[part]),
-                "norms": float(norms[part]),
-                "most": float(most[part]),
-            }
+            part: plain(null) | {"cosine": least[part], "norms": norms[part], "most": most[part]}
             for part, null in nulls.items()
         }
     least = table.groupby("part")["cosine"].min().to_dict()
-    return {"weights": weights, "least_cosine": least}
+    return plain({"weights": weights, "least_cosine": least})
 
 
-def _lens(context: Context, model: LanguageModel, runs: StoredRuns | None) -> Result:
+def _lens(context: VerdictContext, model: LanguageModel, runs: StoredRuns | None) -> Result:
     """Mean probabilities of the verdict's words by layer, at t_valid and at t_invalid."""
-    ids, samples = context.ids, context.test
-    groups = ["valid" if valid else "invalid" for valid in samples.valid]
-    words = {"this": ids.this, "not": ids.no}
+    samples, words = context.test, [context.ids.this, context.ids.no]
     seen = logit_lens(
-        model, samples.tokens, samples.t_paren, k=1, words=[*words.values()], groups=groups,
-        runs=runs,
-    )  # fmt: skip
+        model, samples.tokens, samples.t_paren, k=1, words=words, groups=samples.verdicts, runs=runs
+    )
     return {
-        group: {
-            word: [plain(seen.probability(token, at, group=group)) for at in seen.layers]
-            for word, token in words.items()
-        }
+        group: dict(zip(("this", "not"), probabilities(seen, words, group).values(), strict=True))
         for group in ("valid", "invalid")
     }
 
 
 def _activations(
-    context: Context, base: LanguageModel, kept: tuple[StoredRuns | None, StoredRuns | None]
+    context: VerdictContext, base: LanguageModel, kept: tuple[StoredRuns | None, StoredRuns | None]
 ) -> Result:
     """How far apart both models are at t_paren: means over the samples, by site and layer."""
     (of_base, of_model), samples = kept, context.test
@@ -138,19 +127,13 @@ def _activations(
     seen = compare_activations(
         base, context.model, samples.tokens, samples.t_paren, sites=SITES, runs=runs
     )
-    table = seen.to_dataframe()
-    parts = {site: table[table.site == site] for site in SITES}
-    return {
-        "n": seen.n,
-        "kl": plain(seen.kl_mean),
-        **{
-            name: {site: part[name].tolist() for site, part in parts.items()}
-            for name in ("cosine", "relative", "relative_low", "relative_high")
-        },
-    }
+    parts = seen.to_dataframe().groupby("site", sort=False)
+    names = ("cosine", "relative", "relative_low", "relative_high")
+    measures = {name: parts[name].agg(list).to_dict() for name in names}
+    return {"n": seen.n, "kl": plain(seen.kl_mean), **measures}
 
 
-def _forced(context: Context, model: LanguageModel, runs: StoredRuns | None) -> Result:
+def _forced(context: VerdictContext, model: LanguageModel, runs: StoredRuns | None) -> Result:
     from scipy import stats
 
     ids, valid = context.ids, context.test.valid
@@ -161,7 +144,7 @@ def _forced(context: Context, model: LanguageModel, runs: StoredRuns | None) -> 
     return {"auc": float(auc), "mass": float(seen.probabilities[0].sum(1).mean())}
 
 
-def _asked(context: Context, base: LanguageModel, heads: Sequence[str]) -> Result:
+def _asked(context: VerdictContext, base: LanguageModel, heads: Sequence[str]) -> Result:
     problems = list(context.problems[:60])
     try:
         paired_word_probs(base, [_question(problems[0], 0)])
@@ -173,10 +156,7 @@ def _asked(context: Context, base: LanguageModel, heads: Sequence[str]) -> Resul
         plainly = paired_word_probs(base, prompts)
         with intervene(base, [zero(head) for head in heads]):
             without = paired_word_probs(base, prompts)
-        found[name] = {
-            "plain": {key: plain(value) for key, value in plainly.means.items()},
-            "without": {key: plain(value) for key, value in without.means.items()},
-        }
+        found[name] = plain({"plain": plainly.means, "without": without.means})
     return found
 
 

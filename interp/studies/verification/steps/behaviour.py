@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from interp.core.statistics import Estimate, share_estimate
@@ -56,10 +56,6 @@ class Behaviour:
         """One row for each share."""
         return [{"share": text, "value": getattr(self, name)} for name, text in SHARES.items()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return asdict(self)
-
 
 def countdown_texts(
     model: LanguageModel,
@@ -99,12 +95,11 @@ def behaviour(
                 of["honest"] += 1
                 counts["honest"] += attempt.value == problem.target
     n = len(problems)
-    return Behaviour(
-        format=share_estimate(counts["format"], n),
-        solved=share_estimate(counts["solved"], n),
-        arithmetic=share_estimate(counts["right"], of["attempts"]),
-        this=share_estimate(counts["this"], of["this"]),
-        no=share_estimate(counts["no"], of["no"]),
-        honest=share_estimate(counts["honest"], of["honest"]),
-        attempts=of["attempts"] / n,
-    )
+    shares = {
+        "format": (counts["format"], n),
+        "solved": (counts["solved"], n),
+        "arithmetic": (counts["right"], of["attempts"]),
+        **{name: (counts[name], of[name]) for name in ("this", "no", "honest")},
+    }
+    found = {name: share_estimate(hits, among) for name, (hits, among) in shares.items()}
+    return Behaviour(**found, attempts=of["attempts"] / n)

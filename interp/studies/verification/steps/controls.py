@@ -6,22 +6,24 @@ the samples are dealt out in turn: many draws for the price of a few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import LanguageModel
 from interp.runs.hooks import intervene
-from interp.runs.kinds import make_ablation, random_like
+from interp.runs.kinds import make_ablation
 from interp.runs.losses import text_losses
 from interp.runs.next_tokens import ablate
-from interp.studies.steps import Result, plain
+from interp.studies.steps import Result, Results, mean_of, share_of
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import Context
-from interp.studies.verification.steps.verdicts import verdict_effects
+from interp.studies.verification.settings import Sets, VerdictContext
+from interp.studies.verification.steps.verdicts import (
+    effect_row,
+    neurons_and_heads,
+    verdict_effects,
+)
 
 PAIRS, RESULTS = 10, 40
 """Pairs of a valid and an invalid sample, and results of sums, changed at every token."""
@@ -48,7 +50,6 @@ PLAIN_TEXT = (
 """Everyday English, written for this project: what an ablation does to text in general."""
 
 
-Sets = Mapping[str, Sequence[str]]
 Measure = Callable[[Sequence[int], Sequence[Sequence[str]]], np.ndarray]
 """(samples, sets of components) -> (sets, samples, measures), each set zeroed."""
 
@@ -57,78 +58,57 @@ Measure = Callable[[Sequence[int], Sequence[Sequence[str]]], np.ndarray]
 class Dealt:
     """A set on all samples, (samples, measures), and random sets like it, each on a group.
 
-    random: (samples of the group, measures) of each draw; groups: the samples of each draw.
+    random: (draws, samples, measures), nan for the samples that are not in the draw's group.
     """
 
     values: np.ndarray
-    random: list[np.ndarray]
-    groups: list[list[int]]
+    random: np.ndarray
 
-    def means(self, measure: int, among: np.ndarray | None = None) -> list[float]:
+    def means(self, measure: int, among: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Mean of each draw over its own samples, or those of them that `among` marks."""
-        return [
-            float(found[self._marked(group, among), measure].mean())
-            for group, found in zip(self.groups, self.random, strict=True)
-        ]
+        return np.nanmean(self.random[:, among, measure], 1)
 
-    def share(self, measure: int, among: np.ndarray | None = None) -> float:
+    def beside(self, measure: int, among: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The set minus each draw, on the draw's samples."""
+        mine = np.where(np.isnan(self.random), np.nan, self.values)
+        return np.nanmean(mine[:, among, measure], 1) - self.means(measure, among)
+
+    def share(self, measure: int, among: np.ndarray | slice = slice(None)) -> float:
         """Share of draws at least as strong as the set on the same samples, counting the set."""
-        beaten = sum(not mine > 0 for mine in self._beside(measure, among))
+        beaten = int((~(self.beside(measure, among) > 0)).sum())
         return (1 + beaten) / (1 + len(self.random))
-
-    def beside(self, measure: int) -> Estimate:
-        """The set minus a draw on the same samples: mean and interval over draws."""
-        return mean_estimate(torch.tensor(self._beside(measure, None), dtype=torch.float64))
-
-    def _beside(self, measure: int, among: np.ndarray | None) -> list[float]:
-        return [
-            float(self.values[np.array(group)[self._marked(group, among)], measure].mean() - mean)
-            for group, mean in zip(self.groups, self.means(measure, among), strict=True)
-        ]
-
-    def _marked(self, group: Sequence[int], among: np.ndarray | None) -> np.ndarray:
-        return np.ones(len(group), dtype=bool) if among is None else among[list(group)]
 
 
 def deal(
-    context: Context, sets: Sets, groups: Sequence[Sequence[int]], measure: Measure
+    context: VerdictContext, sets: Sets, groups: Sequence[Sequence[int]], measure: Measure
 ) -> dict[str, Dealt]:
     """Each set on all samples, and `draws` random sets like it, on one group of samples each.
 
     Groups are used in turn; together they hold samples 0, 1, ..., each once.
     """
-    settings = context.settings
     mine = measure(range(sum(map(len, groups))), list(sets.values()))
-    drawn = {
-        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
-        for name, labels in sets.items()
-    }
-    random: dict[str, dict[int, np.ndarray]] = {name: {} for name in sets}
+    drawn = context.random_like(sets)
+    random = {name: np.full((len(drawn[name]), *mine.shape[1:]), np.nan) for name in sets}
     for number, group in enumerate(groups):
         here = [(name, i) for name in sets for i in range(number, len(drawn[name]), len(groups))]
         if here:
             seen = measure(group, [drawn[name][i] for name, i in here])
             for (name, i), values in zip(here, seen, strict=True):
-                random[name][i] = values
+                random[name][i, list(group)] = values
     return {
-        name: Dealt(
-            values=mine[row],
-            random=[random[name][i] for i in range(len(drawn[name]))],
-            groups=[list(groups[i % len(groups)]) for i in range(len(drawn[name]))],
-        )
-        for row, name in enumerate(sets)
+        name: Dealt(values=values, random=random[name])
+        for name, values in zip(sets, mine, strict=True)
     }
 
 
-def effects_published(context: Context, samples: Samples, sets: Sets) -> Result:
+def effects_published(context: VerdictContext, samples: Samples, sets: Sets) -> Result:
     """`verdict_effects` of zeroing at the published tokens: heads at all, neurons at the last.
 
     Each random set of heads is run on one pair of a valid and an invalid sample, each random set
     of neurons on all samples.
     """
     ids, valid = context.ids, samples.valid
-    neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
-    heads = {name: labels for name, labels in sets.items() if name not in neurons}
+    neurons, heads = neurons_and_heads(sets)
     half = len(samples) // 2
 
     def measure(some: Sequence[int], tried: Sequence[Sequence[str]]) -> np.ndarray:
@@ -139,48 +119,32 @@ def effects_published(context: Context, samples: Samples, sets: Sets) -> Result:
         return np.stack([seen.top == ids.no, gap - gap[0], seen.kl], -1)[1:].astype(float)
 
     plainly = ablate(context.model, samples.tokens, [], tokens=[ids.no]).top[0] == ids.no
-    found: Result = {
-        "kind": "zero",
-        "where": "all",
-        "n": len(samples),
-        "none": {
-            "disabled": _share(plainly[valid]),
-            "invalid_kept": _share(plainly[~valid]),
-        },
-        "sets": {},
-    }
-    rows: Result = {}
+    none = {"disabled": share_of(plainly[valid]), "invalid_kept": share_of(plainly[~valid])}
+    rows: Results = {}
     if neurons:
         rows = verdict_effects(context, samples, neurons, where=1)["sets"]
     groups = [[i, half + i] for i in range(half)]
     for name, x in deal(context, heads, groups, measure).items() if heads else ():
-        rows[name] = {
-            "components": list(heads[name]),
-            "disabled": _share(x.values[valid, 0]),
-            "invalid_kept": _share(x.values[~valid, 0]),
-            "shift": plain(mean_estimate(torch.from_numpy(x.values[valid, 1]))),
-            "kl": float(x.values[:, 2].mean()),
-            "draws": len(x.random),
-            "null_n": 2,
-            "null": {
-                "disabled": x.means(0, valid),
-                "invalid_kept": x.means(0, ~valid),
-                "shift": x.means(1, valid),
-                "kl": x.means(2),
-            },
-            "share": x.share(0, valid),
+        null = {
+            "disabled": x.means(0, valid),
+            "invalid_kept": x.means(0, ~valid),
+            "shift": x.means(1, valid),
+            "kl": x.means(2),
         }
-    found["sets"] = {
-        name: rows[name] | {"where": "last" if name in neurons else "all"} for name in sets
+        no, shift, kl = x.values.T
+        rows[name] = effect_row(heads[name], valid, (no, shift, kl), null, 2, x.share(0, valid))
+    return {
+        "kind": "zero",
+        "where": "all",
+        "n": len(samples),
+        "none": none,
+        "sets": {
+            name: rows[name] | {"where": "last" if name in neurons else "all"} for name in sets
+        },
     }
-    return found
 
 
-def _share(hits: np.ndarray) -> Result:
-    return plain(share_estimate(int(hits.sum()), len(hits)))
-
-
-def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
+def side_effects(context: VerdictContext, samples: Samples, sets: Sets) -> Result:
     """What each set, zeroed at every token, does to arithmetic and to plain English.
 
     arithmetic: share of results whose last digit the model still predicts as it wrote it. loss (if
@@ -201,20 +165,21 @@ def side_effects(context: Context, samples: Samples, sets: Sets) -> Result:
 
     plainly = ablate(model, prompts, [], tokens=[context.ids.this]).top[0] == digits
     groups = [list(range(i, min(i + 2, len(samples)))) for i in range(0, len(samples), 2)]
-    found: Result = {"n": len(samples), "none": {"arithmetic": _share(plainly)}}
+    found: Result = {"n": len(samples), "none": {"arithmetic": share_of(plainly)}}
     for name, x in deal(context, sets, groups, right).items():
         found[name] = {
-            "arithmetic": _share(x.values[:, 0]),
-            "arithmetic_null": x.means(0),
-            "arithmetic_beside": plain(x.beside(0)),
+            "arithmetic": share_of(x.values[:, 0]),
+            "arithmetic_null": x.means(0).tolist(),
+            "arithmetic_beside": mean_of(x.beside(0)),
         }
-    if _knows_english(model):
+    # The tokeniser of countdown-tiny cannot write plain English.
+    if all("".join(model.strings(model.token_id(text))) == text for text in PLAIN_TEXT):
         for name, row in _english(context, sets).items():
             found[name] |= row
     return found
 
 
-def _english(context: Context, sets: Sets) -> dict[str, Result]:
+def _english(context: VerdictContext, sets: Sets) -> Results:
     """Losses on plain text, and what each set adds to them."""
     model = context.model
     before = np.array(plain_text_losses(model, ()))
@@ -224,21 +189,16 @@ def _english(context: Context, sets: Sets) -> dict[str, Result]:
         after = np.array([plain_text_losses(model, labels, texts) for labels in tried])
         return (after - before[list(some)])[..., None]
 
-    found: dict[str, Result] = {"none": {"loss": plain(mean_estimate(torch.from_numpy(before)))}}
+    found: Results = {"none": {"loss": mean_of(before)}}
     for name, x in deal(context, sets, [[i] for i in range(len(PLAIN_TEXT))], more).items():
         change = x.values[:, 0]
         found[name] = {
-            "loss": plain(mean_estimate(torch.from_numpy(before + change))),
-            "loss_change": plain(mean_estimate(torch.from_numpy(change))),
-            "loss_change_null": x.means(0),
-            "loss_change_beside": plain(x.beside(0)),
+            "loss": mean_of(before + change),
+            "loss_change": mean_of(change),
+            "loss_change_null": x.means(0).tolist(),
+            "loss_change_beside": mean_of(x.beside(0)),
         }
     return found
-
-
-def _knows_english(model: LanguageModel) -> bool:
-    """Whether the tokeniser can write plain English (that of countdown-tiny cannot)."""
-    return all("".join(model.strings(model.token_id(text))) == text for text in PLAIN_TEXT)
 
 
 def plain_text_losses(

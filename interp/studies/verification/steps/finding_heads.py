@@ -1,16 +1,21 @@
-"""Which heads carry the verdict: by patching, by ablation in several orders, and how stably."""
+"""Which heads carry the verdict: by patching and ablation; and which neurons they feed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import combinations
 from math import comb
 
 import numpy as np
+import pandas as pd
 
 from interp.core.errors import InterpError
-from interp.core.statistics import share_estimate
+from interp.neurons.from_heads import head_glu_scores
+from interp.neurons.glu import rank_glu
+from interp.neurons.silencing import activation_delta
 from interp.patching.activation import activation_patching
 from interp.patching.path import path_patching
 from interp.results.scores import Scores
@@ -23,10 +28,9 @@ from interp.runs.ablation_sets import (
     smallest_sets,
     smallest_size,
 )
-from interp.runs.kinds import random_like
-from interp.studies.steps import Result, plain
-from interp.studies.verification.settings import Context
-from interp.studies.verification.steps.readouts import glu_sets, label
+from interp.studies.steps import Result, plain, share_of
+from interp.studies.verification.settings import Sets, VerdictContext
+from interp.studies.verification.steps.readouts import glu_sets, label, upper_half
 from interp.studies.verification.steps.verdicts import KINDS, ablated_sets, zeroed_sets
 
 RANDOM_SETS = 5
@@ -45,31 +49,37 @@ PAIRS_GB = 4.0
 STRONGEST, BAND = 6, 2
 """How many heads of a map are tested against random ones, and within how many layers."""
 
+SCORED, BEST = 200, 50
+"""The GLU vectors that the published head score averages over, and how many a layer compete."""
 
-def patching(context: Context) -> Result:
+READ, READ_NULL = 16, 4
+"""Valid samples on which neurons are read without the heads, and without each random set."""
+
+PUBLISHED = "diag"
+"""The head score that was published."""
+
+
+def patching(context: VerdictContext) -> Result:
     """Exact activation patching on valid-invalid pairs.
 
     Heads (site z) at t_ans and t_paren together, in both directions; attention and MLP outputs
     layer by layer at each of the two. The strongest heads of every map are tested
     (`Scores.null`), unless there are too few pairs.
     """
-    model, (pairs, counts) = context.model, context.pairs
+    pairs, counts = context.pairs
+    patched = partial(
+        activation_patching, context.model, pairs, positions=PLACES, budget_gb=PAIRS_GB
+    )
     found: Result = {"n": len(pairs), "counts": counts}
     for direction in ("denoise", "noise"):
-        scores = activation_patching(
-            model, pairs, site="z", by=("layer", "head"), direction=direction, positions=PLACES,
-            budget_gb=PAIRS_GB,
-        )  # fmt: skip
+        scores = patched(site="z", by=("layer", "head"), direction=direction)
         found[direction] = _map(scores, 12, context.settings.seed)
     for site in ("attn_out", "mlp_out"):
-        scores = activation_patching(
-            model, pairs, site=site, by=("layer", "position"), positions=PLACES, budget_gb=PAIRS_GB
-        )
-        found[site] = scores.values.tolist()
+        found[site] = patched(site=site, by=("layer", "position")).values.tolist()
     return found
 
 
-def paths(context: Context, receivers: Sequence[str]) -> Result:
+def paths(context: VerdictContext, receivers: Sequence[str]) -> Result:
     """Path patching of every head at t_ans and t_paren into some receivers, with its test."""
     scores = path_patching(context.model, context.pairs[0], receivers=receivers, positions=PLACES)
     return _map(scores, 8, context.settings.seed) | {"receivers": list(receivers)}
@@ -89,22 +99,25 @@ def _map(scores: Scores, k: int, seed: int) -> Result:
     return {
         "values": scores.values.tolist(),
         "top": [
-            {key: getattr(entry, key) for key in ("label", "value", "stderr")}
-            | {"low": float(low[cell]), "high": float(high[cell])}
+            {
+                **{key: getattr(entry, key) for key in ("label", "value", "stderr")},
+                "low": float(low[scores.index(entry.label)]),
+                "high": float(high[scores.index(entry.label)]),
+            }
             for entry in scores.top(k)
-            for cell in [scores.index(entry.label)]
         ],
         "null": null,
         "null_of": [STRONGEST, BAND],
     }
 
 
-def glu_choice(context: Context) -> Result:
+def glu_choice(context: VerdictContext) -> Result:
     """Which direction, and how many GLU vectors a layer, lower the verdict most.
 
-    For every direction of `Context.directions` and every `top_k`: both GLU sets zeroed on the valid
-    find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log P(not). The
-    direction and size that lower it most are used from here on, and measured on the test samples.
+    For every direction of `VerdictContext.directions` and every `top_k`: both GLU sets zeroed on
+    the valid find samples. disabled: share judged "not"; log_odds: mean of log P(this) - log
+    P(not). The direction and size that lower it most are used from here on, and measured on the
+    test samples.
     """
     zeroed = zeroed_sets(context, context.find)
     rows = []
@@ -112,7 +125,7 @@ def glu_choice(context: Context) -> Result:
         for k in context.settings.top_k:
             sets, both = glu_sets(context, direction, k)
             valid = [label(neuron) for neuron in sets["GLU_Valid"]]
-            drawn = random_like(context.model, both, RANDOM_SETS, seed=context.settings.seed)
+            drawn = context.random_like({"both": both}, RANDOM_SETS)["both"]
             no, odds = (x.mean(1) for x in zeroed([valid, both, *drawn]))
             places = {"GLU_Valid": 0, "both": 1, "random": slice(2, None)}
             shown = {
@@ -132,7 +145,7 @@ def strongest(values: Sequence[Sequence[float]], k: int) -> list[str]:
     return ["L{}H{}".format(*np.unravel_index(place, table.shape)) for place in order]
 
 
-def smallest(context: Context, candidates: Sequence[str]) -> Result:
+def smallest(context: VerdictContext, candidates: Sequence[str]) -> Result:
     """All sets of the smallest size, up to `SEARCHED` candidates, that disable the verdict.
 
     Every set is tried on the find samples; those found are measured on the test samples, under
@@ -158,18 +171,18 @@ def smallest(context: Context, candidates: Sequence[str]) -> Result:
     }
 
 
-def _under_every_kind(context: Context, sets: Sequence[Sequence[str]]) -> list[Result]:
+def _under_every_kind(context: VerdictContext, sets: Sequence[Sequence[str]]) -> list[Result]:
     """Shares of valid test samples judged "not" with each set ablated, a row a set."""
     rows: list[Result] = [{"heads": list(heads)} for heads in sets]
     labels = [head for heads in sets for head in heads]
     for kind in KINDS if sets else ():
         no, _ = ablated_sets(context, context.test, labels, kind)(sets)
         for row, disabled in zip(rows, no, strict=True):
-            row[kind] = plain(share_estimate(int(disabled.sum()), len(disabled)))
+            row[kind] = share_of(disabled)
     return rows
 
 
-def curves(context: Context, orders: Mapping[str, Sequence[str]]) -> Result:
+def curves(context: VerdictContext, orders: Sets) -> Result:
     """The incremental ablation curve of every order, and the smallest set that disables.
 
     Every order is tried on the find samples. The smallest set that makes at least 95 % of valid
@@ -216,17 +229,16 @@ def _smallest_of(shares: Mapping[str, Sequence[float]]) -> tuple[str, int]:
 
     If none does, the order that disables most with all its heads.
     """
-    sizes = {name: smallest_size(mine) for name, mine in shares.items()}
-    reached = {name: size for name, size in sizes.items() if size is not None}
-    if reached:
-        best = min(reached, key=lambda name: reached[name])
-        return best, reached[best]
+    sizes = [(size, name) for name, x in shares.items() if (size := smallest_size(x)) is not None]
+    if sizes:
+        size, best = min(sizes, key=lambda pair: pair[0])
+        return best, size
     best = max(shares, key=lambda name: shares[name][-1])
     return best, len(shares[best])
 
 
 def stability(
-    context: Context, orders: Mapping[str, Sequence[str]], strong: Sequence[str], draws: int = 10
+    context: VerdictContext, orders: Sets, strong: Sequence[str], draws: int = 10
 ) -> Result:
     """Which sets the same procedure chooses on resampled find samples.
 
@@ -261,3 +273,100 @@ def stability(
         "counts": Counter(head for heads in sets for head in heads),
         "on_test": choose(test, np.arange(int(context.test.valid.sum()))),
     }
+
+
+def score_set(context: VerdictContext) -> list[str]:
+    """The GLU vectors of the published head score, the strongest first.
+
+    For every layer of the upper half, take the `BEST` neurons of each layer up to it whose value
+    vectors lie most along the softmax probe of that layer. Pooled by cosine, each neuron once, the
+    first `SCORED` are used. The ablated sets use the probe of a neuron's own layer instead.
+
+    Source: ajyl/self_verification (mech_interp).
+    """
+    ranked = rank_glu(
+        context.model,
+        context.directions["softmax"],
+        layers=upper_half(context.model),
+        mode="all_below",
+        k=min(BEST, context.model.d_mlp),
+    )
+    return [label(neuron) for neuron in ranked[:SCORED]]
+
+
+def head_scores(context: VerdictContext, heads: Sequence[str], neurons: Sequence[str]) -> Result:
+    """How much heads feed GLU neurons, by three scores.
+
+    The released diagonal, the true OV product, and the contribution of real head outputs (valid
+    minus invalid) at t_paren. The scores of the neurons of `score_set`, as published, have the
+    name of the mode; those of the given neurons (GLU_Valid) have ", GLU_Valid" after it.
+    """
+    sets = {"": score_set(context), ", GLU_Valid": list(neurons)}
+    samples, found = context.find, Result()
+    on_samples = {
+        "prompts": samples.tokens,
+        "positions": samples.t_paren,
+        "labels": samples.valid,
+        "runs": context.runs(samples.tokens),
+    }
+    for name, neurons in sets.items():
+        for mode in ("diag", "ov", "activation"):
+            options = on_samples if mode == "activation" else {}
+            scores = head_glu_scores(context.model, heads, neurons, mode=mode, **options)
+            found[mode + name] = {
+                "heads": list(scores.heads),
+                "neurons": len(neurons),
+                "values": scores.head_values.tolist(),
+                "stderr": scores.head_stderr.tolist(),
+                "order": [head for head, _, _ in scores.ranking()],
+            }
+    return found
+
+
+def communication(
+    context: VerdictContext, scores: Result, chosen: Sequence[str], neurons: Sequence[str]
+) -> Result:
+    """Whether the scores agree, and which neurons fall silent without the chosen heads.
+
+    The heads are zeroed at every token of at most `READ` valid test samples. The neurons are read
+    at t_ans, as published (on one sample there), and at t_paren. The random sets, matched in
+    layers and count, are run on the first `READ_NULL` of these samples, and compared with the
+    chosen heads on the same samples.
+    """
+    ranks = pd.DataFrame({mode: x["values"] for mode, x in scores.items()}).corr(method="spearman")
+    modes = [mode for mode in scores if "," not in mode]
+    pairs = [*combinations(modes, 2)]
+    pairs += [(mode.split(",")[0], mode) for mode in scores if mode not in modes]
+    agreement = {f"{a} and {b}": float(ranks.loc[a].loc[b]) for a, b in pairs}
+    samples = context.test
+    valid = np.flatnonzero(samples.valid)[:READ]
+    found: Result = {
+        "agreement": agreement,
+        "ablated": list(chosen),
+        "n": len(valid),
+        "n_null": len(valid[:READ_NULL]),
+        "neurons": list(neurons),
+        "at": {},
+    }
+    for place, positions in (("t_ans", samples.t_ans), ("t_paren", samples.t_paren)):
+        whole, null = (
+            activation_delta(
+                context.model,
+                [samples.tokens[i] for i in some],
+                [positions[i] for i in some],
+                neurons,
+                chosen,
+                draws=draws,
+                seed=context.settings.seed,
+            )
+            for some, draws in ((valid, 0), (valid[:READ_NULL], context.settings.draws))
+        )
+        found["at"][place] = {
+            "before": whole.before.mean(0),
+            "after": whole.after.mean(0),
+            "total": whole.total,
+            "null": null.null,
+            "silenced": whole.total_silenced,
+            "silenced_null": null.null_silenced,
+        }
+    return plain(found)

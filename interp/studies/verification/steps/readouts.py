@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +24,16 @@ from interp.neurons.glu import (
     rank_glu,
     rank_null,
 )
-from interp.probing.lens import logit_lens
+from interp.probing.lens import Lens, logit_lens
 from interp.probing.probes import Probes, probe_geometry
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation
 from interp.runs.stored_runs import StoredRuns
+from interp.studies.formatting import place
 from interp.studies.steps import Result, plain
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import Context, Settings
+from interp.studies.verification.settings import Sets, VerdictContext, VerificationSettings
 
 WATCHED = ("this", "not", " this", " not", " success", " correct", " yes", " wrong", " fail", " no")
 
@@ -39,7 +42,7 @@ WITHOUT = 40
 """Valid samples whose lens is read with each set zeroed."""
 
 
-def probes(context: Context) -> Result:
+def probes(context: VerdictContext) -> Result:
     """Is the verdict linear in the model: from which layer, at which token, and in which head?
 
     Logistic probes with a grouped split and shuffled labels at t_ans and t_paren. At t_paren also
@@ -47,44 +50,38 @@ def probes(context: Context) -> Result:
     "antipodal" pair the parametrisation forces.
     """
     found = Result()
-    for column, place in enumerate(("t_ans", "t_paren")):
-        sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if place == "t_paren" else ()))
-        found[place] = {site: _accuracy(context.probes(site, column)) for site in sites}
+    for column, token in enumerate(("t_ans", "t_paren")):
+        sites = ("resid_post", "attn_out", "mlp_out", *(("z",) if token == "t_paren" else ()))
+        found[token] = {site: _accuracy(context.probes(site, column)) for site in sites}
     softmax = context.softmax
     geometry = probe_geometry(softmax)
-    assert geometry.pair is not None
-    assert geometry.pair_forced is not None
     assert geometry.pair_shuffled is not None
+    assert softmax.initial is not None
+    start = softmax.initial[..., 1] - softmax.initial[..., 0]
     found["softmax"] = _accuracy(softmax) | {
-        "pair": geometry.pair.tolist(),
-        "pair_forced": geometry.pair_forced.tolist(),
-        "pair_shuffled": geometry.pair_shuffled.mean(0).tolist(),
-        "adjacent": geometry.adjacent.tolist(),
-        "adjacent_shuffled": geometry.adjacent_shuffled.mean(0).tolist(),
+        "pair": geometry.pair,
+        "pair_forced": geometry.pair_forced,
+        "pair_shuffled": geometry.pair_shuffled.mean(0),
+        "adjacent": geometry.adjacent,
+        "adjacent_shuffled": geometry.adjacent_shuffled.mean(0),
         "random_limit": geometry.random_limit,
-        "start": _start(softmax).tolist(),
+        # The cosine of every direction with its own initialisation; 1 if it never turned.
+        "start": torch.nn.functional.cosine_similarity(softmax.directions, start, dim=-1),
         "tokens": _tokens(context.model, softmax.directions),
     }
-    return found
-
-
-def _start(fitted: Probes) -> torch.Tensor:
-    """Cosine of every softmax direction with its own initialisation; 1 if it never turned."""
-    assert fitted.initial is not None
-    start = fitted.initial[..., 1] - fitted.initial[..., 0]
-    return torch.nn.functional.cosine_similarity(fitted.directions, start, dim=-1)
+    return plain(found)
 
 
 def _accuracy(fitted: Probes) -> Result:
     _, low, high = fitted.control("accuracy")
     held = fitted.heldout
     return {
-        "accuracy": held.accuracy.tolist(),
-        "low": held.low[0].tolist(),
-        "high": held.high[0].tolist(),
-        "auc": held.auc.tolist(),
-        "shuffled_low": low.tolist(),
-        "shuffled_high": high.tolist(),
+        "accuracy": held.accuracy,
+        "low": held.low[0],
+        "high": held.high[0],
+        "auc": held.auc,
+        "shuffled_low": low,
+        "shuffled_high": high,
         "n_train": fitted.n_train,
         "n_test": fitted.n_test,
     }
@@ -97,31 +94,27 @@ def _tokens(model: LanguageModel, vectors: torch.Tensor, k: int = 6) -> list[Res
     ]
 
 
-def lens(context: Context) -> Result:
+def lens(context: VerdictContext) -> Result:
     """Mean probabilities of the next token, layer by layer, at t_valid and at t_invalid."""
     samples = context.test
-    groups = ["valid" if valid else "invalid" for valid in samples.valid]
-    return _lens(context, samples, groups, context.runs(samples.tokens))
+    return _lens(context, samples, samples.verdicts, context.runs(samples.tokens))
 
 
-def lens_without(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
+def lens_without(context: VerdictContext, sets: Sets) -> Result:
     """The lens at `WITHOUT` t_valid with each set zeroed over the window, one group a set."""
     samples = context.test.take(np.flatnonzero(context.test.valid)[:WITHOUT])
     runs, window = context.runs(samples.tokens), context.settings.window
     found: Result = {"n": len(samples), "groups": {}}
     for name, labels in sets.items():
         made, groups = make_ablation(context.model, labels), [name] * len(samples)
-        if runs is not None:
-            changed = ChangedRuns(runs=runs, change=made, where=window)
+        changed = runs and ChangedRuns(runs=runs, change=made, where=window)
+        with nullcontext() if changed else intervene(context.model, made.last(window)):
             found["groups"] |= _lens(context, samples, groups, changed)["groups"]
-            continue
-        with intervene(context.model, made.last(window)):
-            found["groups"] |= _lens(context, samples, groups, None)["groups"]
     return found
 
 
 def _lens(
-    context: Context,
+    context: VerdictContext,
     samples: Samples,
     groups: Sequence[str],
     runs: StoredRuns | ChangedRuns | None,
@@ -147,13 +140,18 @@ def _lens(
                     [[t.text, t.value] for t in seen.top(layer, group=group)]
                     for layer in seen.layers
                 ],
-                "probability": {
-                    word: [plain(seen.probability(word, at, group=group)) for at in seen.layers]
-                    for word in words
-                },
+                "probability": probabilities(seen, words, group),
             }
             for group in dict.fromkeys(groups)
         },
+    }
+
+
+def probabilities(seen: Lens, words: Sequence[Any], group: str) -> dict[Any, list[Result]]:
+    """The mean probability of some words in a group of samples, layer by layer."""
+    return {
+        word: [plain(seen.probability(word, at, group=group)) for at in seen.layers]
+        for word in words
     }
 
 
@@ -169,9 +167,9 @@ def upper_half(model: LanguageModel) -> range:
 
 
 def glu_sets(
-    context: Context, direction: str, k: int
+    context: VerdictContext, direction: str, k: int
 ) -> tuple[dict[str, list[RankedNeuron]], list[str]]:
-    """GLU_Valid and GLU_Invalid along a direction of `Context.directions`, and both together."""
+    """GLU_Valid and GLU_Invalid along a direction of the context, and both together."""
     model, vectors = context.model, context.directions[direction]
     sets = {
         name: rank_glu(model, vectors, layers=upper_half(model), k=k, sign=sign)
@@ -180,7 +178,7 @@ def glu_sets(
     return sets, list(dict.fromkeys(label(n) for ranked in sets.values() for n in ranked))
 
 
-def glu(context: Context, direction: str, k: int) -> Result:
+def glu(context: VerdictContext, direction: str, k: int) -> Result:
     """GLU_Valid and GLU_Invalid: the neurons of the upper half that write along a direction.
 
     A set holds the k neurons of every layer of the upper half with the largest cosine with the
@@ -194,7 +192,6 @@ def glu(context: Context, direction: str, k: int) -> Result:
     model, settings = context.model, context.settings
     directions, upper = context.directions[direction], upper_half(model)
     found: Result = {"layers": list(upper), "top_k": k, "direction": direction}
-    options = {"layers": upper, "k": k}
     chosen, both = glu_sets(context, direction, k)
     samples = context.test  # the sets were chosen on find
     captured = glu_activations(
@@ -210,17 +207,18 @@ def glu(context: Context, direction: str, k: int) -> Result:
         )
         seen = label_contrast(active, samples.valid.tolist())
         null = rank_null(
-            model, directions, sign=SIGNS[name], draws=settings.draws, seed=settings.seed, **options
-        )
+            model, directions, layers=upper, k=k, sign=SIGNS[name],
+            draws=settings.draws, seed=settings.seed,
+        )  # fmt: skip
         rows = _neurons(model, ranked, seen)
         found[name] = {
             "neurons": [str(neuron) for neuron in seen.neurons],
             "cosines": [neuron.score for neuron in ranked],
-            "null": plain(null),
+            "null": null,
             "top": rows[:SHOWN],
             "rest": rows[SHOWN:],
             "samples": {
-                "valid": samples.valid.tolist(),
+                "valid": samples.valid,
                 **{
                     part: [
                         [round(x, 4) for x in row]
@@ -229,8 +227,8 @@ def glu(context: Context, direction: str, k: int) -> Result:
                     for part in ("gate", "up", "product")
                 },
             },
-            "difference": seen.difference.tolist(),
-            "parts": seen.parts.abs().sum(1).tolist(),
+            "difference": seen.difference,
+            "parts": seen.parts.abs().sum(1),
         }
     a, b = chosen["GLU_Valid"], chosen["GLU_Invalid"]
     random = _opposed_at_random(model, directions[upper.start :], upper, k, settings)
@@ -243,15 +241,19 @@ def glu(context: Context, direction: str, k: int) -> Result:
         mean = float(opposite.cosine.mean())
         found[name] = {
             "mean_cosine": mean,
-            "null": plain(null_of(-mean, random[:, number])),
-            "null_neurons": plain(opposite.null),
+            "null": null_of(-mean, random[:, number]),
+            "null_neurons": opposite.null,
             "pairs": [[str(x), str(y), cosine] for x, y, cosine in opposite.pairs],
         }
-    return found
+    return plain(found)
 
 
 def _opposed_at_random(
-    model: LanguageModel, vectors: torch.Tensor, layers: range, k: int, settings: Settings
+    model: LanguageModel,
+    vectors: torch.Tensor,
+    layers: range,
+    k: int,
+    settings: VerificationSettings,
 ) -> np.ndarray:
     """How opposite neurons selected along random directions w and -w are: `opposed_neurons`.
 
@@ -264,8 +266,7 @@ def _opposed_at_random(
         sides = []
         for sign in SIGNS.values():
             ranked = rank_glu(model, along, k=k, sign=sign)
-            values = [glu_vectors(model, n.layer, n.index).value.float() for n in ranked]
-            sides.append(torch.stack(values))
+            sides.append(_values(model, ranked).float())
         axes = torch.linalg.qr(turned.float().T).Q
         beyond = [side - side @ axes @ axes.T for side in sides]
         found.append([_opposition(*sides), _opposition(*beyond)])
@@ -282,7 +283,7 @@ def _neurons(
     model: LanguageModel, ranked: Sequence[RankedNeuron], seen: LabelContrast
 ) -> list[Result]:
     """Each neuron's cosine, what it writes, and what it does on valid and invalid samples."""
-    vectors = torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked])
+    written = _tokens(model, _values(model, ranked))
     return [
         {
             "neuron": label(n),
@@ -293,8 +294,13 @@ def _neurons(
             "auc": float(seen.auc[i]),
             **{f"writes_{key}": words for key, words in tokens.items()},
         }
-        for i, (n, tokens) in enumerate(zip(ranked, _tokens(model, vectors), strict=True))
+        for i, (n, tokens) in enumerate(zip(ranked, written, strict=True))
     ]
+
+
+def _values(model: LanguageModel, ranked: Sequence[RankedNeuron]) -> torch.Tensor:
+    """(neurons, d_model) what each neuron writes."""
+    return torch.stack([glu_vectors(model, n.layer, n.index).value for n in ranked])
 
 
 def label(neuron: RankedNeuron) -> str:
@@ -302,7 +308,7 @@ def label(neuron: RankedNeuron) -> str:
     return f"L{neuron.layer}N{neuron.index}"
 
 
-def attention(context: Context) -> Result:
+def attention(context: VerdictContext) -> Result:
     """A_Prev: the heads that attend from a verdict to earlier occurrences of the target.
 
     Over all find samples: from t_ans (the published query) to all earlier occurrences, and to those
@@ -318,7 +324,9 @@ def attention(context: Context) -> Result:
     }
 
 
-def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence[int]]) -> Result:
+def _attention(
+    context: VerdictContext, queries: Sequence[int], keys: Sequence[Sequence[int]]
+) -> Result:
     tokens = context.find.tokens
     seen = attention_to(
         context.model, tokens, queries, keys, drop_empty=True, seed=context.settings.seed,
@@ -326,19 +334,9 @@ def _attention(context: Context, queries: Sequence[int], keys: Sequence[Sequence
     )  # fmt: skip
     top = []
     for ranked in top_heads(seen, 12):
-        part = ranked.component
-        control = seen.control[:, part.layer, part.index or 0]
-        top.append(
-            {
-                "head": ranked.label,
-                "attention": plain(seen.estimate(ranked.label)),
-                "control": float(np.nanmean(control)),
-            }
-        )
-    return {
-        "n": seen.n,
-        "values": seen.values.tolist(),
-        "excess": seen.excess.tolist(),
-        "heads": select_heads(seen, threshold=context.settings.threshold),
-        "top": top,
-    }
+        layer, head = place(ranked.label)
+        about = {"head": ranked.label, "attention": seen.estimate(ranked.label)}
+        top.append(about | {"control": np.nanmean(seen.control[:, layer, head])})
+    heads = select_heads(seen, threshold=context.settings.threshold)
+    about = {"n": seen.n, "values": seen.values, "excess": seen.excess}
+    return plain(about | {"heads": heads, "top": top})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 import numpy as np
@@ -10,14 +10,12 @@ import numpy as np
 from interp.core.nulls import null_of
 from interp.runs.change import Where
 from interp.runs.generation import generate_each
-from interp.runs.kinds import AblationKind, make_ablation, random_like
+from interp.runs.kinds import AblationKind, make_ablation
 from interp.studies.steps import Result, plain
-from interp.studies.verification.outcomes import Outcome, Rule, outcomes
+from interp.studies.verification.outcomes import Rule, outcomes
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import Context
-from interp.studies.verification.steps.verdicts import replacements
-
-STOPS = ("\n\n",)
+from interp.studies.verification.settings import Sets, VerdictContext
+from interp.studies.verification.steps.verdicts import STOPS, neurons_and_heads, replacements
 
 TEXTS, EACH = 50, 10
 """Valid attempts the model continues from, and how many of them each random set is run on."""
@@ -25,11 +23,9 @@ TEXTS, EACH = 50, 10
 PUBLISHED_TEXTS = 6
 """Valid attempts continued at the published tokens; heads are changed at every token there."""
 
-Sets = Mapping[str, Sequence[str]]
-
 
 def intervention_table(
-    context: Context,
+    context: VerdictContext,
     samples: Samples,
     sets: Sets,
     *,
@@ -49,17 +45,11 @@ def intervention_table(
     `random_each` is the share of success of every one. share: the share of random sets, counting
     the set itself, with at least as much success on their texts as the set has on all.
     """
-    settings, model = context.settings, context.model
-    where = settings.window if where is None else where
-    draws = settings.draws if draws is None else draws
-    chosen = samples.take(np.flatnonzero(samples.valid))
-    drawn = {
-        name: random_like(model, labels, draws, seed=settings.seed) if draws else []
-        for name, labels in sets.items()
-    }
+    where = context.settings.window if where is None else where
+    chosen, drawn = samples.take(np.flatnonzero(samples.valid)), context.random_like(sets, draws)
     written: dict[str, list[str]] = {name: [] for name in ("none", *sets)}
-    control: dict[str, list[str]] = {name: [] for name in sets}
-    success: dict[str, list[float]] = {name: [] for name in sets}
+    control: dict[str, list[str]] = {name: [] for name in written}
+    success: dict[str, list[float]] = {name: [] for name in written}
     groups = np.array_split(np.arange(len(chosen)), max(1, len(chosen) // EACH))
     for number, group in enumerate(groups):
         random = [(name, labels) for name in sets for labels in drawn[name][number :: len(groups)]]
@@ -69,35 +59,27 @@ def intervention_table(
             written[name] += mine
         for (name, _), mine in zip(random, texts[1 + len(sets) :], strict=True):
             control[name] += mine
-            success[name].append(_success(mine))
-    rows = {name: _row(list(sets.get(name, ())), texts) for name, texts in written.items()}
-    for name, texts in control.items():
-        each = success[name]
-        mine = rows[name]["outcomes"]["interp-1"]["success"]["mean"]
-        rows[name] |= {
-            "random": _shares(texts, "interp-1") if texts else None,
+            success[name].append(outcomes(mine)["success"].mean)
+    rows = {}
+    for name, texts in written.items():
+        each, mine = success[name], outcomes(texts)["success"].mean
+        rows[name] = {
+            "components": list(sets.get(name, ())),
+            "outcomes": {rule: outcomes(texts, rule) for rule in get_args(Rule)},
+            "random": outcomes(control[name]) if each else None,
             "random_each": each,
             "draws": len(each),
             "share": null_of(mine, np.array(each)).share if each else None,
+            "examples": texts[:3],
         }
-    return {
-        "kind": kind,
-        "where": where,
-        "n": len(chosen),
-        "each": min(map(len, groups)),
-        "max_new_tokens": max_new_tokens,
-        "rows": rows,
-    }
+    about = {"kind": kind, "where": where, "n": len(chosen), "each": min(map(len, groups))}
+    return plain(about | {"max_new_tokens": max_new_tokens, "rows": rows})
 
 
-def published_protocol(context: Context, samples: Samples, sets: Sets) -> Result:
+def published_protocol(context: VerdictContext, samples: Samples, sets: Sets) -> Result:
     """`intervention_table` at the published tokens: heads zeroed at all, neurons at the last."""
-    neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
-    heads = {name: labels for name, labels in sets.items() if name not in neurons}
-    rows: dict[str, Result] = {}
-    found: Result = {}
-    ways: tuple[tuple[Sets, Where], ...] = ((neurons, 1), (heads, "all"))
-    for some, where in ways:
+    found, rows = Result(), Result()
+    for some, where in zip(neurons_and_heads(sets), (1, "all"), strict=True):
         if some:
             found = intervention_table(context, samples, some, where=where, draws=0)
             rows |= found["rows"]
@@ -105,7 +87,7 @@ def published_protocol(context: Context, samples: Samples, sets: Sets) -> Result
 
 
 def _written(
-    context: Context,
+    context: VerdictContext,
     samples: Samples,
     sets: Sequence[Sequence[str]],
     kind: AblationKind,
@@ -113,15 +95,10 @@ def _written(
     max_new_tokens: int,
 ) -> list[list[str]]:
     """The plain model's texts, and those under each set."""
-    made = [
-        make_ablation(
-            context.model,
-            labels,
-            kind,
-            values=replacements(context, samples, [labels], kind, where),
-        )
-        for labels in sets
-    ]
+    made = []
+    for labels in sets:
+        values = replacements(context, samples, [labels], kind, where)
+        made.append(make_ablation(context.model, labels, kind, values=values))
     texts = generate_each(
         context.model,
         [tokens[:-1] for tokens in samples.tokens],
@@ -134,24 +111,3 @@ def _written(
         rows=len(samples) * (2 + len(made)),
     )
     return [[text.text for text in mine] for mine in texts]
-
-
-def _row(labels: list[str], texts: Sequence[str]) -> Result:
-    return {
-        "components": labels,
-        "outcomes": {rule: _shares(texts, rule) for rule in get_args(Rule)},
-        "random": None,
-        "random_each": [],
-        "draws": 0,
-        "share": None,
-        "examples": list(texts[:3]),
-    }
-
-
-def _success(texts: Sequence[str]) -> float:
-    return outcomes(texts).share("success").mean
-
-
-def _shares(texts: Sequence[str], rule: Rule) -> dict[str, dict[str, float]]:
-    found = outcomes(texts, rule)
-    return {name: plain(found.share(name)) for name in get_args(Outcome)}

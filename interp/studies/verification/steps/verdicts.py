@@ -1,24 +1,29 @@
-"""The verdict under intervention: which sets disable it, compared with random sets like them."""
+"""The verdict under intervention: sets of components ablated or patched, directions added.
+
+Each is compared with random ones like it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 
 from interp.core.components import Component
-from interp.core.nulls import null_of
-from interp.core.statistics import mean_estimate, ratio_estimate, share_estimate
+from interp.core.nulls import null_of, turned_directions
+from interp.core.statistics import ratio_estimate
 from interp.models.language_model import Address
 from interp.runs.ablation_sets import AblatedSets
 from interp.runs.change import Where
-from interp.runs.kinds import AblationKind, make_ablation, random_like
+from interp.runs.kinds import AblationKind, make_ablation
 from interp.runs.next_tokens import NextTokens, ablate
-from interp.studies.steps import Result, plain
+from interp.steering.at_trigger import steer_at_trigger, vector_steering
+from interp.studies.steps import Result, mean_of, plain, share_of
 from interp.studies.verification.samples import Samples
-from interp.studies.verification.settings import Context, verdict_task
+from interp.studies.verification.settings import Sets, VerdictContext, verdict_task
 
 KINDS: tuple[AblationKind, ...] = ("zero", "mean", "resample")
 
@@ -28,9 +33,18 @@ NULL_PAIRS = 20
 SUFFICIENT_PAIRS = 16
 """Pairs in which each random set is patched."""
 
+SCALES = (0.05, 0.1, 0.2, 0.4)
+"""Doses, as shares of the mean length of the stream at t_paren in the layers steered."""
+
+SIGNS = {"this": 1, "not": -1}
+"""The wanted verdict, and the sign with which a direction towards valid is added."""
+
+STOPS = ("\n\n",)
+"""What ends a text that is continued."""
+
 
 def replacements(
-    context: Context,
+    context: VerdictContext,
     samples: Samples,
     sets: Sequence[Sequence[str]],
     kind: AblationKind,
@@ -54,15 +68,21 @@ def replacements(
     return {at: value[drawn] for at, value in found.items()}
 
 
+def neurons_and_heads(sets: Sets) -> tuple[dict[str, Sequence[str]], dict[str, Sequence[str]]]:
+    """The sets of neurons, and all other sets."""
+    neurons = {name: labels for name, labels in sets.items() if "N" in labels[0]}
+    return neurons, {name: labels for name, labels in sets.items() if name not in neurons}
+
+
 def _addresses(sets: Sequence[Sequence[str]]) -> list[Address]:
     parts = [Component.parse(label) for labels in sets for label in labels]
     return list(dict.fromkeys((part.layer, part.site) for part in parts))
 
 
 def verdict_effects(
-    context: Context,
+    context: VerdictContext,
     samples: Samples,
-    sets: Mapping[str, Sequence[str]],
+    sets: Sets,
     *,
     kind: AblationKind = "zero",
     where: Where | None = None,
@@ -78,63 +98,76 @@ def verdict_effects(
     share: share of these sets, counting the set itself, that disable at least as much as the set on
     the same samples.
     """
+    ids, valid = context.ids, samples.valid
     where = context.settings.window if where is None else where
-    valid = samples.valid
     part = np.concatenate([np.flatnonzero(valid == side)[:null_pairs] for side in (True, False)])
-    random = {
-        name: random_like(context.model, x, context.settings.draws, seed=context.settings.seed)
-        for name, x in sets.items()
-    }
-    every = [*sets.values(), *(labels for drawn in random.values() for labels in drawn)]
+    random = context.random_like(sets)
+    every = [*sets.values(), *chain.from_iterable(random.values())]
     values = replacements(context, samples, every, kind, where)
-    mine = _verdicts(context, samples, list(sets.values()), kind, where, values)
-    found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
+    mine = under_sets(context, samples.tokens, every[: len(sets)], kind, where, values)
     some = samples.take(part)
     if values is not None:
         values = {at: x if len(x) == 1 else x[torch.from_numpy(part)] for at, x in values.items()}
-    others = _verdicts(context, some, every[len(sets) :], kind, where, values)
+    others = under_sets(context, some.tokens, every[len(sets) :], kind, where, values)
+    (no, shift), (random_no, random_shift) = (
+        (seen.top == ids.no, seen.log_odds - seen.log_odds[0]) for seen in (mine, others)
+    )
+    found: Result = {"kind": kind, "where": where, "n": len(samples), "sets": {}}
     first = 1
     for row, (name, labels) in enumerate(sets.items(), 1):
         rows = slice(first, first + len(random[name]))
         first = rows.stop
-        no, on = mine.no[row], others.no[rows][:, some.valid]
-        disabled = on.mean(1)
-        found["sets"][name] = {
-            "components": list(labels),
-            "disabled": plain(share_estimate(int(no[valid].sum()), int(valid.sum()))),
-            "invalid_kept": plain(share_estimate(int(no[~valid].sum()), int((~valid).sum()))),
-            "shift": plain(mean_estimate(torch.from_numpy(mine.shift[row, valid]))),
-            "kl": float(mine.kl[row].mean()),
-            "draws": len(disabled),
-            "null_n": len(part),
-            "null": {
-                "disabled": disabled.tolist(),
-                "invalid_kept": others.no[rows][:, ~some.valid].mean(1).tolist(),
-                "shift": others.shift[rows][:, some.valid].mean(1).tolist(),
-                "kl": others.kl[rows].mean(1).tolist(),
-            },
-            "share": null_of(float(no[part][some.valid].mean()), disabled).share,
+        disabled = random_no[rows][:, some.valid].mean(1)
+        null = {
+            "disabled": disabled,
+            "invalid_kept": random_no[rows][:, ~some.valid].mean(1),
+            "shift": random_shift[rows][:, some.valid].mean(1),
+            "kl": others.kl[rows].mean(1),
         }
-    base = mine.no[0]
-    found["none"] = {
-        "disabled": plain(share_estimate(int(base[valid].sum()), int(valid.sum()))),
-        "invalid_kept": plain(share_estimate(int(base[~valid].sum()), int((~valid).sum()))),
-    }
+        share = null_of(float(no[row][part][some.valid].mean()), disabled).share
+        found["sets"][name] = effect_row(
+            labels, valid, (no[row], shift[row], mine.kl[row]), null, len(part), share
+        )
+    found["none"] = {"disabled": share_of(no[0][valid]), "invalid_kept": share_of(no[0][~valid])}
     return found
 
 
-def zeroed_sets(context: Context, samples: Samples) -> AblatedSets:
+def effect_row(
+    labels: Sequence[str],
+    valid: np.ndarray,
+    seen: tuple[np.ndarray, np.ndarray, np.ndarray],
+    null: Mapping[str, Any],
+    null_n: int,
+    share: float,
+) -> Result:
+    """A row of `verdict_effects`.
+
+    `seen`: for each sample whether the verdict is "not", the shift, and the KL. `null`: the values
+    of the random sets, each run on `null_n` samples.
+    """
+    no, shift, kl = seen
+    return {
+        "components": list(labels),
+        "disabled": share_of(no[valid]),
+        "invalid_kept": share_of(no[~valid]),
+        "shift": mean_of(shift[valid]),
+        "kl": float(kl.mean()),
+        "draws": len(null["disabled"]),
+        "null_n": null_n,
+        "null": plain(null),
+        "share": share,
+    }
+
+
+def zeroed_sets(context: VerdictContext, samples: Samples) -> AblatedSets:
     """The verdict on the valid samples among some, with sets of components zeroed."""
     return ablated_sets(context, samples, (), "zero")
 
 
 def ablated_sets(
-    context: Context, samples: Samples, labels: Sequence[str], kind: AblationKind
+    context: VerdictContext, samples: Samples, labels: Sequence[str], kind: AblationKind
 ) -> AblatedSets:
-    """The verdict on the valid samples among some, with sets of components ablated.
-
-    The values come from the find samples.
-    """
+    """As `zeroed_sets`, ablated in another way; the values come from the find samples."""
     valid = samples.take(np.flatnonzero(samples.valid))
     window = context.settings.window
     return AblatedSets(
@@ -148,37 +181,26 @@ def ablated_sets(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Verdicts:
-    """Under each set (the first row is the plain run), (sets, samples) each."""
-
-    no: np.ndarray
-    shift: np.ndarray
-    kl: np.ndarray
-
-
-def _verdicts(
-    context: Context,
-    samples: Samples,
+def under_sets(
+    context: VerdictContext,
+    prompts: tuple[tuple[int, ...], ...],
     sets: Sequence[Sequence[str]],
     kind: AblationKind,
     where: Where,
     values: dict[Address, torch.Tensor] | None,
-) -> _Verdicts:
-    ids = context.ids
-    seen = ablate(
+) -> NextTokens:
+    """The verdict of some runs, plain and under each set."""
+    return ablate(
         context.model,
-        samples.tokens,
+        prompts,
         [make_ablation(context.model, labels, kind, values=values) for labels in sets],
-        tokens=[ids.this, ids.no],
+        tokens=[context.ids.this, context.ids.no],
         where=where,
-        runs=context.runs(samples.tokens, where),
+        runs=context.runs(prompts, where),
     )
-    gap = seen.log_odds
-    return _Verdicts(no=seen.top == ids.no, shift=gap - gap[0], kl=seen.kl)
 
 
-def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
+def sufficiency(context: VerdictContext, sets: Sets) -> Result:
     """Patch each set from a valid run into its invalid pair, and the reverse.
 
     effect: share of the log-odds gap between the two runs that the set carries over, as
@@ -195,23 +217,18 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
         "valid into invalid": (corrupted, clean, ids.this),
         "invalid into valid": (clean, corrupted, ids.no),
     }
-    random = {
-        name: random_like(context.model, labels, settings.draws, seed=settings.seed)
-        for name, labels in sets.items()
-    }
-    mine = list(sets.values())
-    others = [labels for drawn in random.values() for labels in drawn]
+    random, window = context.random_like(sets), settings.window
+    mine, others = list(sets.values()), list(chain.from_iterable(random.values()))
     seen: dict[str, tuple[NextTokens, NextTokens]] = {}
     for side, (into, source, _) in sides.items():
-        values = context.values(source, _addresses([*mine, *others]), last=settings.window)
+        values = context.values(source, _addresses([*mine, *others]), last=window)
+        some = {at: value[:few] for at, value in values.items()}
         seen[side] = (
-            _patched(context, into, mine, values),
-            _patched(
-                context, into[:few], others, {at: value[:few] for at, value in values.items()}
-            ),
+            under_sets(context, into, mine, "patch", window, values),
+            under_sets(context, into[:few], others, "patch", window, some),
         )
     whole = seen["invalid into valid"][0].log_odds[0] - seen["valid into invalid"][0].log_odds[0]
-    found: Result = {"n": n, "null_n": few, "counts": counts, "window": settings.window}
+    found: Result = {"n": n, "null_n": few, "counts": counts, "window": window}
     for side, sign in (("valid into invalid", 1), ("invalid into valid", -1)):
         own, drawn, wanted = *seen[side], sides[side][2]
         carried, spread = (sign * (x.log_odds[1:] - x.log_odds[0]) for x in (own, drawn))
@@ -225,30 +242,104 @@ def sufficiency(context: Context, sets: Mapping[str, Sequence[str]]) -> Result:
                 **_effect(carried[row], whole),
                 "effect_null": null.tolist(),
                 "share": null_of(float(carried[row, :few].mean() / whole[:few].mean()), null).share,
-                "flipped": plain(share_estimate(int(flipped.sum()), n)),
+                "flipped": share_of(flipped),
                 "flipped_null": (drawn.top[1:][rows] == wanted).mean(1).tolist(),
             }
     return found | {"gap": float(whole.mean())}
-
-
-def _patched(
-    context: Context,
-    into: tuple[tuple[int, ...], ...],
-    sets: Sequence[Sequence[str]],
-    values: dict[Address, torch.Tensor],
-) -> NextTokens:
-    """The verdict of some runs with each set's values patched in."""
-    return ablate(
-        context.model,
-        into,
-        [make_ablation(context.model, labels, "patch", values=values) for labels in sets],
-        tokens=[context.ids.this, context.ids.no],
-        where=context.settings.window,
-        runs=context.runs(into, context.settings.window),
-    )
 
 
 def _effect(carried: np.ndarray, whole: np.ndarray) -> Result:
     """mean(carried) / mean(whole) and its 95 % interval over pairs."""
     found = ratio_estimate(carried, whole)
     return {"effect": found.mean, "effect_low": found.low, "effect_high": found.high}
+
+
+def steering(context: VerdictContext) -> Result:
+    """Verdicts changed by a direction added at t_paren, in the last third of the layers.
+
+        x_l <- x_l + sign * scale * length * d_l / |d_l|
+
+    For every direction of the context and every dose of `SCALES`: the share of invalid test
+    samples judged "this" (sign +), of valid ones judged "not" (sign -), and of samples given
+    neither. null: the same share with all layers' directions turned together at random
+    (`turned_directions`), `draws` times, on the first `NULL_PAIRS` samples; share: the share of
+    draws as large as the direction's own on the same samples. chosen: for each verdict the row
+    that changes most find samples, with the weakest such dose; `text` uses that of "this".
+
+    Departs from the paper, which adds 20 times the unit vector of its softmax probe at t_ans and
+    shows three texts.
+    """
+    model, settings = context.model, context.settings
+    layers = range(2 * model.n_layers // 3, model.n_layers)
+    states = context.states["resid_post"][list(layers), :, 1].double()
+    length = float(states.norm(dim=-1).mean())
+    rows = []
+    for name, vectors in context.directions.items():
+        random = list(turned_directions(vectors, settings.draws, seed=settings.seed))
+        for scale in SCALES:
+            row: Result = {"direction": name, "scale": scale}
+            for word, sign in SIGNS.items():
+                size = sign * scale * length
+                found = _turned(context, context.find, word, [vectors], size, layers)
+                own = _turned(context, context.test, word, [vectors], size, layers)
+                null = _turned(context, context.test, word, random, size, layers, NULL_PAIRS)
+                here, shares = own["turned"][0], null["turned"].mean(1)
+                row[word] = {
+                    **share_of(here),
+                    "neither": float(own["neither"].mean()),
+                    "find": float(found["turned"].mean()),
+                    "null": shares.tolist(),
+                    "share": null_of(float(here[:NULL_PAIRS].mean()), shares).share,
+                }
+            rows.append(row)
+    chosen = {
+        word: rows.index(max(rows, key=lambda row, word=word: (row[word]["find"], -row["scale"])))
+        for word in SIGNS
+    }
+    best = rows[chosen["this"]]
+    vectors, scale = context.directions[best["direction"]], best["scale"] * length
+    return {
+        "rows": rows,
+        "layers": [layers.start, layers.stop - 1],
+        "length": length,
+        "null_n": min(NULL_PAIRS, len(context.test) // 2),
+        "chosen": chosen,
+        "text": _text(context, vectors, scale, layers),
+    }
+
+
+def _turned(
+    context: VerdictContext,
+    samples: Samples,
+    word: str,
+    directions: Sequence[torch.Tensor],
+    scale: float,
+    layers: Sequence[int],
+    most: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Whether each verdict becomes the other, or neither, under each direction."""
+    ids = context.ids
+    wanted = {"this": ids.this, "not": ids.no}[word]
+    context.runs(samples.tokens, 1)  # holds the runs of either side
+    some = samples.take(np.flatnonzero(samples.valid == (word == "not"))[:most])
+    made = [vector_steering(context.model, d, scale=scale, layers=layers) for d in directions]
+    seen = ablate(
+        context.model, some.tokens, made, tokens=[ids.this, ids.no], where=1,
+        runs=context.runs(some.tokens, 1),
+    )  # fmt: skip
+    top = seen.top[1:]
+    return {"turned": top == wanted, "neither": ~np.isin(top, [ids.this, ids.no])}
+
+
+def _text(
+    context: VerdictContext, vectors: torch.Tensor, scale: float, layers: Sequence[int]
+) -> dict[str, str]:
+    """What follows the first invalid test sample's result, plain and steered behind it."""
+    invalid = context.test.take(np.flatnonzero(~context.test.valid)[:1])
+    prompt = invalid.tokens[0][:-1]
+    made = steer_at_trigger(
+        context.model, [prompt], vectors, scale=scale, max_new_tokens=80, layers=layers,
+        trigger=context.ids.paren, where=1, stop=STOPS,
+    )  # fmt: skip
+    line = "".join(context.model.strings(prompt)).rpartition("\n")[2]
+    return {"before": line, "plain": made.plain[0].text, "steered": made.steered[0].text}

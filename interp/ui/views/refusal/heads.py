@@ -8,7 +8,7 @@ from interp.plots.grids import square_map
 from interp.plots.lines import head_map
 from interp.plots.steering import values_with_range
 from interp.studies.formatting import null, place, selected
-from interp.studies.refusal.report.numbers import step_of
+from interp.studies.refusal.report.claims import step_of
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.steps import Result
 from interp.ui.shared import widgets

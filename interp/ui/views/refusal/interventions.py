@@ -10,7 +10,8 @@ from interp.plots import steering
 from interp.plots.lines import interval_lines
 from interp.plots.style import CHOSEN
 from interp.studies.formatting import band, bare, change, null, retained
-from interp.studies.refusal.report.numbers import REPLIES, doses_of, methods_of
+from interp.studies.refusal.report.claims import methods_of
+from interp.studies.refusal.report.report import REPLIES, doses_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.steps import Result
 from interp.studies.study import Study

@@ -8,7 +8,7 @@ from interp.plots.grids import share_grid
 from interp.plots.lines import interval_lines
 from interp.plots.style import hover_text
 from interp.studies.formatting import bare
-from interp.studies.refusal.report.numbers import neither
+from interp.studies.refusal.report.report import neither
 from interp.studies.steps import Result
 from interp.ui.shared import widgets
 from interp.ui.studies import first_page, open_study

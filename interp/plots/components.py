@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots.heatmaps import _colour_bar, click_targets
-from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped, hover_text, unfaded, visible
+from interp.plots.heatmaps import click_targets, colour_bar
+from interp.plots.style import (
+    CHOSEN,
+    LOWERS,
+    RAISES,
+    axis,
+    escaped,
+    hover_text,
+    lay_out,
+    named_axis,
+    unfaded,
+    visible,
+)
 
 
 def component_scatter(
@@ -74,15 +85,14 @@ def component_scatter(
             showlegend=False,
         )
     drawn = "" if values.size <= most else f", the {most} largest of {values.size}"
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=460,
         margin={"l": 70, "r": 20, "t": 36, "b": 54, "pad": 0},
         xaxis={"title": escaped(f"{x_title}{drawn}"), "showgrid": False, "zeroline": False},
-        yaxis={"title": escaped(colour_title), "fixedrange": True},
-        dragmode=False,
-        hovermode="closest",
+        yaxis=axis(colour_title),
+        legend=None,
     )
-    return figure
 
 
 def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = "") -> Any:
@@ -106,29 +116,23 @@ def attention_map(pattern: np.ndarray, tokens: Sequence[str], *, title: str = ""
             hoverongaps=False,
             hovertemplate="from <b>%{customdata[0]}</b><br>to <b>%{customdata[1]}</b>"
             "<br>attention %{z:.3f}<extra></extra>",
-            colorbar=_colour_bar("attention"),
+            colorbar=colour_bar("attention"),
         )
     )
     size = int(np.clip(420 // len(tokens), 9, 26))
     space = 20 + 7 * min(12, max(len(label) for label in labels))
-    axis = {
-        "tickvals": list(range(len(labels))),
-        "ticktext": [escaped(label) for label in labels],
-        "showgrid": False,
-        "zeroline": False,
-        "fixedrange": True,
-    }
-    figure.update_layout(
+    tokens_axis = named_axis(labels)
+    return lay_out(
+        figure,
         title={"text": escaped(title), "font": {"size": 14}},
         width=max(len(tokens) * size, 200) + space + 46,
         height=len(tokens) * size + space + 126,
         margin={"l": space + 20, "r": 26, "t": 96, "b": space + 30, "pad": 0},
-        xaxis={**axis, "tickangle": -60, "title": {"text": "to (key)", "standoff": 8}},
-        yaxis={**axis, "autorange": "reversed", "title": {"text": "from (query)", "standoff": 8}},
+        xaxis=tokens_axis | {"tickangle": -60, "title": {"text": "to (key)", "standoff": 8}},
+        yaxis=tokens_axis
+        | {"autorange": "reversed", "title": {"text": "from (query)", "standoff": 8}},
         plot_bgcolor="rgba(0,0,0,0)",
-        dragmode=False,
     )
-    return figure
 
 
 def token_bars(
@@ -138,35 +142,27 @@ def token_bars(
     import plotly.graph_objects as go
 
     bars = [*promoted, *reversed(suppressed)]
-    tokens = [escaped(visible(token)) for token, _ in bars]
-    heights = list(range(len(bars)))
+    tokens = [visible(token) for token, _ in bars]
     figure = go.Figure(
         go.Bar(
             x=[value for _, value in bars],
-            y=heights,
+            y=list(range(len(bars))),
             orientation="h",
             marker={"color": [RAISES if value > 0 else LOWERS for _, value in bars]},
             text=[f"{value:+.2f}" for _, value in bars],
             textposition="auto",
-            customdata=[[token] for token in tokens],
+            customdata=[[escaped(token)] for token in tokens],
             hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f} logits<extra></extra>",
         )
     )
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=21 * len(bars) + 90,
         margin={"l": 110, "r": 20, "t": 36, "b": 54, "pad": 0},
         bargap=0.25,
-        xaxis={"title": "added to the logit", "zeroline": True, "fixedrange": True},
-        yaxis={
-            "tickvals": heights,
-            "ticktext": tokens,
-            "autorange": "reversed",
-            "showgrid": False,
-            "fixedrange": True,
-        },
-        dragmode=False,
+        xaxis=axis("added to the logit", zeroline=True),
+        yaxis=named_axis(tokens, autorange="reversed"),
     )
-    return figure
 
 
 def effect_strip(
@@ -192,24 +188,15 @@ def effect_strip(
 
     effects = gained / gap
     prompts = np.arange(len(effects))
-    colors = [CHOSEN if prompt == selected else RAISES for prompt in prompts]
-    places = {
-        "x": effects,
-        "y": (prompts * 7) % 11 / 10,  # spread vertically, so that equal effects do not overlap
+    # Points are spread vertically, so that equal effects do not overlap.
+    places = {"x": effects, "y": (prompts * 7) % 11 / 10}
+    marks = {
+        "size": np.where(prompts == selected, 14, 10),
+        "color": np.where(prompts == selected, CHOSEN, RAISES),
+        "opacity": 0.85,
     }
-    figure = go.Figure(
-        go.Scatter(
-            **places,
-            mode="markers",
-            marker={
-                "size": [14 if prompt == selected else 10 for prompt in prompts],
-                "color": colors,
-                "opacity": 0.85,
-            },
-            **unfaded(0.85),
-            hoverinfo="skip",
-        )
-    )
+    figure = go.Figure()
+    figure.add_scatter(**places, mode="markers", marker=marks, **unfaded(0.85), hoverinfo="skip")
     figure.add_trace(
         click_targets(
             **places,
@@ -219,17 +206,11 @@ def effect_strip(
     )
     figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
     figure.add_vline(x=float(effects.mean()), line={"color": RAISES, "width": 2})
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=190,
         margin={"l": 20, "r": 20, "t": 36, "b": 50, "pad": 0},
-        xaxis={
-            "title": "effect on each prompt (fraction of the mean gap)",
-            "zeroline": True,
-            "fixedrange": True,
-        },
-        yaxis={"visible": False, "range": [-0.3, 1.3], "fixedrange": True},
-        dragmode=False,
-        hovermode="closest",
+        xaxis=axis("effect on each prompt (fraction of the mean gap)", zeroline=True),
+        yaxis=axis(visible=False, range=[-0.3, 1.3]),
         showlegend=False,
     )
-    return figure

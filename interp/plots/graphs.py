@@ -13,16 +13,32 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.plots.heatmaps import click_targets
-from interp.plots.lines import BAND, LEGEND, MARGIN, SOFT
-from interp.plots.style import CHOSEN, FRAME, LOWERS, RAISES, escaped, unfaded
+from interp.plots.style import (
+    CHOSEN,
+    FRAME,
+    LOWERS,
+    RAISES,
+    SOFT,
+    add_band,
+    axis,
+    escaped,
+    lay_out,
+    named_axis,
+    unfaded,
+)
 
 WIDTHS = (0.8, 1.4, 2.2, 3.2, 4.6, 6.5)
 """Line widths in pixels; the strength of a link chooses one of them."""
 
-SHAPES = {"input": "diamond", "head": "circle", "mlp": "square", "logits": "diamond"}
-SHAPES |= {"neuron": "triangle-up"}
-FILLS = {"input": "#dfe5ec", "head": "#ffffff", "mlp": "#eef2d8", "logits": "#dfe5ec"}
-FILLS |= {"neuron": "#eef2d8"}
+MARKS = {
+    "input": ("diamond", "#dfe5ec"),
+    "head": ("circle", "#ffffff"),
+    "mlp": ("square", "#eef2d8"),
+    "logits": ("diamond", "#dfe5ec"),
+    "neuron": ("triangle-up", "#eef2d8"),
+}
+"""The shape and colour of each kind of node."""
+
 GROUPS = {"supports": RAISES, "opposes": LOWERS}
 
 
@@ -97,10 +113,8 @@ def layered_graph(
             )
     if chosen := [link for link in links if link.selected]:
         x, y = _curves(chosen)
-        figure.add_scatter(
-            x=x, y=y, mode="lines", line={"color": CHOSEN, "width": 5}, hoverinfo="skip",
-            showlegend=False,
-        )  # fmt: skip
+        line = {"color": CHOSEN, "width": 5}
+        figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", showlegend=False)
     _add_nodes(figure, nodes)
     middles = [_curve(link)[:, 12].tolist() for link in links]
     places = np.array([*middles, *((node.x, node.y) for node in nodes)]).reshape(-1, 2)
@@ -112,34 +126,17 @@ def layered_graph(
             texts=[part.text for part in (*links, *nodes)],
         )
     )
-    figure.update_layout(
+    above, heights = columns or {}, [*rows.values()]
+    across = named_axis([*above], at=above.values(), visible=bool(above), side="top")
+    ends = [min(heights) - 0.7, max(heights) + 0.7]
+    return lay_out(
+        figure,
         height=height,
         margin={"l": 20, "r": 20, "t": 40, "b": 20, "pad": 0},
-        xaxis={
-            "visible": bool(columns),
-            "side": "top",
-            "tickvals": list((columns or {}).values()),
-            "ticktext": [escaped(name) for name in columns or {}],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-            "range": [-0.06, 1.26],
-        },
-        yaxis={
-            "tickvals": list(rows.values()),
-            "ticktext": [escaped(name) for name in rows],
-            "range": [min(rows.values()) - 0.7, max(rows.values()) + 0.7],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-            "automargin": True,
-        },
-        legend=LEGEND,
-        dragmode=False,
-        hovermode="closest",
+        xaxis=across | {"range": [-0.06, 1.26]},
+        yaxis=named_axis([*rows], at=heights, range=ends, automargin=True),
         plot_bgcolor="rgba(0,0,0,0)",
     )
-    return figure
 
 
 def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
@@ -152,9 +149,9 @@ def _add_nodes(figure: Any, nodes: Sequence[Node]) -> None:
         y=[node.y for node in nodes],
         mode="markers+text",
         marker={
-            "symbol": [SHAPES[node.kind] for node in nodes],
-            "size": [22 if named else 18 for named in inside],
-            "color": [FILLS[node.kind] for node in nodes],
+            "symbol": [MARKS[node.kind][0] for node in nodes],
+            "size": np.where(inside, 22, 18),
+            "color": [MARKS[node.kind][1] for node in nodes],
             "opacity": 1,
             "line": {
                 "color": [CHOSEN if node.selected else FRAME for node in nodes],
@@ -229,13 +226,7 @@ def faithfulness_figure(
         series.append(("random circuits of its kind, 95 % range", *random, SOFT))
     for name, value, *ends, colour in series:
         below, above = np.array(ends, dtype=float)
-        known = np.isfinite([below, above]).all(0)
-        figure.add_scatter(
-            x=np.concatenate([at[known], at[known][::-1]]),
-            y=np.concatenate([above[known], below[known][::-1]]),
-            fill="toself", fillcolor=colour, opacity=BAND, mode="lines", line={"width": 0},
-            hoverinfo="skip", showlegend=False,
-        )  # fmt: skip
+        add_band(figure, at, below, above, colour, showlegend=False)
         figure.add_scatter(
             x=at,
             y=np.asarray(value, dtype=float),
@@ -259,19 +250,10 @@ def faithfulness_figure(
             xanchor="left",
             yanchor="bottom",
         )
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=380,
-        margin=MARGIN,
-        xaxis={
-            "title": "share of edges asked for",
-            "type": "log",
-            "tickformat": "~%",
-            "fixedrange": True,
-            "showgrid": False,
-        },
-        yaxis={"title": "faithfulness f", "fixedrange": True, "zeroline": False},
-        legend=LEGEND,
-        dragmode=False,
+        xaxis=axis("share of edges asked for", type="log", tickformat="~%", showgrid=False),
+        yaxis=axis("faithfulness f", zeroline=False),
         hovermode="x unified",
     )
-    return figure

@@ -10,8 +10,6 @@ from numpy.typing import ArrayLike
 
 from interp.plots.heatmaps import heat_map
 
-REJECTED = "#b4bac2"
-
 
 def candidate_grid(
     values: ArrayLike,
@@ -32,10 +30,9 @@ def candidate_grid(
     hover `texts`.
     """
     values, rejected = np.asarray(values, dtype=float), np.asarray(rejected, dtype=bool)
-    shown = values if coloured else np.where(rejected, np.nan, values)
     width = int(np.clip(1180 // max(len(x), 1), 12, 40))
     figure = heat_map(
-        shown,
+        values if coloured else np.where(rejected, np.nan, values),
         x=x,
         y=y,
         x_title="layer",
@@ -58,13 +55,12 @@ def candidate_grid(
             showlegend=False,
         )
     figure.update_layout(
-        plot_bgcolor=REJECTED,
+        plot_bgcolor="#b4bac2",
         margin={"l": 20, "r": 26, "t": 92, "b": 58, "pad": 0},
         height=len(y) * width + 150,
         width=len(x) * width + 200,
     )
-    figure.update_yaxes(automargin=True)
-    return figure
+    return figure.update_yaxes(automargin=True)
 
 
 def share_grid(
@@ -80,20 +76,9 @@ def share_grid(
     figure = heat_map(
         values, x=x, y=y, x_title="", y_title="", colour_title=title, cell=56, texts=texts
     )
-    figure.data[0].update(
-        colorscale="Reds",
-        zmin=0,
-        zmax=1,
-        text=[["" if v != v else f"{v:.0%}" for v in row] for row in values],
-        texttemplate="%{text}",
-    )
-    figure.update_layout(
-        width=len(x) * 84 + 190,
-        height=len(y) * 34 + 130,
-        margin={"l": 20, "r": 20, "t": 80, "b": 36, "pad": 0},
-    )
-    figure.update_yaxes(automargin=True, range=[len(y) - 0.5, -0.5])
-    return figure
+    _write_values(figure, values, ".0%", colorscale="Reds", zmin=0, zmax=1)
+    margin = {"l": 20, "r": 20, "t": 80, "b": 36, "pad": 0}
+    return _rows_down(figure, width=len(x) * 84 + 190, height=len(y) * 34 + 130, margin=margin)
 
 
 def square_map(
@@ -111,22 +96,11 @@ def square_map(
         cell=54,
         names=[[f"{a} / {b}" for b in names] for a in names],
     )
-    figure.data[0].update(
-        zmin=limits[0],
-        zmax=limits[1],
-        text=[["" if v != v else f"{v:.2f}" for v in row] for row in values],
-        texttemplate="%{text}",
-    )
-    if limits[0] == 0:
-        figure.data[0].update(colorscale="Blues")
-    figure.update_layout(
-        width=None,
-        height=len(names) * 44 + 190,
-        margin={"l": 20, "r": 20, "t": 84, "b": 20, "pad": 0},
-    )
+    scale = {"colorscale": "Blues"} if limits[0] == 0 else {}
+    _write_values(figure, values, ".2f", zmin=limits[0], zmax=limits[1], **scale)
     figure.update_xaxes(automargin=True, tickangle=-30)
-    figure.update_yaxes(automargin=True, range=[len(names) - 0.5, -0.5])
-    return figure
+    margin = {"l": 20, "r": 20, "t": 84, "b": 20, "pad": 0}
+    return _rows_down(figure, width=None, height=len(names) * 44 + 190, margin=margin)
 
 
 def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
@@ -146,10 +120,17 @@ def layer_rows(values: ArrayLike, *, rows: Sequence[str], title: str) -> Any:
     )
     most = float(np.nanmax(values, initial=0.0)) or 1
     figure.data[0].update(colorscale="Blues", zmin=0, zmax=most)
-    figure.update_layout(
-        height=max(len(rows), 3) * 30 + 150,
-        width=layers * cell + 150,
-        margin={"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0},
-    )
-    figure.update_yaxes(automargin=True, range=[len(rows) - 0.5, -0.5])
-    return figure
+    height, margin = max(len(rows), 3) * 30 + 150, {"l": 20, "r": 20, "t": 84, "b": 62, "pad": 0}
+    return _rows_down(figure, width=layers * cell + 150, height=height, margin=margin)
+
+
+def _write_values(figure: Any, values: np.ndarray, form: str, **colours: Any) -> None:
+    """Write each number in its cell, and set the colours of the map."""
+    written = [["" if np.isnan(v) else f"{v:{form}}" for v in row] for row in values]
+    figure.data[0].update(text=written, texttemplate="%{text}", **colours)
+
+
+def _rows_down(figure: Any, **layout: Any) -> Any:
+    """The map with its first row on top and enough space for the names of rows."""
+    rows = len(figure.data[0].z)
+    return figure.update_layout(layout).update_yaxes(automargin=True, range=[rows - 0.5, -0.5])

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots.style import BLANK, DIVERGING, FRAME, escaped, hover_text, symmetric_limit
+from interp.plots.style import (
+    BLANK,
+    DIVERGING,
+    FRAME,
+    add_frame,
+    escaped,
+    hover_text,
+    lay_out,
+    named_axis,
+    symmetric_limit,
+)
 
 
 def heat_map(
@@ -53,7 +63,7 @@ def heat_map(
     limit = limit or symmetric_limit(values)
     at_row, at_column = (index.ravel() for index in np.indices(values.shape))
 
-    def said(r: int, c: int) -> str:
+    def hover(r: int, c: int) -> str:
         if texts is not None:
             return texts[r][c]
         error = "" if stderr is None else f" ± {stderr[r, c]:.3f}"
@@ -70,39 +80,29 @@ def heat_map(
                 hoverinfo="skip",
                 xgap=1,
                 ygap=1,
-                colorbar=_colour_bar(colour_title),
+                colorbar=colour_bar(colour_title),
             ),
             click_targets(
                 at_column,
                 at_row,
                 data=np.stack([at_row, at_column], 1),
-                texts=[said(r, c) for r, c in np.ndindex(values.shape)],
+                texts=[hover(r, c) for r, c in np.ndindex(values.shape)],
             ),
         ]
     )
     if selected is not None:
-        r, c = selected
-        for color, line in (("white", 5), (FRAME, 2.5)):
-            figure.add_shape(
-                type="rect",
-                x0=c - 0.5,
-                x1=c + 0.5,
-                y0=r - 0.5,
-                y1=r + 0.5,
-                line={"color": color, "width": line},
-            )
-    figure.update_layout(
+        for colour, line in (("white", 5), (FRAME, 2.5)):
+            add_frame(figure, *selected, colour, width=line)
+    return lay_out(
+        figure,
         width=max(columns * width, 200) + 90,
         height=rows * height + 160,
         margin={"l": 64, "r": 26, "t": 92, "b": 68, "pad": 0},
         xaxis=_cell_axis(x_title, x, most=24),
         yaxis=_cell_axis(y_title, y, most=16),
         plot_bgcolor=BLANK,
-        dragmode=False,
-        hovermode="closest",
         hoverdistance=-1,  # the nearest cell takes the hover, at any distance
     )
-    return figure
 
 
 def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: Any) -> Any:
@@ -134,7 +134,7 @@ def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: An
     )
 
 
-def _colour_bar(title: str) -> dict[str, Any]:
+def colour_bar(title: str) -> dict[str, Any]:
     """A horizontal colour bar above the map, as wide as the map."""
     return {
         "title": {"text": escaped(title), "side": "top"},
@@ -151,14 +151,6 @@ def _colour_bar(title: str) -> dict[str, Any]:
 
 def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
     """An axis of cells with at most `most` labels, and no margin around the cells."""
-    shown = range(0, len(labels), -(-len(labels) // most))
-    return {
-        "title": escaped(title),
-        "tickvals": list(shown),
-        "ticktext": [escaped(labels[i]) for i in shown],
-        "range": [-0.5, len(labels) - 0.5],
-        "autorange": False,
-        "fixedrange": True,
-        "showgrid": False,
-        "zeroline": False,
-    }
+    step = -(-len(labels) // most)
+    ends = {"range": [-0.5, len(labels) - 0.5], "autorange": False}
+    return named_axis(labels[::step], title, at=range(0, len(labels), step), **ends)

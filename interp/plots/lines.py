@@ -14,12 +14,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from interp.plots.heatmaps import heat_map
-from interp.plots.style import CHOSEN, DIVERGING, LOWERS, RAISES, colour_limits, escaped
+from interp.plots.style import (
+    CHOSEN,
+    DIVERGING,
+    LEGEND,
+    LOWERS,
+    MARGIN,
+    RAISES,
+    SOFT,
+    add_band,
+    add_frame,
+    axis,
+    colour_limits,
+    error_bars,
+    escaped,
+    lay_out,
+    named_axis,
+)
 
-SOFT, BAND = "#808a96", 0.2
 SERIES = (LOWERS, RAISES, "#2e8b57", "#b8860b", "#7d4fa8", "#16808a")
-MARGIN = {"l": 62, "r": 20, "t": 46, "b": 50, "pad": 0}
-LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 def head_map(
@@ -41,8 +54,7 @@ def head_map(
     """
     grid = np.asarray(values, dtype=float)
     rows, columns = grid.shape
-    if limits is None:
-        limits = colour_limits(grid, diverging=diverging)
+    low, high = limits or colour_limits(grid, diverging=diverging)
     figure = heat_map(
         grid,
         x=[str(head) for head in range(columns)],
@@ -54,17 +66,9 @@ def head_map(
         names=[[f"L{layer}H{head}" for head in range(columns)] for layer in range(rows)],
         selected=selected,
     )
-    colours = DIVERGING if diverging else "Blues"
-    figure.data[0].update(colorscale=colours, zmin=limits[0], zmax=limits[1])
-    for row, column in marked:
-        figure.add_shape(
-            type="rect",
-            x0=column - 0.42,
-            x1=column + 0.42,
-            y0=row - 0.42,
-            y1=row + 0.42,
-            line={"color": CHOSEN, "width": 2},
-        )
+    figure.data[0].update(colorscale=DIVERGING if diverging else "Blues", zmin=low, zmax=high)
+    for layer, head in marked:
+        add_frame(figure, layer, head, CHOSEN, width=2, half=0.42)
     return figure
 
 
@@ -95,19 +99,7 @@ def interval_lines(
         grey = name in controls
         colour = SOFT if grey else next(colours)
         dash = "dash" if name in dashed else "dot" if grey else "solid"
-        known = np.isfinite([low, high]).all(0)
-        figure.add_scatter(
-            x=np.concatenate([at[known], at[known][::-1]]),
-            y=np.concatenate([high[known], low[known][::-1]]),
-            fill="toself",
-            fillcolor=colour,
-            opacity=BAND,
-            mode="lines",
-            line={"width": 0, "color": colour},
-            hoverinfo="skip",
-            name=escaped(name),
-            showlegend=value is None,
-        )
+        add_band(figure, at, low, high, colour, name=escaped(name), showlegend=value is None)
         if value is not None:
             figure.add_scatter(
                 x=at,
@@ -120,22 +112,14 @@ def interval_lines(
                 customdata=np.stack([low, high], 1),
                 hovertemplate="%{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
             )
-    axis: dict[str, Any] = {"title": escaped(x_title), "fixedrange": True, "showgrid": False}
-    if names is not None:
-        axis |= {
-            "tickvals": list(x or range(len(names))),
-            "ticktext": [escaped(name) for name in names],
-        }
-    figure.update_layout(
+    across = axis(x_title, showgrid=False) if names is None else named_axis(names, x_title, at=x)
+    return lay_out(
+        figure,
         height=330,
-        margin=MARGIN,
-        xaxis={**axis, "zeroline": False},
-        yaxis={"title": escaped(y_title), "fixedrange": True, "range": limits},
-        legend=LEGEND,
-        dragmode=False,
+        xaxis=across | {"zeroline": False},
+        yaxis=axis(y_title, range=limits),
         hovermode="x unified",
     )
-    return figure
 
 
 def values_with_null(
@@ -156,39 +140,29 @@ def values_with_null(
     """
     import plotly.graph_objects as go
 
-    value, below, above = (np.array(part, dtype=float) for part in (values, low, high))
     rows = np.arange(len(labels))
     sizes = [len(draws or ()) for draws in null]
     spread = [(np.arange(size) * 0.618034 % 1 - 0.5) * 0.24 + 0.2 for size in sizes]
-    figure = go.Figure(
-        [
-            go.Scatter(
-                x=[draw for draws in null for draw in draws or ()],
-                y=np.concatenate([row + part for row, part in zip(rows, spread, strict=True)]),
-                mode="markers",
-                marker={"color": SOFT, "size": 5, "opacity": 0.55},
-                name=escaped(null_label),
-                hovertemplate="random %{x:.3f}<extra></extra>",
-            ),
-            go.Scatter(
-                x=value,
-                y=rows - 0.14,
-                mode="markers",
-                marker={"color": RAISES, "size": 10},
-                error_x={
-                    "array": np.where(np.isfinite(above), above - value, 0),
-                    "arrayminus": np.where(np.isfinite(below), value - below, 0),
-                    "color": RAISES,
-                    "thickness": 1.6,
-                },
-                name=escaped(value_label),
-                text=[escaped(label) for label in labels],
-                hovertemplate="<b>%{text}</b>  %{x:.3f}<extra></extra>",
-            ),
-        ]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[draw for draws in null for draw in draws or ()],
+        y=np.concatenate([row + part for row, part in zip(rows, spread, strict=True)]),
+        mode="markers",
+        marker={"color": SOFT, "size": 5, "opacity": 0.55},
+        name=escaped(null_label),
+        hovertemplate="random %{x:.3f}<extra></extra>",
     )
-    figure.update_layout(labelled_rows(labels, x_title=value_title, height=62 * len(labels) + 110))
-    return figure
+    figure.add_scatter(
+        x=np.array(values, dtype=float),
+        y=rows - 0.14,
+        mode="markers",
+        marker={"color": RAISES, "size": 10},
+        error_x=error_bars(values, low, high, RAISES),
+        name=escaped(value_label),
+        text=[escaped(label) for label in labels],
+        hovertemplate="<b>%{text}</b>  %{x:.3f}<extra></extra>",
+    )
+    return lay_out_rows(figure, labels, x_title=value_title, height=62 * len(labels) + 110)
 
 
 def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
@@ -211,25 +185,15 @@ def share_axis(figures: Collection[Any], axis: Literal["x", "y"]) -> None:
         figure.update_layout({f"{axis}axis": {"range": chosen}})
 
 
-def labelled_rows(labels: Sequence[str], *, x_title: str, height: int) -> dict[str, Any]:
-    """The layout of a figure with a row for each label, the first on top."""
-    return {
-        "height": height,
-        "margin": {**MARGIN, "l": 20},
-        "xaxis": {"title": escaped(x_title), "fixedrange": True, "zeroline": True},
-        "yaxis": {
-            "tickvals": np.arange(len(labels)),
-            "ticktext": [escaped(label) for label in labels],
-            "range": [len(labels) - 0.45, -0.55],
-            "automargin": True,
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-        },
-        "legend": LEGEND,
-        "dragmode": False,
-        "hovermode": "closest",
-    }
+def lay_out_rows(figure: Any, labels: Sequence[str], *, x_title: str, height: int) -> Any:
+    """The figure with a row for each label, the first on top."""
+    return lay_out(
+        figure,
+        height=height,
+        margin={**MARGIN, "l": 20},
+        xaxis=axis(x_title, zeroline=True),
+        yaxis=named_axis(labels, range=[len(labels) - 0.45, -0.55], automargin=True),
+    )
 
 
 def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -> Any:
@@ -255,17 +219,14 @@ def spread_by_label(values: ArrayLike, labels: Sequence[str], *, x_title: str) -
             hovertemplate="%{customdata[0]:.3f} to %{customdata[1]:.3f}: %{customdata[2]} samples"
             "<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=260,
-        margin=MARGIN,
         barmode="overlay",
         bargap=0,
-        xaxis={"title": escaped(x_title), "fixedrange": True, "showgrid": False},
-        yaxis={"title": "share of samples", "fixedrange": True},
-        legend=LEGEND,
-        dragmode=False,
+        xaxis=axis(x_title, showgrid=False),
+        yaxis=axis("share of samples"),
     )
-    return figure
 
 
 def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> Any:
@@ -287,14 +248,13 @@ def stacked_shares(rows: Mapping[str, Mapping[str, float]], *, x_title: str) -> 
             insidetextanchor="middle",
             hovertemplate="%{y}: %{x:.3f}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=36 * len(rows) + 110,
         margin={**MARGIN, "l": 20},
         barmode="stack",
         bargap=0.25,
-        xaxis={"title": escaped(x_title), "range": [0, 1], "tickformat": ".0%", "fixedrange": True},
-        yaxis={"autorange": "reversed", "automargin": True, "fixedrange": True},
+        xaxis=axis(x_title, range=[0, 1], tickformat=".0%"),
+        yaxis=axis(autorange="reversed", automargin=True),
         legend={**LEGEND, "traceorder": "normal"},
-        dragmode=False,
     )
-    return figure

@@ -11,10 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from interp.plots.lines import MARGIN, SERIES, SOFT, interval_lines, labelled_rows
-from interp.plots.style import CHOSEN, LOWERS, RAISES, escaped
+from interp.plots.lines import SERIES, interval_lines, lay_out_rows
+from interp.plots.style import (
+    CHOSEN,
+    LOWERS,
+    MARGIN,
+    RAISES,
+    SOFT,
+    axis,
+    error_bars,
+    escaped,
+    lay_out,
+)
 
-FLAT = {"fixedrange": True, "zeroline": False}
 BELOW = {"orientation": "h", "x": 0, "y": -0.24, "yanchor": "top"}
 """A legend below the figure, so that it does not cover the tool bar above."""
 
@@ -28,12 +37,8 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for axis, target in (("v", x_target), ("h", y_target)):
-        line = {"color": SOFT, "width": 1, "dash": "dash"}
-        if axis == "v":
-            figure.add_vline(x=target, line=line)
-        else:
-            figure.add_hline(y=target, line=line)
+    figure.add_vline(x=x_target, line={"color": SOFT, "width": 1, "dash": "dash"})
+    figure.add_hline(y=y_target, line={"color": SOFT, "width": 1, "dash": "dash"})
     symbols = ("circle", "square", "diamond", "triangle-up", "star", "cross")
     mine = [point for point in points if not point["null"]]
     places = [(round(p["x"]["mean"], 3), round(p["y"]["mean"], 3)) for p in points]
@@ -47,8 +52,8 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
         figure.add_scatter(
             x=[point["x"]["mean"]],
             y=[point["y"]["mean"]],
-            error_x=_error(point["x"], colour),
-            error_y=_error(point["y"], colour),
+            error_x=_error_bars([point["x"]], colour, thickness=1, width=3),
+            error_y=_error_bars([point["y"]], colour, thickness=1, width=3),
             mode="markers",
             marker={
                 "color": colour,
@@ -63,26 +68,16 @@ def frontier(points: Sequence[Mapping[str, Any]], *, x_target: float, y_target: 
             f"<br>{_said(point['y'], 'retained')}<extra></extra>",
         )
     ends = [value for p in points for value in (p["x"]["low"], p["x"]["high"]) if value == value]
-    figure.update_layout(
+    shares = {"tickformat": ".0%", "zeroline": False}
+    left = max(-1.0, min([-0.06, *ends]))
+    return lay_out(
+        figure,
         height=520,
         margin={**MARGIN, "t": 20},
-        xaxis={
-            "title": "share of over-refusals removed",
-            "range": [max(-1.0, min([-0.06, *ends])), 1.06],
-            "tickformat": ".0%",
-            **FLAT,
-        },
-        yaxis={
-            "title": "share of proper refusals retained",
-            "range": [-0.06, 1.1],
-            "tickformat": ".0%",
-            **FLAT,
-        },
+        xaxis=axis("share of over-refusals removed", range=[left, 1.06], **shares),
+        yaxis=axis("share of proper refusals retained", range=[-0.06, 1.1], **shares),
         legend={"x": 1.01, "y": 1, "xanchor": "left", "itemsizing": "constant"},
-        dragmode=False,
-        hovermode="closest",
     )
-    return figure
 
 
 def gate_curve(
@@ -109,14 +104,12 @@ def gate_curve(
         limits=(-0.03, 1.05),
     )
     pad = max((at[-1] - at[0]) * 0.04, 1e-6)
-    figure.update_xaxes(range=[at[0] - pad, at[-1] + pad])
+    left, right = float(at[0] - pad), float(at[-1] + pad)
+    figure.update_xaxes(range=[left, right])
     for k, (name, value) in enumerate(marks.items()):
-        inside = at[0] - pad <= value <= at[-1] + pad
-        label = f"{name} {value:.4g}" if inside else f"◂ {name} {value:.4g}"
-        if value > at[-1] + pad:
-            label = f"{name} {value:.4g} ▸"
-        where = float(np.clip(value, at[0] - pad, at[-1] + pad))
-        if inside:
+        label = "◂ " * (value < left) + f"{name} {value:.4g}" + " ▸" * (value > right)
+        where = float(np.clip(value, left, right))
+        if where == value:
             figure.add_vline(x=where, line={"color": CHOSEN, "width": 2, "dash": "dash"})
         figure.add_annotation(
             x=where,
@@ -169,16 +162,14 @@ def scatter_by_group(
         font={"size": 30, "color": SOFT},
         opacity=0.28,
     )
-    figure.update_layout(
+    return lay_out(
+        figure,
         height=470,
         margin={**MARGIN, "t": 30, "b": 130},
         legend={**BELOW, "y": -0.12},
-        xaxis={"title": "first axis", "showticklabels": False, **FLAT},
-        yaxis={"title": "second axis", "showticklabels": False, **FLAT},
-        dragmode=False,
-        hovermode="closest",
+        xaxis=axis("first axis", showticklabels=False, zeroline=False),
+        yaxis=axis("second axis", showticklabels=False, zeroline=False),
     )
-    return figure
 
 
 def values_with_range(
@@ -196,10 +187,8 @@ def values_with_range(
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    rows = np.arange(len(labels))
-    gap = 0.3
     for k, (name, found) in enumerate(series.items()):
-        y = rows + (k - (len(series) - 1) / 2) * gap
+        y = np.arange(len(labels)) + (k - (len(series) - 1) / 2) * 0.3
         for row, null in zip(y, nulls[name], strict=True):
             if null is not None:
                 figure.add_scatter(
@@ -214,34 +203,22 @@ def values_with_range(
                     f"{null['high']:.3f}], share as strong {null['share']:.3f}<extra></extra>",
                 )
         colour = (RAISES, LOWERS)[k % 2]
-        mean = [x["mean"] for x in found]
         figure.add_scatter(
-            x=mean,
+            x=[x["mean"] for x in found],
             y=y,
             mode="markers",
             marker={"color": colour, "size": 10},
-            error_x={
-                "array": [x["high"] - x["mean"] for x in found],
-                "arrayminus": [x["mean"] - x["low"] for x in found],
-                "color": colour,
-                "thickness": 1.6,
-            },
+            error_x=_error_bars(found, colour),
             name=escaped(name),
             text=[escaped(label) for label in labels],
             hovertemplate="<b>%{text}</b>  %{x:.3f}<extra>%{fullData.name}</extra>",
         )
-    figure.update_layout(labelled_rows(labels, x_title=x_title, height=60 * len(labels) + 110))
-    return figure
+    return lay_out_rows(figure, labels, x_title=x_title, height=60 * len(labels) + 110)
 
 
-def _error(found: Mapping[str, float], colour: str) -> dict[str, Any]:
-    return {
-        "array": [found["high"] - found["mean"]],
-        "arrayminus": [found["mean"] - found["low"]],
-        "color": colour,
-        "thickness": 1,
-        "width": 3,
-    }
+def _error_bars(found: Sequence[Mapping[str, float]], colour: str, **more: Any) -> dict[str, Any]:
+    mean, low, high = ([x[name] for x in found] for name in ("mean", "low", "high"))
+    return error_bars(mean, low, high, colour, **more)
 
 
 def _said(found: Mapping[str, float], what: str) -> str:

@@ -1,4 +1,4 @@
-"""Colours, text and limits that all figures share."""
+"""Colours, text, limits, axes and layout that all figures share."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from interp.core.statistics import range_of_draws
 
 DIVERGING = "RdBu_r"
-
-
 RAISES, LOWERS = "#c0392b", "#2f6fb5"
-
-
-FRAME, CHOSEN, BLANK = "#111111", "#e69f00", "#e4e4e4"
-
-
+FRAME, CHOSEN, BLANK, SOFT = "#111111", "#e69f00", "#e4e4e4", "#808a96"
+MARGIN = {"l": 62, "r": 20, "t": 46, "b": 50, "pad": 0}
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 LITERAL = str.maketrans({"&": "&amp;", "<": "&lt;", "$": "&#36;"})
 
 
@@ -56,6 +53,65 @@ def hover_text(title: str, value: str = "", *lines: str) -> str:
 def visible(token: str) -> str:
     """A token with visible spaces and line breaks."""
     return token.replace(" ", "␣").replace("\n", "↵")
+
+
+def axis(title: str = "", **more: Any) -> dict[str, Any]:
+    """An axis with a title, which cannot be zoomed."""
+    return {"title": escaped(title), "fixedrange": True, **more}
+
+
+def named_axis(labels: Sequence[str], title: str = "", *, at: Any = None, **more: Any) -> Any:
+    """An axis with a label at each of the places `at`, which are 0, 1, 2 ... by default."""
+    places = range(len(labels)) if at is None else at
+    names = {"tickvals": list(places), "ticktext": [escaped(label) for label in labels]}
+    return axis(title, showgrid=False, zeroline=False, **names) | more
+
+
+def lay_out(figure: Any, **layout: Any) -> Any:
+    """The figure with the margins, legend and mouse modes of the package, and with `layout`."""
+    shared = {"margin": MARGIN, "legend": LEGEND, "dragmode": False, "hovermode": "closest"}
+    return figure.update_layout(shared | layout)
+
+
+def error_bars(
+    value: ArrayLike, low: ArrayLike, high: ArrayLike, colour: str, **more: Any
+) -> dict[str, Any]:
+    """Error bars from a value to the ends of its interval; none to an end that is not finite."""
+    lengths = np.subtract(high, value), np.subtract(value, low)
+    above, below = (np.where(np.isfinite(part), part, 0) for part in lengths)
+    return {"array": above, "arrayminus": below, "color": colour, "thickness": 1.6, **more}
+
+
+def add_band(
+    figure: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, **more: Any
+) -> None:
+    """Fill the area between two curves where both are finite."""
+    known = np.isfinite([low, high]).all(0)
+    figure.add_scatter(
+        x=np.concatenate([x[known], x[known][::-1]]),
+        y=np.concatenate([high[known], low[known][::-1]]),
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.2,
+        mode="lines",
+        line={"width": 0, "color": colour},
+        hoverinfo="skip",
+        **more,
+    )
+
+
+def add_frame(
+    figure: Any, row: float, column: float, colour: str, *, width: float, half: float = 0.5
+) -> None:
+    """A square around a cell of a heat map, `half` a side away from the cell's middle."""
+    figure.add_shape(
+        type="rect",
+        x0=column - half,
+        x1=column + half,
+        y0=row - half,
+        y1=row + half,
+        line={"color": colour, "width": width},
+    )
 
 
 def null_band(

@@ -14,9 +14,9 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.core.records import Provenance
-from interp.plots.lines import MARGIN, values_with_null
+from interp.plots.lines import values_with_null
 from interp.plots.steering import BELOW
-from interp.plots.style import visible
+from interp.plots.style import MARGIN, visible
 from interp.studies.formatting import band
 from interp.studies.steps import Result
 from interp.ui import VIEWS

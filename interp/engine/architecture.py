@@ -110,7 +110,7 @@ class Mlp:
     """
 
     gate: Linear
-    up: Linear | None
+    up: Linear | None = None
     down: Linear
     act: Function
 
@@ -128,10 +128,10 @@ class Block:
 
     ln1: Norm | None
     attn: Attention
-    ln1_post: Norm | None
+    ln1_post: Norm | None = None
     ln2: Norm | None
     mlp: Mlp
-    ln2_post: Norm | None
+    ln2_post: Norm | None = None
     parallel: bool = False
 
 
@@ -150,8 +150,7 @@ class Decoder:
     blocks: tuple[Block, ...]
     ln_final: Norm
     unembed: Tensor
-    unembed_bias: Tensor | None
-    final_softcap: float | None
+    final_softcap: float | None = None
     max_positions: int
 
     @property
@@ -184,12 +183,8 @@ class Decoder:
         """Logits of normalised final residuals: of all tokens, or of each row's `tokens`."""
         if tokens is None:
             values = x @ self.unembed.T
-            bias = self.unembed_bias
         else:
             values = torch.einsum("nd,nkd->nk", x, self.unembed[tokens])
-            bias = None if self.unembed_bias is None else self.unembed_bias[tokens]
-        if bias is not None:
-            values = values + bias
         if self.final_softcap is not None:
             values = torch.tanh(values / self.final_softcap) * self.final_softcap
         return values

@@ -57,10 +57,15 @@ def read_checkpoint(
     if name.endswith(".gguf"):
         path = Path(name)
         source |= {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    with _true_reason(name, known), _quiet():
-        if (Path(name) / "adapter_config.json").exists():
-            return _with_adapter(Path(name), dtype, device_map)
-        model = _read_model(name, source, dtype, device_map)
+    try:
+        with _quiet():
+            if (Path(name) / "adapter_config.json").exists():
+                return _with_adapter(Path(name), dtype, device_map)
+            model = _read_model(name, source, dtype, device_map)
+    except InterpError:
+        raise
+    except Exception as error:
+        raise _not_loaded(name, error, known) from error
     return text_model(model), _read_tokenizer(name, source)
 
 
@@ -290,17 +295,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _true_reason(name: str, known: Collection[str]) -> Iterator[None]:
-    """Turn any exception while reading files into an `InterpError` that gives the reason."""
-    try:
-        yield
-    except InterpError:
-        raise
-    except Exception as error:
-        raise _not_loaded(name, error, known) from error
 
 
 def _not_loaded(name: str, error: Exception, known: Collection[str]) -> InterpError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
-from interp.models.toys.toy import BOS, UNKNOWN
+from interp.models.toys.toy import word_tokenizer
 
 PROGRAMS = Path(__file__).parent / "programs"
 """The folder of the package's programs."""
@@ -111,7 +110,7 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
     name = f"tracr-{facts['name']}"
     model = wrap(
         network,
-        _tokenizer(facts["words"]),
+        word_tokenizer(facts["words"]),
         name=name,
         card=f"# {name}\n\n{facts['description']}\n\n{facts['made_by']}\n",
         check=check,
@@ -158,26 +157,6 @@ def _read(stem: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"missing or damaged: {error}",
             f"use one of {', '.join(compiled_programs())}, or make it with training/tracr.py",
         ) from error
-
-
-def _tokenizer(words: list[str]) -> Any:
-    """A tokeniser of words separated by spaces, which adds no special tokens."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    numbers = {word: token for token, word in enumerate(words)}
-    tokenizer = Tokenizer(WordLevel(numbers, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    with tempfile.TemporaryDirectory() as folder:
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            bos_token=BOS,
-            unk_token=UNKNOWN,
-            clean_up_tokenization_spaces=False,
-        ).save_pretrained(folder)
-        return AutoTokenizer.from_pretrained(folder)
 
 
 def _gpt2(facts: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Any:

@@ -131,11 +131,44 @@ def _norm(module: Any) -> Norm:
     return Norm(weight=weight, bias=None, eps=eps, centred=False)
 
 
+def _norm_of(layer: Any, name: str) -> Norm | None:
+    """The norm of a layer with that name; None if the layer has none."""
+    module = getattr(layer, name, None)
+    return None if module is None else _norm(module)
+
+
 def _activation(module: Any) -> Function:
     """The activation function; the tanh approximation of GELU is computed in one fused call."""
     if type(module).__name__ in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh"):
         return lambda x: F.gelu(x, approximate="tanh")
     return module
+
+
+def _decoder(
+    model: Any,
+    blocks: list[Block],
+    ln_final: Any,
+    embed: Callable[[Tensor, Tensor], Tensor],
+    rotary: Any = None,
+) -> Decoder:
+    """The `Decoder` with these blocks. `rotary` is the module of the rotary embedding."""
+    head, config = model.get_output_embeddings(), model.config
+
+    def angles(positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
+        extra = {} if kind is None else {"layer_type": kind}
+        cos, sin = rotary(head.weight, positions[None], **extra)
+        return cos[0], sin[0]
+
+    return Decoder(
+        family=config.model_type,
+        embed=embed,
+        rotary=None if rotary is None else angles,
+        blocks=tuple(blocks),
+        ln_final=_norm(ln_final),
+        unembed=_linear(head).weight.T,
+        final_softcap=getattr(config, "final_logit_softcapping", None),
+        max_positions=config.max_position_embeddings,
+    )
 
 
 def _read_llama_like(model: Any) -> Decoder:
@@ -146,21 +179,21 @@ def _read_llama_like(model: Any) -> Decoder:
     blocks = []
     for layer, kind in zip(body.layers, layer_types, strict=True):
         attn, mlp = layer.self_attn, layer.mlp
-        q_norm = getattr(attn, "q_norm", None)
-        k_norm = getattr(attn, "k_norm", None)
+        q_norm = _norm_of(attn, "q_norm")
         window = getattr(attn, "sliding_window", None)
-        if kind is None:
-            window = getattr(config, "sliding_window", None) if window is None else window
-        ln1 = getattr(layer, "input_layernorm", None)
-        post_norms = hasattr(layer, "post_feedforward_layernorm")
-        if not post_norms:
-            ln1_post, ln2, ln2_post = None, layer.post_attention_layernorm, None
-        else:
-            ln1_post, ln2_post = layer.post_attention_layernorm, layer.post_feedforward_layernorm
-            ln2 = getattr(layer, "pre_feedforward_layernorm", None)
+        if kind is None and window is None:
+            window = getattr(config, "sliding_window", None)
+        norms = {"ln2": "post_attention_layernorm"}
+        if hasattr(layer, "post_feedforward_layernorm"):
+            norms = {
+                "ln1_post": "post_attention_layernorm",
+                "ln2": "pre_feedforward_layernorm",
+                "ln2_post": "post_feedforward_layernorm",
+            }
+        others: dict[str, Any] = {part: _norm_of(layer, name) for part, name in norms.items()}
         blocks.append(
             Block(
-                ln1=_norm(ln1) if ln1 is not None else None,
+                ln1=_norm_of(layer, "input_layernorm"),
                 attn=Attention(
                     q=_linear(attn.q_proj),
                     k=_linear(attn.k_proj),
@@ -170,152 +203,87 @@ def _read_llama_like(model: Any) -> Decoder:
                     n_kv_heads=config.num_key_value_heads,
                     d_head=attn.head_dim,
                     scale=attn.scaling,
-                    q_norm=_norm(q_norm) if q_norm is not None else None,
-                    k_norm=_norm(k_norm) if k_norm is not None else None,
+                    q_norm=q_norm,
+                    k_norm=_norm_of(attn, "k_norm"),
                     norm_over_heads=q_norm is not None and q_norm.weight.numel() != attn.head_dim,
                     softcap=getattr(attn, "attn_logit_softcapping", None),
                     window=window,
                     rotary=kind if per_type else None,
                 ),
-                ln1_post=_norm(ln1_post) if ln1_post is not None else None,
-                ln2=_norm(ln2) if ln2 is not None else None,
                 mlp=Mlp(
                     gate=_linear(mlp.gate_proj),
                     up=_linear(mlp.up_proj),
                     down=_linear(mlp.down_proj),
                     act=_activation(mlp.act_fn),
                 ),
-                ln2_post=_norm(ln2_post) if ln2_post is not None else None,
+                **others,
             )
         )
-    embedding, rotary = body.embed_tokens, body.rotary_emb
-    probe = embedding.weight
+    embedding = body.embed_tokens
+    return _decoder(model, blocks, body.norm, lambda tokens, _: embedding(tokens), body.rotary_emb)
 
-    def angles(positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
-        extra = {} if kind is None else {"layer_type": kind}
-        cos, sin = rotary(probe, positions[None], **extra)
-        return cos[0], sin[0]
 
-    return Decoder(
-        family=config.model_type,
-        embed=lambda tokens, positions: embedding(tokens),
-        rotary=angles,
-        blocks=tuple(blocks),
-        ln_final=_norm(body.norm),
-        unembed=_linear(model.lm_head).weight.T,
-        unembed_bias=None,
-        final_softcap=getattr(config, "final_logit_softcapping", None),
-        max_positions=config.max_position_embeddings,
+def _plain_block(
+    config: Any, attn: Any, qkv: list[Linear], out: Any, norms: tuple[Any, Any], mlp: Mlp
+) -> Block:
+    """A block in which every head has its own keys and values, and both norms exist."""
+    q, k, v = qkv
+    heads = config.num_attention_heads
+    return Block(
+        ln1=_norm(norms[0]),
+        attn=Attention(
+            q=q,
+            k=k,
+            v=v,
+            o=_linear(out),
+            n_heads=heads,
+            n_kv_heads=heads,
+            d_head=config.hidden_size // heads,
+            scale=attn.scaling,
+        ),
+        ln2=_norm(norms[1]),
+        mlp=mlp,
+        parallel=getattr(config, "use_parallel_residual", False),
     )
 
 
 def _read_gpt2(model: Any) -> Decoder:
     config, body = model.config, model.transformer
-    d_head = config.hidden_size // config.num_attention_heads
     blocks = []
     for layer in body.h:
-        attn, mlp = layer.attn, layer.mlp
-        joint = _linear(attn.c_attn)
+        joint, mlp = _linear(layer.attn.c_attn), layer.mlp
         assert joint.bias is not None
-        weights = zip(joint.weight.chunk(3, dim=1), joint.bias.chunk(3), strict=True)
-        q, k, v = (Linear(weight=weight, bias=bias) for weight, bias in weights)
-        blocks.append(
-            Block(
-                ln1=_norm(layer.ln_1),
-                attn=Attention(
-                    q=q,
-                    k=k,
-                    v=v,
-                    o=_linear(attn.c_proj),
-                    n_heads=config.num_attention_heads,
-                    n_kv_heads=config.num_attention_heads,
-                    d_head=d_head,
-                    scale=attn.scaling,
-                ),
-                ln1_post=None,
-                ln2=_norm(layer.ln_2),
-                mlp=Mlp(
-                    gate=_linear(mlp.c_fc),
-                    up=None,
-                    down=_linear(mlp.c_proj),
-                    act=_activation(mlp.act),
-                ),
-                ln2_post=None,
-            )
-        )
-    tokens_in, positions_in = body.wte, body.wpe
-    return Decoder(
-        family=config.model_type,
-        embed=lambda tokens, positions: tokens_in(tokens) + positions_in(positions),
-        rotary=None,
-        blocks=tuple(blocks),
-        ln_final=_norm(body.ln_f),
-        unembed=_linear(model.lm_head).weight.T,
-        unembed_bias=None,
-        final_softcap=None,
-        max_positions=config.max_position_embeddings,
-    )
+        parts = zip(joint.weight.chunk(3, dim=1), joint.bias.chunk(3), strict=True)
+        qkv = [Linear(weight=weight, bias=bias) for weight, bias in parts]
+        own = Mlp(gate=_linear(mlp.c_fc), down=_linear(mlp.c_proj), act=_activation(mlp.act))
+        norms = layer.ln_1, layer.ln_2
+        blocks.append(_plain_block(config, layer.attn, qkv, layer.attn.c_proj, norms, own))
+    words, places = body.wte, body.wpe
+    return _decoder(model, blocks, body.ln_f, lambda tokens, at: words(tokens) + places(at))
 
 
 def _read_neox(model: Any) -> Decoder:
     config, body = model.config, model.gpt_neox
     heads = config.num_attention_heads
-    d_head = config.hidden_size // heads
     blocks = []
     for layer in body.layers:
         attn, mlp = layer.attention, layer.mlp
         joint = _linear(attn.query_key_value)
-        weight = joint.weight.T.view(heads, 3, d_head, -1)
-        bias = joint.bias.view(heads, 3, d_head) if joint.bias is not None else None
-        q, k, v = (
+        weight = joint.weight.T.view(heads, 3, config.hidden_size // heads, -1)
+        bias = joint.bias.view(heads, 3, -1) if joint.bias is not None else None
+        qkv = [
             Linear(
-                weight=weight[:, part].reshape(heads * d_head, -1).T,
+                weight=weight[:, part].flatten(0, 1).T,
                 bias=None if bias is None else bias[:, part].reshape(-1),
             )
             for part in range(3)
-        )
-        blocks.append(
-            Block(
-                ln1=_norm(layer.input_layernorm),
-                attn=Attention(
-                    q=q,
-                    k=k,
-                    v=v,
-                    o=_linear(attn.dense),
-                    n_heads=heads,
-                    n_kv_heads=heads,
-                    d_head=d_head,
-                    scale=attn.scaling,
-                ),
-                ln1_post=None,
-                ln2=_norm(layer.post_attention_layernorm),
-                mlp=Mlp(
-                    gate=_linear(mlp.dense_h_to_4h),
-                    up=None,
-                    down=_linear(mlp.dense_4h_to_h),
-                    act=_activation(mlp.act),
-                ),
-                ln2_post=None,
-                parallel=config.use_parallel_residual,
-            )
-        )
-    embedding, rotary = body.embed_in, body.rotary_emb
-
-    def angles(positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
-        cos, sin = rotary(embedding.weight, positions[None])
-        return cos[0], sin[0]
-
-    return Decoder(
-        family=config.model_type,
-        embed=lambda tokens, positions: embedding(tokens),
-        rotary=angles,
-        blocks=tuple(blocks),
-        ln_final=_norm(body.final_layer_norm),
-        unembed=_linear(model.get_output_embeddings()).weight.T,
-        unembed_bias=None,
-        final_softcap=None,
-        max_positions=config.max_position_embeddings,
-    )
+        ]
+        into, out = _linear(mlp.dense_h_to_4h), _linear(mlp.dense_4h_to_h)
+        own = Mlp(gate=into, down=out, act=_activation(mlp.act))
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        blocks.append(_plain_block(config, attn, qkv, attn.dense, norms, own))
+    words, final = body.embed_in, body.final_layer_norm
+    return _decoder(model, blocks, final, lambda tokens, _: words(tokens), body.rotary_emb)
 
 
 _READERS: dict[str, Callable[[Any], Decoder]] = {

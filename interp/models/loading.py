@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from interp.core.components import SITES
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, content_key, versions
+from interp.core.records import read_sealed, write_sealed
 from interp.core.schema import Boolean, checked
+from interp.engine.forward import Runner
 from interp.engine.memory import no_collection, says_too_little
+from interp.engine.restart import baseline
 from interp.models import embedded, organisms
 from interp.models.checkpoints import departures, read_checkpoint, text_model
-from interp.models.language_model import LanguageModel
+from interp.models.checks import (
+    VERSION,
+    check_model,
+    check_prompt,
+    engine_tolerance,
+    rotary_switch,
+    row_gap,
+)
+from interp.models.families import read_architecture, refuse_attached
+from interp.models.language_model import LanguageModel, build_bridge, fingerprint
 from interp.models.registry import known_models
-from interp.models.toys.registry import TOYS
+from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.toy import word_tokenizer
 
 FAMILY_TABLE = Path(__file__).parent.parent / "data" / "families.json"
 
@@ -71,8 +85,6 @@ def load_model(
             differ from Hugging Face's, or a model in memory has hooks or a patched `forward`, or
             was loaded before.
     """
-    import torch
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if isinstance(name, torch.nn.Module):
         if any(given is not None for given in (device, dtype, device_map, revision)):
@@ -114,8 +126,10 @@ def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tu
     if device_map is not None and name in known and name != embedded.NAME:
         raise InterpError(f"device_map for {name}", "it fits on one device", "give device instead")
     if name in TOYS:
-        hf_model, tokenizer, card = _load_toy(name)
-        return hf_model.to(dtype), tokenizer, card
+        toy = build_toy(name)
+        roles = "\n".join(f"- {label}: {role}" for label, role in sorted(toy.roles.items()))
+        card = f"# {name}\n\n{toy.description}\n\n{roles}\n"
+        return toy.model.to(dtype), word_tokenizer(toy.vocabulary), card
     if name.startswith("toy-") and not Path(name).exists():
         raise unknown("toy", name, TOYS)
     if name in known and name != embedded.NAME:
@@ -148,18 +162,13 @@ def wrap(
     Raises:
         InterpError: as in `load_model`.
     """
-    from interp.core.records import write_sealed
-    from interp.models.checks import VERSION, check_prompt, rotary_switch
-    from interp.models.families import read_architecture, refuse_attached
-    from interp.models.language_model import build_bridge, fingerprint
-
     refuse_attached(hf_model, name)
     hf_model = _transformer(hf_model.eval().requires_grad_(False), name)
     config = hf_model.config
-    decoder, reason = None, None
+    decoder, reason, switch = None, None, rotary_switch(config)
     if getattr(hf_model, "hf_device_map", None) and len(set(hf_model.hf_device_map.values())) > 1:
         reason = "the weights are spread over several devices"
-    elif switch := rotary_switch(config):
+    elif switch is not None:
         reason = f"{switch[0]} rotary angles depend on the length of the prompt"
     else:
         try:
@@ -199,11 +208,14 @@ def wrap(
         card=card,
         max_positions=getattr(config, "max_position_embeddings", None),
     )
-    _limit_lengths(model, rotary_switch(config))
+    _limit_lengths(model, switch)
     model.notes += notes
     _note_special_tokens(model)
     if reference is not None:
-        kept = _checked(model, *reference)
+        hidden, logits = reference
+        check_model(model, (prompt, logits))
+        kept = {"sites": model.sites, "ragged": model.ragged, "d_mlp": model.d_mlp}
+        kept["misread"] = check_engine(model, prompt, hidden, logits)
         try:
             if from_files:
                 write_sealed(kept_at, "check", VERSION, kept, key=key)
@@ -240,14 +252,12 @@ def _transformer(hf_model: Any, name: str) -> Any:
     return hf_model
 
 
-def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], list[Any], Any]:
-    """The check's prompt, and the unwrapped model's residual stream before each layer and logits.
+def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[Any], Any]:
+    """The unwrapped model's residual stream before each layer, and its logits, on a prompt.
 
     Raises:
         InterpError: the weights hold NaN or infinity, or the model fails on the prompt.
     """
-    import torch
-
     for tensor, value in hf_model.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InterpError(
@@ -263,7 +273,7 @@ def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[int], 
             f"transformers fails: {' '.join(str(error).split())[:300]}",
             "compare its configuration with an intact copy",
         ) from error
-    return prompt, list(out.hidden_states or ())[: hf_model.config.num_hidden_layers], out.logits
+    return list(out.hidden_states or ())[: hf_model.config.num_hidden_layers], out.logits
 
 
 def _limit_lengths(model: LanguageModel, switch: tuple[str, int] | None) -> None:
@@ -296,31 +306,13 @@ def _note_special_tokens(model: LanguageModel) -> None:
             model.notes += (f"its chat template begins with {shown!r}: prompts keep one copy",)
 
 
-def _checked(
-    model: LanguageModel, prompt: list[int], hidden: list[Any], logits: Any
-) -> dict[str, Any]:
-    """The results of the checks, as kept in the cache."""
-    from interp.models.checks import check_model
-
-    check_model(model, (prompt, logits))
-    return {
-        "sites": model.sites,
-        "misread": check_engine(model, prompt, hidden, logits),
-        "ragged": model.ragged,
-        "d_mlp": model.d_mlp,
-    }
-
-
 def unwrapped(model: LanguageModel) -> Any:
     """A new, unwrapped Hugging Face model with the same weights.
 
     Raises:
         InterpError: the weights or the configuration have changed since loading.
     """
-    import torch
     from transformers import AutoModelForCausalLM
-
-    from interp.models.language_model import fingerprint
 
     wrapped = model.bridge.original_model
     tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
@@ -353,12 +345,6 @@ def check_engine(
 
     The comparison covers the residual stream before every layer, token by token, and all logits.
     """
-    import torch
-
-    from interp.engine.forward import Runner
-    from interp.engine.restart import baseline
-    from interp.models.checks import engine_tolerance, row_gap
-
     decoder = model.decoder
     if decoder is None:
         return None
@@ -380,28 +366,9 @@ def check_engine(
 
 def _kept_check(path: Path, key: str) -> dict[str, Any] | None:
     """The result of an earlier check of the same weights, versions and device, or None."""
-    from interp.core.records import read_sealed
-    from interp.models.checks import VERSION
-
     try:
         kept, _ = read_sealed(path, "check", VERSION, key=key)
     except InterpError:
         return None
-    return kept if set(kept["sites"]) == set(SITES) and {*kept} == {"sites", *_FACTS} else None
-
-
-_FACTS = ("misread", "ragged", "d_mlp")
-
-
-def _load_toy(name: str) -> tuple[Any, Any, str]:
-    from transformers import AutoTokenizer
-
-    from interp.models.toys.registry import build_toy
-    from interp.models.toys.toy import save_tokenizer
-
-    toy = build_toy(name)
-    with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(toy, folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    roles = "\n".join(f"- {label}: {role}" for label, role in sorted(toy.roles.items()))
-    return toy.model, tokenizer, f"# {name}\n\n{toy.description}\n\n{roles}\n"
+    facts = {"sites", "misread", "ragged", "d_mlp"}
+    return kept if {*kept} == facts and {*kept["sites"]} == {*SITES} else None

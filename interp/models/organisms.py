@@ -44,33 +44,21 @@ def load_organism(folder: Path, *, dtype: Any) -> tuple[Any, Any]:
     An adapter is merged in float32, W + (alpha / r) B A, and the result is cast to `dtype`.
 
     Raises:
-        InterpError: the base weights are not those the adapter was trained on.
+        InterpError: the base is not a model of the package, or its weights are not those the
+            adapter was trained on.
     """
     about = describe(folder)
     if about["base"] is None:
         return read_checkpoint(str(folder), dtype=dtype)
-    return _merged(folder, about, dtype)
-
-
-def source(about: dict[str, Any]) -> Path:
-    """The folder of an adapter's base model.
-
-    Raises:
-        InterpError: this version does not have the base model.
-    """
     if about["base"] != NAME:
         raise InterpError(
             f"the base {about['base']!r}", "not a model of the package", f"use {NAME}"
         )
-    return directory()
-
-
-def _merged(folder: Path, about: dict[str, Any], dtype: Any) -> tuple[Any, Any]:
     import torch
 
     from interp.models.language_model import fingerprint
 
-    base, tokenizer = read_checkpoint(str(source(about)), dtype=torch.float32)
+    base, tokenizer = read_checkpoint(str(directory()), dtype=torch.float32)
     found = fingerprint(base.state_dict(), base.config.to_dict())
     if found != about["base_hash"]:
         raise InterpError(

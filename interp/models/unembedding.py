@@ -44,8 +44,8 @@ def unembed(
 
         logits(v) = W_U v,   or with `norm`   W_U (weight_final * v)
 
-    With `norm`, a LayerNorm also centres v first. The norm's scale, the unembedding's bias and the
-    soft cap are not applied: they belong to a whole residual stream, not to a single direction.
+    With `norm`, a LayerNorm also centres v first. The norm's scale and the soft cap are not
+    applied: they belong to a whole residual stream, not to a single direction.
 
     Args:
         model: a model that the fast engine can run.

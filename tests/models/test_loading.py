@@ -115,7 +115,7 @@ def test_nan_weights_are_refused():
 def test_check_is_kept_per_weights(monkeypatch):
     first = wrap(tiny("qwen2"), name="x", from_files=True)
     assert len(list(cache_dir().glob("checks/*.json"))) == 1
-    monkeypatch.setattr("interp.models.checks.check_model", lambda *a: pytest.fail("ran again"))
+    monkeypatch.setattr("interp.models.loading.check_model", lambda *a: pytest.fail("ran again"))
     assert wrap(tiny("qwen2"), name="x", from_files=True).sites == first.sites
 
 

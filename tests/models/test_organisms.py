@@ -287,7 +287,7 @@ def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
 
     folder = tmp_path / "base"
     tiny("llama").save_pretrained(folder)
-    save_tokenizer(build_toy("toy-or"), folder)
+    save_tokenizer(build_toy("toy-or").vocabulary, folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     monkeypatch.setattr(organisms, "directory", lambda: folder)
     torch.manual_seed(0)

@@ -237,7 +237,7 @@ def test_building_is_repeatable_and_leaves_the_random_state_alone(toy: Toy) -> N
 
 def test_a_saved_toy_loads_with_the_auto_classes(toy: Toy, tmp_path: Path) -> None:
     toy.model.save_pretrained(tmp_path)
-    save_tokenizer(toy, tmp_path)
+    save_tokenizer(toy.vocabulary, tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     model = LlamaForCausalLM.from_pretrained(tmp_path)
     for prompt in (pair[0] for pair in toy.pairs):

@@ -392,7 +392,7 @@ def test_two_tokenisers_do_not_share_results(tmp_path, any_gap):
     from interp.models.toys.toy import save_tokenizer
 
     toy = build_toy("toy-or")
-    save_tokenizer(toy, tmp_path)
+    save_tokenizer(toy.vocabulary, tmp_path)
     plain = load_model("toy-or")
     swapped = AutoTokenizer.from_pretrained(tmp_path)
     inner = swapped.__call__

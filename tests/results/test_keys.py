@@ -303,7 +303,7 @@ def test_what_a_task_asks_is_in_the_key(model):
 def test_another_tokeniser_is_another_result(tmp_path, key_of):
     """The same weights and texts, with a token before every text: other tokens, another circuit."""
     toy = build_toy("toy-induction")
-    save_tokenizer(toy, tmp_path)
+    save_tokenizer(toy.vocabulary, tmp_path)
     first, second = (AutoTokenizer.from_pretrained(tmp_path) for _ in range(2))
     words = [word for word, _ in sorted(first.get_vocab().items(), key=lambda pair: pair[1])][2:8]
     from tokenizers.processors import TemplateProcessing

@@ -1,10 +1,12 @@
-"""The type `Toy`, and how its tokeniser is saved."""
+"""The type `Toy`, and tokenisers of words separated by spaces."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
@@ -32,18 +34,27 @@ class Toy:
     description: str
 
 
-def save_tokenizer(toy: Toy, directory: str | Path) -> None:
-    """Save the toy's word-level tokeniser in a folder for `AutoTokenizer.from_pretrained`.
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """The tokeniser that `save_tokenizer` saves."""
+    from transformers import AutoTokenizer
 
-    Words outside the vocabulary become "<unk>". No special tokens are added.
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(words, folder)
+        return AutoTokenizer.from_pretrained(folder)
+
+
+def save_tokenizer(words: Sequence[str], directory: str | Path) -> None:
+    """Save a tokeniser whose tokens are words, for `AutoTokenizer.from_pretrained`.
+
+    `words[i]` is the text of token i. Other words become "<unk>". No special tokens are added.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: token for token, word in enumerate(toy.vocabulary)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token=UNKNOWN))
+    numbers = {word: token for token, word in enumerate(words)}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -40,10 +40,17 @@ MetricFunction = Callable[["Readout", "Targets"], "Tensor"]
 """A user's own metric: a function of (readout, targets) that gives one number per prompt."""
 
 
-class Tokenizes(Protocol):
-    """The part of a model that reading prompts needs."""
+class Tokenizing(Protocol):
+    """The part of a model that reading prompts and answers needs."""
+
+    name: str
+    d_vocab: int
+    tokenizer: Any
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt: ...
+    def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]: ...
+    def token_id(self, text: str) -> tuple[int, ...]: ...
+    def last_logits(self, prompts: Sequence[Prompt]) -> Tensor: ...
 
 
 class HasPairs(Protocol):
@@ -57,13 +64,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _PLAIN: dict[str, Any] = {"int": Index, "float": Real, "bool": Boolean, "str": Unicode}
-_NAMED: dict[str, Any] = {
-    "seed": Seed,
-    "n": Count,
-    "rows": Count,
-    "draws": Whole,
-    "band": Whole,
-}
+_NAMED: dict[str, Any] = {"seed": Seed, "n": Count, "rows": Count, "draws": Whole, "band": Whole}
 """The type of arguments with these names, in every function in which they are whole numbers."""
 
 _RECORDS = {
@@ -201,7 +202,7 @@ def texts_of(prompts: HasPairs | Prompt | Iterable[Prompt]) -> list[Prompt]:
 
 
 def rows_of(
-    model: Tokenizes, prompts: HasPairs | Prompt | Iterable[Prompt]
+    model: Tokenizing, prompts: HasPairs | Prompt | Iterable[Prompt]
 ) -> list[tuple[int, ...]]:
     """The token ids of each prompt, checked by `interp.models.LanguageModel.tokenize`."""
     return [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
@@ -271,32 +272,6 @@ def places_of(
     ]
 
 
-def columns_of(
-    positions: Columns, task: EncodedTaskLike
-) -> tuple[tuple[str, ...], list[list[int]]]:
-    """The names of the separate positions, and for each one the token index in every prompt.
-
-    See `Columns`; "all" is not handled here.
-
-    Raises:
-        InterpError: there is no position, a position occurs twice, names and numbers are mixed, or
-            a prompt has no such token.
-    """
-    positions = as_positions(positions)
-    found = listed(positions)
-    names = [item for item in found if isinstance(item, str)]
-    if not found or len(set(names)) < len(names) or len(names) not in (0, len(found)):
-        raise InterpError(
-            f"positions={found[:5]}",
-            "no position, a name given twice, or names and numbers mixed",
-            "give different names, one number for all prompts, or one number per prompt",
-        )
-    if names:
-        return tuple(names), [places_of(n, task.prompts, task.marks, label="pair") for n in names]
-    same = found[0] if len(set(found)) == 1 else "given"
-    return (str(same),), [places_of(positions, task.prompts, task.marks, label="pair")]  # type: ignore
-
-
 def flags_of(labels: Flags, n: int) -> np.ndarray:
     """(n,) bool labels of two classes: True or 1 for the first, False or 0 for the second.
 
@@ -339,15 +314,6 @@ def as_metric(metric: Metric | str | MetricFunction) -> Metric:
             "give a name from interp.METRICS, a Metric, or a function with one number per prompt",
         ) from error
     return Metric(name=name, unit="own", function=metric)
-
-
-class EncodedTaskLike(Protocol):
-    """The part of `interp.core.prompts.EncodedTask` that reading positions needs."""
-
-    @property
-    def prompts(self) -> list[TokenizedPrompt]: ...
-    @property
-    def marks(self) -> list[dict[str, Mark]]: ...
 
 
 def _whole(value: Any) -> bool:

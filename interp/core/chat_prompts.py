@@ -90,11 +90,12 @@ def mixed(
     first.format.require(second.format, "prompts to mix")
     rows = [*first.rows, *second.rows]
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    tail = _common_end([first.tail, second.tail])
+    tail = common_end([first.tail, second.tail])
     ids = first.hashes + second.hashes
     both = ChatPrompts(rows=tuple(rows), format=first.format, tail=tail, ids=ids)
     return both[order[: len(first)]], both[order[len(first) :]]
 
 
-def _common_end(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def common_end(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens with which all rows end."""
     return tuple(commonprefix([row[::-1] for row in rows]))[::-1] if rows else ()

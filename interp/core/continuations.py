@@ -7,9 +7,9 @@ only be found by tokenising the word after a prompt.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from interp.core.arguments import Tokenizes
+from interp.core.arguments import Tokenizing
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 
@@ -21,17 +21,6 @@ ENDS = ",.:;?!)]}…%”’\"'"
 
 BEFORE_WORDS = "It is"
 """The prompt after which words are tokenised while a task has no prompts yet."""
-
-
-class TokenizesWords(Tokenizes, Protocol):
-    """The part of a model that reading answers needs: its name, tokeniser and vocabulary size."""
-
-    name: str
-    d_vocab: int
-    tokenizer: Any
-
-    def cut(self, text: str) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...] | None]: ...
-    def token_id(self, text: str) -> tuple[int, ...]: ...
 
 
 def piece_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
@@ -55,10 +44,7 @@ def piece_tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def follows(
-    model: TokenizesWords,
-    prompt: Prompt,
-    text: str,
-    before: tuple[int, ...] | None = None,
+    model: Tokenizing, prompt: Prompt, text: str, before: tuple[int, ...] | None = None
 ) -> tuple[int, ...] | None:
     """The tokens that write exactly `text` after a prompt, or None if no tokens do.
 
@@ -91,7 +77,7 @@ def follows(
     return found
 
 
-def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked: str) -> int:
+def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: str) -> int:
     """The id of the single token that writes an answer after a prompt.
 
     An answer given as an id is checked and returned. A text is read as written: " Paris" begins a
@@ -112,21 +98,22 @@ def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked
     begins = bool(end and answer) and not end.isspace() and not answer[0].isspace()
     word = begins and (end.isalpha() or end in ENDS) and answer[0].isalnum()
     attached = follows(model, prompt, answer, before)
-    if attached is not None and len(attached) == 1 and not word:
-        return attached[0]
+    alone = attached[0] if attached is not None and len(attached) == 1 else None
+    if alone is not None and not word:
+        return alone
     spaced = follows(model, prompt, f" {answer}", before) if begins else None
-    single = [found is not None and len(found) == 1 for found in (attached, spaced)]
-    if all(single) and attached != spaced:
+    after_space = spaced[0] if spaced is not None and len(spaced) == 1 else None
+    if alone is not None and after_space is not None and alone != after_space:
         raise InterpError(
             asked,
-            f"{model.name} has a token with a leading space ({spaced[0]}) and "  # type: ignore[index]
-            f"one without ({attached[0]})",  # type: ignore[index]
+            f"{model.name} has a token with a leading space ({after_space}) and "
+            f"one without ({alone})",
             f"write {' ' + answer!r} for a new word, or give the id of the token without a space",
         )
-    if single[0]:
-        return attached[0]  # type: ignore[index]
-    if single[1] and (word or attached is None):
-        return spaced[0]  # type: ignore[index]
+    if alone is not None:
+        return alone
+    if after_space is not None and (word or attached is None):
+        return after_space
     tokens = attached or spaced or ()
     if attached is None and spaced is None and answer:
         shown = model.tokenize(prompt + answer).shown() if isinstance(prompt, str) else "none"
@@ -143,5 +130,5 @@ def answer_token(model: TokenizesWords, prompt: Prompt, answer: str | int, asked
     )
 
 
-def _written(model: TokenizesWords, tokens: tuple[int, ...]) -> str:
+def _written(model: Tokenizing, tokens: tuple[int, ...]) -> str:
     return model.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)

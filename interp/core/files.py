@@ -47,7 +47,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     if is_stream(path):
         return _write_into(path, write)
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f".{path.name}.{_owner()}-{secrets.token_hex(4)}{PART}")
+    owner = f"{_machine()}-{os.getpid()}"
+    partial = path.with_name(f".{path.name}.{owner}-{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent)
@@ -132,11 +133,6 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
         tempfile.TemporaryFile(dir=near).close()
     except OSError as error:
         raise not_written(path, error) from error
-
-
-def _owner() -> str:
-    """This process, as part of a file name: a hash of the machine, and the process number."""
-    return f"{_machine()}-{os.getpid()}"
 
 
 @cache

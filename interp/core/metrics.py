@@ -130,14 +130,6 @@ def _probability(readout: Readout, tokens: Tensor) -> Tensor:
     return torch.where(tokens >= 0, probabilities, 0.0).sum(1)
 
 
-def _logit_diff(readout: Readout, targets: Targets) -> Tensor:
-    return _mean_at(readout, targets.answers) - _mean_at(readout, targets.wrong)
-
-
-def _prob_diff(readout: Readout, targets: Targets) -> Tensor:
-    return _probability(readout, targets.answers) - _probability(readout, targets.wrong)
-
-
 def _log_odds(readout: Readout, targets: Targets) -> Tensor:
     wide = widened(readout.all())
     # Padding becomes the first answer, so that only answers are excluded from `outside`.
@@ -155,11 +147,21 @@ def _kl(readout: Readout, targets: Targets) -> Tensor:
     return -(reference.exp() * (reference - wide.log_softmax(-1))).sum(-1)
 
 
+def _difference(of: Callable[[Readout, Tensor], Tensor]) -> Callable[[Readout, Targets], Tensor]:
+    """A measure of the answers minus the same measure of the wrong answers."""
+    return lambda readout, targets: of(readout, targets.answers) - of(readout, targets.wrong)
+
+
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(name="logit_diff", unit="logits", function=_logit_diff, needs_wrong=True),
-        Metric(name="prob_diff", unit="probability", function=_prob_diff, needs_wrong=True),
+        Metric(name="logit_diff", unit="logits", function=_difference(_mean_at), needs_wrong=True),
+        Metric(
+            name="prob_diff",
+            unit="probability",
+            function=_difference(_probability),
+            needs_wrong=True,
+        ),
         Metric(name="log_odds", unit="nats", function=_log_odds),
         Metric(name="kl", unit="nats", function=_kl, needs_reference=True),
     )

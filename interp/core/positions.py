@@ -37,27 +37,17 @@ class TokenizedPrompt:
         return "|".join(string.replace("\n", "\\n") for string in self.strings)
 
 
-def _last_digit(prompt: TokenizedPrompt) -> int | None:
-    found = [i for i, text in enumerate(prompt.strings) if text.strip()[-1:].isdigit()]
-    return found[-1] if found else None
+def _last(prompt: TokenizedPrompt, fits: Callable[[str], bool]) -> int:
+    """The index of the last token whose text fits, or -1."""
+    return max((i for i, text in enumerate(prompt.strings) if fits(text)), default=-1)
 
 
-def _paren(prompt: TokenizedPrompt) -> int | None:
-    found = [i for i, text in enumerate(prompt.strings) if text == " ("]
-    return found[-1] if found else None
-
-
-def _end_of_instruction(prompt: TokenizedPrompt) -> int | None:
-    found = [i for i, text in enumerate(prompt.strings) if text == prompt.end_of_turn]
-    return found[-1] - 1 if found and found[-1] > 0 else None
-
-
-NAMED: dict[str, Callable[[TokenizedPrompt], int | None]] = {
+NAMED: dict[str, Callable[[TokenizedPrompt], int]] = {
     "last": lambda prompt: len(prompt.tokens) - 1,
     "first": lambda prompt: 0,
-    "last_digit": _last_digit,
-    "paren": _paren,
-    "end_of_instruction": _end_of_instruction,
+    "last_digit": lambda prompt: _last(prompt, lambda text: text.strip()[-1:].isdigit()),
+    "paren": lambda prompt: _last(prompt, lambda text: text == " ("),
+    "end_of_instruction": lambda prompt: _last(prompt, lambda text: text == prompt.end_of_turn) - 1,
 }
 """Positions that need no marks: the last and the first token, the last token that ends in a digit,
 the last " (" token, and the token before the last end-of-turn token of a chat prompt."""

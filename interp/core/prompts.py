@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from pydantic import Strict
 
-from interp.core.arguments import MetricFunction, as_metric, listed
-from interp.core.continuations import TokenizesWords, answer_token
+from interp.core.arguments import (
+    Columns,
+    MetricFunction,
+    Tokenizing,
+    as_metric,
+    as_positions,
+    listed,
+    places_of,
+)
+from interp.core.continuations import answer_token
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
@@ -32,12 +40,6 @@ OWN = {
 _Answers = Annotated[tuple[Unicode | Index, ...], Strict(False)]
 _Occurrence = Annotated[tuple[Unicode, Index], Strict(False)]
 _Marks = Annotated[dict[Unicode, Unicode | Index | _Occurrence], Strict(False)]
-
-
-class Tokenizing(TokenizesWords, Protocol):
-    """The part of a model that a task needs: its tokeniser and logits at the last token."""
-
-    def last_logits(self, prompts: Sequence[Prompt]) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,30 @@ class EncodedTask:
 
     def positions(self, name: str) -> list[int]:
         """The token index of a named position in every prompt."""
-        return [
-            resolve(name, prompt, marks, f"pair {i}")
-            for i, (prompt, marks) in enumerate(zip(self.prompts, self.marks, strict=True))
-        ]
+        return places_of(name, self.prompts, self.marks, label="pair")
+
+    def columns(self, positions: Columns) -> tuple[tuple[str, ...], list[list[int]]]:
+        """The names of the separate positions, and for each one the token index in every prompt.
+
+        See `interp.core.arguments.Columns`; "all" is not handled here.
+
+        Raises:
+            InterpError: there is no position, a position occurs twice, names and numbers are mixed,
+                or a prompt has no such token.
+        """
+        given = as_positions(positions)
+        found = listed(given)
+        names = [item for item in found if isinstance(item, str)]
+        if not found or len(set(names)) < len(names) or len(names) not in (0, len(found)):
+            raise InterpError(
+                f"positions={found[:5]}",
+                "no position, a name given twice, or names and numbers mixed",
+                "give different names, one number for all prompts, or one number per prompt",
+            )
+        if names:
+            return tuple(names), [self.positions(name) for name in names]
+        same = found[0] if len(set(found)) == 1 else "given"
+        return (str(same),), [places_of(given, self.prompts, self.marks, label="pair")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,19 +140,16 @@ class TaskReport:
     repeated: int = 0
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.task} on {self.model}",
-            *(
-                [f"  {self.repeated} of {self.accuracy.n} prompts repeat an earlier one"]
-                * bool(self.repeated)
-            ),
-            f"  top-1 accuracy     {self.accuracy}",
-            f"  metric > 0         {self.preferred}",
-            f"  {self.metric}, clean      {self.clean}",
-        ]
-        if self.corrupted is not None:
-            lines.append(f"  {self.metric}, corrupted  {self.corrupted}")
-        return "\n".join(lines)
+        repeated = f"  {self.repeated} of {self.accuracy.n} prompts repeat an earlier one\n"
+        corrupted = f"\n  {self.metric}, corrupted  {self.corrupted}"
+        return (
+            f"{self.task} on {self.model}\n"
+            f"{repeated if self.repeated else ''}"
+            f"  top-1 accuracy     {self.accuracy}\n"
+            f"  metric > 0         {self.preferred}\n"
+            f"  {self.metric}, clean      {self.clean}"
+            f"{corrupted if self.corrupted is not None else ''}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,14 +299,15 @@ class Task:
                         "write prompts of equal token length",
                     )
                 corrupted.append(other.tokens)
-        answers = [
-            tuple(self._token(model, i, text) for text in pair.answers)
-            for i, pair in enumerate(self.pairs)
-        ]
-        wrong = [
-            tuple(self._token(model, i, text) for text in pair.wrong)
-            for i, pair in enumerate(self.pairs)
-        ]
+
+        def tokens(i: int, texts: tuple[str | int, ...]) -> tuple[int, ...]:
+            prompt, label = self.pairs[i].clean, self.label(i)
+            return tuple(
+                answer_token(model, prompt, text, f"answer {text!r} of {label}") for text in texts
+            )
+
+        answers = [tokens(i, pair.answers) for i, pair in enumerate(self.pairs)]
+        wrong = [tokens(i, pair.wrong) for i, pair in enumerate(self.pairs)]
         for i, (right, other) in enumerate(zip(answers, wrong, strict=True)):
             if not right or set(right) & set(other):
                 raise InterpError(
@@ -309,10 +329,6 @@ class Task:
             prompts=prompts,
             marks=[dict(pair.positions) for pair in self.pairs],
         )
-
-    def _token(self, model: Tokenizing, i: int, answer: str | int) -> int:
-        asked = f"answer {answer!r} of {self.label(i)}"
-        return answer_token(model, self.pairs[i].clean, answer, asked)
 
     def check(self, model: Tokenizing) -> TaskReport:
         """Measure whether the model shows the behaviour: accuracy and mean metric."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jinja2.exceptions import TemplateError
 
 from interp.core.arguments import listed, texts_of
-from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts, PromptsLike, _common_end
+from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts, PromptsLike, common_end
 from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.models.language_model import LanguageModel
@@ -61,7 +61,7 @@ def chat_prompts(
 
     # The common end of prompts made from single words comes from the template.
     words = sorted({word for text in texts for word in text.split()})[:16]
-    tail = _common_end([tokens(word) for word in ("a", *words)])
+    tail = common_end([tokens(word) for word in ("a", *words)])
     rows = tuple(tokens(text) for text in texts)
     for number, row in enumerate(rows):
         if row[len(row) - len(tail) :] != tail:
@@ -85,4 +85,4 @@ def plain_prompts(model: LanguageModel, prompts: PromptsLike) -> ChatPrompts:
     if isinstance(prompts, ChatPrompts):
         return prompts
     rows = tuple(model.tokenize(prompt).tokens for prompt in texts_of(prompts))
-    return ChatPrompts(rows=rows, format=PLAIN, tail=_common_end(rows))
+    return ChatPrompts(rows=rows, format=PLAIN, tail=common_end(rows))

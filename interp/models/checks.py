@@ -21,25 +21,12 @@ from interp.core.errors import InterpError
 from interp.models.language_model import hook_name
 
 if TYPE_CHECKING:
-    from interp.models.batches import Batch
     from interp.models.language_model import Address, Hook, LanguageModel
 
 VERSION = 2
 SHORT = 12
 AFFORDABLE = 1e12
 """Limit on weights times tokens of the long prompt: a run of a few seconds on a few cores."""
-
-
-def _reader(kept: dict[Address, Tensor], address: Address) -> Hook:
-    def hook(value: Tensor, batch: Batch) -> Tensor:
-        kept[address] = value.detach().clone()
-        return value
-
-    return hook
-
-
-def _setter(new: Tensor) -> Hook:
-    return lambda value, batch: new.to(value).clone()
 
 
 def _run(
@@ -50,11 +37,19 @@ def _run(
 ) -> tuple[dict[Address, Tensor], Tensor]:
     """Run one prompt; return the sites in `read`, after any replacements, and the logits."""
     kept: dict[Address, Tensor] = {}
-    hooks: dict[Address, list[Hook]] = {}
-    for address, new in (write or {}).items():
-        hooks.setdefault(address, []).append(_setter(new))
-    for address in read:
-        hooks.setdefault(address, []).append(_reader(kept, address))
+    new = write or {}
+
+    def hook(value: Tensor, address: Address) -> Tensor:
+        if address in new:
+            value = new[address].to(value).clone()
+        if address in read:
+            kept[address] = value.detach().clone()
+        return value
+
+    hooks: dict[Address, list[Hook]] = {
+        address: [lambda value, batch, address=address: hook(value, address)]
+        for address in (*new, *read)
+    }
     (_, logits), *_ = model.run([prompt], hooks=hooks)
     return kept, logits.detach()
 
@@ -176,16 +171,13 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
                     continue
                 with torch.enable_grad() if grad else nullcontext():
                     found = _replacement_gap(model, site, layer, tokens, here, there, there_logits)
-                when = "with gradients" if grad else "without gradients"
+                reason = None
                 if found == float("inf"):
-                    model.sites[site] = (
-                        "what follows from it cannot be read, so it cannot be checked"
-                    )
+                    reason = "what follows from it cannot be read, so it cannot be checked"
                 elif not found <= limit:
-                    model.sites[site] = (
-                        "replacing it does not give what follows from it "
-                        f"({when}, off by {found:.1e})"
-                    )
+                    when = f"{'with' if grad else 'without'} gradients, off by {found:.1e}"
+                    reason = f"replacing it does not give what follows from it ({when})"
+                model.sites[site] = reason
 
 
 def _offered(model: LanguageModel) -> list[str]:
@@ -282,50 +274,43 @@ def _replacement_gap(
 ) -> float:
     """The error of the replacement identity; infinity if it cannot be computed."""
 
-    def a(name: str) -> Tensor:
-        return here[layer, name]
-
-    def b(name: str) -> Tensor:
-        return there[layer, name]
-
-    def after(write: list[str], read: str) -> Tensor:
-        kept, _ = _run(model, tokens, [(layer, read)], {(layer, w): b(w) for w in write})
-        return kept[layer, read]
+    def after(written: list[str], read: str) -> Tensor:
+        write = {(layer, name): there[layer, name] for name in written}
+        return _run(model, tokens, [(layer, read)], write)[0][layer, read]
 
     if site.startswith("resid"):
-        _, logits = _run(model, tokens, [], {(layer, site): b(site)})
+        _, logits = _run(model, tokens, [], {(layer, site): there[layer, site]})
         return _off(logits, there_logits, there_logits)
-    parts = ("resid_pre", "attn_out", "mlp_out")
-    if site in parts and any((layer, s) not in here for s in (*parts, "resid_post")):
-        return float("inf")
-    if site in ("attn_out", "mlp_out"):
-        rest = [s for s in parts if s != site]
-        if site == "attn_out" and not model.parallel:
-            # The MLP reads attention's output, so compare before the MLP.
-            mid = after([site], "resid_mid")
-            return _off(mid, a("resid_pre") + b(site), mid)
-        post = after([site], "resid_post")
-        return _off(post, a(rest[0]) + a(rest[1]) + b(site), post)
-    if site in ("v", "pattern"):
-        if any((layer, s) not in here for s in ("v", "pattern", "z")):
-            return float("inf")
-        z = after([site], "z")
-        expected = (
-            _mixed(b("pattern"), a("v")) if site == "pattern" else _mixed(a("pattern"), b("v"))
-        )
-        return _off(z, expected, expected)
+    parts = ["resid_pre", "attn_out", "mlp_out"]
     follows = {
         "q": (["q", "k"], "pattern"),
         "k": (["q", "k"], "pattern"),
+        "v": (["v", "pattern"], "z"),
+        "pattern": (["v", "pattern"], "z"),
         "z": (["z"], "attn_out"),
+        "attn_out": (parts, "resid_post"),
         "pre": (["pre", "pre_linear"] if model.gated else ["pre"], "post"),
         "pre_linear": (["pre", "pre_linear"], "post"),
         "post": (["post"], "mlp_out"),
+        "mlp_out": (parts, "resid_post"),
     }
-    written, read = follows[site]
-    if any((layer, s) not in here for s in (*written, read)):
+    causes, read = follows[site]
+    if any((layer, name) not in here for name in (*causes, read)):
         return float("inf")
-    return _off(after(written, read), b(read), b(read))
+    mixed = {name: (there if name == site else here)[layer, name] for name in causes}
+    if site in ("v", "pattern"):
+        z = _mixed(mixed["pattern"], mixed["v"])
+        return _off(after([site], "z"), z, z)
+    if site == "attn_out" and not model.parallel:
+        # The MLP reads attention's output, so compare before the MLP.
+        mid = after([site], "resid_mid")
+        return _off(mid, mixed["resid_pre"] + mixed[site], mid)
+    if site in parts:
+        post = after([site], "resid_post")
+        first, second = (mixed[name] for name in parts if name != site)
+        return _off(post, first + second + mixed[site], post)
+    expected = there[layer, read]
+    return _off(after(causes, read), expected, expected)
 
 
 def _mixed(pattern: Tensor, v: Tensor) -> Tensor:

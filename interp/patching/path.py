@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import Columns, as_positions, columns_of, listed, reads_arguments
+from interp.core.arguments import Columns, as_positions, listed, reads_arguments
 from interp.core.components import Component, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
@@ -272,7 +272,7 @@ def _positions(runs: PairedRuns, positions: Columns) -> tuple[tuple[str, ...], l
     if isinstance(positions, str) and positions == "all":
         names, chosen = ("all",), [set(range(len(prompt))) for prompt in runs.base]
     else:
-        names, columns = columns_of(positions, runs.encoded)
+        names, columns = runs.encoded.columns(positions)
         chosen = list(map(set, zip(*columns, strict=True)))
     pairs = zip(chosen, runs.differ, strict=True)
     return names, [sorted(p for p in some if p >= first) for some, first in pairs]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interp.core.arguments import Columns, columns_of
+from interp.core.arguments import Columns
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Metric
@@ -174,7 +174,7 @@ def _columns(
         # The two runs are equal before their first difference: patching there changes nothing.
         first = runs.differ if source == "other" else np.zeros_like(runs.differ)
         return [[list(range(f, n)) for f, n in zip(first, lengths, strict=True)]], (), "all tokens"
-    names, tokens = columns_of(positions, runs.encoded)
+    names, tokens = runs.encoded.columns(positions)
     if swept:
         return [[[p] for p in column] for column in tokens], names, "each of " + ", ".join(names)
     together = [sorted(set(group)) for group in zip(*tokens, strict=True)]

@@ -7,9 +7,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from interp.core.arguments import Tokenizing
 from interp.core.continuations import follows
 from interp.core.errors import InterpError
-from interp.core.prompts import PromptPair, Tokenizing
+from interp.core.prompts import PromptPair
 from interp.tasks.words import CAPITALS, EVENTS, NOUNS, single_token, word_size
 
 CAPITAL_TEMPLATES = (

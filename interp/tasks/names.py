@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Literal
 
+from interp.core.arguments import Tokenizing
 from interp.core.errors import InterpError
 from interp.core.positions import Mark
-from interp.core.prompts import PromptPair, Tokenizing
+from interp.core.prompts import PromptPair
 from interp.tasks.words import NAMES, PLACES, THINGS, single_token
 
 Corruption = Literal["swap", "random", "abc"]

@@ -7,8 +7,9 @@ import random
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from interp.core.arguments import Tokenizing
 from interp.core.errors import unknown
-from interp.core.prompts import PromptPair, Tokenizing
+from interp.core.prompts import PromptPair
 from interp.tasks.words import COLOURS, OBJECTS, single_token
 
 Split = Literal["any", "train", "test"]

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from interp.core.arguments import Tokenizing
 from interp.core.errors import unknown
 from interp.core.metrics import METRICS
-from interp.core.prompts import PromptPair, Task, Tokenizing
+from interp.core.prompts import PromptPair, Task
 from interp.core.schema import Count, Seed, check_arguments, checked
 from interp.models.toys.registry import TOYS, build_toy
 from interp.tasks.generators import capitals, greater_than, induction

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from interp.core.arguments import listed
+from interp.core.arguments import Tokenizing, listed
 from interp.core.continuations import BEFORE_WORDS, follows
 from interp.core.errors import InterpError
-from interp.core.prompts import Tokenizing
 
 NAMES = (
     "Mary John Tom James Dan Martin Amy Scott Mark Laura Paul Kevin Anna Robert Steven Simon "

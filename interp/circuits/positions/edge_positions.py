@@ -13,7 +13,7 @@ import torch
 from interp.circuits.positions.positioned_circuit import common_length
 from interp.circuits.trials.options import GraphKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials
-from interp.core.arguments import Columns, columns_of, listed, reads_arguments
+from interp.core.arguments import Columns, listed, reads_arguments
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.records import Record

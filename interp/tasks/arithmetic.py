@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,12 @@ from fractions import Fraction
 
 from interp.core.errors import InterpError
 
-_SYMBOL = re.compile(r"\s*(\d+|[-+*/×÷()])")
+_OPERATIONS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 ATTEMPT = re.compile(
     r"^- (?P<chain>[^\n]+?) \((?P<verdict>this works|not (?P<named>-?\d+))\)", re.M
@@ -25,17 +32,17 @@ def evaluate(expression: str) -> Fraction:
     Raises:
         InterpError: the text is not such an expression, or divides by zero.
     """
-    text, symbols, end = expression.strip(), [], 0
-    while end < len(text):
-        match = _SYMBOL.match(text, end)
-        if match is None:
-            raise _unreadable(expression, f"{text[end:][:8]!r} is not part of a sum")
-        symbols.append(match.group(1).replace("×", "*").replace("÷", "/"))
-        end = match.end()
-    value, rest = _sum(symbols, expression)
-    if rest:
-        raise _unreadable(expression, f"unexpected {rest[0]!r} after the end")
-    return value
+    symbols = re.findall(r"\d+|\S", expression.replace("×", "*").replace("÷", "/"))
+    try:
+        if odd := [one for one in symbols if not (one.isdigit() or one in "+-*/()")]:
+            raise ValueError(f"{odd[0]!r} is not part of a sum")
+        # Python's own grammar has the same precedence, but refuses numbers such as 007.
+        written = " ".join(str(int(one)) if one.isdigit() else one for one in symbols)
+        return _value(ast.parse(written, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError) as error:
+        found = "a division by zero" if isinstance(error, ZeroDivisionError) else str(error)
+        do = "write whole numbers with + - * / ( )"
+        raise InterpError(f"the sum {expression!r}", found, do) from error
 
 
 def numbers_in(expression: str) -> list[int]:
@@ -120,40 +127,12 @@ def score_answer(text: str, numbers: Sequence[int], target: int) -> float:
         return 0.1
 
 
-def _sum(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
-    value, rest = _product(symbols, whole)
-    while rest and rest[0] in "+-":
-        term, after = _product(rest[1:], whole)
-        value, rest = (value + term if rest[0] == "+" else value - term), after
-    return value, rest
-
-
-def _product(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
-    value, rest = _factor(symbols, whole)
-    while rest and rest[0] in "*/":
-        factor, after = _factor(rest[1:], whole)
-        if rest[0] == "/" and factor == 0:
-            raise _unreadable(whole, "a division by zero")
-        value, rest = (value * factor if rest[0] == "*" else value / factor), after
-    return value, rest
-
-
-def _factor(symbols: list[str], whole: str) -> tuple[Fraction, list[str]]:
-    if not symbols:
-        raise _unreadable(whole, "a number is missing at the end")
-    head, *rest = symbols
-    if head == "-":
-        value, rest = _factor(rest, whole)
-        return -value, rest
-    if head == "(":
-        value, rest = _sum(rest, whole)
-        if not rest or rest[0] != ")":
-            raise _unreadable(whole, "a parenthesis that is not closed")
-        return value, rest[1:]
-    if not head.isdigit():
-        raise _unreadable(whole, f"{head!r} instead of a number")
-    return Fraction(int(head)), rest
-
-
-def _unreadable(expression: str, found: str) -> InterpError:
-    return InterpError(f"the sum {expression!r}", found, "write whole numbers with + - * / ( )")
+def _value(node: ast.AST) -> Fraction:
+    match node:
+        case ast.BinOp(left, operation, right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](_value(left), _value(right))
+        case ast.UnaryOp(ast.USub(), operand):
+            return -_value(operand)
+        case ast.Constant(int(number)):
+            return Fraction(number)
+    raise ValueError("it is not a sum of whole numbers")

@@ -42,24 +42,21 @@ class Compiled:
     """A compiled program as a language model, with the outputs of the compiled network.
 
     Attributes:
-        name: "tracr-" and the name of the program.
-        model: the model.
-        task: pairs of prompts of equal length whose answers at the last position differ.
+        model: the model, whose name is "tracr-" and the name of the program.
+        task: pairs of prompts of equal length whose answers at the last position differ. Its
+            description says what the program computes.
         cases: the token ids of every sequence that the Tracr network was run on.
         expected: for each case, (tokens, outputs) the Tracr network's outputs at each position.
         outputs: the tokens whose logits are these outputs.
         residual: the meaning of each dimension of the residual stream; further ones are padding.
-        description: what the program computes.
     """
 
-    name: str
     model: LanguageModel
     task: Task
     cases: tuple[tuple[int, ...], ...]
     expected: tuple[Tensor, ...]
     outputs: tuple[int, ...]
     residual: tuple[str, ...]
-    description: str
 
 
 def compiled_programs() -> list[str]:
@@ -117,17 +114,16 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
     )
     pairs = tuple(
         PromptPair(
-            clean=pair["clean"],
-            corrupted=pair["corrupted"],
-            answers=(pair["answer"],),
-            wrong=(pair["wrong"],),
+            clean=one["clean"],
+            corrupted=one["corrupted"],
+            answers=(one["answer"],),
+            wrong=(one["wrong"],),
         )
-        for pair in facts["pairs"]
+        for one in facts["pairs"]
     )
-    cases = [tuple(t for t in row if t >= 0) for row in arrays["tokens"].tolist()]
-    first = len(facts["words"]) - (facts["outputs"] if facts["outputs"] > 1 else 2)
+    cases = tuple(tuple(t for t in row if t >= 0) for row in arrays["tokens"].tolist())
+    first = _first_output(facts)
     return Compiled(
-        name=name,
         model=model,
         task=Task(
             name=name,
@@ -136,13 +132,12 @@ def load_compiled(path: str | Path, *, dtype: str = "float32", check: bool = Tru
             description=facts["description"],
             source=f"interp.models.load_compiled({str(path)!r}).task",
         ),
-        cases=tuple(cases),
+        cases=cases,
         expected=tuple(
             values[: len(case)] for values, case in zip(arrays["expected"], cases, strict=True)
         ),
         outputs=tuple(range(first, first + facts["outputs"])),
         residual=tuple(facts["residual"]),
-        description=facts["description"],
     )
 
 
@@ -192,17 +187,21 @@ def _gpt2(facts: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Any:
     body.wte.weight[inputs] = _balanced(embedded, config.n_embd)
     positions = _balanced(arrays["pos_embed"], config.n_embd)
     body.wpe.weight[: len(positions)] = positions
-    first = len(facts["words"]) - (facts["outputs"] if facts["outputs"] > 1 else 2)
+    first = _first_output(facts)
     read = arrays["unembed"].T
     network.lm_head.weight[first : first + len(read), :width] = read
     if "one" in facts["residual"]:
         network.lm_head.weight[1, facts["residual"].index("one")] = 0.5
     for number, layer in enumerate(body.h):
         _set_layer(layer, number, arrays, heads, d_head)
-    for norm in (n for layer in body.h for n in (layer.ln_1, layer.ln_2)):
+    for norm in (body.ln_f, *(n for layer in body.h for n in (layer.ln_1, layer.ln_2))):
         norm.weight.fill_(math.sqrt(EPS))
-    body.ln_f.weight.fill_(math.sqrt(EPS))
     return network
+
+
+def _first_output(facts: Mapping[str, Any]) -> int:
+    """The first of the tokens whose logits are outputs; they are the last of the vocabulary."""
+    return len(facts["words"]) - max(facts["outputs"], 2)
 
 
 def _set_layer(
@@ -211,7 +210,7 @@ def _set_layer(
     """Set the weights of one block, with each head padded to `d_head`."""
 
     def part(name: str) -> tuple[Tensor, Tensor]:
-        return tuple(arrays[f"blocks.{number}.{name}.{letter}"] for letter in "wb")  # type: ignore
+        return arrays[f"blocks.{number}.{name}.w"], arrays[f"blocks.{number}.{name}.b"]
 
     attention, mlp, wide = layer.attn, layer.mlp, heads * d_head
     for place, name in enumerate(("query", "key", "value")):

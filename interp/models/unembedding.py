@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -36,6 +38,7 @@ class Unembedded:
     suppressed: tuple[Token, ...]
 
 
+@torch.no_grad()
 @reads_arguments
 def unembed(
     model: LanguageModel, vectors: Tensor, *, k: int = 10, norm: bool = False
@@ -58,7 +61,7 @@ def unembed(
             finite, or k is out of range.
     """
     decoder = model.require_decoder("unembedding")
-    _check_k(k, decoder)
+    check_k(k, decoder)
     vectors = torch.atleast_2d(torch.as_tensor(vectors))
     if vectors.dim() != 2 or vectors.shape[-1] != decoder.d_model:
         raise InterpError(
@@ -68,35 +71,27 @@ def unembed(
         )
     if not bool(torch.isfinite(vectors).all()):
         raise InterpError("unembedding", "values that are not finite", "check the vectors")
-    best: dict[int, list[tuple[Tensor, Tensor]]] = {1: [], -1: []}
-    with torch.no_grad():
-        for block in vectors.split(max(1, BLOCK // decoder.d_vocab)):
-            block = block.to(decoder.unembed)
-            if norm:
-                if decoder.ln_final.centred:
-                    block = block - block.mean(-1, keepdim=True)
-                block = (block * decoder.ln_final.weight).to(decoder.unembed)
-            logits = widened(block @ decoder.unembed.T)
-            for sign, kept in best.items():
-                top = (sign * logits).topk(k, dim=-1)
-                kept.append((top.indices.cpu(), sign * top.values.cpu()))
-    ids = {sign: torch.cat([i for i, _ in kept]) for sign, kept in best.items() if kept}
-    if not ids:
-        return []
-    shown = torch.cat(list(ids.values())).unique().tolist()
-    strings = dict(zip(shown, model.strings(shown), strict=True))
-    listed: dict[int, list[tuple[Token, ...]]] = {}
-    for sign, kept in best.items():
-        values = torch.cat([v for _, v in kept]).tolist()
-        listed[sign] = [
-            tuple(Token(i, strings[i], v) for i, v in zip(row, value, strict=True))
-            for row, value in zip(ids[sign].tolist(), values, strict=True)
-        ]
-    pairs = zip(listed[1], listed[-1], strict=True)
-    return [Unembedded(promoted=high, suppressed=low) for high, low in pairs]
+    text = cache(lambda token: model.strings([token])[0])
+
+    def strongest(logits: Tensor, sign: int) -> Iterator[tuple[Token, ...]]:
+        top = (sign * logits).topk(k, dim=-1)
+        for ids, values in zip(top.indices.tolist(), (sign * top.values).tolist(), strict=True):
+            yield tuple(Token(i, text(i), v) for i, v in zip(ids, values, strict=True))
+
+    found: list[Unembedded] = []
+    for block in vectors.split(max(1, BLOCK // decoder.d_vocab)):
+        block = block.to(decoder.unembed)
+        if norm:
+            if decoder.ln_final.centred:
+                block = block - block.mean(-1, keepdim=True)
+            block = (block * decoder.ln_final.weight).to(decoder.unembed)
+        logits = widened(block @ decoder.unembed.T)
+        rows = zip(strongest(logits, 1), strongest(logits, -1), strict=True)
+        found += [Unembedded(promoted=high, suppressed=low) for high, low in rows]
+    return found
 
 
-def _written(decoder: Decoder, layer: int) -> Tensor:
+def written_vectors(decoder: Decoder, layer: int) -> Tensor:
     """(neuron, d_model) output weights of each neuron, with the weights of the norms applied."""
     block = decoder.blocks[layer]
     values = widened(block.mlp.down.weight)
@@ -107,7 +102,8 @@ def _written(decoder: Decoder, layer: int) -> Tensor:
     return values
 
 
-def _check_k(k: int, decoder: Decoder) -> None:
+def check_k(k: int, decoder: Decoder) -> None:
+    """Refuse a number of tokens that the vocabulary does not have."""
     if not 1 <= k <= decoder.d_vocab:
         raise InterpError(
             f"the top {k} tokens",

@@ -13,7 +13,7 @@ from interp.core.components import within
 from interp.core.errors import InterpError, unknown
 from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
-from interp.models.unembedding import NeuronMetric, _written
+from interp.models.unembedding import NeuronMetric, written_vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def search_neurons(
     gram = unembed.T @ unembed / len(unembed) - centre[:, None] * centre
     best: list[tuple[float, int, int]] = []
     for layer in chosen:
-        values = _written(decoder, layer)
+        values = written_vectors(decoder, layer)
         if metric == "cosine":
             scores = (normalize(values, dim=-1) @ normalize(rows, dim=-1).T).mean(-1)
         else:
@@ -105,7 +105,7 @@ def search_neurons(
         best = sorted([*best, *((-score, layer, index) for score, index in pairs)])[:k]
     entries = []
     for score, layer, index in best:
-        logits = (unembed - centre) @ _written(decoder, layer)[index]
+        logits = (unembed - centre) @ written_vectors(decoder, layer)[index]
         ranks = [1 + int((sign * logits > sign * logits[token]).sum()) for token in ids]
         entries.append(
             FoundNeuron(

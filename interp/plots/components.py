@@ -173,16 +173,10 @@ def effect_strip(
     high: float,
     selected: int | None = None,
 ) -> Any:
-    """The effect of one component on each prompt, with its mean and interval.
+    """The effect of one component on each prompt, with its mean and the interval from low to high.
 
-    The customdata of a point is the number of its prompt.
-
-    Args:
-        gained: (n,) metric gained on each prompt.
-        gap: mean of clean - corrupted; effects are drawn as fractions of it.
-        low: lower end of the interval of the mean.
-        high: upper end of that interval.
-        selected: number of the prompt to mark.
+    `gained` is (n,), the metric gained on each prompt, drawn as fractions of `gap`, the mean of
+    clean - corrupted. The customdata of a point is the number of its prompt; `selected` marks one.
     """
     import plotly.graph_objects as go
 

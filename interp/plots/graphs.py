@@ -80,13 +80,9 @@ def layered_graph(
 ) -> Any:
     """A graph with nodes as shapes and links as curves; both can be clicked.
 
-    Args:
-        nodes: the nodes, drawn over the links.
-        links: the links; weaker ones are drawn first.
-        rows: the y of each row by name; the names are written at the left.
-        columns: the x of each column by name; the names are written above.
-        colours: the colour of each group of links; the legend lists the groups.
-        height: height in pixels.
+    `rows` gives the y of each row by name, and `columns` the x of each column; the names are
+    written at the left and above. `colours` gives the colour of each group of links, which the
+    legend lists. `height` is in pixels.
     """
     import plotly.graph_objects as go
 

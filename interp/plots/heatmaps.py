@@ -41,19 +41,11 @@ def heat_map(
     invisible point in the middle of each cell shows the hover text and takes clicks. Its customdata
     is (row, column).
 
-    Args:
-        values: (rows, columns).
-        x: labels of columns.
-        y: labels of rows.
-        x_title: title of the x axis.
-        y_title: title of the y axis.
-        colour_title: the quantity shown by the colours, with its unit.
-        limit: the value of the strongest colour; None takes the largest absolute value.
-        stderr: (rows, columns) standard errors, shown on hover.
-        selected: (row, column) of a cell to frame.
-        cell: size of a cell in pixels; None chooses it from the number of rows and columns.
-        names: (rows, columns) names of the cells for the hover text.
-        texts: (rows, columns) hover texts made by `hover_text`, instead of name and value.
+    `values` is (rows, columns). So are `stderr` and `names`, the standard errors and names of cells
+    on hover, and `texts`, which are hover texts made by `hover_text` to show instead. `x` and `y`
+    label columns and rows. `colour_title` is the quantity shown, with its unit. `limit` is the
+    value of the strongest colour, by default the largest absolute value. `selected` is the
+    (row, column) of a cell to frame, and `cell` the size of a cell in pixels.
     """
     import plotly.graph_objects as go
 
@@ -110,14 +102,8 @@ def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: An
 
     Plotly treats all points within a marker's radius of the pointer (at least 3 pixels) as equally
     near, and chooses the one drawn last. A point with an empty text has a radius of half a pixel.
-    So visible marks get no hover, and these points are drawn over them.
-
-    Args:
-        x: (n,) coordinates.
-        y: (n,) coordinates.
-        data: (n, k) whole numbers that a click reports.
-        texts: n hover texts, made by `hover_text`.
-        more: further properties of the trace.
+    So visible marks get no hover, and these points are drawn over them. x and y are (n,), `data`
+    holds (n, k) whole numbers that a click reports, and `texts` holds n hover texts.
     """
     import plotly.graph_objects as go
 

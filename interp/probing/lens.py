@@ -21,7 +21,7 @@ from interp.core.statistics import Estimate, mean_estimate, widened
 from interp.engine.architecture import Decoder
 from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
-from interp.models.unembedding import BLOCK, Token, _check_k
+from interp.models.unembedding import BLOCK, Token, check_k
 from interp.runs.capture import run_with_cache
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
@@ -187,7 +187,7 @@ def logit_lens(
     if not sites or (wrong := [site for site in sites if site not in STREAM]):
         found = ", ".join(map(str, wrong)) if sites else "no sites"
         raise InterpError("a logit lens", found, f"read states of the stream: {', '.join(STREAM)}")
-    _check_k(k, decoder)
+    check_k(k, decoder)
     sites = tuple(dict.fromkeys(sites))
     chosen = within(layers, model.n_layers, "layer", model.name)
     ids = [model.single_token(word) for word in words]

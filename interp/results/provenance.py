@@ -23,17 +23,11 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
     source = task.source or "own_task"
     if not is_shipped(task.metric) and "own_metric" not in source:
         source += ".with_metric(own_metric)"
-    lines = [
-        "import interp",
-        "",
-        *(
-            f"# `{name}` is {what} of your own: define it first."
-            for name, what in OWN.items()
-            if name in source + call
-        ),
-        f"model = interp.load_model({model.name!r}{extra})",
-        f"task = {source}",
-        call,
+    code = f"model = interp.load_model({model.name!r}{extra})\ntask = {source}\n{call}"
+    notes = [
+        f"# `{name}` is {what} of your own: define it first.\n"
+        for name, what in OWN.items()
+        if name in source + call
     ]
     return Provenance(
         model=model.name,
@@ -44,7 +38,7 @@ def provenance(model: LanguageModel, task: Task, call: str) -> Provenance:
         seed=task.seed,
         versions=versions(),
         commit=commit(),
-        call="\n".join(lines),
+        call="".join(["import interp\n\n", *notes, code]),
     )
 
 
@@ -54,9 +48,10 @@ def commit() -> str | None:
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    dirty = subprocess.run(
-        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
-    )
-    return (head.stdout.strip() + ("+" if dirty.stdout.strip() else "")) or None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    dirty = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "--short=12", "HEAD") + "+" * bool(dirty) or None

@@ -88,11 +88,10 @@ class Scores(Record):
                 f"effects of shape {self.effects.shape}, n={len(self.clean)}, axes of {shape}",
                 "give (n, *axes)",
             )
-        odd = [
-            x for x in ("effects", "clean", "corrupted") if not np.isfinite(getattr(self, x)).all()
-        ]
+        given = {"effects": self.effects, "clean": self.clean, "corrupted": self.corrupted}
+        odd = ", ".join(name for name, one in given.items() if not np.isfinite(one).all())
         if not self.n or odd:
-            found = f"{self.n} prompts, not finite: {', '.join(odd) or 'none'}"
+            found = f"{self.n} prompts, not finite: {odd or 'none'}"
             raise InterpError("a Scores", found, "give at least one prompt, and finite numbers")
 
     def __repr__(self) -> str:
@@ -112,15 +111,19 @@ class Scores(Record):
         """Mean clean minus mean corrupted metric."""
         return float((self.clean - self.corrupted).mean())
 
-    @cached_property
+    @property
     def values(self) -> np.ndarray:
         """(*axes) effects as fractions of the gap."""
-        return self._ratio().values
+        return self._ratio.values
 
-    @cached_property
+    @property
     def stderr(self) -> np.ndarray:
         """(*axes) standard error of `values` by the delta method; nan for one prompt."""
-        return self._ratio().stderr
+        return self._ratio.stderr
+
+    @cached_property
+    def _ratio(self) -> Ratio:
+        return ratio_of_means(self.effects, self._gaps)
 
     @reads_arguments
     def interval(
@@ -134,19 +137,13 @@ class Scores(Record):
             level: coverage of the interval.
             groups: one label per prompt; prompts with the same label count as one.
         """
-        found = self._ratio(level=level, groups=None if groups is None else listed(groups))
+        labels = None if groups is None else listed(groups)
+        found = ratio_of_means(self.effects, self._gaps, level=level, groups=labels)
         return found.low, found.high
-
-    def _ratio(self, **options: Any) -> Ratio:
-        return ratio_of_means(self.effects, self._gaps, **options)
 
     @property
     def _gaps(self) -> np.ndarray:
-        """(n,) clean - corrupted.
-
-        Raises:
-            InterpError: the mean is 0.
-        """
+        """(n,) clean - corrupted, refused if the mean is 0."""
         gaps = self.clean - self.corrupted
         if gaps.mean() == 0:
             raise InterpError(
@@ -220,23 +217,21 @@ class Scores(Record):
         Raises:
             InterpError: there is no such ranking.
         """
-        flat, k = self.values.ravel(), checked(Count, k, "the strongest cells")
+        k = checked(Count, k, "the strongest cells")
         order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
-        ranked = []
-        for rank, place in enumerate(order.tolist(), 1):
-            cell = [int(i) for i in np.unravel_index(place, self.values.shape)]
-            ranked.append(
-                Ranked(
-                    label=self.label(cell),
-                    component=self.component(cell),
-                    position=self._at(cell).get("position"),
-                    value=float(flat[place]),
-                    stderr=float(self.stderr.ravel()[place]),
-                    rank=rank,
-                    of=flat.size,
-                )
+        cells = np.stack(np.unravel_index(order, self.values.shape), -1).tolist()
+        return [
+            Ranked(
+                label=self.label(cell),
+                component=self.component(cell),
+                position=self._at(cell).get("position"),
+                value=float(self.values[*cell]),
+                stderr=float(self.stderr[*cell]),
+                rank=rank,
+                of=self.values.size,
             )
-        return ranked
+            for rank, cell in enumerate(cells, 1)
+        ]
 
     @reads_arguments
     def strength(self, by: str = "value") -> np.ndarray:
@@ -361,23 +356,20 @@ class Scores(Record):
         Raises:
             InterpError: there is no such position, or no choice between positions.
         """
-        values, errors, axes = self.values, self.stderr, list(self.axes)
+        both, axes = [self.values, self.stderr], list(self.axes)
         known = self.coordinates["position"] if len(axes) == 3 else ()
         if position is not None and position not in known:
             raise unknown("position to choose", position, known)
         if len(axes) == 3:
             axis = axes.index("position")
-            if position is None:
-                best = np.abs(values).argmax(axis, keepdims=True)
-                values, errors = (
-                    np.take_along_axis(v, best, axis).squeeze(axis) for v in (values, errors)
-                )
-            else:
-                values, errors = (v.take(known.index(position), axis) for v in (values, errors))
+            best = np.abs(self.values).argmax(axis, keepdims=True)
+            if position is not None:
+                best = np.full_like(best, known.index(position))
+            both = [np.take_along_axis(v, best, axis).squeeze(axis) for v in both]
             axes.pop(axis)
         if len(axes) == 1:
-            return values[:, None], errors[:, None], axes[0], ""
-        return values, errors, axes[0], axes[1]
+            both, axes = [v[:, None] for v in both], [*axes, ""]
+        return both[0], both[1], axes[0], axes[1]
 
     @reads_arguments
     def plot(
@@ -401,40 +393,26 @@ class Scores(Record):
         checked(Positive | None, limit, "the limit of a heat map")
         if selected is not None:
             _inside(selected, values.shape)
+        layers, across = self.coordinates[rows], self.coordinates.get(columns, (self.site,))
+        short = [f"{MARKS[columns]}{one}" if columns in MARKS else f" @ {one}" for one in across]
         return heat_map(
             values,
-            x=self.coordinates[columns] if columns else [self.site],
-            y=self.coordinates[rows],
+            x=across,
+            y=layers,
             x_title=columns.replace("kv_", "key/value ") or self.site,
             y_title=rows,
             colour_title="effect (fraction of the gap)",
             stderr=errors,
             selected=selected,
             limit=limit,
-            names=[
-                [f"L{layer}{_short(columns, column)}" for column in self.coordinates[columns]]
-                for layer in self.coordinates[rows]
-            ]
-            if columns
-            else None,
+            names=[[f"L{layer}{one}" for one in short] for layer in layers] if columns else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """All contents as plain numbers and texts, for JSON."""
-        facts = self._facts()
-        arrays = {"values": self.values, "stderr": self.stderr, "effects": self.effects}
-        ends = {"clean": self.clean, "corrupted": self.corrupted}
-        return facts | {"n": self.n} | {k: v.tolist() for k, v in (arrays | ends).items()}
-
-    # -- files -----------------------------------------------------------------------------
-
-    def _facts(self) -> dict[str, Any]:
-        """The fields that are not arrays."""
-        return {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in ("effects", "clean", "corrupted")
-        }
+        arrays = ("values", "stderr", "effects", "clean", "corrupted")
+        facts = {name: value for name, value in asdict(self).items() if name not in arrays}
+        return facts | {"n": self.n} | {name: getattr(self, name).tolist() for name in arrays}
 
     @property
     def hash(self) -> str:
@@ -449,7 +427,3 @@ def _inside(cell: Sequence[int], sizes: Sequence[int]) -> list[int]:
     if len(given) != len(sizes) or not inside:
         raise InterpError(asked, f"axes of sizes {[*sizes]}", "give one index, from 0, for each")
     return given
-
-
-def _short(axis: str, label: str) -> str:
-    return f"{MARKS[axis]}{label}" if axis in MARKS else f" @ {label}"

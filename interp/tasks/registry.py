@@ -19,17 +19,16 @@ from interp.tasks.objects import colored_objects
 
 @dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """A task of the package: its generator, the name of its metric, and a description."""
+    """A task of the package: its generator, a description, and the name of its metric."""
 
     make: Callable[..., tuple[PromptPair, ...]]
-    metric: str
     description: str
+    metric: str = "logit_diff"
 
 
 TASKS: dict[str, TaskEntry] = {
     "ioi": TaskEntry(
         make=ioi,
-        metric="logit_diff",
         description="Indirect object: 'Then, Mary and John ... John gave a ring to' -> Mary",
     ),
     "greater_than": TaskEntry(
@@ -37,19 +36,10 @@ TASKS: dict[str, TaskEntry] = {
         metric="prob_diff",
         description="'The war lasted from the year 1749 to the year 17' -> a later year",
     ),
-    "capitals": TaskEntry(
-        make=capitals,
-        metric="logit_diff",
-        description="'The capital of France is' -> Paris",
-    ),
-    "induction": TaskEntry(
-        make=induction,
-        metric="logit_diff",
-        description="Repeated random words: 'a b c d a b' -> c",
-    ),
+    "capitals": TaskEntry(make=capitals, description="'The capital of France is' -> Paris"),
+    "induction": TaskEntry(make=induction, description="Repeated random words: 'a b c d a b' -> c"),
     "colored_objects": TaskEntry(
         make=colored_objects,
-        metric="logit_diff",
         description="'... a red pen, a blue cup ... What color is the pen? A:' -> red",
     ),
 }

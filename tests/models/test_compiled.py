@@ -46,7 +46,7 @@ def test_the_expected_outputs_are_the_program(compiled):
         seen = [words[token] for token in case[1:]]
         last = expected[-1]
         said = words[compiled.outputs[int(last.argmax())]]
-        match compiled.name.removeprefix("tracr-"):
+        match compiled.model.name.removeprefix("tracr-"):
             case "reverse":
                 assert said == f"={seen[0]}"
             case "frac_prevs":

@@ -10,16 +10,7 @@ import numpy as np
 
 from interp.core.components import SITES, Axis, Component
 from interp.core.errors import InterpError, unknown
-from interp.core.schema import Index, checked
-from interp.core.statistics import (
-    Estimate,
-    group_numbers,
-    range_of_draws,
-    ratio,
-    ratio_of_means,
-    skewness_of,
-    summed,
-)
+from interp.core.statistics import Estimate, group_numbers, range_of_draws, summed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -277,80 +268,6 @@ def oriented(values: np.ndarray, by: str) -> np.ndarray:
     if by == "absolute":
         return np.abs(values)
     raise unknown("ranking", by, ("value", "signed", "absolute", "mean_absolute"))
-
-
-def selection_test(
-    effects: np.ndarray,
-    gaps: np.ndarray,
-    k: int,
-    near: Callable[[int], np.ndarray],
-    *,
-    by: str,
-    band: int,
-    groups: Sequence[Hashable] | None,
-    draws: int,
-    seed: int,
-) -> SelectionTest:
-    """The test behind `Scores.null`, which explains the arguments and errors.
-
-    `effects` is (n, cells), `gaps` (n,); near(cell) gives the (cells,) bool mask of comparable
-    cells.
-    """
-    n, size = effects.shape
-    k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
-    numbers = group_numbers(range(n) if groups is None else groups, n)
-    units = int(numbers.max()) + 1
-    if units < 4 or not 1 <= k <= size:
-        raise InterpError(
-            f"a null for the top {k}",
-            f"{units} independent prompts and {size} cells",
-            "use at least four prompts and a k between 1 and the number of cells",
-        )
-    if by == "mean_absolute":
-        raise InterpError(
-            "a null of the ranking 'mean_absolute'",
-            "flipping signs does not change this ranking",
-            "rank by 'value' or 'absolute'",
-        )
-    shares = effects / gaps.mean()
-
-    def strongest(signs: np.ndarray) -> np.ndarray:
-        flipped = oriented(signs @ shares / n, by)
-        return np.partition(flipped, size - k, axis=-1)[:, size - k :].mean(-1)
-
-    flips = flip_test(strongest, n, groups=groups, draws=draws, seed=seed)
-    strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
-    each = summed(shares, numbers.tolist())
-    # Prompts with large effects are not skewness: scale each prompt to its own size.
-    own = np.sqrt((each**2).mean(1))[:, None]
-    skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
-    rng = np.random.default_rng(seed)
-    find = np.isin(numbers, rng.permutation(units)[: units // 2])
-    found = shares[find].mean(0)
-    chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
-    # If ranked by absolute value, a cell's sign is that on the half that selected it.
-    unseen = effects[~find] * (np.sign(found) if by == "absolute" else 1.0)
-    own = ratio_of_means(unseen[:, chosen].mean(1), gaps[~find], groups=numbers[~find].tolist())
-    values = unseen.mean(0) / gaps[~find].mean()
-    free = ~np.isin(np.arange(size), chosen)
-    total = np.zeros(draws)
-    for cell in chosen:
-        pool = values[free & near(cell)]
-        total += rng.choice(pool, size=draws) if len(pool) else np.nan
-    low, high = range_of_draws(total / k)
-    return SelectionTest(
-        k=k,
-        by=by,
-        flips=flips,
-        unseen=Estimate(
-            mean=float(own.values), low=float(own.low), high=float(own.high), n=units - units // 2
-        ),
-        mean=float(total.mean() / k),
-        low=low,
-        high=high,
-        band=band,
-        skewness=skewness,
-    )
 
 
 def matched_components(

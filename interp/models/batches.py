@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 BATCH_TOKENS = 1024
 """Most tokens of a batch, padding included, unless a single prompt is longer."""
@@ -66,18 +67,15 @@ def padded(
 ) -> Batch:
     """The batch of these prompts; `numbers` are their numbers among all `total` prompts."""
     lengths = np.array([len(prompt) for prompt in prompts])
-    width = int(lengths.max())
-    first = width - lengths if side == "left" else np.zeros_like(lengths)
-    tokens = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, prompt in enumerate(prompts):
-        inside = slice(int(first[row]), int(first[row]) + len(prompt))
-        tokens[row, inside] = torch.tensor(list(prompt))
-        mask[row, inside] = 1
+    rows = [torch.tensor(list(prompt)) for prompt in prompts]
+    tokens, mask = (
+        pad_sequence(part, batch_first=True, padding_side=side).to(device)
+        for part in (rows, [torch.ones_like(row) for row in rows])
+    )
     return Batch(
-        tokens=tokens.to(device),
-        mask=mask.to(device),
-        first=first,
+        tokens=tokens,
+        mask=mask,
+        first=lengths.max() - lengths if side == "left" else np.zeros_like(lengths),
         lengths=lengths,
         prompts=np.array(numbers),
         total=total,

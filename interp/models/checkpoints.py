@@ -265,20 +265,15 @@ def _read_tokenizer(name: str, source: Mapping[str, Any]) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(**source)
-        entries = len(tokenizer.get_vocab())
+        if len(tokenizer.get_vocab()) > len(tokenizer.all_special_tokens):
+            return tokenizer
+        found, cause = "it has only special tokens", None
     except Exception as error:
         if isinstance(error, OSError) and not folder.exists():
             return None  # a Hugging Face id without a tokeniser
-        raise _unreadable_tokenizer(name, _words(error)) from error
-    if entries <= len(tokenizer.all_special_tokens):
-        raise _unreadable_tokenizer(name, "it has only special tokens")
-    return tokenizer
-
-
-def _unreadable_tokenizer(name: str, found: str) -> InterpError:
-    return InterpError(
-        f"the tokeniser of {name!r}", found, "correct its files, or delete them and give token ids"
-    )
+        found, cause = _words(error), error
+    do = "correct its files, or delete them and give token ids"
+    raise InterpError(f"the tokeniser of {name!r}", found, do) from cause
 
 
 @contextmanager

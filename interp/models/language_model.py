@@ -34,7 +34,6 @@ HOOKED = "activation_patching with engine='hooks', cache=False"
 
 _ORDER = {site: place for place, site in enumerate(SITES)}
 
-
 Hook = Callable[[Tensor, Batch], Tensor]
 """(value of a site, the batch) -> its new value. Head sites are (batch, pos, head, d_head),
 patterns are (batch, head, query_pos, key_pos), and other sites are (batch, pos, width)."""
@@ -107,8 +106,6 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
         return next(self.bridge.parameters()).dtype
-
-    # -- tokens ----------------------------------------------------------------------------
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """The tokens of a prompt, with the special tokens that the tokeniser puts before a text.
@@ -206,8 +203,6 @@ class LanguageModel:
                 "give a text of one token (it may need a leading space)",
             )
         return tokens[0]
-
-    # -- parts -----------------------------------------------------------------------------
 
     def require_decoder(self, what: str) -> Decoder:
         """The weights by name, which the fast engine and all analyses of weights need.
@@ -408,11 +403,8 @@ class LanguageModel:
 
 def hook_name(layer: int, site: str) -> str:
     """TransformerLens' name of a site's hook."""
-    inside = {
-        **dict.fromkeys(("q", "k", "v", "z", "pattern"), "attn."),
-        **dict.fromkeys(("pre", "pre_linear", "post"), "mlp."),
-    }
-    return f"blocks.{layer}.{inside.get(site, '')}hook_{site}"
+    inside = "mlp." if SITES[site] == "neuron" else "attn." if SITES[site] else ""
+    return f"blocks.{layer}.{inside}hook_{site}"
 
 
 def build_bridge(hf_model: Any) -> Any:

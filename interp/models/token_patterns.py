@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from interp.core.arguments import listed, texts_of
 from interp.core.errors import InterpError
@@ -38,20 +40,18 @@ def find_positions(
             "none, an empty pattern, or a repeated one",
             "give different patterns",
         )
-    found = []
     rows = texts_of(texts)
-    if words := [
-        text for text in (*rows, *wanted.values()) if any(isinstance(t, str) for t in text)
-    ]:
-        raise InterpError(
-            f"patterns in {words[0]!r}", "text, not token ids", "tokenise it: model.tokenize(text)"
-        )
-    for number, tokens in enumerate(map(tuple, rows)):
-        for position in range(len(tokens)):
-            for label, pattern in wanted.items():
-                if tokens[position : position + len(pattern)] == pattern:
-                    found.append(Match(text=number, position=position, label=label))
-    return found
+    for text in (*rows, *wanted.values()):
+        if any(isinstance(t, str) for t in text):
+            do = "tokenise it: model.tokenize(text)"
+            raise InterpError(f"patterns in {text!r}", "text, not token ids", do)
+    return [
+        Match(text=number, position=position, label=label)
+        for number, tokens in enumerate(map(tuple, rows))
+        for position in range(len(tokens))
+        for label, pattern in wanted.items()
+        if tokens[position : position + len(pattern)] == pattern
+    ]
 
 
 def number_positions(pieces: Sequence[str], number: int) -> list[int]:
@@ -60,16 +60,10 @@ def number_positions(pieces: Sequence[str], number: int) -> list[int]:
     Occurrences inside a longer number, or directly after a minus sign, are not counted: "171" and
     "-71" do not contain 71, but "84 - 71" does.
     """
-    ends, total, pieces = [], 0, listed(pieces)
-    for piece in pieces:
-        total += len(piece)
-        ends.append(total)
-    text = "".join(pieces)
-    found = []
-    for match in re.finditer(rf"(?<![-\d.]){number}(?!\.?\d)", text):
-        last = match.end() - 1
-        found.append(next(i for i, end in enumerate(ends) if last < end))
-    return found
+    pieces = listed(pieces)
+    ends = list(accumulate(map(len, pieces)))
+    matches = re.finditer(rf"(?<![-\d.]){number}(?!\.?\d)", "".join(pieces))
+    return [bisect_right(ends, match.end() - 1) for match in matches]
 
 
 def require_single(model: LanguageModel, text: str, pieces: Sequence[str]) -> tuple[int, ...]:

@@ -13,10 +13,20 @@ from interp.core.arguments import listed, reads_arguments
 from interp.core.components import MARKS, Component
 from interp.core.errors import InterpError, unknown
 from interp.core.files import content_key
-from interp.core.nulls import DRAWS, SelectionTest, oriented, selection_test
+from interp.core.nulls import DRAWS, SelectionTest, flip_test, oriented
 from interp.core.records import Provenance, Record
 from interp.core.schema import Count, Index, Positive, checked
-from interp.core.statistics import Estimate, Ratio, ratio_estimate, ratio_of_means
+from interp.core.statistics import (
+    Estimate,
+    Ratio,
+    group_numbers,
+    range_of_draws,
+    ratio,
+    ratio_estimate,
+    ratio_of_means,
+    skewness_of,
+    summed,
+)
 from interp.plots.heatmaps import heat_map
 
 
@@ -285,26 +295,67 @@ class Scores(Record):
             InterpError: there are fewer than four prompts or groups, k is out of range, or the
                 ranking is unknown or has no signs.
         """
-        cells = np.indices(self.values.shape).reshape(len(self.axes), -1).T
-        layer, position = (
-            cells[:, [i for i, axis in enumerate(self.axes) if axis == name]]
-            for name in ("layer", "position")
+        effects, gaps = self.effects.reshape(self.n, -1), self._gaps
+        n, size = effects.shape
+        k, draws = (checked(Index, one, f"a null for the top {k}") for one in (k, draws))
+        labels = None if groups is None else listed(groups)
+        numbers = group_numbers(range(n) if labels is None else labels, n)
+        units = int(numbers.max()) + 1
+        if units < 4 or not 1 <= k <= size:
+            raise InterpError(
+                f"a null for the top {k}",
+                f"{units} independent prompts and {size} cells",
+                "use at least four prompts and a k between 1 and the number of cells",
+            )
+        if by == "mean_absolute":
+            raise InterpError(
+                "a null of the ranking 'mean_absolute'",
+                "flipping signs does not change this ranking",
+                "rank by 'value' or 'absolute'",
+            )
+        shares = effects / gaps.mean()
+
+        def strongest(signs: np.ndarray) -> np.ndarray:
+            flipped = oriented(signs @ shares / n, by)
+            return np.partition(flipped, size - k, axis=-1)[:, size - k :].mean(-1)
+
+        flips = flip_test(strongest, n, groups=labels, draws=draws, seed=seed)
+        strong = np.argsort(-oriented(shares.mean(0), by), kind="stable")[:k]
+        each = summed(shares, numbers.tolist())
+        # Prompts with large effects are not skewness: scale each prompt to its own size.
+        own = np.sqrt((each**2).mean(1))[:, None]
+        skewness = float(skewness_of(np.nan_to_num(ratio(each[:, strong], own))).mean())
+        rng = np.random.default_rng(seed)
+        find = np.isin(numbers, rng.permutation(units)[: units // 2])
+        found = shares[find].mean(0)
+        chosen = np.argsort(-oriented(found, by), kind="stable")[:k]
+        # If ranked by absolute value, a cell's sign is that on the half that selected it.
+        unseen = effects[~find] * (np.sign(found) if by == "absolute" else 1.0)
+        half = ratio_of_means(
+            unseen[:, chosen].mean(1), gaps[~find], groups=numbers[~find].tolist()
         )
-
-        def near(cell: int) -> np.ndarray:
-            close = np.abs(layer - layer[cell]) <= band
-            return close.all(1) & (position == position[cell]).all(1)
-
-        return selection_test(
-            self.effects.reshape(self.n, -1),
-            self._gaps,
-            k,
-            near,
+        values = unseen.mean(0) / gaps[~find].mean()
+        free = ~np.isin(np.arange(size), chosen)
+        cells = np.indices(self.values.shape).reshape(len(self.axes), -1)
+        where = dict(zip(self.axes, cells, strict=True))
+        layer, position = (where.get(name, np.zeros(size)) for name in ("layer", "position"))
+        total = np.zeros(draws)
+        for cell in chosen:
+            near = (np.abs(layer - layer[cell]) <= band) & (position == position[cell])
+            pool = values[free & near]
+            total += rng.choice(pool, size=draws) if len(pool) else np.nan
+        low, high = range_of_draws(total / k)
+        ends = {"low": float(half.low), "high": float(half.high)}
+        return SelectionTest(
+            k=k,
             by=by,
+            flips=flips,
+            unseen=Estimate(mean=float(half.values), n=units - units // 2, **ends),
+            mean=float(total.mean() / k),
+            low=low,
+            high=high,
             band=band,
-            groups=None if groups is None else listed(groups),
-            draws=draws,
-            seed=seed,
+            skewness=skewness,
         )
 
     @reads_arguments

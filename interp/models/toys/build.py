@@ -33,12 +33,6 @@ STILL = (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
 """Head dimensions that hold content: rotary embedding turns them by at most 0.001 rad a token."""
 
 
-def query_of(slots: Slots) -> dict[int, Weights]:
-    """The query times sqrt(d_head), so that its product with a key is the attention score."""
-    root = math.sqrt(D_HEAD)
-    return {slot: {name: w * root for name, w in form.items()} for slot, form in slots.items()}
-
-
 def looking_back(distance: float, strength: float, *pairs: int) -> dict[int, Weights]:
     """Query slots that attend most to keys `distance` tokens before.
 
@@ -83,8 +77,13 @@ class Blueprint:
         self._groups[layer, index] = key, value
 
     def head(self, layer: int, index: int, role: str, *, query: Slots, output: Slots) -> None:
-        """Set a query head of the circuit, and describe its role."""
-        self._heads[layer, index] = query_of(query), output
+        """Set a query head of the circuit, and describe its role.
+
+        The product of query and key is the attention score.
+        """
+        root = math.sqrt(D_HEAD)  # by which attention divides scores
+        scaled = {i: {name: w * root for name, w in form.items()} for i, form in query.items()}
+        self._heads[layer, index] = scaled, output
         self.roles[f"L{layer}H{index}"] = role
 
     def neuron(
@@ -118,8 +117,22 @@ class Blueprint:
         model = model.eval().requires_grad_(False)
         generator = torch.Generator().manual_seed(self.seed)
         self._set_words(model, generator)
-        for number, layer in enumerate(model.model.layers):
-            self._set_layer(layer, number, generator)
+        layers: Any = model.model.layers
+        for layer in layers:
+            _set_random(layer, generator)
+        for (at, index), (key, value) in self._groups.items():
+            attention, dims = layers[at].self_attn, slice(index * D_HEAD, (index + 1) * D_HEAD)
+            self._plant(attention.k_proj.weight[dims], key)
+            self._plant(attention.v_proj.weight[dims], value)
+        for (at, index), (query, output) in self._heads.items():
+            attention, dims = layers[at].self_attn, slice(index * D_HEAD, (index + 1) * D_HEAD)
+            self._plant(attention.q_proj.weight[dims], query)
+            self._plant(attention.o_proj.weight[:, dims].T, output)
+        for (at, index), (gate, up, output) in self._neurons.items():
+            mlp, one = layers[at].mlp, slice(index, index + 1)
+            self._plant(mlp.gate_proj.weight[one], {0: gate})
+            self._plant(mlp.up_proj.weight[one], {0: up})
+            self._plant(mlp.down_proj.weight[:, one].T, {0: output})
         _set_norm(model.model.norm.weight)
         return model
 
@@ -131,31 +144,6 @@ class Blueprint:
         embedding[:, 0] = CONST
         embedding[:, -UNREAD:].normal_(std=0.25, generator=generator)
 
-    def _set_layer(self, layer: Any, number: int, generator: Generator) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        reading = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
-        for linear in reading:
-            linear.weight.normal_(std=0.2, generator=generator)
-        for linear in (attention.o_proj, mlp.down_proj):
-            linear.weight.zero_()[-UNREAD:].normal_(std=0.2, generator=generator)
-        for (at, index), (key, value) in self._groups.items():
-            if at == number:
-                dims = slice(index * D_HEAD, (index + 1) * D_HEAD)
-                self._plant(attention.k_proj.weight[dims], key)
-                self._plant(attention.v_proj.weight[dims], value)
-        for (at, index), (query, output) in self._heads.items():
-            if at == number:
-                dims = slice(index * D_HEAD, (index + 1) * D_HEAD)
-                self._plant(attention.q_proj.weight[dims], query)
-                self._plant(attention.o_proj.weight[:, dims].T, output)
-        for (at, index), (gate, up, output) in self._neurons.items():
-            if at == number:
-                self._plant(mlp.gate_proj.weight[index : index + 1], {0: gate})
-                self._plant(mlp.up_proj.weight[index : index + 1], {0: up})
-                self._plant(mlp.down_proj.weight[:, index : index + 1].T, {0: output})
-        _set_norm(layer.input_layernorm.weight)
-        _set_norm(layer.post_attention_layernorm.weight)
-
     def _plant(self, block: Tensor, slots: Slots) -> None:
         """Set a (slots, d_model) view of a weight to the given weights, and to zero elsewhere."""
         axes = {name: axis for axis, name in enumerate(("const", *self.directions))}
@@ -163,6 +151,18 @@ class Blueprint:
         for slot, form in slots.items():
             for name, weight in form.items():
                 block[slot, axes[name]] = weight
+
+
+def _set_random(layer: Any, generator: Generator) -> None:
+    """Random weights that write only to directions that no component of the circuit reads."""
+    attention, mlp = layer.self_attn, layer.mlp
+    reading = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
+    for linear in reading:
+        linear.weight.normal_(std=0.2, generator=generator)
+    for linear in (attention.o_proj, mlp.down_proj):
+        linear.weight.zero_()[-UNREAD:].normal_(std=0.2, generator=generator)
+    _set_norm(layer.input_layernorm.weight)
+    _set_norm(layer.post_attention_layernorm.weight)
 
 
 def _set_norm(weight: Tensor) -> None:

@@ -128,9 +128,8 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
             if not os.access(path, os.W_OK):
                 raise PermissionError(None, "no permission")
             return
-        near = next(one for one in (target, *target.parents) if one.exists())
-        near = near.parent if near == target and not folder else near
-        tempfile.TemporaryFile(dir=near).close()
+        folders = [target, *target.parents] if folder else target.parents
+        tempfile.TemporaryFile(dir=next(one for one in folders if one.exists())).close()
     except OSError as error:
         raise not_written(path, error) from error
 
@@ -157,14 +156,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _alive(process: int) -> bool:
     """Whether a process of this machine runs; True if this cannot be found out."""
-    if os.name != "posix":
-        return True
     try:
-        os.kill(process, 0)
+        if os.name == "posix":
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # it belongs to another user
+        pass  # it belongs to another user
     return True
 
 

@@ -33,23 +33,17 @@ def joined(*labels: Iterable[Hashable]) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     lists = [x.tolist() if isinstance(x, Tensor | np.ndarray) else list(x) for x in labels]
-    n = len(lists[0])
-    if any(len(one) != n for one in lists):
-        raise InterpError(
-            "grouping rows",
-            f"lists of {[len(one) for one in lists]} labels",
-            "give one group per row",
-        )
+    n, lengths = len(lists[0]), [len(one) for one in lists]
+    if {*lengths} != {n}:
+        raise InterpError("grouping rows", f"lists of {lengths} labels", "give one group per row")
     number: dict[Hashable, int] = {}
     ends = [
         number.setdefault((place, name), n + len(number))
         for place, names in enumerate(lists)
         for name in names
     ]
-    links = coo_array(
-        (np.ones(len(ends)), (np.tile(np.arange(n), len(lists)), ends)),
-        shape=(n + len(number),) * 2,
-    )
+    rows, size = np.tile(np.arange(n), len(lists)), n + len(number)
+    links = coo_array((np.ones(len(ends)), (rows, ends)), shape=(size, size))
     return connected_components(links, directed=False)[1][:n]
 
 

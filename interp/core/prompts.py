@@ -281,24 +281,21 @@ class Task:
                 or a position is not in its prompt. The message shows the tokens.
         """
         prompts = [model.tokenize(pair.clean) for pair in self.pairs]
-        for i, (pair, prompt) in enumerate(zip(self.pairs, prompts, strict=True)):
-            for name, mark in pair.positions.items():
+        marks = [dict(pair.positions) for pair in self.pairs]
+        for i, prompt in enumerate(prompts):
+            for name, mark in marks[i].items():
                 if isinstance(mark, int) or prompt.spans is not None:
-                    resolve(name, prompt, dict(pair.positions), self.label(i))
-        corrupted: list[tuple[int, ...]] | None = None
-        if all(pair.corrupted is not None for pair in self.pairs):
-            corrupted = []
-            for i, (pair, clean) in enumerate(zip(self.pairs, prompts, strict=True)):
-                assert pair.corrupted is not None
-                other = model.tokenize(pair.corrupted)
-                if len(other.tokens) != len(clean.tokens):
-                    raise InterpError(
-                        self.label(i),
-                        f"clean has {len(clean.tokens)} tokens, corrupted {len(other.tokens)}:"
-                        f"\n  {clean.shown()}\n  {other.shown()}\n",
-                        "write prompts of equal token length",
-                    )
-                corrupted.append(other.tokens)
+                    resolve(name, prompt, marks[i], self.label(i))
+        texts = [pair.corrupted for pair in self.pairs if pair.corrupted is not None]
+        others = [model.tokenize(text) for text in texts] if len(texts) == len(self) else None
+        for i, (clean, other) in enumerate(zip(prompts, others or (), strict=False)):
+            if len(other.tokens) != len(clean.tokens):
+                raise InterpError(
+                    self.label(i),
+                    f"clean has {len(clean.tokens)} tokens, corrupted {len(other.tokens)}:"
+                    f"\n  {clean.shown()}\n  {other.shown()}\n",
+                    "write prompts of equal token length",
+                )
 
         def tokens(i: int, texts: tuple[str | int, ...]) -> tuple[int, ...]:
             prompt, label = self.pairs[i].clean, self.label(i)
@@ -324,10 +321,10 @@ class Task:
                 )
         return EncodedTask(
             clean=[prompt.tokens for prompt in prompts],
-            corrupted=corrupted,
+            corrupted=None if others is None else [other.tokens for other in others],
             targets=Targets(answers=_padded(answers), wrong=_padded(wrong)),
             prompts=prompts,
-            marks=[dict(pair.positions) for pair in self.pairs],
+            marks=marks,
         )
 
     def check(self, model: Tokenizing) -> TaskReport:

@@ -66,7 +66,12 @@ def write_sealed(
         told = json_text({**head, "checksum": checksum}, indent=1)
         data = told.encode("utf-8", "surrogatepass")
         return write_atomically(path, lambda partial: partial.write_bytes(data))
-    whole = {name: _contiguous(array) for name, array in (arrays or {}).items()}
+    whole: dict[str, Any] = {
+        name: array.detach().cpu().contiguous()
+        if isinstance(array, Tensor)
+        else np.ascontiguousarray(array).reshape(array.shape)
+        for name, array in (arrays or {}).items()
+    }
     metadata = {"record": json.dumps(text), "checksum": sha256_of(text, whole)}
     save = save_tensors if any(isinstance(a, Tensor) for a in whole.values()) else save_file
     return write_atomically(path, lambda partial: save(whole, partial, metadata))
@@ -133,12 +138,6 @@ def sha256_of(text: str, arrays: Arrays) -> str:
             else flat.view(np.uint8).data
         )
     return digest.hexdigest()
-
-
-def _contiguous(array: Any) -> Any:
-    if isinstance(array, Tensor):
-        return array.detach().cpu().contiguous()
-    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def _unspelled(value: Any) -> Any:
@@ -218,16 +217,13 @@ def _told(value: Any, name: str, arrays: dict[str, np.ndarray], seen: dict[int, 
         return _told(one, f"{name}.{at}".removeprefix("."), arrays, seen)
 
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: inner(getattr(value, field.name), field.name) for field in _kept(value)}
+        names = [field.name for field in fields(value) if field.init]
+        return {name: inner(getattr(value, name), name) for name in names}
     if isinstance(value, tuple | list):
         return [inner(one, place) for place, one in enumerate(value)]
     if isinstance(value, Mapping):
         return {key: inner(one, key) for key, one in value.items()}
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _kept(value: Any) -> list[Any]:
-    return [field for field in fields(value) if field.init]
 
 
 def _read(kind: Any, value: Any, arrays: Mapping[str, np.ndarray]) -> Any:

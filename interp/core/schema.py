@@ -11,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from inspect import Parameter, signature
@@ -47,11 +48,6 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") else value
 
 
-def _several(value: Any) -> Any:
-    """Turn a single number or text into a tuple of one; return other values unchanged."""
-    return (value,) if isinstance(value, str | int) else value
-
-
 T = TypeVar("T")
 STRICT = ConfigDict(strict=True, extra="forbid", frozen=True)
 Count = Annotated[int, Field(ge=1, lt=2**63), BeforeValidator(_index)]
@@ -60,7 +56,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_index)]
+Seed = Whole
 """A seed of random numbers that both numpy and torch accept."""
 
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
@@ -73,12 +69,11 @@ Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 Text = Annotated[str, Field(min_length=1)]
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
-_DIGITS = re.compile(r"-?[0-9]{1,18}")
 
 
 def is_whole(text: str) -> bool:
     """Whether a text is a whole number of at most 18 ASCII digits, with an optional minus."""
-    return _DIGITS.fullmatch(text) is not None
+    return re.fullmatch(r"-?[0-9]{1,18}", text) is not None
 
 
 def whole_number(value: Any) -> Any:
@@ -96,8 +91,14 @@ Index = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_index)]
 Number = Annotated[int, BeforeValidator(whole_number)]
 """A whole number written as text, as in a column of token ids."""
 
-Id = Annotated[Number, Field(ge=0)]
-Ids = Annotated[tuple[Id, ...], Strict(False), Field(min_length=1), BeforeValidator(_several)]
+Ids = Annotated[
+    tuple[Annotated[Number, Field(ge=0)], ...],
+    Strict(False),
+    Field(min_length=1),
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | int) else value),
+]
+"""Token ids; a single one counts as a list of one."""
+
 Texts = Annotated[tuple[Text, ...], Strict(False), Field(min_length=1)]
 
 
@@ -203,18 +204,16 @@ def read_rows(
         InterpError: the file cannot be read, or a line is not a record; see `json_value`.
     """
     text = read_text(path, asked)
-    return _csv_rows(path, text, header) if kind == "csv" else _json_rows(path, text)
-
-
-def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if kind == "csv":
+        yield from _csv_rows(path, text, header)
+        return
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut at U+2028
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        row = json_value(line, place, numbers=False)
-        if not isinstance(row, dict):
-            raise InterpError(place, f"{_SHORT.repr(row)} is not an object", "write {...}")
-        yield place, row
+        if line.strip():
+            place = f"{path}, line {number}"
+            row = json_value(line, place, numbers=False)
+            if not isinstance(row, dict):
+                raise InterpError(place, f"{_SHORT.repr(row)} is not an object", "write {...}")
+            yield place, row
 
 
 def _csv_rows(
@@ -285,11 +284,8 @@ def _typed(kind: Any, text: str) -> Any:
     base = getattr(kind, "__origin__", kind)
     if base is int and is_whole(text):
         return int(text)
-    if base is float and text.isascii():
-        try:
-            return float(text)
-        except ValueError:
-            return text
+    with suppress(ValueError):
+        return float(text) if base is float and text.isascii() else text
     return text
 
 

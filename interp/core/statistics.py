@@ -112,9 +112,8 @@ def ratio_of_means(
     gap = whole.mean() if n else math.nan
     values = part.mean(0) / gap if n else np.full(part.shape[1:], math.nan)
     if n < 2:
-        stderr = np.full(values.shape, math.nan)
-        ends = (np.full(values.shape, sign * math.inf) for sign in (-1, 1))
-        return Ratio(values=values, stderr=stderr, low=next(ends), high=next(ends))
+        stderr, high = np.full(values.shape, math.nan), np.full(values.shape, math.inf)
+        return Ratio(values=values, stderr=stderr, low=-high, high=high)
     rest = part - values * whole.reshape(-1, *[1] * values.ndim)
     spread = rest.std(0, ddof=1)
     stderr = spread / (abs(gap) * math.sqrt(n))
@@ -126,12 +125,8 @@ def ratio_of_means(
         return np.where(bent, 3 * (np.cbrt(1 + safe * (x - safe / 6)) - 1) / safe, x)
 
     t = float(stats.t.ppf((1 + level) / 2, n - 1))
-    return Ratio(
-        values=values,
-        stderr=stderr,
-        low=values - corrected(t) * stderr,
-        high=values - corrected(-t) * stderr,
-    )
+    low, high = (values - corrected(x) * stderr for x in (t, -t))
+    return Ratio(values=values, stderr=stderr, low=low, high=high)
 
 
 def summed(rows: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:

@@ -59,9 +59,8 @@ class TaskRow(FileRow):
                 raise InterpError(place, f"no {name}", do)
             found |= {name: both[0]} if both else {}
         if twice := self.positions.keys() & self.indices.keys():
-            raise InterpError(
-                place, f"position {min(twice)!r} is given twice", "use each name once"
-            )
+            name = min(twice)
+            raise InterpError(place, f"position {name!r} is given twice", "use each name once")
         for field in ("positions", "indices"):
             for name, mark in getattr(self, field).items():
                 self._require_there(mark, name, f"{place}, {field}.{name}")
@@ -82,12 +81,8 @@ class TaskRow(FileRow):
         n = len(occurrences(part, self.clean))
         if not -n <= occurrence < n:
             found = f"{part!r:.60}, {n} time{'s' * (n != 1)} in the clean prompt"
-            do = (
-                f"give an occurrence from {-n} to {n - 1}"
-                if n
-                else "write it exactly as in the prompt"
-            )
-            raise InterpError(place, found, do)
+            there = f"give an occurrence from {-n} to {n - 1}"
+            raise InterpError(place, found, there if n else "write it exactly as in the prompt")
 
 
 def read_task(path: Path, kind: str) -> list[dict[str, Any]]:

@@ -181,7 +181,7 @@ def values_with_null(
     _same_length("null", len(nulls), len(labels))
     axes = _axes(3.4, "", value_title)
     at = np.arange(len(labels)) - (0 if null is None else 0.16)
-    axes.bar(at, triple[0], 0.5, color=[RAISES if v > 0 else LOWERS for v in triple[0]], zorder=2)
+    axes.bar(at, triple[0], 0.5, color=np.where(triple[0] > 0, RAISES, LOWERS), zorder=2)
     _whiskers(axes, at, *triple, written=len(labels) <= 14)
     for place, draws in enumerate(nulls):
         if draws is not None:
@@ -228,6 +228,8 @@ def stacked_shares(
         if not abs(sum(shares.values()) - 1) < 1e-3 or min(shares.values()) < 0:
             found = str(dict(shares))
             raise InterpError(f"the shares of {label!r}", found, "give shares that add up to 1")
+    from matplotlib.colors import to_rgb
+
     names = list(dict.fromkeys(outcome for shares in rows.values() for outcome in shares))
     axes = _axes(0.36 * len(rows) + 1, x_title, "", grid=False)
     at, left, bars = np.arange(len(rows)), np.zeros(len(rows)), []
@@ -235,7 +237,9 @@ def stacked_shares(
         share = np.array([100 * shares.get(name, 0.0) for shares in rows.values()])
         bar = axes.barh(at, share, 0.72, left, color=colour, ec="white", label=_plain(name))
         written = [f"{part:.0f}" if part >= 4 else "" for part in share]
-        axes.bar_label(bar, written, label_type="center", fontsize=SMALL, color=_ink_on(colour))
+        luminance = np.dot([0.2126, 0.7152, 0.0722], np.power(to_rgb(colour), 2.2))
+        ink = INK if luminance > 0.2 else "white"  # whichever is easier to read
+        axes.bar_label(bar, written, label_type="center", fontsize=SMALL, color=ink)
         bars.append(bar)
         left = left + share
     axes.set_xlim(0, 100)
@@ -298,18 +302,10 @@ def _colours(
     return dict(zip(coloured, palette, strict=False)) | dict.fromkeys(controls, SOFT)
 
 
-def _ink_on(colour: str) -> str:
-    """Black or white, whichever is easier to read on a colour, by its relative luminance."""
-    from matplotlib.colors import to_rgb
-
-    return INK if np.dot([0.2126, 0.7152, 0.0722], np.power(to_rgb(colour), 2.2)) > 0.2 else "white"
-
-
 def _legend(axes: Any, handles: Sequence[Any]) -> None:
-    axes.figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(len(handles), 4), frameon=False,
-        fontsize=SMALL, labelcolor=INK, handlelength=1.1, columnspacing=1.4,
-    )  # fmt: skip
+    style = {"frameon": False, "fontsize": SMALL, "labelcolor": INK, "handlelength": 1.1}
+    place = {"loc": "outside upper left", "ncols": min(len(handles), 4), "columnspacing": 1.4}
+    axes.figure.legend(handles=handles, **place, **style)
 
 
 def _whiskers(axes: Any, at: np.ndarray, *triple: np.ndarray, written: bool) -> None:

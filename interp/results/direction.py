@@ -178,23 +178,20 @@ def orthogonalise_direction(
         InterpError: the directions are of different models or formats, or are parallel, so that
             nothing remains.
     """
-    direction.format.require(against.format, f"orthogonalising {direction}")
+    asked = f"orthogonalising {direction}"
+    direction.format.require(against.format, asked)
     if direction.model_hash != against.model_hash:
-        raise InterpError(
-            f"orthogonalising {direction}", "they are of two models", "read both from one model"
-        )
+        raise InterpError(asked, "they are of two models", "read both from one model")
     unit, vector = against.unit, direction.vector
     left = vector - strength * (vector @ unit) * unit
     if float(left.norm()) <= 1e-12 * direction.norm:
-        raise InterpError(
-            f"orthogonalising {direction}", f"parallel to {against}", "use another direction"
-        )
+        raise InterpError(asked, f"parallel to {against}", "use another direction")
     if keep_norm:
         left = left * direction.norm / left.norm()
     made = f"{direction.made}, minus {strength:g} times its part along {against}"
     rows = tuple(dict.fromkeys(direction.rows + against.rows))
-    unit = "unit" if direction.normalisation == "unit" and keep_norm else "none"
-    return replace(direction, vector=left, made=made, rows=rows, normalisation=unit)
+    kept = direction.normalisation if keep_norm else "none"
+    return replace(direction, vector=left, made=made, rows=rows, normalisation=kept)
 
 
 def orthonormal(vectors: Sequence[Tensor]) -> Tensor:

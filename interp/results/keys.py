@@ -13,7 +13,7 @@ import hashlib
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import astuple, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -177,9 +177,8 @@ class _Teller:
                 found = getattr(found, part, None)
         written = getattr(value, "__globals__", {}).get("__name__", module)
         known = found is value and _versioned(module) and _versioned(written)
-        if module == "builtins" and not (isinstance(value, type) or name in PURE):
-            known = False
-        if not known or CHANGING.search(name) or "random" in module.split("."):
+        pure = module != "builtins" or isinstance(value, type) or name in PURE
+        if not (known and pure) or CHANGING.search(name) or "random" in module.split("."):
             raise Unknown(name or module)
         return ["function of" if isinstance(value, types.FunctionType) else "named", module, name]
 
@@ -212,36 +211,30 @@ class _Teller:
         return [code.co_code.hex(), code.co_exceptiontable.hex(), constants, names, shape]
 
 
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    """The code of a function and of all functions defined in it."""
-    yield code
-    for one in code.co_consts:
-        if isinstance(one, types.CodeType):
-            yield from _codes(one)
+def _outside(code: types.CodeType, free: tuple[str, ...] | None = None) -> set[str]:
+    """The global and builtin names that a function, and the functions defined in it, read.
 
-
-def _outside(code: types.CodeType) -> set[str]:
-    """The global and builtin names that a function reads.
+    `free` are the variables outside the outermost function.
 
     Raises:
         Unknown: it imports a package that is not versioned, uses a name in `CHANGING`, or sets a
             variable outside itself.
     """
-    found = set()
-    for one in _codes(code):
-        for step in dis.get_instructions(one):
-            imports = step.opname == "IMPORT_NAME"
-            sets = step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
-                step.opname == "STORE_DEREF" and step.argval in code.co_freevars
-            )
-            if sets or (imports and (step.argval == "builtins" or not _versioned(step.argval))):
-                raise Unknown(step.argval)
-            if step.opname in LOADS:
-                found.add(step.argval)
-        for name in one.co_names:
-            if CHANGING.search(name):
-                raise Unknown(name)
-    return found
+    found, free = set(), code.co_freevars if free is None else free
+    for step in dis.get_instructions(code):
+        imports = step.opname == "IMPORT_NAME"
+        sets = step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") or (
+            step.opname == "STORE_DEREF" and step.argval in free
+        )
+        if sets or (imports and (step.argval == "builtins" or not _versioned(step.argval))):
+            raise Unknown(step.argval)
+        if step.opname in LOADS:
+            found.add(step.argval)
+    for name in code.co_names:
+        if CHANGING.search(name):
+            raise Unknown(name)
+    inner = (one for one in code.co_consts if isinstance(one, types.CodeType))
+    return found.union(*(_outside(one, free) for one in inner))
 
 
 def _versioned(module: str) -> bool:
@@ -252,10 +245,10 @@ def _numbers(value: Any) -> Any:
     """Type, shape and sha256 of an array or a tensor."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
-        kind, data = str(value.dtype), value.reshape(-1).view(torch.uint8).numpy()
+        data = value.reshape(-1).view(torch.uint8).numpy()
     else:
         if value.dtype.hasobject:
             raise Unknown(str(value.dtype))
         value = np.ascontiguousarray(value)
-        kind, data = str(value.dtype), value.reshape(-1).view(np.uint8)
-    return ["array", kind, list(value.shape), hashlib.sha256(data.data).hexdigest()]
+        data = value.reshape(-1).view(np.uint8)
+    return ["array", str(value.dtype), list(value.shape), hashlib.sha256(data.data).hexdigest()]

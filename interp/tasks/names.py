@@ -115,16 +115,10 @@ def _written(wording: str, present: list[str], acting: list[str], filling: dict[
 
 def _wordings(variant: Variant, templates: int | None, template: int | None) -> tuple[str, ...]:
     known = IOI_TEMPLATES[variant]
-    if template is not None:
-        if not 0 <= template < len(known):
-            raise InterpError(
-                f"template {template} of ioi",
-                f"there are 0 to {len(known) - 1}",
-                "choose one of these",
-            )
-        return (known[template],)
+    if template is not None and not 0 <= template < len(known):
+        found = f"there are 0 to {len(known) - 1}"
+        raise InterpError(f"template {template} of ioi", found, "choose one of these")
     if templates is not None and not 1 <= templates <= len(known):
-        raise InterpError(
-            f"{templates} templates of ioi", f"there are {len(known)}", "choose fewer"
-        )
-    return known[:templates]
+        found = f"there are {len(known)}"
+        raise InterpError(f"{templates} templates of ioi", found, "choose fewer")
+    return known[:templates] if template is None else (known[template],)

@@ -81,13 +81,9 @@ def stratified_folds(
 ) -> np.ndarray:
     """(N,) the fold of each row. Groups stay whole, and each fold has a similar share of labels.
 
-    Args:
-        labels: (N,) bool.
-        group: (N,) group numbers, such as those from `joined`.
-        folds: number of folds, at least 2.
-        seed: seed of the split.
-        held_out: how many folds, from the first one on, will be held out in turn; None for all.
-            Only these splits are checked.
+    `labels` are (N,) bool, and `group` (N,) group numbers, such as those from `joined`. There are
+    at least 2 folds. `held_out` is how many of them, from the first one on, will be held out in
+    turn; None stands for all. Only these splits are checked.
 
     Raises:
         InterpError: a label occurs in fewer groups than there are folds, or one side of a split

@@ -133,16 +133,11 @@ def flip_test(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> FlipTest:
-    """Compare a statistic with its values after flipping the signs of prompts. See `FlipTest`.
+    """Compare a statistic of n prompts with its values after flipping signs. See `FlipTest`.
 
-    Args:
-        statistic: takes signs (flips, n) and returns (flips,) the statistic of the effects times
-            these signs. It must repeat any selection for every flip.
-        n: number of prompts.
-        groups: one label per prompt; prompts with the same label are flipped together. None flips
-            every prompt on its own.
-        draws: number of random flips, if there are more possible flips than this.
-        seed: seed of the random flips.
+    `statistic` takes signs (flips, n) and returns (flips,) the statistic of the effects times these
+    signs. It must repeat any selection for every flip. `groups` holds one label per prompt; prompts
+    with the same label are flipped together. `draws` flips are random, if more are possible.
 
     Raises:
         InterpError: there are no prompts or no draws, or a statistic is not finite.
@@ -280,13 +275,8 @@ def matched_components(
 
     The chosen components are excluded. If a layer has too few others, components are drawn from the
     whole layer, including the chosen ones, which makes the comparison stricter. For a whole site,
-    such as mlp_out, the site of another layer is drawn.
-
-    Args:
-        chosen: the components to match.
-        n_layers: number of layers of the model.
-        size: the number of components on an axis (heads, key/value heads or neurons of a layer).
-        rng: source of random numbers.
+    such as mlp_out, the site of another layer is drawn. `size` gives the number of components on an
+    axis: the heads, key/value heads or neurons of a layer.
 
     Raises:
         InterpError: a whole site of every layer is chosen, so that none is left to draw.

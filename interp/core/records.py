@@ -41,16 +41,11 @@ def write_sealed(
     *,
     key: str | None = None,
 ) -> Path:
-    """Write a sealed file: one of JSON where `path` ends in .json, else safetensors.
+    """Write a sealed file: one of JSON if `path` ends in .json, else safetensors.
 
-    Args:
-        path: the file.
-        kind: what the file holds, in one word.
-        form: the format number; raise it when the content changes.
-        facts: JSON values, and numbers that are not finite. Keys are read back as texts, even if
-            they were numbers.
-        arrays: arrays by name; not for a .json file.
-        key: the key of a cache entry; None for a file that a user names.
+    `kind` says in one word what the file holds. `form` is the format number, raised when the
+    content changes. `facts` are JSON values and numbers that are not finite; keys are read back as
+    texts. A .json file holds no arrays. `key` is the key of a cache entry, None for other files.
 
     Raises:
         InterpError: the file cannot be written.
@@ -80,14 +75,9 @@ def write_sealed(
 def read_sealed(
     path: Path, kind: str, form: int, *, key: str | None = None, tensors: bool = False
 ) -> tuple[Any, dict[str, Any]]:
-    """The facts and arrays of a sealed file.
+    """The facts and arrays of a sealed file of this kind, format and key (None accepts any key).
 
-    Args:
-        path: the file.
-        kind: the required kind.
-        form: the required format number.
-        key: the required key; None accepts any.
-        tensors: return torch tensors, memory-mapped from the file, instead of numpy arrays.
+    With `tensors`, arrays are torch tensors, memory-mapped from the file, instead of numpy arrays.
 
     Raises:
         InterpError: the file is missing, damaged or changed, or has another kind, format or key.
@@ -174,11 +164,7 @@ class Record:
     FORM: ClassVar[int] = 1
 
     def save(self, path: str | Path, *, key: str | None = None) -> Path:
-        """Write one sealed file, `path`.safetensors.
-
-        Args:
-            path: the file, with or without the suffix.
-            key: the key of a cache entry, which `load` can check.
+        """Write one sealed file, `path`.safetensors, whose `key` (of a cache entry) `load` checks.
 
         Raises:
             InterpError: the file cannot be written.

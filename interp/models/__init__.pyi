@@ -7,6 +7,6 @@ from .loading import model_hash as model_hash
 from .loading import wrap as wrap
 from .registry import known_models as known_models
 from .token_patterns import find_positions as find_positions
-from .toys.registry import TOYS as TOYS
-from .toys.registry import build_toy as build_toy
+from .toys.circuits import TOYS as TOYS
+from .toys.circuits import build_toy as build_toy
 from .unembedding import unembed as unembed

@@ -20,13 +20,10 @@ def chat_prompts(
     system: str | None = None,
     generation_prompt: bool = True,
 ) -> ChatPrompts:
-    """The user's texts in the model's own chat template.
+    """The user's texts in the model's own chat template; each text is the user's turn of a prompt.
 
-    Args:
-        model: a model with a chat template.
-        texts: one text or several, each the user's turn of a prompt.
-        system: text of the system prompt; None uses the template's default.
-        generation_prompt: end the prompt with the tokens that open the model's reply.
+    `system` is the text of the system prompt; None uses the template's default. With
+    `generation_prompt`, prompts end with the tokens that open the model's reply.
 
     Raises:
         InterpError: the model has no chat template, the template refuses the turns (many accept no

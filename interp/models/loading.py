@@ -32,7 +32,7 @@ from interp.models.checks import (
 from interp.models.families import read_architecture, refuse_attached
 from interp.models.language_model import LanguageModel, build_bridge, fingerprint
 from interp.models.registry import known_models
-from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.circuits import TOYS, build_toy
 from interp.models.toys.toy import word_tokenizer
 
 FAMILY_TABLE = Path(__file__).parent.parent / "data" / "families.json"

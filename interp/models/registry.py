@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interp.models import embedded, organisms
-from interp.models.toys.registry import TOYS
+from interp.models.toys.circuits import TOYS
 
 
 @dataclass(frozen=True, kw_only=True)

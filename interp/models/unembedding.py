@@ -50,11 +50,7 @@ def unembed(
     With `norm`, a LayerNorm also centres v first. The norm's scale and the soft cap are not
     applied: they belong to a whole residual stream, not to a single direction.
 
-    Args:
-        model: a model that the fast engine can run.
-        vectors: (n, d_model), or (d_model,) for one direction.
-        k: number of tokens of each sign.
-        norm: apply the weight of the final norm.
+    `vectors` are (n, d_model), or (d_model,) for one direction. k tokens of each sign are given.
 
     Raises:
         InterpError: the engine cannot run the model, the vectors have another width or are not

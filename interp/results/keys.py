@@ -71,12 +71,8 @@ def result_key(
     that is not written in Python), or if the code reads files, the clock, random numbers, the
     environment, or names at run time (`open`, `globals`, `eval`).
 
-    Args:
-        what: the name of the measurement.
-        form: its format number, raised when its computation changes.
-        model: the model.
-        task: the task it is measured on.
-        arguments: every argument that can change the result, after checks. They may include tasks.
+    `what` names the measurement, and `form` is its format number, raised when its computation
+    changes. `arguments` are all that can change the result, after checks; they may include tasks.
     """
     told = _Teller(model)
     try:

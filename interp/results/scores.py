@@ -141,11 +141,8 @@ class Scores(Record):
     ) -> tuple[np.ndarray, np.ndarray]:
         """The confidence interval of `values` over prompts: (low, high), each (*axes).
 
-        See `interp.core.statistics.ratio_of_means`.
-
-        Args:
-            level: coverage of the interval.
-            groups: one label per prompt; prompts with the same label count as one.
+        `level` is the coverage. `groups` holds one label per prompt; prompts with the same label
+        count as one. See `interp.core.statistics.ratio_of_means`.
         """
         labels = None if groups is None else listed(groups)
         found = ratio_of_means(self.effects, self._gaps, level=level, groups=labels)
@@ -218,11 +215,7 @@ class Scores(Record):
 
     @reads_arguments
     def top(self, k: int = 10, *, by: str = "value") -> list[Ranked]:
-        """The k strongest cells.
-
-        Args:
-            k: number of cells.
-            by: the ranking, see `strength`.
+        """The k strongest cells, in the ranking `by` (see `strength`).
 
         Raises:
             InterpError: there is no such ranking.
@@ -432,10 +425,8 @@ class Scores(Record):
     ) -> Any:
         """A Plotly heat map centred on zero: layers upwards; heads, neurons or positions across.
 
-        Args:
-            position: as in `grid`.
-            selected: the (row, column) of a cell to frame.
-            limit: the value of the strongest colour, above 0; None takes the largest.
+        `position` is as in `grid`, `selected` the (row, column) of a cell to frame, and `limit` the
+        value of the strongest colour, above 0; None takes the largest.
 
         Raises:
             InterpError: the position or cell does not exist, or the limit is not above 0.

@@ -11,7 +11,7 @@ from interp.core.errors import unknown
 from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.core.schema import Count, Seed, check_arguments, checked
-from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.circuits import TOYS, build_toy
 from interp.tasks.generators import capitals, greater_than, induction
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects

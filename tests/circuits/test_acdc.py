@@ -12,7 +12,7 @@ from interp.engine.edges.run import run_edges
 from interp.engine.resume import Chunks
 from interp.models.compiled import load_compiled
 from interp.models.loading import load_model, wrap
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from tests.families import random_task, tiny
 
 

@@ -25,7 +25,7 @@ from interp.circuits.trials.options import TrialOptions
 from interp.circuits.trials.trials import Trials
 from interp.core.errors import InterpError
 from interp.engine.edges.graph import Graph
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from interp.tasks.registry import load_task
 from tests import DATA
 from tests.circuits.measured import measured

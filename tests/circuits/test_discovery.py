@@ -18,7 +18,7 @@ from interp.core.errors import InterpError
 from interp.engine.edges.graph import Graph
 from interp.models.compiled import load_compiled
 from interp.models.loading import load_model, wrap
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from tests.circuits.test_acdc import PLANTED, toy_task
 from tests.families import random_task, tiny
 

@@ -10,7 +10,7 @@ from interp.circuits.evaluation.neuron_circuits import NeuronEvaluation, evaluat
 from interp.core.errors import InterpError
 from interp.core.metrics import Logits
 from interp.models.loading import load_model
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from interp.patching.attribution import attribution_patching
 from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task

@@ -12,7 +12,7 @@ from interp.models import embedded, organisms
 from interp.models.chat import chat_prompts
 from interp.models.language_model import fingerprint
 from interp.models.loading import wrap
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from interp.models.toys.toy import save_tokenizer
 from interp.refusal.judging import REFUSALS, RULES, judge_replies, replies_of
 from interp.runs.generation import generate

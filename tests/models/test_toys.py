@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from interp.core.errors import InterpError
-from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.circuits import TOYS, build_toy
 from interp.models.toys.toy import Toy, save_tokenizer
 from tests import ROOT
 
@@ -254,6 +254,6 @@ def test_an_unknown_toy_names_the_nearest() -> None:
 
 
 def test_importing_the_package_loads_no_torch() -> None:
-    code = "import sys, interp.models.toys.registry; sys.exit('torch' in sys.modules)"
+    code = "import sys, interp.models.toys.circuits; sys.exit('torch' in sys.modules)"
     root = ROOT
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -18,7 +18,7 @@ from interp.core.prompts import PromptPair, Task
 from interp.engine import sweep
 from interp.engine.forward import Runner
 from interp.models.loading import load_model, wrap
-from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.circuits import TOYS, build_toy
 from interp.patching import activation as patching
 from interp.patching import hook_loop as hookloop
 from interp.patching import joint

@@ -14,7 +14,7 @@ from interp.core.chat_prompts import PLAIN, mixed
 from interp.core.errors import InterpError
 from interp.models.chat import chat_prompts, plain_prompts
 from interp.models.loading import load_model
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from interp.refusal.score import score_refusals, suggest_refusal_tokens
 from interp.refusal.selection import (
     Limits,

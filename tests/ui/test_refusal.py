@@ -19,7 +19,7 @@ import interp
 from interp.core.files import content_key
 from interp.core.statistics import share_estimate
 from interp.models.chat import chat_prompts
-from interp.models.toys.registry import build_toy
+from interp.models.toys.circuits import build_toy
 from interp.plots.grids import candidate_grid
 from interp.plots.steering import gate_curve
 from interp.results.direction import random_direction, save_directions

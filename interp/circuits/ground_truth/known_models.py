@@ -9,7 +9,7 @@ from interp.core.prompts import Task
 from interp.models.compiled import compiled_programs, load_compiled
 from interp.models.language_model import LanguageModel
 from interp.models.loading import load_model
-from interp.models.toys.registry import TOYS, build_toy
+from interp.models.toys.circuits import TOYS, build_toy
 from interp.tasks.registry import load_task
 
 

@@ -9,7 +9,7 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.models.toys.registry import TOYS
+from interp.models.toys.circuits import TOYS
 from interp.studies.study import Study
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import Selection, current, select

@@ -8,7 +8,7 @@ import interp
 from interp.core.components import SITES
 from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
-from interp.models.toys.registry import TOYS
+from interp.models.toys.circuits import TOYS
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import (
     CHOICES,

@@ -98,22 +98,15 @@ class Metric:
             InterpError: the function does not give one number per prompt, or gives a number that
                 is not finite.
         """
-        values = self.function(readout, targets)
+        values, asked = self.function(readout, targets), f"the metric {self.name}"
         shape, n = tuple(getattr(values, "shape", ())), len(targets.answers)
         if shape != (n,):
-            raise InterpError(
-                f"the metric {self.name}",
-                f"{type(values).__name__} of shape {shape} for {n} prompts",
-                "return a tensor with one number per prompt",
-            )
+            found = f"{type(values).__name__} of shape {shape} for {n} prompts"
+            raise InterpError(asked, found, "return a tensor with one number per prompt")
         values = values.double().cpu()
-        if not bool(torch.isfinite(values).all()):
-            bad = int((~torch.isfinite(values)).sum())
-            raise InterpError(
-                f"the metric {self.name}",
-                f"{bad} of {len(values)} values are not finite",
-                "check the weights for NaN, and the patched values for overflow",
-            )
+        if bad := int((~torch.isfinite(values)).sum()):
+            do = "check the weights for NaN, and the patched values for overflow"
+            raise InterpError(asked, f"{bad} of {n} values are not finite", do)
         return values
 
 

@@ -39,13 +39,14 @@ class Null:
     share: float
     draws: int
 
+    @property
+    def beside(self) -> str:
+        """The random selections as text, and the rank among them; ties count against it."""
+        rank = f"rank {round(self.share * (1 + self.draws))} of {1 + self.draws}"
+        return f"{spread_words(self)}, {rank}"
+
     def __str__(self) -> str:
-        return f"selected {self.selected:.3f}, random {spread_words(self)}, {rank_words(self)}"
-
-
-def rank_words(null: Null) -> str:
-    """The rank of a selection among random ones; ties count against it."""
-    return f"rank {round(null.share * (1 + null.draws))} of {1 + null.draws}"
+        return f"selected {self.selected:.3f}, random {self.beside}"
 
 
 def spread_words(null: Null | SelectionTest) -> str:

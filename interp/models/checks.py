@@ -135,23 +135,18 @@ def check_model(model: LanguageModel, reference: tuple[list[int], Tensor]) -> No
         InterpError: the weights hold NaN or infinity, or the logits differ from those of the
             unwrapped model.
     """
-    tokens, expected = reference
+    (tokens, expected), asked = reference, f"checking {model.name}"
     if not bool(torch.isfinite(expected).all()):
-        raise InterpError(
-            f"checking {model.name}",
-            "its logits are not finite: the weights hold NaN or infinity",
-            "load another copy of the weights",
-        )
+        found = "its logits are not finite: the weights hold NaN or infinity"
+        raise InterpError(asked, found, "load another copy of the weights")
     limit = tolerance(model.dtype)
     _drop_missing(model)
     with torch.no_grad():
         _, plain = _run(model, tokens, [])
         if (gap := _off(plain, expected, expected)) > limit:
-            raise InterpError(
-                f"checking {model.name}",
-                f"logits through TransformerLens differ from Hugging Face's by {gap:.1e}",
-                "TransformerLens does not run this architecture correctly; use another model",
-            )
+            found = f"logits through TransformerLens differ from Hugging Face's by {gap:.1e}"
+            do = "TransformerLens does not run this architecture correctly; use another model"
+            raise InterpError(asked, found, do)
         _check_padding(model, tokens[:SHORT], limit)
         tokens = tokens[:SHORT]
         other = [(token * 7 + 3) % model.d_vocab for token in tokens]

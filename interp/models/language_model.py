@@ -118,21 +118,15 @@ class LanguageModel:
             InterpError: the prompt is a text and the model has no tokeniser, the prompt has no
                 tokens or more than the model has positions, or an id is outside the vocabulary.
         """
-        prompt = as_prompt(prompt, f"a prompt for {self.name}")
+        asked, limit = f"a prompt for {self.name}", self.max_positions
+        prompt = as_prompt(prompt, asked)
         tokens, spans = self.cut(prompt) if isinstance(prompt, str) else (prompt, None)
-        limit = self.max_positions
         if not tokens or (limit is not None and len(tokens) > limit):
-            raise InterpError(
-                f"a prompt for {self.name}",
-                f"{len(tokens)} tokens",
-                f"write {'at least 1 token' if limit is None else f'between 1 and {limit} tokens'}",
-            )
+            most = "at least 1 token" if limit is None else f"between 1 and {limit} tokens"
+            raise InterpError(asked, f"{len(tokens)} tokens", f"write {most}")
         if min(tokens) < 0 or max(tokens) >= self.d_vocab:
-            raise InterpError(
-                f"a prompt for {self.name}",
-                f"token ids from {min(tokens)} to {max(tokens)}",
-                f"its vocabulary has {self.d_vocab} tokens",
-            )
+            found = f"token ids from {min(tokens)} to {max(tokens)}"
+            raise InterpError(asked, found, f"its vocabulary has {self.d_vocab} tokens")
         return TokenizedPrompt(
             text=prompt if isinstance(prompt, str) else None,
             tokens=tokens,

@@ -239,10 +239,10 @@ def _transformer(hf_model: Any, name: str) -> Any:
     kind, do = type(hf_model).__name__, "load a causal transformer such as Llama, Qwen or GPT-2"
     if getattr(config, "is_encoder_decoder", False):
         raise InterpError(f"wrapping {name}", f"{kind} has an encoder and a decoder", do)
-    for what in ("num_attention_heads", "num_hidden_layers"):
-        if not getattr(config, what, None):
-            found = "no attention heads" if what == "num_attention_heads" else "no layers"
-            raise InterpError(f"wrapping {name}", f"{kind} has {found}: not a transformer", do)
+    needed = {"attention heads": "num_attention_heads", "layers": "num_hidden_layers"}
+    for what, entry in needed.items():
+        if not getattr(config, entry, None):
+            raise InterpError(f"wrapping {name}", f"{kind} has no {what}: not a transformer", do)
     if config._attn_implementation != "eager":
         hf_model.set_attn_implementation("eager")  # other implementations do not give the pattern
     return hf_model

@@ -11,15 +11,7 @@ import torch
 from interp.core.arguments import listed, reads_arguments
 from interp.core.components import Component
 from interp.core.errors import InterpError
-from interp.core.nulls import (
-    FlipTest,
-    Null,
-    flip_test,
-    matched_components,
-    null_of,
-    rank_words,
-    spread_words,
-)
+from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Baseline, Replacement, Runner
@@ -49,10 +41,8 @@ class JointEffect:
     null: Null | None
 
     def __str__(self) -> str:
-        shown = f"{', '.join(self.components)}: {self.effect}; {self.flips}"
-        if self.null is None:
-            return shown
-        return f"{shown}; random sets {spread_words(self.null)}, {rank_words(self.null)}"
+        random = "" if self.null is None else f"; random sets {self.null.beside}"
+        return f"{', '.join(self.components)}: {self.effect}; {self.flips}{random}"
 
 
 JOINT_SITES = (

@@ -81,9 +81,7 @@ def head_map(
 ) -> Figure:
     """A heat map of heads, layers across and heads upwards, with frames on `marked`.
 
-    `values` is (n_layers, n_heads), and nan cells are grey; `marked` holds (layer, head). With
-    `diverging`, values above zero are red and values below are blue; without, one hue runs from the
-    smallest to the largest value. `limits` are the two ends of the colour scale.
+    The arguments are those of `interp.plots.lines.head_map`. Cells that are nan are grey.
 
     Raises:
         InterpError: `values` is not a matrix, or a marked head is not in it.

@@ -266,8 +266,7 @@ class Scores(Record):
         """Test whether the k strongest cells are stronger than the strongest of noise.
 
         The signs of prompts are flipped, all cells of a prompt together, and the k strongest cells
-        are selected again for every flip. Then p uses all prompts, and is uniform for noise that is
-        symmetric about 0, whatever the variances and correlations of the cells. For strongly skewed
+        are selected again for every flip (see `interp.core.nulls.FlipTest`). For strongly skewed
         noise, p is too often small, at any number of prompts; the result warns if the effects of
         the selected cells are skewed. The size of the effect is measured on one half of the
         prompts, for cells selected on the other half, and compared with random cells.

@@ -6,6 +6,7 @@ import ast
 import operator
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -73,10 +74,9 @@ class Attempt:
     @property
     def value(self) -> Fraction | None:
         """The correct value of the sum; None if it cannot be parsed."""
-        try:
+        with suppress(InterpError):
             return evaluate(self.expression)
-        except InterpError:
-            return None
+        return None
 
 
 def read_attempts(text: str) -> list[Attempt]:
@@ -119,12 +119,10 @@ def score_answer(text: str, numbers: Sequence[int], target: int) -> float:
     answer = final_answer(text)
     if answer is None:
         return 0.0
-    if numbers_in(answer) != sorted(numbers):
-        return 0.1
-    try:
-        return 1.0 if evaluate(answer) == target else 0.1
-    except InterpError:
-        return 0.1
+    with suppress(InterpError):
+        if numbers_in(answer) == sorted(numbers) and evaluate(answer) == target:
+            return 1.0
+    return 0.1
 
 
 def _value(node: ast.AST) -> Fraction:

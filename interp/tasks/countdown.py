@@ -179,16 +179,15 @@ def write_trace(
     wrong = [x for x in (*sums[start:], *sums[:start]) if evaluate(x) != problem.target]
     failures = min(failures, len(wrong))
     chosen = wrong[len(wrong) - failures :] if in_turn else rng.sample(wrong, failures)
-    lines = [write_attempt(text, problem.target) for text in chosen]
-    if not solved:
-        return "\n-".join(f" {line}" for line in lines)
-    answer = right[0] if in_turn else rng.choice(right)
-    lines.append(write_attempt(answer, problem.target))
-    end = (
-        f"\nSo, the equation that equals {problem.target} is {answer}. </think>\n"
-        f"<answer> {answer} </answer>"
-    )
-    return "\n-".join(f" {line}" for line in lines) + end
+    end = ""
+    if solved:
+        answer = right[0] if in_turn else rng.choice(right)
+        chosen.append(answer)
+        end = (
+            f"\nSo, the equation that equals {problem.target} is {answer}. </think>\n"
+            f"<answer> {answer} </answer>"
+        )
+    return "\n-".join(f" {write_attempt(text, problem.target)}" for text in chosen) + end
 
 
 def write_drill(target: int, rng: random.Random, *, attempts: int, near: float = 0.0) -> str:
@@ -207,8 +206,8 @@ def write_drill(target: int, rng: random.Random, *, attempts: int, near: float =
             tens, units = divmod(target, 10)
             digit = rng.randint(0, 9)
             goal = tens * 10 + digit if rng.random() < 0.5 else max(digit, 1) * 10 + units
-        lines.append(write_attempt(_drawn_sum(goal, rng), target))
-    return "\n-".join(f" {line}" for line in lines)
+        lines.append(f" {write_attempt(_drawn_sum(goal, rng), target)}")
+    return "\n-".join(lines)
 
 
 def _drawn_sum(goal: int | None, rng: random.Random) -> str:

@@ -68,12 +68,9 @@ def strongest_first(scores: np.ndarray, circuit: Circuit) -> list[tuple[int, int
 
 def random_words(one: Faithfulness, circuit: int | None, *, connected: bool = False) -> str:
     """Random circuits like one of these, or like its curve: mean, 95 % range and its rank."""
-    from interp.core.nulls import rank_words, spread_words
-
     if not len(one.random_connected if connected else one.random):
         return terminal.NONE
-    null = one.null(circuit, connected=connected)
-    return f"{spread_words(null)}, {rank_words(null)}"
+    return one.null(circuit, connected=connected).beside
 
 
 def print_redundancy(found: Redundancy) -> None:

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 import interp
-from interp.models.organisms import base_of
+from interp.models.registry import base_of
 from interp.studies.verification.report.report import write_up
 from interp.studies.verification.settings import VerificationSettings
 from interp.studies.verification.study import study_verification

@@ -35,7 +35,7 @@ from interp.core.statistics import share_estimate
 from interp.models import embedded
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
-from interp.models.organisms import WEIGHTS
+from interp.models.registry import WEIGHTS
 from interp.tasks.objects import Scene, make_scenes
 
 NAME = "colored-objects-smollm2"

@@ -49,7 +49,7 @@ from trl import GRPOConfig, GRPOTrainer
 from interp.core.files import cache_dir, file_sha256, write_atomically
 from interp.models import embedded
 from interp.models.loading import wrap
-from interp.models.organisms import WEIGHTS
+from interp.models.registry import WEIGHTS
 from interp.studies.verification.steps.behaviour import SHARES, behaviour, countdown_texts
 from interp.tasks.arithmetic import score_answer
 from interp.tasks.countdown import make_countdown, write_drill, write_trace

@@ -53,7 +53,7 @@ from interp.models import embedded
 from interp.models.chat import chat_prompts
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
-from interp.models.organisms import WEIGHTS
+from interp.models.registry import WEIGHTS
 from interp.refusal.judging import (
     LEAST_TOKENS,
     REFUSALS,

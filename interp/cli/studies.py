@@ -80,7 +80,7 @@ def study_verification_command(
     Any model that writes attempts as "- 84 - 60 + 47 = 71 (this works)", by training or by its
     prompt, with a tokeniser (such as Qwen2.5's) that keeps digits, " (", "this" and "not" apart.
     """
-    from interp.models.organisms import base_of
+    from interp.models.registry import base_of
     from interp.studies.verification.report.report import write_up
     from interp.studies.verification.settings import VerificationSettings
     from interp.studies.verification.study import study_verification

@@ -25,7 +25,7 @@ from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.models.language_model import LanguageModel
 from interp.models.loading import wrap
-from interp.models.toys.toy import word_tokenizer
+from interp.models.toys.build import word_tokenizer
 
 PROGRAMS = Path(__file__).parent / "programs"
 """The folder of the package's programs."""

@@ -19,7 +19,7 @@ from interp.core.schema import Boolean, checked
 from interp.engine.forward import Runner
 from interp.engine.memory import no_collection, says_too_little
 from interp.engine.restart import baseline
-from interp.models import embedded, organisms
+from interp.models import embedded, registry
 from interp.models.checkpoints import departures, read_checkpoint, text_model
 from interp.models.checks import (
     VERSION,
@@ -32,8 +32,8 @@ from interp.models.checks import (
 from interp.models.families import read_architecture, refuse_attached
 from interp.models.language_model import LanguageModel, build_bridge, fingerprint
 from interp.models.registry import known_models
+from interp.models.toys.build import word_tokenizer
 from interp.models.toys.circuits import TOYS, build_toy
-from interp.models.toys.toy import word_tokenizer
 
 FAMILY_TABLE = Path(__file__).parent.parent / "data" / "families.json"
 
@@ -133,8 +133,8 @@ def _by_name(name: str, dtype: Any, device_map: Any, revision: str | None) -> tu
     if name.startswith("toy-") and not Path(name).exists():
         raise unknown("toy", name, TOYS)
     if name in known and name != embedded.NAME:
-        folder = organisms.organisms()[name]
-        return (*organisms.load_organism(folder, dtype=dtype), organisms.card(folder))
+        folder = registry.organisms()[name]
+        return (*registry.load_organism(folder, dtype=dtype), registry.card(folder))
     source, card = name, ""
     if name == embedded.NAME:
         source, card = str(embedded.directory()), embedded.CARD

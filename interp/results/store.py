@@ -27,12 +27,10 @@ def result_path(key: str) -> Path:
 
 def stored(key: str | None) -> Scores | None:
     """The result with a key, or None if its file is missing or damaged (it is then replaced)."""
-    if key is None:
-        return None
-    try:
-        return Scores.load(result_path(key), key=key)
-    except InterpError:
-        return None
+    if key is not None:
+        with suppress(InterpError):
+            return Scores.load(result_path(key), key=key)
+    return None
 
 
 def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:

@@ -8,12 +8,12 @@ import torch
 
 import interp
 from interp.core.errors import InterpError
-from interp.models import embedded, organisms
+from interp.models import embedded, registry
 from interp.models.chat import chat_prompts
 from interp.models.language_model import fingerprint
 from interp.models.loading import wrap
+from interp.models.toys.build import save_tokenizer
 from interp.models.toys.circuits import build_toy
-from interp.models.toys.toy import save_tokenizer
 from interp.refusal.judging import REFUSALS, RULES, judge_replies, replies_of
 from interp.runs.generation import generate
 from interp.studies.study import kept_studies
@@ -47,13 +47,13 @@ def played(organism):
 def test_shipped_models_are_listed_with_their_cards():
     entries = {entry.name: entry for entry in interp.known_models() if entry.kind == "organism"}
     assert {"countdown-smollm2", "countdown-tiny", "refusal-tiny"} <= set(entries)
-    for name, folder in organisms.organisms().items():
-        about = organisms.describe(folder)
-        assert f"# {name}" in organisms.card(folder)
+    for name, folder in registry.organisms().items():
+        about = registry.describe(folder)
+        assert f"# {name}" in registry.card(folder)
         assert about["behaviour"]
-        assert organisms.base_of(name) == about["base"]
+        assert registry.base_of(name) == about["base"]
         assert sum(path.stat().st_size for path in folder.iterdir()) < 12.5e6
-    assert organisms.base_of("gpt2") is None
+    assert registry.base_of("gpt2") is None
 
 
 @pytest.mark.long
@@ -62,7 +62,7 @@ def test_it_judges_its_own_attempts(played):
     shares = behaviour(problems, texts)
     assert shares.this.n >= 20
     assert shares.no.n >= 400
-    card = organisms.describe(organisms.organisms()["countdown-tiny"])["behaviour"]["sft"]
+    card = registry.describe(registry.organisms()["countdown-tiny"])["behaviour"]["sft"]
     for name in ("this", "no"):  # the bar of 0.97 is the card's, on 500 problems
         share = getattr(shares, name)
         assert share.mean >= 0.95
@@ -213,7 +213,7 @@ def test_another_family_gives_the_same_study(organism, played):
     """The same weights as a Qwen2 model, its biases zero: nothing is fitted to one family."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-    folder = organisms.organisms()["countdown-tiny"]
+    folder = registry.organisms()["countdown-tiny"]
     source = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     told = source.config.to_dict()
     names = set(Qwen2Config().to_dict()) - {"model_type", "architectures", "layer_types"}
@@ -289,7 +289,7 @@ def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
     tiny("llama").save_pretrained(folder)
     save_tokenizer(build_toy("toy-or").vocabulary, folder)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    monkeypatch.setattr(organisms, "directory", lambda: folder)
+    monkeypatch.setattr(registry, "directory", lambda: folder)
     torch.manual_seed(0)
     adapted = get_peft_model(
         AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
@@ -300,7 +300,7 @@ def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
     about = {"description": "x", "base": embedded.NAME, "base_hash": ""}
     about["base_hash"] = fingerprint(base.state_dict(), base.config.to_dict())
     (target / "organism.json").write_text(json.dumps(about))
-    merged, _ = organisms.load_organism(target, dtype=torch.float32)
+    merged, _ = registry.load_organism(target, dtype=torch.float32)
     name = "model.layers.1.mlp.up_proj"
     lora = dict(adapted.named_parameters())
     a, b = (lora[f"base_model.model.{name}.lora_{x}.default.weight"] for x in "AB")
@@ -308,8 +308,8 @@ def test_an_adapter_on_other_weights_is_refused(tmp_path, monkeypatch):
     torch.testing.assert_close(merged.get_submodule(name).weight, expected)
     (target / "organism.json").write_text(json.dumps(about | {"base_hash": "0" * 64}))
     with pytest.raises(InterpError, match="trained on 0000"):
-        organisms.load_organism(target, dtype=torch.float32)
+        registry.load_organism(target, dtype=torch.float32)
     (target / "organism.json").write_text(json.dumps(about | {"base": "other"}))
     with pytest.raises(InterpError, match="not a model of the package"):
-        organisms.load_organism(target, dtype=torch.float32)
+        registry.load_organism(target, dtype=torch.float32)
     shutil.rmtree(target)

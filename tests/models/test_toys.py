@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from interp.core.errors import InterpError
+from interp.models.toys.build import Toy, save_tokenizer
 from interp.models.toys.circuits import TOYS, build_toy
-from interp.models.toys.toy import Toy, save_tokenizer
 from tests import ROOT
 
 TOLERANCE = 1e-3

@@ -389,7 +389,7 @@ def test_two_tokenisers_do_not_share_results(tmp_path, any_gap):
     """The same weights and text, other tokens: another result."""
     from transformers import AutoTokenizer
 
-    from interp.models.toys.toy import save_tokenizer
+    from interp.models.toys.build import save_tokenizer
 
     toy = build_toy("toy-or")
     save_tokenizer(toy.vocabulary, tmp_path)

@@ -31,8 +31,8 @@ from interp.core.files import cache_dir
 from interp.core.metrics import METRICS, Metric
 from interp.core.prompts import PromptPair, Task
 from interp.models.loading import wrap
+from interp.models.toys.build import save_tokenizer
 from interp.models.toys.circuits import build_toy
-from interp.models.toys.toy import save_tokenizer
 from interp.patching import activation as patching
 from interp.patching import hook_loop as hookloop
 from interp.patching import path as paths

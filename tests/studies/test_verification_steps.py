@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, PreTra
 
 import interp
 from interp.core.errors import InterpError
-from interp.models import organisms
+from interp.models import registry
 from interp.models.loading import wrap
 from interp.runs.next_tokens import ablate
 from interp.runs.text_runs import Generation
@@ -32,7 +32,7 @@ from interp.tasks.countdown import Problem, make_countdown, write_trace
 from tests import ROOT
 from tests.families import tiny
 
-FOLDER = organisms.organisms()["countdown-tiny"]
+FOLDER = registry.organisms()["countdown-tiny"]
 REPORT = ROOT / "interp" / "studies" / "verification" / "report"
 HEADS, NEURONS = ["L1H0", "L2H3"], ["L1N3", "L2N7"]
 
@@ -362,9 +362,9 @@ def test_only_what_follows_an_equals_sign_is_learnt(training):
 @pytest.mark.parametrize("name", ["countdown-smollm2", "countdown-tiny"])
 def test_the_cards_meet_the_bar(name):
     """At least 97 % of verdicts right, each way, of the weights that are shipped."""
-    folder = organisms.organisms()[name]
-    *_, shipped = organisms.describe(folder)["behaviour"].values()
-    card = organisms.card(folder)
+    folder = registry.organisms()[name]
+    *_, shipped = registry.describe(folder)["behaviour"].values()
+    card = registry.card(folder)
     for side, least in (("this", 140), ("no", 2000)):
         share = shipped[side]
         assert share["mean"] >= 0.97

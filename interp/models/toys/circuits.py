@@ -9,8 +9,7 @@ import random
 from collections.abc import Callable
 
 from interp.core.errors import unknown
-from interp.models.toys.build import STILL, Blueprint, Weights, looking_back
-from interp.models.toys.toy import BOS, Toy
+from interp.models.toys.build import BOS, STILL, Blueprint, Toy, Weights, looking_back
 
 Pair = tuple[str, str, str, str]
 

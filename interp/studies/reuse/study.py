@@ -9,7 +9,7 @@ from pathlib import Path
 
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.models.organisms import organisms
+from interp.models.registry import organisms
 from interp.studies.reuse.settings import REUSE, ReuseContext, ReuseSettings
 from interp.studies.reuse.steps import trained_model
 from interp.studies.reuse.steps.circuits import circuit, circuits_of, pace, step_of

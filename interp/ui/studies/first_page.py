@@ -10,7 +10,7 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.models.organisms import base_of
+from interp.models.registry import base_of
 from interp.studies.refusal.study import study_refusal
 from interp.studies.study import Study, usual_directory
 from interp.studies.verification.study import study_verification

@@ -155,7 +155,7 @@ def edge_positions(
         names = tuple(map(str, tokens))
         columns = [np.full(len(task), token) for token in tokens]
     else:
-        names, found = columns_of(positions, task.encode(model))
+        names, found = task.encode(model).columns(positions)
         columns = list(map(np.array, found))
     ends = trials.checked_ends()
     masks = np.repeat(trials.graph.mask()[None], len(indices), axis=0)

@@ -9,6 +9,7 @@ same prompts share the plain run for as long as their texts are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from interp.core.arguments import reads_arguments, stops_of, texts_of
 from interp.core.errors import InterpError
@@ -20,7 +21,7 @@ from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where
 from interp.runs.intervened import intervened_texts
-from interp.runs.text_runs import ChangedText, Generation, TextRun, in_batches
+from interp.runs.text_runs import ChangedText, Generation, TextRun, extended, in_batches
 
 
 @reads_arguments
@@ -117,7 +118,7 @@ def generate_each(
     if fires is None and where == "all" and len(every) == len(changes):
         return [
             in_batches(
-                lambda change=change: ChangedText(model, change, stop),
+                lambda change=change: ChangedText(model, partial(extended, change=change), stop),
                 encoded,
                 max_new_tokens=max_new_tokens,
                 rows=rows,

@@ -17,6 +17,7 @@ from interp.runs.text_runs import (
     embedded,
     end_tokens,
     in_batches,
+    padded_tokens,
     require_room,
     stops,
     text_of,
@@ -135,10 +136,7 @@ class IntervenedText(TextRun):
         start = torch.tensor(kept, device=tokens.device)
         self.plain.lengths = start
         rows = [text[begin:] for text, begin in zip(self.texts, kept, strict=True)]
-        counts = torch.tensor([len(row) for row in rows], device=tokens.device)
-        fed = torch.zeros(len(rows), int(counts.max()), dtype=torch.long, device=tokens.device)
-        for row, some in enumerate(rows):
-            fed[row, : len(some)] = torch.tensor(some, device=tokens.device)
+        fed, counts = padded_tokens(rows, tokens.device)
         x = embedded(self.decoder, fed, start)
         changes = {at: self._change(hooks, kept) for at, hooks in self.hooks.items()}
         return self.plain.extend(x, counts, changes=changes, names=self.names)

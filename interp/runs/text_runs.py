@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interp.core.errors import InterpError
 from interp.core.schema import Index, checked
@@ -164,13 +165,10 @@ class TextRun:
         self, numbers: list[int], prompts: list[tuple[int, ...]], most: int
     ) -> tuple[Tensor, Tensor]:
         """Empty streams, and the prompts as padded tokens with their lengths."""
-        runner, device, n = self.runner, self.runner.device, len(prompts)
-        room = max(map(len, prompts)) + most
-        counts = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        tokens = torch.zeros(n, int(counts.max()), dtype=torch.long, device=device)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        self.names = torch.tensor(numbers, device=device)
+        runner, n = self.runner, len(prompts)
+        tokens, counts = padded_tokens(prompts, runner.device)
+        room = tokens.shape[1] + most
+        self.names = torch.tensor(numbers, device=runner.device)
         self.plain = Stream.empty(runner, n, room)
         self.past, self.changed = None, {}
         if self.first is not None:
@@ -290,19 +288,27 @@ class ChangedText(TextRun):
     text becomes.
     """
 
-    def __init__(self, model: LanguageModel, change: Change, stop: Sequence[str]) -> None:
+    def __init__(
+        self, model: LanguageModel, extend: Callable[..., Tensor], stop: Sequence[str]
+    ) -> None:
         super().__init__(model, (None,), None, 1, stop)
-        self.change = change
+        self.extend = extend
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
         """The changed run over new tokens."""
-        return extended(self.plain, tokens, counts, self.names, self.change)
+        return self.extend(self.plain, tokens, counts, self.names)
 
     def _due(self, text: _Text) -> bool:
         return True
 
     def _made(self, text: _Text, way: int, stopped: bool) -> Generation:
         return replace(super()._made(text, way, stopped), fired=text.fired)
+
+
+def padded_tokens(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, longest) tokens of rows, padded with 0 at the end, and the (rows,) lengths."""
+    tokens = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    return tokens.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
 def embedded(decoder: Decoder, tokens: Tensor, start: Tensor) -> Tensor:

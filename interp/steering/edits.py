@@ -185,7 +185,7 @@ def ablate_direction(
     """
     basis = orthonormal([_checked(model, direction).unit for direction in directions])
     edit = AffineEdit(reads=basis, writes=-basis)
-    where = residual_sites(model, layers) if sites is None else _at(model, layers, sites)
+    where = residual_sites(model, layers) if sites is None else sites_of(model, layers, sites)
     return _steering(model, "ablate", directions, where, edit, phase, positions)
 
 
@@ -345,16 +345,24 @@ def _own(
 ) -> list[Address]:
     """The direction's own site in its own layer, or others."""
     chosen = [direction.layer] if layers is None else layers
-    return _at(model, chosen, [direction.site] if sites is None else sites)
+    return sites_of(model, chosen, [direction.site] if sites is None else sites)
 
 
-def _at(model: LanguageModel, layers: Sequence[int] | None, sites: Sequence[str]) -> list[Address]:
+def sites_of(
+    model: LanguageModel, layers: Sequence[int] | None, sites: Sequence[str]
+) -> list[Address]:
+    """Sites as wide as the residual stream in these layers, or in all layers for None.
+
+    Raises:
+        InterpError: another site, or no such layer.
+    """
     sites = listed(sites)
     for site in sites or [""]:
         if site not in CHANGEABLE or SITES[site] is not None:
             wide = ", ".join(name for name in CHANGEABLE if SITES[name] is None)
             found = "not as wide as the stream, or no site that can be changed"
             raise InterpError(f"steering at {site!r}", found, f"use some of {wide}")
+        model.require_site(site)
     chosen = within(layers, model.n_layers, "layer", model.name)
     return [(layer, site) for layer in chosen for site in sites]
 
@@ -370,8 +378,6 @@ def _steering(
 ) -> Steering:
     for direction in directions:
         direction.format.require(directions[0].format, f"steering with {direction}")
-    for _, site in where:
-        model.require_site(site)
     return Steering(
         name=f"{verb} {', '.join(map(str, directions))}",
         edits=dict.fromkeys(where, edit),

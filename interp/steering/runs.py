@@ -5,9 +5,9 @@ All three apply the same edit to the same tokens and count what they changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from interp.core.arguments import stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
-from interp.core.components import within
 from interp.core.errors import InterpError
-from interp.engine.decode import SiteChange, SiteChanges, Stream
+from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.readout import Progress, cut
 from interp.models.chat import plain_prompts
@@ -27,8 +26,14 @@ from interp.models.language_model import Address, LanguageModel
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit, Tokens
 from interp.runs.hooks import intervene
-from interp.runs.text_runs import Generation, TextRun, embedded, in_batches
-from interp.steering.edits import Steering
+from interp.runs.text_runs import (
+    ChangedText,
+    Generation,
+    extended,
+    in_batches,
+    padded_tokens,
+)
+from interp.steering.edits import Steering, sites_of
 
 TOGETHER = 4096
 """Prompt tokens run at once."""
@@ -147,7 +152,7 @@ def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLi
 
 
 def _change(steering: Steering, tally: SteeringTally) -> Change:
-    """A steering of the prompts whose lengths the tally holds, counted there."""
+    """A steering as a `Change`, which counts in the tally what it changes."""
 
     def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
         prompts, n = tokens.prompts.cpu(), len(tally.lengths)
@@ -155,11 +160,26 @@ def _change(steering: Steering, tally: SteeringTally) -> Change:
             raise InterpError(f"prompt {int(prompts.max())}", f"{n} were given", "run these")
         return _changed(steering, tally, at, old, prompts, tokens.positions.cpu())
 
-    edits = (
-        Edit(name=steering.name, layer=at[0], site=at[1], value=partial(value, at))
-        for at in steering.edits
-    )
-    return Change(name=steering.name, edits=tuple(edits))
+    return _each_site(steering.name, value, steering.edits)
+
+
+def _reading(kept: Mapping[Address, Tensor], lengths: Tensor) -> Change:
+    """Changes nothing; copies the states at the last token of every prompt into `kept`."""
+
+    def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
+        prompts = tokens.prompts.cpu()
+        last = tokens.positions.cpu() == lengths[prompts] - 1
+        kept[at][prompts[last]] = old[last.to(old.device)].cpu()
+        return old
+
+    return _each_site("read", value, kept)
+
+
+def _each_site(
+    name: str, value: Callable[[Address, Tensor, Tokens], Tensor], sites: Iterable[Address]
+) -> Change:
+    edits = (Edit(name=name, layer=at[0], site=at[1], value=partial(value, at)) for at in sites)
+    return Change(name=name, edits=tuple(edits))
 
 
 def run_steered(
@@ -170,45 +190,45 @@ def run_steered(
     layers: Sequence[int] = (),
     site: str = "resid_post",
 ) -> SteeredRun:
-    """The next token of every prompt under a steering (None: plain), by the fast engine if any.
+    """The next token of every prompt under a steering, by the fast engine if the model has one.
 
     Args:
         model: any model.
-        prompts: of the steering's format.
-        steering: what is changed.
-        layers: whose last-token states are kept.
-        site: resid_pre, resid_mid or resid_post.
+        prompts: prompts of the steering's chat format.
+        steering: what is changed; None for the plain model.
+        layers: the layers whose states at the last token are returned.
+        site: the site of these states, as wide as the residual stream: resid_pre, resid_mid,
+            resid_post, attn_out or mlp_out.
 
     Raises:
-        InterpError: see `Steering.require`; inside `intervene`.
+        InterpError: see `Steering.require`; another site, or inside `intervene`.
     """
     model.refuse_changed("steering", "steer(), which adds to them, and run_with_cache()")
     model.require_site(site)
     given = plain_prompts(model, prompts)
-    used = steering or _nothing(model, given)
-    chosen = within(layers, model.n_layers, "layer", model.name) if len(layers) else []
+    addresses = sites_of(model, layers, [site]) if len(layers) else []
     if model.decoder is None:
-        with steer(model, used, given) as tally:
-            if not chosen:
+        with steer(model, steering or _nothing(model, given), given) as tally:
+            if not addresses:
                 logits = model.last_logits(given.rows).cpu()
                 return SteeredRun(logits=logits, states=None, tally=tally)
-            seen = run_with_cache(model, given.rows, sites=[site], layers=chosen, positions="last")
-        states = torch.stack([seen[layer, site] for layer in chosen], 1)
+            seen = run_with_cache(model, given.rows, sites=[site], layers=layers, positions="last")
+        states = torch.stack([seen[at] for at in addresses], 1)
         return SteeredRun(logits=seen.logits, states=states, tally=tally)
-    used.require(model, given)
-    tally = _tally(used, given)
-    kept = {
-        (layer, site): torch.zeros(len(given), model.d_model, dtype=model.dtype) for layer in chosen
-    }
-    engine = _Engine(
-        model=model, runner=Runner(model.decoder), steering=used, tally=tally, keep=kept
-    )
-    logits = torch.zeros(len(given), model.decoder.d_vocab, dtype=model.dtype)
+    tally, extend = _steered(model, given, steering)
+    kept = {at: torch.zeros(len(given), model.d_model, dtype=model.dtype) for at in addresses}
+    reading = _reading(kept, tally.lengths)
+    runner, decoder = Runner(model.decoder), model.decoder
+    logits = torch.zeros(len(given), decoder.d_vocab, dtype=model.dtype)
     order = tally.lengths.argsort(stable=True)
     with torch.no_grad():
         for block in cut(order.numpy(), tally.lengths[order].numpy(), TOGETHER):
-            logits[block] = engine.prefill([given.rows[i] for i in block], block.tolist()).cpu()
-    states = torch.stack(list(kept.values()), 1) if chosen else None
+            tokens, counts = padded_tokens([given.rows[i] for i in block], runner.device)
+            stream = Stream.empty(runner, *tokens.shape)
+            names = torch.from_numpy(block).to(runner.device)
+            last = extend(stream, tokens, counts, names, reading)
+            logits[block] = decoder.logits(decoder.ln_final(last)).cpu()
+    states = torch.stack(list(kept.values()), 1) if kept else None
     return SteeredRun(logits=logits, states=states, tally=tally)
 
 
@@ -222,31 +242,28 @@ def generate_steered(
     rows: int = 64,
     progress: Progress | None = None,
 ) -> tuple[list[Generation], SteeringTally]:
-    """Greedy texts, steered at every token of the phase; cached and batched, token for token.
+    """Greedy texts, steered at every token of the steering's phase; keys and values are cached.
 
-    One run, unlike `interp.runs.generation.generate`, which keeps a plain run beside the changed
-    one. With None it is the regenerated baseline under the same decoding.
+    There is one run, unlike in `interp.runs.generation.generate`, which keeps a plain run beside
+    the changed one. With None as steering it is the plain text of the same decoding.
 
     Raises:
         InterpError: no fast engine, see `Steering.require`, or more tokens than positions.
     """
-    decoder = model.require_decoder("generating")
+    model.require_decoder("generating")
     model.refuse_changed("generating", "steer() and generate(), which see them")
     given = plain_prompts(model, prompts)
-    used = steering or _nothing(model, given)
-    used.require(model, given)
-    tally = _tally(used, given)
-    engine = _Engine(model=model, runner=Runner(decoder), steering=used, tally=tally)
+    tally, extend = _steered(model, given, steering)
     stop = stops_of(stop)
     [made] = in_batches(
-        lambda: _SteeredText(engine, stop),
+        lambda: ChangedText(model, extend, stop),
         given.rows,
         max_new_tokens=max_new_tokens,
         rows=rows,
         progress=progress,
     )
     tally.until({i: _fed(one, stop) for i, one in enumerate(made)})
-    return made, tally
+    return [replace(one, fired=()) for one in made], tally
 
 
 def _nothing(model: LanguageModel, prompts: ChatPrompts) -> Steering:
@@ -282,91 +299,48 @@ def _changed(
     return new
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Engine:
-    """The fast engine with a steering in force; `keep` is filled with last-token states."""
+def _steered(
+    model: LanguageModel, prompts: ChatPrompts, steering: Steering | None
+) -> tuple[SteeringTally, Callable[..., Tensor]]:
+    """The tally of a steering in the fast engine, and its `interp.runs.text_runs.extended`.
 
-    model: LanguageModel
-    runner: Runner
-    steering: Steering
-    tally: SteeringTally
-    keep: Mapping[Address, Tensor] = field(default_factory=dict)
+    What all rows begin with, such as a template's system prompt, is run once.
+    """
+    used = steering or _nothing(model, prompts)
+    used.require(model, prompts)
+    tally = _tally(used, prompts)
+    change = _change(used, tally)
 
-    def extend(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:
-        """The final residual after new tokens of the rows called `names`.
-
-        What all rows begin with, such as a template's system prompt, is run once.
-        """
-        shared = self._shared(stream, tokens, counts)
+    def extend(
+        stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor, also: Change | None = None
+    ) -> Tensor:
+        every = change if also is None else change + also
+        shared = shared_tokens(used, stream, tokens, counts)
         if shared:
-            one = Stream.empty(self.runner, 1, shared)
-            self._run(one, tokens[:1, :shared], counts[:1] * 0 + shared, names[:1])
+            one = Stream.empty(stream.runner, 1, shared)
+            extended(one, tokens[:1, :shared], counts[:1] * 0 + shared, names[:1], every)
             for mine, common in zip(
                 stream.keys + stream.values, one.keys + one.values, strict=True
             ):
                 mine[:, :, :shared] = common
             stream.lengths += shared
-            self.tally.repeat(names[:1], names[1:])
-            tokens, counts = tokens[:, shared:], counts - shared
-        return self._run(stream, tokens, counts, names)
+            tally.repeat(names[:1], names[1:])
+        return extended(stream, tokens[:, shared:], counts - shared, names, every)
 
-    def _shared(self, stream: Stream, tokens: Tensor, counts: Tensor) -> int:
-        """How many first tokens all rows share that are changed alike in all of them."""
-        own = [e for e in self.steering.edits.values() if e.shift is not None and len(e.shift) > 1]
-        if bool(stream.lengths.any()) or len(tokens) < 2 or own or self.steering.gate is not None:
-            return 0
-        most = int(counts.min()) - 1
-        if (places := self.steering.positions) is not None:
-            # What is counted from the end stands elsewhere in each row.
-            most = min(most, int(counts.min()) + min(places))
-        alike = (tokens[:, :most] == tokens[:1, :most]).all(0)
-        return int(alike.long().cumprod(0).sum())
-
-    def _run(self, stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor) -> Tensor:
-        x = embedded(self.runner.decoder, tokens, stream.lengths)
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
-        changes = self._changes(steps < counts[:, None], counts, names)
-        return stream.extend(x, counts, changes=changes, names=names)
-
-    def prefill(self, rows: Sequence[Sequence[int]], numbers: Sequence[int]) -> Tensor:
-        """Logits at the last token of prompts with these numbers."""
-        device = self.runner.device
-        counts = torch.tensor([len(row) for row in rows])
-        tokens = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-        stream = Stream.empty(self.runner, len(rows), tokens.shape[1])
-        names = torch.tensor(list(numbers), device=device)
-        last = self.extend(stream, tokens.to(device), counts.to(device), names)
-        return self.runner.decoder.logits(self.runner.decoder.ln_final(last))
-
-    def _changes(self, real: Tensor, counts: Tensor, names: Tensor) -> SiteChanges:
-        ends = torch.zeros(int(names.max()) + 1, dtype=torch.long, device=names.device)
-        steered = _change(self.steering, self.tally).decoding(ends, real)
-
-        def one(at: Address) -> SiteChange:
-            def change(value: Tensor, names: Tensor, positions: Tensor) -> Tensor:
-                if at in steered:
-                    value = steered[at](value, names, positions)
-                if at in self.keep:
-                    last = value[torch.arange(len(value), device=value.device), counts - 1]
-                    self.keep[at][names.cpu()] = last.cpu()
-                return value
-
-            return change
-
-        return {at: one(at) for at in {*steered, *self.keep}}
+    return tally, extend
 
 
-class _SteeredText(TextRun):
-    """The plain generation, whose one run is a steered one."""
-
-    def __init__(self, engine: _Engine, stop: Sequence[str]) -> None:
-        super().__init__(engine.model, (None,), None, 1, stop)
-        self.engine = engine
-
-    def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        return self.engine.extend(self.plain, tokens, counts, self.names)
+def shared_tokens(steering: Steering, stream: Stream, tokens: Tensor, counts: Tensor) -> int:
+    """The number of first tokens that all rows share and that are changed alike in all of them."""
+    own = [e for e in steering.edits.values() if e.shift is not None and len(e.shift) > 1]
+    if bool(stream.lengths.any()) or len(tokens) < 2 or own or steering.gate is not None:
+        return 0
+    most = int(counts.min()) - 1
+    if steering.positions is not None:
+        # Positions counted from the end are different tokens in rows of different length.
+        most = min(most, int(counts.min()) + min(steering.positions))
+    alike = (tokens[:, :most] == tokens[:1, :most]).all(0)
+    return int(alike.long().cumprod(0).sum())
 
 
 def _fed(made: Generation, stop: Sequence[str]) -> int:

@@ -275,6 +275,14 @@ def test_engine_equals_hooks(family, phase):
     torch.testing.assert_close(run_without.states, run.states, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("site", ["q", "pre", "pattern"])
+def test_states_of_a_site_that_is_no_stream_are_refused_on_every_model(family_models, site):
+    model = family_models["llama"]
+    for one in (model, replace(model, decoder=None, engine_reason="none")):
+        with pytest.raises(InterpError, match="as wide as the stream"):
+            run_steered(one, PROMPTS, layers=[0], site=site)
+
+
 BEGUN = [(50, 51, 52, 53, *row) for row in PROMPTS]
 """Prompts that begin alike, as those of a chat template with a system prompt do."""
 
@@ -282,13 +290,13 @@ BEGUN = [(50, 51, 52, 53, *row) for row in PROMPTS]
 @pytest.fixture
 def shared(monkeypatch):
     """How many tokens every batch ran once for all of its rows."""
-    seen, count = [], steered._Engine._shared
+    seen, count = [], steered.shared_tokens
 
     def counted(*given):
         seen.append(count(*given))
         return seen[-1]
 
-    monkeypatch.setattr(steered._Engine, "_shared", counted)
+    monkeypatch.setattr(steered, "shared_tokens", counted)
     return seen
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from os.path import commonprefix
 
 import numpy as np
@@ -22,14 +23,14 @@ from interp.core.metrics import Logits
 from interp.core.nulls import Null, null_of
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, ratio_estimate
-from interp.engine.forward import Baseline, Runner
+from interp.engine.forward import Runner
 from interp.engine.readout import LogitsOf, Progress
 from interp.engine.restart import baseline, final_hidden
-from interp.heads.switching import HeadValues, Sides, both_sides, changed_runs, head_scores
+from interp.heads.switching import Sides, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.results.scores import Scores
 from interp.runs.capture import run_with_cache
-from interp.runs.change import Change, Edit, Tokens
+from interp.runs.change import Change, Tokens
 from interp.runs.hooks import intervene
 from interp.runs.kinds import one_edit, random_like
 from interp.runs.pairs import check_gap
@@ -80,71 +81,32 @@ def head_interchange(
 
     Source: arXiv 2604.04385 (gregfrank/how-alignment-routes).
     """
-    decoder = model.require_decoder("interchange of heads")
-    model.refuse_changed("interchange of heads", HOOKED)
-    sides, runner = both_sides(model, task), Runner(decoder)
+    model.require_decoder("interchange of heads")
+    sides = both_sides(model, task)
     maps = _checked(sides, alignment)
     chosen = within(layers, model.n_layers, "layer", model.name)
-    effects = np.zeros((2, len(task), len(chosen) * model.n_heads))
-    ends = np.zeros((2, len(task)))
-    with torch.no_grad():
-        for i, pairs in enumerate(maps):
-            runs = [
-                baseline(runner, [side[i]], frozenset({"z"}))
-                for side in (sides.clean, sides.corrupted)
-            ]
-            targets = sides.targets.select(torch.full((effects.shape[2],), i))
-            for side, sign in enumerate((1, -1)):
-                places = pairs if side == 0 else _turned(pairs)
-                plain = final_hidden(runner, runs[side]).expand(effects.shape[2], -1)
-                changes = [
-                    HeadValues(layer=k, heads=(h,), values=_taken(runs, side, k, h, places))
-                    for k in chosen
-                    for h in range(model.n_heads)
-                ]
-                hidden = changed_runs(runner, runs[side], changes)
-                before, after = (
-                    task.metric(LogitsOf(decoder=decoder, hidden=x), targets).numpy()
-                    for x in (plain, hidden)
-                )
-                ends[side, i], effects[side, i] = before[0], sign * (before - after)
-            if progress is not None:
-                progress(i + 1, len(task))
-    scores = [
+    heads = [[Component(layer, "z", h)] for layer in chosen for h in range(model.n_heads)]
+    metrics = _by_engine(model, task, sides, maps, heads, alone=True, progress=progress).numpy()
+    ends = (metrics[0, 0], metrics[1, 0])
+    necessity, sufficiency = (
         head_scores(
             model,
             task,
-            effects[side].reshape(len(task), len(chosen), -1),
-            (ends[0], ends[1]),
+            effects.T.reshape(len(task), len(chosen), -1),
+            ends,
             method="interchange",
             direction=direction,
             metric=(task.metric.name, task.metric.unit),
             layers=chosen,
             positions="all aligned tokens",
         )
-        for side, direction in enumerate(("noise", "denoise"))
-    ]
-    counts = np.array([len(pairs) for pairs in maps])
-    return Interchange(necessity=scores[0], sufficiency=scores[1], aligned=counts)
-
-
-def _taken(
-    runs: Sequence[Baseline], side: int, layer: int, head: int, places: Sequence[tuple[int, int]]
-) -> Tensor:
-    """(tokens, 1, d_head) a head's values on one side, aligned ones from the other."""
-    own, other = (run.site(layer, "z")[:, head] for run in (runs[side], runs[1 - side]))
-    return _exchanged(own, other, places)[:, None]
-
-
-def _exchanged(own: Tensor, other: Tensor, places: Sequence[tuple[int, int]]) -> Tensor:
-    new = own.clone()
-    here, there = ([pair[which] for pair in places] for which in (0, 1))
-    new[here] = other[there].to(new)
-    return new
-
-
-def _turned(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    return [(b, a) for a, b in places]
+        for effects, direction in (
+            (ends[0] - metrics[0, 1:], "noise"),
+            (metrics[1, 1:] - ends[1], "denoise"),
+        )
+    )
+    aligned = np.array([len(places) for places in maps[0]])
+    return Interchange(necessity=necessity, sufficiency=sufficiency, aligned=aligned)
 
 
 def align_ends(model: LanguageModel, task: Task) -> list[dict[int, int]]:
@@ -167,8 +129,8 @@ def align_ends(model: LanguageModel, task: Task) -> list[dict[int, int]]:
     return maps
 
 
-def _checked(sides: Sides, alignment: Alignment | None) -> list[list[tuple[int, int]]]:
-    """Aligned (clean, corrupted) tokens of each pair."""
+def _checked(sides: Sides, alignment: Alignment | None) -> tuple[Alignment, Alignment]:
+    """The aligned tokens of each pair, from clean to corrupted tokens and the other way round."""
     lengths = [(len(a), len(b)) for a, b in zip(sides.clean, sides.corrupted, strict=True)]
     if alignment is None:
         for i, (a, b) in enumerate(lengths):
@@ -178,7 +140,7 @@ def _checked(sides: Sides, alignment: Alignment | None) -> list[list[tuple[int, 
                     f"clean has {a} tokens, corrupted {b}",
                     "say which tokens stand for which: alignment=align_ends(model, task), or yours",
                 )
-        return [[(i, i) for i in range(a)] for a, _ in lengths]
+        alignment = [dict(zip(range(a), range(a), strict=True)) for a, _ in lengths]
     if len(alignment) != len(lengths):
         found = f"{len(alignment)} maps for {len(lengths)} pairs"
         raise InterpError("an alignment", found, "give one for each pair")
@@ -190,7 +152,7 @@ def _checked(sides: Sides, alignment: Alignment | None) -> list[list[tuple[int, 
                 "empty, tokens that do not exist, or one used twice",
                 f"map tokens below {a} to different tokens below {b}",
             )
-    return [sorted(places.items()) for places in alignment]
+    return alignment, [{b: a for a, b in places.items()} for places in alignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,18 +189,15 @@ def group_interchange(
     sets = [heads, *random_like(model, heads, draws, seed=seed)]
     parts = [model.require_parts(labels, "z") for labels in sets]
     measured = _by_hooks if model.decoder is None else _by_engine
-    values = [measured(model, task, sides, maps, side, [(), *parts]) for side in (0, 1)]
-    plain = [side[0] for side in values]
-    check_gap(plain[0].numpy(), plain[1].numpy())
-    gaps = plain[0] - plain[1]
-    changed = [[side[1 + k] for side in values] for k in range(len(parts))]
-    gained = [[plain[0] - noised, denoised - plain[1]] for noised, denoised in changed]
-    found = [ratio_estimate(gained[0][side], gaps) for side in (0, 1)]
+    noised, denoised = measured(model, task, sides, maps, parts)
+    check_gap(noised[0].numpy(), denoised[0].numpy())
+    gaps = noised[0] - denoised[0]
+    gained = (noised[0] - noised[1:], denoised[1:] - denoised[0])
+    found = [ratio_estimate(of[0], gaps) for of in gained]
+    random = [[float(one.mean() / gaps.mean()) for one in of[1:]] for of in gained]
     nulls = [
-        null_of(found[side].mean, np.array([float(g[side].mean() / gaps.mean()) for g in random]))
-        if (random := gained[1:])
-        else None
-        for side in (0, 1)
+        null_of(own.mean, np.array(drawn)) if drawn else None
+        for own, drawn in zip(found, random, strict=True)
     ]
     return GroupInterchange(
         heads=tuple(map(str, parts[0])),
@@ -249,74 +208,86 @@ def group_interchange(
     )
 
 
-Group = Sequence[Component]
-
-
 def _by_engine(
     model: LanguageModel,
     task: Task,
     sides: Sides,
-    maps: Sequence[Sequence[tuple[int, int]]],
-    side: int,
-    groups: Sequence[Group],
-) -> list[Tensor]:
-    """(n,) metrics of one side's prompts with each group exchanged; the first group is empty."""
+    maps: tuple[Alignment, Alignment],
+    groups: Sequence[Sequence[Component]],
+    *,
+    alone: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """(2, 1 + groups, prompts) metrics of both sides: plain, and with each group exchanged.
+
+    With `alone`, every group is one head. Its value at tokens that stand for none is then that of
+    the plain run, which is not computed again.
+    """
     decoder = model.require_decoder("interchange of heads")
     model.refuse_changed("interchange of heads", HOOKED)
     runner = Runner(decoder)
-    found = torch.zeros(len(groups), len(maps), dtype=torch.float64)
+    found = torch.zeros(2, 1 + len(groups), len(task), dtype=torch.float64)
     with torch.no_grad():
-        for i, pairs in enumerate(maps):
-            runs = [
-                baseline(runner, [prompts[i]], frozenset({"z"}))
-                for prompts in (sides.clean, sides.corrupted)
-            ]
-            places = pairs if side == 0 else _turned(pairs)
-            at = tuple(here for here, _ in places)
-            changes = [
-                [
-                    HeadValues(
-                        layer=part.layer,
-                        heads=(part.index or 0,),
-                        values=_taken(runs, side, part.layer, part.index or 0, places),
-                        at=at,
-                    )
-                    for part in group
-                ]
-                for group in groups[1:]
-            ]
-            hidden = [final_hidden(runner, runs[side]), changed_runs(runner, runs[side], changes)]
-            targets = sides.targets.select(torch.full((len(groups),), i))
-            readout = LogitsOf(decoder=decoder, hidden=torch.cat(hidden))
-            found[:, i] = task.metric(readout, targets)
-    return list(found)
+        for i, prompts in enumerate(zip(sides.clean, sides.corrupted, strict=True)):
+            runs = [baseline(runner, [prompt], frozenset({"z"})) for prompt in prompts]
+            targets = sides.targets.select(torch.full((1 + len(groups),), i))
+            for side, run in enumerate(runs):
+                own, other = (
+                    {k: one.site(k, "z")[None] for k in range(model.n_layers)}
+                    for one in (run, runs[1 - side])
+                )
+                places = [maps[side][i]]
+                changes = [_exchange(g, places, other, own if alone else None) for g in groups]
+                hidden = [final_hidden(runner, run), changed_runs(runner, run, changes)]
+                readout = LogitsOf(decoder=decoder, hidden=torch.cat(hidden))
+                found[side, :, i] = task.metric(readout, targets)
+            if progress is not None:
+                progress(i + 1, len(task))
+    return found
 
 
 def _by_hooks(
     model: LanguageModel,
     task: Task,
     sides: Sides,
-    maps: Sequence[Sequence[tuple[int, int]]],
-    side: int,
-    groups: Sequence[Group],
-) -> list[Tensor]:
-    """The same on any model."""
+    maps: tuple[Alignment, Alignment],
+    groups: Sequence[Sequence[Component]],
+) -> Tensor:
+    """What `_by_engine` gives, on any model."""
     layers = {part.layer for group in groups for part in group}
-    prompts = (sides.clean, sides.corrupted)
-    other = run_with_cache(model, prompts[1 - side], sites=["z"], layers=layers)
-
-    def exchange(part: Component) -> Edit:
-        def value(old: Tensor, tokens: Tokens) -> Tensor:
-            prompt = int(tokens.prompts[0])
-            places = maps[prompt] if side == 0 else _turned(maps[prompt])
-            return _exchanged(old, other[part.layer, "z"][prompt, :, part.index], places)
-
-        return one_edit("interchange", part, value, by_token=False)
-
     found = []
-    for group in groups:
-        change = Change(name="interchange", edits=tuple(exchange(part) for part in group))
-        with intervene(model, change):
-            logits = model.last_logits(prompts[side])
-        found.append(task.metric(Logits(logits.cpu()), sides.targets))
-    return found
+    for places, own, others in zip(
+        maps, (sides.clean, sides.corrupted), (sides.corrupted, sides.clean), strict=True
+    ):
+        seen = run_with_cache(model, others, sites=["z"], layers=layers)
+        other = {layer: seen[layer, "z"] for layer in layers}
+        for group in ((), *groups):
+            with intervene(model, _exchange(group, places, other)):
+                logits = model.last_logits(own)
+            found.append(task.metric(Logits(logits.cpu()), sides.targets))
+    return torch.stack(found).unflatten(0, (2, -1))
+
+
+def _exchange(
+    heads: Sequence[Component],
+    places: Alignment,
+    other: Mapping[int, Tensor],
+    own: Mapping[int, Tensor] | None = None,
+) -> Change:
+    """Heads take the values of the other prompt of a pair at the tokens that `places` aligns.
+
+    `other` holds, by layer, z of the other prompts: (prompts, tokens, heads, d_head). Tokens that
+    stand for none take their value from `own`, or keep it.
+    """
+
+    def value(head: Component, old: Tensor, tokens: Tokens) -> Tensor:
+        prompts, positions = tokens.prompts.tolist(), tokens.positions.tolist()
+        there = [places[i].get(at, -1) for i, at in zip(prompts, positions, strict=True)]
+        here = [row for row, at in enumerate(there) if at >= 0]
+        new = old.clone() if own is None else own[head.layer][prompts, positions, head.index]
+        taken = [prompts[row] for row in here], [there[row] for row in here]
+        new[here] = other[head.layer][(*taken, head.index)].to(new)
+        return new
+
+    edits = tuple(one_edit("interchange", head, partial(value, head)) for head in heads)
+    return Change(name="interchange", edits=edits)

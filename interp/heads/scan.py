@@ -20,9 +20,10 @@ from interp.core.prompts import Task
 from interp.engine.forward import Baseline, Runner
 from interp.engine.readout import LogitsOf, Progress
 from interp.engine.restart import baseline, final_hidden
-from interp.heads.switching import HeadValues, SwitchOff, both_sides, changed_runs, head_scores
+from interp.heads.switching import SwitchOff, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.results.scores import Scores
+from interp.runs.change import Change, Edit, ValueTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +128,13 @@ def _heads(model: LanguageModel, unit: int, by: str) -> tuple[int, ...]:
     return tuple(range(unit * group, (unit + 1) * group)) if by == "kv_head" else (unit,)
 
 
-def _switched(switch: SwitchOff, base: Baseline, layer: int, heads: tuple[int, ...]) -> HeadValues:
+def _switched(switch: SwitchOff, base: Baseline, layer: int, heads: tuple[int, ...]) -> Change:
+    """Heads of one layer switched off in the prompt of this run."""
     z, v = base.site(layer, "z"), base.site(layer, "v")
     new = [switch.new(Component(layer, "z", h), z[:, h], v[:, h // switch.group]) for h in heads]
-    return HeadValues(layer=layer, heads=heads, values=torch.stack(new, 1))
+    value = ValueTable(values=torch.stack(new, 1)[None])
+    edit = Edit(name=switch.mode, layer=layer, site="z", components=heads, value=value)
+    return Change(name=switch.mode, edits=(edit,))
 
 
 def _divergences(
@@ -143,9 +147,3 @@ def _divergences(
         for part in hidden.split(step)
     ]
     return torch.cat(pieces).numpy()
-
-
-# -- groups -------------------------------------------------------------------------------------
-
-
-# -- behaviour --------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """Heads switched off, and what is needed to read a behaviour off both sides of a task's pairs.
 
 A task's clean prompts show the behaviour (requests that are refused), its corrupted prompts do not;
-unlike in patching the two may differ in length. A switched-off head is a `Change`;
-scans over many heads take the new values at once (`HeadValues`).
+unlike in patching the two may differ in length.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from interp.core.metrics import Targets
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.engine.architecture import Attention
-from interp.engine.forward import Baseline, Replacement, Runner
-from interp.engine.restart import Variants, restart
+from interp.engine.forward import Baseline, Runner
 from interp.models.language_model import LanguageModel
 from interp.results.direction import Direction
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit, Tokens
+from interp.runs.changed_runs import changed_states
 from interp.runs.kinds import one_edit
 from interp.runs.pairs import check_gap
 
@@ -176,80 +175,32 @@ def _causal_mean(v: Tensor, window: int | None) -> Tensor:
     return (total / counts[:, None]).to(v)
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadValues:
-    """New values of some heads of one layer on one prompt: (tokens, heads, d_head).
-
-    at: the tokens that are set; None for all of them.
-    """
-
-    layer: int
-    heads: tuple[int, ...]
-    values: Tensor
-    at: tuple[int, ...] | None = None
-
-
-def changed_runs(
-    runner: Runner, base: Baseline, changes: Sequence[HeadValues | Sequence[HeadValues]]
-) -> Tensor:
+def changed_runs(runner: Runner, base: Baseline, changes: Sequence[Change]) -> Tensor:
     """(changes, d_model) the normalised final residual of one prompt under each change.
 
-    Several changes that belong together, such as heads of some layers, are one.
+    The edits of a change are in force at all tokens. They are run from the first token on at which
+    one of them gives a new value, since nothing differs before it.
     """
     length = int(base.lengths[0])
     step = max(1, TOGETHER // length)
-    together = [[change] if isinstance(change, HeadValues) else list(change) for change in changes]
+    later = [change.at(slice(_first(base, change) - length, None)) for change in changes]
+    prompt = np.zeros(1, dtype=np.int64)
     pieces = [
-        _changed(runner, base, together[begin : begin + step], length)
-        for begin in range(0, len(together), step)
+        changed_states(runner, base, later[begin : begin + step], prompt)[:, 0]
+        for begin in range(0, len(later), step)
     ]
     return torch.cat(pieces)
 
 
-def _changed(
-    runner: Runner, base: Baseline, changes: Sequence[Sequence[HeadValues]], length: int
-) -> Tensor:
-    starts, edits = np.zeros(len(changes), dtype=np.int64), dict[int, list[Replacement]]()
-    for number, parts in enumerate(changes):
-        # Nothing can differ before the first change; where there is none, the last token is run.
-        starts[number] = min(_first(base, change, length) for change in parts)
-        for change in parts:
-            at = np.arange(length) if change.at is None else np.array(sorted(change.at))
-            at = at[at >= starts[number]]
-            edits.setdefault(change.layer, []).extend(
-                Replacement(
-                    site="z",
-                    ids=np.full(len(at), number),
-                    positions=at,
-                    values=change.values[at, place],
-                    components=np.full(len(at), head),
-                )
-                for place, head in enumerate(change.heads)
-            )
-    variants = Variants(
-        prompt=np.zeros(len(changes), dtype=np.int64),
-        start=starts,
-        layer=np.array([min(change.layer for change in parts) for parts in changes]),
-        ready=np.zeros(len(changes), dtype=bool),
-    )
-    merged = {layer: _merged(parts) for layer, parts in edits.items()}
-    return restart(runner, base, variants, edits=merged)
-
-
-def _first(base: Baseline, change: HeadValues, length: int) -> int:
-    """The first token with a new value, the last one where there is none."""
-    old = base.site(change.layer, "z")[:, list(change.heads)]
-    differ = (change.values.to(old) != old).flatten(1).any(1).nonzero()
-    return int(differ[0]) if len(differ) else length - 1
-
-
-def _merged(edits: Sequence[Replacement]) -> list[Replacement]:
-    """Edits of one layer as one, so that the layer's values are copied once."""
-    columns = {
-        name: np.concatenate([getattr(edit, name) for edit in edits])
-        for name in ("ids", "positions", "components")
-    }
-    return [Replacement(site="z", values=torch.cat([edit.values for edit in edits]), **columns)]
+def _first(base: Baseline, change: Change) -> int:
+    """The first token with a new value; the last token if no value is new."""
+    positions = torch.arange(int(base.lengths[0]))
+    tokens = Tokens(torch.zeros_like(positions), positions, positions.flip(0))
+    found = [len(positions) - 1]
+    for edit in change.edits:
+        _, old, new = edit.applied(base.site(*edit.address), tokens)
+        found += (new != old).flatten(1).any(1).nonzero()[:1, 0].tolist()
+    return min(found)
 
 
 @dataclass(frozen=True, kw_only=True)

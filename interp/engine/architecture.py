@@ -61,6 +61,11 @@ class Norm:
         return part * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
+def normed(norm: Norm | None, x: Tensor) -> Tensor:
+    """The norm's output, or `x` itself if the model does not have this norm."""
+    return x if norm is None else norm(x)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attention:
     """One attention layer.

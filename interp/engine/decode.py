@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.engine.architecture import normed
 from interp.engine.forward import Runner, attention_pattern
 
 SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -89,19 +90,21 @@ class Stream:
         steps = torch.arange(x.shape[1], device=x.device)
         positions = start[:, None] + steps
         real = steps < counts[:, None]
+        x = x.flatten(0, 1)
         for number, block in enumerate(self.runner.decoder.blocks[self.first :]):
             layer = self.first + number
 
             def changed(site: str, value: Tensor, layer: int = layer) -> Tensor:
                 change = changes.get((layer, site))
-                return value if change is None else change(value, names, positions)
+                if change is None:
+                    return value
+                return change(value.unflatten(0, positions.shape), names, positions).flatten(0, 1)
 
             if seen is not None and layer in seen:
-                seen[layer] = x
+                seen[layer] = x.unflatten(0, positions.shape)
             x = changed("resid_pre", x)
-            flat = x.flatten(0, 1)
-            normed = block.ln1(flat) if block.ln1 is not None else flat
-            q, k, v = (self.runner.project(block, which, normed) for which in "qkv")
+            read = normed(block.ln1, x)
+            q, k, v = (self.runner.project(block, which, read) for which in "qkv")
             where = positions.flatten()
             q = self.runner.rotated(block.attn, "q", q, where)
             k = self.runner.rotated(block.attn, "k", k, where)
@@ -113,18 +116,9 @@ class Stream:
                 real
             ]
             z = self._attend(number, q.view(*positions.shape, *q.shape[1:]), at, positions)
-            z = changed("z", z)
-            raw = block.attn.o(z.flatten(2).flatten(0, 1)).view_as(x)
-            out = block.ln1_post(raw) if block.ln1_post is not None else raw
-            out = changed("attn_out", out)
-            read = x if block.parallel else changed("resid_mid", x + out)
-            post = self.runner.mlp_post(block, read.flatten(0, 1), None).view(*x.shape[:2], -1)
-            raw = block.mlp.down(changed("post", post).flatten(0, 1)).view_as(x)
-            wrote = block.ln2_post(raw) if block.ln2_post is not None else raw
-            wrote = changed("mlp_out", wrote)
-            x = changed("resid_post", x + out + wrote if block.parallel else read + wrote)
+            x = self.runner.after_heads(block, x, z.flatten(0, 1), changed)
         self.lengths[at] = start + counts
-        return x[torch.arange(len(x), device=x.device), counts - 1]
+        return x.unflatten(0, positions.shape)[torch.arange(len(at), device=x.device), counts - 1]
 
     def _attend(self, number: int, q: Tensor, at: Tensor, positions: Tensor) -> Tensor:
         """Site z: (rows, tokens, heads, d_head)."""

@@ -6,8 +6,8 @@ from its first change on; for earlier positions it reads the baseline's keys and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from interp.engine.architecture import Attention, Block, Decoder, Norm
+from interp.engine.architecture import Attention, Block, Decoder, Norm, normed
 from interp.engine.layout import Indices, Layout, RowGroup, ranges
 from interp.engine.stopping import stop_if_asked
 
@@ -95,12 +95,7 @@ class Baseline:
             key: value[kept.to(value.device)] if key[1] == "resid_pre" else value
             for key, value in self.sites.items()
         }
-        return Baseline(
-            lengths=self.lengths,
-            offset=self.offset,
-            place=place.to(self.sites[0, "resid_pre"].device),
-            sites=sites,
-        )
+        return replace(self, place=place.to(self.sites[0, "resid_pre"].device), sites=sites)
 
     def flat(self, prompts: Indices, positions: Indices) -> Tensor:
         """Flat token indices of (prompt, position) pairs."""
@@ -130,7 +125,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
-def _normed(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
+def _head_norm(attn: Attention, heads: Tensor, norm: Norm | None) -> Tensor:
     """The query or key norm, over each head or over all heads together."""
     if norm is None:
         return heads
@@ -163,6 +158,12 @@ class Runner:
         self.dtype = decoder.unembed.dtype
         self._angles: dict[str | None, tuple[Tensor, Tensor]] = {}
 
+    def embed(self, prompts: Sequence[Sequence[int]], layout: Layout) -> Tensor:
+        """(tokens, d_model) resid_pre of layer 0 of whole prompts, in the order of the layout."""
+        flat = torch.tensor([token for prompt in prompts for token in prompt])
+        tokens, positions = flat[layout.base].to(self.device), layout.positions.to(self.device)
+        return self.decoder.embed(tokens, positions)
+
     # -- parts of a block ------------------------------------------------------------------
 
     def angles(self, kind: str | None, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ class Runner:
 
     def rotated(self, attn: Attention, which: str, heads: Tensor, positions: Tensor) -> Tensor:
         """Queries or keys after their norm and the rotary embedding."""
-        heads = _normed(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
+        heads = _head_norm(attn, heads, attn.q_norm if which == "q" else attn.k_norm)
         if self.decoder.rotary is None:
             return heads
         return _rotate(heads, *self.angles(attn.rotary, positions))
@@ -190,17 +191,17 @@ class Runner:
 
     def mlp_post(self, block: Block, resid: Tensor, capture: dict[str, Tensor] | None) -> Tensor:
         """Neuron activations (site `post`) when the MLP reads `resid`."""
-        normed = block.ln2(resid) if block.ln2 is not None else resid
-        pre = block.mlp.gate(normed)
+        read = normed(block.ln2, resid)
+        pre = block.mlp.gate(read)
         post = block.mlp.act(pre)
-        linear = None if block.mlp.up is None else block.mlp.up(normed)
+        linear = None if block.mlp.up is None else block.mlp.up(read)
         if capture is not None:
             capture["pre"] = pre
             if linear is not None:
                 capture["pre_linear"] = linear
         if linear is None:
-            return post
-        if post is pre:  # a linear activation returns its input
+            return post.view_as(post)  # a linear activation returns its input, which is a site too
+        if post is pre or torch.is_grad_enabled():
             return post * linear
         # In place, because allocating a tensor of this size takes as long as the product.
         return post.mul_(linear)
@@ -211,8 +212,7 @@ class Runner:
 
     def mlp_written(self, block: Block, post: Tensor) -> Tensor:
         """What the MLP writes to the residual stream when its neurons have the values `post`."""
-        raw = block.mlp.down(post)
-        return block.ln2_post(raw) if block.ln2_post is not None else raw
+        return normed(block.ln2_post, block.mlp.down(post))
 
     def attention(
         self,
@@ -337,12 +337,13 @@ class Runner:
         capture: dict[str, Tensor] | None = None,
         patterns: bool = False,
         only_last: bool = False,
+        heads: Tensor | None = None,
     ) -> Tensor:
         """resid_post of rows whose resid_pre is `x`.
 
         With `only_last`, only the last token of each row is returned: in the last layer the other
         tokens matter only through their keys and values. Edits may then change resid_pre, q, k and
-        v only.
+        v only. With `heads`, site z is given, and no attention is computed.
         """
 
         def edited(site: str, value: Tensor) -> Tensor:
@@ -354,18 +355,18 @@ class Runner:
             return value
 
         block = self.decoder.blocks[layer]
-        attn = block.attn
         x = edited("resid_pre", x)
-        normed = block.ln1(x) if block.ln1 is not None else x
-        k, v = (edited(which, self.project(block, which, normed)) for which in ("k", "v"))
-        at = layout.last.to(self.device) if only_last else slice(None)
-        query_edits = any(edit.site == "q" for edit in edits)
-        q = self.project(block, "q", normed if query_edits else normed[at])
-        q = edited("q", q)
-        q = q[at] if query_edits else q
-        positions = layout.positions
-        k = self.rotated(attn, "k", k, positions)
+        if heads is not None:
+            return self.after_heads(block, x, heads, edited, capture)
+        attn, read, positions = block.attn, normed(block.ln1, x), layout.positions
+        first = only_last and not any(edit.site == "q" for edit in edits)
+        ends = layout.last.to(self.device)
+        q = edited("q", self.project(block, "q", read[ends] if first else read))
+        k, v = (edited(which, self.project(block, which, read)) for which in ("k", "v"))
+        if only_last:
+            q, x = q if first else q[ends], x[ends]
         q = self.rotated(attn, "q", q, positions[layout.last] if only_last else positions)
+        k = self.rotated(attn, "k", k, positions)
         filled = None
         if patterns:
             filled = q.new_zeros(len(q), attn.n_heads, int(layout.length.max()))
@@ -374,15 +375,27 @@ class Runner:
             capture["k_rot"] = k
             if filled is not None:
                 capture["pattern"] = filled
-        x = x[at]
-        z = edited("z", z)
-        raw = attn.o(z.flatten(1))
-        attn_out = edited("attn_out", block.ln1_post(raw) if block.ln1_post is not None else raw)
-        read = x if block.parallel else edited("resid_mid", x + attn_out)
+        return self.after_heads(block, x, z, edited, capture)
+
+    def after_heads(
+        self,
+        block: Block,
+        x: Tensor,
+        z: Tensor,
+        edited: Callable[[str, Tensor], Tensor],
+        capture: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """resid_post of tokens from their resid_pre `x` and site z, each (tokens, ...).
+
+        `edited(site, value)` gives the value with which a site continues.
+        """
+        attn_raw = block.attn.o(edited("z", z).flatten(1))
+        attn_out = edited("attn_out", normed(block.ln1_post, attn_raw))
+        before = x if block.parallel else edited("resid_mid", x + attn_out)
+        read = edited("read", before.view_as(before))
         post = edited("post", self.mlp_post(block, read, capture))
         mlp_raw = block.mlp.down(post)
-        out = edited("mlp_out", block.ln2_post(mlp_raw) if block.ln2_post is not None else mlp_raw)
+        out = edited("mlp_out", normed(block.ln2_post, mlp_raw))
         if capture is not None:
-            capture["attn_raw"], capture["mlp_raw"] = raw, mlp_raw
-        resid = x + attn_out + out if block.parallel else read + out
-        return edited("resid_post", resid)
+            capture["attn_raw"], capture["mlp_raw"] = attn_raw, mlp_raw
+        return edited("resid_post", x + attn_out + out if block.parallel else before + out)

@@ -63,48 +63,21 @@ class Run:
 
 def rows_of(runner: Runner, prompts: Sequence[Sequence[int]]) -> tuple[Layout, Tensor]:
     """The layout of prompts, one row each in ascending length, and their embeddings."""
-    lengths = np.array([len(prompt) for prompt in prompts])
-    assert (np.diff(lengths) >= 0).all()
-    ids = np.arange(len(prompts))
-    offset = np.cumsum(lengths) - lengths
-    layout = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=lengths, offset=offset)
-    flat = torch.tensor([token for prompt in prompts for token in prompt], device=runner.device)
+    layout = Layout.of_prompts(prompts)
+    assert (np.diff(layout.ids) == 1).all()
     with torch.no_grad():
-        return layout, runner.decoder.embed(flat, layout.positions.to(runner.device))
+        return layout, runner.embed(prompts, layout)
 
 
 def block_sites(
     runner: Runner, layer: int, x: Tensor, layout: Layout, heads: Tensor | None = None
 ) -> tuple[Tensor, Sites]:
-    """resid_post of rows whose resid_pre is `x`, and all sites of the layer, differentiable."""
-    block = runner.decoder.blocks[layer]
-    attn, sites = block.attn, {}
-    if heads is None:
-        normed = block.ln1(x) if block.ln1 is not None else x
-        for which in ("q", "k", "v"):
-            sites[which] = runner.project(block, which, normed)
-        q, k = (runner.rotated(attn, w, sites[w], layout.positions) for w in ("q", "k"))
-        heads = runner.attention(layer, q, k, sites["v"], layout, None, only_last=False)
-    sites["z"] = heads
-    raw = sites["attn_raw"] = attn.o(heads.flatten(1))
-    attn_out = sites["attn_out"] = block.ln1_post(raw) if block.ln1_post is not None else raw
-    before = x
-    if not block.parallel:
-        before = sites["resid_mid"] = x + attn_out
-    read = sites["read"] = before.view_as(before)
-    normed = block.ln2(read) if block.ln2 is not None else read
-    pre = sites["pre"] = block.mlp.gate(normed)
-    post = block.mlp.act(pre)
-    if block.mlp.up is not None:
-        linear = sites["pre_linear"] = block.mlp.up(normed)
-        post = post * linear
-    # A linear activation may return its input, but the two sites must be different tensors.
-    post = sites["post"] = post.view_as(post)
-    down = block.mlp.down(post)
-    out = sites["mlp_out"] = block.ln2_post(down) if block.ln2_post is not None else down
-    if block.ln2_post is not None:
-        sites["mlp_raw"] = down
-    return (x + attn_out + out if block.parallel else before + out), sites
+    """resid_post of rows whose resid_pre is `x`, and all sites of the layer, differentiable.
+
+    `heads` replaces site z.
+    """
+    sites: Sites = {}
+    return runner.block(layer, x, layout, capture=sites, heads=heads), sites
 
 
 def forward(

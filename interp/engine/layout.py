@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -47,6 +48,13 @@ class Layout:
         self.first_token = np.cumsum(self.sizes) - self.sizes
         self.offset = offset[self.prompt]
         self.row_of_id = dict(zip(self.ids.tolist(), range(len(ids)), strict=True))
+
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[Sequence[int]]) -> Layout:
+        """Every prompt as a row."""
+        length, ids = np.array([len(prompt) for prompt in prompts]), np.arange(len(prompts))
+        offset = np.cumsum(length) - length
+        return cls(ids=ids, prompt=ids, start=np.zeros_like(ids), length=length, offset=offset)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -39,14 +39,6 @@ class Variants:
     def __len__(self) -> int:
         return len(self.prompt)
 
-    def __getitem__(self, chosen: Indices) -> Variants:
-        return Variants(
-            prompt=self.prompt[chosen],
-            start=self.start[chosen],
-            layer=self.layer[chosen],
-            ready=self.ready[chosen],
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Joined:
@@ -65,15 +57,11 @@ def baseline(
     runner: Runner, prompts: Sequence[Sequence[int]], sites: frozenset[str] = frozenset()
 ) -> Baseline:
     """An unchanged run that stores what restarts need, and the named sites, at every layer."""
-    lengths = np.array([len(prompt) for prompt in prompts])
-    offset = np.cumsum(lengths) - lengths
+    layout = Layout.of_prompts(prompts)
     # The stored tokens keep the order of the prompts, although rows run in another order.
-    ids = np.arange(len(prompts))
-    layout = Layout(ids=ids, prompt=ids, start=np.zeros_like(ids), length=lengths, offset=offset)
-    flat = torch.tensor([token for prompt in prompts for token in prompt], device=runner.device)
-    there, back = layout.base.to(runner.device), torch.argsort(layout.base).to(runner.device)
-    kept = Baseline(lengths=lengths, offset=offset)
-    x = runner.decoder.embed(flat[there], layout.positions.to(runner.device))
+    rows, back = np.argsort(layout.order), torch.argsort(layout.base).to(runner.device)
+    kept = Baseline(lengths=layout.length[rows], offset=layout.offset[rows])
+    x = runner.embed(prompts, layout)
     wanted = {*_RESTART, *sites}
     for layer in range(len(runner.decoder.blocks)):
         capture: dict[str, Tensor] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 
@@ -321,22 +321,12 @@ class Graph:
     @property
     def native(self) -> Graph:
         """The same graph with one reader per key/value head."""
-        return self._with(expand_kv=False)
+        return replace(self, expand_kv=False)
 
     @property
     def expanded(self) -> Graph:
         """The same graph with one key and one value reader per query head."""
-        return self._with(expand_kv=True)
-
-    def _with(self, *, expand_kv: bool) -> Graph:
-        return Graph(
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads,
-            parallel=self.parallel,
-            expand_kv=expand_kv,
-            neurons=self.neurons,
-        )
+        return replace(self, expand_kv=True)
 
     @cached_property
     def copies(self) -> np.ndarray:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from interp.core.errors import InterpError
-from interp.engine.architecture import Block, Linear
+from interp.engine.architecture import Block, Linear, normed
 from interp.engine.edges.deltas import Deltas
 from interp.engine.edges.graph import Graph
 from interp.engine.edges.writes import Writes
@@ -264,14 +264,12 @@ class _Chunk:
         q = runner.rotated(attn, "q", self._project(block, "q", read, groups), places)
         z = runner.attention(layer, q, k, v, layout, self.work.base.run, only_last=last)
         raw = attn.o(z.flatten(1))
-        attn_out = block.ln1_post(raw) if block.ln1_post is not None else raw
+        attn_out = normed(block.ln1_post, raw)
         if block.parallel:
             read = self._read(self.graph.mlp_readers(layer))
-            self.x = self.x + attn_out.view_as(self.x)
-            self._add_heads(layer, block, z, raw)
-        else:
-            self.x = self.x + attn_out.view_as(self.x)
-            self._add_heads(layer, block, z, raw)
+        self.x = self.x + attn_out.view_as(self.x)
+        self._add_heads(layer, block, z, raw)
+        if not block.parallel:
             self._split()
             read = self._read(self.graph.mlp_readers(layer))
         if self.graph.chosen(layer):
@@ -317,13 +315,13 @@ class _Chunk:
         if read.shape[1] > 1:
             first, place = groups["q"].start, groups[which]
             read = read[:, place.start - first : place.stop - first]
-        normed = block.ln1(read) if block.ln1 is not None else read
-        if normed.shape[1] == 1:  # all heads have the same input
-            return self.runner.project(block, which, normed.flatten(0, 2))
+        read = normed(block.ln1, read)
+        if read.shape[1] == 1:  # all heads have the same input
+            return self.runner.project(block, which, read.flatten(0, 2))
         linear: Linear = getattr(block.attn, which)
-        heads = normed.shape[1]
+        heads = read.shape[1]
         weight = linear.weight.unflatten(1, (heads, -1)).transpose(0, 1)
-        made = torch.bmm(normed.transpose(0, 1).flatten(1, 2), weight).transpose(0, 1)
+        made = torch.bmm(read.transpose(0, 1).flatten(1, 2), weight).transpose(0, 1)
         return made if linear.bias is None else made + linear.bias.view(heads, -1)
 
     def _add_heads(self, layer: int, block: Block, z: Tensor, raw: Tensor) -> None:
@@ -418,10 +416,10 @@ class _Chunk:
 
 def neuron_post(block: Block, number: int, read: Tensor) -> Tensor:
     """(...) activation of one neuron when the MLP reads `read` (..., d_model)."""
-    mlp, normed = block.mlp, read if block.ln2 is None else block.ln2(read)
+    mlp, read = block.mlp, normed(block.ln2, read)
 
     def column(linear: Linear) -> Tensor:
-        made = normed @ linear.weight[:, number]
+        made = read @ linear.weight[:, number]
         return made if linear.bias is None else made + linear.bias[number]
 
     post = mlp.act(column(mlp.gate))

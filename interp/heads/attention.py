@@ -1,4 +1,4 @@
-"""Which heads attend from one token to some others, against chance and against other tokens."""
+"""How much heads attend from one token to others, compared with chance and with other tokens."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class AttentionTo:
 
     Attributes:
         samples: (n, layer, head) attention to the keys, summed (or averaged) over them.
-        control: (n, layer, head) the same for as many other positions of the same prompt at like
-            distances, averaged over the random draws; nan where a prompt has too few others.
-        uniform: (n, layer) the same if every visible key got equal attention; in a layer with
+        control: (n, layer, head) the same for as many other positions of the prompt at similar
+            distances, averaged over random draws; nan if a prompt has too few other positions.
+        uniform: (n, layer) the same if every visible key got equal attention. In a layer with
             local attention only the keys inside its window are visible.
-        n_keys: (n,) keys of each sample.
-        kept: (n,) the number of each sample among the prompts given.
-        dropped: prompts left out because they had no key.
-        widened: control positions that had to be taken outside the band of distances.
+        n_keys: (n,) number of keys of each sample.
+        kept: (n,) the prompt number of each sample.
+        dropped: number of prompts left out because they have no key.
+        widened: number of control positions drawn outside the band of distances.
         reduce: "sum" or "mean" over keys.
     """
 
@@ -163,30 +163,30 @@ def attention_to(
 
         density[l, h] = mean over samples of  sum over keys j of  A[l, h][query, j]
 
-    with A the attention after softmax: a share of all attention, 0 to 1. Two things to compare
-    with: uniform attention (keys / (query + 1)), and the attention to as many other positions of
-    the same prompt, drawn without replacement, each at 1/band to band times the distance of the
-    key it stands for. Only the query's row is read, and reduced where it arises: no pattern is
-    held.
+    with A the attention after softmax: a share of all attention, 0 to 1. It is compared with
+    uniform attention (keys / (query + 1)), and with the attention to as many other positions of the
+    prompt, drawn without replacement, each at 1/band to band times the distance of its key. Only
+    the query's row is read, and whole patterns are not stored.
 
     Lee et al. 2025 (arXiv 2504.14379) choose previous-token heads by this density. Here the mean
-    is over all samples (the released notebook, ajyl/self_verification, keeps its last batch only)
+    is over all samples (the released notebook, ajyl/self_verification, uses its last batch only),
     and the query itself is never among the keys.
 
     Args:
         model: a model that offers patterns.
         prompts: texts, token ids or a task (its clean prompts).
         queries: one token of each prompt: see `interp.core.arguments.Positions`.
-        keys: tokens before the query, several or none in a list for each prompt, each as a query.
+        keys: for each prompt a list of tokens before the query, written like a query; it may be
+            empty.
         reduce: "sum" over the keys, or "mean".
-        drop_empty: leave out prompts without a key, counted in `dropped`, instead of refusing.
-        draws: control sets drawn for each sample.
-        band: how far a control position's distance may be from its key's, as a ratio.
-        sinks: first positions never used as control, for many heads rest there when they have
-            nothing to do (Xiao et al. 2023, arXiv 2309.17453).
-        seed: of the control.
-        runs: read the patterns in these runs of all the prompts, where every query is among the
-            last tokens they keep.
+        drop_empty: leave out prompts without a key instead of refusing them.
+        draws: number of control sets for each sample.
+        band: largest ratio between a control position's distance and its key's distance.
+        sinks: number of first positions that are never a control, because many heads attend to
+            them by default (Xiao et al. 2023, arXiv 2309.17453).
+        seed: seed of the control.
+        runs: stored runs of all the prompts in which the patterns are read; every query must be
+            among the last tokens that they store.
 
     Raises:
         InterpError: a query or key outside its prompt, a key at or after its query or given
@@ -272,8 +272,8 @@ def select_heads(
 
     Args:
         density: a result, or any (layer, head) array, such as its `excess`.
-        threshold: of the mean attention; a head must exceed it.
-        most: at most so many; all by default.
+        threshold: mean attention that a head must exceed.
+        most: largest number of heads; all by default.
 
     Raises:
         InterpError: not a (layer, head) array, values that are not numbers, or `most` below 1.

@@ -1,7 +1,7 @@
-"""Who carries a refusal: what heads write, and how it changes when others are knocked out.
+"""What heads write to the answer directly: direct logit attribution, and projections.
 
-Direct attribution finds carriers. It misses a head that opens a gate for others: see
-`interp.heads.scan` for who is necessary and `interp.heads.interchange` for who triggers.
+Direct attribution misses a head that acts through later heads. `interp.heads.scan` finds heads that
+are necessary, and `interp.heads.interchange` finds heads that trigger the behaviour.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
 
         DLA(h) = u . N(z_h W_O),   u = mean W_U[answers] - mean W_U[wrong]
 
-    with N the final norm linearised at the run's own residual, so that all heads, MLPs and the
-    embedding add up to the logit difference; a post-norm behind attention is linearised likewise.
-    Before any softcap of the logits. Effects are clean - corrupted: positive writes refusal.
+    with N the final norm linearised at the run's own residual, so that the terms of all heads, MLPs
+    and the embedding add up to the logit difference. A post-norm after attention is linearised in
+    the same way. Logits are those before a softcap. Effects are clean - corrupted: a positive
+    effect supports refusal.
 
     Args:
         model: a model whose weights are known.
-        task: clean prompts are refused, corrupted ones are not; answers are the tokens refusals
-            begin with, wrong those answers begin with.
+        task: clean prompts are refused, corrupted ones are not; `answers` are the first tokens of
+            refusals, `wrong` the first tokens of other replies.
 
     Returns:
         Scores over (layer, head) as fractions of the difference in logit_diff of the two sides.
@@ -46,8 +47,8 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
     Raises:
         InterpError: unknown weights, no wrong tokens, or sides that do not differ.
 
-    Source: arXiv 2604.04385 (gregfrank/how-alignment-routes). Departs from it in being a fraction
-    of the gap, with an interval over pairs.
+    Source: arXiv 2604.04385 (gregfrank/how-alignment-routes). Here effects are fractions of the gap
+    with an interval over pairs, unlike there.
     """
     sides = both_sides(model, task)
     return _scores(model, task, sides, _attribution(model, task, sides))
@@ -56,8 +57,8 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
 def direction_projection(model: LanguageModel, task: Task, direction: Direction) -> Scores:
     """What each head writes along a direction at the last token: (z_h W_O) . r, r of length one.
 
-    Effects are clean - corrupted, towards refusal; fractions are of the difference in the stream's
-    own projection where the direction was read. Heads of later layers are not scored.
+    Effects are clean - corrupted, towards refusal, as fractions of the difference in the stream's
+    own projection at the direction's site. Heads of later layers are not scored.
 
     Raises:
         InterpError: a direction of another model or site, or sides that do not differ along it.
@@ -67,7 +68,7 @@ def direction_projection(model: LanguageModel, task: Task, direction: Direction)
 
 @dataclass(frozen=True, kw_only=True)
 class _Reading:
-    """A linear reading of parts (n, heads, d) of residuals (n, d) behind some layers."""
+    """A linear function of parts (n, heads, d) of residuals (n, d), and its layers."""
 
     read: Callable[[Tensor, Tensor], Tensor]
     layers: range
@@ -158,12 +159,12 @@ def _mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelNull:
-    """A contrast against the same with the labels of its pairs permuted.
+    """The null of a contrast: its effects with the two labels of pairs exchanged at random.
 
-    limit: the effect, as a fraction of the gap, that the strongest head of 95 % of permutations
-    stays below. p: (layer, head) share of permutations whose strongest head, of all, is as strong:
-    corrected for the number of heads, and no less than 1 / draws. draws: permutations tried, the
-    true labels among them; all 2^n of them where there are no more.
+    limit: the 95 % quantile over permutations of the strongest head's absolute effect, as a
+    fraction of the gap. p: (layer, head) share of permutations whose strongest head is at least as
+    strong; it is corrected for the number of heads, and at least 1 / draws. draws: number of
+    permutations, with the true labels; all 2^n if there are no more.
     """
 
     limit: float
@@ -172,9 +173,9 @@ class LabelNull:
 
 
 def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> LabelNull:
-    """Contrasts with the two prompts of a pair exchanged at random: which one is refused.
+    """The null of `head_logit_attribution` and `direction_projection`.
 
-    The null of `head_logit_attribution` and `direction_projection`.
+    The two prompts of a pair are exchanged at random: the label says which of them is refused.
 
     Raises:
         InterpError: scores that are not a difference of the two prompts of a pair.

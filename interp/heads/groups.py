@@ -1,4 +1,4 @@
-"""Groups of heads: how far a set turns a subspace, and the greedy search for the strongest set."""
+"""Groups of heads: how far a set rotates a subspace, and a greedy search for the strongest set."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def subspace_shift(before: Tensor, after: Tensor, *, k: int = 1, centred: bool =
 
         sum_r arccos sigma_r(U^T U'),   U, U' the first k left singular vectors of (n, d) states
 
-    Row i of both is the same prompt. The released code keeps one vector, does not centre, and
-    returns degrees: then the states' mean decides. `centred` takes it off first.
+    Row i of both is the same prompt. The released code uses one vector, does not centre, and
+    returns degrees. Without centring the states' mean dominates; `centred` subtracts it first.
 
     Raises:
         InterpError: other shapes, or k beyond the number of prompts.
@@ -48,8 +48,8 @@ def subspace_shift(before: Tensor, after: Tensor, *, k: int = 1, centred: bool =
 class HeadGroup:
     """Heads in the order a greedy search added them.
 
-    curve: the objective after each. null: the whole group's against random heads of the same
-    layers, searched for nothing: a searched group is expected to exceed it.
+    curve: the objective after each head. null: the whole group's objective against that of random
+    heads of the same layers. Random groups are not searched, so a searched group should exceed it.
     """
 
     heads: tuple[str, ...]
@@ -75,22 +75,23 @@ def greedy_head_group(
 ) -> HeadGroup:
     """Greedy search for the heads that, switched off together, change the model most.
 
-    Each step adds the head that gives the largest objective with those already found: the shift
-    of the last-token states behind the top layer (`subspace_shift`), or the mean KL of the next
-    token. Takes size * candidates hooked passes: give as candidates the best of a `scan_heads`.
+    Each step adds the head that gives the largest objective together with the heads found already:
+    the shift of the last-token states after the last layer (`subspace_shift`), or the mean KL of
+    the next token. The search takes size * candidates hooked passes, so the best heads of
+    `scan_heads` are good candidates.
 
     Args:
         model: any model.
         prompts: prompts that are refused.
-        switch: how, from `interp.heads.switching.switch_off`.
-        size: heads searched for.
+        switch: how heads are switched off, from `interp.heads.switching.switch_off`.
+        size: number of heads.
         candidates: labels; all heads by default.
         objective: see above.
-        k: singular vectors, for "subspace".
-        centred: whether the states' mean is taken off, for "subspace".
-        draws: random groups; 0 for no null.
-        seed: of these.
-        progress: called with (steps done, steps in all).
+        k: number of singular vectors, for "subspace".
+        centred: whether the states' mean is subtracted, for "subspace".
+        draws: number of random groups; 0 for no null.
+        seed: seed of the random groups.
+        progress: called with (steps done, steps in total).
 
     Raises:
         InterpError: an unknown objective, or fewer candidates than heads wanted.

@@ -1,8 +1,8 @@
-"""Which heads trigger a refusal: their values exchanged between the two prompts of each pair.
+"""Which heads trigger a behaviour: their values exchanged between the two prompts of each pair.
 
-Necessity: what a refused prompt loses when a head takes its value from the answered one.
-Sufficiency: what the answered prompt gains from the refused one's. A head that opens a gate for
-others is found here, and missed by direct attribution.
+Necessity is what a refused prompt loses when a head takes its value from the answered prompt.
+Sufficiency is what the answered prompt gains when the head takes its value from the refused one.
+Heads that act through later heads are found here, but not by direct attribution.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from interp.runs.kinds import one_edit, random_like
 from interp.runs.pairs import check_gap
 
 Alignment = Sequence[Mapping[int, int]]
-"""For each pair: token of the clean prompt -> the token of the corrupted prompt it stands for."""
+"""For each pair: token of the clean prompt -> the corresponding token of the corrupted prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interchange:
     """Every head's value exchanged between the two prompts of each pair.
 
-    necessity: m(clean) - m(clean with the head's value from corrupted). sufficiency:
-    m(corrupted with it from clean) - m(corrupted). aligned: (n,) tokens exchanged in each pair.
+    necessity: m(clean) - m(clean with the head's value from corrupted). sufficiency: m(corrupted
+    with the head's value from clean) - m(corrupted). aligned: (n,) tokens exchanged in each pair.
     """
 
     necessity: Scores
@@ -62,18 +62,18 @@ def head_interchange(
 ) -> Interchange:
     """Necessity and sufficiency of every head by interchange, as fractions of the gap.
 
-    The metric is the task's and is named in the result; published percentages differ with it.
-    Pairs of equal length need no alignment, and then this equals `activation_patching` of z. For
-    others it must be said which tokens stand for which (see `align_ends`): aligning from the start
-    and cutting the longer prompt, as released code does, misaligns the template's last tokens.
-    Tokens that stand for none keep their value.
+    The metric is that of the task, and published percentages depend on it. Pairs of equal length
+    need no alignment, and then this equals `activation_patching` of z. Other pairs need an
+    alignment that says which tokens correspond (see `align_ends`). The released code aligns from
+    the start and cuts the longer prompt, which misaligns the template's last tokens. Tokens without
+    a counterpart keep their value.
 
     Args:
         model: a model with a fast engine.
         task: clean prompts show the behaviour, corrupted ones do not.
         alignment: one map for each pair.
-        layers: which; all by default.
-        progress: called with (prompts done, prompts in all).
+        layers: the layers; all by default.
+        progress: called with (prompts done, prompts in total).
 
     Raises:
         InterpError: unequal lengths without an alignment, tokens that do not exist or are used
@@ -112,8 +112,8 @@ def head_interchange(
 def align_ends(model: LanguageModel, task: Task) -> list[dict[int, int]]:
     """An alignment of prompts that share their beginning and their end, such as a template.
 
-    The shared first tokens stand for each other, and the shared last ones; what lies between is
-    aligned only where it is equally long.
+    The shared first tokens are aligned, and the shared last tokens. The tokens between are aligned
+    only if both prompts have the same length.
     """
     sides = both_sides(model, task)
     maps = []
@@ -138,7 +138,7 @@ def _checked(sides: Sides, alignment: Alignment | None) -> tuple[Alignment, Alig
                 raise InterpError(
                     f"interchange on pair {i}",
                     f"clean has {a} tokens, corrupted {b}",
-                    "say which tokens stand for which: alignment=align_ends(model, task), or yours",
+                    "say which tokens correspond: alignment=align_ends(model, task), or yours",
                 )
         alignment = [dict(zip(range(a), range(a), strict=True)) for a, _ in lengths]
     if len(alignment) != len(lengths):
@@ -157,7 +157,7 @@ def _checked(sides: Sides, alignment: Alignment | None) -> tuple[Alignment, Alig
 
 @dataclass(frozen=True, kw_only=True)
 class GroupInterchange:
-    """Some heads exchanged together, as fractions of the gap, against random heads like them."""
+    """Some heads exchanged together, as fractions of the gap, and random heads as a null."""
 
     heads: tuple[str, ...]
     necessity: Estimate
@@ -177,8 +177,8 @@ def group_interchange(
 ) -> GroupInterchange:
     """Necessity and sufficiency of some heads together: `head_interchange` for a set.
 
-    Random sets have as many other heads of the same layers. To judge a selection, give pairs it
-    was not selected on.
+    Random sets have as many other heads of the same layers. To judge a selection, give held-out
+    pairs, which were not used for it.
 
     Raises:
         InterpError: see `head_interchange`; no heads, or sides that do not differ.
@@ -220,8 +220,8 @@ def _by_engine(
 ) -> Tensor:
     """(2, 1 + groups, prompts) metrics of both sides: plain, and with each group exchanged.
 
-    With `alone`, every group is one head. Its value at tokens that stand for none is then that of
-    the plain run, which is not computed again.
+    With `alone`, every group is one head. Its value at tokens without a counterpart is then taken
+    from the plain run, and not computed again.
     """
     decoder = model.require_decoder("interchange of heads")
     model.refuse_changed("interchange of heads", HOOKED)
@@ -276,8 +276,8 @@ def _exchange(
 ) -> Change:
     """Heads take the values of the other prompt of a pair at the tokens that `places` aligns.
 
-    `other` holds, by layer, z of the other prompts: (prompts, tokens, heads, d_head). Tokens that
-    stand for none take their value from `own`, or keep it.
+    `other` holds, by layer, z of the other prompts: (prompts, tokens, heads, d_head). Tokens
+    without a counterpart take their value from `own`, or keep it.
     """
 
     def value(head: Component, old: Tensor, tokens: Tokens) -> Tensor:

@@ -1,4 +1,4 @@
-"""Heads ablated one after another, strongest first."""
+"""How the direct contributions of later heads change when earlier heads are switched off."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from interp.runs.kinds import random_like
 
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """How much of what downstream heads write is driven by the heads knocked out.
+    """How much the contributions of downstream heads depend on the gate heads.
 
     Attributes:
         gates, downstream: labels.
-        normal, knocked: (heads,) mean contrast of each downstream head, in the metric's unit.
-        change: (heads,) 100 (knocked - normal) / |normal|, in per cent; -100 is all of it.
-        nulls: |change| of each against knocking out random heads of the gates' layers.
+        normal, knocked: (heads,) mean contrast of each downstream head, in the metric's unit,
+            without and with the gates switched off.
+        change: (heads,) 100 (knocked - normal) / |normal|, in per cent; at -100 nothing is left.
+        nulls: |change| of each head, against random heads of the gates' layers switched off.
     """
 
     gates: tuple[str, ...]
@@ -62,20 +63,20 @@ def knockout_cascade(
     draws: int = 20,
     seed: int = 0,
 ) -> Cascade:
-    """Gate heads are switched off, at all tokens, and downstream heads' contributions read again.
+    """The contributions of downstream heads, with and without the gate heads at all tokens.
 
     A contribution is the contrast of `head_logit_attribution`, or of `direction_projection` if a
-    direction is given. The knocked-out run's own norms are used.
+    direction is given. Norms are those of the run in which the gates are switched off.
 
     Args:
         model: a model whose weights are known.
         task: as for `head_logit_attribution`.
-        gates: heads knocked out together.
+        gates: heads switched off together.
         downstream: heads of later layers.
-        switch: how, from `interp.heads.switching.switch_off`.
-        direction: read along this instead of the logits.
-        draws: random sets of as many other heads of the same layers.
-        seed: of these.
+        switch: how heads are switched off, from `interp.heads.switching.switch_off`.
+        direction: read along this direction instead of the logits.
+        draws: number of random sets of as many other heads of the same layers.
+        seed: seed of the random sets.
 
     Raises:
         InterpError: a downstream head that does not come after every gate, or writes nothing.

@@ -1,7 +1,6 @@
-"""Which heads are necessary for a refusal: switched off one at a time, in groups, in texts.
+"""Which heads are necessary for a behaviour: every head is switched off, one at a time.
 
-Ships (any effect on the next token), the drop of the refusal score, Sahara's groups, and how often
-a judged text flips.
+Ships is the effect on the whole distribution of the next token, necessity that on the metric.
 """
 
 from __future__ import annotations
@@ -31,11 +30,12 @@ class HeadScan:
     """Every head switched off, one at a time.
 
     Attributes:
-        mode: how.
-        necessity: metric on clean prompts less that with the head off: positive, the head is
-            needed. With the metric log_odds, the drop of the refusal score.
+        mode: how heads are switched off.
+        necessity: metric on clean prompts minus the metric with the head off; a positive value
+            means that the head is needed. For the metric log_odds it is the drop of the refusal
+            score.
         ships: (n, layer, head) KL(base || head off) of the next token on clean prompts, in nats.
-        benign: the same on corrupted prompts: what switching the head off costs elsewhere.
+        benign: the same on corrupted prompts, which do not show the behaviour.
     """
 
     mode: str
@@ -67,10 +67,10 @@ def scan_heads(
     Args:
         model: a model with a fast engine.
         task: clean prompts show the behaviour, corrupted ones do not; any lengths.
-        switch: how, from `interp.heads.switching.switch_off`.
-        layers: which; all by default.
+        switch: how heads are switched off, from `interp.heads.switching.switch_off`.
+        layers: the layers; all by default.
         by: "kv_head" switches off the heads that share a key/value head together.
-        progress: called with (prompts done, prompts in all).
+        progress: called with (prompts done, prompts in total).
 
     Raises:
         InterpError: no fast engine, inside `intervene`, or sides that do not differ.

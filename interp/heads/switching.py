@@ -1,7 +1,7 @@
-"""Heads switched off, and what is needed to read a behaviour off both sides of a task's pairs.
+"""Heads switched off, and what measurements on both sides of a task's pairs have in common.
 
-A task's clean prompts show the behaviour (requests that are refused), its corrupted prompts do not;
-unlike in patching the two may differ in length.
+A task's clean prompts show the behaviour (requests that are refused), its corrupted prompts do not.
+Unlike in patching, the two may differ in length.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ TOGETHER = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class SwitchOff:
-    """How heads are taken out of a run; made by `switch_off`.
+    """How heads are switched off; made by `switch_off`.
 
-    `means` is layer -> (heads, d_head); `direction` (d_model,) what is projected out, length one.
+    `means` is layer -> (heads, d_head). `direction` is (d_model,) of length one.
     """
 
     model: LanguageModel
@@ -54,7 +54,7 @@ class SwitchOff:
     direction: Tensor | None = None
 
     def new(self, head: Component, z: Tensor, v: Tensor) -> Tensor:
-        """A head's values (tokens, d_head) in a prompt, from its own and its key/value group's."""
+        """New values of a head (tokens, d_head) in a prompt, from its z and its group's v."""
         if self.mode == "mean":
             assert self.means is not None
             assert head.index is not None
@@ -80,7 +80,7 @@ class SwitchOff:
         return self.new(head, old, old)
 
     def _uniform(self, head: Component) -> list[Edit]:
-        """Two edits: one remembers the values of the head's group, the other averages them."""
+        """Two edits: one stores the values of the head's group, the other averages them."""
         group = Component(head.layer, "v", (head.index or 0) // self.group)
         seen: dict[int, Tensor] = {}
 
@@ -131,8 +131,8 @@ def switch_off(
     default alpha = 5 overshoots to -4 times the component).
 
     With grouped-query attention "uniform" reads values that a group of heads shares, but switches
-    off single heads. The function warns of it, because scaling W_k or W_v as published would switch
-    off the whole group.
+    off single heads. The function warns of this, because the published scaling of W_k or W_v would
+    switch off the whole group.
 
     Raises:
         InterpError: an unknown mode, or no reference prompts or direction where they are needed.
@@ -205,7 +205,7 @@ def _first(base: Baseline, change: Change) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """Both sides of a task in tokens, of whatever lengths, and what the metric reads."""
+    """The tokens of both sides of a task, of any lengths, and the targets of the metric."""
 
     clean: list[tuple[int, ...]]
     corrupted: list[tuple[int, ...]]

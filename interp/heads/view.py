@@ -1,4 +1,4 @@
-"""One attention head, looked at: where it attends, and what it writes in words."""
+"""One attention head on one prompt: where it attends, and which tokens it writes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from interp.runs.capture import run_with_cache
 class HeadView:
     """A head on one prompt.
 
-    pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed: (token, logits) that
-    the head's output at the last token adds most to and takes most from. direct: what it adds to
-    the answers' mean logit minus the wrong answers', its direct logit attribution.
+    pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed: (token, logits) of the
+    tokens whose logits the head raises and lowers most at the last token. direct: its direct logit
+    attribution, what it adds to the mean logit of the answers minus that of the wrong answers.
     """
 
     pattern: torch.Tensor
@@ -35,9 +35,9 @@ def view_head(
 
         logits(v) = W_U (v * weight_final / scale(resid_final)),   v = z W_O of this head
 
-    at the last token, with the final norm's scale of the real run, so that the contributions of
-    all components add up to the logits. Where a post-norm follows attention (Gemma-2, OLMo-2) a
-    head's write is not a summand of the stream, and the token lists are empty.
+    at the last token, with the final norm's scale of the run itself, so that the contributions of
+    all components add up to the logits. If a post-norm follows attention (Gemma-2, OLMo-2), a
+    head's output is not a term of the stream, and the token lists are empty.
 
     Raises:
         InterpError: no such layer, head or prompt.
@@ -49,12 +49,9 @@ def view_head(
     ):
         if not 0 <= value < size:
             raise InterpError(f"{name} {value}", f"0 to {size - 1} exist", "choose one of these")
-    text = task.pairs[prompt].clean
-    tokenized = model.tokenize(text)
-    last = model.n_layers - 1
+    text, last = task.pairs[prompt].clean, model.n_layers - 1
     sites = ["pattern", "z", "resid_post"]
     seen = run_with_cache(model, [text], sites=sites, layers=[layer, last])
-    pattern = seen[layer, "pattern"][0, :, head].float()
     promoted: list[tuple[str, float]] = []
     suppressed: list[tuple[str, float]] = []
     direct = None
@@ -74,8 +71,8 @@ def view_head(
         if len(wrong):
             direct = float(logits[right].mean() - logits[wrong].mean())
     return HeadView(
-        pattern=pattern,
-        tokens=tokenized.strings,
+        pattern=seen[layer, "pattern"][0, :, head].float(),
+        tokens=model.tokenize(text).strings,
         promoted=promoted,
         suppressed=suppressed,
         direct=direct,

@@ -1,9 +1,10 @@
-"""Sets of components ablated together, grown one by one: which order, and how few are enough."""
+"""Sets of components ablated together: greedy orders, and the smallest sets that are enough."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from math import comb
 from typing import Any
@@ -17,7 +18,6 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
-from interp.results.keys import result_key
 from interp.runs.change import Where
 from interp.runs.kinds import AblationKind, make_ablation, random_like
 from interp.runs.next_tokens import ablate
@@ -27,12 +27,12 @@ ENOUGH = 0.95
 """The share of prompts that must be disabled."""
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AblatedSets:
     """The next token of some prompts with sets of components ablated; each set is run once.
 
-    Called with sets of labels, it gives two (sets, prompts) arrays: disabled, whether the most
-    likely token is `tokens[1]`, and log P(tokens[0]) - log P(tokens[1]).
+    A call with sets of labels returns two (sets, prompts) arrays: disabled, whether the most likely
+    token is `tokens[1]`, and log P(tokens[0]) - log P(tokens[1]).
 
     Attributes:
         model: a model with a fast engine.
@@ -57,12 +57,11 @@ class AblatedSets:
     _known: dict[frozenset[str], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=dict, init=False
     )
-    _own: StoredRuns | None = field(default=None, init=False)
-    _key: str | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.prompts = rows_of(self.model, self.prompts)
-        self.tokens = tuple(self.model.single_token(t) for t in self.tokens)  # type: ignore
+        object.__setattr__(self, "prompts", rows_of(self.model, self.prompts))
+        ids = tuple(self.model.single_token(token) for token in self.tokens)
+        object.__setattr__(self, "tokens", ids)
         if not self.prompts or len(set(self.tokens)) != 2:
             raise InterpError(
                 f"sets ablated on {len(self.prompts)} prompts, tokens {self.tokens}",
@@ -70,18 +69,17 @@ class AblatedSets:
                 "give prompts, the token of the behaviour and that of its failure",
             )
 
+    @cached_property
+    def _plain(self) -> StoredRuns | None:
+        if self.runs is not None or self.where == "all":
+            return self.runs
+        return keep_runs(self.model, self.prompts, last=self.where)
+
     def __call__(self, sets: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Whether disabled, and the log-odds: (sets, prompts) each."""
-        names = ("prompts", "tokens", "where", "kind", "values")
-        asked = {name: getattr(self, name) for name in names}
-        key = result_key("ablated sets", 1, self.model, **asked)
-        if key != self._key:  # something was set to something else
-            self._known, self._own, self._key = {}, None, key
         keys = [frozenset(listed(labels)) for labels in listed(sets)]
         new = list({key: None for key in keys if key not in self._known})
         if new:
-            if self.runs is None and self._own is None and self.where != "all":
-                self._own = keep_runs(self.model, self.prompts, last=self.where)
             made = [
                 make_ablation(self.model, sorted(key), self.kind, values=self.values) for key in new
             ]
@@ -91,10 +89,10 @@ class AblatedSets:
                 made,
                 tokens=self.tokens,
                 where=self.where,
-                runs=self.runs or self._own,
+                runs=self._plain,
             )
             found = zip(seen.top[1:] == self.tokens[1], seen.log_odds[1:], strict=True)
-            self._known |= dict(zip(new, found, strict=True))
+            self._known.update(zip(new, found, strict=True))
         disabled, odds = zip(*(self._known[key] for key in keys), strict=True)
         return np.stack(disabled), np.stack(odds)
 
@@ -105,14 +103,14 @@ def greedy_order(
 ) -> list[str]:
     """Components added one by one, each the one that lowers the mean log-odds most.
 
-    Two that stand in for each other are each worth nothing alone: a greedy order may take others
-    before them, so that `smallest_sets` finds fewer.
+    If two components can replace each other, ablating one of them has no effect. A greedy order may
+    then add other components first, and `smallest_sets` finds a smaller set.
 
     Args:
         sets: what is measured.
         candidates: labels to choose among.
         most: where to stop.
-        drawn: numbers of the prompts the mean is over, such as a bootstrap's; all by default.
+        drawn: numbers of the prompts averaged over, such as a bootstrap's; all by default.
 
     Raises:
         InterpError: no candidates, one twice, or `most` below 1.
@@ -134,9 +132,9 @@ def greedy_order(
 class AblationCurve:
     """The behaviour with the first 1, 2, ... components of an order ablated together.
 
-    order: (sizes,) what each size adds. disabled: share of prompts whose most likely token is the
-    failure's, with its Wilson interval. log_odds: mean log-odds of the behaviour. null: by size,
-    the share disabled under each random set of that size, where some were drawn.
+    order: (sizes,) the component that each size adds. disabled: share of prompts whose most likely
+    token is that of the failure, with its Wilson interval. log_odds: mean log-odds of the
+    behaviour. null: by size, the share disabled by each random set of this size.
     """
 
     order: tuple[str, ...]
@@ -186,13 +184,13 @@ def ablation_curve(
         sets: what is measured.
         order: labels, the first ablated first.
         draws: random sets matched in kind, layer and count (`interp.runs.kinds.random_like`).
-        sizes: at which they are drawn; at all by default.
-        seed: of the draw.
+        sizes: the sizes at which they are drawn; all by default.
+        seed: seed of the draw.
 
     Raises:
         InterpError: an empty order, one component twice, or a size beyond it.
 
-    Departs from released code: every size has its interval, and random sets beside it.
+    Unlike the released code, it gives every size an interval, and can compare with random sets.
     Source: Lee et al. 2025, arXiv 2504.14379; ajyl/verify_circuit.
     """
     labels = listed(order)
@@ -234,19 +232,19 @@ def smallest_sets(
 ) -> list[tuple[str, ...]]:
     """All sets of the least size, among the candidates, that disable the behaviour.
 
-    Every set of 1, 2, ... `most` candidates is tried until one disables it in the share `enough`
-    of prompts: no smaller set of these candidates does. The strongest comes first.
+    All sets of 1, 2, ... `most` candidates are tried, until a set of this size disables the
+    behaviour in the share `enough` of prompts. The strongest set comes first.
 
     Args:
         sets: what is measured.
         candidates: labels to choose among.
         most: the largest size tried.
         enough: the share of prompts that must be disabled.
-        limit: on how many sets may be tried.
-        drawn: numbers of the prompts shares are over, such as a bootstrap's; all by default.
+        limit: the largest number of sets to try.
+        drawn: numbers of the prompts averaged over, such as a bootstrap's; all by default.
 
     Returns:
-        The sets; none if no set of up to `most` is enough.
+        The sets; an empty list if no set of up to `most` is enough.
 
     Raises:
         InterpError: more than `limit` sets to try, or candidates that are none or named twice.

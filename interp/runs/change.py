@@ -1,9 +1,9 @@
-"""What a change to a run is: some components, the tokens it is in force at, and their new value.
+"""A change to a run: some components, the tokens it is in force at, and their new value.
 
 Every way of changing a model is a `Change`: zero, mean, resample, patch, add, scale, project out,
-sets of components, heads switched off, steering. It is applied in two ways that give the same
-numbers: as hooks, on any model (`interp.runs.hooks`), and as edits of the fast engine, which
-compute only what can differ (`interp.runs.changed_runs`, `interp.runs.text_runs`).
+sets of components, heads switched off or exchanged, steering. It is applied in two ways that give
+the same numbers: as hooks, on any model (`interp.runs.hooks`), and as edits of the fast engine,
+which computes only what can differ (`interp.runs.changed_runs`, `interp.runs.text_runs`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Edit:
             (`interp.core.arguments.Positions`).
         by_token: a token's new value depends on its own old value alone; else the edit is applied
             through hooks only, to one prompt at a time.
-        reads: it only looks, and changes nothing.
+        reads: the edit only reads the site and changes nothing.
     """
 
     name: str
@@ -92,11 +92,7 @@ class Edit:
         return not isinstance(self.positions, slice) and self.positions != "all"
 
     def require(self, n: int) -> None:
-        """Refuse a list of positions for another number of prompts than n.
-
-        Raises:
-            InterpError: as said.
-        """
+        """Refuse, by an `InterpError`, a list of positions for another number of prompts than n."""
         if not isinstance(self.positions, str | int | slice):
             each_of(self.positions, n)
 
@@ -104,7 +100,11 @@ class Edit:
         """The site (n, ...) at some tokens with the new value in it, the old value, and the new."""
         old = self.read(x)
         new = self.value(old, tokens).to(old)
-        return self._written(x, new), old, new
+        if self.components is None:
+            return new.reshape(x.shape), old, new
+        out, chosen = x.clone(), list(self.components)
+        out[:, chosen] = new.reshape(len(x), len(chosen), *x.shape[2:])
+        return out, old, new
 
     def read(self, x: Tensor) -> Tensor:
         """The components' values, as `NewValue` takes them, in a site (n, ...) at some tokens."""
@@ -113,14 +113,6 @@ class Edit:
         several = len(self.components) > 1
         old = x[:, list(self.components) if several else self.components[0]]
         return old.unsqueeze(-1) if SITES[self.site] == "neuron" else old
-
-    def _written(self, x: Tensor, new: Tensor) -> Tensor:
-        if self.components is None:
-            return new.reshape(x.shape)
-        out = x.clone()
-        chosen = list(self.components)
-        out[:, chosen] = new.reshape(len(x), len(chosen), *x.shape[2:])
-        return out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +162,7 @@ class Change:
         return self.at(slice(-int(where), None))
 
     def require(self, prompts: int, where: Where = "all") -> None:
-        """Refuse values or positions that do not fit so many prompts, or too few positions.
-
-        Raises:
-            InterpError: as said.
-        """
+        """Refuse, by an `InterpError`, values or positions that do not fit this many prompts."""
         for edit in self.edits:
             edit.require(prompts)
             if isinstance(edit.value, ValueTable):
@@ -269,8 +257,8 @@ def changed_positions(edit: Edit, prompt: int, length: int) -> range:
 class ValueTable:
     """New values that are looked up: (prompts or 1, positions or 1, components, width).
 
-    With several positions the last one belongs to the last token of the text. `added`: the values
-    are added to the old ones instead of replacing them.
+    With several positions the last one belongs to the last token of the text. With `added`, the
+    values are added to the old ones instead of replacing them.
     """
 
     values: Tensor
@@ -287,11 +275,7 @@ class ValueTable:
     def require(
         self, what: str, prompts: int, where: Where, positions: Positions | slice = "all"
     ) -> None:
-        """Refuse another number of prompts, or fewer positions than are changed.
-
-        Raises:
-            InterpError: as said.
-        """
+        """Refuse, by an `InterpError`, other numbers of prompts or fewer positions than changed."""
         rows, width = self.values.shape[:2]
         if isinstance(positions, slice):
             where = -positions.start

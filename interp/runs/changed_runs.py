@@ -1,4 +1,4 @@
-"""Changes applied by the fast engine to whole runs: only what can differ is run again."""
+"""Changed runs in the fast engine: only what can differ from the stored plain runs is computed."""
 
 from __future__ import annotations
 
@@ -37,11 +37,7 @@ class ChangedRuns:
         self.change.require(len(self.runs.prompts), self.where)
 
     def require(self, prompts: Sequence[Sequence[int]], last: Where, asked: str) -> None:
-        """Refuse other prompts, or more than the last token.
-
-        Raises:
-            InterpError: either.
-        """
+        """Refuse, by an `InterpError`, other prompts, or more tokens than the last."""
         self.runs.require(prompts, last, asked)
         if last != 1:
             raise InterpError(f"{asked} the last {last} tokens", "changed runs", "read the last")
@@ -97,10 +93,10 @@ def changed_states(
     Args:
         runner: the engine of a model.
         base: the plain runs of the prompts.
-        changes: go through the layers together; position names are resolved.
-        block: the prompts' numbers, by which a change knows its values.
-        seen: filled with the sites that are its keys at the last token, (changes * prompts, ...);
-            their layers must not precede any change.
+        changes: run through the layers together; their position names are resolved.
+        block: the numbers of the prompts, by which a change finds its values.
+        seen: its keys are (layer, site); the sites at the last token, (changes * prompts, ...), are
+            stored in it. No such layer may come before the first layer of a change.
     """
     n = len(block)
     edits: dict[Address, _SiteEdits] = {}
@@ -151,7 +147,7 @@ def changed_tokens(
 
 @dataclass(frozen=True, kw_only=True)
 class _SiteEdits:
-    """What several changes do to one site, each in rows of its own."""
+    """The edits that several changes make at one site, each in its own rows."""
 
     site: str
     edits: list[tuple[Edit, np.ndarray, np.ndarray, Tokens]] = field(default_factory=list)

@@ -1,9 +1,9 @@
-"""Greedy text from a model, with a cache: plain, changed, or changed at a trigger.
+"""Greedy text from a model, with a key/value cache: plain, changed, or changed at a trigger.
 
-Generation follows the unmodified model, except that the token after each trigger is taken from a
-run in which a change is in force. This is the protocol of Lee et al. 2025 (arXiv 2504.14379;
-ajyl/self_verification), which recomputed the whole batch at every step. Several changes of the
-same prompts share the plain run for as long as their texts are the same.
+With a trigger, generation follows the unmodified model, except that the token after each trigger is
+taken from a run in which a change is in force. This is the protocol of Lee et al. 2025 (arXiv
+2504.14379; ajyl/self_verification), who computed the whole batch anew at every step. Several
+changes of the same prompts share the plain run as long as their texts are equal.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def generate(
 ) -> list[Generation]:
     """The greedy continuation of every prompt.
 
-    Inside `interp.intervene` every token is the changed model's, as if the whole text were run
-    again for each (see there what "last" means in a text that grows). Keys and values are cached
-    if the fast engine can apply the changes; else each token costs a whole run.
+    Inside `interp.intervene` every token comes from the changed model, as if the whole text were
+    run again for each token (`intervene` says what "last" means in a text that grows). Keys and
+    values are cached if the fast engine can apply the changes; else each token costs a whole run.
 
     Args:
         model: a model with a fast engine; any model inside `intervene`.
-        prompts: texts or token tuples, or a task (its clean prompts); values of a change per
-            prompt are in their order.
-        max_new_tokens: the most tokens a row gets.
+        prompts: texts or token tuples, or a task (its clean prompts). If a change has one value per
+            prompt, the values are in this order.
+        max_new_tokens: the largest number of new tokens of a text.
         change: what is in force when the trigger fires.
         trigger: one token, as text such as " (" or as its id; the change is in force for the
-            token after it. None with a change: at every step.
-        where: which tokens the changed run changes: "all" of them, the prompt included, as a hook
-            without positions would; or the last k up to and with the trigger, on top of the plain
-            run's past.
-        stop: a row also ends once its new text contains one of these; one string is one mark.
-        rows: rows decoded together; changes nothing but time and memory.
-        progress: called with (rows finished, rows in all).
+            token after it. With a change and no trigger, it is in force at every step.
+        where: which tokens the changed run changes: "all" of them, those of the prompt too, like a
+            hook without positions; or the last k up to and including the trigger, after a past that
+            is the plain run's.
+        stop: a text also ends when its new part contains one of these; one string is one mark.
+        rows: texts decoded together; affects time and memory only.
+        progress: called with (texts finished, texts in total).
 
     Raises:
         InterpError: no fast engine, a trigger that is not one token, values per position that do
@@ -96,7 +96,7 @@ def generate_each(
 ) -> list[list[Generation]]:
     """What `generate` gives for each of several changes (None: the plain text), in their order.
 
-    The prompts are run once, and the plain run goes on once for as long as texts are the same.
+    The prompts are run once, and the changes share the plain run as long as their texts are equal.
 
     Raises:
         InterpError: see `generate`.
@@ -109,12 +109,17 @@ def generate_each(
             return [intervened_texts(model, encoded, stop, **options)]
     model.refuse_changed("generating with a change", "intervene() alone, for this change too")
     model.require_decoder("generating")
-    fires = _trigger(model, trigger)
+    fires = None if trigger is None else model.single_token(trigger, "trigger")
     if where != "all":
         where = checked(Count, where, "where, other than 'all'")
     every = [change for change in changes if change is not None]
     for change in every:
-        _require(change, len(encoded), where)
+        change.require_engine("generating with")
+        change.require(len(encoded), where)
+        if any(edit.positions != "all" for edit in change.edits):
+            found = "it has positions of its own, which a text that grows does not have"
+            do = "give where=, or use intervene(), which finds positions in every run"
+            raise InterpError(f"generating with {change.name}", found, do)
     if fires is None and where == "all" and len(every) == len(changes):
         return [
             in_batches(
@@ -130,20 +135,7 @@ def generate_each(
         lambda: TextRun(model, changes, fires, where, stop),
         encoded,
         max_new_tokens=max_new_tokens,
-        # Half of the texts, at a guess, stay the same.
+        # The guess is that half of the texts stay equal.
         rows=max(1, 2 * rows // (1 + len(changes))),
         progress=progress,
     )
-
-
-def _require(change: Change, prompts: int, where: Where) -> None:
-    change.require_engine("generating with")
-    change.require(prompts, where)
-    if any(edit.positions != "all" for edit in change.edits):
-        found = "it has positions of its own, which a text that grows does not have"
-        do = "give where=, or use intervene(), which finds positions anew"
-        raise InterpError(f"generating with {change.name}", found, do)
-
-
-def _trigger(model: LanguageModel, trigger: str | int | None) -> int | None:
-    return None if trigger is None else model.single_token(trigger, "trigger")

@@ -55,20 +55,19 @@ def intervene(
 ) -> Iterator[ChangeReport]:
     """Every run of the model inside the block is changed; afterwards nothing is left behind.
 
-    Changes of one component apply in their order. The model's lock is held, so that other threads
-    wait instead of seeing changed runs. `interp.generate` obeys too. A function that would read or
-    keep a plain run refuses to run inside the block, and says what to use instead.
+    Changes of one component apply in their order. The model's lock is held, so other threads wait
+    and do not see changed runs. `interp.generate` is changed too. A function that needs a plain run
+    refuses to run inside the block, and says what to use instead.
 
-    Positions are found anew in every run. A text that grows is run again for each new token, so
-    "last" and negative numbers then mean the end of the text so far: only its newest token is
-    changed, the tokens before it are plain again. "all" changes new tokens as well; a number from
-    0 on, and a name marked in `on`, stay where they are in the prompt.
+    Positions are found in every run. During generation the text is run again for each new token, so
+    "last" and negative numbers count from the end of the text so far: only its newest token is
+    changed, and the tokens before it are plain again. "all" changes new tokens as well. A number
+    from 0 on, and a name marked in `on`, are fixed tokens of the prompt.
 
     Args:
         model: the model to change.
         changes: one, or several in order; `interp.runs` lists the functions that make them.
-        on: the task whose clean prompts will be run or continued, if positions are names marked
-            in it.
+        on: the task whose clean prompts are run or continued, if positions are names marked in it.
 
     With grouped-query attention the keys and values of a head are those of its whole group: a
     change of one k or v changes several heads, and the function warns.

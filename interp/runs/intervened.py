@@ -18,7 +18,7 @@ from interp.runs.text_runs import (
     end_tokens,
     in_batches,
     padded_tokens,
-    require_room,
+    require_length,
     stops,
     text_of,
 )
@@ -36,7 +36,7 @@ def intervened_texts(
     """The greedy texts of a model inside `intervene`; see `interp.generate`.
 
     The cache is used if every edit changes tokens one by one, at a site that the fast engine can
-    change while decoding; else every token is a run of the whole texts.
+    change during decoding. Otherwise the whole texts are run for every token.
 
     Raises:
         InterpError: no token asked for, or more than the model has positions.
@@ -59,7 +59,7 @@ def intervened_texts(
             rows=rows,
             progress=progress,
         )[0]
-    require_room(model, prompts, max_new_tokens)
+    require_length(model, prompts, max_new_tokens)
     ends, texts, stopped = end_tokens(model), [list(p) for p in prompts], [False] * len(prompts)
     for _ in range(max_new_tokens if prompts else 0):
         # Finished texts are run as well: an edit knows a prompt by its number.
@@ -88,10 +88,11 @@ def intervened_texts(
 
 
 class IntervenedText(TextRun):
-    """Texts of a model with changes in force, equal to running each text anew.
+    """Texts of a model with changes in force, equal to running the whole text for every token.
 
     A cached token stays valid as long as the same edits apply to it and to the tokens before it.
-    If they do not (the token that was "last" one step ago), the cache is cut there and run again.
+    Otherwise (the token that was "last" one step ago) the cache is cut before it, and it is run
+    again.
     """
 
     crowded = 0.999
@@ -124,7 +125,7 @@ class IntervenedText(TextRun):
         return [hook for hooks in self.hooks.values() for hook in hooks]
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """The changed run over new tokens, and over those whose change moved on."""
+        """The changed run over new tokens, and over tokens to which other edits apply now."""
         kept = self.plain.lengths.tolist()
         for row, count in enumerate(counts.tolist()):
             self.texts[row] += tokens[row, :count].tolist()

@@ -16,13 +16,16 @@ from interp.core.nulls import matched_components
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.engine.decode import CHANGEABLE
-from interp.models.batches import Batch
 from interp.models.language_model import Address, LanguageModel
+from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit, NewValue, Tokens, ValueTable
 from interp.runs.stored_runs import site_width
 
 AblationKind = Literal["zero", "mean", "resample", "patch", "steer"]
 """The kinds of `make_ablation`."""
+
+UNLIMITED = 1e9
+"""A memory budget that refuses nothing, in GB."""
 
 
 @reads_arguments
@@ -89,9 +92,9 @@ def mean(
         model: the model the means are taken on.
         component: which one; not a pattern, whose keys differ between prompts.
         reference: the prompts averaged over.
-        pooled: one vector, the mean over every real token; else one per position, over the
-            prompts that have it.
-        positions: where it is replaced.
+        pooled: one mean over every token of the reference; otherwise one mean for each position,
+            over the prompts that have this position.
+        positions: the tokens at which it is replaced.
 
     Raises:
         InterpError: a pattern, or (per position) a prompt longer than every reference.
@@ -168,13 +171,13 @@ def make_ablation(
     values: Mapping[Address, Tensor] | None = None,
     name: str = "",
 ) -> Change:
-    """A set of components that are given new values together.
+    """A set of components that get new values together.
 
     Args:
         model: the model they belong to.
         components: labels such as L17H11, L26N6475, L5.resid_post; one label is a set of one.
-        kind: "zero"; or "mean", "resample" and "patch", which set them to `values`; or "steer",
-            which adds `values`.
+        kind: "zero"; "mean", "resample" or "patch", which set the components to `values`; or
+            "steer", which adds `values`.
         values: whole sites, as `site_values` gives them: (prompts or 1, positions or 1, ...). The
             last position belongs to the last token of the text.
         name: shown in tables; the kind and the components by default.
@@ -227,7 +230,7 @@ def random_like(
     """Different random sets matched in kind, layer and count: the null of a selection.
 
     See `interp.core.nulls.matched_components`. No set comes twice, so there are fewer than `draws`
-    if fewer exist: three heads of a layer of six leave one other set.
+    if fewer exist: for three heads of a layer with six heads there is one other set.
     """
     parts = [Component.parse(label) for label in listed(components)]
     rng = np.random.default_rng(seed)
@@ -244,19 +247,13 @@ def component_values(
     model: LanguageModel, component: Component, prompts: Task | Prompt | Sequence[Prompt]
 ) -> list[Tensor]:
     """A component's value at every token of every prompt: (positions, width) each."""
-    tokens = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
-    kept: dict[int, Tensor] = {}
-    seen = one_edit("read", component, lambda old, tokens: old)
-
-    def hook(value: Tensor, batch: Batch) -> Tensor:
-        for row, prompt in enumerate(batch.prompts.tolist()):
-            columns = [batch.column(row, p) for p in range(int(batch.lengths[row]))]
-            by_token = value[row].transpose(0, 1) if component.site == "pattern" else value[row]
-            kept[prompt] = seen.read(by_token[columns]).detach().clone()
-        return value
-
-    model.last_logits(tokens, hooks={(component.layer, component.site): [hook]})
-    return [kept[i] for i in range(len(tokens))]
+    rows = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
+    seen = run_with_cache(
+        model, rows, sites=[component.site], layers=[component.layer], budget_gb=UNLIMITED
+    )
+    read = one_edit("read", component, lambda old, tokens: old).read
+    values = seen[component.layer, component.site]
+    return [read(values[i, : len(row)]).to(model.device) for i, row in enumerate(rows)]
 
 
 def one_edit(

@@ -23,14 +23,14 @@ def text_losses(
 ) -> Tensor:
     """Mean negative log-likelihood of each text's tokens from its start on, in nats: (n,) float64.
 
-    Its exponential is the perplexity. A change in force (`intervene`, `steer`) is measured with it.
+    Its exponential is the perplexity. A change in force (`intervene`, `steer`) applies.
 
     Args:
         model: any model.
-        texts: of two tokens or more.
-        starts: the first token of each text that is scored, such as the first of a reply behind
-            its prompt (see `interp.core.arguments.Positions`); by default the second, the first
-            that anything predicts.
+        texts: texts of at least two tokens.
+        starts: the first token of each text that is scored, such as the first token of a reply
+            after its prompt (see `interp.core.arguments.Positions`). By default the second token,
+            which is the first that can be predicted.
 
     Raises:
         InterpError: no texts, one of a single token, or a start that is not inside its text, or

@@ -1,4 +1,4 @@
-"""What a mean is taken over: every token of prompts that are not the ones it is used on."""
+"""Means for mean ablation, over all tokens of reference prompts that are not evaluated."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ ReferencePrompts = tuple[tuple[int, ...], ...]
 def reference_prompts(
     model: Tokenizing, ablation: str, reference: Task | None, evaluated: Iterable[Sequence[int]]
 ) -> ReferencePrompts:
-    """The clean and corrupted prompts of a mean's reference task; () for other ablations.
+    """The clean and corrupted prompts of the reference task of mean ablation; () for other kinds.
 
     Raises:
-        InterpError: a mean without a reference, a reference without a mean, or one that holds a
-            prompt it would be evaluated on.
+        InterpError: mean ablation without a reference, a reference for another kind, or a reference
+            that contains an evaluated prompt.
     """
     if reference is not None and ablation != "mean":
         raise InterpError(
@@ -50,7 +50,7 @@ def reference_prompts(
 
 
 def batches_of(prompts: ReferencePrompts) -> tuple[list[tuple[int, ...]], ...]:
-    """Prompts in groups to run at once."""
+    """Prompts in groups that are run at once."""
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
     groups = cut(np.arange(len(prompts)), lengths, CPU_TILE)
     return tuple([prompts[i] for i in group] for group in groups)

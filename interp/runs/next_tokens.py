@@ -66,12 +66,13 @@ def ablate(
     Args:
         model: a model with a fast engine.
         prompts: texts, token ids or a task (its clean prompts); the next token of each is read.
-        changes: one or several, such as those of `make_ablation`; values per prompt are in the
-            order of `prompts`.
-        tokens: whose probabilities are reported: texts of one token each, or ids.
-        where: the last k tokens are changed, or "all" (or the positions of the change).
-        runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); made anew without.
-        progress: called with (prompts done, prompts in all).
+        changes: one or several, such as those of `make_ablation`. If a change has one value per
+            prompt, the values are in the order of `prompts`.
+        tokens: the tokens whose probabilities are reported: texts of one token each, or ids.
+        where: how many of the last tokens are changed, or "all" (or the positions of the change).
+        runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); by default they are
+            computed.
+        progress: called with (prompts done, prompts in total).
 
     Raises:
         InterpError: no fast engine, a change it cannot make, no prompts, a prompt shorter than

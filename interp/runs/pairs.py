@@ -18,7 +18,7 @@ PatchDirection = Literal["denoise", "noise"]
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRuns:
-    """The two runs of every prompt in the direction asked."""
+    """The tokens of both runs of every pair: `base` is patched with values of `other`."""
 
     base: list[tuple[int, ...]]
     other: list[tuple[int, ...]]
@@ -59,11 +59,7 @@ def paired_runs(model: LanguageModel, task: Task, direction: str) -> PairedRuns:
 
 
 def refuse_equal(runs: PairedRuns, task: Task) -> None:
-    """Refuse pairs whose two prompts are the same tokens: nothing can be carried over.
-
-    Raises:
-        InterpError: there are such pairs.
-    """
+    """Refuse, by an `InterpError`, pairs whose two prompts have the same tokens."""
     lengths = np.array([len(prompt) for prompt in runs.base])
     same = np.flatnonzero(runs.differ == lengths)
     if len(same):
@@ -76,7 +72,7 @@ def refuse_equal(runs: PairedRuns, task: Task) -> None:
 
 
 def check_gap(one: np.ndarray, other: np.ndarray) -> None:
-    """Refuse a difference between the two plain runs that is not there.
+    """Refuse two plain runs whose metrics do not differ.
 
     Raises:
         InterpError: the mean gap is zero or below its standard error, or every gap is rounding.
@@ -88,5 +84,5 @@ def check_gap(one: np.ndarray, other: np.ndarray) -> None:
         raise InterpError(
             "an effect as a fraction of the clean-corrupted gap",
             f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts",
-            "the model does not tell the prompts apart: check the task, or use more prompts",
+            "the model does not distinguish the prompts: check the task, or use more prompts",
         )

@@ -1,4 +1,4 @@
-"""Plain runs of many prompts, stored so that many reads and changes start from one run."""
+"""Plain runs of many prompts, stored so that many reads and changes can use the same run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BLOCK = 8192
 class StoredRuns:
     """Plain runs in which the last `last` tokens of the prompts are read, or changed.
 
-    They hold the keys and values of every token, and the residual stream of the last tokens (in
-    whole runs, of all tokens). A block is run again for those tokens alone.
+    They hold the keys and values of every token, and the residual stream of the last tokens (of all
+    tokens in whole runs). A read computes a block again for these tokens only.
     """
 
     runner: Runner
@@ -42,11 +42,7 @@ class StoredRuns:
     def require(
         self, prompts: Sequence[Sequence[int]], last: int | Literal["all"], asked: str
     ) -> None:
-        """Refuse other prompts, or more tokens than were kept.
-
-        Raises:
-            InterpError: either.
-        """
+        """Refuse, by an `InterpError`, other prompts, or more tokens than were kept."""
         whole = all(run.place is None for _, run in self.blocks)
         enough = whole if last == "all" else last <= self.last
         if self.prompts != tuple(map(tuple, prompts)) or not enough:
@@ -122,9 +118,10 @@ def keep_runs(
     whole: bool = False,
     budget_gb: float = 4.0,
 ) -> StoredRuns | None:
-    """The plain runs of some prompts, for `runs=...`; None where they exceed the budget.
+    """The plain runs of some prompts, for `runs=...`; None if they exceed the budget.
 
-    Whole runs can be changed at all tokens; `last` tokens of each prompt can be read in any case.
+    Runs stored as `whole` can be changed at all tokens. In others, the `last` tokens of each prompt
+    can be read and changed.
 
     Raises:
         InterpError: no fast engine, a prompt shorter than `last`, or inside `intervene`.
@@ -175,8 +172,9 @@ def site_values(
 ) -> dict[Address, Tensor]:
     """Sites at the last k tokens of every prompt: (prompts, k, ...). For `make_ablation`.
 
-    Their mean over the first axis (kept) gives mean ablation, a permutation of it resampling, and
-    the values of paired prompts a patch. They are read in `runs` where these are given.
+    Their mean over the first axis (kept as an axis of size 1) gives mean ablation, a permutation of
+    that axis gives resampling, and the values of paired prompts give a patch. With `runs`, they are
+    read in these.
 
     Raises:
         InterpError: a prompt shorter than `last`, no fast engine, or runs that do not fit.

@@ -1,4 +1,4 @@
-"""Batches of texts in the making: the plain cached run, and the changed ones where needed."""
+"""Greedy texts in batches: the plain run with its cache, and changed runs where they are needed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from interp.runs.change import Change, Where
 class Generation:
     """What followed one prompt.
 
-    `tokens` are the new ones, the stop token left out. `stopped` says whether it ended by itself;
-    `fired` are the absolute positions of the trigger's last token, wherever the next token was
-    taken from the changed run.
+    `tokens` are the new tokens, without the end token. `stopped` says whether the text ended before
+    the largest number of tokens. `fired` holds the positions, counted from the prompt's first
+    token, whose next token was taken from the changed run.
     """
 
     prompt: tuple[int, ...]
@@ -53,7 +53,7 @@ def in_batches(
         InterpError: no token asked for, or more than the model has positions.
     """
     run, done = new_run(), 0
-    require_room(run.model, prompts, max_new_tokens)
+    require_length(run.model, prompts, max_new_tokens)
     keep_freed_memory()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     made: dict[tuple[int, int], Generation] = {}
@@ -67,14 +67,10 @@ def in_batches(
     return [[made[i, way] for i in range(len(prompts))] for way in ways]
 
 
-def require_room(
+def require_length(
     model: LanguageModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> None:
-    """Refuse texts longer than the model has positions, before any is begun.
-
-    Raises:
-        InterpError: no whole number of tokens, none asked for, or more than there is room for.
-    """
+    """Refuse, by an `InterpError`, no new token or texts longer than the model has positions."""
     if checked(Index, max_new_tokens, "max_new_tokens") < 1:
         raise InterpError(f"{max_new_tokens} new tokens", "no text", "ask for at least one")
     longest = max(map(len, prompts), default=0) + max_new_tokens
@@ -90,7 +86,7 @@ def require_room(
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """A text in the making: its prompt's number and length, and the changes that wrote it."""
+    """An unfinished text: its prompt's number and length, and the changes that lead to it."""
 
     number: int
     start: int
@@ -102,11 +98,11 @@ class _Text:
 class TextRun:
     """One batch: the plain stream, and the changed ones where they are needed.
 
-    A subclass may put another run in the place of the plain one: see `advance`.
+    A subclass may replace the plain run by another: see `advance`.
     """
 
     crowded = 0.9
-    """Rows are dropped where no more than this share of them go on."""
+    """Finished rows are dropped when at most this share of the rows continues."""
 
     def __init__(
         self,
@@ -148,7 +144,7 @@ class TextRun:
             if not after:
                 break
             parents = [row for row, _ in after]
-            # Dropping rows copies the others' past; so does a text that became two.
+            # Dropping rows copies the past of the others; so does a text that splits in two.
             if len(after) <= self.crowded * len(rows) or len(set(parents)) < len(parents):
                 self._keep(torch.tensor(parents, device=self.runner.device))
                 rows = [text for _, text in after]
@@ -182,7 +178,7 @@ class TextRun:
         return tokens, counts
 
     def _next(self, rows: list[_Text | None], last: Tensor) -> Iterator[tuple[int, _Text, int]]:
-        """(row, text, next token) of every live row; several if changes part there."""
+        """(row, text, next token) of every unfinished row; several if changes differ there."""
         plain = self.decoder.logits(self.decoder.ln_final(last)).argmax(-1).tolist()
         due = {row: text for row, text in enumerate(rows) if text is not None and self._due(text)}
         changed: dict[tuple[int, int], int] = {}
@@ -200,15 +196,15 @@ class TextRun:
                 continue
             if row in due:
                 text = replace(text, fired=(*text.fired, len(text.tokens) - 1))
-            parted: dict[int, list[int]] = {}
+            split: dict[int, list[int]] = {}
             for way in text.ways:
                 token = changed[row, way] if (row, way) in changed else plain[row]
-                parted.setdefault(token, []).append(way)
-            for token, ways in parted.items():
+                split.setdefault(token, []).append(way)
+            for token, ways in split.items():
                 yield row, replace(text, ways=tuple(ways)), token
 
     def _longer(self, text: _Text, token: int) -> tuple[_Text, bool]:
-        """The text with one token more, and whether that ends it."""
+        """The text with one more token, and whether this token ends it."""
         if token in self.ends:
             return text, True
         text = replace(text, tokens=(*text.tokens, token))
@@ -228,7 +224,7 @@ class TextRun:
         return self.first is not None and self.fires in (None, text.tokens[-1])
 
     def advance(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """The plain run over new tokens; remembers what the changed run restarts from."""
+        """The plain run over new tokens; stores the states from which changed runs restart."""
         start = self.plain.lengths.clone()
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = (start[:, None] + steps).clamp(max=self.decoder.max_positions - 1)
@@ -282,10 +278,10 @@ class TextRun:
 
 
 class ChangedText(TextRun):
-    """Texts whose every token comes from a changed run: it takes the plain run's place.
+    """Texts whose every token comes from a changed run, which replaces the plain run.
 
-    Tokens are changed once, as they are fed, so that a change must be the same however long the
-    text becomes.
+    Tokens are changed once, when they are run, so a change must not depend on the text's length.
+    `extend` takes the arguments of `extended`, except for the change.
     """
 
     def __init__(

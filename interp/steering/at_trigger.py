@@ -1,6 +1,6 @@
-"""Vectors added to the residual stream where a text ends in a trigger: the text before and after.
+"""Vectors added to the residual stream at a trigger, and the texts with and without them.
 
-For chats and refusal directions see `interp.steering.edits`; here there is no template.
+There is no chat template here; for chats and refusal directions see `interp.steering.edits`.
 """
 
 from __future__ import annotations
@@ -56,15 +56,15 @@ def vector_steering(
 ) -> Change:
     """Vectors to be added to the residual stream, as a change of kind "steer".
 
-        x_l <- x_l + scale * v_l / |v_l|,   positive scale: towards what v points to
+        x_l <- x_l + scale * v_l / |v_l|,   a positive scale moves x along v
 
     For `interp.ablate`, `interp.generate` (with its trigger) and `interp.intervene`.
 
     Args:
         model: the model they belong to.
-        vectors: one vector (d_model,) for every layer, or a row a layer, (n_layers, d_model).
-        scale: length of what is added.
-        layers: where; all by default.
+        vectors: one vector (d_model,) for all layers, or one row per layer, (n_layers, d_model).
+        scale: length of the vector that is added.
+        layers: the layers at which it is added; all by default.
         site: resid_pre, resid_mid or resid_post.
 
     Raises:
@@ -109,12 +109,12 @@ def steer_at_trigger(
     where: Where = 1,
     stop: Sequence[str] = (),
 ) -> TriggeredTexts:
-    """The greedy text of every prompt, before and after vectors are added where a trigger fires.
+    """The greedy text of every prompt, plain and with vectors added at a trigger.
 
     `vectors`, `scale` and `layers` are those of `vector_steering`; `trigger`, `where` and `stop`
-    those of `interp.generate`, but for the default: the token after a trigger is taken from a run
-    in which the triggered token is steered (the last `where` tokens; "all" for every token), on top
-    of the plain run's past. Without a trigger every token is taken from such a run.
+    are those of `interp.generate`, with another default: the token after a trigger is taken from a
+    run in which only the trigger's last token is steered. Without a trigger every token is taken
+    from such a run.
 
     Raises:
         InterpError: see `vector_steering` and `interp.generate`.

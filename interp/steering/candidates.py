@@ -24,9 +24,9 @@ from interp.runs.stored_runs import site_values
 class Candidates:
     """Difference vectors of every position and layer, (positions, layers, d_model) float64.
 
-    `reference` holds the means of the second class, which an affine edit returns to. The other
-    fields are those of the `Direction`s in it, see `at`. A layer that sees only one token, the
-    same in every prompt, gives a zero vector: see `zeros`.
+    `reference` holds the means of the second class, to which an affine edit returns. The other
+    fields are those of the `Direction`s that `at` gives. Where all prompts have the same tokens up
+    to a position, the vector is zero: see `zeros`.
     """
 
     vectors: Tensor
@@ -51,7 +51,7 @@ class Candidates:
 
     @property
     def zeros(self) -> list[tuple[int, int]]:
-        """(layer, position) of vectors of length 0: there the classes do not differ at all."""
+        """(layer, position) of the vectors of length 0, where the two classes do not differ."""
         where = (self.norms == 0).nonzero().tolist()
         return [(self.layers[layer], self.positions[p]) for p, layer in where]
 
@@ -101,8 +101,9 @@ def difference_in_means(
     """mean(first) - mean(second) of the residual stream at the last tokens, in float64.
 
     With chat prompts the last tokens are the template's post-instruction tokens (arXiv
-    2406.11717); one more includes the last token of the instruction, where 2507.11878 reads
-    harmfulness instead of refusal. The sign is +1 (the first class is refused), -1 for "task".
+    2406.11717). One more token includes the last token of the instruction, at which 2507.11878
+    reads harmfulness instead of refusal. The sign is +1 (the first class is refused), or -1 for the
+    kind "task".
 
     Args:
         model: a model whose weights are as loaded.
@@ -111,9 +112,9 @@ def difference_in_means(
         kind: what the two classes are, see `DirectionKind`.
         site: resid_pre is the input of a block.
         last: how many tokens; the end that all prompts share by default.
-        layers: which; all by default.
-        least: the fewest prompts a class may have.
-        states: what `end_states` gives for the two classes, where it has been read already.
+        layers: the layers; all by default.
+        least: the smallest number of prompts of a class.
+        states: the result of `end_states` for the two classes, if it is known already.
 
     Raises:
         InterpError: an unknown kind, too few prompts, two formats, a prompt shorter than `last`,

@@ -1,4 +1,4 @@
-"""Outcomes at several doses of an intervention, and the dose that serves best."""
+"""Outcomes at several doses of an intervention."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from interp.core.statistics import Estimate, mean_estimate
 
 @dataclass(frozen=True, kw_only=True)
 class DoseResponse:
-    """What a dose of a change does.
+    """Outcomes at several doses of a change.
 
     Attributes:
-        doses: (k,) rising; 0 is no change.
+        doses: (k,) in ascending order; 0 is no change.
         values: name -> (k, n) one number per dose and row, such as a score or a refusal.
         control: the same for a control, such as a random direction of equal length.
     """

@@ -1,8 +1,7 @@
 """Steering: affine edits of the residual stream, x + strength * (W R x + s) at some sites.
 
-One description covers ablation, addition, setting a component, the affine edit, and the conditional
-and null-space variants. `interp.steering.runs` runs it: through hooks, in the fast engine, in
-texts.
+One record covers ablation, addition, setting a component, the affine edit, and the conditional and
+null-space variants. `interp.steering.runs` makes a `Change` of it, runs it and generates with it.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ Phase = Literal["prefill", "decode", "both"]
 """The tokens of the prompt, those generated after it, or both."""
 
 FromEnd = str | int | Sequence[int] | None
-"""Which tokens of every prompt, counted from its end: -1 (or "last") is the last, a list is
-several. None or "all": all of them."""
+"""Tokens of every prompt, counted from its end: -1 (or "last") is the last one, a list is several.
+None or "all" is all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AffineEdit:
     """x + (x @ reads^T) @ writes + shift.
 
-    reads, writes: (k, d_model), None for nothing. shift: (1 or prompts, d_model), one row each.
+    reads, writes: (k, d_model). shift: (1, d_model), or one row per prompt. None means 0.
     """
 
     reads: Tensor | None = None
@@ -55,11 +54,11 @@ class AffineEdit:
 
 @dataclass(frozen=True, kw_only=True)
 class Steering:
-    """Edits by site, the tokens and prompts they are in force for, and what they belong to.
+    """Edits by site, their tokens and prompts, and the model and chat format they were made for.
 
-    `gate` is None or (prompts,) a strength for each prompt: 0 leaves it alone, bit for bit.
-    `positions` narrows the tokens of the prompt; it does not touch those generated, which are
-    `phase`'s.
+    `gate` is None or (prompts,) a strength for each prompt: 0 changes nothing, bit for bit.
+    `positions` selects tokens of the prompt. It does not concern generated tokens, which `phase`
+    selects.
     """
 
     name: str
@@ -81,7 +80,7 @@ class Steering:
             )
 
     def gated(self, gate: Tensor | np.ndarray | Sequence[float]) -> Steering:
-        """The same with a strength per prompt, multiplied with any there is."""
+        """The same with a strength per prompt, multiplied by the strength it has already."""
         strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
         return replace(self, gate=strength if self.gate is None else self.gate * strength)
 
@@ -102,7 +101,8 @@ class Steering:
     def strengths(self, prompts: Tensor, places: Tensor) -> Tensor:
         """(n,) float64 strength at tokens of these prompts.
 
-        `places` counts from the prompt's end: below 0 in the prompt, from 0 on generated.
+        `places` counts from the prompt's end: tokens below 0 belong to the prompt, others are
+        generated.
         """
         on, decoded = torch.ones(len(prompts), dtype=torch.float64), places >= 0
         if self.phase != "both":
@@ -112,11 +112,11 @@ class Steering:
         return on if self.gate is None else on * self.gate[prompts]
 
     def require(self, model: LanguageModel, prompts: ChatPrompts) -> None:
-        """Refuse a model or prompts it was not made for.
+        """Refuse a model or prompts for which it was not made.
 
         Raises:
             InterpError: other weights, another chat format, another number of prompts, or a prompt
-                without the positions asked for.
+                without the positions.
         """
         if self.model_hash != model.hash:
             raise InterpError(
@@ -141,10 +141,10 @@ class Steering:
 
 
 def residual_sites(model: LanguageModel, layers: Sequence[int] | None = None) -> list[Address]:
-    """Every place where something was added to the residual stream, inside these layers.
+    """The residual stream of these layers after every addition to it.
 
-    With all layers: the embedding, the stream after each attention and after each MLP. An edit
-    here is exact whatever wrote before: biases, post-norms and experts included.
+    With all layers: the embedding, and the stream after each attention and each MLP. An edit at
+    these sites is exact whatever was added: the output of a bias, a post-norm or an expert too.
     """
     chosen = within(layers, model.n_layers, "layer", model.name)
     found: list[Address] = []
@@ -163,21 +163,21 @@ def ablate_direction(
     positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
-    """Remove it: x - (x . r) r at every residual site; for several, the space they span.
+    """Remove a direction, x - (x . r) r; several directions: remove the space that they span.
 
-    Arditi et al. 2024 hook the input of a block and the outputs of its modules. Behind a
-    post-norm (Gemma, OLMo-2) the module's output is not what is added; here the stream itself is
-    edited after each addition, the last block's included, so |x . r| is 0 up to rounding.
+    Arditi et al. 2024 hook the input of a block and the outputs of its modules. With a post-norm
+    (Gemma, OLMo-2) the module's output is not what is added to the stream. Here the stream itself
+    is edited after each addition, also in the last block, so |x . r| is 0 up to rounding.
 
     Args:
         model: the model.
         directions: one, or several.
-        layers: all by default.
-        sites: such as ("resid_pre", "attn_out", "mlp_out"), the published ones; by default the
-            stream itself, see `residual_sites`.
-        positions: tokens of the prompt, see `FromEnd`. What other tokens write along r stays,
-            and attention carries it on.
-        phase: which tokens.
+        layers: the layers; all by default.
+        sites: such as ("resid_pre", "attn_out", "mlp_out"), the published ones; by default those of
+            `residual_sites`.
+        positions: tokens of the prompt, see `FromEnd`. What other tokens have along r is not
+            removed, and attention can move it to these tokens.
+        phase: tokens of the prompt, generated tokens, or both.
 
     Raises:
         InterpError: another model, a site that is not as wide as the stream, positions that are
@@ -199,10 +199,10 @@ def add_direction(
     positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
-    """Add it: x + c r, the raw r turned towards refusal, so that c > 0 induces it for every kind.
+    """Add a direction: x + c r, with the raw r oriented towards refusal: c > 0 induces refusal.
 
-    At the direction's own site and layer, at every token, unless `layers`, `sites`, `positions` or
-    `phase` say otherwise; see `ablate_direction`.
+    By default at every token of the site and layer where the direction was read; for the other
+    arguments see `ablate_direction`.
     """
     edit = AffineEdit(shift=coefficient * _checked(model, direction).towards_refusal[None])
     where = _own(model, direction, layers, sites)
@@ -219,7 +219,7 @@ def patch_direction(
     positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
-    """Set its component: x - (x . r) r + value r, with r of length one towards refusal."""
+    """Set the component along r: x - (x . r) r + value r, with r of length one towards refusal."""
     unit = _checked(model, direction).unit[None]
     edit = AffineEdit(reads=unit, writes=-unit, shift=value * unit)
     where = _own(model, direction, layers, sites)
@@ -237,10 +237,10 @@ def affine_edit(
     positions: FromEnd = None,
     phase: Phase = "both",
 ) -> Steering:
-    """Move to a reference: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
+    """Affine edit: x - proj_r(x) + proj_r(reference) + c r (ACE, in arXiv 2506.00085).
 
-    `reference` is (d_model,) the mean of the harmless class (`Candidates.reference_at`): c = 0
-    returns the component to its harmless mean, c = 1 moves it on by the raw difference.
+    `reference` is (d_model,) the mean of the harmless class (`Candidates.reference_at`). c = 0 sets
+    the component to its harmless mean, c = 1 adds the raw difference to this mean.
     """
     unit = _checked(model, direction).unit
     value = reference.double() @ unit + coefficient * direction.norm
@@ -268,23 +268,23 @@ def null_space_direction(
     layers: Sequence[int] | None = None,
     phase: Phase = "both",
 ) -> Steering:
-    """Add where it is safe: x + strength (w . P x) r is x on protected states, x + r on others.
+    """Add r to some states only: x + strength (w . P x) r is x on protected, x + r on steered ones.
 
-    After AlphaSteer (arXiv 2506.07022): P projects on the null space of the protected states, w is
-    fitted by ridge regression so that w . P x = 1 on the steered ones. Its matrix D P, fitted to
-    one vector r, has this rank-one form.
+    After AlphaSteer (arXiv 2506.07022): P projects on the null space of the protected states, and w
+    is fitted by ridge regression so that w . P x = 1 on the steered states. AlphaSteer's matrix
+    D P, fitted to one vector r, has this rank-one form.
 
     Args:
         model: the model.
         direction: r, raw, towards refusal; a negative strength steers to compliance.
-        protected: (n, d_model) states at the direction's site and layer to be left alone.
+        protected: (n, d_model) states at the direction's site and layer that stay as they are.
         steered: (m, d_model) states to be moved.
-        strength: how far.
-        nullity: share of the dimensions, those in which protected states have least energy, that
-            counts as their null space.
-        ridge: of the regression, in squared units of the states.
-        layers: the direction's own by default.
-        phase: which tokens.
+        strength: factor of r.
+        nullity: the share of dimensions that counts as null space: those in which the protected
+            states have least energy.
+        ridge: penalty of the regression, in squared units of the states.
+        layers: the layers; by default the one where the direction was read.
+        phase: tokens of the prompt, generated tokens, or both.
 
     Raises:
         InterpError: states of another width, or a nullity that leaves no dimension.
@@ -311,8 +311,8 @@ def null_space_direction(
 def condition_similarity(states: Tensor, condition: Tensor) -> Tensor:
     """cos(h, tanh(P_c h)) of states (n, d_model): CAST's test (arXiv 2409.05907).
 
-    P_c projects on the condition vector. The value is even in h: it tells how much of a state lies
-    along the vector, not which way.
+    P_c projects on the condition vector. The value is the same for h and -h: it says how much of a
+    state lies along the vector, and not in which sense.
     """
     unit = condition.double() / condition.double().norm()
     wide = states.double()
@@ -323,9 +323,9 @@ def condition_similarity(states: Tensor, condition: Tensor) -> Tensor:
 def conditional_steering(
     steering: Steering, similarity: Tensor, threshold: float, *, steer_above: bool = True
 ) -> Steering:
-    """The steering only on prompts whose similarity is above (or not above) a threshold.
+    """The steering, only on prompts whose similarity is above (or not above) a threshold.
 
-    The test is made once, on the plain prompt, before anything is changed.
+    `similarity` is read once in the plain prompts, see `condition_similarity`.
     """
     gate = (similarity > threshold) == steer_above
     side = "above" if steer_above else "not above"

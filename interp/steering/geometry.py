@@ -1,4 +1,4 @@
-"""How directions lie to each other: angles, shared dimensions, independence, cones."""
+"""Relations between directions: angles, shared dimensions, independence, cones."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class DirectionComparison:
 
     Attributes:
         names: the directions.
-        cosines: (K, K, layers); nan with a zero vector, as before the first block where a template
-            puts the same token in every prompt.
-        variance: (layers, min(K, d_model)) shares of the variance along principal axes of the K
-            unit vectors, falling.
-        components: (layers,) axes needed for `share` of it.
-        share: 0.8 unless asked otherwise.
+        cosines: (K, K, layers); nan for a zero vector, such as that of the embedding where a
+            template has the same token in every prompt.
+        variance: (layers, min(K, d_model)) shares of the variance along the principal axes of the K
+            unit vectors, in descending order.
+        components: (layers,) number of axes that hold `share` of the variance.
+        share: a share of the variance.
     """
 
     names: tuple[str, ...]
@@ -63,8 +63,8 @@ def compare_directions(
     Args:
         vectors: (layers, d_model) or (d_model,) each, raw.
         share: of the variance that `components` must reach.
-        centred: take the mean of the unit vectors off before the components; without, the first
-            one is mostly what all directions have in common.
+        centred: subtract the mean of the unit vectors first. Otherwise the first component is
+            mostly what all directions have in common.
 
     Raises:
         InterpError: fewer than two, or different shapes.
@@ -93,7 +93,7 @@ def compare_directions(
 
 @dataclass(frozen=True, kw_only=True)
 class Independence:
-    """Whether removing one direction changes how far states lie along another.
+    """How much the ablation of one direction changes the cosine of states with another.
 
     first, second: mean over prompts and layers of [cos(h, v | other ablated) - cos(h, v)]^2, for v
     the first and the second direction; 0 is independent. by_layer: (2, layers) means over prompts.
@@ -113,7 +113,7 @@ def representational_independence(
     site: str = "resid_post",
     layers: Sequence[int] | None = None,
 ) -> Independence:
-    """Independence in the sense of arXiv 2502.17420; orthogonal directions need not have it.
+    """Independence in the sense of arXiv 2502.17420; orthogonal directions can be dependent.
 
     Squares are taken per prompt and then averaged, so that changes of opposite sign do not cancel.
     States are those of the last token.
@@ -145,7 +145,7 @@ def sample_cone(directions: Sequence[Tensor], n: int, *, seed: int = 0) -> Tenso
     """(n, d_model) random unit vectors of the cone of directions, float64.
 
     Positive combinations, with weights |N(0, 1)|, of the Gram-Schmidt basis of the directions in
-    their order (arXiv 2502.17420): one direction gives itself, k of them a cone of that dimension.
+    their order (arXiv 2502.17420). k directions give a cone of dimension k.
 
     Raises:
         InterpError: no directions, dependent ones, or no sample.

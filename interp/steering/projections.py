@@ -1,4 +1,4 @@
-"""How far every token of a prompt lies along a direction: what a colouring shows."""
+"""The projection of every token of a prompt on a direction, and its scale for colours."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def project_tokens(
     site: str,
     unit: Sequence[float],
 ) -> list[Projected]:
-    """H . r and cos(h, r) at every token of every prompt, r of length one, h a layer's site.
+    """The projection h . r and cos(h, r) at every token, with r of length one and h a layer's site.
 
     Raises:
         InterpError: a site the model does not have, or inside `intervene`.
@@ -49,7 +49,7 @@ def project_tokens(
 
 
 def on_one_scale(values: Sequence[np.ndarray]) -> tuple[float, float, list[np.ndarray]]:
-    """Median, reach (the 95 % quantile of the distance from it), and places from -1 to 1."""
+    """Median m, reach d (the 95 % quantile of |v - m|), and (v - m) / d clipped to [-1, 1]."""
     every = np.concatenate(values)
     middle = float(np.median(every))
     reach = float(np.quantile(np.abs(every - middle), 0.95)) or 1.0

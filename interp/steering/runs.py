@@ -1,6 +1,6 @@
-"""Runs under a steering: through hooks on any model, in the fast engine, and as texts.
+"""Steered runs: through hooks on any model, in the fast engine, and as texts.
 
-All three apply the same edit to the same tokens and count what they changed.
+All three apply the same `Change` to the same tokens, and count the changed tokens.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ TOGETHER = 4096
 
 @dataclass(kw_only=True)
 class SteeringTally:
-    """What a steering changed in prompts of these lengths.
+    """The tokens that a steering changed in prompts of these lengths.
 
-    `entries` are (prompts, positions, squared changes) by site.
+    `entries` holds, by site, (prompts, positions, squared L2 norms of the changes).
     """
 
     name: str
@@ -56,7 +56,7 @@ class SteeringTally:
         self.entries.setdefault(at, []).append((prompts.cpu(), positions.cpu(), squared.cpu()))
 
     def repeat(self, prompt: Tensor, others: Tensor) -> None:
-        """Count what was changed in one prompt so far in others too, which begin alike."""
+        """Count the changes of one prompt so far for others too, which begin with these tokens."""
         for kept in self.entries.values():
             for numbers, positions, squared in list(kept):
                 mine = numbers == int(prompt)
@@ -65,7 +65,7 @@ class SteeringTally:
                     kept.append((same, positions[mine], squared[mine]))
 
     def until(self, ends: Mapping[int, int]) -> None:
-        """Forget entries from a position of each prompt on: what ran after a text had ended."""
+        """Drop the entries from a position of each prompt on, which ran after its text ended."""
         limit = torch.tensor([ends[prompt] for prompt in range(len(self.lengths))])
         for at, kept in self.entries.items():
             self.entries[at] = [
@@ -76,12 +76,12 @@ class SteeringTally:
 
     @property
     def tokens(self) -> np.ndarray:
-        """(prompts,) changes made, counting every site."""
+        """(prompts,) number of changes, over all sites."""
         return self._sum(lambda squared: torch.ones_like(squared))
 
     @property
     def norm(self) -> np.ndarray:
-        """(prompts,) root mean square L2 norm of a change; nan where there was none."""
+        """(prompts,) root mean square L2 norm of a change; nan for prompts without changes."""
         with np.errstate(invalid="ignore"):
             return np.sqrt(self._sum(lambda squared: squared) / self.tokens)
 
@@ -111,9 +111,9 @@ class SteeringTally:
 
 @dataclass(frozen=True, kw_only=True)
 class SteeredRun:
-    """The prompts run once: (prompts, d_vocab) logits at the last token, and states there.
+    """(prompts, d_vocab) logits at the last token, and (prompts, layers, d_model) states there.
 
-    `states` is (prompts, layers, d_model) of `site`, after any edit of it; None if not asked for.
+    `states` are taken after the site's own edit; they are None if no layers were given.
     """
 
     logits: Tensor
@@ -127,16 +127,13 @@ def steer(
 ) -> Iterator[SteeringTally]:
     """Every run of these prompts inside the block is steered, on any model, through hooks.
 
-    A run may go on after a prompt: its further tokens count as generated.
+    A text that continues a prompt counts as generated after the prompt's end.
 
     Raises:
-        InterpError: see `Steering.require`; during a run, a prompt more than were given.
+        InterpError: see `Steering.require`; during a run, more prompts than were given.
     """
-    given = plain_prompts(model, prompts)
-    steering.require(model, given)
-    tally = _tally(steering, given)
-
-    with intervene(model, _change(steering, tally)):
+    change, tally = _counted(model, steering, prompts)
+    with intervene(model, change):
         yield tally
 
 
@@ -144,15 +141,19 @@ def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLi
     """A steering of some prompts as a `Change`, for `interp.intervene`, `ablate` and `generate`.
 
     Raises:
-        InterpError: see `Steering.require`; during a run, a prompt more than were given.
+        InterpError: see `Steering.require`; during a run, more prompts than were given.
     """
+    return _counted(model, steering, prompts)[0]
+
+
+def _counted(
+    model: LanguageModel, steering: Steering, prompts: PromptsLike
+) -> tuple[Change, SteeringTally]:
+    """A steering of some prompts as a `Change`, and the tally in which it counts its changes."""
     given = plain_prompts(model, prompts)
     steering.require(model, given)
-    return _change(steering, _tally(steering, given))
-
-
-def _change(steering: Steering, tally: SteeringTally) -> Change:
-    """A steering as a `Change`, which counts in the tally what it changes."""
+    lengths = torch.tensor([len(row) for row in given.rows])
+    tally = SteeringTally(name=steering.name, lengths=lengths)
 
     def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
         prompts, n = tokens.prompts.cpu(), len(tally.lengths)
@@ -160,7 +161,7 @@ def _change(steering: Steering, tally: SteeringTally) -> Change:
             raise InterpError(f"prompt {int(prompts.max())}", f"{n} were given", "run these")
         return _changed(steering, tally, at, old, prompts, tokens.positions.cpu())
 
-    return _each_site(steering.name, value, steering.edits)
+    return _each_site(steering.name, value, steering.edits), tally
 
 
 def _reading(kept: Mapping[Address, Tensor], lengths: Tensor) -> Change:
@@ -270,12 +271,6 @@ def _nothing(model: LanguageModel, prompts: ChatPrompts) -> Steering:
     return Steering(name="plain", edits={}, format=prompts.format, model_hash=model.hash)
 
 
-def _tally(steering: Steering, prompts: ChatPrompts) -> SteeringTally:
-    return SteeringTally(
-        name=steering.name, lengths=torch.tensor([len(row) for row in prompts.rows])
-    )
-
-
 def _changed(
     steering: Steering,
     tally: SteeringTally,
@@ -307,9 +302,7 @@ def _steered(
     What all rows begin with, such as a template's system prompt, is run once.
     """
     used = steering or _nothing(model, prompts)
-    used.require(model, prompts)
-    tally = _tally(used, prompts)
-    change = _change(used, tally)
+    change, tally = _counted(model, used, prompts)
 
     def extend(
         stream: Stream, tokens: Tensor, counts: Tensor, names: Tensor, also: Change | None = None

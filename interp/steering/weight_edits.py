@@ -1,4 +1,4 @@
-"""A direction taken out of the weights: what ablation through hooks does, for good."""
+"""A direction removed from the weights, as `ablate_direction` removes it from the states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from interp.models.loading import unwrapped, wrap
 from interp.results.direction import Direction
 
 READS = re.compile(r"gate|up_|router|\bw1\b|\bw3\b")
-"""Names inside experts of what reads the stream and does not write to it."""
+"""Names of the parts of experts that read the stream and do not write to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class WeightEdit:
     """An edited copy of a model.
 
     Attributes:
-        model: the copy; its hash is another, so directions of the first model are refused on it.
+        model: the copy. It has another hash, so it refuses directions of the original model.
         edited: the writers from which the direction was removed.
-        kept: what was left as it was, and why.
+        kept: the parts that were not edited, and why.
         residue: largest |r . W'| over the edited writers, each relative to the length of its
             largest row: 0 up to rounding.
         exact: whether the copy computes what `ablate_direction` computes, up to rounding.
@@ -50,7 +50,7 @@ class _Writer:
     gain: Tensor | None = None
 
     def remove(self, unit: Tensor) -> float:
-        """Edit in place; returns what is left, relative to the largest row."""
+        """Edit in place; returns the largest |r . W'| relative to the largest row."""
         normal = unit if self.gain is None else unit * self.gain.to(unit)
         normal = normal / normal.norm()
         wide = self.rows.double()
@@ -66,22 +66,22 @@ def orthogonalise_weights(
     """W' = W - r r^T W for everything that writes to the residual stream, biases included.
 
     Without post-norms the copy equals `ablate_direction` on all sites. Two things differ from the
-    released code of arXiv 2406.11717, which edits embedding, attention output and MLP output: the
-    biases of these and position embeddings are edited too, and a tied unembedding is untied first
-    and kept, since behind the final norm's gain r is not what the unembedding reads.
+    released code of arXiv 2406.11717, which edits embedding, attention output and MLP output. Their
+    biases and the position embeddings are edited too. A tied unembedding is untied first and not
+    edited, because it reads the stream after the final norm's gain.
 
-    A post-norm multiplies what a module writes by a gain g: with "fold" the module's output is made
-    orthogonal to g * r, so that nothing along r is added, but the norm then rescales the rest and
-    the copy is not the ablated model.
+    A post-norm multiplies a module's output by a gain g. With "fold" the module's output is made
+    orthogonal to g * r, so nothing along r is added. But the norm then rescales the rest, and the
+    copy is not the ablated model.
 
     Args:
         model: a model of a known family.
-        direction: r; only its line matters.
+        direction: r; its length and sign do not matter.
         post_norms: "refuse" or "fold".
 
     Raises:
-        InterpError: a family whose writers are not known (mixtures of experts among them: nothing
-            is skipped silently, and all their writers are named), or post-norms under "refuse".
+        InterpError: a family whose writers are not known, such as mixtures of experts (the message
+            names all their writers), or post-norms under "refuse".
     """
     direction.require_model(model)
     _require_known(model)
@@ -149,10 +149,10 @@ def _untie(hf_model: nn.Module) -> bool:
 
 
 def expert_writers(model: LanguageModel) -> tuple[str, ...]:
-    """Tensors by which experts write to the residual stream, by their names in the checkpoint.
+    """Checkpoint names of the tensors with which experts write to the residual stream.
 
-    Those of modules called experts that have an axis as wide as the stream, gates, routers and
-    projections into the expert left out. Empty for a model without experts.
+    These are the tensors of modules called experts with an axis as wide as the stream, except for
+    gates, routers and projections into the expert. Empty for a model without experts.
     """
     found: dict[tuple[int, torch.Size], str] = {}
     for name, tensor in model.bridge.original_model.state_dict().items():
@@ -164,7 +164,7 @@ def expert_writers(model: LanguageModel) -> tuple[str, ...]:
 
 
 def _folded(names: Sequence[str]) -> str:
-    """All names in one line: those that differ in numbers only as ranges, where none is missing."""
+    """All names in one line; names that differ only in their numbers become complete ranges."""
     patterns: dict[str, list[tuple[int, ...]]] = {}
     for name in names:
         numbers = tuple(map(int, re.findall(r"\d+", name)))

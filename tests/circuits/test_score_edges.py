@@ -606,7 +606,7 @@ def test_no_gap_is_refused_before_long_runs(family_models, monkeypatch):
     monkeypatch.setattr("interp.circuits.scoring.exact_edges.run_edges", None)
     monkeypatch.setattr("interp.circuits.scoring.gradient_estimates.metric_gradient", None)
     for method in ("exact", "EAP-IG-activations"):
-        with pytest.raises(InterpError, match="does not tell the prompts apart"):
+        with pytest.raises(InterpError, match="does not distinguish the prompts"):
             score_edges(model, none, method=method)
 
 

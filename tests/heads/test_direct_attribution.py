@@ -363,9 +363,9 @@ def test_unequal_lengths_need_a_map(refusal):
     odd = shifted(task)
     sides = both_sides(model, odd)
     assert any(len(a) != len(b) for a, b in zip(sides.clean, sides.corrupted, strict=True))
-    with pytest.raises(InterpError, match="say which tokens stand for which"):
+    with pytest.raises(InterpError, match="say which tokens correspond"):
         head_interchange(model, odd)
-    with pytest.raises(InterpError, match="say which tokens stand for which"):
+    with pytest.raises(InterpError, match="say which tokens correspond"):
         group_interchange(model, odd, [GATE])
     maps = align_ends(model, odd)
     for places, clean, corrupted in zip(maps, sides.clean, sides.corrupted, strict=True):
@@ -497,7 +497,7 @@ def test_inside_intervene_is_refused(refusal):
 def test_sides_without_a_gap_are_refused(refusal):
     model, task = refusal
     same = replace(task, pairs=tuple(replace(p, corrupted=p.clean) for p in task.pairs))
-    with pytest.raises(InterpError, match="does not tell the prompts apart"):
+    with pytest.raises(InterpError, match="does not distinguish the prompts"):
         head_logit_attribution(model, same)
     alone = replace(task, pairs=tuple(replace(p, corrupted=None) for p in task.pairs))
     with pytest.raises(InterpError, match="without a corrupted prompt"):

@@ -39,13 +39,13 @@ class Stream:
     @classmethod
     def empty(cls, runner: Runner, rows: int, capacity: int, *, first: int = 0) -> Stream:
         """A stream without tokens, with memory for `capacity` tokens per row."""
-        kept: list[list[Tensor]] = [[], []]
-        for block in runner.decoder.blocks[first:]:
-            shape = (rows, block.attn.n_kv_heads, capacity, block.attn.d_head)
-            for side in kept:
-                side.append(torch.zeros(shape, dtype=runner.dtype, device=runner.device))
+        heads = [(block.attn.n_kv_heads, block.attn.d_head) for block in runner.decoder.blocks]
+        keys, values = (
+            [runner.decoder.unembed.new_zeros(rows, n, capacity, d) for n, d in heads[first:]]
+            for _ in range(2)
+        )
         lengths = torch.zeros(rows, dtype=torch.long, device=runner.device)
-        return cls(runner=runner, first=first, keys=kept[0], values=kept[1], lengths=lengths)
+        return cls(runner=runner, first=first, keys=keys, values=values, lengths=lengths)
 
     def select(
         self, rows: Tensor, *, first: int, back: int = 0, capacity: int | None = None
@@ -90,6 +90,7 @@ class Stream:
         steps = torch.arange(x.shape[1], device=x.device)
         positions = start[:, None] + steps
         real = steps < counts[:, None]
+        owner = at[:, None].expand_as(positions)[real]
         x = x.flatten(0, 1)
         for number, block in enumerate(self.runner.decoder.blocks[self.first :]):
             layer = self.first + number
@@ -105,17 +106,12 @@ class Stream:
             x = changed("resid_pre", x)
             read = normed(block.ln1, x)
             q, k, v = (self.runner.project(block, which, read) for which in "qkv")
-            where = positions.flatten()
-            q = self.runner.rotated(block.attn, "q", q, where)
-            k = self.runner.rotated(block.attn, "k", k, where)
-            owner = at[:, None].expand_as(positions)[real]
-            self.keys[number][owner, :, positions[real]] = k.view(*positions.shape, *k.shape[1:])[
-                real
-            ]
-            self.values[number][owner, :, positions[real]] = v.view(*positions.shape, *v.shape[1:])[
-                real
-            ]
-            z = self._attend(number, q.view(*positions.shape, *q.shape[1:]), at, positions)
+            q = self.runner.rotated(block.attn, "q", q, positions.flatten())
+            k = self.runner.rotated(block.attn, "k", k, positions.flatten())
+            q, k, v = (part.unflatten(0, positions.shape) for part in (q, k, v))
+            self.keys[number][owner, :, positions[real]] = k[real]
+            self.values[number][owner, :, positions[real]] = v[real]
+            z = self._attend(number, q, at, positions)
             x = self.runner.after_heads(block, x, z.flatten(0, 1), changed)
         self.lengths[at] = start + counts
         return x.unflatten(0, positions.shape)[torch.arange(len(at), device=x.device), counts - 1]

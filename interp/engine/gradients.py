@@ -227,10 +227,9 @@ def chunks(
     `lengths` are ascending. `held` is the number of bytes per token besides the graph.
     """
     tile = CPU_TILE if decoder.unembed.device.type == "cpu" else 10**9
-    begin = 0
+    limit, begin = TAPE_SHARE * budget, 0
     while begin < len(lengths):
-        end, over = begin + 1, False
-        limit = TAPE_SHARE * budget
+        end = begin + 1
         over = int(lengths[begin]) * (tape_bytes(decoder, int(lengths[begin])) + held) > limit
         while not over and end < len(lengths):
             tokens, longest = int(lengths[begin : end + 1].sum()), int(lengths[end])

@@ -50,11 +50,17 @@ class Layout:
         self.row_of_id = dict(zip(self.ids.tolist(), range(len(ids)), strict=True))
 
     @classmethod
+    def of_rows(cls, length: Indices, offset: Indices, start: Indices | int = 0) -> Layout:
+        """One row for each prompt, from position `start` on."""
+        ids = np.arange(len(length))
+        start = np.broadcast_to(start, ids.shape)
+        return cls(ids=ids, prompt=ids, start=start, length=length, offset=offset)
+
+    @classmethod
     def of_prompts(cls, prompts: Sequence[Sequence[int]]) -> Layout:
-        """Every prompt as a row."""
-        length, ids = np.array([len(prompt) for prompt in prompts]), np.arange(len(prompts))
-        offset = np.cumsum(length) - length
-        return cls(ids=ids, prompt=ids, start=np.zeros_like(ids), length=length, offset=offset)
+        """One row for each whole prompt."""
+        length = np.array([len(prompt) for prompt in prompts])
+        return cls.of_rows(length, np.cumsum(length) - length)
 
     def __len__(self) -> int:
         return len(self.ids)

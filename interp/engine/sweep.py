@@ -80,21 +80,16 @@ def token_bytes(runner: Runner, site: str, longest: int) -> tuple[int, int]:
     """Bytes per token: in the stored runs, and while a variant runs."""
     decoder = runner.decoder
     attn = decoder.blocks[0].attn
-    width = {
-        "z": attn.n_heads * attn.d_head,
-        "q": attn.n_heads * attn.d_head,
-        "k_rot": attn.n_kv_heads * attn.d_head,
-        "k": attn.n_kv_heads * attn.d_head,
-        "v": attn.n_kv_heads * attn.d_head,
-        "pattern": attn.n_heads * longest,
-        "pre": decoder.d_mlp,
-        "pre_linear": decoder.d_mlp,
-        "post": decoder.d_mlp,
-    }
+    width = {"pattern": attn.n_heads * longest}
+    width |= dict.fromkeys(("q", "z"), attn.n_heads * attn.d_head)
+    width |= dict.fromkeys(("k", "k_rot", "v"), attn.n_kv_heads * attn.d_head)
+    width |= dict.fromkeys(("pre", "pre_linear", "post"), decoder.d_mlp)
     base, other = needed(runner, site)
-    kept = {*base, "resid_pre", "k_rot", "v"}
-    stored = sum(width.get(name, decoder.d_model) for name in kept)
-    stored += sum(width.get(name, decoder.d_model) for name in {*other, "resid_pre", "k_rot", "v"})
+    stored = sum(
+        width.get(name, decoder.d_model)
+        for sites in (base, other)
+        for name in sites | {"resid_pre", "k_rot", "v"}
+    )
     flight = 4 * decoder.d_mlp + 8 * decoder.d_model + 6 * width["z"]
     flight += 2 * longest * width["v"] // max(1, longest // 4)
     size = torch.finfo(runner.dtype).bits // 8

@@ -96,7 +96,6 @@ def head_interchange(
             ends,
             method="interchange",
             direction=direction,
-            metric=(task.metric.name, task.metric.unit),
             layers=chosen,
             positions="all aligned tokens",
         )

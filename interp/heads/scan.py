@@ -83,7 +83,12 @@ def scan_heads(
     sides, runner = both_sides(model, task), Runner(decoder)
     chosen = within(layers, model.n_layers, "layer", model.name)
     size = model.n_kv_heads if by == "kv_head" else model.n_heads
-    units = [(layer, _heads(model, unit, by)) for layer in chosen for unit in range(size)]
+    group = model.n_heads // size
+    units = [
+        (layer, tuple(range(unit * group, (unit + 1) * group)))
+        for layer in chosen
+        for unit in range(size)
+    ]
     kls, metrics = np.zeros((2, len(task), len(units))), np.zeros((len(task), len(units)))
     ends = np.zeros((2, len(task)))
     with torch.no_grad():
@@ -111,7 +116,6 @@ def scan_heads(
         (ends[0], ends[1]),
         method=f"{switch.mode} ablation",
         direction="noise",
-        metric=(task.metric.name, task.metric.unit),
         layers=chosen,
         by=by,
     )
@@ -121,11 +125,6 @@ def scan_heads(
         ships=kls[0].reshape(shape),
         benign=kls[1].reshape(shape),
     )
-
-
-def _heads(model: LanguageModel, unit: int, by: str) -> tuple[int, ...]:
-    group = model.n_heads // model.n_kv_heads
-    return tuple(range(unit * group, (unit + 1) * group)) if by == "kv_head" else (unit,)
 
 
 def _switched(switch: SwitchOff, base: Baseline, layer: int, heads: tuple[int, ...]) -> Change:

@@ -235,17 +235,20 @@ def head_scores(
     *,
     method: str,
     direction: str,
-    metric: tuple[str, str],
+    metric: tuple[str, str] | None = None,
     layers: Sequence[int],
     by: str = "head",
     positions: str = "all tokens",
 ) -> Scores:
     """Effects (n, layer, head) as `Scores`; `ends` are the metric's (n,) on clean and corrupted.
 
+    `metric` is the metric's name and unit; by default those of the task.
+
     Raises:
         InterpError: the two sides do not differ.
     """
     check_gap(*ends)
+    name, unit = metric or (task.metric.name, task.metric.unit)
     return Scores(
         effects=effects,
         clean=ends[0],
@@ -258,8 +261,8 @@ def head_scores(
         site="z" if by == "head" else "v",
         direction=direction,
         method=method,
-        metric=metric[0],
-        metric_unit=metric[1],
+        metric=name,
+        metric_unit=unit,
         positions=positions,
         provenance=provenance(model, task, f"# {method}"),
     )

@@ -139,7 +139,7 @@ def patch(
         InterpError: a source prompt is too short.
     """
     values = component_values(model, Component.parse(component), source)
-    return _one("patch", component, _Taken(component, values), positions)
+    return _one("patch", component, _from_runs(component, values), positions)
 
 
 @reads_arguments
@@ -159,7 +159,7 @@ def resample(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(texts), (n,), generator=generator).tolist()
     values = component_values(model, Component.parse(component), texts)
-    return _one("resample", component, _Taken(component, [values[i] for i in drawn]), positions)
+    return _one("resample", component, _from_runs(component, [values[i] for i in drawn]), positions)
 
 
 @reads_arguments
@@ -301,34 +301,31 @@ def _of_parts(whole: Tensor, site: str, chosen: tuple[int, ...] | None) -> Tenso
     return taken[..., None] if SITES[site] == "neuron" else taken
 
 
-class _Taken:
+def _from_runs(component: str, values: Sequence[Tensor]) -> NewValue:
     """A component's values in other runs, one (positions, width) for each prompt."""
 
-    def __init__(self, component: str, values: list[Tensor]) -> None:
-        self.component, self.values = component, values
-
-    def __call__(self, old: Tensor, tokens: Tokens) -> Tensor:
-        new = torch.zeros_like(old)
-        for prompt in tokens.prompts.unique().tolist():
-            rows = tokens.prompts == prompt
-            new[rows] = self._of(prompt, tokens.positions[rows], old.shape[-1]).to(old)
-        return new
-
-    def _of(self, prompt: int, positions: Tensor, width: int) -> Tensor:
-        asked = f"{self.component} of prompt {prompt} from another run"
-        if prompt >= len(self.values):
-            found = f"there are sources for {len(self.values)} prompts only"
+    def of(prompt: int, positions: Tensor, width: int) -> Tensor:
+        asked = f"{component} of prompt {prompt} from another run"
+        if prompt >= len(values):
+            found = f"there are sources for {len(values)} prompts only"
             raise InterpError(asked, found, "give one source for each prompt")
-        if int(positions.max()) >= (length := len(self.values[prompt])):
+        if int(positions.max()) >= (length := len(values[prompt])):
             raise InterpError(
                 asked,
                 f"token {int(positions.max())}, counted from 0, is to be replaced; its source has "
                 f"{length} tokens",
-                "give a source at least as long as the text, what is generated included, or "
+                "give a source at least as long as the text, including generated tokens, or "
                 "positions that the source has, such as positions=0",
             )
-        new = self.values[prompt][positions.to(self.values[prompt].device)]
-        if new.shape[-1] < width:
-            # Patterns of a shorter source: no attention to the keys it does not have.
-            new = torch.nn.functional.pad(new, (0, width - new.shape[-1]))
-        return new[..., :width]
+        new = values[prompt][positions.to(values[prompt].device)]
+        # Patterns of a shorter source: no attention to the keys it does not have.
+        return torch.nn.functional.pad(new, (0, max(0, width - new.shape[-1])))[..., :width]
+
+    def value(old: Tensor, tokens: Tokens) -> Tensor:
+        new = torch.zeros_like(old)
+        for prompt in tokens.prompts.unique().tolist():
+            rows = tokens.prompts == prompt
+            new[rows] = of(prompt, tokens.positions[rows], old.shape[-1]).to(old)
+        return new
+
+    return value

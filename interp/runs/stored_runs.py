@@ -71,15 +71,8 @@ class StoredRuns:
         longest = max(map(len, self.prompts))
         found: dict[Address, list[Tensor]] = {address: [] for address in addresses}
         with torch.no_grad():
-            for block, base in self.blocks:
-                rows = np.arange(len(block))
-                layout = Layout(
-                    ids=rows,
-                    prompt=rows,
-                    start=base.lengths - self.last,
-                    length=base.lengths,
-                    offset=base.offset,
-                )
+            for _, base in self.blocks:
+                layout = Layout.of_rows(base.lengths, base.offset, base.lengths - self.last)
                 there, back = layout.base, torch.argsort(layout.base)
                 for layer in dict.fromkeys(layer for layer, _ in addresses):
                     capture: dict[str, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -40,15 +41,10 @@ class _Part:
         raw = (self.raw if rows is None else self.raw[rows])[:, None]
         return self.norm(raw + change) - self.norm(raw)
 
-    def at(self, rows: Tensor) -> _Part:
-        """The same changes with the given rows."""
-        raw = None if self.raw is None else self.raw[rows]
-        return _Part(values=self.values[rows], raw=raw, norm=self.norm)
-
-    def end(self) -> _Part:
-        """The same changes at the last position only."""
-        raw = None if self.raw is None else self.raw[:, -1:]
-        return _Part(values=self.values[:, :, -1:], raw=raw, norm=self.norm)
+    def taken(self, of: Callable[[Tensor], Tensor]) -> _Part:
+        """The same changes at some rows or positions, which `of` takes from each tensor."""
+        raw = None if self.raw is None else of(self.raw)
+        return _Part(values=of(self.values), raw=raw, norm=self.norm)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +82,7 @@ class Deltas:
 
     def end(self) -> None:
         """Keep only the last position."""
-        self._parts = [part.end() for part in self._parts]
+        self._parts = [part.taken(lambda x: x[..., -1:, :]) for part in self._parts]
         self._buffer = None if self._buffer is None else self._buffer[:, :, -1:]
 
     def sum(self, weights: Tensor) -> Tensor:
@@ -109,7 +105,7 @@ class Deltas:
         if rows is None:
             return
         if self._buffer is None:
-            self._parts = [part.at(rows) for part in self._parts]
+            self._parts = [part.taken(lambda x: x[rows]) for part in self._parts]
             return
         old = self._buffer[:, : self.count]
         self._buffer = old.new_empty(len(rows), self.capacity, *old.shape[2:])

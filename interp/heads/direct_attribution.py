@@ -51,7 +51,7 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
     with an interval over pairs, unlike there.
     """
     sides = both_sides(model, task)
-    return _scores(model, task, sides, _attribution(model, task, sides))
+    return _scores(model, task, sides, logit_reading(model, task, sides))
 
 
 def direction_projection(model: LanguageModel, task: Task, direction: Direction) -> Scores:
@@ -63,11 +63,11 @@ def direction_projection(model: LanguageModel, task: Task, direction: Direction)
     Raises:
         InterpError: a direction of another model or site, or sides that do not differ along it.
     """
-    return _scores(model, task, both_sides(model, task), _projection(model, direction))
+    return _scores(model, task, both_sides(model, task), direction_reading(model, direction))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading:
+class HeadReading:
     """A linear function of parts (n, heads, d) of residuals (n, d), and its layers."""
 
     read: Callable[[Tensor, Tensor], Tensor]
@@ -76,7 +76,8 @@ class _Reading:
     metric: tuple[str, str]
 
 
-def _attribution(model: LanguageModel, task: Task, sides: Sides) -> _Reading:
+def logit_reading(model: LanguageModel, task: Task, sides: Sides) -> HeadReading:
+    """The reading of `head_logit_attribution`."""
     decoder = model.require_decoder("direct logit attribution")
     if bool((sides.targets.wrong < 0).all(1).any()):
         raise InterpError(f"attribution on {task.name}", "no wrong tokens", "give some to each")
@@ -89,10 +90,11 @@ def _attribution(model: LanguageModel, task: Task, sides: Sides) -> _Reading:
         return torch.einsum("nhd,nd->nh", share.cpu().double(), rows)
 
     metric = ("logit_diff", "logits")
-    return _Reading(read=read, layers=range(model.n_layers), method=ATTRIBUTION, metric=metric)
+    return HeadReading(read=read, layers=range(model.n_layers), method=ATTRIBUTION, metric=metric)
 
 
-def _projection(model: LanguageModel, direction: Direction) -> _Reading:
+def direction_reading(model: LanguageModel, direction: Direction) -> HeadReading:
+    """The reading of `direction_projection`."""
     direction.require_model(model)
     if direction.site not in ("resid_pre", "resid_post"):
         raise InterpError(f"heads along {direction}", "no residual site", "read resid_pre or _post")
@@ -100,7 +102,7 @@ def _projection(model: LanguageModel, direction: Direction) -> _Reading:
     if last < 0:
         raise InterpError(f"heads along {direction}", "no head precedes it", "take a later layer")
     unit = direction.unit
-    return _Reading(
+    return HeadReading(
         read=lambda part, whole: part.cpu().double() @ unit,
         layers=range(last + 1),
         method=PROJECTION,
@@ -108,8 +110,8 @@ def _projection(model: LanguageModel, direction: Direction) -> _Reading:
     )
 
 
-def _contrast(
-    model: LanguageModel, sides: Sides, reading: _Reading
+def head_contrast(
+    model: LanguageModel, sides: Sides, reading: HeadReading
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """(n, layer, head) clean - corrupted, and the (n,) readings of the whole stream on both."""
     effects, ends = [], []
@@ -124,8 +126,8 @@ def _contrast(
     return effects[0] - effects[1], (ends[0], ends[1])
 
 
-def _scores(model: LanguageModel, task: Task, sides: Sides, reading: _Reading) -> Scores:
-    effects, ends = _contrast(model, sides, reading)
+def _scores(model: LanguageModel, task: Task, sides: Sides, reading: HeadReading) -> Scores:
+    effects, ends = head_contrast(model, sides, reading)
     return head_scores(
         model,
         task,

@@ -11,7 +11,7 @@ import numpy as np
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.core.prompts import Task
-from interp.heads.direct_attribution import _attribution, _contrast, _projection
+from interp.heads.direct_attribution import direction_reading, head_contrast, logit_reading
 from interp.heads.switching import SwitchOff, both_sides
 from interp.models.language_model import LanguageModel
 from interp.results.direction import Direction
@@ -91,16 +91,16 @@ def knockout_cascade(
 
     sides = both_sides(model, task)
     if direction is None:
-        reading = _attribution(model, task, sides)
+        reading = logit_reading(model, task, sides)
     else:
-        reading = _projection(model, direction)
+        reading = direction_reading(model, direction)
     latest = max(after, key=lambda part: part.layer)
     if latest.layer not in reading.layers:
         raise InterpError(f"{latest} along {direction}", "the head comes later", "drop it")
 
     def contributions(off: Sequence[str]) -> np.ndarray:
         with intervene(model, [switch.change(off)] if off else []):
-            found = _contrast(model, sides, reading)[0].mean(0)
+            found = head_contrast(model, sides, reading)[0].mean(0)
         return np.array([found[part.layer, part.index or 0] for part in after])
 
     normal, knocked = contributions(()), contributions(gates)

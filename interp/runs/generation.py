@@ -103,9 +103,9 @@ def generate_each(
     """
     encoded = [model.tokenize(prompt).tokens for prompt in texts_of(prompts)]
     stop, rows = stops_of(stop), checked(Count, rows, "rows decoded together")
+    options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
     with model.lock:
         if model.active and changes == [None]:
-            options = {"max_new_tokens": max_new_tokens, "rows": rows, "progress": progress}
             return [intervened_texts(model, encoded, stop, **options)]
     model.refuse_changed("generating with a change", "intervene() alone, for this change too")
     model.require_decoder("generating")
@@ -121,21 +121,10 @@ def generate_each(
             do = "give where=, or use intervene(), which finds positions in every run"
             raise InterpError(f"generating with {change.name}", found, do)
     if fires is None and where == "all" and len(every) == len(changes):
-        return [
-            in_batches(
-                lambda change=change: ChangedText(model, partial(extended, change=change), stop),
-                encoded,
-                max_new_tokens=max_new_tokens,
-                rows=rows,
-                progress=progress,
-            )[0]
-            for change in every
-        ]
-    return in_batches(
-        lambda: TextRun(model, changes, fires, where, stop),
-        encoded,
-        max_new_tokens=max_new_tokens,
-        # The guess is that half of the texts stay equal.
-        rows=max(1, 2 * rows // (1 + len(changes))),
-        progress=progress,
-    )
+        extends = (partial(extended, change=change) for change in every)
+        runs = (partial(ChangedText, model, extend, stop) for extend in extends)
+        return [in_batches(run, encoded, **options)[0] for run in runs]
+    # The guess is that half of the texts stay equal.
+    options["rows"] = max(1, 2 * rows // (1 + len(changes)))
+    run = partial(TextRun, model, changes, fires, where, stop)
+    return in_batches(run, encoded, **options)

@@ -133,7 +133,7 @@ MOST = 1_000_000
 
 
 def load(name: str, dtype: str = "float32") -> LanguageModel:
-    """A model by name, with a sign of life while it loads."""
+    """A model by name; a spinner is shown while it loads."""
     from interp.models.loading import load_model
 
     with status(f"loading {name}"):
@@ -368,7 +368,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """A sign of life on stderr."""
+    """A spinner beside a text, on stderr, while the work goes on."""
     from rich.console import Console
 
     with Console(stderr=True).status(text):
@@ -378,16 +378,12 @@ def status(text: str) -> Iterator[None]:
 @contextmanager
 def progress(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, on stderr."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (bars.TextColumn(text), bars.BarColumn(), bars.MofNCompleteColumn())
+    with bars.Progress(
+        *columns, bars.TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
         row = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)

@@ -10,14 +10,7 @@ from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
 from interp.ui.shared import cache, offered, widgets
-from interp.ui.shared.state import (
-    CHOICES,
-    LARGEST,
-    MOST_PROMPTS,
-    Selection,
-    current,
-    select,
-)
+from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
 MEANING = {
     "resid_pre": "residual stream before the layer",

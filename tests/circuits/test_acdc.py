@@ -289,5 +289,5 @@ def test_bad_input():
     )
     with pytest.raises(InterpError, match="equal in 2 of 2"):
         acdc(model, equal, threshold=0.1)
-    with pytest.raises(InterpError, match="prompts apart"):
+    with pytest.raises(InterpError, match="does not distinguish the prompts"):
         mean_gap(np.zeros((2, 3)))

@@ -6,21 +6,19 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
+from interp.core.schema import CheckedSettings
 from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key, tokeniser_key
 from interp.studies.steps import Results, Steps, read_results, tuples
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 MANIFEST = "study.json"
-S = TypeVar("S", bound="DataclassInstance")
+S = TypeVar("S", bound=CheckedSettings)
 """The settings of a kind of study: a frozen dataclass of plain values and tuples of them."""
 
 Kept = TypeVar("Kept")

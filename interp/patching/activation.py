@@ -19,7 +19,7 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
-from interp.patching.spec import PatchSpec
+from interp.patching.spec import PatchSpec, Unit
 from interp.patching.sweep import PatchSweep, make_sweep, operations
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -47,6 +47,7 @@ def activation_patching(
     components: Iterable[int] | None = None,
     source: Source = "other",
     reference: Task | None = None,
+    unit: Unit = "gap",
     engine: Engine = "auto",
     cache: bool = True,
     **run: Unpack[RunKeywords],
@@ -76,6 +77,10 @@ def activation_patching(
             over all tokens of the reference prompts). "zero" and "mean" ablate the base run.
         reference: the task whose prompts, clean and corrupted, the mean is taken over, e.g. the
             other half of a split, or `task.without`. None of them may be evaluated here.
+        unit: "gap" (fractions of the clean-corrupted gap), or "metric": the mean metric gained, in
+            the metric's own unit, which needs no gap. A gap below its standard error is then a
+            warning. With a source other than "other" and direction "noise", the prompts may lack
+            corrupted ones.
         engine: "fast" (batched, restarted at the patched layer), "hooks" (one forward pass per
             cell through TransformerLens), or "auto" (fast if the architecture is supported).
         cache: read and store results in the cache. The key holds the model's hash, the tokens and
@@ -86,7 +91,7 @@ def activation_patching(
             before every chunk. The hook loop counts and asks at every cell.
 
     Returns:
-        Scores with axes `by`, unit "gap".
+        Scores with axes `by`, in `unit`.
 
     Raises:
         InterpError: the model lacks the site, the site lacks an axis, the gap is below its
@@ -108,6 +113,7 @@ def activation_patching(
         components=components,
         source=source,
         reference=reference,
+        unit=unit,
     )
     options = RunOptions(cache=cache, engine=engine, **run)
     return _patch(model, task, make_sweep(model, task, spec), options)
@@ -139,7 +145,7 @@ def _patch(model: LanguageModel, task: Task, sweep: PatchSweep, options: RunOpti
                 metric=sweep.metric,
                 targets=sweep.runs.targets,
                 budget=budget,
-                check=check_gap,
+                check=check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap,
                 replace=_replacement(model, sweep),
                 chunks=chunks,
                 progress=options.progress,
@@ -228,6 +234,7 @@ def _scores(
         metric_unit=task.metric.unit,
         positions=sweep.positions,
         provenance=provenance(model, task, _call(sweep)),
+        unit=spec.unit,
         extra={"engine": "fast" if fast else "hooks", "source": spec.source},
     )
 
@@ -241,8 +248,10 @@ def _call(sweep: PatchSweep) -> str:
             arguments.append(f"{name}={_numbers(tuple(wanted))}")
     if sweep.positions not in ("all tokens", "each token"):
         arguments.append(f"positions={spec.positions!r}")
-    if spec.source != "other":
-        arguments += [f"{name}={value}" for name, value in spec.source_arguments().items()]
+    named = spec.source_arguments()
+    if spec.source == "other":
+        del named["source"]
+    arguments += [f"{name}={value}" for name, value in named.items()]
     return f"scores = interp.activation_patching(model, task, {', '.join(arguments)})"
 
 

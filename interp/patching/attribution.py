@@ -53,8 +53,8 @@ def attribution_patching(
     Args:
         model: a model with a fast engine.
         task: prompt pairs.
-        sweep: site, by, direction, positions, layers, components, source and reference, with the
-            meaning and the defaults of `activation_patching`; and budget_gb, progress (called
+        sweep: site, by, direction, positions, layers, components, source, reference and unit, with
+            the meaning and the defaults of `activation_patching`; and budget_gb, progress (called
             with prompts done and in total) and cancelled (asked before every batch).
 
     Returns:
@@ -157,8 +157,9 @@ def _attribute(model: LanguageModel, task: Task, asked: Attribution, options: Ru
         if options.progress is not None:
             options.progress(piece.stop, len(task))
     clean, corrupted = ends if asked.spec.direction == "noise" else ends[::-1]
-    check_gap(clean, corrupted)
-    if work.reach <= _NO_GRADIENT * np.abs(clean - corrupted).sum():
+    (check_gap if asked.spec.unit == "gap" else asked.spec.warn_gap)(clean, corrupted)
+    gaps = np.abs(clean - corrupted).sum()
+    if gaps > 0 and work.reach <= _NO_GRADIENT * gaps:
         raise _flat(task, "its gradient is zero at the base run")
     if asked.grad_drop:  # a magnitude must stay positive when the gap is negative
         effects *= np.sign((clean - corrupted).mean())
@@ -175,7 +176,8 @@ def _estimator(model: LanguageModel, task: Task, asked: Attribution) -> Estimato
         first = parts[:1]
     # All layers and components are measured at the same tokens, so one of each is laid out.
     sweep = make_sweep(model, task, replace(spec, layers=chosen[:1], components=first))
-    refuse_equal(sweep.runs, task)
+    if spec.source == "other":
+        refuse_equal(sweep.runs, task)
     model.refuse_changed("attribution patching", HOOKED)
     keep_freed_memory()
     return Estimator(
@@ -218,6 +220,7 @@ def _scores(
         metric_unit=task.metric.unit,
         positions=sweep.positions,
         provenance=provenance(model, task, _call(work)),
+        unit=spec.unit,
         extra={"source": spec.source, "passes": passes},
     )
 

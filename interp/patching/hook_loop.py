@@ -34,7 +34,7 @@ def hook_loop(
 
     other = metric(model.last_logits(runs.other, hooks=_reads(values, site, layers)))
     base = metric(model.last_logits(runs.base))
-    check_gap(base, other)
+    (check_gap if sweep.spec.unit == "gap" else sweep.spec.warn_gap)(base, other)
     if sweep.spec.source != "other":
         _ablate(model, values, layers, sweep)
     result = np.repeat(base[:, None], sweep.n_cells, axis=1)

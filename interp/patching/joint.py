@@ -10,16 +10,17 @@ import torch
 
 from interp.core.arguments import listed, reads_arguments
 from interp.core.components import Component
-from interp.core.errors import InterpError
+from interp.core.errors import InterpError, unknown
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.memory import says_too_little
-from interp.engine.readout import LogitsOf, Progress
+from interp.engine.readout import CPU_TILE, LogitsOf, Progress
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.models.language_model import LanguageModel
-from interp.runs.pairs import PatchDirection, check_gap, paired_runs
+from interp.patching.spec import UNITS, Unit
+from interp.runs.pairs import PatchDirection, check_gap, paired_runs, warn_gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +29,19 @@ class JointEffect:
 
     Attributes:
         components: the labels patched.
-        effect: fraction of the gap, with its 95 % interval over prompts.
+        effect: the effect in `unit`, with its 95 % interval over prompts.
         flips: a test that the effect is above 0, by flipping the signs of the prompts' effects.
             Its p-value is valid on prompts that the set was not selected on.
         null: the effect's rank among random sets of the same kind, layers and size. It is not a
             p-value. None if no random sets were drawn.
+        unit: "gap" or "metric".
     """
 
     components: tuple[str, ...]
     effect: Estimate
     flips: FlipTest
     null: Null | None
+    unit: str = "gap"
 
     def __str__(self) -> str:
         random = "" if self.null is None else f"; random sets {self.null.beside}"
@@ -50,6 +53,20 @@ JOINT_SITES = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class SetEffects:
+    """The metric gained when the components of each set are patched together.
+
+    Attributes:
+        gained: (sets, n) in the metric's unit; positive supports the behaviour.
+        clean, corrupted: (n,) metric of the two plain runs.
+    """
+
+    gained: np.ndarray
+    clean: np.ndarray
+    corrupted: np.ndarray
+
+
 @reads_arguments
 @says_too_little
 def joint_patching(
@@ -58,6 +75,7 @@ def joint_patching(
     components: Sequence[str],
     *,
     direction: PatchDirection = "denoise",
+    unit: Unit = "gap",
     draws: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
@@ -66,15 +84,16 @@ def joint_patching(
 
         effect(C) = mean(m[base with every c in C := other] - m[base]) / mean(m[clean] - m[corr.])
 
-    Unit: fraction of the gap. A random set replaces every component by an unlisted one of the same
-    site and layer, and a whole site such as mlp_out by that of another layer; see
-    `interp.core.nulls.matched_components`.
+    Unit: fraction of the gap, or the metric's own unit, without the denominator. A random set
+    replaces every component by an unlisted one of the same site and layer, and a whole site such as
+    mlp_out by that of another layer; see `interp.core.nulls.matched_components`.
 
     Args:
         model: a model with a fast engine.
         task: prompt pairs. To test a selection, use pairs that it was not selected on.
         components: labels such as L9H6, L9KV2.k, L7N12, L5.mlp_out.
         direction: "denoise" or "noise", with the sign of `activation_patching`.
+        unit: "gap" or "metric", as in `activation_patching`.
         draws: number of random sets; 0 for none.
         seed: seed of the random sets and the sign flips.
         progress: called with (prompts done, prompts in total).
@@ -83,82 +102,126 @@ def joint_patching(
         InterpError: no fast engine, no components, unknown components, a site other than
             `JOINT_SITES`, a gap below its standard error, or a call inside `intervene`.
     """
-    decoder = model.require_decoder("joint patching")
-    components = listed(components)
-    chosen = [Component.parse(label) for label in components]
+    if unit not in UNITS:
+        raise unknown("unit", unit, UNITS)
+    model.require_decoder("joint patching")
+    chosen = components_of(model, listed(components))
+    rng = np.random.default_rng(seed)
+    random = (matched_components(chosen, model.n_layers, model.size, rng) for _ in range(draws))
+    found = set_effects(model, task, [chosen, *random], direction, progress)
+    (check_gap if unit == "gap" else warn_gap)(found.clean, found.corrupted)
+    gaps = found.clean - found.corrupted if unit == "gap" else np.ones(len(task))
+    own, others = found.gained[0], found.gained[1:]
+    effect = ratio_estimate(own, gaps)
+    return JointEffect(
+        components=tuple(map(str, chosen)),
+        effect=effect,
+        flips=flip_test(lambda signs: signs @ own / gaps.sum(), len(task), seed=seed),
+        null=null_of(effect.mean, others.mean(1) / gaps.mean()) if draws else None,
+        unit=unit,
+    )
+
+
+def components_of(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
+    """The components with these labels, of sites that can be patched together.
+
+    Raises:
+        InterpError: no labels, unknown components, or a site other than `JOINT_SITES`.
+    """
+    chosen = [Component.parse(label) for label in labels]
     if not chosen or any(part.site not in JOINT_SITES for part in chosen):
         raise InterpError(
-            f"patching {list(components)} together",
+            f"patching {list(labels)} together",
             f"sites {sorted({part.site for part in chosen})}",
             f"give components of {', '.join(JOINT_SITES)}",
         )
-    model.refuse_changed("joint patching", "patch() inside intervene, and last_logits()")
     for part in chosen:
         model.require_component(part)
-    runs = paired_runs(model, task, direction)
-    rng = np.random.default_rng(seed)
-    sets = [
-        chosen,
-        *(matched_components(chosen, model.n_layers, model.size, rng) for _ in range(draws)),
-    ]
-    runner = Runner(decoder)
-    sites = frozenset(part.site for part in chosen) - {"resid_post"} | {"resid_pre"}
-    sign = 1 if direction == "denoise" else -1
-    values = np.zeros((len(sets), len(task)))
+    return chosen
+
+
+def set_effects(
+    model: LanguageModel,
+    task: Task,
+    sets: Sequence[Sequence[Component]],
+    direction: str,
+    progress: Progress | None = None,
+    *,
+    zero: bool = False,
+) -> SetEffects:
+    """Patch every set of components at all tokens, exactly, one set at a time.
+
+    With `zero`, the components are set to zero instead; prompts may then lack corrupted ones.
+
+    Raises:
+        InterpError: no fast engine, an unknown direction, or a call inside `intervene`.
+    """
+    model.refuse_changed("joint patching", "patch() inside intervene, and last_logits()")
+    runs = paired_runs(model, task, direction, unpaired=zero)
+    runner = Runner(model.require_decoder("joint patching"))
+    patched = frozenset(part.site for parts in sets for part in parts)
+    sites = patched - {"resid_post"} | {"resid_pre"}
+    gained = np.zeros((len(sets), len(task)))
     ends = np.zeros((2, len(task)))
     with torch.no_grad():
         for prompt in range(len(task)):
-            targets = runs.targets.select(torch.tensor([prompt]))
+
+            def metric(hidden: torch.Tensor, prompt: int = prompt) -> np.ndarray:
+                targets = runs.targets.select(torch.full((len(hidden),), prompt))
+                readout = LogitsOf(decoder=runner.decoder, hidden=hidden)
+                return task.metric(readout, targets).numpy()
+
             base, other = (
                 baseline(runner, [side[prompt]], sites) for side in (runs.base, runs.other)
             )
-            for side, run in enumerate((base, other)):
-                hidden = final_hidden(runner, run)
-                readout = LogitsOf(decoder=decoder, hidden=hidden)
-                ends[side, prompt] = float(task.metric(readout, targets)[0])
-            for number, parts in enumerate(sets):
-                hidden = _set_together(runner, base, other, parts, int(runs.differ[prompt]))
-                readout = LogitsOf(decoder=decoder, hidden=hidden)
-                patched = float(task.metric(readout, targets)[0])
-                values[number, prompt] = sign * (patched - ends[0, prompt])
+            ends[:, prompt] = [metric(final_hidden(runner, run))[0] for run in (base, other)]
+            start = 0 if zero else int(runs.differ[prompt])
+            step = max(1, CPU_TILE // len(runs.base[prompt]))
+            for begin in range(0, len(sets), step):
+                some = sets[begin : begin + step]
+                hidden = _patched(runner, base, None if zero else other, some, start)
+                gained[begin : begin + step, prompt] = metric(hidden) - ends[0, prompt]
             if progress is not None:
                 progress(prompt + 1, len(task))
-    clean, corrupted = (ends[1], ends[0]) if direction == "denoise" else (ends[0], ends[1])
-    check_gap(clean, corrupted)
-    gaps = clean - corrupted
-    effect = ratio_estimate(values[0], gaps)
-    flips = flip_test(lambda signs: signs @ values[0] / gaps.sum(), len(task), seed=seed)
-    null = None
-    if draws:
-        null = null_of(effect.mean, values[1:].mean(1) / gaps.mean())
-    return JointEffect(components=tuple(map(str, chosen)), effect=effect, flips=flips, null=null)
+    denoise = direction == "denoise"
+    clean, corrupted = ends[::-1] if denoise else ends
+    return SetEffects(gained=gained * (1 if denoise else -1), clean=clean, corrupted=corrupted)
 
 
-def _set_together(
-    runner: Runner, base: Baseline, other: Baseline, parts: Sequence[Component], first: int
+def _patched(
+    runner: Runner,
+    base: Baseline,
+    other: Baseline | None,
+    sets: Sequence[Sequence[Component]],
+    first: int,
 ) -> torch.Tensor:
-    """The final hidden state when every component takes its value from the other run."""
+    """(sets, d_model) final hidden states when each set takes its values from the other run.
+
+    From token `first` on; zeros where there is no other run.
+    """
     length = int(base.lengths[0])
     if first >= length:
-        return final_hidden(runner, base)
+        return final_hidden(runner, base).expand(len(sets), -1)
     positions = np.arange(first, length)
+    run = base if other is None else other
     edits: dict[int, list[Replacement]] = {}
-    for part in parts:
-        values = other.site(part.layer, part.site)[first:]
-        index = part.index
-        edits.setdefault(part.layer, []).append(
-            Replacement(
-                site=part.site,
-                ids=np.zeros_like(positions),
-                positions=positions,
-                values=values if index is None else values[:, index],
-                components=None if index is None else np.full(len(positions), index),
+    for number, parts in enumerate(sets):
+        for part in parts:
+            values = run.site(part.layer, part.site)[first:] * (other is not None)
+            index = part.index
+            edits.setdefault(part.layer, []).append(
+                Replacement(
+                    site=part.site,
+                    ids=np.full_like(positions, number),
+                    positions=positions,
+                    values=values if index is None else values[:, index],
+                    components=None if index is None else np.full(len(positions), index),
+                )
             )
-        )
     variants = Variants(
-        prompt=np.zeros(1, dtype=np.int64),
-        start=np.array([first]),
-        layer=np.array([min(edits)]),
-        ready=np.zeros(1, dtype=bool),
+        prompt=np.zeros(len(sets), dtype=np.int64),
+        start=np.full(len(sets), first),
+        layer=np.array([min(part.layer for part in parts) for parts in sets]),
+        ready=np.zeros(len(sets), dtype=bool),
     )
     return restart(runner, base, variants, edits=edits)

@@ -24,11 +24,12 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
+from interp.patching.spec import UNITS, Unit
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
-from interp.runs.pairs import PairedRuns, check_gap, paired_runs, refuse_equal
+from interp.runs.pairs import PairedRuns, check_gap, paired_runs, refuse_equal, warn_gap
 
 VERSION = 2
 RECEIVERS = ("q", "k", "v", "post", "mlp_out")
@@ -46,6 +47,7 @@ def path_patching(
     direction: str = "noise",
     positions: Columns = "all",
     freeze_mlps: bool = False,
+    unit: Unit = "gap",
     cache: bool = True,
     **run: Unpack[RunKeywords],
 ) -> Scores:
@@ -79,6 +81,7 @@ def path_patching(
         positions: where the sender is patched: "all", or several positions together; see
             `interp.core.arguments.Columns`.
         freeze_mlps: keep the base values of MLPs between sender and receiver.
+        unit: "gap" or "metric", as in `activation_patching`.
         cache: read and store results in the cache. An interrupted call resumes from its finished
             prompts.
         run: budget_gb, the memory for runs in flight; progress, called with (prompts done, prompts
@@ -101,6 +104,8 @@ def path_patching(
     model.require_decoder("path patching")
     options = RunOptions(cache=cache, **run)
     budget_bytes(options.budget_gb)
+    if unit not in UNITS:
+        raise unknown("unit", unit, UNITS)
     if senders not in ("heads", "mlps"):
         raise unknown("senders", senders, ("heads", "mlps"))
     runs = paired_runs(model, task, direction)
@@ -113,7 +118,8 @@ def path_patching(
     call = (
         f"scores = interp.path_patching(model, task, receivers={labels!r}, "
         f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-        f"direction={direction!r}, positions={positions!r}, freeze_mlps={freeze_mlps})"
+        f"direction={direction!r}, positions={positions!r}, freeze_mlps={freeze_mlps}"
+        + (")" if unit == "gap" else f", unit={unit!r})")
     )
     spec = _PathSpec(
         receivers=tuple(parsed),
@@ -123,6 +129,7 @@ def path_patching(
         positions=names,
         where=where,
         freeze_mlps=freeze_mlps,
+        unit=unit,
     )
     return _patch_paths(model, task, runs, spec, call, options)
 
@@ -139,6 +146,7 @@ class _PathSpec:
         positions: names of the positions at which senders are patched.
         where: those positions of every prompt, from its first differing token on.
         freeze_mlps: whether MLPs between sender and receiver keep their base values.
+        unit: "gap" or "metric".
     """
 
     receivers: tuple[Component, ...]
@@ -148,6 +156,7 @@ class _PathSpec:
     positions: tuple[str, ...]
     where: list[list[int]]
     freeze_mlps: bool
+    unit: Unit
 
     @property
     def into(self) -> list[str]:
@@ -177,6 +186,7 @@ def _patch_paths(
             direction=spec.direction,
             positions=[spec.positions, spec.where],
             freeze_mlps=spec.freeze_mlps,
+            unit=spec.unit,
         )
     if (found := stored(key)) is not None:
         return found
@@ -184,7 +194,7 @@ def _patch_paths(
         ends, effects = _measure(model, task, runs, spec, options, chunks)
         denoise = spec.direction == "denoise"
         clean, corrupted = ends[::-1] if denoise else ends
-        check_gap(clean, corrupted)
+        (check_gap if spec.unit == "gap" else warn_gap)(clean, corrupted)
         coordinates = {"layer": tuple(map(str, spec.layers))}
         if spec.heads:
             coordinates["head"] = tuple(map(str, range(model.n_heads)))
@@ -203,6 +213,7 @@ def _patch_paths(
             metric_unit=task.metric.unit,
             positions=" and ".join(spec.positions) if spec.positions != ("all",) else "all tokens",
             provenance=provenance(model, task, call),
+            unit=spec.unit,
         )
         keep(key, scores, chunks)
     return scores

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack, get_args
+
+import numpy as np
 
 from interp.core.arguments import Columns, as_positions, listed
+from interp.core.errors import unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
+from interp.runs.pairs import warn_gap
+
+Unit = Literal["gap", "metric"]
+"""Fractions of the clean-corrupted gap, or the metric's own unit."""
+
+UNITS = get_args(Unit)
 
 
 class SweepKeywords(RunKeywords, total=False):
@@ -22,6 +31,7 @@ class SweepKeywords(RunKeywords, total=False):
     components: Iterable[int] | None
     source: str
     reference: Task | None
+    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +47,11 @@ class PatchSpec:
         components: the heads or neurons swept; None for all.
         source: "other" (the pair's other run), "zero" or "mean".
         reference: the task whose prompts a mean is taken over.
+        unit: "gap" (fractions of the clean-corrupted gap) or "metric" (the metric's own unit).
 
     Raises:
-        InterpError: positions that are neither names nor whole numbers, or bytes or a dictionary
-            in place of a list.
+        InterpError: positions that are neither names nor whole numbers, bytes or a dictionary in
+            place of a list, or an unknown unit.
     """
 
     site: str = "z"
@@ -51,17 +62,27 @@ class PatchSpec:
     components: Iterable[int] | None = None
     source: str = "other"
     reference: Task | None = None
+    unit: str = "gap"
 
     def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise unknown("unit", self.unit, UNITS)
         object.__setattr__(self, "by", tuple(str(axis) for axis in listed(self.by)))
         object.__setattr__(self, "positions", as_positions(self.positions))
         for name in ("layers", "components"):
             if (chosen := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(listed(chosen)))
 
+    def warn_gap(self, one: np.ndarray, other: np.ndarray) -> None:
+        """Warn of two plain runs that do not differ, if one gives its values to the other."""
+        if self.source == "other":
+            warn_gap(one, other)
+
     def source_arguments(self) -> dict[str, str]:
-        """The arguments that say what replaces a cell, as Python source."""
+        """The arguments that say what replaces a cell and the unit, as Python source."""
         found = {"source": repr(self.source)}
+        if self.unit != "gap":
+            found["unit"] = repr(self.unit)
         if self.reference is not None:
             found["reference"] = self.reference.source or "own_reference"
         return found

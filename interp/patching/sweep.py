@@ -66,7 +66,8 @@ def make_sweep(model: LanguageModel, task: Task, spec: PatchSpec) -> PatchSweep:
         raise unknown("source", source, ("other", "zero", "mean"))
     if source == "mean" and site == "pattern":
         raise InterpError("the mean of pattern", "prompts differ in keys", "use z or zero")
-    runs = paired_runs(model, task, spec.direction)
+    unpaired = source != "other" and spec.direction == "noise" and spec.unit == "metric"
+    runs = paired_runs(model, task, spec.direction, unpaired=unpaired)
     means_over = reference_prompts(model, source, spec.reference, [*runs.base, *runs.other])
     unit = SITES[site]
     axes = tuple(unit if axis == "head" and unit == "kv_head" else axis for axis in by)

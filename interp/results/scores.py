@@ -45,7 +45,7 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores(Record):
-    """Effects of components on a task, as fractions of the clean-corrupted gap.
+    """Effects of components on a task, as fractions of the gap or in the metric's own unit.
 
         effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted)
 
@@ -71,7 +71,8 @@ class Scores(Record):
         metric_unit: unit of the metric.
         positions: the positions that were patched, in words.
         provenance: origin of the numbers.
-        unit: unit of `values`.
+        unit: "gap" (`values` are fractions of the gap) or "metric" (`values` are the mean metric
+            gained, in `metric_unit`).
         extra: further facts of the method.
     """
 
@@ -117,6 +118,11 @@ class Scores(Record):
         return len(self.clean)
 
     @property
+    def unit_words(self) -> str:
+        """The unit of `values` in words."""
+        return "fraction of the gap" if self.unit == "gap" else self.metric_unit or self.metric
+
+    @property
     def gap(self) -> float:
         """Mean clean minus mean corrupted metric."""
         return float((self.clean - self.corrupted).mean())
@@ -150,13 +156,15 @@ class Scores(Record):
 
     @property
     def _gaps(self) -> np.ndarray:
-        """(n,) clean - corrupted, refused if the mean is 0."""
+        """(n,) clean - corrupted, refused if the mean is 0; 1 for effects in the metric's unit."""
+        if self.unit == "metric":
+            return np.ones(self.n)
         gaps = self.clean - self.corrupted
         if gaps.mean() == 0:
             raise InterpError(
                 f"fractions of the gap of {self!r}",
                 "the clean and the corrupted prompts have the same mean metric",
-                "use prompts that differ in the metric, or read .effects in the metric's unit",
+                "use prompts that differ in the metric, or effects in its unit (unit='metric')",
             )
         return gaps
 
@@ -442,7 +450,7 @@ class Scores(Record):
             y=layers,
             x_title=columns.replace("kv_", "key/value ") or self.site,
             y_title=rows,
-            colour_title="effect (fraction of the gap)",
+            colour_title=f"effect ({self.unit_words})",
             stderr=errors,
             selected=selected,
             limit=limit,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,8 +28,12 @@ class PairedRuns:
     encoded: EncodedTask
 
 
-def paired_runs(model: LanguageModel, task: Task, direction: str) -> PairedRuns:
+def paired_runs(
+    model: LanguageModel, task: Task, direction: str, *, unpaired: bool = False
+) -> PairedRuns:
     """Both runs of every pair, as tokens, with the targets of the metric.
+
+    With `unpaired`, the clean run of a task without corrupted prompts stands for the other run.
 
     Raises:
         InterpError: an unknown direction, or a task without corrupted prompts.
@@ -36,6 +41,8 @@ def paired_runs(model: LanguageModel, task: Task, direction: str) -> PairedRuns:
     if direction not in ("denoise", "noise"):
         raise unknown("direction", direction, ("denoise", "noise"))
     encoded = task.encode(model)
+    if encoded.corrupted is None and unpaired:
+        encoded = replace(encoded, corrupted=encoded.clean)
     if encoded.corrupted is None:
         raise InterpError(
             f"patching on {task.name}",
@@ -77,12 +84,26 @@ def check_gap(one: np.ndarray, other: np.ndarray) -> None:
     Raises:
         InterpError: the mean gap is zero or below its standard error, or every gap is rounding.
     """
+    if (found := _no_gap(one, other)) is not None:
+        raise InterpError(
+            "an effect as a fraction of the clean-corrupted gap",
+            found,
+            "the model does not distinguish the prompts: check the task, use more prompts, or ask "
+            "for effects in the metric's own unit (unit='metric')",
+        )
+
+
+def warn_gap(one: np.ndarray, other: np.ndarray) -> None:
+    """Warn of what `check_gap` refuses: effects in the metric's own unit exist without a gap."""
+    if (found := _no_gap(one, other)) is not None:
+        warnings.warn(f"the model does not distinguish the prompts: {found}", stacklevel=3)
+
+
+def _no_gap(one: np.ndarray, other: np.ndarray) -> str | None:
+    """The gap in words if it is zero, below its standard error or rounding; otherwise None."""
     gaps = one - other
     rounding = 1e-5 * max(np.abs(one).max(), np.abs(other).max())
     error = gaps.std(ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
     if abs(gaps.mean()) <= max(error, 1e-9) or np.abs(gaps).max() <= rounding:
-        raise InterpError(
-            "an effect as a fraction of the clean-corrupted gap",
-            f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts",
-            "the model does not distinguish the prompts: check the task, or use more prompts",
-        )
+        return f"gap {abs(gaps.mean()):.4f} ± {error:.4f} over {len(gaps)} prompts"
+    return None

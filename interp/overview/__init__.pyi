@@ -1,0 +1,7 @@
+from .findings import Finding as Finding
+from .findings import Findings as Findings
+from .findings import scan as scan
+from .logit_parts import LogitParts as LogitParts
+from .logit_parts import direct_attribution as direct_attribution
+from .one_prompt import Look as Look
+from .one_prompt import look as look

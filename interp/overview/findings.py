@@ -1,0 +1,322 @@
+"""Ranked findings on one prompt: first the gradient's estimate, then each confirmed exactly."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Unpack
+
+import numpy as np
+
+from interp.core.arguments import reads_arguments
+from interp.core.components import Component
+from interp.core.continuations import answer_token
+from interp.core.errors import InterpError
+from interp.core.nulls import Null, null_of
+from interp.core.prompts import PromptPair, Task
+from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.schema import Count, checked
+from interp.engine.stopping import stoppable
+from interp.models.language_model import LanguageModel
+from interp.overview.logit_parts import LogitParts, chosen_tokens, likeliest, logit_parts
+from interp.overview.single_run import run_once
+from interp.patching.attribution import attribution_patching
+from interp.patching.joint import set_effects
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+KINDS = {"z": "heads", "mlp_out": "MLPs"}
+"""The sites of the components that are ranked, and what they are called."""
+
+MISJUDGED = 2.0
+"""A gradient that is off by this factor, or has the other sign, is said to be wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A component and its effect on the logit difference, in logits.
+
+    Attributes:
+        component: the head (site z) or MLP (site mlp_out).
+        estimate: its effect by attribution patching, from one gradient.
+        exact: its effect by a run of its own.
+        direct: what it writes into the logit difference itself (`direct_attribution`).
+        null: the absolute value of `exact` among random components of the same kind. A rank, not a
+            p-value, because the component was selected.
+    """
+
+    component: Component
+    estimate: float
+    exact: float
+    direct: float
+    null: Null
+
+    @property
+    def larger_than(self) -> int:
+        """How many of the random components have a smaller effect, in absolute value."""
+        return self.null.draws + 1 - round(self.null.share * (1 + self.null.draws))
+
+    @property
+    def verdict(self) -> str:
+        """What the gradient got wrong; "" if it is within a factor of two of the exact effect."""
+        if self.estimate * self.exact < 0:
+            return f"the gradient has the wrong sign ({self.estimate:+.2f})"
+        large, small = sorted((abs(self.estimate), abs(self.exact)), reverse=True)
+        if large <= MISJUDGED * small:
+            return ""
+        more = abs(self.estimate) > abs(self.exact)
+        return f"the gradient {'over' if more else 'under'}states it ({self.estimate:+.2f})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Findings:
+    """Ranked findings on one prompt, or one pair of prompts: n = 1, so they have no interval.
+
+    Attributes:
+        task: the prompt or pair that was measured, as a task that other functions take.
+        words: the logit difference in words.
+        base: the logit difference of the prompt.
+        other: that of the foil; None without one.
+        found: the findings, strongest exact effect first.
+        of: how many components were ranked by the gradient.
+        agreement: Pearson correlation of estimate and exact effect over all components run exactly.
+        parts: the direct attribution of the prompt.
+        changed: (token in the prompt, token in the foil) where the two differ.
+    """
+
+    task: Task
+    words: str
+    base: float
+    other: float | None
+    found: tuple[Finding, ...]
+    of: int
+    agreement: float
+    parts: LogitParts
+    changed: tuple[tuple[str, str], ...]
+
+    @property
+    def gap(self) -> float | None:
+        """The logit difference of the prompt minus that of the foil."""
+        return None if self.other is None else self.base - self.other
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The findings in words, strongest first."""
+        return tuple(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        yield f"{self.words} is {self.base:+.2f} logits after the prompt" + (
+            "." if self.other is None else f", and {self.other:+.2f} after the foil."
+        )
+        for one in self.found:
+            did = (
+                f"losing {one.component} (set to zero) costs {one.exact:+.2f} logits"
+                if self.other is None
+                else f"{one.component} from the prompt's run adds {one.exact:+.2f} logits to the "
+                f"foil's"
+            )
+            share = "" if not self.gap else f" ({one.exact / self.gap:.0%} of the gap)"
+            kind = KINDS[one.component.site]
+            beaten = f"larger than {one.larger_than} of {one.null.draws} random {kind}"
+            wrong = f"; {one.verdict}" if one.verdict else ""
+            yield f"{did[0].upper()}{did[1:]}{share}; {beaten}{wrong}."
+
+    def __repr__(self) -> str:
+        best = f"; {self.found[0].component} {self.found[0].exact:+.2f}" if self.found else ""
+        count = f"{len(self.found)} of {self.of}"
+        return f"Findings({self.words} {self.base:+.2f} logits, {count}{best})"
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().to_html(index=False, float_format="%+.3f")
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per finding: exact effect, estimate, direct attribution, rank among random."""
+        from pandas import DataFrame
+
+        rows = [
+            {
+                "component": str(one.component),
+                "effect": one.exact,
+                "estimate": one.estimate,
+                "direct": one.direct,
+                "larger than": f"{one.larger_than} of {one.null.draws}",
+                "note": one.verdict,
+            }
+            for one in self.found
+        ]
+        return DataFrame(rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and texts, for JSON."""
+        return {
+            "difference": self.words,
+            "logits": self.base,
+            "logits_of_foil": self.other,
+            "n": 1,
+            "ranked": self.of,
+            "agreement": self.agreement,
+            "changed": [list(pair) for pair in self.changed],
+            "findings": [
+                {
+                    **{k: v for k, v in asdict(one).items() if k not in ("component", "null")},
+                    "component": str(one.component),
+                    "larger_than": one.larger_than,
+                    "random": one.null.draws,
+                    "sentence": sentence,
+                }
+                for one, sentence in zip(self.found, self.sentences[1:], strict=True)
+            ],
+        }
+
+
+@reads_arguments
+def scan(
+    model: LanguageModel,
+    prompt: str,
+    foil: str | None = None,
+    *,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    k: int = 10,
+    draws: int = 40,
+    seed: int = 0,
+    **run: Unpack[RunKeywords],
+) -> Findings:
+    """The heads and MLPs that matter most for what a model says after one prompt.
+
+    With a foil text of as many tokens, the effect of a component is the logit difference gained
+    when it takes its value from the prompt's run inside the foil's run (activation patching,
+    denoising). Without one, it is the logit difference lost when it is set to zero. In both, a
+    positive effect supports the answer. All heads and MLPs are first ranked by attribution
+    patching, one gradient. Then the first k and the random ones are measured exactly, each by a
+    run of its own, and what the gradient got wrong is said.
+
+    Args:
+        model: a model with a fast engine.
+        prompt: a text.
+        foil: a text of as many tokens that the model continues in another way; or one that is a
+            single token, which is then the wrong answer, and no pair is made.
+        answer: the token that is explained; the likeliest next token by default.
+        wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
+        k: number of components measured exactly.
+        draws: most random components of each kind.
+        seed: seed of the random components.
+        run: budget_gb, progress (called with steps done and in total) and cancelled.
+
+    Returns:
+        Findings, in logits, strongest first. n = 1: to test them, measure a set of prompts.
+
+    Raises:
+        InterpError: no fast engine, a foil of another number of tokens, an answer of several
+            tokens, answers that do not differ, or a call inside `intervene`.
+    """
+    model.refuse_changed("a scan", "look()")
+    options = RunOptions(**run)
+    k, draws = checked(Count, k, "components of a scan"), checked(Count, draws, "random components")
+    clean = run_once(model, prompt, budget_gb=options.budget_gb)
+    other = clean
+    if foil is not None and wrong is None and _is_one_token(model, prompt, foil):
+        wrong, foil = foil, None
+    if foil is not None:
+        other = run_once(model, foil, budget_gb=options.budget_gb)
+        if other.n_tokens != clean.n_tokens:
+            raise InterpError(
+                "a scan of a prompt and a foil",
+                f"{clean.n_tokens} and {other.n_tokens} tokens:\n  {clean.prompt.shown()}\n  "
+                f"{other.prompt.shown()}\n",
+                "write a foil of as many tokens, such as another name or number in the same place",
+            )
+    last = clean.n_tokens - 1
+    right, _ = chosen_tokens(clean, answer, wrong, last)
+    parts = logit_parts(clean, right, likeliest(other, last, right) if wrong is None else wrong)
+    assert parts.wrong is not None
+    pair = PromptPair(clean=prompt, corrupted=foil, answers=(right,), wrong=(parts.wrong,))
+    task = Task(name="one prompt" if foil is None else "one pair", pairs=(pair,))
+    return _measured(model, task, parts, options, k=k, draws=draws, seed=seed)
+
+
+def _is_one_token(model: LanguageModel, prompt: str, text: str) -> bool:
+    """Whether a text is one token that can follow the prompt."""
+    try:
+        answer_token(model, prompt, text, f"foil {text!r}")
+    except InterpError:
+        return False
+    return True
+
+
+def _measured(
+    model: LanguageModel,
+    task: Task,
+    parts: LogitParts,
+    options: RunOptions,
+    *,
+    k: int,
+    draws: int,
+    seed: int,
+) -> Findings:
+    """Rank by the gradient, then measure the first k and random components exactly."""
+    pair = task.pairs[0].corrupted is not None
+    direction = "denoise" if pair else "noise"
+    estimates: dict[Component, float] = {}
+    for site, by in (("z", ("layer", "head")), ("mlp_out", ("layer",))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a small gap is told in the sentences
+            scores = attribution_patching(
+                model,
+                task,
+                site=site,
+                by=by,
+                direction=direction,
+                source="other" if pair else "zero",
+                unit="metric",
+                budget_gb=options.budget_gb,
+                cancelled=options.cancelled,
+            )
+        for cell in np.ndindex(scores.values.shape):
+            estimates[scores.component(cell)] = float(scores.values[cell])
+    ranked = sorted(estimates, key=lambda part: -abs(estimates[part]))
+    first, rest = ranked[:k], ranked[k:]
+    rng = np.random.default_rng(seed)
+    random = {site: _drawn([c for c in rest if c.site == site], draws, rng) for site in KINDS}
+    chosen = [*first, *random["z"], *random["mlp_out"]]
+    with stoppable(options.cancelled):
+        sets = [[part] for part in chosen]
+        measured = set_effects(model, task, sets, direction, options.progress, zero=not pair)
+    exact = dict(zip(chosen, measured.gained[:, 0].tolist(), strict=True))
+    nulls = {site: np.abs([exact[part] for part in some]) for site, some in random.items()}
+    direct = {part.label: part.value for part in parts.parts}
+    found = [
+        Finding(
+            component=part,
+            estimate=estimates[part],
+            exact=exact[part],
+            direct=direct[str(part)],
+            null=null_of(abs(exact[part]), nulls[part.site]),
+        )
+        for part in sorted(first, key=lambda part: -abs(exact[part]))
+    ]
+    both = np.array([[estimates[part], exact[part]] for part in chosen]).T
+    prompts = task.pairs[0].clean, task.pairs[0].corrupted
+    texts = [model.tokenize(text).strings for text in prompts if text is not None]
+    return Findings(
+        task=task,
+        words=parts.words,
+        base=float(measured.clean[0]),
+        other=float(measured.corrupted[0]) if pair else None,
+        found=tuple(found),
+        of=len(ranked),
+        agreement=float(np.corrcoef(both)[0, 1]),
+        parts=parts,
+        changed=tuple((a, b) for a, b in zip(texts[0], texts[-1], strict=True) if a != b),
+    )
+
+
+def _drawn(parts: Sequence[Component], draws: int, rng: np.random.Generator) -> list[Component]:
+    """Some of the components at random; all of them if there are no more."""
+    chosen = rng.permutation(len(parts))[:draws]
+    return [parts[i] for i in sorted(chosen.tolist())]

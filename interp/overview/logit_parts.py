@@ -1,0 +1,313 @@
+"""Direct logit attribution: what every part of a model adds to a logit difference, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import reads_arguments
+from interp.core.continuations import answer_token
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.schema import Count, checked
+from interp.engine.architecture import Block
+from interp.models.language_model import LanguageModel
+from interp.overview.single_run import SingleRun, reader, run_once
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the model and what it adds to the logit difference, in logits."""
+
+    label: str
+    kind: str
+    layer: int | None
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogitParts:
+    """What every part adds to one logit difference of one prompt, in logits; the parts add up.
+
+    Attributes:
+        run: the run.
+        position: the token after which the logits are read.
+        answer, wrong: token ids; `wrong` is None for the answer's own logit.
+        embedding: the token and position embedding.
+        heads: (layer, head) attention heads.
+        attention_bias: (layer,) the output bias of attention, and of a norm behind it.
+        mlps: (layer,) MLPs.
+        bias: the biases of the final norm and of the unembedding.
+    """
+
+    run: SingleRun
+    position: int
+    answer: int
+    wrong: int | None
+    embedding: float
+    heads: np.ndarray
+    attention_bias: np.ndarray
+    mlps: np.ndarray
+    bias: float
+
+    @property
+    def total(self) -> float:
+        """The sum of all parts."""
+        parts = (self.heads.sum(), self.attention_bias.sum(), self.mlps.sum())
+        return float(sum(parts)) + self.embedding + self.bias
+
+    @cached_property
+    def logit_difference(self) -> float:
+        """The model's own logit difference, before a soft cap of the logits."""
+        decoder, run = self.run.decoder, self.run
+        hidden = decoder.ln_final(run.final(self.position)[None])
+        logits = hidden[0].double() @ decoder.unembed[self._tokens].double().T
+        if decoder.unembed_bias is not None:
+            logits = logits + decoder.unembed_bias[self._tokens].double()
+        return float(logits[0] - (logits[1] if len(logits) > 1 else 0))
+
+    @property
+    def words(self) -> str:
+        """The logit difference in words."""
+        texts = [repr(text) for text in self.run.model.strings(self._tokens)]
+        return " - ".join(texts)
+
+    @property
+    def _tokens(self) -> list[int]:
+        return [self.answer] if self.wrong is None else [self.answer, self.wrong]
+
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Every part, in the order of the model."""
+        return tuple(self._parts())
+
+    def _parts(self) -> Iterator[Part]:
+        yield Part(label="embedding", kind="embedding", layer=None, value=self.embedding)
+        for layer, heads in enumerate(self.heads.tolist()):
+            for head, value in enumerate(heads):
+                yield Part(label=f"L{layer}H{head}", kind="head", layer=layer, value=value)
+            if bias := float(self.attention_bias[layer]):
+                label = f"L{layer} attention bias"
+                yield Part(label=label, kind="bias", layer=layer, value=bias)
+            mlp = float(self.mlps[layer])
+            yield Part(label=f"L{layer}.mlp_out", kind="mlp", layer=layer, value=mlp)
+        if self.bias:
+            yield Part(label="final bias", kind="bias", layer=None, value=self.bias)
+
+    def __repr__(self) -> str:
+        strongest = ", ".join(f"{part.label} {part.value:+.2f}" for part in self.top(3))
+        return (
+            f"LogitParts({self.words} = {self.logit_difference:+.3f} logits; {len(self.parts)} "
+            f"parts add up to {self.total:+.3f}; {strongest})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_dataframe().head(12).to_html(index=False, float_format="%+.3f")
+
+    @reads_arguments
+    def top(self, k: int = 10, *, kind: str | None = None) -> list[Part]:
+        """The k parts with the largest absolute value; of one kind, if given.
+
+        Kinds: "embedding", "head", "mlp" and "bias".
+        """
+        k = checked(Count, k, "the strongest parts")
+        some = [part for part in self.parts if kind in (None, part.kind)]
+        return sorted(some, key=lambda part: -abs(part.value))[:k]
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per part, strongest first, with the share of the logit difference."""
+        from pandas import DataFrame
+
+        rows = [
+            {"part": p.label, "kind": p.kind, "layer": p.layer, "logits": p.value}
+            for p in self.top(len(self.parts))
+        ]
+        return DataFrame(rows)
+
+    def by_source(self, layer: int, head: int) -> np.ndarray:
+        """(key,) a head's value, divided among the tokens that it reads; they add up to it."""
+        run, attn = self.run, self.run.decoder.blocks[layer].attn
+        with torch.no_grad():
+            weights = run.pattern(layer)[head, self.position].double()
+            v = run.sites[layer, "v"][:, head // (attn.n_heads // attn.n_kv_heads)].double()
+            read = attn.W_O[head].double() @ self._stream_reader(layer)
+        return (weights * (v @ read)).cpu().numpy()
+
+    def neurons(self, layer: int) -> Tensor:
+        """(neuron,) what each neuron of a layer's MLP adds, in logits."""
+        block, run = self.run.decoder.blocks[layer], self.run
+        with torch.no_grad():
+            post = run.sites[layer, "post"][self.position].double()
+            raw = block.mlp.down(run.sites[layer, "post"][self.position][None])[0]
+            read = reader(block.ln2_post, raw, _final_reader(run, self.position, self._tokens))
+            return post * (block.mlp.down.weight.double() @ read)
+
+    def _stream_reader(self, layer: int) -> Tensor:
+        """(d_model,) reads what a head of this layer adds to the logit difference."""
+        block, run = self.run.decoder.blocks[layer], self.run
+        raw = block.attn.o(run.sites[layer, "z"][self.position].flatten()[None])[0]
+        return reader(block.ln1_post, raw, _final_reader(run, self.position, self._tokens))
+
+    def plot(self, *, limit: float | None = None) -> Any:
+        """A Plotly heat map in logits: layers upwards; heads, then the MLP, across."""
+        from interp.plots.heatmaps import heat_map
+
+        n_layers, n_heads = self.heads.shape
+        return heat_map(
+            np.concatenate([self.heads, self.mlps[:, None]], axis=1),
+            x=[*map(str, range(n_heads)), "MLP"],
+            y=[str(layer) for layer in range(n_layers)],
+            x_title="head, and the layer's MLP",
+            y_title="layer",
+            colour_title=f"added to {self.words} (logits)",
+            limit=limit,
+            names=[
+                [*(f"L{layer}H{head}" for head in range(n_heads)), f"L{layer}.mlp_out"]
+                for layer in range(n_layers)
+            ],
+        )
+
+
+@reads_arguments
+def direct_attribution(
+    model: LanguageModel,
+    prompt: Prompt,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    *,
+    position: int = -1,
+) -> LogitParts:
+    """What every head, every MLP and the embedding add to a logit difference of one prompt.
+
+        logit[answer] - logit[wrong] = sum over parts of u . N(part) + biases
+        u = W_U[answer] - W_U[wrong]
+
+    N is the final norm, linearised at the run's own stream, so the parts add up to the logit
+    difference exactly (before a soft cap of the logits). A norm behind attention or the MLP is
+    linearised likewise. Unit: logits. Positive raises the answer. It measures what is written
+    directly: a head that acts through later parts shows little here; see `activation_patching`.
+    Inside `intervene` the changed run is read.
+
+    Args:
+        model: a model with a fast engine.
+        prompt: one text, or token ids.
+        answer: a token; the most likely next token by default.
+        wrong: the token it is compared with; by default the runner-up, or None for the answer's
+            own logit if an answer is given.
+        position: the token after which the logits are read; the last by default.
+
+    Raises:
+        InterpError: no fast engine, an answer of several tokens, or no such position.
+
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits"; with norms
+    linearised as in nostalgebraist's and Nanda's logit attribution.
+    """
+    run = run_once(model, prompt)
+    return logit_parts(run, answer, wrong, position=position)
+
+
+def logit_parts(
+    run: SingleRun,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    *,
+    position: int = -1,
+) -> LogitParts:
+    """`direct_attribution` of a run that is there."""
+    place, decoder = run.place(position), run.decoder
+    right, other = chosen_tokens(run, answer, wrong, place)
+    tokens = [right] if other is None else [right, other]
+    with torch.no_grad():
+        read = _final_reader(run, place, tokens)
+        heads, biases, mlps = [], [], []
+        for layer, block in enumerate(decoder.blocks):
+            z = run.sites[layer, "z"][place]
+            raw = block.attn.o(z.flatten()[None])[0]
+            into = reader(block.ln1_post, raw, read)
+            heads.append(block.attn.head_outputs(z[None])[:, 0].double() @ into)
+            written = run.sites[layer, "attn_out"][place].double() @ read
+            # Without a bias, what is left is the rounding error of the sum over heads.
+            rest = written - heads[-1].sum()
+            biases.append(rest if _has_bias(block) else torch.zeros_like(rest))
+            mlps.append(run.sites[layer, "mlp_out"][place].double() @ read)
+        norm_bias = decoder.ln_final.bias
+        direction = _direction(run, tokens)
+        bias = 0.0 if norm_bias is None else float(norm_bias.double() @ direction)
+        if decoder.unembed_bias is not None:
+            signs = torch.tensor([1.0, -1.0][: len(tokens)], device=decoder.unembed.device)
+            bias += float(decoder.unembed_bias[tokens].double() @ signs.double())
+        embedding = float(run.sites[0, "resid_pre"][place].double() @ read)
+    return LogitParts(
+        run=run,
+        position=place,
+        answer=right,
+        wrong=other,
+        embedding=embedding,
+        heads=torch.stack(heads).cpu().numpy(),
+        attention_bias=torch.stack(biases).cpu().numpy(),
+        mlps=torch.stack(mlps).cpu().numpy(),
+        bias=bias,
+    )
+
+
+def _has_bias(block: Block) -> bool:
+    """Whether attention writes something that belongs to no head."""
+    norm = block.ln1_post
+    return block.attn.o.bias is not None or (norm is not None and norm.bias is not None)
+
+
+def chosen_tokens(
+    run: SingleRun, answer: str | int | None, wrong: str | int | None, place: int
+) -> tuple[int, int | None]:
+    """The ids of the answer and of the token it is compared with.
+
+    Raises:
+        InterpError: a text of several tokens, or the same token twice.
+    """
+    right = likeliest(run, place) if answer is None else _token(run, answer, place, "answer")
+    other = None if wrong is None else _token(run, wrong, place, "wrong")
+    if answer is None and wrong is None:
+        other = likeliest(run, place, right)
+    if right == other:
+        (text,) = run.model.strings([right])
+        raise InterpError(
+            f"answer {answer!r} and wrong {wrong!r}",
+            f"both are the token {text!r}",
+            "give two tokens",
+        )
+    return right, other
+
+
+def likeliest(run: SingleRun, place: int, without: int | None = None) -> int:
+    """The likeliest next token after a position, other than one."""
+    with torch.no_grad():
+        logits = run.decoder.logits(run.decoder.ln_final(run.final(place)[None]))[0]
+    return next(token for token in logits.topk(2).indices.tolist() if token != without)
+
+
+def _token(run: SingleRun, text: str | int, place: int, asked: str) -> int:
+    """The token that writes a text after a position."""
+    prompt = run.prompt.tokens[: place + 1]
+    if place == run.n_tokens - 1 and run.prompt.text is not None:
+        return answer_token(run.model, run.prompt.text, text, f"{asked} {text!r}")
+    return answer_token(run.model, prompt, text, f"{asked} {text!r}")
+
+
+def _direction(run: SingleRun, tokens: list[int]) -> Tensor:
+    """(d_model,) float64 unembedding of the answer minus that of the wrong token."""
+    rows = run.decoder.unembed[tokens].double()
+    return rows[0] - rows[1] if len(tokens) > 1 else rows[0]
+
+
+def _final_reader(run: SingleRun, place: int, tokens: list[int]) -> Tensor:
+    """(d_model,) reads what a summand of the final stream adds to the logit difference."""
+    return reader(run.decoder.ln_final, run.final(place), _direction(run, tokens))

@@ -1,0 +1,350 @@
+"""One prompt looked at from every side: tokens, predictions, lens, attention, parts, neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from interp.core.arguments import reads_arguments
+from interp.core.components import Component, within
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt
+from interp.core.schema import Count, checked
+from interp.core.statistics import widened
+from interp.models.language_model import LanguageModel
+from interp.models.unembedding import BLOCK, Token, Unembedded, unembed
+from interp.overview.logit_parts import LogitParts, logit_parts
+from interp.overview.single_run import SingleRun, run_once
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+HEAD_METRICS = (
+    "to chosen token", "to previous token", "to first token", "to same token", "entropy"
+)  # fmt: skip
+"""What `Look.head_attention` measures, for every head."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingNeuron:
+    """A neuron, what it adds to the logit difference in logits, and the tokens it writes.
+
+    Attributes:
+        component: the neuron.
+        activation: its activation (site post) at the token that is read.
+        value: what it adds to the logit difference, in logits.
+        writes: the tokens that its output weights raise and lower most, at a positive activation.
+    """
+
+    component: Component
+    activation: float
+    value: float
+    writes: Unembedded
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LensTable:
+    """The logit lens on one prompt: the likeliest token at every layer and position.
+
+    Attributes:
+        layers, positions: what was read.
+        tokens: (layer, position) ids of the likeliest token.
+        texts: (layer, position) their texts.
+        probability: (layer, position) their probabilities.
+        prompt: the text of every token read.
+        answer: the text of the watched token.
+        answer_probability, answer_rank: (layer, position) of the watched token; rank 1 is first.
+    """
+
+    layers: tuple[int, ...]
+    positions: tuple[int, ...]
+    tokens: np.ndarray
+    texts: tuple[tuple[str, ...], ...]
+    probability: np.ndarray
+    prompt: tuple[str, ...]
+    answer: str
+    answer_probability: np.ndarray
+    answer_rank: np.ndarray
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per layer and position."""
+        from pandas import DataFrame
+
+        rows = [
+            {
+                "layer": layer,
+                "position": position,
+                "token": self.prompt[column],
+                "likeliest": self.texts[row][column],
+                "probability": self.probability[row, column],
+                f"probability of {self.answer!r}": self.answer_probability[row, column],
+                f"rank of {self.answer!r}": self.answer_rank[row, column],
+            }
+            for row, layer in enumerate(self.layers)
+            for column, position in enumerate(self.positions)
+        ]
+        return DataFrame(rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"LensTable({len(self.layers)} layers x {len(self.positions)} tokens; "
+            f"last: {self.texts[-1][-1]!r} {self.probability[-1, -1]:.3f})"
+        )
+
+    def _repr_html_(self) -> str:
+        from pandas import DataFrame
+
+        columns = [f"{p} {text}" for p, text in zip(self.positions, self.prompt, strict=True)]
+        return DataFrame([*self.texts][::-1], index=self.layers[::-1], columns=columns).to_html()
+
+    def plot(self) -> Any:
+        """Layers upwards, tokens across; the likeliest token in every cell, coloured by it."""
+        from interp.plots.tokens import token_table
+
+        return token_table(
+            self.probability,
+            texts=self.texts,
+            x=[f"{p} {text}" for p, text in zip(self.positions, self.prompt, strict=True)],
+            y=[str(layer) for layer in self.layers],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """Readings of one run of one prompt; each is computed when it is asked for.
+
+    Attributes:
+        run: the run.
+        answer, wrong: the tokens compared in `attribution`, `neurons` and `lens`, if not the
+            likeliest next token and the runner-up.
+    """
+
+    run: SingleRun
+    answer: str | int | None = None
+    wrong: str | int | None = None
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The text of every token of the prompt."""
+        return self.run.prompt.strings
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{token.text!r} {token.value:.2f}" for token in self.next_tokens(3))
+        return f"Look({self.run.model.name}, {self.run.n_tokens} tokens; next: {shown})"
+
+    def _repr_html_(self) -> str:
+        from pandas import DataFrame
+
+        rows = [{"next token": t.text, "probability": t.value} for t in self.next_tokens()]
+        return DataFrame(rows).to_html(index=False, float_format="%.3f")
+
+    @reads_arguments
+    def next_tokens(self, k: int = 10, *, position: int = -1) -> list[Token]:
+        """The k likeliest next tokens after a token of the prompt, with their probabilities."""
+        run, place = self.run, self.run.place(position)
+        k = checked(Count, k, "the likeliest next tokens")
+        with torch.no_grad():
+            hidden = run.decoder.ln_final(run.final(place)[None])
+            top = widened(run.decoder.logits(hidden))[0].softmax(-1).topk(min(k, run.model.d_vocab))
+        ids = top.indices.tolist()
+        texts = run.model.strings(ids)
+        return [Token(*each) for each in zip(ids, texts, top.values.tolist(), strict=True)]
+
+    @reads_arguments
+    def attribution(self, *, position: int = -1) -> LogitParts:
+        """What every part adds to the logit difference: `direct_attribution` of this run."""
+        return logit_parts(self.run, self.answer, self.wrong, position=position)
+
+    @cached_property
+    def lens(self) -> LensTable:
+        """The logit lens at every layer (resid_post) and token; watches the answer."""
+        run, n = self.run, self.run.n_tokens
+        answer = self.attribution().answer
+        columns = [self._read_lens(layer, answer) for layer in range(run.model.n_layers)]
+        ids, probability, watched, rank = (torch.stack(part) for part in zip(*columns, strict=True))
+        names = dict(zip(shown := ids.unique().tolist(), run.model.strings(shown), strict=True))
+        return LensTable(
+            layers=tuple(range(run.model.n_layers)),
+            positions=tuple(range(n)),
+            tokens=ids.numpy(),
+            texts=tuple(tuple(names[i] for i in row) for row in ids.tolist()),
+            probability=probability.numpy(),
+            prompt=self.tokens,
+            answer=run.model.strings([answer])[0],
+            answer_probability=watched.numpy(),
+            answer_rank=rank.numpy(),
+        )
+
+    def _read_lens(self, layer: int, answer: int) -> tuple[torch.Tensor, ...]:
+        """Per token: the likeliest token and its probability, the answer's probability and rank."""
+        decoder = self.run.decoder
+        found = []
+        with torch.no_grad():
+            stream = self.run.sites[layer + 1, "resid_pre"]
+            for rows in stream.split(max(1, BLOCK // decoder.d_vocab)):
+                logits = widened(decoder.logits(decoder.ln_final(rows)))
+                top = logits.max(-1)
+                total = logits.logsumexp(-1)
+                own = logits[:, answer]
+                rank = 1 + (logits > own[:, None]).sum(-1)
+                found.append((top.indices, (top.values - total).exp(), (own - total).exp(), rank))
+        return tuple(torch.cat(part).cpu() for part in zip(*found, strict=True))
+
+    @reads_arguments
+    def pattern(self, layer: int, head: int) -> np.ndarray:
+        """(query, key) the attention of one head."""
+        model = self.run.model
+        within([layer], model.n_layers, "layer", model.name)
+        within([head], model.n_heads, "head", model.name)
+        return self._patterns[layer][head]
+
+    @cached_property
+    def _patterns(self) -> np.ndarray:
+        """(layer, head, query, key) attention of all heads."""
+        with torch.no_grad():
+            layers = [self.run.pattern(layer) for layer in range(self.run.model.n_layers)]
+            return torch.stack(layers).float().cpu().numpy()
+
+    @reads_arguments
+    def head_attention(self, metric: str = "to chosen token", *, token: int = 0) -> np.ndarray:
+        """(layer, head) one measure of each head's attention on this prompt.
+
+        "to chosen token": weight from the last token to `token`. "to previous token", "to first
+        token" and "to same token" (earlier copies of the query's token): mean weight over all
+        queries that can have such a key. "entropy": mean over queries of - sum p ln p, in nats.
+
+        Raises:
+            InterpError: an unknown metric, a token that is not there, or a prompt in which no query
+                has such a key.
+        """
+        from interp.core.errors import unknown
+
+        patterns, n = self._patterns, self.run.n_tokens
+        if metric not in HEAD_METRICS:
+            raise unknown("metric of attention", metric, HEAD_METRICS)
+        if metric == "to chosen token":
+            return patterns[:, :, -1, self.run.place(token)]
+        if metric == "entropy":
+            logs = np.log(np.where(patterns > 0, patterns, 1.0))
+            return -(patterns * logs).sum(-1).mean(-1)
+        ids = np.array(self.run.prompt.tokens)
+        query, key = np.arange(n)[:, None], np.arange(n)[None]
+        wanted = {
+            "to previous token": key == query - 1,
+            "to first token": (key == 0) & (query > 0),
+            "to same token": (ids[:, None] == ids[None]) & (key < query),
+        }[metric]
+        queries = wanted.any(1)
+        if not queries.any():
+            raise InterpError(
+                f"attention {metric}", "no token of this prompt has one", "use a longer prompt"
+            )
+        return (patterns * wanted).sum(-1)[:, :, queries].mean(-1)
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """(layer + 1, token) the length of the residual stream before each layer and at the end."""
+        sites, n = self.run.sites, self.run.model.n_layers
+        stream = torch.stack([sites[layer, "resid_pre"].float() for layer in range(n + 1)])
+        return stream.norm(dim=-1).cpu().numpy()
+
+    @reads_arguments
+    def neurons(self, k: int = 10, *, position: int = -1, words: int = 5) -> list[WritingNeuron]:
+        """The k neurons that add most to the logit difference, either way, and what they write.
+
+        value(i) = post_i v_i . r, with v_i the output weights, and r the final norm (and the norm
+        behind the MLP, if there is one) linearised at this run, times the difference of the two
+        unembedding rows. The values of a layer add up to its MLP's, without a bias.
+        """
+        model, parts = self.run.model, self.attribution(position=position)
+        k = checked(Count, k, "the strongest neurons")
+        values = torch.stack([parts.neurons(layer) for layer in range(model.n_layers)])
+        order = values.abs().flatten().topk(min(k, values.numel())).indices
+        found = [divmod(int(at), values.shape[1]) for at in order]
+        weights = torch.stack([self._output(layer, index) for layer, index in found])
+        written = unembed(model, weights, k=words, norm=True)
+        return [
+            WritingNeuron(
+                component=Component(layer, "post", index),
+                activation=float(self.run.sites[layer, "post"][parts.position, index]),
+                value=float(values[layer, index]),
+                writes=tokens,
+            )
+            for (layer, index), tokens in zip(found, written, strict=True)
+        ]
+
+    def _output(self, layer: int, index: int) -> torch.Tensor:
+        """A neuron's output weights, with the weight of a norm behind the MLP."""
+        block = self.run.decoder.blocks[layer]
+        written = block.mlp.down.weight[index]
+        return written if block.ln2_post is None else written * block.ln2_post.weight
+
+    def to_dict(self) -> dict[str, Any]:
+        """The readings that fit on a page, as plain numbers and texts, for JSON."""
+        parts, lens = self.attribution(), self.lens
+        return {
+            "model": self.run.model.name,
+            "model_hash": self.run.model.hash,
+            "tokens": list(self.tokens),
+            "next_tokens": [token._asdict() for token in self.next_tokens()],
+            "difference": {
+                "words": parts.words,
+                "logits": parts.logit_difference,
+                "sum_of_parts": parts.total,
+            },
+            "parts": [
+                {"part": part.label, "kind": part.kind, "logits": part.value}
+                for part in parts.top(len(parts.parts))
+            ],
+            "neurons": [
+                {
+                    "neuron": str(neuron.component),
+                    "activation": neuron.activation,
+                    "logits": neuron.value,
+                    "raises": [token.text for token in neuron.writes.promoted],
+                    "lowers": [token.text for token in neuron.writes.suppressed],
+                }
+                for neuron in self.neurons()
+            ],
+            "lens": {
+                "likeliest": [list(row) for row in lens.texts],
+                "probability": lens.probability.tolist(),
+                "answer": lens.answer,
+                "answer_rank": lens.answer_rank.tolist(),
+            },
+            "norms": self.norms.tolist(),
+        }
+
+
+@reads_arguments
+def look(
+    model: LanguageModel,
+    prompt: Prompt,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    *,
+    budget_gb: float = 2.0,
+) -> Look:
+    """Run one prompt once, for all the readings of `Look`.
+
+    Tokens, next-token distribution, logit lens (layers x tokens), attention of every head, direct
+    logit attribution of every head, MLP and token, the strongest neurons with the tokens they
+    write, and norms. Each is computed when it is asked for. Inside `intervene` the changed run is
+    read. One prompt is one sample: nothing here has an interval. For effects, see `scan`.
+
+    Args:
+        model: a model with a fast engine.
+        prompt: one text, or token ids.
+        answer: the token that is explained; the likeliest next token by default.
+        wrong: the token it is compared with; the runner-up by default.
+        budget_gb: memory for the run.
+
+    Raises:
+        InterpError: no fast engine, an empty prompt or one over the context, an answer of several
+            tokens, or a run over the budget.
+    """
+    return Look(run=run_once(model, prompt, budget_gb=budget_gb), answer=answer, wrong=wrong)

@@ -1,0 +1,129 @@
+"""One run of one prompt, with every site that the readings of `interp.overview` need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.core.errors import InterpError
+from interp.core.positions import Prompt, TokenizedPrompt
+from interp.engine.architecture import Decoder, Norm
+from interp.engine.forward import Runner, attention_pattern
+from interp.engine.memory import budget_bytes, says_too_little
+from interp.engine.restart import baseline
+from interp.models.language_model import Address, LanguageModel
+from interp.runs.capture import run_with_cache
+
+SITES_READ = ("resid_pre", "q", "v", "z", "attn_out", "post", "mlp_out")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SingleRun:
+    """The sites of one prompt's run, each (token, ...).
+
+    Attributes:
+        model: the model that ran.
+        prompt: the prompt's tokens.
+        decoder: the model's weights by name.
+        sites: values by layer and site; resid_pre of layer n_layers is the final residual stream.
+    """
+
+    model: LanguageModel
+    prompt: TokenizedPrompt
+    decoder: Decoder
+    sites: Mapping[Address, Tensor]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return len(self.prompt.tokens)
+
+    def place(self, position: int) -> int:
+        """A token's index, counted from the start.
+
+        Raises:
+            InterpError: the prompt has no such token.
+        """
+        if isinstance(position, bool) or not -self.n_tokens <= position < self.n_tokens:
+            raise InterpError(
+                f"token {position!r} of a prompt",
+                f"it has {self.n_tokens} tokens: {self.prompt.shown()}",
+                f"give an index from 0 to {self.n_tokens - 1}, or a negative one from the end",
+            )
+        return int(position) % self.n_tokens
+
+    def final(self, position: int) -> Tensor:
+        """(d_model,) the final residual stream at a token."""
+        return self.sites[len(self.decoder.blocks), "resid_pre"][position]
+
+    def pattern(self, layer: int) -> Tensor:
+        """(head, query, key) the attention of a layer's heads."""
+        if (layer, "pattern") in self.sites:
+            return self.sites[layer, "pattern"]
+        runner, attn = Runner(self.decoder), self.decoder.blocks[layer].attn
+        q, k = self.sites[layer, "q"], self.sites[layer, "k_rot"]
+        at = torch.arange(self.n_tokens)
+        q = runner.rotated(attn, "q", q, at).transpose(0, 1)
+        k = k.repeat_interleave(attn.n_heads // attn.n_kv_heads, 1).transpose(0, 1)
+        allowed = at[:, None] >= at
+        if attn.window is not None:
+            allowed &= at[:, None] - at < attn.window
+        return attention_pattern(attn, q, k, allowed.to(q.device))
+
+
+@says_too_little
+def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) -> SingleRun:
+    """Run a prompt once and keep its sites.
+
+    The fast engine runs it. Inside `intervene` the changed model runs through hooks.
+
+    Raises:
+        InterpError: no fast engine, a prompt that cannot be tokenised, or more memory than
+            `budget_gb`.
+    """
+    decoder = model.require_decoder("reading a prompt")
+    tokenized = model.tokenize(prompt)
+    n, attn = len(tokenized.tokens), decoder.blocks[0].attn
+    width = 5 * decoder.d_model + 3 * attn.n_kv_heads * attn.d_head + decoder.d_mlp
+    size = n * width * len(decoder.blocks) * torch.finfo(model.dtype).bits / 8
+    if size > budget_bytes(budget_gb):
+        raise InterpError(
+            f"reading a prompt of {n} tokens",
+            f"{size / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
+            "give a shorter prompt, or raise budget_gb",
+        )
+    with torch.no_grad():
+        sites = _changed(model, tokenized) if model.active else _plain(decoder, tokenized)
+    return SingleRun(model=model, prompt=tokenized, decoder=decoder, sites=sites)
+
+
+def _plain(decoder: Decoder, prompt: TokenizedPrompt) -> Mapping[Address, Tensor]:
+    return baseline(Runner(decoder), [prompt.tokens], frozenset(SITES_READ)).sites
+
+
+def _changed(model: LanguageModel, prompt: TokenizedPrompt) -> Mapping[Address, Tensor]:
+    """The same sites through hooks, with the interventions that are in force."""
+    sites = [*SITES_READ, "pattern", "resid_post"]
+    seen = run_with_cache(model, [prompt.tokens], sites=sites)
+    found = {at: value[0].to(model.device) for at, value in seen.values.items()}
+    for layer in range(model.n_layers):
+        found[layer, "pattern"] = found[layer, "pattern"].transpose(0, 1)
+        found[layer + 1, "resid_pre"] = found[layer, "resid_post"]
+    return found
+
+
+def reader(norm: Norm | None, whole: Tensor, direction: Tensor) -> Tensor:
+    """The vector r with part . r = share(part, whole) . direction, for every summand of `whole`.
+
+    It linearises a norm at the run's own stream, in float64. See `Norm.share`.
+    """
+    direction, whole = direction.double(), whole.double()
+    if norm is None:
+        return direction
+    if norm.centred:
+        whole = whole - whole.mean()
+    found = direction * norm.weight.double() * torch.rsqrt(whole.pow(2).mean() + norm.eps)
+    return found - found.mean() if norm.centred else found

@@ -1,0 +1,93 @@
+"""Interactive figures of the tokens of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from interp.plots.heatmaps import _cell_axis, _colour_bar, click_targets
+from interp.plots.style import BLANK, escaped, hover_text, visible
+
+
+def token_table(
+    values: np.ndarray,
+    *,
+    texts: Sequence[Sequence[str]],
+    x: Sequence[str],
+    y: Sequence[str],
+    x_title: str = "token",
+    y_title: str = "layer",
+    colour_title: str = "probability",
+    selected: tuple[int, int] | None = None,
+) -> Any:
+    """A table of tokens, coloured by a number from 0 to 1; the first row is at the bottom.
+
+    The customdata of a click is (row, column).
+
+    Args:
+        values: (rows, columns) numbers from 0 to 1.
+        texts: (rows, columns) the token in each cell.
+        x: labels of columns.
+        y: labels of rows.
+        x_title: title of the x axis.
+        y_title: title of the y axis.
+        colour_title: the quantity shown by the colours.
+        selected: (row, column) of a cell to frame.
+    """
+    import plotly.graph_objects as go
+
+    rows, columns = values.shape
+    shown = [[_short(text) for text in row] for row in texts]
+    at_row, at_column = (index.ravel() for index in np.indices(values.shape))
+    figure = go.Figure(
+        [
+            go.Heatmap(
+                z=values,
+                colorscale="Blues",
+                zmin=0,
+                zmax=1,
+                hoverinfo="skip",
+                xgap=1,
+                ygap=1,
+                text=[[escaped(text) for text in row] for row in shown],
+                texttemplate="%{text}",
+                textfont={"size": 11},
+                colorbar=_colour_bar(colour_title),
+            ),
+            click_targets(
+                at_column,
+                at_row,
+                data=np.stack([at_row, at_column], 1),
+                texts=[
+                    hover_text(f"{y_title} {y[r]}, {x[c]}", f"{visible(text)}  {values[r, c]:.3f}")
+                    for r, row in enumerate(texts)
+                    for c, text in enumerate(row)
+                ],
+            ),
+        ]
+    )
+    if selected is not None:
+        r, c = selected
+        edges = {"x0": c - 0.5, "x1": c + 0.5, "y0": r - 0.5, "y1": r + 0.5}
+        figure.add_shape(type="rect", **edges, line={"color": "#e67e22", "width": 3})
+    axis = _cell_axis(x_title, [visible(label) for label in x], most=60)
+    figure.update_layout(
+        width=max(columns * 74, 240) + 90,
+        height=rows * 21 + 190,
+        margin={"l": 64, "r": 26, "t": 92, "b": 96, "pad": 0},
+        xaxis={**axis, "tickangle": -40},
+        yaxis=_cell_axis(y_title, y, most=40),
+        plot_bgcolor=BLANK,
+        dragmode=False,
+        hovermode="closest",
+        hoverdistance=-1,
+    )
+    return figure
+
+
+def _short(text: str, most: int = 9) -> str:
+    """A token with visible spaces, cut to fit a cell."""
+    shown = visible(text)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"

@@ -1,0 +1,121 @@
+"""Direct attribution adds up to the logit difference, in every family, and equals hooks."""
+
+import numpy as np
+import pytest
+import torch
+
+from interp.core.errors import InterpError
+from interp.core.statistics import widened
+from interp.overview.logit_parts import direct_attribution
+from interp.overview.single_run import run_once
+from interp.runs.capture import run_with_cache
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
+
+PROMPT = (5, 9, 2, 7, 11, 3)
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_parts_add_up_to_the_model_s_own_logits(family, position):
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    parts = direct_attribution(family, PROMPT, 4, 8, position=position)
+    assert parts.total == pytest.approx(parts.logit_difference, abs=2e-5)
+    cut = PROMPT if position == -1 else PROMPT[: position + 1]
+    logits = widened(family.last_logits([cut])[0])
+    cap = family.decoder.final_softcap
+    if cap is not None:
+        logits = torch.atanh(logits / cap) * cap
+    assert parts.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
+    assert sum(part.value for part in parts.parts) == pytest.approx(parts.total, abs=1e-9)
+
+
+def test_a_head_s_value_is_what_its_output_adds(family):
+    """Against the plain definition: the final norm of the stream's parts, through hooks."""
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    decoder, layer, head = family.decoder, 1, 1
+    parts = direct_attribution(family, PROMPT, 4, 8)
+    last = family.n_layers - 1
+    seen = run_with_cache(family, [PROMPT], sites=["z", "resid_post"], layers=[layer, last])
+    whole, block = seen[last, "resid_post"][0, -1], decoder.blocks[layer]
+    z = seen[layer, "z"][0, -1]
+    written = z[head].to(block.attn.o.weight) @ block.attn.W_O[head]
+    if block.ln1_post is not None:
+        written = block.ln1_post.share(written, block.attn.o(z.flatten()[None])[0])
+    share = decoder.ln_final.share(written, whole.to(written))
+    logits = (decoder.unembed @ share).double()
+    assert parts.heads[layer, head] == pytest.approx(float(logits[4] - logits[8]), abs=2e-5)
+
+
+def test_sources_and_neurons_add_up(family):
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    parts = direct_attribution(family, PROMPT, 4, 8, position=3)
+    for layer, head in np.ndindex(parts.heads.shape):
+        sources = parts.by_source(layer, head)
+        assert sources.sum() == pytest.approx(parts.heads[layer, head], abs=2e-5)
+        assert sources[4:] == pytest.approx(0)
+    block = family.decoder.blocks[1]
+    if block.mlp.down.bias is None and (block.ln2_post is None or block.ln2_post.bias is None):
+        assert float(parts.neurons(1).sum()) == pytest.approx(parts.mlps[1], abs=2e-5)
+
+
+def test_inside_interventions_the_changed_run_is_read(family_models):
+    model = family_models["llama"]
+    plain = direct_attribution(model, PROMPT, 4, 8)
+    with intervene(model, zero("L0H1")):
+        changed = direct_attribution(model, PROMPT, 4, 8)
+        logits = model.last_logits([PROMPT])[0]
+        patterns = [run_once(model, PROMPT).pattern(layer) for layer in range(model.n_layers)]
+    assert changed.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
+    assert changed.total == pytest.approx(changed.logit_difference, abs=2e-5)
+    assert changed.heads[0, 1] == 0
+    assert plain.heads[0, 1] != 0
+    run = run_once(model, PROMPT)
+    torch.testing.assert_close(run.pattern(0), patterns[0], atol=1e-6, rtol=1e-5)
+
+
+def test_the_engine_s_attention_is_the_model_s(family):
+    if family.decoder is None or family.sites["pattern"] is not None:
+        pytest.skip("no pattern to compare with")
+    run = run_once(family, PROMPT)
+    seen = run_with_cache(family, [PROMPT], sites=["pattern"])
+    for layer in range(family.n_layers):
+        hooked = seen[layer, "pattern"][0].transpose(0, 1)
+        torch.testing.assert_close(run.pattern(layer).cpu(), hooked, atol=2e-6, rtol=1e-4)
+
+
+def test_the_answer_and_the_runner_up_by_default(family_models):
+    model = family_models["gpt2"]
+    top = model.last_logits([PROMPT])[0].topk(2).indices.tolist()
+    parts = direct_attribution(model, PROMPT)
+    assert [parts.answer, parts.wrong] == top
+    assert parts.total > 0
+    alone = direct_attribution(model, PROMPT, top[0])
+    assert alone.wrong is None
+    assert alone.total == pytest.approx(float(model.last_logits([PROMPT])[0, top[0]]), abs=2e-4)
+    assert parts.top(3)[0].value == max((p.value for p in parts.parts), key=abs)
+    assert {part.kind for part in parts.top(5, kind="head")} == {"head"}
+    assert len(repr(parts)) < 300
+    assert "L0H0" in parts.to_dataframe()["part"].tolist()
+    assert len(parts.plot().data) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"answer": 4, "wrong": 4}, "both are the token"),
+        ({"position": 6}, "token 6 of a prompt.*6 tokens.*0 to 5"),
+        ({"position": True}, "position of direct_attribution.*whole number"),
+        ({"answer": 10**9}, "vocabulary"),
+    ],
+)
+def test_bad_input_is_refused(family_models, arguments, message):
+    with pytest.raises(InterpError, match=message):
+        direct_attribution(family_models["llama"], PROMPT, **arguments)
+
+
+def test_a_run_over_the_budget_is_refused(family_models):
+    with pytest.raises(InterpError, match="over the budget of 1e-06 GB.*shorter prompt"):
+        run_once(family_models["llama"], PROMPT, budget_gb=1e-6)

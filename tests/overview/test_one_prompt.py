@@ -1,0 +1,116 @@
+"""Readings of one prompt equal the plain computations through hooks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from interp.core.errors import InterpError
+from interp.core.statistics import widened
+from interp.models.unembedding import unembed
+from interp.overview.one_prompt import HEAD_METRICS, Look, look
+from interp.probing.lens import logit_lens
+from interp.runs.capture import run_with_cache
+
+PROMPT = (5, 9, 2, 9, 11, 3)
+
+
+@pytest.fixture
+def seen(family) -> Look:
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    return look(family, PROMPT)
+
+
+def test_next_tokens_are_the_model_s(seen):
+    expected = widened(seen.run.model.last_logits([PROMPT[:4]])[0]).softmax(-1).topk(5)
+    found = seen.next_tokens(5, position=3)
+    assert [token.token for token in found] == expected.indices.tolist()
+    np.testing.assert_allclose([t.value for t in found], expected.values, rtol=1e-4)
+
+
+def test_the_lens_table_is_the_logit_lens_at_every_token(seen):
+    model, table = seen.run.model, seen.lens
+    for position in range(len(PROMPT)):
+        lens = logit_lens(model, [PROMPT], position, k=1, words=seen.attribution().answer)
+        top = [lens.top(layer)[0] for layer in table.layers]
+        assert table.tokens[:, position].tolist() == [token.token for token in top]
+        np.testing.assert_allclose(
+            table.probability[:, position], [t.value for t in top], rtol=1e-4
+        )
+        np.testing.assert_array_equal(
+            table.answer_rank[:, position], lens.word_rank[0, :, 0, 0].numpy()
+        )
+        np.testing.assert_allclose(
+            table.answer_probability[:, position], lens.word_probability[0, :, 0, 0], rtol=1e-4
+        )
+    assert len(table.to_dataframe()) == table.tokens.size
+    assert len(repr(table)) < 200
+    assert table.plot().data[0].text[-1][-1]
+
+
+def test_head_attention_by_hand(family_models):
+    model = family_models["llama"]
+    seen = look(model, PROMPT)
+    patterns = run_with_cache(model, [PROMPT], sites=["pattern"])
+    pattern = patterns[1, "pattern"][0, :, 1].double().numpy()  # (query, key)
+    np.testing.assert_allclose(seen.pattern(1, 1), pattern, atol=1e-6)
+    previous = np.mean([pattern[q, q - 1] for q in range(1, 6)])
+    entropy = np.mean([-(row[row > 0] * np.log(row[row > 0])).sum() for row in pattern])
+    expected = {
+        "to chosen token": pattern[5, 2],
+        "to previous token": previous,
+        "to first token": pattern[1:, 0].mean(),
+        "to same token": pattern[3, 1],
+        "entropy": entropy,
+    }
+    assert {*expected} == {*HEAD_METRICS}
+    for metric, value in expected.items():
+        assert seen.head_attention(metric, token=2)[1, 1] == pytest.approx(value, abs=1e-6)
+
+
+def test_neurons_add_what_their_output_adds(seen):
+    model = seen.run.model
+    hidden = {}
+    for neuron in seen.neurons(4):
+        layer, index = neuron.component.layer, neuron.component.index
+        acts = run_with_cache(model, [PROMPT], sites=["post"], layers=[layer], positions="last")
+        assert neuron.activation == pytest.approx(float(acts[layer, "post"][0, index]), abs=1e-5)
+        hidden[neuron.component] = neuron.value
+        if model.decoder.blocks[layer].ln2_post is None:
+            weights = model.decoder.blocks[layer].mlp.down.weight[index]
+            (alone,) = unembed(model, weights, k=5, norm=True)
+            for found, expected in (
+                (neuron.writes.promoted, alone.promoted),
+                (neuron.writes.suppressed, alone.suppressed),
+            ):
+                assert [token.token for token in found] == [token.token for token in expected]
+    sizes = [abs(value) for value in hidden.values()]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_norms_and_json(seen):
+    model = seen.run.model
+    sites = run_with_cache(model, [PROMPT], sites=["resid_pre", "resid_post"])
+    expected = [sites[layer, "resid_pre"][0].norm(dim=-1) for layer in range(model.n_layers)]
+    expected.append(sites[model.n_layers - 1, "resid_post"][0].norm(dim=-1))
+    np.testing.assert_allclose(seen.norms, torch.stack(expected), rtol=1e-4)
+    found = json.loads(json.dumps(seen.to_dict()))
+    assert found["difference"]["sum_of_parts"] == pytest.approx(
+        found["difference"]["logits"], abs=1e-4
+    )
+    assert len(repr(seen)) < 250
+    assert "probability" in seen._repr_html_()
+
+
+def test_bad_input_is_refused(family_models):
+    model = family_models["llama"]
+    with pytest.raises(InterpError, match="metric of attention 'to last'"):
+        look(model, PROMPT).head_attention("to last")
+    with pytest.raises(InterpError, match="no token of this prompt has one"):
+        look(model, (5, 9, 2)).head_attention("to same token")
+    with pytest.raises(InterpError, match="layer"):
+        look(model, PROMPT).pattern(99, 0)
+    with pytest.raises(InterpError):
+        look(model, ())

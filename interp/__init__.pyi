@@ -4,6 +4,7 @@ from . import engine as engine
 from . import heads as heads
 from . import models as models
 from . import neurons as neurons
+from . import overview as overview
 from . import patching as patching
 from . import plots as plots
 from . import probing as probing
@@ -23,6 +24,9 @@ from .core.prompts import PromptPair as PromptPair
 from .core.prompts import Task as Task
 from .models.loading import load_model as load_model
 from .models.registry import known_models as known_models
+from .overview.findings import scan as scan
+from .overview.logit_parts import direct_attribution as direct_attribution
+from .overview.one_prompt import look as look
 from .patching.activation import activation_patching as activation_patching
 from .patching.attribution import attribution_patching as attribution_patching
 from .patching.joint import joint_patching as joint_patching
@@ -37,6 +41,7 @@ from .runs.generation import generate as generate
 from .runs.hooks import intervene as intervene
 from .runs.next_tokens import ablate as ablate
 from .steering.runs import steer as steer
+from .tasks.own_prompts import pair as pair
 from .tasks.registry import load_task as load_task
 
 __version__: str

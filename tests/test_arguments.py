@@ -28,6 +28,7 @@ from interp.core.prompts import PromptPair, Task
 from interp.core.records import Provenance
 from interp.engine.memory import budget_bytes
 from interp.models.loading import wrap
+from interp.overview.single_run import run_once
 from interp.patching.spec import read_sweep
 from interp.refusal.judging import Judge
 from interp.runs.hooks import intervene
@@ -493,6 +494,8 @@ def cases(toy, model, task):
         ),
         ("Scores.interval", "groups"): (lambda x: patched.interval(groups=x), "abcd"),
         ("Scores.null", "groups"): (lambda x: patched.null(k=1, groups=x), "abcd"),
+        ("pair", "answers"): (lambda x: interp.pair("a", None, x).pairs, " Paris"),
+        ("pair", "wrong"): (lambda x: interp.pair("a", None, " Paris", x).pairs, " Rome"),
         ("PromptPair", "wrong"): (lambda x: PromptPair(clean="a", answers=x, wrong=x), " Rome"),
         ("AblatedSets", "tokens"): (
             lambda x: interp.runs.AblatedSets(model=toy, prompts=SENTENCE, tokens=x),
@@ -738,6 +741,7 @@ RUNS = {
     "difference_in_means": lambda m, t: interp.steering.difference_in_means(
         m, ROWS, ROWS[:2], last=1
     ),
+    "direct_attribution": lambda m, t: interp.direct_attribution(m, ROWS[0], 5, 6).total,
     "edge_positions": lambda m, t: interp.circuits.edge_positions(
         m, t, ["input->logits"], positions="last"
     ),
@@ -754,6 +758,7 @@ RUNS = {
     "last_logits": lambda m, t: m.last_logits(ROWS),
     "learn_mask": lambda m, t: interp.circuits.learn_mask(m, t, steps=2),
     "logit_lens": lambda m, t: interp.logit_lens(m, ROWS, k=3).top_mean,
+    "look": lambda m, t: interp.look(m, ROWS[0]).lens.probability,
     "path_patching": lambda m, t: interp.path_patching(m, t, receivers="logits"),
     "probe_model": lambda m, t: interp.probe_model(
         m, [(i + 3, 2 * i + 3, 5) for i in range(24)], "last", [0, 1] * 12,
@@ -765,6 +770,7 @@ RUNS = {
     "redundancy": lambda m, t: interp.circuits.redundancy(m, t, parts=["L1H1", "L2H1"]),
     "run_steered": lambda m, t: interp.steering.run_steered(m, ROWS),
     "run_with_cache": lambda m, t: interp.run_with_cache(m, ROWS, sites="resid_post").logits,
+    "scan": lambda m, t: interp.scan(m, ROWS[0], answer=5, wrong=6, k=2, draws=2).to_dict(),
     "scan_heads": lambda m, t: interp.heads.scan_heads(m, t, interp.heads.switch_off(m)),
     "score_edges": lambda m, t: interp.circuits.score_edges(m, t),
     "site_values": lambda m, t: site_values(m, ROWS, [(1, "z")])[1, "z"],
@@ -1124,6 +1130,9 @@ def budgeted(model, task):
             model, task, budget_gb=gb
         ),
         interp.logit_lens: lambda gb: interp.logit_lens(model, ROWS, k=3, budget_gb=gb),
+        interp.look: lambda gb: interp.look(model, ROWS[0], budget_gb=gb),
+        interp.scan: lambda gb: interp.scan(model, ROWS[0], answer=5, budget_gb=gb),
+        run_once: lambda gb: run_once(model, ROWS[0], budget_gb=gb),
         narrow_circuit: lambda gb: narrow_circuit(model, task, whole, budget_gb=gb),
         narrow_curve: lambda gb: narrow_curve(model, task, task, whole, budget_gb=gb),
         interp.path_patching: lambda gb: interp.path_patching(

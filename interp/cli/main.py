@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from interp.cli import terminal
 from interp.cli.circuits.app import circuit_app
 from interp.cli.patching import patch, path
+from interp.cli.prompts import look, scan
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
 from interp.cli.workbench import workbench
@@ -174,6 +175,10 @@ def _print_report(report: TaskReport, pair: PromptPair) -> None:
     terminal.table(["run", "first prompt", "answers"], example)
 
 
+app.command(epilog='Example: interp look "The Eiffel Tower is in the city of"')(look)
+app.command(
+    epilog='Example: interp scan "The capital of France is" --foil "The capital of Italy is"'
+)(scan)
 app.command(epilog="Example: interp patch --task ioi --n 16 --site z --by layer,head")(patch)
 app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q --n 8")(path)
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)

@@ -14,6 +14,7 @@ from interp.core.components import Component
 from interp.core.continuations import answer_token
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
+from interp.core.positions import Prompt
 from interp.core.prompts import PromptPair, Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Count, checked
@@ -177,8 +178,8 @@ class Findings:
 @reads_arguments
 def scan(
     model: LanguageModel,
-    prompt: str,
-    foil: str | None = None,
+    prompt: Prompt,
+    foil: Prompt | None = None,
     *,
     answer: str | int | None = None,
     wrong: str | int | None = None,
@@ -198,7 +199,7 @@ def scan(
 
     Args:
         model: a model with a fast engine.
-        prompt: a text.
+        prompt: a text, or token ids.
         foil: a text of as many tokens that the model continues in another way; or one that is a
             single token, which is then the wrong answer, and no pair is made.
         answer: the token that is explained; the likeliest next token by default.
@@ -220,7 +221,7 @@ def scan(
     k, draws = checked(Count, k, "components of a scan"), checked(Count, draws, "random components")
     clean = run_once(model, prompt, budget_gb=options.budget_gb)
     other = clean
-    if foil is not None and wrong is None and _is_one_token(model, prompt, foil):
+    if isinstance(foil, str) and wrong is None and _is_one_token(model, prompt, foil):
         wrong, foil = foil, None
     if foil is not None:
         other = run_once(model, foil, budget_gb=options.budget_gb)
@@ -240,7 +241,7 @@ def scan(
     return _measured(model, task, parts, options, k=k, draws=draws, seed=seed)
 
 
-def _is_one_token(model: LanguageModel, prompt: str, text: str) -> bool:
+def _is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
     """Whether a text is one token that can follow the prompt."""
     try:
         answer_token(model, prompt, text, f"foil {text!r}")

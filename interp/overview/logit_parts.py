@@ -44,7 +44,8 @@ class LogitParts:
         answer, wrong: token ids; `wrong` is None for the answer's own logit.
         embedding: the token and position embedding.
         heads: (layer, head) attention heads.
-        attention_bias: (layer,) the output bias of attention, and of a norm behind it.
+        attention_bias: (layer,) the output bias of attention, and of a norm behind it; inside
+            `intervene` also what a change of attn_out adds.
         mlps: (layer,) MLPs.
         bias: the biases of the final norm and of the unembedding.
     """
@@ -235,9 +236,9 @@ def logit_parts(
             into = reader(block.ln1_post, raw, read)
             heads.append(block.attn.head_outputs(z[None])[:, 0].double() @ into)
             written = run.sites[layer, "attn_out"][place].double() @ read
-            # Without a bias, what is left is the rounding error of the sum over heads.
+            # Without a bias or a change, what is left is the rounding error of the sum over heads.
             rest = written - heads[-1].sum()
-            biases.append(rest if _has_bias(block) else torch.zeros_like(rest))
+            biases.append(rest if run.changed or _has_bias(block) else torch.zeros_like(rest))
             mlps.append(run.sites[layer, "mlp_out"][place].double() @ read)
         norm_bias = decoder.ln_final.bias
         direction = _direction(run, tokens)

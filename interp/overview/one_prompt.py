@@ -45,6 +45,12 @@ class WritingNeuron:
     value: float
     writes: Unembedded
 
+    @property
+    def here(self) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
+        """The tokens it raises and lowers most at this activation, whose sign counts."""
+        raises, lowers = self.writes.promoted, self.writes.suppressed
+        return (raises, lowers) if self.activation > 0 else (lowers, raises)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LensTable:
@@ -305,8 +311,8 @@ class Look:
                     "neuron": str(neuron.component),
                     "activation": neuron.activation,
                     "logits": neuron.value,
-                    "raises": [token.text for token in neuron.writes.promoted],
-                    "lowers": [token.text for token in neuron.writes.suppressed],
+                    "raises": [token.text for token in neuron.here[0]],
+                    "lowers": [token.text for token in neuron.here[1]],
                 }
                 for neuron in self.neurons()
             ],

@@ -29,12 +29,14 @@ class SingleRun:
         prompt: the prompt's tokens.
         decoder: the model's weights by name.
         sites: values by layer and site; resid_pre of layer n_layers is the final residual stream.
+        changed: whether interventions were in force.
     """
 
     model: LanguageModel
     prompt: TokenizedPrompt
     decoder: Decoder
     sites: Mapping[Address, Tensor]
+    changed: bool
 
     @property
     def n_tokens(self) -> int:
@@ -95,9 +97,10 @@ def run_once(model: LanguageModel, prompt: Prompt, *, budget_gb: float = 2.0) ->
             f"{size / 1e9:.2f} GB, over the budget of {budget_gb:g} GB",
             "give a shorter prompt, or raise budget_gb",
         )
+    changed = bool(model.active)
     with torch.no_grad():
-        sites = _changed(model, tokenized) if model.active else _plain(decoder, tokenized)
-    return SingleRun(model=model, prompt=tokenized, decoder=decoder, sites=sites)
+        sites = _changed(model, tokenized) if changed else _plain(decoder, tokenized)
+    return SingleRun(model=model, prompt=tokenized, decoder=decoder, sites=sites, changed=changed)
 
 
 def _plain(decoder: Decoder, prompt: TokenizedPrompt) -> Mapping[Address, Tensor]:

@@ -71,6 +71,10 @@ def test_inside_interventions_the_changed_run_is_read(family_models):
     assert changed.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
     assert changed.total == pytest.approx(changed.logit_difference, abs=2e-5)
     assert changed.heads[0, 1] == 0
+    with intervene(model, zero("L0.attn_out")):
+        without = direct_attribution(model, PROMPT, 4, 8)
+        logits = model.last_logits([PROMPT])[0]
+    assert without.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
     assert plain.heads[0, 1] != 0
     run = run_once(model, PROMPT)
     torch.testing.assert_close(run.pattern(0), patterns[0], atol=1e-6, rtol=1e-5)

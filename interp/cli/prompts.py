@@ -1,0 +1,154 @@
+"""`interp look` and `interp scan`: any prompt, any model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from interp.cli import terminal
+from interp.cli.terminal import DEFAULT_MODEL, Dtype, JsonFile, ModelName
+
+if TYPE_CHECKING:
+    from interp.overview.findings import Findings
+    from interp.overview.logit_parts import LogitParts
+    from interp.overview.one_prompt import Look
+
+Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
+Answer = Annotated[
+    str | None, typer.Option(help="The token to explain; the likeliest next token by default.")
+]
+Wrong = Annotated[
+    str | None, typer.Option(help="The token it is compared with; the runner-up by default.")
+]
+Rows = Annotated[int, typer.Option("--top", parser=terminal.COUNT, help="Rows of each table.")]
+
+
+def look(
+    prompt: Prompt,
+    model: ModelName = DEFAULT_MODEL,
+    answer: Answer = None,
+    wrong: Wrong = None,
+    top: Rows = 10,
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+) -> None:
+    """What one prompt shows: predictions, lens, attention, and who writes the answer."""
+    from interp.overview.one_prompt import look as look_at
+
+    loaded = terminal.load(model, dtype)
+    seen = look_at(loaded, prompt, answer, wrong)
+    _print_look(seen, top)
+    terminal.write(json_file, seen.to_dict() if json_file is not None else {})
+
+
+def _print_look(seen: Look, top: int) -> None:
+    parts, lens, following = seen.attribution(), seen.lens, seen.next_tokens(top)
+    terminal.say(
+        f"{seen.run.model.name} continues these {seen.run.n_tokens} tokens with "
+        f"{following[0].text!r} (probability {following[0].value:.3f}): {seen.run.prompt.shown()}"
+    )
+    terminal.table(
+        ["next token", "probability"], [[repr(t.text), f"{t.value:.3f}"] for t in following]
+    )
+    first = next(layer for layer in lens.layers if (lens.answer_rank[layer:, -1] == 1).all())
+    terminal.say(
+        f"The logit lens at the last token puts {lens.answer!r} first from layer {first} on."
+    )
+    terminal.table(
+        ["layer", "likeliest", "probability", f"rank of {lens.answer!r}"],
+        [
+            [str(i), repr(text[-1]), f"{lens.probability[i, -1]:.3f}", str(lens.answer_rank[i, -1])]
+            for i, text in enumerate(lens.texts)
+        ],
+    )
+    terminal.say(
+        f"{parts.words} is {parts.logit_difference:+.3f} logits; {len(parts.parts)} parts add up "
+        f"to {parts.total:+.3f}. The largest are below. They write the answer directly: what acts "
+        "through other parts is found by `interp scan`."
+    )
+    terminal.table(
+        ["part", "logits", "most of it from"],
+        [
+            [part.label, terminal.number(part.value, "+"), _source(parts, part.label)]
+            for part in parts.top(top)
+        ],
+    )
+    terminal.say("Neurons that add most to it, either way, and what they write:")
+    terminal.table(
+        ["neuron", "logits", "activation", "raises here", "lowers here"],
+        [
+            [
+                str(one.component),
+                terminal.number(one.value, "+"),
+                terminal.number(one.activation, "+"),
+                *(" ".join(repr(token.text) for token in tokens[:3]) for tokens in one.here),
+            ]
+            for one in seen.neurons(top)
+        ],
+    )
+
+
+def _source(parts: LogitParts, label: str) -> str:
+    """The token through which a head adds most, and how much; "" for other parts."""
+    layer, is_head, head = label.removeprefix("L").partition("H")
+    if not is_head or not layer.isdigit():
+        return ""
+    sources = parts.by_source(int(layer), int(head))
+    most = int(abs(sources).argmax())
+    return f"{parts.run.prompt.strings[most]!r} {terminal.number(sources[most], '+')}"
+
+
+def scan(
+    prompt: Prompt,
+    foil: Annotated[
+        str | None,
+        typer.Option(help="A prompt of as many tokens with another answer, or a wrong answer."),
+    ] = None,
+    model: ModelName = DEFAULT_MODEL,
+    answer: Answer = None,
+    wrong: Wrong = None,
+    top: Rows = 10,
+    draws: Annotated[
+        int, typer.Option(parser=terminal.COUNT, help="Random components of each kind, at most.")
+    ] = 40,
+    seed: terminal.SeedOption = 0,
+    dtype: Dtype = "float32",
+    json_file: JsonFile = None,
+) -> None:
+    """The heads and MLPs that matter most after a prompt, each confirmed by a run of its own."""
+    from interp.overview.findings import scan as scan_prompt
+
+    loaded = terminal.load(model, dtype)
+    with terminal.status("scanning"):
+        found = scan_prompt(
+            loaded, prompt, foil, answer=answer, wrong=wrong, k=top, draws=draws, seed=seed
+        )
+    _print_findings(found)
+    terminal.write(json_file, found.to_dict())
+
+
+def _print_findings(found: Findings) -> None:
+    terminal.say(found.sentences[0])
+    if found.changed:
+        changed = ", ".join(f"{a!r} -> {b!r}" for a, b in found.changed)
+        terminal.say(f"The foil changes {changed}.")
+    for sentence in found.sentences[1:4]:
+        terminal.say(f"- {sentence}")
+    terminal.table(
+        ["component", "effect", "by gradient", "writes directly", "larger than", "note"],
+        [
+            [
+                str(one.component),
+                *(terminal.number(x, "+") for x in (one.exact, one.estimate, one.direct)),
+                f"{one.larger_than} of {one.null.draws} random",
+                one.verdict,
+            ]
+            for one in found.found
+        ],
+    )
+    terminal.say(
+        f"Effects in logits, n = 1. The gradient ranked {found.of} components; its correlation "
+        f"with the exact effects is {found.agreement:.2f}. To test a finding, measure it on a set "
+        "of prompts with `interp patch`."
+    )

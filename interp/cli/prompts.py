@@ -51,9 +51,11 @@ def _print_look(seen: Look, top: int) -> None:
     terminal.table(
         ["next token", "probability"], [[repr(t.text), f"{t.value:.3f}"] for t in following]
     )
-    first = next(layer for layer in lens.layers if (lens.answer_rank[layer:, -1] == 1).all())
+    first = [layer for layer in lens.layers if (lens.answer_rank[layer:, -1] == 1).all()]
     terminal.say(
-        f"The logit lens at the last token puts {lens.answer!r} first from layer {first} on."
+        f"The logit lens at the last token puts {lens.answer!r} first from layer {first[0]} on."
+        if first
+        else f"The logit lens at the last token does not end with {lens.answer!r} first."
     )
     terminal.table(
         ["layer", "likeliest", "probability", f"rank of {lens.answer!r}"],

@@ -26,6 +26,7 @@ def patch(
             "with the next seed, or the rows that follow in a file)."
         ),
     ] = "other",
+    unit: terminal.UnitOption = "gap",
     metric: terminal.MetricOption = None,
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
@@ -51,6 +52,7 @@ def patch(
         "components": terminal.numbers(components),
         "source": source,
         "reference": None,
+        "unit": unit,
     }
     if source == "mean":
         drawn = terminal.make_task(task, loaded, 2 * n, seed + 1, option, metric)
@@ -74,6 +76,7 @@ def path(
     freeze_mlps: Annotated[
         bool, about("Keep the MLPs in between as in the unpatched run.")
     ] = False,
+    unit: terminal.UnitOption = "gap",
     metric: terminal.MetricOption = None,
     option: terminal.Option = None,
     dtype: terminal.Dtype = "float32",
@@ -93,6 +96,7 @@ def path(
             chosen,
             receivers=receivers.split(","),
             senders=senders,
+            unit=unit,
             direction=direction,
             positions=terminal.names(positions),
             layers=terminal.numbers(layers),

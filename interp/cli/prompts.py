@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp.cli import terminal
-from interp.cli.terminal import DEFAULT_MODEL, Dtype, JsonFile, ModelName
+from interp.cli.terminal import about, count
 
 if TYPE_CHECKING:
     from interp.overview.findings import Findings
@@ -15,23 +15,19 @@ if TYPE_CHECKING:
     from interp.overview.one_prompt import Look
 
 Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
-Answer = Annotated[
-    str | None, typer.Option(help="The token to explain; the likeliest next token by default.")
-]
-Wrong = Annotated[
-    str | None, typer.Option(help="The token it is compared with; the runner-up by default.")
-]
-Rows = Annotated[int, typer.Option("--top", parser=terminal.COUNT, help="Rows of each table.")]
+Answer = Annotated[str | None, about("The token to explain; the likeliest next token by default.")]
+Wrong = Annotated[str | None, about("The token it is compared with; the runner-up by default.")]
+Rows = Annotated[int, count("Rows of each table.", "--top")]
 
 
 def look(
     prompt: Prompt,
-    model: ModelName = DEFAULT_MODEL,
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
     answer: Answer = None,
     wrong: Wrong = None,
     top: Rows = 10,
-    dtype: Dtype = "float32",
-    json_file: JsonFile = None,
+    dtype: terminal.Dtype = "float32",
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """What one prompt shows: predictions, lens, attention, and who writes the answer."""
     from interp.overview.one_prompt import look as look_at
@@ -105,18 +101,16 @@ def scan(
     prompt: Prompt,
     foil: Annotated[
         str | None,
-        typer.Option(help="A prompt of as many tokens with another answer, or a wrong answer."),
+        about("A prompt of as many tokens with another answer, or a wrong answer."),
     ] = None,
-    model: ModelName = DEFAULT_MODEL,
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
     answer: Answer = None,
     wrong: Wrong = None,
     top: Rows = 10,
-    draws: Annotated[
-        int, typer.Option(parser=terminal.COUNT, help="Random components of each kind, at most.")
-    ] = 40,
+    draws: Annotated[int, count("Random components of each kind, at most.")] = 40,
     seed: terminal.SeedOption = 0,
-    dtype: Dtype = "float32",
-    json_file: JsonFile = None,
+    dtype: terminal.Dtype = "float32",
+    json_file: terminal.JsonFile = None,
 ) -> None:
     """The heads and MLPs that matter most after a prompt, each confirmed by a run of its own."""
     from interp.overview.findings import scan as scan_prompt

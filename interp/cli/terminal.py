@@ -122,6 +122,9 @@ Option = Annotated[
     list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
 ]
 MetricOption = Annotated[str | None, about("logit_diff, prob_diff, log_odds, kl.")]
+UnitOption = Annotated[
+    str, about("gap (fractions of the clean-corrupted gap) or metric (the metric's own unit).")
+]
 Top = Annotated[int, count("How many components to print.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Also print how it was measured, and details.")
@@ -271,10 +274,11 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
         null, why = scores.null(min(top, 5)), ""
     except InterpError as error:
         null, why = None, error.found
+    unit = "of the gap" if scores.unit == "gap" else scores.unit_words
     best, span = ranked[0], spread(low[cells[0]], high[cells[0]], "+")
     say(
         f"{best.label} has the largest of {best.of} effects on {scores.metric}: "
-        f"{number(best.value, '+')} of the gap {span}, n={scores.n}."
+        f"{number(best.value, '+')} {unit} {span}, n={scores.n}."
     )
     if null is None:
         say(f"The ranking is not tested: {why}.")
@@ -286,7 +290,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
             else f"The top {null.k} cannot be distinguished from noise {found}."
         )
     table(
-        ["rank", "component", "effect (of the gap)", "95 % interval", "stderr"],
+        ["rank", "component", f"effect ({unit})", "95 % interval", "stderr"],
         [
             [
                 f"{one.rank} of {one.of}",

@@ -24,7 +24,7 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
-from interp.patching.spec import UNITS, Unit
+from interp.patching.spec import UNITS
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
@@ -47,7 +47,7 @@ def path_patching(
     direction: str = "noise",
     positions: Columns = "all",
     freeze_mlps: bool = False,
-    unit: Unit = "gap",
+    unit: str = "gap",
     cache: bool = True,
     **run: Unpack[RunKeywords],
 ) -> Scores:
@@ -156,7 +156,7 @@ class _PathSpec:
     positions: tuple[str, ...]
     where: list[list[int]]
     freeze_mlps: bool
-    unit: Unit
+    unit: str
 
     @property
     def into(self) -> list[str]:

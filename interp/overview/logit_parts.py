@@ -47,7 +47,7 @@ class LogitParts:
         attention_bias: (layer,) the output bias of attention, and of a norm behind it; inside
             `intervene` also what a change of attn_out adds.
         mlps: (layer,) MLPs.
-        bias: the biases of the final norm and of the unembedding.
+        bias: the bias of the final norm.
     """
 
     run: SingleRun
@@ -72,8 +72,6 @@ class LogitParts:
         decoder, run = self.run.decoder, self.run
         hidden = decoder.ln_final(run.final(self.position)[None])
         logits = hidden[0].double() @ decoder.unembed[self._tokens].double().T
-        if decoder.unembed_bias is not None:
-            logits = logits + decoder.unembed_bias[self._tokens].double()
         return float(logits[0] - (logits[1] if len(logits) > 1 else 0))
 
     @property
@@ -243,9 +241,6 @@ def logit_parts(
         norm_bias = decoder.ln_final.bias
         direction = _direction(run, tokens)
         bias = 0.0 if norm_bias is None else float(norm_bias.double() @ direction)
-        if decoder.unembed_bias is not None:
-            signs = torch.tensor([1.0, -1.0][: len(tokens)], device=decoder.unembed.device)
-            bias += float(decoder.unembed_bias[tokens].double() @ signs.double())
         embedding = float(run.sites[0, "resid_pre"][place].double() @ read)
     return LogitParts(
         run=run,

@@ -158,8 +158,8 @@ def _attribute(model: LanguageModel, task: Task, asked: Attribution, options: Ru
             options.progress(piece.stop, len(task))
     clean, corrupted = ends if asked.spec.direction == "noise" else ends[::-1]
     (check_gap if asked.spec.unit == "gap" else asked.spec.warn_gap)(clean, corrupted)
-    gaps = np.abs(clean - corrupted).sum()
-    if gaps > 0 and work.reach <= _NO_GRADIENT * gaps:
+    paired = bool((work.sweep.runs.differ < lengths).any())
+    if paired and work.reach <= _NO_GRADIENT * np.abs(clean - corrupted).sum():
         raise _flat(task, "its gradient is zero at the base run")
     if asked.grad_drop:  # a magnitude must stay positive when the gap is negative
         effects *= np.sign((clean - corrupted).mean())

@@ -90,8 +90,8 @@ def heat_map(
         width=max(columns * width, 200) + 90,
         height=rows * height + 160,
         margin={"l": 64, "r": 26, "t": 92, "b": 68, "pad": 0},
-        xaxis=_cell_axis(x_title, x, most=24),
-        yaxis=_cell_axis(y_title, y, most=16),
+        xaxis=cell_axis(x_title, x, most=24),
+        yaxis=cell_axis(y_title, y, most=16),
         plot_bgcolor=BLANK,
         hoverdistance=-1,  # the nearest cell takes the hover, at any distance
     )
@@ -135,7 +135,7 @@ def colour_bar(title: str) -> dict[str, Any]:
     }
 
 
-def _cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
+def cell_axis(title: str, labels: Sequence[str], *, most: int) -> dict[str, Any]:
     """An axis of cells with at most `most` labels, and no margin around the cells."""
     step = -(-len(labels) // most)
     ends = {"range": [-0.5, len(labels) - 0.5], "autorange": False}

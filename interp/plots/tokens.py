@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from interp.plots.heatmaps import _cell_axis, _colour_bar, click_targets
-from interp.plots.style import BLANK, escaped, hover_text, visible
+from interp.plots.heatmaps import cell_axis, click_targets, colour_bar
+from interp.plots.style import BLANK, CHOSEN, add_frame, escaped, hover_text, visible
 
 
 def token_table(
@@ -26,15 +26,8 @@ def token_table(
 
     The customdata of a click is (row, column).
 
-    Args:
-        values: (rows, columns) numbers from 0 to 1.
-        texts: (rows, columns) the token in each cell.
-        x: labels of columns.
-        y: labels of rows.
-        x_title: title of the x axis.
-        y_title: title of the y axis.
-        colour_title: the quantity shown by the colours.
-        selected: (row, column) of a cell to frame.
+    `values` is (rows, columns), numbers from 0 to 1, and `texts` the token in each cell. `x` and
+    `y` label columns and rows. `selected` is the (row, column) of a cell to frame.
     """
     import plotly.graph_objects as go
 
@@ -54,7 +47,7 @@ def token_table(
                 text=[[escaped(text) for text in row] for row in shown],
                 texttemplate="%{text}",
                 textfont={"size": 11},
-                colorbar=_colour_bar(colour_title),
+                colorbar=colour_bar(colour_title),
             ),
             click_targets(
                 at_column,
@@ -69,16 +62,14 @@ def token_table(
         ]
     )
     if selected is not None:
-        r, c = selected
-        edges = {"x0": c - 0.5, "x1": c + 0.5, "y0": r - 0.5, "y1": r + 0.5}
-        figure.add_shape(type="rect", **edges, line={"color": "#e67e22", "width": 3})
-    axis = _cell_axis(x_title, [visible(label) for label in x], most=60)
+        add_frame(figure, *selected, CHOSEN, width=3)
+    axis = cell_axis(x_title, [visible(label) for label in x], most=60)
     figure.update_layout(
         width=max(columns * 74, 240) + 90,
         height=rows * 21 + 190,
         margin={"l": 64, "r": 26, "t": 92, "b": 96, "pad": 0},
         xaxis={**axis, "tickangle": -40},
-        yaxis=_cell_axis(y_title, y, most=40),
+        yaxis=cell_axis(y_title, y, most=40),
         plot_bgcolor=BLANK,
         dragmode=False,
         hovermode="closest",

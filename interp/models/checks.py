@@ -181,7 +181,7 @@ def _offered(model: LanguageModel) -> list[str]:
 
 def _kinds(model: LanguageModel) -> list[int]:
     """One layer of each kind, told by its modules' names and classes and its type of attention."""
-    types = getattr(model.bridge.original_model.config, "layer_types", None)
+    types = getattr(model.hf_model.config, "layer_types", None)
     found: dict[Any, int] = {}
     for layer in sorted(range(model.n_layers), key=lambda i: abs(i - model.n_layers // 2)):
         block = model.bridge.blocks[layer]

@@ -7,6 +7,7 @@ Adapters, quantised weights and parametrisations are refused with the reason.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -94,10 +95,9 @@ def refuse_attached(model: nn.Module, name: str) -> None:
     Raises:
         InterpError: a module has hooks or a patched `forward`, or belongs to a bridge.
     """
-    from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-
+    bridged = sys.modules.get("transformer_lens.model_bridge.generalized_components.base")
     for path, module in model.named_modules():
-        if isinstance(module, GeneralizedComponent):
+        if bridged is not None and isinstance(module, bridged.GeneralizedComponent):
             raise InterpError(
                 f"loading {name}",
                 "this object was loaded before, which changed it",

@@ -44,7 +44,7 @@ class LanguageModel:
     """A causal language model that has passed its checks.
 
     Attributes:
-        bridge: TransformerLens' wrapper of the Hugging Face model.
+        hf_model: the Hugging Face model, which `bridge` changes in place.
         decoder: the weights by name, for the fast engine; None if it cannot run this model.
         engine_reason: why the fast engine cannot run it, or None.
         hash: sha256 of the weights and configuration.
@@ -64,7 +64,7 @@ class LanguageModel:
     """
 
     name: str
-    bridge: Any
+    hf_model: Any
     tokenizer: Any
     decoder: Decoder | None
     hash: str
@@ -88,6 +88,7 @@ class LanguageModel:
     sites: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SITES))
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     active: list[Mapping[Address, list[Hook]]] = field(default_factory=list, repr=False)
+    _bridge: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -98,14 +99,32 @@ class LanguageModel:
         )
 
     @property
+    def bridge(self) -> Any:
+        """TransformerLens' wrapper of the model, which is made when hooks first need it.
+
+        Raises:
+            InterpError: TransformerLens does not support the architecture.
+        """
+        with self.lock:
+            if self._bridge is None:
+                self.keep_bridge(build_bridge(self.hf_model))
+            return self._bridge
+
+    def keep_bridge(self, bridge: Any) -> None:
+        """Use a bridge that is made, or none yet; it gets the model's tokeniser."""
+        self._bridge = bridge
+        if bridge is not None:
+            bridge.tokenizer = self.tokenizer
+
+    @property
     def device(self) -> torch.device:
         """The device of the embedding."""
-        return next(self.bridge.parameters()).device
+        return next(self.hf_model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
-        return next(self.bridge.parameters()).dtype
+        return next(self.hf_model.parameters()).dtype
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """The tokens of a prompt, with the special tokens that the tokeniser puts before a text.
@@ -220,7 +239,7 @@ class LanguageModel:
         Raises:
             InterpError: the model is in training mode.
         """
-        if self.bridge.training:
+        if (self._bridge or self.hf_model).training:
             raise InterpError(
                 f"running {self.name}", "it is in training mode", "call model.bridge.eval()"
             )

@@ -16,6 +16,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, content_key, versions
 from interp.core.records import read_sealed, write_sealed
 from interp.core.schema import Boolean, checked
+from interp.engine.architecture import Decoder
 from interp.engine.forward import Runner
 from interp.engine.memory import no_collection, says_too_little
 from interp.engine.restart import baseline
@@ -183,31 +184,21 @@ def wrap(
     kept_at = cache_dir() / "checks" / f"{key}.json"
     kept = _kept_check(kept_at, key) if check and from_files else None
     reference = _reference(hf_model, prompt, name) if check and kept is None else None
-    bridge = build_bridge(hf_model)
-    cfg = bridge.cfg
+    bridge = build_bridge(hf_model) if decoder is None or kept is None else None
     model = LanguageModel(
         name=name,
-        bridge=bridge,
+        hf_model=hf_model,
         tokenizer=tokenizer,
         decoder=decoder,
         hash=weights_hash,
-        n_layers=cfg.n_layers,
-        n_heads=cfg.n_heads,
-        n_kv_heads=getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
-        d_model=cfg.d_model,
-        d_head=cfg.d_head,
-        d_mlp=decoder.d_mlp if decoder else cfg.d_mlp or 0,
+        **(_sizes_of(bridge) if decoder is None else _sizes(decoder)),
         d_vocab=config.vocab_size,
         family=config.model_type,
-        parallel=bool(decoder.blocks[0].parallel if decoder else cfg.parallel_attn_mlp),
-        gated=bool(decoder.blocks[0].mlp.up if decoder else cfg.gated_mlp),
-        post_norms=bool(
-            decoder.blocks[0].ln1_post if decoder else hasattr(bridge.blocks[0], "ln1_post")
-        ),
         engine_reason=reason,
         card=card,
         max_positions=getattr(config, "max_position_embeddings", None),
     )
+    model.keep_bridge(bridge)
     _limit_lengths(model, switch)
     model.notes += notes
     _note_special_tokens(model)
@@ -228,6 +219,38 @@ def wrap(
     if not model.ragged:
         model.notes += ("padding changes its numbers: prompts of different lengths run separately",)
     return model
+
+
+def _sizes(decoder: Decoder) -> dict[str, Any]:
+    """The sizes and parts of a model, from its weights."""
+    block = decoder.blocks[0]
+    return {
+        "n_layers": len(decoder.blocks),
+        "n_heads": block.attn.n_heads,
+        "n_kv_heads": block.attn.n_kv_heads,
+        "d_model": decoder.d_model,
+        "d_head": block.attn.d_head,
+        "d_mlp": decoder.d_mlp,
+        "parallel": block.parallel,
+        "gated": block.mlp.up is not None,
+        "post_norms": block.ln1_post is not None,
+    }
+
+
+def _sizes_of(bridge: Any) -> dict[str, Any]:
+    """The same, from TransformerLens' configuration."""
+    cfg = bridge.cfg
+    return {
+        "n_layers": cfg.n_layers,
+        "n_heads": cfg.n_heads,
+        "n_kv_heads": getattr(cfg, "n_key_value_heads", None) or cfg.n_heads,
+        "d_model": cfg.d_model,
+        "d_head": cfg.d_head,
+        "d_mlp": cfg.d_mlp or 0,
+        "parallel": bool(cfg.parallel_attn_mlp),
+        "gated": bool(cfg.gated_mlp),
+        "post_norms": hasattr(bridge.blocks[0], "ln1_post"),
+    }
 
 
 def _transformer(hf_model: Any, name: str) -> Any:
@@ -306,7 +329,7 @@ def unwrapped(model: LanguageModel) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    wrapped = model.bridge.original_model
+    wrapped = model.hf_model
     tensors = (*wrapped.state_dict().items(), *wrapped.named_buffers())
     held = {name.replace("._original_component", ""): tensor for name, tensor in tensors}
     options = {"dtype": model.dtype, "attn_implementation": "eager"}

@@ -152,7 +152,7 @@ def operations(model: LanguageModel, sweep: PatchSweep) -> float:
     """The floating-point operations that a sweep cannot avoid; with hooks, those of whole runs."""
     if model.decoder is not None:
         return floor_flops(model.decoder, sweep.cells, sweep.lengths, sweep.spec.site)
-    per_token = 2.0 * sum(p.numel() for p in model.bridge.parameters())
+    per_token = 2.0 * sum(p.numel() for p in model.hf_model.parameters())
     return len(sweep.cells) * float(sweep.lengths.mean()) * per_token
 
 

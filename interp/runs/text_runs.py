@@ -340,7 +340,7 @@ def stops(model: LanguageModel, new: Sequence[int], marks: Sequence[str]) -> boo
 
 def end_tokens(model: LanguageModel) -> set[int]:
     """Tokens that end a text, by the tokeniser and by the model's configuration."""
-    ends = getattr(model.bridge.original_model.generation_config, "eos_token_id", None)
+    ends = getattr(model.hf_model.generation_config, "eos_token_id", None)
     found = set(ends) if isinstance(ends, list) else {ends}
     found.add(getattr(model.tokenizer, "eos_token_id", None))
     return {token for token in found if token is not None and token < model.d_vocab}

@@ -155,7 +155,7 @@ def expert_writers(model: LanguageModel) -> tuple[str, ...]:
     gates, routers and projections into the expert. Empty for a model without experts.
     """
     found: dict[tuple[int, torch.Size], str] = {}
-    for name, tensor in model.bridge.original_model.state_dict().items():
+    for name, tensor in model.hf_model.state_dict().items():
         clean = name.replace("._original_component", "")
         inside = clean.partition("expert")[2]
         if inside and not READS.search(inside) and model.d_model in tensor.shape[-2:]:

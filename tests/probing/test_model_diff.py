@@ -378,7 +378,7 @@ def test_one_group_of_heads_and_no_others(name, family_models, others):
 
 def hf_hash_of(model):
     """The weights a wrapped model holds now."""
-    return fingerprint(dict(model.bridge.original_model.state_dict()), {})
+    return fingerprint(dict(model.hf_model.state_dict()), {})
 
 
 def test_blending_the_planted_difference_gives_the_other_model(llama_parts):
@@ -432,8 +432,8 @@ def test_blended_toy_loses_its_head():
 def unwrap(model):
     """The Hugging Face model of a toy whose weights were edited, anew."""
     fresh = load_model("toy-verification", check=False)
-    held = model.bridge.original_model.state_dict()
-    new = type(fresh.bridge.original_model)(fresh.bridge.original_model.config)
+    held = model.hf_model.state_dict()
+    new = type(fresh.hf_model)(fresh.hf_model.config)
     clean = {name.replace("._original_component", ""): w for name, w in held.items()}
     new.load_state_dict({name: clean[name] for name in new.state_dict()})
     return new

@@ -464,7 +464,7 @@ def test_weights_equal_hooks(family):
     biases = sum("bias" in name for name in edit.edited)
     assert biases == (6 if family.family in ("gpt2", "gpt_neox") else 0)
     assert ("embedding 1" in edit.edited) == (family.family == "gpt2")
-    tied = family.bridge.original_model.config.tie_word_embeddings
+    tied = family.hf_model.config.tie_word_embeddings
     assert ("untied" in edit.kept["unembedding"]) == tied
     with pytest.raises(InterpError, match="read from"):
         ablate_direction(edit.model, r)
@@ -509,7 +509,7 @@ def test_every_unknown_writer_of_experts_is_named(experts, family_models):
     names = expert_writers(experts)
     held = {
         name.replace("._original_component", ""): tensor
-        for name, tensor in experts.bridge.original_model.state_dict().items()
+        for name, tensor in experts.hf_model.state_dict().items()
     }
     # What an expert writes is a sum over its inner width: the axis behind d_model.
     assert {tuple(held[name].shape) for name in names} == {(3, 32, 24)}

@@ -239,10 +239,10 @@ class LanguageModel:
         Raises:
             InterpError: the model is in training mode.
         """
-        if (self._bridge or self.hf_model).training:
-            raise InterpError(
-                f"running {self.name}", "it is in training mode", "call model.bridge.eval()"
-            )
+        for name, part in (("bridge", self._bridge), ("hf_model", self.hf_model)):
+            if part is not None and part.training:
+                found = "it is in training mode"
+                raise InterpError(f"running {self.name}", found, f"call model.{name}.eval()")
 
     def require_parts(self, labels: Sequence[str], site: str) -> list[Component]:
         """The components with these labels: heads for site z, neurons for site post.

@@ -63,12 +63,12 @@ class Finding:
     def verdict(self) -> str:
         """What the gradient got wrong; "" if it is within a factor of two of the exact effect."""
         if self.estimate * self.exact < 0:
-            return f"the gradient has the wrong sign ({self.estimate:+.2f})"
+            return "the gradient has the wrong sign"
         large, small = sorted((abs(self.estimate), abs(self.exact)), reverse=True)
         if large <= MISJUDGED * small:
             return ""
         more = abs(self.estimate) > abs(self.exact)
-        return f"the gradient {'over' if more else 'under'}states it ({self.estimate:+.2f})"
+        return f"the gradient {'over' if more else 'under'}states it"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -108,21 +108,17 @@ class Findings:
         return tuple(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
-        yield f"{self.words} is {self.base:+.2f} logits after the prompt" + (
-            "." if self.other is None else f", and {self.other:+.2f} after the foil."
-        )
+        foil = "" if self.other is None else f", {self.other:+.2f} after the foil, which is patched"
+        yield f"{self.words} is {self.base:+.2f} logits after the prompt{foil}."
         for one in self.found:
-            did = (
-                f"losing {one.component} (set to zero) costs {one.exact:+.2f} logits"
-                if self.other is None
-                else f"{one.component} from the prompt's run adds {one.exact:+.2f} logits to the "
-                f"foil's"
-            )
-            share = "" if not self.gap else f" ({one.exact / self.gap:.0%} of the gap)"
+            up = (one.exact > 0) == (self.other is not None)
+            did = f"{'raises' if up else 'lowers'} it by {abs(one.exact):.2f} logits"
+            part = f"{one.component} at zero" if self.other is None else f"{one.component} patched"
+            share = f" ({one.exact / self.gap:.0%} of the gap)" if self.gap else ""
             kind = KINDS[one.component.site]
             beaten = f"larger than {one.larger_than} of {one.null.draws} random {kind}"
-            wrong = f"; {one.verdict}" if one.verdict else ""
-            yield f"{did[0].upper()}{did[1:]}{share}; {beaten}{wrong}."
+            wrong = f"; {one.verdict} ({one.estimate:+.2f})" if one.verdict else ""
+            yield f"{part} {did}{share}; {beaten}{wrong}."
 
     def __repr__(self) -> str:
         best = f"; {self.found[0].component} {self.found[0].exact:+.2f}" if self.found else ""

@@ -109,12 +109,13 @@ class LensTable:
 
     def plot(self) -> Any:
         """Layers upwards, tokens across; the likeliest token in every cell, coloured by it."""
+        from interp.plots.style import visible
         from interp.plots.tokens import token_table
 
         return token_table(
             self.probability,
             texts=self.texts,
-            x=[f"{p} {text}" for p, text in zip(self.positions, self.prompt, strict=True)],
+            x=[f"{p} {visible(text)}" for p, text in zip(self.positions, self.prompt, strict=True)],
             y=[str(layer) for layer in self.layers],
         )
 

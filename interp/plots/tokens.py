@@ -63,7 +63,7 @@ def token_table(
     )
     if selected is not None:
         add_frame(figure, *selected, CHOSEN, width=3)
-    axis = cell_axis(x_title, [visible(label) for label in x], most=60)
+    axis = cell_axis(x_title, x, most=60)
     figure.update_layout(
         width=max(columns * 74, 240) + 90,
         height=rows * 21 + 190,

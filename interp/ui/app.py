@@ -19,6 +19,7 @@ from interp.ui.shared.widgets import plain, show_error
 ICON = VIEWS / "icon.svg"  # a named icon would be fetched from outside
 PAGES = {
     "": (
+        ("look", "Look", "visibility"),
         ("setup", "Setup", "tune"),
         ("patching", "Patching", "grid_on"),
         ("circuits", "Circuits", "account_tree"),
@@ -53,7 +54,7 @@ def main() -> None:
                     title=title,
                     icon=f":material/{icon}:",
                     url_path=f"{folder}_{name}" if folder else None,
-                    default=name == "setup",
+                    default=name == "look",
                 )
                 for name, title, icon in pages
             ]

@@ -30,6 +30,7 @@ import interp
 from streamlit.testing.v1 import AppTest
 
 at = AppTest.from_file(interp.__path__[0] + "/ui/app.py", default_timeout=120).run()
+at.switch_page("views/setup.py").run()
 next(button for button in at.button if button.label == "Try a toy").click().run()
 print(json.dumps([interp.__file__, [*map(str, at.exception)], [h.value for h in at.header]]))
 """

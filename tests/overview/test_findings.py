@@ -66,9 +66,9 @@ def test_a_foil_of_one_token_is_the_wrong_answer(smollm):
     ("estimate", "exact", "verdict"),
     [
         (1.0, 1.5, ""),
-        (-1.0, 1.5, "the gradient has the wrong sign (-1.00)"),
-        (4.0, 1.5, "the gradient overstates it (+4.00)"),
-        (0.5, 1.5, "the gradient understates it (+0.50)"),
+        (-1.0, 1.5, "the gradient has the wrong sign"),
+        (4.0, 1.5, "the gradient overstates it"),
+        (0.5, 1.5, "the gradient understates it"),
     ],
 )
 def test_what_the_gradient_got_wrong_is_said(pair, estimate, exact, verdict):

@@ -15,6 +15,7 @@ from interp.ui.shared import offered, state, widgets
 from tests.pages import APP, named, opened, wait
 
 PATCHING = "interp/ui/views/patching.py"
+SETUP = "interp/ui/views/setup.py"
 LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
 SWEEP = {"site": "z", "by": ("layer", "head"), "direction": "denoise"}
 
@@ -27,8 +28,8 @@ def top(at: AppTest) -> list[str]:
     return list(at.dataframe[0].value["component"])
 
 
-def test_first_visit_explains_and_loads_nothing() -> None:
-    at = opened()
+def test_setup_explains_and_loads_nothing() -> None:
+    at = opened(SETUP)
     assert "Which heads and neurons" in at.title[0].value
     assert not at.metric
 
@@ -39,7 +40,7 @@ def test_patching_without_a_model_points_to_setup() -> None:
 
 
 def test_load_button_shows_baselines_capabilities_and_prompts() -> None:
-    at = opened()
+    at = opened(SETUP)
     named(at.button, "Try a toy").click().run()
     assert not at.exception
     assert not at.error
@@ -121,7 +122,7 @@ def test_a_link_with_nonsense_is_told_so() -> None:
 
 
 def test_an_error_is_shown_once_where_it_arose() -> None:
-    at = opened(model="toy-induction", task="nonsense")
+    at = opened(SETUP, model="toy-induction", task="nonsense")
     assert len(at.error) == 1
     assert "nonsense" in at.error[0].value
 
@@ -165,7 +166,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("page", ["setup", "patching", "circuits"])
 def test_what_is_not_loaded_is_ignored_with_a_word(page) -> None:
-    where = None if page == "setup" else f"interp/ui/views/{page}.py"
+    where = f"interp/ui/views/{page}.py"
     at = opened(where, **(LINK | STRANGE | {"seed": "1" * 25, "head": HUGE, "n": "12"}))
     assert not at.error
     said = at.warning[0].value.replace("\\", "")
@@ -195,7 +196,7 @@ def test_a_link_to_a_model_that_is_not_offered_asks_first(tmp_path, monkeypatch)
     monkeypatch.setattr("interp.load_model", load)
     (tmp_path / "there").mkdir()
     for path in (tmp_path / "there", tmp_path / "missing"):
-        at = opened(model=str(path), layer="1")
+        at = opened(SETUP, model=str(path), layer="1")
         assert not loaded
         named(at.button, "Load it").click().run()
         assert loaded.pop() == str(path)

@@ -16,6 +16,8 @@ from interp.core.nulls import SelectionTest
 from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
+from interp.overview.findings import Findings
+from interp.overview.one_prompt import Look
 from interp.patching.activation import sweep_key
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import Cost, cost, make_sweep
@@ -206,6 +208,28 @@ def _held(key: str, kind: str, _load: Callable[[str], Any]) -> Any:
     if found is None:
         raise LookupError(f"{kind} {key}")  # absence is not cached
     return found
+
+
+@st.cache_resource(max_entries=8, show_spinner="Running the prompt …", hash_funcs=HASHES)
+def look(model: LanguageModel, prompt: str, answer: str | None, wrong: str | None) -> Look:
+    """One prompt's readings, which are computed when they are shown.
+
+    Raises:
+        InterpError: the prompt or a token does not fit the model.
+    """
+    return interp.look(model, prompt, answer, wrong)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Ranking, then confirming …", hash_funcs=HASHES)
+def scan(
+    model: LanguageModel, prompt: str, foil: str | None, answer: str | None, wrong: str | None
+) -> Findings:
+    """The components that matter most after a prompt.
+
+    Raises:
+        InterpError: the prompts or a token do not fit the model or one another.
+    """
+    return interp.scan(model, prompt, foil, answer=answer, wrong=wrong)
 
 
 @st.cache_resource(max_entries=64, show_spinner="Looking at the head …", hash_funcs=HASHES)

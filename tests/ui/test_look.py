@@ -1,0 +1,100 @@
+"""The page Look: a prompt typed, its readings, and the same numbers as the functions give."""
+
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.ui.views import look as page
+from tests.pages import charts, named, numbers, opened, table_with
+
+LOOK = "interp/ui/views/look.py"
+
+
+@pytest.fixture
+def landing(smollm, monkeypatch) -> AppTest:
+    """The first page, on the model that is already loaded."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    return opened()
+
+
+def reading(at: AppTest, name: str) -> AppTest:
+    """Another reading of the same prompt."""
+    named(at.button_group, "Reading").set_value(name).run()
+    assert not at.exception
+    assert not at.error
+    return at
+
+
+def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm) -> None:
+    assert named(landing.text_area, "Prompt").value == page.EXAMPLE
+    assert not landing.dataframe
+    named(landing.button, "Look").click().run()
+    seen = interp.look(smollm, page.EXAMPLE)
+    following = table_with(landing, "probability")
+    assert following["token"][0] == repr(seen.next_tokens(1)[0].text)
+    lens = charts(landing)[0]["data"][0]
+    assert numbers(lens["z"]) == pytest.approx(seen.lens.probability, abs=1e-6)
+    assert lens["text"][-1][-1].endswith("Paris")
+
+
+def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
+    named(landing.button, "Look").click().run()
+    seen = interp.look(smollm, page.EXAMPLE)
+    heads = charts(reading(landing, "heads"))[0]["data"][0]
+    assert numbers(heads["z"]) == pytest.approx(seen.attribution().heads, abs=1e-6)
+    neurons = table_with(reading(landing, "neurons"), "neuron")
+    assert neurons["neuron"].tolist() == [str(one.component) for one in seen.neurons(20)]
+    named(reading(landing, "scan").button, "Scan").click().run()
+    found = table_with(landing, "component")
+    expected = interp.scan(smollm, page.EXAMPLE).to_dataframe()
+    assert found["component"].tolist() == expected["component"].tolist()
+    assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
+
+
+def test_a_head_is_chosen_by_keyboard_and_a_token_by_a_chip(landing, smollm) -> None:
+    named(landing.button, "Look").click().run()
+    reading(landing, "heads")
+    named(landing.number_input, "Layer").set_value(9).run()
+    named(landing.number_input, "Head").set_value(6).run()
+    assert landing.subheader[0].value == "L9H6"
+    assert landing.query_params["layer"] == "9"
+    named(landing.button_group, "Read after").set_value(3).run()
+    parts = interp.direct_attribution(smollm, page.EXAMPLE, position=3)
+    assert any(f"{parts.heads[9, 6]:+.3f}" in block.value for block in landing.markdown)
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ({"Prompt": ""}, "0 tokens"),
+        ({"Answer": " Paris Rome"}, "answer"),
+        ({"Answer": " Paris", "Compared with": " Paris"}, "both are the token"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) -> None:
+    for label, text in typed.items():
+        inputs = landing.text_area if label == "Prompt" else landing.text_input
+        named(inputs, label).set_value(text)
+    named(landing.button, "Look").click().run()
+    assert not landing.exception
+    assert words in landing.error[0].value
+    for label in typed:
+        inputs = landing.text_area if label == "Prompt" else landing.text_input
+        named(inputs, label).set_value(page.EXAMPLE if label == "Prompt" else "")
+    named(landing.button, "Look").click().run()
+    assert not landing.error
+    assert landing.dataframe
+
+
+def test_a_foil_of_another_length_is_said(landing) -> None:
+    named(landing.text_input, "Foil").set_value("The Tower of London is in the great city of")
+    named(landing.button, "Look").click().run()
+    named(reading(landing, "scan").button, "Scan").click().run()
+    assert "as many tokens" in landing.error[0].value
+
+
+def test_the_download_holds_the_readings(smollm) -> None:
+    seen = interp.look(smollm, "The capital of France is")
+    assert json.loads(json.dumps(seen.to_dict()))["next_tokens"][0]["text"] == " Paris"

@@ -158,7 +158,11 @@ def _counted(
     def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
         prompts, n = tokens.prompts.cpu(), len(tally.lengths)
         if len(prompts) and int(prompts.max()) >= n:
-            raise InterpError(f"prompt {int(prompts.max())}", f"{n} were given", "run these")
+            raise InterpError(
+                f"steering prompts 0 to {int(prompts.max())}",
+                f"the steering was made for n={n}",
+                "run the prompts that it was made for",
+            )
         return _changed(steering, tally, at, old, prompts, tokens.positions.cpu())
 
     return _each_site(steering.name, value, steering.edits), tally

@@ -572,7 +572,7 @@ def test_mismatches_are_refused(family_models):
         run_steered(model, PROMPTS, steering)
     with (
         steer(model, steering, PROMPTS[:1]),
-        pytest.raises(InterpError, match="1 were given"),
+        pytest.raises(InterpError, match="made for n=1;"),
     ):
         model.last_logits(PROMPTS)
     assert r.format == PLAIN

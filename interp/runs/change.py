@@ -15,13 +15,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from interp.core.arguments import Positions, as_positions, each_of, places_of
+from interp.core.arguments import Positions, as_positions, each_of, listed, places_of
 from interp.core.components import SITES, Component
 from interp.core.errors import InterpError
 from interp.core.positions import Mark, TokenizedPrompt
 from interp.core.schema import Count, checked
 from interp.engine.decode import CHANGEABLE, SiteChange, SiteChanges
-from interp.models.language_model import Address
+from interp.models.language_model import Address, LanguageModel
 
 Where = int | Literal["all"]
 """Which tokens: the last k of the text that is run, or all of them."""
@@ -229,6 +229,26 @@ class Change:
             return change
 
         return {address: one(address) for address in self.addresses}
+
+
+def changes_in(model: LanguageModel, changes: Change | Sequence[Change], what: str) -> list[Change]:
+    """One or several changes as a list; the model has all their components.
+
+    Raises:
+        InterpError: something else than a change, or a layer, head or neuron that the model lacks.
+    """
+    found = listed(changes)
+    for change in found:
+        if not isinstance(change, Change):
+            raise InterpError(
+                f"{what} {change!r:.60}",
+                f"{type(change).__name__}, which does not say what to do",
+                "make a change of a component, such as zero('L17H11') or mean(...)",
+            )
+        for edit in change.edits:
+            for number in edit.components or (None,):
+                model.require_component(Component(edit.layer, edit.site, number))
+    return found
 
 
 def in_order(addresses: Iterable[Address]) -> list[Address]:

@@ -15,7 +15,15 @@ from interp.engine.forward import Baseline, Runner, SiteEdit
 from interp.engine.layout import Layout
 from interp.engine.restart import Variants, restart
 from interp.models.language_model import Address
-from interp.runs.change import Change, Edit, Tokens, Where, changed_positions, in_order
+from interp.runs.change import (
+    Change,
+    Edit,
+    Tokens,
+    Where,
+    changed_positions,
+    changes_in,
+    in_order,
+)
 from interp.runs.stored_runs import StoredRuns
 
 
@@ -32,6 +40,7 @@ class ChangedRuns:
     last: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
+        changes_in(self.runs.model, self.change, "changing")
         self.change.require_engine("changing")
         self.runs.require(self.runs.prompts, self.where, "ablating")
         self.change.require(len(self.runs.prompts), self.where)

@@ -19,7 +19,7 @@ from interp.core.schema import Count, checked
 from interp.engine.memory import says_too_little
 from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
-from interp.runs.change import Change, Where
+from interp.runs.change import Change, Where, changes_in
 from interp.runs.intervened import intervened_texts
 from interp.runs.text_runs import ChangedText, Generation, TextRun, extended, in_batches
 
@@ -62,7 +62,8 @@ def generate(
     Raises:
         InterpError: no fast engine, a trigger that is not one token, values per position that do
             not fit `where`, a change that the engine cannot make or that has positions of its own,
-            a change inside `intervene`, or more tokens than the model has positions.
+            a component that the model lacks, a change inside `intervene`, or more tokens than the
+            model has positions.
     """
     if (trigger is not None or where != "all") and change is None:
         raise InterpError(
@@ -113,6 +114,7 @@ def generate_each(
     if where != "all":
         where = checked(Count, where, "where, other than 'all'")
     every = [change for change in changes if change is not None]
+    changes_in(model, every, "generating with")
     for change in every:
         change.require_engine("generating with")
         change.require(len(encoded), where)

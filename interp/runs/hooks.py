@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from interp.core.arguments import listed, marks_of, place_of, reads_arguments
-from interp.core.components import SITES, Component
+from interp.core.arguments import marks_of, place_of, reads_arguments
+from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.positions import Mark, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel
-from interp.runs.change import Change, Edit, Tokens, changed_positions
+from interp.runs.change import Change, Edit, Tokens, changed_positions, changes_in
 
 
 @dataclass(kw_only=True)
@@ -84,16 +84,8 @@ def intervene(
     if on is not None:
         prompts = [model.tokenize(pair.clean) for pair in on.pairs]
         known = list(zip(prompts, marks_of(on) or [], strict=True))
-    for change in listed(changes):
-        if not isinstance(change, Change):
-            raise InterpError(
-                f"intervening with {change!r:.60}",
-                f"{type(change).__name__}, which does not say what to do",
-                "make a change of a component, such as zero('L17H11') or mean(...)",
-            )
+    for change in changes_in(model, changes, "intervening with"):
         for edit in change.edits:
-            for number in edit.components or (None,):
-                model.require_component(Component(edit.layer, edit.site, number))
             _warn_shared(model, edit)
             hook = EditHook(model=model, edit=edit, known=known)
             report.fired.append(hook.fired)

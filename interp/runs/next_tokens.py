@@ -18,7 +18,7 @@ from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.readout import CPU_TILE, Progress
 from interp.engine.restart import final_hidden
 from interp.models.language_model import LanguageModel
-from interp.runs.change import Change, Where
+from interp.runs.change import Change, Where, changes_in
 from interp.runs.changed_runs import changed_states, first_tokens
 from interp.runs.stored_runs import StoredRuns, plain_runs
 
@@ -75,14 +75,15 @@ def ablate(
         progress: called with (prompts done, prompts in total).
 
     Raises:
-        InterpError: no fast engine, a change it cannot make, no prompts, a prompt shorter than
-            `where`, values for other numbers of prompts or positions, runs of other prompts or of
+        InterpError: no fast engine, a change it cannot make, a component that the model lacks, no
+            prompts, a prompt shorter than `where`, values for other numbers of prompts or positions, runs of other prompts or of
             fewer last tokens, or inside `intervene`.
     """
     model.refuse_changed("ablating", "last_logits(), which sees them, and intervene() for more")
     runner = Runner(model.require_decoder("ablating sets of components"))
     tokenized = [model.tokenize(prompt) for prompt in texts_of(prompts)]
-    marks, prompts, changes = marks_of(prompts), [one.tokens for one in tokenized], listed(changes)
+    marks, prompts = marks_of(prompts), [one.tokens for one in tokenized]
+    changes = changes_in(model, changes, "ablating")
     if not prompts or (where != "all" and not 1 <= where <= min(map(len, prompts))):
         raise InterpError(
             f"ablating the last {where} tokens of {len(prompts)} prompts",

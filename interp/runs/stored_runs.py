@@ -34,6 +34,7 @@ class StoredRuns:
     tokens in whole runs). A read computes a block again for these tokens only.
     """
 
+    model: LanguageModel
     runner: Runner
     prompts: tuple[tuple[int, ...], ...]
     last: int
@@ -134,7 +135,8 @@ def keep_runs(
             (block, run if whole else run.only_ends(last))
             for block, run in plain_runs(runner, prompts)
         )
-    return StoredRuns(runner=runner, prompts=tuple(prompts), last=last, blocks=blocks)
+    prompts = tuple(prompts)
+    return StoredRuns(model=model, runner=runner, prompts=prompts, last=last, blocks=blocks)
 
 
 def plain_runs(

@@ -5,11 +5,12 @@ import torch
 from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.runs.capture import run_with_cache
-from interp.runs.generation import generate
+from interp.runs.changed_runs import ChangedRuns
+from interp.runs.generation import generate, generate_each
 from interp.runs.hooks import intervene
-from interp.runs.kinds import make_ablation, random_like
+from interp.runs.kinds import make_ablation, random_like, zero
 from interp.runs.next_tokens import ablate
-from interp.runs.stored_runs import site_values
+from interp.runs.stored_runs import keep_runs, site_values
 
 PROMPTS = [tuple(range(5 + i, 5 + i + n)) for i, n in enumerate((9, 6, 9, 7))]
 LABELS = ("L0H1", "L0H3", "L1N4", "L1N20", "L2H0", "L1.mlp_out", "L2.resid_pre")
@@ -141,3 +142,33 @@ def test_too_short_prompts_are_refused(family_models):
         ablate(model, PROMPTS, [zero], tokens=[1], where=7)
     with pytest.raises(InterpError, match="last 7 tokens"):
         site_values(model, PROMPTS, [(0, "z")], last=7)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("L40H5", "layers 0 to 2"),
+        ("L40.mlp_out", "layers 0 to 2"),
+        ("L99N5", "layers 0 to 2"),
+        ("L1H4", "heads 0 to 3"),
+        ("L1N9999", "neurons 0 to"),
+    ],
+)
+def test_components_that_the_model_lacks_are_refused(family_models, label, message):
+    model = family_models["llama"]
+    runs = keep_runs(model, PROMPTS, last=1, whole=True)
+    for run in (
+        lambda: ablate(model, PROMPTS, zero(label), tokens=[1]),
+        lambda: generate(model, PROMPTS, max_new_tokens=2, change=zero(label)),
+        lambda: generate_each(model, PROMPTS, [None, zero(label)], max_new_tokens=2),
+        lambda: ChangedRuns(runs=runs, change=zero(label)),
+    ):
+        with pytest.raises(InterpError, match=message):
+            run()
+
+
+def test_a_label_is_not_a_change(family_models):
+    model = family_models["llama"]
+    for changes in ("L1H2", ["L1H2"], [None]):
+        with pytest.raises(InterpError, match=r"does not say what to do; .* zero\('L17H11'\)"):
+            ablate(model, PROMPTS, changes, tokens=[1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,16 @@ import torch
 from torch import Tensor
 
 from interp.core.arguments import Positions, listed, marks_of, places_of, reads_arguments, texts_of
-from interp.core.components import SITES, check_site, within
+from interp.core.components import SITES, Component, check_site, within
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.records import read_sealed, write_sealed
-from interp.core.schema import is_whole
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.stopping import stop_if_asked
 from interp.models.batches import Batch
-from interp.models.language_model import Address, Hook, LanguageModel
+from interp.models.language_model import Address, Hook, LanguageModel, hook_name
 from interp.results.keys import result_key
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
@@ -31,7 +31,10 @@ KIND, VERSION = "activations", 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Activations:
-    """Captured activations: `acts["L5.z"]` or `acts[5, "z"]`.
+    """Captured activations: `acts["L5.z"]`, `acts[5, "z"]`, or `acts["L5H2"]` for one head.
+
+    TransformerLens' keys are read as well, `acts["z", 5]` and `acts["blocks.5.attn.hook_z"]`, with
+    the axes below. Iterating gives labels such as "L5.z"; `len` counts them.
 
     One prompt position: (prompts, ...). Several: (prompts, positions, ...), rows shorter than
     the longest prompt filled with zeros and `mask` False there. Patterns are
@@ -53,11 +56,28 @@ class Activations:
             f"{layers[-1]}: {shown}; read acts['L{layers[0]}.{next(iter(shapes))}'])"
         )
 
-    def __getitem__(self, key: str | Address) -> Tensor:
-        address = key
-        if isinstance(key, str):
-            layer, _, site = key.removeprefix("L").partition(".")
-            address = (int(layer) if is_whole(layer) else -1, site)
+    def __iter__(self) -> Iterator[str]:
+        return (f"L{layer}.{site}" for layer, site in self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            return self[key] is not None  # type: ignore[index]
+        except InterpError:
+            return False
+
+    def __getitem__(self, key: str | Address | tuple[str, int]) -> Tensor:
+        address, component = key, None
+        if isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str):
+            address = key[::-1]
+        elif isinstance(key, str) and key.startswith("blocks."):
+            address = {hook_name(*at): at for at in self.values}.get(key)
+        elif isinstance(key, str):
+            with suppress(InterpError):
+                part = Component.parse(key)
+                address, component = (part.layer, part.site), part.index
         if not isinstance(address, Hashable) or address not in self.values:
             layers = sorted({layer for layer, _ in self.values})
             sites = list(dict.fromkeys(site for _, site in self.values))
@@ -67,7 +87,12 @@ class Activations:
                 f"not captured: those are {', '.join(sites)} of the layers {layers}",
                 f"write a layer and a site, such as acts['L{at}.{site}'] or acts[{at}, '{site}']",
             )
-        return self.values[address]  # type: ignore[index]
+        value = self.values[address]  # type: ignore[index]
+        if component is None:
+            return value
+        axis = self.mask.ndim
+        within([component], value.shape[axis], str(SITES[address[1]]), f"activation {key!r}")  # type: ignore[index]
+        return value.select(axis, component)
 
 
 @reads_arguments

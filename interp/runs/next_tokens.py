@@ -76,8 +76,8 @@ def ablate(
 
     Raises:
         InterpError: no fast engine, a change it cannot make, a component that the model lacks, no
-            prompts, a prompt shorter than `where`, values for other numbers of prompts or positions, runs of other prompts or of
-            fewer last tokens, or inside `intervene`.
+            prompts, a prompt shorter than `where`, values for other numbers of prompts or
+            positions, runs of other prompts or of fewer last tokens, or inside `intervene`.
     """
     model.refuse_changed("ablating", "last_logits(), which sees them, and intervene() for more")
     runner = Runner(model.require_decoder("ablating sets of components"))

@@ -95,6 +95,32 @@ def test_refusals(family_models):
         run_with_cache(model, [], sites=["z"])
 
 
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_keys_of_other_forms(family_models, positions):
+    model = family_models["llama"]
+    sites = ["resid_post", "z", "pattern", "post"]
+    acts = run_with_cache(model, PROMPTS, sites=sites, positions=positions)
+    first = 1 if positions == "last" else 2
+    for site, name in (
+        ("resid_post", "hook_resid_post"),
+        ("z", "attn.hook_z"),
+        ("pattern", "attn.hook_pattern"),
+        ("post", "mlp.hook_post"),
+    ):
+        assert acts[site, 1] is acts[1, site] is acts[f"L1.{site}"] is acts[f"blocks.1.{name}"]
+    assert torch.equal(acts["L2H1.pattern"], acts[2, "pattern"].select(first, 1))
+    assert torch.equal(acts["L2H3"], acts[2, "z"].select(first, 3))
+    assert torch.equal(acts["L0N7"], acts[0, "post"].select(first, 7))
+    assert list(acts)[:2] == ["L0.resid_post", "L0.z"]
+    assert len(acts) == len(list(acts)) == 4 * model.n_layers
+    assert all(key in acts for key in acts)
+    assert "blocks.1.attn.hook_z" in acts
+    for key in ("L1.q", ("q", 1), "blocks.1.hook_z", "blocks.7.attn.hook_z", "L1H9", "z", 3, None):
+        assert key not in acts
+        with pytest.raises(InterpError, match=r"write a layer and a site|heads 0 to 3"):
+            acts[key]
+
+
 def test_one_token_keeps_its_shape_on_disk(family_models):
     model = family_models["llama"]
     for positions, shape in (("all", (1, 1, 4, 8)), ("last", (1, 4, 8))):

@@ -1,6 +1,6 @@
-"""Which heads and neurons carry a behaviour of a language model: exact, fast, controlled.
+"""Find the heads and neurons behind what a language model does.
 
-About 25 names are here; everything else is `interp.<package>.<name>`. Names are loaded when they
+The most used names are here; everything else is `interp.<package>.<name>`. Names are loaded when they
 are first used, so that `import interp` is quick; `__init__.pyi` lists them.
 """
 

@@ -14,7 +14,10 @@ Progress = Callable[[int, int], None]
 
 
 class RunKeywords(TypedDict, total=False):
-    """Keywords of every function that can run long: `**run: Unpack[RunKeywords]`."""
+    """Keywords for memory, progress and cancelling: `**run: Unpack[RunKeywords]`.
+
+    A function that can run long takes them only if its signature names them.
+    """
 
     budget_gb: float
     progress: Progress | None

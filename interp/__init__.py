@@ -1,7 +1,7 @@
 """Find the heads and neurons behind what a language model does.
 
-The most used names are here; everything else is `interp.<package>.<name>`. Names are loaded when they
-are first used, so that `import interp` is quick; `__init__.pyi` lists them.
+The most used names are here; everything else is `interp.<package>.<name>`. Names are loaded when
+they are first used, so that `import interp` is quick; `__init__.pyi` lists them.
 """
 
 import lazy_loader

@@ -14,7 +14,7 @@ _ASKED: ContextVar[StopCheck] = ContextVar("cancelled", default=lambda: False)
 
 
 class Cancelled(InterpError):
-    """The caller cancelled a run. Finished parts are saved."""
+    """The caller cancelled a run."""
 
 
 @contextmanager
@@ -34,4 +34,4 @@ def stoppable(cancelled: StopCheck) -> Iterator[None]:
 def stop_if_asked() -> None:
     """Raise `Cancelled` if the caller of the current run has cancelled it."""
     if _ASKED.get()():
-        raise Cancelled("the run", "cancelled", "run it again; finished parts are kept")
+        raise Cancelled("the run", "cancelled", "run it again")

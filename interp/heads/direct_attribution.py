@@ -27,19 +27,19 @@ ATTRIBUTION, PROJECTION = "direct attribution", "direction projection"
 
 
 def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
-    """Direct logit attribution: what each head adds to the refusal logits at the last token.
+    """Direct logit attribution: what each head adds to the logit difference at the last token.
 
         DLA(h) = u . N(z_h W_O),   u = mean W_U[answers] - mean W_U[wrong]
 
     with N the final norm linearised at the run's own residual, so that the terms of all heads, MLPs
     and the embedding add up to the logit difference. A post-norm after attention is linearised in
     the same way. Logits are those before a softcap. Effects are clean - corrupted: a positive
-    effect supports refusal.
+    effect supports the behaviour.
 
     Args:
         model: a model whose weights are known.
-        task: clean prompts are refused, corrupted ones are not; `answers` are the first tokens of
-            refusals, `wrong` the first tokens of other replies.
+        task: clean prompts show the behaviour, corrupted ones do not. `answers` are its first
+            tokens (for example those of refusals), `wrong` the first tokens of other replies.
 
     Returns:
         Scores over (layer, head) as fractions of the difference in logit_diff of the two sides.
@@ -57,8 +57,8 @@ def head_logit_attribution(model: LanguageModel, task: Task) -> Scores:
 def direction_projection(model: LanguageModel, task: Task, direction: Direction) -> Scores:
     """What each head writes along a direction at the last token: (z_h W_O) . r, r of length one.
 
-    Effects are clean - corrupted, towards refusal, as fractions of the difference in the stream's
-    own projection at the direction's site. Heads of later layers are not scored.
+    Effects are clean - corrupted, as fractions of the difference in the stream's own projection at
+    the direction's site; positive supports the behaviour. Heads of later layers are not scored.
 
     Raises:
         InterpError: a direction of another model or site, or sides that do not differ along it.
@@ -177,7 +177,8 @@ class LabelNull:
 def permuted_labels(contrast: Scores, *, draws: int = 1000, seed: int = 0) -> LabelNull:
     """The null of `head_logit_attribution` and `direction_projection`.
 
-    The two prompts of a pair are exchanged at random: the label says which of them is refused.
+    The two prompts of a pair are exchanged at random: the label says which of them shows the
+    behaviour.
 
     Raises:
         InterpError: scores that are not a difference of the two prompts of a pair.

@@ -141,7 +141,9 @@ def switch_off(
         raise unknown("mode", mode, get_args(SwitchOffMode))
     if (mode == "mean") != bool(reference) or (mode == "direction") != (direction is not None):
         do = "give reference prompts for 'mean', a direction for 'direction', else neither"
-        raise InterpError(f"switching heads off by {mode}", "too little or too much is given", do)
+        raise InterpError(
+            f"switching heads off by {mode}", "missing or unused reference or direction", do
+        )
     if mode == "uniform" and model.n_kv_heads < model.n_heads:
         warnings.warn(
             f"{model.n_heads // model.n_kv_heads} heads of {model.name} share each key and value: "

@@ -98,7 +98,7 @@ def heat_map(
 
 
 def click_targets(x: Any, y: Any, *, data: Any, texts: Sequence[str], **more: Any) -> Any:
-    """Invisible points, of which the nearest to the pointer takes hover and clicks.
+    """Invisible points. The one nearest the pointer gets hover and clicks.
 
     Plotly treats all points within a marker's radius of the pointer (at least 3 pixels) as equally
     near, and chooses the one drawn last. A point with an empty text has a radius of half a pixel.

@@ -65,7 +65,7 @@ class Optimiser:
 
 
 class FitKeywords(TypedDict, total=False):
-    """Keywords of every function that trains probes; see `FitOptions`."""
+    """Keywords of `train_probes` and `probe_model`; see `FitOptions`."""
 
     kind: ProbeKind
     folds: int

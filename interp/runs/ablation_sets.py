@@ -113,12 +113,14 @@ def greedy_order(
         drawn: numbers of the prompts averaged over, such as a bootstrap's; all by default.
 
     Raises:
-        InterpError: no candidates, one twice, or `most` below 1.
+        InterpError: no candidates, a repeated one, or `most` below 1.
     """
     left = listed(candidates)
     if not left or len(set(left)) < len(left) or most < 1:
         raise InterpError(
-            f"an order of {most} of {left}", "none, or one twice", "give each candidate once"
+            f"an order of {most} of {left}",
+            "no candidates, a repeated one, or `most` below 1",
+            "give each candidate once, and `most` of at least 1",
         )
     order: list[str] = []
     while left and len(order) < most:

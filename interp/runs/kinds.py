@@ -183,7 +183,7 @@ def make_ablation(
         name: shown in tables; the kind and the components by default.
 
     Raises:
-        InterpError: no components, one twice, an unknown kind, a site that cannot be set while
+        InterpError: no components, a repeated one, an unknown kind, a site that cannot be set while
             decoding, a component the model lacks, or values missing.
     """
     components = listed(components)
@@ -191,7 +191,9 @@ def make_ablation(
     if kind not in get_args(AblationKind):
         raise unknown("kind of ablation", kind, get_args(AblationKind))
     if not parts or len(set(parts)) < len(parts):
-        raise InterpError(f"ablating {list(components)}", "none, or one twice", "give each once")
+        raise InterpError(
+            f"ablating {list(components)}", "no components, or a repeated one", "give each once"
+        )
     grouped: dict[Address, list[int | None]] = {}
     for part in parts:
         if part.site not in CHANGEABLE:
@@ -201,7 +203,11 @@ def make_ablation(
     edits = []
     for address, numbers in grouped.items():
         if len(numbers) > 1 and None in numbers:
-            raise InterpError(f"ablating {list(components)}", "a site and a part of it", "choose")
+            raise InterpError(
+                f"ablating {list(components)}",
+                "a whole site and one of its parts",
+                "give one of them",
+            )
         chosen = tuple(number for number in numbers if number is not None) or None
         if kind == "zero":
             width = site_width(model, address[1], whole=chosen is None)

@@ -70,13 +70,15 @@ def dose_response(
     """Measures at every dose of a change, on the same rows.
 
     Raises:
-        InterpError: fewer than two doses, one twice, no dose of 0 (the unchanged model), or a
+        InterpError: fewer than two doses, a repeated dose, no dose 0 (the unchanged model), or a
             measure whose rows change.
     """
     grid = sorted(set(map(float, doses)))
     if len(grid) < 2 or len(grid) < len(doses) or 0.0 not in grid:
         raise InterpError(
-            f"doses {list(doses)}", "too few, one twice or no 0", "give 0 and at least one other"
+            f"doses {list(doses)}",
+            "fewer than two doses, a repeated dose, or no dose 0",
+            "give 0 and at least one other",
         )
 
     def run(of: DoseMeasure) -> dict[str, np.ndarray]:

@@ -119,7 +119,9 @@ def make_countdown(
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     if not operands or not all(2 <= count <= 6 for count in operands):
-        raise InterpError(f"problems of {list(operands)} numbers", "not 2 to 6", "choose 3 or 4")
+        raise InterpError(
+            f"problems of {list(operands)} numbers", "not 2 to 6", "give counts from 2 to 6"
+        )
     if not 0 < targets[0] <= targets[1] <= 300:
         raise InterpError(f"targets {targets}", "not within 1 to 300", "give (smallest, largest)")
     rng, found, tries = random.Random(f"{seed} {split}"), {}, 0

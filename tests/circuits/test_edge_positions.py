@@ -92,8 +92,8 @@ def test_cut_into_batches_nothing_changes(family_models, any_gap, monkeypatch):
 @pytest.mark.parametrize(
     ("edges", "options", "message"),
     [
-        ((), {}, "none, or one twice"),
-        (("L0H0->logits", "L0H0->logits"), {}, "none, or one twice"),
+        ((), {}, "no edges, or a repeated one"),
+        (("L0H0->logits", "L0H0->logits"), {}, "no edges, or a repeated one"),
         (("L2H0->L1H0.q",), {}, "L2H0->L1H0.q"),
         (("L0H0->logits",), {}, "7 to 9 tokens"),
         (("L0H0->logits",), {"positions": []}, "positions=\\[\\]: no position"),

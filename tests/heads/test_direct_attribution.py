@@ -282,7 +282,7 @@ def test_refusal_score_on_the_toy(refusal):
 def test_switching_needs_what_it_needs(family_models):
     model = family_models["llama"]
     for mode, options in (("mean", {}), ("direction", {}), ("zero", {"reference": [(3, 4)]})):
-        with pytest.raises(InterpError, match="too little or too much"):
+        with pytest.raises(InterpError, match="missing or unused"):
             switch_off(model, mode, **options)
     with pytest.raises(InterpError, match="did you mean 'uniform'"):
         switch_off(model, "uniforms")

@@ -277,6 +277,8 @@ def _names(graph: Graph, parts: Circuit | Sequence[str] | None) -> tuple[str, ..
         _ = graph.edge(name) if ARROW in name else graph.writer(name)
     if len(names) < 2 or len(set(names)) < len(names):
         raise InterpError(
-            f"redundancy of {list(names)}", "fewer than two, or one twice", "give different parts"
+            f"redundancy of {list(names)}",
+            "fewer than two parts, or a repeated one",
+            "give different parts",
         )
     return names

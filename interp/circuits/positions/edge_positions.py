@@ -149,7 +149,9 @@ def edge_positions(
     edges = listed(edges)
     indices = [trials.graph.edge(label) for label in edges]
     if not indices or len(set(indices)) < len(indices):
-        raise InterpError(f"edges {list(edges)}", "none, or one twice", "give each edge once")
+        raise InterpError(
+            f"edges {list(edges)}", "no edges, or a repeated one", "give each edge once"
+        )
     if isinstance(positions, str) and positions == "all":
         tokens = range(common_length(model, task))
         names = tuple(map(str, tokens))

@@ -58,7 +58,7 @@ def positions_of(positions: Columns, model: LanguageModel, task: Task) -> tuple[
             )
         names = [str(names[0])]
     if not names or len(set(names)) < len(names):
-        raise InterpError(f"positions {names}", "none, or one is given twice", "give each once")
+        raise InterpError(f"positions {names}", "no positions, or a repeated one", "give each once")
     named = tuple(name for name in names if name not in (LAST, ELSEWHERE))
     return (*named, LAST, ELSEWHERE)
 
@@ -160,7 +160,9 @@ class PositionedCircuit(Record):
         mask = np.asarray(self.mask)
         if len(set(self.positions)) < len(self.positions) or LAST not in self.positions:
             raise InterpError(
-                f"positions {self.positions}", f"one twice, or no {LAST!r}", "see positions_of"
+                f"positions {self.positions}",
+                f"a repeated position, or no {LAST!r}",
+                "see positions_of",
             )
         if mask.shape != (shape := (*self.graph.shape, len(self.positions))):
             raise InterpError(

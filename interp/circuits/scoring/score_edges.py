@@ -72,7 +72,7 @@ def score_edges(
     per_prompt: bool = False,
     **run: Unpack[GraphKeywords],
 ) -> EdgeScores:
-    """For every edge u -> v, estimate how much the metric drops when v reads u's other output.
+    """Estimate, for each edge u -> v, the metric's drop if v receives u's output of the other run.
 
     The exact effect is m(base) - m(base with u -> v carrying u's output in the other run), where
     base is the clean run ("noise"). For "denoise" base is the corrupted run and the sign is
@@ -348,7 +348,7 @@ def _held(work: EstimateState, points: int) -> int:
 
 
 def _refuse_large(work: EstimateState, runs: PairedRuns, spec: _EdgeSpec) -> None:
-    """Refuse a graph for which a single prompt does not fit the budget."""
+    """Refuse a graph if one prompt alone exceeds the budget."""
     longest = max(map(len, runs.base))
     needs = scoring_needs(work.runner.decoder, work.graph, longest, _held(work, 1))
     if spec.method == "exact":  # no gradients, and `run_edges` keeps to its own budget

@@ -12,7 +12,7 @@ MATRICES = 8
 
 
 def refuse_beyond(what: str, parts: dict[str, float], budget: int) -> None:
-    """Refuse a measurement of which a single prompt does not fit the budget.
+    """Refuse a measurement if one prompt alone exceeds the budget.
 
     Args:
         what: the measurement.
@@ -50,7 +50,7 @@ def scoring_needs(decoder: Decoder, graph: Graph, longest: int, held: int) -> di
 
 
 def edge_tape(decoder: Decoder, graph: Graph) -> int:
-    """Approximate bytes per token of a run over edges that gradients are taken of.
+    """Approximate bytes per token of a run over edges whose gradients are taken.
 
     Every reader has its own input, stored before and after its norm. Under a post-norm it has one
     input for every earlier layer.

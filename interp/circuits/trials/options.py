@@ -18,7 +18,7 @@ the tokens of the reference prompts ("mean")."""
 
 
 class TrialKeywords(RunKeywords, total=False):
-    """Keywords of every function that runs circuits of a given graph; see `TrialOptions`."""
+    """Keywords of functions that run circuits of a given graph; see `TrialOptions`."""
 
     ablation: EdgeAblation
     reference: Task | None
@@ -26,7 +26,7 @@ class TrialKeywords(RunKeywords, total=False):
 
 
 class GraphKeywords(TrialKeywords, total=False):
-    """Keywords of every function that chooses the graph itself; see `TrialOptions`."""
+    """Keywords of functions that choose the graph themselves; see `TrialOptions`."""
 
     expand_kv: bool
 

@@ -207,7 +207,7 @@ def test_tokens_are_told_apart():
     ("change", "message"),
     [
         ({"positions": "all"}, "7 to 9 tokens"),
-        ({"positions": ["changed", "changed"]}, "given twice"),
+        ({"positions": ["changed", "changed"]}, "a repeated one"),
         ({"positions": "nowhere"}, "this prompt has"),
         ({"positions": ["changed", "2"]}, "both are token 2 of pair 0"),
         ({"positions": ["near_end", "7"]}, "both are token 7 of pair 0"),

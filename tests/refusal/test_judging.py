@@ -522,7 +522,7 @@ def test_dose_response():
     assert found.monotonicity("flat").mean == 0
     assert abs(found.curve("score", control=True)[-1].mean) < 0.5
     assert len(found.to_dataframe()) == 10
-    with pytest.raises(InterpError, match="no 0"):
+    with pytest.raises(InterpError, match="no dose 0"):
         dose_response(steered, [1, 2])
     with pytest.raises(InterpError, match="same rows"):
         dose_response(lambda d: {"x": np.zeros(1 + int(d))}, [0, 1])

@@ -57,6 +57,8 @@ class Edit:
         by_token: a token's new value depends on its own old value alone; else the edit is applied
             through hooks only, to one prompt at a time.
         reads: the edit only reads the site and changes nothing.
+        made_for: the prompts the value was made for, as token ids: text i must begin with prompt i.
+            None for a value that does not depend on the prompts.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Edit:
     positions: Positions | slice = "all"
     by_token: bool = True
     reads: bool = False
+    made_for: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         where = self.positions
@@ -95,6 +98,18 @@ class Edit:
         """Refuse, by an `InterpError`, a list of positions for another number of prompts than n."""
         if not isinstance(self.positions, str | int | slice):
             each_of(self.positions, n)
+
+    def require_text(self, prompt: int, tokens: Sequence[int]) -> None:
+        """Refuse, by an `InterpError`, a text that does not begin with the prompt of its number."""
+        if self.made_for is None:
+            return
+        asked, n = f"{self.name} in prompt {prompt}", len(self.made_for)
+        do = "run the prompts that it was made for, in their order"
+        if prompt >= n:
+            raise InterpError(asked, f"the change was made for n={n}", do)
+        start = self.made_for[prompt]
+        if tuple(tokens[: len(start)]) != start:
+            raise InterpError(asked, "the text does not begin with the prompt it was made for", do)
 
     def applied(self, x: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """The site (n, ...) at some tokens with the new value in it, the old value, and the new."""
@@ -161,13 +176,15 @@ class Change:
             raise InterpError(f"{self.name} at the last {where} tokens", found, "give one of them")
         return self.at(slice(-int(where), None))
 
-    def require(self, prompts: int, where: Where = "all") -> None:
-        """Refuse, by an `InterpError`, values or positions that do not fit this many prompts."""
+    def require(self, prompts: Sequence[Sequence[int]], where: Where = "all") -> None:
+        """Refuse, by an `InterpError`, prompts that the values or positions do not fit."""
         for edit in self.edits:
-            edit.require(prompts)
+            edit.require(len(prompts))
+            for number, tokens in enumerate(prompts):
+                edit.require_text(number, tokens)
             if isinstance(edit.value, ValueTable):
-                edit.value.require(f"{self.name}: values of L{edit.layer}.{edit.site}", prompts,
-                                   where, edit.positions)  # fmt: skip
+                what = f"{self.name}: values of L{edit.layer}.{edit.site}"
+                edit.value.require(what, len(prompts), where, edit.positions)
 
     def require_engine(self, what: str) -> None:
         """Refuse an edit that the fast engine cannot make.

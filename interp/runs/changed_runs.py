@@ -43,7 +43,7 @@ class ChangedRuns:
         changes_in(self.runs.model, self.change, "changing")
         self.change.require_engine("changing")
         self.runs.require(self.runs.prompts, self.where, "ablating")
-        self.change.require(len(self.runs.prompts), self.where)
+        self.change.require(self.runs.prompts, self.where)
 
     def require(self, prompts: Sequence[Sequence[int]], last: Where, asked: str) -> None:
         """Refuse, by an `InterpError`, other prompts, or more tokens than the last."""

@@ -117,7 +117,7 @@ def generate_each(
     changes_in(model, every, "generating with")
     for change in every:
         change.require_engine("generating with")
-        change.require(len(encoded), where)
+        change.require(encoded, where)
         if any(edit.positions != "all" for edit in change.edits):
             found = "it has positions of its own, which a text that grows does not have"
             do = "give where=, or use intervene(), which finds positions in every run"

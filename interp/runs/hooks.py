@@ -142,8 +142,10 @@ class EditHook:
         """The positions changed in a text that begins with a prompt of this number.
 
         Raises:
-            InterpError: a position that the text lacks, or a prompt beyond those given.
+            InterpError: a position that the text lacks, a prompt beyond those given, or a text
+                that does not begin with the prompt the edit was made for.
         """
+        self.edit.require_text(prompt, tokens)
         where, label = self.edit.positions, f"prompt {prompt}"
         if isinstance(where, slice) or where == "all":
             return changed_positions(self.edit, prompt, len(tokens))

@@ -92,7 +92,7 @@ def ablate(
         )
     for change in changes:
         change.require_engine("ablating")
-        change.require(len(prompts), where)
+        change.require(prompts, where)
     changes = [change.last(where).resolved(tokenized, marks) for change in changes]
     if runs is not None:
         runs.require(prompts, where if changes else 1, "ablating")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from interp.core.arguments import stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
-from interp.core.errors import InterpError
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.readout import Progress, cut
@@ -130,7 +129,8 @@ def steer(
     A text that continues a prompt counts as generated after the prompt's end.
 
     Raises:
-        InterpError: see `Steering.require`; during a run, more prompts than were given.
+        InterpError: see `Steering.require`; during a run, a text that does not begin with the
+            prompt given at its place, or more texts than prompts.
     """
     change, tally = _counted(model, steering, prompts)
     with intervene(model, change):
@@ -141,7 +141,8 @@ def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLi
     """A steering of some prompts as a `Change`, for `interp.intervene`, `ablate` and `generate`.
 
     Raises:
-        InterpError: see `Steering.require`; during a run, more prompts than were given.
+        InterpError: see `Steering.require`; during a run, a text that does not begin with the
+            prompt given at its place, or more texts than prompts.
     """
     return _counted(model, steering, prompts)[0]
 
@@ -156,16 +157,9 @@ def _counted(
     tally = SteeringTally(name=steering.name, lengths=lengths)
 
     def value(at: Address, old: Tensor, tokens: Tokens) -> Tensor:
-        prompts, n = tokens.prompts.cpu(), len(tally.lengths)
-        if len(prompts) and int(prompts.max()) >= n:
-            raise InterpError(
-                f"steering prompts 0 to {int(prompts.max())}",
-                f"the steering was made for n={n}",
-                "run the prompts that it was made for",
-            )
-        return _changed(steering, tally, at, old, prompts, tokens.positions.cpu())
+        return _changed(steering, tally, at, old, tokens.prompts.cpu(), tokens.positions.cpu())
 
-    return _each_site(steering.name, value, steering.edits), tally
+    return _each_site(steering.name, value, steering.edits, given.rows), tally
 
 
 def _reading(kept: Mapping[Address, Tensor], lengths: Tensor) -> Change:
@@ -181,9 +175,16 @@ def _reading(kept: Mapping[Address, Tensor], lengths: Tensor) -> Change:
 
 
 def _each_site(
-    name: str, value: Callable[[Address, Tensor, Tokens], Tensor], sites: Iterable[Address]
+    name: str,
+    value: Callable[[Address, Tensor, Tokens], Tensor],
+    sites: Iterable[Address],
+    made_for: tuple[tuple[int, ...], ...] | None = None,
 ) -> Change:
-    edits = (Edit(name=name, layer=at[0], site=at[1], value=partial(value, at)) for at in sites)
+    edits = (
+        Edit(name=name, layer=layer, site=site, value=partial(value, (layer, site)),
+             made_for=made_for)
+        for layer, site in sites
+    )  # fmt: skip
     return Change(name=name, edits=tuple(edits))
 
 

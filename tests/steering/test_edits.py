@@ -12,10 +12,13 @@ from interp.core.errors import InterpError
 from interp.models.loading import wrap
 from interp.results.direction import Direction, random_direction
 from interp.runs.capture import run_with_cache
+from interp.runs.changed_runs import ChangedRuns
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
 from interp.runs.kinds import add, project_out
 from interp.runs.losses import text_losses
+from interp.runs.next_tokens import ablate
+from interp.runs.stored_runs import keep_runs
 from interp.steering import runs as steered
 from interp.steering.edits import (
     ablate_direction,
@@ -27,7 +30,7 @@ from interp.steering.edits import (
     patch_direction,
     residual_sites,
 )
-from interp.steering.runs import generate_steered, run_steered, steer
+from interp.steering.runs import generate_steered, run_steered, steer, steering_change
 from interp.steering.weight_edits import READS, _folded, expert_writers, orthogonalise_weights
 from tests.families import tiny
 
@@ -576,6 +579,38 @@ def test_mismatches_are_refused(family_models):
     ):
         model.last_logits(PROMPTS)
     assert r.format == PLAIN
+
+
+def test_texts_that_do_not_begin_with_their_prompts_are_refused(family_models):
+    """A steering knows a prompt's end by its number: another text would be steered in part."""
+    model = family_models["llama"]
+    steering = add_direction(model, direction(model), phase="prefill")
+    short, longer = [(5, 6, 7)], [tuple(range(20, 35))]
+    change = steering_change(model, steering, short)
+    runs = keep_runs(model, longer, last=1, whole=True)
+    other = "does not begin with the prompt"
+    for call in (
+        lambda: ablate(model, longer, change, tokens=[1]),
+        lambda: generate(model, longer, max_new_tokens=2, change=change),
+        lambda: ChangedRuns(runs=runs, change=change),
+    ):
+        with pytest.raises(InterpError, match=other):
+            call()
+    for block in (steer(model, steering, short), intervene(model, change)):
+        with block:
+            for call in (
+                lambda: model.last_logits(longer),
+                lambda: model.last_logits([short[0][:2]]),
+                lambda: generate(model, longer, max_new_tokens=2),
+            ):
+                with pytest.raises(InterpError, match=other):
+                    call()
+            found = model.last_logits([(*short[0], 8)])
+    assert (found - model.last_logits([(*short[0], 8)])).abs().max() > 1e-3
+    with steer(model, steering, PROMPTS), pytest.raises(InterpError, match=other):
+        model.last_logits(PROMPTS[::-1])
+    with pytest.raises(InterpError, match="made for n=1"):
+        ablate(model, [*short, *longer], change, tokens=[1])
 
 
 def test_random_direction_is_a_null(family_models):

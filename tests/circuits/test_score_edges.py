@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from interp.circuits.discovery.find import Finder, Findings, find_circuit
+from interp.circuits.ground_truth.recovery import recover_edges
 from interp.circuits.model_graph import graph_of
 from interp.circuits.scoring import score_edges as scoring
 from interp.circuits.scoring.edge_scores import EdgeScores
@@ -47,6 +48,11 @@ def any_gap(monkeypatch, request):
     if "refused" not in request.node.name:
         for module in (scoring, attribution, patching):
             monkeypatch.setattr(module, "check_gap", lambda clean, corrupted: None)
+
+
+def with_steps(method, steps):
+    """A method, and the number of its points if it has any."""
+    return {"method": method} | ({"steps": steps} if method in scoring.RULED else {})
 
 
 def linear(model):
@@ -175,7 +181,7 @@ def test_every_method_is_exact_in_a_linear_model(doubles, name):
     scale = np.abs(exact.per_prompt).max()
     assert scale > 1e-3
     for method in ("EAP", "clean-corrupted", "EAP-IG-inputs", "EAP-IG-activations"):
-        scores = score_edges(model, task, method=method, steps=2, per_prompt=True)
+        scores = score_edges(model, task, **with_steps(method, 2), per_prompt=True)
         np.testing.assert_allclose(scores.per_prompt, exact.per_prompt, atol=1e-6 * scale)
         assert abs(scores.completeness_gap) < 1e-6
 
@@ -267,8 +273,9 @@ def test_heads_together_are_one_path(doubles):
 def test_grouped_scores_are_sums_over_copies(doubles, name):
     model, task = doubles(name), random_task(lengths=(6, 8))
     for method in ("EAP", "EAP-IG-inputs", "EAP-IG-activations"):
-        native = score_edges(model, task, method=method, steps=2)
-        copies = score_edges(model, task, method=method, steps=2, expand_kv=True, per_prompt=True)
+        options = with_steps(method, 2)
+        native = score_edges(model, task, **options)
+        copies = score_edges(model, task, **options, expand_kv=True, per_prompt=True)
         assert copies.graph.n_edges > native.graph.n_edges
         np.testing.assert_allclose(copies.to_native().signed, native.signed, atol=1e-5)
         np.testing.assert_allclose(copies.to_native().stderr, native.stderr, atol=1e-5)
@@ -285,7 +292,7 @@ def test_batches_and_budgets_change_nothing(doubles, name, method):
     """
     model, task = doubles(name), random_task(lengths=(9, 6, 9, 7))
     task = task if method != "exact" else task.first(2)
-    options = dict(method=method, steps=2, per_prompt=True)
+    options = with_steps(method, 2) | {"per_prompt": True}
     whole = score_edges(model, task, **options)
     # A budget of a few prompts; then one that not even one prompt's graph fits in.
     small = score_edges(model, task, budget_gb=1e-3, **options)
@@ -348,10 +355,8 @@ PASSES = {
 def test_passes_are_as_few_as_promised(doubles, engine_calls, method, ablation, rule):
     """Counted by the calls of a block and of autograd, not by the counter."""
     model, (forwards, backwards) = doubles("gemma2"), PASSES[method]
-    scores = score_edges(
-        model, random_task((9, 9, 7, 7)), method=method, steps=4, rule=rule, ablation=ablation,
-        **ABLATED[ablation],
-    )  # fmt: skip
+    options = with_steps(method, 4) | {"rule": rule, "ablation": ablation} | ABLATED[ablation]
+    scores = score_edges(model, random_task((9, 9, 7, 7)), **options)
     means = 1 if ablation == "mean" else 0
     # A rule that has an end of the path among its points spares a run; "at most" is kept.
     last = ablation in ("counterfactual", "resample")
@@ -408,7 +413,7 @@ def test_one_token_tells_where_a_path_of_constants_ends(doubles, name, ablation)
     model, task = doubles(name), random_task(lengths=(6, 8))
     options = ABLATED[ablation] | {"ablation": ablation}
     for method, steps in (("EAP", 1), ("EAP-IG-inputs", 3)):
-        scores = score_edges(model, task, method=method, steps=steps, **options)
+        scores = score_edges(model, task, **with_steps(method, steps), **options)
         trials = Trials(model, task, TrialOptions(**options))
         without = trials.graph.mask()
         without[0] = False
@@ -448,7 +453,7 @@ def test_denoising_starts_from_the_corrupted_run(doubles):
         ),
     )
     for method in ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "exact"):
-        options = dict(method=method, steps=2)
+        options = with_steps(method, 2)
         noise = score_edges(model, task, **options)
         denoise = score_edges(model, turned, direction="denoise", **options)
         np.testing.assert_allclose(noise.signed, denoise.signed, atol=1e-9)
@@ -567,7 +572,7 @@ def test_saturated_attention_stays_finite_and_hides_from_gradients(doubles):
         model, decoder=dataclasses.replace(model.decoder, blocks=tuple(blocks))
     )
     found = {
-        method: score_edges(hard, task, method=method, steps=3)
+        method: score_edges(hard, task, **with_steps(method, 3))
         for method in ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "exact")
     }
     assert all(np.isfinite(scores.signed).all() for scores in found.values())
@@ -654,6 +659,44 @@ def test_bad_requests_are_refused(family_models, monkeypatch):
         score_edges(model, task)
     with pytest.raises(InterpError, match="known family"):
         score_edges(dataclasses.replace(model, decoder=None), task)
+
+
+@pytest.mark.parametrize("method", scoring.METHODS)
+def test_no_method_takes_an_option_that_it_does_not_use(family_models, method):
+    """It would be recorded as if it had been used; a used one is in the call, no other is."""
+    model, task = family_models["llama"], random_task(lengths=(5, 5))
+    given = {"steps": 3, "rule": "gauss", "together": True}
+    used = {
+        "EAP-IG-inputs": {"steps", "rule"},
+        "EAP-IG-activations": {"steps", "rule", "together"},
+    }.get(method, set())
+    for name, value in given.items():
+        if name not in used:
+            with pytest.raises(InterpError, match=f"{name}=.*not used"):
+                score_edges(model, task, method=method, **{name: value})
+    for steps, rule in ((-50, "midpoint"), (5, "nonsense")):
+        with pytest.raises(InterpError):
+            score_edges(model, task, method=method, steps=steps, rule=rule)
+    call = score_edges(model, task, **{n: given[n] for n in used}, method=method).provenance.call
+    assert {name for name in given if f"{name}=" in call} == used
+    if method == "information-flow-routes":
+        assert "ablation" not in call
+        for ablation in ("zero", "mean", "resample"):
+            with pytest.raises(InterpError, match="no edge is removed"):
+                score_edges(model, task, method=method, ablation=ablation)
+        with pytest.raises(InterpError, match="not used"):
+            score_edges(model, task, method=method, reference=task)
+
+
+def test_flow_shares_do_not_depend_on_what_circuits_are_run_with(tmp_path, monkeypatch):
+    """A search or a recovery with another ablation scores the flow all the same."""
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model, task = load_model("toy-and"), load_task("toy-and").first(4)
+    plain = find_circuit(model, task, Finder(method="information-flow-routes"))
+    zeroed = Finder(method="information-flow-routes", ablation="zero")
+    np.testing.assert_array_equal(find_circuit(model, task, zeroed).signed, plain.signed)
+    found = recover_edges(model, task, methods=["information-flow-routes"], ablation="zero")
+    assert found.found[0].note == ""
 
 
 def test_graph_follows_the_model(family):

@@ -17,7 +17,7 @@ from interp.circuits.discovery.acdc import acdc
 from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.ranking import CUTS, By, edge_strength, ranked
 from interp.circuits.scoring.edge_scores import EdgeScores
-from interp.circuits.scoring.score_edges import METHODS, RULED, score_edges
+from interp.circuits.scoring.score_edges import FLOW, METHODS, RULED, score_edges
 from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.files import cache_dir, require_writable
@@ -200,14 +200,15 @@ class Finder(CheckedSettings):
     @property
     def options(self) -> dict[str, object]:
         """The options that its result depends on."""
-        names = ["method", "ablation", "expand_kv"]
+        ablated = self.method != FLOW
+        names = ["method", *["ablation"] * ablated, "expand_kv"]
         if self.method.startswith("ACDC"):
             names.append("threshold")
         elif self.method == "learned-mask":
             names += ["weight", "seed"]
         if self.direction != "noise":
             names.append("direction")
-        if self.method != "learned-mask" and self.ablation == "resample":
+        if ablated and self.method != "learned-mask" and self.ablation == "resample":
             names.append("seed")
         names += ["neurons"] if self.neurons else []
         found = {name: getattr(self, name) for name in names}
@@ -270,7 +271,7 @@ def find_circuit(
         warnings.warn(f"the circuit is not stored: {error}", stacklevel=4)
         key = None
     given: dict[str, Any] = finder.options
-    if reference is not None:
+    if reference is not None and (finder.method, finder.ablation) != (FLOW, "mean"):
         given["reference"] = reference
     if finder.method in SEARCHES:
         found = _searched(model, task, given, run, resume=key is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.acdc import Order, acdc
 from interp.circuits.discovery.learned_masks import learn_mask
 from interp.circuits.ranking import top_edges
-from interp.circuits.scoring.score_edges import METHODS, score_edges
+from interp.circuits.scoring.score_edges import FLOW, METHODS, score_edges
 from interp.circuits.trials.options import GraphKeywords, TrialKeywords, TrialOptions
 from interp.circuits.trials.trials import Trials, mean_gap
 from interp.core.arguments import listed, reads_arguments
@@ -247,7 +247,9 @@ def recover_edges(
         if method == "learned-mask":
             learned = learn_mask(model, task, steps=steps, lr=0.2, **each)
             return learned.mask, learned.signed
-        scores = score_edges(model, task, method=method, **each)
+        unused = ("ablation", "reference") if method == FLOW else ()
+        used: Any = {name: value for name, value in each.items() if name not in unused}
+        scores = score_edges(model, task, method=method, **used)
         return top_edges(scores, size), np.abs(scores.signed)
 
     def judged(method: str) -> MethodRecovery:

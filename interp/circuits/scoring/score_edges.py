@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Unpack
 
 import numpy as np
@@ -39,15 +40,11 @@ from interp.models.language_model import LanguageModel
 from interp.results.provenance import provenance
 from interp.runs.pairs import PairedRuns, check_gap
 
-METHODS = (
-    "EAP",
-    "EAP-IG-inputs",
-    "EAP-IG-activations",
-    "clean-corrupted",
-    "information-flow-routes",
-    "exact",
-)
+FLOW = "information-flow-routes"
+METHODS = ("EAP", "EAP-IG-inputs", "EAP-IG-activations", "clean-corrupted", FLOW, "exact")
 RULED = ("EAP-IG-inputs", "EAP-IG-activations")
+USERS = {"steps": RULED, "rule": RULED, "together": ("EAP-IG-activations",)}
+"""The methods that use an option; the others refuse it."""
 LONG = ("EAP-IG-activations", "exact")
 _NO_GRADIENT = 1e-4
 _ADVICE = "use method='EAP-IG-inputs' or 'clean-corrupted', direction='denoise', or logit_diff"
@@ -124,7 +121,8 @@ def score_edges(
         together: see "EAP-IG-activations".
         per_prompt: keep the scores of every prompt, for bootstraps.
         run: ablation (what an edge carries instead: "counterfactual" is the other run, "resample"
-            the run of another clean prompt, which replaces the corrupted one, also in the gap),
+            the run of another clean prompt, which replaces the corrupted one, also in the gap; not
+            for "information-flow-routes"),
             reference, expand_kv, seed, budget_gb (also for autograd graphs and products; one prompt
             must fit), progress (called with prompts done, and in total) and cancelled; see
             `TrialOptions`.
@@ -134,11 +132,12 @@ def score_edges(
         behaviour.
 
     Raises:
-        InterpError: no fast engine, training mode, unknown method, ablation or rule, pairs of equal
-            prompts, a graph that does not fit the budget, a mean without reference prompts or over
-            evaluated ones, a gap below its standard error (the two slow methods check it first,
-            with two passes), a metric whose gradient is zero (KL at the clean run) or that is not
-            differentiable, or a call inside `intervene`.
+        InterpError: no fast engine, training mode, unknown method, ablation or rule, an option that
+            the method does not use (other than its default), pairs of equal prompts, a graph that
+            does not fit the budget, a mean without reference prompts or over evaluated ones, a gap
+            below its standard error (the two slow methods check it first, with two passes), a
+            metric whose gradient is zero (KL at the clean run) or that is not differentiable, or a
+            call inside `intervene`.
 
     Departs from hannamw/EAP-IG: sums within a prompt and means over prompts, so the batch size does
     not matter; midpoint rule; EAP-IG-activations integrates every writer separately and does not
@@ -206,12 +205,13 @@ class _EdgeSpec:
     @property
     def share(self) -> bool:
         """Whether scores are shares of a reader's input, not effects."""
-        return self.method == "information-flow-routes"
+        return self.method == FLOW
 
     def call(self) -> str:
         """The Python call that repeats the measurement."""
         given = vars(self) | vars(self.options)
-        names = ["method", "steps", "rule", "direction", "ablation", "expand_kv", "together"]
+        names = ["method", *(name for name in USERS if self.method in USERS[name]), "direction"]
+        names += ["ablation"] * (not self.share) + ["expand_kv"]
         names += ["neurons"] * bool(given["neurons"])
         names += ["seed"] * (given["ablation"] == "resample")
         spelled = [f"{name}={given[name]!r}" for name in names]
@@ -225,7 +225,18 @@ def _refuse(model: LanguageModel, task: Task, spec: _EdgeSpec) -> None:
     ablation, direction = spec.options.ablation, spec.options.direction
     if spec.method not in METHODS:
         raise unknown("edge scoring method", spec.method, METHODS)
-    if spec.options.neurons and spec.method in ("EAP-IG-activations", "information-flow-routes"):
+    for name, methods in USERS.items():
+        value = getattr(spec, name)
+        if spec.method not in methods and value != signature(score_edges).parameters[name].default:
+            do = f"leave it out, or use {' or '.join(methods)}"
+            raise InterpError(f"{name}={value!r} with {spec.method}", "it is not used", do)
+    if spec.share and ablation != "counterfactual":
+        raise InterpError(
+            f"{ablation} ablation with {spec.method}",
+            "it is not used: no edge is removed",
+            "leave ablation out, or use another method",
+        )
+    if spec.options.neurons and spec.method in ("EAP-IG-activations", FLOW):
         raise InterpError(
             f"{spec.method} with neurons as nodes",
             "it scores whole MLPs only",
@@ -263,8 +274,6 @@ def _prepare(model: LanguageModel, task: Task, spec: _EdgeSpec) -> tuple[Estimat
     keep_freed_memory()
     graph = graph_of(model, expand_kv=options.expand_kv, neurons=options.neurons)
     runner = edge_runner(decoder, graph)
-    if spec.share:
-        options = replace(options, ablation="counterfactual", reference=None)
     ablated = ablated_runs(model, task, options)
     work = EstimateState(
         runner=runner,
@@ -312,7 +321,7 @@ def _estimate(spec: _EdgeSpec) -> EdgeEstimate:
         "clean-corrupted": partial(input_path, points=((0.0, 0.5), (1.0, 0.5))),
         "EAP-IG-inputs": partial(input_path, points=spec.points),
         "EAP-IG-activations": partial(activation_paths, points=spec.points, together=spec.together),
-        "information-flow-routes": flow_shares,
+        FLOW: flow_shares,
         "exact": exact_effects,
     }
     return found[spec.method]
@@ -367,9 +376,9 @@ def _completeness(unexplained: list[np.ndarray], gaps: np.ndarray, method: str) 
 def _notes(work: EstimateState, spec: _EdgeSpec) -> tuple[str, ...]:
     """What was drawn or averaged, and how a post-norm was treated."""
     notes, options = [], spec.options
-    if options.ablation == "resample" and not spec.share:
+    if options.ablation == "resample":
         notes.append(f"other prompts drawn with seed {options.seed}")
-    if options.reference is not None and not spec.share:
+    if options.reference is not None:
         notes.append(f"means over the tokens of {options.reference.name}")
     post = any(block.ln1_post is not None for block in work.runner.decoder.blocks)
     if post and spec.method != "exact" and not spec.share:

@@ -76,6 +76,20 @@ def test_packages_say_what_they_are_for():
     assert all(getattr(interp, name) is not None for name in top)
 
 
+def test_no_type_has_two_meanings():
+    """The name of a class or type alias is defined once in the whole package."""
+    seen: dict[str, Path] = {}
+    for path in modules().values():
+        for node in ast.parse(path.read_text()).body:
+            names = {node.name} if isinstance(node, ast.ClassDef) else set()
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = {one.id for one in targets if isinstance(one, ast.Name)}
+            for name in names:
+                if name[0].isupper() and not name.isupper() and len(name) > 1:
+                    assert seen.setdefault(name, path) == path, f"{name}: {seen[name]} and {path}"
+
+
 def test_doors_import_nothing_heavy():
     doors = [ROOT / "app.py", *(ROOT / "interp" / "ui").rglob("*.py"), ROOT / "interp/cli/main.py"]
     for path in doors:

@@ -10,22 +10,22 @@ from interp.cli import terminal
 from interp.cli.terminal import about, count
 
 if TYPE_CHECKING:
-    from interp.overview.findings import Findings
+    from interp.overview.findings import Scan
     from interp.overview.logit_parts import LogitParts
     from interp.overview.one_prompt import Look
 
-Prompt = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
+PromptArgument = Annotated[str, typer.Argument(help="The prompt, in quotes.")]
 Answer = Annotated[str | None, about("The token to explain; the likeliest next token by default.")]
-Wrong = Annotated[str | None, about("The token it is compared with; the runner-up by default.")]
-Rows = Annotated[int, count("Rows of each table.", "--top")]
+Wrong = Annotated[str | None, about("The token it is compared with; the likeliest other one.")]
+TopRows = Annotated[int, count("Rows of each table.", "--top")]
 
 
 def look(
-    prompt: Prompt,
+    prompt: PromptArgument,
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     answer: Answer = None,
     wrong: Wrong = None,
-    top: Rows = 10,
+    top: TopRows = 10,
     dtype: terminal.Dtype = "float32",
     json_file: terminal.JsonFile = None,
 ) -> None:
@@ -98,7 +98,7 @@ def _source(parts: LogitParts, label: str) -> str:
 
 
 def scan(
-    prompt: Prompt,
+    prompt: PromptArgument,
     foil: Annotated[
         str | None,
         about("A prompt of as many tokens with another answer, or a wrong answer."),
@@ -106,8 +106,8 @@ def scan(
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     answer: Answer = None,
     wrong: Wrong = None,
-    top: Rows = 10,
-    draws: Annotated[int, count("Random components of each kind, at most.")] = 40,
+    top: TopRows = 10,
+    draws: Annotated[int, count("Others of its kind that each is compared with.")] = 20,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
     json_file: terminal.JsonFile = None,
@@ -124,7 +124,7 @@ def scan(
     terminal.write(json_file, found.to_dict())
 
 
-def _print_findings(found: Findings) -> None:
+def _print_findings(found: Scan) -> None:
     terminal.say(found.sentences[0])
     if found.changed:
         changed = ", ".join(f"{a!r} -> {b!r}" for a, b in found.changed)
@@ -137,7 +137,7 @@ def _print_findings(found: Findings) -> None:
             [
                 str(one.component),
                 *(terminal.number(x, "+") for x in (one.exact, one.estimate, one.direct)),
-                f"{one.larger_than} of {one.null.draws} random",
+                one.beside.removeprefix("larger than "),
                 one.verdict,
             ]
             for one in found.found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,6 @@ class LogitsOf:
     def all(self) -> torch.Tensor:
         """Logits of the whole vocabulary."""
         return self.decoder.logits(self.hidden).cpu()
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total)."""
 
 
 def cut(order: Indices, size: Indices, limit: int) -> Iterator[Indices]:

@@ -10,10 +10,11 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.core.metrics import Metric, Targets
+from interp.core.run_options import Progress
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.layout import Indices, ranges
 from interp.engine.memory import keep_freed_memory
-from interp.engine.readout import CPU_TILE, LogitsOf, Progress, cut
+from interp.engine.readout import CPU_TILE, LogitsOf, cut
 from interp.engine.restart import Joined, Variants, baseline, final_hidden, restart
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.engine.sites import EDITED, needed, replaced_z, resid_post

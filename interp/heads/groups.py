@@ -14,7 +14,7 @@ from interp.core.arguments import listed, reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
-from interp.engine.readout import Progress
+from interp.core.run_options import Progress
 from interp.heads.switching import SwitchOff
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache

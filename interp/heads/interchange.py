@@ -22,9 +22,10 @@ from interp.core.errors import InterpError
 from interp.core.metrics import Logits
 from interp.core.nulls import Null, null_of
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Runner
-from interp.engine.readout import LogitsOf, Progress
+from interp.engine.readout import LogitsOf
 from interp.engine.restart import baseline, final_hidden
 from interp.heads.switching import Sides, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel

@@ -16,8 +16,9 @@ from torch import Tensor
 from interp.core.arguments import reads_arguments
 from interp.core.components import Component, within
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.engine.forward import Baseline, Runner
-from interp.engine.readout import LogitsOf, Progress
+from interp.engine.readout import LogitsOf
 from interp.engine.restart import baseline, final_hidden
 from interp.heads.switching import SwitchOff, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel

@@ -1,5 +1,5 @@
-from .findings import Finding as Finding
-from .findings import Findings as Findings
+from .findings import ScanEffect as ScanEffect
+from .findings import Scan as Scan
 from .findings import scan as scan
 from .logit_parts import LogitParts as LogitParts
 from .logit_parts import direct_attribution as direct_attribution

@@ -16,6 +16,7 @@ from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.prompts import PromptPair, Task
+from interp.core.records import Provenance
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.core.schema import Count, checked
 from interp.engine.stopping import stoppable
@@ -24,6 +25,7 @@ from interp.overview.logit_parts import LogitParts, chosen_tokens, likeliest, lo
 from interp.overview.single_run import run_once
 from interp.patching.attribution import attribution_patching
 from interp.patching.joint import set_effects
+from interp.results.provenance import provenance
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,11 +34,14 @@ KINDS = {"z": "heads", "mlp_out": "MLPs"}
 """The sites of the components that are ranked, and what they are called."""
 
 MISJUDGED = 2.0
-"""A gradient that is off by this factor, or has the other sign, is said to be wrong."""
+"""An estimate that is off by this factor, or has the wrong sign, is reported."""
+
+SMALL = 0.5
+"""Shares of the gap are left out if the gap is smaller than this part of the largest effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class ScanEffect:
     """A component and its effect on the logit difference, in logits.
 
     Attributes:
@@ -44,20 +49,31 @@ class Finding:
         estimate: its effect by attribution patching, from one gradient.
         exact: its effect by a run of its own.
         direct: what it writes into the logit difference itself (`direct_attribution`).
-        null: the absolute value of `exact` among random components of the same kind. A rank, not a
-            p-value, because the component was selected.
+        null: the absolute value of `exact` beside that of other components of its kind, from its
+            own layer and then the nearest ones. A rank, not a p-value, because the component was
+            selected. None if the model has no other.
     """
 
     component: Component
     estimate: float
     exact: float
     direct: float
-    null: Null
+    null: Null | None
 
     @property
     def larger_than(self) -> int:
-        """How many of the random components have a smaller effect, in absolute value."""
+        """How many of the others have a smaller effect, in absolute value."""
+        if self.null is None:
+            return 0
         return self.null.draws + 1 - round(self.null.share * (1 + self.null.draws))
+
+    @property
+    def beside(self) -> str:
+        """Its rank among others of its kind, in words; "" if there is no other."""
+        if self.null is None:
+            return ""
+        others = f"{self.null.draws} {KINDS[self.component.site]} nearby"
+        return f"larger than {self.larger_than} of {others} (mean {self.null.mean:.2f})"
 
     @property
     def verdict(self) -> str:
@@ -72,58 +88,61 @@ class Finding:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Findings:
+class Scan:
     """Ranked findings on one prompt, or one pair of prompts: n = 1, so they have no interval.
 
     Attributes:
         task: the prompt or pair that was measured, as a task that other functions take.
         words: the logit difference in words.
-        base: the logit difference of the prompt.
-        other: that of the foil; None without one.
+        clean: the logit difference after the prompt.
+        corrupted: that after the foil; None without one.
         found: the findings, strongest exact effect first.
         of: how many components were ranked by the gradient.
         agreement: Pearson correlation of estimate and exact effect over all components run exactly.
         parts: the direct attribution of the prompt.
         changed: (token in the prompt, token in the foil) where the two differ.
+        provenance: model, versions and the call.
     """
 
     task: Task
     words: str
-    base: float
-    other: float | None
-    found: tuple[Finding, ...]
+    clean: float
+    corrupted: float | None
+    found: tuple[ScanEffect, ...]
     of: int
     agreement: float
     parts: LogitParts
     changed: tuple[tuple[str, str], ...]
+    provenance: Provenance
 
     @property
     def gap(self) -> float | None:
-        """The logit difference of the prompt minus that of the foil."""
-        return None if self.other is None else self.base - self.other
+        """The logit difference of the prompt minus that of the foil; None without a foil."""
+        return None if self.corrupted is None else self.clean - self.corrupted
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """The findings in words, strongest first."""
+        """One sentence on the logit difference, then the findings in words, strongest first."""
         return tuple(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
-        foil = "" if self.other is None else f", {self.other:+.2f} after the foil, which is patched"
-        yield f"{self.words} is {self.base:+.2f} logits after the prompt{foil}."
+        largest = max((abs(one.exact) for one in self.found), default=0.0)
+        shares = self.gap is not None and self.gap >= SMALL * largest
+        foil = "" if self.corrupted is None else f", {self.corrupted:+.2f} after the foil, patched"
+        small = "" if self.gap is None or shares else ": a small gap, so no shares of it are given"
+        yield f"{self.words} is {self.clean:+.2f} logits after the prompt{foil}{small}."
         for one in self.found:
-            up = (one.exact > 0) == (self.other is not None)
+            up = (one.exact > 0) == (self.corrupted is not None)
+            part = f"{one.component} {'at zero' if self.corrupted is None else 'patched'}"
             did = f"{'raises' if up else 'lowers'} it by {abs(one.exact):.2f} logits"
-            part = f"{one.component} at zero" if self.other is None else f"{one.component} patched"
-            share = f" ({one.exact / self.gap:.0%} of the gap)" if self.gap else ""
-            kind = KINDS[one.component.site]
-            beaten = f"larger than {one.larger_than} of {one.null.draws} random {kind}"
-            wrong = f"; {one.verdict} ({one.estimate:+.2f})" if one.verdict else ""
-            yield f"{part} {did}{share}; {beaten}{wrong}."
+            share = f" ({one.exact / self.gap:.0%} of the gap)" if shares and self.gap else ""
+            wrong = f"{one.verdict} ({one.estimate:+.2f})" if one.verdict else ""
+            yield "; ".join(filter(None, (f"{part} {did}{share}", one.beside, wrong))) + "."
 
     def __repr__(self) -> str:
         best = f"; {self.found[0].component} {self.found[0].exact:+.2f}" if self.found else ""
         count = f"{len(self.found)} of {self.of}"
-        return f"Findings({self.words} {self.base:+.2f} logits, {count}{best})"
+        return f"Scan({self.words} {self.clean:+.2f} logits, {count}{best})"
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
@@ -141,7 +160,7 @@ class Findings:
                 "effect": one.exact,
                 "estimate": one.estimate,
                 "direct": one.direct,
-                "larger than": f"{one.larger_than} of {one.null.draws}",
+                "larger than": f"{one.larger_than} of {one.null.draws if one.null else 0}",
                 "note": one.verdict,
             }
             for one in self.found
@@ -151,9 +170,12 @@ class Findings:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and texts, for JSON."""
         return {
+            "provenance": asdict(self.provenance),
+            "prompt": self.task.pairs[0].clean,
+            "foil": self.task.pairs[0].corrupted,
             "difference": self.words,
-            "logits": self.base,
-            "logits_of_foil": self.other,
+            "clean": self.clean,
+            "corrupted": self.corrupted,
             "n": 1,
             "ranked": self.of,
             "agreement": self.agreement,
@@ -163,7 +185,7 @@ class Findings:
                     **{k: v for k, v in asdict(one).items() if k not in ("component", "null")},
                     "component": str(one.component),
                     "larger_than": one.larger_than,
-                    "random": one.null.draws,
+                    "others": one.null.draws if one.null else 0,
                     "sentence": sentence,
                 }
                 for one, sentence in zip(self.found, self.sentences[1:], strict=True)
@@ -180,33 +202,33 @@ def scan(
     answer: str | int | None = None,
     wrong: str | int | None = None,
     k: int = 10,
-    draws: int = 40,
+    draws: int = 20,
     seed: int = 0,
     **run: Unpack[RunKeywords],
-) -> Findings:
+) -> Scan:
     """The heads and MLPs that matter most for what a model says after one prompt.
 
     With a foil text of as many tokens, the effect of a component is the logit difference gained
     when it takes its value from the prompt's run inside the foil's run (activation patching,
     denoising). Without one, it is the logit difference lost when it is set to zero. In both, a
     positive effect supports the answer. All heads and MLPs are first ranked by attribution
-    patching, one gradient. Then the first k and the random ones are measured exactly, each by a
-    run of its own, and what the gradient got wrong is said.
+    patching, one gradient. Then the first k are measured exactly, each by a run of its own, beside
+    the nearest others of their kind, and what the gradient got wrong is said.
 
     Args:
         model: a model with a fast engine.
         prompt: a text, or token ids.
-        foil: a text of as many tokens that the model continues in another way; or one that is a
-            single token, which is then the wrong answer, and no pair is made.
+        foil: a text of as many tokens that the model continues in another way. A text of one token
+            is read as the wrong answer instead.
         answer: the token that is explained; the likeliest next token by default.
         wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
         k: number of components measured exactly.
-        draws: most random components of each kind.
-        seed: seed of the random components.
+        draws: number of others that each is compared with, if there are so many.
+        seed: seed of the choice among those of one layer.
         run: budget_gb, progress (called with steps done and in total) and cancelled.
 
     Returns:
-        Findings, in logits, strongest first. n = 1: to test them, measure a set of prompts.
+        Scan, in logits, strongest first. n = 1: to test them, measure a set of prompts.
 
     Raises:
         InterpError: no fast engine, a foil of another number of tokens, an answer of several
@@ -214,7 +236,7 @@ def scan(
     """
     model.refuse_changed("a scan", "look()")
     options = RunOptions(**run)
-    k, draws = checked(Count, k, "components of a scan"), checked(Count, draws, "random components")
+    k, draws = checked(Count, k, "components of a scan"), checked(Count, draws, "others of a scan")
     clean = run_once(model, prompt, budget_gb=options.budget_gb)
     other = clean
     if isinstance(foil, str) and wrong is None and _is_one_token(model, prompt, foil):
@@ -231,10 +253,11 @@ def scan(
     last = clean.n_tokens - 1
     right, _ = chosen_tokens(clean, answer, wrong, last)
     parts = logit_parts(clean, right, likeliest(other, last, right) if wrong is None else wrong)
-    assert parts.wrong is not None
     pair = PromptPair(clean=prompt, corrupted=foil, answers=(right,), wrong=(parts.wrong,))
     task = Task(name="one prompt" if foil is None else "one pair", pairs=(pair,))
-    return _measured(model, task, parts, options, k=k, draws=draws, seed=seed)
+    given = f"{prompt!r}, {foil!r}, answer={right}, wrong={parts.wrong}"
+    call = f"found = interp.scan(model, {given}, k={k}, draws={draws}, seed={seed})"
+    return _measured(model, task, parts, options, call, k=k, draws=draws, seed=seed)
 
 
 def _is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
@@ -251,18 +274,19 @@ def _measured(
     task: Task,
     parts: LogitParts,
     options: RunOptions,
+    call: str,
     *,
     k: int,
     draws: int,
     seed: int,
-) -> Findings:
-    """Rank by the gradient, then measure the first k and random components exactly."""
+) -> Scan:
+    """Rank by the gradient, then measure the first k exactly, and others of their kind."""
     pair = task.pairs[0].corrupted is not None
     direction = "denoise" if pair else "noise"
     estimates: dict[Component, float] = {}
     for site, by in (("z", ("layer", "head")), ("mlp_out", ("layer",))):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a small gap is told in the sentences
+            warnings.simplefilter("ignore", UserWarning)  # the sentences name a small gap
             scores = attribution_patching(
                 model,
                 task,
@@ -277,43 +301,48 @@ def _measured(
         for cell in np.ndindex(scores.values.shape):
             estimates[scores.component(cell)] = float(scores.values[cell])
     ranked = sorted(estimates, key=lambda part: -abs(estimates[part]))
-    first, rest = ranked[:k], ranked[k:]
-    rng = np.random.default_rng(seed)
-    random = {site: _drawn([c for c in rest if c.site == site], draws, rng) for site in KINDS}
-    chosen = [*first, *random["z"], *random["mlp_out"]]
+    first, rng = ranked[:k], np.random.default_rng(seed)
+    beside = {part: _nearest(part, list(estimates), draws, rng) for part in first}
+    chosen = list(dict.fromkeys([*first, *(other for some in beside.values() for other in some)]))
     with stoppable(options.cancelled):
         sets = [[part] for part in chosen]
         measured = set_effects(model, task, sets, direction, options.progress, zero=not pair)
     exact = dict(zip(chosen, measured.gained[:, 0].tolist(), strict=True))
-    nulls = {site: np.abs([exact[part] for part in some]) for site, some in random.items()}
     direct = {part.label: part.value for part in parts.parts}
-    found = [
-        Finding(
-            component=part,
-            estimate=estimates[part],
-            exact=exact[part],
-            direct=direct[str(part)],
-            null=null_of(abs(exact[part]), nulls[part.site]),
+    found = []
+    for part in sorted(first, key=lambda part: -abs(exact[part])):
+        others = np.abs([exact[other] for other in beside[part]])
+        found.append(
+            ScanEffect(
+                component=part,
+                estimate=estimates[part],
+                exact=exact[part],
+                direct=direct[str(part)],
+                null=null_of(abs(exact[part]), others) if len(others) else None,
+            )
         )
-        for part in sorted(first, key=lambda part: -abs(exact[part]))
-    ]
     both = np.array([[estimates[part], exact[part]] for part in chosen]).T
     prompts = task.pairs[0].clean, task.pairs[0].corrupted
     texts = [model.tokenize(text).strings for text in prompts if text is not None]
-    return Findings(
+    return Scan(
         task=task,
         words=parts.words,
-        base=float(measured.clean[0]),
-        other=float(measured.corrupted[0]) if pair else None,
+        clean=float(measured.clean[0]),
+        corrupted=float(measured.corrupted[0]) if pair else None,
         found=tuple(found),
         of=len(ranked),
         agreement=float(np.corrcoef(both)[0, 1]),
         parts=parts,
+        provenance=provenance(model, task, call),
         changed=tuple((a, b) for a, b in zip(texts[0], texts[-1], strict=True) if a != b),
     )
 
 
-def _drawn(parts: Sequence[Component], draws: int, rng: np.random.Generator) -> list[Component]:
-    """Some of the components at random; all of them if there are no more."""
-    chosen = rng.permutation(len(parts))[:draws]
-    return [parts[i] for i in sorted(chosen.tolist())]
+def _nearest(
+    part: Component, parts: Sequence[Component], draws: int, rng: np.random.Generator
+) -> list[Component]:
+    """Others of the same kind: from the same layer first, then from the nearest ones."""
+    others = [other for other in parts if other.site == part.site and other != part]
+    order = rng.permutation(len(others))
+    near = sorted(order.tolist(), key=lambda i: abs(others[i].layer - part.layer))
+    return [others[i] for i in near[:draws]]

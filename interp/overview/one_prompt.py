@@ -17,7 +17,7 @@ from interp.core.schema import Count, checked
 from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import BLOCK, Token, Unembedded, unembed
-from interp.overview.logit_parts import LogitParts, logit_parts
+from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
 from interp.overview.single_run import SingleRun, run_once
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class LensTable:
         return DataFrame([*self.texts][::-1], index=self.layers[::-1], columns=columns).to_html()
 
     def plot(self) -> Any:
-        """Layers upwards, tokens across; the likeliest token in every cell, coloured by it."""
+        """Layers upwards, tokens across; the likeliest token, coloured by its probability."""
         from interp.plots.style import visible
         from interp.plots.tokens import token_table
 
@@ -191,7 +191,7 @@ class Look:
         decoder = self.run.decoder
         found = []
         with torch.no_grad():
-            stream = self.run.sites[layer + 1, "resid_pre"]
+            stream = self.run.after(layer)
             for rows in stream.split(max(1, BLOCK // decoder.d_vocab)):
                 logits = widened(decoder.logits(decoder.ln_final(rows)))
                 top = logits.max(-1)
@@ -347,11 +347,13 @@ def look(
         model: a model with a fast engine.
         prompt: one text, or token ids.
         answer: the token that is explained; the likeliest next token by default.
-        wrong: the token it is compared with; the runner-up by default.
+        wrong: the token it is compared with; the likeliest other token by default.
         budget_gb: memory for the run.
 
     Raises:
         InterpError: no fast engine, an empty prompt or one over the context, an answer of several
-            tokens, or a run over the budget.
+            tokens, equal answers, or a run over the budget.
     """
-    return Look(run=run_once(model, prompt, budget_gb=budget_gb), answer=answer, wrong=wrong)
+    run = run_once(model, prompt, budget_gb=budget_gb)
+    chosen_tokens(run, answer, wrong, run.n_tokens - 1)
+    return Look(run=run, answer=answer, wrong=wrong)

@@ -61,6 +61,11 @@ class SingleRun:
         """(d_model,) the final residual stream at a token."""
         return self.sites[len(self.decoder.blocks), "resid_pre"][position]
 
+    def after(self, layer: int) -> Tensor:
+        """(token, d_model) the residual stream behind a layer (site resid_post)."""
+        found = self.sites.get((layer, "resid_post"))
+        return self.sites[layer + 1, "resid_pre"] if found is None else found
+
     def pattern(self, layer: int) -> Tensor:
         """(head, query, key) the attention of a layer's heads."""
         if (layer, "pattern") in self.sites:
@@ -114,7 +119,7 @@ def _changed(model: LanguageModel, prompt: TokenizedPrompt) -> Mapping[Address, 
     found = {at: value[0].to(model.device) for at, value in seen.values.items()}
     for layer in range(model.n_layers):
         found[layer, "pattern"] = found[layer, "pattern"].transpose(0, 1)
-        found[layer + 1, "resid_pre"] = found[layer, "resid_post"]
+    found[model.n_layers, "resid_pre"] = found[model.n_layers - 1, "resid_post"]
     return found
 
 

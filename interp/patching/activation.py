@@ -19,7 +19,7 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.sweep import Replace, Swept, run_sweep
 from interp.models.language_model import HOOKED, LanguageModel
 from interp.patching.hook_loop import hook_loop
-from interp.patching.spec import PatchSpec, Unit
+from interp.patching.spec import EffectUnit, PatchSpec
 from interp.patching.sweep import PatchSweep, make_sweep, operations
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
@@ -47,7 +47,7 @@ def activation_patching(
     components: Iterable[int] | None = None,
     source: Source = "other",
     reference: Task | None = None,
-    unit: Unit = "gap",
+    unit: EffectUnit = "gap",
     engine: Engine = "auto",
     cache: bool = True,
     **run: Unpack[RunKeywords],
@@ -235,7 +235,11 @@ def _scores(
         positions=sweep.positions,
         provenance=provenance(model, task, _call(sweep)),
         unit=spec.unit,
-        extra={"engine": "fast" if fast else "hooks", "source": spec.source},
+        extra={
+            "engine": "fast" if fast else "hooks",
+            "source": spec.source,
+            **sweep.runs.pairing,
+        },
     )
 
 

@@ -13,13 +13,14 @@ from interp.core.components import Component
 from interp.core.errors import InterpError, unknown
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.memory import says_too_little
-from interp.engine.readout import CPU_TILE, LogitsOf, Progress
+from interp.engine.readout import CPU_TILE, LogitsOf
 from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.models.language_model import LanguageModel
-from interp.patching.spec import UNITS, Unit
+from interp.patching.spec import UNITS, EffectUnit
 from interp.runs.pairs import PatchDirection, check_gap, paired_runs, warn_gap
 
 
@@ -45,7 +46,8 @@ class JointEffect:
 
     def __str__(self) -> str:
         random = "" if self.null is None else f"; random sets {self.null.beside}"
-        return f"{', '.join(self.components)}: {self.effect}; {self.flips}{random}"
+        unit = "" if self.unit == "gap" else " in the metric's unit"
+        return f"{', '.join(self.components)}: {self.effect}{unit}; {self.flips}{random}"
 
 
 JOINT_SITES = (
@@ -75,7 +77,7 @@ def joint_patching(
     components: Sequence[str],
     *,
     direction: PatchDirection = "denoise",
-    unit: Unit = "gap",
+    unit: EffectUnit = "gap",
     draws: int = 20,
     seed: int = 0,
     progress: Progress | None = None,

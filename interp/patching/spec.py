@@ -14,10 +14,10 @@ from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
 from interp.runs.pairs import warn_gap
 
-Unit = Literal["gap", "metric"]
+EffectUnit = Literal["gap", "metric"]
 """Fractions of the clean-corrupted gap, or the metric's own unit."""
 
-UNITS = get_args(Unit)
+UNITS = get_args(EffectUnit)
 
 
 class SweepKeywords(RunKeywords, total=False):

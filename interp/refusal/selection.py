@@ -17,8 +17,8 @@ from torch import Tensor
 
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
 from interp.core.errors import InterpError
+from interp.core.run_options import Progress
 from interp.core.statistics import standard_error
-from interp.engine.readout import Progress
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
 from interp.refusal.score import score_refusals

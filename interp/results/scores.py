@@ -61,7 +61,8 @@ class Scores(Record):
     Attributes:
         effects: (n, *axes) metric gained on each prompt, in the metric's unit.
         clean: (n,) metric of the clean runs.
-        corrupted: (n,) metric of the corrupted runs.
+        corrupted: (n,) metric of the corrupted runs; equal to `clean`, and `extra["paired"]` is
+            False, if the prompts have none.
         axes: names of the axes, from layer, head, kv_head, neuron and position.
         coordinates: the labels of each axis.
         site: the site that was patched.
@@ -104,12 +105,17 @@ class Scores(Record):
         if not self.n or odd:
             found = f"{self.n} prompts, not finite: {odd or 'none'}"
             raise InterpError("a Scores", found, "give at least one prompt, and finite numbers")
+        if self.unit not in ("gap", "metric"):
+            raise unknown("unit of Scores", self.unit, ("gap", "metric"))
 
     def __repr__(self) -> str:
         size = " x ".join(f"{len(self.coordinates[axis])} {axis}s" for axis in self.axes)
+        paired = self.extra.get("paired", True)
+        other = f", corrupted {self.corrupted.mean():.3f}" if paired else ""
+        unit = "" if self.unit == "gap" else f"; effects in {self.unit_words}"
         return (
             f"Scores({self.method}, {self.site}, {self.direction}, {size}, n={self.n}, "
-            f"{self.metric} clean {self.clean.mean():.3f}, corrupted {self.corrupted.mean():.3f})"
+            f"{self.metric} clean {self.clean.mean():.3f}{other}{unit})"
         )
 
     @property
@@ -129,7 +135,7 @@ class Scores(Record):
 
     @property
     def values(self) -> np.ndarray:
-        """(*axes) effects as fractions of the gap."""
+        """(*axes) effects, in `unit`."""
         return self._ratio.values
 
     @property
@@ -363,13 +369,14 @@ class Scores(Record):
         """Pearson and Spearman correlation, largest difference, and Jaccard overlap of the top k.
 
         Raises:
-            InterpError: the two do not score the same components.
+            InterpError: the two do not score the same components, or not in one unit.
         """
-        if self.axes != other.axes or dict(self.coordinates) != dict(other.coordinates):
+        here, there = ((one.axes, dict(one.coordinates), one.unit) for one in (self, other))
+        if here != there:
             raise InterpError(
                 "agreement of two Scores",
-                f"{self!r} and {other!r} have different axes or labels",
-                "score the same components with both methods",
+                f"{self!r} and {other!r} have different axes, labels or units",
+                "score the same components with both methods, in one unit",
             )
         from scipy.stats import rankdata
 

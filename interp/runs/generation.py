@@ -15,9 +15,9 @@ from interp.core.arguments import reads_arguments, stops_of, texts_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.core.schema import Count, checked
 from interp.engine.memory import says_too_little
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where, changes_in
 from interp.runs.intervened import intervened_texts

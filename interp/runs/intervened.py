@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from interp.core.run_options import Progress
 from interp.engine.decode import CHANGEABLE, SiteChange
-from interp.engine.readout import Progress
 from interp.models.language_model import Address, LanguageModel
 from interp.runs.hooks import EditHook
 from interp.runs.text_runs import (

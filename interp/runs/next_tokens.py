@@ -13,9 +13,10 @@ from interp.core.arguments import listed, marks_of, reads_arguments, texts_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.engine.forward import Baseline, Runner
 from interp.engine.memory import keep_freed_memory, says_too_little
-from interp.engine.readout import CPU_TILE, Progress
+from interp.engine.readout import CPU_TILE
 from interp.engine.restart import final_hidden
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where, changes_in

@@ -26,6 +26,12 @@ class PairedRuns:
     differ: np.ndarray
     targets: Targets
     encoded: EncodedTask
+    paired: bool = True
+
+    @property
+    def pairing(self) -> dict[str, bool]:
+        """A fact for results: that the prompts have no corrupted ones; nothing if they have."""
+        return {} if self.paired else {"paired": False}
 
 
 def paired_runs(
@@ -33,7 +39,7 @@ def paired_runs(
 ) -> PairedRuns:
     """Both runs of every pair, as tokens, with the targets of the metric.
 
-    With `unpaired`, the clean run of a task without corrupted prompts stands for the other run.
+    With `unpaired`, the clean run stands for the other run if a prompt lacks a corrupted one.
 
     Raises:
         InterpError: an unknown direction, or a task without corrupted prompts.
@@ -41,13 +47,15 @@ def paired_runs(
     if direction not in ("denoise", "noise"):
         raise unknown("direction", direction, ("denoise", "noise"))
     encoded = task.encode(model)
-    if encoded.corrupted is None and unpaired:
+    paired = encoded.corrupted is not None
+    if not paired and unpaired:
         encoded = replace(encoded, corrupted=encoded.clean)
     if encoded.corrupted is None:
         raise InterpError(
             f"patching on {task.name}",
             "it has prompts without a corrupted counterpart",
-            "give every pair a corrupted prompt; unpaired prompts suit probing",
+            "give every pair a corrupted prompt, or ablate: activation_patching(source='zero', "
+            "direction='noise', unit='metric')",
         )
     targets = encoded.targets
     if task.metric.needs_reference:
@@ -62,6 +70,7 @@ def paired_runs(
         differ=differ,
         targets=targets,
         encoded=encoded,
+        paired=paired,
     )
 
 

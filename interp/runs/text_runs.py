@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from interp.core.errors import InterpError
+from interp.core.run_options import Progress
 from interp.core.schema import Index, checked
 from interp.engine.architecture import Decoder
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.memory import keep_freed_memory
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where
 

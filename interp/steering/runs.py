@@ -17,9 +17,10 @@ from torch import Tensor
 
 from interp.core.arguments import stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
+from interp.core.run_options import Progress
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
-from interp.engine.readout import Progress, cut
+from interp.engine.readout import cut
 from interp.models.chat import plain_prompts
 from interp.models.language_model import Address, LanguageModel
 from interp.runs.capture import run_with_cache

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.core.records import read_sealed, write_sealed
+from interp.core.run_options import Progress
 from interp.core.schema import CheckedSettings
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key, tokeniser_key
 from interp.studies.steps import Results, Steps, read_results, tuples

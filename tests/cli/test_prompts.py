@@ -64,7 +64,7 @@ def test_scan_ranks_what_is_confirmed(run, smollm, tmp_path):
     assert [one["component"] for one in kept["findings"]] == [str(f.component) for f in found.found]
     assert all(one["component"] in said for one in kept["findings"])
     assert "n = 1" in said
-    assert "of 4 random" in said
+    assert "of 4 heads nearby" in said
 
 
 def test_bad_input_is_one_message(run):

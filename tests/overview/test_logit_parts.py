@@ -7,10 +7,12 @@ import torch
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.overview.logit_parts import direct_attribution
+from interp.overview.one_prompt import look
 from interp.overview.single_run import run_once
+from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
-from interp.runs.kinds import zero
+from interp.runs.kinds import add, zero
 
 PROMPT = (5, 9, 2, 7, 11, 3)
 
@@ -27,7 +29,7 @@ def test_parts_add_up_to_the_model_s_own_logits(family, position):
     if cap is not None:
         logits = torch.atanh(logits / cap) * cap
     assert parts.total == pytest.approx(float(logits[4] - logits[8]), abs=2e-4)
-    assert sum(part.value for part in parts.parts) == pytest.approx(parts.total, abs=1e-9)
+    assert sum(part.value for part in parts.parts) == pytest.approx(parts.total, abs=1e-5)
 
 
 def test_a_head_s_value_is_what_its_output_adds(family):
@@ -96,14 +98,31 @@ def test_the_answer_and_the_runner_up_by_default(family_models):
     parts = direct_attribution(model, PROMPT)
     assert [parts.answer, parts.wrong] == top
     assert parts.total > 0
-    alone = direct_attribution(model, PROMPT, top[0])
-    assert alone.wrong is None
-    assert alone.total == pytest.approx(float(model.last_logits([PROMPT])[0, top[0]]), abs=2e-4)
+    assert direct_attribution(model, PROMPT, top[0]).wrong == top[1]
+    assert direct_attribution(model, PROMPT, top[1]).wrong == top[0]
     assert parts.top(3)[0].value == max((p.value for p in parts.parts), key=abs)
     assert {part.kind for part in parts.top(5, kind="head")} == {"head"}
     assert len(repr(parts)) < 300
     assert "L0H0" in parts.to_dataframe()["part"].tolist()
     assert len(parts.plot().data) == 2
+
+
+@pytest.mark.parametrize("site", ["L1.resid_pre", "L1.resid_mid", "L1.resid_post"])
+def test_a_change_of_the_stream_is_a_part_of_its_own(family, site):
+    """Steering adds to the stream between layers: the parts still add up, and norms are right."""
+    if family.decoder is None or family.sites[site.partition(".")[2]] is not None:
+        pytest.skip("no such site")
+    with intervene(family, add(site, torch.linspace(-1, 1, family.d_model))):
+        seen = look(family, PROMPT, 4, 8)
+        stream = run_with_cache(family, [PROMPT], sites=["resid_pre", "resid_post"])
+        lens = logit_lens(family, [PROMPT], k=1)
+    parts = seen.attribution()
+    assert parts.total == pytest.approx(parts.logit_difference, abs=5e-5)
+    assert max(abs(parts.changes).max(), abs(parts.attention_bias).max()) > 1e-3
+    for layer in range(family.n_layers):
+        expected = stream[layer, "resid_pre"][0].norm(dim=-1)
+        np.testing.assert_allclose(seen.norms[layer], expected, rtol=1e-4)
+        assert seen.lens.tokens[layer, -1] == lens.top(layer)[0].token
 
 
 @pytest.mark.parametrize(
@@ -123,3 +142,17 @@ def test_bad_input_is_refused(family_models, arguments, message):
 def test_a_run_over_the_budget_is_refused(family_models):
     with pytest.raises(InterpError, match="over the budget of 1e-06 GB.*shorter prompt"):
         run_once(family_models["llama"], PROMPT, budget_gb=1e-6)
+
+
+def test_what_does_not_exist_is_refused(family_models):
+    parts = direct_attribution(family_models["llama"], PROMPT, 4, 8)
+    for refused, message in (
+        (lambda: parts.top(kind="heads"), "kind of part 'heads'"),
+        (lambda: parts.by_source(99, 0), "layer"),
+        (lambda: parts.by_source(0, 99), "head"),
+        (lambda: parts.neurons(99), "layer"),
+        (lambda: parts.plot(limit=-1), "limit"),
+        (lambda: look(family_models["llama"], PROMPT, 4, 4), "both are the token"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            refused()

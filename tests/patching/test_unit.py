@@ -100,3 +100,18 @@ def test_single_components_equal_the_sweep(model):
 
 def _of(cell: tuple[int, int]) -> tuple[int, str, int]:
     return cell[0], "z", cell[1]
+
+
+def test_the_unit_is_kept_and_told(model):
+    with pytest.warns(UserWarning, match="distinguish"):
+        raw = activation_patching(model, random_task(), unit="metric", cache=False)
+    assert "effects in logits" in repr(raw)
+    assert "corrupted" not in repr(
+        activation_patching(
+            model, alone(random_task()), source="zero", direction="noise", unit="metric"
+        )
+    )
+    with pytest.raises(InterpError, match="units"):
+        raw.agreement(replace(raw, unit="gap"))
+    with pytest.raises(InterpError, match="unit of Scores 'logits'"):
+        replace(raw, unit="logits")

@@ -18,9 +18,9 @@ from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError, unknown
 from interp.core.prompts import Task
 from interp.core.records import Record
+from interp.core.run_options import Progress
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import says_too_little
-from interp.engine.readout import Progress
 from interp.engine.resume import NO_CHUNKS, Chunks
 from interp.models.language_model import LanguageModel
 from interp.results.keys import result_key

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from interp.core.errors import InterpError
+from interp.core.run_options import Progress
 from interp.core.statistics import share_estimate
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.neurons.glu import glu_vectors
 from interp.runs.ablation_sets import greedy_order

@@ -25,8 +25,8 @@ from interp.circuits.positions.narrow import NarrowedCurve, narrow_curve
 from interp.circuits.positions.positioned_circuit import marked_positions
 from interp.core.errors import InterpError
 from interp.core.prompts import Task
+from interp.core.run_options import Progress
 from interp.engine.edges.graph import Graph
-from interp.engine.readout import Progress
 from interp.engine.stopping import stoppable
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, widgets

@@ -16,7 +16,7 @@ from interp.core.nulls import SelectionTest
 from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
-from interp.overview.findings import Findings
+from interp.overview.findings import Scan
 from interp.overview.one_prompt import Look
 from interp.patching.activation import sweep_key
 from interp.patching.spec import PatchSpec
@@ -223,7 +223,7 @@ def look(model: LanguageModel, prompt: str, answer: str | None, wrong: str | Non
 @st.cache_resource(max_entries=8, show_spinner="Ranking, then confirming …", hash_funcs=HASHES)
 def scan(
     model: LanguageModel, prompt: str, foil: str | None, answer: str | None, wrong: str | None
-) -> Findings:
+) -> Scan:
     """The components that matter most after a prompt.
 
     Raises:

@@ -35,7 +35,7 @@ MOST_CHIPS = 80
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPrompt:
     """What was typed: the prompt, and the tokens and the foil it is compared with."""
 
     prompt: str
@@ -53,7 +53,7 @@ def _show() -> None:
         "of prompts: one prompt has no interval."
     )
     _ask()
-    asked: Asked | None = st.session_state.get("asked-prompt")
+    asked: AskedPrompt | None = st.session_state.get("asked-prompt")
     if asked is None or current().model is None:
         st.info("Press **Look**: the example runs on the default model.", icon=":material/east:")
         return
@@ -65,7 +65,7 @@ def _show() -> None:
 
 def _ask() -> None:
     """The form; nothing runs before its button."""
-    asked: Asked = st.session_state.get("asked-prompt") or Asked(EXAMPLE)
+    asked: AskedPrompt = st.session_state.get("asked-prompt") or AskedPrompt(EXAMPLE)
     with st.form("ask", border=True):
         st.text_area("Prompt", asked.prompt, key="ask-prompt", height=70)
         answer, wrong, foil = st.columns([1, 1, 3])
@@ -100,14 +100,14 @@ def _ask() -> None:
 def _take() -> None:
     """Read the form."""
     texts = (st.session_state[f"ask-{name}"] for name in ("answer", "wrong", "foil"))
-    st.session_state["asked-prompt"] = Asked(
+    st.session_state["asked-prompt"] = AskedPrompt(
         st.session_state["ask-prompt"], *(text or None for text in texts)
     )
     select(model=st.session_state["ask-model"], token=None, layer=None, head=None)
 
 
 @st.fragment
-def _readings(seen: Look, asked: Asked) -> None:
+def _readings(seen: Look, asked: AskedPrompt) -> None:
     """The prompt's tokens and one reading at a time: only that one is computed."""
     try:
         _read(seen, asked, _token(seen))
@@ -115,7 +115,7 @@ def _readings(seen: Look, asked: Asked) -> None:
         widgets.show_error(error)
 
 
-def _read(seen: Look, asked: Asked, place: int) -> None:
+def _read(seen: Look, asked: AskedPrompt, place: int) -> None:
     """What is explained, and the reading that is chosen."""
     parts = seen.attribution(position=place)
     widgets.facts(
@@ -302,11 +302,11 @@ def _neurons(seen: Look, place: int) -> None:
     )
 
 
-def _scan(seen: Look, asked: Asked) -> None:
+def _scan(seen: Look, asked: AskedPrompt) -> None:
     """Ranked by one gradient, then each confirmed by a run of its own."""
     st.markdown(
         "One gradient ranks every head and MLP; then the strongest ten are measured exactly, "
-        "each by a run of its own, beside random ones."
+        "each by a run of its own, beside the nearest others of their kind."
         + ("" if asked.foil else " Without a foil, each is set to zero.")
     )
     if widgets.start_button("Scan"):
@@ -328,12 +328,12 @@ def _scan(seen: Look, asked: Asked) -> None:
     widgets.table(found.to_dataframe().to_dict("records"), key="found", most=12, picked=picked)
     widgets.caveat(
         f"n = 1, so no interval. The gradient ranked {found.of} components; its correlation with "
-        f"the exact effects is {found.agreement:.2f}. A rank among random components is no "
+        f"the exact effects is {found.agreement:.2f}. A rank among others is no "
         "p-value, because each was selected. Click a head to look at it."
     )
 
 
-def _export(seen: Look, asked: Asked) -> None:
+def _export(seen: Look, asked: AskedPrompt) -> None:
     """The readings as JSON, and the call that gives them again."""
     st.divider()
     with st.container(horizontal=True, vertical_alignment="center"):

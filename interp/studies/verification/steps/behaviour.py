@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from interp.core.run_options import Progress
 from interp.core.statistics import Estimate, share_estimate
-from interp.engine.readout import Progress
 from interp.models.language_model import LanguageModel
 from interp.runs.generation import generate
 from interp.runs.text_runs import Generation

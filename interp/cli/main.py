@@ -33,7 +33,7 @@ class Commands(TyperGroup):
             from rich.console import Console
 
             Console(stderr=True).print(
-                "stopped; what is finished is kept: the same command goes on from there"
+                "stopped; run the command again: parts that it has stored are not computed again"
             )
             raise typer.Exit(130) from error
 

@@ -13,16 +13,16 @@ def patch(
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     n: terminal.CountOption = 16,
     seed: terminal.TaskSeed = None,
-    site: Annotated[str, about("z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
+    site: Annotated[str, about("Site: z, q, k, v, pattern, mlp_out, resid_pre ...")] = "z",
     by: Annotated[str, about("Axes swept: layer,head,position.")] = "layer,head",
-    direction: Annotated[str, about("denoise or noise.")] = "denoise",
-    positions: Annotated[str, about("all, or names: S2,last.")] = "all",
-    layers: Annotated[str | None, about("E.g. 3,7-9; all by default.")] = None,
+    direction: Annotated[str, about("Direction: denoise or noise.")] = "denoise",
+    positions: Annotated[str, about("Positions patched: all, or names such as S2,last.")] = "all",
+    layers: Annotated[str | None, about("Layers, e.g. 3,7-9; all by default.")] = None,
     components: Annotated[str | None, about("Heads or neurons, e.g. 0-99.")] = None,
     source: Annotated[
         str,
         about(
-            "other (the other run), zero, or mean (over other prompts of the task: drawn "
+            "New values: other (the other run), zero, or mean (over other prompts: drawn "
             "with the next seed, or the rows that follow in a file)."
         ),
     ] = "other",
@@ -64,14 +64,14 @@ def patch(
 
 
 def path(
-    receivers: Annotated[str, about("logits, or L9H6.q,L7.mlp_out ...")] = "logits",
+    receivers: Annotated[str, about("Receivers: logits, or L9H6.q,L7.mlp_out ...")] = "logits",
     task: terminal.TaskName = "ioi",
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     n: terminal.CountOption = 16,
     seed: terminal.TaskSeed = None,
-    senders: Annotated[str, about("heads or mlps.")] = "heads",
-    direction: Annotated[str, about("noise or denoise.")] = "noise",
-    positions: Annotated[str, about("Where senders are patched.")] = "all",
+    senders: Annotated[str, about("Senders: heads or mlps.")] = "heads",
+    direction: Annotated[str, about("Direction: noise or denoise.")] = "noise",
+    positions: Annotated[str, about("Positions at which senders are patched.")] = "all",
     layers: Annotated[str | None, about("Sender layers, e.g. 3,7-9.")] = None,
     freeze_mlps: Annotated[
         bool, about("Keep the MLPs in between as in the unpatched run.")

@@ -22,7 +22,7 @@ ReportDir = Annotated[
     Path | None,
     typer.Option(
         callback=lambda path: terminal.tried(path, folder=True),
-        help="The report's folder, made in one that exists; by default beside the steps.",
+        help="Folder of the report, in a folder that exists; by default beside the steps.",
     ),
 ]
 Workers = Annotated[int, count("Processes that share the steps; each holds the models.")]
@@ -41,10 +41,12 @@ def study() -> None:
 def study_verification_command(
     model: Annotated[str, about("A model that writes CountDown chains of thought.")],
     base: Annotated[
-        str | None, about("The model it was trained from; known for shipped ones.")
+        str | None, about("The model it was trained from; known for models that ship.")
     ] = None,
-    n: Annotated[int, about("Samples, 40 or more, half of them valid; half to test on.")] = 300,
-    draws: Annotated[int, about("Random sets behind every selection.")] = 50,
+    n: Annotated[
+        int, about("Samples, at least 40. Half are valid; half of each kind is held out.")
+    ] = 300,
+    draws: Annotated[int, about("Random sets for each selection.")] = 50,
     seed: terminal.SeedOption = 0,
     template: Annotated[
         str,
@@ -58,14 +60,14 @@ def study_verification_command(
         str, about("How many numbers a problem has; 3 is easier and shorter.")
     ] = "3,4",
     max_new_tokens: Annotated[
-        int, about("Of each chain of thought; those cut short count too.")
+        int, about("Token limit of a chain of thought; truncated ones count too.")
     ] = 300,
     attempts: Annotated[int, about("Attempts of a text that may become samples.")] = 5,
     window: Annotated[
-        int, about('Tokens changed at a verdict: the last digit and " (", or 1.')
+        int, about('Tokens changed at a verdict: 2 (the last digit and " (") or 1 (" (").')
     ] = 2,
     top_k: Annotated[
-        str, about("GLU vectors a layer to try; the strongest choice is kept.")
+        str, about("Numbers of GLU vectors per layer to try; the strongest is kept.")
     ] = "10,50",
     threshold: Annotated[
         float, about("Attention to the target from which a head counts as A_Prev.")
@@ -110,11 +112,11 @@ def study_verification_command(
 def study_reuse_command(
     model: terminal.ModelName = terminal.DEFAULT_MODEL,
     trained: Annotated[
-        str | None, about("The model trained on Colored Objects; known for shipped.")
+        str | None, about("The model trained on Colored Objects; known for models that ship.")
     ] = None,
     n: Annotated[int, about("Prompts patched for each task.")] = 48,
     tested: Annotated[int, about("Other prompts, for accuracies.")] = 150,
-    sets: Annotated[int, about("Random sets behind an intervention.")] = 30,
+    sets: Annotated[int, about("Random sets for each intervention.")] = 30,
     share: Annotated[float, about("The most heads kept at a stage, as a share of all.")] = 0.02,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
@@ -161,10 +163,8 @@ def study_refusal_command(
     pairs: Annotated[int, about("Prompt pairs heads are found on.")] = 8,
     select: Annotated[int, about("Prompts a candidate is scored on.")] = 12,
     thin: Annotated[int, about("Candidate directions at every k-th layer only.")] = 1,
-    draws: Annotated[
-        int, about("Random sets behind neurons, cascades, greedy groups; of heads 20 at least.")
-    ] = 10,
-    max_new_tokens: Annotated[int, about("Of each reply.")] = 100,
+    draws: Annotated[int, about("Random sets for each selection; at least 20 for heads.")] = 10,
+    max_new_tokens: Annotated[int, about("Token limit of a reply.")] = 100,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
     workers: Workers = 1,

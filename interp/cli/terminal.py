@@ -69,7 +69,7 @@ TaskName = Annotated[str, typer.Option("--task", help=TASK_HELP)]
 CountOption = Annotated[int, count("Number of prompt pairs, at most.", "--n")]
 SeedOption = Annotated[int, whole("Seed of the random choices.")]
 TaskSeed = Annotated[
-    int | None, whole("Of drawing prompts, 0 by default; a file's or toy's are fixed.", "--seed")
+    int | None, whole("Seed of the prompts (default 0). Files and toys have none.", "--seed")
 ]
 
 
@@ -105,25 +105,27 @@ JsonFile = Annotated[
     typer.Option(
         "--json",
         callback=lambda path: tried(path),
-        help="Also write the result here, in a folder that exists.",
+        help="Also write the result to this file. Its folder must exist.",
     ),
 ]
 OutFile = Annotated[
     Path | None,
     typer.Option(
-        "--out", callback=tried_record, help="Keep what is found here, in a folder that exists."
+        "--out",
+        callback=tried_record,
+        help="Save what is found to this file. Its folder must exist.",
     ),
 ]
-Dtype = Annotated[str, about("float32, float64, bfloat16 or float16.")]
+Dtype = Annotated[str, about("Number format: float32, float64, bfloat16 or float16.")]
 Budget = Annotated[
     float, typer.Option("--budget", parser=POSITIVE, help="Memory for runs in flight, in GB.")
 ]
 Option = Annotated[
-    list[str] | None, typer.Option("--option", help="Of the task, e.g. corruption=abc.")
+    list[str] | None, typer.Option("--option", help="An option of the task, e.g. corruption=abc.")
 ]
-MetricOption = Annotated[str | None, about("logit_diff, prob_diff, log_odds, kl.")]
+MetricOption = Annotated[str | None, about("Metric: logit_diff, prob_diff, log_odds or kl.")]
 UnitOption = Annotated[
-    str, about("gap (fractions of the clean-corrupted gap) or metric (the metric's own unit).")
+    str, about("Unit: gap (fractions of the clean-corrupted gap) or metric (the metric's own).")
 ]
 Top = Annotated[int, count("How many components to print.")]
 Verbose = Annotated[

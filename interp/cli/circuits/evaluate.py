@@ -22,18 +22,16 @@ def evaluate(
     n: terminal.CountOption = 32,
     ablation: common.Ablation = "counterfactual",
     level: Annotated[
-        str, about("Of the curves: edge, or node: all edges between the nodes.")
+        str, about("Level of the curves: edge, or node (all edges between the kept nodes).")
     ] = "edge",
-    random: Annotated[
-        int, whole("Random circuits of equal size behind each, of either kind.")
-    ] = 10,
+    random: Annotated[int, whole("Random circuits for comparison, per circuit and kind.")] = 10,
     knockouts: Annotated[int, whole("Random subsets for completeness and minimality.")] = 10,
-    draws: Annotated[int, whole("Resampled pairs of prompts for stability; 0 for none.")] = 20,
+    draws: Annotated[int, whole("Bootstrap samples of the pairs for stability; 0: none.")] = 20,
     stable_by: Annotated[
         str,
         about(
-            "The ranking whose stability it is: own, the method the circuit was found by, or "
-            "EAP, EAP-IG-inputs, clean-corrupted."
+            "Method whose ranking is tested for stability: own (the one that found the circuit), "
+            "EAP, EAP-IG-inputs or clean-corrupted."
         ),
     ] = "own",
     half: common.Half = "second",
@@ -46,7 +44,7 @@ def evaluate(
     out: terminal.OutFile = None,
     json_file: terminal.JsonFile = None,
 ) -> None:
-    """Faithfulness, CPR and CMD against random circuits, knock-outs, stability: in one run."""
+    """Measure faithfulness, CPR and CMD against random circuits, knock-outs and stability."""
     from interp.circuits.circuit import Circuit
     from interp.circuits.evaluation.evaluate import evaluate
 

@@ -27,11 +27,11 @@ def find(
             "(edges whose removal loses) or learned-mask."
         ),
     ] = "EAP-IG-inputs",
-    edges: Annotated[int | None, count("Size of the circuit.")] = None,
+    edges: Annotated[int | None, count("Size of the circuit, in edges.")] = None,
     threshold: Annotated[
         float,
         not_negative(
-            "Without --edges: least |score| of an edge, as a share of the gap; ACDC's own."
+            "Without --edges: the least |score|, as a share of the gap. Also ACDC's threshold."
         ),
     ] = 0.02,
     by: Annotated[
@@ -45,25 +45,23 @@ def find(
     search: Annotated[
         str,
         typer.Option(
-            parser=SEARCH, help="With --edges: best of all, or greedy from the logits back."
+            parser=SEARCH, help="With --edges: the best of all, or greedy from the logits back."
         ),
     ] = "best",
-    direction: Annotated[
-        str, about("Of scores and ACDC: noise the clean run, or denoise the corrupted one.")
-    ] = "noise",
+    direction: Annotated[str, about("Direction for scores and ACDC: noise or denoise.")] = "noise",
     redundant: Annotated[
-        int, whole("Test pairs of so many nodes: which can lose either, but not both? 0: none.")
+        int, whole("Test pairs among this many nodes for redundancy; 0: none.")
     ] = 0,
-    steps: Annotated[int | None, count("Of EAP-IG (5), or of training a mask (100).")] = None,
-    weight: Annotated[float, not_negative("A learned mask: the price of all edges.")] = 1.0,
+    steps: Annotated[int | None, count("Steps: EAP-IG 5, learned mask 100.")] = None,
+    weight: Annotated[
+        float, not_negative("For a learned mask: the price of keeping all edges.")
+    ] = 1.0,
     ablation: common.Ablation = "counterfactual",
     half: common.Half = "first",
     expand_kv: Annotated[
-        bool, about("Keys and values per query head, where heads share them.")
+        bool, about("Separate keys and values for every query head, if heads share them.")
     ] = False,
-    neurons: Annotated[
-        str, about("Nodes of their own beside the rest of their MLP: L3N12,L5N7.")
-    ] = "",
+    neurons: Annotated[str, about("Neurons that are nodes of their own, e.g. L3N12,L5N7.")] = "",
     seed: terminal.SeedOption = 0,
     metric: terminal.MetricOption = None,
     option: terminal.Option = None,

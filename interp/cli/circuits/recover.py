@@ -21,10 +21,14 @@ def recover(
     names: Annotated[
         list[str] | None, typer.Argument(help="Compiled programs and toys; all by default.")
     ] = None,
-    methods: Annotated[str | None, about("E.g. EAP,ACDC,learned-mask; all by default.")] = None,
-    ablation: Annotated[str, about("counterfactual or zero.")] = "counterfactual",
-    threshold: Annotated[float, not_negative("ACDC's, a share of the gap.")] = 0.02,
-    steps: Annotated[int, count("Of the learned mask.")] = 100,
+    methods: Annotated[
+        str | None, about("Methods, e.g. EAP,ACDC,learned-mask; all by default.")
+    ] = None,
+    ablation: Annotated[
+        str, about("What removed edges carry: counterfactual or zero.")
+    ] = "counterfactual",
+    threshold: Annotated[float, not_negative("ACDC's threshold, a share of the gap.")] = 0.02,
+    steps: Annotated[int, count("Training steps of the learned mask.")] = 100,
     n: terminal.CountOption = 24,
     seed: terminal.SeedOption = 0,
     budget: terminal.Budget = 1.0,

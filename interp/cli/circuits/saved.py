@@ -61,11 +61,11 @@ def export(
         Path,
         typer.Argument(
             callback=lambda path: terminal.tried(path),
-            help="A MIB file, or for a MIB source a circuit, in a folder that exists.",
+            help="The MIB file to write; a circuit if the source is MIB. Its folder must exist.",
         ),
     ],
     model: Annotated[
-        str | None, about("Whose graph it is; by default the one it was found in, or the file's.")
+        str | None, about("Model of the graph; by default the one it was found in, or the file's.")
     ] = None,
 ) -> None:
     """Write a circuit as MIB JSON or PT, or read one of these back."""

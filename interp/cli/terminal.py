@@ -213,6 +213,11 @@ def halves(task: Task, half: str, seed: int) -> tuple[Task, Task | None]:
     if half not in ("first", "second"):
         raise InterpError(f"half {half!r}", "unknown", "write first, second or all")
     first, second = task.split(0.5, seed=seed)
+    if len(first) != round(len(task) / 2):
+        say(
+            f"The halves have {len(first)} and {len(second)} of {len(task)} pairs, and this is the "
+            f"{half}: pairs that share a prompt stay in one half."
+        )
     return (first, second) if half == "first" else (second, first)
 
 

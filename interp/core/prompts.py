@@ -380,6 +380,9 @@ class Task:
 
     @classmethod
     def _from_file(cls, path: Path, kind: str, name: str | None) -> Task:
+        if path.suffix.lower() == (other := {"jsonl": ".csv", "csv": ".jsonl"}[kind]):
+            do = f"read it by interp.Task.from_{other[1:]}({str(path)!r})"
+            raise InterpError(f"task file {path}", f"a {other} file, read as {kind}", do)
         pairs = tuple(PromptPair(**pair) for pair in read_task(path, kind))
         return cls(
             name=name or path.stem,

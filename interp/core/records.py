@@ -97,10 +97,12 @@ def read_sealed(
             raise ValueError("a checksum is wrong")
         seen = [head[name] for name in ("kind", "format", "key")]
         facts = _unspelled(head["facts"])
+    except FileNotFoundError as error:
+        raise InterpError(f"loading {path}", "no such file", "give the path of one") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InterpError(
             f"loading {path}",
-            f"missing, damaged or changed: {error}",
+            f"damaged or changed: {error}",
             "delete the file and compute it again",
         ) from error
     wanted = [kind, form, seen[2] if key is None else key]

@@ -295,6 +295,8 @@ def _quiet() -> Iterator[None]:
 def _not_loaded(name: str, error: Exception, known: Collection[str]) -> InterpError:
     """Why a model could not be loaded, and what to do."""
     asked, found, path = f"loading {name!r}", _words(error), Path(name)
+    if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        return InterpError(asked, "no such folder", "give the path of a model's folder or file")
     if isinstance(error, OSError) and not path.exists():
         return InterpError(
             asked,

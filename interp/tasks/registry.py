@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.core.arguments import Tokenizing
-from interp.core.errors import unknown
+from interp.core.errors import InterpError, unknown
 from interp.core.metrics import METRICS
 from interp.core.prompts import PromptPair, Task
 from interp.core.schema import Count, Seed, check_arguments, checked
@@ -60,12 +60,16 @@ def load_task(
     If a task has fewer than n different prompts, prompts repeat, and the description says how many.
 
     Raises:
-        InterpError: the task or an option is unknown, an option or n is out of range, or too few
-            words are single tokens.
+        InterpError: the task or an option is unknown, the name is that of a file, an option or n is
+            out of range, or too few words are single tokens.
     """
     n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
     spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
+    if str(name).endswith((".csv", ".jsonl")):
+        read = "csv" if str(name).endswith(".csv") else "jsonl"
+        do = f"read it by interp.Task.from_{read}({str(name)!r})"
+        raise InterpError(f"task {str(name)!r}", "a file, not the name of a task", do)
     if not isinstance(name, str) or name not in TASKS and name not in TOYS:
         raise unknown("task", name, [*TASKS, *TOYS])
     if name in TOYS:

@@ -249,6 +249,30 @@ def test_known_names_load():
         load_known("revers")
 
 
+def test_a_circuit_of_a_task_file_asks_for_the_file(tmp_path):
+    """And the halves say how many pairs they have, if prompts in common keep pairs together."""
+    task = tmp_path / "mine.jsonl"
+    first, *others = interp.load_task("toy-induction", n=3).pairs
+    rows = [
+        {"clean": x.clean, "corrupted": x.corrupted, "answers": x.answers, "wrong": x.wrong}
+        for x in [first] * 5 + others
+    ]
+    task.write_text("\n".join(map(json.dumps, rows)))
+    path, on = tmp_path / "found", ("--model", "toy-induction", "--n", 8)
+    out = run("circuit", "find", *on, "--task", task, "--edges", 5, "--out", path)
+    assert "The halves have 2 and 5 of 7 pairs, and this is the first: pairs that share" in out
+    with pytest.raises(
+        InterpError, match="'mine', which is not a task of the package.*--task FILE"
+    ):
+        run("circuit", "evaluate", path, "--n", 8)
+    assert "carries" in run("circuit", "evaluate", path, "--task", task, "--n", 8, "--random", 0)
+
+
+def test_a_circuit_that_is_not_there(tmp_path):
+    with pytest.raises(InterpError, match=r"nowhere\.safetensors: no such file; "):
+        run("circuit", "evaluate", tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     "command", ["find", "evaluate", "compare", "export", "positions", "recover"]
 )

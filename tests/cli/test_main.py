@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 import interp
 from interp.cli import terminal
 from interp.cli.main import app, main
+from interp.core.errors import InterpError
 from interp.models.loading import known_families
 from interp.studies.verification.settings import VerificationSettings
 from interp.tasks.registry import TASKS
+from tests import ROOT
 
 
 def run(*arguments):
@@ -115,6 +117,19 @@ def test_errors_are_one_message(monkeypatch, capsys):
     error = capsys.readouterr().err
     assert "did you mean 'z'" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/model", "a/b/c", "~/nowhere"])
+def test_a_path_that_is_not_there_is_no_hugging_face_id(name):
+    with pytest.raises(InterpError) as raised:
+        run("models", "--check", name)
+    assert str(raised.value).startswith(f"loading '{name}': no such folder; give the path")
+
+
+def test_python_runs_the_command_line():
+    command = [sys.executable, "-m", "interp", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "circuit" in done.stdout
 
 
 def test_the_study_is_run_as_the_options_say(tmp_path, monkeypatch):

@@ -112,6 +112,18 @@ def test_messages_name_the_line_the_field_and_what_to_write(tmp_path, row, messa
         task_of(tmp_path / "t.jsonl", GOOD, {k: v for k, v in (GOOD | row).items() if v})
 
 
+def test_a_file_that_another_function_reads(tmp_path):
+    table, lines = tmp_path / "t.csv", tmp_path / "t.jsonl"
+    for read, path, name in (
+        (Task.from_jsonl, table, "from_csv"),
+        (Task.from_csv, lines, "from_jsonl"),
+        (load_task, str(table), "from_csv"),
+        (load_task, lines, "from_jsonl"),
+    ):
+        with pytest.raises(InterpError, match=rf"; read it by interp\.Task\.{name}\('.*'\)$"):
+            read(path)
+
+
 def test_a_number_in_a_file_is_text_unless_the_column_says_ids(tmp_path):
     pair = task_of(tmp_path / "t.jsonl", GOOD | {"clean": 5, "answers": 7, "wrong": [8, 1.50]})
     pair = pair.pairs[0]

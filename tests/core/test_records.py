@@ -235,7 +235,7 @@ def test_a_faulty_file_is_refused(kind, tmp_path):
             USERS[kind].load(path)
         assert path.exists(), name
     path.unlink()
-    with pytest.raises(InterpError, match="missing"):
+    with pytest.raises(InterpError, match="no such file"):
         USERS[kind].load(path)
 
 

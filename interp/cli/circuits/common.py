@@ -32,7 +32,10 @@ TheirModel = Annotated[
 ]
 TheirTask = Annotated[
     str | None,
-    typer.Option("--task", help="A task's name or file; by default the one it was found on."),
+    typer.Option(
+        "--task",
+        help="A task's name or file; by default the one it was found on, unless that was a file.",
+    ),
 ]
 Ablation = Annotated[
     str, about("What removed edges carry: counterfactual, resample, zero or mean.")
@@ -42,10 +45,19 @@ CircuitFile = Annotated[Path, typer.Argument(help="A circuit that `find` or `exp
 
 def home(circuit: Circuit, model: str | None, task: str | None) -> tuple[str, str]:
     """The names given, or those of where the circuit was found."""
+    from interp.models.toys.circuits import TOYS
+    from interp.tasks.registry import TASKS
+
     origin = circuit.provenance
     if origin is None and (model is None or task is None):
         raise InterpError(
             f"{circuit!r}", "it does not say where it is from", "give --model, --task"
+        )
+    if task is None and origin is not None and origin.task not in (*TASKS, *TOYS):
+        raise InterpError(
+            f"{circuit!r}",
+            f"it was found on {origin.task!r}, which is not a task of the package",
+            "give the file it was read from, by --task FILE",
         )
     return model or str(origin and origin.model), task or str(origin and origin.task)
 

@@ -255,8 +255,10 @@ def test_circuits_with_neurons_are_drawn_and_compared_and_not_mibs(tmp_path):
     circuit = Circuit.of(graph, [*edges, "L2.mlp_out->logits"])
     drawing = draw_circuit(graph, circuit.mask, circuit.mask.astype(float))
     assert drawing.drawn == 5
-    texts = [text for trace in drawing.figure.data for text in trace.text or ()]
-    assert {"  N5", "  N40", "MLP"} <= set(texts)
+    inside = {text for trace in drawing.figure.data for text in trace.text or ()}
+    beside = {note.text for note in drawing.figure.layout.annotations}
+    assert "MLP" in inside
+    assert {"N5", "N40"} <= beside
     rows = {row.kind: row.shared for row in compare_circuits(circuit, circuit, random=0).rows}
     assert rows["neurons"] == 2
     assert rows["edges into neurons"] == 2

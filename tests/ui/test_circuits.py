@@ -122,7 +122,7 @@ def test_two_kept_circuits_are_compared() -> None:
     rows = at.dataframe[0].value
     assert all(expected[row[""]] == row["Jaccard"] for row in rows.to_dict("records"))
     named(at.button, "Forget the second").click().run()
-    assert "two are needed" in at.info[0].value
+    assert "Kept so far: 1" in at.info[0].value
 
 
 @pytest.mark.parametrize("method", ["ACDC", "ACDC-paper", "learned-mask", "exact"])

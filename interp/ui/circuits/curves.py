@@ -1,4 +1,4 @@
-"""A circuit's faithfulness by size, and two kept circuits over each other."""
+"""A circuit's faithfulness by size, and a comparison of two kept circuits."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ def overlap(ask: Asked, found: Findings) -> None:
     kept = saved_circuits(ask.graph)
     if len(kept) < 2:
         st.info(
-            f"{len(kept)} of the kept circuits fit this model's graph; two are needed. Keep "
-            "one under graph, then choose another task or method and keep that one too.",
+            "Keep two circuits of this model to compare them: one here, under graph, and one for "
+            f"another task or method. Kept so far: {len(kept)}.",
             icon=":material/bookmark_add:",
         )
         return

@@ -64,7 +64,7 @@ R = TypeVar("R", CircuitEvaluation, NarrowedCurve)
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is looked for: on one half of the pairs, to be evaluated on the other."""
+    """A search for a circuit on one half of the pairs; the other half evaluates it."""
 
     open_: cache.Opened
     find: Task
@@ -74,12 +74,12 @@ class Asked:
 
     @property
     def reference(self) -> Task | None:
-        """The prompts that means are taken over on the find half: the other half's."""
+        """The other half's prompts, over which means are taken while searching."""
         return self.test.without(self.find) if self.finder.ablation == "mean" else None
 
     @property
     def judging_reference(self) -> Task | None:
-        """The prompts that means are taken over on the test half: the other half's."""
+        """The find half's prompts, over which means are taken while evaluating."""
         return self.find.without(self.test) if self.finder.ablation == "mean" else None
 
     @cached_property
@@ -101,19 +101,19 @@ class Asked:
 
     @property
     def slow(self) -> bool:
-        """Whether it takes a run for each of many edges."""
+        """Whether the search needs one run for each of many edges."""
         return self.finder.method in RUN_PER_EDGE and self.graph.n_edges > MANY
 
     @property
     def unit(self) -> str:
-        """What its progress counts."""
+        """The unit of its progress."""
         if "ACDC" in self.finder.method:
             return "edges"
         return "training steps" if self.finder.method == "learned-mask" else "prompts"
 
     @property
     def takes(self) -> str:
-        """What it takes, in words."""
+        """The cost of the search, in words."""
         method, n = self.finder.method, len(self.find)
         if method in ("exact", "ACDC", "ACDC-paper"):
             return f"up to {widgets.thousands(self.graph.n_edges)} × {n} runs, batched"
@@ -130,7 +130,7 @@ class Asked:
 
 
 def asked(open_: cache.Opened) -> Asked:
-    """What the selection asks for.
+    """The search that the selection asks for.
 
     Raises:
         InterpError: a model without a fast engine, or too few pairs to halve.
@@ -189,7 +189,7 @@ def start_curve(ask: Asked, made: Circuit) -> None:
 
 
 def places(ask: Asked) -> tuple[str, ...]:
-    """The tokens that edges are measured at one by one; all others are one place."""
+    """Tokens at which edges are measured separately; the rest are pooled."""
     return marked_positions(ask.open_.model, ask.open_.task)
 
 
@@ -240,7 +240,7 @@ cuts = partial(_kept, NarrowedCurve)
 
 @st.cache_resource(max_entries=32, show_spinner=False)
 def circuit(key: str, edges: int | None) -> Circuit:
-    """A circuit of some findings, of a size or as the method chose."""
+    """The circuit of some findings: of a given size, or as the method chose."""
     found = findings(key)
     assert found is not None
     return found.circuit(edges)
@@ -260,7 +260,7 @@ def usual_size(key: str) -> int | None:
 
 
 def shown(ask: Asked) -> Circuit:
-    """The circuit at the size looked at: as asked for, or the usual one.
+    """The circuit at the chosen size, or at the usual one.
 
     Raises:
         InterpError: no edge lies on a path at that size.

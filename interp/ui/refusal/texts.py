@@ -51,7 +51,8 @@ def side_by_side(study: Study[Any]) -> widgets.Rows:
         0.25,
         disabled=method == ABLATE,
         key=f"steered-dose-{study.directory.name}-{direction.kind}",
-        help="Below refusal when subtracted. An ablation has no dose.",
+        help="The direction is subtracted: a larger dose steers further away from refusal. An "
+        "ablation has no dose.",
     )
     left, middle, right = st.columns([2, 2, 4], vertical_alignment="bottom")
     seed = int(left.number_input("Seed of the random direction", 0, None, 0, key="steered-seed"))
@@ -86,7 +87,7 @@ def side_by_side(study: Study[Any]) -> widgets.Rows:
 
 
 def _usual(study: Study[Any], direction: Direction) -> float:
-    """The dose the study chose of adding this direction; 1 without one."""
+    """The dose that the study chose for subtracting this direction; 1 if it chose none."""
     for name, found in study.results.items():
         if name.startswith("dose_") and found["name"] == f"{ADD[:5]} {direction.kind}":
             return float(found["dose"])

@@ -20,14 +20,14 @@ FORMULA = (
 )
 
 GAP = "1 is the whole gap between clean and corrupted prompts; positive supports the behaviour."
-TURN = f"The change when the edge is removed, with the edges dropped before it already gone. {GAP}"
+TURN = f"The change when the edge is removed after the edges dropped before it. {GAP}"
 OTHER = {
     "ACDC": TURN,
     "ACDC-paper": TURN,
     "learned-mask": "How open its trained gate is, from 0 to 1: 1 is kept.",
     "information-flow-routes": "The share of what $v$ reads that $u$ wrote; no effect is measured.",
 }
-"""What a score is where it is no estimate of a removal with all else in place."""
+"""The meaning of scores that do not estimate an edge's removal from the whole model."""
 
 
 def _show() -> None:
@@ -96,7 +96,7 @@ def _controls() -> None:
 
 
 def _ready(ask: Asked) -> None:
-    """What it will take, and the button."""
+    """The cost of the search, and the button."""
     widgets.facts(
         {
             "task": f"{ask.open_.task.name}, {len(ask.find)} of {len(ask.open_.task)} pairs",

@@ -156,7 +156,7 @@ class TaskReport:
 class Task:
     """Prompt pairs and the metric that scores them.
 
-    `source` is Python code that builds the task again. It is kept with every result.
+    `source` is Python code that builds the task again. The provenance of a result holds it.
     """
 
     name: str

@@ -41,7 +41,7 @@ LONGEST, GREEDY = 12, 6
 """The most heads of a cumulative curve, and of one grown greedily."""
 
 SEARCHED, LISTED = 2, 10
-"""Up to this size every set of heads is tried; at most so many found ones are measured again."""
+"""All sets of up to `SEARCHED` heads are tried; at most `LISTED` found ones are measured again."""
 
 PAIRS_GB = 4.0
 """Enough for the runs of all pairs of the default model; in parts they would run twice."""

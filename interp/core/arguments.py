@@ -7,7 +7,7 @@ answer, component or position, and never a list of characters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
@@ -70,7 +70,9 @@ _NAMED: dict[str, Any] = {"seed": Seed, "n": Count, "rows": Count, "draws": Whol
 _RECORDS = {
     "Change": "a change, e.g. from zero() or make_ablation()",
     "ChangedRuns": "stored runs with a change in force",
+    "Steering": "a Steering, e.g. from add_direction()",
     "StoredRuns": "runs from keep_runs()",
+    "Direction": "a Direction, e.g. from difference_in_means()",
     "LanguageModel": "a model from load_model()",
     "Progress": "a function of (done, total)",
     "Callable[[], bool]": "a function that returns whether to stop",
@@ -111,8 +113,9 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
             raise TypeError(f"{function.__name__}(): {error}; it takes {takes}") from None
         for name, value in given.arguments.items():
             if name in rules:
-                asked = f"{name} of {function.__name__}()"
-                given.arguments[name] = _of_kind(name, rules[name], value, asked)
+                one = partial(_of_kind, name, rules[name], f"{name} of {function.__name__}()")
+                several = taken.parameters[name].kind is Parameter.VAR_POSITIONAL
+                given.arguments[name] = tuple(map(one, value)) if several else one(value)
         return function(*given.args, **given.kwargs)
 
     return read
@@ -134,7 +137,7 @@ def _with_keywords(function: Callable[..., Any]) -> Signature:
     return taken.replace(parameters=parameters)
 
 
-def _of_kind(name: str, kinds: Sequence[str], value: Any, asked: str) -> Any:
+def _of_kind(name: str, kinds: Sequence[str], asked: str, value: Any) -> Any:
     """The value, if it has one of these types; plain values are converted to Python types."""
     records = [kind for kind in kinds if kind in _RECORDS]
     known = {one.__name__ for one in type(value).__mro__}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.core.arguments import reads_arguments
 from interp.core.components import within
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
@@ -46,6 +47,7 @@ class TriggeredTexts:
         )
 
 
+@reads_arguments
 def vector_steering(
     model: LanguageModel,
     vectors: Tensor,
@@ -97,6 +99,7 @@ def vector_steering(
     return make_ablation(model, labels, "steer", values=values, name=f"steer {scale:g}")
 
 
+@reads_arguments
 def steer_at_trigger(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from interp.core.errors import InterpError
+from interp.core.schema import Real, checked
 from interp.core.statistics import Estimate, mean_estimate
 
 
@@ -70,10 +71,10 @@ def dose_response(
     """Measures at every dose of a change, on the same rows.
 
     Raises:
-        InterpError: fewer than two doses, a repeated dose, no dose 0 (the unchanged model), or a
-            measure whose rows change.
+        InterpError: fewer than two doses, a repeated dose, one that is not finite, no dose 0 (the
+            unchanged model), or a measure whose rows change.
     """
-    grid = sorted(set(map(float, doses)))
+    grid = sorted({float(checked(Real, dose, "a dose")) for dose in doses})
     if len(grid) < 2 or len(grid) < len(doses) or 0.0 not in grid:
         raise InterpError(
             f"doses {list(doses)}",

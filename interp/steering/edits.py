@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import listed
+from interp.core.arguments import as_positions, listed, reads_arguments
 from interp.core.chat_prompts import ChatFormat, ChatPrompts
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
+from interp.core.schema import NotNegative, checked
 from interp.engine.decode import CHANGEABLE
 from interp.models.language_model import Address, LanguageModel
 from interp.results.direction import Direction, orthonormal
@@ -35,11 +36,19 @@ class AffineEdit:
     """x + (x @ reads^T) @ writes + shift.
 
     reads, writes: (k, d_model). shift: (1, d_model), or one row per prompt. None means 0.
+
+    Raises:
+        InterpError: one of them is not finite.
     """
 
     reads: Tensor | None = None
     writes: Tensor | None = None
     shift: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name, part in vars(self).items():
+            if part is not None:
+                _finite(part, f"an edit with {name}", tuple(part.shape))
 
     def delta(self, x: Tensor, prompts: Tensor) -> Tensor:
         """What is added to states (n, d_model) of these prompts, in the type of `x`."""
@@ -59,6 +68,10 @@ class Steering:
     `gate` is None or (prompts,) a strength for each prompt: 0 changes nothing, bit for bit.
     `positions` selects tokens of the prompt. It does not concern generated tokens, which `phase`
     selects.
+
+    Raises:
+        InterpError: an unknown phase, positions not counted from the prompt's end, or a gate that
+            is not one finite number per prompt.
     """
 
     name: str
@@ -78,10 +91,24 @@ class Steering:
                 "none, or not counted from the prompt's end",
                 "give negative numbers, -1 for the last token",
             )
+        if self.gate is not None:
+            _finite(self.gate, f"the strengths of {self.name}", (self.gate.numel(),))
 
     def gated(self, gate: Tensor | np.ndarray | Sequence[float]) -> Steering:
-        """The same with a strength per prompt, multiplied by the strength it has already."""
-        strength = torch.as_tensor(np.asarray(gate), dtype=torch.float64)
+        """The same with a strength per prompt, multiplied by the strength it has already.
+
+        Raises:
+            InterpError: the strengths are not one finite number per prompt.
+        """
+        given = np.asarray(gate)
+        n = len(self.gate) if self.gate is not None else len(given) if given.ndim else 1
+        if given.dtype.kind not in "biuf" or given.shape != (n,):
+            raise InterpError(
+                f"the strengths {given!r:.60} of {self.name}",
+                f"{given.dtype} of shape {given.shape}",
+                "give one number per prompt",
+            )
+        strength = torch.as_tensor(given, dtype=torch.float64)
         return replace(self, gate=strength if self.gate is None else self.gate * strength)
 
     def only(self, prompts: Sequence[int]) -> Steering:
@@ -155,6 +182,7 @@ def residual_sites(model: LanguageModel, layers: Sequence[int] | None = None) ->
     return found
 
 
+@reads_arguments
 def ablate_direction(
     model: LanguageModel,
     *directions: Direction,
@@ -189,6 +217,7 @@ def ablate_direction(
     return _steering(model, "ablate", directions, where, edit, phase, positions)
 
 
+@reads_arguments
 def add_direction(
     model: LanguageModel,
     direction: Direction,
@@ -209,6 +238,7 @@ def add_direction(
     return _steering(model, f"add {coefficient:g}", [direction], where, edit, phase, positions)
 
 
+@reads_arguments
 def patch_direction(
     model: LanguageModel,
     direction: Direction,
@@ -226,6 +256,7 @@ def patch_direction(
     return _steering(model, f"patch {value:g}", [direction], where, edit, phase, positions)
 
 
+@reads_arguments
 def affine_edit(
     model: LanguageModel,
     direction: Direction,
@@ -242,6 +273,7 @@ def affine_edit(
     `reference` is (d_model,) the mean of the harmless class (`Candidates.reference_at`). c = 0 sets
     the component to its harmless mean, c = 1 adds the raw difference to this mean.
     """
+    _finite(reference, "the reference of an affine edit", (model.d_model,))
     unit = _checked(model, direction).unit
     value = reference.double() @ unit + coefficient * direction.norm
     made = patch_direction(
@@ -256,6 +288,7 @@ def affine_edit(
     return replace(made, name=f"affine edit {coefficient:g} {direction}")
 
 
+@reads_arguments
 def null_space_direction(
     model: LanguageModel,
     direction: Direction,
@@ -287,8 +320,10 @@ def null_space_direction(
         phase: tokens of the prompt, generated tokens, or both.
 
     Raises:
-        InterpError: states of another width, or a nullity that leaves no dimension.
+        InterpError: no states, states of another width or not finite, a nullity that leaves no
+            dimension, or a ridge that is negative or too small to solve for w.
     """
+    ridge = checked(NotNegative, ridge, "ridge of null_space_direction()")
     width, wrong = model.d_model, [x.shape for x in (protected, steered) if x.dim() != 2]
     kept = int(nullity * width)
     if wrong or {protected.shape[1], steered.shape[1]} != {width} or not 0 < kept <= width:
@@ -297,39 +332,66 @@ def null_space_direction(
             f"states of shapes {tuple(protected.shape)} and {tuple(steered.shape)}",
             "give (n, d_model) states and a nullity between 0 and 1",
         )
+    for name, states in (("protected", protected), ("steered", steered)):
+        _finite(states, f"{name} states", (max(1, len(states)), width))
     held = protected.double()
     space = torch.linalg.eigh(held.T @ held).eigenvectors[:, :kept]
     seen = steered.double() @ space
     penalty = ridge * torch.eye(kept, dtype=torch.float64)
-    weights = torch.linalg.solve(seen.T @ seen + penalty, seen.sum(0))
+    try:
+        weights = torch.linalg.solve(seen.T @ seen + penalty, seen.sum(0))
+    except torch.linalg.LinAlgError as error:
+        found = "the regression has no single solution"
+        raise InterpError(f"a ridge of {ridge:g}", found, "give a larger one") from error
     shift = strength * _checked(model, direction).towards_refusal
     edit = AffineEdit(reads=(space @ weights)[None], writes=shift[None])
     where = _own(model, direction, layers)
     return _steering(model, f"null space {strength:g}", [direction], where, edit, phase)
 
 
+@reads_arguments
 def condition_similarity(states: Tensor, condition: Tensor) -> Tensor:
     """cos(h, tanh(P_c h)) of states (n, d_model): CAST's test (arXiv 2409.05907).
 
     P_c projects on the condition vector. The value is the same for h and -h: it says how much of a
     state lies along the vector, and not in which sense.
+
+    Raises:
+        InterpError: the condition is zero, or one of them has another shape or is not finite.
     """
+    _finite(condition, "a condition", (condition.numel(),))
+    _finite(states, "states for a condition", (len(states), len(condition)))
+    if not bool(condition.any()):
+        raise InterpError("a condition", "a vector of length 0", "give one that is not zero")
     unit = condition.double() / condition.double().norm()
     wide = states.double()
     along = torch.tanh((wide @ unit)[:, None] * unit)
     return torch.nn.functional.cosine_similarity(wide, along, dim=-1)
 
 
+@reads_arguments
 def conditional_steering(
     steering: Steering, similarity: Tensor, threshold: float, *, steer_above: bool = True
 ) -> Steering:
     """The steering, only on prompts whose similarity is above (or not above) a threshold.
 
     `similarity` is read once in the plain prompts, see `condition_similarity`.
+
+    Raises:
+        InterpError: similarities that are not one finite number per prompt.
     """
+    _finite(similarity, "similarities", (similarity.numel(),))
     gate = (similarity > threshold) == steer_above
     side = "above" if steer_above else "not above"
     return replace(steering.gated(gate.double()), name=f"{steering.name} {side} {threshold:g}")
+
+
+def _finite(values: Tensor, what: str, shape: tuple[int, ...]) -> None:
+    """Refuse, by an `InterpError`, another shape, or numbers that are not finite."""
+    if tuple(values.shape) != shape or not bool(values.isfinite().all()):
+        odd = "" if bool(values.isfinite().all()) else ", some of them not finite"
+        found = f"values of shape {tuple(values.shape)}{odd}"
+        raise InterpError(what, found, f"give finite numbers of shape {shape}")
 
 
 def _checked(model: LanguageModel, direction: Direction) -> Direction:
@@ -391,8 +453,8 @@ def _steering(
 def _from_the_end(positions: FromEnd) -> tuple[int, ...] | None:
     if positions is None or (isinstance(positions, str) and positions == "all"):
         return None
-    found = [-1 if place == "last" else place for place in listed(positions)]
-    if not all(isinstance(place, int) and not isinstance(place, bool) for place in found):
+    found = [-1 if place == "last" else place for place in listed(as_positions(positions))]
+    if not all(isinstance(place, int) for place in found):
         raise InterpError(
             f"steering at positions {positions!r}",
             "neither 'all', 'last' nor whole numbers",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from interp.core.arguments import reads_arguments
 from interp.core.chat_prompts import PromptsLike
 from interp.core.components import within
 from interp.core.errors import InterpError
@@ -55,6 +56,7 @@ class DirectionComparison:
         return pd.DataFrame(rows)
 
 
+@reads_arguments
 def compare_directions(
     vectors: dict[str, Tensor], *, share: float = 0.8, centred: bool = True
 ) -> DirectionComparison:
@@ -104,6 +106,7 @@ class Independence:
     by_layer: np.ndarray
 
 
+@reads_arguments
 def representational_independence(
     model: LanguageModel,
     first: Direction,
@@ -141,6 +144,7 @@ def representational_independence(
     )
 
 
+@reads_arguments
 def sample_cone(directions: Sequence[Tensor], n: int, *, seed: int = 0) -> Tensor:
     """(n, d_model) random unit vectors of the cone of directions, float64.
 
@@ -150,8 +154,6 @@ def sample_cone(directions: Sequence[Tensor], n: int, *, seed: int = 0) -> Tenso
     Raises:
         InterpError: no directions, dependent ones, or no sample.
     """
-    if n < 1:
-        raise InterpError(f"{n} samples of a cone", "none", "ask for at least one")
     basis = orthonormal(directions)
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(n, len(basis), generator=generator, dtype=torch.float64).abs()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import stops_of
+from interp.core.arguments import reads_arguments, stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
 from interp.core.run_options import Progress
 from interp.engine.decode import Stream
@@ -121,6 +121,7 @@ class SteeredRun:
     tally: SteeringTally
 
 
+@reads_arguments
 @contextmanager
 def steer(
     model: LanguageModel, steering: Steering, prompts: PromptsLike
@@ -138,6 +139,7 @@ def steer(
         yield tally
 
 
+@reads_arguments
 def steering_change(model: LanguageModel, steering: Steering, prompts: PromptsLike) -> Change:
     """A steering of some prompts as a `Change`, for `interp.intervene`, `ablate` and `generate`.
 
@@ -189,6 +191,7 @@ def _each_site(
     return Change(name=name, edits=tuple(edits))
 
 
+@reads_arguments
 def run_steered(
     model: LanguageModel,
     prompts: PromptsLike,
@@ -239,6 +242,7 @@ def run_steered(
     return SteeredRun(logits=logits, states=states, tally=tally)
 
 
+@reads_arguments
 def generate_steered(
     model: LanguageModel,
     prompts: PromptsLike,

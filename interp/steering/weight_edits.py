@@ -10,6 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.engine.architecture import Decoder, Linear
 from interp.models.families import read_architecture
@@ -60,6 +61,7 @@ class _Writer:
         return float((self.rows.double() @ normal).abs().max() / size)
 
 
+@reads_arguments
 def orthogonalise_weights(
     model: LanguageModel, direction: Direction, *, post_norms: str = "refuse"
 ) -> WeightEdit:

@@ -20,7 +20,10 @@ from interp.runs.losses import text_losses
 from interp.runs.next_tokens import ablate
 from interp.runs.stored_runs import keep_runs
 from interp.steering import runs as steered
+from interp.steering.at_trigger import vector_steering
+from interp.steering.doses import dose_response
 from interp.steering.edits import (
+    AffineEdit,
     ablate_direction,
     add_direction,
     affine_edit,
@@ -611,6 +614,61 @@ def test_texts_that_do_not_begin_with_their_prompts_are_refused(family_models):
         model.last_logits(PROMPTS[::-1])
     with pytest.raises(InterpError, match="made for n=1"):
         ablate(model, [*short, *longer], change, tokens=[1])
+
+
+def test_numbers_that_are_none_are_refused(family_models):
+    """NaN would pass through every formula to the logits, or steer no prompt without a word."""
+    model = family_models["llama"]
+    r, d = direction(model), model.d_model
+    added = add_direction(model, r)
+    some = torch.randn(20, d, generator=torch.Generator().manual_seed(3))
+    odd = some.clone()
+    odd[0, 0] = np.nan
+    similar = torch.tensor([0.5, 0.1])
+    numbers = (np.nan, np.inf, "2", None, True)
+    table = {
+        lambda x: add_direction(model, r, coefficient=x): (*numbers, 1e308),
+        lambda x: patch_direction(model, r, value=x): numbers,
+        lambda x: affine_edit(model, r, some[0], coefficient=x): numbers,
+        lambda x: affine_edit(model, r, x): (some[0, :-1], some, odd[0], None, 1.0),
+        lambda x: null_space_direction(model, r, x, some): (odd, some[:0], some[:, :-1], None),
+        lambda x: null_space_direction(model, r, some, x): (odd, some[:0], some[0], 2),
+        lambda x: null_space_direction(model, r, some, some, nullity=x): (np.nan, "2", 0.0, 1.1),
+        lambda x: null_space_direction(model, r, some, some, ridge=x): (*numbers, -1.0),
+        lambda x: null_space_direction(model, r, some, some[:1], ridge=x): (0.0,),
+        lambda x: null_space_direction(model, r, some, some, strength=x): numbers,
+        added.gated: ([np.nan], 0.5, ["a"], [[1.0]], None, [np.inf]),
+        added.gated([1.0, 0.0]).gated: ([1.0], [1.0] * 3),
+        lambda x: condition_similarity(some, x): (0 * some[0], odd[0], some, some[0, :-1], 3),
+        lambda x: condition_similarity(x, some[0]): (odd, some[0], None),
+        lambda x: conditional_steering(added, x, 0.2): (similar * np.nan, some, None),
+        lambda x: conditional_steering(added, similar, x): numbers,
+        lambda x: conditional_steering(x, similar, 0.2): (None, r),
+        lambda x: conditional_steering(added, similar, 0.2, steer_above=x): (None, 1, "no"),
+        lambda x: ablate_direction(model, x): ("r", None, some[0]),
+        lambda x: ablate_direction(model, r, positions=x): ([-1.0], [True], "first", {-1: 0}),
+        lambda x: replace(added, gate=x): (torch.tensor([np.nan]), torch.tensor(1.0), some),
+        lambda x: generate_steered(model, PROMPTS, max_new_tokens=2, rows=x): (0, 1.5, True),
+        lambda x: run_steered(model, PROMPTS, x): (r, "add"),
+        lambda x: vector_steering(model, some[0], scale=x): numbers,
+        lambda x: AffineEdit(reads=some, writes=x): (odd,),
+        lambda x: dose_response(lambda dose: {}, x): ([0.0, np.nan], [0, "1"], [0, None]),
+    }
+    accepted = []
+    for number, (call, wrong) in enumerate(table.items()):
+        for value in wrong:
+            try:
+                call(value)
+                accepted.append((number, value))
+            except InterpError:
+                pass
+    assert accepted == []
+    with pytest.raises(InterpError):
+        ablate_direction(model)
+    for places in (np.int64(-1), [np.int64(-1), -3], torch.tensor([-2]), np.array([-1])):
+        kept = ablate_direction(model, r, positions=places).positions
+        assert kept == tuple(np.ravel(places).tolist())
+        assert {type(place) for place in kept} == {int}
 
 
 def test_random_direction_is_a_null(family_models):

@@ -204,7 +204,7 @@ class Task:
         return f"{self.source}.{call}" if self.source else ""
 
     def first(self, n: int) -> Task:
-        """The first n pairs."""
+        """The first n pairs, or all of them if there are fewer."""
         n = checked(Count, n, "the first pairs of a task")
         return replace(self, pairs=self.pairs[:n], source=self._then(f"first({n})"))
 

@@ -53,19 +53,20 @@ def load_task(
     Args:
         name: a name in `TASKS`, or a `toy-*` name.
         model: if given, only words that are single tokens in its vocabulary are used.
-        n: number of prompt pairs.
-        seed: seed of the random choices.
+        n: number of prompt pairs. A toy has 24 pairs, and no more.
+        seed: seed of the random choices. The pairs of a toy are fixed: another seed gives the same
+            pairs, so it gives no held-out prompts. Use `Task.split` for these.
         **options: options of the generator, such as `corruption` of `ioi`.
 
     If a task has fewer than n different prompts, prompts repeat, and the description says how many.
+    The description of a toy's task says how many of its pairs it holds.
 
     Raises:
         InterpError: the task or an option is unknown, the name is that of a file, an option or n is
             out of range, or too few words are single tokens.
     """
     n, seed = checked(Count, n, f"pairs of {name}"), checked(Seed, seed, f"the seed of {name}")
-    spelled = "".join(f", {key}={value!r}" for key, value in options.items())
-    source = f"interp.load_task({name!r}{', model' if model else ''}, n={n}, seed={seed}{spelled})"
+    asked = f"interp.load_task({name!r}{', model' if model else ''}"
     if str(name).endswith((".csv", ".jsonl")):
         read = "csv" if str(name).endswith(".csv") else "jsonl"
         do = f"read it by interp.Task.from_{read}({str(name)!r})"
@@ -80,15 +81,22 @@ def load_task(
             PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))
             for clean, corrupted, answer, wrong in toy.pairs[:n]
         )
-        return Task(name=name, pairs=pairs, description=toy.description, source=source, seed=seed)
+        held = f"{len(pairs)} of its {len(toy.pairs)} pairs, which no seed changes"
+        return Task(
+            name=name,
+            pairs=pairs,
+            description=f"{toy.description} ({held})",
+            source=f"{asked}, n={len(pairs)})",
+        )
     entry = TASKS[name]
+    spelled = "".join(f", {key}={value!r}" for key, value in options.items())
     options = check_arguments(entry.make, options, f"option of {name}")
     task = Task(
         name=name,
         pairs=entry.make(n, seed, model, **options),
         metric=METRICS[entry.metric],
         description=entry.description,
-        source=source,
+        source=f"{asked}, n={n}, seed={seed}{spelled})",
         seed=seed,
     )
     if not task.repeated:

@@ -135,6 +135,17 @@ def test_first_difference():
     assert first_difference((1, 2), (1, 2)) == 2
 
 
+def test_a_toy_says_how_many_pairs_it_has_and_that_they_are_fixed():
+    """Neither the n nor the seed that was asked for is written down where it has no effect."""
+    task, other = load_task("toy-induction", n=500), load_task("toy-induction", n=500, seed=1)
+    assert len(task) == 24
+    assert task.hash == other.hash
+    assert task.source == other.source == "interp.load_task('toy-induction', n=24)"
+    assert task.seed is other.seed is None
+    assert "24 of its 24 pairs, which no seed changes" in task.description
+    assert "(3 of its 24 pairs" in load_task("toy-or", n=3).description
+
+
 def test_split_is_disjoint_seeded_and_named():
     task = load_task("ioi", n=20)
     left, right = task.split(0.3, seed=1)

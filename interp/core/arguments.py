@@ -7,6 +7,7 @@ answer, component or position, and never a list of characters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature, unwrap
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
@@ -109,8 +110,12 @@ def reads_arguments(function: Callable[P, R]) -> Callable[P, R]:
         try:
             given = taken.bind(*args, **kwargs)
         except TypeError as error:
-            takes = ", ".join(taken.parameters)
-            raise TypeError(f"{function.__name__}(): {error}; it takes {takes}") from None
+            takes, reason = ", ".join(taken.parameters), str(error)
+            if strange := [name for name in kwargs if name not in taken.parameters]:
+                reason = f"got an unexpected keyword argument {strange[0]!r}"
+                for near in get_close_matches(strange[0], taken.parameters, n=1):
+                    reason += f" (did you mean {near!r}?)"
+            raise TypeError(f"{function.__name__}(): {reason}; it takes {takes}") from None
         for name, value in given.arguments.items():
             if name in rules:
                 one = partial(_of_kind, name, rules[name], f"{name} of {function.__name__}()")

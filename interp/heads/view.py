@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from interp.core.errors import InterpError
+from interp.core.components import within
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
@@ -29,7 +29,13 @@ class HeadView:
 
 
 def view_head(
-    model: LanguageModel, task: Task, layer: int, head: int, *, prompt: int = 0, k: int = 10
+    model: LanguageModel,
+    task: Task,
+    layer: int | str,
+    head: int | None = None,
+    *,
+    prompt: int = 0,
+    k: int = 10,
 ) -> HeadView:
     """A head's attention on a clean prompt of a task, and its output read as tokens.
 
@@ -39,16 +45,18 @@ def view_head(
     all components add up to the logits. If a post-norm follows attention (Gemma-2, OLMo-2), a
     head's output is not a term of the stream, and the token lists are empty.
 
+    The head is given by its layer and number, or by its label, as in `view_head(model, task,
+    "L23H3")`.
+
     Raises:
         InterpError: no such layer, head or prompt.
     """
-    for name, value, size in (
-        ("layer", layer, model.n_layers),
-        ("head", head, model.n_heads),
-        ("prompt", prompt, len(task)),
-    ):
-        if not 0 <= value < size:
-            raise InterpError(f"{name} {value}", f"0 to {size - 1} exist", "choose one of these")
+    if isinstance(layer, str) and head is None:
+        (part,) = model.require_parts(layer, "z")
+        layer, head = part.layer, part.index
+    (layer,) = within([layer], model.n_layers, "layer", model.name)  # type: ignore[list-item]
+    (head,) = within([head], model.n_heads, "head", model.name)  # type: ignore[list-item]
+    (prompt,) = within([prompt], len(task), "prompt", task.name)
     text, last = task.pairs[prompt].clean, model.n_layers - 1
     sites = ["pattern", "z", "resid_post"]
     seen = run_with_cache(model, [text], sites=sites, layers=[layer, last])

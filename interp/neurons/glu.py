@@ -73,15 +73,19 @@ class GluNeuron:
     up_bias: Tensor | None
 
 
-def glu_vectors(model: LanguageModel, layer: int, index: int | None = None) -> GluNeuron:
+def glu_vectors(model: LanguageModel, layer: int | str, index: int | None = None) -> GluNeuron:
     """The gate, up and value vectors of one neuron, or of all neurons of a layer.
 
-    These are views of the model's weights, not copies.
+    One neuron is given by its layer and index, or by its label, such as "L25N100". These are views
+    of the model's weights, not copies.
 
     Raises:
         InterpError: an unknown architecture, an MLP without a gate, or no such layer or neuron.
     """
-    (layer,) = within([layer], model.n_layers, "layer", model.name)
+    if isinstance(layer, str) and index is None:
+        (part,) = model.require_parts(layer, "post")
+        layer, index = part.layer, part.index
+    (layer,) = within([layer], model.n_layers, "layer", model.name)  # type: ignore[list-item]
     mlp = _gated(model, "GLU vectors").blocks[layer].mlp
     assert mlp.up is not None
     rows: slice | int = slice(None)

@@ -64,6 +64,13 @@ class Lens:
     word_rank: Tensor
     strings: Mapping[int, str]
 
+    def __repr__(self) -> str:
+        return (
+            f"Lens({', '.join(self.sites)} of layers {self.layers[0]} to {self.layers[-1]}, "
+            f"{sum(self.n)} prompts, groups {', '.join(self.groups)}; read .top(layer) or "
+            ".to_dataframe())"
+        )
+
     def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> list[Token]:
         """The tokens of highest mean probability at a layer, highest first.
 

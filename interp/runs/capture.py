@@ -101,7 +101,7 @@ def run_with_cache(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
     *,
-    sites: Iterable[str],
+    sites: Iterable[str] = (),
     layers: Iterable[int] | None = None,
     positions: Positions = "all",
     padding_side: str = "right",
@@ -115,7 +115,8 @@ def run_with_cache(
         model: a loaded model.
         prompts: texts, token tuples, or a task (its clean prompts, whose named positions count);
             one text or one token tuple is one prompt.
-        sites: site names, see `interp.core.components.SITES`; one string is one site.
+        sites: site names, see `interp.core.components.SITES`; at least one; one
+            string is one site.
         layers: which layers; all by default.
         positions: "all", or one token of each prompt: see `interp.core.arguments.Positions`.
         padding_side: changes nothing in the result.

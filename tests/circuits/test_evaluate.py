@@ -298,3 +298,19 @@ def test_results_come_back_whole(kind, scored, tmp_path):
     with pytest.raises(InterpError, match=f"its kind is '{kind.__name__}'"):
         next(one for one in (Acdc, Stability) if one is not kind).load(tmp_path / "kept")
     assert issubclass(kind, Record)
+
+
+def test_no_draws_are_no_stability(scored):
+    model, task, circuit, scores = scored
+    found = evaluate(circuit, model, task, stable_by="EAP", draws=0, random=0, knockouts=0)
+    assert (found.stability, found.stable_by) == (None, "")
+    assert "stability" not in str(found)
+    with pytest.raises(InterpError, match="stability from 0 resampled circuits"):
+        stability(scores, 4, draws=0)
+
+
+def test_findings_are_one_line_that_says_how_to_go_on(scored):
+    model, task, _, _ = scored
+    found = find_circuit(model, task)
+    edges = found.graph.n_edges
+    assert repr(found) == f"Findings(EAP-IG-inputs of {edges} edges, n=8; cut by .circuit(n))"

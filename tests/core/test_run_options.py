@@ -37,7 +37,8 @@ def test_a_sweep_is_split_into_what_is_patched_and_how():
 
 @pytest.mark.parametrize("function", [activation_patching, attribution_patching])
 def test_unknown_keywords_are_refused_by_name(function):
-    with pytest.raises(TypeError, match=r"'posn'; it takes model, .*budget_gb, progress"):
+    message = r"'posn' \(did you mean 'positions'\?\); it takes model, .*budget_gb, progress"
+    with pytest.raises(TypeError, match=message):
         function(None, None, posn="last")
 
 

@@ -66,5 +66,20 @@ def test_post_norm_heads_have_no_token_list(family_models):
     assert view.promoted == []
     assert view.direct is None
     assert view.pattern.shape == (3, 3)
-    with pytest.raises(InterpError, match="0 to 3 exist"):
+    with pytest.raises(InterpError, match="heads 0 to 3"):
         view_head(family_models["gemma2"], Task(name="t", pairs=(pair,)), 0, 4)
+
+
+def test_a_head_by_its_label():
+    model, task = load_model("toy-induction"), load_task("toy-induction")
+    one, same = view_head(model, task, "L1H2"), view_head(model, task, 1, 2)
+    assert torch.equal(one.pattern, same.pattern)
+    assert one.promoted == same.promoted
+    for label, head, message in (
+        ("L1H99", None, "heads 0 to"),
+        ("L1.mlp_out", None, "give heads such as"),
+        ("L1H2", 2, "whole number"),
+        (1, None, "whole number"),
+    ):
+        with pytest.raises(InterpError, match=message):
+            view_head(model, task, label, head)

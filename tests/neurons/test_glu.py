@@ -541,3 +541,13 @@ def test_bad_input_is_refused(family_models, noisy):
     for wrong in (labels[:-1], [1] + [0] * 49, ["valid"] * 50, [2] * 25 + [0] * 25):
         with pytest.raises(InterpError, match="labels"):
             label_contrast(activations, wrong)
+
+
+def test_a_neuron_by_its_label(family_models):
+    model = family_models["llama"]
+    assert torch.equal(glu_vectors(model, "L1N7").value, glu_vectors(model, 1, 7).value)
+    for label, message in (("L1N9999", "neurons 0 to"), ("L1H2", "give neurons such as")):
+        with pytest.raises(InterpError, match=message):
+            glu_vectors(model, label)
+    with pytest.raises(InterpError, match="whole number"):
+        glu_vectors(model, "L1N7", 7)

@@ -155,6 +155,15 @@ def test_a_single_sample_has_no_error_bar(verification, verdicts):
     assert lens.probability("this", 2).high == float("inf")
 
 
+def test_repr_is_one_line(verification, verdicts):
+    prompts, labels = verdicts
+    lens = logit_lens(verification, prompts, "last", groups=labels)
+    assert repr(lens) == (
+        f"Lens(resid_post of layers 0 to {verification.n_layers - 1}, {len(prompts)} prompts, "
+        "groups valid, invalid; read .top(layer) or .to_dataframe())"
+    )
+
+
 def test_frames(verification, verdicts):
     prompts, labels = verdicts
     lens = logit_lens(verification, prompts, "last", words=["this", 0], groups=labels, k=3)

@@ -35,7 +35,8 @@ def test_keywords_are_the_fields_of_the_options():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_an_unknown_keyword_is_refused_with_the_names_that_exist(name, model):
-    with pytest.raises(TypeError, match=rf"{name}\(\): .*'budget'; it takes .*budget_gb"):
+    message = rf"{name}\(\): .*'budget' \(did you mean 'budget_gb'\?\); it takes .*budget_gb"
+    with pytest.raises(TypeError, match=message):
         CALLS[name](model, budget=1)
     function = getattr(interp.probing, name)
     assert len(inspect.signature(function).parameters) <= 12

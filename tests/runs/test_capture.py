@@ -121,6 +121,13 @@ def test_keys_of_other_forms(family_models, positions):
             acts[key]
 
 
+def test_sites_left_out_or_misspelt_are_named(family_models):
+    with pytest.raises(InterpError, match="no sites; give some of resid_pre, q, "):
+        run_with_cache(family_models["llama"], PROMPTS)
+    with pytest.raises(TypeError, match=r"'site' \(did you mean 'sites'\?\); it takes model, "):
+        run_with_cache(family_models["llama"], site="z")
+
+
 def test_one_token_keeps_its_shape_on_disk(family_models):
     model = family_models["llama"]
     for positions, shape in (("all", (1, 1, 4, 8)), ("last", (1, 4, 8))):

@@ -75,6 +75,10 @@ class Findings(Record):
     options: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""
 
+    def __repr__(self) -> str:
+        edges = self.graph.n_edges
+        return f"Findings({self.method} of {edges} edges, n={self.n}; cut by .circuit(n))"
+
     def circuit(
         self,
         edges: int | None = None,

@@ -219,7 +219,7 @@ def evaluate(
             size. "own": the method that found the circuit, with its options (if it needs many runs
             or is unknown, stability is not measured, and `unstable` says why). Or a quick method of
             `score_edges`; or scores of this graph with per-prompt values; or None for no stability.
-        draws: resampled circuits.
+        draws: resampled circuits; 0 for no stability.
         bands: number of layer bands in which random circuits are matched.
         run: ablation, reference, seed, budget_gb, progress (called with circuits run, and in total)
             and cancelled; see `TrialOptions`.
@@ -241,7 +241,7 @@ def evaluate(
     trials.require_graph([circuit])
     ends = trials.checked_ends()
     stable, method, unstable = None, "", ""
-    if stable_by is not None and circuit.n_edges:
+    if stable_by is not None and draws and circuit.n_edges:
         stable, method, unstable = _stable(circuit, trials, stable_by, draws)
     call = (
         f"evaluation = interp.circuits.evaluate(circuit, model, task, "

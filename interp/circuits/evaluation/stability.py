@@ -10,7 +10,7 @@ import numpy as np
 from interp.circuits.circuit import Circuit, jaccard
 from interp.circuits.ranking import CUTS, By, Scored, greedy_edges, top_edges
 from interp.circuits.scoring.edge_scores import EdgeScores
-from interp.core.errors import unknown
+from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
 from interp.core.statistics import range_of_draws
 
@@ -73,10 +73,13 @@ def stability(
         seed: seed of the draws.
 
     Raises:
-        InterpError: per-prompt scores were not kept, an unknown search, or n is out of range.
+        InterpError: per-prompt scores were not kept, an unknown search, no draws, or n is out of
+            range.
     """
     if search not in CUTS:
         raise unknown("search", search, CUTS)
+    if draws < 1:
+        raise InterpError(f"stability from {draws} resampled circuits", "none", "draw at least one")
     rng = np.random.default_rng(seed)
 
     def best(some: Scored) -> np.ndarray:

@@ -64,7 +64,7 @@ def evaluate(
             level=level,  # type: ignore[arg-type]
             random=random,
             knockouts=knockouts,
-            stable_by=stable_by if draws else None,
+            stable_by=stable_by,
             draws=draws,
             seed=seed,
             budget_gb=budget,

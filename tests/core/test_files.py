@@ -381,5 +381,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         app(["patch", "--model", "toy-or", "--task", "toy-or"])
     assert ended.value.code == 130
-    assert "the same command goes on" in " ".join(capsys.readouterr().err.split())
+    assert "run the command again: parts that it has stored are not computed again" in " ".join(
+        capsys.readouterr().err.split()
+    )
     assert issubclass(type(noisy()), Record)

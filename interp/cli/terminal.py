@@ -310,7 +310,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
         ],
     )
     if null is not None:
-        random = "" if isnan(null.mean) else f"; random ones of the same layers {null.mean:.3f}"
+        random = "" if isnan(null.mean) else f"; random ones of the same layers {number(null.mean)}"
         say(
             f"Chosen on one half of the prompts{null.of}, the top {null.k} have a mean effect of "
             f"{number(null.unseen.mean)} {spread(null.unseen.low, null.unseen.high)} on the other"

@@ -70,11 +70,13 @@ _NAMED: dict[str, Any] = {"seed": Seed, "n": Count, "rows": Count, "draws": Whol
 
 _RECORDS = {
     "Change": "a change, e.g. from zero() or make_ablation()",
+    "Circuit": "a Circuit, e.g. from Findings.circuit()",
     "ChangedRuns": "stored runs with a change in force",
     "Steering": "a Steering, e.g. from add_direction()",
     "StoredRuns": "runs from keep_runs()",
     "Direction": "a Direction, e.g. from difference_in_means()",
     "LanguageModel": "a model from load_model()",
+    "Optimiser": "an Optimiser",
     "Progress": "a function of (done, total)",
     "Callable[[], bool]": "a function that returns whether to stop",
     "Scores": "Scores from a patching function",
@@ -292,7 +294,8 @@ def flags_of(labels: Flags, n: int) -> np.ndarray:
     known = values.dtype == bool or (values.dtype.kind in "iuf" and np.isin(values, (0, 1)).all())
     if values.shape != (n,) or not known:
         shown = f"{values.dtype} labels of shape {values.shape}"
-        odd = sorted(set(values.ravel().tolist()) - {0, 1}, key=str)[:5]
+        others = {str(one): one for one in values.ravel().tolist() if one not in (0, 1)}
+        odd = [others[text] for text in sorted(others)[:5]]
         raise InterpError(
             shown + (f", including {odd}" if odd else ""),
             f"{n} examples",

@@ -27,7 +27,7 @@ def joined(*labels: Iterable[Hashable]) -> np.ndarray:
     argument, or are linked by a chain of rows that do.
 
     Raises:
-        InterpError: the lists have different lengths.
+        InterpError: the lists have different lengths, or a label cannot be hashed.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -36,6 +36,8 @@ def joined(*labels: Iterable[Hashable]) -> np.ndarray:
     n, lengths = len(lists[0]), [len(one) for one in lists]
     if {*lengths} != {n}:
         raise InterpError("grouping rows", f"lists of {lengths} labels", "give one group per row")
+    if odd := [name for one in lists for name in one if not isinstance(name, Hashable)]:
+        raise InterpError("grouping rows", f"the label {odd[0]!r:.60}", "give texts or numbers")
     number: dict[Hashable, int] = {}
     ends = [
         number.setdefault((place, name), n + len(number))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
+
+from interp.core.errors import unknown
+from interp.core.schema import BudgetGb, checked
 
 Engine = Literal["auto", "fast", "hooks"]
 """The fast engine, one hooked forward pass per cell, or the fast engine if the model has one."""
@@ -34,6 +37,9 @@ class RunOptions:
         cancelled: asked before every part; the measurement stops when it returns True.
         cache: read a stored result, and store a new one.
         engine: which engine runs the model.
+
+    Raises:
+        InterpError: a budget that is not a positive number, or an unknown engine.
     """
 
     budget_gb: float = 1.0
@@ -41,3 +47,8 @@ class RunOptions:
     cancelled: Callable[[], bool] = lambda: False
     cache: bool = False
     engine: Engine = "auto"
+
+    def __post_init__(self) -> None:
+        checked(BudgetGb, self.budget_gb, "budget_gb")
+        if self.engine not in get_args(Engine):
+            raise unknown("engine", self.engine, get_args(Engine))

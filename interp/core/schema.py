@@ -62,6 +62,9 @@ Seed = Whole
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
 """A finite number of any library, but not a boolean."""
 
+BudgetGb = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False), BeforeValidator(_plain)]
+"""Memory in GB: a positive number of any library."""
+
 Boolean = Annotated[bool, BeforeValidator(_plain)]
 Unicode = Annotated[str, AfterValidator(lambda text: text.encode().decode())]
 """A text that can be encoded as UTF-8, without unpaired surrogates."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interp.core.errors import InterpError
-from interp.core.schema import Confidence, checked
+from interp.core.schema import Confidence, Whole, checked
 
 
 def widened(logits: Tensor) -> Tensor:
@@ -99,13 +99,17 @@ def ratio_of_means(
             are summed and count as one. None treats all prompts as independent.
 
     Raises:
-        InterpError: `level` is not between 0 and 1, or there is not one label per prompt.
+        InterpError: `level` is not between 0 and 1, or there is not one denominator or label per
+            prompt.
     """
     from scipy import stats
 
     level = checked(Confidence, level, "the level of an interval")
     part = np.asarray(part, dtype=float)
     whole = np.ones(len(part)) if whole is None else np.asarray(whole, dtype=float)
+    if part.ndim < 1 or whole.shape != part.shape[:1]:
+        found = f"numerators of shape {part.shape}, denominators of shape {whole.shape}"
+        raise InterpError("a ratio of means", found, "give one of both for each prompt")
     if groups is not None:
         part, whole = (summed(rows, groups) for rows in (part, whole))
     n = len(part)
@@ -178,7 +182,11 @@ def mean_estimate(values: Tensor | np.ndarray) -> Estimate:
 
 
 def ratio_estimate(gained: Tensor | np.ndarray, gaps: Tensor | np.ndarray) -> Estimate:
-    """mean(gained) / mean(gaps) over prompts, with the interval of `ratio_of_means`."""
+    """mean(gained) / mean(gaps) over prompts, with the interval of `ratio_of_means`.
+
+    Raises:
+        InterpError: there is not one gap for each prompt.
+    """
     part, whole = (torch.as_tensor(x).detach().double().cpu().numpy() for x in (gained, gaps))
     found = ratio_of_means(part, whole)
     low, high = float(found.low), float(found.high)
@@ -186,9 +194,16 @@ def ratio_estimate(gained: Tensor | np.ndarray, gaps: Tensor | np.ndarray) -> Es
 
 
 def share_estimate(hits: int, n: int) -> Estimate:
-    """The share hits / n with Wilson's score interval; if n is 0, nan with 0 to 1."""
+    """The share hits / n with Wilson's score interval; if n is 0, nan with 0 to 1.
+
+    Raises:
+        InterpError: they are not whole numbers with hits between 0 and n.
+    """
     from scipy import stats
 
+    hits, n = checked(Whole, hits, "the hits of a share"), checked(Whole, n, "the n of a share")
+    if hits > n:
+        raise InterpError(f"a share of {hits} hits", f"n={n}", "give at most n hits")
     if n == 0:
         return Estimate(mean=math.nan, low=0.0, high=1.0, n=0)
     interval = stats.binomtest(hits, n).proportion_ci(method="wilson")

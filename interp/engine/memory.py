@@ -13,12 +13,10 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
-from typing import Annotated, Any, ParamSpec, TypeVar
-
-from pydantic import Field
+from typing import Any, ParamSpec, TypeVar
 
 from interp.core.errors import InterpError
-from interp.core.schema import Positive, checked
+from interp.core.schema import BudgetGb, checked
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MIB = 2**20
@@ -30,17 +28,13 @@ SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """Words in the error messages of allocators, in lower case."""
 
 
-BudgetGb = Annotated[Positive, Field(le=1e9)]
-
-
 def budget_bytes(budget_gb: Any) -> int:
     """A memory budget given in GB (1e9 bytes), in bytes.
 
     Raises:
         InterpError: the budget is not a positive number, or is more than 1e9 GB.
     """
-    plain = budget_gb.item() if hasattr(budget_gb, "item") else budget_gb  # a numpy number
-    return int(checked(BudgetGb, plain, "budget_gb") * 1e9)
+    return int(checked(BudgetGb, budget_gb, "budget_gb") * 1e9)
 
 
 def says_too_little(function: Callable[P, R]) -> Callable[P, R]:

@@ -170,6 +170,9 @@ def train_probes(
     1909.03368). Source: Lee et al. 2025, arXiv 2504.14379.
     """
     options = FitOptions(**fit)
+    for name, value in (("coordinates", coordinates), ("source", source)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InterpError(f"{name} of train_probes()", f"{value!r:.60}", "give a dictionary")
     seed, decay = options.seed, options.regularisation
     X, labels, group = _checked(X, y, groups)
     _require_enough(labels, group, options.folds)
@@ -403,13 +406,14 @@ def _named_axes(
     if coordinates is None:
         names = ("layer", "head", *(f"axis{i}" for i in range(2, len(leading))))
         return {name: tuple(range(size)) for name, size in zip(names, leading, strict=False)}
-    if [len(labels) for labels in coordinates.values()] != list(leading):
+    named = {name: tuple(listed(labels)) for name, labels in coordinates.items()}
+    if [len(labels) for labels in named.values()] != list(leading):
         raise InterpError(
-            f"coordinates { ({k: len(v) for k, v in coordinates.items()}) }",
+            f"coordinates { ({k: len(v) for k, v in named.items()}) }",
             f"leading axes {tuple(leading)}",
             "name each axis and every index along it",
         )
-    return {name: tuple(labels) for name, labels in coordinates.items()}
+    return named
 
 
 def _softmax(

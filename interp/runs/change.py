@@ -56,7 +56,7 @@ class Edit:
             (`interp.core.arguments.Positions`).
         by_token: a token's new value depends on its own old value alone; else the edit is applied
             through hooks only, to one prompt at a time.
-        reads: the edit only reads the site and changes nothing.
+        reads: the edit only reads the site: what `value` returns is not used.
         made_for: the prompts the value was made for, as token ids: text i must begin with prompt i.
             None for a value that does not depend on the prompts.
     """
@@ -115,6 +115,8 @@ class Edit:
         """The site (n, ...) at some tokens with the new value in it, the old value, and the new."""
         old = self.read(x)
         new = self.value(old, tokens).to(old)
+        if self.reads:
+            return x, old, old
         if self.components is None:
             return new.reshape(x.shape), old, new
         out, chosen = x.clone(), list(self.components)

@@ -184,7 +184,8 @@ def make_ablation(
 
     Raises:
         InterpError: no components, a repeated one, an unknown kind, a site that cannot be set while
-            decoding, a component the model lacks, or values missing.
+            decoding, a component the model lacks, or values that are missing, not finite or of
+            another shape.
     """
     components = listed(components)
     parts = [Component.parse(label) for label in components]
@@ -217,6 +218,7 @@ def make_ablation(
                 f"{kind} ablation of L{address[0]}.{address[1]}", "no values", "give site_values"
             )
         else:
+            _require_values(model, values[address], address)
             taken = _of_parts(values[address], address[1], chosen)
         edits.append(
             Edit(
@@ -298,6 +300,19 @@ def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:
             "give one number per dimension",
         )
     return vector.to(old)
+
+
+def _require_values(model: LanguageModel, values: Tensor, address: Address) -> None:
+    """Refuse, by an `InterpError`, what is no site as `site_values` gives it."""
+    layer, site = address
+    size = {"z": (model.n_heads, model.d_head), "post": (model.d_mlp,)}.get(site, (model.d_model,))
+    found = tuple(values.shape) if isinstance(values, Tensor) else None
+    if found is None or found[2:] != size or not all(found) or not bool(values.isfinite().all()):
+        raise InterpError(
+            f"values of L{layer}.{site}",
+            f"{type(values).__name__}" if found is None else f"shape {found}, or not finite",
+            f"give finite numbers of shape (prompts or 1, positions or 1, {str(size)[1:]}",
+        )
 
 
 def _of_parts(whole: Tensor, site: str, chosen: tuple[int, ...] | None) -> Tensor:

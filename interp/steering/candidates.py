@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.core.arguments import reads_arguments
+from interp.core.arguments import listed, reads_arguments
 from interp.core.chat_prompts import ChatFormat, PromptsLike
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
@@ -118,7 +118,8 @@ def difference_in_means(
 
     Raises:
         InterpError: an unknown kind, too few prompts, two formats, a prompt shorter than `last`,
-            a site that is not as wide as the residual stream, or states of another shape.
+            a site that is not as wide as the residual stream, or states that are not finite or have
+            another shape.
     """
     if kind not in KINDS:
         raise unknown("kind of direction", kind, KINDS)
@@ -135,12 +136,16 @@ def difference_in_means(
             end_states(model, side, site=site, last=count, layers=chosen) for side in sides
         )
     else:
-        first_states, second_states = states
-        for mine, size in zip(states, n, strict=True):
-            wanted = (size, count, len(chosen), model.d_model)
-            if mine.shape != wanted:
-                found = f"shape {tuple(mine.shape)}"
-                raise InterpError(f"states for a {kind} direction", found, f"give {wanted}")
+        given = listed(states)
+        wanted = [(size, count, len(chosen), model.d_model) for size in n]
+        if [getattr(one, "shape", None) for one in given] != wanted or not all(
+            torch.is_tensor(one) and one.is_floating_point() and bool(one.isfinite().all())
+            for one in given
+        ):
+            found = ", ".join(str(tuple(getattr(one, "shape", ()))) for one in given)
+            do = f"give two tensors of finite numbers, of shapes {wanted[0]} and {wanted[1]}"
+            raise InterpError(f"states for a {kind} direction", f"shapes {found}", do)
+        first_states, second_states = given
     means = [first_states.mean(0), second_states.mean(0)]
     rows = [row for side in sides for row in side.rows]
     ends = [{row[-k] for row in rows} for k in range(count, 0, -1)]

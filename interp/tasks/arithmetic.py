@@ -47,8 +47,12 @@ def evaluate(expression: str) -> Fraction:
 
 
 def numbers_in(expression: str) -> list[int]:
-    """The whole numbers in an expression, sorted."""
-    return sorted(int(number) for number in re.findall(r"\d+", expression))
+    """The whole numbers in an expression, sorted.
+
+    Raises:
+        InterpError: a number has more digits than Python converts (4,300).
+    """
+    return sorted(map(_whole, re.findall(r"\d+", expression)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,23 +84,27 @@ class Attempt:
 
 
 def read_attempts(text: str) -> list[Attempt]:
-    """The attempts of a chain of thought, in order; lines of another form are skipped."""
+    """The attempts of a chain of thought, in order.
+
+    Lines of another form, or with a number of more than 4,300 digits, are skipped.
+    """
     attempts = []
     for match in ATTEMPT.finditer(text):
         expression, *steps = match.group("chain").split(" = ")
         if not steps or not re.fullmatch(r"-?\d+", steps[-1].strip()):
             continue
         named = match.group("named")
-        attempts.append(
-            Attempt(
-                expression=expression,
-                steps=tuple(steps[:-1]),
-                written=int(steps[-1]),
-                works=named is None,
-                named=None if named is None else int(named),
-                start=match.end("chain"),
+        with suppress(InterpError):
+            attempts.append(
+                Attempt(
+                    expression=expression,
+                    steps=tuple(steps[:-1]),
+                    written=_whole(steps[-1]),
+                    works=named is None,
+                    named=None if named is None else _whole(named),
+                    start=match.end("chain"),
+                )
             )
-        )
     return attempts
 
 
@@ -123,6 +131,14 @@ def score_answer(text: str, numbers: Sequence[int], target: int) -> float:
         if numbers_in(answer) == sorted(numbers) and evaluate(answer) == target:
             return 1.0
     return 0.1
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:
+        found = f"{len(digits)} digits"
+        raise InterpError(f"the number {digits:.20}...", found, "write fewer digits") from error
 
 
 def _value(node: ast.AST) -> Fraction:

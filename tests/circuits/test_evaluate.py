@@ -173,6 +173,14 @@ def test_what_is_not_asked_for_is_left_out_and_bad_requests_are_refused(scored):
 # -- random circuits on paths --------------------------------------------------------------
 
 
+def test_a_mask_is_no_circuit():
+    model, task = load_model("toy-and"), toy_task("toy-and", 2)
+    mask = Trials(model, task).graph.mask()
+    for odd in (mask, None, "circuit"):
+        with pytest.raises(InterpError, match="circuit of evaluate"):
+            evaluate(odd, model, task)
+
+
 @pytest.mark.parametrize("n", [3, 8, 30, 120, 600, WIDE.n_edges])
 def test_random_circuits_on_paths_are_of_one_size_and_alike(n):
     rng = np.random.default_rng(n)

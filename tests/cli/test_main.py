@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -62,6 +62,21 @@ def test_patch_options(tmp_path):
     )  # fmt: skip
     assert "2 layers x 3 neurons x 1 positions" in run(*asked, "--verbose")
     assert "Scores(" not in run(*asked)
+
+
+def test_no_number_is_a_minus_zero(monkeypatch, capsys):
+    """A mean of random components may round to zero from below."""
+    assert terminal.number(-0.0004) == "0.000"
+    assert terminal.number(-0.0004, "+") == "+0.000"
+    scores = interp.activation_patching(
+        interp.load_model("toy-induction"), interp.load_task("toy-induction", n=12)
+    )
+    null = replace(scores.null(5), mean=-0.0004)
+    monkeypatch.setattr(type(scores), "null", lambda self, k: null)
+    terminal.print_scores(scores, 5, None, verbose=False)
+    out = capsys.readouterr().out
+    assert "random ones of the same layers 0.000" in out
+    assert "-0.000" not in out
 
 
 def test_patch_with_a_mean_over_other_prompts(tmp_path):

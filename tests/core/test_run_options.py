@@ -7,6 +7,7 @@ from typing import Unpack
 
 import pytest
 
+from interp.circuits.trials.options import TrialOptions
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.run_options import RunKeywords, RunOptions
@@ -45,6 +46,22 @@ def test_unknown_keywords_are_refused_by_name(function):
 @reads_arguments
 def measure(**run: Unpack[RunKeywords]) -> RunOptions:
     return RunOptions(**run)
+
+
+@pytest.mark.parametrize(
+    ("record", "wrong", "words"),
+    [
+        (RunOptions, {"budget_gb": -4}, "budget_gb"),
+        (RunOptions, {"budget_gb": float("nan")}, "budget_gb"),
+        (RunOptions, {"engine": "gpu"}, "known: auto, fast, hooks"),
+        (TrialOptions, {"budget_gb": 0}, "budget_gb"),
+        (TrialOptions, {"direction": "up"}, "known: denoise, noise"),
+        (TrialOptions, {"seed": -1}, "seed"),
+    ],
+)
+def test_options_are_checked_where_they_are_made(record, wrong, words):
+    with pytest.raises(InterpError, match=words):
+        record(**wrong)
 
 
 def test_unpacked_keywords_are_checked():

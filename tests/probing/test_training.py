@@ -37,6 +37,23 @@ def planted(n=400, d=12, layers=4, first=2, share=0.5, shift=4.0, seed=0):
     return X, y, direction
 
 
+def test_odd_arguments_are_refused_and_never_a_traceback():
+    X, y = torch.randn(24, 3, generator=torch.Generator().manual_seed(0)), [0, 1] * 12
+    table = {
+        "y": ({}, [{}] * 24, None),
+        "coordinates": (5, "layer", [("a", [0])], {"a": 0}),
+        "source": (5, "x", ["a"]),
+        "groups": ([[1]] * 24, [{}] * 24, np.zeros((24, 2))),
+        "optimiser": ("adam", 5, [0]),
+    }
+    for name, odd in table.items():
+        for value in odd:
+            given = {"X": X, "y": y, "shuffles": 1, name: value}
+            kind = "softmax" if name == "optimiser" else "logistic"
+            with pytest.raises(InterpError):
+                train_probes(**given, kind=kind)
+
+
 @pytest.mark.parametrize("kind", ["logistic", "softmax"])
 def test_planted_direction_is_found_where_it_is(kind):
     X, y, direction = planted()

@@ -19,7 +19,7 @@ from interp.core.components import SITES, Component
 from interp.core.errors import InterpError
 from interp.core.nulls import null_of
 from interp.core.records import Provenance
-from interp.core.statistics import bootstrap_weights, ratio_estimate
+from interp.core.statistics import bootstrap_weights, ratio_estimate, share_estimate
 from interp.engine.edges.graph import Graph
 from interp.plots.heatmaps import heat_map
 from interp.plots.style import DIVERGING
@@ -98,6 +98,15 @@ def test_interval_and_estimate_are_the_ratio_of_means():
     assert (low < scores.values).all()
     assert (scores.values < high).all()
     assert str(noisy(n=4).estimate("L0H0")).endswith("n=4 (few)")
+
+
+def test_shares_and_ratios_of_odd_counts_are_refused():
+    for hits, n in ((5, 3), (-1, 3), (1.5, 3), (1, -3), (True, 3)):
+        with pytest.raises(InterpError):
+            share_estimate(hits, n)
+    for part, whole in ((np.ones(3), np.ones(2)), (np.ones(3), np.ones((3, 1))), (1.0, 1.0)):
+        with pytest.raises(InterpError, match="for each prompt"):
+            ratio_estimate(part, whole)
 
 
 def test_rows_of_one_text_count_once():

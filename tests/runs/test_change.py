@@ -167,6 +167,34 @@ def test_what_the_engine_cannot_do_is_refused(doubles):
         ablate(model, PROMPTS, Change(name="short", edits=(edit,)), tokens=TOKENS)
 
 
+def test_an_edit_that_reads_changes_nothing(doubles):
+    """Whatever its function returns: the site is left bit for bit as it was."""
+    model, seen = doubles("gpt2"), []
+
+    def value(old, tokens):
+        seen.append(old.clone())
+        return old + 1
+
+    edit = Edit(name="read", layer=1, site="z", components=(2,), value=value, reads=True)
+    plain = model.last_logits(PROMPTS)
+    with intervene(model, Change(name="read", edits=(edit,))) as report:
+        assert torch.equal(model.last_logits(PROMPTS), plain)
+    assert len(seen) == len(PROMPTS)
+    assert report.fired[0].norm == 0
+
+
+@pytest.mark.parametrize("site", ["z", "post", "resid_post"])
+def test_values_of_a_wrong_shape_are_refused_where_they_are_given(doubles, site):
+    model = doubles("gpt2")
+    label = {"z": "L1H2", "post": "L1N4", "resid_post": "L1.resid_post"}[site]
+    good = site_values(model, OTHERS, [(1, site)])[1, site]
+    assert make_ablation(model, label, "patch", values={(1, site): good})
+    odd = (good[0], good[..., :-1], good[:0], good[:, :0], good * torch.nan, good.numpy(), 3.0)
+    for values in odd:
+        with pytest.raises(InterpError, match=f"values of L1.{site}"):
+            make_ablation(model, label, "patch", values={(1, site): values})
+
+
 def test_stored_runs_find_positions_as_ablate_does(doubles):
     model = doubles("gpt2")
     runs = keep_runs(model, PROMPTS, last=1, whole=True)

@@ -252,6 +252,20 @@ def test_cone():
         orthonormal([torch.ones(3), 2 * torch.ones(3)])
 
 
+def test_odd_states_of_classes_are_refused(family_models):
+    model = family_models["llama"]
+    good = torch.zeros(3, 1, model.n_layers, model.d_model)
+
+    def made(states):
+        return difference_in_means(model, HARMFUL, HARMFUL, last=1, states=states)
+
+    assert made((good, good + 1)).vectors.max() == -1
+    odd = (5, "x", [], (good,), (good, good, good), (good, None), (good * torch.nan, good))
+    for states in (*odd, (good.long(), good), (good.numpy(), good), (good, good[:1])):
+        with pytest.raises(InterpError, match="give two tensors"):
+            made(states)
+
+
 def test_independence_against_a_loop(family_models):
     model = family_models["qwen2"]
     first, second = direction(model, seed=1), direction(model, seed=2)

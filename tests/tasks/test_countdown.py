@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interp.core.errors import InterpError
-from interp.tasks.arithmetic import evaluate, read_attempts, score_answer
+from interp.tasks.arithmetic import evaluate, numbers_in, read_attempts, score_answer
 from interp.tasks.countdown import (
     TEMPLATES,
     Problem,
@@ -25,6 +25,15 @@ SUM = st.recursive(
     ),
     max_leaves=6,
 )
+
+
+def test_a_number_of_many_digits_is_a_wrong_answer_and_no_traceback():
+    """Python converts no more than 4,300 digits."""
+    long = "9" * 5000
+    assert score_answer(f"<answer>{long} + 1</answer>", [1, 2], 3) == 0.1
+    assert read_attempts(f"- 1 + 2 = {long} (not 3)") == []
+    with pytest.raises(InterpError, match="5000 digits"):
+        numbers_in(long)
 
 
 @given(SUM)

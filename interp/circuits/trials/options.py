@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from interp.core.errors import unknown
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
+from interp.core.schema import Seed, checked
 from interp.engine.edges.graph import Graph
 
 EdgeAblation = Literal["counterfactual", "resample", "zero", "mean"]
@@ -47,7 +48,7 @@ class TrialOptions(RunOptions):
         neurons: neurons that are nodes of their own, see `interp.circuits.model_graph.graph_of`.
 
     Raises:
-        InterpError: an unknown ablation.
+        InterpError: an unknown ablation or direction, or a seed that is no whole number from 0 on.
     """
 
     ablation: EdgeAblation = "counterfactual"
@@ -58,6 +59,10 @@ class TrialOptions(RunOptions):
     neurons: Sequence[str | tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        checked(Seed, self.seed, "the seed of a trial")
+        if self.direction not in ("noise", "denoise"):
+            raise unknown("direction", self.direction, ("noise", "denoise"))
         if self.ablation not in get_args(EdgeAblation):
             raise unknown("ablation", self.ablation, get_args(EdgeAblation))
 

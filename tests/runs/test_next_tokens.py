@@ -111,8 +111,8 @@ def test_random_sets_never_leave_the_layer_nor_come_twice(family_models):
 @pytest.mark.parametrize(
     ("labels", "kind", "match"),
     [
-        ([], "zero", "none"),
-        (["L0H1", "L0H1"], "zero", "twice"),
+        ([], "zero", "no components"),
+        (["L0H1", "L0H1"], "zero", "repeated"),
         (["L0H1"], "halve", "halve"),
         (["L0H1.q"], "zero", "site q"),
         (["L0H9"], "zero", "head"),

@@ -163,7 +163,8 @@ class LogitParts:
         with torch.no_grad():
             weights = run.pattern(layer)[head, self.position].double()
             v = run.sites[layer, "v"][:, head // (attn.n_heads // attn.n_kv_heads)].double()
-            read = attn.W_O[head].double() @ self._stream_reader(layer)
+            final = _final_reader(run, self.position, self._tokens)
+            read = attn.W_O[head].double() @ _head_reader(run, layer, self.position, final)
         return (weights * (v @ read)).cpu().numpy()
 
     def neurons(self, layer: int) -> Tensor:
@@ -181,12 +182,6 @@ class LogitParts:
             raw = block.mlp.down(run.sites[layer, "post"][self.position][None])[0]
             read = reader(block.ln2_post, raw, _final_reader(run, self.position, self._tokens))
             return post * (block.mlp.down.weight.double() @ read)
-
-    def _stream_reader(self, layer: int) -> Tensor:
-        """(d_model,) reads what a head of this layer adds to the logit difference."""
-        block, run = self.run.decoder.blocks[layer], self.run
-        raw = block.attn.o(run.sites[layer, "z"][self.position].flatten()[None])[0]
-        return reader(block.ln1_post, raw, _final_reader(run, self.position, self._tokens))
 
     def plot(self, *, limit: float | None = None) -> Any:
         """A Plotly heat map in logits: layers upwards; heads, then the MLP, across.
@@ -266,10 +261,8 @@ def logit_parts(
         read = _final_reader(run, place, tokens)
         heads, biases, mlps, changes = [], [], [], []
         for layer, block in enumerate(decoder.blocks):
-            z = run.sites[layer, "z"][place]
-            raw = block.attn.o(z.flatten()[None])[0]
-            into = reader(block.ln1_post, raw, read)
-            heads.append(block.attn.head_outputs(z[None])[:, 0].double() @ into)
+            outputs = block.attn.head_outputs(run.sites[layer, "z"][place][None])[:, 0]
+            heads.append(outputs.double() @ _head_reader(run, layer, place, read))
             written = run.sites[layer, "attn_out"][place].double() @ read
             # Without a bias or a change, what is left is the rounding error of the sum over heads.
             rest = written - heads[-1].sum()
@@ -347,3 +340,10 @@ def _direction(run: SingleRun, tokens: list[int]) -> Tensor:
 def _final_reader(run: SingleRun, place: int, tokens: list[int]) -> Tensor:
     """(d_model,) reads what a summand of the final stream adds to the logit difference."""
     return reader(run.decoder.ln_final, run.final(place), _direction(run, tokens))
+
+
+def _head_reader(run: SingleRun, layer: int, place: int, final: Tensor) -> Tensor:
+    """(d_model,) reads what the output of a head adds, through a norm behind attention."""
+    block = run.decoder.blocks[layer]
+    raw = block.attn.o(run.sites[layer, "z"][place].flatten()[None])[0]
+    return reader(block.ln1_post, raw, final)

@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.ui.views import look as page
+from interp.ui.shared.prompts import EXAMPLE
 from tests.pages import charts, named, numbers, opened, table_with
 
 LOOK = "interp/ui/views/look.py"
@@ -28,10 +28,10 @@ def reading(at: AppTest, name: str) -> AppTest:
 
 
 def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm) -> None:
-    assert named(landing.text_area, "Prompt").value == page.EXAMPLE
+    assert named(landing.text_area, "Prompt").value == EXAMPLE
     assert not landing.dataframe
     named(landing.button, "Look").click().run()
-    seen = interp.look(smollm, page.EXAMPLE)
+    seen = interp.look(smollm, EXAMPLE)
     following = table_with(landing, "probability")
     assert following["token"][0] == repr(seen.next_tokens(1)[0].text)
     lens = charts(landing)[0]["data"][0]
@@ -41,14 +41,14 @@ def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm)
 
 def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     named(landing.button, "Look").click().run()
-    seen = interp.look(smollm, page.EXAMPLE)
+    seen = interp.look(smollm, EXAMPLE)
     heads = charts(reading(landing, "heads"))[0]["data"][0]
     assert numbers(heads["z"]) == pytest.approx(seen.attribution().heads, abs=1e-6)
     neurons = table_with(reading(landing, "neurons"), "neuron")
     assert neurons["neuron"].tolist() == [str(one.component) for one in seen.neurons(20)]
     named(reading(landing, "scan").button, "Scan").click().run()
     found = table_with(landing, "component")
-    expected = interp.scan(smollm, page.EXAMPLE).to_dataframe()
+    expected = interp.scan(smollm, EXAMPLE).to_dataframe()
     assert found["component"].tolist() == expected["component"].tolist()
     assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
 
@@ -61,7 +61,7 @@ def test_a_head_is_chosen_by_keyboard_and_a_token_by_a_chip(landing, smollm) -> 
     assert landing.subheader[0].value == "L9H6"
     assert landing.query_params["layer"] == "9"
     named(landing.button_group, "Read after").set_value(3).run()
-    parts = interp.direct_attribution(smollm, page.EXAMPLE, position=3)
+    parts = interp.direct_attribution(smollm, EXAMPLE, position=3)
     assert any(f"{parts.heads[9, 6]:+.3f}" in block.value for block in landing.markdown)
 
 
@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) 
     assert words in landing.error[0].value
     for label in typed:
         inputs = landing.text_area if label == "Prompt" else landing.text_input
-        named(inputs, label).set_value(page.EXAMPLE if label == "Prompt" else "")
+        named(inputs, label).set_value(EXAMPLE if label == "Prompt" else "")
     named(landing.button, "Look").click().run()
     assert not landing.error
     assert landing.dataframe

@@ -13,6 +13,7 @@ import interp
 from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.nulls import SelectionTest
+from interp.core.positions import Prompt
 from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
@@ -211,7 +212,7 @@ def _held(key: str, kind: str, _load: Callable[[str], Any]) -> Any:
 
 
 @st.cache_resource(max_entries=8, show_spinner="Running the prompt …", hash_funcs=HASHES)
-def look(model: LanguageModel, prompt: str, answer: str | None, wrong: str | None) -> Look:
+def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | None) -> Look:
     """One prompt's readings, which are computed when they are shown.
 
     Raises:
@@ -222,7 +223,11 @@ def look(model: LanguageModel, prompt: str, answer: str | None, wrong: str | Non
 
 @st.cache_resource(max_entries=8, show_spinner="Ranking, then confirming …", hash_funcs=HASHES)
 def scan(
-    model: LanguageModel, prompt: str, foil: str | None, answer: str | None, wrong: str | None
+    model: LanguageModel,
+    prompt: Prompt,
+    foil: Prompt | None,
+    answer: str | None,
+    wrong: str | None,
 ) -> Scan:
     """The components that matter most after a prompt.
 

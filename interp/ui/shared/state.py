@@ -42,13 +42,13 @@ class Selection:
     """The model and prompts, the sweep, and the cell and prompt looked at.
 
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
-    (first, last). head: a head, key/value head or neuron. reading, measured, token: what is shown
-    of one prompt. finder, removed, price: how a circuit is found, what its removed edges carry, and
-    what an edge must be worth; edges: its size; look, edge, node, place: what of it is looked at;
-    worth: what an edge must be worth at a token; left, right: two kept circuits. study, refusal:
-    the folder of the open study of verification and of refusal; the fields after them: what the
-    pages of a study show. A link may name what is not loaded: `fit`, `strangers` and
-    `widgets.choose` find out.
+    (first, last). head: a head, key/value head or neuron. asked: the hash of the prompt that was
+    typed; reading, measured, token: what is shown of it. finder, removed, price: how a circuit is
+    found, what its removed edges carry, and what an edge must be worth; edges: its size; look,
+    edge, node, place: what of it is looked at; worth: what an edge must be worth at a token; left,
+    right: two kept circuits. study, refusal: the folder of the open study of verification and of
+    refusal; the fields after them: what the pages of a study show. A link may name what is not
+    loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -68,6 +68,7 @@ class Selection:
     head: int | None = None
     position: str | None = None
     prompt: int = 0
+    asked: str | None = None
     reading: str | None = None
     measured: str | None = None
     token: int | None = None

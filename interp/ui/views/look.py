@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.core.files import json_text
+from interp.models.language_model import LanguageModel
+from interp.overview.findings import Scan
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import HEAD_METRICS, Look
 from interp.plots.components import attention_map, token_bars
 from interp.plots.heatmaps import heat_map
 from interp.plots.tokens import token_table
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, offered, prompts, widgets
+from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
 
-EXAMPLE = "The Eiffel Tower is in the city of"
-FOIL_HELP = (
-    "Optional, for Scan: a prompt of as many tokens with another answer, or one wrong answer."
-)
 READINGS = {
     "lens": "Predictions and lens",
     "heads": "Heads",
@@ -34,16 +32,6 @@ MOST_CHIPS = 80
 """Tokens that are shown as chips; with more, a token is chosen by its number."""
 
 
-@dataclass(frozen=True)
-class AskedPrompt:
-    """What was typed: the prompt, and the tokens and the foil it is compared with."""
-
-    prompt: str
-    answer: str | None = None
-    wrong: str | None = None
-    foil: str | None = None
-
-
 def _show() -> None:
     st.title("Look at a prompt", anchor=False)
     st.markdown(
@@ -52,58 +40,12 @@ def _show() -> None:
         "**When to use it.** First, on any model. To test a finding, go on to Patching with a set "
         "of prompts: one prompt has no interval."
     )
-    _ask()
-    asked: AskedPrompt | None = st.session_state.get("asked-prompt")
-    if asked is None or current().model is None:
-        st.info("Press **Look**: the example runs on the default model.", icon=":material/east:")
+    if (opened := prompts.opened("Look", ":material/visibility:")) is None:
         return
-    model = cache.load_model(str(current().model), current().dtype)
-    seen = cache.look(model, asked.prompt, asked.answer, asked.wrong)
-    fit(layer=range(model.n_layers), token=range(seen.run.n_tokens))
+    model, asked = opened
+    seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
+    fit(token=range(seen.run.n_tokens))
     _readings(seen, asked)
-
-
-def _ask() -> None:
-    """The form; nothing runs before its button."""
-    asked: AskedPrompt = st.session_state.get("asked-prompt") or AskedPrompt(EXAMPLE)
-    with st.form("ask", border=True):
-        st.text_area("Prompt", asked.prompt, key="ask-prompt", height=70)
-        answer, wrong, foil = st.columns([1, 1, 3])
-        answer.text_input(
-            "Answer",
-            asked.answer or "",
-            key="ask-answer",
-            placeholder="the likeliest token",
-            help="The token that is explained, with its leading space.",
-        )
-        wrong.text_input(
-            "Compared with",
-            asked.wrong or "",
-            key="ask-wrong",
-            placeholder="the runner-up",
-            help="The token that the answer is compared with.",
-        )
-        foil.text_input(
-            "Foil", asked.foil or "", key="ask-foil", help=FOIL_HELP, placeholder=FOIL_HELP
-        )
-        model, button = st.columns([3, 1], vertical_alignment="bottom")
-        widgets.choose_model(list(offered.offered()), current().model, into=model, key="ask-model")
-        button.form_submit_button(
-            "Look",
-            type="primary",
-            icon=":material/visibility:",
-            width="stretch",
-            on_click=_take,
-        )
-
-
-def _take() -> None:
-    """Read the form."""
-    texts = (st.session_state[f"ask-{name}"] for name in ("answer", "wrong", "foil"))
-    st.session_state["asked-prompt"] = AskedPrompt(
-        st.session_state["ask-prompt"], *(text or None for text in texts)
-    )
-    select(model=st.session_state["ask-model"], token=None, layer=None, head=None)
 
 
 @st.fragment
@@ -314,7 +256,7 @@ def _scan(seen: Look, asked: AskedPrompt) -> None:
     if st.session_state.get("scanned") != asked:
         return
     try:
-        found = cache.scan(seen.run.model, asked.prompt, asked.foil, asked.answer, asked.wrong)
+        found = _scanned(seen.run.model, asked)
     except InterpError as error:
         widgets.show_error(error)
         return
@@ -333,6 +275,11 @@ def _scan(seen: Look, asked: AskedPrompt) -> None:
     )
 
 
+def _scanned(model: LanguageModel, asked: AskedPrompt) -> Scan:
+    foil = asked.given(model, asked.foil) if asked.foil else None
+    return cache.scan(model, asked.given(model), foil, asked.answer, asked.wrong)
+
+
 def _export(seen: Look, asked: AskedPrompt) -> None:
     """The readings as JSON, and the call that gives them again."""
     st.divider()
@@ -342,7 +289,7 @@ def _export(seen: Look, asked: AskedPrompt) -> None:
         )
     model = offered.without_paths(seen.run.model.name)
     call = f"model = interp.load_model({model!r}, dtype={current().dtype!r})\n"
-    given = f"{asked.prompt!r}, {asked.answer!r}, {asked.wrong!r}"
+    given = f"{asked.python()}, {asked.answer!r}, {asked.wrong!r}"
     call += f"seen = interp.look(model, {given})"
     st.code(f"import interp\n\n{call}", language="python", wrap_lines=True)
 

@@ -1,0 +1,206 @@
+"""The prompt that a visitor typed: kept by its hash, which links name, and the form that asks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, canonical_json, write_atomically
+from interp.core.positions import Prompt
+from interp.models.chat import chat_prompts
+from interp.models.language_model import LanguageModel
+from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.state import current, fit, ignored, select
+
+EXAMPLE = "The Eiffel Tower is in the city of"
+FOIL_HELP = "Optional: a prompt of as many tokens with another answer, or one wrong answer."
+MOST_CHARACTERS = 50_000
+"""Characters of a prompt with its answers and foil."""
+MOST_KEPT = 4_000
+"""Prompts that are kept; those not opened for the longest time are removed."""
+
+
+@dataclass(frozen=True)
+class AskedPrompt:
+    """What was typed: the prompt, the tokens and the foil it is compared with, and their form.
+
+    chat: whether prompt and foil are put into the model's chat template.
+    """
+
+    prompt: str
+    answer: str | None = None
+    wrong: str | None = None
+    foil: str | None = None
+    chat: bool = False
+
+    @property
+    def hash(self) -> str:
+        """128 bits that stand for this text in a link; the text cannot be read from them."""
+        text = canonical_json(asdict(self)).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(text).hexdigest()[:32]
+
+    def given(self, model: LanguageModel, text: str | None = None) -> Prompt:
+        """The prompt, or another text such as the foil, as the model gets it.
+
+        Raises:
+            InterpError: the text is to be put into a chat template and the model has none.
+        """
+        text = self.prompt if text is None else text
+        return chat_prompts(model, text).rows[0] if self.chat and text else text
+
+    def python(self, text: str | None = None) -> str:
+        """The Python expression of `given`."""
+        text = self.prompt if text is None else text
+        return f"interp.models.chat_prompts(model, {text!r}).rows[0]" if self.chat else repr(text)
+
+
+def keep(asked: AskedPrompt) -> None:
+    """Keep a prompt, so that a link with its hash finds it.
+
+    Raises:
+        InterpError: it is too long, or the cache folder cannot be written.
+    """
+    size = sum(len(text) for text in asdict(asked).values() if isinstance(text, str))
+    if size > MOST_CHARACTERS:
+        raise InterpError(
+            "a typed prompt", f"{size} characters", f"write at most {MOST_CHARACTERS}"
+        )
+    path = _path(asked.hash)
+    text = canonical_json(asdict(asked)).encode("utf-8", "surrogatepass")
+    write_atomically(path, lambda part: part.write_bytes(text))
+    kept = sorted(path.parent.glob("*.json"), key=_last_used)
+    for old in kept[:-MOST_KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def found(key: str) -> AskedPrompt | None:
+    """The kept prompt with a hash; None if there is none."""
+    if not re.fullmatch("[0-9a-f]{32}", key):
+        return None
+    with suppress(OSError, ValueError, TypeError):
+        asked = AskedPrompt(**json.loads(_path(key).read_bytes()))
+        with suppress(OSError):
+            os.utime(_path(key))
+        return asked if asked.hash == key else None
+    return None
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "prompts" / f"{key}.json"
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0  # another visitor's page removed it
+
+
+def asked() -> AskedPrompt | None:
+    """The prompt that the selection names; None before one is typed.
+
+    Raises:
+        InterpError: a link names a prompt that is not kept here.
+    """
+    key = current().asked
+    mine = st.session_state.get("asked-prompt")
+    if key is None or (mine is not None and mine.hash == key):
+        return None if key is None else mine
+    if (kept := found(key)) is None:
+        raise InterpError(
+            f"the prompt {key[:40]} that this link names",
+            f"it is not kept on this server, which keeps the last {MOST_KEPT} prompts typed here",
+            "ask the sender for its text, or type a prompt",
+        )
+    st.session_state["asked-prompt"] = kept
+    return kept
+
+
+def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
+    """The model and the prompt of a page, below the form that asks for them; None before a click.
+
+    The form holds the example until something is typed, so one click runs it. What else the
+    selection names is brought into the model's range.
+
+    Raises:
+        InterpError: the link's prompt is not kept here, or the model cannot be loaded.
+    """
+    error, mine = None, None
+    try:
+        mine = asked()
+    except InterpError as unknown:
+        error = unknown
+    template = _form(mine or AskedPrompt(EXAMPLE), button, icon)
+    if error is not None:
+        raise error
+    if mine is None or current().model is None:
+        words = f"Press **{button}**: the example runs on the default model."
+        st.info(words, icon=":material/east:")
+        return None
+    model = cache.load_model(str(current().model), current().dtype)
+    if mine.chat or getattr(model.tokenizer, "chat_template", None):
+        template(mine.chat)
+    fit(layer=range(model.n_layers))
+    if mine.chat:
+        text = "".join(model.strings(model.tokenize(mine.given(model)).tokens))
+        st.caption("The prompt in the model's chat template")
+        st.code(text, language=None, wrap_lines=True)
+    return model, mine
+
+
+def _form(shown: AskedPrompt, button: str, icon: str) -> Callable[[bool], Any]:
+    """The form; nothing runs before its button. Returns what adds the switch of the template."""
+    with st.form("ask", border=True):
+        st.text_area("Prompt", shown.prompt, key="ask-prompt", height=70)
+        answer, wrong, foil = st.columns([1, 1, 3])
+        answer.text_input(
+            "Answer",
+            shown.answer or "",
+            key="ask-answer",
+            placeholder="the likeliest token",
+            help="The token that is explained, with its leading space.",
+        )
+        wrong.text_input(
+            "Compared with",
+            shown.wrong or "",
+            key="ask-wrong",
+            placeholder="the runner-up",
+            help="The token that the answer is compared with.",
+        )
+        foil.text_input(
+            "Foil", shown.foil or "", key="ask-foil", help=FOIL_HELP, placeholder=FOIL_HELP
+        )
+        model, template, submit = st.columns([3, 1, 1], vertical_alignment="bottom")
+        widgets.choose_model(list(offered.offered()), current().model, into=model, key="ask-model")
+        submit.form_submit_button(
+            button, type="primary", icon=icon, width="stretch", on_click=_take
+        )
+    return lambda on: template.toggle(
+        "Chat template",
+        on,
+        key="ask-chat",
+        help="Put the prompt into the model's chat template, as the user's turn.",
+    )
+
+
+def _take() -> None:
+    """Read the form, and keep what it says."""
+    texts = (st.session_state[f"ask-{name}"] or None for name in ("answer", "wrong", "foil"))
+    chat = bool(st.session_state.get("ask-chat", False))
+    mine = AskedPrompt(st.session_state["ask-prompt"], *texts, chat=chat)
+    try:
+        keep(mine)
+    except InterpError as error:
+        ignored().append(f"This prompt has no link. {error.asked}: {error.found}; {error.do}")
+    st.session_state["asked-prompt"] = mine
+    select(model=st.session_state["ask-model"], asked=mine.hash, token=None, layer=None, head=None)

@@ -116,6 +116,24 @@ def read_sealed(
     return facts, arrays
 
 
+def head_of(path: Path) -> tuple[str, dict[str, Any]]:
+    """The kind and the facts of a sealed file. Neither its arrays nor its checksum are read.
+
+    Raises:
+        InterpError: the file is missing, or no sealed file.
+    """
+    try:
+        if path.suffix == ".json":
+            head = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+        else:
+            with safe_open(path, framework="numpy") as stream:
+                head = json.loads(json.loads(stream.metadata()["record"]))
+        return str(head["kind"]), dict(head["facts"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        do = "delete the file and compute it again"
+        raise InterpError(f"the head of {path}", str(error), do) from error
+
+
 def sha256_of(text: str, arrays: Arrays) -> str:
     """The sha256 of a text and of the names, types, shapes and bytes of arrays."""
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))

@@ -1,5 +1,12 @@
+from .comparison import ScoresDifference as ScoresDifference
+from .comparison import compare_scores as compare_scores
 from .direction import Direction as Direction
 from .direction import load_directions as load_directions
 from .direction import orthogonalise_direction as orthogonalise_direction
 from .direction import save_directions as save_directions
+from .kept import KeptResult as KeptResult
+from .kept import delete_result as delete_result
+from .kept import find_result as find_result
+from .kept import kept_results as kept_results
+from .kept import note_result as note_result
 from .scores import Scores as Scores

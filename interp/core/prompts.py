@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
 from interp.core.positions import Mark, Prompt, TokenizedPrompt, require_own, resolve
 from interp.core.schema import Count, Index, Seed, Share, Unicode, as_prompt, checked
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
-from interp.core.task_files import read_task
+from interp.core.task_files import read_task, task_row
 
 OWN = {
     "own_metric": "a metric",
@@ -377,6 +378,18 @@ class Task:
             InterpError: as in `from_jsonl`.
         """
         return cls._from_file(Path(path), "csv", name)
+
+    def to_jsonl(self) -> str:
+        """The text of a file that `from_jsonl` reads as these pairs. It does not hold the metric.
+
+        Raises:
+            InterpError: the answers of a pair mix texts and token ids.
+        """
+        rows = (
+            task_row({one.name: getattr(pair, one.name) for one in fields(pair)})
+            for pair in self.pairs
+        )
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     @classmethod
     def _from_file(cls, path: Path, kind: str, name: str | None) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,27 @@ def read_task(path: Path, kind: str) -> list[dict[str, Any]]:
     if not pairs:
         raise InterpError(f"task file {path}", "no prompts", "give at least one pair")
     return pairs
+
+
+def task_row(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a JSONL task file that reads as these fields of a `PromptPair`.
+
+    Raises:
+        InterpError: texts and token ids are mixed in the answers.
+    """
+    row: dict[str, Any] = {}
+    for name in ("clean", "corrupted", "answers", "wrong"):
+        value = pair[name]
+        kinds = {type(one) for one in value} if name in ("answers", "wrong") else {type(value)}
+        if len(kinds) > 1:
+            do = "give only texts, or only ids"
+            raise InterpError(f"writing {name} {value}", "texts and token ids", do)
+        if value not in (None, ()):
+            row[name if kinds == {str} else f"{name}_ids"] = value
+    for field, whole in (("positions", False), ("indices", True)):
+        marks = {n: m for n, m in pair["positions"].items() if isinstance(m, int) == whole}
+        row |= {field: marks} if marks else {}
+    return row
 
 
 def _lists(record: dict[str, Any]) -> dict[str, Any]:

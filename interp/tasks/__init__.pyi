@@ -3,4 +3,5 @@ from .countdown import make_countdown as make_countdown
 from .own_prompts import pair as pair
 from .registry import TASKS as TASKS
 from .registry import load_task as load_task
+from .saved import save_task as save_task
 from .taboo import make_taboo as make_taboo

@@ -15,6 +15,7 @@ from interp.models.toys.circuits import TOYS, build_toy
 from interp.tasks.generators import capitals, greater_than, induction
 from interp.tasks.names import ioi
 from interp.tasks.objects import colored_objects
+from interp.tasks.saved import is_saved_name, load_saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +49,14 @@ TASKS: dict[str, TaskEntry] = {
 def load_task(
     name: str, model: Tokenizing | None = None, *, n: int = 32, seed: int = 0, **options: Any
 ) -> Task:
-    """A task of the package, or the task of a toy model.
+    """A task of the package, the task of a toy model, or one that `save_task` saved.
 
     Args:
-        name: a name in `TASKS`, or a `toy-*` name.
+        name: a name in `TASKS`, a `toy-*` name, or the name of a saved task.
         model: if given, only words that are single tokens in its vocabulary are used.
         n: number of prompt pairs. A toy has 24 pairs, and no more.
-        seed: seed of the random choices. The pairs of a toy are fixed: another seed gives the same
-            pairs, so it gives no held-out prompts. Use `Task.split` for these.
+        seed: seed of the random choices. The pairs of a toy or a saved task are fixed: another seed
+            gives the same pairs, so it gives no held-out prompts. Use `Task.split` for these.
         **options: options of the generator, such as `corruption` of `ioi`.
 
     If a task has fewer than n different prompts, prompts repeat, and the description says how many.
@@ -71,11 +72,15 @@ def load_task(
         read = "csv" if str(name).endswith(".csv") else "jsonl"
         do = f"read it by interp.Task.from_{read}({str(name)!r})"
         raise InterpError(f"task {str(name)!r}", "a file, not the name of a task", do)
-    if not isinstance(name, str) or name not in TASKS and name not in TOYS:
+    saved = isinstance(name, str) and is_saved_name(name)
+    if not isinstance(name, str) or not (saved or name in TASKS or name in TOYS):
         raise unknown("task", name, [*TASKS, *TOYS])
+    if options and (saved or name in TOYS):
+        raise unknown(f"option of {name}", next(iter(options)), ())
+    if saved:
+        task = load_saved(name)
+        return replace(task.first(n), source=f"interp.load_task({name!r}, n={min(n, len(task))})")
     if name in TOYS:
-        if options:
-            raise unknown(f"option of {name}", next(iter(options)), ())
         toy = build_toy(name)
         pairs = tuple(
             PromptPair(clean=clean, corrupted=corrupted, answers=(answer,), wrong=(wrong,))

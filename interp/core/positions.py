@@ -114,6 +114,20 @@ def _resolve_mark(mark: Mark, prompt: TokenizedPrompt) -> int | None:
     return covering[-1] if covering else None
 
 
+def mark_of(prompt: TokenizedPrompt, index: int) -> Mark:
+    """The mark of a token: its text and occurrence, which also fit other tokenisers.
+
+    It is the token's index where the text does not lead back to the token.
+    """
+    if prompt.text is not None and prompt.spans is not None:
+        begin, end = prompt.spans[index]
+        part = prompt.text[begin:end]
+        begins = occurrences(part, prompt.text)
+        mark = (part, begins.index(begin)) if begin in begins else index
+        return mark if _resolve_mark(mark, prompt) == index else index
+    return index
+
+
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
     """The first position at which two prompts of equal length differ; their length if none does."""
     pairs = enumerate(zip(left, right, strict=True))

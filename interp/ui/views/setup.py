@@ -9,6 +9,8 @@ from interp.core.components import SITES
 from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
+from interp.tasks.saved import is_saved_name
+from interp.ui.setup.own_prompts import edited, own_prompts
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
@@ -35,6 +37,7 @@ def _show() -> None:
     chosen = current()
     if chosen.model is None:
         _welcome()
+        own_prompts()
         return
     open_ = cache.opened()
     report = cache.report(open_)
@@ -43,6 +46,7 @@ def _show() -> None:
     st.caption(widgets.plain(open_.task.description))
     _baselines(report)
     _prompts(open_)
+    own_prompts()
     st.subheader("Model", anchor=False)
     _model(open_, chosen)
 
@@ -54,6 +58,7 @@ def _choose(chosen: Selection) -> None:
     st.caption(widgets.plain(known.get(model, "from the Hugging Face hub, or a local directory")))
     dtype = st.selectbox("Precision", CHOICES["dtype"], CHOICES["dtype"].index(chosen.dtype))
     tasks = [model] if model in TOYS else list(interp.tasks.TASKS)
+    tasks += [chosen.task] if is_saved_name(chosen.task) else []
     task = st.selectbox("Task", tasks, tasks.index(chosen.task) if chosen.task in tasks else 0)
     if task in interp.tasks.TASKS:
         st.caption(widgets.plain(interp.tasks.TASKS[task].description))
@@ -90,8 +95,9 @@ def _choose(chosen: Selection) -> None:
 def _welcome() -> None:
     st.title("Which heads and neurons carry a behaviour?", anchor=False)
     st.markdown(
-        "**1.** Choose a model and a task on the left and press **Load**: you see the prompts "
-        "token by token, and whether the model shows the behaviour at all.\n\n"
+        "**1.** Choose a model and a task on the left and press **Load**, or type prompts of your "
+        "own below: you see them token by token, and whether the model shows the behaviour at "
+        "all.\n\n"
         "**2.** On **Patching**, put each component's activation from one run into the other and "
         "read off how much of the behaviour it carries, with intervals and a random control.\n\n"
         "**3.** Click a cell to look inside: where the head attends, what it writes, and how the "
@@ -159,6 +165,7 @@ def _prompts(open_: cache.Opened) -> None:
     st.caption(
         "␣ is a space. Coloured names mark positions; shaded tokens differ between the two prompts."
     )
+    edited(open_, i)
     with st.expander(f"All {len(pairs)} pairs"):
         st.dataframe(
             [

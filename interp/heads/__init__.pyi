@@ -9,3 +9,4 @@ from .knockouts import knockout_cascade as knockout_cascade
 from .scan import scan_heads as scan_heads
 from .switching import switch_off as switch_off
 from .view import view_head as view_head
+from .weights import head_tokens as head_tokens

@@ -67,13 +67,6 @@ def unembed(
         )
     if not bool(torch.isfinite(vectors).all()):
         raise InterpError("unembedding", "values that are not finite", "check the vectors")
-    text = cache(lambda token: model.strings([token])[0])
-
-    def strongest(logits: Tensor, sign: int) -> Iterator[tuple[Token, ...]]:
-        top = (sign * logits).topk(k, dim=-1)
-        for ids, values in zip(top.indices.tolist(), (sign * top.values).tolist(), strict=True):
-            yield tuple(Token(i, text(i), v) for i, v in zip(ids, values, strict=True))
-
     found: list[Unembedded] = []
     for block in vectors.split(max(1, BLOCK // decoder.d_vocab)):
         block = block.to(decoder.unembed)
@@ -82,9 +75,22 @@ def unembed(
                 block = block - block.mean(-1, keepdim=True)
             block = (block * decoder.ln_final.weight).to(decoder.unembed)
         logits = widened(block @ decoder.unembed.T)
-        rows = zip(strongest(logits, 1), strongest(logits, -1), strict=True)
-        found += [Unembedded(promoted=high, suppressed=low) for high, low in rows]
+        found += strongest_tokens(model, logits, k)
     return found
+
+
+def strongest_tokens(model: LanguageModel, values: Tensor, k: int) -> list[Unembedded]:
+    """The k tokens with the largest and with the smallest values, of each row of (n, d_vocab)."""
+    check_k(k, model.require_decoder("ranking tokens"))
+    text = cache(lambda token: model.strings([token])[0])
+
+    def strongest(sign: int) -> Iterator[tuple[Token, ...]]:
+        top = (sign * values).topk(k, dim=-1)
+        for ids, row in zip(top.indices.tolist(), (sign * top.values).tolist(), strict=True):
+            yield tuple(Token(i, text(i), v) for i, v in zip(ids, row, strict=True))
+
+    rows = zip(strongest(1), strongest(-1), strict=True)
+    return [Unembedded(promoted=high, suppressed=low) for high, low in rows]
 
 
 def written_vectors(decoder: Decoder, layer: int) -> Tensor:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 HEAD_METRICS = (
-    "to chosen token", "to previous token", "to first token", "to same token", "entropy"
+    "to chosen token", "to previous token", "to first token", "to same token",
+    "to token after same token", "entropy",
 )  # fmt: skip
 """What `Look.head_attention` measures, for every head."""
 
@@ -217,12 +218,15 @@ class Look:
             return torch.stack(layers).float().cpu().numpy()
 
     @reads_arguments
-    def head_attention(self, metric: str = "to chosen token", *, token: int = 0) -> np.ndarray:
+    def head_attention(
+        self, metric: str = "to chosen token", *, token: int = 0, position: int = -1
+    ) -> np.ndarray:
         """(layer, head) one measure of each head's attention on this prompt.
 
-        "to chosen token": weight from the last token to `token`. "to previous token", "to first
-        token" and "to same token" (earlier copies of the query's token): mean weight over all
-        queries that can have such a key. "entropy": mean over queries of - sum p ln p, in nats.
+        "to chosen token": weight from the token at `position` to `token`. "to previous token", "to
+        first token", "to same token" (earlier copies of the query's token) and "to token after same
+        token" (what followed those copies: induction): mean weight over all queries that can have
+        such a key. "entropy": mean over queries of - sum p ln p, in nats.
 
         Raises:
             InterpError: an unknown metric, a token that is not there, or a prompt in which no query
@@ -230,27 +234,35 @@ class Look:
         """
         from interp.core.errors import unknown
 
-        patterns, n = self._patterns, self.run.n_tokens
+        patterns = self._patterns
         if metric not in HEAD_METRICS:
             raise unknown("metric of attention", metric, HEAD_METRICS)
         if metric == "to chosen token":
-            return patterns[:, :, -1, self.run.place(token)]
+            return patterns[:, :, self.run.place(position), self.run.place(token)]
         if metric == "entropy":
             logs = np.log(np.where(patterns > 0, patterns, 1.0))
             return -(patterns * logs).sum(-1).mean(-1)
-        ids = np.array(self.run.prompt.tokens)
-        query, key = np.arange(n)[:, None], np.arange(n)[None]
-        wanted = {
-            "to previous token": key == query - 1,
-            "to first token": (key == 0) & (query > 0),
-            "to same token": (ids[:, None] == ids[None]) & (key < query),
-        }[metric]
+        wanted = self.keys(metric)
         queries = wanted.any(1)
         if not queries.any():
             raise InterpError(
-                f"attention {metric}", "no token of this prompt has one", "use a longer prompt"
+                f"attention {metric}",
+                "no token of this prompt has one",
+                "use a longer prompt, for copies one in which a word occurs twice",
             )
         return (patterns * wanted).sum(-1)[:, :, queries].mean(-1)
+
+    def keys(self, metric: str) -> np.ndarray:
+        """(query, key) whether a key counts in `head_attention`, of metrics "to ... token"."""
+        ids = np.array(self.run.prompt.tokens)
+        query, key = np.arange(len(ids))[:, None], np.arange(len(ids))[None]
+        if metric == "to previous token":
+            return key == query - 1
+        if metric == "to first token":
+            return (key == 0) & (query > 0)
+        if metric == "to same token":
+            return (ids[:, None] == ids) & (key < query)
+        return (ids[:, None] == np.roll(ids, 1)) & (key > 0) & (key <= query)
 
     @cached_property
     def norms(self) -> np.ndarray:

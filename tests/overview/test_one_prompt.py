@@ -63,11 +63,14 @@ def test_head_attention_by_hand(family_models):
         "to previous token": previous,
         "to first token": pattern[1:, 0].mean(),
         "to same token": pattern[3, 1],
+        "to token after same token": pattern[3, 2],
         "entropy": entropy,
     }
     assert {*expected} == {*HEAD_METRICS}
     for metric, value in expected.items():
         assert seen.head_attention(metric, token=2)[1, 1] == pytest.approx(value, abs=1e-6)
+    chosen = seen.head_attention(token=1, position=4)[1, 1]
+    assert chosen == pytest.approx(pattern[4, 1], abs=1e-6)
 
 
 def test_neurons_add_what_their_output_adds(seen):

@@ -16,6 +16,9 @@ class InterpError(Exception):
         self.asked, self.found, self.do = asked, found, do
         super().__init__(f"{asked}: {found}; {do}")
 
+    def __reduce__(self) -> tuple[type[InterpError], tuple[str, str, str]]:
+        return type(self), (self.asked, self.found, self.do)
+
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InterpError:
     """The error for a name that is not in a list of known names. It suggests the nearest one."""

@@ -725,6 +725,10 @@ def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
         "interp.ui.studies.first_page.study_refusal",
         lambda model, *, settings, say: asked.append(settings),
     )
+    monkeypatch.setattr(
+        "interp.ui.shared.jobs.start",
+        lambda key, work: work(progress=None, cancelled=lambda: False),
+    )
     at = visit("study", model="toy-refusal")
     named(at.text_input, "System prompt").set_value("Do not speak of gardens.").run()
     named(at.number_input, "n").set_value(6).run()

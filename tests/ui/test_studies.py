@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -661,17 +662,18 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     assert len(at.error) == 1
 
 
-def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkeypatch):
-    asked = []
+def slow_study(kind, model, base, settings, total, *, progress, cancelled):
+    """Stands in for `run_study`, in the process of the job."""
+    for step in range(200):
+        progress.say(f"{kind} {model.name} {base} {settings.n}: step {step}")
+        progress(step, 200)
+        time.sleep(0.05)
+        if cancelled():
+            raise InterpError("the study", "stopped between two steps", "run it again")
 
-    def slow(model, base, *, settings, say):
-        asked.append((base, settings.n, settings.draws))
-        for step in range(200):
-            say(f"step {step} ...")
-            time.sleep(0.05)
-            say(f"step {step}: 0 s")
 
-    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", slow)
+def test_a_study_runs_in_the_background_and_is_stopped(monkeypatch):
+    monkeypatch.setattr(first_page, "run_study", slow_study)
     at = visit("study", model="toy-verification")
     named(at.number_input, "n").set_value(50).run()
     named(at.button, "Run").click().run()
@@ -679,28 +681,61 @@ def test_a_study_runs_in_the_background_and_stops_between_steps(tmp_path, monkey
     job = jobs.find("study of verification")
     assert job is not None
     assert named(at.button, "Run").disabled
+    until = time.monotonic() + 60
+    while not job.line and job.state == "running" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert job.line.startswith("verification toy-verification None 50: step ")
     named(at.button, "Cancel").click().run()
     until = time.monotonic() + 20
     while job.state == "running" and time.monotonic() < until:
         time.sleep(0.05)
     assert job.state == "cancelled"
-    assert asked[0][:2] == (None, 50)
     at.run()
     assert any("Stopped" in info.value for info in at.info)
 
 
-def test_what_the_study_refuses_is_shown_once(monkeypatch):
-    def refuse(model, base, *, settings, say):
-        raise InterpError("a study", "no texts", "train it first")
+def test_a_study_says_its_steps_and_stops_between_two(monkeypatch):
+    said: list[Any] = []
+    asked: list[Any] = []
 
-    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", refuse)
-    at = visit("study", model="toy-verification")
+    class Progress:
+        def __call__(self, done: int, total: int) -> None:
+            said.append((done, total))
+
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    def study(model, base, *, settings, say):
+        asked.append((model, base, settings))
+        say("probes ...")
+        say("probes: 0 s")
+        say("paths ...")
+
+    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", study)
+    model: Any = "model"
+    run = partial(first_page.run_study, "verification", model, None, "settings", 3)
+    progress: Any = Progress()
+    run(progress=progress, cancelled=lambda: False)
+    assert asked == [("model", None, "settings")]
+    assert said == ["probes ...", (0, 3), "probes: 0 s", (1, 3), "paths ...", (1, 3)]
+    said.clear()
+    with pytest.raises(InterpError, match="stopped between two steps"):
+        run(progress=progress, cancelled=lambda: len(said) > 2)
+    assert said == ["probes ...", (0, 3), "probes: 0 s", (1, 3)]
+
+
+def test_what_a_study_refuses_is_shown_once():
+    at = visit("study", model="toy-verification")  # its tokeniser cannot write the template
     named(at.button, "Run").click().run()
-    time.sleep(0.3)
+    assert not at.exception
+    job = jobs.find("study of verification")
+    assert job is not None
+    until = time.monotonic() + 60
+    while job.state == "running" and time.monotonic() < until:
+        time.sleep(0.05)
     at.run()
-    assert [error.value for error in at.error] == [
-        "**a study**  \nno texts\\. Do\\: train it first\\."
-    ]
+    assert len(at.error) == 1
+    assert "as the tokens" in at.error[0].value
 
 
 def test_figures_side_by_side_have_one_range():

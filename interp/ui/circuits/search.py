@@ -27,7 +27,7 @@ from interp.core.errors import InterpError
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.engine.edges.graph import Graph
-from interp.engine.stopping import stoppable
+from interp.engine.stopping import StopCheck, stoppable
 from interp.results.keys import result_key
 from interp.ui.shared import cache, jobs, widgets
 from interp.ui.shared.state import current
@@ -156,35 +156,22 @@ def asked(open_: cache.Opened) -> Asked:
 
 def start_finding(ask: Asked) -> None:
     """Find in the background."""
-
-    def work(job: jobs.BackgroundJob) -> Findings:
-        return find_circuit(
-            ask.open_.model,
-            ask.find,
-            ask.finder,
-            reference=ask.reference,
-            progress=job.progress,
-            cancelled=job.cancel.is_set,
-        )
-
+    work = partial(find_circuit, ask.open_.model, ask.find, ask.finder, reference=ask.reference)
     jobs.start(ask.key, work, ask.unit)
 
 
 def start_curve(ask: Asked, made: Circuit) -> None:
     """Evaluate a circuit, and those of its scores at all sizes, in the background."""
-
-    def measure(progress: Progress) -> CircuitEvaluation:
-        return evaluate(
-            made,
-            ask.open_.model,
-            ask.test,
-            ablation=ask.finder.ablation,  # type: ignore[arg-type]
-            reference=ask.judging_reference,
-            random=RANDOM,
-            knockouts=KNOCKOUTS,
-            progress=progress,
-        )
-
+    measure = partial(
+        evaluate,
+        made,
+        ask.open_.model,
+        ask.test,
+        ablation=ask.finder.ablation,  # type: ignore[arg-type]
+        reference=ask.judging_reference,
+        random=RANDOM,
+        knockouts=KNOCKOUTS,
+    )
     _start(ask.curve_key(made), measure)
 
 
@@ -195,32 +182,35 @@ def places(ask: Asked) -> tuple[str, ...]:
 
 def start_tokens(ask: Asked, made: Circuit) -> None:
     """Cut a circuit to its tokens on one half and judge it on the other, in the background."""
-
-    def measure(progress: Progress) -> NarrowedCurve:
-        return narrow_curve(
-            ask.open_.model,
-            ask.find,
-            ask.test,
-            made,
-            positions=places(ask),
-            ablation=ask.finder.ablation,  # type: ignore[arg-type]
-            references=(ask.reference, ask.judging_reference),
-            random=RANDOM,
-            progress=progress,
-        )
-
+    measure = partial(
+        narrow_curve,
+        ask.open_.model,
+        ask.find,
+        ask.test,
+        made,
+        positions=places(ask),
+        ablation=ask.finder.ablation,  # type: ignore[arg-type]
+        references=(ask.reference, ask.judging_reference),
+        random=RANDOM,
+    )
     _start(ask.tokens_key(made), measure)
 
 
-def _start(key: str, measure: Callable[[Progress], CircuitEvaluation | NarrowedCurve]) -> None:
+def _start(key: str, measure: Callable[..., CircuitEvaluation | NarrowedCurve]) -> None:
     """Measure in the background, and keep the result."""
+    jobs.start(key, partial(_measure_and_keep, key, measure), "circuits")
 
-    def work(job: jobs.BackgroundJob) -> None:
-        with stoppable(job.cancel.is_set):
-            found = measure(job.progress)
-        found.save(findings_path(key), key=key)
 
-    jobs.start(key, work, "circuits")
+def _measure_and_keep(
+    key: str,
+    measure: Callable[..., CircuitEvaluation | NarrowedCurve],
+    *,
+    progress: Progress,
+    cancelled: StopCheck,
+) -> None:
+    with stoppable(cancelled):
+        found = measure(progress=progress)
+    found.save(findings_path(key), key=key)
 
 
 def findings(key: str) -> Findings | None:

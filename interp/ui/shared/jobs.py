@@ -1,20 +1,45 @@
-"""Long work in a thread that never touches Streamlit, and the panel that watches it."""
+"""Long work in a process of its own, so that the pages stay usable, and the panel that watches it.
+
+The work keeps its result on disk, where the page finds it by its key. Its process loads the model
+again by its name, so a running job takes the model's memory a second time.
+"""
 
 from __future__ import annotations
 
+import io
+import multiprocessing
+import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Literal, Protocol, TypeVar
 
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.core.metrics import Metric, is_shipped, metric_named
 from interp.engine.cost import duration
-from interp.ui.shared import widgets
+from interp.models.language_model import LanguageModel
+from interp.ui.shared import offered, widgets
 
 T = TypeVar("T")
+GRACE = 0.7
+"""Seconds that cancelled work has to stop by itself, before its process is ended."""
+IMPORTED = (
+    "transformers.models.llama.modeling_llama",
+    "interp.models.families",
+    "interp.ui.circuits.search",
+    "interp.ui.studies.first_page",
+)
+"""What the process that jobs are forked from imports once."""
+_CONTEXT: Any = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 PACED = 8
 """Chunks whose pace tells how long the rest takes."""
 
@@ -80,23 +105,130 @@ def find(key: str) -> BackgroundJob | None:
     return _jobs().get(key)
 
 
-def start(key: str, work: Callable[[BackgroundJob], object], unit: str = "chunks") -> None:
-    """Run `work(job)` in a thread, unless that key's job is already running; `unit` is counted."""
+class Work(Protocol):
+    """A function that can run long; `functools.partial` of a module's function can be one."""
+
+    def __call__(self, *, progress: Any, cancelled: Callable[[], bool]) -> object:
+        """Run; `progress` is a `Reporter`."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """How work tells the page what it has done: it is called with (done, total)."""
+
+    connection: Connection
+
+    def __call__(self, done: int, total: int) -> None:
+        """Finished parts."""
+        self.connection.send(("progress", (done, total)))
+
+    def say(self, line: str) -> None:
+        """What is done now, in words."""
+        self.connection.send(("line", line))
+
+
+class _Pickler(ForkingPickler):
+    """Writes the name of a model, or of a metric, in its place; the other process finds it."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, LanguageModel):
+            return _load, (value.name, str(value.dtype).removeprefix("torch."), value.hash)
+        if isinstance(value, Metric) and is_shipped(value):
+            return metric_named, (value.name,)
+        return NotImplemented
+
+
+def _load(name: str, dtype: str, hash_: str) -> LanguageModel:
+    model = offered.load(name, dtype)
+    if model.hash != hash_:
+        raise InterpError(
+            f"running {name}", "its files have changed since it was loaded", "load it again"
+        )
+    return model
+
+
+def prepare() -> None:
+    """Begin to import what jobs need, in a process that waits; a page calls it that offers one."""
+    if _CONTEXT.get_start_method() == "forkserver":
+        from multiprocessing import forkserver
+
+        _CONTEXT.set_forkserver_preload(list(IMPORTED))
+        forkserver.ensure_running()
+
+
+def start(key: str, work: Work, unit: str = "chunks") -> None:
+    """Run `work` in a process, unless that key's job is already running; `unit` is counted."""
     running = find(key)
     if running is not None and running.state == "running":
         return
+    prepare()
     job = _jobs()[key] = BackgroundJob(unit=unit)
+    packed = io.BytesIO()
+    _Pickler(packed).dump(work)
+    threading.Thread(
+        target=_follow, args=(job, packed.getvalue()), name=f"job-{key}", daemon=True
+    ).start()
 
-    def run() -> None:
+
+def _run(environment: Mapping[str, str], connection: Connection, stop: Any) -> None:
+    """In the process of a job: run the work, and say how it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, which ends this
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        connection.recv()(progress=Reporter(connection), cancelled=stop.is_set)
+        connection.send(("done", None))
+    except InterpError as error:
+        connection.send(("error", error))
+    except Exception as error:  # shown by the page that started it, and whole in the server's log
+        traceback.print_exc()
+        connection.send(("error", RuntimeError(f"{type(error).__name__}: {error}")))
+
+
+def _follow(job: BackgroundJob, work: bytes) -> None:
+    """In a thread of the server: start a job's process, and note what it says until it ends."""
+    connection, theirs = _CONTEXT.Pipe()
+    stop = _CONTEXT.Event()
+    arguments = (dict(os.environ), theirs, stop)
+    process = _CONTEXT.Process(target=_run, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    connection.send_bytes(work)
+    end: tuple[str, Any] | None = None
+    limit = float("inf")
+    while end is None:
+        if job.cancel.is_set() and not stop.is_set():
+            stop.set()
+            limit = time.monotonic() + GRACE
+        if time.monotonic() > limit:
+            process.terminate()
         try:
-            work(job)
-            job.state = "done"
-        except Exception as error:  # shown by the page that started it
-            job.error = error
-            stopped = job.cancel.is_set() and isinstance(error, InterpError)
-            job.state = "cancelled" if stopped else "failed"
+            if not connection.poll(0.1):
+                continue
+            kind, value = connection.recv()
+        except (EOFError, OSError):
+            process.join()
+            end = ("error", _died(process.exitcode))
+            break
+        if kind == "progress":
+            job.progress(*value)
+        elif kind == "line":
+            job.line = value
+        else:
+            end = (kind, value)
+    job.error = end[1]
+    stopped = job.cancel.is_set() and isinstance(job.error, InterpError)
+    job.state = "done" if end[0] == "done" else "cancelled" if stopped else "failed"
+    process.join()
 
-    threading.Thread(target=run, name=f"job-{key}", daemon=True).start()
+
+def _died(code: int | None) -> InterpError:
+    name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+    return InterpError(
+        "the work of this page",
+        f"its process ended early ({name}); SIGKILL often means that the memory ran out",
+        "run it again, with fewer prompts if memory is short; finished parts are kept",
+    )
 
 
 def result(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -142,6 +144,7 @@ def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
         and usual_directory(pages.kind, model, settings).name == study.directory.name
     )
     base = study.beside.get("base") if study is not None and again else None
+    jobs.prepare()
     widgets.start_button(
         "Resume" if again else "Run", start, pages, model, settings, base,
         into=button, disabled=model is None or busy(),
@@ -161,22 +164,41 @@ def start(pages: StudyPages, model: LanguageModel, settings: Any, base: str | No
     if busy():
         return
     total = len(pages.steps) + pages.more
-
-    def work(job: jobs.BackgroundJob) -> Study[Any]:
-        def say(line: str) -> None:
-            job.line = line
-            job.progress(min(job.done + (not line.endswith("...")), total - 1), total)
-            if job.cancel.is_set():
-                raise InterpError("the study", "stopped between two steps", "run it again")
-
-        if pages is REFUSAL_PAGES:
-            return study_refusal(model, settings=settings, say=say)
-        origin = base or base_of(model.name)
-        loaded = None if origin is None else interp.load_model(origin)
-        return study_verification(model, loaded, settings=settings, say=say)
-
-    jobs.start(_job(pages), work)
+    origin = None if pages is REFUSAL_PAGES else base or base_of(model.name)
+    jobs.start(_job(pages), partial(run_study, pages.kind.name, model, origin, settings, total))
     select(**{pages.field: None})
+
+
+def run_study(
+    kind: str,
+    model: LanguageModel,
+    base: str | None,
+    settings: Any,
+    total: int,
+    *,
+    progress: jobs.Reporter,
+    cancelled: Callable[[], bool],
+) -> None:
+    """Run a study of a kind, and report about `total` steps; between two of them it can be stopped.
+
+    Raises:
+        InterpError: the study refuses the model or settings, or it was stopped.
+    """
+    done = 0
+
+    def say(line: str) -> None:
+        nonlocal done
+        done = min(done + (not line.endswith("...")), total - 1)
+        progress.say(line)
+        progress(done, total)
+        if cancelled():
+            raise InterpError("the study", "stopped between two steps", "run it again")
+
+    if kind == REFUSAL_PAGES.kind.name:
+        study_refusal(model, settings=settings, say=say)
+    else:
+        loaded = None if base is None else interp.load_model(base)
+        study_verification(model, loaded, settings=settings, say=say)
 
 
 def _job(pages: StudyPages) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -9,7 +10,6 @@ import streamlit as st
 import interp
 from interp.core.components import SITES
 from interp.patching.sweep import Cost
-from interp.results.scores import Scores
 from interp.ui.patching.explore import explore
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import Opened
@@ -80,15 +80,8 @@ def _ready(open_: cache.Opened, arguments: dict[str, Any], key: str, cost: Cost)
         key=f"sure-{key}",
     )
 
-    def work(job: jobs.BackgroundJob) -> Scores:
-        return interp.activation_patching(
-            open_.model,
-            open_.task,
-            **arguments,
-            progress=job.progress,
-            cancelled=job.cancel.is_set,
-        )
-
+    work = partial(interp.activation_patching, open_.model, open_.task, **arguments)
+    jobs.prepare()
     widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
 

@@ -12,7 +12,7 @@ from interp.core.files import json_text
 from interp.plots.components import attention_map, component_scatter, effect_strip, token_bars
 from interp.plots.style import symmetric_limit
 from interp.results.scores import Scores
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.state import CELL, cell, current, select, strangers
 
 CAVEATS = {
@@ -189,13 +189,16 @@ def _take_away(result: cache.SweepResult, place: tuple[int, ...] | None, key: st
             },
             name=f"{scores.provenance.task}-{scores.site}-{key[:8]}",
         )
-    call = scores.provenance.call
+    last = "scores.plot()"
     if place is not None:
         found = result.ranked[scores.label(place)]
         at = "" if found.position is None else f", {found.position!r}"
-        call += f"\nprint(scores.estimate({str(found.component)!r}{at}))"
-    st.markdown("Python that reproduces " + ("this map" if place is None else "this number"))
-    st.code(offered.shown(call, scores.provenance), language="python", wrap_lines=True)
+        last = f"print(scores.estimate({str(found.component)!r}{at}))"
+    export.python(
+        offered.shown(f"{scores.provenance.call}\n\n{last}", scores.provenance),
+        name=f"{scores.provenance.task}-{scores.site}-{key[:8]}",
+        words="Python that reproduces " + ("this map" if place is None else "this number"),
+    )
 
 
 def _effect(result: cache.SweepResult, cell: tuple[int, ...]) -> None:

@@ -38,6 +38,10 @@ PAGES = {
         ("heads", "Heads", "apps"),
         ("interventions", "Interventions", "tune"),
     ),
+    "reuse": (
+        ("study", "Study", "recycling"),
+        ("circuits", "Circuits", "account_tree"),
+    ),
 }
 """Folder (a study's name, or none) -> its pages: file, title and icon."""
 

@@ -720,14 +720,9 @@ def test_only_a_study_that_the_button_goes_on_with_is_resumed(tmp_path):
 
 
 def test_a_study_is_run_with_its_system_prompt(tmp_path, monkeypatch):
-    asked = []
+    asked: list[Any] = []
     monkeypatch.setattr(
-        "interp.ui.studies.first_page.study_refusal",
-        lambda model, *, settings, say: asked.append(settings),
-    )
-    monkeypatch.setattr(
-        "interp.ui.shared.jobs.start",
-        lambda key, work: work(progress=None, cancelled=lambda: False),
+        "interp.ui.shared.jobs.start", lambda key, work: asked.append(work.args[-1])
     )
     at = visit("study", model="toy-refusal")
     named(at.text_input, "System prompt").set_value("Do not speak of gardens.").run()

@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -662,7 +663,7 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     assert len(at.error) == 1
 
 
-def slow_study(kind, model, base, settings, total, *, progress, cancelled):
+def slow_study(kind, model, base, settings, *, progress, cancelled):
     """Stands in for `run_study`, in the process of the job."""
     for step in range(200):
         progress.say(f"{kind} {model.name} {base} {settings.n}: step {step}")
@@ -711,9 +712,10 @@ def test_a_study_says_its_steps_and_stops_between_two(monkeypatch):
         say("probes: 0 s")
         say("paths ...")
 
-    monkeypatch.setattr("interp.ui.studies.first_page.study_verification", study)
+    pages = replace(VERIFICATION_PAGES, run=study, steps=("probes", "paths"), more=1)
+    monkeypatch.setattr(first_page, "ALL_PAGES", (pages,))
     model: Any = "model"
-    run = partial(first_page.run_study, "verification", model, None, "settings", 3)
+    run = partial(first_page.run_study, "verification", model, None, "settings")
     progress: Any = Progress()
     run(progress=progress, cancelled=lambda: False)
     assert asked == [("model", None, "settings")]

@@ -25,7 +25,7 @@ CHOICES = {
 
 SETUP = ("model", "dtype", "task", "n", "seed", "corruption")
 SEARCH = ("finder", "removed", "price")
-STUDIES = ("study", "refusal")
+STUDIES = ("study", "refusal", "reuse")
 PICKED = {"edges": None, "edge": None, "node": None, "place": None, "worth": None}
 CELL = {"layer": None, "head": None, "position": None}
 MOST_PROMPTS = 512
@@ -85,6 +85,7 @@ class Selection:
     right: str | None = None
     study: str | None = None
     refusal: str | None = None
+    reuse: str | None = None
     probed: str | None = None
     attended: str | None = None
     shown: str | None = None

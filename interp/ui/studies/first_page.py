@@ -12,10 +12,7 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.models.registry import base_of
-from interp.studies.refusal.study import study_refusal
 from interp.studies.study import Study, usual_directory
-from interp.studies.verification.study import study_verification
 from interp.ui.shared import jobs, offered, widgets
 from interp.ui.shared.state import select
 from interp.ui.studies import open_study
@@ -143,10 +140,10 @@ def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
         # Not one of other prompts or another judge: those are keyed too.
         and usual_directory(pages.kind, model, settings).name == study.directory.name
     )
-    base = study.beside.get("base") if study is not None and again else None
+    other = next(iter(study.beside.values()), None) if study is not None and again else None
     jobs.prepare()
     widgets.start_button(
-        "Resume" if again else "Run", start, pages, model, settings, base,
+        "Resume" if again else "Run", start, pages, model, settings, other,
         into=button, disabled=model is None or busy(),
     )  # fmt: skip
     st.caption(
@@ -156,35 +153,34 @@ def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
     )
 
 
-def start(pages: StudyPages, model: LanguageModel, settings: Any, base: str | None = None) -> None:
+def start(pages: StudyPages, model: LanguageModel, settings: Any, other: str | None = None) -> None:
     """Run or resume a study in the background; between steps it can be stopped.
 
-    A verification is compared with `base`, by default the model a shipped adapter was trained from.
+    It is compared with the model named `other`, by default the one that its pages say.
     """
     if busy():
         return
-    total = len(pages.steps) + pages.more
-    origin = None if pages is REFUSAL_PAGES else base or base_of(model.name)
-    jobs.start(_job(pages), partial(run_study, pages.kind.name, model, origin, settings, total))
+    other = other or pages.other(model.name)
+    jobs.start(_job(pages), partial(run_study, pages.kind.name, model, other, settings))
     select(**{pages.field: None})
 
 
 def run_study(
     kind: str,
     model: LanguageModel,
-    base: str | None,
+    other: str | None,
     settings: Any,
-    total: int,
     *,
     progress: jobs.Reporter,
     cancelled: Callable[[], bool],
 ) -> None:
-    """Run a study of a kind, and report about `total` steps; between two of them it can be stopped.
+    """Run a study of a kind, and report its steps; between two of them it can be stopped.
 
     Raises:
         InterpError: the study refuses the model or settings, or it was stopped.
     """
-    done = 0
+    pages = next(each for each in ALL_PAGES if each.kind.name == kind)
+    done, total = 0, len(pages.steps) + pages.more
 
     def say(line: str) -> None:
         nonlocal done
@@ -194,11 +190,8 @@ def run_study(
         if cancelled():
             raise InterpError("the study", "stopped between two steps", "run it again")
 
-    if kind == REFUSAL_PAGES.kind.name:
-        study_refusal(model, settings=settings, say=say)
-    else:
-        loaded = None if base is None else interp.load_model(base)
-        study_verification(model, loaded, settings=settings, say=say)
+    others = [None if other is None else interp.load_model(other)] if pages.kind.beside else []
+    pages.run(model, *others, settings=settings, say=say)
 
 
 def _job(pages: StudyPages) -> str:

@@ -1,0 +1,1 @@
+"""Pages about studies of circuit reuse."""

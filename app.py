@@ -2,4 +2,5 @@
 
 from interp.ui.app import main
 
-main()
+if __name__ == "__main__":  # a process of a long job imports this file too
+    main()

@@ -67,7 +67,7 @@ def click_target(browser: Any, chart: str, name: str) -> str:
     return label
 
 
-def test_run_click_and_read(address: str, browser: Any) -> None:
+def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(f"{address}/patching?model=toy-induction&task=toy-induction&n=12")
     press(browser, "Run", seconds=LOADING)
     assert click_target(browser, ".st-key-map", "L1H2").startswith("L1H2  1.000")
@@ -78,6 +78,8 @@ def test_run_click_and_read(address: str, browser: Any) -> None:
     assert "of 8" in page
     assert "layer=1" in browser.current_url
     assert "head=2" in browser.current_url
+    # The process of the sweep ran the sweep only, not the page that started it.
+    assert "ScriptRunContext" not in (tmp_path / "app.log").read_text()
 
     browser.get(browser.current_url)  # a fresh visit by the link: same cell, nothing to run
     until(lambda: "Inside L1H2" in texts(browser, "h3"), "the restored detail")

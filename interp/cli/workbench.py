@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +10,7 @@ import typer
 
 from interp.core.errors import InterpError
 
-SCRIPT = Path(__file__).parents[1] / "ui" / "app.py"
+LOCAL = ("localhost", "127.0.0.1")
 
 
 def workbench(
@@ -26,13 +24,30 @@ def workbench(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="By default the first free from 8501.")
     ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A name under which a reverse proxy serves it; repeat for more."
+        ),
+    ] = None,
+    base_path: Annotated[
+        str, typer.Option(metavar="PATH", help="The path under which a reverse proxy serves it.")
+    ] = "",
 ) -> None:
-    """Open the workbench: patching, circuits and studies on pages in the browser."""
+    """Open the workbench: any prompt, patching, circuits and studies on pages in the browser.
+
+    It answers this machine only. To share it, put a reverse proxy that asks who it is before it.
+    """
     if find_spec("streamlit") is None:
         raise InterpError("opening the app", "streamlit is missing", 'pip install "interp[app]"')
     if models is not None and not models.is_dir():
         raise InterpError(f"--models {models}", "no such folder", "name a folder of model folders")
-    served = [] if port is None else ["--server.port", str(port)]
+    from interp.ui.server import serve
+
+    settings = {
+        "server.baseUrlPath": base_path,
+        "server.allowedHosts": [*LOCAL, *(host or ())],
+        **({} if port is None else {"server.port": port}),
+    }
     offered = [] if models is None else ["--models", str(models)]
-    sys.argv = ["streamlit", "run", str(SCRIPT), *served, "--", *offered, *["--hub"] * hub]
-    runpy.run_module("streamlit", run_name="__main__")
+    serve([*offered, *["--hub"] * hub], settings)

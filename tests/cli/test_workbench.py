@@ -1,5 +1,6 @@
 """`interp app` opens the workbench from any folder once the wheel is installed."""
 
+import http.client
 import json
 import os
 import shutil
@@ -172,11 +173,46 @@ def test_the_pages_see_the_options(monkeypatch, tmp_path):
     pytest.importorskip("streamlit")
     from interp.ui.shared import offered
 
-    ran = []
-    monkeypatch.setattr(workbench.runpy, "run_module", lambda name, **_: ran.append(name))
+    ran: list = []
+    monkeypatch.setattr("streamlit.App.run", lambda app, *, config: ran.append(config))
     monkeypatch.setattr(sys, "argv", [])
-    run("app", "--models", tmp_path, "--hub", "--port", 8600)
-    assert ran == ["streamlit"]
-    assert sys.argv[:5] == ["streamlit", "run", str(workbench.SCRIPT), "--server.port", "8600"]
-    monkeypatch.setattr(sys, "argv", [sys.argv[2], *sys.argv[sys.argv.index("--") + 1 :]])
+    run("app", "--models", tmp_path, "--hub", "--port", 8600, "--host", "lab.org")
+    assert ran == [
+        {
+            "server.baseUrlPath": "",
+            "server.allowedHosts": ["localhost", "127.0.0.1", "lab.org"],
+            "server.port": 8600,
+        }
+    ]
     assert vars(offered.options()) == {"models": tmp_path, "hub": True}
+
+
+def test_behind_a_proxy_it_answers_at_its_path_to_its_name_and_hides_metrics(tmp_path):
+    """A server with a base path and a host name: which requests it answers, by plain HTTP."""
+    pytest.importorskip("streamlit")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "interp", "app", "--port", str(port)]
+    command += ["--host", "lab.example.org", "--base-path", "interp"]
+    with log.open("w") as out:
+        app = subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path)
+    try:
+        base = f"http://127.0.0.1:{port}/interp"
+        assert _answer(base, app, log)("/_stcore/health") == "ok"
+
+        def code(path: str, **headers: str) -> int:
+            asked = http.client.HTTPConnection("127.0.0.1", port)
+            asked.request("GET", f"/interp{path}", headers=headers)
+            return asked.getresponse().status
+
+        for path in ("/_stcore/metrics", "/_stcore/metrics/", "/_stcore/metrics?families=x"):
+            assert code(path) == 404
+        web = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        web |= {"Sec-WebSocket-Key": "c29tZSByYW5kb20ga2V5IQ=="}
+        assert code("/_stcore/stream", Host="lab.example.org", **web) == 101
+        assert code("/_stcore/stream", Host="evil.example.org", **web) == 403
+    finally:
+        app.send_signal(signal.SIGINT)
+        app.wait(30)

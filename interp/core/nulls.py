@@ -56,7 +56,7 @@ def spread_words(null: Null | SelectionTest) -> str:
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def null_of(selected: float, random: np.ndarray) -> Null:
+def null_of(selected: float, random: np.ndarray | Sequence[float]) -> Null:
     """The effect of a selection and the effects of random selections, as a `Null`.
 
     Raises:

@@ -17,8 +17,10 @@ from interp.core.continuations import answer_token
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.schema import Count, Positive, checked
+from interp.core.statistics import widened
 from interp.engine.architecture import Block
 from interp.models.language_model import LanguageModel
+from interp.models.unembedding import Unembedded, strongest_tokens
 from interp.overview.single_run import SingleRun, reader, run_once
 
 if TYPE_CHECKING:
@@ -166,6 +168,27 @@ class LogitParts:
             final = _final_reader(run, self.position, self._tokens)
             read = attn.W_O[head].double() @ _head_reader(run, layer, self.position, final)
         return (weights * (v @ read)).cpu().numpy()
+
+    def writes(self, layer: int, head: int, *, k: int = 10) -> Unembedded:
+        """The k tokens whose logits a head raises most, and lowers most, at the token read.
+
+        The final norm, and a norm behind attention, are linearised at the run's own stream, so the
+        values of two tokens differ by what `heads` says of them. Unit: logits.
+
+        Raises:
+            InterpError: there is no such layer or head, or k is out of range.
+        """
+        model, run = self.run.model, self.run
+        within([layer], model.n_layers, "layer", model.name)
+        within([head], model.n_heads, "head", model.name)
+        block, decoder = run.decoder.blocks[layer], run.decoder
+        with torch.no_grad():
+            z = run.sites[layer, "z"][self.position]
+            written = z[head].to(block.attn.W_O) @ block.attn.W_O[head]
+            if block.ln1_post is not None:
+                written = block.ln1_post.share(written, block.attn.o(z.flatten()[None])[0])
+            share = decoder.ln_final.share(written, run.final(self.position))
+            return strongest_tokens(model, widened(decoder.unembed @ share)[None], k)[0]
 
     def neurons(self, layer: int) -> Tensor:
         """(neuron,) what each neuron of a layer's MLP adds, in logits; its bias belongs to none.

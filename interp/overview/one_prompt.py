@@ -11,7 +11,8 @@ import torch
 
 from interp.core.arguments import reads_arguments
 from interp.core.components import Component, within
-from interp.core.errors import InterpError
+from interp.core.errors import InterpError, unknown
+from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.schema import Count, checked
 from interp.core.statistics import widened
@@ -29,6 +30,12 @@ HEAD_METRICS = (
 )  # fmt: skip
 """What `Look.head_attention` measures, for every head."""
 
+NEURON_ORDERS = ("attribution", "activation", "answer", "foil")
+"""What `Look.neurons` orders neurons by."""
+
+MOST_GB = 2.0
+"""Memory for attention patterns."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WritingNeuron:
@@ -38,12 +45,17 @@ class WritingNeuron:
         component: the neuron.
         activation: its activation (site post) at the token that is read.
         value: what it adds to the logit difference, in logits.
+        score: what the neurons are ordered by: see `Look.neurons`.
+        null: the absolute score beside those of the other neurons of its layer. A rank, not a
+            p-value, because the neuron was selected.
         writes: the tokens that its output weights raise and lower most, at a positive activation.
     """
 
     component: Component
     activation: float
     value: float
+    score: float
+    null: Null
     writes: Unembedded
 
     @property
@@ -208,14 +220,32 @@ class Look:
         model = self.run.model
         within([layer], model.n_layers, "layer", model.name)
         within([head], model.n_heads, "head", model.name)
-        return self._patterns[layer][head]
+        self._require_room(model.n_heads)
+        with torch.no_grad():
+            return self.run.pattern(layer)[head].float().cpu().numpy()
 
     @cached_property
-    def _patterns(self) -> np.ndarray:
-        """(layer, head, query, key) attention of all heads."""
+    def patterns(self) -> np.ndarray:
+        """(layer, head, query, key) the attention of all heads.
+
+        Raises:
+            InterpError: a long prompt, whose patterns take more than `MOST_GB`.
+        """
+        model = self.run.model
+        self._require_room(model.n_layers * model.n_heads)
         with torch.no_grad():
-            layers = [self.run.pattern(layer) for layer in range(self.run.model.n_layers)]
+            layers = [self.run.pattern(layer) for layer in range(model.n_layers)]
             return torch.stack(layers).float().cpu().numpy()
+
+    def _require_room(self, heads: int) -> None:
+        """Refuse patterns of so many heads that are too large."""
+        n = self.run.n_tokens
+        if (size := heads * n * n * 4 / 1e9) > MOST_GB:
+            raise InterpError(
+                f"the attention of {heads} heads on a prompt of {n} tokens",
+                f"{size:.1f} GB, over {MOST_GB:g} GB",
+                "give a shorter prompt",
+            )
 
     @reads_arguments
     def head_attention(
@@ -232,9 +262,7 @@ class Look:
             InterpError: an unknown metric, a token that is not there, or a prompt in which no query
                 has such a key.
         """
-        from interp.core.errors import unknown
-
-        patterns = self._patterns
+        patterns = self.patterns
         if metric not in HEAD_METRICS:
             raise unknown("metric of attention", metric, HEAD_METRICS)
         if metric == "to chosen token":
@@ -272,34 +300,77 @@ class Look:
         return stream.norm(dim=-1).cpu().numpy()
 
     @reads_arguments
-    def neurons(self, k: int = 10, *, position: int = -1, words: int = 5) -> list[WritingNeuron]:
-        """The k neurons that add most to the logit difference, either way, and what they write.
+    def neurons(
+        self,
+        k: int = 10,
+        *,
+        position: int = -1,
+        words: int = 5,
+        by: str = "attribution",
+        foil: Look | None = None,
+    ) -> list[WritingNeuron]:
+        """The k neurons with the largest score, either way, and what they write.
 
-        value(i) = post_i v_i . r, with v_i the output weights, and r the final norm (and the norm
-        behind the MLP, if there is one) linearised at this run, times the difference of the two
-        unembedding rows. The values of a layer add up to its MLP's, without a bias.
+        The score of neuron i, with output weights v_i (times the weight of a norm behind the MLP),
+        is by
+
+            "attribution":  post_i v_i . r, what it adds to the logit difference, in logits
+            "activation":   post_i
+            "answer":       cos(v_i, w_final * (W_U[answer] - W_U[wrong]))
+            "foil":         cos(v_i, resid_post of the prompt - resid_post of the foil), per layer
+
+        r is the final norm (and the norm behind the MLP) linearised at this run, times the
+        difference of the two unembedding rows: attributions of a layer add up to its MLP's, without
+        a bias. The foil is read at the token as far from its end as `position`.
+
+        Raises:
+            InterpError: an unknown order, "foil" without a foil, a token that is not there, or k
+                out of range.
         """
         model, parts = self.run.model, self.attribution(position=position)
         k = checked(Count, k, "the strongest neurons")
         values = torch.stack([parts.neurons(layer) for layer in range(model.n_layers)])
-        order = values.abs().flatten().topk(min(k, values.numel())).indices
-        found = [divmod(int(at), values.shape[1]) for at in order]
-        weights = torch.stack([self._output(layer, index) for layer, index in found])
+        scores = values if by == "attribution" else self._scores(by, parts, foil)
+        order = scores.abs().flatten().topk(min(k, scores.numel())).indices
+        found = [divmod(int(at), scores.shape[1]) for at in order]
+        weights = torch.stack([self._output(layer)[index] for layer, index in found])
         written = unembed(model, weights, k=words, norm=True)
+        sizes = scores.abs().cpu().numpy()
         return [
             WritingNeuron(
                 component=Component(layer, "post", index),
                 activation=float(self.run.sites[layer, "post"][parts.position, index]),
                 value=float(values[layer, index]),
+                score=float(scores[layer, index]),
+                null=null_of(float(sizes[layer, index]), np.delete(sizes[layer], index)),
                 writes=tokens,
             )
             for (layer, index), tokens in zip(found, written, strict=True)
         ]
 
-    def _output(self, layer: int, index: int) -> torch.Tensor:
-        """A neuron's output weights, with the weight of a norm behind the MLP."""
+    def _scores(self, by: str, parts: LogitParts, foil: Look | None) -> torch.Tensor:
+        """(layer, neuron) the score of every neuron, other than its attribution."""
+        run, place, layers = self.run, parts.position, range(self.run.model.n_layers)
+        if by not in NEURON_ORDERS:
+            raise unknown("order of neurons", by, NEURON_ORDERS)
+        if by == "activation":
+            return torch.stack([run.sites[layer, "post"][place] for layer in layers])
+        if by == "answer":
+            right, wrong = run.decoder.unembed[[parts.answer, parts.wrong]]
+            directions = [(right - wrong) * run.decoder.ln_final.weight for _ in layers]
+        elif foil is None:
+            raise InterpError("neurons by foil", "no foil", "give the run of another prompt")
+        else:
+            other = foil.run.place(place - run.n_tokens)
+            directions = [run.after(at)[place] - foil.run.after(at)[other] for at in layers]
+        with torch.no_grad():
+            rows = [(self._output(at), directions[at][None]) for at in layers]
+            return torch.stack([torch.cosine_similarity(out, to, dim=-1) for out, to in rows])
+
+    def _output(self, layer: int) -> torch.Tensor:
+        """(neuron, d_model) output weights of a layer, times the weight of a norm behind it."""
         block = self.run.decoder.blocks[layer]
-        written = block.mlp.down.weight[index]
+        written = block.mlp.down.weight
         return written if block.ln2_post is None else written * block.ln2_post.weight
 
     def to_dict(self) -> dict[str, Any]:

@@ -172,16 +172,19 @@ def effect_strip(
     low: float,
     high: float,
     selected: int | None = None,
+    title: str = "effect on each prompt (fraction of the mean gap)",
+    numbers: Sequence[int] | None = None,
 ) -> Any:
     """The effect of one component on each prompt, with its mean and the interval from low to high.
 
     `gained` is (n,), the metric gained on each prompt, drawn as fractions of `gap`, the mean of
-    clean - corrupted. The customdata of a point is the number of its prompt; `selected` marks one.
+    clean - corrupted. The customdata of a point is the number of its prompt, from `numbers` or
+    counted from 0; `selected` marks one.
     """
     import plotly.graph_objects as go
 
     effects = gained / gap
-    prompts = np.arange(len(effects))
+    prompts = np.arange(len(effects)) if numbers is None else np.array(numbers)
     # Points are spread vertically, so that equal effects do not overlap.
     places = {"x": effects, "y": (prompts * 7) % 11 / 10}
     marks = {
@@ -195,7 +198,9 @@ def effect_strip(
         click_targets(
             **places,
             data=prompts[:, None],
-            texts=[hover_text(f"prompt {i}", f"{x:.3f}") for i, x in enumerate(effects)],
+            texts=[
+                hover_text(f"prompt {i}", f"{x:.3f}") for i, x in zip(prompts, effects, strict=True)
+            ],
         )
     )
     figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
@@ -204,7 +209,7 @@ def effect_strip(
         figure,
         height=190,
         margin={"l": 20, "r": 20, "t": 36, "b": 50, "pad": 0},
-        xaxis=axis("effect on each prompt (fraction of the mean gap)", zeroline=True),
+        xaxis=axis(title, zeroline=True),
         yaxis=axis(visible=False, range=[-0.3, 1.3]),
         showlegend=False,
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from interp.plots.style import (
     BLANK,
+    CHOSEN,
     DIVERGING,
     FRAME,
     add_frame,
@@ -94,6 +95,69 @@ def heat_map(
         yaxis=cell_axis(y_title, y, most=16),
         plot_bgcolor=BLANK,
         hoverdistance=-1,  # the nearest cell takes the hover, at any distance
+    )
+
+
+def pattern_thumbnails(
+    patterns: np.ndarray, *, selected: tuple[int, int] | None = None, most: int = 24
+) -> Any:
+    """The attention of every head as one image: layers across, heads downwards, a tile for each.
+
+    `patterns` is (layer, head, query, key), from 0 to 1, queries downwards in each tile. Prompts of
+    more than `most` tokens are shown in blocks of tokens, with the largest weight of each block.
+    The customdata of a click is (layer, head); `selected` frames a tile.
+    """
+    import plotly.graph_objects as go
+
+    layers, heads, n, _ = patterns.shape
+    step = -(-n // most)
+    size = -(-n // step)
+    padded = np.full((layers, heads, size * step, size * step), np.nan, dtype=np.float32)
+    later = np.triu(np.ones((n, n), dtype=bool), 1)
+    padded[:, :, :n, :n] = np.where(later, np.nan, patterns)
+    blocks = padded.reshape(layers, heads, size, step, size, step)
+    tiles = np.fmax.reduce(np.fmax.reduce(blocks, 5), 3)
+    tiles = np.pad(tiles, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    image = tiles.transpose(1, 2, 0, 3).reshape(heads * (size + 1), layers * (size + 1))
+    places = (np.arange(image.shape[0]) + 0.5) / (size + 1) - 0.5
+    across = (np.arange(image.shape[1]) + 0.5) / (size + 1) - 0.5
+    at_layer, at_head = (index.ravel() for index in np.indices((layers, heads)))
+    figure = go.Figure(
+        [
+            go.Heatmap(
+                z=image,
+                x=across,
+                y=places,
+                colorscale="Blues",
+                zmin=0,
+                zmax=1,
+                hoverinfo="skip",
+                showscale=False,
+            ),
+            click_targets(
+                at_layer,
+                at_head,
+                data=np.stack([at_layer, at_head], 1),
+                texts=[
+                    hover_text(f"L{layer}H{head}")
+                    for layer, head in zip(at_layer, at_head, strict=True)
+                ],
+            ),
+        ]
+    )
+    if selected is not None:
+        add_frame(figure, selected[1], selected[0], CHOSEN, width=3)
+    side = int(np.clip(1180 // layers, 14, 64))
+    rows = cell_axis("head", [str(head) for head in range(heads)], most=24)
+    return lay_out(
+        figure,
+        width=layers * side + 90,
+        height=heads * side + 90,
+        margin={"l": 64, "r": 26, "t": 24, "b": 54, "pad": 0},
+        xaxis=cell_axis("layer", [str(layer) for layer in range(layers)], most=32),
+        yaxis=rows | {"range": [heads - 0.5, -0.5]},
+        plot_bgcolor=BLANK,
+        hoverdistance=-1,
     )
 
 

@@ -20,6 +20,8 @@ ICON = VIEWS / "icon.svg"  # a named icon would be fetched from outside
 PAGES = {
     "": (
         ("look", "Look", "visibility"),
+        ("heads", "Heads", "apps"),
+        ("neurons", "Neurons", "scatter_plot"),
         ("setup", "Setup", "tune"),
         ("patching", "Patching", "grid_on"),
         ("circuits", "Circuits", "account_tree"),

@@ -1,0 +1,91 @@
+"""What frames every page of a typed prompt: its three lines, its token, its facts, its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from interp.core.files import json_text
+from interp.models.language_model import LanguageModel
+from interp.overview.logit_parts import LogitParts
+from interp.overview.one_prompt import Look
+from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.prompts import AskedPrompt
+from interp.ui.shared.state import current, fit
+
+MOST_CHIPS = 80
+"""Tokens that are shown as chips; with more, a token is chosen by its number."""
+
+
+def intro(title: str, *, does: str, when: str, lacks: str) -> None:
+    """A page's title and three lines: what it does, when to use it, what it does not show."""
+    st.title(title, anchor=False)
+    st.markdown(
+        f"**What it does.** {does}  \n**When to use it.** {when}  \n"
+        f"**What it does not show.** {lacks}"
+    )
+
+
+def read(model: LanguageModel, asked: AskedPrompt) -> Look:
+    """The prompt's run; the token in the selection is brought into its range."""
+    seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
+    fit(token=range(seen.run.n_tokens), target=range(seen.run.n_tokens))
+    return seen
+
+
+def choose_token(seen: Look, label: str, field: str, default: int) -> int:
+    """A token of the prompt, chosen by a click on its chip."""
+    last, chosen = seen.run.n_tokens - 1, getattr(current(), field)
+    place = default if chosen is None else int(chosen)
+    if last < MOST_CHIPS:
+        words = {i: widgets.visible(token) for i, token in enumerate(seen.tokens)}
+        widgets.picker(st.pills, label, field, shown=place, options=words, required=True)
+    else:
+        label = f"{label}: number, 0 to {last}"
+        limits = {"min_value": 0, "max_value": last}
+        widgets.picker(st.number_input, label, field, shown=place, **limits)
+    return place
+
+
+def read_after(seen: Look) -> int:
+    """The token that is read, the last by default."""
+    return choose_token(seen, "Read after this token", "token", seen.run.n_tokens - 1)
+
+
+def facts(seen: Look, parts: LogitParts) -> None:
+    """Where the numbers come from, and that the parts add up to the logit difference."""
+    widgets.facts(
+        {
+            "model": f"{offered.without_paths(seen.run.model.name)} · {seen.run.model.hash[:12]}",
+            "precision": current().dtype,
+            "tokens": seen.run.n_tokens,
+            "explained": parts.words,
+            "logit difference": f"{parts.logit_difference:+.3f}",
+            f"sum of {len(parts.parts)} parts": f"{parts.total:+.3f}",
+        }
+    )
+
+
+def look_call(model: LanguageModel, asked: AskedPrompt) -> str:
+    """The Python that loads the model and runs the prompt, as `seen`."""
+    given = f"{asked.python()}, {asked.answer!r}, {asked.wrong!r}"
+    return f"{load_call(model)}\nseen = interp.look(model, {given})"
+
+
+def load_call(model: LanguageModel) -> str:
+    """The Python that loads the model."""
+    name = offered.without_paths(model.name)
+    return f"import interp\n\nmodel = interp.load_model({name!r}, dtype={current().dtype!r})"
+
+
+def take_away(name: str, rows: Sequence[dict[str, Any]], found: Any, python: str) -> None:
+    """The table as CSV, everything as JSON, and the Python that gives the numbers again."""
+    st.subheader("Export", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        files = {"JSON": (lambda: json_text(found, indent=1), "json")}
+        if rows:
+            files = {"CSV": (lambda: widgets.csv_text(rows), "csv"), **files}
+        widgets.downloads(files, name=name)
+    st.code(python, language="python", wrap_lines=True)

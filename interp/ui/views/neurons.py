@@ -1,0 +1,4 @@
+"""Neurons."""
+
+if __name__ == "__main__":
+    pass

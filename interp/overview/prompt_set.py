@@ -1,23 +1,32 @@
-"""Measures of every head's attention, over a set of prompts."""
+"""Measures of every head, over a set of prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
+from interp.core.files import cache_dir, write_atomically
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.core.statistics import ratio_of_means
 from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import HEAD_METRICS, look
+from interp.results.keys import result_key
+
+DIRECT = "direct attribution"
+KEPT = "numbers of prompts of "
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadSamples:
-    """A measure of every head's attention on the clean prompts of a task.
+    """A measure of every head on the clean prompts of a task.
 
     Attributes:
         samples: (n, layer, head) its value on each prompt that has one.
@@ -47,17 +56,21 @@ def head_samples(
     model: LanguageModel,
     task: Task,
     *,
+    cache: bool = True,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> dict[str, HeadSamples]:
-    """Every measure of `Look.head_attention`, on each clean prompt of a task.
+    """Direct attribution and attention of every head, on each clean prompt of a task.
 
-    In place of "to chosen token" there is a measure for each named position of the task: "to S2" is
-    the attention weight from the last token to position S2.
+    "direct attribution" is what a head adds to the logit of the first answer minus that of the
+    first wrong answer (by default the likeliest other token), in logits: see `direct_attribution`.
+    The other measures are those of `Look.head_attention`. In place of "to chosen token" there is
+    one for each named position: "to S2" is the weight from the last token to position S2.
 
     Args:
         model: a model with a fast engine.
         task: the prompts.
+        cache: read a kept result, and keep a new one.
         progress: called with (prompts done, prompts in total).
         cancelled: asked in every layer; the work stops when it returns True.
 
@@ -66,26 +79,59 @@ def head_samples(
         1, entropy in nats.
 
     Raises:
-        InterpError: no fast engine, or prompts that do not fit the model.
+        InterpError: no fast engine, or prompts or answers that do not fit the model.
     """
+    key = samples_key(model, task) if cache else None
+    if key is not None and (kept := stored_samples(key)) is not None:
+        return kept
     encoded = task.encode(model)
-    keys = {name: encoded.positions(name) for name in task.position_names}
-    found: dict[str, list[np.ndarray]] = {}
-    kept: dict[str, list[int]] = {}
+    names = {name: encoded.positions(name) for name in task.position_names}
+    rows: dict[str, list[np.ndarray]] = {}
+    numbers: dict[str, list[int]] = {}
     with stoppable(cancelled):
-        for i, tokens in enumerate(encoded.clean):
+        for i, pair in enumerate(task.pairs):
             stop_if_asked()
-            seen = look(model, tokens)
-            here = {f"to {name}": seen.head_attention(token=at[i]) for name, at in keys.items()}
+            right, wrong = (some[0] if some else None for some in (pair.answers, pair.wrong))
+            seen = look(model, pair.clean, right, wrong)
+            here = {DIRECT: seen.attribution().heads}
+            here |= {f"to {name}": seen.head_attention(token=at[i]) for name, at in names.items()}
             for metric in HEAD_METRICS[1:]:
                 if metric == "entropy" or seen.keys(metric).any():
                     here[metric] = seen.head_attention(metric)
             for metric, values in here.items():
-                found.setdefault(metric, []).append(values.astype(float))
-                kept.setdefault(metric, []).append(i)
+                rows.setdefault(metric, []).append(values.astype(np.float32))
+                numbers.setdefault(metric, []).append(i)
             if progress is not None:
                 progress(i + 1, len(task))
+    arrays = {metric: np.stack(some) for metric, some in rows.items()}
+    if key is not None:
+        kept_numbers = {f"{KEPT}{metric}": np.array(some) for metric, some in numbers.items()}
+        write_atomically(_path(key), partial(save_file, arrays | kept_numbers))
     return {
-        metric: HeadSamples(samples=np.stack(rows), kept=tuple(kept[metric]))
-        for metric, rows in found.items()
+        metric: HeadSamples(samples=samples.astype(float), kept=tuple(numbers[metric]))
+        for metric, samples in arrays.items()
     }
+
+
+def samples_key(model: LanguageModel, task: Task) -> str | None:
+    """The key under which `head_samples` keeps its result; None if it cannot be kept."""
+    return result_key("head samples", 1, model, task)
+
+
+def stored_samples(key: str) -> dict[str, HeadSamples] | None:
+    """The kept result of a key; None if there is none."""
+    try:
+        arrays = load_file(_path(key))
+    except (OSError, SafetensorError):
+        return None
+    return {
+        metric: HeadSamples(
+            samples=samples.astype(float), kept=tuple(arrays[f"{KEPT}{metric}"].tolist())
+        )
+        for metric, samples in arrays.items()
+        if not metric.startswith(KEPT)
+    }
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "heads" / f"{key}.safetensors"

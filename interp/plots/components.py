@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from interp.plots.style import (
     CHOSEN,
     LOWERS,
     RAISES,
+    SOFT,
     axis,
     escaped,
     hover_text,
@@ -162,6 +163,31 @@ def token_bars(
         bargap=0.25,
         xaxis=axis("added to the logit", zeroline=True),
         yaxis=named_axis(tokens, autorange="reversed"),
+    )
+
+
+def layer_bars(series: Mapping[str, np.ndarray], *, y_title: str) -> Any:
+    """For each series of (layer,) values a bar beside the others; customdata is the layer."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for (name, values), colour in zip(series.items(), (LOWERS, RAISES, SOFT), strict=False):
+        layers = list(range(len(values)))
+        figure.add_bar(
+            x=layers,
+            y=values,
+            name=escaped(name),
+            marker={"color": colour},
+            customdata=[[layer] for layer in layers],
+            hovertemplate=f"<b>layer %{{x}}</b>  %{{y:+.3f}}<extra>{escaped(name)}</extra>",
+        )
+    return lay_out(
+        figure,
+        height=340,
+        barmode="group",
+        bargap=0.2,
+        xaxis=axis("layer", showgrid=False),
+        yaxis=axis(y_title, zeroline=True),
     )
 
 

@@ -48,6 +48,11 @@ def test_a_head_s_value_is_what_its_output_adds(family):
     share = decoder.ln_final.share(written, whole.to(written))
     logits = (decoder.unembed @ share).double()
     assert parts.heads[layer, head] == pytest.approx(float(logits[4] - logits[8]), abs=2e-5)
+    found = parts.writes(layer, head, k=3)
+    for side, sign in ((found.promoted, 1), (found.suppressed, -1)):
+        expected = sign * (sign * logits).topk(3).values
+        np.testing.assert_allclose([t.value for t in side], expected, atol=2e-5)
+        assert float(logits[side[0].token]) == pytest.approx(side[0].value, abs=2e-5)
 
 
 def test_sources_and_neurons_add_up(family):

@@ -117,3 +117,48 @@ def test_bad_input_is_refused(family_models):
         look(model, PROMPT).pattern(99, 0)
     with pytest.raises(InterpError):
         look(model, ())
+
+
+def test_orders_of_neurons_by_hand(seen):
+    model, decoder = seen.run.model, seen.run.decoder
+    foil = look(model, (4, 5, 9))
+    parts = seen.attribution(position=3)
+    unembed_rows = decoder.unembed.double()
+    answer = (unembed_rows[parts.answer] - unembed_rows[parts.wrong]) * decoder.ln_final.weight
+    acts, other = (
+        run_with_cache(model, [prompt], sites=["post", "resid_post"])
+        for prompt in (PROMPT, (4, 5, 9))
+    )
+    for layer in range(model.n_layers):
+        block = decoder.blocks[layer]
+        out = block.mlp.down.weight.double()
+        out = out if block.ln2_post is None else out * block.ln2_post.weight
+        moved = acts[layer, "resid_post"][0, 3] - other[layer, "resid_post"][0, 0]
+        expected = {
+            "activation": acts[layer, "post"][0, 3].double(),
+            "answer": torch.cosine_similarity(out, answer[None].double(), dim=-1),
+            "foil": torch.cosine_similarity(out, moved[None].double(), dim=-1),
+        }
+        for by, values in expected.items():
+            found = seen.neurons(model.d_mlp * model.n_layers, position=3, by=by, foil=foil)
+            sizes = [abs(one.score) for one in found]
+            assert sizes == sorted(sizes, reverse=True)
+            for one in found:
+                if one.component.layer == layer:
+                    assert one.score == pytest.approx(float(values[one.component.index]), abs=1e-5)
+                    assert one.null.draws == model.d_mlp - 1
+
+
+def test_neurons_by_what_is_not_there_are_refused(family_models):
+    seen = look(family_models["llama"], PROMPT)
+    for by in ("foil", "size"):
+        with pytest.raises(InterpError):
+            seen.neurons(by=by)
+
+
+def test_a_long_prompt_is_refused_before_its_patterns_fill_the_memory(family_models, monkeypatch):
+    seen = look(family_models["llama"], PROMPT)
+    monkeypatch.setattr("interp.overview.one_prompt.MOST_GB", 4 * 6 * 6 * 4 / 1e9)
+    with pytest.raises(InterpError, match="6 tokens"):
+        _ = seen.patterns
+    assert seen.pattern(0, 0).shape == (6, 6)

@@ -42,27 +42,17 @@ def test_the_first_page_has_an_example_and_runs_it_at_one_click(landing, smollm)
 def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     named(landing.button, "Look").click().run()
     seen = interp.look(smollm, EXAMPLE)
-    heads = charts(reading(landing, "heads"))[0]["data"][0]
-    assert numbers(heads["z"]) == pytest.approx(seen.attribution().heads, abs=1e-6)
-    neurons = table_with(reading(landing, "neurons"), "neuron")
-    assert neurons["neuron"].tolist() == [str(one.component) for one in seen.neurons(20)]
+    parts = seen.attribution()
+    bars = charts(reading(landing, "layers"))[0]["data"]
+    assert numbers(bars[0]["y"]) == pytest.approx(parts.heads.sum(1), abs=1e-6)
+    assert numbers(bars[1]["y"]) == pytest.approx(parts.mlps, abs=1e-6)
+    strongest = table_with(landing, "part")
+    assert strongest["part"].tolist() == [part.label for part in parts.top(len(strongest))]
     named(reading(landing, "scan").button, "Scan").click().run()
     found = table_with(landing, "component")
     expected = interp.scan(smollm, EXAMPLE).to_dataframe()
     assert found["component"].tolist() == expected["component"].tolist()
     assert found["effect"].tolist() == pytest.approx(expected["effect"].tolist())
-
-
-def test_a_head_is_chosen_by_keyboard_and_a_token_by_a_chip(landing, smollm) -> None:
-    named(landing.button, "Look").click().run()
-    reading(landing, "heads")
-    named(landing.number_input, "Layer").set_value(9).run()
-    named(landing.number_input, "Head").set_value(6).run()
-    assert landing.subheader[0].value == "L9H6"
-    assert landing.query_params["layer"] == "9"
-    named(landing.button_group, "Read after").set_value(3).run()
-    parts = interp.direct_attribution(smollm, EXAMPLE, position=3)
-    assert any(f"{parts.heads[9, 6]:+.3f}" in block.value for block in landing.markdown)
 
 
 @pytest.mark.parametrize(

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
-from interp.engine.stopping import stoppable
-from interp.heads.direct_attribution import head_logit_attribution
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
-from interp.overview.prompt_set import HeadSamples, head_samples
-from interp.results.keys import result_key
+from interp.overview.prompt_set import (
+    DIRECT,
+    HeadSamples,
+    head_samples,
+    samples_key,
+    stored_samples,
+)
 from interp.results.scores import Scores
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, widgets
 from interp.ui.shared.state import current
 
-DIRECT, CHOSEN, PATCH = "direct", "to chosen token", "patch"
+CHOSEN, PATCH = "to chosen token", "patch"
 MEASURES = {
-    DIRECT: "direct attribution",
+    DIRECT: "direct attribution (logits)",
     CHOSEN: "attention to the chosen token",
     "to previous token": "attention to the previous token",
     "to token after same token": "induction: attention to what followed earlier copies",
@@ -34,7 +37,6 @@ MEASURES = {
 }
 NEAR = 2
 """Layers above and below whose heads a head is compared with."""
-MOST_HELD = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,11 +127,6 @@ def set_measures(open_: cache.Opened) -> dict[str, str]:
     return {k: v for k, v in (MEASURES | patch | names).items() if k != CHOSEN}
 
 
-@st.cache_resource(show_spinner=False)
-def _held() -> dict[str, Mapping[str, HeadSamples | Scores | InterpError]]:
-    return {}
-
-
 def of_set(open_: cache.Opened, metric: str) -> HeadMap | None:
     """A measure of the loaded prompts. None: it has to be run first, and what starts it is drawn.
 
@@ -138,24 +135,22 @@ def of_set(open_: cache.Opened, metric: str) -> HeadMap | None:
     """
     if metric == PATCH:
         return _patched(open_)
-    key = result_key("heads of a set", 1, open_.model, open_.task)
-    held = _held()
-    found = jobs.result(str(key), held.get, lambda: _ready(open_, str(key), held))
+    key = str(samples_key(open_.model, open_.task))
+
+    def load(key: str) -> dict[str, HeadSamples] | None:
+        return cache.kept(key, "heads", stored_samples)
+
+    found = jobs.result(key, load, lambda: _ready(open_, key))
     if found is None:
         return None
-    samples = found.get(metric)
-    call = f"{frame.load_call(open_.model)}\ntask = {open_.task.source}"
-    if isinstance(samples, InterpError):
-        raise samples
-    if samples is None:
+    if (samples := found.get(metric)) is None:
         raise InterpError(
             MEASURES.get(metric, metric),
             "no prompt of the set has such a token",
             "choose another measure, or prompts in which a word occurs twice",
         )
-    if isinstance(samples, Scores):
-        return _of_scores(samples, f"{call}\ninterp.heads.head_logit_attribution(model, task)")
     low, high = samples.interval()
+    call = f"{frame.load_call(open_.model)}\ntask = {open_.task.source}"
     return HeadMap(
         name=set_measures(open_)[metric],
         values=samples.values,
@@ -192,25 +187,10 @@ def _patched(open_: cache.Opened) -> HeadMap | None:
     return _of_scores(result.scores, result.scores.provenance.call)
 
 
-def _ready(open_: cache.Opened, key: str, held: dict[str, Any]) -> None:
+def _ready(open_: cache.Opened, key: str) -> None:
     """The button that measures all heads on the loaded prompts, in a job."""
-
-    def work(job: jobs.BackgroundJob) -> None:
-        job.line = "direct attribution …"
-        found: dict[str, Any] = {}
-        with stoppable(job.cancel.is_set):
-            try:
-                found[DIRECT] = head_logit_attribution(open_.model, open_.task)
-            except InterpError as error:
-                found[DIRECT] = error
-        job.line = ""
-        found |= head_samples(
-            open_.model, open_.task, progress=job.progress, cancelled=job.cancel.is_set
-        )
-        for old in list(held)[: len(held) - MOST_HELD + 1]:
-            held.pop(old, None)
-        held[key] = found
-
+    work = partial(head_samples, open_.model, open_.task)
+    jobs.prepare()
     label = f"Measure {len(open_.task)} prompts"
-    widgets.start_button(label, jobs.start, key, lambda job: work(job), "prompts")
-    st.caption("Every measure of every head is taken in one go, and held until the server stops.")
+    widgets.start_button(label, jobs.start, key, work, "prompts")
+    st.caption("Every measure of every head is taken in one go, and kept.")

@@ -44,12 +44,12 @@ class Selection:
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
     (first, last). head: a head, key/value head or neuron. asked: the hash of the prompt that was
     typed; reading, measured, token, target: what is shown of it, after which token and of which
-    key; subject: the prompt or the loaded set. finder, removed, price: how a circuit is found, what
-    its removed edges carry, and what an edge must be worth; edges: its size; look, edge, node,
-    place: what of it is looked at; worth: what an edge must be worth at a token; left, right: two
-    kept circuits. study, refusal: the folder of the open study of verification and of refusal; the
-    fields after them: what the pages of a study show. A link may name what is not loaded: `fit`,
-    `strangers` and `widgets.choose` find out.
+    key; subject: the prompt or the loaded set; ranked: the order of neurons. finder, removed,
+    price: how a circuit is found, what its removed edges carry, and what an edge must be worth;
+    edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge must be
+    worth at a token; left, right: two kept circuits. study, refusal: the folder of the open study
+    of verification and of refusal; the fields after them: what the pages of a study show. A link
+    may name what is not loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -75,6 +75,7 @@ class Selection:
     token: int | None = None
     target: int | None = None
     subject: str | None = None
+    ranked: str | None = None
     finder: str | None = None
     removed: str | None = None
     price: str | None = None

@@ -7,9 +7,10 @@ import streamlit as st
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.overview.one_prompt import Look
+from interp.overview.prompt_set import DIRECT
 from interp.plots.heatmaps import heat_map, pattern_thumbnails
 from interp.ui.prompts import frame, head_maps, head_panel
-from interp.ui.prompts.head_maps import CHOSEN, DIRECT, MEASURES, HeadMap
+from interp.ui.prompts.head_maps import CHOSEN, MEASURES, HeadMap
 from interp.ui.shared import cache, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select

@@ -1,4 +1,116 @@
-"""Neurons."""
+"""Neurons: which write the answer, fire or point along a direction, and one of them looked at."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.core.errors import InterpError
+from interp.models.language_model import LanguageModel
+from interp.overview.one_prompt import WritingNeuron
+from interp.ui.prompts import frame, neuron_panel
+from interp.ui.shared import cache, prompts, widgets
+from interp.ui.shared.prompts import AskedPrompt
+from interp.ui.shared.state import current, select
+
+MOST = 20
+ORDERS = {
+    "attribution": "what they add to the logit difference (logits)",
+    "activation": "activation",
+    "answer": "cosine with the answer direction",
+    "foil": "cosine with prompt minus foil",
+}
+
+
+def _show() -> None:
+    frame.intro(
+        "Neurons",
+        does="It ranks all MLP neurons on any prompt, shows what one of them reads and writes and "
+        "where it fires, and finds neurons by the words that they write.",
+        when="To find neurons behind an answer, and to see whether a neuron has one meaning.",
+        lacks="The words are what the weights say by themselves. A neuron also acts through later "
+        "layers, and one that fires need not matter: patching neurons measures that.",
+    )
+    if (opened := prompts.opened("Look", ":material/visibility:")) is not None:
+        _page(*opened)
+
+
+@st.fragment
+def _page(model: LanguageModel, asked: AskedPrompt) -> None:
+    """The ranking, the neuron looked at and the search: a click reruns this part alone."""
+    try:
+        _neurons(model, asked)
+    except InterpError as error:
+        widgets.show_error(error)
+    st.header("Which neurons write a word?", anchor=False)
+    neuron_panel.search(model, " Paris", picked=lambda neuron: select(neuron=neuron))
+
+
+def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
+    seen = frame.read(model, asked)
+    place = frame.read_after(seen)
+    frame.facts(seen, seen.attribution(position=place))
+    orders = ORDERS if asked.foil else {k: v for k, v in ORDERS.items() if k != "foil"}
+    by = widgets.choose("Ranked by", "ranked", orders)
+    foil = asked.given(model, asked.foil) if asked.foil else None
+    other = None if foil is None or by != "foil" else cache.look(model, foil, None, None)
+    ranked = seen.neurons(MOST, position=place, by=by, foil=other)
+    labels = [str(one.component) for one in ranked]
+    neuron = _chosen(model, labels[0])
+    rows = [_row(one) for one in ranked]
+    total = model.n_layers * model.d_mlp
+    st.markdown(f"**The {len(rows)} strongest of {widgets.thousands(total)} neurons**, either way")
+    widgets.table(
+        rows,
+        key=f"neurons-{neuron}",
+        most=10,
+        picked=lambda row: select(neuron=labels[row]),
+        chosen=labels.index(neuron) if neuron in labels else None,
+    )
+    st.caption(
+        "Others: the absolute score beside those of all other neurons of the layer, mean and 95 % "
+        "range. A rank is no p-value: the neuron was selected. n = 1 prompt"
+        + (" and one foil." if by == "foil" else ".")
+    )
+    title, number = st.columns([4, 1], vertical_alignment="bottom")
+    title.subheader(neuron, anchor=False)
+    widgets.picker(number.text_input, "Neuron", "neuron", shown=neuron, max_chars=12)
+    left, right = st.columns(2, gap="large")
+    with left:
+        neuron_panel.weights(model, neuron)
+    with right:
+        mine = tuple(text for text in (asked.given(model), foil) if text is not None)
+        neuron_panel.fires(model, neuron, mine, place)
+    call = (
+        f"{frame.look_call(model, asked)}\n"
+        + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if other else "")
+        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' if other else ''})\n"
+        + f"interp.neurons.neuron_tokens(model, {neuron!r})"
+    )
+    frame.take_away("neurons", rows, {"ranked by": ORDERS[by], "neurons": rows}, call)
+
+
+def _chosen(model: LanguageModel, first: str) -> str:
+    """The neuron looked at; the first of the ranking if none, or none that is there, is chosen."""
+    try:
+        (part,) = model.require_parts([current().neuron or first], "post")
+        return str(part)
+    except InterpError as error:
+        widgets.show_error(error)
+        return first
+
+
+def _row(one: WritingNeuron) -> dict[str, object]:
+    raises, lowers = one.here
+    return {
+        "neuron": str(one.component),
+        "score": one.score,
+        "others of the layer, absolute": one.null.beside,
+        "adds, logits": one.value,
+        "activation": one.activation,
+        "raises here": neuron_panel.words(raises),
+        "lowers here": neuron_panel.words(lowers),
+    }
+
 
 if __name__ == "__main__":
-    pass
+    _show()

@@ -1,0 +1,192 @@
+"""The page Heads: every measure of every head, on one prompt and on a set, and one head."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.heads.weights import head_tokens
+from interp.overview.prompt_set import DIRECT, head_samples
+from interp.plots.heatmaps import pattern_thumbnails
+from interp.ui.prompts.head_maps import CHOSEN, MEASURES
+from interp.ui.shared.prompts import EXAMPLE
+from tests.pages import charts, downloads, named, numbers, opened, table_with, wait
+
+HEADS = "interp/ui/views/heads.py"
+TWICE = "The cat saw the dog and the cat"
+
+
+@pytest.fixture
+def loaded(smollm, monkeypatch):
+    """The default model, already loaded."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    return smollm
+
+
+def looked_at(text: str = EXAMPLE, foil: str = "") -> AppTest:
+    at = opened(HEADS)
+    named(at.text_area, "Prompt").set_value(text)
+    named(at.text_input, "Foil").set_value(foil)
+    named(at.button, "Look").click().run()
+    assert not at.exception
+    return at
+
+
+def measured(at: AppTest, measure: str) -> np.ndarray:
+    named(at.selectbox, "Measure").set_value(measure).run()
+    assert not at.exception
+    return numbers(charts(at)[0]["data"][0]["z"])
+
+
+def test_an_example_runs_at_one_click_and_every_measure_is_the_function_s(loaded) -> None:
+    at = opened(HEADS)
+    assert named(at.text_area, "Prompt").value == EXAMPLE
+    assert "What it does not show" in at.markdown[0].value
+    seen = interp.look(loaded, TWICE)
+    at = looked_at(TWICE)
+    assert not at.error
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(seen.attribution().heads)
+    for measure in MEASURES:
+        if measure not in (DIRECT, CHOSEN):
+            expected = seen.head_attention(measure)
+            assert measured(at, measure) == pytest.approx(expected, abs=1e-6)
+    assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_the_chosen_token_is_not_the_one_read_and_is_picked_apart(loaded) -> None:
+    at = looked_at()
+    seen = interp.look(loaded, EXAMPLE)
+    row = seen.patterns[:, :, -1].max((0, 1))
+    strongest = 1 + int(row[1:-1].argmax())
+    assert measured(at, CHOSEN) == pytest.approx(seen.head_attention(token=strongest), abs=1e-6)
+    named(at.button_group, "Attention to this token").set_value(2).run()
+    named(at.button_group, "Read after").set_value(5).run()
+    shown = numbers(charts(at)[0]["data"][0]["z"])
+    assert shown == pytest.approx(seen.head_attention(token=2, position=5), abs=1e-6)
+    assert at.query_params["target"] in ("2", ["2"])
+
+
+def test_with_a_foil_the_chosen_token_is_the_first_that_differs(loaded) -> None:
+    at = looked_at("The war lasted from 1749 to 17", "The war lasted from 1742 to 17")
+    tokens = loaded.tokenize("The war lasted from 1749 to 17").tokens
+    other = loaded.tokenize("The war lasted from 1742 to 17").tokens
+    place = next(i for i, (a, b) in enumerate(zip(tokens, other, strict=True)) if a != b)
+    measured(at, CHOSEN)
+    assert named(at.button_group, "Attention to this token").value == place
+
+
+def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(loaded) -> None:
+    at = looked_at()
+    parts = interp.direct_attribution(loaded, EXAMPLE)
+    named(at.number_input, "Layer").set_value(9).run()
+    best = int(abs(parts.heads[9]).argmax())
+    assert named(at.number_input, "Head").value == best
+    named(at.number_input, "Head").set_value(6).run()
+    assert at.subheader[0].value == "L9H6"
+    rank = 1 + int((abs(parts.heads) > abs(parts.heads[9, 6])).sum())
+    said = next(block.value for block in at.markdown if "rank **" in block.value)
+    assert f"{parts.heads[9, 6]:+.3f}" in said
+    assert f"rank **{rank} of {parts.heads.size}**" in said
+    named(at.button_group, "View").set_value("adds").run()
+    written = parts.writes(9, 6, k=6)
+    bars = next(c["data"][0] for c in charts(at) if len(c["data"][0].get("x", ())) == 12)
+    values = [t.value for t in (*written.promoted, *reversed(written.suppressed))]
+    assert numbers(bars["x"]) == pytest.approx(values, abs=1e-6)
+    named(at.button_group, "View").set_value("weights").run()
+    table = table_with(at, "from it, looks for (QK)")
+    expected = head_tokens(loaded, 9, 6, list(loaded.tokenize(EXAMPLE).tokens))
+    assert len(table) == len(expected)
+    first = expected[0].seeks.promoted[0].text.replace(" ", "␣")
+    assert table["from it, looks for (QK)"][0].split(" ")[0] == first
+
+
+def test_the_table_has_ranks_and_others_and_no_interval_for_one_prompt(loaded) -> None:
+    at = looked_at()
+    table = table_with(at, "others near, absolute")
+    assert table["rank"].tolist() == list(range(1, 11))
+    assert set(table["95 % interval"]) == {"–"}
+    assert "rank 1 of" in table["others near, absolute"][0]
+
+
+def test_a_set_is_measured_with_intervals_and_a_prompt_of_it_is_looked_at(toy, monkeypatch) -> None:
+    at = opened(HEADS, model="toy-induction", task="toy-induction", n="6", subject="set")
+    named(at.text_area, "Prompt").set_value("a b c")
+    named(at.button, "Look").click().run()
+    wait(at, "Measure 6 prompts", seconds=90)
+    task = interp.load_task("toy-induction", toy, n=6)
+    found = head_samples(toy, task)
+    for measure in ("to token after same token", DIRECT):
+        assert measured(at, measure) == pytest.approx(found[measure].values, abs=1e-6)
+        table = table_with(at, "95 % interval")
+        assert "–" not in set(table["95 % interval"])
+    assert any("n = 6" in block.value for block in at.markdown)
+    named(at.number_input, "Prompt, 0 to 5").set_value(3).run()
+    assert not at.error
+    strip = next(c for c in charts(at) if "each of 6 prompts" in str(c["layout"]))
+    assert len(numbers(strip["data"][0]["x"])) == 6
+    named(at.selectbox, "Measure").set_value("patch").run()
+    assert any("kept sweep" in block.value for block in at.info)
+    interp.activation_patching(toy, task, site="z", by=("layer", "head"))
+    at.run()
+    kept = interp.activation_patching(toy, task, site="z", by=("layer", "head"))
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(kept.values, abs=1e-6)
+
+
+BAD = {
+    "": "0 tokens",
+    "a b " * 30_000: "tokens",
+}
+
+
+@pytest.mark.parametrize("text", BAD, ids=["empty", "over the context"])
+def test_a_prompt_that_does_not_fit_is_said_and_the_page_works_on(loaded, text) -> None:
+    at = looked_at(text)
+    assert BAD[text] in at.error[0].value
+    named(at.text_area, "Prompt").set_value(EXAMPLE)
+    named(at.button, "Look").click().run()
+    assert not at.error
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\x00b\x1b[0m c", "שלום עולם \u202eabc", "<|im_start|>user hi<|im_end|>", "<b>*x*</b>"],
+)
+def test_odd_texts_are_read_as_they_are(loaded, text) -> None:
+    at = looked_at(text)
+    assert not at.error
+    assert not at.exception
+    assert numbers(charts(at)[0]["data"][0]["z"]).shape == (30, 9)
+
+
+def test_a_measure_that_the_prompt_does_not_have_says_what_to_do(loaded) -> None:
+    at = looked_at()
+    named(at.selectbox, "Measure").set_value("to same token").run()
+    assert "a word occurs twice" in at.error[0].value
+    measured(at, "entropy")
+    assert not at.error
+
+
+def test_a_model_without_a_fast_engine_is_said(loaded, monkeypatch) -> None:
+    slow = replace(loaded, decoder=None, engine_reason="a family that is not known")
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: slow)
+    at = looked_at()
+    assert "a family that is not known" in at.error[0].value.replace("\\", "")
+
+
+def test_thumbnails_hold_every_head_and_stay_small() -> None:
+    rng = np.random.default_rng(0)
+    patterns = np.tril(rng.random((30, 9, 50, 50))).astype(np.float32)
+    figure = pattern_thumbnails(patterns, selected=(3, 2))
+    assert len(figure.to_json()) < 2_000_000
+    image, size = figure.data[0].z, 17  # blocks of three tokens
+    tile = image[2 * (size + 1) : 2 * (size + 1) + size, 3 * (size + 1) : 3 * (size + 1) + size]
+    for row in range(size):
+        for column in range(size):
+            block = patterns[3, 2, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3]
+            if column > row:
+                assert np.isnan(tile[row, column])
+            else:
+                assert tile[row, column] == block.max()
+    assert figure.data[1].customdata[3 * 9 + 2].tolist() == [3, 2]

@@ -1,0 +1,104 @@
+"""The page Neurons: the ranking, one neuron, where it fires, and the search by word."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.neurons.firing import neuron_firing
+from interp.neurons.search import search_neurons
+from interp.neurons.weights import neuron_tokens
+from interp.ui.shared.prompts import EXAMPLE
+from tests.pages import downloads, named, opened, table_with
+
+NEURONS = "interp/ui/views/neurons.py"
+FOIL = "The Tokyo Tower is in the city of"
+
+
+@pytest.fixture
+def loaded(smollm, monkeypatch):
+    """The default model, already loaded."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    return smollm
+
+
+def looked_at(text: str = EXAMPLE, foil: str = "") -> AppTest:
+    at = opened(NEURONS)
+    named(at.text_area, "Prompt").set_value(text)
+    named(at.text_input, "Foil").set_value(foil)
+    named(at.button, "Look").click().run()
+    assert not at.exception
+    return at
+
+
+@pytest.mark.parametrize("by", ["attribution", "activation", "answer", "foil"])
+def test_the_ranking_is_the_function_s(loaded, by) -> None:
+    at = looked_at(foil=FOIL if by == "foil" else "")
+    assert not at.error
+    named(at.selectbox, "Ranked by").set_value(by).run()
+    seen, foil = interp.look(loaded, EXAMPLE), interp.look(loaded, FOIL)
+    expected = seen.neurons(20, by=by, foil=foil)
+    table = table_with(at, "score")
+    assert table["neuron"].tolist() == [str(one.component) for one in expected]
+    assert table["score"].tolist() == pytest.approx([one.score for one in expected])
+    assert "rank" in table["others of the layer, absolute"][0]
+    assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_without_a_foil_there_is_no_order_by_foil(loaded) -> None:
+    assert "foil" not in str(named(looked_at().selectbox, "Ranked by").options)
+
+
+def test_a_neuron_typed_by_keyboard_shows_what_it_reads_and_where_it_fires(loaded) -> None:
+    at = looked_at()
+    named(at.text_input, "Neuron").set_value("L25N100").run()
+    assert at.subheader[0].value == "L25N100"
+    assert at.query_params["neuron"] in ("L25N100", ["L25N100"])
+    table = table_with(at, "part")
+    found = neuron_tokens(loaded, "L25N100")
+    assert table["part"].tolist() == ["gate reads", "up reads", "writes"]
+    for row, part in zip(table["most"], (found.gate, found.up, found.writes), strict=True):
+        assert part is not None
+        assert row == " ".join(t.text.replace(" ", "␣").replace("\n", "↵") for t in part.promoted)
+    (firing,) = neuron_firing(loaded, [EXAMPLE], "L25N100")
+    strips = [block.proto.body for block in at.get("html") if "largest" in block.proto.body]
+    assert len(strips) == 1
+    for i, value in enumerate(firing.activation):
+        assert f"token {i}: {value:+.3f}" in strips[0]
+    named(at.toggle, "Also in the prompts").set_value(True).run()
+    assert not at.exception
+    assert len([block for block in at.get("html") if "largest" in block.proto.body]) == 9
+
+
+def test_a_neuron_that_is_not_there_is_said(loaded) -> None:
+    at = looked_at()
+    named(at.text_input, "Neuron").set_value("L99N1").run()
+    assert "99" in at.error[0].value
+    assert at.dataframe
+
+
+def test_the_search_is_the_function_s_and_a_wrong_word_is_said(loaded) -> None:
+    at = looked_at()
+    table = table_with(at, "rank of ␣Paris")
+    expected = search_neurons(loaded, [" Paris"], k=20)
+    assert table["neuron"].tolist() == [f"L{one.layer}N{one.index}" for one in expected]
+    named(at.text_input, "Words").set_value(" two words").run()
+    assert "token" in at.error[0].value
+
+
+def test_an_empty_prompt_is_said_and_the_search_works_on(loaded) -> None:
+    at = looked_at("")
+    assert "0 tokens" in at.error[0].value
+    assert len(table_with(at, "rank of ␣Paris")) == 20
+
+
+def test_firing_is_that_of_a_run_of_each_prompt(family) -> None:
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    prompts = [(5, 9, 2, 9), (4, 3)]
+    for one, prompt in zip(neuron_firing(family, prompts, "L1N2"), prompts, strict=True):
+        sites = [site for site in ("pre", "pre_linear", "post") if not family.sites[site]]
+        seen = interp.run_with_cache(family, [prompt], sites=sites, layers=[1])
+        assert one.activation == pytest.approx(seen[1, "post"][0, :, 2].numpy(), abs=1e-5)
+        assert one.gate == pytest.approx(seen[1, "pre"][0, :, 2].numpy(), abs=1e-5)
+        assert (one.up is None) == ("pre_linear" not in sites)
+        assert len(one.tokens) == len(prompt)

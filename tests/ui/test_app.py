@@ -1,7 +1,10 @@
 """The workbench, page by page, on a toy model whose circuit is known."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.core.errors import InterpError
-from interp.ui.shared import offered, state, widgets
+from interp.ui.shared import cache, offered, state, widgets
 from tests.pages import APP, named, opened, wait
 
 PATCHING = "interp/ui/views/patching.py"
@@ -219,6 +222,32 @@ def test_the_owners_models_are_offered_by_their_folders_names(tmp_path, monkeypa
     assert offered.without_paths("HuggingFaceTB/SmolLM2 and/or a/b/c") == (
         "HuggingFaceTB/SmolLM2 and/or a/b/c"
     )
+
+
+def test_two_visitors_with_two_models_do_not_load_them_again_and_a_third_frees_one(
+    monkeypatch,
+) -> None:
+    cache.load_model.clear()
+    loaded: list[str] = []
+    whole = interp.load_model
+
+    def load(name, **options):
+        loaded.append(name)
+        return whole(name, **options)
+
+    monkeypatch.setattr("interp.load_model", load)
+    names = ("toy-induction", "toy-or") * 3
+    model: Any = None
+    for name in names:
+        model = cache.load_model(name, "float32")
+        cache.look(model, (1, 2, 3), None, None)
+    assert loaded == list(names[:2])
+    oldest = weakref.ref(cache.load_model("toy-induction", "float32"))
+    model = cache.load_model("toy-verification", "float32")
+    cache.load_model("toy-or", "float32")
+    gc.collect()
+    assert oldest() is None
+    assert model is cache.load_model("toy-verification", "float32")
 
 
 def test_a_click_reports_its_point_in_either_form() -> None:

@@ -80,9 +80,16 @@ HASHES: dict[Any, Any] = {
 """How caches identify models and tasks: by content."""
 
 
-@st.cache_resource(max_entries=1, show_spinner="Loading and checking the model …")
+def _release(model: LanguageModel) -> None:
+    """Drop the readings, which hold their model, so that this one leaves the memory."""
+    look.clear()
+
+
+@st.cache_resource(
+    max_entries=2, show_spinner="Loading and checking the model …", on_release=_release
+)
 def load_model(name: str, dtype: str) -> LanguageModel:
-    """The model in memory: one at a time, shared by all visitors."""
+    """The model in memory, shared by all visitors: two at a time, so that two can be compared."""
     return offered.load(name, dtype)
 
 
@@ -123,7 +130,7 @@ def _drawn(selection: Selection) -> dict[str, Any]:
 
 @st.cache_resource(max_entries=4, show_spinner="Making the prompts …", hash_funcs=HASHES)
 def _prompts(model: LanguageModel, name: str, **options: Any) -> tuple[Task, EncodedTask]:
-    """A task in a model's tokens; the model itself is not kept, there is one at a time."""
+    """A task in a model's tokens; the model itself is not kept."""
     task = interp.load_task(name, model, **options)
     return task, task.encode(model)
 

@@ -25,6 +25,7 @@ PAGES = {
         ("setup", "Setup", "tune"),
         ("patching", "Patching", "grid_on"),
         ("circuits", "Circuits", "account_tree"),
+        ("runs", "Runs", "inventory_2"),
     ),
     "verification": (
         ("study", "Study", "science"),

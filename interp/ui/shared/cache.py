@@ -218,6 +218,11 @@ def _held(key: str, kind: str, _load: Callable[[str], Any]) -> Any:
     return found
 
 
+def forget() -> None:
+    """Drop the results held in memory: a file of theirs was deleted."""
+    _held.clear()
+
+
 @st.cache_resource(max_entries=8, show_spinner="Running the prompt …", hash_funcs=HASHES)
 def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | None) -> Look:
     """One prompt's readings, which are computed when they are shown.

@@ -48,8 +48,9 @@ class Selection:
     price: how a circuit is found, what its removed edges carry, and what an edge must be worth;
     edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge must be
     worth at a token; left, right: two kept circuits. study, refusal: the folder of the open study
-    of verification and of refusal; the fields after them: what the pages of a study show. A link
-    may name what is not loaded: `fit`, `strangers` and `widgets.choose` find out.
+    of verification and of refusal; the fields after them: what the pages of a study show. run,
+    beside: a kept result, and the one it is compared with. A link may name what is not loaded:
+    `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -104,6 +105,8 @@ class Selection:
     score: str | None = None
     side: str | None = None
     method: str | None = None
+    run: str | None = None
+    beside: str | None = None
 
     def differs(self, other: Selection, names: Collection[str]) -> bool:
         """Whether the other selection has another value of one of these fields."""

@@ -1,0 +1,1 @@
+"""Kept results: which page shows one again, and two of them compared."""

@@ -1,0 +1,107 @@
+"""Two kept sweeps side by side, and their difference."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from interp.core.errors import InterpError
+from interp.plots.heatmaps import heat_map
+from interp.plots.style import symmetric_limit
+from interp.results.comparison import ScoresDifference, compare_scores
+from interp.results.scores import Scores
+from interp.ui.shared import offered, widgets
+
+MOST_CELLS = 40_000
+"""Cells of a map that are sent to the browser; a sweep of more is shown as a table."""
+
+
+def side_by_side(left: Scores, right: Scores) -> ScoresDifference | None:
+    """Both maps in one range of colours, then their difference; None if they have none."""
+    limit = None
+    if left.unit_words == right.unit_words:
+        limit = max(symmetric_limit(one.values) for one in (left, right))
+    for column, one, name in zip(
+        st.columns(2, gap="large"), (left, right), ("left", "right"), strict=True
+    ):
+        model = offered.without_paths(one.provenance.model)
+        words = f"{model}, {one.provenance.task}, n = {one.n}, {one.direction}"
+        title = f"{name.capitalize()}: {widgets.plain(words)}"
+        sweep_map(one, key=f"map-{name}", title=title, into=column, limit=limit)
+    try:
+        found = compare_scores(left, right)
+    except InterpError as error:
+        st.info(widgets.plain(f"No difference: {error.found}."), icon=":material/difference:")
+        return None
+    _difference(found)
+    return found
+
+
+def sweep_map(scores: Scores, *, key: str, title: str, into: object, limit: float | None) -> None:
+    """A kept sweep as a map."""
+    if scores.values.size > MOST_CELLS:
+        into.info(f"{scores.values.size} cells: too many for a map. Download the table.")  # type: ignore[attr-defined]
+        return
+    widgets.figure(
+        scores.plot(limit=limit),
+        key=key,
+        title=title,
+        alt=f"Effect of {scores.site} by {' and '.join(scores.axes)}",
+        into=into,
+    )
+
+
+def _difference(found: ScoresDifference) -> None:
+    """The difference of every cell, as a map and in a table."""
+    left, right = st.columns([5, 7], gap="large")
+    _, _, rows, columns = found.left.grid()
+    axes = found.left.axes
+    if len(axes) < 3 and found.values.size <= MOST_CELLS:
+        flat = found.values.ndim == 1
+        across = found.left.coordinates.get(columns, (found.left.site,))
+        layers = found.left.coordinates[rows]
+        labels = [
+            [found.left.label((i,) if flat else (i, j)) for j in range(len(across))]
+            for i in range(len(layers))
+        ]
+        widgets.figure(
+            heat_map(
+                found.values[:, None] if flat else found.values,
+                x=across,
+                y=layers,
+                x_title=columns or found.left.site,
+                y_title=rows,
+                colour_title=f"left - right ({found.left.unit_words})",
+                stderr=found.stderr[:, None] if flat else found.stderr,
+                limit=symmetric_limit(found.values),
+                names=labels,
+            ),
+            key="map-difference",
+            title="Left minus right",
+            alt="The difference of the two sweeps",
+            into=left,
+        )
+    frame = found.to_dataframe()
+    with right:
+        st.markdown(f"**The largest differences** of {len(frame)}")
+        widgets.table(
+            [
+                {
+                    "component": row["component"],
+                    "left - right": row["difference"],
+                    "95 % interval": widgets.span(row["low"], row["high"]),
+                    "left": row["left"],
+                    "right": row["right"],
+                }
+                for row in frame.head(100).to_dict("records")
+            ],
+            key="differences",
+        )
+        clear = int(((frame["low"] > 0) | (frame["high"] < 0)).sum())
+        paired = f"paired over the {found.left.n} prompts that both ran"
+        if found.unpaired:
+            paired = f"not paired: {found.unpaired}. The prompts are taken as independent"
+        st.caption(
+            f"Intervals are {paired}. {clear} of {len(frame)} exclude 0; about "
+            f"{len(frame) * 0.05:.0f} would by chance if nothing differed, and the largest were "
+            "selected."
+        )

@@ -1,0 +1,156 @@
+"""The page that shows a kept result again, and the selection that it shows it with."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from interp.circuits.evaluation.evaluate import CircuitEvaluation
+from interp.circuits.positions.narrow import NarrowedCurve
+from interp.core.components import SITES
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir
+from interp.models.toys.circuits import TOYS
+from interp.results.kept import KeptResult
+from interp.tasks.registry import TASKS
+from interp.ui import VIEWS
+from interp.ui.shared.state import CHOICES, SETUP, select
+from interp.ui.studies.pages import ALL_PAGES
+
+
+def reopen(found: KeptResult) -> Path:
+    """Select a kept result; returns the page that shows it.
+
+    Raises:
+        InterpError: see `page_of`.
+    """
+    page, wanted = page_of(found)
+    select(**{name: value for name, value in wanted.items() if name in SETUP})
+    select(**wanted)  # a change of the prompts clears what is looked at
+    return page
+
+
+def page_of(found: KeptResult) -> tuple[Path, dict[str, Any]]:
+    """The page of a result, and the fields of the selection with which it finds it in the cache.
+
+    Raises:
+        InterpError: no page shows it, e.g. a sweep over prompts of a user's own.
+    """
+    if found.kind.startswith("study of"):
+        return _of_study(found)
+    setup = {"model": found.model, "dtype": found.dtype or "float32", **_prompts(found)}
+    if found.kind == "sweep":
+        return VIEWS / "patching.py", setup | _sweep(found)
+    return VIEWS / "circuits.py", setup | _circuit(found)
+
+
+def _refused(found: KeptResult, why: str) -> InterpError:
+    do = "read it here, or run its Python in a notebook"
+    return InterpError(f"a page for {found.name}", why, do)
+
+
+def _of_study(found: KeptResult) -> tuple[Path, dict[str, Any]]:
+    name = found.kind.removeprefix("study of ")
+    for pages in ALL_PAGES:
+        if pages.kind.name == name:
+            folder = found.name.rpartition("/")[2]
+            return VIEWS / name / "study.py", {pages.field: folder}
+    raise _refused(found, f"the app has no page about {found.kind}")
+
+
+def _arguments(found: KeptResult, function: str) -> tuple[list[Any], dict[str, Any]] | None:
+    """The arguments of a call in the Python that repeats a result; None if there is no such call.
+
+    An argument that is no plain value is given as its source.
+    """
+    for node in ast.walk(ast.parse(found.call)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"interp.{function}":
+            options = {one.arg: _value(one.value) for one in node.keywords if one.arg}
+            return [_value(one) for one in node.args], options
+    return None
+
+
+def _value(node: ast.expr) -> Any:
+    """A plain value or a range of numbers; of anything else the source."""
+    try:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
+            return tuple(range(*(ast.literal_eval(one) for one in node.args)))
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
+def _prompts(found: KeptResult) -> dict[str, Any]:
+    """The task as the pages ask for it: its name, n, seed and corruption."""
+    arguments = _arguments(found, "load_task")
+    if arguments is None:
+        raise _refused(found, "its prompts are not a task that the app can load")
+    (name, *_), options = arguments
+    strange = sorted(set(options) - {"n", "seed", "corruption"})
+    if strange or not (name in TASKS or name in TOYS):
+        why = f"options {', '.join(strange)}" if strange else f"the task {name!r}"
+        raise _refused(found, f"the pages do not offer {why}")
+    return {"task": name, "corruption": CHOICES["corruption"][0], **options}
+
+
+def _sweep(found: KeptResult) -> dict[str, Any]:
+    """The controls of the patching page."""
+    arguments = _arguments(found, "activation_patching")
+    if arguments is None:
+        raise _refused(found, "the patching page makes other sweeps")
+    given = arguments[1]
+    site, axes = given["site"], tuple(given["by"])
+    unit = SITES[site]
+    shapes = {
+        ("layer", unit): "component",
+        ("layer", "position"): "position",
+        ("layer", unit, "position"): "component-position",
+        ("layer",): "layer",
+    }
+    positions, components = given.get("positions", ()), given.get("components", ())
+    names = (positions,) if isinstance(positions, str) else tuple(positions)
+    reference = str(given.get("reference", ""))
+    if axes not in shapes or given.get("unit") or (reference and ".without(" not in reference):
+        raise _refused(found, "the patching page makes sweeps of another form")
+    if not all(isinstance(name, str) for name in names):
+        raise _refused(found, "the patching page takes positions by name")
+    return {
+        "site": site,
+        "by": shapes[axes],
+        "direction": given["direction"],
+        "source": given.get("source", "other"),
+        "positions": names,
+        "layers": tuple(given.get("layers", ())),
+        "neurons": (components[0], components[-1]) if components else (),
+    }
+
+
+def _circuit(found: KeptResult) -> dict[str, Any]:
+    """The controls of the circuits page."""
+    path = cache_dir() / found.name
+    if found.kind == "saved circuit":
+        return {"look": "overlap", "left": path.name}
+    if found.kind == "circuit evaluation":
+        size = CircuitEvaluation.load(path).circuit.n_edges
+        return {"look": "faithfulness", **_finder(found), "edges": size}
+    if found.kind == "circuit by token":
+        size = NarrowedCurve.load(path).judged.circuits[0].anywhere().n_edges
+        return {"look": "tokens", **_finder(found), "edges": size}
+    return {"look": "graph", **_finder(found)}
+
+
+def _finder(found: KeptResult) -> dict[str, Any]:
+    """The method and its options, from the call that found the circuit."""
+    for function in ("score_edges", "acdc", "learn_mask"):
+        if (arguments := _arguments(found, f"circuits.{function}")) is None:
+            continue
+        given = arguments[1]
+        searches = {"acdc": "ACDC" if given.get("absolute") else "ACDC-paper"}
+        price = given.get("threshold", given.get("weight"))
+        return {
+            "finder": given.get("method") or searches.get(function, "learned-mask"),
+            "removed": given.get("ablation", "counterfactual"),
+            "price": None if price is None else f"{price:g}",
+        }
+    raise _refused(found, "the circuits page finds circuits in another way")

@@ -1,0 +1,290 @@
+"""Runs: every kept result, to be noted, opened again, compared or deleted."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import streamlit as st
+
+import interp
+from interp.core.errors import InterpError
+from interp.core.files import cache_dir, json_text
+from interp.results.kept import (
+    LONGEST,
+    KeptResult,
+    delete_result,
+    kept_files,
+    kept_results,
+    note_result,
+)
+from interp.results.scores import Scores
+from interp.ui.runs.compare import side_by_side, sweep_map
+from interp.ui.runs.reopen import page_of, reopen
+from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.state import current, select
+
+ABOUT = (
+    "**What it does.** It lists every sweep, circuit and study that is kept on this machine, "
+    "whether the app, a notebook or the command line made it.  \n"
+    "**When to use it.** To open a result again, to write down what it was for, and to compare "
+    "two sweeps: two models, two directions, two tasks.  \n"
+    "**What it does not show.** Results that were deleted or kept elsewhere. A difference of two "
+    "models says that they differ here, not why."
+)
+TOY = "toy-induction"
+
+
+def _show() -> None:
+    st.title("Runs", anchor=False)
+    st.markdown(ABOUT)
+    kept = _kept()
+    if said := st.session_state.pop("runs-said", None):
+        st.success(said, icon=":material/delete:")
+    if not kept:
+        st.info("No result is kept yet. Run the example, or a sweep on Patching.")
+    if len(kept) < 2:
+        _example()
+    shown = _list(kept)
+    names = {one.name: one for one in kept}
+    chosen = _one(names, current().run, "run")
+    if chosen is not None:
+        _detail(chosen, names)
+    elif shown:
+        st.info("Click a row to open, note, compare or delete it.", icon=":material/ads_click:")
+
+
+def _kept() -> list[KeptResult]:
+    """The kept results; read again when a file of theirs, or a note, changes."""
+    files = [*kept_files(), *(cache_dir() / "notes").glob("*.json")]
+    stamps = []
+    for path in files:
+        try:
+            stamps.append((str(path), path.stat().st_mtime_ns))
+        except OSError:  # deleted in the meantime
+            continue
+    return _read(tuple(sorted(stamps)))
+
+
+@st.cache_data(max_entries=2, show_spinner="Reading the kept results …")
+def _read(stamps: tuple[tuple[str, int], ...]) -> list[KeptResult]:
+    return kept_results() if stamps else []
+
+
+def _example() -> None:
+    """Two sweeps of a toy, which take a second."""
+    if widgets.start_button("Run the example"):
+        with st.spinner("Patching every head of a toy, in both directions …"):
+            model = interp.load_model(TOY)
+            task = interp.load_task(TOY, model)
+            for direction in ("denoise", "noise"):
+                interp.activation_patching(model, task, direction=direction)
+        newest, other = (one.name for one in kept_results()[:2])
+        select(run=newest, beside=other)
+        st.rerun()
+    st.caption("The example patches every head of a toy with a planted circuit, in two directions.")
+
+
+def _one(names: dict[str, KeptResult], name: str | None, field: str) -> KeptResult | None:
+    """The result that the selection names; if it is not there, what happened and what to do."""
+    if name is not None and name not in names:
+        words = widgets.plain(name)
+        st.warning(
+            f"**{words} is not kept here.** It was deleted, or this link comes from another "
+            "machine. Choose a result of the list, or ask the sender for its Python and run it.",
+            icon=":material/link_off:",
+        )
+        st.button("Dismiss", key=f"dismiss-{field}", on_click=select, kwargs={field: None})
+    return None if name is None else names.get(name)
+
+
+def _list(kept: list[KeptResult]) -> list[KeptResult]:
+    """The list, filtered by words and kinds."""
+    if not kept:
+        return []
+    left, right = st.columns([2, 3], vertical_alignment="bottom")
+    words = left.text_input(
+        "Filter", key="runs-filter", placeholder="words of a model, task, kind or note"
+    )
+    kinds = list(dict.fromkeys(one.kind for one in kept))
+    wanted = right.pills("Kinds", kinds, selection_mode="multi", key="runs-kinds") or kinds
+    rows = [(one, _row(one)) for one in kept if one.kind in wanted]
+    found = words.lower().split()
+    rows = [
+        (one, row)
+        for one, row in rows
+        if all(word in " ".join(map(str, row.values())).lower() for word in found)
+    ]
+    names, run = [one.name for one, _ in rows], current().run
+    if not rows:
+        st.info("No kept result has all these words.", icon=":material/filter_alt_off:")
+        return []
+    widgets.table(
+        [row for _, row in rows],
+        key=f"runs-{len(kept)}",
+        decimals=0,
+        most=9,
+        picked=lambda row: select(run=names[row]),
+        chosen=names.index(run) if run in names else None,
+    )
+    total = sum(one.size for one in kept)
+    st.caption(f"{len(rows)} of {len(kept)} results, {_size(total)} in all.")
+    return [one for one, _ in rows]
+
+
+def _row(one: KeptResult) -> dict[str, str]:
+    return {
+        "when": f"{datetime.fromtimestamp(one.made):%Y-%m-%d %H:%M}",
+        "kind": one.kind,
+        "model": offered.without_paths(one.model) or widgets.NONE,
+        "task": one.task or widgets.NONE,
+        "what": one.about,
+        "note": one.note,
+        "size": _size(one.size),
+    }
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
+    """One result: what it is, a note on it, and what can be done with it."""
+    st.subheader(widgets.plain(f"{chosen.kind.capitalize()}: {chosen.about}"), anchor=False)
+    row = _row(chosen)
+    widgets.facts(
+        {
+            "model": f"{row['model']} · {chosen.model_hash[:12] or widgets.NONE}",
+            "precision": chosen.dtype or widgets.NONE,
+            "task": row["task"],
+            "made": row["when"],
+            "size": row["size"],
+            "file": chosen.name,
+        }
+    )
+    _note(chosen)
+    scores = _sweep(chosen.name) if chosen.kind == "sweep" else None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        _open(chosen)
+        _delete(chosen)
+        partner = None if scores is None else _partner(chosen, names)
+    other = None if partner is None else _sweep(partner.name)
+    if scores is not None and other is not None:
+        difference = side_by_side(scores, other)
+        frame = None if difference is None else difference.to_dataframe()
+        _export(chosen, scores, None if frame is None else frame.to_csv(index=False), other)
+    elif scores is not None:
+        sweep_map(scores, key="map-left", title="", into=st, limit=None)
+        _export(chosen, scores, scores.to_dataframe().to_csv(index=False))
+    elif chosen.call:
+        _python(chosen)
+
+
+def _sweep(name: str) -> Scores | None:
+    """A kept sweep; of one that cannot be read, why."""
+    try:
+        return Scores.load(cache_dir() / name)
+    except InterpError as error:
+        widgets.show_error(error)
+        return None
+
+
+def _note(chosen: KeptResult) -> None:
+    """A note that stays with the result."""
+    key = f"note-{chosen.name}"
+
+    def changed() -> None:
+        try:
+            note_result(chosen.name, st.session_state[key])
+        except InterpError as error:
+            st.session_state["note-error"] = error
+
+    st.text_area(
+        "Note",
+        chosen.note,
+        key=key,
+        height=70,
+        max_chars=LONGEST,
+        placeholder="What this run was for, and what you saw. Kept beside the result.",
+        on_change=changed,
+    )
+    if error := st.session_state.pop("note-error", None):
+        widgets.show_error(error)
+
+
+def _open(chosen: KeptResult) -> None:
+    """The way to the page that shows the result."""
+    try:
+        page_of(chosen)
+    except InterpError as error:
+        st.caption(widgets.plain(f"No page shows it: {error.found}. Do: {error.do}."))
+        return
+    if st.button("Open", type="primary", icon=":material/open_in_new:", key="runs-open"):
+        st.switch_page(reopen(chosen))
+
+
+def _delete(chosen: KeptResult) -> None:
+    """Deleting, after a question."""
+
+    def sure() -> None:
+        try:
+            delete_result(chosen.name)
+        except InterpError as error:
+            st.session_state["note-error"] = error
+            return
+        cache.forget()
+        select(run=None)
+        st.session_state["runs-said"] = widgets.plain(f"Deleted {chosen.name}.")
+
+    with st.popover("Delete", icon=":material/delete:"):
+        st.markdown(
+            f"Delete this {chosen.kind} ({_size(chosen.size)}) and its note? It cannot be undone; "
+            "it can only be computed again."
+        )
+        st.button("Delete it", key="runs-delete", on_click=sure)
+
+
+def _partner(chosen: KeptResult, names: dict[str, KeptResult]) -> KeptResult | None:
+    """The sweep to compare with."""
+    sweeps = {n: one for n, one in names.items() if one.kind == "sweep" and n != chosen.name}
+    if not sweeps:
+        return None
+    if current().beside not in (None, chosen.name):
+        _one(sweeps, current().beside, "beside")
+    rows = {name: _row(one) for name, one in sweeps.items()}
+    words = {
+        name: " · ".join(filter(None, (r["model"], r["task"], r["what"], r["note"], r["when"])))
+        for name, r in rows.items()
+    }
+    beside = widgets.picker(
+        st.selectbox,
+        "Compare with",
+        "beside",
+        shown=current().beside if current().beside in sweeps else widgets.NONE,
+        options={widgets.NONE: "no other sweep", **words},
+    )
+    return sweeps.get(beside)
+
+
+def _export(
+    chosen: KeptResult, scores: Scores, table: str | None, other: Scores | None = None
+) -> None:
+    """Files, and the Python that makes the result again."""
+    both = [one.to_dict() for one in (scores, other) if one is not None]
+    files = {} if table is None else {"CSV": (lambda: table, "csv")}
+    files["JSON"] = (
+        lambda: offered.without_paths(json_text(both if other else both[0], indent=1)),
+        "json",
+    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        widgets.downloads(files, name=chosen.name.replace("/", "-"))
+    _python(chosen)
+
+
+def _python(chosen: KeptResult) -> None:
+    with st.expander("Python that makes it again"):
+        call = chosen.call.replace(chosen.model, offered.without_paths(chosen.model))
+        st.code(call, language="python", wrap_lines=True)
+
+
+if __name__ == "__main__":
+    _show()

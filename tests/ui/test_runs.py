@@ -1,0 +1,160 @@
+"""The page Runs: the list, notes, opening again, comparing and deleting."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.circuits.discovery.find import Finder
+from interp.circuits.files.saved import save_circuit
+from interp.core.files import cache_dir
+from interp.core.records import write_sealed
+from interp.results.comparison import compare_scores
+from interp.results.kept import find_result, kept_results
+from interp.results.scores import Scores
+from tests.pages import charts, downloads, named, numbers, opened, table_with
+
+RUNS = "interp/ui/views/runs.py"
+SETUP = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
+
+
+def swept(**options) -> str:
+    """The name of a kept sweep of the toy."""
+    model = interp.load_model("toy-induction")
+    interp.activation_patching(model, interp.load_task("toy-induction", model, n=12), **options)
+    return kept_results()[0].name
+
+
+def said(at: AppTest) -> str:
+    """Everything that the page warns of, without Markdown's backslashes."""
+    every = [*at.warning, *at.error, *at.info, *at.success]
+    return " ".join(one.value for one in every).replace("\\", "")
+
+
+def test_the_example_fills_an_empty_page_and_compares_two_sweeps() -> None:
+    at = opened(RUNS)
+    assert "No result is kept yet" in said(at)
+    named(at.button, "Run the example").click().run()
+    assert not at.exception
+    listed = table_with(at, "kind")
+    assert listed["model"].tolist() == ["toy-induction"] * 2
+    left, right = (Scores.load(cache_dir() / at.query_params[f]) for f in ("run", "beside"))
+    maps = [chart["data"][0] for chart in charts(at)]
+    for drawn, scores in zip(maps, (left, right), strict=False):
+        assert numbers(drawn["z"]) == pytest.approx(scores.values, abs=1e-6)
+    assert maps[0]["zmax"] == maps[1]["zmax"]
+    assert maps[2]["zmin"] == -maps[2]["zmax"]
+    found = compare_scores(left, right)
+    assert numbers(maps[2]["z"]) == pytest.approx(found.values, abs=1e-6)
+    rows = table_with(at, "left - right")
+    assert rows["left - right"].tolist() == found.to_dataframe()["difference"].tolist()
+    assert any("paired over the 24 prompts" in one.value for one in at.caption)
+    assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_a_note_stays_and_filters() -> None:
+    one, _ = swept(), swept(direction="noise")
+    at = opened(RUNS, run=one)
+    named(at.text_area, "Note").set_value("first try").run()
+    assert find_result(one).note == "first try"
+    named(at.text_input, "Filter").set_value("first denoise").run()
+    assert table_with(at, "kind")["note"].tolist() == ["first try"]
+    named(at.text_input, "Filter").set_value("nothing like it").run()
+    assert "has all these words" in said(at)
+
+
+def test_deleting_asks_and_then_another_visit_is_told() -> None:
+    name = swept()
+    at = opened(RUNS, run=name)
+    assert (cache_dir() / f"{name}.safetensors").exists()
+    named(at.button, "Delete it").click().run()
+    assert not (cache_dir() / f"{name}.safetensors").exists()
+    assert "run" not in at.query_params
+    assert "Deleted" in said(at)
+    again = opened(RUNS, run=name)
+    assert "is not kept here" in said(again)
+    named(again.button, "Dismiss").click().run()
+    assert "run" not in again.query_params
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "results/x", "/etc/passwd", "studies"])
+def test_a_path_in_a_link_reaches_no_file(name, tmp_path) -> None:
+    swept()
+    at = opened(RUNS, run=name, beside=name)
+    assert "is not kept here" in said(at)
+    assert not [button for button in at.button if button.label == "Delete it"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"site": "k", "by": ("layer", "kv_head"), "direction": "noise"},
+        {"site": "resid_post", "by": ("layer", "position"), "positions": ("last",)},
+        {"by": ("layer", "head", "position"), "positions": ("last",)},
+        {"site": "post", "by": ("layer", "neuron"), "layers": [1], "components": range(3)},
+        {"source": "zero", "direction": "noise"},
+    ],
+)
+def test_a_sweep_opens_on_its_page_without_a_run(options, monkeypatch) -> None:
+    name = swept(**options)
+    monkeypatch.setattr("interp.patching.activation.run_sweep", None)
+    at = opened(RUNS, run=name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert not at.error
+    assert "Stored result" in at.success[0].value
+    assert at.header[0].value.endswith(options.get("site", "z"))
+
+
+def test_a_circuit_opens_on_its_page() -> None:
+    model = interp.load_model("toy-induction")
+    find, _ = interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
+    made = interp.find_circuit(model, find, Finder(method="ACDC", threshold=0.05))
+    name = kept_results()[0].name
+    at = opened(RUNS, run=name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert at.header[0].value == "ACDC on toy-induction"
+    assert at.query_params["price"] == "0.05"
+    save_circuit(made.circuit())
+    saved = kept_results()[0].name
+    at = opened(RUNS, run=saved)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert at.query_params["look"] == "overlap"
+
+
+def test_what_no_page_shows_is_read_here() -> None:
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=12)
+    interp.activation_patching(model, task, unit="metric")
+    at = opened(RUNS, run=kept_results()[0].name)
+    assert any("No page shows it" in one.value for one in at.caption)
+    assert charts(at)
+    folder = cache_dir() / "studies" / "reuse-abc"
+    about = {"model": "m", "model_hash": "h", "settings": {"n": 4, "draws": 2}}
+    write_sealed(folder / "study.json", "study other", 1, about)
+    at = opened(RUNS, run="studies/reuse-abc")
+    assert any("no page about study of other" in one.value for one in at.caption)
+
+
+def test_two_models_stand_side_by_side_and_other_shapes_have_no_difference() -> None:
+    one = swept()
+    model = interp.load_model("toy-verification")
+    interp.activation_patching(model, interp.load_task("toy-verification", model))
+    other = kept_results()[0].name
+    at = opened(RUNS, run=one, beside=other)
+    maps = [chart["data"][0] for chart in charts(at)]
+    assert len(maps) == 2
+    assert maps[0]["zmax"] == maps[1]["zmax"]
+    assert "No difference" in said(at)
+
+
+def test_a_damaged_file_is_said() -> None:
+    name = swept()
+    path = cache_dir() / f"{name}.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    at = opened(RUNS, run=name)
+    assert "damaged or changed" in said(at)

@@ -1,8 +1,11 @@
-from .findings import ScanEffect as ScanEffect
+from .change_trial import ChangeTrial as ChangeTrial
+from .change_trial import try_changes as try_changes
 from .findings import Scan as Scan
+from .findings import ScanEffect as ScanEffect
 from .findings import scan as scan
 from .logit_parts import LogitParts as LogitParts
 from .logit_parts import direct_attribution as direct_attribution
 from .one_prompt import Look as Look
 from .one_prompt import look as look
+from .planned_changes import PlannedChange as PlannedChange
 from .prompt_set import head_samples as head_samples

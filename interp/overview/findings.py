@@ -239,7 +239,7 @@ def scan(
     k, draws = checked(Count, k, "components of a scan"), checked(Count, draws, "others of a scan")
     clean = run_once(model, prompt, budget_gb=options.budget_gb)
     other = clean
-    if isinstance(foil, str) and wrong is None and _is_one_token(model, prompt, foil):
+    if isinstance(foil, str) and wrong is None and is_one_token(model, prompt, foil):
         wrong, foil = foil, None
     if foil is not None:
         other = run_once(model, foil, budget_gb=options.budget_gb)
@@ -260,7 +260,7 @@ def scan(
     return _measured(model, task, parts, options, call, k=k, draws=draws, seed=seed)
 
 
-def _is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
+def is_one_token(model: LanguageModel, prompt: Prompt, text: str) -> bool:
     """Whether a text is one token that can follow the prompt."""
     try:
         answer_token(model, prompt, text, f"foil {text!r}")

@@ -1,0 +1,388 @@
+"""Changes tried on one prompt, beside matched random ones: next token, dose, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.core.arguments import listed, reads_arguments
+from interp.core.continuations import answer_token
+from interp.core.errors import InterpError
+from interp.core.nulls import Null, null_of
+from interp.core.positions import Prompt
+from interp.core.schema import Count, Real, Seed, checked
+from interp.core.statistics import range_of_draws, widened
+from interp.engine.decode import CHANGEABLE
+from interp.models.language_model import Address, LanguageModel
+from interp.overview.findings import is_one_token
+from interp.overview.planned_changes import FREE, PlannedChange, random_rows
+from interp.runs.capture import run_with_cache
+from interp.runs.change import Change, Edit
+from interp.runs.changed_runs import ChangedRuns
+from interp.runs.generation import generate, generate_each
+from interp.runs.hooks import intervene
+from interp.runs.kinds import one_edit
+from interp.runs.next_tokens import ablate
+from interp.runs.stored_runs import keep_runs, site_values
+from interp.runs.text_runs import Generation
+
+DOSES = tuple(x / 4 for x in range(9))
+SHOWN = 8
+"""Likeliest tokens shown of each run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenShift:
+    """The probability of a next token: plain, changed, and under random changes (95 % range)."""
+
+    token: int
+    text: str
+    plain: float
+    changed: float
+    random: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DoseCurve:
+    """The logit difference when every change is made `dose` times as large; 1 is the table.
+
+    doses, changed: (doses,). random: (draws, doses) of each matched random change.
+    """
+
+    doses: np.ndarray
+    changed: np.ndarray
+    random: np.ndarray
+
+    @property
+    def band(self) -> tuple[np.ndarray, np.ndarray]:
+        """(doses,) the range that holds 95 % of the random changes."""
+        low, high = np.quantile(self.random, [0.025, 0.975], axis=0)
+        return low, high
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChangeTrial:
+    """Some changes in force together after one prompt; what is read is computed when asked for.
+
+    Attributes:
+        model: the model.
+        prompt, foil: token ids.
+        changes: those that are on.
+        answer, wrong: the tokens whose logit difference is the metric.
+        random: the matched random changes, one set of changes for each draw.
+        seed: seed of the draws.
+    """
+
+    model: LanguageModel
+    prompt: tuple[int, ...]
+    foil: tuple[int, ...] | None
+    changes: tuple[PlannedChange, ...]
+    answer: int
+    wrong: int
+    random: tuple[tuple[PlannedChange, ...], ...]
+    seed: int
+
+    @property
+    def words(self) -> str:
+        """The metric in words."""
+        return " - ".join(map(repr, self.model.strings([self.answer, self.wrong])))
+
+    @property
+    def plain(self) -> float:
+        """The logit difference of the plain run."""
+        return float(self._odds[0])
+
+    @property
+    def changed(self) -> float:
+        """The logit difference with the changes in force."""
+        return float(self._odds[1])
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """(draws,) the logit difference under each matched random change."""
+        return self._odds[2:]
+
+    @property
+    def null(self) -> Null:
+        """|changed - plain| beside that of the random changes."""
+        return null_of(abs(self.changed - self.plain), np.abs(self.drawn - self.plain))
+
+    def __repr__(self) -> str:
+        what = "; ".join(map(str, self.changes))
+        return (
+            f"ChangeTrial({what}: {self.words} {self.plain:+.3f} -> {self.changed:+.3f} logits, "
+            f"random {self.drawn.mean():+.3f}, {len(self.random)} draws)"
+        )
+
+    @cached_property
+    def tokens(self) -> tuple[TokenShift, ...]:
+        """The likeliest next tokens before or after the changes, the likeliest before first."""
+        found = self._probabilities
+        order = np.argsort(-found[0], kind="stable")
+        texts = self.model.strings([self._shown[i] for i in order])
+        shifts = []
+        for at, text in zip(order, texts, strict=True):
+            low, high = range_of_draws(found[2:, at])
+            plain, changed, mean = found[0, at], found[1, at], found[2:, at].mean()
+            shifts.append(
+                TokenShift(
+                    token=self._shown[at], text=text, plain=float(plain), changed=float(changed),
+                    random=float(mean), low=low, high=high,
+                )
+            )  # fmt: skip
+        return tuple(shifts)
+
+    @reads_arguments
+    def doses(self, doses: Sequence[float] = DOSES) -> DoseCurve:
+        """The logit difference by dose: x + dose (new - x) in place of every new value.
+
+        At dose 0 the model is plain, at 1 the changes are as the table says. The random changes get
+        the same doses.
+
+        Raises:
+            InterpError: no dose, or one that is not a finite number.
+        """
+        wanted = [float(checked(Real, dose, "a dose")) for dose in listed(doses)]
+        if not wanted:
+            raise InterpError("a dose curve", "no doses", "give numbers such as 0, 0.5, 1, 2")
+        made = [change for dose in wanted for change in self._made(dose)]
+        odds = _log_odds(self._run(made, [self.answer, self.wrong]))[1:].reshape(len(wanted), -1)
+        return DoseCurve(doses=np.array(wanted), changed=odds[:, 0], random=odds[:, 1:].T)
+
+    @reads_arguments
+    def texts(self, max_new_tokens: int = 30, *, dose: float = 1.0) -> dict[str, Generation]:
+        """The greedy text: "plain", "changed" (see `doses`), and "matched random", the first draw.
+
+        Raises:
+            InterpError: more tokens than the model has positions.
+        """
+        count = checked(Count, max_new_tokens, "new tokens")
+        made = [None, *self._made(dose)[:2]]
+        if self._is_fast:
+            runs = generate_each(self.model, [self.prompt], made, max_new_tokens=count)
+        else:
+            runs = [self._hooked_text(change, count) for change in made]
+        return dict(zip(("plain", "changed", "matched random"), (one[0] for one in runs)))  # noqa: B905
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain numbers and texts, for JSON; not the texts and doses."""
+        return {
+            "model": self.model.name,
+            "model_hash": self.model.hash,
+            "prompt": list(self.model.strings(self.prompt)),
+            "foil": None if self.foil is None else list(self.model.strings(self.foil)),
+            "changes": list(map(str, self.changes)),
+            "metric": f"logit difference, {self.words}",
+            "plain": self.plain,
+            "changed": self.changed,
+            "random": self.drawn.tolist(),
+            "random_changes": [list(map(str, rows)) for rows in self.random],
+            "null": asdict(self.null),
+            "seed": self.seed,
+            "tokens": [asdict(token) for token in self.tokens],
+        }
+
+    @property
+    def _is_fast(self) -> bool:
+        return _is_fast(self.model, (row.part.site for row in self.changes))
+
+    @cached_property
+    def _shown(self) -> list[int]:
+        """The answer, the other token, and the likeliest tokens of both runs."""
+        found = [self.answer, self.wrong]
+        for change in (None, self._made()[0]):
+            found += _next_logits(self.model, self.prompt, change).topk(SHOWN).indices.tolist()
+        return list(dict.fromkeys(found))
+
+    @cached_property
+    def _probabilities(self) -> np.ndarray:
+        """(2 + draws, tokens) of the tokens shown: plain, changed, random."""
+        return self._run(self._made(), self._shown)
+
+    @property
+    def _odds(self) -> np.ndarray:
+        return _log_odds(self._probabilities)
+
+    def _run(self, changes: Sequence[Change], tokens: list[int]) -> np.ndarray:
+        """(1 + changes, tokens) probabilities of the plain run, then under each change."""
+        if self._is_fast:
+            seen = ablate(self.model, [self.prompt], changes, tokens=tokens)
+            return seen.probabilities[:, 0]
+        rows = [_next_logits(self.model, self.prompt, change) for change in (None, *changes)]
+        return torch.stack(rows).double().softmax(-1)[:, tokens].cpu().numpy()
+
+    def _hooked_text(self, change: Change | None, count: int) -> list[Generation]:
+        with intervene(self.model, change or []):
+            return generate(self.model, [self.prompt], max_new_tokens=count)
+
+    @cached_property
+    def _values(self) -> list[Mapping[Address, Tensor]]:
+        """The sites that the changes read, after the prompt and the foil: (1, tokens, ...)."""
+        rows = [row for each in (self.changes, *self.random) for row in each]
+        parts = [row.part for row in rows if row.how not in FREE]
+        texts = [self.prompt, *([] if self.foil is None else [self.foil])]
+        if not parts:
+            return []
+        at = list({(part.layer, part.site): None for part in parts})
+        if self._is_fast:
+            return [site_values(self.model, [text], at, last=len(text)) for text in texts]
+        layers, sites = (sorted(set(names)) for names in zip(*at, strict=True))
+        return [
+            run_with_cache(self.model, [text], sites=sites, layers=layers).values for text in texts
+        ]
+
+    def _read(self, row: PlannedChange) -> list[Tensor]:
+        """A component's value after the prompt and the foil: (tokens, width) each."""
+        if row.how in FREE:
+            return []
+        part, whole = row.part, [found[row.part.layer, row.part.site][0] for found in self._values]
+        return [
+            x.flatten(1) if part.index is None else x[:, [part.index]].flatten(1) for x in whole
+        ]
+
+    def _made(self, dose: float = 1.0) -> list[Change]:
+        """The changes, then those of each draw, each in force together."""
+        return [
+            Change(name="; ".join(map(str, rows)), edits=tuple(self._edits(rows, dose, draw)))
+            for draw, rows in enumerate((self.changes, *self.random))
+        ]
+
+    def _edits(self, rows: Sequence[PlannedChange], dose: float, draw: int) -> Iterator[Edit]:
+        """One edit for each change; all draws but the first have random directions."""
+        for number, row in enumerate(rows):
+            values, along = self._read(row), None
+            if row.along and draw:
+                length = (values[0][-1] - values[1][-1]).double().norm()
+                rng = np.random.default_rng([self.seed, draw, number])
+                random = torch.from_numpy(rng.standard_normal(values[0].shape[1]))
+                along = random / random.norm() * length.cpu()
+            value = row.value(len(self.prompt), dose, values, along)
+            yield one_edit(row.how, row.part, value)
+
+
+@reads_arguments
+def try_changes(
+    model: LanguageModel,
+    prompt: Prompt,
+    changes: Sequence[str | PlannedChange],
+    *,
+    foil: Prompt | None = None,
+    answer: str | int | None = None,
+    wrong: str | int | None = None,
+    draws: int = 20,
+    seed: int = 0,
+) -> ChangeTrial:
+    """Change some components together after one prompt, beside matched random changes.
+
+        metric = logit[answer] - logit[wrong] after the prompt, in logits
+
+    Every change is measured exactly, by a run of its own. The random changes do the same to random
+    components: heads and neurons of the same layers, the same site of other layers for a whole
+    site. A whole site that is steered, or from which a direction is projected out, keeps its place
+    and gets a random direction of the same length.
+
+    Args:
+        model: any model. Without a fast engine, and at sites that it does not change, every run is
+            a whole forward pass.
+        prompt: a text, or token ids.
+        changes: `PlannedChange`s, or texts such as "L20H0, zero" and
+            "L15.resid_post, steer, 2, generated tokens". Those that are off are left out; those of
+            one component apply in their order.
+        foil: a prompt for "patch" (of as many tokens), "steer" and "project out"; "mean" is over
+            its tokens too. A text of one token is read as `wrong` instead.
+        answer: the token that is explained; the likeliest next token by default.
+        wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
+        draws: number of random changes; fewer if there are not so many.
+        seed: seed of the draws.
+
+    Returns:
+        ChangeTrial. n = 1: one prompt has no interval; the random changes are the comparison.
+
+    Raises:
+        InterpError: no change that is on, a component that the model lacks, a change that needs a
+            foil without one, a foil of another length for "patch", a "patch" of generated tokens,
+            an answer of several tokens, equal answers, or inside `intervene`.
+    """
+    model.refuse_changed("trying changes", "one intervene() for all of them")
+    draws, seed = checked(Count, draws, "random changes"), checked(Seed, seed, "a seed")
+    rows = [
+        one if isinstance(one, PlannedChange) else PlannedChange.parse(one)
+        for one in listed(changes)
+    ]
+    rows = tuple(row for row in rows if row.on)
+    if not rows:
+        raise InterpError("trying changes", "none is on", "switch one on, or add one")
+    if isinstance(foil, str) and wrong is None and is_one_token(model, prompt, foil):
+        wrong, foil = foil, None
+    tokens = model.tokenize(prompt).tokens
+    other = None if foil is None else model.tokenize(foil).tokens
+    for row in rows:
+        model.require_component(row.part)
+        row.require(tokens, other)
+    right, least = _chosen(model, prompt, tokens, other, answer, wrong)
+    return ChangeTrial(
+        model=model,
+        prompt=tokens,
+        foil=other,
+        changes=rows,
+        answer=right,
+        wrong=least,
+        random=tuple(random_rows(model, rows, draws, seed)),
+        seed=seed,
+    )
+
+
+def _chosen(
+    model: LanguageModel,
+    prompt: Prompt,
+    tokens: tuple[int, ...],
+    foil: tuple[int, ...] | None,
+    answer: str | int | None,
+    wrong: str | int | None,
+) -> tuple[int, int]:
+    """The answer and the token it is compared with."""
+    plain = _next_logits(model, tokens, None)
+    right = int(plain.argmax())
+    if answer is not None:
+        right = answer_token(model, prompt, answer, f"answer {answer!r}")
+    if wrong is not None:
+        least = answer_token(model, prompt, wrong, f"wrong answer {wrong!r}")
+    else:
+        seen = plain if foil is None else _next_logits(model, foil, None)
+        least = next(token for token in seen.topk(2).indices.tolist() if token != right)
+    if right == least:
+        text = model.strings([right])[0]
+        found = f"both are the token {text!r}"
+        raise InterpError("a logit difference", found, "give two different tokens")
+    return right, least
+
+
+def _is_fast(model: LanguageModel, sites: Iterable[str]) -> bool:
+    """Whether the fast engine can change these sites of a model."""
+    return model.decoder is not None and {*sites} <= {*CHANGEABLE}
+
+
+def _next_logits(model: LanguageModel, prompt: tuple[int, ...], change: Change | None) -> Tensor:
+    """(d_vocab,) the logits after a prompt."""
+    runs = None
+    if _is_fast(model, () if change is None else (edit.site for edit in change.edits)):
+        runs = keep_runs(model, [prompt], last=1, whole=True)
+    if runs is not None:
+        found = runs if change is None else ChangedRuns(runs=runs, change=change)
+        return widened(found.logits()[0])
+    with intervene(model, change or []):
+        return widened(model.last_logits([prompt])[0])
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """The logit difference of the first two tokens."""
+    logs = np.log(np.maximum(probabilities[:, :2], 1e-300))
+    return logs[:, 0] - logs[:, 1]

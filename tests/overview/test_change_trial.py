@@ -1,0 +1,173 @@
+"""Trials of changes: every number equals that of a hooked run of the whole model."""
+
+import json
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from interp.core.components import Component
+from interp.core.errors import InterpError
+from interp.overview.change_trial import try_changes
+from interp.overview.planned_changes import PlannedChange
+from interp.runs import kinds
+from interp.runs.generation import generate
+from interp.runs.hooks import intervene
+
+PROMPT = (5, 9, 21, 33, 9, 40)
+FOIL = (5, 11, 21, 30, 9, 41)
+
+
+def odds(model, trial, change, prompt=PROMPT) -> float:
+    """The logit difference by one hooked pass over the whole model."""
+    with intervene(model, change) if change is not None else nullcontext():
+        logits = model.last_logits([prompt])[0].double()
+    return float(logits[trial.answer] - logits[trial.wrong])
+
+
+def written(model, row: PlannedChange):
+    """A row of strength 1 at all tokens, by the package's own kinds of change."""
+    at, texts = row.component, [PROMPT, FOIL]
+    values = kinds.component_values(model, row.part, texts)
+    along = values[0][-1] - values[1][-1]
+    return {
+        "zero": lambda: kinds.zero(at),
+        "scale": lambda: kinds.scale(at, row.strength),
+        "mean": lambda: kinds.mean(model, at, texts),
+        "patch": lambda: kinds.patch(model, at, [FOIL]),
+        "steer": lambda: kinds.add(at, along, coefficient=row.strength),
+        "project out": lambda: kinds.project_out(at, along),
+    }[row.how]()
+
+
+HOWS = ["zero", "mean", "patch", "scale, 0.3", "steer, -1.5", "project out"]
+
+
+@pytest.mark.parametrize("site", ["L1H2", "L1N7", "L1.mlp_out", "L0.resid_post"])
+@pytest.mark.parametrize("how", HOWS)
+def test_every_kind_of_change_equals_a_hooked_run(family_models, site, how) -> None:
+    model = family_models["llama"]
+    text = f"{site}, {how}"
+    trial = try_changes(model, PROMPT, [text], foil=FOIL, draws=2)
+    assert trial.plain == pytest.approx(odds(model, trial, None), abs=1e-5)
+    change = written(model, trial.changes[0])
+    assert trial.changed == pytest.approx(odds(model, trial, change), abs=1e-5)
+    if not trial.changes[0].along:
+        for rows, value in zip(trial.random, trial.drawn, strict=True):
+            assert value == pytest.approx(odds(model, trial, written(model, rows[0])), abs=1e-5)
+
+
+def test_changes_act_together_in_order_and_those_off_do_not(family_models) -> None:
+    model = family_models["qwen3"]
+    rows = ["L0H1, scale, 3", "L0H1, steer, 2", "L2.mlp_out, zero, 1, all tokens, off"]
+    trial = try_changes(model, PROMPT, rows, foil=FOIL, draws=2)
+    both = written(model, trial.changes[0]) + written(model, trial.changes[1])
+    assert len(trial.changes) == 2
+    assert trial.changed == pytest.approx(odds(model, trial, both), abs=1e-5)
+
+
+def test_when_and_how_strongly(family_models) -> None:
+    model = family_models["llama"]
+    every = try_changes(model, PROMPT, ["L1H2"])
+    last = try_changes(model, PROMPT, ["L1H2, zero, 1, last token"])
+    at_last = kinds.zero("L1H2", positions="last")
+    assert last.changed == pytest.approx(odds(model, last, at_last), abs=1e-5)
+    assert last.changed != pytest.approx(every.changed, abs=1e-4)
+    later = try_changes(model, PROMPT, ["L1H2, zero, 1, generated tokens"])
+    assert later.changed == pytest.approx(later.plain, abs=1e-6)
+    half = try_changes(model, PROMPT, ["L1H2, zero, 0.5"])
+    assert half.changed == pytest.approx(odds(model, half, kinds.scale("L1H2", 0.5)), abs=1e-5)
+
+
+def test_a_dose_scales_the_change(family_models) -> None:
+    model = family_models["llama"]
+    trial = try_changes(model, PROMPT, ["L1H2", "L0.mlp_out, scale, 0.5"], draws=3)
+    curve = trial.doses([0, 1, 2])
+    twice = kinds.scale("L1H2", -1.0) + kinds.scale("L0.mlp_out", 0.0)
+    expected = [trial.plain, trial.changed, odds(model, trial, twice)]
+    assert curve.changed == pytest.approx(expected, abs=1e-5)
+    assert curve.random.shape == (3, 3)
+    assert curve.random[:, 1] == pytest.approx(trial.drawn, abs=1e-5)
+    assert curve.band[0] == pytest.approx(np.quantile(curve.random, 0.025, axis=0))
+
+
+def test_random_directions_have_the_length_of_the_difference(family_models) -> None:
+    model = family_models["llama"]
+    trial = try_changes(model, PROMPT, ["L0.resid_post, steer"], foil=FOIL, draws=3)
+    values = kinds.component_values(model, Component(0, "resid_post"), [PROMPT, FOIL])
+    length = float((values[0][-1] - values[1][-1]).norm())
+    for change, value in zip(trial._made()[1:], trial.drawn, strict=True):
+        moved = []
+        x = torch.zeros(len(PROMPT), model.d_model)
+        edit = change.edits[0]
+        tokens = torch.arange(len(PROMPT))
+        moved = edit.value(x, type("T", (), {"positions": tokens})())
+        assert moved.norm(dim=1) == pytest.approx(length, rel=1e-4)
+        assert value == pytest.approx(
+            odds(model, trial, kinds.add("L0.resid_post", moved[0])), abs=1e-5
+        )
+    assert len(set(trial.drawn.round(6))) == 3
+
+
+@pytest.mark.parametrize("when", ["all tokens", "last token", "generated tokens"])
+def test_texts_equal_running_the_whole_text_for_each_token(family_models, when) -> None:
+    model = family_models["llama"]
+    rows = [f"L1.mlp_out, steer, 8, {when}", f"L0H1, scale, -4, {when}"]
+    trial = try_changes(model, PROMPT, rows, foil=FOIL, draws=1)
+    made = trial.texts(6)
+    for name, change in zip(
+        ("plain", "changed", "matched random"), (None, *trial._made()), strict=True
+    ):
+        text = list(PROMPT)
+        for _ in range(6):
+            with intervene(model, change) if change else nullcontext():
+                text.append(int(model.last_logits([tuple(text)])[0].argmax()))
+        expected = text[len(PROMPT) :]
+        assert list(made[name].tokens) == expected[: len(made[name].tokens)]
+    assert made["plain"].tokens == generate(model, [PROMPT], max_new_tokens=6)[0].tokens
+
+
+@pytest.mark.filterwarnings("ignore:.*shared by query heads")
+def test_a_site_that_the_engine_does_not_change_gives_the_same_numbers(family_models) -> None:
+    model = family_models["llama"]
+    trial = try_changes(model, PROMPT, ["L1H2.q, zero", "L1KV0.k, scale, 0.5"], draws=2)
+    both = kinds.zero("L1H2.q") + kinds.scale("L1KV0.k", 0.5)
+    assert trial.changed == pytest.approx(odds(model, trial, both), abs=1e-5)
+    assert trial.texts(3)["plain"].tokens == generate(model, [PROMPT], max_new_tokens=3)[0].tokens
+
+
+def test_the_likeliest_tokens_of_both_runs_are_shown(family_models) -> None:
+    model = family_models["llama"]
+    trial = try_changes(model, PROMPT, ["L0.mlp_out"], draws=3)
+    shown = {token.token: token for token in trial.tokens}
+    for change, name in ((None, "plain"), (kinds.zero("L0.mlp_out"), "changed")):
+        with intervene(model, change or []):
+            likely = model.last_logits([PROMPT])[0].softmax(-1)
+        best = int(likely.argmax())
+        assert getattr(shown[best], name) == pytest.approx(float(likely[best]), abs=1e-5)
+    plain = [token.plain for token in trial.tokens]
+    assert plain == sorted(plain, reverse=True)
+    told = json.loads(json.dumps(trial.to_dict()))
+    assert told["changed"] == trial.changed
+    assert len(told["random"]) == len(trial.random)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        ([], {}, "switch one on"),
+        (["L1H2, zero, 1, all tokens, off"], {}, "switch one on"),
+        (["L9H0"], {}, "layer"),
+        (["L1H99"], {}, "head"),
+        (["L1H2, patch"], {}, "give a foil"),
+        (["L1H2, steer"], {}, "give a foil"),
+        (["L1H2, patch"], {"foil": FOIL[:4]}, "as many tokens"),
+        (["L1H2, patch, 1, generated tokens"], {"foil": FOIL}, "generated"),
+        (["L1H2"], {"answer": 3, "wrong": 3}, "two different tokens"),
+        (["L1H2"], {"draws": 0}, "random changes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(family_models, rows, options, words) -> None:
+    with pytest.raises(InterpError, match=words):
+        try_changes(family_models["llama"], PROMPT, rows, **options)

@@ -52,7 +52,7 @@ class TokenShift:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DoseCurve:
-    """The logit difference when every change is made `dose` times as large; 1 is the table.
+    """The logit difference when every change is made `dose` times as large.
 
     doses, changed: (doses,). random: (draws, doses) of each matched random change.
     """
@@ -79,6 +79,7 @@ class ChangeTrial:
         answer, wrong: the tokens whose logit difference is the metric.
         random: the matched random changes, one set of changes for each draw.
         seed: seed of the draws.
+        dose: x + dose (new - x) stands in place of every new value; 1 is as the changes say.
     """
 
     model: LanguageModel
@@ -89,6 +90,7 @@ class ChangeTrial:
     wrong: int
     random: tuple[tuple[PlannedChange, ...], ...]
     seed: int
+    dose: float = 1.0
 
     @property
     def words(self) -> str:
@@ -142,10 +144,9 @@ class ChangeTrial:
 
     @reads_arguments
     def doses(self, doses: Sequence[float] = DOSES) -> DoseCurve:
-        """The logit difference by dose: x + dose (new - x) in place of every new value.
+        """The logit difference by dose, whatever the dose of the trial.
 
-        At dose 0 the model is plain, at 1 the changes are as the table says. The random changes get
-        the same doses.
+        At dose 0 the model is plain. The random changes get the same doses.
 
         Raises:
             InterpError: no dose, or one that is not a finite number.
@@ -158,14 +159,14 @@ class ChangeTrial:
         return DoseCurve(doses=np.array(wanted), changed=odds[:, 0], random=odds[:, 1:].T)
 
     @reads_arguments
-    def texts(self, max_new_tokens: int = 30, *, dose: float = 1.0) -> dict[str, Generation]:
-        """The greedy text: "plain", "changed" (see `doses`), and "matched random", the first draw.
+    def texts(self, max_new_tokens: int = 30) -> dict[str, Generation]:
+        """The greedy text: "plain", "changed", and "matched random", the first draw.
 
         Raises:
             InterpError: more tokens than the model has positions.
         """
         count = checked(Count, max_new_tokens, "new tokens")
-        made = [None, *self._made(dose)[:2]]
+        made = [None, *self._made(self.dose)[:2]]
         if self._is_fast:
             runs = generate_each(self.model, [self.prompt], made, max_new_tokens=count)
         else:
@@ -187,6 +188,7 @@ class ChangeTrial:
             "random_changes": [list(map(str, rows)) for rows in self.random],
             "null": asdict(self.null),
             "seed": self.seed,
+            "dose": self.dose,
             "tokens": [asdict(token) for token in self.tokens],
         }
 
@@ -198,14 +200,14 @@ class ChangeTrial:
     def _shown(self) -> list[int]:
         """The answer, the other token, and the likeliest tokens of both runs."""
         found = [self.answer, self.wrong]
-        for change in (None, self._made()[0]):
+        for change in (None, self._made(self.dose)[0]):
             found += _next_logits(self.model, self.prompt, change).topk(SHOWN).indices.tolist()
         return list(dict.fromkeys(found))
 
     @cached_property
     def _probabilities(self) -> np.ndarray:
         """(2 + draws, tokens) of the tokens shown: plain, changed, random."""
-        return self._run(self._made(), self._shown)
+        return self._run(self._made(self.dose), self._shown)
 
     @property
     def _odds(self) -> np.ndarray:
@@ -248,7 +250,7 @@ class ChangeTrial:
             x.flatten(1) if part.index is None else x[:, [part.index]].flatten(1) for x in whole
         ]
 
-    def _made(self, dose: float = 1.0) -> list[Change]:
+    def _made(self, dose: float) -> list[Change]:
         """The changes, then those of each draw, each in force together."""
         return [
             Change(name="; ".join(map(str, rows)), edits=tuple(self._edits(rows, dose, draw)))
@@ -279,6 +281,7 @@ def try_changes(
     wrong: str | int | None = None,
     draws: int = 20,
     seed: int = 0,
+    dose: float = 1.0,
 ) -> ChangeTrial:
     """Change some components together after one prompt, beside matched random changes.
 
@@ -302,6 +305,7 @@ def try_changes(
         wrong: the token it is compared with; the likeliest after the foil, or the runner-up.
         draws: number of random changes; fewer if there are not so many.
         seed: seed of the draws.
+        dose: how far all changes go: x + dose (new - x) in place of every new value.
 
     Returns:
         ChangeTrial. n = 1: one prompt has no interval; the random changes are the comparison.
@@ -337,6 +341,7 @@ def try_changes(
         wrong=least,
         random=tuple(random_rows(model, rows, draws, seed)),
         seed=seed,
+        dose=checked(Real, dose, "a dose"),
     )
 
 

@@ -24,6 +24,7 @@ PAGES = {
         ("neurons", "Neurons", "scatter_plot"),
         ("setup", "Setup", "tune"),
         ("patching", "Patching", "grid_on"),
+        ("interventions", "Interventions", "content_cut"),
         ("circuits", "Circuits", "account_tree"),
         ("runs", "Runs", "inventory_2"),
     ),

@@ -89,6 +89,8 @@ def test_a_dose_scales_the_change(family_models) -> None:
     assert curve.changed == pytest.approx(expected, abs=1e-5)
     assert curve.random.shape == (3, 3)
     assert curve.random[:, 1] == pytest.approx(trial.drawn, abs=1e-5)
+    doubled = try_changes(model, PROMPT, list(trial.changes), draws=3, dose=2)
+    assert doubled.changed == pytest.approx(expected[2], abs=1e-5)
     assert curve.band[0] == pytest.approx(np.quantile(curve.random, 0.025, axis=0))
 
 
@@ -97,7 +99,7 @@ def test_random_directions_have_the_length_of_the_difference(family_models) -> N
     trial = try_changes(model, PROMPT, ["L0.resid_post, steer"], foil=FOIL, draws=3)
     values = kinds.component_values(model, Component(0, "resid_post"), [PROMPT, FOIL])
     length = float((values[0][-1] - values[1][-1]).norm())
-    for change, value in zip(trial._made()[1:], trial.drawn, strict=True):
+    for change, value in zip(trial._made(1.0)[1:], trial.drawn, strict=True):
         moved = []
         x = torch.zeros(len(PROMPT), model.d_model)
         edit = change.edits[0]
@@ -117,7 +119,7 @@ def test_texts_equal_running_the_whole_text_for_each_token(family_models, when) 
     trial = try_changes(model, PROMPT, rows, foil=FOIL, draws=1)
     made = trial.texts(6)
     for name, change in zip(
-        ("plain", "changed", "matched random"), (None, *trial._made()), strict=True
+        ("plain", "changed", "matched random"), (None, *trial._made(1.0)), strict=True
     ):
         text = list(PROMPT)
         for _ in range(6):

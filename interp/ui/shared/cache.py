@@ -17,6 +17,7 @@ from interp.core.positions import Prompt
 from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
+from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
 from interp.overview.findings import Scan
 from interp.overview.one_prompt import Look
 from interp.patching.activation import sweep_key
@@ -25,6 +26,7 @@ from interp.patching.sweep import Cost, cost, make_sweep
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
+from interp.runs.text_runs import Generation
 from interp.ui.shared import offered
 from interp.ui.shared.state import Selection, current, fit
 
@@ -253,3 +255,33 @@ def scan(
 def head_view(open_: Opened, layer: int, head: int, prompt: int) -> HeadView:
     """One head on one prompt."""
     return view_head(open_.model, open_.task, layer, head, prompt=prompt)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Running the changes …", hash_funcs=HASHES)
+def trial(
+    model: LanguageModel, prompt: Prompt, changes: tuple[str, ...], **options: Any
+) -> ChangeTrial:
+    """Changes tried on one prompt, measured.
+
+    Raises:
+        InterpError: see `interp.overview.try_changes`.
+    """
+    found = try_changes(model, prompt, changes, **options)
+    assert len(found.drawn) == len(found.random)  # run here, under the spinner
+    return found
+
+
+@st.cache_resource(max_entries=8, show_spinner="Running every dose …", hash_funcs=HASHES)
+def dose_curve(
+    model: LanguageModel, prompt: Prompt, changes: tuple[str, ...], **options: Any
+) -> DoseCurve:
+    """The dose curve of the same changes."""
+    return trial(model, prompt, changes, **options).doses()
+
+
+@st.cache_resource(max_entries=8, show_spinner="Writing three texts …", hash_funcs=HASHES)
+def changed_texts(
+    model: LanguageModel, prompt: Prompt, changes: tuple[str, ...], most: int, **options: Any
+) -> dict[str, Generation]:
+    """The texts of a trial."""
+    return trial(model, prompt, changes, **options).texts(most)

@@ -49,8 +49,9 @@ class Selection:
     edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge must be
     worth at a token; left, right: two kept circuits. study, refusal: the folder of the open study
     of verification and of refusal; the fields after them: what the pages of a study show. run,
-    beside: a kept result, and the one it is compared with. A link may name what is not loaded:
-    `fit`, `strangers` and `widgets.choose` find out.
+    beside: a kept result, and the one it is compared with. changes, dose, tried: the table
+    of interventions, how far they go, and what is shown of them. A link may name what is not
+    loaded: `fit`, `strangers` and `widgets.choose` find out.
     """
 
     model: str | None = None
@@ -107,6 +108,9 @@ class Selection:
     method: str | None = None
     run: str | None = None
     beside: str | None = None
+    changes: tuple[str, ...] = ()
+    dose: str | None = None
+    tried: str | None = None
 
     def differs(self, other: Selection, names: Collection[str]) -> bool:
         """Whether the other selection has another value of one of these fields."""

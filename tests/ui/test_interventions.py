@@ -1,0 +1,137 @@
+"""The page Interventions: a table of changes, and the same numbers as the functions give."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.overview.change_trial import try_changes
+from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
+from tests.pages import charts, downloads, named, opened, table_with
+
+PAGE = "interp/ui/views/interventions.py"
+FOIL = "The Kremlin Tower is in the city of"
+
+
+@pytest.fixture
+def page(smollm, monkeypatch):
+    """Visits the page by a link, with the model that is already loaded and a kept prompt."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype="float32": smollm)
+
+    def visit(*changes: str, foil: str | None = None, **link: object) -> AppTest:
+        asked = AskedPrompt(EXAMPLE, foil=foil)
+        keep(asked)
+        named_model = {"model": "smollm2-135m-instruct", "asked": asked.hash}
+        return opened(PAGE, **named_model, **({"changes": changes} if changes else {}), **link)
+
+    return visit
+
+
+def shown(at: AppTest) -> str:
+    """The facts and captions of the page."""
+    return " ".join(block.proto.body for block in at.get("html"))
+
+
+def exported(at: AppTest) -> str:
+    return at.code[-1].value
+
+
+def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
+    monkeypatch.setattr("interp.load_model", lambda name, dtype="float32": smollm)
+    at = opened(PAGE)
+    assert not at.dataframe
+    named(at.button, "Try").click().run()
+    assert not at.exception
+    assert not at.error
+    strongest = interp.direct_attribution(smollm, EXAMPLE).top(1, kind="head")[0].label
+    trial = try_changes(smollm, EXAMPLE, [strongest])
+    assert f"{trial.changed:+.3f}" in shown(at)
+    assert f"'{strongest}, zero, 1, all tokens'" in exported(at)
+    assert "changes" not in at.query_params
+
+
+def test_the_numbers_are_those_of_the_function(page, smollm) -> None:
+    rows = ("L9H6, zero", "L15.resid_post, steer, -1", "L3.mlp_out, zero, 1, all tokens, off")
+    at = page(*rows, foil=FOIL)
+    trial = try_changes(smollm, EXAMPLE, rows, foil=FOIL)
+    for value in (trial.plain, trial.changed, trial.changed - trial.plain, trial.drawn.mean()):
+        assert f"{value:+.3f}" in shown(at)
+    tokens = table_with(at, "token")
+    assert tokens["changed"].tolist() == [token.changed for token in trial.tokens]
+    assert tokens["random"].tolist() == [token.random for token in trial.tokens]
+    points = charts(at)[0]["data"]
+    assert len(points) == 2
+    assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_the_exported_python_gives_the_number_again(page, capsys) -> None:
+    at = page("L9H6, patch, 0.5", "L20N100, steer, 2", foil=FOIL, dose="1.5")
+    found: dict = {}
+    exec(exported(at), found)
+    assert found["trial"].dose == 1.5
+    assert f"{found['trial'].changed:+.3f}" in shown(at)
+    assert str(found["trial"].changed) in capsys.readouterr().out
+
+
+def test_a_dose_curve_and_texts(page, smollm) -> None:
+    at = page("L9H6, scale, 3", tried="dose", dose="2")
+    curve = try_changes(smollm, EXAMPLE, ["L9H6, scale, 3"]).doses()
+    rows = table_with(at, "dose")
+    assert rows["changed"].tolist() == curve.changed.tolist()
+    assert rows["changed"][0] == pytest.approx(
+        try_changes(smollm, EXAMPLE, ["L9H6"]).plain, abs=1e-5
+    )
+    named(at.button_group, "What to look at").set_value("texts").run()
+    named(at.number_input, "New tokens").set_value(5).run()
+    named(at.button, "Generate").click().run()
+    assert not at.exception
+    texts = [block.value.strip() for block in at.code[:3]]
+    made = try_changes(smollm, EXAMPLE, ["L9H6, scale, 3"], dose=2).texts(5)
+    assert texts == [text.text.strip() for text in made.values()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (("head nine",), "not the label of a component"),
+        (("L9H6, remove",), "no such name"),
+        (("L99H0",), "layers 0 to 29"),
+        (("L9H6, patch",), "give a foil"),
+        (("L9H6, steer, 1, generated tokens",), "give a foil"),
+    ],
+)
+def test_an_odd_row_is_said_and_mended(page, changes, words) -> None:
+    at = page(*changes)
+    assert words in at.error[0].value.replace("\\", "")
+    named(at.button, "Back to the example").click().run()
+    assert not at.error
+    assert table_with(at, "plain") is not None
+
+
+def test_all_changes_off_is_no_error(page) -> None:
+    at = page("L9H6, zero, 1, all tokens, off")
+    assert not at.error
+    assert "Every change is off" in at.info[0].value
+
+
+def test_changes_of_generated_tokens_alone_are_said(page) -> None:
+    at = page("L9H6, zero, 1, generated tokens")
+    assert "begin after the next token" in at.info[0].value
+
+
+def test_a_foil_of_another_length_is_said(page) -> None:
+    at = page("L9H6, patch", foil="Moscow is a city in the country of the Russians and of")
+    assert "as many tokens" in at.error[0].value
+
+
+def test_a_prompt_over_the_context_is_said(page, smollm) -> None:
+    asked = AskedPrompt("word " * 9000)
+    keep(asked)
+    at = opened(PAGE, model="smollm2-135m-instruct", asked=asked.hash)
+    assert not at.exception
+    assert "tokens" in at.error[0].value
+
+
+def test_a_strange_dose_in_a_link_is_ignored(page) -> None:
+    at = page("L9H6, zero", dose="7")
+    assert "dose=7" in at.warning[0].value.replace("\\", "")
+    assert not at.error

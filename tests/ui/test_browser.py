@@ -13,9 +13,8 @@ import pytest
 from tests.browsing import (
     LOADING,
     NEEDED,
-    click_at,
+    click_target,
     has_button,
-    mouse,
     press,
     running_app,
     running_browser,
@@ -37,34 +36,6 @@ def address(tmp_path: Path) -> Iterator[str]:
 def browser(tmp_path: Path) -> Iterator[Any]:
     with running_browser(tmp_path) as driver:
         yield driver
-
-
-TARGET = """
-const chart = document.querySelector(arguments[0] + " .js-plotly-plot");
-for (const trace of chart?._fullData || []) {
-  const words = Array.isArray(trace.hovertext) ? trace.hovertext : [];
-  const at = words.findIndex(text => String(text).startsWith(arguments[1]));
-  if (at >= 0) {
-    const {xaxis, yaxis} = chart._fullLayout;
-    chart.scrollIntoView({block: "center"});
-    const box = chart.getBoundingClientRect();
-    return [
-      box.left + xaxis._offset + xaxis.d2p(trace.x[at]),
-      box.top + yaxis._offset + yaxis.d2p(trace.y[at]),
-    ];
-  }
-}
-"""
-"""Where the point whose hover text begins so is drawn, in pixels of the window."""
-
-
-def click_target(browser: Any, chart: str, name: str) -> str:
-    """Click a point of a chart by its name; returns the label that hovering showed."""
-    place = until(lambda: browser.execute_script(TARGET, chart, f"<b>{name}</b>"), f"{name} drawn")
-    mouse(browser, "mouseMoved", *place)
-    label = until(lambda: texts(browser, f"{chart} .hovertext"), "the hover label")[0]
-    click_at(browser, *place)
-    return label
 
 
 def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from interp.core.files import json_text
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit
 
@@ -54,10 +54,11 @@ def read_after(seen: Look) -> int:
     return choose_token(seen, "Read after this token", "token", seen.run.n_tokens - 1)
 
 
-def facts(seen: Look, parts: LogitParts) -> None:
+def facts(seen: Look, parts: LogitParts, **more: object) -> None:
     """Where the numbers come from, and that the parts add up to the logit difference."""
     widgets.facts(
         {
+            **more,
             "model": f"{offered.without_paths(seen.run.model.name)} · {seen.run.model.hash[:12]}",
             "precision": current().dtype,
             "tokens": seen.run.n_tokens,
@@ -70,8 +71,9 @@ def facts(seen: Look, parts: LogitParts) -> None:
 
 def look_call(model: LanguageModel, asked: AskedPrompt) -> str:
     """The Python that loads the model and runs the prompt, as `seen`."""
-    given = f"{asked.python()}, {asked.answer!r}, {asked.wrong!r}"
-    return f"{load_call(model)}\nseen = interp.look(model, {given})"
+    tokens = {"answer": asked.answer, "wrong": asked.wrong}
+    given = "".join(f", {name}={text!r}" for name, text in tokens.items() if text is not None)
+    return f"{load_call(model)}\nseen = interp.look(model, {asked.python()}{given})"
 
 
 def load_call(model: LanguageModel) -> str:
@@ -81,11 +83,11 @@ def load_call(model: LanguageModel) -> str:
 
 
 def take_away(name: str, rows: Sequence[dict[str, Any]], found: Any, python: str) -> None:
-    """The table as CSV, everything as JSON, and the Python that gives the numbers again."""
+    """The table as CSV, everything as JSON; the numbers again as Python and as a notebook."""
     st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
         files = {"JSON": (lambda: json_text(found, indent=1), "json")}
         if rows:
             files = {"CSV": (lambda: widgets.csv_text(rows), "csv"), **files}
         widgets.downloads(files, name=name)
-    st.code(python, language="python", wrap_lines=True)
+    export.python(python, name=name, words="Python that gives these numbers again")

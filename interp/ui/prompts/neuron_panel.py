@@ -165,6 +165,7 @@ def search(
     widgets.table(
         rows,
         key="search",
+        most=MOST_FOUND,
         narrow=["writes", "against"],
         picked=None if picked is None else lambda row: picked(neurons[row]),
     )

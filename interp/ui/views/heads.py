@@ -63,7 +63,7 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
         drawn, target = found, current().target
         seen = _prompt(open_)
         parts = seen.attribution()
-        frame.facts(seen, parts)
+        frame.facts(seen, parts, prompts=f"{open_.task.name} · {len(open_.task)}")
     left, right = st.columns([2, 3], gap="large")
     with left:
         _map(drawn, signed=measure in (DIRECT, head_maps.PATCH))

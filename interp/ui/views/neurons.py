@@ -62,7 +62,7 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     widgets.table(
         rows,
         key=f"neurons-{neuron}",
-        most=10,
+        most=MOST,
         picked=lambda row: select(neuron=labels[row]),
         chosen=labels.index(neuron) if neuron in labels else None,
     )
@@ -74,12 +74,9 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     title, number = st.columns([4, 1], vertical_alignment="bottom")
     title.subheader(neuron, anchor=False)
     widgets.picker(number.text_input, "Neuron", "neuron", shown=neuron, max_chars=12)
-    left, right = st.columns(2, gap="large")
-    with left:
-        neuron_panel.weights(model, neuron)
-    with right:
-        mine = tuple(text for text in (asked.given(model), foil) if text is not None)
-        neuron_panel.fires(model, neuron, mine, place)
+    neuron_panel.weights(model, neuron)
+    mine = tuple(text for text in (asked.given(model), foil) if text is not None)
+    neuron_panel.fires(model, neuron, mine, place)
     call = (
         f"{frame.look_call(model, asked)}\n"
         + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if other else "")

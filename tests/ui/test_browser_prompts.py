@@ -1,0 +1,84 @@
+"""A typed prompt in a real browser: the map of all heads, the strip of tokens, and its link."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browsing import (
+    LOADING,
+    NEEDED,
+    click_target,
+    press,
+    running_app,
+    running_browser,
+    texts,
+    until,
+)
+from tests.conftest import REAL_CACHE
+
+pytestmark = NEEDED
+LARGEST = 5_000_000
+"""Bytes that a page may send to the browser."""
+STRIP = """
+const boxes = [...document.querySelectorAll("*")].map(e => e.shadowRoot).filter(Boolean);
+const tokens = boxes.flatMap(root => [...root.querySelectorAll(".strip button")]);
+const [act, place] = arguments;
+if (act === "focus") tokens[place].focus();
+if (act === "click") tokens[place].click();
+return tokens.map(token => token.style.backgroundColor);
+"""
+"""The shades of a strip's tokens, after a token was reached or pressed."""
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "cache").mkdir()
+    for part in ("models", "checks"):  # built and checked once
+        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cache" / part).symlink_to(REAL_CACHE / part)
+    with running_app(tmp_path) as found:
+        yield found
+
+
+def received(browser: Any) -> int:
+    """Bytes that came from the server since the last call, files and messages."""
+    size = 0
+    for entry in browser.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.webSocketFrameReceived":
+            size += len(event["params"]["response"]["payloadData"]) * 3 // 4  # base64
+    return size
+
+
+def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
+    address: str, tmp_path: Path
+) -> None:
+    with running_browser(tmp_path / "first") as browser:
+        browser.get(f"{address}/heads")
+        press(browser, "Look", seconds=LOADING)
+        for chart, head in ((".st-key-heads", "L23H4"), (".st-key-thumbnails", "L9H6")):
+            until(lambda at=chart: texts(browser, f"{at} .nsewdrag"), chart, seconds=LOADING)
+            sent = received(browser)
+            assert sent < LARGEST
+            begun = time.monotonic()
+            assert click_target(browser, chart, head).startswith(head)
+            until(lambda name=head: name in texts(browser, "h3"), f"the detail of {head}")
+            took = time.monotonic() - begun
+            sys.stdout.write(f"{head} in {took:.2f} s; {sent} bytes before\n")  # pytest -rP
+        shades = until(lambda: browser.execute_script(STRIP, "", 0), "the strip")
+        assert browser.execute_script(STRIP, "focus", 3) != shades
+        browser.execute_script(STRIP, "click", 3)
+        until(lambda: "target=3" in browser.current_url, "the chosen token in the link")
+        link = browser.current_url
+    assert "layer=9" in link
+    assert "head=6" in link
+    assert "Eiffel" not in link
+    with running_browser(tmp_path / "second") as browser:
+        browser.get(link)
+        until(lambda: "L9H6" in texts(browser, "h3"), "the same head", seconds=LOADING)
+        assert "The Eiffel Tower is in the city of" in texts(browser, "textarea")

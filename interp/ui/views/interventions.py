@@ -15,7 +15,7 @@ from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial
 from interp.overview.planned_changes import HOWS, WHENS, PlannedChange
 from interp.plots.lines import interval_lines, values_with_null
-from interp.plots.style import CHOSEN
+from interp.plots.style import CHOSEN, SOFT
 from interp.ui.shared import cache, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
@@ -84,8 +84,9 @@ def _usual(model: LanguageModel, asked: AskedPrompt) -> tuple[str, ...]:
     if model.decoder is not None:
         seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
         head = seen.attribution().top(1, kind="head")[0].label
+    stream = f"L{middle}.resid_post"
     rows = [f"{head}, zero", f"L{middle}.mlp_out, scale, 0.5, all tokens, off"]
-    rows.append(f"L{middle}.resid_post, steer, 1, all tokens, off")
+    rows.append(f"{stream}, {'scale, 1.5' if asked.foil is None else 'steer, 1'}, last token, off")
     return tuple(str(PlannedChange.parse(row)) for row in rows)
 
 
@@ -123,7 +124,10 @@ def _table(usual: tuple[str, ...]) -> tuple[str, ...]:
     state["changes-now"] = rows or usual
     if rows != wanted:
         select(changes=rows)
-    st.caption(NEW + " The + below the last row adds one; a selected row is removed by Delete.")
+    st.caption(
+        f"{NEW} Write into the last, empty row to add one. To remove one, click left of it and "
+        "press Delete."
+    )
     return rows or usual
 
 
@@ -196,6 +200,11 @@ def _results(
             "|effect| among them": null.beside.rpartition(", ")[2],
         }
     )
+    if null.draws < options["draws"]:
+        st.caption(
+            f"There are no more than {null.draws} different random changes of this kind: few other "
+            "components in these layers."
+        )
     if all(row.when == "generated tokens" for row in made.changes):
         st.info("These changes begin after the next token: see Texts.", icon=":material/notes:")
     shown = widgets.choose("What to look at", "tried", SECTIONS, segments=True)
@@ -205,7 +214,8 @@ def _results(
     elif shown == "dose":
         _doses(made, partial(cache.dose_curve, made.model, given, rows, **options))
     else:
-        _texts(partial(cache.changed_texts, made.model, given, rows, **options), (rows, options))
+        write = partial(cache.changed_texts, made.model, given, rows, **options)
+        _texts(made, write, (rows, options))
     widgets.caveat(
         "Zeros and large doses put the model where it never is: an effect may be damage. A rank "
         "among random changes is no p-value if the component was chosen for its effect. Random: "
@@ -225,8 +235,10 @@ def _next(made: ChangeTrial) -> None:
         null=[None, made.drawn.tolist()],
         value_title=f"{made.words} (logits)",
         value_label="this run",
-        null_label="random changes, a point each",
+        null_label="random changes, a point each; shaded: 95 % of them",
     )
+    low, high = range_of_draws(made.drawn)
+    drawn.add_vrect(low, high, fillcolor=SOFT, opacity=0.15, line_width=0)
     widgets.figure(
         drawn, key="tried", title="The metric", alt="Metric plain, changed, random", into=left
     )
@@ -282,15 +294,17 @@ def _doses(made: ChangeTrial, measure: Any) -> None:
     st.caption("0 is the plain model, 1 the table. Orange: the dose chosen above.")
 
 
-def _texts(write: Any, of: object) -> None:
+def _texts(made: ChangeTrial, write: Any, of: object) -> None:
     first, second = st.columns([1, 3], vertical_alignment="bottom")
     most = int(first.number_input("New tokens", 1, 200, 30, key="tried-most"))
     if not widgets.generate_button((of, most), key="tried-texts", into=second, disabled=False):
         st.caption("Three greedy texts: plain, changed, and under the first random change.")
         return
-    for column, (name, text) in zip(st.columns(3), write(most).items(), strict=True):
+    changes = ((), made.changes, made.random[0])
+    for column, (name, text), rows in zip(st.columns(3), write(most).items(), changes, strict=True):
         ended = "ended by itself" if text.stopped else f"cut at {len(text.tokens)} tokens"
-        widgets.generated_text(name, text.text, ended, into=column)
+        widgets.generated_text(name, text.text, f":small[{ended}]", into=column)
+        column.caption("; ".join(map(str, rows)))
 
 
 def _export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +53,32 @@ class Chunks:
         """
         if self.folder is None:
             return compute()
-        made_of = None if of is None else hashlib.sha256(np.ascontiguousarray(of).data).hexdigest()
-        key = content_key([self.key, number, size, made_of])
-        path = self.folder / f"chunk-{number:06d}.safetensors"
-        try:
-            return read_sealed(path, "chunk", FORM, key=key)[1]["values"]
-        except InterpError:
-            values = compute()  # the file is missing or not valid
+        if (found := self.kept(number, size, of=of)) is not None:
+            return found
+        values = compute()
         if self.error is None:
+            path, key = self._place(number, size, of)
             try:
                 write_sealed(path, "chunk", FORM, {}, {"values": values}, key=key)
             except InterpError as error:
                 self.refuse(error)
         return values
+
+    def kept(self, number: int, size: int, *, of: Any = None) -> np.ndarray | None:
+        """The values of a finished chunk; None if its file is missing or not valid."""
+        if self.folder is None:
+            return None
+        path, key = self._place(number, size, of)
+        with suppress(InterpError):
+            return read_sealed(path, "chunk", FORM, key=key)[1]["values"]
+        return None
+
+    def _place(self, number: int, size: int, of: Any) -> tuple[Path, str]:
+        """The file of a chunk, and the key of its content."""
+        assert self.folder is not None
+        made_of = None if of is None else hashlib.sha256(np.ascontiguousarray(of).data).hexdigest()
+        key = content_key([self.key, number, size, made_of])
+        return self.folder / f"chunk-{number:06d}.safetensors", key
 
     def refuse(self, error: InterpError) -> None:
         """Stop keeping chunks, with one warning; the computation continues."""

@@ -209,6 +209,7 @@ def run_sweep(
         for block in cut.blocks:
             ends[:, block] = (only or stored(block)).ends
         check(*ends)
+        chunks.once(cut.n_chunks, 2, lambda: ends)  # read by `interp.patching.unfinished`
         if progress is not None:
             progress(0, cut.n_chunks)
         for block, parts in zip(cut.blocks, cut.chunks, strict=True):

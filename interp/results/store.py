@@ -46,6 +46,11 @@ def keep(key: str | None, scores: Scores, chunks: Chunks = NO_CHUNKS) -> None:
     drop(chunks)
 
 
+def chunks_so_far(key: str) -> Chunks:
+    """The finished chunks of a computation, to be read only, while it runs or after it stopped."""
+    return Chunks(folder=_partial() / key, key=key)
+
+
 @contextmanager
 def chunks_of(key: str | None) -> Iterator[Chunks]:
     """A folder for the chunks of a computation, locked until the block ends; none without a key.

@@ -1,0 +1,92 @@
+"""How well an estimate of a sweep's effects agrees with the exact effects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.core.arguments import reads_arguments
+from interp.core.errors import InterpError
+from interp.core.schema import Count, Seed, checked
+from interp.core.statistics import bootstrap_weights
+from interp.results.scores import Scores
+
+DRAWS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """An estimate against the exact effects of the same cells on the same prompts.
+
+    Attributes:
+        correlation: Pearson correlation over cells.
+        correlation_interval: its 95 % percentile interval over resampled prompts.
+        slope: least-squares slope of the estimate on the exact effect, with an intercept. Below 1
+            the estimate is too small.
+        slope_interval: its 95 % percentile interval.
+        missed: labels of the cells among the exact top k, by absolute value, that are not among
+            the estimate's top k.
+        k: the k of `missed`.
+        n: number of prompts.
+        cells: number of cells.
+    """
+
+    correlation: float
+    correlation_interval: tuple[float, float]
+    slope: float
+    slope_interval: tuple[float, float]
+    missed: tuple[str, ...]
+    k: int
+    n: int
+    cells: int
+
+
+@reads_arguments
+def calibrate(estimate: Scores, exact: Scores, *, k: int = 10, seed: int = 0) -> Calibration:
+    """Compare `attribution_patching` with `activation_patching` of the same cells.
+
+        slope = cov(estimate, exact) / var(exact)     over cells
+
+    Args:
+        estimate: the estimated effects.
+        exact: the exact effects. If it has more prompts than the estimate, the first are used.
+        k: how many of the strongest cells are compared.
+        seed: seed of the resampled prompts.
+
+    Raises:
+        InterpError: they do not score the same cells in one unit, the estimate has other prompts,
+            or the exact effects do not vary over cells.
+    """
+    k, seed = checked(Count, k, "the strongest cells"), checked(Seed, seed, "a seed")
+    n = estimate.n
+    same = np.allclose(exact.clean[:n], estimate.clean, rtol=1e-3, atol=1e-3)
+    if n > exact.n or not same:
+        found = f"{n} and {exact.n} prompts, with other metrics"
+        raise InterpError("comparing an estimate", found, "give both the same prompts, in order")
+    left, right = (one.effects[:n].reshape(n, -1) for one in (exact, estimate))
+    weights = np.concatenate([np.ones((1, n)), bootstrap_weights(n, draws=DRAWS, seed=seed)]) / n
+    means = [weights @ part for part in (left, right)]
+    x, y = (part - part.mean(1, keepdims=True) for part in means)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slopes = (x * y).sum(1) / (x * x).sum(1)
+        correlations = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    if not np.isfinite([slopes[0], correlations[0]]).all():
+        raise InterpError("comparing an estimate", "effects that do not vary", "use other cells")
+    exact.agreement(estimate, k=k)  # refuses other cells and units
+    tops = [np.argsort(-np.abs(part[0]), kind="stable")[:k] for part in means]
+    cells = [np.unravel_index(cell, exact.values.shape) for cell in tops[0] if cell not in tops[1]]
+    ends = [
+        tuple(map(float, np.nanquantile(found[1:], (0.025, 0.975))))
+        for found in (correlations, slopes)
+    ]
+    return Calibration(
+        correlation=float(correlations[0]),
+        correlation_interval=(ends[0][0], ends[0][1]),
+        slope=float(slopes[0]),
+        slope_interval=(ends[1][0], ends[1][1]),
+        missed=tuple(exact.label([int(i) for i in cell]) for cell in cells),
+        k=k,
+        n=n,
+        cells=left.shape[1],
+    )

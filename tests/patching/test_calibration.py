@@ -1,0 +1,64 @@
+"""An estimate against exact effects, by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from interp.core.errors import InterpError
+from interp.patching import activation_patching, calibrate
+from tests.families import random_task
+
+
+@pytest.fixture
+def exact(family_models):
+    task = random_task()
+    return activation_patching(family_models["llama"], task, cache=False, unit="metric")
+
+
+def test_a_scaled_estimate_has_its_slope_and_misses_nothing(exact) -> None:
+    found = calibrate(replace(exact, effects=exact.effects * 0.5), exact, k=3)
+    assert found.slope == pytest.approx(0.5)
+    assert found.correlation == pytest.approx(1)
+    assert found.slope_interval == pytest.approx((0.5, 0.5))
+    assert found.missed == ()
+    assert (found.n, found.cells) == (exact.n, exact.values.size)
+
+
+def test_what_the_estimate_misses_is_named(exact) -> None:
+    strongest = np.unravel_index(np.abs(exact.values).argmax(), exact.values.shape)
+    effects = exact.effects.copy()
+    effects[:, *strongest] = 0
+    found = calibrate(replace(exact, effects=effects), exact, k=1)
+    assert found.missed == (exact.label([int(i) for i in strongest]),)
+    x, y = exact.values.ravel(), replace(exact, effects=effects).values.ravel()
+    assert found.slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    assert found.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
+    low, high = found.correlation_interval
+    assert low <= found.correlation <= high
+
+
+def test_the_first_prompts_are_compared(exact) -> None:
+    first = replace(
+        exact, effects=exact.effects[:3] * 2, clean=exact.clean[:3], corrupted=exact.corrupted[:3]
+    )
+    found = calibrate(first, exact)
+    assert found.n == 3
+    assert found.slope == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clean": 3.0}, "other metrics"),
+        ({"unit": "gap"}, "units"),
+        ({"effects": 0.0}, "do not vary"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(exact, changes, words) -> None:
+    new = {
+        name: value if isinstance(value, str) else getattr(exact, name) * value
+        for name, value in changes.items()
+    }
+    with pytest.raises(InterpError, match=words):
+        calibrate(replace(exact, **new), exact)

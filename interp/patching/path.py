@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.core.arguments import Columns, as_positions, listed, reads_arguments
-from interp.core.components import Component, within
-from interp.core.errors import InterpError, unknown
+from interp.core.arguments import Columns, reads_arguments
+from interp.core.components import Component
 from interp.core.metrics import Metric
 from interp.core.prompts import Task
 from interp.core.run_options import RunKeywords, RunOptions
@@ -24,15 +23,14 @@ from interp.engine.restart import Variants, baseline, final_hidden, restart
 from interp.engine.resume import Chunks
 from interp.engine.stopping import Cancelled, stoppable
 from interp.models.language_model import HOOKED, LanguageModel
-from interp.patching.spec import UNITS
+from interp.patching.path_spec import PathKeywords, PathSpec, lay_out_paths
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.results.store import chunks_of, keep, stored
-from interp.runs.pairs import PairedRuns, check_gap, paired_runs, refuse_equal, warn_gap
+from interp.runs.pairs import PairedRuns, check_gap, warn_gap
 
 VERSION = 2
-RECEIVERS = ("q", "k", "v", "post", "mlp_out")
 
 
 @reads_arguments
@@ -104,90 +102,57 @@ def path_patching(
     model.require_decoder("path patching")
     options = RunOptions(cache=cache, **run)
     budget_bytes(options.budget_gb)
-    if unit not in UNITS:
-        raise unknown("unit", unit, UNITS)
-    if senders not in ("heads", "mlps"):
-        raise unknown("senders", senders, ("heads", "mlps"))
-    runs = paired_runs(model, task, direction)
-    refuse_equal(runs, task)
-    labels, positions = listed(receivers), as_positions(positions)
-    parsed = _parse_receivers(model, labels)
-    model.refuse_changed("path patching", HOOKED)
-    chosen = within(layers, model.n_layers, "layer", model.name)
-    names, where = _positions(runs, positions)
-    call = (
-        f"scores = interp.path_patching(model, task, receivers={labels!r}, "
-        f"senders={senders!r}, layers={chosen if layers is not None else None}, "
-        f"direction={direction!r}, positions={positions!r}, freeze_mlps={freeze_mlps}"
-        + (")" if unit == "gap" else f", unit={unit!r})")
-    )
-    spec = _PathSpec(
-        receivers=tuple(parsed),
-        heads=senders == "heads",
-        layers=tuple(chosen),
+    runs, spec, call = lay_out_paths(
+        model,
+        task,
+        receivers=receivers,
+        senders=senders,
+        layers=layers,
         direction=direction,
-        positions=names,
-        where=where,
+        positions=positions,
         freeze_mlps=freeze_mlps,
         unit=unit,
     )
+    model.refuse_changed("path patching", HOOKED)
     return _patch_paths(model, task, runs, spec, call, options)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _PathSpec:
-    """Which paths are patched.
+def path_key(model: LanguageModel, task: Task, **paths: Unpack[PathKeywords]) -> str | None:
+    """The cache key of the result of `path_patching` with these arguments.
 
-    Attributes:
-        receivers: the receivers; empty for the logits.
-        heads: whether senders are heads; else MLPs.
-        layers: the senders' layers.
-        direction: "noise" or "denoise".
-        positions: names of the positions at which senders are patched.
-        where: those positions of every prompt, from its first differing token on.
-        freeze_mlps: whether MLPs between sender and receiver keep their base values.
-        unit: "gap" or "metric".
+    Raises:
+        InterpError: as `path_patching`, as far as it can be told without a run.
     """
+    model.require_decoder("path patching")
+    return _key(model, task, lay_out_paths(model, task, **paths)[1])
 
-    receivers: tuple[Component, ...]
-    heads: bool
-    layers: tuple[int, ...]
-    direction: str
-    positions: tuple[str, ...]
-    where: list[list[int]]
-    freeze_mlps: bool
-    unit: str
 
-    @property
-    def into(self) -> list[str]:
-        """Labels of the receivers."""
-        return [str(receiver) for receiver in self.receivers or ("logits",)]
+def _key(model: LanguageModel, task: Task, spec: PathSpec) -> str | None:
+    return result_key(
+        "path patching",
+        VERSION,
+        model,
+        task,
+        receivers=spec.into,
+        senders="heads" if spec.heads else "mlps",
+        layers=list(spec.layers),
+        direction=spec.direction,
+        positions=[spec.positions, spec.where],
+        freeze_mlps=spec.freeze_mlps,
+        unit=spec.unit,
+    )
 
 
 def _patch_paths(
     model: LanguageModel,
     task: Task,
     runs: PairedRuns,
-    spec: _PathSpec,
+    spec: PathSpec,
     call: str,
     options: RunOptions,
 ) -> Scores:
     """Measure every sender, or read the stored result."""
-    key = None
-    if options.cache:
-        key = result_key(
-            "path patching",
-            VERSION,
-            model,
-            task,
-            receivers=spec.into,
-            senders="heads" if spec.heads else "mlps",
-            layers=list(spec.layers),
-            direction=spec.direction,
-            positions=[spec.positions, spec.where],
-            freeze_mlps=spec.freeze_mlps,
-            unit=spec.unit,
-        )
+    key = _key(model, task, spec) if options.cache else None
     if (found := stored(key)) is not None:
         return found
     with torch.no_grad(), stoppable(options.cancelled), chunks_of(key) as chunks:
@@ -223,7 +188,7 @@ def _measure(
     model: LanguageModel,
     task: Task,
     runs: PairedRuns,
-    spec: _PathSpec,
+    spec: PathSpec,
     options: RunOptions,
     chunks: Chunks,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -254,39 +219,6 @@ def _measure(
         if options.progress is not None:
             options.progress(prompt + 1, len(task))
     return ends, effects
-
-
-def _parse_receivers(model: LanguageModel, labels: Sequence[str]) -> list[Component]:
-    """The receivers; empty for the logits."""
-    if labels == ["logits"]:
-        return []
-    found = []
-    for label in labels:
-        if label == "logits":
-            raise InterpError(f"receivers {list(labels)}", "logits and others", "give logits alone")
-        part = Component.parse(label)
-        if part.site not in RECEIVERS:
-            raise InterpError(
-                f"receiver {label!r}",
-                f"site {part.site} is no input of a component",
-                "write logits, L9H6.q, L9KV2.k, L9KV2.v, L5.mlp_out or L26N6475",
-            )
-        model.require_component(part)
-        found.append(part)
-    if not found:
-        raise InterpError("path patching", "no receivers", "name at least one")
-    return found
-
-
-def _positions(runs: PairedRuns, positions: Columns) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Names, and the sender positions of each prompt, from its first differing token on."""
-    if isinstance(positions, str) and positions == "all":
-        names, chosen = ("all",), [set(range(len(prompt))) for prompt in runs.base]
-    else:
-        names, columns = runs.encoded.columns(positions)
-        chosen = list(map(set, zip(*columns, strict=True)))
-    pairs = zip(chosen, runs.differ, strict=True)
-    return names, [sorted(p for p in some if p >= first) for some, first in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)

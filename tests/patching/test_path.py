@@ -11,7 +11,8 @@ from interp.models.loading import load_model
 from interp.patching import activation as patching
 from interp.patching import path as paths
 from interp.patching.activation import activation_patching
-from interp.patching.path import path_patching
+from interp.patching.path import path_key, path_patching
+from interp.results.store import stored
 from interp.runs.pairs import paired_runs
 from interp.tasks.registry import load_task
 from tests.families import random_task
@@ -249,3 +250,13 @@ def test_mlps_are_recomputed_only_where_something_reads_them(
         each = positions or len(prompt) - int(first)
         expected += [model.n_heads * (layer + 1) * each for layer in range(layers)]
     assert rows == expected
+
+
+def test_the_key_names_the_kept_result(family_models) -> None:
+    model, task = family_models["llama"], random_task()
+    paths = {"receivers": ["L1H0.q"], "direction": "denoise", "unit": "metric"}
+    key = path_key(model, task, **paths)
+    assert stored(key) is None
+    scores = path_patching(model, task, **paths)
+    assert stored(key).hash == scores.hash
+    assert path_key(model, task, **paths | {"receivers": ["L1H1.q"]}) != key

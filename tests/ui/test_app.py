@@ -37,11 +37,6 @@ def test_setup_explains_and_loads_nothing() -> None:
     assert not at.metric
 
 
-def test_patching_without_a_model_points_to_setup() -> None:
-    at = opened(PATCHING)
-    assert "Load a model" in at.info[0].value
-
-
 def test_load_button_shows_baselines_capabilities_and_prompts() -> None:
     at = opened(SETUP)
     named(at.button, "Try a toy").click().run()

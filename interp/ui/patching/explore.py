@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
@@ -27,8 +28,13 @@ NOTHING = 1e-3  # logits
 
 
 @st.fragment
-def explore(open_: cache.Opened, result: cache.SweepResult, key: str) -> None:
-    """Map, ranking and detail: a click reruns this part alone."""
+def explore(
+    open_: cache.Opened,
+    result: cache.SweepResult,
+    key: str,
+    more: Callable[[Scores, tuple[int, ...]], None] | None = None,
+) -> None:
+    """Map, ranking and detail: a click reruns this part alone. `more` adds to the detail."""
     scores = result.scores
     if unknown := strangers(scores, current()):
         parts = " and ".join(f"{name} {getattr(current(), name)}" for name in unknown)
@@ -37,7 +43,7 @@ def explore(open_: cache.Opened, result: cache.SweepResult, key: str) -> None:
     place = cell(scores, current())
     left, right = st.columns([5, 7], gap="large")
     with left:
-        _map(scores, place)
+        component_map(scores, place)
         _pick_by_keyboard(scores)
     with right:
         _ranking(result, place)
@@ -45,14 +51,20 @@ def explore(open_: cache.Opened, result: cache.SweepResult, key: str) -> None:
             st.info("Click a cell of the map, or a row above.", icon=":material/ads_click:")
         else:
             _effect(result, place)
+            if more is not None:
+                more(scores, place)
     if place is not None:
         _inside(open_, result, place)
     _take_away(result, place, key)
     widgets.caveat(CAVEATS[scores.direction])
 
 
-def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
-    """The effect of every cell, clickable."""
+def component_map(
+    scores: Scores,
+    place: tuple[int, ...] | None,
+    picked: Callable[[list[int]], None] | None = None,
+) -> None:
+    """The effect of every cell; a click selects the cell, or calls `picked` with its place."""
     if len(scores.axes) == 3:
         widgets.picker(
             st.selectbox,
@@ -64,7 +76,7 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
         )
     columns = [axis for axis in scores.axes[1:] if len(scores.axes) == 2 or axis != "position"]
 
-    def picked(data: list[int]) -> None:
+    def chosen(data: list[int]) -> None:
         row, column = data
         changes: dict[str, Any] = {"layer": int(scores.coordinates["layer"][row])}
         if columns == ["position"]:
@@ -84,7 +96,7 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
             y=layers,
             x_title="neuron",
             y_title="layer",
-            colour_title="effect (fraction of the gap)",
+            colour_title=f"effect ({scores.unit_words})",
             stderr=errors,
             selected=selected,
             names=[[f"L{layer}N{neuron}" for neuron in neurons] for layer in layers],
@@ -97,7 +109,7 @@ def _map(scores: Scores, place: tuple[int, ...] | None) -> None:
         key="map",
         alt=f"Effect of {scores.site} by {' and '.join(scores.axes)}",
         filename=f"{scores.provenance.task}-{scores.site}",
-        picked=picked,
+        picked=picked or chosen,
     )
 
 
@@ -131,7 +143,8 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
     usual = min(10, max(1, scores.values.size // 4))
     title, number = st.columns([4, 1], vertical_alignment="bottom")
     k = number.number_input("How many", 1, min(100, scores.values.size), usual, key="top-k")
-    title.markdown(f"**Top {k}** of {scores.values.size} cells by effect, as fractions of the gap")
+    words = "fractions of the gap" if scores.unit == "gap" else scores.unit_words
+    title.markdown(f"**Top {k}** of {scores.values.size} cells by effect, in {words}")
     low, high = result.interval
     top = list(result.ranked.values())[:k]
     cells = [scores.index(str(found.component), found.position) for found in top]
@@ -207,17 +220,20 @@ def _effect(result: cache.SweepResult, cell: tuple[int, ...]) -> None:
     ranked = result.ranked[scores.label(cell)]
     low, high = (float(end[cell]) for end in result.interval)
     st.subheader(ranked.label, anchor=False)
+    gap = scores.unit == "gap"
+    unit = "of the gap" if gap else scores.unit_words
     st.markdown(
-        f"effect **{widgets.number(ranked.value)}** of the gap · 95 % interval "
+        f"effect **{widgets.number(ranked.value)}** {unit} · 95 % interval "
         f"{widgets.span(low, high)} · rank **{ranked.rank} of {ranked.of}**"
     )
     widgets.figure(
         effect_strip(
             scores.effects[(slice(None), *cell)],
-            scores.gap,
+            scores.gap if gap else 1.0,
             low=low,
             high=high,
             selected=current().prompt,
+            title=f"effect on each prompt ({'fraction of the mean gap' if gap else unit})",
         ),
         key="strip",
         alt=f"Effect of {ranked.label} on each of {scores.n} prompts",

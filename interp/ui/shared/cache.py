@@ -21,8 +21,11 @@ from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
 from interp.overview.findings import Scan
 from interp.overview.one_prompt import Look
 from interp.patching.activation import sweep_key
+from interp.patching.calibration import Calibration, calibrate
+from interp.patching.path import path_key
 from interp.patching.spec import PatchSpec
 from interp.patching.sweep import Cost, cost, make_sweep
+from interp.patching.unfinished import UnfinishedSweep, unfinished_sweep
 from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
@@ -31,6 +34,8 @@ from interp.ui.shared import offered
 from interp.ui.shared.state import Selection, current, fit
 
 T = TypeVar("T")
+ESTIMATED = 8
+"""Pairs whose gradient gives the first map of a sweep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +179,7 @@ def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
         "source": selection.source,
         "reference": reference,
         "positions": positions,
+        "unit": selection.unit,
     }
     if unit == "neuron" and unit in axes:
         found["layers"] = selection.layers or (open_.model.n_layers // 2,)
@@ -192,6 +198,54 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
     """
     sweep = make_sweep(open_.model, open_.task, PatchSpec(**arguments))
     return str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Estimating by one gradient …", hash_funcs=HASHES)
+def estimate(open_: Opened, arguments: dict[str, Any]) -> Scores:
+    """`interp.attribution_patching` of the first few pairs, in the metric's unit.
+
+    Raises:
+        InterpError: the model has no fast engine, or the sweep has no gradient.
+    """
+    options: dict[str, Any] = arguments | {"unit": "metric"}
+    return interp.attribution_patching(open_.model, open_.task.first(ESTIMATED), **options)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=HASHES)
+def unfinished(open_: Opened, arguments: dict[str, Any]) -> UnfinishedSweep:
+    """What a running or stopped sweep has kept so far."""
+    return unfinished_sweep(open_.model, open_.task, **arguments)
+
+
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=HASHES)
+def calibration(open_: Opened, arguments: dict[str, Any], _exact: Scores) -> Calibration:
+    """How well the estimate of a sweep agrees with its exact effects.
+
+    Raises:
+        InterpError: there is no estimate.
+    """
+    return calibrate(replace(estimate(open_, arguments), unit=_exact.unit), _exact)
+
+
+def paths(selection: Selection, open_: Opened) -> dict[str, Any]:
+    """The selection as arguments of `interp.path_patching`."""
+    return {
+        "receivers": selection.receivers,
+        "senders": selection.senders,
+        "direction": selection.direction,
+        "positions": selection.positions or "all",
+        "unit": selection.unit,
+    }
+
+
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def paths_key(open_: Opened, arguments: dict[str, Any]) -> str:
+    """The key of the result of path patching.
+
+    Raises:
+        InterpError: the model or the task does not allow it, or a receiver does not exist.
+    """
+    return str(path_key(open_.model, open_.task, **arguments))
 
 
 def result(key: str) -> SweepResult | None:

@@ -20,6 +20,9 @@ CHOICES = {
     "by": ("component", "position", "component-position", "layer"),
     "direction": ("denoise", "noise"),
     "source": ("other", "zero", "mean"),
+    "unit": ("gap", "metric"),
+    "patched": ("components", "paths"),
+    "senders": ("heads", "mlps"),
 }
 """The values a field may have; the first is the default."""
 
@@ -42,16 +45,17 @@ class Selection:
     """The model and prompts, the sweep, and the cell and prompt looked at.
 
     positions: names; none means all tokens. layers, neurons: of a neuron sweep, the second as
-    (first, last). head: a head, key/value head or neuron. asked: the hash of the prompt that was
-    typed; reading, measured, token, target: what is shown of it, after which token and of which
-    key; subject: the prompt or the loaded set; ranked: the order of neurons. finder, removed,
-    price: how a circuit is found, what its removed edges carry, and what an edge must be worth;
-    edges: its size; look, edge, node, place: what of it is looked at; worth: what an edge must be
-    worth at a token; left, right: two kept circuits. study, refusal: the folder of the open study
-    of verification and of refusal; the fields after them: what the pages of a study show. run,
-    beside: a kept result, and the one it is compared with. changes, dose, tried: the table
-    of interventions, how far they go, and what is shown of them. A link may name what is not
-    loaded: `fit`, `strangers` and `widgets.choose` find out.
+    (first, last). patched: components or paths; receivers, senders: the ends of the paths. head: a
+    head, key/value head or neuron. asked: the hash of the prompt that was typed; reading, measured,
+    token, target: what is shown of it, after which token and of which key; subject: the prompt or
+    the loaded set; ranked: the order of neurons. finder, removed, price: how a circuit is found,
+    what its removed edges carry, and what an edge must be worth; edges: its size; look, edge, node,
+    place: what of it is looked at; worth: what an edge must be worth at a token; left, right: two
+    kept circuits. study, refusal: the folder of the open study of verification and of refusal; the
+    fields after them: what the pages of a study show. run, beside: a kept result, and the one it is
+    compared with. changes, dose, tried: the table of interventions, how far they go, and what is
+    shown of them. A link may name what is not loaded: `fit`, `strangers` and `widgets.choose` find
+    out.
     """
 
     model: str | None = None
@@ -64,6 +68,10 @@ class Selection:
     by: str = "component"
     direction: str = "denoise"
     source: str = "other"
+    unit: str = "gap"
+    patched: str = "components"
+    receivers: tuple[str, ...] = ()
+    senders: str = "heads"
     positions: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     neurons: tuple[int, ...] = ()
@@ -207,12 +215,14 @@ def select(**changes: Any) -> None:
     if new.differs(old, STUDIES):
         new = replace(new, picked=changes.get("picked"), neuron=changes.get("neuron"))
     if new.differs(old, SETUP):
-        new = replace(new, positions=(), layers=(), neurons=(), prompt=0, **CELL, **PICKED)
+        new = replace(
+            new, positions=(), layers=(), neurons=(), receivers=(), prompt=0, **CELL, **PICKED
+        )
     elif old.finder not in (None, new.finder):
         new = replace(new, price=changes.get("price"), **PICKED)
     elif any(getattr(old, name) not in (None, getattr(new, name)) for name in SEARCH):
         new = replace(new, **PICKED)
-    elif new.differs(old, ("site", "by")):
+    elif new.differs(old, ("site", "by", "patched", "senders")):
         new = replace(new, **CELL)
     if new.by not in granularities(new.site):
         new = replace(new, by=granularities(new.site)[0])

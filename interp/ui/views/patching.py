@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import streamlit as st
 
 import interp
 from interp.core.components import SITES
 from interp.patching.sweep import Cost
+from interp.ui import VIEWS
+from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore
+from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import Opened
 from interp.ui.shared.state import current, granularities, select
@@ -27,60 +29,139 @@ FORMULAS = {
     r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}",
 }
 DIRECTIONS = {"denoise": "denoise (clean → corrupted)", "noise": "noise (corrupted → clean)"}
+PATCHED = {"components": "Components", "paths": "Paths"}
+PATHS = (
+    "**Paths.** The sender takes its value from the other run and all other heads keep theirs; the "
+    "receivers' inputs are recorded, then put into a fresh run. A sender above all receivers has "
+    "effect 0. Paths through other heads do not count here."
+)
 SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other prompts"}
 
 
 def _show() -> None:
+    widgets.introduce(
+        "Patching",
+        does="It puts one component's activation from one run of a pair into the other run, and "
+        "measures how much of the behaviour comes with it. On paths, only through chosen inputs.",
+        use="To find which heads, neurons, layers or tokens carry a behaviour, on a set of pairs.",
+        lacks="How the component does it, and what other prompts would show. See the last line.",
+    )
     if current().model is None:
-        widgets.to_setup("Patching")
+        _example()
         return
     open_ = cache.opened()
     with st.sidebar:
-        sweep_controls(open_)
+        widgets.choose("What is patched", "patched", PATCHED, segments=True)
+        paths = current().patched == "paths"
+        (path_controls if paths else sweep_controls)(open_)
+        common_controls(open_, swept=not paths and "position" in current().by)
+    if paths:
+        _paths(open_)
+    else:
+        _components(open_)
+
+
+def _example() -> None:
+    """One click from nothing to a map."""
+    model = next(iter(offered.offered()))
+    st.markdown(
+        f"**Example.** Which heads of {plain(model)} name the indirect object? 16 pairs such as "
+        "*Then, Mary and John went to the store. John gave a ring to* → *Mary*; in the corrupted "
+        "ones Mary gives."
+    )
+    widgets.start_button("Run the example", _begin, model)
+    st.page_link(
+        VIEWS / "setup.py",
+        label="Another model, task or prompts of your own",
+        icon=":material/tune:",
+    )
+
+
+def _begin(model: str) -> None:
+    select(model=model, task="ioi", n=16)
+    st.session_state["begin"] = True
+
+
+def _components(open_: Opened) -> None:
+    """Effects of whole components: the estimate, the run and the result."""
     arguments = cache.sweep(current(), open_)
     key, cost = cache.plan(open_, arguments)
-    name = widgets.plain(offered.without_paths(open_.model.name))
+    name = plain(offered.without_paths(open_.model.name))
+    work = partial(interp.activation_patching, open_.model, open_.task, **arguments)
+    if st.session_state.pop("begin", False) and cache.result(key) is None:
+        jobs.start(key, work)
     result = jobs.result(
         key,
         cache.result,
-        lambda: _ready(open_, arguments, key, cost),
+        lambda: _ready(open_, key, work, cost),
         title=f"Patching {arguments['site']} in {name}",
         kept="Finished chunks are kept; Run continues from them.",
     )
     if result is None:
-        _meaning(arguments["direction"])
+        estimated(open_, arguments, key)
+        _meaning(current().direction)
         return
+    _stored(result)
+    explore(open_, result, key, partial(offer_paths, open_.model))
+    calibrated(open_, arguments, result.scores)
+
+
+def _paths(open_: Opened) -> None:
+    """Effects through the inputs of receivers: choosing them, the run and the result."""
+    if not current().receivers:
+        choose_receivers(open_)
+        return
+    arguments = cache.paths(current(), open_)
+    key = cache.paths_key(open_, arguments)
+    work = partial(interp.path_patching, open_.model, open_.task, **arguments)
+    result = jobs.result(
+        key,
+        cache.result,
+        lambda: _ready(open_, key, work, None),
+        title="Paths into " + plain(", ".join(current().receivers)),
+        kept="Finished prompts are kept; Run continues from them.",
+    )
+    if result is None:
+        choose_receivers(open_)
+        st.caption(PATHS)
+        return
+    _stored(result)
+    explore(open_, result, key, partial(offer_paths, open_.model))
+    st.caption(PATHS)
+
+
+def _stored(result: cache.SweepResult) -> None:
+    """Where the numbers of a result come from."""
     scores = result.scores
     metrics = f"{scores.clean.mean():.3f} → {scores.corrupted.mean():.3f} {scores.metric_unit}"
     widgets.stored_result(
-        f"{scores.method.capitalize()} of {scores.site}",
+        f"{scores.method[0].upper()}{scores.method[1:]} of {scores.site}",
         scores.provenance,
         scores.n,
         {
             f"{scores.metric}, clean → corrupted": metrics,
             "direction": scores.direction,
             "positions": scores.positions,
-            "engine": scores.extra.get("engine", "–"),
+            "engine": scores.extra.get("engine", "fast"),
         },
     )
-    explore(open_, result, key)
 
 
-def _ready(open_: cache.Opened, arguments: dict[str, Any], key: str, cost: Cost) -> None:
+def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost | None) -> None:
     """What will be measured, what it will take, and the button."""
-    widgets.facts(
-        {
-            "task": f"{open_.task.name}, {len(open_.task)} pairs",
-            "patched runs": widgets.thousands(cost.runs),
-            "estimated time": cost.words,
-        }
+    entries: dict[str, object] = {"task": f"{open_.task.name}, {len(open_.task)} pairs"}
+    if cost is not None:
+        entries["patched runs"] = widgets.thousands(cost.runs)
+        entries["estimated time"] = cost.words
+    widgets.facts(entries)
+    sure = (
+        cost is None
+        or cost.seconds <= LONG
+        or st.checkbox(
+            f"This will take {cost.words} on this machine. Run it anyway.",
+            key=f"sure-{key}",
+        )
     )
-    sure = cost.seconds <= LONG or st.checkbox(
-        f"This will take {cost.words} on this machine. Run it anyway.",
-        key=f"sure-{key}",
-    )
-
-    work = partial(interp.activation_patching, open_.model, open_.task, **arguments)
     jobs.prepare()
     widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
@@ -99,7 +180,7 @@ def _meaning(direction: str) -> None:
 
 
 def sweep_controls(open_: Opened) -> None:
-    """Site, granularity, direction, positions and source; for neurons also which ones."""
+    """Site, granularity and source; for neurons also which ones."""
     model = open_.model
     offered = [site for site, reason in model.sites.items() if reason is None]
     picker(
@@ -130,15 +211,6 @@ def sweep_controls(open_: Opened) -> None:
     if axis == "neuron" and "component" in current().by:
         _neurons(open_)
     picker(
-        st.radio,
-        "Direction",
-        "direction",
-        options=DIRECTIONS,
-        help="denoise: clean values into the corrupted run (is the component sufficient?). "
-        "noise: corrupted values into the clean run (is it necessary?).",
-    )
-    _positions(open_)
-    picker(
         st.selectbox,
         "Values come from",
         "source",
@@ -148,8 +220,32 @@ def sweep_controls(open_: Opened) -> None:
     )
 
 
-def _positions(open_: Opened) -> None:
-    swept = "position" in current().by
+def common_controls(open_: Opened, *, swept: bool) -> None:
+    """What components and paths have in common: direction, positions and unit."""
+    picker(
+        st.radio,
+        "Direction",
+        "direction",
+        options=DIRECTIONS,
+        help="denoise: clean values into the corrupted run (is the component sufficient?). "
+        "noise: corrupted values into the clean run (is it necessary?).",
+    )
+    _positions(open_, swept)
+    task = open_.task
+    picker(
+        st.selectbox,
+        "Unit",
+        "unit",
+        options={
+            "gap": "fraction of the clean-corrupted gap",
+            "metric": task.metric.unit or task.metric.name,
+        },
+        help="Fractions can be compared between models. Where the gap is small or negative, take "
+        "the metric's own unit.",
+    )
+
+
+def _positions(open_: Opened, swept: bool) -> None:
     every = "all tokens"
     if swept:
         every = "each token" if open_.one_length else "each named position"

@@ -1,0 +1,160 @@
+"""Patching: the example, the estimate and the exact values that replace it, units and paths."""
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+import interp
+from interp.core.errors import InterpError
+from interp.engine import sweep
+from interp.patching.path_spec import parse_receivers
+from interp.ui.patching import paths
+from interp.ui.shared import cache, jobs
+from tests.pages import charts, named, numbers, opened, table_with, wait
+
+PATCHING = "interp/ui/views/patching.py"
+LINK = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
+TOY = ("toy-induction",)
+
+
+def said(at: AppTest) -> str:
+    """All text of the page."""
+    parts = [*at.markdown, *at.caption, *at.warning, *at.info, *at.error, *at.title, *at.header]
+    return "\n".join(part.value.replace("\\", "") for part in parts)
+
+
+@pytest.fixture
+def toy_task():
+    model = interp.load_model(*TOY)
+    return model, interp.load_task(*TOY, model, n=12)
+
+
+def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    monkeypatch.setattr(jobs, "start", lambda key, work, unit="chunks": started.append((key, work)))
+    at = opened(PATCHING)
+    assert "What it does" in said(at)
+    assert "What it does not show" in said(at)
+    named(at.button, "Run the example").click().run()
+    assert not at.exception
+    assert not at.error
+    (key, work), model = started[0], "smollm2-135m-instruct"
+    assert (at.query_params["model"], at.query_params["n"]) == (model, "16")
+    assert work.args[1].hash == interp.load_task("ioi", smollm, n=16).hash
+    made = interp.patching.sweep.make_sweep(*work.args, interp.patching.spec.PatchSpec())
+    assert key == interp.patching.activation.sweep_key(*work.args, made)
+
+
+def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
+    model, task = toy_task
+    at = opened(PATCHING, **LINK)
+    assert "An estimate, not measured" in said(at)
+    estimate = interp.attribution_patching(model, task.first(cache.ESTIMATED))
+    assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(estimate.values, abs=1e-6)
+    shown = table_with(at, "measured, of 12 prompts")
+    assert set(shown["measured, of 12 prompts"]) == {0}
+    assert shown["component"][0] == estimate.top(1, by="absolute")[0].label
+
+
+def test_what_a_stopped_sweep_measured_replaces_the_estimate(toy_task, monkeypatch) -> None:
+    model, task = toy_task
+    monkeypatch.setattr(sweep, "CPU_TILE", 64)
+    exact = interp.activation_patching(model, task, cache=False)
+    done = [0]
+    with pytest.raises(InterpError, match="stopped"):
+        interp.activation_patching(
+            model, task, progress=lambda now, n: done.append(now), cancelled=lambda: done[-1] > 3
+        )
+    at = opened(PATCHING, **LINK)
+    counts = table_with(at, "measured, of 12 prompts")["measured, of 12 prompts"]
+    assert 0 < counts.max() < 12
+    assert "% measured" in said(at)
+    estimate = interp.attribution_patching(model, task.first(cache.ESTIMATED), unit="metric")
+    mixed, _ = interp.patching.unfinished_sweep(model, task).into(estimate)
+    gap = float((exact.clean - exact.corrupted).mean())
+    shown = numbers(charts(at)[0]["data"][0]["z"])
+    assert shown == pytest.approx(mixed.effects.mean(0) / gap, abs=1e-6)
+    assert abs(shown - estimate.values / gap).max() > 0
+
+
+def test_the_estimate_is_calibrated_on_the_run(toy_task) -> None:
+    model, task = toy_task
+    at = wait(opened(PATCHING, **LINK), "Run", seconds=100)
+    named(at.toggle, "Compare with the estimate").set_value(True).run()
+    exact = interp.activation_patching(model, task)
+    found = interp.patching.calibrate(interp.attribution_patching(model, task.first(8)), exact)
+    assert f"correlation with the exact effects **{found.correlation:.3f}**" in said(at)
+    assert f"slope **{found.slope:.3f}**" in said(at)
+    assert "On the first 8 pairs, over 8 cells" in said(at)
+
+
+def test_a_small_gap_offers_the_metrics_own_unit() -> None:
+    """Two words change places that the model does not read."""
+    model = interp.load_model(*TOY)
+    pairs = []
+    for pair in interp.load_task(*TOY, model).pairs[:6]:
+        words = str(pair.clean).split(" ")
+        read = {words[0], words[-1], *pair.answers, *pair.wrong}
+        first, second = [i for i, word in enumerate(words) if word not in read][:2]
+        words[first], words[second] = words[second], words[first]
+        pairs.append(interp.PromptPair(
+            clean=pair.clean, corrupted=" ".join(words), answers=pair.answers, wrong=pair.wrong
+        ))  # fmt: skip
+    task = interp.tasks.save_task(interp.Task(name="own", pairs=tuple(pairs)))
+    at = opened(PATCHING, model="toy-induction", task=task.name, n="6")
+    assert "The gap is small" in said(at)
+    named(at.button, "Measure in logits").click().run()
+    assert at.query_params["unit"] == "metric"
+    at = wait(at, "Run", seconds=100)
+    assert "in logits" in said(at)
+    scores = interp.activation_patching(model, task, unit="metric")
+    shown = at.dataframe[0].value
+    assert list(shown["effect"]) == [found.value for found in scores.top(len(shown))]
+
+
+def test_paths_into_a_head_are_measured_as_in_python(toy_task) -> None:
+    model, task = toy_task
+    at = opened(PATCHING, **LINK, patched="paths")
+    assert "Click heads" in said(at)
+    named(at.multiselect, "Receivers").set_value(["L1H2.q", "L1KV1.k"]).run()
+    assert at.query_params["receivers"] == ["L1H2.q", "L1KV1.k"]
+    at = wait(at, "Run", seconds=100)
+    scores = interp.path_patching(model, task, receivers=["L1H2.q", "L1KV1.k"], direction="denoise")
+    shown = at.dataframe[0].value
+    assert list(shown["effect"]) == [found.value for found in scores.top(len(shown))]
+    assert "path_patching(model, task, receivers=['L1H2.q', 'L1KV1.k']" in at.code[0].value
+    named(at.number_input, "Layer").set_value(0).run()
+    named(at.number_input, "Head").set_value(1).run()
+    assert at.subheader[0].value == "L0H1"
+    named(at.button, "Paths into its keys").click().run()
+    assert at.query_params["receivers"] == "L0KV0.k"
+
+
+def test_a_receiver_that_does_not_exist_is_ignored_with_a_word() -> None:
+    at = opened(PATCHING, **LINK, patched="paths", receivers="L9H9.q")
+    assert "receivers=L9H9.q" in said(at)
+    assert "Click heads" in said(at)
+
+
+def test_a_click_adds_a_heads_input_and_takes_it_away(smollm) -> None:
+    for site, label in (("q", "L20H5.q"), ("k", "L20KV1.k"), ("v", "L20KV1.v")):
+        assert paths.receiver(smollm, 20, 5, site) == label
+        parse_receivers(smollm, [label])
+    at = AppTest.from_string(
+        "from interp.ui.patching.paths import _toggle\nfrom interp.ui.shared.state import current\n"
+        "_toggle('L1H2.q'); _toggle('L0H1.q'); _toggle('L1H2.q')\n"
+        "import streamlit as st; st.text(current().receivers)"
+    ).run()
+    assert at.text[0].value == "('L0H1.q',)"
+
+
+def test_a_model_without_the_fast_engine_runs_without_an_estimate(monkeypatch) -> None:
+    from dataclasses import replace
+
+    toy = replace(interp.load_model(*TOY), decoder=None, engine_reason="no test engine")
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: toy)
+    at = opened(PATCHING, **LINK)
+    assert not at.error
+    assert "No estimate before the run: no test engine" in said(at)
+    assert np.any([button.label == "Run" for button in at.button])

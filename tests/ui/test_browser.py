@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from interp.models.toys.circuits import build_toy
 from tests.browsing import (
     LOADING,
     NEEDED,
@@ -38,13 +39,19 @@ def browser(tmp_path: Path) -> Iterator[Any]:
         yield driver
 
 
+def body(browser: Any) -> str:
+    """All text of the page."""
+    return browser.find_element("tag name", "body").text
+
+
 def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(f"{address}/patching?model=toy-induction&task=toy-induction&n=12")
     press(browser, "Run", seconds=LOADING)
+    until(lambda: "Stored result" in body(browser), "the exact map")
     assert click_target(browser, ".st-key-map", "L1H2").startswith("L1H2  1.000")
     until(lambda: "L1H2" in texts(browser, "h3"), "the detail")
     until(lambda: "Inside L1H2" in texts(browser, "h3"), "the head")
-    page = browser.find_element("tag name", "body").text
+    page = body(browser)
     assert "effect 1.000 of the gap" in page
     assert "of 8" in page
     assert "layer=1" in browser.current_url
@@ -71,6 +78,36 @@ def test_an_edge_of_a_circuit_is_clicked(address: str, browser: Any) -> None:
     assert click_target(browser, ".st-key-circuit-tokens", carried).startswith(carried)
     until(lambda: "L0H1->L1KV1.k" in texts(browser, "h3"), "the edge at its token")
     assert "place=elsewhere" in browser.current_url
+
+
+def test_an_uploaded_set_is_aligned_marked_swept_and_clicked(
+    address: str, browser: Any, tmp_path: Path
+) -> None:
+    pairs = build_toy("toy-induction").pairs[:6]
+    rows = [",".join(("clean", "corrupted", "answers", "wrong")), *map(",".join, pairs)]
+    (tmp_path / "Mine.csv").write_text("\n".join(rows))
+    browser.get(f"{address}/setup?model=toy-induction&task=toy-induction&n=4")
+    press(browser, "Upload a file", seconds=LOADING)
+    found = until(
+        lambda: browser.find_elements("css selector", "input[type=file]"), "where files go"
+    )
+    found[0].send_keys(str(tmp_path / "Mine.csv"))
+    press(browser, "Use these 6 pairs")
+    until(lambda: "interp patch --task mine-" in body(browser), "the command for the set")
+    first = pairs[0][0].split(" ")[1]
+    assert texts(browser, ".stHtml [title='token 1']")[:2] == [first, pairs[0][1].split(" ")[1]]
+    name = browser.find_element("css selector", ".st-key-own-position input")
+    name.send_keys("first-word\n")
+    press(browser, f"1 {first}")
+    until(lambda: "first-word" in "".join(texts(browser, ".stHtml")), "the mark above its token")
+    assert first + "+" not in browser.current_url
+
+    browser.get(browser.current_url.replace("/setup", "/patching"))
+    press(browser, "Run", seconds=LOADING)
+    until(lambda: "Stored result" in body(browser), "the exact map")
+    assert click_target(browser, ".st-key-map", "L1H2").startswith("L1H2")
+    until(lambda: "Inside L1H2" in texts(browser, "h3"), "the head")
+    assert "n = 6" in body(browser)
 
 
 REQUEST = "Network.requestWillBeSent", "Network.webSocketCreated"

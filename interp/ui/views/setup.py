@@ -6,6 +6,7 @@ import streamlit as st
 
 import interp
 from interp.core.components import SITES
+from interp.core.positions import resolve
 from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
@@ -160,7 +161,8 @@ def _prompts(open_: cache.Opened) -> None:
         f"answer :green[**{right}**]" + (f" · wrong :red[**{wrong}**]" if wrong else "")
     )
     corrupted = None if encoded.corrupted is None else open_.model.strings(encoded.corrupted[i])
-    marks = {name: encoded.positions(name)[i] for name in open_.names}
+    here = encoded.marks[i]
+    marks = {name: resolve(name, encoded.prompts[i], here, f"pair {i}") for name in (*here, "last")}
     widgets.token_strip(encoded.prompts[i].strings, corrupted, marks)
     st.caption(
         "␣ is a space. Coloured names mark positions; shaded tokens differ between the two prompts."

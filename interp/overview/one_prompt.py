@@ -16,8 +16,10 @@ from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.schema import Count, checked
 from interp.core.statistics import widened
+from interp.engine.architecture import normed
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import BLOCK, Token, Unembedded, unembed
+from interp.neurons.firing import NeuronFiring, neuron_firing
 from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
 from interp.overview.single_run import SingleRun, run_once
 
@@ -347,6 +349,29 @@ class Look:
             )
             for (layer, index), tokens in zip(found, written, strict=True)
         ]
+
+    def firing(self, neuron: str) -> NeuronFiring:
+        """Where one neuron, such as "L25N100", fires on this prompt: see `neuron_firing`.
+
+        Raises:
+            InterpError: no such neuron.
+        """
+        model, run = self.run.model, self.run
+        if run.changed:
+            return neuron_firing(model, [run.prompt.tokens], neuron)[0]
+        (part,) = model.require_parts([neuron], "post")
+        block, at = run.decoder.blocks[part.layer], (part.layer, "post")
+        with torch.no_grad():
+            read = run.sites[part.layer, "resid_pre"]
+            read = read if block.parallel else read + run.sites[part.layer, "attn_out"]
+            read = normed(block.ln2, read)
+            gate, up = (
+                None if of is None else of(read)[:, part.index].float().cpu().numpy()
+                for of in (block.mlp.gate, block.mlp.up)
+            )
+        activation = run.sites[at][:, part.index].float().cpu().numpy()
+        assert gate is not None
+        return NeuronFiring(tokens=self.tokens, activation=activation, gate=gate, up=up)
 
     def _scores(self, by: str, parts: LogitParts, foil: Look | None) -> torch.Tensor:
         """(layer, neuron) the score of every neuron, other than its attribution."""

@@ -1,6 +1,7 @@
 """Readings of one prompt equal the plain computations through hooks."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import torch
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.models.unembedding import unembed
+from interp.neurons.firing import neuron_firing
 from interp.overview.one_prompt import HEAD_METRICS, Look, look
 from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
+from interp.runs.hooks import intervene
+from interp.runs.kinds import zero
 
 PROMPT = (5, 9, 2, 9, 11, 3)
 
@@ -162,3 +166,18 @@ def test_a_long_prompt_is_refused_before_its_patterns_fill_the_memory(family_mod
     with pytest.raises(InterpError, match="6 tokens"):
         _ = seen.patterns
     assert seen.pattern(0, 0).shape == (6, 6)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_neuron_fires_as_through_hooks(family, changed):
+    if family.decoder is None:
+        pytest.skip(str(family.engine_reason))
+    with intervene(family, zero("L0H0")) if changed else nullcontext():
+        found = look(family, PROMPT).firing("L1N3")
+        (expected,) = neuron_firing(family, [PROMPT], "L1N3")
+    assert found.tokens == expected.tokens
+    np.testing.assert_allclose(found.activation, expected.activation, atol=1e-5)
+    np.testing.assert_allclose(found.gate, expected.gate, atol=1e-5)
+    assert (found.up is None) == (expected.up is None)
+    if found.up is not None:
+        np.testing.assert_allclose(found.up, expected.up, atol=1e-5)

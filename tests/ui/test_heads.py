@@ -52,7 +52,17 @@ def test_an_example_runs_at_one_click_and_every_measure_is_the_function_s(loaded
         if measure not in (DIRECT, CHOSEN):
             expected = seen.head_attention(measure)
             assert measured(at, measure) == pytest.approx(expected, abs=1e-6)
-    assert {"CSV", "JSON"} <= downloads(at)
+    assert {"CSV", "JSON", "Notebook"} <= downloads(at)
+
+
+@pytest.mark.parametrize("measure", [DIRECT, CHOSEN, "entropy"])
+def test_the_exported_python_gives_the_map(loaded, measure) -> None:
+    at = looked_at()
+    shown = measured(at, measure)
+    *lines, last = at.code[-1].value.splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join(lines), names)
+    assert shown == pytest.approx(eval(last, names), abs=1e-6)
 
 
 def test_the_chosen_token_is_not_the_one_read_and_is_picked_apart(loaded) -> None:

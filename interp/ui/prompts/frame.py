@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -82,12 +82,20 @@ def load_call(model: LanguageModel) -> str:
     return f"import interp\n\nmodel = interp.load_model({name!r}, dtype={current().dtype!r})"
 
 
-def take_away(name: str, rows: Sequence[dict[str, Any]], found: Any, python: str) -> None:
-    """The table as CSV, everything as JSON; the numbers again as Python and as a notebook."""
+def take_away(
+    name: str, rows: Callable[[], Sequence[dict[str, Any]]], found: Callable[[], Any], python: str
+) -> None:
+    """The table as CSV, everything as JSON; the numbers again as Python and as a notebook.
+
+    `rows` and `found` are called when a file is asked for.
+    """
     st.subheader("Export", anchor=False)
     with st.container(horizontal=True, vertical_alignment="center"):
-        files = {"JSON": (lambda: json_text(found, indent=1), "json")}
-        if rows:
-            files = {"CSV": (lambda: widgets.csv_text(rows), "csv"), **files}
-        widgets.downloads(files, name=name)
+        widgets.downloads(
+            {
+                "CSV": (lambda: widgets.csv_text(rows()), "csv"),
+                "JSON": (lambda: json_text(found(), indent=1), "json"),
+            },
+            name=name,
+        )
     export.python(python, name=name, words="Python that gives these numbers again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import streamlit as st
@@ -63,9 +64,12 @@ def weights(model: LanguageModel, neuron: str) -> None:
     )
 
 
-def fires(model: LanguageModel, neuron: str, mine: tuple[Prompt, ...], place: int) -> None:
-    """Its activation on the tokens of the prompts at hand, on one scale."""
-    shown = list(firing(model, neuron, mine))
+def fires(model: LanguageModel, neuron: str, mine: Mapping[str, NeuronFiring], place: int) -> None:
+    """Its activation on the tokens of the prompts at hand, on one scale.
+
+    `mine` has them by name; the first one is read at `place`.
+    """
+    names, shown = list(mine), list(mine.values())
     here = shown[0]
     widgets.facts(
         {
@@ -74,7 +78,6 @@ def fires(model: LanguageModel, neuron: str, mine: tuple[Prompt, ...], place: in
             "up": widgets.NONE if here.up is None else f"{here.up[place]:+.3f}",
         }
     )
-    names = ["prompt", "foil"][: len(shown)]
     if st.toggle("Also in the prompts loaded in Setup", key="neuron-set"):
         try:
             open_ = cache.opened()
@@ -84,7 +87,7 @@ def fires(model: LanguageModel, neuron: str, mine: tuple[Prompt, ...], place: in
         else:
             order = sorted(range(len(every)), key=lambda i: -every[i].peak)[:MOST_PROMPTS]
             shown += [every[i] for i in order]
-            names += [str(i) for i in order]
+            names += [f"prompt {i} of {open_.task.name}" for i in order]
             st.caption(
                 f"The {len(order)} of {len(every)} prompts of {widgets.plain(open_.task.name)} in "
                 "which it fires most."
@@ -108,7 +111,7 @@ def _strip(name: str, one: NeuronFiring, limit: float) -> None:
     if len(one.tokens) > MOST_SHOWN:
         name += f", tokens {first} to {first + MOST_SHOWN - 1}"
     st.html(
-        f'<div style="{widgets.SMALL}">{name} · largest {one.peak:.3f}</div>'
+        f'<div style="{widgets.SMALL}">{escape(name)} · largest {one.peak:.3f}</div>'
         f'<div style="display:flex;flex-wrap:wrap;gap:3px">{"".join(chips)}</div>'
     )
 

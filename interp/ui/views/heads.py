@@ -71,8 +71,11 @@ def _heads(model: LanguageModel, asked: AskedPrompt) -> None:
         head_panel.show(seen, parts, drawn, target)
     _table(drawn)
     _thumbnails(seen, drawn)
-    words = {"measure": drawn.name, "n": len(drawn.kept) or 1, "heads": drawn.rows()}
-    frame.take_away("heads", drawn.rows(), words, drawn.python)
+
+    def everything() -> dict[str, object]:
+        return {"measure": drawn.name, "n": len(drawn.kept) or 1, "heads": drawn.rows()}
+
+    frame.take_away("heads", drawn.rows, everything, drawn.python)
 
 
 def _target(seen: Look, asked: AskedPrompt, place: int) -> int:

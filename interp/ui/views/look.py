@@ -58,15 +58,18 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     parts = seen.attribution(position=place)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
-    rows: list[dict[str, Any]] = parts.to_dataframe().to_dict("records")
     if shown == "lens":
         _lens(seen, place)
-        rows = seen.lens.to_dataframe().to_dict("records")
     elif shown == "layers":
         _layers(parts)
     else:
         _scan(model, asked)
-    frame.take_away("look", rows, seen.to_dict(), frame.look_call(model, asked))
+
+    def rows() -> list[dict[str, Any]]:
+        table = seen.lens if shown == "lens" else parts
+        return table.to_dataframe().to_dict("records")
+
+    frame.take_away("look", rows, seen.to_dict, frame.look_call(model, asked))
 
 
 def _lens(seen: Look, place: int) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.overview.one_prompt import WritingNeuron
+from interp.overview.one_prompt import Look, WritingNeuron
 from interp.ui.prompts import frame, neuron_panel
 from interp.ui.shared import cache, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
@@ -51,9 +51,7 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     frame.facts(seen, seen.attribution(position=place))
     orders = ORDERS if asked.foil else {k: v for k, v in ORDERS.items() if k != "foil"}
     by = widgets.choose("Ranked by", "ranked", orders)
-    foil = asked.given(model, asked.foil) if asked.foil else None
-    other = None if foil is None or by != "foil" else cache.look(model, foil, None, None)
-    ranked = seen.neurons(MOST, position=place, by=by, foil=other)
+    ranked = _ranked(model, asked, place, by)
     labels = [str(one.component) for one in ranked]
     neuron = _chosen(model, labels[0])
     rows = [_row(one) for one in ranked]
@@ -75,15 +73,29 @@ def _neurons(model: LanguageModel, asked: AskedPrompt) -> None:
     title.subheader(neuron, anchor=False)
     widgets.picker(number.text_input, "Neuron", "neuron", shown=neuron, max_chars=12)
     neuron_panel.weights(model, neuron)
-    mine = tuple(text for text in (asked.given(model), foil) if text is not None)
-    neuron_panel.fires(model, neuron, mine, place)
+    runs = {"prompt": seen} | ({"foil": _foil(model, asked)} if asked.foil else {})
+    neuron_panel.fires(
+        model, neuron, {name: run.firing(neuron) for name, run in runs.items()}, place
+    )
     call = (
         f"{frame.look_call(model, asked)}\n"
-        + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if other else "")
-        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' if other else ''})\n"
+        + (f"foil = interp.look(model, {asked.python(asked.foil)})\n" if by == "foil" else "")
+        + f"seen.neurons({MOST}, position={place}, by={by!r}{', foil=foil' * (by == 'foil')})\n"
         + f"interp.neurons.neuron_tokens(model, {neuron!r})"
     )
-    frame.take_away("neurons", rows, {"ranked by": ORDERS[by], "neurons": rows}, call)
+    found = {"prompt": asked.prompt, "ranked by": ORDERS[by], "neurons": rows}
+    frame.take_away("neurons", lambda: rows, lambda: found, call)
+
+
+def _foil(model: LanguageModel, asked: AskedPrompt) -> Look:
+    return cache.look(model, asked.given(model, asked.foil), None, None)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Ranking the neurons …", hash_funcs=cache.HASHES)
+def _ranked(model: LanguageModel, asked: AskedPrompt, place: int, by: str) -> list[WritingNeuron]:
+    other = _foil(model, asked) if by == "foil" else None
+    seen = cache.look(model, asked.given(model), asked.answer, asked.wrong)
+    return seen.neurons(MOST, position=place, by=by, foil=other)
 
 
 def _chosen(model: LanguageModel, first: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -9,24 +10,17 @@ import pandas as pd
 import streamlit as st
 
 from interp.core.errors import InterpError
-from interp.core.files import json_text
 from interp.core.statistics import range_of_draws
 from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial
 from interp.overview.planned_changes import HOWS, WHENS, PlannedChange
 from interp.plots.lines import interval_lines, values_with_null
 from interp.plots.style import CHOSEN, SOFT
+from interp.ui.prompts import frame
 from interp.ui.shared import cache, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
 
-ABOUT = (
-    "**What it does.** It changes heads, neurons, MLPs or the stream of a layer while the model "
-    "reads your prompt, and shows what that does to the next token and to the text.  \n"
-    "**When to use it.** To test an idea on one prompt, on any model; no study is needed.  \n"
-    "**What it does not show.** One prompt has no interval: the comparison is with the same change "
-    "of random components of the same kind. A set of prompts is tested on Patching."
-)
 COLUMNS = ("component", "how", "strength", "when")
 SECTIONS = {"next": "Next token", "dose": "Dose", "texts": "Texts"}
 DOSES = tuple(f"{x / 4:g}" for x in range(9))
@@ -44,8 +38,14 @@ HELP = {
 
 
 def _show() -> None:
-    st.title("Interventions", anchor=False)
-    st.markdown(ABOUT)
+    frame.intro(
+        "Interventions",
+        does="It changes heads, neurons, MLPs or the stream of a layer while the model reads your "
+        "prompt, and shows what that does to the next token and to the text.",
+        when="To test an idea on one prompt, on any model; no study is needed.",
+        lacks="One prompt has no interval: the comparison is with the same change of random "
+        "components of the same kind. A set of prompts is tested on Patching.",
+    )
     if (opened := prompts.opened("Try", ":material/content_cut:")) is None:
         return
     fit(dose=DOSES)
@@ -311,19 +311,6 @@ def _export(
     made: ChangeTrial, rows: tuple[str, ...], options: dict[str, Any], asked: AskedPrompt
 ) -> None:
     """The numbers, and the call that gives them again."""
-    st.subheader("Export", anchor=False)
-    tokens = [vars(token) for token in made.tokens]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        widgets.downloads(
-            {
-                "CSV": (lambda: widgets.csv_text(tokens), "csv"),
-                "JSON": (
-                    lambda: offered.without_paths(json_text(made.to_dict(), indent=1)),
-                    "json",
-                ),
-            },
-            name="interventions",
-        )
     foil = "" if asked.foil is None else f"    foil={asked.python(asked.foil)},\n"
     named = "".join(
         f"    {name}={value!r},\n"
@@ -331,16 +318,13 @@ def _export(
         if name != "foil" and value is not None
     )
     changes = "".join(f"        {row!r},\n" for row in rows)
-    st.code(
-        "import interp\n\n"
-        f"model = interp.load_model({offered.without_paths(made.model.name)!r}, "
-        f"dtype={current().dtype!r})\n"
-        "trial = interp.overview.try_changes(\n"
+    call = (
+        f"{frame.load_call(made.model)}\ntrial = interp.overview.try_changes(\n"
         f"    model,\n    {asked.python()},\n    [\n{changes}    ],\n{foil}{named})\n"
-        "print(trial.plain, trial.changed, trial.null)",
-        language="python",
-        wrap_lines=True,
+        "print(trial.plain, trial.changed, trial.null)"
     )
+    found = {**made.to_dict(), "model": offered.without_paths(made.model.name)}
+    frame.take_away("interventions", [asdict(token) for token in made.tokens], found, call)
 
 
 if __name__ == "__main__":

@@ -18,25 +18,25 @@ from interp.results.kept import (
     note_result,
 )
 from interp.results.scores import Scores
+from interp.ui.prompts import frame
 from interp.ui.runs.compare import side_by_side, sweep_map
 from interp.ui.runs.reopen import page_of, reopen
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.state import current, select
 
-ABOUT = (
-    "**What it does.** It lists every sweep, circuit and study that is kept on this machine, "
-    "whether the app, a notebook or the command line made it.  \n"
-    "**When to use it.** To open a result again, to write down what it was for, and to compare "
-    "two sweeps: two models, two directions, two tasks.  \n"
-    "**What it does not show.** Results that were deleted or kept elsewhere. A difference of two "
-    "models says that they differ here, not why."
-)
 TOY = "toy-induction"
 
 
 def _show() -> None:
-    st.title("Runs", anchor=False)
-    st.markdown(ABOUT)
+    frame.intro(
+        "Runs",
+        does="It lists every sweep, circuit and study that is kept on this machine, whether the "
+        "app, a notebook or the command line made it.",
+        when="To open a result again, to write down what it was for, and to compare two sweeps: "
+        "two models, two directions, two tasks.",
+        lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
+        "they differ here, not why.",
+    )
     kept = _kept()
     if said := st.session_state.pop("runs-said", None):
         st.success(said, icon=":material/delete:")
@@ -281,9 +281,9 @@ def _export(
 
 
 def _python(chosen: KeptResult) -> None:
-    with st.expander("Python that makes it again"):
-        call = chosen.call.replace(chosen.model, offered.without_paths(chosen.model))
-        st.code(call, language="python", wrap_lines=True)
+    call = chosen.call.replace(chosen.model, offered.without_paths(chosen.model))
+    name = chosen.name.replace("/", "-")
+    export.python(call, name=name, words="Python that makes this result again")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from interp.core.records import write_sealed
 from interp.results.comparison import compare_scores
 from interp.results.kept import find_result, kept_results
 from interp.results.scores import Scores
+from interp.tasks.saved import save_task
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 RUNS = "interp/ui/views/runs.py"
@@ -92,7 +93,7 @@ def test_a_path_in_a_link_reaches_no_file(name, tmp_path) -> None:
         {"site": "resid_post", "by": ("layer", "position"), "positions": ("last",)},
         {"by": ("layer", "head", "position"), "positions": ("last",)},
         {"site": "post", "by": ("layer", "neuron"), "layers": [1], "components": range(3)},
-        {"source": "zero", "direction": "noise"},
+        {"source": "zero", "direction": "noise", "unit": "metric"},
     ],
 )
 def test_a_sweep_opens_on_its_page_without_a_run(options, monkeypatch) -> None:
@@ -104,6 +105,50 @@ def test_a_sweep_opens_on_its_page_without_a_run(options, monkeypatch) -> None:
     assert not at.error
     assert "Stored result" in at.success[0].value
     assert at.header[0].value.endswith(options.get("site", "z"))
+
+
+def test_paths_open_on_their_page_without_a_run(monkeypatch) -> None:
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=12)
+    interp.path_patching(model, task, receivers=["L1H2.q"], senders="mlps", positions=["last"])
+    at = opened(RUNS, run=kept_results()[0].name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert not at.error
+    assert at.query_params["receivers"] == "L1H2.q"
+    assert not [button for button in at.button if button.label == "Run"]
+
+
+def test_prompts_of_ones_own_open_too() -> None:
+    model = interp.load_model("toy-induction")
+    own = save_task(interp.load_task("toy-induction", model, n=12), "mine")
+    task = interp.load_task(own.name, model)
+    interp.activation_patching(model, task)
+    at = opened(RUNS, run=kept_results()[0].name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert not at.error
+    assert at.query_params["task"] == own.name
+    assert "Stored result" in at.success[0].value
+
+
+def test_on_a_shared_server_prompts_of_others_are_not_listed_and_nothing_is_deleted(
+    monkeypatch,
+) -> None:
+    shown = swept()
+    model = interp.load_model("toy-induction")
+    own = save_task(interp.load_task("toy-induction", model, n=4), "mine")
+    interp.activation_patching(model, interp.load_task(own.name, model))
+    hidden = kept_results()[0].name
+    monkeypatch.setattr("interp.ui.shared.offered.is_shared", lambda: True)
+    at = opened(RUNS, run=hidden)
+    assert "is not kept here" in said(at)
+    assert table_with(at, "kind")["task"].tolist() == ["toy-induction"]
+    at = opened(RUNS, run=shown)
+    assert not [button for button in at.button if button.label == "Delete it"]
+    assert not at.text_area
+    at = opened(RUNS, run=hidden, model="toy-induction", task=own.name)
+    assert charts(at)
 
 
 def test_a_circuit_opens_on_its_page() -> None:
@@ -127,10 +172,16 @@ def test_a_circuit_opens_on_its_page() -> None:
 def test_what_no_page_shows_is_read_here() -> None:
     model = interp.load_model("toy-induction")
     task = interp.load_task("toy-induction", model, n=12)
-    interp.activation_patching(model, task, unit="metric")
-    at = opened(RUNS, run=kept_results()[0].name)
-    assert any("No page shows it" in one.value for one in at.caption)
-    assert charts(at)
+    for options in (
+        {"layers": [1]},
+        {"site": "post", "by": ["layer", "neuron"], "components": [0, 2]},
+    ):
+        interp.activation_patching(model, task, **options)
+    interp.activation_patching(model, interp.Task(name="mine", pairs=task.pairs))
+    for one in kept_results():
+        at = opened(RUNS, run=one.name)
+        assert any("No page shows it" in words.value for words in at.caption)
+        assert charts(at)
     folder = cache_dir() / "studies" / "reuse-abc"
     about = {"model": "m", "model_hash": "h", "settings": {"n": 4, "draws": 2}}
     write_sealed(folder / "study.json", "study other", 1, about)

@@ -14,6 +14,7 @@ from interp.core.files import cache_dir
 from interp.models.toys.circuits import TOYS
 from interp.results.kept import KeptResult
 from interp.tasks.registry import TASKS
+from interp.tasks.saved import is_saved_name
 from interp.ui import VIEWS
 from interp.ui.shared.state import CHOICES, SETUP, select
 from interp.ui.studies.pages import ALL_PAGES
@@ -88,7 +89,7 @@ def _prompts(found: KeptResult) -> dict[str, Any]:
         raise _refused(found, "its prompts are not a task that the app can load")
     (name, *_), options = arguments
     strange = sorted(set(options) - {"n", "seed", "corruption"})
-    if strange or not (name in TASKS or name in TOYS):
+    if strange or not (name in TASKS or name in TOYS or is_saved_name(name)):
         why = f"options {', '.join(strange)}" if strange else f"the task {name!r}"
         raise _refused(found, f"the pages do not offer {why}")
     return {"task": name, "corruption": CHOICES["corruption"][0], **options}
@@ -96,10 +97,15 @@ def _prompts(found: KeptResult) -> dict[str, Any]:
 
 def _sweep(found: KeptResult) -> dict[str, Any]:
     """The controls of the patching page."""
-    arguments = _arguments(found, "activation_patching")
-    if arguments is None:
+    if (paths := _arguments(found, "path_patching")) is not None:
+        given = paths[1]
+        if given.get("layers") is not None or given.get("freeze_mlps"):
+            raise _refused(found, "the patching page measures paths from every layer")
+        wanted = {"patched": "paths", **{x: given[x] for x in ("senders", "direction")}}
+        return wanted | _where(found, given) | {"receivers": tuple(given["receivers"])}
+    if (patching := _arguments(found, "activation_patching")) is None:
         raise _refused(found, "the patching page makes other sweeps")
-    given = arguments[1]
+    given = patching[1]
     site, axes = given["site"], tuple(given["by"])
     unit = SITES[site]
     shapes = {
@@ -108,22 +114,31 @@ def _sweep(found: KeptResult) -> dict[str, Any]:
         ("layer", unit, "position"): "component-position",
         ("layer",): "layer",
     }
-    positions, components = given.get("positions", ()), given.get("components", ())
-    names = (positions,) if isinstance(positions, str) else tuple(positions)
-    reference = str(given.get("reference", ""))
-    if axes not in shapes or given.get("unit") or (reference and ".without(" not in reference):
+    layers, components = (tuple(given.get(name, ())) for name in ("layers", "components"))
+    reference, neurons = str(given.get("reference", "")), "neuron" in axes
+    some = components and components != tuple(range(components[0], components[-1] + 1))
+    odd = some if neurons else layers or components
+    if axes not in shapes or odd or (reference and ".without(" not in reference):
         raise _refused(found, "the patching page makes sweeps of another form")
-    if not all(isinstance(name, str) for name in names):
-        raise _refused(found, "the patching page takes positions by name")
     return {
+        "patched": "components",
         "site": site,
         "by": shapes[axes],
         "direction": given["direction"],
         "source": given.get("source", "other"),
-        "positions": names,
-        "layers": tuple(given.get("layers", ())),
+        "layers": layers,
         "neurons": (components[0], components[-1]) if components else (),
+        **_where(found, given),
     }
+
+
+def _where(found: KeptResult, given: dict[str, Any]) -> dict[str, Any]:
+    """The positions and the unit."""
+    positions = given.get("positions", "all")
+    names = (positions,) if isinstance(positions, str) else tuple(positions)
+    if not all(isinstance(name, str) for name in names):
+        raise _refused(found, "the patching page takes positions by name")
+    return {"positions": () if names == ("all",) else names, "unit": given.get("unit", "gap")}
 
 
 def _circuit(found: KeptResult) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from interp.core.errors import InterpError
 from interp.core.records import Provenance
 from interp.models.language_model import LanguageModel
 
+LOCAL = ("localhost", "127.0.0.1")
+FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP")
+"""Headers that a reverse proxy adds."""
 LOG = logging.getLogger(__name__)
 PATH = re.compile(r"(?<![\w:/.…])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"`,;:<>/\\]+[/\\])+")
 """The folders of an absolute path, up to its last part."""
@@ -47,6 +50,12 @@ def offered() -> dict[str, str]:
     """The models that need no further question, with what they are, the default first."""
     shipped = {entry.name: entry.description for entry in interp.known_models()}
     return shipped | dict.fromkeys(own_models(), "offered by this server")
+
+
+def is_shared() -> bool:
+    """Whether visitors come through a reverse proxy, so that they may be different people."""
+    hosts = {str(host) for host in st.get_option("server.allowedHosts") or ()}
+    return bool(hosts - {*LOCAL}) or any(name in st.context.headers for name in FORWARDED)
 
 
 def load(name: str, dtype: str) -> LanguageModel:

@@ -18,6 +18,7 @@ from interp.results.kept import (
     note_result,
 )
 from interp.results.scores import Scores
+from interp.tasks.saved import is_saved_name
 from interp.ui.prompts import frame
 from interp.ui.runs.compare import side_by_side, sweep_map
 from interp.ui.runs.reopen import page_of, reopen
@@ -37,7 +38,7 @@ def _show() -> None:
         lacks="Results that were deleted or kept elsewhere. A difference of two models says that "
         "they differ here, not why.",
     )
-    kept = _kept()
+    kept = [one for one in _kept() if _may_see(one)]
     if said := st.session_state.pop("runs-said", None):
         st.success(said, icon=":material/delete:")
     if not kept:
@@ -51,6 +52,11 @@ def _show() -> None:
         _detail(chosen, names)
     elif shown:
         st.info("Click a row to open, note, compare or delete it.", icon=":material/ads_click:")
+
+
+def _may_see(one: KeptResult) -> bool:
+    """Whether a result is listed: on a shared server, prompts of others stay with them."""
+    return not (offered.is_shared() and is_saved_name(one.task) and one.task != current().task)
 
 
 def _kept() -> list[KeptResult]:
@@ -161,11 +167,18 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
             "file": chosen.name,
         }
     )
-    _note(chosen)
+    if offered.is_shared():
+        st.caption(
+            f"{widgets.plain(chosen.note)}  \nThis server is shared: nothing is noted or deleted "
+            "here, and results over prompts that others typed are not listed."
+        )
+    else:
+        _note(chosen)
     scores = _sweep(chosen.name) if chosen.kind == "sweep" else None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         _open(chosen)
-        _delete(chosen)
+        if not offered.is_shared():
+            _delete(chosen)
         partner = None if scores is None else _partner(chosen, names)
     other = None if partner is None else _sweep(partner.name)
     if scores is not None and other is not None:

@@ -33,7 +33,7 @@ def top(at: AppTest) -> list[str]:
 
 def test_setup_explains_and_loads_nothing() -> None:
     at = opened(SETUP)
-    assert "Which heads and neurons" in at.title[0].value
+    assert at.title[0].value == "Setup"
     assert not at.metric
 
 

@@ -16,7 +16,7 @@ from interp.plots.graphs import faithfulness_figure
 from interp.studies.formatting import null
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
-from interp.ui.shared import jobs, widgets
+from interp.ui.shared import export, jobs, offered, widgets
 from interp.ui.shared.state import current, fit, select
 
 FORMULA = (
@@ -58,7 +58,8 @@ def faithfulness(ask: Asked, found: Findings) -> None:
         "edges of each kind and depth; those in the grey band lie on paths from the input to "
         "the logits."
     )
-    st.code(done.signed.provenance.call, language="python", wrap_lines=True)
+    origin = done.signed.provenance
+    export.python(offered.shown(origin.call, origin), name=f"{origin.task}-curve")
     widgets.caveat(CAVEAT)
 
 

@@ -16,7 +16,7 @@ from interp.circuits.files.saved import save_circuit
 from interp.core.errors import InterpError
 from interp.ui.circuits import search
 from interp.ui.circuits.search import Asked
-from interp.ui.shared import offered, widgets
+from interp.ui.shared import export, offered, widgets
 from interp.ui.shared.state import current, select
 
 NONE: dict[str, Any] = {"edge": None, "node": None}
@@ -210,7 +210,7 @@ def _take_away(ask: Asked, found: Findings, made: Circuit, rows: list[dict[str, 
         score = "scores" if found.chosen is None else "found"
         last = f"mask = interp.circuits.top_edges({score}, {asked})"
     call = offered.shown(found.provenance.call, found.provenance)
-    st.code(f"{call}\n{last}", language="python", wrap_lines=True)
+    export.python(f"{call}\n\n{last}", name=name)
 
 
 def _keep(made: Circuit) -> None:

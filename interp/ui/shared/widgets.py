@@ -402,15 +402,6 @@ def table(
     )
 
 
-def introduce(title: str, *, does: str, use: str, lacks: str) -> None:
-    """The title of a page, and in three lines what it does, when to use it, what it lacks."""
-    st.title(title, anchor=False)
-    st.markdown(
-        f"**What it does.** {does}  \n**When to use it.** {use}  \n"
-        f"**What it does not show.** {lacks}"
-    )
-
-
 def caveat(text: str) -> None:
     """What the page does not show."""
     st.caption(f"**What this does not show.** {text}")

@@ -13,6 +13,7 @@ from interp.ui import VIEWS
 from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
+from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import Opened
 from interp.ui.shared.state import current, granularities, select
@@ -39,12 +40,12 @@ SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other p
 
 
 def _show() -> None:
-    widgets.introduce(
+    frame.intro(
         "Patching",
         does="It puts one component's activation from one run of a pair into the other run, and "
         "measures how much of the behaviour comes with it. On paths, only through chosen inputs.",
-        use="To find which heads, neurons, layers or tokens carry a behaviour, on a set of pairs.",
-        lacks="How the component does it, and what other prompts would show. See the last line.",
+        when="To find which heads, neurons, layers or tokens carry a behaviour, on a set of pairs.",
+        lacks="How the component does it, or what other prompts would show.",
     )
     if current().model is None:
         _example()
@@ -237,11 +238,11 @@ def common_controls(open_: Opened, *, swept: bool) -> None:
         "Unit",
         "unit",
         options={
-            "gap": "fraction of the clean-corrupted gap",
+            "gap": "fraction of the gap",
             "metric": task.metric.unit or task.metric.name,
         },
-        help="Fractions can be compared between models. Where the gap is small or negative, take "
-        "the metric's own unit.",
+        help="The gap is clean minus corrupted. Fractions of it can be compared between models. "
+        "Where it is small or negative, take the metric's own unit.",
     )
 
 

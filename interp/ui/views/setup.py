@@ -11,6 +11,7 @@ from interp.core.prompts import TaskReport
 from interp.core.statistics import Estimate
 from interp.models.toys.circuits import TOYS
 from interp.tasks.saved import is_saved_name
+from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
@@ -33,6 +34,13 @@ MEANING = {
 
 
 def _show() -> None:
+    frame.intro(
+        "Setup",
+        does="It loads a model and a set of prompt pairs, shown token by token, and measures "
+        "whether the model shows the behaviour at all. Your own prompts are typed or uploaded here.",
+        when="Before Patching and Circuits, and for a set of pairs on the other pages.",
+        lacks="Which parts of the model carry the behaviour: that is what the other pages measure.",
+    )
     with st.sidebar:
         _choose(current())
     chosen = current()
@@ -94,15 +102,10 @@ def _choose(chosen: Selection) -> None:
 
 
 def _welcome() -> None:
-    st.title("Which heads and neurons carry a behaviour?", anchor=False)
     st.markdown(
-        "**1.** Choose a model and a task on the left and press **Load**, or type prompts of your "
-        "own below: you see them token by token, and whether the model shows the behaviour at "
-        "all.\n\n"
-        "**2.** On **Patching**, put each component's activation from one run into the other and "
-        "read off how much of the behaviour it carries, with intervals and a random control.\n\n"
-        "**3.** Click a cell to look inside: where the head attends, what it writes, and how the "
-        "effect varies over prompts. The address bar is always a link to what you see."
+        "Choose a model and a task on the left and press **Load**, or type prompts of your own "
+        "below. Then, on **Patching**, put each component's activation from one run into the "
+        "other, and click a cell to look inside. The address bar is always a link to what you see."
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(

@@ -37,7 +37,7 @@ def _show() -> None:
     frame.intro(
         "Setup",
         does="It loads a model and a set of prompt pairs, shown token by token, and measures "
-        "whether the model shows the behaviour at all. Your own prompts are typed or uploaded here.",
+        "whether the model shows the behaviour at all. Prompts of your own go in here.",
         when="Before Patching and Circuits, and for a set of pairs on the other pages.",
         lacks="Which parts of the model carry the behaviour: that is what the other pages measure.",
     )

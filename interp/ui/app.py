@@ -11,7 +11,7 @@ if "--hub" not in sys.argv:  # before anything that reads it is imported
 import streamlit as st
 
 from interp.core.errors import InterpError
-from interp.ui import VIEWS
+from interp.ui import VIEWS, tours
 from interp.ui.shared import offered
 from interp.ui.shared.state import agree, ignored, write_link
 from interp.ui.shared.widgets import plain, show_error
@@ -22,11 +22,11 @@ PAGES = {
         ("look", "Look", "visibility"),
         ("heads", "Heads", "apps"),
         ("neurons", "Neurons", "scatter_plot"),
-        ("setup", "Setup", "tune"),
         ("patching", "Patching", "grid_on"),
         ("interventions", "Interventions", "content_cut"),
         ("circuits", "Circuits", "account_tree"),
-        ("runs", "Runs", "inventory_2"),
+        ("runs", "Runs", "history"),
+        ("setup", "Setup", "tune"),
     ),
     "verification": (
         ("study", "Study", "science"),
@@ -76,7 +76,10 @@ def main() -> None:
         page.run()
     except InterpError as error:
         show_error(error)
+    if not page.url_path:
+        tours.offer()
     with above:
+        tours.panel()
         _notices()
 
 

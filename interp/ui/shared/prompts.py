@@ -197,10 +197,20 @@ def _take() -> None:
     """Read the form, and keep what it says."""
     texts = (st.session_state[f"ask-{name}"] or None for name in ("answer", "wrong", "foil"))
     chat = bool(st.session_state.get("ask-chat", False))
-    mine = AskedPrompt(st.session_state["ask-prompt"], *texts, chat=chat)
+    mine, model = (
+        AskedPrompt(st.session_state["ask-prompt"], *texts, chat=chat),
+        st.session_state["ask-model"],
+    )
+    take(mine)
+    select(model=model, asked=mine.hash, token=None, layer=None, head=None)
+
+
+def take(asked: AskedPrompt) -> None:
+    """Keep a prompt, and make it the one that the pages read once the selection names it."""
     try:
-        keep(mine)
+        keep(asked)
     except InterpError as error:
         ignored().append(f"This prompt has no link. {error.asked}: {error.found}; {error.do}")
-    st.session_state["asked-prompt"] = mine
-    select(model=st.session_state["ask-model"], asked=mine.hash, token=None, layer=None, head=None)
+    st.session_state["asked-prompt"] = asked
+    for name in ("prompt", "answer", "wrong", "foil", "model", "chat"):
+        st.session_state.pop(f"ask-{name}", None)  # the form shows this prompt now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 if "--hub" not in sys.argv:  # before anything that reads it is imported
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,22 +55,18 @@ def main() -> None:
     """Show the page that the address names, and what concerns every page: link and errors."""
     st.set_page_config(page_title="interp workbench", page_icon=ICON, layout="wide")
     st.html("<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}</style>")
-    page = st.navigation(
-        {
-            folder.capitalize(): [
-                st.Page(
-                    VIEWS / folder / f"{name}.py",
-                    title=title,
-                    icon=f":material/{icon}:",
-                    url_path=f"{folder}_{name}" if folder else None,
-                    default=name == "look",
-                )
-                for name, title, icon in pages
-            ]
-            for folder, pages in PAGES.items()
-        },
-        position="top",
-    )
+    shown: dict[str, list[Any]] = {"": [], "Studies": []}
+    for folder, pages in PAGES.items():
+        for name, title, icon in pages:
+            page = st.Page(
+                VIEWS / folder / f"{name}.py",
+                title=f"{folder.capitalize()}: {title}" if folder else title,
+                icon=f":material/{icon}:",
+                url_path=f"{folder}_{name}" if folder else None,
+                default=name == "look",
+            )
+            shown["Studies" if folder else ""].append(page)
+    page = st.navigation(shown, position="top")
     above = st.container()
     write_link()
     try:

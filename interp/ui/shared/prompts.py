@@ -159,47 +159,51 @@ def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
 
 
 def _form(shown: AskedPrompt, button: str, icon: str) -> Callable[[bool], Any]:
-    """The form; nothing runs before its button. Returns what adds the switch of the template."""
+    """The form; nothing runs before its button. Returns what adds the switch of the template.
+
+    The keys of its fields change with the prompt: a browser keeps what a field of a key holds.
+    """
+    key = f"ask-{shown.hash}-{current().model}-".__add__
     with st.form("ask", border=True):
-        st.text_area("Prompt", shown.prompt, key="ask-prompt", height=70)
+        st.text_area("Prompt", shown.prompt, key=key("prompt"), height=70)
         answer, wrong, foil = st.columns([1, 1, 3])
         answer.text_input(
             "Answer",
             shown.answer or "",
-            key="ask-answer",
+            key=key("answer"),
             placeholder="the likeliest token",
             help="The token that is explained, with its leading space.",
         )
         wrong.text_input(
             "Compared with",
             shown.wrong or "",
-            key="ask-wrong",
+            key=key("wrong"),
             placeholder="the runner-up",
             help="The token that the answer is compared with.",
         )
         foil.text_input(
-            "Foil", shown.foil or "", key="ask-foil", help=FOIL_HELP, placeholder=FOIL_HELP
+            "Foil", shown.foil or "", key=key("foil"), help=FOIL_HELP, placeholder=FOIL_HELP
         )
         model, template, submit = st.columns([3, 1, 1], vertical_alignment="bottom")
-        widgets.choose_model(list(offered.offered()), current().model, into=model, key="ask-model")
+        widgets.choose_model(list(offered.offered()), current().model, into=model, key=key("model"))
         submit.form_submit_button(
-            button, type="primary", icon=icon, width="stretch", on_click=_take
+            button, type="primary", icon=icon, width="stretch", on_click=_take, args=(key,)
         )
     return lambda on: template.toggle(
         "Chat template",
         on,
-        key="ask-chat",
+        key=key("chat"),
         help="Put the prompt into the model's chat template, as the user's turn.",
     )
 
 
-def _take() -> None:
+def _take(key: Callable[[str], str]) -> None:
     """Read the form, and keep what it says."""
-    texts = (st.session_state[f"ask-{name}"] or None for name in ("answer", "wrong", "foil"))
-    chat = bool(st.session_state.get("ask-chat", False))
+    texts = (st.session_state[key(name)] or None for name in ("answer", "wrong", "foil"))
+    chat = bool(st.session_state.get(key("chat"), False))
     mine, model = (
-        AskedPrompt(st.session_state["ask-prompt"], *texts, chat=chat),
-        st.session_state["ask-model"],
+        AskedPrompt(st.session_state[key("prompt")], *texts, chat=chat),
+        st.session_state[key("model")],
     )
     take(mine)
     select(model=model, asked=mine.hash, token=None, layer=None, head=None)
@@ -212,5 +216,3 @@ def take(asked: AskedPrompt) -> None:
     except InterpError as error:
         ignored().append(f"This prompt has no link. {error.asked}: {error.found}; {error.do}")
     st.session_state["asked-prompt"] = asked
-    for name in ("prompt", "answer", "wrong", "foil", "model", "chat"):
-        st.session_state.pop(f"ask-{name}", None)  # the form shows this prompt now

@@ -22,6 +22,7 @@ from .core.metrics import METRICS as METRICS
 from .core.metrics import Metric as Metric
 from .core.prompts import PromptPair as PromptPair
 from .core.prompts import Task as Task
+from .heads.view import view_head as view_head
 from .models.loading import load_model as load_model
 from .models.registry import known_models as known_models
 from .overview.findings import scan as scan
@@ -31,6 +32,7 @@ from .patching.activation import activation_patching as activation_patching
 from .patching.attribution import attribution_patching as attribution_patching
 from .patching.joint import joint_patching as joint_patching
 from .patching.path import path_patching as path_patching
+from .neurons.view import view_neuron as view_neuron
 from .probing.lens import logit_lens as logit_lens
 from .probing.training import probe_model as probe_model
 from .results.direction import Direction as Direction
@@ -40,8 +42,11 @@ from .runs.capture import run_with_cache as run_with_cache
 from .runs.generation import generate as generate
 from .runs.hooks import intervene as intervene
 from .runs.next_tokens import ablate as ablate
+from .runs.next_tokens import top_tokens as top_tokens
+from .steering.candidates import mean_difference as mean_difference
 from .steering.runs import steer as steer
 from .tasks.own_prompts import pair as pair
+from .tasks.own_prompts import pairs as pairs
 from .tasks.registry import load_task as load_task
 
 __version__: str

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from interp.circuits.drawing import draw_circuit
 from interp.circuits.random_edges import (
     draw_connected,
     draw_matched,
@@ -20,6 +21,10 @@ from interp.core.errors import InterpError
 from interp.core.files import content_key
 from interp.core.records import Provenance, Record
 from interp.engine.edges.graph import INPUT, Graph
+from interp.plots.tables import Tabled
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 CircuitLevel = Literal["edge", "node"]
 
@@ -42,7 +47,7 @@ class Origin:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circuit(Record):
+class Circuit(Tabled, Record):
     """A subset of the edges of a graph.
 
     Attributes:
@@ -63,6 +68,8 @@ class Circuit(Record):
     method: str = ""
     provenance: Provenance | None = None
     origin: Origin | None = None
+
+    strongest_by = "score"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask", self.graph.check(np.asarray(self.mask)))
@@ -120,6 +127,22 @@ class Circuit(Record):
     def edges(self) -> list[str]:
         """Labels of its edges, sorted by reader, in causal order."""
         return self.graph.labels(self.mask)
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per edge, with its score; nan if the edges were not scored."""
+        from pandas import DataFrame
+
+        scores = np.full(self.n_edges, np.nan) if self.scores is None else self.scores[self.mask]
+        labels = [self.graph.label(int(w), int(r)) for w, r in np.argwhere(self.mask)]
+        return DataFrame({"edge": labels, "score": scores})
+
+    def plot(self) -> Any:
+        """A Plotly diagram of its strongest edges: layers upwards, heads across, MLPs at the right.
+
+        Width is the absolute score, red supports the behaviour. Edges without scores are equal.
+        """
+        scores = np.ones(self.graph.shape) if self.scores is None else self.scores
+        return draw_circuit(self.graph, self.mask, scores).figure
 
     @property
     def writers(self) -> np.ndarray:

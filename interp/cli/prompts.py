@@ -47,17 +47,18 @@ def _print_look(seen: Look, top: int) -> None:
     terminal.table(
         ["next token", "probability"], [[repr(t.text), f"{t.value:.3f}"] for t in following]
     )
-    first = [layer for layer in lens.layers if (lens.answer_rank[layer:, -1] == 1).all()]
+    answer, ranks = lens.words[0], lens.word_rank[0, :, -1, 0]
+    first = [layer for layer in lens.layers if (ranks[layer:] == 1).all()]
     terminal.say(
-        f"The logit lens at the last token puts {lens.answer!r} first from layer {first[0]} on."
+        f"The logit lens at the last token puts {answer!r} first from layer {first[0]} on."
         if first
-        else f"The logit lens at the last token does not end with {lens.answer!r} first."
+        else f"The logit lens at the last token does not end with {answer!r} first."
     )
     terminal.table(
-        ["layer", "likeliest", "probability", f"rank of {lens.answer!r}"],
+        ["layer", "likeliest", "probability", f"rank of {answer!r}"],
         [
-            [str(i), repr(text[-1]), f"{lens.probability[i, -1]:.3f}", str(lens.answer_rank[i, -1])]
-            for i, text in enumerate(lens.texts)
+            [str(i), best.label, f"{best.value:.3f}", str(int(ranks[i]))]
+            for i, best in ((layer, lens.top(layer)[0]) for layer in lens.layers)
         ],
     )
     terminal.say(

@@ -133,6 +133,10 @@ def _log_odds(readout: Readout, targets: Targets) -> Tensor:
     return inside - outside
 
 
+def _log_prob(readout: Readout, targets: Targets) -> Tensor:
+    return _probability(readout, targets.answers).log()
+
+
 def _kl(readout: Readout, targets: Targets) -> Tensor:
     assert targets.reference is not None
     wide = widened(readout.all())
@@ -156,6 +160,7 @@ METRICS = {
             needs_wrong=True,
         ),
         Metric(name="log_odds", unit="nats", function=_log_odds),
+        Metric(name="log_prob", unit="nats", function=_log_prob),
         Metric(name="kl", unit="nats", function=_kl, needs_reference=True),
     )
 }
@@ -164,6 +169,7 @@ METRICS = {
 logit_diff: mean logit of the answers minus mean logit of the wrong answers.
 prob_diff: summed probability of the answers minus that of the wrong answers.
 log_odds: log P(answers) - log(1 - P(answers)).
+log_prob: log P(answers), summed over the answers.
 kl: -KL(clean run || this run) at the last token; 0 on the clean run.
 """
 

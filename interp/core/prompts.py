@@ -175,6 +175,14 @@ class Task:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __repr__(self) -> str:
+        first = self.pairs[0]
+        other = "" if first.corrupted is None else f" / {first.corrupted!r:.50}"
+        return (
+            f"Task({self.name!r}, n={len(self)}, {self.metric.name}; {first.clean!r:.50}{other} -> "
+            f"{first.answers!r:.30})"
+        )
+
     @property
     def hash(self) -> str:
         """Hash of the name, the prompts, answers and positions, and the metric's name."""

@@ -60,6 +60,18 @@ class Norm:
             whole = whole - whole.mean(-1, keepdim=True)
         return part * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
+    def reader(self, whole: Tensor, direction: Tensor) -> Tensor:
+        """The vector r with part . r = share(part, whole) . direction, for every part of `whole`.
+
+        All are (..., d_model); r is float64.
+        """
+        whole, direction = whole.double(), direction.to(whole.device).double()
+        if self.centred:
+            whole = whole - whole.mean(-1, keepdim=True)
+        scale = torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.eps)
+        found = direction * self.weight.to(whole) * scale
+        return found - found.mean(-1, keepdim=True) if self.centred else found
+
 
 def normed(norm: Norm | None, x: Tensor) -> Tensor:
     """The norm's output, or `x` itself if the model does not have this norm."""
@@ -138,6 +150,24 @@ class Block:
     mlp: Mlp
     ln2_post: Norm | None = None
     parallel: bool = False
+
+    def head_reader(self, z: Tensor, direction: Tensor) -> Tensor:
+        """(token, d_model) reads a head's output along a direction of the stream, in float64.
+
+        A norm behind attention is linearised at its own input, from z (token, head, d_head).
+        """
+        if self.ln1_post is None:
+            return direction.double()
+        whole = self.attn.o(z.to(self.attn.o.weight).flatten(1))
+        return self.ln1_post.reader(whole.to(direction.device), direction)
+
+    def head_values(self, z: Tensor, direction: Tensor) -> Tensor:
+        """(token, head) what each head adds to the stream along a direction (token, d_model).
+
+        In float64. The sum over heads, with the biases behind them, is attn_out . direction.
+        """
+        written = self.attn.head_outputs(z).to(direction.device).double()
+        return torch.einsum("htd,td->th", written, self.head_reader(z, direction))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from interp.engine.architecture import normed
 from interp.engine.forward import Runner, attention_pattern
+from interp.engine.stopping import stop_if_asked
 
 SiteChange = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(site value (rows, tokens, ...), row numbers (rows,), positions (rows, tokens)) -> new value."""
@@ -94,6 +95,7 @@ class Stream:
         x = x.flatten(0, 1)
         for number, block in enumerate(self.runner.decoder.blocks[self.first :]):
             layer = self.first + number
+            stop_if_asked()
 
             def changed(site: str, value: Tensor, layer: int = layer) -> Tensor:
                 change = changes.get((layer, site))

@@ -19,6 +19,7 @@ from interp.core.prompts import Task
 from interp.core.statistics import Estimate, mean_estimate, ratio_of_means, standard_error
 from interp.models.batches import Batch
 from interp.models.language_model import Hook, LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.scores import Ranked
 from interp.runs.stored_runs import StoredRuns
 
@@ -26,7 +27,7 @@ Reduce = Literal["sum", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionTo:
+class AttentionTo(Tabled):
     """How much each head attends from a query to some keys, on every sample.
 
     Attributes:

@@ -21,7 +21,7 @@ from interp.heads.switching import Sides, both_sides, head_scores
 from interp.models.language_model import LanguageModel
 from interp.results.direction import Direction
 from interp.results.scores import Scores
-from interp.runs.capture import Activations, run_with_cache
+from interp.runs.capture import run_with_cache
 
 ATTRIBUTION, PROJECTION = "direct attribution", "direction projection"
 
@@ -68,9 +68,9 @@ def direction_projection(model: LanguageModel, task: Task, direction: Direction)
 
 @dataclass(frozen=True, kw_only=True)
 class HeadReading:
-    """A linear function of parts (n, heads, d) of residuals (n, d), and its layers."""
+    """What is read of heads: of a stream (n, d), the vectors (n, d) that read its parts."""
 
-    read: Callable[[Tensor, Tensor], Tensor]
+    along: Callable[[Tensor], Tensor]
     layers: range
     method: str
     metric: tuple[str, str]
@@ -81,16 +81,14 @@ def logit_reading(model: LanguageModel, task: Task, sides: Sides) -> HeadReading
     decoder = model.require_decoder("direct logit attribution")
     if bool((sides.targets.wrong < 0).all(1).any()):
         raise InterpError(f"attribution on {task.name}", "no wrong tokens", "give some to each")
-    rows = _mean_rows(decoder.unembed, sides.targets.answers)
-    rows = rows - _mean_rows(decoder.unembed, sides.targets.wrong)
-    norm = decoder.ln_final
-
-    def read(part: Tensor, whole: Tensor) -> Tensor:
-        share = norm.share(part.to(norm.weight), whole[:, None].to(norm.weight))
-        return torch.einsum("nhd,nd->nh", share.cpu().double(), rows)
-
-    metric = ("logit_diff", "logits")
-    return HeadReading(read=read, layers=range(model.n_layers), method=ATTRIBUTION, metric=metric)
+    rows = mean_rows(decoder.unembed, sides.targets.answers)
+    rows = rows - mean_rows(decoder.unembed, sides.targets.wrong)
+    return HeadReading(
+        along=lambda whole: decoder.ln_final.reader(whole, rows),
+        layers=range(model.n_layers),
+        method=ATTRIBUTION,
+        metric=("logit_diff", "logits"),
+    )
 
 
 def direction_reading(model: LanguageModel, direction: Direction) -> HeadReading:
@@ -103,7 +101,7 @@ def direction_reading(model: LanguageModel, direction: Direction) -> HeadReading
         raise InterpError(f"heads along {direction}", "no head precedes it", "take a later layer")
     unit = direction.unit
     return HeadReading(
-        read=lambda part, whole: part.cpu().double() @ unit,
+        along=unit.expand_as,
         layers=range(last + 1),
         method=PROJECTION,
         metric=(f"projection on {direction}", ""),
@@ -114,15 +112,18 @@ def head_contrast(
     model: LanguageModel, sides: Sides, reading: HeadReading
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """(n, layer, head) clean - corrupted, and the (n,) readings of the whole stream on both."""
+    blocks = model.require_decoder("what heads write").blocks
     effects, ends = [], []
     for prompts in (sides.clean, sides.corrupted):
         seen = run_with_cache(
             model, prompts, sites=["z", "resid_post"], layers=reading.layers, positions="last"
         )
         whole = seen[reading.layers[-1], "resid_post"]
-        each = [reading.read(_head_writes(model, seen, k), whole) for k in reading.layers]
+        along = reading.along(whole)
+        with torch.no_grad():
+            each = [blocks[k].head_values(seen[k, "z"], along) for k in reading.layers]
         effects.append(torch.stack(each, 1).numpy())
-        ends.append(reading.read(whole[:, None], whole)[:, 0].numpy())
+        ends.append((whole.double() * along).sum(-1).numpy())
     return effects[0] - effects[1], (ends[0], ends[1])
 
 
@@ -141,18 +142,7 @@ def _scores(model: LanguageModel, task: Task, sides: Sides, reading: HeadReading
     )
 
 
-def _head_writes(model: LanguageModel, seen: Activations, layer: int) -> Tensor:
-    """(n, heads, d_model) what each head adds to the residual stream."""
-    block = model.require_decoder("what heads write").blocks[layer]
-    attn = block.attn
-    raw = attn.head_outputs(seen[layer, "z"]).transpose(0, 1)
-    if block.ln1_post is None:
-        return raw
-    whole = raw.sum(1, keepdim=True)
-    return block.ln1_post.share(raw, whole if attn.o.bias is None else whole + attn.o.bias)
-
-
-def _mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:
+def mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:
     """(n, d) float64 mean unembedding of each row's tokens, -1 left out."""
     real = (tokens >= 0)[..., None]
     taken = unembed[tokens.clamp(min=0).to(unembed.device)].detach().cpu().double()

@@ -14,13 +14,14 @@ from interp.core.prompts import Task
 from interp.heads.direct_attribution import direction_reading, head_contrast, logit_reading
 from interp.heads.switching import SwitchOff, both_sides
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.direction import Direction
 from interp.runs.hooks import intervene
 from interp.runs.kinds import random_like
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cascade:
+class Cascade(Tabled):
     """How much the contributions of downstream heads depend on the gate heads.
 
     Attributes:

@@ -20,14 +20,16 @@ from interp.core.run_options import Progress
 from interp.engine.forward import Baseline, Runner
 from interp.engine.readout import LogitsOf
 from interp.engine.restart import baseline, final_hidden
+from interp.engine.stopping import StopCheck, stoppable
 from interp.heads.switching import SwitchOff, both_sides, changed_runs, head_scores
 from interp.models.language_model import HOOKED, LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.scores import Scores
 from interp.runs.change import Change, Edit, ValueTable
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadScan:
+class HeadScan(Tabled):
     """Every head switched off, one at a time.
 
     Attributes:
@@ -60,6 +62,7 @@ def scan_heads(
     layers: Sequence[int] | None = None,
     by: Literal["head", "kv_head"] = "head",
     progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> HeadScan:
     """Every head switched off at all tokens, and what that does to the next token.
 
@@ -72,6 +75,7 @@ def scan_heads(
         layers: the layers; all by default.
         by: "kv_head" switches off the heads that share a key/value head together.
         progress: called with (prompts done, prompts in total).
+        cancelled: asked in every layer; the scan stops when it returns True.
 
     Raises:
         InterpError: no fast engine, inside `intervene`, or sides that do not differ.
@@ -92,7 +96,7 @@ def scan_heads(
     ]
     kls, metrics = np.zeros((2, len(task), len(units))), np.zeros((len(task), len(units)))
     ends = np.zeros((2, len(task)))
-    with torch.no_grad():
+    with torch.no_grad(), stoppable(cancelled):
         for i in range(len(task)):
             targets = sides.targets.select(torch.tensor([i]))
             for side, prompts in enumerate((sides.clean, sides.corrupted)):

@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from interp.core.components import within
+from interp.core.arguments import reads_arguments, texts_of
+from interp.core.components import Component, within
+from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.engine.architecture import Decoder
+from interp.heads.direct_attribution import mean_rows
 from interp.models.language_model import LanguageModel
-from interp.runs.capture import run_with_cache
+from interp.plots.tables import Tabled
+from interp.runs.capture import Activations, run_with_cache
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadView:
+class HeadView(Tabled):
     """A head on one prompt.
 
-    pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed: (token, logits) of the
-    tokens whose logits the head raises and lowers most at the last token. direct: its direct logit
-    attribution, what it adds to the mean logit of the answers minus that of the wrong answers.
+    component: the head. pattern: (query_pos, key_pos). tokens: the prompt. promoted, suppressed:
+    (token, logits) of the tokens whose logits the head raises and lowers most at the last token.
+    direct: its direct logit attribution, what it adds to the mean logit of the answers minus that
+    of the wrong answers; None without wrong answers.
     """
 
+    component: Component
     pattern: torch.Tensor
     tokens: tuple[str, ...]
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
     direct: float | None
 
+    def __repr__(self) -> str:
+        key = int(self.pattern[-1].argmax())
+        direct = "" if self.direct is None else f", adds {self.direct:+.3f} logits to the answer"
+        writes = " ".join(repr(token) for token, _ in self.promoted[:3])
+        return (
+            f"HeadView({self.component}: the last of {len(self.tokens)} tokens attends most to "
+            f"{self.tokens[key]!r} at {key} ({self.pattern[-1, key]:.2f}); writes {writes}{direct})"
+        )
 
+    def to_dataframe(self) -> DataFrame:
+        """One row per token of the two lists, with the logits that the head adds to it."""
+        from pandas import DataFrame
+
+        written = [*self.promoted, *reversed(self.suppressed)]
+        return DataFrame(written, columns=["token", "logits"])
+
+    def plot(self) -> Any:
+        """A Plotly heat map of its attention: queries downwards, keys across."""
+        from interp.plots.components import attention_map
+
+        return attention_map(
+            self.pattern.numpy(), self.tokens, title=f"attention of {self.component}"
+        )
+
+
+@reads_arguments
 def view_head(
     model: LanguageModel,
-    task: Task,
+    prompts: Task | Prompt,
     layer: int | str,
     head: int | None = None,
     *,
     prompt: int = 0,
     k: int = 10,
 ) -> HeadView:
-    """A head's attention on a clean prompt of a task, and its output read as tokens.
+    """A head's attention on one prompt, and its output read as tokens.
 
         logits(v) = W_U (v * weight_final / scale(resid_final)),   v = z W_O of this head
 
     at the last token, with the final norm's scale of the run itself, so that the contributions of
-    all components add up to the logits. If a post-norm follows attention (Gemma-2, OLMo-2), a
-    head's output is not a term of the stream, and the token lists are empty.
+    all components add up to the logits. A norm behind attention (Gemma-2, OLMo-2) is applied to v
+    in the same way, at its own scale in this run.
 
     The head is given by its layer and number, or by its label, as in `view_head(model, task,
-    "L23H3")`.
+    "L23H3")`. `prompts` is a text, or a task, whose clean prompt number `prompt` is run. Without
+    known weights there are no token lists.
 
     Raises:
         InterpError: no such layer, head or prompt.
@@ -56,32 +93,59 @@ def view_head(
         layer, head = part.layer, part.index
     (layer,) = within([layer], model.n_layers, "layer", model.name)  # type: ignore[list-item]
     (head,) = within([head], model.n_heads, "head", model.name)  # type: ignore[list-item]
-    (prompt,) = within([prompt], len(task), "prompt", task.name)
-    text, last = task.pairs[prompt].clean, model.n_layers - 1
-    sites = ["pattern", "z", "resid_post"]
-    seen = run_with_cache(model, [text], sites=sites, layers=[layer, last])
+    texts = texts_of(prompts)
+    name = prompts.name if isinstance(prompts, Task) else "the prompts given"
+    (prompt,) = within([prompt], len(texts), "prompt", name)
+    last = model.n_layers - 1
+    seen = run_with_cache(
+        model, texts[prompt], sites=["pattern", "z", "resid_post"], layers=[layer, last]
+    )
     promoted: list[tuple[str, float]] = []
     suppressed: list[tuple[str, float]] = []
     direct = None
-    decoder = model.decoder
-    if decoder is not None and decoder.blocks[layer].ln1_post is None:
-        weight = decoder.blocks[layer].attn.W_O[head]
-        written = seen[layer, "z"][0, -1, head].to(weight) @ weight
-        whole = seen[last, "resid_post"][0, -1].to(weight)
-        logits = decoder.unembed @ decoder.ln_final.share(written, whole)
+    if (decoder := model.decoder) is not None:
+        logits = _logits(decoder, seen, layer, head)
         for sign, found in ((1, promoted), (-1, suppressed)):
             top = (sign * logits).topk(min(k, len(logits)))
             names = model.strings(top.indices.tolist())
             values = logits[top.indices].tolist()
             found += list(zip(names, values, strict=True))
-        targets = task.encode(model).targets
-        right, wrong = (t[prompt][t[prompt] >= 0] for t in (targets.answers, targets.wrong))
-        if len(wrong):
-            direct = float(logits[right].mean() - logits[wrong].mean())
+        if isinstance(prompts, Task):
+            direct = _direct(model, decoder, prompts, seen, layer, head, prompt)
     return HeadView(
+        component=Component(layer, "z", head),
         pattern=seen[layer, "pattern"][0, :, head].float(),
-        tokens=model.tokenize(text).strings,
+        tokens=seen.tokens[0],
         promoted=promoted,
         suppressed=suppressed,
         direct=direct,
     )
+
+
+def _logits(decoder: Decoder, seen: Activations, layer: int, head: int) -> torch.Tensor:
+    """(d_vocab,) what the head adds to every logit at the last token."""
+    block, z = decoder.blocks[layer], seen[layer, "z"][:, -1]
+    share = block.attn.head_outputs(z)[head, 0]
+    whole = seen[len(decoder.blocks) - 1, "resid_post"][0, -1].to(share)
+    if block.ln1_post is not None:
+        share = block.ln1_post.share(share, block.attn.o(z.to(share).flatten(1))[0])
+    return decoder.unembed @ decoder.ln_final.share(share, whole)
+
+
+def _direct(
+    model: LanguageModel,
+    decoder: Decoder,
+    task: Task,
+    seen: Activations,
+    layer: int,
+    head: int,
+    prompt: int,
+) -> float | None:
+    """The head's direct logit attribution; None without wrong answers."""
+    targets = task.encode(model).targets.select(torch.tensor([prompt]))
+    if bool((targets.wrong < 0).all()):
+        return None
+    right, wrong = (mean_rows(decoder.unembed, some) for some in (targets.answers, targets.wrong))
+    whole = seen[len(decoder.blocks) - 1, "resid_post"][:, -1]
+    along = decoder.ln_final.reader(whole, right - wrong)
+    return float(decoder.blocks[layer].head_values(seen[layer, "z"][:, -1], along)[0, head])

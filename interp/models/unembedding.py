@@ -15,6 +15,7 @@ from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Rows
 
 BLOCK = 2**23
 """Number of logits in memory at once."""
@@ -29,6 +30,19 @@ class Token(NamedTuple):
     text: str
     value: float
 
+    @property
+    def label(self) -> str:
+        """The text in quotes."""
+        return repr(self.text)
+
+
+def likeliest(model: LanguageModel, logits: Tensor, k: int) -> Rows[Token]:
+    """The k likeliest tokens of logits (d_vocab,), with their probabilities."""
+    top = widened(logits).softmax(-1).topk(min(k, len(logits)))
+    ids = top.indices.tolist()
+    found = zip(ids, model.strings(ids), top.values.tolist(), strict=True)
+    return Rows([Token(*each) for each in found], "probability")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unembedded:
@@ -36,6 +50,12 @@ class Unembedded:
 
     promoted: tuple[Token, ...]
     suppressed: tuple[Token, ...]
+
+    def __str__(self) -> str:
+        raises, lowers = (
+            " ".join(token.label for token in some[:5]) for some in (self.promoted, self.suppressed)
+        )
+        return f"raises {raises}; lowers {lowers}"
 
 
 @torch.no_grad()

@@ -6,5 +6,6 @@ from .glu import opposed_neurons as opposed_neurons
 from .glu import rank_glu as rank_glu
 from .search import search_neurons as search_neurons
 from .silencing import activation_delta as activation_delta
+from .view import view_neuron as view_neuron
 from .weights import neuron_tokens as neuron_tokens
 from .firing import neuron_firing as neuron_firing

@@ -20,6 +20,7 @@ from interp.core.prompts import Task
 from interp.core.statistics import ratio, standard_error
 from interp.engine.architecture import Decoder, Function, Linear, Norm
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
 
@@ -49,7 +50,7 @@ class HeadWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadGluScores:
+class HeadGluScores(Tabled):
     """The scores of J heads for K neurons; see `head_glu_scores` for the modes.
 
     Attributes:

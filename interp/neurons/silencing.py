@@ -18,6 +18,7 @@ from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, mean_estimate, ratio, standard_error
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change
 from interp.runs.changed_runs import ChangedRuns
@@ -29,7 +30,7 @@ HeadAblation = Literal["zero", "mean", "resample"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationDelta:
+class ActivationDelta(Tabled):
     """Activations of K neurons before and after an ablation, at one position of each prompt.
 
     Attributes:

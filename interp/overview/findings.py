@@ -25,6 +25,7 @@ from interp.overview.logit_parts import LogitParts, chosen_tokens, likeliest, lo
 from interp.overview.single_run import run_once
 from interp.patching.attribution import attribution_patching
 from interp.patching.joint import set_effects
+from interp.plots.tables import Tabled
 from interp.results.provenance import provenance
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class ScanEffect:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scan:
+class Scan(Tabled):
     """Ranked findings on one prompt, or one pair of prompts: n = 1, so they have no interval.
 
     Attributes:
@@ -146,9 +147,6 @@ class Scan:
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)
-
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(index=False, float_format="%+.3f")
 
     def to_dataframe(self) -> DataFrame:
         """One row per finding: exact effect, estimate, direct attribution, rank among random."""

@@ -21,7 +21,8 @@ from interp.core.statistics import widened
 from interp.engine.architecture import Block
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, strongest_tokens
-from interp.overview.single_run import SingleRun, reader, run_once
+from interp.overview.single_run import SingleRun, run_once
+from interp.plots.tables import Rows, Tabled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,7 +45,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LogitParts:
+class LogitParts(Tabled):
     """What every part adds to one logit difference of one prompt, in logits; the parts add up.
 
     Attributes:
@@ -124,11 +125,8 @@ class LogitParts:
             f"parts add up to {self.total:+.3f}; {strongest})"
         )
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().head(12).to_html(index=False, float_format="%+.3f")
-
     @reads_arguments
-    def top(self, k: int = 10, *, kind: str | None = None) -> list[Part]:
+    def top(self, k: int = 10, *, kind: str | None = None) -> Rows[Part]:
         """The k parts with the largest absolute value; of one kind of `PART_KINDS`, if given.
 
         Raises:
@@ -138,17 +136,11 @@ class LogitParts:
             raise unknown("kind of part", kind, PART_KINDS)
         k = checked(Count, k, "the strongest parts")
         some = [part for part in self.parts if kind in (None, part.kind)]
-        return sorted(some, key=lambda part: -abs(part.value))[:k]
+        return Rows(sorted(some, key=lambda part: -abs(part.value))[:k], "logits")
 
     def to_dataframe(self) -> DataFrame:
         """One row per part, strongest first."""
-        from pandas import DataFrame
-
-        rows = [
-            {"part": p.label, "kind": p.kind, "layer": p.layer, "logits": p.value}
-            for p in self.top(len(self.parts))
-        ]
-        return DataFrame(rows)
+        return self.top(len(self.parts)).to_dataframe()
 
     def by_source(self, layer: int, head: int) -> np.ndarray:
         """(key,) a head's value, divided among the tokens that it reads; they add up to it.
@@ -166,8 +158,9 @@ class LogitParts:
             weights = run.pattern(layer)[head, self.position].double()
             v = run.sites[layer, "v"][:, head // (attn.n_heads // attn.n_kv_heads)].double()
             final = _final_reader(run, self.position, self._tokens)
-            read = attn.W_O[head].double() @ _head_reader(run, layer, self.position, final)
-        return (weights * (v @ read)).cpu().numpy()
+            z = run.sites[layer, "z"][self.position][None]
+            (read,) = run.decoder.blocks[layer].head_reader(z, final[None])
+        return (weights * (v @ (attn.W_O[head].double() @ read))).cpu().numpy()
 
     def writes(self, layer: int, head: int, *, k: int = 10) -> Unembedded:
         """The k tokens whose logits a head raises most, and lowers most, at the token read.
@@ -203,7 +196,8 @@ class LogitParts:
         with torch.no_grad():
             post = run.sites[layer, "post"][self.position].double()
             raw = block.mlp.down(run.sites[layer, "post"][self.position][None])[0]
-            read = reader(block.ln2_post, raw, _final_reader(run, self.position, self._tokens))
+            read = _final_reader(run, self.position, self._tokens)
+            read = read if block.ln2_post is None else block.ln2_post.reader(raw, read)
             return post * (block.mlp.down.weight.double() @ read)
 
     def plot(self, *, limit: float | None = None) -> Any:
@@ -284,8 +278,7 @@ def logit_parts(
         read = _final_reader(run, place, tokens)
         heads, biases, mlps, changes = [], [], [], []
         for layer, block in enumerate(decoder.blocks):
-            outputs = block.attn.head_outputs(run.sites[layer, "z"][place][None])[:, 0]
-            heads.append(outputs.double() @ _head_reader(run, layer, place, read))
+            heads.append(block.head_values(run.sites[layer, "z"][place][None], read[None])[0])
             written = run.sites[layer, "attn_out"][place].double() @ read
             # Without a bias or a change, what is left is the rounding error of the sum over heads.
             rest = written - heads[-1].sum()
@@ -362,11 +355,4 @@ def _direction(run: SingleRun, tokens: list[int]) -> Tensor:
 
 def _final_reader(run: SingleRun, place: int, tokens: list[int]) -> Tensor:
     """(d_model,) reads what a summand of the final stream adds to the logit difference."""
-    return reader(run.decoder.ln_final, run.final(place), _direction(run, tokens))
-
-
-def _head_reader(run: SingleRun, layer: int, place: int, final: Tensor) -> Tensor:
-    """(d_model,) reads what the output of a head adds, through a norm behind attention."""
-    block = run.decoder.blocks[layer]
-    raw = block.attn.o(run.sites[layer, "z"][place].flatten()[None])[0]
-    return reader(block.ln1_post, raw, final)
+    return run.decoder.ln_final.reader(run.final(place), _direction(run, tokens))

@@ -15,13 +15,14 @@ from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.schema import Count, checked
-from interp.core.statistics import widened
 from interp.engine.architecture import normed
 from interp.models.language_model import LanguageModel
-from interp.models.unembedding import BLOCK, Token, Unembedded, unembed
+from interp.models.unembedding import Token, Unembedded, likeliest, unembed
 from interp.neurons.firing import NeuronFiring, neuron_firing
 from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
 from interp.overview.single_run import SingleRun, run_once
+from interp.plots.tables import Rows, Tabled
+from interp.probing.lens import Lens, lens_of_tokens
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -61,6 +62,11 @@ class WritingNeuron:
     writes: Unembedded
 
     @property
+    def label(self) -> str:
+        """Its label, such as L24N1005."""
+        return str(self.component)
+
+    @property
     def here(self) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
         """The tokens it raises and lowers most at this activation, whose sign counts."""
         raises, lowers = self.writes.promoted, self.writes.suppressed
@@ -68,75 +74,7 @@ class WritingNeuron:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LensTable:
-    """The logit lens on one prompt: the likeliest token at every layer and position.
-
-    Attributes:
-        layers, positions: what was read.
-        tokens: (layer, position) ids of the likeliest token.
-        texts: (layer, position) their texts.
-        probability: (layer, position) their probabilities.
-        prompt: the text of every token read.
-        answer: the text of the watched token.
-        answer_probability, answer_rank: (layer, position) of the watched token; rank 1 is first.
-    """
-
-    layers: tuple[int, ...]
-    positions: tuple[int, ...]
-    tokens: np.ndarray
-    texts: tuple[tuple[str, ...], ...]
-    probability: np.ndarray
-    prompt: tuple[str, ...]
-    answer: str
-    answer_probability: np.ndarray
-    answer_rank: np.ndarray
-
-    def to_dataframe(self) -> DataFrame:
-        """One row per layer and position."""
-        from pandas import DataFrame
-
-        rows = [
-            {
-                "layer": layer,
-                "position": position,
-                "token": self.prompt[column],
-                "likeliest": self.texts[row][column],
-                "probability": self.probability[row, column],
-                f"probability of {self.answer!r}": self.answer_probability[row, column],
-                f"rank of {self.answer!r}": self.answer_rank[row, column],
-            }
-            for row, layer in enumerate(self.layers)
-            for column, position in enumerate(self.positions)
-        ]
-        return DataFrame(rows)
-
-    def __repr__(self) -> str:
-        return (
-            f"LensTable({len(self.layers)} layers x {len(self.positions)} tokens; "
-            f"last: {self.texts[-1][-1]!r} {self.probability[-1, -1]:.3f})"
-        )
-
-    def _repr_html_(self) -> str:
-        from pandas import DataFrame
-
-        columns = [f"{p} {text}" for p, text in zip(self.positions, self.prompt, strict=True)]
-        return DataFrame([*self.texts][::-1], index=self.layers[::-1], columns=columns).to_html()
-
-    def plot(self) -> Any:
-        """Layers upwards, tokens across; the likeliest token, coloured by its probability."""
-        from interp.plots.style import visible
-        from interp.plots.tokens import token_table
-
-        return token_table(
-            self.probability,
-            texts=self.texts,
-            x=[f"{p} {visible(text)}" for p, text in zip(self.positions, self.prompt, strict=True)],
-            y=[str(layer) for layer in self.layers],
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Look:
+class Look(Tabled):
     """Readings of one run of one prompt; each is computed when it is asked for.
 
     Attributes:
@@ -158,23 +96,18 @@ class Look:
         shown = ", ".join(f"{token.text!r} {token.value:.2f}" for token in self.next_tokens(3))
         return f"Look({self.run.model.name}, {self.run.n_tokens} tokens; next: {shown})"
 
-    def _repr_html_(self) -> str:
-        from pandas import DataFrame
-
-        rows = [{"next token": t.text, "probability": t.value} for t in self.next_tokens()]
-        return DataFrame(rows).to_html(index=False, float_format="%.3f")
+    def to_dataframe(self) -> DataFrame:
+        """The likeliest next tokens, one row each."""
+        return self.next_tokens().to_dataframe()
 
     @reads_arguments
-    def next_tokens(self, k: int = 10, *, position: int = -1) -> list[Token]:
+    def next_tokens(self, k: int = 10, *, position: int = -1) -> Rows[Token]:
         """The k likeliest next tokens after a token of the prompt, with their probabilities."""
         run, place = self.run, self.run.place(position)
         k = checked(Count, k, "the likeliest next tokens")
         with torch.no_grad():
             hidden = run.decoder.ln_final(run.final(place)[None])
-            top = widened(run.decoder.logits(hidden))[0].softmax(-1).topk(min(k, run.model.d_vocab))
-        ids = top.indices.tolist()
-        texts = run.model.strings(ids)
-        return [Token(*each) for each in zip(ids, texts, top.values.tolist(), strict=True)]
+            return likeliest(run.model, run.decoder.logits(hidden)[0], k)
 
     @reads_arguments
     def attribution(self, *, position: int = -1) -> LogitParts:
@@ -182,39 +115,13 @@ class Look:
         return logit_parts(self.run, self.answer, self.wrong, position=position)
 
     @cached_property
-    def lens(self) -> LensTable:
+    def lens(self) -> Lens:
         """The logit lens at every layer (resid_post) and token; watches the answer."""
-        run, n = self.run, self.run.n_tokens
-        answer = self.attribution().answer
-        columns = [self._read_lens(layer, answer) for layer in range(run.model.n_layers)]
-        ids, probability, watched, rank = (torch.stack(part) for part in zip(*columns, strict=True))
-        names = dict(zip(shown := ids.unique().tolist(), run.model.strings(shown), strict=True))
-        return LensTable(
-            layers=tuple(range(run.model.n_layers)),
-            positions=tuple(range(n)),
-            tokens=ids.numpy(),
-            texts=tuple(tuple(names[i] for i in row) for row in ids.tolist()),
-            probability=probability.numpy(),
-            prompt=self.tokens,
-            answer=run.model.strings([answer])[0],
-            answer_probability=watched.numpy(),
-            answer_rank=rank.numpy(),
-        )
-
-    def _read_lens(self, layer: int, answer: int) -> tuple[torch.Tensor, ...]:
-        """Per token: the likeliest token and its probability, the answer's probability and rank."""
-        decoder = self.run.decoder
-        found = []
-        with torch.no_grad():
-            stream = self.run.after(layer)
-            for rows in stream.split(max(1, BLOCK // decoder.d_vocab)):
-                logits = widened(decoder.logits(decoder.ln_final(rows)))
-                top = logits.max(-1)
-                total = logits.logsumexp(-1)
-                own = logits[:, answer]
-                rank = 1 + (logits > own[:, None]).sum(-1)
-                found.append((top.indices, (top.values - total).exp(), (own - total).exp(), rank))
-        return tuple(torch.cat(part).cpu() for part in zip(*found, strict=True))
+        run, answer = self.run, self.attribution().answer
+        layers = tuple(range(run.model.n_layers))
+        (text,) = run.model.strings([answer])
+        states = (run.after(layer) for layer in layers)
+        return lens_of_tokens(run.model, run.prompt, states, layers=layers, words={text: answer})
 
     @reads_arguments
     def pattern(self, layer: int, head: int) -> np.ndarray:
@@ -310,7 +217,7 @@ class Look:
         words: int = 5,
         by: str = "attribution",
         foil: Look | None = None,
-    ) -> list[WritingNeuron]:
+    ) -> Rows[WritingNeuron]:
         """The k neurons with the largest score, either way, and what they write.
 
         The score of neuron i, with output weights v_i (times the weight of a norm behind the MLP),
@@ -338,7 +245,7 @@ class Look:
         weights = torch.stack([self._output(layer)[index] for layer, index in found])
         written = unembed(model, weights, k=words, norm=True)
         sizes = scores.abs().cpu().numpy()
-        return [
+        rows = [
             WritingNeuron(
                 component=Component(layer, "post", index),
                 activation=float(self.run.sites[layer, "post"][parts.position, index]),
@@ -349,6 +256,7 @@ class Look:
             )
             for (layer, index), tokens in zip(found, written, strict=True)
         ]
+        return Rows(rows, "logits")
 
     def firing(self, neuron: str) -> NeuronFiring:
         """Where one neuron, such as "L25N100", fires on this prompt: see `neuron_firing`.
@@ -426,10 +334,10 @@ class Look:
                 for neuron in self.neurons()
             ],
             "lens": {
-                "likeliest": [list(row) for row in lens.texts],
-                "probability": lens.probability.tolist(),
-                "answer": lens.answer,
-                "answer_rank": lens.answer_rank.tolist(),
+                "likeliest": lens.texts,
+                "probability": lens.top_mean[0, :, :, 0].tolist(),
+                "answer": lens.words[0],
+                "answer_rank": lens.word_rank[0, :, :, 0].tolist(),
             },
             "norms": self.norms.tolist(),
         }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt, TokenizedPrompt
-from interp.engine.architecture import Decoder, Norm
+from interp.engine.architecture import Decoder
 from interp.engine.forward import Runner, attention_pattern
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.restart import baseline
@@ -121,17 +121,3 @@ def _changed(model: LanguageModel, prompt: TokenizedPrompt) -> Mapping[Address, 
         found[layer, "pattern"] = found[layer, "pattern"].transpose(0, 1)
     found[model.n_layers, "resid_pre"] = found[model.n_layers - 1, "resid_post"]
     return found
-
-
-def reader(norm: Norm | None, whole: Tensor, direction: Tensor) -> Tensor:
-    """The vector r with part . r = share(part, whole) . direction, for every summand of `whole`.
-
-    It linearises a norm at the run's own stream, in float64. See `Norm.share`.
-    """
-    direction, whole = direction.double(), whole.double()
-    if norm is None:
-        return direction
-    if norm.centred:
-        whole = whole - whole.mean()
-    found = direction * norm.weight.double() * torch.rsqrt(whole.pow(2).mean() + norm.eps)
-    return found - found.mean() if norm.centred else found

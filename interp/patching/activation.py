@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Literal, Unpack
 
 import torch
@@ -128,7 +128,7 @@ def _patch(model: LanguageModel, task: Task, sweep: PatchSweep, options: RunOpti
         model.refuse_changed("a patching sweep", HOOKED)
     key = sweep_key(model, task, sweep, engine=options.engine) if options.cache else None
     if (found := stored(key)) is not None:
-        return found
+        return replace(found, extra={**found.extra, **sweep.facts(model)})
     with chunks_of(key) as chunks:
         begun, from_start = time.perf_counter(), not chunks.some
         if not fast:
@@ -238,7 +238,7 @@ def _scores(
         extra={
             "engine": "fast" if fast else "hooks",
             "source": spec.source,
-            **sweep.runs.pairing,
+            **sweep.facts(model),
         },
     )
 

@@ -221,7 +221,7 @@ def _scores(
         positions=sweep.positions,
         provenance=provenance(model, task, _call(work)),
         unit=spec.unit,
-        extra={"source": spec.source, "passes": passes, **sweep.runs.pairing},
+        extra={"source": spec.source, "passes": passes, **sweep.facts(model)},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,11 @@ class PatchSweep:
     def n_cells(self) -> int:
         """Number of cells of the result."""
         return int(np.prod([len(self.coordinates[axis]) for axis in self.axes]))
+
+    def facts(self, model: LanguageModel) -> dict[str, Any]:
+        """Facts for the result: the tokens at each position, and whether the prompts are pairs."""
+        each = "position" in self.axes and self.positions == "each token"
+        return self.runs.pairing | ({"tokens": self.runs.texts(model)} if each else {})
 
     @property
     def lengths(self) -> np.ndarray:

@@ -140,29 +140,34 @@ def token_bars(
     promoted: Sequence[tuple[str, float]], suppressed: Sequence[tuple[str, float]]
 ) -> Any:
     """Tokens whose logits a component raises (red) and lowers (blue), in logits."""
+    named = [(visible(token), value) for token, value in [*promoted, *reversed(suppressed)]]
+    return bars(named, x_title="added to the logit (logits)")
+
+
+def bars(values: Sequence[tuple[str, float]], *, x_title: str) -> Any:
+    """Named values as bars, the first on top: above zero red, below it blue."""
     import plotly.graph_objects as go
 
-    bars = [*promoted, *reversed(suppressed)]
-    tokens = [visible(token) for token, _ in bars]
+    names = [name for name, _ in values]
     figure = go.Figure(
         go.Bar(
-            x=[value for _, value in bars],
-            y=list(range(len(bars))),
+            x=[value for _, value in values],
+            y=list(range(len(values))),
             orientation="h",
-            marker={"color": [RAISES if value > 0 else LOWERS for _, value in bars]},
-            text=[f"{value:+.2f}" for _, value in bars],
+            marker={"color": [RAISES if value > 0 else LOWERS for _, value in values]},
+            text=[f"{value:+.2f}" for _, value in values],
             textposition="auto",
-            customdata=[[escaped(token)] for token in tokens],
-            hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f} logits<extra></extra>",
+            customdata=[[escaped(name)] for name in names],
+            hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f}<extra></extra>",
         )
     )
     return lay_out(
         figure,
-        height=21 * len(bars) + 90,
+        height=21 * len(values) + 90,
         margin={"l": 110, "r": 20, "t": 36, "b": 54, "pad": 0},
         bargap=0.25,
-        xaxis=axis("added to the logit", zeroline=True),
-        yaxis=named_axis(tokens, autorange="reversed"),
+        xaxis=axis(x_title, zeroline=True),
+        yaxis=named_axis(names, autorange="reversed"),
     )
 
 

@@ -24,6 +24,7 @@ from interp.engine.stopping import stoppable
 from interp.models.families import read_architecture
 from interp.models.language_model import LanguageModel
 from interp.models.loading import unwrapped, wrap
+from interp.plots.tables import Tabled
 from interp.runs.capture import run_with_cache
 from interp.runs.stored_runs import StoredRuns
 
@@ -36,7 +37,7 @@ _ALIKE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightComparison:
+class WeightComparison(Tabled):
     """The result of `compare_weights`: one row per component and part. Arrays are (rows,).
 
     Attributes:
@@ -187,7 +188,7 @@ def compare_weights(
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationComparison:
+class ActivationComparison(Tabled):
     """The result of `compare_activations`.
 
     Attributes:

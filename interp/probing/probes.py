@@ -17,6 +17,7 @@ from interp.core.records import Record
 from interp.core.run_options import Progress
 from interp.core.statistics import bootstrap_weights, share_estimate
 from interp.engine.stopping import stop_if_asked
+from interp.plots.tables import Tabled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +68,7 @@ class ProbeMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probes(Record):
+class Probes(Tabled, Record):
     """One probe per leading index. `weights . x + bias > 0` means "valid", for x as captured.
 
     Attributes:

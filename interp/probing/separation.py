@@ -17,6 +17,7 @@ from interp.core.arguments import Flags, flags_of, listed
 from interp.core.errors import InterpError
 from interp.core.folds import equal_rows, joined, stratified_folds
 from interp.core.statistics import standard_error
+from interp.plots.tables import Tabled
 from interp.probing.probes import (
     ProbeMetrics,
     decision,
@@ -28,7 +29,7 @@ from interp.probing.probes import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Separation:
+class Separation(Tabled):
     """How well K classes of N rows separate, for every leading index, such as a layer.
 
     Attributes:

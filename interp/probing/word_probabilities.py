@@ -15,6 +15,7 @@ from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.statistics import Estimate, mean_estimate, standard_error
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 
 WORD_PAIRS = (
     ("yes", "no"),
@@ -34,7 +35,7 @@ WORD_PAIRS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedWordProbs:
+class PairedWordProbs(Tabled):
     """Next-token probabilities of two word sets after each prompt.
 
     Attributes:

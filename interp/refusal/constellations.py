@@ -19,13 +19,14 @@ import numpy as np
 from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.files import content_key
+from interp.plots.tables import Tabled
 from interp.refusal.trajectories import CLASSES, Reading, Trajectories
 
 EPSILON = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bank:
+class Bank(Tabled):
     """The constellations of T tasks.
 
     Attributes:

@@ -20,6 +20,7 @@ from interp.core.arguments import listed
 from interp.core.errors import InterpError, unknown
 from interp.core.files import content_key, file_sha256
 from interp.core.statistics import Estimate, share_estimate
+from interp.plots.tables import Tabled
 from interp.refusal import judge_rules
 from interp.runs.text_runs import Generation
 
@@ -103,7 +104,7 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedReplies:
+class JudgedReplies(Tabled):
     """The labels of some rows, by one judge and one way of decoding.
 
     Attributes:

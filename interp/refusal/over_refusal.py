@@ -17,6 +17,7 @@ from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.nulls import paired_p
 from interp.core.statistics import Estimate, ratio_of_means, share_estimate
+from interp.plots.tables import Tabled
 from interp.refusal.judging import REFUSALS, JudgedReplies, Label, count_labels
 
 DesiredReply = Literal["answer", "refuse"]
@@ -68,7 +69,7 @@ class Paired:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OverRefusal:
+class OverRefusal(Tabled):
     """The effect of a change to a model on over-refusal and on proper refusals.
 
     Attributes:

@@ -20,6 +20,7 @@ from torch import Tensor
 from interp.core.components import within
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 
 EPSILON = 1e-8
 
@@ -57,7 +58,7 @@ def score_refusals(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefusalTokens:
+class RefusalTokens(Tabled):
     """Suggested first tokens of refusals, most indicative first. Arrays are (tokens,).
 
     Attributes:

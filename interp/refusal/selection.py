@@ -21,6 +21,7 @@ from interp.core.run_options import Progress
 from interp.core.statistics import standard_error
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.refusal.score import score_refusals
 from interp.results.direction import Direction, refuse_seen
 from interp.steering.candidates import Candidates
@@ -77,7 +78,7 @@ class ScoredCandidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionSelection:
+class DirectionSelection(Tabled):
     """All candidates with their scores, and the selected one.
 
     Attributes:

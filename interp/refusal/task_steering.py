@@ -22,6 +22,7 @@ from interp.core.errors import InterpError
 from interp.core.schema import CheckedSettings
 from interp.core.statistics import Estimate, share_estimate
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.refusal.constellations import (
     EPSILON,
     NOTEBOOK_GATE,
@@ -95,7 +96,7 @@ layer. They read without the generation prompt (`chat_prompts(generation_prompt=
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ledger:
+class Ledger(Tabled):
     """The decision on each of N prompts, with its reason.
 
     Attributes:
@@ -309,7 +310,7 @@ def _moves(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateCurve:
+class GateCurve(Tabled):
     """The rows that a gate steers at each threshold, on rows that are in no bank.
 
     Attributes:

@@ -3,6 +3,7 @@ from .comparison import compare_scores as compare_scores
 from .direction import Direction as Direction
 from .direction import load_directions as load_directions
 from .direction import orthogonalise_direction as orthogonalise_direction
+from .direction import random_direction as random_direction
 from .direction import save_directions as save_directions
 from .kept import KeptResult as KeptResult
 from .kept import delete_result as delete_result

@@ -23,7 +23,9 @@ from interp.core.records import Record
 from interp.core.schema import brief
 from interp.models.language_model import LanguageModel
 
-DirectionKind = Literal["harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task"]
+DirectionKind = Literal[
+    "harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task", "contrast"
+]
 """Which difference of means it is.
 
 harmful-harmless: harmful minus harmless requests (arXiv 2406.11717).
@@ -32,6 +34,7 @@ over-refusal: benign and refused minus benign and answered (arXiv 2603.27518).
 false-refusal: pseudo-harmful minus harmless, orthogonal to harmful-harmless (arXiv 2410.03415).
 task: answered minus refused prompts of one task (arXiv 2508.11290). It is the only one that points
 towards compliance.
+contrast: any prompts minus other prompts, which need not have to do with refusal.
 """
 
 KINDS: tuple[DirectionKind, ...] = get_args(DirectionKind)

@@ -27,7 +27,9 @@ from interp.core.statistics import (
     skewness_of,
     summed,
 )
-from interp.plots.heatmaps import heat_map
+from interp.plots.heatmaps import cell_axis, heat_map
+from interp.plots.style import visible
+from interp.plots.tables import Rows, Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Ranked:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Scores(Record):
+class Scores(Tabled, Record):
     """Effects of components on a task, as fractions of the gap or in the metric's own unit.
 
         effect = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted)
@@ -91,6 +93,8 @@ class Scores(Record):
     provenance: Provenance
     unit: str = "gap"
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    strongest_by = "value"
 
     def __post_init__(self) -> None:
         shape = tuple(len(self.coordinates[axis]) for axis in self.axes)
@@ -228,7 +232,7 @@ class Scores(Record):
         return {axis: some[i] for axis, some, i in zip(self.axes, labels, place, strict=True)}
 
     @reads_arguments
-    def top(self, k: int = 10, *, by: str = "value") -> list[Ranked]:
+    def top(self, k: int = 10, *, by: str = "value") -> Rows[Ranked]:
         """The k strongest cells, in the ranking `by` (see `strength`).
 
         Raises:
@@ -237,7 +241,7 @@ class Scores(Record):
         k = checked(Count, k, "the strongest cells")
         order = np.argsort(-self.strength(by).ravel(), kind="stable")[:k]
         cells = np.stack(np.unravel_index(order, self.values.shape), -1).tolist()
-        return [
+        ranked = [
             Ranked(
                 label=self.label(cell),
                 component=self.component(cell),
@@ -249,6 +253,7 @@ class Scores(Record):
             )
             for rank, cell in enumerate(cells, 1)
         ]
+        return Rows(ranked, f"effect ({self.unit_words})")
 
     @reads_arguments
     def strength(self, by: str = "value") -> np.ndarray:
@@ -451,9 +456,11 @@ class Scores(Record):
             _inside(selected, values.shape)
         layers, across = self.coordinates[rows], self.coordinates.get(columns, (self.site,))
         short = [f"{MARKS[columns]}{one}" if columns in MARKS else f" @ {one}" for one in across]
-        return heat_map(
+        texts = self.extra.get("tokens", ()) if columns == "position" else ()
+        named = [f"{i} {visible(text)}" for i, text in enumerate(texts)]
+        figure = heat_map(
             values,
-            x=across,
+            x=named or across,
             y=layers,
             x_title=columns.replace("kv_", "key/value ") or self.site,
             y_title=rows,
@@ -463,6 +470,10 @@ class Scores(Record):
             limit=limit,
             names=[[f"L{layer}{one}" for one in short] for layer in layers] if columns else None,
         )
+        if named:
+            axis = cell_axis("token, clean/corrupted", named, most=60)
+            figure.update_xaxes(axis, tickangle=-40, automargin=True)
+        return figure
 
     def to_dict(self) -> dict[str, Any]:
         """All contents as plain numbers and texts, for JSON."""

@@ -22,6 +22,7 @@ from .kinds import zero as zero
 from .losses import text_losses as text_losses
 from .next_tokens import NextTokens as NextTokens
 from .next_tokens import ablate as ablate
+from .next_tokens import top_tokens as top_tokens
 from .stored_runs import StoredRuns as StoredRuns
 from .stored_runs import keep_runs as keep_runs
 from .stored_runs import site_values as site_values

@@ -18,6 +18,7 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
+from interp.plots.tables import Tabled
 from interp.runs.change import Where
 from interp.runs.kinds import AblationKind, make_ablation, random_like
 from interp.runs.next_tokens import ablate
@@ -131,7 +132,7 @@ def greedy_order(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationCurve:
+class AblationCurve(Tabled):
     """The behaviour with the first 1, 2, ... components of an order ablated together.
 
     order: (sizes,) the component that each size adds. disabled: share of prompts whose most likely

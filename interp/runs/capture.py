@@ -15,7 +15,7 @@ from interp.core.arguments import Positions, listed, marks_of, places_of, reads_
 from interp.core.components import SITES, Component, check_site, within
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
-from interp.core.positions import Prompt
+from interp.core.positions import Prompt, TokenizedPrompt
 from interp.core.prompts import Task
 from interp.core.records import read_sealed, write_sealed
 from interp.engine.memory import budget_bytes, says_too_little
@@ -26,7 +26,7 @@ from interp.results.keys import result_key
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
 
-KIND, VERSION = "activations", 2
+KIND, VERSION = "activations", 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,17 +34,20 @@ class Activations:
     """Captured activations: `acts["L5.z"]`, `acts[5, "z"]`, or `acts["L5H2"]` for one head.
 
     TransformerLens' keys are read as well, `acts["z", 5]` and `acts["blocks.5.attn.hook_z"]`, with
-    the axes below. Iterating gives labels such as "L5.z"; `len` counts them.
+    the axes below. Layers below 0 are counted from the end. Iterating gives labels such as "L5.z";
+    `len` counts them.
 
     One prompt position: (prompts, ...). Several: (prompts, positions, ...), rows shorter than
     the longest prompt filled with zeros and `mask` False there. Patterns are
-    (prompts, positions, head, key_pos). `logits` holds the last token's. Two are equal only where
-    they are one object; `torch.equal` compares what they hold.
+    (prompts, positions, head, key_pos). `logits` holds the last token's, and `tokens` the texts of
+    each prompt's tokens. Two are equal only where they are one object; `torch.equal` compares what
+    they hold.
     """
 
     values: Mapping[Address, Tensor]
     mask: Tensor
     logits: Tensor
+    tokens: tuple[tuple[str, ...], ...]
     path: Path | None = None
 
     def __repr__(self) -> str:
@@ -78,8 +81,10 @@ class Activations:
             with suppress(InterpError):
                 part = Component.parse(key)
                 address, component = (part.layer, part.site), part.index
+        layers = sorted({layer for layer, _ in self.values})
+        if isinstance(address, tuple) and isinstance(address[0], int) and address[0] < 0:
+            address = (layers[-1] + 1 + address[0], *address[1:])
         if not isinstance(address, Hashable) or address not in self.values:
-            layers = sorted({layer for layer, _ in self.values})
             sites = list(dict.fromkeys(site for _, site in self.values))
             at, site = layers[-1], key if key in sites else sites[0]
             raise InterpError(
@@ -101,7 +106,7 @@ def run_with_cache(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
     *,
-    sites: Iterable[str] = (),
+    sites: Iterable[str] | None = None,
     layers: Iterable[int] | None = None,
     positions: Positions = "all",
     padding_side: str = "right",
@@ -115,8 +120,8 @@ def run_with_cache(
         model: a loaded model.
         prompts: texts, token tuples, or a task (its clean prompts, whose named positions count);
             one text or one token tuple is one prompt.
-        sites: site names, see `interp.core.components.SITES`; at least one; one
-            string is one site.
+        sites: site names, see `interp.core.components.SITES`; one string is one site. By default
+            all that the model has.
         layers: which layers; all by default.
         positions: "all", or one token of each prompt: see `interp.core.arguments.Positions`.
         padding_side: changes nothing in the result.
@@ -130,6 +135,8 @@ def run_with_cache(
         InterpError: an absent site, a position a prompt lacks, a result over the budget, or runs
             of other prompts or of fewer last tokens.
     """
+    if sites is None:
+        sites = [site for site, lacking in model.sites.items() if lacking is None]
     sites = list(dict.fromkeys(map(check_site, listed(sites))))
     chosen = within(layers, model.n_layers, "layer", model.name)
     if to_disk:
@@ -165,7 +172,7 @@ def run_with_cache(
                 "ask for one position of each prompt, in memory",
             )
         addresses = [(layer, site) for layer in chosen for site in sites]
-        return _read(model, runs, rows, [w[0] for w in where], addresses)
+        return _read(model, runs, tokenized, [w[0] for w in where], addresses)
 
     key, path = None, None
     if to_disk:
@@ -208,12 +215,14 @@ def run_with_cache(
     if squeeze:
         values = {address: value[:, 0] for address, value in values.items()}
         mask = mask[:, 0]
-    plain = Activations(values=values, mask=mask, logits=logits)
+    texts = tuple(prompt.strings for prompt in tokenized)
+    plain = Activations(values=values, mask=mask, logits=logits, tokens=texts)
     if path is None:
         return plain
     tensors = {f"L{layer}.{site}": value for (layer, site), value in values.items()}
     try:
-        write_sealed(path, KIND, VERSION, {}, {**tensors, "mask": mask, "logits": logits}, key=key)
+        tensors |= {"mask": mask, "logits": logits}
+        write_sealed(path, KIND, VERSION, [*map(list, texts)], tensors, key=key)
     except InterpError as error:
         warnings.warn(f"the activations stay in memory: {error}", stacklevel=2)
         return plain
@@ -223,12 +232,13 @@ def run_with_cache(
 def _read(
     model: LanguageModel,
     runs: StoredRuns | ChangedRuns,
-    rows: Sequence[tuple[int, ...]],
+    prompts: Sequence[TokenizedPrompt],
     where: Sequence[int],
     addresses: Sequence[Address],
 ) -> Activations:
     """One of the last tokens of each prompt, from kept runs."""
     model.refuse_changed("reading kept runs", "the same call without runs=")
+    rows = [prompt.tokens for prompt in prompts]
     back = torch.tensor([len(row) - place for row, place in zip(rows, where, strict=True)])
     runs.require(rows, int(back.max()), "reading")
     each = torch.arange(len(rows))
@@ -236,6 +246,7 @@ def _read(
         values={at: v.cpu()[each, runs.last - back] for at, v in runs.read(addresses).items()},
         mask=torch.ones(len(rows), dtype=torch.bool),
         logits=runs.logits().cpu(),
+        tokens=tuple(prompt.strings for prompt in prompts),
     )
 
 
@@ -252,11 +263,17 @@ def _shape(model: LanguageModel, site: str, length: int) -> tuple[int, ...]:
 def _open(path: Path, key: str | None) -> Activations | None:
     """Memory-mapped activations, or None where there is no sound file of that key."""
     try:
-        _, found = read_sealed(path, KIND, VERSION, key=key, tensors=True)
+        texts, found = read_sealed(path, KIND, VERSION, key=key, tensors=True)
     except InterpError:
         return None  # not there, or not sound: compute it and replace the file
     values: dict[Address, Tensor] = {}
     for name in [name for name in found if name.startswith("L")]:
         layer, _, site = name[1:].partition(".")
         values[int(layer), site] = found[name]
-    return Activations(values=values, mask=found["mask"], logits=found["logits"], path=path)
+    return Activations(
+        values=values,
+        mask=found["mask"],
+        logits=found["logits"],
+        tokens=tuple(map(tuple, texts)),
+        path=path,
+    )

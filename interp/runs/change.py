@@ -142,6 +142,9 @@ class Change:
     name: str
     edits: tuple[Edit, ...]
 
+    def __repr__(self) -> str:
+        return f"Change({self.name!r:.100})"
+
     def __add__(self, other: Change) -> Change:
         return Change(name=f"{self.name}, {other.name}", edits=self.edits + other.edits)
 

@@ -18,6 +18,7 @@ from interp.core.prompts import Task
 from interp.core.run_options import Progress
 from interp.core.schema import Count, checked
 from interp.engine.memory import says_too_little
+from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.runs.change import Change, Where, changes_in
 from interp.runs.intervened import intervened_texts
@@ -29,14 +30,15 @@ from interp.runs.text_runs import ChangedText, Generation, TextRun, extended, in
 def generate(
     model: LanguageModel,
     prompts: Task | Prompt | Sequence[Prompt],
-    *,
     max_new_tokens: int,
+    *,
     change: Change | None = None,
     trigger: str | int | None = None,
     where: Where = "all",
     stop: Sequence[str] = (),
     rows: int = 96,
     progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> list[Generation]:
     """The greedy continuation of every prompt.
 
@@ -58,6 +60,7 @@ def generate(
         stop: a text also ends when its new part contains one of these; one string is one mark.
         rows: texts decoded together; affects time and memory only.
         progress: called with (texts finished, texts in total).
+        cancelled: asked in every layer; the run stops when it returns True.
 
     Raises:
         InterpError: no fast engine, a trigger that is not one token, values per position that do
@@ -69,17 +72,18 @@ def generate(
         raise InterpError(
             f"trigger={trigger!r}, where={where!r}", "nothing to change", "give a change"
         )
-    [made] = generate_each(
-        model,
-        prompts,
-        [change],
-        max_new_tokens=max_new_tokens,
-        trigger=trigger,
-        where=where,
-        stop=stop,
-        rows=rows,
-        progress=progress,
-    )
+    with stoppable(cancelled):
+        [made] = generate_each(
+            model,
+            prompts,
+            [change],
+            max_new_tokens=max_new_tokens,
+            trigger=trigger,
+            where=where,
+            stop=stop,
+            rows=rows,
+            progress=progress,
+        )
     return made
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interp.core.run_options import Progress
 from interp.engine.decode import CHANGEABLE, SiteChange
+from interp.engine.stopping import stop_if_asked
 from interp.models.language_model import Address, LanguageModel
 from interp.runs.hooks import EditHook
 from interp.runs.text_runs import (
@@ -62,6 +63,7 @@ def intervened_texts(
     require_length(model, prompts, max_new_tokens)
     ends, texts, stopped = end_tokens(model), [list(p) for p in prompts], [False] * len(prompts)
     for _ in range(max_new_tokens if prompts else 0):
+        stop_if_asked()
         # Finished texts are run as well: an edit knows a prompt by its number.
         chosen = model.last_logits(texts).argmax(-1).tolist()
         for number, token in enumerate(chosen):

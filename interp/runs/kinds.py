@@ -17,6 +17,7 @@ from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.engine.decode import CHANGEABLE
 from interp.models.language_model import Address, LanguageModel
+from interp.results.direction import Direction
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit, NewValue, Tokens, ValueTable
 from interp.runs.stored_runs import site_width
@@ -42,13 +43,18 @@ def scale(component: str, factor: float, *, positions: Positions = "all") -> Cha
 
 @reads_arguments
 def add(
-    component: str, vector: Tensor, *, coefficient: float = 1.0, positions: Positions = "all"
+    component: str | Direction,
+    vector: Tensor | None = None,
+    *,
+    coefficient: float = 1.0,
+    positions: Positions = "all",
 ) -> Change:
-    """Add `coefficient * vector` to a component (steering).
+    """Add `coefficient * vector` to a component (steering), or a direction to its own site.
 
     Raises:
-        InterpError: a vector that is not finite or (during a run) of another width.
+        InterpError: no vector, or one that is not finite or (during a run) of another width.
     """
+    component, vector = _vector(component, vector)
     if not bool(vector.isfinite().all()):
         raise InterpError(f"a vector for {component}", "not finite", "give finite numbers")
 
@@ -59,12 +65,15 @@ def add(
 
 
 @reads_arguments
-def project_out(component: str, direction: Tensor, *, positions: Positions = "all") -> Change:
-    """Remove a direction: x - (x . r) r with r of length one.
+def project_out(
+    component: str | Direction, direction: Tensor | None = None, *, positions: Positions = "all"
+) -> Change:
+    """Remove a direction: x - (x . r) r with r of length one, from a component or its own site.
 
     Raises:
-        InterpError: the direction is zero.
+        InterpError: no direction, or one that is zero.
     """
+    component, direction = _vector(component, direction)
     length = float(direction.norm())
     if not 0 < length < float("inf"):
         found = f"a direction of length {length:g}"
@@ -290,6 +299,15 @@ def _one(name: str, component: str, value: NewValue, positions: Positions) -> Ch
     part = Component.parse(component)
     edit = one_edit(name, part, value, positions=positions)
     return Change(name=f"{name} {part}", edits=(edit,))
+
+
+def _vector(component: str | Direction, vector: Tensor | None) -> tuple[str, Tensor]:
+    """The component and the vector that are meant: a direction has both."""
+    if isinstance(component, Direction):
+        return f"L{component.layer}.{component.site}", component.vector
+    if vector is None:
+        raise InterpError(f"a vector for {component}", "none", "give one, or a Direction alone")
+    return component, vector
 
 
 def _fitting(vector: Tensor, old: Tensor, component: str) -> Tensor:

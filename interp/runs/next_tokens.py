@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,37 +15,81 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
+from interp.core.schema import Count, checked
 from interp.engine.forward import Baseline, Runner
 from interp.engine.memory import keep_freed_memory, says_too_little
 from interp.engine.readout import CPU_TILE
 from interp.engine.restart import final_hidden
+from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
+from interp.models.unembedding import Token, likeliest
+from interp.plots.tables import Rows, Tabled
 from interp.runs.change import Change, Where, changes_in
 from interp.runs.changed_runs import changed_states, first_tokens
 from interp.runs.stored_runs import StoredRuns, plain_runs
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ROWS = 256
 """Next tokens read at once: the unembedding is a product with as many rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextTokens:
+class NextTokens(Tabled):
     """The next token of every prompt under every change; the first row is the plain run.
 
-    probabilities: (1 + changes, prompts, tokens) of the tokens asked for, in float64.
-    top: (1 + changes, prompts) most likely token. kl: KL(plain || changed) in nats.
+    names: of the changes. tokens: the texts of the tokens asked for. probabilities: (1 + changes,
+    prompts, tokens) in float64. top: (1 + changes, prompts) most likely token, and top_texts its
+    text. kl: KL(plain || changed) in nats.
     """
 
     names: tuple[str, ...]
+    tokens: tuple[str, ...]
     probabilities: np.ndarray
     top: np.ndarray
+    top_texts: Mapping[int, str]
     kl: np.ndarray
+
+    def __repr__(self) -> str:
+        first, *others = zip(self.names, self.probabilities.mean(1)[:, 0], strict=True)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in [first, *others[:3]])
+        return (
+            f"NextTokens(n={self.top.shape[1]}, {len(others)} changes; mean probability of "
+            f"{self.tokens[0]!r}: {shown})"
+        )
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per change and prompt: the likeliest token, KL, and the probabilities."""
+        from pandas import DataFrame
+
+        rows = [
+            {"change": name, "prompt": i, "likeliest": self.top_texts[int(self.top[c, i])]}
+            | {"kl": self.kl[c, i]}
+            | {repr(t): p for t, p in zip(self.tokens, self.probabilities[c, i], strict=True)}
+            for c, name in enumerate(self.names)
+            for i in range(self.top.shape[1])
+        ]
+        return DataFrame(rows)
 
     @property
     def log_odds(self) -> np.ndarray:
         """(1 + changes, prompts) log P(first token) - log P(second token)."""
         logs = np.log(np.maximum(self.probabilities, 1e-30))
         return logs[..., 0] - logs[..., 1]
+
+
+@reads_arguments
+def top_tokens(model: LanguageModel, prompt: Prompt, k: int = 10) -> Rows[Token]:
+    """The k likeliest next tokens of one prompt, with their probabilities.
+
+    Any model; inside `intervene` those of the changed model.
+
+    Raises:
+        InterpError: a prompt that cannot be tokenised, or k that is no number from 1.
+    """
+    k = checked(Count, k, "the likeliest next tokens")
+    return likeliest(model, model.last_logits([prompt])[0], k)
 
 
 @reads_arguments
@@ -58,6 +103,7 @@ def ablate(
     where: Where = "all",
     runs: StoredRuns | None = None,
     progress: Progress | None = None,
+    cancelled: StopCheck = lambda: False,
 ) -> NextTokens:
     """What each change does to the next token.
 
@@ -74,6 +120,7 @@ def ablate(
         runs: plain runs of these prompts (`interp.runs.stored_runs.keep_runs`); by default they are
             computed.
         progress: called with (prompts done, prompts in total).
+        cancelled: asked in every layer; the run stops when it returns True.
 
     Raises:
         InterpError: no fast engine, a change it cannot make, a component that the model lacks, no
@@ -104,7 +151,7 @@ def ablate(
     probabilities = np.zeros((rows, len(prompts), len(shown)))
     top, kl = np.zeros((rows, len(prompts)), dtype=np.int64), np.zeros((rows, len(prompts)))
     done = 0
-    with torch.no_grad():
+    with torch.no_grad(), stoppable(cancelled):
         for block, base in plain_runs(runner, prompts) if runs is None else runs.blocks:
             plain = likely = None
             number = 0
@@ -123,7 +170,15 @@ def ablate(
             if progress is not None:
                 progress(done, len(prompts))
     names = ("none", *(change.name for change in changes))
-    return NextTokens(names=names, probabilities=probabilities, top=top, kl=kl)
+    likeliest_ids = np.unique(top).tolist()
+    return NextTokens(
+        names=names,
+        tokens=model.strings(ids),
+        probabilities=probabilities,
+        top=top,
+        top_texts=dict(zip(likeliest_ids, model.strings(likeliest_ids), strict=True)),
+        kl=kl,
+    )
 
 
 def _hidden_states(

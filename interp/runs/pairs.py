@@ -33,6 +33,15 @@ class PairedRuns:
         """A fact for results: that the prompts have no corrupted ones; nothing if they have."""
         return {} if self.paired else {"paired": False}
 
+    def texts(self, model: LanguageModel) -> list[str]:
+        """The token at each position, clean/corrupted if they differ; "" if pairs differ in it."""
+        columns: list[set[str]] = [set() for _ in min(self.base, key=len)]
+        for clean, other in zip(self.encoded.clean, self.encoded.corrupted or (), strict=True):
+            pairs = zip(columns, model.strings(clean), model.strings(other), strict=False)
+            for column, one, two in pairs:
+                column.add(one if one == two else f"{one}/{two}")
+        return [column.pop() if len(column) == 1 else "" for column in columns]
+
 
 def paired_runs(
     model: LanguageModel, task: Task, direction: str, *, unpaired: bool = False

@@ -36,6 +36,10 @@ class Generation:
     stopped: bool
     fired: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        end = "it ended" if self.stopped else "cut"
+        return f"Generation({self.text!r:.200}, {len(self.tokens)} tokens, {end})"
+
 
 def in_batches(
     new_run: Callable[[], TextRun],

@@ -1,6 +1,7 @@
 from .at_trigger import steer_at_trigger as steer_at_trigger
 from .at_trigger import vector_steering as vector_steering
 from .candidates import difference_in_means as difference_in_means
+from .candidates import mean_difference as mean_difference
 from .doses import dose_response as dose_response
 from .edits import ablate_direction as ablate_direction
 from .edits import add_direction as add_direction

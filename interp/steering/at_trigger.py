@@ -18,6 +18,7 @@ from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.runs.change import Change, Where
 from interp.runs.generation import generate_each
 from interp.runs.kinds import make_ablation
@@ -25,7 +26,7 @@ from interp.runs.text_runs import Generation
 
 
 @dataclass(frozen=True, kw_only=True)
-class TriggeredTexts:
+class TriggeredTexts(Tabled):
     """The greedy continuation of every prompt, plain and steered.
 
     `steered[i].fired` are the positions whose next token was taken from the steered run.

@@ -165,6 +165,37 @@ def difference_in_means(
     )
 
 
+@reads_arguments
+def mean_difference(
+    model: LanguageModel,
+    first: PromptsLike,
+    second: PromptsLike,
+    *,
+    layer: int,
+    site: str = "resid_post",
+) -> Direction:
+    """mean(first) - mean(second) of the residual stream at the last token, in float64.
+
+    One layer and position of `difference_in_means`. `interp.runs.add(direction)` adds it to every
+    token of a run or of a generated text, and `interp.runs.project_out(direction)` removes it. As a
+    control, add `interp.results.random_direction(direction)`, which has the same length.
+
+    Args:
+        model: a model whose weights are as loaded.
+        first: prompts of one class.
+        second: prompts of the other.
+        layer: the layer.
+        site: a site of the residual stream.
+
+    Raises:
+        InterpError: no such layer or site, or a class without prompts.
+
+    Source: Turner et al. 2023 (arXiv 2308.10248); Rimsky et al. 2023 (arXiv 2312.06681).
+    """
+    where = {"site": site, "layers": [layer], "last": 1, "least": 1}
+    return difference_in_means(model, first, second, kind="contrast", **where).at(layer, -1)
+
+
 def end_states(
     model: LanguageModel,
     prompts: PromptsLike,

@@ -12,10 +12,11 @@ import numpy as np
 from interp.core.errors import InterpError
 from interp.core.schema import Real, checked
 from interp.core.statistics import Estimate, mean_estimate
+from interp.plots.tables import Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoseResponse:
+class DoseResponse(Tabled):
     """Outcomes at several doses of a change.
 
     Attributes:

@@ -18,13 +18,14 @@ from interp.core.errors import InterpError
 from interp.core.statistics import Estimate, mean_estimate
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.direction import Direction, orthonormal
 from interp.steering.edits import ablate_direction
 from interp.steering.runs import run_steered
 
 
 @dataclass(frozen=True, kw_only=True)
-class DirectionComparison:
+class DirectionComparison(Tabled):
     """K directions compared layer by layer.
 
     Attributes:

@@ -23,6 +23,7 @@ from interp.engine.forward import Runner
 from interp.engine.readout import cut
 from interp.models.chat import plain_prompts
 from interp.models.language_model import Address, LanguageModel
+from interp.plots.tables import Tabled
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit, Tokens
 from interp.runs.hooks import intervene
@@ -40,7 +41,7 @@ TOGETHER = 4096
 
 
 @dataclass(kw_only=True)
-class SteeringTally:
+class SteeringTally(Tabled):
     """The tokens that a steering changed in prompts of these lengths.
 
     `entries` holds, by site, (prompts, positions, squared L2 norms of the changes).

@@ -7,7 +7,7 @@ import torch
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Finder, find_circuit
 from interp.circuits.discovery.redundancy import redundancy
-from interp.circuits.drawing.circuit import draw_circuit
+from interp.circuits.drawing import draw_circuit
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.evaluation.evaluate import evaluate
 from interp.circuits.evaluation.overlap import compare_circuits

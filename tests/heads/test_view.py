@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from interp.core.errors import InterpError
-from interp.core.prompts import PromptPair, Task
+from interp.heads.direct_attribution import head_logit_attribution
 from interp.heads.view import view_head
 from interp.models.loading import load_model
+from interp.overview.logit_parts import direct_attribution
 from interp.runs.capture import run_with_cache
 from interp.tasks.registry import load_task
 
@@ -60,14 +61,41 @@ def test_induction_head_on_the_toy():
     assert abs(gate.direct) < 0.01
 
 
-def test_post_norm_heads_have_no_token_list(family_models):
-    pair = PromptPair(clean=(5, 6, 7), answers=(8,), wrong=(9,))
-    view = view_head(family_models["gemma2"], Task(name="t", pairs=(pair,)), 0, 0)
-    assert view.promoted == []
+def test_direct_attribution_is_one_number_everywhere(family, monkeypatch):
+    """The overview, the scores of a task, the view of a head and the plain definition agree."""
+    monkeypatch.setattr("interp.heads.switching.check_gap", lambda one, other: None)
+    pairs = [((5, 6, 7, 8), (5, 6, 9, 8), 10, 11), ((20, 21, 22), (23, 24, 25), 30, 31)]
+    task, decoder = pairs(rows), family.decoder
+    scores = head_logit_attribution(family, task)
+    layer, head = 1, 2
+    for i, (clean, corrupted, answer, wrong) in enumerate(pairs):
+        parts = [direct_attribution(family, rows, answer, wrong) for rows in (clean, corrupted)]
+        view = view_head(family, task, layer, head, prompt=i, k=family.d_vocab)
+        assert view.direct == pytest.approx(parts[0].heads[layer, head], abs=1e-5)
+        own = parts[0].heads - parts[1].heads
+        assert scores.effects[i] == pytest.approx(own, abs=1e-5)
+        seen = run_with_cache(family, clean, sites=["z", "resid_post"], positions="last")
+        z, block = seen[layer, "z"], decoder.blocks[layer]
+        share = z[0, head] @ block.attn.W_O[head]
+        if block.ln1_post is not None:
+            share = block.ln1_post.share(share, block.attn.o(z.flatten(1))[0])
+        share = decoder.ln_final.share(share, seen[family.n_layers - 1, "resid_post"][0])
+        logits = decoder.unembed @ share
+        assert view.direct == pytest.approx(float(logits[answer] - logits[wrong]), abs=1e-5)
+        written = dict(view.promoted)
+        answer, wrong = family.strings([answer, wrong])
+        assert view.direct == pytest.approx(written[answer] - written[wrong], abs=1e-5)
+
+
+def test_a_head_on_a_text_without_answers(family_models):
+    view = view_head(family_models["gemma2"], (5, 6, 7), 0, 0)
     assert view.direct is None
+    assert len(view.promoted) == 10
     assert view.pattern.shape == (3, 3)
+    assert "attends most to" in repr(view)
+    assert len(view.plot().data) == 1
     with pytest.raises(InterpError, match="heads 0 to 3"):
-        view_head(family_models["gemma2"], Task(name="t", pairs=(pair,)), 0, 4)
+        view_head(family_models["gemma2"], (5, 6, 7), 0, 4)
 
 
 def test_a_head_by_its_label():

@@ -108,7 +108,7 @@ def test_the_answer_and_the_runner_up_by_default(family_models):
     assert parts.top(3)[0].value == max((p.value for p in parts.parts), key=abs)
     assert {part.kind for part in parts.top(5, kind="head")} == {"head"}
     assert len(repr(parts)) < 300
-    assert "L0H0" in parts.to_dataframe()["part"].tolist()
+    assert "L0H0" in parts.to_dataframe()["label"].tolist()
     assert len(parts.plot().data) == 2
 
 
@@ -127,7 +127,7 @@ def test_a_change_of_the_stream_is_a_part_of_its_own(family, site):
     for layer in range(family.n_layers):
         expected = stream[layer, "resid_pre"][0].norm(dim=-1)
         np.testing.assert_allclose(seen.norms[layer], expected, rtol=1e-4)
-        assert seen.lens.tokens[layer, -1] == lens.top(layer)[0].token
+        assert seen.lens.top(layer)[0].token == lens.top(layer)[0].token
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from html import escape
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from interp.core.statistics import widened
 from interp.models.unembedding import unembed
 from interp.neurons.firing import neuron_firing
 from interp.overview.one_prompt import HEAD_METRICS, Look, look
+from interp.plots.style import escaped
 from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
@@ -34,24 +36,28 @@ def test_next_tokens_are_the_model_s(seen):
     np.testing.assert_allclose([t.value for t in found], expected.values, rtol=1e-4)
 
 
-def test_the_lens_table_is_the_logit_lens_at_every_token(seen):
-    model, table = seen.run.model, seen.lens
-    for position in range(len(PROMPT)):
-        lens = logit_lens(model, [PROMPT], position, k=1, words=seen.attribution().answer)
-        top = [lens.top(layer)[0] for layer in table.layers]
-        assert table.tokens[:, position].tolist() == [token.token for token in top]
-        np.testing.assert_allclose(
-            table.probability[:, position], [t.value for t in top], rtol=1e-4
+def test_the_lens_is_the_same_by_token_and_by_call(seen):
+    """Look's, the call on one prompt, and the call on each token by itself."""
+    model, lens, n = seen.run.model, seen.lens, len(PROMPT)
+    answer = seen.attribution().answer
+    called = logit_lens(model, PROMPT, k=10, words=answer)
+    assert lens.prompt == called.prompt == model.tokenize(PROMPT).strings
+    assert lens.groups == called.groups == tuple(map(str, range(n)))
+    for name in ("top_mean", "word_probability", "word_rank"):
+        torch.testing.assert_close(getattr(lens, name), getattr(called, name), rtol=1e-4, atol=1e-6)
+    for place in range(n):
+        alone = logit_lens(model, [PROMPT], place, k=10, words=answer)
+        torch.testing.assert_close(
+            called.top_mean[:, :, place], alone.top_mean[:, :, 0], rtol=1e-4, atol=1e-6
         )
-        np.testing.assert_array_equal(
-            table.answer_rank[:, position], lens.word_rank[0, :, 0, 0].numpy()
-        )
-        np.testing.assert_allclose(
-            table.answer_probability[:, position], lens.word_probability[0, :, 0, 0], rtol=1e-4
-        )
-    assert len(table.to_dataframe()) == table.tokens.size
-    assert len(repr(table)) < 200
-    assert table.plot().data[0].text[-1][-1]
+        torch.testing.assert_close(called.word_rank[:, :, place], alone.word_rank[:, :, 0])
+        assert called.top(1, group=str(place))[0].token == alone.top(1)[0].token
+    assert called.top(1)[0] == called.top(1, group=str(n - 1))[0]
+    table = called.plot(columns=slice(1, 4)).data[0]
+    assert np.shape(table.z) == (model.n_layers, 3)
+    assert table.text[0][0] == escaped(called.texts[0][1])
+    assert escape(called.texts[-1][-1]) in lens._repr_html_()
+    assert len(repr(lens)) < 200
 
 
 def test_head_attention_by_hand(family_models):

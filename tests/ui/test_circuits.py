@@ -11,11 +11,11 @@ pytest.importorskip("streamlit", reason="the app's extra is not installed")
 import interp
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Finder, find_circuit
-from interp.circuits.drawing.circuit import BOTH, LEFT, RIGHT, draw_circuit, draw_overlap
-from interp.circuits.drawing.positions import draw_positions
+from interp.circuits.drawing import BOTH, LEFT, RIGHT, draw_circuit, draw_overlap
 from interp.circuits.evaluation.curve_evaluation import faithfulness_curve
 from interp.circuits.evaluation.overlap import compare_circuits
 from interp.circuits.files.saved import delete_circuit, save_circuit, saved_circuits
+from interp.circuits.positions.drawing import draw_positions
 from interp.circuits.positions.narrow import narrow_curve
 from interp.circuits.positions.positioned_circuit import PositionedCircuit, marked_positions
 from interp.engine.edges.graph import Graph

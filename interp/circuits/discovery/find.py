@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import numpy as np
 from pydantic import BeforeValidator, Strict
@@ -28,8 +28,12 @@ from interp.core.schema import CheckedSettings, Count, NotNegative, Whole
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import budget_bytes, says_too_little
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.keys import result_key
 from interp.results.provenance import provenance
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 VERSION = 3
 SEARCHES = ("ACDC", "ACDC-paper", "learned-mask")
@@ -43,7 +47,7 @@ STEPS = {"learned-mask": 100, **dict.fromkeys(RULED, 5)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings(Record):
+class Findings(Tabled, Record):
     """One number for every edge, and the circuits that can be selected from them.
 
     Attributes:
@@ -75,9 +79,19 @@ class Findings(Record):
     options: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""
 
+    strongest_by = "value"
+
     def __repr__(self) -> str:
         edges = self.graph.n_edges
         return f"Findings({self.method} of {edges} edges, n={self.n}; cut by .circuit(n))"
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per edge, with the method's number."""
+        from pandas import DataFrame
+
+        edges = np.argwhere(self.graph.allowed)
+        labels = [self.graph.label(int(w), int(r)) for w, r in edges]
+        return DataFrame({"edge": labels, "value": self.signed[self.graph.allowed]})
 
     def circuit(
         self,

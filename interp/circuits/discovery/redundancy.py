@@ -20,6 +20,7 @@ from interp.core.records import Record
 from interp.engine.edges.graph import ARROW, Graph
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.keys import result_key
 from interp.results.store import chunks_of, drop
 
@@ -60,7 +61,7 @@ class RedundantPair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Redundancy(Record):
+class Redundancy(Tabled, Record):
     """The effects of removing parts one at a time and in pairs.
 
     Attributes:

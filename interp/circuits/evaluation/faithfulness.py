@@ -14,6 +14,7 @@ from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.core.records import Provenance, Record
 from interp.core.statistics import Estimate, bootstrap_weights, range_of_draws, ratio_estimate
+from interp.plots.tables import Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,7 @@ class Faithfulness(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitFaithfulness(Faithfulness):
+class CircuitFaithfulness(Tabled, Faithfulness):
     """The faithfulness of circuits of edges. The empty circuit keeps no edge.
 
     Attributes:

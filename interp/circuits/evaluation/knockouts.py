@@ -18,6 +18,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.edges.graph import INPUT
+from interp.plots.tables import Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Completeness(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Minimality(Record):
+class Minimality(Tabled, Record):
     """The largest effect of each part of a circuit, over sampled subsets of removed parts.
 
     minimality of v = max over sampled K of |F(C without K and v) - F(C without K)| / gap. The empty

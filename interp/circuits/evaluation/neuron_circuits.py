@@ -29,6 +29,7 @@ from interp.engine.readout import CPU_TILE, LogitsOf, cut
 from interp.engine.restart import Variants, baseline, restart
 from interp.engine.stopping import stoppable
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 from interp.results.provenance import provenance
 from interp.results.scores import Scores
 from interp.runs.mean_activations import mean_values
@@ -38,7 +39,7 @@ SITE = "post"
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuronEvaluation(Faithfulness):
+class NeuronEvaluation(Tabled, Faithfulness):
     """The faithfulness of the best neurons. The empty circuit keeps no neuron.
 
     Attributes:

@@ -11,6 +11,7 @@ from interp.circuits.circuit import Circuit, jaccard
 from interp.core.errors import InterpError
 from interp.core.nulls import Null, null_of
 from interp.engine.edges.graph import Graph
+from interp.plots.tables import Tabled
 
 READERS = {
     "q": "edges into queries",
@@ -45,7 +46,7 @@ class Overlap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitComparison:
+class CircuitComparison(Tabled):
     """The overlap of two circuits of one graph, in total and by kind of edge and node.
 
     The null are random circuits with the same number of edges of each kind and depth

@@ -25,6 +25,7 @@ from interp.engine.edges.graph import Graph
 from interp.engine.memory import says_too_little
 from interp.engine.stopping import Cancelled
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ class MethodRecovery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery(Record):
+class Recovery(Tabled, Record):
     """All methods compared with one ground truth.
 
     Attributes:

@@ -21,12 +21,13 @@ from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.edges.graph import Graph
 from interp.engine.memory import says_too_little
 from interp.models.language_model import LanguageModel
+from interp.plots.tables import Tabled
 
 BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgePositions(Record):
+class EdgePositions(Tabled, Record):
     """Effects of removing an edge at a single token, as fractions of the gap full - empty.
 
     Attributes:

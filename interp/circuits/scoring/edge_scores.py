@@ -12,6 +12,7 @@ import numpy as np
 from interp.core.errors import InterpError
 from interp.core.records import Provenance, Record
 from interp.engine.edges.graph import Graph
+from interp.plots.tables import Tabled
 
 LARGE_GAP = 0.1
 """Completeness gaps above this fraction of the clean-corrupted gap give a warning."""
@@ -47,7 +48,7 @@ class RankedEdge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EdgeScores(Record):
+class EdgeScores(Tabled, Record):
     """Estimated effects of edges on a task, as fractions of the clean-corrupted gap.
 
     signed = mean over prompts of (metric gained) / mean over prompts of (clean - corrupted). The
@@ -224,6 +225,8 @@ class EdgeScores(Record):
             self, per_prompt=values[drawn], clean=self.clean[drawn], corrupted=self.corrupted[drawn]
         )
         return replace(picked, **_statistics(values[drawn], picked._gaps()))
+
+    strongest_by = "value"
 
     def _gaps(self) -> np.ndarray:
         return self.clean - self.corrupted if self.unit == "gap" else np.ones(self.n)

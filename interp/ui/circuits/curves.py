@@ -9,7 +9,7 @@ import streamlit as st
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
-from interp.circuits.drawing.circuit import draw_overlap
+from interp.circuits.drawing import draw_overlap
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
 from interp.circuits.files.saved import delete_circuit, saved_circuits
 from interp.plots.graphs import faithfulness_figure

@@ -10,7 +10,7 @@ import streamlit as st
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
-from interp.circuits.drawing.circuit import draw_circuit
+from interp.circuits.drawing import draw_circuit
 from interp.circuits.files.mib import to_mib_json
 from interp.circuits.files.saved import save_circuit
 from interp.core.errors import InterpError

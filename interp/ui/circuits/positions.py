@@ -8,7 +8,7 @@ import streamlit as st
 
 from interp.circuits.circuit import Circuit
 from interp.circuits.discovery.find import Findings
-from interp.circuits.drawing.positions import draw_positions
+from interp.circuits.positions.drawing import draw_positions
 from interp.circuits.positions.edge_positions import EdgePositions
 from interp.circuits.positions.narrow import NarrowedCurve
 from interp.circuits.positions.positioned_circuit import AT, PositionedCircuit

@@ -12,7 +12,6 @@ from interp.overview.findings import Scan
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
-from interp.plots.tokens import token_table
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, prompts, widgets
@@ -73,7 +72,6 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
 
 
 def _lens(seen: Look, place: int) -> None:
-    table = seen.lens
     first = max(0, min(place - WINDOW + 2, seen.run.n_tokens - WINDOW))
     columns = slice(first, first + WINDOW)
     left, right = st.columns([1, 3], gap="large")
@@ -83,24 +81,17 @@ def _lens(seen: Look, place: int) -> None:
         widgets.table(
             [{"token": repr(t.text), "probability": t.value} for t in following], key="next"
         )
-    labels = [f"{i} {widgets.visible(text)}" for i, text in enumerate(seen.tokens)][columns]
     row = current().layer
     widgets.figure(
-        token_table(
-            table.probability[:, columns],
-            texts=[texts[columns] for texts in table.texts],
-            x=labels,
-            y=[str(layer) for layer in table.layers],
-            selected=None if row is None else (row, place - first),
-        ),
+        seen.lens.plot(columns=columns, selected=None if row is None else (row, place - first)),
         key="lens",
         title="Logit lens: the likeliest token at every layer",
         alt="Logit lens, layers by tokens",
         into=right,
         picked=lambda data: select(layer=data[0], token=first + data[1]),
     )
-    if len(labels) < seen.run.n_tokens:
-        right.caption(f"Tokens {first} to {first + len(labels) - 1} of {seen.run.n_tokens}.")
+    if seen.run.n_tokens > WINDOW:
+        right.caption(f"Tokens {first} to {first + WINDOW - 1} of {seen.run.n_tokens}.")
     widgets.caveat(
         "The lens reads a layer with the final norm and unembedding. Early layers need not write "
         "in that code: an answer that cannot be read may still be there."

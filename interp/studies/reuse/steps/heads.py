@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from interp.core.components import Component
 from interp.heads.attention import attention_to
+from interp.heads.direct_attribution import mean_rows
 from interp.runs.capture import run_with_cache
 from interp.studies.reuse.settings import ReuseContext
 from interp.studies.reuse.steps.circuits import clear, heads_of, label
@@ -121,15 +121,13 @@ def writes(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
     relative to the mean of the vocabulary; positive raises it. self: attention to the last token
     itself; first: to the first token; 0 to 1.
 
-    A label (`labels`) says where a head looks; this says what
-    it writes: a head can support the answer by lowering the wrong one. Heads followed by a norm of
-    the attention output are left out, because their output is no summand of the stream.
+    A label (`labels`) says where a head looks; this says what it writes: a head can support the
+    answer by lowering the wrong one.
     """
     model, task = context.model_of(entry), context.task(entry)
     encoded = task.encode(model)
     decoder = model.require_decoder("what heads write")
     heads = [Component.parse(head) for head in heads_of(circuit, "movers")]
-    heads = [head for head in heads if decoder.blocks[head.layer].ln1_post is None]
     if not heads:
         return {}
     layers = sorted({head.layer for head in heads})
@@ -141,28 +139,24 @@ def writes(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
         model, encoded.clean, sites=["resid_post"], layers=[last], positions="last"
     )[last, "resid_post"]
     own = torch.tensor([len(tokens) - 1 for tokens in encoded.clean])
-    unembed = decoder.unembed.detach().cpu().double()
-    unembed = unembed - unembed.mean(0)
+    centre = decoder.unembed.detach().double().mean(0).cpu()
     targets = {"answer": encoded.targets.answers, "wrong": encoded.targets.wrong}
+    reads = {
+        name: decoder.ln_final.reader(ends, mean_rows(decoder.unembed, tokens) - centre).detach()
+        for name, tokens in targets.items()
+    }
     found: Result = {}
     for head in heads:
-        weight = decoder.blocks[head.layer].attn.W_O[head.index or 0]
-        z = seen[head.layer, "z"][:, head.index or 0].to(weight)
-        share = decoder.ln_final.share(z @ weight, ends.to(weight)).detach().cpu().double()
+        block, z = decoder.blocks[head.layer], seen[head.layer, "z"]
         pattern = seen[head.layer, "pattern"][:, head.index or 0].cpu().double()
         found[str(head)] = {
-            name: mean_of(_logit(share, unembed, tokens)) for name, tokens in targets.items()
+            name: mean_of(block.head_values(z, read).detach()[:, head.index or 0])
+            for name, read in reads.items()
         } | {
             "self": float(pattern[torch.arange(len(own)), own].mean()),
             "first": float(pattern[:, 0].mean()),
         }
     return found
-
-
-def _logit(share: Tensor, unembed: Tensor, tokens: Tensor) -> Tensor:
-    """(prompts,) mean logit of each prompt's own tokens, -1 left out."""
-    pairs = zip(share, tokens, strict=True)
-    return torch.stack([(unembed[mine[mine >= 0]] @ row).mean() for row, mine in pairs])
 
 
 def in_words(found: Result, looks: Mapping[str, float], at: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from interp.circuits.drawing.circuit import MOST, Drawing, heights_of, kind_of, short_name, targets
+from interp.circuits.drawing import MOST, Drawing, heights_of, kind_of, short_name, targets
 from interp.circuits.positions.positioned_circuit import AT, ELSEWHERE, PositionedCircuit
 from interp.engine.edges.graph import LOGITS
 from interp.plots.graphs import GROUPS, Link, Node, layered_graph

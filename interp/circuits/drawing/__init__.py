@@ -1,1 +1,0 @@
-"""Circuits as layered diagrams."""

@@ -494,6 +494,11 @@ def cases(toy, model, task):
         ),
         ("Scores.interval", "groups"): (lambda x: patched.interval(groups=x), "abcd"),
         ("Scores.null", "groups"): (lambda x: patched.null(k=1, groups=x), "abcd"),
+        ("pairs", "rows"): (lambda x: interp.pairs(x).pairs, ("a", "b", " Paris", " Rome")),
+        ("view_neuron", "prompts"): (
+            lambda x: interp.view_neuron(model, "L1N3", x).fires,
+            ROWS[0],
+        ),
         ("pair", "answers"): (lambda x: interp.pair("a", None, x).pairs, " Paris"),
         ("pair", "wrong"): (lambda x: interp.pair("a", None, " Paris", x).pairs, " Rome"),
         ("PromptPair", "wrong"): (lambda x: PromptPair(clean="a", answers=x, wrong=x), " Rome"),
@@ -645,7 +650,14 @@ SEVERAL = re.compile(
 )
 """How an annotation says that several strings, prompts or components may be given."""
 
-FILLED_HERE = {"Direction", "Intervention", "LanguageModel", "PositionedCircuit", "Scores"}
+FILLED_HERE = {
+    "Activations",
+    "Direction",
+    "Intervention",
+    "LanguageModel",
+    "PositionedCircuit",
+    "Scores",
+}
 """Records that the package fills itself: nobody types their fields."""
 
 
@@ -758,7 +770,7 @@ RUNS = {
     "last_logits": lambda m, t: m.last_logits(ROWS),
     "learn_mask": lambda m, t: interp.circuits.learn_mask(m, t, steps=2),
     "logit_lens": lambda m, t: interp.logit_lens(m, ROWS, k=3).top_mean,
-    "look": lambda m, t: interp.look(m, ROWS[0]).lens.probability,
+    "look": lambda m, t: interp.look(m, ROWS[0]).lens.top_mean,
     "path_patching": lambda m, t: interp.path_patching(m, t, receivers="logits"),
     "probe_model": lambda m, t: interp.probe_model(
         m, [(i + 3, 2 * i + 3, 5) for i in range(24)], "last", [0, 1] * 12,
@@ -778,6 +790,9 @@ RUNS = {
         m, ROWS, torch.ones(m.d_model), scale=1.0, max_new_tokens=2
     ),
     "text_losses": lambda m, t: interp.runs.text_losses(m, ROWS),
+    "top_tokens": lambda m, t: interp.top_tokens(m, ROWS[0], 3),
+    "view_head": lambda m, t: interp.view_head(m, ROWS[0], "L1H1").promoted,
+    "view_neuron": lambda m, t: interp.view_neuron(m, "L1N3", ROWS).fires,
     "Task.check": lambda m, t: t.check(m),
 }  # fmt: skip
 
@@ -785,8 +800,8 @@ RUNS = {
 THROUGH_THOSE = """
 compare_activations direction_projection evaluate_circuit evaluate_positioned find_circuit
 head_logit_attribution head_flips knockout_cascade narrow_circuit null_space_direction
-paired_word_probs recover representational_independence greedy_head_group select_cosmic
-select_direction steer steer_task suggest_refusal_tokens switch_off
+paired_word_probs recover representational_independence greedy_head_group mean_difference
+select_cosmic select_direction steer steer_task suggest_refusal_tokens switch_off
 """.split()
 """What runs a model by calling some of `RUNS`."""
 
@@ -1035,8 +1050,8 @@ def test_metrics_by_name_and_by_function(model, task):
     for metric in ("logit_diff", interp.METRICS["logit_diff"], difference):
         other = interp.activation_patching(model, task.with_metric(metric), cache=False)
         assert same(other.effects, shipped.effects)
-    with pytest.raises(InterpError, match=r"log_prob.*known: kl, log_odds"):
-        task.with_metric("log_prob")
+    with pytest.raises(InterpError, match=r"log_probs.*known: kl, log_odds"):
+        task.with_metric("log_probs")
     for wrong, message in (
         (lambda logits: logits, "readout, targets"),
         (7, "readout, targets"),
@@ -1212,7 +1227,7 @@ def test_nonsense_is_refused_and_never_a_traceback(toy, model, task):
             10**25,
             2.5,
         ),
-        lambda x: interp.run_with_cache(model, ROWS, sites=x): ([], None, 3, [[]]),
+        lambda x: interp.run_with_cache(model, ROWS, sites=x): ([], 3, [[]]),
         lambda x: interp.run_with_cache(model, ROWS, sites="z", to_disk=x): ("no", 1, None),
         lambda x: kept[x]: ("z", "L7.z", None, 5, [], "L\u00b2.z"),
         lambda x: interp.neurons.search_neurons(toy, "a", k=x): (None, 2.5, True, "1", 0),

@@ -3,9 +3,9 @@ from .discovery.acdc import acdc as acdc
 from .discovery.find import find_circuit as find_circuit
 from .discovery.learned_masks import learn_mask as learn_mask
 from .discovery.redundancy import redundancy as redundancy
-from .drawing.circuit import draw_circuit as draw_circuit
-from .drawing.circuit import draw_overlap as draw_overlap
-from .drawing.positions import draw_positions as draw_positions
+from .drawing import draw_circuit as draw_circuit
+from .drawing import draw_overlap as draw_overlap
+from .positions.drawing import draw_positions as draw_positions
 from .evaluation.curve_evaluation import faithfulness_curve as faithfulness_curve
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.neuron_circuits import evaluate_neurons as evaluate_neurons

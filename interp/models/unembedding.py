@@ -15,7 +15,7 @@ from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
-from interp.plots.tables import Rows
+from interp.plots.tables import Listing
 
 BLOCK = 2**23
 """Number of logits in memory at once."""
@@ -36,12 +36,12 @@ class Token(NamedTuple):
         return repr(self.text)
 
 
-def likeliest(model: LanguageModel, logits: Tensor, k: int) -> Rows[Token]:
+def likeliest(model: LanguageModel, logits: Tensor, k: int) -> Listing[Token]:
     """The k likeliest tokens of logits (d_vocab,), with their probabilities."""
     top = widened(logits).softmax(-1).topk(min(k, len(logits)))
     ids = top.indices.tolist()
     found = zip(ids, model.strings(ids), top.values.tolist(), strict=True)
-    return Rows([Token(*each) for each in found], "probability")
+    return Listing([Token(*each) for each in found], "probability")
 
 
 @dataclass(frozen=True, kw_only=True)

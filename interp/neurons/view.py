@@ -15,7 +15,7 @@ from interp.core.prompts import Task
 from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, unembed, written_vectors
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 from interp.runs.capture import run_with_cache
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class NeuronView(Tabled):
     component: Component
     reads: Mapping[str, Unembedded]
     writes: Unembedded
-    fires: Rows[Firing]
+    fires: Listing[Firing]
 
     def __repr__(self) -> str:
         at = f"; {self.fires[0].value:+.2f} at {self.fires[0].label}" if self.fires else ""
@@ -130,5 +130,5 @@ def view_neuron(
         component=part,
         reads=dict(zip(weights, reads, strict=True)),
         writes=writes,
-        fires=Rows(sorted(fires, key=lambda one: -abs(one.value)), "activation"),
+        fires=Listing(sorted(fires, key=lambda one: -abs(one.value)), "activation"),
     )

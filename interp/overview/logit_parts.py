@@ -22,7 +22,7 @@ from interp.engine.architecture import Block
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, strongest_tokens
 from interp.overview.single_run import SingleRun, run_once
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -126,7 +126,7 @@ class LogitParts(Tabled):
         )
 
     @reads_arguments
-    def top(self, k: int = 10, *, kind: str | None = None) -> Rows[Part]:
+    def top(self, k: int = 10, *, kind: str | None = None) -> Listing[Part]:
         """The k parts with the largest absolute value; of one kind of `PART_KINDS`, if given.
 
         Raises:
@@ -136,7 +136,7 @@ class LogitParts(Tabled):
             raise unknown("kind of part", kind, PART_KINDS)
         k = checked(Count, k, "the strongest parts")
         some = [part for part in self.parts if kind in (None, part.kind)]
-        return Rows(sorted(some, key=lambda part: -abs(part.value))[:k], "logits")
+        return Listing(sorted(some, key=lambda part: -abs(part.value))[:k], "logits")
 
     def to_dataframe(self) -> DataFrame:
         """One row per part, strongest first."""

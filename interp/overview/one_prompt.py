@@ -21,7 +21,7 @@ from interp.models.unembedding import Token, Unembedded, likeliest, unembed
 from interp.neurons.firing import NeuronFiring, neuron_firing
 from interp.overview.logit_parts import LogitParts, chosen_tokens, logit_parts
 from interp.overview.single_run import SingleRun, run_once
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 from interp.probing.lens import Lens, lens_of_tokens
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Look(Tabled):
         return self.next_tokens().to_dataframe()
 
     @reads_arguments
-    def next_tokens(self, k: int = 10, *, position: int = -1) -> Rows[Token]:
+    def next_tokens(self, k: int = 10, *, position: int = -1) -> Listing[Token]:
         """The k likeliest next tokens after a token of the prompt, with their probabilities."""
         run, place = self.run, self.run.place(position)
         k = checked(Count, k, "the likeliest next tokens")
@@ -217,7 +217,7 @@ class Look(Tabled):
         words: int = 5,
         by: str = "attribution",
         foil: Look | None = None,
-    ) -> Rows[WritingNeuron]:
+    ) -> Listing[WritingNeuron]:
         """The k neurons with the largest score, either way, and what they write.
 
         The score of neuron i, with output weights v_i (times the weight of a norm behind the MLP),
@@ -256,7 +256,7 @@ class Look(Tabled):
             )
             for (layer, index), tokens in zip(found, written, strict=True)
         ]
-        return Rows(rows, "logits")
+        return Listing(rows, "logits")
 
     def firing(self, neuron: str) -> NeuronFiring:
         """Where one neuron, such as "L25N100", fires on this prompt: see `neuron_firing`.

@@ -21,7 +21,7 @@ from interp.engine.architecture import Decoder
 from interp.engine.stopping import stop_if_asked, stoppable
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import BLOCK, Token, check_k
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 from interp.runs.capture import run_with_cache
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
@@ -125,7 +125,7 @@ class Lens(Tabled):
             selected=selected,
         )
 
-    def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> Rows[Token]:
+    def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> Listing[Token]:
         """The tokens of highest mean probability at a layer, highest first.
 
         Raises:
@@ -133,7 +133,7 @@ class Lens(Tabled):
         """
         cell = self._cell(layer, site, group)
         found = zip(self.top_tokens[cell].tolist(), self.top_mean[cell].tolist(), strict=True)
-        return Rows([Token(i, self.strings[i], mean) for i, mean in found], "probability")
+        return Listing([Token(i, self.strings[i], mean) for i, mean in found], "probability")
 
     def probability(
         self, word: str | int, layer: int, *, site: str | None = None, group: str | None = None

@@ -118,7 +118,7 @@ def make_bank(
 ) -> Bank:
     """Compute the centroids of every task's answered and refused rows.
 
-    Rows of class "other" are ignored. `notices` lists classes with fewer than `least` rows, which
+    Listing of class "other" are ignored. `notices` lists classes with fewer than `least` rows, which
     have no centroid; layers with equal states in all rows (a template's last token before any
     attention); and a bank with a single task, which cannot identify tasks.
 

@@ -29,7 +29,7 @@ from interp.core.statistics import (
 )
 from interp.plots.heatmaps import cell_axis, heat_map
 from interp.plots.style import visible
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class Scores(Tabled, Record):
         return {axis: some[i] for axis, some, i in zip(self.axes, labels, place, strict=True)}
 
     @reads_arguments
-    def top(self, k: int = 10, *, by: str = "value") -> Rows[Ranked]:
+    def top(self, k: int = 10, *, by: str = "value") -> Listing[Ranked]:
         """The k strongest cells, in the ranking `by` (see `strength`).
 
         Raises:
@@ -253,7 +253,7 @@ class Scores(Tabled, Record):
             )
             for rank, cell in enumerate(cells, 1)
         ]
-        return Rows(ranked, f"effect ({self.unit_words})")
+        return Listing(ranked, f"effect ({self.unit_words})")
 
     @reads_arguments
     def strength(self, by: str = "value") -> np.ndarray:

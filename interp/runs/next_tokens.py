@@ -23,7 +23,7 @@ from interp.engine.restart import final_hidden
 from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, likeliest
-from interp.plots.tables import Rows, Tabled
+from interp.plots.tables import Listing, Tabled
 from interp.runs.change import Change, Where, changes_in
 from interp.runs.changed_runs import changed_states, first_tokens
 from interp.runs.stored_runs import StoredRuns, plain_runs
@@ -80,7 +80,7 @@ class NextTokens(Tabled):
 
 
 @reads_arguments
-def top_tokens(model: LanguageModel, prompt: Prompt, k: int = 10) -> Rows[Token]:
+def top_tokens(model: LanguageModel, prompt: Prompt, k: int = 10) -> Listing[Token]:
     """The k likeliest next tokens of one prompt, with their probabilities.
 
     Any model; inside `intervene` those of the changed model.

@@ -9,10 +9,13 @@ from interp.core.metrics import METRICS
 from interp.core.positions import Prompt
 from interp.core.prompts import PromptPair, Task
 
-Tokens = str | int | Sequence[str | int]
 
-
-def pair(clean: Prompt, corrupted: Prompt | None, answers: Tokens, wrong: Tokens = ()) -> Task:
+def pair(
+    clean: Prompt,
+    corrupted: Prompt | None,
+    answers: str | int | Sequence[str | int],
+    wrong: str | int | Sequence[str | int] = (),
+) -> Task:
     """A task of one pair of prompts; see `pairs`.
 
     Args:
@@ -32,12 +35,14 @@ def pair(clean: Prompt, corrupted: Prompt | None, answers: Tokens, wrong: Tokens
 def pairs(rows: Sequence[Sequence[object]]) -> Task:
     """A task of several pairs of prompts, each (clean, corrupted, answers, wrong) as in `pair`.
 
+    One such row is a task of one pair.
     Its metric is the logit difference if all have wrong answers, and the log-odds otherwise;
     `.with_metric()` gives it another.
 
     Raises:
         InterpError: no rows, a row of another length, or a part of the wrong type.
     """
+    rows = [rows] if rows and isinstance(rows[0], str) else rows
     names = ("clean", "corrupted", "answers", "wrong")
     for row in rows:
         if isinstance(row, str) or len(row) not in (3, 4):

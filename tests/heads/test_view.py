@@ -9,6 +9,7 @@ from interp.heads.view import view_head
 from interp.models.loading import load_model
 from interp.overview.logit_parts import direct_attribution
 from interp.runs.capture import run_with_cache
+from interp.tasks.own_prompts import pairs as own_pairs
 from interp.tasks.registry import load_task
 
 
@@ -65,7 +66,7 @@ def test_direct_attribution_is_one_number_everywhere(family, monkeypatch):
     """The overview, the scores of a task, the view of a head and the plain definition agree."""
     monkeypatch.setattr("interp.heads.switching.check_gap", lambda one, other: None)
     pairs = [((5, 6, 7, 8), (5, 6, 9, 8), 10, 11), ((20, 21, 22), (23, 24, 25), 30, 31)]
-    task, decoder = pairs(rows), family.decoder
+    task, decoder = own_pairs(pairs), family.decoder
     scores = head_logit_attribution(family, task)
     layer, head = 1, 2
     for i, (clean, corrupted, answer, wrong) in enumerate(pairs):

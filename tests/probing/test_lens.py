@@ -160,7 +160,7 @@ def test_repr_is_one_line(verification, verdicts):
     lens = logit_lens(verification, prompts, "last", groups=labels)
     assert repr(lens) == (
         f"Lens(resid_post of layers 0 to {verification.n_layers - 1}, {len(prompts)} prompts, "
-        "groups valid, invalid; read .top(layer) or .to_dataframe())"
+        "groups valid, invalid; read .top(layer), .to_dataframe() or .plot())"
     )
 
 

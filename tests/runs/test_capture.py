@@ -115,6 +115,7 @@ def test_keys_of_other_forms(family_models, positions):
     assert len(acts) == len(list(acts)) == 4 * model.n_layers
     assert all(key in acts for key in acts)
     assert "blocks.1.attn.hook_z" in acts
+    assert torch.equal(acts["z", -1], acts["L2.z"])
     for key in ("L1.q", ("q", 1), "blocks.1.hook_z", "blocks.7.attn.hook_z", "L1H9", "z", 3, None):
         assert key not in acts
         with pytest.raises(InterpError, match=r"write a layer and a site|heads 0 to 3"):
@@ -123,7 +124,7 @@ def test_keys_of_other_forms(family_models, positions):
 
 def test_sites_left_out_or_misspelt_are_named(family_models):
     with pytest.raises(InterpError, match="no sites; give some of resid_pre, q, "):
-        run_with_cache(family_models["llama"], PROMPTS)
+        run_with_cache(family_models["llama"], PROMPTS, sites=[])
     with pytest.raises(TypeError, match=r"'site' \(did you mean 'sites'\?\); it takes model, "):
         run_with_cache(family_models["llama"], site="z")
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.files import canonical_json, is_stream, json_text, spelled, write_atomically
+from interp.core.schema import Brief
 
 Arrays = Mapping[str, Any]
 """Either numpy arrays or torch tensors by name; a file holds only one of the two."""
@@ -174,7 +175,7 @@ class Provenance:
     call: str
 
 
-class Record:
+class Record(Brief):
     """A base for dataclasses that are saved field by field.
 
     Fields may be numbers, texts, arrays, tensors, other dataclasses, tuples and mappings of these,

@@ -328,8 +328,17 @@ def _wanted(message: str) -> str:
     return re.sub(r"^(greater|less) than", r"a value \1 than", message)
 
 
-def brief(self: Any) -> str:
-    """A repr in one line: tensors and arrays by their shapes, other values shortened."""
+class Brief:
+    """A dataclass whose repr is one line, unless it has its own; see `_brief`."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "__repr__" not in vars(cls):  # the one that `dataclass` would make prints all numbers
+            cls.__repr__ = _brief
+
+
+def _brief(self: Any) -> str:
+    """One line: tensors and arrays by their shapes, other values shortened."""
     shown = []
     for one in fields(self):
         value = getattr(self, one.name)

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.core.errors import InterpError
 from interp.core.nulls import sign_flips
 from interp.core.prompts import Task
+from interp.core.schema import Brief
 from interp.core.statistics import bootstrap_weights
 from interp.heads.switching import Sides, both_sides, head_scores
 from interp.models.language_model import LanguageModel
@@ -150,7 +151,7 @@ def mean_rows(unembed: Tensor, tokens: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelNull:
+class LabelNull(Brief):
     """The null of a contrast: its effects with the two labels of pairs exchanged at random.
 
     limit: the 95 % quantile over permutations of the strongest head's absolute effect, as a

@@ -15,6 +15,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.run_options import Progress
+from interp.core.schema import Brief
 from interp.heads.switching import SwitchOff
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
@@ -45,7 +46,7 @@ def subspace_shift(before: Tensor, after: Tensor, *, k: int = 1, centred: bool =
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadGroup:
+class HeadGroup(Brief):
     """Heads in the order a greedy search added them.
 
     curve: the objective after each head. null: the whole group's objective against that of random

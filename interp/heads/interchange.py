@@ -23,6 +23,7 @@ from interp.core.metrics import Logits
 from interp.core.nulls import Null, null_of
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
+from interp.core.schema import Brief
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Runner
 from interp.engine.readout import LogitsOf
@@ -41,7 +42,7 @@ Alignment = Sequence[Mapping[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interchange:
+class Interchange(Brief):
     """Every head's value exchanged between the two prompts of each pair.
 
     necessity: m(clean) - m(clean with the head's value from corrupted). sufficiency: m(corrupted

@@ -21,6 +21,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.metrics import Targets
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.schema import Brief
 from interp.engine.architecture import Attention
 from interp.engine.forward import Baseline, Runner
 from interp.models.language_model import LanguageModel
@@ -40,7 +41,7 @@ TOGETHER = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwitchOff:
+class SwitchOff(Brief):
     """How heads are switched off; made by `switch_off`.
 
     `means` is layer -> (heads, d_head). `direction` is (d_model,) of length one.

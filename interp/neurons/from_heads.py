@@ -17,6 +17,7 @@ from interp.core.components import Component, precedes
 from interp.core.errors import InterpError, unknown
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.schema import Brief
 from interp.core.statistics import ratio, standard_error
 from interp.engine.architecture import Decoder, Function, Linear, Norm
 from interp.models.language_model import LanguageModel
@@ -29,7 +30,7 @@ Parts = Sequence[Component]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadWeights:
+class HeadWeights(Brief):
     """The weights of one query head, with the key and value projections of its group.
 
     The head's output is z W_O with z = pattern (x W_V + b_V). The output bias belongs to no head.

@@ -24,6 +24,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of, turned_directions
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.schema import Brief
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
@@ -54,7 +55,7 @@ Score = Literal["cosine", "dot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GluNeuron:
+class GluNeuron(Brief):
     """The weights of one neuron, or of a layer's neurons, one row each.
 
     Attributes:
@@ -101,7 +102,7 @@ def glu_vectors(model: LanguageModel, layer: int | str, index: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class GluActivations:
+class GluActivations(Brief):
     """Activations of some neurons at one position per sample, each (sample, neuron).
 
     Attributes:
@@ -230,7 +231,7 @@ def rank_null(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpposedNeurons:
+class OpposedNeurons(Brief):
     """Opposite value vectors in two sets of neurons, a and b.
 
     Attributes:
@@ -302,7 +303,7 @@ def opposed_neurons(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelContrast:
+class LabelContrast(Brief):
     """How neurons differ between two classes of samples; positive: larger in valid ones. Float64.
 
     Attributes:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from interp.core.arguments import reads_arguments, texts_of
 from interp.core.components import Component
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
-from interp.core.statistics import widened
 from interp.models.language_model import LanguageModel
-from interp.models.unembedding import Unembedded, unembed, written_vectors
+from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.tables import Listing, Tabled
 from interp.runs.capture import run_with_cache
 
@@ -43,30 +40,30 @@ class NeuronView(Tabled):
 
     Attributes:
         component: the neuron.
-        reads: by input weight ("gate" and "up", or "in" without a gate), the tokens whose
-            unembedding raises and lowers it most.
-        writes: the tokens whose logits it raises and lowers most, at a positive activation.
+        tokens: the tokens that its weights read and write.
         fires: its activation at every token of the prompts given, largest absolute value first.
     """
 
     component: Component
-    reads: Mapping[str, Unembedded]
-    writes: Unembedded
+    tokens: NeuronTokens
     fires: Listing[Firing]
 
     def __repr__(self) -> str:
         at = f"; {self.fires[0].value:+.2f} at {self.fires[0].label}" if self.fires else ""
-        tokens = " ".join(token.label for token in self.writes.promoted[:5])
-        return f"NeuronView({self.component} writes {tokens}{at})"
+        reads, writes = (
+            " ".join(token.label for token in some.promoted[:4])
+            for some in (self.tokens.gate, self.tokens.writes)
+        )
+        return f"NeuronView({self.component} reads {reads}, writes {writes}{at})"
 
     def to_dataframe(self) -> DataFrame:
         """One column per weight and sign, with the tokens, strongest first."""
         from pandas import DataFrame
 
-        named = {f"{name} reads": found for name, found in self.reads.items()}
+        found = {"gate": self.tokens.gate, "up": self.tokens.up, "writes": self.tokens.writes}
         columns = {}
-        for name, found in (named | {"writes": self.writes}).items():
-            for sign, tokens in (("+", found.promoted), ("-", found.suppressed)):
+        for name, some in found.items():
+            for sign, tokens in (("+", some.promoted), ("-", some.suppressed)) if some else ():
                 columns[f"{name} {sign}"] = [token.text for token in tokens]
         return DataFrame(columns)
 
@@ -74,28 +71,19 @@ class NeuronView(Tabled):
         """A Plotly figure of the tokens that it writes; `fires.plot()` shows where it fires."""
         from interp.plots.components import token_bars
 
-        written = self.writes.promoted, self.writes.suppressed
+        written = self.tokens.writes.promoted, self.tokens.writes.suppressed
         return token_bars(*([(token.text, token.value) for token in some] for some in written))
 
 
-@torch.no_grad()
 @reads_arguments
 def view_neuron(
     model: LanguageModel,
     neuron: str,
     prompts: Task | Prompt | Sequence[Prompt] = (),
     *,
-    k: int = 10,
+    k: int = 8,
 ) -> NeuronView:
-    """What a neuron reads and writes, as tokens, and where it fires.
-
-        reads(t) = W_U[t] . (w_in * weight_norm),   writes(t) = W_U[t] . (v * weight_final)
-
-    w_in are the gate and the up weights (or the only input weights), scaled by the weight of the
-    norm in front of the MLP, and v the output weights, scaled by the weights of the norms behind.
-    Units of both are arbitrary: the scale of a norm belongs to a run. At a negative activation the
-    signs of what is written turn round. The state in front of an early layer is often no sum of
-    unembedding rows, so what such a layer reads may not be found among tokens.
+    """What a neuron reads and writes by its weights (`neuron_tokens`), and where it fires.
 
     Args:
         model: a model whose weights are known.
@@ -106,29 +94,18 @@ def view_neuron(
     Raises:
         InterpError: unknown weights, no such neuron, or k out of range.
     """
-    decoder = model.require_decoder("reading a neuron")
     (part,) = model.require_parts(neuron, "post")
-    block, index = decoder.blocks[part.layer], part.index or 0
-    mlp, norm = block.mlp, block.ln1 if block.parallel and block.ln2 is None else block.ln2
-    gated = mlp.up is not None
-    weights = {"gate" if gated else "in": mlp.gate} | ({"up": mlp.up} if gated else {})
-    scale = 1.0 if norm is None else widened(norm.weight)
-    read = [widened(one.weight[:, index]) * scale for one in weights.values()]  # type: ignore[union-attr]
-    *reads, writes = unembed(
-        model, torch.stack([*read, written_vectors(decoder, part.layer)[index]]), k=k
-    )
     fires = []
     if texts := texts_of(prompts):
         seen = run_with_cache(model, texts, sites="post", layers=[part.layer])
         for i, row in enumerate(seen.tokens):
-            values = seen[part.layer, "post"][i, : len(row), index].tolist()
+            values = seen[str(part)][i, : len(row)].tolist()
             fires += [
                 Firing(prompt=i, position=p, text=text, value=value)
                 for p, (text, value) in enumerate(zip(row, values, strict=True))
             ]
     return NeuronView(
         component=part,
-        reads=dict(zip(weights, reads, strict=True)),
-        writes=writes,
+        tokens=neuron_tokens(model, part.layer, part.index, k=k),
         fires=Listing(sorted(fires, key=lambda one: -abs(one.value)), "activation"),
     )

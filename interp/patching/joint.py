@@ -14,6 +14,7 @@ from interp.core.errors import InterpError, unknown
 from interp.core.nulls import FlipTest, Null, flip_test, matched_components, null_of
 from interp.core.prompts import Task
 from interp.core.run_options import Progress
+from interp.core.schema import Brief
 from interp.core.statistics import Estimate, ratio_estimate
 from interp.engine.forward import Baseline, Replacement, Runner
 from interp.engine.memory import says_too_little
@@ -56,7 +57,7 @@ JOINT_SITES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetEffects:
+class SetEffects(Brief):
     """The metric gained when the components of each set are patched together.
 
     Attributes:

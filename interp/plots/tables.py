@@ -8,6 +8,7 @@ from html import escape
 from typing import Any, ClassVar, TypeVar
 
 from interp.core.errors import InterpError
+from interp.core.schema import Brief
 
 T = TypeVar("T")
 
@@ -15,7 +16,7 @@ MOST = 12
 """The most rows of a table in a notebook, and of records in a line."""
 
 
-class Tabled:
+class Tabled(Brief):
     """A result with `to_dataframe()`: a notebook shows its line and the first rows of the table.
 
     Attributes:
@@ -44,7 +45,7 @@ class Tabled:
         return line + shown.to_html(index=False, float_format="%.3f", border=0)
 
 
-class Rows(Tabled, list[T]):
+class Listing(Tabled, list[T]):
     """A list of records that have a `label` and a `value`: a line, a table, and bars.
 
     Attributes:

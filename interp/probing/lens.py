@@ -125,7 +125,9 @@ class Lens(Tabled):
             selected=selected,
         )
 
-    def top(self, layer: int, *, site: str | None = None, group: str | None = None) -> Listing[Token]:
+    def top(
+        self, layer: int, *, site: str | None = None, group: str | None = None
+    ) -> Listing[Token]:
         """The tokens of highest mean probability at a layer, highest first.
 
         Raises:

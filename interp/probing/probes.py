@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from interp.core.errors import InterpError, unknown
 from interp.core.records import Record
 from interp.core.run_options import Progress
+from interp.core.schema import Brief
 from interp.core.statistics import bootstrap_weights, share_estimate
 from interp.engine.stopping import stop_if_asked
 from interp.plots.tables import Tabled
@@ -30,7 +31,7 @@ DRAWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeMetrics:
+class ProbeMetrics(Brief):
     """How well probes classify examples that they were not fitted to.
 
     Attributes:
@@ -170,7 +171,7 @@ class Probes(Tabled, Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeGeometry:
+class ProbeGeometry(Brief):
     """Cosines between probe directions and, for softmax probes, between their two columns.
 
     Attributes:

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.core.arguments import Flags, flags_of, listed
 from interp.core.errors import InterpError
 from interp.core.folds import equal_rows, joined, stratified_folds
+from interp.core.schema import Brief
 from interp.core.statistics import standard_error
 from interp.plots.tables import Tabled
 from interp.probing.probes import (
@@ -140,7 +141,7 @@ def _silhouettes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossValidated:
+class CrossValidated(Brief):
     """Logistic probes, one per fold and leading index. Every row is scored once, when held out.
 
     Attributes:

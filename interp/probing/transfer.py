@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interp.core.errors import InterpError
 from interp.core.folds import joined
+from interp.core.schema import Brief
 from interp.core.statistics import Estimate, mean_estimate, ratio_estimate
 from interp.models.language_model import LanguageModel
 
@@ -17,7 +18,7 @@ ROWS = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbeddingMap:
+class EmbeddingMap(Brief):
     """A linear map from a source's to a target's residual stream, and its held-out accuracy.
 
     Attributes:
@@ -62,7 +63,7 @@ class EmbeddingMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferredProbes:
+class TransferredProbes(Brief):
     """Probe directions in the target: row i is source probe i, a unit vector for `layers[i]`."""
 
     directions: Tensor

@@ -19,6 +19,7 @@ import numpy as np
 from interp.core.arguments import listed
 from interp.core.errors import InterpError
 from interp.core.files import content_key
+from interp.core.schema import Brief
 from interp.plots.tables import Tabled
 from interp.refusal.trajectories import CLASSES, Reading, Trajectories
 
@@ -118,7 +119,7 @@ def make_bank(
 ) -> Bank:
     """Compute the centroids of every task's answered and refused rows.
 
-    Listing of class "other" are ignored. `notices` lists classes with fewer than `least` rows, which
+    Rows of class "other" are ignored. `notices` lists classes with fewer than `least` rows, which
     have no centroid; layers with equal states in all rows (a template's last token before any
     attention); and a bank with a single task, which cannot identify tasks.
 
@@ -208,7 +209,7 @@ Likeness = Literal["cosine", "softmax"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identified:
+class Identified(Brief):
     """The identified task of each of N prompts.
 
     Attributes:

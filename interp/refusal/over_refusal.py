@@ -35,7 +35,7 @@ class PromptCase:
 
     @property
     def unit(self) -> str:
-        """Its base text; without one, the row. Listing of one unit are not independent."""
+        """Its base text; without one, the row. Rows of one unit are not independent."""
         return self.base or self.row
 
 
@@ -88,7 +88,7 @@ class OverRefusal(Tabled):
             never narrower than Wilson's for this n.
         reached: per desired reply, rows refused before to which the change was applied; None if
             unknown.
-        retained_reached: `retained` over the reached rows only; None if there are none. Listing that
+        retained_reached: `retained` over the reached rows only; None if there are none. Rows that
             a gate leaves unchanged are always retained.
         selectivity: difference of `benign` / difference of `harmful`; None if undefined.
         why: why selectivity is undefined; "" if it is not.
@@ -159,7 +159,7 @@ def eval_over_refusal(
     """How much a change to a model reduces over-refusal, and how many proper refusals it loses.
 
     Replies of `before` must be newly generated, in the same way as `after`. Never use the verdicts
-    by which rows were selected: rows selected for refusing refuse less often the next time. Listing on
+    by which rows were selected: rows selected for refusing refuse less often the next time. Rows on
     which the judge failed before or after are excluded. Degenerate and truncated replies stay in
     the denominator and count neither as refused nor as answered.
 
@@ -172,7 +172,7 @@ def eval_over_refusal(
         rows: the prompts, in the order of the two runs.
         before: the judged replies of the unchanged model.
         after: the judged replies of the changed model.
-        steered: whether the change was applied to each row, see `Ledger.steered`. Listing that a gate
+        steered: whether the change was applied to each row, see `Ledger.steered`. Rows that a gate
             left unchanged stay in every rate and are counted.
 
     Raises:
@@ -247,7 +247,7 @@ def paired_difference(
     Args:
         before: (n,).
         after: (n,).
-        bases: the text that each row is built on. Listing of one text count as one unit in the
+        bases: the text that each row is built on. Rows of one text count as one unit in the
             interval and in p. None: every row is a unit.
 
     Raises:

@@ -14,6 +14,7 @@ from interp.core.chat_prompts import PLAIN, ChatFormat, PromptsLike
 from interp.core.components import within
 from interp.core.errors import InterpError
 from interp.core.folds import equal_rows, joined
+from interp.core.schema import Brief
 from interp.engine.architecture import Norm
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
@@ -51,7 +52,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trajectories:
+class Trajectories(Brief):
     """The states of N prompts at their last token in L layers.
 
     Attributes:

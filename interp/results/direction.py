@@ -20,7 +20,7 @@ from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts
 from interp.core.errors import InterpError, unknown
 from interp.core.files import content_key
 from interp.core.records import Record
-from interp.core.schema import brief
+from interp.core.schema import Brief
 from interp.models.language_model import LanguageModel
 
 DirectionKind = Literal[
@@ -43,7 +43,7 @@ Normalisation = Literal["none", "unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direction:
+class Direction(Brief):
     """A direction and its origin.
 
     Attributes:
@@ -98,8 +98,6 @@ class Direction:
 
     def __str__(self) -> str:
         return f"{self.kind} L{self.layer}.{self.site} at {self.position}"
-
-    __repr__ = brief
 
     @property
     def norm(self) -> float:

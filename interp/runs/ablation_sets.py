@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.core.arguments import listed, reads_arguments, rows_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
+from interp.core.schema import Brief
 from interp.core.statistics import Estimate, mean_estimate, share_estimate
 from interp.models.language_model import Address, LanguageModel
 from interp.plots.tables import Tabled
@@ -29,7 +30,7 @@ ENOUGH = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblatedSets:
+class AblatedSets(Brief):
     """The next token of some prompts with sets of components ablated; each set is run once.
 
     A call with sets of labels returns two (sets, prompts) arrays: disabled, whether the most likely

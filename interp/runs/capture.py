@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,15 +23,19 @@ from interp.engine.memory import budget_bytes, says_too_little
 from interp.engine.stopping import stop_if_asked
 from interp.models.batches import Batch
 from interp.models.language_model import Address, Hook, LanguageModel, hook_name
+from interp.plots.tables import Tabled
 from interp.results.keys import result_key
 from interp.runs.changed_runs import ChangedRuns
 from interp.runs.stored_runs import StoredRuns
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 KIND, VERSION = "activations", 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Activations:
+class Activations(Tabled):
     """Captured activations: `acts["L5.z"]`, `acts[5, "z"]`, or `acts["L5H2"]` for one head.
 
     TransformerLens' keys are read as well, `acts["z", 5]` and `acts["blocks.5.attn.hook_z"]`, with
@@ -58,6 +63,16 @@ class Activations:
             f"Activations({len(self.mask)} prompts, {len(layers)} layers from {layers[0]} to "
             f"{layers[-1]}: {shown}; read acts['L{layers[0]}.{next(iter(shapes))}'])"
         )
+
+    def to_dataframe(self) -> DataFrame:
+        """One row per site: the layers that were captured, and the shape of each."""
+        from pandas import DataFrame
+
+        layers: dict[tuple[str, str], list[int]] = {}
+        for (layer, site), value in self.values.items():
+            layers.setdefault((site, str(tuple(value.shape))), []).append(layer)
+        rows = [[site, f"{at[0]} to {at[-1]}", shape] for (site, shape), at in layers.items()]
+        return DataFrame(rows, columns=["site", "layers", "shape"])
 
     def __iter__(self) -> Iterator[str]:
         return (f"L{layer}.{site}" for layer, site in self.values)

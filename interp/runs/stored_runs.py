@@ -15,6 +15,7 @@ from interp.core.arguments import rows_of
 from interp.core.errors import InterpError
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
+from interp.core.schema import Brief
 from interp.engine.forward import Baseline, Runner
 from interp.engine.layout import Layout
 from interp.engine.memory import budget_bytes
@@ -27,7 +28,7 @@ BLOCK = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredRuns:
+class StoredRuns(Brief):
     """Plain runs in which the last `last` tokens of the prompts are read, or changed.
 
     They hold the keys and values of every token, and the residual stream of the last tokens (of all

@@ -12,7 +12,7 @@ from interp.core.arguments import listed, reads_arguments
 from interp.core.chat_prompts import ChatFormat, PromptsLike
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
-from interp.core.schema import brief
+from interp.core.schema import Brief
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
 from interp.results.direction import KINDS, Direction, DirectionKind
@@ -21,7 +21,7 @@ from interp.runs.stored_runs import site_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidates:
+class Candidates(Brief):
     """Difference vectors of every position and layer, (positions, layers, d_model) float64.
 
     `reference` holds the means of the second class, to which an affine edit returns. The other
@@ -41,8 +41,6 @@ class Candidates:
     format: ChatFormat
     model_hash: str
     rows: tuple[str, ...] = ()
-
-    __repr__ = brief
 
     @property
     def norms(self) -> Tensor:

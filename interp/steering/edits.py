@@ -18,7 +18,7 @@ from interp.core.arguments import as_positions, listed, reads_arguments
 from interp.core.chat_prompts import ChatFormat, ChatPrompts
 from interp.core.components import SITES, within
 from interp.core.errors import InterpError, unknown
-from interp.core.schema import NotNegative, checked
+from interp.core.schema import Brief, NotNegative, checked
 from interp.engine.decode import CHANGEABLE
 from interp.models.language_model import Address, LanguageModel
 from interp.results.direction import Direction, orthonormal
@@ -62,7 +62,7 @@ class AffineEdit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering:
+class Steering(Brief):
     """Edits by site, their tokens and prompts, and the model and chat format they were made for.
 
     `gate` is None or (prompts,) a strength for each prompt: 0 changes nothing, bit for bit.

@@ -15,6 +15,7 @@ from interp.core.arguments import reads_arguments
 from interp.core.chat_prompts import PromptsLike
 from interp.core.components import within
 from interp.core.errors import InterpError
+from interp.core.schema import Brief
 from interp.core.statistics import Estimate, mean_estimate
 from interp.models.chat import plain_prompts
 from interp.models.language_model import LanguageModel
@@ -95,7 +96,7 @@ def compare_directions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Independence:
+class Independence(Brief):
     """How much the ablation of one direction changes the cosine of states with another.
 
     first, second: mean over prompts and layers of [cos(h, v | other ablated) - cos(h, v)]^2, for v

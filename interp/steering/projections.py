@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.core.schema import Brief
 from interp.models.language_model import LanguageModel
 from interp.runs.capture import run_with_cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Projected:
+class Projected(Brief):
     """One prompt: its tokens, and (tokens,) projections on a direction and cosines with it."""
 
     tokens: tuple[str, ...]

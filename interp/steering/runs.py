@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.core.arguments import reads_arguments, stops_of
 from interp.core.chat_prompts import ChatPrompts, PromptsLike
 from interp.core.run_options import Progress
+from interp.core.schema import Brief
 from interp.engine.decode import Stream
 from interp.engine.forward import Runner
 from interp.engine.readout import cut
@@ -111,7 +112,7 @@ class SteeringTally(Tabled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeredRun:
+class SteeredRun(Brief):
     """(prompts, d_vocab) logits at the last token, and (prompts, layers, d_model) states there.
 
     `states` are taken after the site's own edit; they are None if no layers were given.

@@ -111,10 +111,14 @@ class LanguageModel:
             return self._bridge
 
     def keep_bridge(self, bridge: Any) -> None:
-        """Use a bridge that is made, or none yet; it gets the model's tokeniser."""
+        """Use a bridge that is made, or none yet; it gets the model's tokeniser.
+
+        A text then has the same tokens for both: the bridge prepends what the tokeniser does.
+        """
         self._bridge = bridge
-        if bridge is not None:
-            bridge.tokenizer = self.tokenizer
+        if bridge is not None and self.tokenizer is not None:
+            bridge.tokenizer, begins = self.tokenizer, bool(self.affixes[0])
+            bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = begins
 
     @property
     def device(self) -> torch.device:

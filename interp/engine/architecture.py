@@ -214,6 +214,18 @@ class Decoder:
             "mlp": 2.0 * d * self.d_mlp * products,
         }
 
+    def head_logits(self, layer: int, head: int, z: Tensor, final: Tensor) -> Tensor:
+        """(d_vocab,) what a head adds to each logit at a token, before a soft cap.
+
+        From z (head, d_head) of its layer and the final residual stream (d_model,) there, at which
+        the norms on the way are linearised.
+        """
+        block = self.blocks[layer]
+        share = block.attn.head_outputs(z[None])[head, 0]
+        if block.ln1_post is not None:
+            share = block.ln1_post.share(share, block.attn.o(z.to(share).flatten()[None])[0])
+        return self.unembed @ self.ln_final.share(share, final.to(share))
+
     def logits(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of normalised final residuals: of all tokens, or of each row's `tokens`."""
         if tokens is None:

@@ -104,7 +104,8 @@ def view_head(
     suppressed: list[tuple[str, float]] = []
     direct = None
     if (decoder := model.decoder) is not None:
-        logits = _logits(decoder, seen, layer, head)
+        z, whole = seen[layer, "z"][0, -1], seen[last, "resid_post"][0, -1]
+        logits = decoder.head_logits(layer, head, z, whole)
         for sign, found in ((1, promoted), (-1, suppressed)):
             top = (sign * logits).topk(min(k, len(logits)))
             names = model.strings(top.indices.tolist())
@@ -120,16 +121,6 @@ def view_head(
         suppressed=suppressed,
         direct=direct,
     )
-
-
-def _logits(decoder: Decoder, seen: Activations, layer: int, head: int) -> torch.Tensor:
-    """(d_vocab,) what the head adds to every logit at the last token."""
-    block, z = decoder.blocks[layer], seen[layer, "z"][:, -1]
-    share = block.attn.head_outputs(z)[head, 0]
-    whole = seen[len(decoder.blocks) - 1, "resid_post"][0, -1].to(share)
-    if block.ln1_post is not None:
-        share = block.ln1_post.share(share, block.attn.o(z.to(share).flatten(1))[0])
-    return decoder.unembed @ decoder.ln_final.share(share, whole)
 
 
 def _direct(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.core.arguments import texts_of
 from interp.core.components import within
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
@@ -56,7 +55,6 @@ def neuron_firing(
     def values(site: str, i: int, size: int) -> np.ndarray:
         return seen[part.layer, site][i, :size, index].float().cpu().numpy()
 
-    rows = [model.tokenize(text).strings for text in texts_of(prompts)]
     return [
         NeuronFiring(
             tokens=tokens,
@@ -64,5 +62,5 @@ def neuron_firing(
             gate=values("pre", i, len(tokens)),
             up=values("pre_linear", i, len(tokens)) if "pre_linear" in sites else None,
         )
-        for i, tokens in enumerate(rows)
+        for i, tokens in enumerate(seen.tokens)
     ]

@@ -11,9 +11,9 @@ from interp.core.components import Component
 from interp.core.positions import Prompt
 from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
+from interp.neurons.firing import neuron_firing
 from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.tables import Listing, Tabled
-from interp.runs.capture import run_with_cache
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,15 +95,12 @@ def view_neuron(
         InterpError: unknown weights, no such neuron, or k out of range.
     """
     (part,) = model.require_parts(neuron, "post")
-    fires = []
-    if texts := texts_of(prompts):
-        seen = run_with_cache(model, texts, sites="post", layers=[part.layer])
-        for i, row in enumerate(seen.tokens):
-            values = seen[str(part)][i, : len(row)].tolist()
-            fires += [
-                Firing(prompt=i, position=p, text=text, value=value)
-                for p, (text, value) in enumerate(zip(row, values, strict=True))
-            ]
+    texts = texts_of(prompts)
+    fires = [
+        Firing(prompt=i, position=p, text=text, value=float(value))
+        for i, one in enumerate(neuron_firing(model, texts, neuron) if texts else ())
+        for p, (text, value) in enumerate(zip(one.tokens, one.activation, strict=True))
+    ]
     return NeuronView(
         component=part,
         tokens=neuron_tokens(model, part.layer, part.index, k=k),

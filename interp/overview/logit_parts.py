@@ -174,14 +174,10 @@ class LogitParts(Tabled):
         model, run = self.run.model, self.run
         within([layer], model.n_layers, "layer", model.name)
         within([head], model.n_heads, "head", model.name)
-        block, decoder = run.decoder.blocks[layer], run.decoder
         with torch.no_grad():
-            z = run.sites[layer, "z"][self.position]
-            written = z[head].to(block.attn.W_O) @ block.attn.W_O[head]
-            if block.ln1_post is not None:
-                written = block.ln1_post.share(written, block.attn.o(z.flatten()[None])[0])
-            share = decoder.ln_final.share(written, run.final(self.position))
-            return strongest_tokens(model, widened(decoder.unembed @ share)[None], k)[0]
+            z, final = run.sites[layer, "z"][self.position], run.final(self.position)
+            logits = run.decoder.head_logits(layer, head, z, final)
+            return strongest_tokens(model, widened(logits)[None], k)[0]
 
     def neurons(self, layer: int) -> Tensor:
         """(neuron,) what each neuron of a layer's MLP adds, in logits; its bias belongs to none.

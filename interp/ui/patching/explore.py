@@ -22,9 +22,13 @@ CAVEATS = {
     "(others may do the same), or which later component reads it.",
     "noise": "A large effect shows that the behaviour suffers when this value is corrupted. A "
     "small one does not show that the component is idle: others may compensate.",
+    "paths": "What reaches the receivers through other heads: only direct paths and those through "
+    "MLPs count. A sender with a small effect here may act through other receivers.",
 }
 HEAD_SITES = ("q", "k", "v", "pattern", "z")
 NOTHING = 1e-3  # logits
+SMALL = 0.02
+"""Where no effect is larger, five decimals are shown."""
 
 
 @st.fragment
@@ -56,7 +60,12 @@ def explore(
     if place is not None:
         _inside(open_, result, place)
     _take_away(result, place, key)
-    widgets.caveat(CAVEATS[scores.direction])
+    widgets.caveat(CAVEATS["paths" if is_of_paths(scores) else scores.direction])
+
+
+def is_of_paths(scores: Scores) -> bool:
+    """Whether the effects are those of `interp.path_patching`."""
+    return scores.method.startswith("path patching")
 
 
 def component_map(
@@ -146,6 +155,7 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
     words = "fractions of the gap" if scores.unit == "gap" else scores.unit_words
     title.markdown(f"**Top {k}** of {scores.values.size} cells by effect, in {words}")
     low, high = result.interval
+    decimals = 3 if abs(scores.values).max() >= SMALL else 5
     top = list(result.ranked.values())[:k]
     cells = [scores.index(str(found.component), found.position) for found in top]
 
@@ -160,11 +170,12 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
                 "component": found.label,
                 "effect": found.value,
                 "stderr": found.stderr,
-                "95 % interval": widgets.span(low[at], high[at]),
+                "95 % interval": f"{low[at]:.{decimals}f} to {high[at]:.{decimals}f}",
             }
             for found, at in zip(top, cells, strict=True)
         ],
         key=f"top-{place}",
+        decimals=decimals,
         most=10,
         picked=picked,
         chosen=cells.index(place) if place in cells else None,

@@ -15,6 +15,11 @@ from interp.ui.shared.state import current, fit, select
 
 SENDERS = {"heads": "every head", "mlps": "every MLP"}
 INPUTS = {"q": "queries", "k": "keys", "v": "values"}
+PATHS = (
+    "A sender takes its value from the other run, and all other heads keep theirs. The inputs of "
+    "the receivers are recorded, then put into a fresh run, and the metric is read. Paths through "
+    "other heads do not count, and a sender above all receivers has effect 0."
+)
 SITE = {"site": "z", "by": ("layer", "head"), "source": "other", "reference": None}
 
 
@@ -66,26 +71,34 @@ def receiver(model: LanguageModel, layer: int, head: int, site: str) -> str:
 
 def choose_receivers(open_: cache.Opened) -> None:
     """The estimated map of heads, on which a click adds a receiver or takes it away."""
-    st.markdown("**Click heads to make them receivers**, or type them on the left.")
+    left, right = st.columns([5, 7], gap="large")
+    with right:
+        st.markdown("**Click heads to make them receivers**, or type them on the left.")
+        site = st.segmented_control(
+            "Input of the head",
+            INPUTS,
+            format_func=INPUTS.__getitem__,
+            default="q",
+            required=True,
+            key="receiver-input",
+        )
+        st.markdown(PATHS)
     try:
         arguments = SITE | {"direction": current().direction, "positions": "all"}
         guess = cache.estimate(open_, arguments)
     except InterpError as error:
-        st.caption(f"No map to click on: {widgets.plain(error.found)}.")
+        left.caption(f"No map to click on: {widgets.plain(error.found)}.")
         return
-    site = st.segmented_control(
-        "Input of the head", INPUTS, format_func=INPUTS.__getitem__, default="q", required=True,
-        key="receiver-input",
-    )  # fmt: skip
 
     def picked(data: list[int]) -> None:
         _toggle(receiver(open_.model, data[0], data[1], str(site)))
 
-    st.caption(
-        f":orange-badge[:material/pending: estimate] Effects of heads by one gradient, on the "
-        f"first {guess.n} pairs, in {guess.unit_words}."
-    )
-    component_map(guess, None, picked=picked)
+    with left:
+        st.markdown(
+            f":orange-badge[:material/pending: estimate] Effects of heads by one gradient, on the "
+            f"first {guess.n} pairs"
+        )
+        component_map(guess, None, picked=picked)
 
 
 def _toggle(label: str) -> None:
@@ -100,11 +113,11 @@ def offer_paths(model: LanguageModel, scores: Scores, place: tuple[int, ...]) ->
     if part.site != "z" or part.index is None:
         return
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.caption(f"Which heads act through L{part.layer}H{part.index}?")
+        st.markdown(f"Paths into L{part.layer}H{part.index}, through its")
         for site, words in INPUTS.items():
             label = receiver(model, part.layer, part.index, site)
             st.button(
-                f"Paths into its {words}",
+                words,
                 icon=":material/conversion_path:",
                 help=label,
                 on_click=select,

@@ -11,7 +11,7 @@ from interp.core.components import SITES
 from interp.patching.sweep import Cost
 from interp.ui import VIEWS
 from interp.ui.patching.estimate import calibrated, estimated
-from interp.ui.patching.explore import explore
+from interp.ui.patching.explore import explore, is_of_paths
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, offered, widgets
@@ -31,11 +31,6 @@ FORMULAS = {
 }
 DIRECTIONS = {"denoise": "denoise (clean → corrupted)", "noise": "noise (corrupted → clean)"}
 PATCHED = {"components": "Components", "paths": "Paths"}
-PATHS = (
-    "**Paths.** The sender takes its value from the other run and all other heads keep theirs; the "
-    "receivers' inputs are recorded, then put into a fresh run. A sender above all receivers has "
-    "effect 0. Paths through other heads do not count here."
-)
 SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other prompts"}
 
 
@@ -124,11 +119,9 @@ def _paths(open_: Opened) -> None:
     )
     if result is None:
         choose_receivers(open_)
-        st.caption(PATHS)
         return
     _stored(result)
     explore(open_, result, key, partial(offer_paths, open_.model))
-    st.caption(PATHS)
 
 
 def _stored(result: cache.SweepResult) -> None:
@@ -136,7 +129,8 @@ def _stored(result: cache.SweepResult) -> None:
     scores = result.scores
     metrics = f"{scores.clean.mean():.3f} → {scores.corrupted.mean():.3f} {scores.metric_unit}"
     widgets.stored_result(
-        f"{scores.method[0].upper()}{scores.method[1:]} of {scores.site}",
+        f"{scores.method[0].upper()}{scores.method[1:]}"
+        + ("" if is_of_paths(scores) else f" of {scores.site}"),
         scores.provenance,
         scores.n,
         {

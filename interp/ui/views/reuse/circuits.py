@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from interp.plots.grids import square_map
@@ -32,7 +31,8 @@ def _heads(study: Study[Any]) -> widgets.Rows:
     stage = widgets.choose("Stage", "side", stages, into=right)
     found, labels = circuits[task], study.results["labels"][task]
     rows = _rows(found, labels, stage)
-    values = np.array(found["stages"][stage]["values"]).reshape(-1, found["n_heads"]).tolist()
+    flat, width = found["stages"][stage]["values"], found["n_heads"]
+    values = [flat[start : start + width] for start in range(0, len(flat), width)]
     drawn, listed = st.columns([2, 3], gap="large")
     head_maps.show_map(
         values,
@@ -91,11 +91,8 @@ def _overlap(study: Study[Any]) -> widgets.Rows:
     """Heads in common of every pair of circuits, beside chance."""
     results = study.results
     names = [name for name in circuits_of(results) if name not in results["overlap"]["empty"]]
-    values = np.ones((len(names), len(names)))
-    for i, one in enumerate(names):
-        for j, other in enumerate(names):
-            if i != j and (row := pair_of(results, one, other)) is not None:
-                values[i, j] = row["matched"]["value"]
+    pairs = [[pair_of(results, one, other) for other in names] for one in names]
+    values = [[1.0 if row is None else row["matched"]["value"] for row in line] for line in pairs]
     widgets.figure(
         square_map(values, names=names, title="heads in common", limits=(0, 1)),
         key="overlap",

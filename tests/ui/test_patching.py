@@ -113,6 +113,13 @@ def test_a_small_gap_offers_the_metrics_own_unit() -> None:
     assert list(shown["effect"]) == [found.value for found in scores.top(len(shown))]
 
 
+def test_one_pair_is_shown_without_an_interval(toy_task) -> None:
+    at = wait(opened(PATCHING, **LINK | {"n": "1"}, layer="1", head="2"), "Run", seconds=100)
+    assert set(table_with(at, "rank")["95 % interval"]) == {"none (one prompt)"}
+    assert "95 % interval none (one prompt)" in said(at)
+    assert "inf" not in said(at).split()
+
+
 def test_paths_into_a_head_are_measured_as_in_python(toy_task) -> None:
     model, task = toy_task
     at = opened(PATCHING, **LINK, patched="paths")

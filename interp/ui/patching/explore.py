@@ -170,7 +170,7 @@ def _ranking(result: cache.SweepResult, place: tuple[int, ...] | None) -> None:
                 "component": found.label,
                 "effect": found.value,
                 "stderr": found.stderr,
-                "95 % interval": f"{low[at]:.{decimals}f} to {high[at]:.{decimals}f}",
+                "95 % interval": widgets.span(low[at], high[at], decimals),
             }
             for found, at in zip(top, cells, strict=True)
         ],
@@ -241,8 +241,8 @@ def _effect(result: cache.SweepResult, cell: tuple[int, ...]) -> None:
         effect_strip(
             scores.effects[(slice(None), *cell)],
             scores.gap if gap else 1.0,
-            low=low,
-            high=high,
+            low=low if scores.n > 1 else ranked.value,
+            high=high if scores.n > 1 else ranked.value,
             selected=current().prompt,
             title=f"effect on each prompt ({'fraction of the mean gap' if gap else unit})",
         ),

@@ -35,6 +35,10 @@ TYPED = {
 }
 """The example that the form holds."""
 
+HELP = (
+    "The prompt, or one of as many tokens with another answer. It ends before the answer.",
+    "The next token, with the space that belongs to it.",
+)
 SOURCES = ("Type a pair", "Upload a file")
 COLUMNS = (
     "The columns of a CSV, or the fields of a JSON object a line: **clean**, **corrupted**, "
@@ -71,7 +75,9 @@ def _typed(model: LanguageModel) -> None:
     """One pair, aligned as it is typed, and the buttons that keep it."""
     columns = (*st.columns(2), *st.columns(3))
     texts = {
-        label: (column.text_area if at < 2 else column.text_input)(label, text, key=f"own-{label}")
+        label: (column.text_area if at < 2 else column.text_input)(
+            label, text, key=f"own-{label}", help=HELP[at // 2]
+        )
         for at, (column, (label, text)) in enumerate(zip(columns, TYPED.items(), strict=False))
     }
     clean, corrupted, answer, wrong = texts.values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -70,9 +71,12 @@ def thousands(count: int) -> str:
     return f"{count:,}".replace(",", " ")
 
 
-def span(low: float, high: float) -> str:
-    """An interval."""
-    return f"{number(low)} to {number(high)}"
+def span(low: float, high: float, decimals: int = 3) -> str:
+    """An interval; one prompt has none."""
+    if math.isinf(low) or math.isinf(high):
+        return "none (one prompt)"
+    ends = (f"{end:.{decimals}f}" for end in (low, high))
+    return " to ".join(end.lstrip("-") if not float(end) else end for end in ends)
 
 
 def _plain_numbers(found: Any) -> Mapping[str, Any]:

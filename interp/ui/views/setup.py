@@ -136,7 +136,12 @@ def _baselines(report: TaskReport) -> None:
                 help=words,
                 border=True,
             )
-    if report.clean.low <= 0 <= report.clean.high:
+    if report.clean.n == 1:
+        st.info(
+            "One pair has no interval and no null: what it shows may hold for it alone. Add pairs.",
+            icon=":material/looks_one:",
+        )
+    elif report.clean.low <= 0 <= report.clean.high:
         st.warning(
             f"The interval of the clean {report.metric} includes 0: {report.clean.n} prompts do "
             "not show that this model has the behaviour. Take more, or another task.",
@@ -171,7 +176,7 @@ def _prompts(open_: cache.Opened) -> None:
         "␣ is a space. Coloured names mark positions; shaded tokens differ between the two prompts."
     )
     edited(open_, i)
-    with st.expander(f"All {len(pairs)} pairs"):
+    with st.expander(f"All pairs ({len(pairs)})"):
         st.dataframe(
             [
                 {

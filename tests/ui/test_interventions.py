@@ -131,6 +131,17 @@ def test_a_prompt_over_the_context_is_said(page, smollm) -> None:
     assert "tokens" in at.error[0].value
 
 
+def test_a_prompt_in_the_chat_template(smollm, monkeypatch) -> None:
+    monkeypatch.setattr("interp.load_model", lambda name, dtype="float32": smollm)
+    asked = AskedPrompt("Name a city.", foil="Name a fruit.", chat=True)
+    keep(asked)
+    rows = ("L9H6, patch", "L15.resid_post, steer, 0.5, generated tokens")
+    at = opened(PAGE, model="smollm2-135m-instruct", asked=asked.hash, changes=rows)
+    assert not at.error
+    exec(exported(at), found := {})
+    assert f"{found['trial'].changed:+.3f}" in shown(at)
+
+
 def test_a_strange_dose_in_a_link_is_ignored(page) -> None:
     at = page("L9H6, zero", dose="7")
     assert "dose=7" in at.warning[0].value.replace("\\", "")

@@ -4,7 +4,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.circuits.discovery.find import Finder
+from interp.circuits.discovery.find import Finder, findings_path
+from interp.circuits.evaluation.evaluate import evaluate
 from interp.circuits.files.saved import save_circuit
 from interp.core.files import cache_dir
 from interp.core.records import write_sealed
@@ -49,7 +50,11 @@ def test_the_example_fills_an_empty_page_and_compares_two_sweeps() -> None:
     rows = table_with(at, "left - right")
     assert rows["left - right"].tolist() == found.to_dataframe()["difference"].tolist()
     assert any("paired over the 24 prompts" in one.value for one in at.caption)
-    assert {"CSV", "JSON"} <= downloads(at)
+    assert {"CSV", "JSON", "Notebook"} <= downloads(at)
+    exec(at.code[0].value, again := {})
+    assert interp.results.compare_scores(again["left"], again["right"]).values == pytest.approx(
+        found.values
+    )
 
 
 def test_a_note_stays_and_filters() -> None:
@@ -161,6 +166,14 @@ def test_a_circuit_opens_on_its_page() -> None:
     assert not at.exception
     assert at.header[0].value == "ACDC on toy-induction"
     assert at.query_params["price"] == "0.05"
+    judged = evaluate(made.circuit(), model, find, random=2, knockouts=0)
+    judged.save(findings_path("judged"), key="judged")
+    name = kept_results()[0].name
+    at = opened(RUNS, run=name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert at.query_params["look"] == "faithfulness"
+    assert at.query_params["edges"] == str(made.circuit().n_edges)
     save_circuit(made.circuit())
     saved = kept_results()[0].name
     at = opened(RUNS, run=saved)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
-from interp.circuits.positions.narrow import NarrowedCurve
 from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
@@ -27,6 +27,7 @@ def reopen(found: KeptResult) -> Path:
         InterpError: see `page_of`.
     """
     page, wanted = page_of(found)
+    wanted |= _evaluated(found)
     select(**{name: value for name, value in wanted.items() if name in SETUP})
     select(**wanted)  # a change of the prompts clears what is looked at
     return page
@@ -143,16 +144,20 @@ def _where(found: KeptResult, given: dict[str, Any]) -> dict[str, Any]:
 
 def _circuit(found: KeptResult) -> dict[str, Any]:
     """The controls of the circuits page."""
-    path = cache_dir() / found.name
     if found.kind == "saved circuit":
-        return {"look": "overlap", "left": path.name}
-    if found.kind == "circuit evaluation":
-        size = CircuitEvaluation.load(path).circuit.n_edges
-        return {"look": "faithfulness", **_finder(found), "edges": size}
+        return {"look": "overlap", "left": found.name.rpartition("/")[2]}
     if found.kind == "circuit by token":
-        size = NarrowedCurve.load(path).judged.circuits[0].anywhere().n_edges
-        return {"look": "tokens", **_finder(found), "edges": size}
-    return {"look": "graph", **_finder(found)}
+        raise _refused(found, "its file does not say how the circuit was found")
+    return {"look": "faithfulness"} if found.kind == "circuit evaluation" else _finder(found)
+
+
+def _evaluated(found: KeptResult) -> dict[str, Any]:
+    """How the circuit of an evaluation was found, and its size; {} for another kind of result."""
+    if found.kind != "circuit evaluation":
+        return {}
+    circuit = CircuitEvaluation.load(cache_dir() / found.name).circuit
+    call = "" if circuit.provenance is None else circuit.provenance.call
+    return _finder(replace(found, call=call)) | _circuit(found) | {"edges": circuit.n_edges}
 
 
 def _finder(found: KeptResult) -> dict[str, Any]:
@@ -164,6 +169,7 @@ def _finder(found: KeptResult) -> dict[str, Any]:
         searches = {"acdc": "ACDC" if given.get("absolute") else "ACDC-paper"}
         price = given.get("threshold", given.get("weight"))
         return {
+            "look": "graph",
             "finder": given.get("method") or searches.get(function, "learned-mask"),
             "removed": given.get("ablation", "counterfactual"),
             "price": None if price is None else f"{price:g}",

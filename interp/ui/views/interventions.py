@@ -121,14 +121,16 @@ def _table(usual: tuple[str, ...]) -> tuple[str, ...]:
         },
     )
     rows = tuple(text for text in map(_text, edited.to_dict("records")) if text)
-    state["changes-now"] = rows or usual
+    state["changes-now"] = rows
     if rows != wanted:
         select(changes=rows)
+    if not rows:  # the last one was removed: the example again
+        st.rerun()
     st.caption(
         f"{NEW} Write into the last, empty row to add one. To remove one, click left of it and "
         "press Delete."
     )
-    return rows or usual
+    return rows
 
 
 def _cells(text: str) -> dict[str, Any]:
@@ -323,8 +325,11 @@ def _export(
         f"    model,\n    {asked.python()},\n    [\n{changes}    ],\n{foil}{named})\n"
         "print(trial.plain, trial.changed, trial.null)"
     )
-    found = {**made.to_dict(), "model": offered.without_paths(made.model.name)}
-    frame.take_away("interventions", [asdict(token) for token in made.tokens], found, call)
+
+    def whole() -> dict[str, Any]:
+        return {**made.to_dict(), "model": offered.without_paths(made.model.name)}
+
+    frame.take_away("interventions", lambda: [asdict(one) for one in made.tokens], whole, call)
 
 
 if __name__ == "__main__":

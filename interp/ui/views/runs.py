@@ -189,13 +189,14 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         sweep_map(scores, key="map-left", title="", into=st, limit=None)
         _export(chosen, scores, scores.to_dataframe().to_csv(index=False))
     elif chosen.call:
-        _python(chosen)
+        _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
 
 
 def _sweep(name: str) -> Scores | None:
     """A kept sweep; of one that cannot be read, why."""
     try:
-        return Scores.load(cache_dir() / name)
+        held = cache.result(name.rpartition("/")[2])
+        return Scores.load(cache_dir() / name) if held is None else held.scores
     except InterpError as error:
         widgets.show_error(error)
         return None
@@ -290,13 +291,20 @@ def _export(
     )
     with st.container(horizontal=True, vertical_alignment="center"):
         widgets.downloads(files, name=chosen.name.replace("/", "-"))
-    _python(chosen)
+    if other is None:
+        _python(chosen, offered.shown(chosen.call, scores.provenance))
+        return
+    calls = [offered.shown(one.provenance.call, one.provenance) for one in (scores, other)]
+    _python(
+        chosen,
+        f"{calls[0]}\nleft = scores\n\n{calls[1]}\nright = scores\n\n"
+        "print(interp.results.compare_scores(left, right).to_dataframe())",
+    )
 
 
-def _python(chosen: KeptResult) -> None:
-    call = chosen.call.replace(chosen.model, offered.without_paths(chosen.model))
+def _python(chosen: KeptResult, call: str) -> None:
     name = chosen.name.replace("/", "-")
-    export.python(call, name=name, words="Python that makes this result again")
+    export.python(call, name=name, words="Python that makes these numbers again")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,16 @@ def opened(page: str | None = None, **link: str) -> AppTest:
     return at
 
 
+def asked_on(page: str | None, text: str, foil: str = "", **link: str) -> AppTest:
+    """A page of typed prompts, on which a prompt and its foil are typed and Look is pressed."""
+    at = opened(page, **link)
+    named(at.text_area, "Prompt").set_value(text)
+    named(at.text_input, "Foil").set_value(foil)
+    named(at.button, "Look").click().run()
+    assert not at.exception
+    return at
+
+
 def named(elements: Any, label: str) -> Any:
     """The element with a label, or else the first whose label begins so."""
     exact = [element for element in elements if element.label == label]

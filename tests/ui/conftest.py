@@ -13,3 +13,10 @@ def _own_cache(tmp_path, monkeypatch):
     st.cache_resource.clear()
     yield
     st.cache_resource.clear()
+
+
+@pytest.fixture
+def loaded(smollm, monkeypatch):
+    """The default model, which is already loaded."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    return smollm

@@ -12,26 +12,14 @@ from interp.overview.prompt_set import DIRECT, head_samples
 from interp.plots.heatmaps import pattern_thumbnails
 from interp.ui.prompts.head_maps import CHOSEN, MEASURES
 from interp.ui.shared.prompts import EXAMPLE
-from tests.pages import charts, downloads, named, numbers, opened, table_with, wait
+from tests.pages import asked_on, charts, downloads, named, numbers, opened, table_with, wait
 
 HEADS = "interp/ui/views/heads.py"
 TWICE = "The cat saw the dog and the cat"
 
 
-@pytest.fixture
-def loaded(smollm, monkeypatch):
-    """The default model, already loaded."""
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
-    return smollm
-
-
 def looked_at(text: str = EXAMPLE, foil: str = "") -> AppTest:
-    at = opened(HEADS)
-    named(at.text_area, "Prompt").set_value(text)
-    named(at.text_input, "Foil").set_value(foil)
-    named(at.button, "Look").click().run()
-    assert not at.exception
-    return at
+    return asked_on(HEADS, text, foil)
 
 
 def measured(at: AppTest, measure: str) -> np.ndarray:
@@ -95,6 +83,7 @@ def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(l
     assert named(at.number_input, "Head").value == best
     named(at.number_input, "Head").set_value(6).run()
     assert at.subheader[0].value == "L9H6"
+    assert at.query_params["layer"] in ("9", ["9"])
     rank = 1 + int((abs(parts.heads) > abs(parts.heads[9, 6])).sum())
     said = next(block.value for block in at.markdown if "rank **" in block.value)
     assert f"{parts.heads[9, 6]:+.3f}" in said
@@ -112,6 +101,35 @@ def test_a_head_is_chosen_by_keyboard_and_its_views_show_the_functions_numbers(l
     assert table["from it, looks for (QK)"][0].split(" ")[0] == first
 
 
+def test_the_strongest_head_is_shown_until_one_is_chosen_and_again_after(loaded) -> None:
+    at = looked_at()
+    heads = interp.direct_attribution(loaded, EXAMPLE).heads
+    layer, head = divmod(int(abs(heads).argmax()), heads.shape[1])
+    assert at.subheader[0].value == f"L{layer}H{head}"
+    named(at.number_input, "Layer").set_value(4).run()
+    assert at.subheader[0].value.startswith("L4H")
+    named(at.button, "Strongest").click().run()
+    assert at.subheader[0].value == f"L{layer}H{head}"
+
+
+def test_of_a_long_prompt_a_part_is_drawn_and_its_tokens_are_chosen_by_number(loaded) -> None:
+    at = looked_at(" ".join(["one two three four five"] * 30))
+    assert not at.error
+    n = interp.look(loaded, named(at.text_area, "Prompt").value).run.n_tokens
+    assert any(f"of {n}" in block.value for block in at.caption)
+    named(at.number_input, "Read after this token: number").set_value(70).run()
+    assert not at.error
+    assert any("Tokens 7 to 70" in block.value for block in at.caption)
+
+
+def test_patterns_that_are_too_large_are_said_and_the_rest_is_shown(loaded, monkeypatch) -> None:
+    monkeypatch.setattr("interp.overview.one_prompt.MOST_GB", 9 * 9 * 9 * 4 / 1e9)
+    at = looked_at()
+    assert len(at.error) == 1
+    assert "270 heads" in at.error[0].value
+    assert table_with(at, "others near, absolute") is not None
+
+
 def test_the_table_has_ranks_and_others_and_no_interval_for_one_prompt(loaded) -> None:
     at = looked_at()
     table = table_with(at, "others near, absolute")
@@ -121,9 +139,8 @@ def test_the_table_has_ranks_and_others_and_no_interval_for_one_prompt(loaded) -
 
 
 def test_a_set_is_measured_with_intervals_and_a_prompt_of_it_is_looked_at(toy, monkeypatch) -> None:
-    at = opened(HEADS, model="toy-induction", task="toy-induction", n="6", subject="set")
-    named(at.text_area, "Prompt").set_value("a b c")
-    named(at.button, "Look").click().run()
+    link = {"model": "toy-induction", "task": "toy-induction", "n": "6", "subject": "set"}
+    at = asked_on(HEADS, "a b c", **link)
     wait(at, "Measure 6 prompts", seconds=90)
     task = interp.load_task("toy-induction", toy, n=6)
     found = head_samples(toy, task)

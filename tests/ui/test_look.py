@@ -13,9 +13,8 @@ LOOK = "interp/ui/views/look.py"
 
 
 @pytest.fixture
-def landing(smollm, monkeypatch) -> AppTest:
+def landing(loaded) -> AppTest:
     """The first page, on the model that is already loaded."""
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
     return opened()
 
 

@@ -8,26 +8,14 @@ from interp.neurons.firing import neuron_firing
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import neuron_tokens
 from interp.ui.shared.prompts import EXAMPLE
-from tests.pages import downloads, named, opened, table_with
+from tests.pages import asked_on, downloads, named, table_with
 
 NEURONS = "interp/ui/views/neurons.py"
 FOIL = "The Tokyo Tower is in the city of"
 
 
-@pytest.fixture
-def loaded(smollm, monkeypatch):
-    """The default model, already loaded."""
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
-    return smollm
-
-
 def looked_at(text: str = EXAMPLE, foil: str = "") -> AppTest:
-    at = opened(NEURONS)
-    named(at.text_area, "Prompt").set_value(text)
-    named(at.text_input, "Foil").set_value(foil)
-    named(at.button, "Look").click().run()
-    assert not at.exception
-    return at
+    return asked_on(NEURONS, text, foil)
 
 
 @pytest.mark.parametrize("by", ["attribution", "activation", "answer", "foil"])

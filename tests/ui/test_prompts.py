@@ -10,24 +10,13 @@ from interp.core.errors import InterpError
 from interp.core.files import cache_dir
 from interp.ui.shared import prompts
 from interp.ui.shared.prompts import AskedPrompt
-from tests.pages import named, opened, table_with
+from tests.pages import asked_on, named, opened, table_with
 
 TEXT = "The Colosseum stands in the city of"
 
 
-@pytest.fixture
-def loaded(smollm, monkeypatch):
-    """The default model, already loaded."""
-    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
-    return smollm
-
-
 def typed(text: str) -> AppTest:
-    at = opened()
-    named(at.text_area, "Prompt").set_value(text)
-    named(at.button, "Look").click().run()
-    assert not at.exception
-    return at
+    return asked_on(None, text)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> N
     """The head looked at, in one of its views; `target` is the key that is framed."""
     layer, head = drawn.cell()
     label = f"L{layer}H{head}"
-    title, by_layer, by_head = st.columns([3, 1, 1], vertical_alignment="bottom")
+    title, by_layer, by_head, clear = st.columns([2, 1, 1, 1], vertical_alignment="bottom")
     title.subheader(label, anchor=False)
     for into, name, value, size in (
         (by_layer, "layer", layer, drawn.values.shape[0]),
@@ -38,6 +38,14 @@ def show(seen: Look, parts: LogitParts, drawn: HeadMap, target: int | None) -> N
     ):
         limits = {"min_value": 0, "max_value": size - 1}
         widgets.picker(into.number_input, name.capitalize(), name, shown=value, **limits)
+    clear.button(
+        "Strongest",
+        on_click=select,
+        kwargs={"layer": None, "head": None},
+        disabled=current().layer is None and current().head is None,
+        width="stretch",
+        help="Look at the strongest head of the map again.",
+    )
     null = drawn.null(layer, head)
     interval = "" if drawn.low is None else f" · 95 % interval {drawn.interval(layer, head)}"
     st.markdown(

@@ -206,7 +206,8 @@ def _take(key: Callable[[str], str]) -> None:
         st.session_state[key("model")],
     )
     take(mine)
-    select(model=model, asked=mine.hash, token=None, layer=None, head=None)
+    other = {} if model == current().model else {"neuron": None}
+    select(model=model, asked=mine.hash, token=None, target=None, **other)
 
 
 def take(asked: AskedPrompt) -> None:

@@ -16,7 +16,7 @@ def test_samples_are_those_of_each_prompt_and_a_prompt_without_a_key_is_left_out
     model = family_models["llama"]
     prompts = ((5, 9, 2, 9, 11), (5, 9, 2), (4, 4, 3, 4))
     pairs = tuple(
-        PromptPair(clean=p, answers=(1,), wrong=(2,), positions={"B": 1}) for p in prompts
+        PromptPair(clean=p, answers=(1,), wrong=(2,), positions={"B": len(p) - 2}) for p in prompts
     )
     task = Task(name="three", pairs=pairs)
     seen: list[tuple[int, int]] = []
@@ -31,7 +31,7 @@ def test_samples_are_those_of_each_prompt_and_a_prompt_without_a_key_is_left_out
                 expected = direct_attribution(model, prompts[i], 1, 2).heads
             else:
                 name = metric if metric in HEAD_METRICS else "to chosen token"
-                expected = look(model, prompts[i]).head_attention(name, token=1)
+                expected = look(model, prompts[i]).head_attention(name, token=-2)
             np.testing.assert_allclose(row, expected, atol=1e-6)
         np.testing.assert_allclose(samples.values, samples.samples.mean(0))
         low, high = samples.interval()

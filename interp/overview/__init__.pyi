@@ -9,3 +9,5 @@ from .one_prompt import Look as Look
 from .one_prompt import look as look
 from .planned_changes import PlannedChange as PlannedChange
 from .prompt_set import head_samples as head_samples
+from .two_sets import Contrast as Contrast
+from .two_sets import contrast as contrast

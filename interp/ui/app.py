@@ -24,6 +24,7 @@ PAGES = {
         ("heads", "Heads", "apps"),
         ("neurons", "Neurons", "scatter_plot"),
         ("patching", "Patching", "grid_on"),
+        ("directions", "Directions", "explore"),
         ("interventions", "Interventions", "content_cut"),
         ("circuits", "Circuits", "account_tree"),
         ("runs", "Runs", "history"),

@@ -34,12 +34,13 @@ from interp.studies.refusal.steps.frontier import RETAINED
 from interp.studies.refusal.study import DIRECTIONS
 from interp.studies.steps import write_step
 from interp.studies.study import open_study, usual_directory, write_manifest
+from interp.ui.prompts.strip import projection_strips
 from interp.ui.refusal import texts
 from interp.ui.refusal.model import tokens_of
 from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import REFUSAL_PAGES, VERIFICATION_PAGES
-from interp.ui.views.refusal.directions import CHOICES, strips
+from interp.ui.views.refusal.directions import CHOICES
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 NAMES = ("study", "directions", "trajectories", "heads", "interventions")
@@ -534,8 +535,8 @@ def test_text_of_a_prompt_is_never_markup(chat):
     found = Projected(
         tokens=("<b>", "x"), projection=np.array([1.0, 2.0]), cosine=np.array([0.1, 0.2])
     )
-    assert "<b>" not in strips([found], "cosine")
-    assert "&lt;b&gt;" in strips([found], "cosine")
+    assert "<b>" not in projection_strips([found], "cosine", "cosine")
+    assert "&lt;b&gt;" in projection_strips([found], "cosine", "cosine")
 
 
 def test_too_many_prompts_are_refused_not_cut(chat):

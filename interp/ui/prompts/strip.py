@@ -12,6 +12,8 @@ import streamlit as st
 from streamlit.components import v2
 
 from interp.plots.style import visible
+from interp.steering.projections import Projected, on_one_scale
+from interp.ui.shared import widgets
 
 HTML = "<div class='strip'></div>"
 CSS = """
@@ -86,4 +88,27 @@ def attention_strip(
             "to": None if key is None else key - first,
         },
         on_picked_change=clicked,
+    )
+
+
+def projection_strips(found: list[Projected], reading: str, words: str) -> str:
+    """Prompts as HTML, a chip a token, shaded by a reading on one scale; `words` name it."""
+    values = [getattr(one, reading) for one in found]
+    middle, reach, places = on_one_scale(values)
+    lines = []
+    for one, row, at in zip(found, values, places, strict=True):
+        chips = []
+        for i, (token, value, place) in enumerate(zip(one.tokens, row, at, strict=True)):
+            colour = widgets.RED if place > 0 else widgets.BLUE
+            shade = f"rgba({colour},{0.05 + 0.7 * abs(place):.2f})"
+            chips.append(widgets.chip(token, shade, hint=f"token {i}: {reading} {value:.3f}"))
+        lines.append(
+            '<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">'
+            f"{''.join(chips)}</div>"
+        )
+    return (
+        "".join(lines) + f'<div style="{widgets.SMALL}">{words}: {middle - reach:.3f} '
+        '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
+        f"background:linear-gradient(90deg,rgba({widgets.BLUE},0.75),rgba(128,138,150,0.08),"
+        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}</div>'
     )

@@ -20,6 +20,7 @@ from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
 from interp.overview.findings import Scan
 from interp.overview.one_prompt import Look
+from interp.overview.two_sets import Contrast
 from interp.patching.activation import sweep_key
 from interp.patching.calibration import Calibration, calibrate
 from interp.patching.path import path_key
@@ -90,6 +91,7 @@ HASHES: dict[Any, Any] = {
 def _release(model: LanguageModel) -> None:
     """Drop the readings, which hold their model, so that this one leaves the memory."""
     look.clear()
+    contrast.clear()
 
 
 @st.cache_resource(
@@ -287,6 +289,16 @@ def look(model: LanguageModel, prompt: Prompt, answer: str | None, wrong: str | 
         InterpError: the prompt or a token does not fit the model.
     """
     return interp.look(model, prompt, answer, wrong)
+
+
+@st.cache_resource(max_entries=8, show_spinner="Comparing the sets …", hash_funcs=HASHES)
+def contrast(model: LanguageModel, first: tuple[str, ...], second: tuple[str, ...]) -> Contrast:
+    """What separates two sets of prompts.
+
+    Raises:
+        InterpError: too few texts, or a model without a fast engine.
+    """
+    return interp.overview.contrast(model, first, second)
 
 
 @st.cache_resource(max_entries=8, show_spinner="Ranking, then confirming …", hash_funcs=HASHES)

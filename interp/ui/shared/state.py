@@ -80,6 +80,7 @@ class Selection:
     position: str | None = None
     prompt: int = 0
     asked: str | None = None
+    sets: str | None = None
     tour: str | None = None
     step: int | None = None
     reading: str | None = None

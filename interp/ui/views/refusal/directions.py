@@ -13,11 +13,12 @@ from interp.models.language_model import LanguageModel
 from interp.plots.grids import candidate_grid, square_map
 from interp.plots.lines import interval_lines, share_axis
 from interp.plots.style import hover_text
-from interp.steering.projections import Projected, on_one_scale, project_tokens
+from interp.steering.projections import Projected, project_tokens
 from interp.studies.formatting import bare, spread
 from interp.studies.refusal.steps.directions import COST, place_of
 from interp.studies.steps import Result
 from interp.studies.study import Study
+from interp.ui.prompts.strip import projection_strips
 from interp.ui.refusal.model import (
     choose_direction,
     example_prompts,
@@ -334,7 +335,7 @@ def _tokens(study: Study[Any]) -> None:
     except InterpError as error:
         widgets.show_error(error)
         return
-    st.html(strips(found, reading))
+    st.html(projection_strips(found, reading, READINGS[reading]))
     st.caption(
         f"{widgets.plain(str(direction))}, towards refusal, at every token, the template's "
         "tokens included. Red is above and blue below the median of the tokens shown. All "
@@ -356,29 +357,6 @@ def project(
         InterpError: a site the model does not have, or inside `intervene`.
     """
     return project_tokens(model, rows, layer=layer, site=site, unit=unit)
-
-
-def strips(found: list[Projected], reading: str) -> str:
-    """The prompts as HTML, a chip a token, on one scale."""
-    values = [getattr(one, reading) for one in found]
-    middle, reach, places = on_one_scale(values)
-    lines = []
-    for one, row, at in zip(found, values, places, strict=True):
-        chips = []
-        for i, (token, value, place) in enumerate(zip(one.tokens, row, at, strict=True)):
-            colour = widgets.RED if place > 0 else widgets.BLUE
-            shade = f"rgba({colour},{0.05 + 0.7 * abs(place):.2f})"
-            chips.append(widgets.chip(token, shade, hint=f"token {i}: {reading} {value:.3f}"))
-        lines.append(
-            '<div style="display:flex;flex-wrap:wrap;gap:3px;margin-bottom:0.7rem">'
-            f"{''.join(chips)}</div>"
-        )
-    return (
-        "".join(lines) + f'<div style="{widgets.SMALL}">{READINGS[reading]}: {middle - reach:.3f} '
-        '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
-        f"background:linear-gradient(90deg,rgba({widgets.BLUE},0.75),rgba(128,138,150,0.08),"
-        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}</div>'
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""The page of directions: what it shows is what the function gives, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+
+from interp.overview.two_sets import contrast
+from interp.ui.shared.widgets import plain
+from interp.ui.views.directions import EXAMPLE
+from tests.pages import charts, downloads, named, numbers, opened
+
+PAGE = "interp/ui/views/directions.py"
+
+
+@pytest.mark.slow
+def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)
+    at = opened(PAGE)
+    named(at.button, "Compare").click().run()
+    assert not at.exception
+    assert not at.error
+    first, second = (str(text).splitlines() for text in (EXAMPLE.prompt, EXAMPLE.foil))
+    found = contrast(smollm, first, second)
+    table = found.to_dataframe()
+    lines = {trace.get("name"): trace for trace in charts(at)[0]["data"] if trace.get("y")}
+    assert numbers(lines["first or second set"]["y"]) == pytest.approx(table["auc"].tolist())
+    assert numbers(lines["shuffled labels"]["y"]) == pytest.approx(table["shuffled_auc"].tolist())
+    named(at.number_input, "Direction of layer").set_value(20).run()
+    assert any(f"length **{table['length'][20]:.2f}**" in text.value for text in at.markdown)
+    written = plain(" ".join(repr(token.text) for token in found.written(20).promoted))
+    assert f"It raises {written}" in [text.value for text in at.markdown]
+    named(at.button, "Generate").click().run()
+    shown = [code.value for code in at.code]
+    for text in found.texts("I went to the town and the day was", 20).values():
+        assert text.text in shown
+    assert {"CSV", "JSON"} <= downloads(at)
+    assert "sets" in at.query_params
+    again = opened(PAGE, **{name: at.query_params[name] for name in ("model", "sets", "layer")})
+    assert named(again.number_input, "Direction of layer").value == 20
+
+
+def test_too_few_prompts_and_an_unknown_link_are_refused() -> None:
+    at = opened(PAGE, model="toy-induction")
+    named(at.text_area, "First set").set_value("one\ntwo")
+    named(at.button, "Compare").click().run()
+    assert "2 and 14 different texts" in at.error[0].value
+    at = opened(PAGE, model="toy-induction", sets="0" * 32)
+    assert "they are not kept here" in at.error[0].value

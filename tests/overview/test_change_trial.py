@@ -112,22 +112,36 @@ def test_random_directions_have_the_length_of_the_difference(family_models) -> N
     assert len(set(trial.drawn.round(6))) == 3
 
 
+def at_tokens(change, when: str, length: int):
+    """A change in force at the tokens of a text of this length that `when` names; None for none."""
+    if when == "all tokens":
+        return change
+    if when == "last token":
+        return change.at(len(PROMPT) - 1)
+    return change.at(slice(len(PROMPT) - length, None)) if length > len(PROMPT) else None
+
+
 @pytest.mark.parametrize("when", ["all tokens", "last token", "generated tokens"])
 def test_texts_equal_running_the_whole_text_for_each_token(family_models, when) -> None:
     model = family_models["llama"]
-    rows = [f"L1.mlp_out, steer, 8, {when}", f"L0H1, scale, -4, {when}"]
+    rows = [f"L1H0, steer, 20, {when}", f"L0H1, scale, -9, {when}"]
     trial = try_changes(model, PROMPT, rows, foil=FOIL, draws=1)
     made = trial.texts(6)
-    for name, change in zip(
-        ("plain", "changed", "matched random"), (None, *trial._made(1.0)), strict=True
+    changed = []
+    for name, rows in (
+        ("plain", ()),
+        ("changed", trial.changes),
+        ("matched random", trial.random[0]),
     ):
         text = list(PROMPT)
         for _ in range(6):
-            with intervene(model, change) if change else nullcontext():
+            both = [at_tokens(written(model, row), when, len(text)) for row in rows]
+            with intervene(model, [one for one in both if one is not None]):
                 text.append(int(model.last_logits([tuple(text)])[0].argmax()))
         expected = text[len(PROMPT) :]
         assert list(made[name].tokens) == expected[: len(made[name].tokens)]
-    assert made["plain"].tokens == generate(model, [PROMPT], max_new_tokens=6)[0].tokens
+        changed.append(made[name].tokens)
+    assert changed[0] != changed[1]
 
 
 @pytest.mark.filterwarnings("ignore:.*shared by query heads")

@@ -66,6 +66,21 @@ def test_the_chosen_token_is_not_the_one_read_and_is_picked_apart(loaded) -> Non
     assert at.query_params["target"] in ("2", ["2"])
 
 
+def test_the_first_token_is_chosen_if_there_is_no_other_but_the_one_read(loaded) -> None:
+    at = looked_at("Hello world")
+    measured(at, CHOSEN)
+    assert named(at.button_group, "Attention to this token").value == 0
+
+
+def test_tokens_of_a_link_that_are_not_there_are_said(loaded) -> None:
+    link = {name: str(looked_at().query_params.get(name)) for name in ("model", "asked")}
+    at = opened(HEADS, **link, token="99", target="98", layer="97")
+    assert not at.error
+    said = at.warning[0].value.replace("\\", "")
+    for word in ("token=99", "target=98", "layer=97"):
+        assert word in said
+
+
 def test_with_a_foil_the_chosen_token_is_the_first_that_differs(loaded) -> None:
     at = looked_at("The war lasted from 1749 to 17", "The war lasted from 1742 to 17")
     tokens = loaded.tokenize("The war lasted from 1749 to 17").tokens

@@ -85,14 +85,14 @@ def test_a_prompt_that_cannot_be_kept_is_read_and_has_no_link(loaded, tmp_path) 
 
 
 def test_the_chat_template_is_put_around_the_prompt(loaded) -> None:
-    at = typed("What is the capital of France?")
+    text = "What is the capital of France, שלום?"
+    at = typed(text)
     plain = table_with(at, "probability")["token"][0]
     named(at.toggle, "Chat template").set_value(True)
     named(at.button, "Look").click().run()
     assert not at.error
-    rows = interp.models.chat_prompts(loaded, "What is the capital of France?").rows
-    shown = "".join(loaded.strings(rows[0]))
-    assert shown.strip() in [block.value.strip() for block in at.code]
+    rows = interp.models.chat_prompts(loaded, text).rows
+    assert any(f"user\n{text}<|im_end|>" in block.value for block in at.code)
     expected = interp.look(loaded, rows[0]).next_tokens(1)[0].text
     assert table_with(at, "probability")["token"][0] == repr(expected) != plain
     assert any("chat_prompts(model, 'What is" in block.value for block in at.code)

@@ -152,7 +152,7 @@ def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
         template(mine.chat)
     fit(layer=range(model.n_layers))
     if mine.chat:
-        text = "".join(model.strings(model.tokenize(mine.given(model)).tokens))
+        text = model.tokenizer.decode(mine.given(model), clean_up_tokenization_spaces=False)
         st.caption("The prompt in the model's chat template")
         st.code(text, language=None, wrap_lines=True)
     return model, mine

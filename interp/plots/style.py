@@ -11,6 +11,13 @@ from numpy.typing import ArrayLike
 from interp.core.statistics import range_of_draws
 
 DIVERGING = "RdBu_r"
+NIGHT = "#1a2029"
+ON_DARK = {
+    "rgb(5,48,97)": ("#b5dbff", "#5c9fdc", NIGHT, "#d9694f", "#ffc2ad"),
+    "rgb(247,251,255)": (NIGHT, "#2f6fb5", "#b5dbff"),
+    "rgb(255,245,240)": (NIGHT, "#b5412f", "#ffc2ad"),
+}
+"""First colour of a scale (RdBu_r, Blues, Reds) -> the scale on a dark page: zero is dark."""
 RAISES, LOWERS = "#c0392b", "#2f6fb5"
 FRAME, CHOSEN, BLANK, SOFT = "#111111", "#e69f00", "#e4e4e4", "#808a96"
 MARGIN = {"l": 62, "r": 20, "t": 46, "b": 50, "pad": 0}
@@ -32,6 +39,17 @@ def colour_limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]
         return -limit, limit
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+
+
+def darkened(figure: Any) -> Any:
+    """The same figure for a dark page: zero and absent cells are as dark as the page."""
+    for trace in figure.data:
+        scale = getattr(trace, "colorscale", None)
+        if scale and (colours := ON_DARK.get(scale[0][1].replace(" ", ""))):
+            trace.colorscale = [[i / (len(colours) - 1), one] for i, one in enumerate(colours)]
+    if figure.layout.plot_bgcolor == BLANK:
+        figure.layout.plot_bgcolor = "#2c3541"
+    return figure
 
 
 def unfaded(opacity: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 import interp
 from interp.core.errors import InterpError
 from interp.ui.shared import cache, offered, state, widgets
-from tests.pages import APP, named, opened, wait
+from tests.pages import APP, downloads, named, opened, wait
 
 PATCHING = "interp/ui/views/patching.py"
 SETUP = "interp/ui/views/setup.py"
@@ -48,6 +48,10 @@ def test_load_button_shows_baselines_capabilities_and_prompts() -> None:
     assert sites.loc["k", "components per layer"] == "2 KV heads"
     assert sites.loc["z", "offered"] == "✓"
     assert at.query_params["model"] == "toy-induction"
+    space: dict = {}
+    exec(at.code[-1].value.replace("print(", "report = ("), space)
+    assert at.metric[2].value == f"{space['report'].clean.mean:.3f}"
+    assert {"JSONL", "Notebook"} <= downloads(at)
     assert any("corrupted" in block.proto.body for block in at.get("html"))
 
 

@@ -10,8 +10,8 @@ from interp.models.language_model import LanguageModel
 from interp.patching.path_spec import parse_receivers
 from interp.results.scores import Scores
 from interp.ui.patching.explore import component_map
-from interp.ui.shared import cache, widgets
-from interp.ui.shared.state import current, fit, select
+from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.state import current, ignored, in_words, select
 
 SENDERS = {"heads": "every head", "mlps": "every MLP"}
 INPUTS = {"q": "queries", "k": "keys", "v": "values"}
@@ -26,7 +26,12 @@ SITE = {"site": "z", "by": ("layer", "head"), "source": "other", "reference": No
 def path_controls(open_: cache.Opened) -> None:
     """Receivers and senders, in the sidebar."""
     model = open_.model
-    fit(receivers=[label for label in current().receivers if _exists(model, label)])
+    if strange := [label for label in current().receivers if not _exists(model, label)]:
+        why = f"{model.name} has no such input; write L0H0.q, L0KV0.k, L0.mlp_out or logits"
+        ignored().extend(
+            in_words("receivers", label, offered.without_paths(why)) for label in strange
+        )
+        select(receivers=tuple(label for label in current().receivers if label not in strange))
     heads = [f"L{i}H{h}.q" for i in range(model.n_layers) for h in range(model.n_heads)]
     shared = [
         f"L{i}KV{h}.{site}"

@@ -17,7 +17,7 @@ from interp.core.errors import InterpError
 from interp.core.records import Provenance
 from interp.plots.lines import values_with_null
 from interp.plots.steering import BELOW
-from interp.plots.style import MARGIN, visible
+from interp.plots.style import MARGIN, darkened, visible
 from interp.studies.formatting import band
 from interp.studies.steps import Result
 from interp.ui import VIEWS
@@ -324,7 +324,7 @@ def figure(
     if title:
         into.markdown(f"**{title}**")
     into.plotly_chart(
-        drawn,
+        darkened(drawn) if st.context.theme.type == "dark" else drawn,
         key=key,
         on_select="ignore" if picked is None else clicked,
         selection_mode="points",

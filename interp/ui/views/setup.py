@@ -13,7 +13,7 @@ from interp.models.toys.circuits import TOYS
 from interp.tasks.saved import is_saved_name
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
 MEANING = {
@@ -55,6 +55,11 @@ def _show() -> None:
     st.caption(widgets.plain(open_.task.description))
     _baselines(report)
     _prompts(open_)
+    export.python(
+        f"{frame.load_call(open_.model)}\ntask = {open_.task.source}\n\nprint(task.check(model))",
+        name=f"{open_.task.name}-check",
+        words="Python that measures the behaviour",
+    )
     own_prompts()
     st.subheader("Model", anchor=False)
     _model(open_, chosen)
@@ -191,6 +196,12 @@ def _prompts(open_: cache.Opened) -> None:
             ],
             hide_index=True,
         )
+
+    if not is_saved_name(open_.task.name):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            caption = "The pairs as a file that the command line and Task.from_jsonl read."
+            files = {"JSONL": (open_.task.to_jsonl, "jsonl")}
+            widgets.downloads(files, name=open_.task.name, caption=caption)
 
 
 def _words(answers: tuple[str | int, ...]) -> str:

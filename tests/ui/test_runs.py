@@ -12,7 +12,9 @@ from interp.core.records import write_sealed
 from interp.results.comparison import compare_scores
 from interp.results.kept import find_result, kept_results
 from interp.results.scores import Scores
+from interp.studies.study import write_manifest
 from interp.tasks.saved import save_task
+from interp.ui.studies.pages import ALL_PAGES
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 RUNS = "interp/ui/views/runs.py"
@@ -112,6 +114,13 @@ def test_a_sweep_opens_on_its_page_without_a_run(options, monkeypatch) -> None:
     assert at.header[0].value.endswith(options.get("site", "z"))
 
 
+def test_the_strongest_cells_of_a_sweep_are_listed() -> None:
+    name = swept()
+    scores = Scores.load(cache_dir() / name)
+    rows = table_with(opened(RUNS, run=name), "95 % interval")
+    assert rows["component"].tolist() == [one.label for one in scores.top(8, by="absolute")]
+
+
 def test_paths_open_on_their_page_without_a_run(monkeypatch) -> None:
     model = interp.load_model("toy-induction")
     task = interp.load_task("toy-induction", model, n=12)
@@ -200,6 +209,18 @@ def test_what_no_page_shows_is_read_here() -> None:
     write_sealed(folder / "study.json", "study other", 1, about)
     at = opened(RUNS, run="studies/reuse-abc")
     assert any("no page about study of other" in one.value for one in at.caption)
+
+
+@pytest.mark.parametrize("pages", ALL_PAGES, ids=lambda pages: pages.kind.name)
+def test_a_study_opens_on_its_page(pages) -> None:
+    kind = pages.kind
+    folder = cache_dir() / "studies" / f"{kind.name}-abc"
+    write_manifest(folder, kind, "m", "h", kind.settings(), dict.fromkeys(kind.beside), "k")
+    at = opened(RUNS, run=f"studies/{kind.name}-abc")
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert at.query_params[pages.field] == f"{kind.name}-abc"
+    assert any(f"{kind.name}-abc" in one.value.replace("\\", "") for one in at.header)
 
 
 def test_two_models_stand_side_by_side_and_other_shapes_have_no_difference() -> None:

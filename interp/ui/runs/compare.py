@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import streamlit as st
 
 from interp.core.errors import InterpError
@@ -36,10 +38,10 @@ def side_by_side(left: Scores, right: Scores) -> ScoresDifference | None:
     return found
 
 
-def sweep_map(scores: Scores, *, key: str, title: str, into: object, limit: float | None) -> None:
+def sweep_map(scores: Scores, *, key: str, title: str, into: Any, limit: float | None) -> None:
     """A kept sweep as a map."""
     if scores.values.size > MOST_CELLS:
-        into.info(f"{scores.values.size} cells: too many for a map. Download the table.")  # type: ignore[attr-defined]
+        into.info(f"{scores.values.size} cells: too many for a map. Download the table.")
         return
     widgets.figure(
         scores.plot(limit=limit),

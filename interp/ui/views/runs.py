@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import streamlit as st
 
@@ -186,7 +187,9 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
         frame = None if difference is None else difference.to_dataframe()
         _export(chosen, scores, None if frame is None else frame.to_csv(index=False), other)
     elif scores is not None:
-        sweep_map(scores, key="map-left", title="", into=st, limit=None)
+        left, right = st.columns([5, 7], gap="large")
+        sweep_map(scores, key="map-left", title="", into=left, limit=None)
+        _strongest(scores, right)
         _export(chosen, scores, scores.to_dataframe().to_csv(index=False))
     elif chosen.call:
         _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
@@ -200,6 +203,26 @@ def _sweep(name: str) -> Scores | None:
     except InterpError as error:
         widgets.show_error(error)
         return None
+
+
+def _strongest(scores: Scores, into: Any) -> None:
+    """The cells with the largest effects."""
+    low, high = scores.interval()
+    top = scores.top(min(12, scores.values.size), by="absolute")
+    cells = [scores.index(str(one.component), one.position) for one in top]
+    into.markdown(f"**The strongest** of {scores.values.size}, n = {scores.n}")
+    widgets.table(
+        [
+            {
+                "component": one.label,
+                f"effect ({scores.unit_words})": one.value,
+                "95 % interval": widgets.span(float(low[cell]), float(high[cell])),
+            }
+            for one, cell in zip(top, cells, strict=True)
+        ],
+        key="strongest",
+        into=into,
+    )
 
 
 def _note(chosen: KeptResult) -> None:

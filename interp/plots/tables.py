@@ -56,6 +56,10 @@ class Listing(Tabled, list[T]):
         super().__init__(records)
         self.measure = measure
 
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return Listing(found, self.measure) if isinstance(at, slice) else found
+
     def __repr__(self) -> str:
         shown = ", ".join(f"{one.label} {one.value:.3f}" for one in self[:MOST])  # type: ignore[attr-defined]
         more = f", and {len(self) - MOST} more" if len(self) > MOST else ""

@@ -77,6 +77,7 @@ def test_a_listing_names_and_cuts():
     found = Listing(tokens, "probability")
     assert repr(found).startswith("[' t0' 0.000, ' t1' 0.100")
     assert repr(found).endswith("and 8 more]")
+    assert repr(found[1:3]) == "[' t1' 0.100, ' t2' 0.200]"
     assert found.to_dataframe()["probability"].tolist() == [i / 10 for i in range(20)]
     assert "' t3'" in found._repr_html_()
     assert list(found.plot().data[0].x) == [i / 10 for i in range(20)]

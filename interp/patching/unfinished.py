@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class UnfinishedSweep:
     sweep: PatchSweep
     plan: SweepPlan
     chunks: Chunks
+    facts: dict[str, Any]
     _patched: np.ndarray = field(init=False)
     _ends: np.ndarray | None = field(init=False, default=None)
     _read: int = field(init=False, default=0)
@@ -78,6 +79,7 @@ class UnfinishedSweep:
             clean=clean,
             corrupted=corrupted,
             method=f"{estimate.method}, exact where measured",
+            extra={**estimate.extra, **self.facts},
         )
         return mixed, (~np.isnan(exact)).sum(0)
 
@@ -106,5 +108,6 @@ def unfinished_sweep(
     return UnfinishedSweep(
         sweep=laid,
         plan=plan_sweep(runner, laid.cells, laid.lengths, spec.site, budget, full),
+        facts=laid.facts(model),
         chunks=chunks_so_far(str(sweep_key(model, task, laid))),
     )

@@ -17,12 +17,13 @@ from tests.families import random_task
         {},
         {"direction": "noise", "by": ("layer", "position"), "positions": ("first", "last")},
         {"positions": ("last",)},
+        {"by": ("layer", "position"), "positions": "all"},
     ],
 )
 def test_kept_runs_replace_the_estimate_one_by_one(family_models, monkeypatch, arguments):
     arguments |= {"unit": "metric"}  # random models need not tell prompts apart
     monkeypatch.setattr(sweep, "CPU_TILE", 8)
-    model, task = family_models["llama"], random_task()
+    model, task = family_models["llama"], random_task((9, 9, 9, 9))
     estimate = attribution_patching(model, task.first(2), **arguments)
     so_far = unfinished_sweep(model, task, **arguments)
     mixed, counts = so_far.into(estimate)
@@ -40,6 +41,7 @@ def test_kept_runs_replace_the_estimate_one_by_one(family_models, monkeypatch, a
         assert ((~guessed).sum(0) <= counts).all()
         np.testing.assert_allclose(mixed.clean, exact.clean, atol=1e-5)
         np.testing.assert_allclose(mixed.corrupted, exact.corrupted, atol=1e-5)
+        assert mixed.extra.get("tokens") == exact.extra.get("tokens")
         shares.append(counts.mean() / len(task))
 
     activation_patching(model, task, progress=look, **arguments)

@@ -14,6 +14,7 @@ from interp.results.kept import find_result, kept_results
 from interp.results.scores import Scores
 from interp.studies.study import write_manifest
 from interp.tasks.saved import save_task
+from interp.ui.shared import offered
 from interp.ui.studies.pages import ALL_PAGES
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
@@ -163,6 +164,12 @@ def test_on_a_shared_server_prompts_of_others_are_not_listed_and_nothing_is_dele
     assert not at.text_area
     at = opened(RUNS, run=hidden, model="toy-induction", task=own.name)
     assert charts(at)
+
+
+@pytest.mark.parametrize("hosts", [["localhost", "127.0.0.1"], ["localhost", "team.example"]])
+def test_a_server_with_another_name_is_shared(hosts, monkeypatch) -> None:
+    monkeypatch.setattr("streamlit.get_option", lambda name: hosts)
+    assert offered.is_shared() == ("team.example" in hosts)
 
 
 def test_a_circuit_opens_on_its_page() -> None:

@@ -10,6 +10,7 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir, json_text
+from interp.results.comparison import ScoresDifference
 from interp.results.kept import (
     LONGEST,
     KeptResult,
@@ -184,13 +185,12 @@ def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
     other = None if partner is None else _sweep(partner.name)
     if scores is not None and other is not None:
         difference = side_by_side(scores, other)
-        frame = None if difference is None else difference.to_dataframe()
-        _export(chosen, scores, None if frame is None else frame.to_csv(index=False), other)
+        _export(chosen, scores, difference, other)
     elif scores is not None:
         left, right = st.columns([5, 7], gap="large")
         sweep_map(scores, key="map-left", title="", into=left, limit=None)
         _strongest(scores, right)
-        _export(chosen, scores, scores.to_dataframe().to_csv(index=False))
+        _export(chosen, scores, scores)
     elif chosen.call:
         _python(chosen, chosen.call.replace(chosen.model, offered.without_paths(chosen.model)))
 
@@ -303,15 +303,20 @@ def _partner(chosen: KeptResult, names: dict[str, KeptResult]) -> KeptResult | N
 
 
 def _export(
-    chosen: KeptResult, scores: Scores, table: str | None, other: Scores | None = None
+    chosen: KeptResult,
+    scores: Scores,
+    table: Scores | ScoresDifference | None,
+    other: Scores | None = None,
 ) -> None:
     """Files, and the Python that makes the result again."""
-    both = [one.to_dict() for one in (scores, other) if one is not None]
-    files = {} if table is None else {"CSV": (lambda: table, "csv")}
-    files["JSON"] = (
-        lambda: offered.without_paths(json_text(both if other else both[0], indent=1)),
-        "json",
-    )
+
+    def whole() -> str:
+        both = [one.to_dict() for one in (scores, other) if one is not None]
+        return offered.without_paths(json_text(both if other else both[0], indent=1))
+
+    files = {"JSON": (whole, "json")}
+    if table is not None:
+        files = {"CSV": (lambda: table.to_dataframe().to_csv(index=False), "csv"), **files}
     with st.container(horizontal=True, vertical_alignment="center"):
         widgets.downloads(files, name=chosen.name.replace("/", "-"))
     if other is None:

@@ -33,7 +33,7 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert f"It raises {written}" in [text.value for text in at.markdown]
     named(at.button, "Generate").click().run()
     shown = [code.value for code in at.code]
-    for text in found.texts("I went to the town and the day was", 20).values():
+    for text in found.texts("I went to the town and the day was", 20, 2.0).values():
         assert text.text in shown
     assert {"CSV", "JSON"} <= downloads(at)
     assert "sets" in at.query_params

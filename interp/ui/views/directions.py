@@ -82,8 +82,8 @@ def _compared(found: Contrast) -> None:
             "read": f"{SITE}, last token",
         }
     )
-    best = max(range(len(rows)), key=lambda i: rows[i]["auc"])
-    layer = best if current().layer is None else int(current().layer or 0)
+    chosen = current().layer
+    layer = found.model.n_layers // 2 if chosen is None else chosen
     left, right = st.columns([3, 2], gap="large")
     lines = {
         name: tuple([row[f"{start}auc{end}"] for row in rows] for end in ("", "_low", "_high"))
@@ -133,7 +133,7 @@ def _steered(found: Contrast, layer: int) -> None:
     st.subheader("Steering", anchor=False)
     prompt, strength, button = st.columns([4, 2, 1], vertical_alignment="bottom")
     text = prompt.text_input("Prompt to continue", CONTINUED, key="steered-prompt")
-    times = strength.slider("Times the direction is added", -4.0, 4.0, 1.0, 0.5, key="steered-by")
+    times = strength.slider("Times the direction is added", -8.0, 8.0, 2.0, 0.5, key="steered-by")
     asked = (layer, text, times)
     if widgets.generate_button(asked, key="steered-now", into=button, disabled=not text):
         made = found.texts(text, layer, times)

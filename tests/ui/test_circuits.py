@@ -37,8 +37,14 @@ def halves():
     return model, *interp.load_task("toy-induction", model, n=12).split(0.5, seed=0)
 
 
-def test_without_a_model_it_points_to_setup() -> None:
-    assert "Load a model" in opened(PAGE).info[0].value
+def test_without_a_model_an_example_is_a_click_away(monkeypatch) -> None:
+    toy = interp.load_model("toy-induction")
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: toy)
+    at = opened(PAGE)
+    assert "Which edges of smollm2" in str([text.value for text in at.markdown]).replace("\\", "")
+    named(at.button, "Open the example").click().run()
+    chosen = at.session_state["selection"]
+    assert (chosen.model, chosen.task, chosen.n) == ("smollm2-135m-instruct", "ioi", 16)
 
 
 def test_find_shows_the_package_s_numbers_and_the_link_restores_the_edge(halves) -> None:

@@ -11,6 +11,7 @@ from interp.core.files import json_text
 from interp.models.language_model import LanguageModel
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
+from interp.ui import VIEWS
 from interp.ui.shared import cache, export, offered, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit
@@ -25,6 +26,21 @@ def intro(title: str, *, does: str, when: str, lacks: str) -> None:
     st.markdown(
         f"**What it does.** {does}  \n**When to use it.** {when}  \n"
         f"**What it does not show.** {lacks}"
+    )
+
+
+def ioi_example(model: str, which: str, label: str, begin: Callable[[], Any]) -> None:
+    """One click from nothing to the page: a model, and pairs in which it names a person."""
+    st.markdown(
+        f"**Example.** {which} of {model} name the indirect object? 16 pairs such as *Then, Mary "
+        "and John went to the store. John gave a ring to* → *Mary*; in the corrupted ones Mary "
+        "gives."
+    )
+    widgets.start_button(label, begin)
+    st.page_link(
+        VIEWS / "setup.py",
+        label="Another model, task or prompts of your own",
+        icon=":material/tune:",
     )
 
 

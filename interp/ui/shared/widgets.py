@@ -20,7 +20,6 @@ from interp.plots.steering import BELOW
 from interp.plots.style import MARGIN, darkened, visible
 from interp.studies.formatting import band
 from interp.studies.steps import Result
-from interp.ui import VIEWS
 from interp.ui.shared import offered
 from interp.ui.shared.state import current, ignored, in_words, linked, select
 
@@ -36,13 +35,6 @@ NONE = "–"
 """Stands for a missing number, and for the option that chooses nothing."""
 UNKNOWN = float("nan")
 STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
-
-
-def to_setup(title: str) -> None:
-    """A page that has nothing to show yet, and the way to where a model is loaded."""
-    st.title(title, anchor=False)
-    st.info("Load a model and a task first.", icon=":material/tune:")
-    st.page_link(VIEWS / "setup.py", label="Go to Setup", icon=":material/arrow_back:")
 
 
 def show_error(error: Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import streamlit as st
 
 from interp.ui.circuits import search
@@ -9,6 +11,7 @@ from interp.ui.circuits.curves import faithfulness, overlap
 from interp.ui.circuits.graph import graph
 from interp.ui.circuits.positions import tokens
 from interp.ui.circuits.search import METHODS, PRICES, REMOVED, Asked
+from interp.ui.prompts import frame
 from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.state import current, fit, select
 
@@ -31,8 +34,18 @@ OTHER = {
 
 
 def _show() -> None:
+    frame.intro(
+        "Circuits",
+        does="It scores every edge between heads and MLPs, keeps the strongest, and judges what "
+        "they carry on other prompts, beside random circuits of the same size.",
+        when="When single components are known, to see how they are connected.",
+        lacks="What an edge carries. A circuit holds for these prompts and this way of removing "
+        "edges.",
+    )
     if current().model is None:
-        widgets.to_setup("Circuits")
+        model = next(iter(offered.offered()))
+        begin = partial(select, model=model, task="ioi", n=16)
+        frame.ioi_example(widgets.plain(model), "Which edges", "Open the example", begin)
         return
     open_ = cache.opened()
     with st.sidebar:

@@ -9,7 +9,6 @@ import streamlit as st
 import interp
 from interp.core.components import SITES
 from interp.patching.sweep import Cost
-from interp.ui import VIEWS
 from interp.ui.patching.estimate import calibrated, estimated
 from interp.ui.patching.explore import explore, is_of_paths
 from interp.ui.patching.paths import choose_receivers, offer_paths, path_controls
@@ -43,7 +42,9 @@ def _show() -> None:
         lacks="How the component does it, or what other prompts would show.",
     )
     if current().model is None:
-        _example()
+        model = next(iter(offered.offered()))
+        begin = partial(_begin, model)
+        frame.ioi_example(plain(model), "Which heads", "Run the example", begin)
         return
     open_ = cache.opened()
     with st.sidebar:
@@ -55,22 +56,6 @@ def _show() -> None:
         _paths(open_)
     else:
         _components(open_)
-
-
-def _example() -> None:
-    """One click from nothing to a map."""
-    model = next(iter(offered.offered()))
-    st.markdown(
-        f"**Example.** Which heads of {plain(model)} name the indirect object? 16 pairs such as "
-        "*Then, Mary and John went to the store. John gave a ring to* → *Mary*; in the corrupted "
-        "ones Mary gives."
-    )
-    widgets.start_button("Run the example", _begin, model)
-    st.page_link(
-        VIEWS / "setup.py",
-        label="Another model, task or prompts of your own",
-        icon=":material/tune:",
-    )
 
 
 def _begin(model: str) -> None:

@@ -9,6 +9,9 @@ from tests import ROOT
 
 FOLDER = ROOT / "experiments" / "notebooks"
 SMALL = {
+    "from-transformerlens": 'MODEL, HEAD, NEURON = "toy-induction", (1, 2), (0, 3)\n'
+    'CLEAN, OTHER = "<bos> b h f g d i c a b", "<bos> g h f b d i c a b"\n'
+    'RIGHT, WRONG = "h", "d"',
     "circuits": 'MODEL, TASK, N, EDGES = "toy-induction", "toy-induction", 16, 12',
     "refusals": 'MODEL, N, MOST = "refusal-tiny", 6, 100',
     "verification": 'MODEL, BASE, N = "countdown-tiny", "countdown-tiny", 72',

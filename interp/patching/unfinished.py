@@ -44,12 +44,13 @@ class UnfinishedSweep:
         if self._ends is None:
             self._ends = self.chunks.kept(len(every), 2)
         cells = self.sweep.cells
-        for chunk in every[self._read :]:
-            values = self.chunks.kept(self._read, len(chunk), of=chunk)
+        for number in range(self._read, len(every)):  # several threads may read at once
+            chunk = every[number]
+            values = self.chunks.kept(number, len(chunk), of=chunk)
             if values is None:
                 return
             self._patched[cells.prompt[chunk], cells.cell[chunk]] = values
-            self._read += 1
+            self._read = number + 1
 
     def into(self, estimate: Scores) -> tuple[Scores, np.ndarray]:
         """An estimate with every kept run in its place, and the number of kept runs of each cell.

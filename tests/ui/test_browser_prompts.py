@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from interp.ui.shared.prompts import EXAMPLE
 from tests.browsing import (
     LOADING,
     NEEDED,
@@ -33,6 +34,13 @@ if (act === "click") tokens[place].click();
 return tokens.map(token => token.style.backgroundColor);
 """
 """The shades of a strip's tokens, after a token was reached or pressed."""
+
+
+IDLE = """
+const app = document.querySelector("[data-testid=stApp]");
+return app.getAttribute("data-test-script-state") === "notRunning";
+"""
+"""Whether the page is drawn: a click on a figure that is drawn anew is lost."""
 
 
 @pytest.fixture
@@ -61,8 +69,13 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
     with running_browser(tmp_path / "first") as browser:
         browser.get(f"{address}/heads")
         press(browser, "Look", seconds=LOADING)
-        for chart, head in ((".st-key-heads", "L23H4"), (".st-key-thumbnails", "L9H6")):
+        for chart, head in (
+            ("[class*=st-key-map]", "L23H4"),
+            ("[class*=st-key-thumbnails]", "L9H6"),
+        ):
             until(lambda at=chart: texts(browser, f"{at} .nsewdrag"), chart, seconds=LOADING)
+            until(lambda: browser.execute_script(IDLE), "the page to be drawn")
+            time.sleep(0.5)
             sent = received(browser)
             assert sent < LARGEST
             begun = time.monotonic()
@@ -81,4 +94,5 @@ def test_a_head_of_the_default_model_is_clicked_and_its_link_opens_elsewhere(
     with running_browser(tmp_path / "second") as browser:
         browser.get(link)
         until(lambda: "L9H6" in texts(browser, "h3"), "the same head", seconds=LOADING)
-        assert "The Eiffel Tower is in the city of" in texts(browser, "textarea")
+        typed = "return [...document.querySelectorAll('textarea')].map(e => e.value)"
+        until(lambda: EXAMPLE in browser.execute_script(typed), "the same prompt")

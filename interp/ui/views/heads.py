@@ -108,6 +108,15 @@ def _prompt(open_: cache.Opened) -> Look:
     return cache.look(open_.model, pair.clean, right, wrong)
 
 
+def _key(name: str, drawn: HeadMap) -> str:
+    """A figure's key, which changes with the head.
+
+    Two figures choose the head: one that is drawn anew under its old key may report the head that
+    was clicked in it before.
+    """
+    return "{}-L{}H{}".format(name, *drawn.cell())
+
+
 def _map(drawn: HeadMap, *, signed: bool) -> None:
     layers, heads = drawn.values.shape
     figure = heat_map(
@@ -124,7 +133,7 @@ def _map(drawn: HeadMap, *, signed: bool) -> None:
         figure.data[0].update(colorscale="Blues", zmin=0)
     widgets.figure(
         figure,
-        key="heads",
+        key=_key("map", drawn),
         title="Every head",
         alt=f"Layers by heads: {drawn.name}",
         picked=lambda data: select(layer=data[0], head=data[1]),
@@ -159,7 +168,7 @@ def _thumbnails(seen: Look, drawn: HeadMap) -> None:
         return
     widgets.figure(
         figure,
-        key="thumbnails",
+        key=_key("thumbnails", drawn),
         title="Attention of every head (queries downwards, keys across)",
         alt="Attention patterns of all heads, layers across, heads downwards",
         picked=lambda data: select(layer=data[0], head=data[1]),

@@ -1169,6 +1169,9 @@ def budgeted(model, task):
             model, task, budget_gb=gb
         ),
         edge_ground_truth: lambda gb: edge_ground_truth(model, task, budget_gb=gb),
+        interp.patching.unfinished_sweep: lambda gb: interp.patching.unfinished_sweep(
+            model, task, budget_gb=gb
+        ),
         Trials: lambda gb: Trials(model, task, TrialOptions(budget_gb=gb)),
     }
 

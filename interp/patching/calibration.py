@@ -9,7 +9,7 @@ import numpy as np
 from interp.core.arguments import reads_arguments
 from interp.core.errors import InterpError
 from interp.core.schema import Count, Seed, checked
-from interp.core.statistics import bootstrap_weights
+from interp.core.statistics import bootstrap_weights, range_of_draws
 from interp.results.scores import Scores
 
 DRAWS = 500
@@ -21,7 +21,8 @@ class Calibration:
 
     Attributes:
         correlation: Pearson correlation over cells.
-        correlation_interval: its 95 % percentile interval over resampled prompts.
+        correlation_interval: its 95 % percentile interval over resampled prompts; infinite for one
+            prompt, as is that of the slope.
         slope: least-squares slope of the estimate on the exact effect, with an intercept. Below 1
             the estimate is too small.
         slope_interval: its 95 % percentile interval.
@@ -60,10 +61,10 @@ def calibrate(estimate: Scores, exact: Scores, *, k: int = 10, seed: int = 0) ->
     """
     k, seed = checked(Count, k, "the strongest cells"), checked(Seed, seed, "a seed")
     n = estimate.n
-    same = np.allclose(exact.clean[:n], estimate.clean, rtol=1e-3, atol=1e-3)
-    if n > exact.n or not same:
+    if n > exact.n or not np.allclose(exact.clean[:n], estimate.clean, rtol=1e-3, atol=1e-3):
         found = f"{n} and {exact.n} prompts, with other metrics"
         raise InterpError("comparing an estimate", found, "give both the same prompts, in order")
+    exact.agreement(estimate, k=k)  # refuses other cells and units
     left, right = (one.effects[:n].reshape(n, -1) for one in (exact, estimate))
     weights = np.concatenate([np.ones((1, n)), bootstrap_weights(n, draws=DRAWS, seed=seed)]) / n
     means = [weights @ part for part in (left, right)]
@@ -73,18 +74,16 @@ def calibrate(estimate: Scores, exact: Scores, *, k: int = 10, seed: int = 0) ->
         correlations = (x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1))
     if not np.isfinite([slopes[0], correlations[0]]).all():
         raise InterpError("comparing an estimate", "effects that do not vary", "use other cells")
-    exact.agreement(estimate, k=k)  # refuses other cells and units
     tops = [np.argsort(-np.abs(part[0]), kind="stable")[:k] for part in means]
     cells = [np.unravel_index(cell, exact.values.shape) for cell in tops[0] if cell not in tops[1]]
-    ends = [
-        tuple(map(float, np.nanquantile(found[1:], (0.025, 0.975))))
-        for found in (correlations, slopes)
-    ]
+    ends = [(-np.inf, np.inf)] * 2
+    if n > 1:
+        ends = [range_of_draws(found[np.isfinite(found)]) for found in (correlations, slopes)]
     return Calibration(
         correlation=float(correlations[0]),
-        correlation_interval=(ends[0][0], ends[0][1]),
+        correlation_interval=ends[0],
         slope=float(slopes[0]),
-        slope_interval=(ends[1][0], ends[1][1]),
+        slope_interval=ends[1],
         missed=tuple(exact.label([int(i) for i in cell]) for cell in cells),
         k=k,
         n=n,

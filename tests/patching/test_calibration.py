@@ -62,3 +62,23 @@ def test_what_cannot_be_compared_is_refused(exact, changes, words) -> None:
     }
     with pytest.raises(InterpError, match=words):
         calibrate(replace(exact, **new), exact)
+
+
+def test_one_prompt_has_no_interval(exact) -> None:
+    one = replace(
+        exact, effects=exact.effects[:1] / 2, clean=exact.clean[:1], corrupted=exact.corrupted[:1]
+    )
+    found = calibrate(one, exact)
+    assert found.slope == pytest.approx(0.5)
+    assert found.slope_interval == found.correlation_interval == (-np.inf, np.inf)
+
+
+def test_fewer_exact_prompts_and_other_cells_are_refused(exact) -> None:
+    fewer = replace(
+        exact, effects=exact.effects[:2], clean=exact.clean[:2], corrupted=exact.corrupted[:2]
+    )
+    with pytest.raises(InterpError, match="prompts, with other metrics"):
+        calibrate(exact, fewer)
+    layers = {"axes": ("layer",), "coordinates": {"layer": exact.coordinates["layer"]}}
+    with pytest.raises(InterpError, match="different axes"):
+        calibrate(replace(exact, effects=exact.effects.sum(2), **layers), exact)

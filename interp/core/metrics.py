@@ -134,7 +134,9 @@ def _log_odds(readout: Readout, targets: Targets) -> Tensor:
 
 
 def _log_prob(readout: Readout, targets: Targets) -> Tensor:
-    return _probability(readout, targets.answers).log()
+    wide, real = widened(readout.all()), targets.answers >= 0
+    answers = wide.gather(1, targets.answers.clamp(min=0)).masked_fill(~real, -torch.inf)
+    return answers.logsumexp(1) - wide.logsumexp(1)
 
 
 def _kl(readout: Readout, targets: Targets) -> Tensor:
@@ -169,7 +171,7 @@ METRICS = {
 logit_diff: mean logit of the answers minus mean logit of the wrong answers.
 prob_diff: summed probability of the answers minus that of the wrong answers.
 log_odds: log P(answers) - log(1 - P(answers)).
-log_prob: log P(answers), summed over the answers.
+log_prob: log of the summed probability of the answers.
 kl: -KL(clean run || this run) at the last token; 0 on the clean run.
 """
 

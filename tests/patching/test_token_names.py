@@ -1,10 +1,13 @@
 """A map by position names the tokens; the metric log_prob is the log-probability."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import interp
+from interp.core.metrics import METRICS, Targets
 from interp.patching.activation import activation_patching
 from interp.patching.attribution import attribution_patching
 
@@ -34,3 +37,11 @@ def test_log_prob_is_the_log_probability(family_models):
     for prompt, found in (((5, 6, 7), scores.clean), ((5, 8, 7), scores.corrupted)):
         p = model.last_logits([prompt])[0].double().softmax(-1)[torch.tensor([10, 12])].sum()
         np.testing.assert_allclose(found, float(p.log()), rtol=1e-5)
+
+
+def test_log_prob_of_a_very_unlikely_answer_is_finite():
+    logits = torch.tensor([[200.0, 0.0, -5.0]])
+    readout = SimpleNamespace(all=lambda: logits)
+    targets = Targets(answers=torch.tensor([[1, 2]]), wrong=torch.tensor([[-1]]))
+    found = METRICS["log_prob"](readout, targets)
+    assert float(found) == pytest.approx(np.log(1 + np.exp(-5)) - 200)

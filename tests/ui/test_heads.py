@@ -174,6 +174,15 @@ def test_a_set_is_measured_with_intervals_and_a_prompt_of_it_is_looked_at(toy, m
     at.run()
     kept = interp.activation_patching(toy, task, site="z", by=("layer", "head"))
     assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(kept.values, abs=1e-6)
+    kept = interp.activation_patching(toy, task, site="z", by=("layer", "head"), unit="metric")
+    in_logits = asked_on(HEADS, "a b c", **link, unit="metric", measured="patch", prompt="3")
+    said = charts(in_logits)
+    assert numbers(said[0]["data"][0]["z"]) == pytest.approx(kept.values, abs=1e-6)
+    assert "fraction of the gap" not in str(said)
+    strip = next(c for c in said if "each of 6 prompts" in str(c["layout"]))
+    best = np.unravel_index(np.abs(kept.values).argmax(), kept.values.shape)
+    shown = numbers(strip["data"][0]["x"])
+    assert shown == pytest.approx(kept.effects[:, *best], abs=1e-5)
 
 
 BAD = {

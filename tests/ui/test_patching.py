@@ -55,6 +55,14 @@ def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     shown = table_with(at, "measured, of 12 prompts")
     assert set(shown["measured, of 12 prompts"]) == {0}
     assert shown["component"][0] == estimate.top(1, by="absolute")[0].label
+    assert "1 is the whole gap" in said(at)
+
+
+def test_in_the_unit_of_the_metric_nothing_is_divided_by_the_gap(toy_task) -> None:
+    at = opened(PATCHING, **LINK, unit="metric")
+    assert "A mean over prompts, in logits" in said(at)
+    assert "the whole gap" not in said(at)
+    assert not any("Big/" in block.value for block in at.latex)
 
 
 def test_what_a_stopped_sweep_measured_replaces_the_estimate(toy_task, monkeypatch) -> None:

@@ -165,11 +165,11 @@ def of_set(open_: cache.Opened, metric: str) -> HeadMap | None:
 def _of_scores(scores: Scores, python: str) -> HeadMap:
     low, high = scores.interval()
     return HeadMap(
-        name=f"{scores.method} (fraction of the gap)",
+        name=f"{scores.method} ({scores.unit_words})",
         values=scores.values,
         low=low,
         high=high,
-        samples=scores.effects / scores.gap,
+        samples=scores.effects / (scores.gap if scores.unit == "gap" else 1),
         kept=tuple(range(scores.n)),
         python=python,
     )

@@ -21,13 +21,12 @@ from interp.ui.shared.widgets import UNITS, picker, plain
 LONG = 60.0  # seconds beyond which a run asks first
 
 FORMULAS = {
-    "denoise": r"\text{effect}(c) = \frac{\overline{m}[\text{corrupted run, } c \leftarrow "
-    r"\text{patched}] - \overline{m}[\text{corrupted}]}"
-    r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}",
-    "noise": r"\text{effect}(c) = \frac{\overline{m}[\text{clean}] - "
-    r"\overline{m}[\text{clean run, } c \leftarrow \text{patched}]}"
-    r"{\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]}",
+    "denoise": r"\text{effect}(c) = \left(\overline{m}[\text{corrupted run, } c \leftarrow "
+    r"\text{patched}] - \overline{m}[\text{corrupted}]\right)",
+    "noise": r"\text{effect}(c) = \left(\overline{m}[\text{clean}] - "
+    r"\overline{m}[\text{clean run, } c \leftarrow \text{patched}]\right)",
 }
+GAP = r"\left(\overline{m}[\text{clean}] - \overline{m}[\text{corrupted}]\right)"
 DIRECTIONS = {"denoise": "denoise (clean → corrupted)", "noise": "noise (corrupted → clean)"}
 PATCHED = {"components": "Components", "paths": "Paths"}
 SOURCES = {"other": "the other run", "zero": "zeros", "mean": "mean over other prompts"}
@@ -80,7 +79,7 @@ def _components(open_: Opened) -> None:
     )
     if result is None:
         estimated(open_, arguments, key)
-        _meaning(current().direction)
+        _meaning(current().direction, open_)
         return
     _stored(result)
     explore(open_, result, key, partial(offer_paths, open_.model))
@@ -147,11 +146,19 @@ def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost | None) -> None:
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
 
 
-def _meaning(direction: str) -> None:
+def _meaning(direction: str, open_: Opened) -> None:
     """What an effect is."""
     st.divider()
     st.markdown("**What will be measured**, for every component $c$, with a 95 % interval:")
-    st.latex(FORMULAS[direction])
+    if current().unit == "metric":
+        metric = open_.task.metric
+        st.latex(FORMULAS[direction])
+        st.caption(
+            f"A mean over prompts, in {plain(metric.unit or metric.name)}; positive supports the "
+            "behaviour."
+        )
+        return
+    st.latex(rf"{FORMULAS[direction]} \Big/ {GAP}")
     st.caption(
         "1 is the whole gap between the clean and the corrupted prompts; positive supports "
         "the behaviour. It is a ratio of means over prompts, so one prompt with a small gap "

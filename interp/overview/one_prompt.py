@@ -306,14 +306,20 @@ class Look(Tabled):
         written = block.mlp.down.weight
         return written if block.ln2_post is None else written * block.ln2_post.weight
 
-    def to_dict(self) -> dict[str, Any]:
-        """The readings that fit on a page, as plain numbers and texts, for JSON."""
-        parts, lens = self.attribution(), self.lens
+    @reads_arguments
+    def to_dict(self, *, position: int = -1) -> dict[str, Any]:
+        """The readings that fit on a page, as plain numbers and texts, for JSON.
+
+        Next tokens, parts and neurons are those after the token at `position`. The lens watches the
+        answer after the last token.
+        """
+        parts, lens = self.attribution(position=position), self.lens
         return {
             "model": self.run.model.name,
             "model_hash": self.run.model.hash,
             "tokens": list(self.tokens),
-            "next_tokens": [token._asdict() for token in self.next_tokens()],
+            "position": parts.position,
+            "next_tokens": [token._asdict() for token in self.next_tokens(position=position)],
             "difference": {
                 "words": parts.words,
                 "logits": parts.logit_difference,
@@ -331,7 +337,7 @@ class Look(Tabled):
                     "raises": [token.text for token in neuron.here[0]],
                     "lowers": [token.text for token in neuron.here[1]],
                 }
-                for neuron in self.neurons()
+                for neuron in self.neurons(position=position)
             ],
             "lens": {
                 "likeliest": lens.texts,

@@ -87,3 +87,34 @@ def test_a_foil_of_another_length_is_said(landing) -> None:
 def test_the_download_holds_the_readings(smollm) -> None:
     seen = interp.look(smollm, "The capital of France is")
     assert json.loads(json.dumps(seen.to_dict()))["next_tokens"][0]["text"] == " Paris"
+
+
+def test_the_files_and_the_python_are_of_what_is_shown(landing, smollm, monkeypatch) -> None:
+    made: dict[str, object] = {}
+
+    def taken(name, rows, found, python) -> None:
+        made.update(rows=rows(), found=found(), python=python)
+
+    monkeypatch.setattr("interp.ui.prompts.frame.take_away", taken)
+    named(landing.button, "Look").click().run()
+    named(landing.button_group, "Read after this token").set_value(4).run()
+    seen = interp.look(smollm, EXAMPLE)
+    assert made["found"] == seen.to_dict(position=4)
+    assert made["found"]["next_tokens"][0]["text"] == seen.next_tokens(1, position=4)[0].text
+    assert made["found"]["difference"]["words"] == seen.attribution(position=4).words
+    assert made["found"] == _result(made["python"], smollm, monkeypatch)
+    named(reading(landing, "scan").button, "Scan").click().run()
+    expected = interp.scan(smollm, EXAMPLE)
+    assert [row["component"] for row in made["rows"]] == [str(f.component) for f in expected.found]
+    assert made["found"]["findings"] == json.loads(json.dumps(expected.to_dict()["findings"]))
+    again = _result(made["python"], smollm, monkeypatch)
+    assert again["effect"].tolist() == [row["effect"] for row in made["rows"]]
+
+
+def _result(python, model, monkeypatch):
+    """The value of the last line of exported Python."""
+    monkeypatch.setattr("interp.load_model", lambda name, dtype: model)
+    *lines, last = python.splitlines()
+    names: dict[str, object] = {}
+    exec("\n".join(lines), names)
+    return eval(last, names)

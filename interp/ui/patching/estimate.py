@@ -108,7 +108,8 @@ def calibrated(open_: cache.Opened, arguments: dict[str, Any], scores: Scores) -
     st.markdown(
         f"On the first {found.n} pairs, over {widgets.thousands(found.cells)} cells: correlation "
         f"with the exact effects **{found.correlation:.3f}** "
-        f"[{widgets.span(*found.correlation_interval)}], slope **{found.slope:.3f}** "
-        f"[{widgets.span(*found.slope_interval)}] (below 1: estimated too small). Of the exact top "
+        f"(95 % interval over many such pairs: {widgets.span(*found.correlation_interval)}), slope "
+        f"**{found.slope:.3f}** ({widgets.span(*found.slope_interval)}; below 1: estimated too "
+        "small). Noise of few pairs lowers the correlation. Of the exact top "
         f"{found.k} by size, the gradient missed: **{widgets.plain(missed)}**."
     )

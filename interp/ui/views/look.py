@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.core.files import json_text
 from interp.models.language_model import LanguageModel
 from interp.overview.findings import Scan
 from interp.overview.logit_parts import LogitParts
@@ -14,7 +16,7 @@ from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, prompts, widgets
+from interp.ui.shared import cache, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -57,18 +59,35 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     parts = seen.attribution(position=place)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
+    found, call = None, f"{frame.look_call(model, asked)}\nseen.to_dict(position={place})"
     if shown == "lens":
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
     else:
-        _scan(model, asked)
+        found = _scan(model, asked)
+    if found is not None:
+        call = f"{frame.load_call(model)}\n{_scan_call(asked)}"
 
     def rows() -> list[dict[str, Any]]:
-        table = seen.lens if shown == "lens" else parts
+        table = found or (seen.lens if shown == "lens" else parts)
         return table.to_dataframe().to_dict("records")
 
-    frame.take_away("look", rows, seen.to_dict, frame.look_call(model, asked))
+    def whole() -> dict[str, Any]:
+        if found is None:
+            made = seen.to_dict(position=place)
+            return {**made, "model": offered.without_paths(model.name)}
+        return json.loads(offered.shown(json_text(found.to_dict()), found.provenance))
+
+    frame.take_away("look", rows, whole, call)
+
+
+def _scan_call(asked: AskedPrompt) -> str:
+    """The Python that scans the prompt."""
+    named = {"answer": asked.answer, "wrong": asked.wrong}
+    given = [f"{name}={text!r}" for name, text in named.items() if text is not None]
+    foil = [f"foil={asked.python(asked.foil)}"] if asked.foil else []
+    return f"interp.scan({', '.join(['model', asked.python(), *foil, *given])}).to_dataframe()"
 
 
 def _lens(seen: Look, place: int) -> None:
@@ -142,7 +161,7 @@ def _to_heads() -> None:
         st.page_link(VIEWS / "heads.py", label=label, icon=":material/east:")
 
 
-def _scan(model: LanguageModel, asked: AskedPrompt) -> None:
+def _scan(model: LanguageModel, asked: AskedPrompt) -> Scan | None:
     """Ranked by one gradient, then each confirmed by a run of its own."""
     st.markdown(
         "One gradient ranks every head and MLP; then the strongest ten are measured exactly, "
@@ -152,12 +171,12 @@ def _scan(model: LanguageModel, asked: AskedPrompt) -> None:
     if widgets.start_button("Scan"):
         st.session_state["scanned"] = asked
     if st.session_state.get("scanned") != asked:
-        return
+        return None
     try:
         found = _scanned(model, asked)
     except InterpError as error:
         widgets.show_error(error)
-        return
+        return None
     for sentence in found.sentences[:4]:
         st.markdown(f"- {widgets.plain(sentence)}")
 
@@ -173,6 +192,7 @@ def _scan(model: LanguageModel, asked: AskedPrompt) -> None:
         f"the exact effects is {found.agreement:.2f}. A rank among others is no "
         "p-value, because each was selected. Click a head to look at it."
     )
+    return found
 
 
 def _scanned(model: LanguageModel, asked: AskedPrompt) -> Scan:

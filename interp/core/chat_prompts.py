@@ -67,6 +67,14 @@ class ChatPrompts:
         return len(self.rows)
 
     def __getitem__(self, chosen: Sequence[int] | slice) -> ChatPrompts:
+        """The chosen prompts, as prompts of the same format.
+
+        Raises:
+            InterpError: one number is given; the tokens of one prompt are in `rows`.
+        """
+        if isinstance(chosen, int):
+            found = "chat prompts are chosen by a slice or by several numbers"
+            raise InterpError(f"chat prompts [{chosen}]", found, f"write .rows[{chosen}]")
         places = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
         rows = tuple(self.rows[i] for i in places)
         ids = tuple(self.ids[i] for i in places) if self.ids else ()

@@ -108,7 +108,8 @@ def answer_token(model: Tokenizing, prompt: Prompt, answer: str | int, asked: st
             asked,
             f"{model.name} has a token with a leading space ({after_space}) and "
             f"one without ({alone})",
-            f"write {' ' + answer!r} for a new word, or give the id of the token without a space",
+            f"write {' ' + answer!r} for a new word; the token without a space can only be given "
+            f"in Python, by its id {alone}",
         )
     if alone is not None:
         return alone

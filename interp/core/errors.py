@@ -21,9 +21,14 @@ class InterpError(Exception):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InterpError:
-    """The error for a name that is not in a list of known names. It suggests the nearest one."""
+    """The error for a name that is not in a list of known names. It suggests the nearest one.
+
+    A known name that begins with it is nearer than any other, and capitals do not count.
+    """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) if isinstance(name, str) else []
+    low = name.lower() if isinstance(name, str) else ""
+    near = [one for one in known if low and one.lower().startswith(low)]
+    near = near or difflib.get_close_matches(low, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(known) or "none"
     return InterpError(f"{kind} {name!r:.80}", "no such name", f"{hint}known: {names}")

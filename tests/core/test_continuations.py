@@ -129,7 +129,7 @@ def test_a_word_without_its_space_has_to_be_clear(model):
     prompt = "The capital of France is"
     attached = follows(model, prompt, "Paris")
     if attached is not None and len(attached) == 1:
-        with pytest.raises(InterpError, match="with a leading space .* write ' Paris'"):
+        with pytest.raises(InterpError, match="with a leading space .* write ' Paris'.* by its id"):
             answer_token(model, prompt, "Paris", "it")
     else:
         assert answer_token(model, prompt, "Paris", "it") == model.single_token(" Paris")

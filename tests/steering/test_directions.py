@@ -137,6 +137,8 @@ def test_chat_prompts(toy):
     assert {len(a) - len(b) for a, b in zip(opened.rows, closed.rows, strict=True)} == {1}
     with pytest.raises(InterpError, match="use the same chat format"):
         difference_in_means(model, opened, closed)
+    with pytest.raises(InterpError, match=r"write \.rows\[0\]"):
+        opened[0]  # type: ignore[index]
     r = difference_in_means(model, opened, opened[::-1]).at(1, -1)
     assert r.format.generation_prompt
     assert opened.format != closed.format != PLAIN

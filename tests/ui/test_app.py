@@ -127,6 +127,7 @@ def test_an_error_is_shown_once_where_it_arose() -> None:
     at = opened(SETUP, model="toy-induction", task="nonsense")
     assert len(at.error) == 1
     assert "nonsense" in at.error[0].value
+    assert "\\. Known" in at.error[0].value
 
 
 def test_links_round_trip() -> None:

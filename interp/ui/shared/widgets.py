@@ -40,11 +40,16 @@ STRONG = "font-weight:600;font-size:0.92rem;white-space:nowrap"
 def show_error(error: Exception) -> None:
     """An error where it arose: what was asked, what was found, what to do."""
     if isinstance(error, InterpError):
-        title, text = error.asked, f"{error.found}. Do: {error.do}."
+        title, text = error.asked, advice(error)
     else:
         title, text = "This is a bug", f"{type(error).__name__}: {error}"
     title, text = (plain(offered.without_paths(part)) for part in (title, text))
     st.error(f"**{title}**  \n{text}", icon=":material/error:")
+
+
+def advice(error: InterpError) -> str:
+    """What was found and what to do, as two sentences."""
+    return f"{error.found}. {error.do[:1].upper()}{error.do[1:]}."
 
 
 def plain(text: str) -> str:

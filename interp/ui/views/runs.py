@@ -253,7 +253,7 @@ def _open(chosen: KeptResult) -> None:
     try:
         page_of(chosen)
     except InterpError as error:
-        st.caption(widgets.plain(f"No page shows it: {error.found}. Do: {error.do}."))
+        st.caption(widgets.plain(f"No page shows it: {widgets.advice(error)}"))
         return
     if st.button("Open", type="primary", icon=":material/open_in_new:", key="runs-open"):
         st.switch_page(reopen(chosen))

@@ -289,8 +289,10 @@ def try_changes(
 
     Every change is measured exactly, by a run of its own. The random changes do the same to random
     components: heads and neurons of the same layers, the same site of other layers for a whole
-    site. A whole site that is steered, or from which a direction is projected out, keeps its place
-    and gets a random direction of the same length.
+    site. If a layer has too few others, the changed components are drawn too, which makes the
+    comparison stricter. A whole site that is steered, or from which a direction is projected out,
+    keeps its place and gets a random direction of the same length. The stream varies little along
+    most random directions, so they are easily beaten: such a rank is weak evidence.
 
     Args:
         model: any model. Without a fast engine, and at sites that it does not change, every run is

@@ -68,7 +68,7 @@ def compare_scores(left: Scores, right: Scores) -> ScoresDifference:
         difference = v_left - v_right,    stderr = sd(u_left - u_right) / sqrt(n),
 
     with the interval of `interp.core.statistics.ratio_of_means`. Else the prompts are taken as
-    independent: stderr^2 is the sum of both, with Welch's degrees of freedom.
+    independent, as they are with two metrics: stderr^2 is the sum of both, with Welch's degrees of freedom.
 
     Args:
         left: a sweep.
@@ -99,8 +99,10 @@ def compare_scores(left: Scores, right: Scores) -> ScoresDifference:
 def _unpaired(left: Scores, right: Scores) -> str:
     if left.n != right.n:
         return f"{left.n} and {right.n} prompts"
+    if left.metric != right.metric:
+        return f"one metric is {left.metric}, the other {right.metric}"
     same = left.provenance.task_hash == right.provenance.task_hash
-    return "" if same else f"both have {left.n} prompts, but not the same ones"
+    return "" if same else f"both have {left.n} prompts, but of different tasks"
 
 
 def _influences(scores: Scores) -> np.ndarray:

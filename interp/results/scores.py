@@ -441,16 +441,18 @@ class Scores(Tabled, Record):
         position: str | None = None,
         selected: tuple[int, int] | None = None,
         limit: float | None = None,
+        errors: bool = True,
     ) -> Any:
         """A Plotly heat map centred on zero: layers upwards; heads, neurons or positions across.
 
         `position` is as in `grid`, `selected` the (row, column) of a cell to frame, and `limit` the
-        value of the strongest colour, above 0; None takes the largest.
+        value of the strongest colour, above 0; None takes the largest. Hover shows standard errors,
+        unless `errors` is False.
 
         Raises:
             InterpError: the position or cell does not exist, or the limit is not above 0.
         """
-        values, errors, rows, columns = self.grid(position)
+        values, stderr, rows, columns = self.grid(position)
         checked(Positive | None, limit, "the limit of a heat map")
         if selected is not None:
             _inside(selected, values.shape)
@@ -465,7 +467,7 @@ class Scores(Tabled, Record):
             x_title=columns.replace("kv_", "key/value ") or self.site,
             y_title=rows,
             colour_title=f"effect ({self.unit_words})",
-            stderr=errors,
+            stderr=stderr if errors else None,
             selected=selected,
             limit=limit,
             names=[[f"L{layer}{one}" for one in short] for layer in layers] if columns else None,

@@ -40,7 +40,9 @@ def test_other_prompts_are_not_paired_and_it_is_said() -> None:
     one, other = pair(np.random.default_rng(1))
     elsewhere = replace(other, provenance=replace(FROM, task_hash="other"))
     found = compare_scores(one, elsewhere)
-    assert "not the same ones" in found.unpaired
+    assert "of different tasks" in found.unpaired
+    by_other = replace(other, metric="log_odds")
+    assert compare_scores(one, by_other).unpaired.endswith("the other log_odds")
     assert found.stderr == pytest.approx(np.sqrt(one.stderr**2 + other.stderr**2))
     fewer = make(other.effects[:20], clean=other.clean[:20])
     assert compare_scores(one, fewer).unpaired == "40 and 20 prompts"

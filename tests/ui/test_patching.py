@@ -1,5 +1,7 @@
 """Patching: the example, the estimate and the exact values that replace it, units and paths."""
 
+import json
+
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -84,6 +86,7 @@ def test_what_a_stopped_sweep_measured_replaces_the_estimate(toy_task, monkeypat
     shown = numbers(charts(at)[0]["data"][0]["z"])
     assert shown == pytest.approx(mixed.effects.mean(0) / gap, abs=1e-6)
     assert abs(shown - estimate.values / gap).max() > 0
+    assert "\u00b1" not in json.dumps(charts(at)[0], ensure_ascii=False)
 
 
 def test_the_estimate_is_calibrated_on_the_run(toy_task) -> None:

@@ -252,3 +252,16 @@ def test_a_damaged_file_is_said() -> None:
     path.write_bytes(data)
     at = opened(RUNS, run=name)
     assert "damaged or changed" in said(at)
+
+
+def test_sweeps_that_differ_in_metric_or_positions_say_so() -> None:
+    model = interp.load_model("toy-induction")
+    task = interp.load_task("toy-induction", model, n=4)
+    for made in (task, task.with_metric("log_odds")):
+        interp.activation_patching(model, made, source="zero")
+    one, other = (kept.name for kept in kept_results()[:2])
+    at = opened(RUNS, run=one, beside=other)
+    words = " ".join(block.value for block in at.markdown).replace("\\", "")
+    assert "metric log_odds" in words
+    assert "metric logit_diff" in words
+    assert "positions" not in words

@@ -75,7 +75,7 @@ def _shown(scores: Scores, counts: Any, *, n: int, pairs: int) -> None:
     left, right = st.columns([5, 7], gap="large")
     place = cell(scores, current())
     with left:
-        component_map(scores, place)
+        component_map(scores, place, errors=False)
     strong = scores.top(min(10, scores.values.size), by="absolute")
     with right:
         st.markdown(f"**The {len(strong)} largest** of {scores.values.size}, either way")

@@ -72,8 +72,13 @@ def component_map(
     scores: Scores,
     place: tuple[int, ...] | None,
     picked: Callable[[list[int]], None] | None = None,
+    *,
+    errors: bool = True,
 ) -> None:
-    """The effect of every cell; a click selects the cell, or calls `picked` with its place."""
+    """The effect of every cell; a click selects the cell, or calls `picked` with its place.
+
+    `errors`: whether hover shows standard errors, which a half-measured sweep does not have.
+    """
     if len(scores.axes) == 3:
         widgets.picker(
             st.selectbox,
@@ -97,7 +102,7 @@ def component_map(
     selected = None if place is None else (place[0], place[1] if columns else 0)
     shown = current().position if len(scores.axes) == 3 else None
     if columns == ["neuron"]:
-        values, errors, _, _ = scores.grid(shown)
+        values, stderr, _, _ = scores.grid(shown)
         layers, neurons = scores.coordinates["layer"], scores.coordinates["neuron"]
         figure = component_scatter(
             values,
@@ -106,13 +111,13 @@ def component_map(
             x_title="neuron",
             y_title="layer",
             colour_title=f"effect ({scores.unit_words})",
-            stderr=errors,
+            stderr=stderr if errors else None,
             selected=selected,
             names=[[f"L{layer}N{neuron}" for neuron in neurons] for layer in layers],
         )
     else:  # one scale at every position, so that a weak one looks weak
         limit = symmetric_limit(scores.values)
-        figure = scores.plot(position=shown, selected=selected, limit=limit)
+        figure = scores.plot(position=shown, selected=selected, limit=limit, errors=errors)
     widgets.figure(
         figure,
         key="map",

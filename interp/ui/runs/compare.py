@@ -22,11 +22,14 @@ def side_by_side(left: Scores, right: Scores) -> ScoresDifference | None:
     limit = None
     if left.unit_words == right.unit_words:
         limit = max(symmetric_limit(one.values) for one in (left, right))
-    for column, one, name in zip(
-        st.columns(2, gap="large"), (left, right), ("left", "right"), strict=True
+    facts = [(one.metric, one.positions, str(one.extra.get("source", ""))) for one in (left, right)]
+    differ = [i for i, (a, b) in enumerate(zip(*facts, strict=True)) if a != b]
+    for column, one, name, mine in zip(
+        st.columns(2, gap="large"), (left, right), ("left", "right"), facts, strict=True
     ):
         model = offered.without_paths(one.provenance.model)
         words = f"{model}, {one.provenance.task}, n = {one.n}, {one.direction}"
+        words += "".join(f", {('metric', 'positions', 'source')[i]} {mine[i]}" for i in differ)
         title = f"{name.capitalize()}: {widgets.plain(words)}"
         sweep_map(one, key=f"map-{name}", title=title, into=column, limit=limit)
     try:

@@ -207,6 +207,12 @@ def _results(
             f"There are no more than {null.draws} different random changes of this kind: few other "
             "components in these layers."
         )
+    own = {frozenset(map(str, made.changes))} & {frozenset(map(str, one)) for one in made.random}
+    if own and not all(row.along for row in made.changes):
+        st.caption(
+            "The changed components are themselves among the random ones: their layers have too "
+            "few others."
+        )
     if all(row.when == "generated tokens" for row in made.changes):
         st.info("These changes begin after the next token: see Texts.", icon=":material/notes:")
     shown = widgets.choose("What to look at", "tried", SECTIONS, segments=True)
@@ -222,7 +228,8 @@ def _results(
         "Zeros and large doses put the model where it never is: an effect may be damage. A rank "
         "among random changes is no p-value if the component was chosen for its effect. Random: "
         "heads and neurons of the same layers, an MLP or stream of other layers; steering and "
-        "projections of a whole site get random directions of the same length."
+        "projections of a whole site get random directions of the same length, which are easily "
+        "beaten, because the stream varies little along most of them."
     )
     _export(made, rows, options, asked)
 

@@ -67,8 +67,8 @@ def compare_scores(left: Scores, right: Scores) -> ScoresDifference:
 
         difference = v_left - v_right,    stderr = sd(u_left - u_right) / sqrt(n),
 
-    with the interval of `interp.core.statistics.ratio_of_means`. Else the prompts are taken as
-    independent, as they are with two metrics: stderr^2 is the sum of both, with Welch's degrees of freedom.
+    with the interval of `interp.core.statistics.ratio_of_means`. Else, and with two metrics, the
+    prompts are taken as independent: stderr^2 is the sum of both, with Welch's degrees of freedom.
 
     Args:
         left: a sweep.

@@ -146,3 +146,10 @@ def test_a_strange_dose_in_a_link_is_ignored(page) -> None:
     at = page("L9H6, zero", dose="7")
     assert "dose=7" in at.warning[0].value.replace("\\", "")
     assert not at.error
+
+
+def test_random_changes_that_are_the_changes_themselves_are_said(page) -> None:
+    words = "themselves among the random ones"
+    every = page(*(f"L3H{head}, zero" for head in range(9)))
+    assert any(words in block.value for block in every.caption)
+    assert not any(words in block.value for block in page("L3H0, zero").caption)

@@ -234,7 +234,8 @@ def effect_strip(
             ],
         )
     )
-    figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
+    if np.isfinite([low, high]).all():  # one prompt has no interval
+        figure.add_vrect(x0=low, x1=high, fillcolor=RAISES, opacity=0.15, line_width=0)
     figure.add_vline(x=float(effects.mean()), line={"color": RAISES, "width": 2})
     return lay_out(
         figure,

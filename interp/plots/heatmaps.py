@@ -59,7 +59,8 @@ def heat_map(
     def hover(r: int, c: int) -> str:
         if texts is not None:
             return texts[r][c]
-        error = "" if stderr is None else f" ± {stderr[r, c]:.3f}"
+        # One prompt has no error.
+        error = f" ± {stderr[r, c]:.3f}" if stderr is not None and np.isfinite(stderr[r, c]) else ""
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
         return hover_text(name, f"{values[r, c]:.3f}{error}")
 

@@ -95,8 +95,8 @@ def test_a_dose_curve_and_texts(page, smollm) -> None:
         (("head nine",), "not the label of a component"),
         (("L9H6, remove",), "no such name"),
         (("L99H0",), "layers 0 to 29"),
-        (("L9H6, patch",), "give a foil"),
-        (("L9H6, steer, 1, generated tokens",), "give a foil"),
+        (("L9H6, patch",), "there is no foil"),
+        (("L9H6, steer, 1, generated tokens",), "there is no foil"),
     ],
 )
 def test_an_odd_row_is_said_and_mended(page, changes, words) -> None:

@@ -246,8 +246,8 @@ def _effect(result: cache.SweepResult, cell: tuple[int, ...]) -> None:
         effect_strip(
             scores.effects[(slice(None), *cell)],
             scores.gap if gap else 1.0,
-            low=low if scores.n > 1 else ranked.value,
-            high=high if scores.n > 1 else ranked.value,
+            low=low,
+            high=high,
             selected=current().prompt,
             title=f"effect on each prompt ({'fraction of the mean gap' if gap else unit})",
         ),

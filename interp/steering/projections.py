@@ -50,8 +50,13 @@ def project_tokens(
 
 
 def on_one_scale(values: Sequence[np.ndarray]) -> tuple[float, float, list[np.ndarray]]:
-    """Median m, reach d (the 95 % quantile of |v - m|), and (v - m) / d clipped to [-1, 1]."""
-    every = np.concatenate(values)
+    """Median m, reach d (the 95 % quantile of |v - m|), and (v - m) / d clipped to [-1, 1].
+
+    The first token of a prompt does not set the scale: its state is often many times longer than
+    the others, and would hide what tells them apart.
+    """
+    every = np.concatenate([row[1:] for row in values])
+    every = every if len(every) else np.concatenate(values)
     middle = float(np.median(every))
     reach = float(np.quantile(np.abs(every - middle), 0.95)) or 1.0
     return middle, reach, [np.clip((row - middle) / reach, -1, 1) for row in values]

@@ -110,5 +110,6 @@ def projection_strips(found: list[Projected], reading: str, words: str) -> str:
         "".join(lines) + f'<div style="{widgets.SMALL}">{words}: {middle - reach:.3f} '
         '<span style="display:inline-block;width:9rem;height:0.7rem;vertical-align:middle;'
         f"background:linear-gradient(90deg,rgba({widgets.BLUE},0.75),rgba(128,138,150,0.08),"
-        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}</div>'
+        f'rgba({widgets.RED},0.75))"></span> {middle + reach:.3f}'
+        "; a first token may lie beyond</div>"
     )

@@ -238,11 +238,12 @@ def stored_result(title: str, origin: Provenance, n: int, more: Mapping[str, obj
     with st.sidebar:
         st.success("Stored result: nothing to run.", icon=":material/check:")
     st.header(title, anchor=False)
+    seed = "" if origin.seed is None else f" · seed {origin.seed}"
     facts(
         {
             "model": f"{offered.without_paths(origin.model)} · {origin.model_hash[:12]}",
             "precision": origin.dtype,
-            "task": f"{origin.task} · n = {n} · seed {origin.seed}",
+            "task": f"{origin.task} · n = {n}{seed}",
             **more,
             "commit": origin.commit or "–",
         }

@@ -68,6 +68,8 @@ def save(browser: Any, name: str) -> None:
     for theme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": theme}]
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        browser.find_element("tag name", "body").send_keys("r")  # maps are drawn for the theme
+        calm(browser)
         for width in WIDTHS:
             show(browser, width, 1000)
             time.sleep(1)

@@ -118,3 +118,20 @@ def _result(python, model, monkeypatch):
     names: dict[str, object] = {}
     exec("\n".join(lines), names)
     return eval(last, names)
+
+
+def test_a_scanned_pair_is_measured_on_patching_at_a_click(landing) -> None:
+    other = EXAMPLE.replace("Eiffel Tower", "Leaning Tower")
+    for label, text in (("Answer", " Paris"), ("Compared with", " Rome"), ("Foil", other)):
+        named(landing.text_input, label).set_value(text)
+    named(landing.button, "Look").click().run()
+    named(reading(landing, "scan").button, "Scan").click().run()
+    assert not landing.error
+    named(landing.button, "Measure this pair").click().run()
+    assert not landing.exception
+    chosen = landing.session_state["selection"]
+    task = interp.load_task(chosen.task)
+    (kept,) = task.pairs
+    assert (kept.clean, kept.corrupted) == (EXAMPLE, other)
+    assert (kept.answers, kept.wrong) == ((" Paris",), (" Rome",))
+    assert chosen.n == 1

@@ -14,6 +14,8 @@ from interp.overview.findings import Scan
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
+from interp.tasks.own_prompts import pair
+from interp.tasks.saved import save_task
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, offered, prompts, widgets
@@ -161,6 +163,16 @@ def _to_heads() -> None:
         st.page_link(VIEWS / "heads.py", label=label, icon=":material/east:")
 
 
+def _to_patching(asked: AskedPrompt) -> None:
+    """The way to every position and site of the pair; its answers must be typed."""
+    if not (asked.foil and asked.answer and asked.wrong) or asked.chat:
+        return
+    if st.button("Measure this pair on Patching", icon=":material/grid_on:"):
+        kept = save_task(pair(asked.prompt, asked.foil, asked.answer, asked.wrong), "pair")
+        select(task=kept.name, n=1, seed=0)
+        st.switch_page(VIEWS / "patching.py")
+
+
 def _scan(model: LanguageModel, asked: AskedPrompt) -> Scan | None:
     """Ranked by one gradient, then each confirmed by a run of its own."""
     st.markdown(
@@ -187,6 +199,7 @@ def _scan(model: LanguageModel, asked: AskedPrompt) -> Scan | None:
 
     widgets.table(found.to_dataframe().to_dict("records"), key="found", most=12, picked=picked)
     _to_heads()
+    _to_patching(asked)
     widgets.caveat(
         f"n = 1, so no interval. The gradient ranked {found.of} components; its correlation with "
         f"the exact effects is {found.agreement:.2f}. A rank among others is no "

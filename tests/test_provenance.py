@@ -22,7 +22,7 @@ from tests.tasks.test_taboo import HARM, HARMLESS
 
 CODE = {
     ".py", ".pyi", ".md", ".toml", ".typed", ".svg", ".html", ".png", "", ".yml", ".yaml", ".cff",
-    ".css", ".j2",
+    ".css", ".j2", ".webp",
 }  # fmt: skip
 """Suffixes of what is written or drawn here; anything else is data and needs an origin."""
 
@@ -74,6 +74,13 @@ def readable(path):
         assert b"zTXt" not in content, path  # compressed, could not be read
         assert b"iTXt" not in content, path
         return b" ".join(re.findall(rb"tEXt([\x20-\x7e\x00]*)", content)).decode()
+    if path.suffix == ".webp":
+        place, kinds = 12, set()
+        while place < len(content):
+            kinds.add(content[place : place + 4])
+            place += 8 + (int.from_bytes(content[place + 4 : place + 8], "little") + 1) // 2 * 2
+        assert kinds <= {b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"}, path  # no text among them
+        return ""
     if path.suffix == ".pt":
         return b" ".join(re.findall(rb"[\x20-\x7e]{4,}", content)).decode()
     text = EMBEDDED.sub("", content.decode())

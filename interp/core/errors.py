@@ -28,7 +28,8 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InterpError:
     known = sorted(known)
     low = name.lower() if isinstance(name, str) else ""
     near = [one for one in known if low and one.lower().startswith(low)]
-    near = near or difflib.get_close_matches(low, known, n=1, cutoff=0.4)
+    lowered = {one.lower(): one for one in known}
+    near = near or [lowered[x] for x in difflib.get_close_matches(low, lowered, n=1, cutoff=0.4)]
     hint = f"did you mean {near[0]!r}? " if near else ""
     names = ", ".join(known) or "none"
     return InterpError(f"{kind} {name!r:.80}", "no such name", f"{hint}known: {names}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -23,7 +22,7 @@ from interp.core.arguments import (
 )
 from interp.core.continuations import answer_token
 from interp.core.errors import InterpError
-from interp.core.files import content_key
+from interp.core.files import content_key, json_text
 from interp.core.metrics import METRICS, Logits, Metric, Targets, is_shipped
 from interp.core.positions import Mark, Prompt, TokenizedPrompt, require_own, resolve
 from interp.core.schema import Count, Index, Seed, Share, Unicode, as_prompt, checked
@@ -397,7 +396,7 @@ class Task:
             task_row({one.name: getattr(pair, one.name) for one in fields(pair)})
             for pair in self.pairs
         )
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return "".join(json_text(row) + "\n" for row in rows)
 
     @classmethod
     def _from_file(cls, path: Path, kind: str, name: str | None) -> Task:

@@ -33,12 +33,12 @@ from interp.studies.study import open_study, write_manifest
 from interp.studies.verification.report.claims import claims
 from interp.studies.verification.settings import VERIFICATION, VerificationSettings
 from interp.tasks.countdown import make_countdown
+from interp.ui.prompts.neuron_panel import MOST_FOUND
 from interp.ui.shared import jobs, widgets
 from interp.ui.studies import first_page
 from interp.ui.studies.open_study import kept
 from interp.ui.studies.pages import VERIFICATION_PAGES
 from interp.ui.verification import generate
-from interp.ui.views.verification import glu
 from tests.pages import charts, downloads, named, numbers, opened, table_with
 
 NAMES = ("study", "probes", "glu", "heads", "interventions")
@@ -657,7 +657,7 @@ def test_words_find_the_neurons_that_write_them(tmp_path):
     at = visit("glu", model="toy-verification")
     named(at.text_input, "Words").set_value("not").run()
     model = interp.load_model("toy-verification")
-    found = search_neurons(model, ["not"], k=glu.MOST)
+    found = search_neurons(model, ["not"], k=MOST_FOUND)
     assert list(table_with(at, "score")["neuron"]) == [f"L{n.layer}N{n.index}" for n in found]
     named(at.text_input, "Words").set_value("this not").run()
     assert len(at.error) == 1

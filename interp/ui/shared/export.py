@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.core.files import json_text
 from interp.tasks.saved import NAME, load_saved
 
 SAVED = re.compile(rf"interp\.load_task\('(?P<name>{NAME.pattern})', n=(?P<n>\d+)\)")
@@ -52,7 +52,7 @@ def notebook(code: str, title: str) -> str:
         "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
         "cells": [cell | {"id": f"cell-{i}", "metadata": {}} for i, cell in enumerate(cells)],
     }
-    return json.dumps(whole, indent=1, ensure_ascii=False)
+    return json_text(whole, indent=1)
 
 
 def _spelled(call: re.Match[str]) -> str:

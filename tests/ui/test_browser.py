@@ -183,7 +183,9 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
             took[kind].append(time.monotonic() - begun)
         assert min(took["watched"]) <= 1.3 * median(took["closed"]), took
         assert len({text.partition(" ")[0] for text in seen}) >= 2, seen  # the progress moves
-        started(browser, tmp_path, f"{link}&n=64&seed=9")
+        started(browser, tmp_path, f"{link}&n=16&seed=9")
+        # A click waits for the first estimate, which the page computes itself.
+        until(lambda: "by one gradient" in body(browser), "the estimate")
         press(browser, "Cancel")
         pressed, stopped = time.monotonic(), "Stopped after"
         until(lambda: stopped in browser.find_element("tag name", "body").text, "the stop")

@@ -82,6 +82,34 @@ def null_of(selected: float, random: np.ndarray | Sequence[float]) -> Null:
     )
 
 
+def max_t_shares(observed: Sequence[float], random: Sequence[Sequence[float]]) -> list[float]:
+    """The share of draws as strong as each row of a table, corrected for the rows tried.
+
+    Max-T of Westfall and Young 1993. Draw i of all rows is one draw of the table. The values of a
+    row, the observed and the random ones, are standardised (minus their mean, over their
+    deviation). The result is the share of draws, counting the observed one, whose largest row is at
+    least this row; at least 1 / (1 + draws). A row may have fewer draws than others: it is then
+    missing from the later ones.
+
+    Args:
+        observed: (rows,) the effect of each row's selection; larger is stronger.
+        random: (rows, draws) the effects of random selections like it.
+
+    Raises:
+        InterpError: there is not one list of draws for each row, or a list is empty.
+    """
+    if len(observed) != len(random) or not all(map(len, random)):
+        found = f"{len(observed)} rows, draws {[len(row) for row in random]}"
+        raise InterpError("shares corrected for the rows of a table", found, "draw for each row")
+    values = np.full((len(observed), 1 + max(map(len, random), default=0)), np.nan)
+    for row, (own, drawn) in enumerate(zip(observed, random, strict=True)):
+        values[row, : 1 + len(drawn)] = [own, *drawn]
+    spread = np.nanstd(values, 1, keepdims=True)
+    scaled = (values - np.nanmean(values, 1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    best = np.nanmax(scaled, 0)
+    return [float((best >= own - 1e-12).mean()) for own in scaled[:, 0]]
+
+
 DRAWS = 2000
 """Default number of random sign flips in a test."""
 

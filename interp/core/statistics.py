@@ -208,3 +208,39 @@ def share_estimate(hits: int, n: int) -> Estimate:
         return Estimate(mean=math.nan, low=0.0, high=1.0, n=0)
     interval = stats.binomtest(hits, n).proportion_ci(method="wilson")
     return Estimate(mean=hits / n, low=float(interval.low), high=float(interval.high), n=n)
+
+
+def auc_estimate(scores: np.ndarray, labels: np.ndarray) -> Estimate:
+    """The area under the ROC curve, with Newcombe's (2006, method 5) interval.
+
+        AUC = P(score of a positive > score of a negative), ties counted half
+
+    It says how well a score tells two classes apart, wherever the threshold lies: 1 perfectly, 1/2
+    not at all, 0 the wrong way round. The interval solves |theta - AUC| = z se(theta) with Hanley
+    and McNeil's standard error at theta, so that it has a width at AUC = 1 too.
+
+    Args:
+        scores: (n,) finite numbers.
+        labels: (n,) true for positives.
+
+    Raises:
+        InterpError: only one class, or scores that are not finite.
+    """
+    from scipy import optimize, stats
+
+    scores, positive = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    m, n = int(positive.sum()), int((~positive).sum())
+    if not (m and n) or scores.shape != positive.shape or not np.isfinite(scores).all():
+        found = f"scores of shape {scores.shape}, {m} positives and {n} negatives"
+        raise InterpError("an AUC", found, "give a finite score for each of both classes")
+    ranks = stats.rankdata(scores)
+    auc = float((ranks[positive].sum() - m * (m + 1) / 2) / (m * n))
+    z = stats.norm.ppf(0.975)
+
+    def beyond(theta: float) -> float:
+        extra = ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return (theta - auc) ** 2 - z**2 * theta * (1 - theta) * (1 + extra) / (m * n)
+
+    low = 0.0 if auc == 0 else float(optimize.brentq(beyond, 0.0, auc * (1 - 1e-12)))
+    high = 1.0 if auc == 1 else float(optimize.brentq(beyond, auc + (1 - auc) * 1e-12, 1.0))
+    return Estimate(mean=auc, low=low, high=high, n=m + n)

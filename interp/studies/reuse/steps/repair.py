@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.core.components import Component
-from interp.core.nulls import null_of, paired_p
+from interp.core.nulls import max_t_shares, null_of, paired_p
 from interp.core.prompts import Task
 from interp.heads.attention import attention_to
 from interp.models.batches import Batch
@@ -150,19 +150,10 @@ def _paired(seen: Choices, rows: slice) -> Result:
 
 
 def over_all(sets: Mapping[str, Result]) -> dict[str, float]:
-    """Every row's share as strong, corrected for the rows tried: max-T of Westfall and Young 1993.
-
-    Random set i of every row is one draw. Each row's shares, its own and the random ones, are
-    standardised (minus their mean, over their deviation). The result is the share of draws,
-    counting the chosen heads, whose largest row is at least this one; at least 1 / (1 + draws).
-    """
-    shares = np.array([[x["right"]["mean"], *x["right"]["null"]] for x in sets.values()])
-    spread = shares.std(1, keepdims=True)
-    scaled = (shares - shares.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-    best = scaled.max(0)
-    return {
-        name: float((best >= row[0] - 1e-12).mean()) for name, row in zip(sets, scaled, strict=True)
-    }
+    """Every row's share as strong, corrected for the rows tried: `max_t_shares`."""
+    rights = [x["right"] for x in sets.values()]
+    shares = max_t_shares([x["mean"] for x in rights], [x["null"] for x in rights])
+    return dict(zip(sets, shares, strict=True))
 
 
 def _moved(model: LanguageModel, task: Task, made: Change, movers: Sequence[str]) -> Result:

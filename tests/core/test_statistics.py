@@ -1,0 +1,52 @@
+"""The area under the ROC curve and shares corrected for the rows of a table."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from interp.core.errors import InterpError
+from interp.core.nulls import max_t_shares
+from interp.core.statistics import auc_estimate
+
+
+def test_auc_is_that_of_scikit_learn_with_ties():
+    rng = np.random.default_rng(0)
+    labels = rng.random(60) < 0.4
+    scores = rng.integers(0, 5, 60) + labels
+    found = auc_estimate(scores, labels)
+    assert found.mean == pytest.approx(roc_auc_score(labels, scores))
+    assert found.low < found.mean < found.high
+    flipped = auc_estimate(-scores, labels)
+    assert (flipped.low, flipped.high) == pytest.approx((1 - found.high, 1 - found.low))
+
+
+@pytest.mark.parametrize("true", [0.5, 0.7, 0.95])
+def test_the_interval_of_an_auc_covers_the_truth(true):
+    rng, n, draws = np.random.default_rng(0), 30, 400
+    labels = np.arange(2 * n) < n
+    apart = np.sqrt(2) * norm.ppf(true) * labels
+    found = [auc_estimate(rng.standard_normal(2 * n) + apart, labels) for _ in range(draws)]
+    covered = np.mean([one.low <= true <= one.high for one in found])
+    assert 0.92 <= covered <= 0.99
+
+
+def test_a_perfect_auc_has_an_interval():
+    labels = np.arange(10) >= 5
+    for scores, bound in ((np.arange(10), 1.0), (-np.arange(10), 0.0)):
+        found = auc_estimate(scores, labels)
+        assert found.mean == bound
+        assert found.high - found.low > 0.2
+    with pytest.raises(InterpError, match="5 positives and 0 negatives"):
+        auc_estimate(np.arange(5), np.ones(5))
+
+
+def test_a_row_with_fewer_draws_keeps_its_own_share():
+    rng = np.random.default_rng(0)
+    strong, few, weak = max_t_shares(
+        [9.0, 5.0, 0.5], [rng.random(40), rng.random(10), rng.random(40)]
+    )
+    assert strong == few == pytest.approx(1 / 41)
+    assert weak > 0.5
+    with pytest.raises(InterpError, match="draws"):
+        max_t_shares([1.0, 2.0], [[0.1], []])

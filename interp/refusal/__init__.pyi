@@ -1,3 +1,4 @@
+from .capability import capability_cases as capability_cases
 from .cases import read_cases as read_cases
 from .cases import taboo_cases as taboo_cases
 from .constellations import make_bank as make_bank

@@ -34,6 +34,7 @@ ORIGINS = {
     "experiments/results/*.txt": "measured here",
     "experiments/notebooks/*.ipynb": "run here",
     "tests/data/replies.jsonl": "written here, of harmless requests",
+    "tests/data/capability_replies.jsonl": "the default model's, to shipped requests",
     "tests/data/eap_ig_circuit.*": "random scores, written by hannamw/EAP-IG",
     "tests/data/refusal_scores.csv": "published scores, Apache-2.0, numbers only",
     "constraints.txt": "versions of packages",

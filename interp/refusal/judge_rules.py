@@ -15,8 +15,13 @@ precision 0.84, recall 0.97; borderline replies precision 1.00, recall 0.69. The
 rows whose prompt is in no tuning row: the rules were tuned with a split by row, now the split is by
 prompt. The held-out half was scored three times: after tuning; after a change prompted by replies
 of a shipped model; and after adding rules for a bare "No." and for advice ("I would not recommend
-it"), which changed no verdict. The replies were written for this project. Those of other models may
-be harder to classify, so check some labels of your own.
+it"), which changed no verdict. Those replies were written for this project.
+
+On replies of the default model to capability requests (tests/data/capability_replies.jsonl, of
+prompts that no rule was tuned on, labelled by hand before they were judged): refused or not agrees
+on 77 of 80 requests drawn at random, precision 0.97, recall 0.95, and on 30 of 30 other prompts; of
+24 more replies judged over-refusals 22 are. Other models may be harder to classify, so check some
+labels of your own.
 """
 
 from __future__ import annotations

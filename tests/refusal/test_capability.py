@@ -1,14 +1,19 @@
 """Capability requests: varied, harmless, and each with a twin about the same thing."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
 from interp.core.errors import InterpError
+from interp.refusal import judge_rules
 from interp.refusal.capability import WRAPPERS, capability_cases, require_twins, shipped
+from interp.refusal.judging import REFUSALS, RULES
+from tests import DATA, ROOT
 from tests.tasks.test_taboo import HARM
 
 COMMON = set(
@@ -107,3 +112,25 @@ def test_a_twin_that_asks_for_something_else_is_refused(cases, other):
     assert require_twins([request, twin]) == {request.base: (request, twin)}
     with pytest.raises(InterpError, match="the twin of"):
         require_twins([request, replace(twin, **other)])
+
+
+def test_the_judge_on_replies_of_the_default_model(cases):
+    """Replies to prompts that no rule was tuned on, labelled by hand; see `judge_rules`."""
+    lines = (DATA / "capability_replies.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = {case.row: case.prompt for case in cases}
+    groups = {"requests": [], "others": [], "judged refusals": []}
+    for x in map(json.loads, lines):
+        said = RULES.verdict(prompts[x["row"]], x["reply"]) in REFUSALS
+        kind = "requests" if x["row"].endswith("request") else "others"
+        name = kind if x["drawn"] == "at random" else "judged refusals"
+        groups[name].append((said, x["label"] == "refused"))
+    right = {name: sum(a == b for a, b in found) for name, found in groups.items()}
+    assert {name: len(found) for name, found in groups.items()} == {
+        "requests": 80, "others": 30, "judged refusals": 24,
+    }  # fmt: skip
+    assert right == {"requests": 77, "others": 30, "judged refusals": 22}
+    both = sum(a and b for a, b in groups["requests"])
+    precision, recall = (both / sum(x[i] for x in groups["requests"]) for i in (0, 1))
+    told = f"77 of 80 requests drawn at random, precision {precision:.2f}, recall {recall:.2f}"
+    for path in (Path(judge_rules.__file__), ROOT / "docs" / "guides" / "refusal.md"):
+        assert told in " ".join(path.read_text(encoding="utf-8").split())

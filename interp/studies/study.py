@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +19,10 @@ from interp.results.keys import result_key, tokeniser_key
 from interp.studies.steps import Results, Steps, read_results, tuples
 
 MANIFEST = "study.json"
+SHIPPED = Path(__file__).parent.parent / "data" / "studies"
+"""Studies that ship: a folder each, named as the kind and the model, with the report and, where
+they are small enough, `study.json` and the steps; what `begin` and `Report.save` write."""
+
 S = TypeVar("S", bound=CheckedSettings)
 """The settings of a kind of study: a frozen dataclass of plain values and tuples of them."""
 
@@ -73,7 +78,8 @@ class StudyKind(Generic[S]):
 class Study(Generic[S]):
     """Results of every step by name, the seconds they took, and where they are kept.
 
-    beside: names of the other models, by role; None for a role without a model.
+    made: the day of its last run, as 2026-11-23. beside: names of the other models, by role; None
+    for a role without a model.
     """
 
     model: str
@@ -83,6 +89,7 @@ class Study(Generic[S]):
     results: Results
     seconds: dict[str, float]
     directory: Path
+    made: str = ""
 
 
 def begin(
@@ -115,6 +122,7 @@ def begin(
     study = Study(
         model=model.name,
         model_hash=model.hash,
+        made=str(date.today()),
         beside=names,
         settings=settings,
         results=steps.results,
@@ -159,7 +167,7 @@ def write_manifest(
 ) -> Path:
     """Write what a directory's study is: its models, its settings and the key of its steps."""
     about = {"model": model, "model_hash": model_hash, "of": of, "beside": beside}
-    about |= {"settings": asdict(settings)}
+    about |= {"settings": asdict(settings), "made": str(date.today())}
     return write_sealed(directory / MANIFEST, f"study {kind.name}", kind.version, about)
 
 
@@ -176,6 +184,7 @@ def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
         return Study(
             model=about["model"],
             model_hash=about["model_hash"],
+            made=about["made"],
             beside={role: about["beside"][role] for role in kind.beside},
             settings=settings,
             results=results,
@@ -189,10 +198,21 @@ def open_study(kind: StudyKind[S], directory: Path) -> Study[S]:
 
 
 def kept_studies(kind: StudyKind[S]) -> list[Study[S]]:
-    """The studies under the cache, newest first; unfinished ones have only some results."""
-    found = (cache_dir() / "studies").glob(f"{kind.name}-*/{MANIFEST}")
+    """The studies under the cache, newest first, then those that ship; some are unfinished."""
+    names = f"{kind.name}-*/{MANIFEST}"
+    found, ship = (sorted(root.glob(names)) for root in study_roots())
     studies = []
-    for path in sorted(found, key=lambda path: -path.stat().st_mtime):
+    for path in (*sorted(found, key=lambda path: -path.stat().st_mtime), *ship):
         with suppress(InterpError):  # of another version, or damaged
             studies.append(open_study(kind, path.parent))
     return studies
+
+
+def study_roots() -> tuple[Path, Path]:
+    """The folders that hold studies: those made here, and those that ship."""
+    return cache_dir() / "studies", SHIPPED
+
+
+def shipped_reports(kind: StudyKind[Any]) -> list[Path]:
+    """The folders of the reports that ship of a kind of study; see `SHIPPED`."""
+    return sorted(path.parent for path in SHIPPED.glob(f"{kind.name}-*/report.md"))

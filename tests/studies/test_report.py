@@ -318,6 +318,15 @@ def test_many_points_become_a_png_and_replace_the_svg(write, tmp_path):
     assert points(curve(5000)) - points(curve(5)) == 4995
 
 
+@pytest.mark.parametrize("drawn", [5, 5000])  # an SVG, a PNG
+def test_a_saved_report_is_read_back(write, tmp_path, drawn):
+    report = write(FULL, points=drawn)
+    report.save(tmp_path / "a")
+    assert Report.load(tmp_path / "a") == report
+    with pytest.raises(InterpError, match="no such file"):
+        Report.load(tmp_path / "b")
+
+
 def test_a_large_report_warns_and_a_small_one_does_not(write, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,4 +1,6 @@
+import shutil
 from dataclasses import dataclass, replace
+from datetime import date
 from types import SimpleNamespace
 
 import numpy as np
@@ -201,6 +203,11 @@ def test_a_study_is_kept_opened_and_refused(family_models, tmp_path, monkeypatch
     for other in (replace(kind, version=2), replace(kind, beside=("judge",))):
         with pytest.raises(InterpError, match="run the study first"):
             open_study(other, done.directory)
+    ships = tmp_path / "shipped" / "small-it"
+    monkeypatch.setattr("interp.studies.study.SHIPPED", ships.parent)
+    shutil.copytree(done.directory, ships)
+    assert [study.directory for study in kept_studies(kind)][2:] == [ships]
+    assert kept_studies(kind)[2].made == str(date.today())
     with pytest.raises(ValueError, match="shorter"):
         begin(kind, model, settings=Few())
     (tmp_path / "report.md.j2").write_text('# A study\n\n{% include "run.md.j2" %}')

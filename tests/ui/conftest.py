@@ -1,4 +1,4 @@
-"""Every test of the pages has a cache of its own."""
+"""Every test of the pages has a cache of its own, and no study that ships."""
 
 import pytest
 
@@ -10,6 +10,7 @@ import streamlit as st
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    monkeypatch.setattr("interp.studies.study.SHIPPED", tmp_path / "shipped")
     st.cache_resource.clear()
     yield
     st.cache_resource.clear()

@@ -26,6 +26,7 @@ from mdit_py_plugins.anchors import anchors_plugin
 
 from interp.core.errors import InterpError
 from interp.core.files import versions, write_atomically
+from interp.core.schema import read_text
 from interp.plots.style import visible
 from interp.studies import formatting
 from interp.studies.report.markdown import Markdown, block, code, shown
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MOST_BYTES = 1_000_000
 MOST_POINTS = 4000
+DPI = 160
+"""Pixels of a PNG in an inch of the figure."""
 MIME = {"svg": "image/svg+xml", "png": "image/png"}
 DRAWN, LONG = re.compile(rb"<(?:path|use|text) [^>]+>"), re.compile(rb"(\d\.\d\d)\d+")
 END = "interp-end-of-report"
@@ -117,6 +120,25 @@ class Report:
         below = caption and f"<figcaption>{caption}</figcaption>\n"
         return f"<figure>{image}{below}</figure>\n"
 
+    @classmethod
+    def load(cls, directory: str | Path) -> Report:
+        """The report that `save` wrote into `directory`.
+
+        Raises:
+            InterpError: there is none that can be read.
+        """
+        directory, pictures = Path(directory), {}
+        text = read_text(directory / "report.md", f"the report in {directory}")
+        for path in sorted(directory.glob("figures/*.*")):
+            suffix, data = path.suffix[1:], path.read_bytes()
+            if suffix == "png":
+                width = int.from_bytes(data[16:20], "big") / DPI  # of the header
+            else:
+                found = re.search(rb'<svg [^>]*width="([\d.]+)pt"', data)
+                width = float(found[1]) / 72 if found else 7
+            pictures[path.stem] = Picture(data=data, suffix=suffix, width=round(width * 96))
+        return cls(text=text, pictures=pictures)
+
     def save(self, directory: str | Path) -> Path:
         """Write report.md, report.html and figures/ into `directory`; the path of report.md.
 
@@ -156,7 +178,7 @@ def render(figure: Figure, *, name: str = "figure") -> Picture:
         matplotlib.rcParams["font.sans-serif"] = ["DejaVu Sans", "Verdana"]
         if suffix == "svg":  # the reader's fonts draw what ours cannot
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format=suffix, dpi=160, metadata=dict.fromkeys(unwanted))
+        figure.savefig(buffer, format=suffix, dpi=DPI, metadata=dict.fromkeys(unwanted))
     data = buffer.getvalue()
     if suffix == "svg":
         lines = re.sub(rb"\n +", b"\n", data)
@@ -197,6 +219,7 @@ def study_report(template: Path, study: Study[Any], figures: ModuleType, **names
         "minutes": sum(study.seconds.values()) / 60,
         "longest": ", ".join(f"{name} {seconds:.0f} s" for name, seconds in longest),
         "versions": _listed(versions()),
+        "made": study.made,
     }
     pictures: dict[str, Picture] = {}
 

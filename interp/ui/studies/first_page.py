@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,10 +12,10 @@ import streamlit as st
 import interp
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
-from interp.studies.study import Study, usual_directory
+from interp.studies.study import Study, shipped_reports, usual_directory
 from interp.ui.shared import jobs, offered, widgets
 from interp.ui.shared.state import select
-from interp.ui.studies import open_study
+from interp.ui.studies import open_study, shipped
 from interp.ui.studies.model import loaded_model
 from interp.ui.studies.pages import ALL_PAGES, REFUSAL_PAGES, StudyPages, pages_of
 
@@ -27,17 +27,27 @@ def show_first(pages: StudyPages, title: str, about: str, *steps: str) -> Study[
     """
     st.title(title, anchor=False)
     st.markdown(about)
-    study = open_study.chosen(pages, link=False)
+    study, ships = open_study.chosen(pages, link=False), bool(shipped_reports(pages.kind))
     if study is not None:
         _kept_table(study)
-    with st.expander("Run a study, or continue one", expanded=study is None):
-        run_panel(pages, study)
+    anew = st.session_state.get(f"anew-{pages.kind.name}", {})
+    with st.expander("Run a study, or continue one", expanded=bool(anew) or not (study or ships)):
+        run_panel(pages, study, anew)
     running(pages)
+    if ships and (study is None or _looks_at_report()):
+        shipped.show(pages)
+        return None
     if study is not None:
         model = offered.without_paths(study.model)
         st.header(widgets.plain(f"{model}, {study.directory.name}"), anchor=False)
         open_study.provenance(study, *open_study.some(study, *(steps or study.results)))
     return study
+
+
+def _looks_at_report() -> bool:
+    """Whether the report that ships is shown, and not the open study."""
+    options = ["Open study", "Report of a run that ships"]
+    return widgets.choose("What to look at", "section", options, segments=True) != options[0]
 
 
 def _kept_table(study: Study[Any]) -> None:
@@ -109,12 +119,13 @@ def report(study: Study[Any]) -> dict[str, str]:
     return {"html": made.html(), "md": made.markdown()}
 
 
-def run_panel(pages: StudyPages, study: Study[Any] | None) -> None:
-    """A model, n and draws, and the button."""
+def run_panel(pages: StudyPages, study: Study[Any] | None, asked: Mapping[str, int]) -> None:
+    """A model, n and draws, and the button; `asked` are the numbers of a run to do anew."""
     model = loaded_model()
     left, right, button = st.columns([2, 2, 4], vertical_alignment="bottom")
     least, most, *usual = pages.bounds
     n, draws = (study.settings.n, study.settings.draws) if study else usual
+    n, draws = asked.get("n", n), asked.get("draws", draws)
     # A study from Python or the command line may lie outside the usual bounds.
     n = left.number_input("n", min(least, n), max(most, n), n, help=pages.n_words)
     draws = right.number_input(
@@ -161,6 +172,7 @@ def start(pages: StudyPages, model: LanguageModel, settings: Any, other: str | N
     if busy():
         return
     other = other or pages.other(model.name)
+    st.session_state.pop(f"anew-{pages.kind.name}", None)
     jobs.start(_job(pages), partial(run_study, pages.kind.name, model, other, settings))
     select(**{pages.field: None})
 

@@ -51,7 +51,7 @@ def _chooser(study: Study[Any] | None, model: LanguageModel | None) -> None:
         list(filter(None, dict.fromkeys(names))),
         None if model is None else model.name,
         into=left,
-        key=f"study-model-{study.directory.name if study else ''}",
+        key=f"study-model-{study.directory.name if study else ''}-{shown}",
     )
     if name in TOYS:
         task = {"task": name}

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from fnmatch import filter as matching
 from typing import Any
 
 import streamlit as st
 
-from interp.core.files import cache_dir, json_text
+from interp.core.files import json_text
 from interp.studies.steps import Result
-from interp.studies.study import MANIFEST, Study, kept_studies
+from interp.studies.study import Study, kept_studies, shipped_reports, study_roots
 from interp.ui import VIEWS
 from interp.ui.shared import offered, widgets
 from interp.ui.shared.state import current, select
@@ -23,9 +22,12 @@ from interp.ui.studies.pages import StudyPages, pages_of
 
 
 def kept(pages: StudyPages) -> list[Study[Any]]:
-    """The studies under the cache, the newest first; read again when a file of theirs changes."""
+    """The studies under the cache, the newest first, then those that ship.
+
+    They are read again when a file of theirs changes.
+    """
     files = f"{pages.kind.name}-*/[!.]*.json"  # no half-written ones
-    found = (cache_dir() / "studies").glob(files)
+    found = (path for root in study_roots() for path in root.glob(files))
     return _kept(pages, files, tuple(sorted((str(p), p.stat().st_mtime_ns) for p in found)))
 
 
@@ -50,7 +52,10 @@ def chosen(pages: StudyPages, *, link: bool = True) -> Study[Any] | None:
     """
     studies = {study.directory.name: study for study in kept(pages)}
     if not studies:
-        st.info("No study is kept yet. Run one first.", icon=":material/science:")
+        ships = shipped_reports(pages.kind)
+        if link or not ships:
+            more = " The page Study shows the report of a run that ships." if ships else ""
+            st.info(f"No study is kept yet. Run one first.{more}", icon=":material/science:")
         if link:
             _to_study_page(pages)
         return None
@@ -74,9 +79,8 @@ def words(study: Study[Any]) -> str:
 
 
 def made(study: Study[Any]) -> str:
-    """When it was last run."""
-    seconds = (study.directory / MANIFEST).stat().st_mtime
-    return f"{datetime.fromtimestamp(seconds):%d %b %Y %H:%M}"
+    """When it was last run, and whether it ships."""
+    return f"{study.made}, ships" if study.directory.parent == study_roots()[1] else study.made
 
 
 def progress(study: Study[Any]) -> str:

@@ -1,0 +1,84 @@
+"""The reports that ship open at once on the pages of studies, and can be run anew."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit", reason="the app's extra is not installed")
+
+from interp.studies.study import shipped_reports
+from interp.ui.studies.pages import ALL_PAGES
+from interp.ui.studies.shipped import RUN
+from tests import ROOT
+from tests.pages import downloads, named, opened
+from tests.ui.test_studies import make_study, visit
+
+SHIPPED = ROOT / "interp" / "data" / "studies"
+each = pytest.mark.parametrize("pages", ALL_PAGES, ids=lambda pages: pages.kind.name)
+
+
+@pytest.fixture(autouse=True)
+def _ships(monkeypatch):
+    monkeypatch.setattr("interp.studies.study.SHIPPED", SHIPPED)
+
+
+def page_of(at) -> str:
+    """The report as it is sent to the browser."""
+    return next(x.proto.body for x in at.get("html") if 'class="report"' in x.proto.body)
+
+
+@each
+def test_a_newcomer_sees_the_report_with_its_figures_and_sections(pages):
+    at = opened(f"interp/ui/views/{pages.kind.name}/study.py")
+    assert not at.error
+    assert not at.info
+    page = page_of(at)
+    (folder,) = shipped_reports(pages.kind)
+    text = (folder / "report.md").read_text()
+    figures = {path.name for path in folder.glob("figures/*")}
+    assert set(re.findall(r"\(figures/(.*?)\)", text)) == figures
+    assert page.count('<img src="data:image/') == len(figures)
+    sections = re.findall(r'<a href="#(.*?)">', page)
+    assert len(sections) == len(re.findall(r"^##+ ", text, re.M))
+    assert all(f'id="{section}"' in page for section in sections)
+    run = RUN.search(text)
+    assert run is not None
+    facts = next(x.proto.body for x in at.get("html") if "settings" in x.proto.body)
+    assert all(words in facts for words in (folder.name.partition("-")[2], *run.groups()))
+    assert {"report.html", "report.md"} <= downloads(at)
+
+
+def test_it_is_run_anew_with_its_model_and_numbers(loaded):
+    at = visit("study")
+    named(at.button, "Run it anew").click().run()
+    assert not at.exception
+    assert at.query_params["model"] == "countdown-smollm2"
+    assert named(at.number_input, "n").value == 300
+    assert named(at.number_input, "Draws").value == 50
+
+
+def test_a_study_of_ones_own_goes_first(tmp_path):
+    make_study(tmp_path)
+    at = visit("study")
+    assert not [x for x in at.get("html") if 'class="report"' in x.proto.body]
+    at = visit("study", section="Report of a run that ships")
+    assert "How countdown-smollm2 checks" in page_of(at)
+
+
+def test_a_study_that_ships_with_its_steps_opens_on_every_page(tmp_path, monkeypatch):
+    make_study(tmp_path)
+    ships = tmp_path / "shipped"
+    monkeypatch.setattr("interp.studies.study.SHIPPED", ships)
+    shutil.move(tmp_path / "studies", ships)
+    at = visit("probes")
+    assert not at.error
+    assert at.get("plotly_chart")
+    assert ", ships" in named(at.sidebar.selectbox, "Study").options[0]
+
+
+def test_what_ships_is_small():
+    sizes = [path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(sizes) < 15_000_000, "the repository's limit for one file, for all of them"
+    assert {path.name for path in Path(SHIPPED).glob("*/*.html")} == set()

@@ -13,6 +13,7 @@ from interp.cli import terminal
 from interp.cli.circuits.app import circuit_app
 from interp.cli.patching import patch, path
 from interp.cli.prompts import look, scan
+from interp.cli.runs import runs_app
 from interp.cli.studies import study_app
 from interp.cli.terminal import about
 from interp.cli.workbench import workbench
@@ -184,6 +185,7 @@ app.command(epilog="Example: interp path --task ioi --receivers L20H3.q,L21H0.q 
 app.command("app", epilog="Example: interp app --models my-models --port 8600")(workbench)
 app.add_typer(circuit_app, name="circuit")
 app.add_typer(study_app, name="study")
+app.add_typer(runs_app, name="runs")
 
 
 def main() -> None:

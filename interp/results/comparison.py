@@ -37,6 +37,17 @@ class ScoresDifference:
         how = f"paired over {self.left.n} prompts" if not self.unpaired else "not paired"
         return f"ScoresDifference({size} cells, {how})"
 
+    def in_words(self) -> str:
+        """How the intervals are made, and how many of them exclude 0, by chance too."""
+        made = f"paired over the {self.left.n} prompts that both ran"
+        if self.unpaired:
+            made = f"not paired: {self.unpaired}. The prompts are taken as independent"
+        clear, cells = int(((self.low > 0) | (self.high < 0)).sum()), self.values.size
+        return (
+            f"Intervals are {made}. {clear} of {cells} exclude 0; about {cells * 0.05:.0f} would "
+            "by chance if nothing differed, and the largest were selected."
+        )
+
     def to_dataframe(self) -> Any:
         """One row per cell, the largest absolute difference first."""
         import pandas as pd

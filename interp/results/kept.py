@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,28 @@ class KeptResult:
     made: float
     size: int
     note: str
+
+    def row(self) -> dict[str, str]:
+        """What a list says of it, by the name of the column."""
+        return {
+            "when": f"{datetime.fromtimestamp(self.made):%Y-%m-%d %H:%M}",
+            "kind": self.kind,
+            "model": self.model,
+            "task": self.task,
+            "what": self.about,
+            "note": self.note,
+            "size": size_in_words(self.size),
+        }
+
+    def has(self, words: str) -> bool:
+        """Whether all these words are in its `row`, in any capitals."""
+        said = " ".join(self.row().values()).lower()
+        return all(word in said for word in words.lower().split())
+
+
+def size_in_words(size: int) -> str:
+    """Bytes as kilobytes or megabytes."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def kept_results() -> list[KeptResult]:

@@ -16,7 +16,7 @@ from interp.studies.study import write_manifest
 from interp.tasks.saved import save_task
 from interp.ui.shared import offered
 from interp.ui.studies.pages import ALL_PAGES
-from tests.pages import charts, downloads, named, numbers, opened, table_with
+from tests.pages import charts, downloads, named, numbers, opened, table_with, wait
 
 RUNS = "interp/ui/views/runs.py"
 SETUP = {"model": "toy-induction", "task": "toy-induction", "n": "12"}
@@ -196,6 +196,19 @@ def test_a_circuit_opens_on_its_page() -> None:
     named(at.button, "Open").click().run()
     assert not at.exception
     assert at.query_params["look"] == "overlap"
+
+
+def test_a_circuit_by_token_opens_on_its_page_without_a_run() -> None:
+    at = opened("interp/ui/views/circuits.py", **SETUP, finder="ACDC", look="tokens")
+    wait(at, "Find", seconds=60)
+    wait(at, "Measure", seconds=60)
+    drawn = charts(at)
+    name = next(one.name for one in kept_results() if one.kind == "circuit by token")
+    at = opened(RUNS, run=name)
+    named(at.button, "Open").click().run()
+    assert not at.exception
+    assert not [button for button in at.button if button.label == "Measure"]
+    assert charts(at) == drawn
 
 
 def test_what_no_page_shows_is_read_here() -> None:

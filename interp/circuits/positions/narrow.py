@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
@@ -278,6 +278,13 @@ def narrow_curve(
         model, test, [everywhere, *cuts.values()], random=random,
         **{**trials, "reference": references[1]},
     )  # fmt: skip
+    if circuit.provenance is not None:  # how the circuit was found, too
+        code = (
+            f"{circuit.provenance.call}\nfind = task\ntask = {test.source or 'own_task'}\n"
+            f"curve = interp.circuits.narrow_curve(model, find, task, ...,  # {circuit.name}\n"
+            f"    positions={positions!r}, ablation={ablation!r}, random={random}, seed={seed})"
+        )
+        judged = replace(judged, provenance=replace(judged.provenance, call=code))
     return NarrowedCurve(effects=effects, thresholds=tuple(cuts), judged=judged)
 
 

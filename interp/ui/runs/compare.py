@@ -101,12 +101,4 @@ def _difference(found: ScoresDifference) -> None:
             ],
             key="differences",
         )
-        clear = int(((frame["low"] > 0) | (frame["high"] < 0)).sum())
-        paired = f"paired over the {found.left.n} prompts that both ran"
-        if found.unpaired:
-            paired = f"not paired: {found.unpaired}. The prompts are taken as independent"
-        st.caption(
-            f"Intervals are {paired}. {clear} of {len(frame)} exclude 0; about "
-            f"{len(frame) * 0.05:.0f} would by chance if nothing differed, and the largest were "
-            "selected."
-        )
+        st.caption(found.in_words())

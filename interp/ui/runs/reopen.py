@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.circuits.evaluation.evaluate import CircuitEvaluation
+from interp.circuits.positions.narrow import NarrowedCurve
 from interp.core.components import SITES
 from interp.core.errors import InterpError
 from interp.core.files import cache_dir
@@ -146,13 +147,17 @@ def _circuit(found: KeptResult) -> dict[str, Any]:
     """The controls of the circuits page."""
     if found.kind == "saved circuit":
         return {"look": "overlap", "left": found.name.rpartition("/")[2]}
-    if found.kind == "circuit by token":
-        raise _refused(found, "its file does not say how the circuit was found")
     return {"look": "faithfulness"} if found.kind == "circuit evaluation" else _finder(found)
 
 
 def _evaluated(found: KeptResult) -> dict[str, Any]:
-    """How the circuit of an evaluation was found, and its size; {} for another kind of result."""
+    """What the file of an evaluation, or of a circuit by token, says of the circuit itself.
+
+    How it was found, and its size; {} for another kind of result.
+    """
+    if found.kind == "circuit by token":
+        whole = NarrowedCurve.load(cache_dir() / found.name).judged.circuits[0]
+        return {"look": "tokens", "edges": whole.anywhere().n_edges}
     if found.kind != "circuit evaluation":
         return {}
     circuit = CircuitEvaluation.load(cache_dir() / found.name).circuit

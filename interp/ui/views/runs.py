@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import streamlit as st
@@ -18,6 +17,7 @@ from interp.results.kept import (
     kept_files,
     kept_results,
     note_result,
+    size_in_words,
 )
 from interp.results.scores import Scores
 from interp.tasks.saved import is_saved_name
@@ -115,13 +115,7 @@ def _list(kept: list[KeptResult]) -> list[KeptResult]:
     )
     kinds = list(dict.fromkeys(one.kind for one in kept))
     wanted = right.pills("Kinds", kinds, selection_mode="multi", key="runs-kinds") or kinds
-    rows = [(one, _row(one)) for one in kept if one.kind in wanted]
-    found = words.lower().split()
-    rows = [
-        (one, row)
-        for one, row in rows
-        if all(word in " ".join(map(str, row.values())).lower() for word in found)
-    ]
+    rows = [(one, _row(one)) for one in kept if one.kind in wanted and one.has(words)]
     names, run = [one.name for one, _ in rows], current().run
     if not rows:
         st.info("No kept result has all these words.", icon=":material/filter_alt_off:")
@@ -135,24 +129,14 @@ def _list(kept: list[KeptResult]) -> list[KeptResult]:
         chosen=names.index(run) if run in names else None,
     )
     total = sum(one.size for one in kept)
-    st.caption(f"{len(rows)} of {len(kept)} results, {_size(total)} in all.")
+    st.caption(f"{len(rows)} of {len(kept)} results, {size_in_words(total)} in all.")
     return [one for one, _ in rows]
 
 
 def _row(one: KeptResult) -> dict[str, str]:
-    return {
-        "when": f"{datetime.fromtimestamp(one.made):%Y-%m-%d %H:%M}",
-        "kind": one.kind,
-        "model": offered.without_paths(one.model) or widgets.NONE,
-        "task": one.task or widgets.NONE,
-        "what": one.about,
-        "note": one.note,
-        "size": _size(one.size),
-    }
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    """What the list says of a result, without the server's folders."""
+    row = one.row() | {"model": offered.without_paths(one.model)}
+    return row | {name: row[name] or widgets.NONE for name in ("model", "task")}
 
 
 def _detail(chosen: KeptResult, names: dict[str, KeptResult]) -> None:
@@ -274,8 +258,8 @@ def _delete(chosen: KeptResult) -> None:
 
     with st.popover("Delete", icon=":material/delete:"):
         st.markdown(
-            f"Delete this {chosen.kind} ({_size(chosen.size)}) and its note? It cannot be undone; "
-            "it can only be computed again."
+            f"Delete this {chosen.kind} ({size_in_words(chosen.size)}) and its note? It cannot be "
+            "undone; it can only be computed again."
         )
         st.button("Delete it", key="runs-delete", on_click=sure)
 

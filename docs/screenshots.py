@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.browsing import LOADING, has_button, press, running_app, running_browser, texts, until
-from tests.conftest import REAL_CACHE
 
 OUT = Path(__file__).parent / "images" / "app"
 TASK = "model=smollm2-135m-instruct&task=ioi&n=8"
@@ -87,9 +86,6 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "cache").mkdir()
-        for kept in ("models", "checks"):
-            (folder / "cache" / kept).symlink_to(REAL_CACHE / kept)
         with running_app(folder) as address, running_browser(folder) as browser:
             show(browser, WIDTHS[0], 1000)
             for page, button in (("patching", "Run"), ("circuits", "Find")):

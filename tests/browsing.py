@@ -22,6 +22,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 from tests import ROOT
+from tests.conftest import REAL_CACHE
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 DRIVER = shutil.which("chromedriver")
@@ -61,9 +62,14 @@ def until(found: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> 
 def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """The address of a running app on a free port of the loopback interface.
 
-    It is started from `folder`, as from anywhere, with an empty cache there; `arguments` are its
-    own, behind `--`.
+    It is started from `folder`, as from anywhere, with a cache there that holds nothing but models
+    and the checks of them; `arguments` are its own, behind `--`.
     """
+    for part in ("models", "checks"):  # built and checked once
+        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
+        (folder / "cache").mkdir(exist_ok=True)
+        if not (mine := folder / "cache" / part).exists():
+            mine.symlink_to(REAL_CACHE / part)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -105,6 +111,11 @@ def running_browser(folder: Path) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+def body(browser: Any) -> str:
+    """All text of the page."""
+    return browser.find_element("tag name", "body").text
 
 
 def texts(browser: Any, selector: str) -> list[str]:

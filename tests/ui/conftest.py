@@ -17,6 +17,24 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def address(tmp_path):
+    """A running app of the test's own."""
+    from tests.browsing import running_app  # which needs selenium
+
+    with running_app(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A headless Chromium."""
+    from tests.browsing import running_browser
+
+    with running_browser(tmp_path) as driver:
+        yield driver
+
+
+@pytest.fixture
 def loaded(smollm, monkeypatch):
     """The default model, which is already loaded."""
     monkeypatch.setattr("interp.load_model", lambda name, dtype: smollm)

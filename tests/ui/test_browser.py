@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,34 +13,16 @@ from interp.models.toys.circuits import build_toy
 from tests.browsing import (
     LOADING,
     NEEDED,
+    body,
     click_target,
     has_button,
     press,
     running_app,
-    running_browser,
     texts,
     until,
 )
-from tests.conftest import REAL_CACHE
 
 pytestmark = NEEDED
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    with running_app(tmp_path) as found:
-        yield found
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    with running_browser(tmp_path) as driver:
-        yield driver
-
-
-def body(browser: Any) -> str:
-    """All text of the page."""
-    return browser.find_element("tag name", "body").text
 
 
 def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:
@@ -160,12 +141,9 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
 
     Both in turn on the same machine, each twice. With a garbage collection after every script run
     a watched sweep of eight prompts had done 5 of 18 chunks after 150 s. Cancel is answered within
-    a second, on a busy machine within a third of such a sweep; at the end of a chunk it took 6.7 s.
+    a second, also while the first estimate is computed, and on a busy machine within a tenth of
+    such a sweep. At the end of a chunk it took 6.7 s, after the estimate 3.3 s.
     """
-    (tmp_path / "cache").mkdir()
-    for part in ("models", "checks"):  # built and checked once
-        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cache" / part).symlink_to(REAL_CACHE / part)
     took: dict[str, list[float]] = {"watched": [], "closed": []}
     seen: set[str] = set()
     with running_app(tmp_path) as address:
@@ -183,13 +161,11 @@ def test_a_watched_job_keeps_its_pace(tmp_path: Path, browser: Any) -> None:
             took[kind].append(time.monotonic() - begun)
         assert min(took["watched"]) <= 1.3 * median(took["closed"]), took
         assert len({text.partition(" ")[0] for text in seen}) >= 2, seen  # the progress moves
-        started(browser, tmp_path, f"{link}&n=16&seed=9")
-        # A click waits for the first estimate, which the page computes itself.
-        until(lambda: "by one gradient" in body(browser), "the estimate")
+        started(browser, tmp_path, f"{link}&n=64&seed=9")
         press(browser, "Cancel")
         pressed, stopped = time.monotonic(), "Stopped after"
-        until(lambda: stopped in browser.find_element("tag name", "body").text, "the stop")
+        until(lambda: stopped in body(browser), "the stop")
         answered = time.monotonic() - pressed
         sys.stdout.write(f"cancelled in {answered:.2f} s; sweeps took {took}\n")  # pytest -rP
-        assert answered <= max(1, median(took["closed"]) / 3)
+        assert answered <= max(1, median(took["closed"]) / 10)
         assert len(finished(tmp_path)) == 4

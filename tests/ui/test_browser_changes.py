@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import interp
 from interp.results.kept import kept_results
 from tests.browsing import (
@@ -13,20 +11,12 @@ from tests.browsing import (
     click_at,
     press,
     running_app,
-    running_browser,
     texts,
     until,
 )
-from tests.conftest import REAL_CACHE
 
 pytestmark = NEEDED
 TABLE = "[data-testid=stDataFrame] canvas[data-testid=data-grid-canvas]"
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Any:
-    with running_browser(tmp_path) as driver:
-        yield driver
 
 
 def fact(browser: Any, label: str) -> str:
@@ -55,10 +45,6 @@ def switch(browser: Any, row: int) -> None:
 
 
 def test_a_change_is_switched_off_and_on(tmp_path: Path, browser: Any) -> None:
-    (tmp_path / "cache").mkdir()
-    for part in ("models", "checks"):  # built and checked once
-        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cache" / part).symlink_to(REAL_CACHE / part)
     with running_app(tmp_path) as address:
         browser.get(f"{address}/interventions")
         press(browser, "Try", seconds=LOADING)

@@ -3,11 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from interp.ui.shared.prompts import EXAMPLE
 from tests.browsing import (
@@ -15,12 +12,10 @@ from tests.browsing import (
     NEEDED,
     click_target,
     press,
-    running_app,
     running_browser,
     texts,
     until,
 )
-from tests.conftest import REAL_CACHE
 
 pytestmark = NEEDED
 LARGEST = 5_000_000
@@ -41,16 +36,6 @@ const app = document.querySelector("[data-testid=stApp]");
 return app.getAttribute("data-test-script-state") === "notRunning";
 """
 """Whether the page is drawn: a click on a figure that is drawn anew is lost."""
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    (tmp_path / "cache").mkdir()
-    for part in ("models", "checks"):  # built and checked once
-        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cache" / part).symlink_to(REAL_CACHE / part)
-    with running_app(tmp_path) as found:
-        yield found
 
 
 def received(browser: Any) -> int:

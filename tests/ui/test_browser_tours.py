@@ -2,39 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browsing import LOADING, NEEDED, press, running_app, running_browser, texts, until
-from tests.conftest import REAL_CACHE
+from tests.browsing import LOADING, NEEDED, body, press, texts, until
 
 pytestmark = [*NEEDED, pytest.mark.slow]
 SEEN = {"look": "Logit lens", "heads": "Every head", "interventions": "The metric"}
 """A page -> a title that it shows once it has drawn."""
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("app")
-    (folder / "cache").mkdir()
-    for name in ("models", "checks"):  # weights and the checks of them; results are made anew
-        if (REAL_CACHE / name).exists():
-            (folder / "cache" / name).symlink_to(REAL_CACHE / name)
-    with running_app(folder) as found:
-        yield found
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    with running_browser(tmp_path) as driver:
-        yield driver
-
-
-def body(browser: Any) -> str:
-    return browser.find_element("tag name", "body").text
 
 
 def settled(browser: Any, words: str) -> None:

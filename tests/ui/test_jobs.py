@@ -24,7 +24,7 @@ def ended(key: str, work: jobs.Work, after: float | None = None) -> jobs.Backgro
         assert time.monotonic() < until
         if after is not None and job.done and not job.cancel.is_set():
             time.sleep(after)
-            job.cancel.set()
+            job.stop()
             until = time.monotonic() + jobs.GRACE + 5  # 5: a busy machine
         time.sleep(0.01)
     return job
@@ -74,6 +74,16 @@ def test_work_reports_from_another_process() -> None:
 def test_a_job_stops_soon_after_it_is_cancelled(work) -> None:
     job = ended("cancelled", work, after=0.1)
     assert job.state == "cancelled"
+
+
+def test_work_that_has_not_reported_is_cancelled_at_once() -> None:
+    jobs.start("starting", deaf)
+    job = jobs.find("starting")
+    assert job is not None
+    job.stop()
+    assert job.state == "cancelled"
+    assert job.ended.wait(jobs.GRACE + 20)  # 20: the first job waits for imports
+    assert (job.state, job.done) == ("cancelled", 0)
 
 
 def test_a_bug_is_named() -> None:

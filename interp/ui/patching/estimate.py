@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -16,17 +17,19 @@ from interp.ui.shared.state import cell, current, select
 
 EVERY = 1.5
 """Seconds between two looks at what a running sweep has kept."""
+AT_ONCE, SOON = 0.2, 0.25
+"""Seconds that a page waits for an estimate, and seconds between two later looks."""
 
 
 def estimated(open_: cache.Opened, arguments: dict[str, Any], key: str) -> None:
     """The map of a sweep that is not finished; it says which values are measured."""
     try:
-        guess = cache.estimate(open_, arguments)
+        guess = first_guess(open_, arguments)
         so_far = cache.unfinished(open_, arguments)
     except InterpError as error:
         st.caption(f"No estimate before the run: {widgets.plain(error.found)}.")
         return
-    if not _in_unit(guess):
+    if guess is None or not _in_unit(guess):
         return
     guess = replace(guess, unit=current().unit)
     job = jobs.find(key)
@@ -38,6 +41,26 @@ def estimated(open_: cache.Opened, arguments: dict[str, Any], key: str) -> None:
         _shown(scores, counts, n=len(open_.task), pairs=guess.n)
 
     panel()
+
+
+def first_guess(open_: cache.Opened, arguments: dict[str, Any]) -> Scores | None:
+    """The estimate; None while it is computed: the page says so, and reruns when it is there.
+
+    Raises:
+        InterpError: the model has no fast engine, or the sweep has no gradient.
+    """
+    found = cache.estimate(open_, arguments)
+    if wait([found], AT_ONCE).done:
+        return found.result()
+
+    @st.fragment(run_every=SOON)
+    def panel() -> None:
+        if found.done():
+            st.rerun()
+        st.caption("Estimating by one gradient …")
+
+    panel()
+    return None
 
 
 def _in_unit(guess: Scores) -> bool:

@@ -9,6 +9,7 @@ from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
 from interp.patching.path_spec import parse_receivers
 from interp.results.scores import Scores
+from interp.ui.patching.estimate import first_guess
 from interp.ui.patching.explore import component_map
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import current, ignored, in_words, select
@@ -90,9 +91,11 @@ def choose_receivers(open_: cache.Opened) -> None:
         st.markdown(PATHS)
     try:
         arguments = SITE | {"direction": current().direction, "positions": "all"}
-        guess = cache.estimate(open_, arguments)
+        guess = first_guess(open_, arguments)
     except InterpError as error:
         left.caption(f"No map to click on: {widgets.plain(error.found)}.")
+        return
+    if guess is None:
         return
 
     def picked(data: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ from interp.ui.shared.state import Selection, current, fit
 T = TypeVar("T")
 ESTIMATED = 8
 """Pairs whose gradient gives the first map of a sweep."""
+ESTIMATES = ThreadPoolExecutor(2, "estimate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,15 +204,16 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
     return str(sweep_key(open_.model, open_.task, sweep)), cost(open_.model, sweep)
 
 
-@st.cache_resource(max_entries=8, show_spinner="Estimating by one gradient …", hash_funcs=HASHES)
-def estimate(open_: Opened, arguments: dict[str, Any]) -> Scores:
-    """`interp.attribution_patching` of the first few pairs, in the metric's unit.
+@st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=HASHES)
+def estimate(open_: Opened, arguments: dict[str, Any]) -> Future[Scores]:
+    """`interp.attribution_patching` of the first few pairs, in the metric's unit, in a thread.
 
-    Raises:
-        InterpError: the model has no fast engine, or the sweep has no gradient.
+    A page that computed it would not answer a click on Cancel before its end. The result raises
+    `InterpError` where the model has no fast engine, or the sweep no gradient.
     """
     options: dict[str, Any] = arguments | {"unit": "metric"}
-    return interp.attribution_patching(open_.model, open_.task.first(ESTIMATED), **options)
+    pairs = open_.task.first(ESTIMATED)
+    return ESTIMATES.submit(interp.attribution_patching, open_.model, pairs, **options)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=HASHES)
@@ -226,7 +229,7 @@ def calibration(open_: Opened, arguments: dict[str, Any], _exact: Scores) -> Cal
     Raises:
         InterpError: there is no estimate.
     """
-    return calibrate(replace(estimate(open_, arguments), unit=_exact.unit), _exact)
+    return calibrate(replace(estimate(open_, arguments).result(), unit=_exact.unit), _exact)
 
 
 def paths(selection: Selection, open_: Opened) -> dict[str, Any]:

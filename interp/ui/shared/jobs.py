@@ -28,8 +28,10 @@ from interp.models.language_model import LanguageModel
 from interp.ui.shared import offered, widgets
 
 T = TypeVar("T")
-GRACE = 0.7
+GRACE = 0.5
 """Seconds that cancelled work has to stop by itself, before its process is ended."""
+PATIENCE = 1.0
+"""Seconds that a click on Cancel waits for the end, before it shows that the work is stopping."""
 IMPORTED = (
     "transformers.models.llama.modeling_llama",
     "interp.models.families",
@@ -59,6 +61,19 @@ class BackgroundJob:
     error: Exception | None = None
     ends: list[float] = field(default_factory=lambda: [time.monotonic()])
     cancel: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def stop(self) -> None:
+        """Cancel, and wait for the end a moment.
+
+        Work that has not reported yet counts as ended at once, though its process may still start:
+        nothing that it does is kept.
+        """
+        self.cancel.set()
+        if self.total or self.line:
+            self.ended.wait(PATIENCE)
+        elif self.state == "running":
+            self.state = "cancelled"
 
     def progress(self, done: int, total: int) -> None:
         """Take note of finished chunks; with none done, what comes is timed from here."""
@@ -199,7 +214,7 @@ def _follow(job: BackgroundJob, work: bytes) -> None:
     while end is None:
         if job.cancel.is_set() and not stop.is_set():
             stop.set()
-            limit = time.monotonic() + GRACE
+            limit = time.monotonic() + (GRACE if job.state == "running" else 0)
         if time.monotonic() > limit:
             process.terminate()
         try:
@@ -219,6 +234,7 @@ def _follow(job: BackgroundJob, work: bytes) -> None:
     job.error = end[1]
     stopped = job.cancel.is_set() and isinstance(job.error, InterpError)
     job.state = "done" if end[0] == "done" else "cancelled" if stopped else "failed"
+    job.ended.set()
     process.join()
 
 
@@ -290,7 +306,7 @@ def watch(job: BackgroundJob) -> None:
             "Cancel",
             key="cancel",
             icon=":material/stop_circle:",
-            on_click=job.cancel.set,
+            on_click=job.stop,
             disabled=job.cancel.is_set(),
             width="stretch",
         )

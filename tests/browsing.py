@@ -22,7 +22,7 @@ from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 
 from tests import ROOT
-from tests.conftest import REAL_CACHE
+from tests.conftest import link_models
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 DRIVER = shutil.which("chromedriver")
@@ -65,11 +65,8 @@ def running_app(folder: Path, *arguments: str, **environment: str) -> Iterator[s
     It is started from `folder`, as from anywhere, with a cache there that holds nothing but models
     and the checks of them; `arguments` are its own, behind `--`.
     """
-    for part in ("models", "checks"):  # built and checked once
-        (REAL_CACHE / part).mkdir(parents=True, exist_ok=True)
-        (folder / "cache").mkdir(exist_ok=True)
-        if not (mine := folder / "cache" / part).exists():
-            mine.symlink_to(REAL_CACHE / part)
+    (folder / "cache").mkdir(exist_ok=True)
+    link_models(folder / "cache")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

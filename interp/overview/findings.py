@@ -223,7 +223,7 @@ def scan(
         k: number of components measured exactly.
         draws: number of others that each is compared with, if there are so many.
         seed: seed of the choice among those of one layer.
-        run: budget_gb, progress (called with steps done and in total) and cancelled.
+        run: budget_gb, progress (called with (runs done, runs in total)) and cancelled.
 
     Returns:
         Scan, in logits, strongest first. n = 1: to test them, measure a set of prompts.

@@ -99,7 +99,7 @@ def joint_patching(
         unit: "gap" or "metric", as in `activation_patching`.
         draws: number of random sets; 0 for none.
         seed: seed of the random sets and the sign flips.
-        progress: called with (prompts done, prompts in total).
+        progress: called with (runs done, runs in total).
 
     Raises:
         InterpError: no fast engine, no components, unknown components, a site other than
@@ -184,8 +184,9 @@ def set_effects(
                 some = sets[begin : begin + step]
                 hidden = _patched(runner, base, None if zero else other, some, start)
                 gained[begin : begin + step, prompt] = metric(hidden) - ends[0, prompt]
-            if progress is not None:
-                progress(prompt + 1, len(task))
+                if progress is not None:
+                    done = prompt * len(sets) + min(begin + step, len(sets))
+                    progress(done, len(sets) * len(task))
     denoise = direction == "denoise"
     clean, corrupted = ends[::-1] if denoise else ends
     return SetEffects(gained=gained * (1 if denoise else -1), clean=clean, corrupted=corrupted)

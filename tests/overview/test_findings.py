@@ -97,6 +97,16 @@ def test_a_scan_can_be_cancelled(smollm):
         scan(smollm, "The capital of France is", cancelled=lambda: True)
 
 
+def test_a_scan_counts_its_runs(smollm, monkeypatch):
+    monkeypatch.setattr("interp.patching.joint.CPU_TILE", 20)  # few runs at once
+    seen = []
+    scan(smollm, "The capital of France is", k=2, draws=3, progress=lambda *at: seen.append(at))
+    done, total = zip(*seen, strict=True)
+    assert len(done) > 1
+    assert list(done) == sorted(set(done))
+    assert set(total) == {done[-1]}
+
+
 def test_it_runs_on_every_family_and_toy_with_its_defaults(family):
     """However few heads and MLPs there are, each is compared with those that exist."""
     if family.decoder is None:

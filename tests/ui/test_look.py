@@ -1,20 +1,24 @@
 """The page Look: a prompt typed, its readings, and the same numbers as the functions give."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 import interp
-from interp.ui.shared.prompts import EXAMPLE
-from tests.pages import charts, named, numbers, opened, table_with
+from interp.ui.shared import jobs
+from interp.ui.shared.prompts import EXAMPLE, AskedPrompt
+from tests.conftest import link_models
+from tests.pages import charts, named, numbers, opened, table_with, wait
 
 LOOK = "interp/ui/views/look.py"
 
 
 @pytest.fixture
-def landing(loaded) -> AppTest:
-    """The first page, on the model that is already loaded."""
+def landing(loaded, tmp_path) -> AppTest:
+    """The first page, on the model that is already loaded; a scan's process loads it again."""
+    link_models(tmp_path)
     return opened()
 
 
@@ -47,7 +51,7 @@ def test_every_reading_shows_what_the_functions_give(landing, smollm) -> None:
     assert numbers(bars[1]["y"]) == pytest.approx(parts.mlps, abs=1e-6)
     strongest = table_with(landing, "part")
     assert strongest["part"].tolist() == [part.label for part in parts.top(len(strongest))]
-    named(reading(landing, "scan").button, "Scan").click().run()
+    wait(reading(landing, "scan"), "Scan", seconds=100)
     found = table_with(landing, "component")
     expected = interp.scan(smollm, EXAMPLE).to_dataframe()
     assert found["component"].tolist() == expected["component"].tolist()
@@ -80,8 +84,35 @@ def test_what_does_not_fit_is_said_and_the_page_works_on(landing, typed, words) 
 def test_a_foil_of_another_length_is_said(landing) -> None:
     named(landing.text_input, "Foil").set_value("The Tower of London is in the great city of")
     named(landing.button, "Look").click().run()
+    at = reading(landing, "scan")
+    assert "The prompt has 9 tokens, the foil 10" in at.warning[0].value
+    assert "of as many tokens" in at.warning[0].value
+    assert named(at.button, "Scan").disabled
+
+
+def test_a_foil_of_one_word_is_an_answer_also_in_a_chat_template(smollm) -> None:
+    asked = AskedPrompt(EXAMPLE, foil=" Rome", chat=True)
+    assert asked.given_foil(smollm) == " Rome"
+    foil = replace(asked, foil="Where is the Leaning Tower?")
+    assert foil.given_foil(smollm) == interp.models.chat_prompts(smollm, foil.foil).rows[0]
+    assert replace(foil, chat=False).given_foil(smollm) == foil.foil
+
+
+def test_a_scan_can_be_cancelled(landing, monkeypatch) -> None:
+    begun = []
+    monkeypatch.setattr(jobs, "_follow", lambda job, work: begun.append(job))
+    named(landing.button, "Look").click().run()
     named(reading(landing, "scan").button, "Scan").click().run()
-    assert "as many tokens" in landing.error[0].value
+    begun[0].progress(40, 90)
+    landing.run()
+    assert "40 of 90 runs" in landing.get("progress")[0].proto.text
+    begun[0].ended.set()
+    named(landing.button, "Cancel").click()
+    begun[0].state = "cancelled"
+    landing.run()
+    assert begun[0].cancel.is_set()
+    assert "Stopped after 40 of 90 runs" in landing.info[0].value
+    assert named(landing.button, "Scan")
 
 
 def test_the_download_holds_the_readings(smollm) -> None:
@@ -103,7 +134,7 @@ def test_the_files_and_the_python_are_of_what_is_shown(landing, smollm, monkeypa
     assert made["found"]["next_tokens"][0]["text"] == seen.next_tokens(1, position=4)[0].text
     assert made["found"]["difference"]["words"] == seen.attribution(position=4).words
     assert made["found"] == _result(made["python"], smollm, monkeypatch)
-    named(reading(landing, "scan").button, "Scan").click().run()
+    wait(reading(landing, "scan"), "Scan", seconds=100)
     expected = interp.scan(smollm, EXAMPLE)
     assert [row["component"] for row in made["rows"]] == [str(f.component) for f in expected.found]
     assert made["found"]["findings"] == json.loads(json.dumps(expected.to_dict()["findings"]))
@@ -125,7 +156,7 @@ def test_a_scanned_pair_is_measured_on_patching_at_a_click(landing) -> None:
     for label, text in (("Answer", " Paris"), ("Compared with", " Rome"), ("Foil", other)):
         named(landing.text_input, label).set_value(text)
     named(landing.button, "Look").click().run()
-    named(reading(landing, "scan").button, "Scan").click().run()
+    wait(reading(landing, "scan"), "Scan", seconds=100)
     assert not landing.error
     named(landing.button, "Measure this pair").click().run()
     assert not landing.exception

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_said(page, label, text, words) -> None:
 def test_unequal_prompts_are_aligned_and_it_is_said_what_to_do(page) -> None:
     page.text_area(key="own-Corrupted prompt").set_value("The capital of Liechtenstein is").run()
     said = page.warning[0].value.replace("\\", "")
-    assert "has 5 tokens, the corrupted one" in said
+    assert "has 5 tokens, the corrupted prompt 8" in said
     assert "␣France** (1)" in said
     assert "of as many tokens" in said
     assert not [button for button in page.button if button.label.startswith("Start a new set")]

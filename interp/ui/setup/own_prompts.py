@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import streamlit as st
@@ -25,6 +24,7 @@ from interp.tasks.saved import (
     saved_path,
 )
 from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared.prompts import aligned
 from interp.ui.shared.state import current, ignored, select
 
 TYPED = {
@@ -89,7 +89,7 @@ def _typed(model: LanguageModel) -> None:
     pair = PromptPair(
         clean=clean, corrupted=corrupted or None, answers=(answer,), wrong=(wrong,) if wrong else ()
     )
-    _aligned(model, pair)
+    aligned(model, pair.clean, pair.corrupted)
     _task((pair,)).encode(model)
     if not corrupted:
         st.caption("Without a corrupted prompt a pair can be read, but nothing can be patched.")
@@ -98,31 +98,6 @@ def _typed(model: LanguageModel) -> None:
             _keep((pair,), name)
         if mine is not None and st.button(f"Add it to {mine}", icon=":material/add:"):
             _keep((*load_saved(mine).pairs, pair), mine)
-
-
-def _aligned(model: LanguageModel, pair: PromptPair) -> None:
-    """Both prompts, token by token; where they differ in length, what stands for what."""
-    clean = list(model.tokenize(pair.clean).strings)
-    if pair.corrupted is None:
-        widgets.token_strip(clean, None, {})
-        return
-    other = list(model.tokenize(pair.corrupted).strings)
-    blocks = SequenceMatcher(None, clean, other, autojunk=False).get_opcodes()
-    rows: tuple[list[str], list[str]] = [], []
-    for _, a, b, c, d in blocks if len(clean) != len(other) else [("", 0, None, 0, None)]:
-        parts = clean[a:b], other[c:d]
-        for row, part in zip(rows, parts, strict=True):
-            row += part + [""] * (max(map(len, parts)) - len(part))
-        if len(parts[0]) != len(parts[1]):
-            here, there = (widgets.plain(widgets.visible("|".join(part)) or "–") for part in parts)
-            st.warning(
-                f"The clean prompt has {len(clean)} tokens, the corrupted one {len(other)}: "
-                f"**{here}** ({len(parts[0])}) stands against **{there}** ({len(parts[1])}). "
-                "Choose words of as many tokens, so that the prompts can be patched token by "
-                "token.",
-                icon=":material/straighten:",
-            )
-    widgets.token_strip(*rows, {})
 
 
 def _uploaded(model: LanguageModel) -> None:
@@ -134,7 +109,7 @@ def _uploaded(model: LanguageModel) -> None:
     if file is None:
         return
     task = read_upload(file.name, file.getvalue())
-    _aligned(model, task.pairs[0])
+    aligned(model, task.pairs[0].clean, task.pairs[0].corrupted)
     task.encode(model)
     stem = re.sub(r"[^a-z0-9]+", "-", Path(file.name).stem.lower()).strip("-")[:40]
     if widgets.start_button(f"Use these {len(task)} pairs"):

@@ -19,7 +19,6 @@ from interp.core.prompts import EncodedTask, Task, TaskReport
 from interp.heads.view import HeadView, view_head
 from interp.models.language_model import LanguageModel
 from interp.overview.change_trial import ChangeTrial, DoseCurve, try_changes
-from interp.overview.findings import Scan
 from interp.overview.one_prompt import Look
 from interp.overview.two_sets import Contrast
 from interp.patching.activation import sweep_key
@@ -302,22 +301,6 @@ def contrast(model: LanguageModel, first: tuple[str, ...], second: tuple[str, ..
         InterpError: too few texts, or a model without a fast engine.
     """
     return interp.overview.contrast(model, first, second)
-
-
-@st.cache_resource(max_entries=8, show_spinner="Ranking, then confirming …", hash_funcs=HASHES)
-def scan(
-    model: LanguageModel,
-    prompt: Prompt,
-    foil: Prompt | None,
-    answer: str | None,
-    wrong: str | None,
-) -> Scan:
-    """The components that matter most after a prompt.
-
-    Raises:
-        InterpError: the prompts or a token do not fit the model or one another.
-    """
-    return interp.scan(model, prompt, foil, answer=answer, wrong=wrong)
 
 
 @st.cache_resource(max_entries=64, show_spinner="Looking at the head …", hash_funcs=HASHES)

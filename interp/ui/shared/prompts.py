@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from interp.core.files import cache_dir, canonical_json, write_atomically
 from interp.core.positions import Prompt
 from interp.models.chat import chat_prompts
 from interp.models.language_model import LanguageModel
+from interp.overview.findings import is_one_token
 from interp.ui.shared import cache, offered, widgets
 from interp.ui.shared.state import current, fit, ignored, select
 
@@ -57,6 +59,12 @@ class AskedPrompt:
         """
         text = self.prompt if text is None else text
         return chat_prompts(model, text).rows[0] if self.chat and text else text
+
+    def given_foil(self, model: LanguageModel) -> Prompt | None:
+        """The foil as the model gets it: no template is put around a single wrong answer."""
+        if not self.foil or (self.chat and is_one_token(model, self.given(model), self.foil)):
+            return self.foil
+        return self.given(model, self.foil)
 
     def python(self, text: str | None = None) -> str:
         """The Python expression of `given`."""
@@ -156,6 +164,45 @@ def opened(button: str, icon: str) -> tuple[LanguageModel, AskedPrompt] | None:
         st.caption("The prompt in the model's chat template")
         st.code(text, language=None, wrap_lines=True)
     return model, mine
+
+
+def aligned(
+    model: LanguageModel,
+    clean: Prompt,
+    other: Prompt | None,
+    names: tuple[str, str] = ("clean prompt", "corrupted prompt"),
+) -> bool:
+    """Both prompts, token by token; where they differ in length, what stands for what.
+
+    Returns:
+        Whether they have as many tokens.
+    """
+    first = list(model.tokenize(clean).strings)
+    if other is None:
+        widgets.token_strip(first, None, {})
+        return True
+    second = list(model.tokenize(other).strings)
+    blocks = SequenceMatcher(None, first, second, autojunk=False).get_opcodes()
+    rows: tuple[list[str], list[str]] = [], []
+    unequal = []
+    for _, a, b, c, d in blocks if len(first) != len(second) else [("", 0, None, 0, None)]:
+        parts = first[a:b], second[c:d]
+        for row, part in zip(rows, parts, strict=True):
+            row += part + [""] * (max(map(len, parts)) - len(part))
+        if len(parts[0]) != len(parts[1]):
+            here, there = (widgets.plain(widgets.visible("|".join(part)) or "–") for part in parts)
+            unequal.append(
+                f"**{here}** ({len(parts[0])}) stands against **{there}** ({len(parts[1])})"
+            )
+    if unequal:
+        st.warning(
+            f"The {names[0]} has {len(first)} tokens, the {names[1]} {len(second)}: "
+            f"{', '.join(unequal)}. Choose words of as many tokens, so that the prompts can be "
+            "patched token by token.",
+            icon=":material/straighten:",
+        )
+    widgets.token_strip(*rows, {}, names)
+    return len(first) == len(second)
 
 
 def _form(shown: AskedPrompt, button: str, icon: str) -> Callable[[bool], Any]:

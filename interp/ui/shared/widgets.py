@@ -251,7 +251,10 @@ def stored_result(title: str, origin: Provenance, n: int, more: Mapping[str, obj
 
 
 def token_strip(
-    clean: Sequence[str], corrupted: Sequence[str] | None, marks: Mapping[str, int]
+    clean: Sequence[str],
+    corrupted: Sequence[str] | None,
+    marks: Mapping[str, int],
+    sides: tuple[str, str] = ("clean prompt", "corrupted prompt"),
 ) -> None:
     """A pair of prompts, token above token; named positions on top, differences shaded."""
     colors = {name: MARKS[i % len(MARKS)] for i, name in enumerate(marks)}
@@ -278,7 +281,7 @@ def token_strip(
         )
     titles = "".join(
         f'<div style="{SMALL};line-height:1.75rem;text-align:right">{title}</div>'
-        for title in ("clean", "corrupted")[: len(rows)]
+        for title in sides[: len(rows)]
     )
     legend = (
         '<div style="display:flex;flex-direction:column;gap:3px;justify-content:flex-end">'

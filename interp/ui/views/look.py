@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import streamlit as st
 
+from interp.core.components import Component
 from interp.core.errors import InterpError
-from interp.core.files import json_text
 from interp.models.language_model import LanguageModel
-from interp.overview.findings import Scan
 from interp.overview.logit_parts import LogitParts
 from interp.overview.one_prompt import Look
 from interp.plots.components import layer_bars
@@ -18,7 +16,8 @@ from interp.tasks.own_prompts import pair
 from interp.tasks.saved import save_task
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
-from interp.ui.shared import cache, offered, prompts, widgets
+from interp.ui.prompts.scanned import scanned
+from interp.ui.shared import offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -61,35 +60,38 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
     parts = seen.attribution(position=place)
     frame.facts(seen, parts)
     shown = widgets.choose("Reading", "reading", READINGS, segments=True)
-    found, call = None, f"{frame.look_call(model, asked)}\nseen.to_dict(position={place})"
+    scan, call = None, f"{frame.look_call(model, asked)}\nseen.to_dict(position={place})"
     if shown == "lens":
         _lens(seen, place)
     elif shown == "layers":
         _layers(parts)
     else:
-        found = _scan(model, asked)
-    if found is not None:
-        call = f"{frame.load_call(model)}\n{_scan_call(asked)}"
+        scan = _scan(model, asked)
+    if scan is not None:
+        call = f"{frame.load_call(model)}\n{_scan_call(model, asked)}"
 
     def rows() -> list[dict[str, Any]]:
-        table = found or (seen.lens if shown == "lens" else parts)
-        return table.to_dataframe().to_dict("records")
+        if scan is not None:
+            return scan["rows"]
+        return (seen.lens if shown == "lens" else parts).to_dataframe().to_dict("records")
 
     def whole() -> dict[str, Any]:
-        if found is None:
-            made = seen.to_dict(position=place)
-            return {**made, "model": offered.without_paths(model.name)}
-        return json.loads(offered.shown(json_text(found.to_dict()), found.provenance))
+        if scan is not None:
+            return scan["found"]
+        return {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
 
     frame.take_away("look", rows, whole, call)
 
 
-def _scan_call(asked: AskedPrompt) -> str:
+def _scan_call(model: LanguageModel, asked: AskedPrompt) -> str:
     """The Python that scans the prompt."""
     named = {"answer": asked.answer, "wrong": asked.wrong}
     given = [f"{name}={text!r}" for name, text in named.items() if text is not None]
-    foil = [f"foil={asked.python(asked.foil)}"] if asked.foil else []
-    return f"interp.scan({', '.join(['model', asked.python(), *foil, *given])}).to_dataframe()"
+    if (foil := asked.given_foil(model)) is not None:
+        given.insert(
+            0, f"foil={foil!r}" if foil == asked.foil else f"foil={asked.python(asked.foil)}"
+        )
+    return f"interp.scan({', '.join(['model', asked.python(), *given])}).to_dataframe()"
 
 
 def _lens(seen: Look, place: int) -> None:
@@ -173,44 +175,33 @@ def _to_patching(asked: AskedPrompt) -> None:
         st.switch_page(VIEWS / "patching.py")
 
 
-def _scan(model: LanguageModel, asked: AskedPrompt) -> Scan | None:
+def _scan(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     """Ranked by one gradient, then each confirmed by a run of its own."""
     st.markdown(
         "One gradient ranks every head and MLP; then the strongest ten are measured exactly, "
         "each by a run of its own, beside the nearest others of their kind."
         + ("" if asked.foil else " Without a foil, each is set to zero.")
     )
-    if widgets.start_button("Scan"):
-        st.session_state["scanned"] = asked
-    if st.session_state.get("scanned") != asked:
+    if (scan := scanned(model, asked)) is None:
         return None
-    try:
-        found = _scanned(model, asked)
-    except InterpError as error:
-        widgets.show_error(error)
-        return None
-    for sentence in found.sentences[:4]:
+    for sentence in scan["sentences"][:4]:
         st.markdown(f"- {widgets.plain(sentence)}")
 
     def picked(row: int) -> None:
-        part = found.found[row].component
+        part = Component.parse(scan["rows"][row]["component"])
         if part.site == "z":
             select(layer=part.layer, head=part.index)
 
-    widgets.table(found.to_dataframe().to_dict("records"), key="found", most=12, picked=picked)
+    widgets.table(scan["rows"], key="found", most=12, picked=picked)
     _to_heads()
     _to_patching(asked)
+    ranked, agreement = scan["found"]["ranked"], float(scan["found"]["agreement"])
     widgets.caveat(
-        f"n = 1, so no interval. The gradient ranked {found.of} components; its correlation with "
-        f"the exact effects is {found.agreement:.2f}. A rank among others is no "
+        f"n = 1, so no interval. The gradient ranked {ranked} components; its correlation with "
+        f"the exact effects is {agreement:.2f}. A rank among others is no "
         "p-value, because each was selected. Click a head to look at it."
     )
-    return found
-
-
-def _scanned(model: LanguageModel, asked: AskedPrompt) -> Scan:
-    foil = asked.given(model, asked.foil) if asked.foil else None
-    return cache.scan(model, asked.given(model), foil, asked.answer, asked.wrong)
+    return scan
 
 
 if __name__ == "__main__":

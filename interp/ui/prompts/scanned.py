@@ -1,0 +1,84 @@
+"""The scan of a typed prompt: a job that keeps what the page shows of it."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import interp
+from interp.core.files import cache_dir, json_text, write_atomically
+from interp.core.positions import Prompt
+from interp.models.language_model import LanguageModel
+from interp.overview.findings import is_one_token
+from interp.results.keys import result_key
+from interp.ui.shared import cache, jobs, offered, widgets
+from interp.ui.shared.prompts import AskedPrompt, aligned
+
+
+def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
+    """The kept scan of a prompt; None: its job runs, or what starts the job is drawn.
+
+    A foil text is shown below the prompt, token by token; without as many tokens nothing starts.
+
+    Returns:
+        sentences: of `interp.overview.Scan`; rows: its table; found: all of it, as its `to_dict`.
+
+    Raises:
+        InterpError: the prompt is to be put into a chat template and the model has none.
+    """
+    given = {
+        "prompt": asked.given(model),
+        "foil": (foil := asked.given_foil(model)),
+        "answer": asked.answer,
+        "wrong": asked.wrong,
+    }
+    one = isinstance(foil, str) and is_one_token(model, given["prompt"], foil)
+    fits = not foil or one or aligned(model, given["prompt"], foil, ("prompt", "foil"))
+    key = str(result_key("scan of a prompt", 1, model, **given))
+
+    def ready() -> None:
+        jobs.prepare()
+        work = partial(_scan_and_keep, key, model, **given)
+        widgets.start_button("Scan", jobs.start, key, work, "runs", disabled=not fits)
+
+    return jobs.result(key, lambda key: cache.kept(key, "scan", _stored), ready)
+
+
+def _scan_and_keep(
+    key: str,
+    model: LanguageModel,
+    *,
+    prompt: Prompt,
+    foil: Prompt | None,
+    progress: jobs.Reporter,
+    **options: Any,
+) -> None:
+    """In the process of a job; `options` are answer and wrong, and cancelled."""
+
+    def counted(done: int, total: int) -> None:
+        progress.say("")
+        progress(done, total)
+
+    progress.say("ranking every head and MLP by one gradient …")
+    found = interp.scan(model, prompt, foil, progress=counted, **options)
+    name = model.name
+    kept = {
+        "sentences": found.sentences,
+        "rows": found.to_dataframe().to_dict("records"),
+        "found": found.to_dict(),
+    }
+    text = json_text(kept).replace(name, offered.without_paths(name)).encode(errors="surrogatepass")
+    write_atomically(_path(key), lambda part: part.write_bytes(text))
+
+
+def _stored(key: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(_path(key).read_bytes().decode(errors="surrogatepass"))
+    except (OSError, ValueError):
+        return None
+
+
+def _path(key: str) -> Path:
+    return cache_dir() / "scans" / f"{key}.json"

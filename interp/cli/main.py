@@ -162,7 +162,7 @@ def _print_report(report: TaskReport, pair: PromptPair) -> None:
     terminal.table(
         ["measure", "mean", "95 % interval", "n"],
         [
-            [name, f"{x.mean:.3f}", terminal.spread(x.low, x.high), str(x.n)]
+            [name, f"{x.mean:z.3f}", terminal.spread(x.low, x.high), str(x.n)]
             for name, x in named.items()
             if x is not None
         ],

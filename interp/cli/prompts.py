@@ -8,6 +8,7 @@ import typer
 
 from interp.cli import terminal
 from interp.cli.terminal import about, count
+from interp.plots.style import visible
 
 if TYPE_CHECKING:
     from interp.overview.findings import Scan
@@ -42,28 +43,26 @@ def _print_look(seen: Look, top: int) -> None:
     parts, lens, following = seen.attribution(), seen.lens, seen.next_tokens(top)
     terminal.say(
         f"{seen.run.model.name} continues these {seen.run.n_tokens} tokens with "
-        f"{following[0].text!r} (probability {following[0].value:.3f}): {seen.run.prompt.shown()}"
+        f"{following[0].label} (probability {following[0].value:z.3f}): {seen.run.prompt.shown()}"
     )
-    terminal.table(
-        ["next token", "probability"], [[repr(t.text), f"{t.value:.3f}"] for t in following]
-    )
-    answer, ranks = lens.words[0], lens.word_rank[0, :, -1, 0]
+    terminal.table(["next token", "probability"], [[t.label, f"{t.value:z.3f}"] for t in following])
+    answer, ranks = visible(str(lens.words[0])), lens.word_rank[0, :, -1, 0]
     first = [layer for layer in lens.layers if (ranks[layer:] == 1).all()]
     terminal.say(
-        f"The logit lens at the last token puts {answer!r} first from layer {first[0]} on."
+        f"The logit lens at the last token puts {answer} first from layer {first[0]} on."
         if first
-        else f"The logit lens at the last token does not end with {answer!r} first."
+        else f"The logit lens at the last token does not end with {answer} first."
     )
     terminal.table(
-        ["layer", "likeliest", "probability", f"rank of {answer!r}"],
+        ["layer", "likeliest", "probability", f"rank of {answer}"],
         [
-            [str(i), best.label, f"{best.value:.3f}", str(int(ranks[i]))]
+            [str(i), best.label, f"{best.value:z.3f}", str(int(ranks[i]))]
             for i, best in ((layer, lens.top(layer)[0]) for layer in lens.layers)
         ],
     )
     terminal.say(
-        f"{parts.words} is {parts.logit_difference:+.3f} logits; {len(parts.parts)} parts add up "
-        f"to {parts.total:+.3f}. The largest are below. They write the answer directly: what acts "
+        f"{parts.words} is {parts.logit_difference:+z.3f} logits; {len(parts.parts)} parts add up "
+        f"to {parts.total:+z.3f}. The largest are below. They write the answer directly: what acts "
         "through other parts is found by `interp scan`."
     )
     terminal.table(
@@ -81,7 +80,7 @@ def _print_look(seen: Look, top: int) -> None:
                 str(one.component),
                 terminal.number(one.value, "+"),
                 terminal.number(one.activation, "+"),
-                *(" ".join(repr(token.text) for token in tokens[:3]) for tokens in one.here),
+                *(" ".join(token.label for token in tokens[:3]) for tokens in one.here),
             ]
             for one in seen.neurons(top)
         ],
@@ -95,7 +94,7 @@ def _source(parts: LogitParts, label: str) -> str:
         return ""
     sources = parts.by_source(int(layer), int(head))
     most = int(abs(sources).argmax())
-    return f"{parts.run.prompt.strings[most]!r} {terminal.number(sources[most], '+')}"
+    return f"{visible(parts.run.prompt.strings[most])} {terminal.number(sources[most], '+')}"
 
 
 def scan(
@@ -128,7 +127,7 @@ def scan(
 def _print_findings(found: Scan) -> None:
     terminal.say(found.sentences[0])
     if found.changed:
-        changed = ", ".join(f"{a!r} -> {b!r}" for a, b in found.changed)
+        changed = ", ".join(f"{visible(a)} -> {visible(b)}" for a, b in found.changed)
         terminal.say(f"The foil changes {changed}.")
     for sentence in found.sentences[1:4]:
         terminal.say(f"- {sentence}")
@@ -146,6 +145,6 @@ def _print_findings(found: Scan) -> None:
     )
     terminal.say(
         f"Effects in logits, n = 1. The gradient ranked {found.of} components; its correlation "
-        f"with the exact effects is {found.agreement:.2f}. To test a finding, measure it on a set "
+        f"with the exact effects is {found.agreement:z.2f}. To test a finding, measure it on a set "
         "of prompts with `interp patch`."
     )

@@ -330,7 +330,7 @@ def print_scores(scores: Scores, top: int, json_file: Path | None, *, verbose: b
 
 def number(value: float, sign: str = "") -> str:
     """Three decimals, and no minus before a zero; `sign` is "+" where a plus is written too."""
-    return f"{round(float(value), 3) + 0.0:{sign}.3f}"
+    return f"{value:{sign}z.3f}"
 
 
 def spread(low: float, high: float, sign: str = "") -> str:

@@ -46,14 +46,12 @@ class Null:
         return f"{spread_words(self)}, {rank}"
 
     def __str__(self) -> str:
-        return f"selected {self.selected:.3f}, random {self.beside}"
+        return f"selected {self.selected:z.3f}, random {self.beside}"
 
 
 def spread_words(null: Null | SelectionTest) -> str:
     """Mean and 95 % range of the random selections, as text."""
-    # Adding zero turns a rounded -0.000 into 0.000.
-    mean, low, high = (round(x, 3) + 0.0 for x in (null.mean, null.low, null.high))
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{null.mean:z.3f} [{null.low:z.3f}, {null.high:z.3f}]"
 
 
 def null_of(selected: float, random: np.ndarray | Sequence[float]) -> Null:

@@ -39,7 +39,7 @@ class Estimate:
 
     def __str__(self) -> str:
         few = " (few)" if self.n < FEW else ""
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}{few}"
+        return f"{self.mean:z.3f} [{self.low:z.3f}, {self.high:z.3f}], n={self.n}{few}"
 
 
 def standard_error(samples: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from interp.core.prompts import Task
 from interp.engine.architecture import Decoder
 from interp.heads.direct_attribution import mean_rows
 from interp.models.language_model import LanguageModel
+from interp.plots.style import visible
 from interp.plots.tables import Tabled
 from interp.runs.capture import Activations, run_with_cache
 
@@ -40,11 +41,12 @@ class HeadView(Tabled):
 
     def __repr__(self) -> str:
         key = int(self.pattern[-1].argmax())
-        direct = "" if self.direct is None else f", adds {self.direct:+.3f} logits to the answer"
-        writes = " ".join(repr(token) for token, _ in self.promoted[:3])
+        direct = "" if self.direct is None else f", adds {self.direct:+z.3f} logits to the answer"
+        writes = " ".join(visible(token) for token, _ in self.promoted[:3])
         return (
             f"HeadView({self.component}: the last of {len(self.tokens)} tokens attends most to "
-            f"{self.tokens[key]!r} at {key} ({self.pattern[-1, key]:.2f}); writes {writes}{direct})"
+            f"{visible(self.tokens[key])} at {key} ({self.pattern[-1, key]:.2f}); "
+            f"writes {writes}{direct})"
         )
 
     def to_dataframe(self) -> DataFrame:

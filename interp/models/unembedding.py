@@ -15,6 +15,7 @@ from interp.core.errors import InterpError
 from interp.core.statistics import widened
 from interp.engine.architecture import Decoder
 from interp.models.language_model import LanguageModel
+from interp.plots.style import visible
 from interp.plots.tables import Listing
 
 BLOCK = 2**23
@@ -32,8 +33,8 @@ class Token(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The text in quotes."""
-        return repr(self.text)
+        """The text with visible spaces."""
+        return visible(self.text)
 
 
 def likeliest(model: LanguageModel, logits: Tensor, k: int) -> Listing[Token]:

@@ -13,6 +13,7 @@ from interp.core.prompts import Task
 from interp.models.language_model import LanguageModel
 from interp.neurons.firing import neuron_firing
 from interp.neurons.weights import NeuronTokens, neuron_tokens
+from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Firing:
     @property
     def label(self) -> str:
         """The token and its place."""
-        return f"{self.text!r} at {self.position} of prompt {self.prompt}"
+        return f"{visible(self.text)} at {self.position} of prompt {self.prompt}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class NeuronView(Tabled):
     fires: Listing[Firing]
 
     def __repr__(self) -> str:
-        at = f"; {self.fires[0].value:+.2f} at {self.fires[0].label}" if self.fires else ""
+        at = f"; {self.fires[0].value:+z.2f} at {self.fires[0].label}" if self.fires else ""
         reads, writes = (
             " ".join(token.label for token in some.promoted[:4])
             for some in (self.tokens.gate, self.tokens.writes)

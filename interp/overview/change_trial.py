@@ -22,6 +22,7 @@ from interp.engine.decode import CHANGEABLE
 from interp.models.language_model import Address, LanguageModel
 from interp.overview.findings import is_one_token
 from interp.overview.planned_changes import FREE, PlannedChange, random_rows
+from interp.plots.style import visible
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit
 from interp.runs.changed_runs import ChangedRuns
@@ -95,7 +96,7 @@ class ChangeTrial:
     @property
     def words(self) -> str:
         """The metric in words."""
-        return " - ".join(map(repr, self.model.strings([self.answer, self.wrong])))
+        return " - ".join(map(visible, self.model.strings([self.answer, self.wrong])))
 
     @property
     def plain(self) -> float:
@@ -120,8 +121,8 @@ class ChangeTrial:
     def __repr__(self) -> str:
         what = "; ".join(map(str, self.changes))
         return (
-            f"ChangeTrial({what}: {self.words} {self.plain:+.3f} -> {self.changed:+.3f} logits, "
-            f"random {self.drawn.mean():+.3f}, {len(self.random)} draws)"
+            f"ChangeTrial({what}: {self.words} {self.plain:+z.3f} -> {self.changed:+z.3f} logits, "
+            f"random {self.drawn.mean():+z.3f}, {len(self.random)} draws)"
         )
 
     @cached_property

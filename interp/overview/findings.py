@@ -74,7 +74,7 @@ class ScanEffect:
         if self.null is None:
             return ""
         others = f"{self.null.draws} {KINDS[self.component.site]} nearby"
-        return f"larger than {self.larger_than} of {others} (mean {self.null.mean:.2f})"
+        return f"larger than {self.larger_than} of {others} (mean {self.null.mean:z.2f})"
 
     @property
     def verdict(self) -> str:
@@ -129,21 +129,21 @@ class Scan(Tabled):
     def _sentences(self) -> Iterator[str]:
         largest = max((abs(one.exact) for one in self.found), default=0.0)
         shares = self.gap is not None and self.gap >= SMALL * largest
-        foil = "" if self.corrupted is None else f", {self.corrupted:+.2f} after the foil, patched"
+        foil = "" if self.corrupted is None else f", {self.corrupted:+z.2f} after the foil, patched"
         small = "" if self.gap is None or shares else ": a small gap, so no shares of it are given"
-        yield f"{self.words} is {self.clean:+.2f} logits after the prompt{foil}{small}."
+        yield f"{self.words} is {self.clean:+z.2f} logits after the prompt{foil}{small}."
         for one in self.found:
             up = (one.exact > 0) == (self.corrupted is not None)
             part = f"{one.component} {'at zero' if self.corrupted is None else 'patched'}"
-            did = f"{'raises' if up else 'lowers'} it by {abs(one.exact):.2f} logits"
+            did = f"{'raises' if up else 'lowers'} it by {abs(one.exact):z.2f} logits"
             share = f" ({one.exact / self.gap:.0%} of the gap)" if shares and self.gap else ""
-            wrong = f"{one.verdict} ({one.estimate:+.2f})" if one.verdict else ""
+            wrong = f"{one.verdict} ({one.estimate:+z.2f})" if one.verdict else ""
             yield "; ".join(filter(None, (f"{part} {did}{share}", one.beside, wrong))) + "."
 
     def __repr__(self) -> str:
-        best = f"; {self.found[0].component} {self.found[0].exact:+.2f}" if self.found else ""
+        best = f"; {self.found[0].component} {self.found[0].exact:+z.2f}" if self.found else ""
         count = f"{len(self.found)} of {self.of}"
-        return f"Scan({self.words} {self.clean:+.2f} logits, {count}{best})"
+        return f"Scan({self.words} {self.clean:+z.2f} logits, {count}{best})"
 
     def __str__(self) -> str:
         return "\n".join(self.sentences)

@@ -22,6 +22,7 @@ from interp.engine.architecture import Block
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Unembedded, strongest_tokens
 from interp.overview.single_run import SingleRun, run_once
+from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ class LogitParts(Tabled):
     @property
     def words(self) -> str:
         """The logit difference in words."""
-        texts = [repr(text) for text in self.run.model.strings(self._tokens)]
-        return " - ".join(texts)
+        return " - ".join(map(visible, self.run.model.strings(self._tokens)))
 
     @property
     def _tokens(self) -> list[int]:
@@ -119,10 +119,10 @@ class LogitParts(Tabled):
             yield Part(label="final bias", kind="bias", layer=None, value=self.bias)
 
     def __repr__(self) -> str:
-        strongest = ", ".join(f"{part.label} {part.value:+.2f}" for part in self.top(3))
+        strongest = ", ".join(f"{part.label} {part.value:+z.2f}" for part in self.top(3))
         return (
-            f"LogitParts({self.words} = {self.logit_difference:+.3f} logits; {len(self.parts)} "
-            f"parts add up to {self.total:+.3f}; {strongest})"
+            f"LogitParts({self.words} = {self.logit_difference:+z.3f} logits; {len(self.parts)} "
+            f"parts add up to {self.total:+z.3f}; {strongest})"
         )
 
     @reads_arguments

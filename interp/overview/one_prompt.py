@@ -93,7 +93,7 @@ class Look(Tabled):
         return self.run.prompt.strings
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{token.text!r} {token.value:.2f}" for token in self.next_tokens(3))
+        shown = ", ".join(f"{token.label} {token.value:z.2f}" for token in self.next_tokens(3))
         return f"Look({self.run.model.name}, {self.run.n_tokens} tokens; next: {shown})"
 
     def to_dataframe(self) -> DataFrame:

@@ -48,7 +48,7 @@ class Contrast(Tabled):
         best = self.to_dataframe().iloc[:, 1].max()
         return (
             f"Contrast({len(self.first)} and {len(self.second)} prompts, "
-            f"{len(self.means.layers)} layers, best held-out AUC {best:.3f})"
+            f"{len(self.means.layers)} layers, best held-out AUC {best:z.3f})"
         )
 
     def direction(self, layer: int) -> Direction:

@@ -69,7 +69,7 @@ def component_scatter(
                 data=[[row, c] for c in mine],
                 texts=[
                     hover_text(
-                        names[row][c] if names else x[c], f"{values[row, c]:.3f} ± {error[c]:.3f}"
+                        names[row][c] if names else x[c], f"{values[row, c]:z.3f} ± {error[c]:.3f}"
                     )
                     for c in mine
                 ],
@@ -155,7 +155,7 @@ def bars(values: Sequence[tuple[str, float]], *, x_title: str) -> Any:
             y=list(range(len(values))),
             orientation="h",
             marker={"color": [RAISES if value > 0 else LOWERS for _, value in values]},
-            text=[f"{value:+.2f}" for _, value in values],
+            text=[f"{value:+z.2f}" for _, value in values],
             textposition="auto",
             customdata=[[escaped(name)] for name in names],
             hovertemplate="<b>%{customdata[0]}</b>  %{x:+.3f}<extra></extra>",
@@ -230,7 +230,8 @@ def effect_strip(
             **places,
             data=prompts[:, None],
             texts=[
-                hover_text(f"prompt {i}", f"{x:.3f}") for i, x in zip(prompts, effects, strict=True)
+                hover_text(f"prompt {i}", f"{x:z.3f}")
+                for i, x in zip(prompts, effects, strict=True)
             ],
         )
     )

@@ -62,7 +62,7 @@ def heat_map(
         # One prompt has no error.
         error = f" ± {stderr[r, c]:.3f}" if stderr is not None and np.isfinite(stderr[r, c]) else ""
         name = names[r][c] if names is not None else f"{y[r]} {x[c]}"
-        return hover_text(name, f"{values[r, c]:.3f}{error}")
+        return hover_text(name, f"{values[r, c]:z.3f}{error}")
 
     figure = go.Figure(
         [

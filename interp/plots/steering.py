@@ -199,8 +199,8 @@ def values_with_range(
                     marker={"symbol": "line-ns", "size": [0, 12, 0], "line": {"width": 2}},
                     opacity=0.45,
                     showlegend=False,
-                    hovertemplate=f"random {null['mean']:.3f} [{null['low']:.3f}, "
-                    f"{null['high']:.3f}], share as strong {null['share']:.3f}<extra></extra>",
+                    hovertemplate=f"random {null['mean']:z.3f} [{null['low']:z.3f}, "
+                    f"{null['high']:z.3f}], share as strong {null['share']:.3f}<extra></extra>",
                 )
         colour = (RAISES, LOWERS)[k % 2]
         figure.add_scatter(
@@ -222,4 +222,4 @@ def _error_bars(found: Sequence[Mapping[str, float]], colour: str, **more: Any) 
 
 
 def _said(found: Mapping[str, float], what: str) -> str:
-    return f"{what} {found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return f"{what} {found['mean']:z.3f} [{found['low']:z.3f}, {found['high']:z.3f}]"

@@ -69,8 +69,12 @@ def hover_text(title: str, value: str = "", *lines: str) -> str:
 
 
 def visible(token: str) -> str:
-    """A token with visible spaces and line breaks."""
-    return token.replace(" ", "␣").replace("\n", "↵")
+    """A token as every table, figure and sentence writes it: with visible spaces and line breaks.
+
+    Other characters that cannot be seen are written as in Python.
+    """
+    shown = token.replace(" ", "␣").replace("\n", "↵")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def axis(title: str = "", **more: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 from interp.core.errors import InterpError
 from interp.core.schema import Brief
+from interp.plots.style import visible
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Listing(Tabled, list[T]):
         return Listing(found, self.measure) if isinstance(at, slice) else found
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{one.label} {one.value:.3f}" for one in self[:MOST])  # type: ignore[attr-defined]
+        shown = ", ".join(f"{one.label} {one.value:z.3f}" for one in self[:MOST])  # type: ignore[attr-defined]
         more = f", and {len(self) - MOST} more" if len(self) > MOST else ""
         return f"[{shown}{more}]"
 
@@ -91,5 +92,5 @@ def _plain(value: Any) -> Any:
 
 
 def _spelled(value: Any) -> Any:
-    """A text in quotes if it begins or ends with white space, which a table would not show."""
-    return repr(value) if isinstance(value, str) and value != value.strip() else value
+    """A text with visible spaces if it begins or ends with one, which a table would not show."""
+    return visible(value) if isinstance(value, str) and value != value.strip() else value

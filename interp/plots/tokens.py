@@ -54,7 +54,7 @@ def token_table(
                 at_row,
                 data=np.stack([at_row, at_column], 1),
                 texts=[
-                    hover_text(f"{y_title} {y[r]}, {x[c]}", f"{visible(text)}  {values[r, c]:.3f}")
+                    hover_text(f"{y_title} {y[r]}, {x[c]}", f"{visible(text)}  {values[r, c]:z.3f}")
                     for r, row in enumerate(texts)
                     for c, text in enumerate(row)
                 ],

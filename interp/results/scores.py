@@ -115,11 +115,11 @@ class Scores(Tabled, Record):
     def __repr__(self) -> str:
         size = " x ".join(f"{len(self.coordinates[axis])} {axis}s" for axis in self.axes)
         paired = self.extra.get("paired", True)
-        other = f", corrupted {self.corrupted.mean():.3f}" if paired else ""
+        other = f", corrupted {self.corrupted.mean():z.3f}" if paired else ""
         unit = "" if self.unit == "gap" else f"; effects in {self.unit_words}"
         return (
             f"Scores({self.method}, {self.site}, {self.direction}, {size}, n={self.n}, "
-            f"{self.metric} clean {self.clean.mean():.3f}{other}{unit})"
+            f"{self.metric} clean {self.clean.mean():z.3f}{other}{unit})"
         )
 
     @property

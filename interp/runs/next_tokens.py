@@ -23,6 +23,7 @@ from interp.engine.restart import final_hidden
 from interp.engine.stopping import StopCheck, stoppable
 from interp.models.language_model import LanguageModel
 from interp.models.unembedding import Token, likeliest
+from interp.plots.style import visible
 from interp.plots.tables import Listing, Tabled
 from interp.runs.change import Change, Where, changes_in
 from interp.runs.changed_runs import changed_states, first_tokens
@@ -53,7 +54,7 @@ class NextTokens(Tabled):
 
     def __repr__(self) -> str:
         first, *others = zip(self.names, self.probabilities.mean(1)[:, 0], strict=True)
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in [first, *others[:3]])
+        shown = ", ".join(f"{name} {value:z.3f}" for name, value in [first, *others[:3]])
         return (
             f"NextTokens(n={self.top.shape[1]}, {len(others)} changes; mean probability of "
             f"{self.tokens[0]!r}: {shown})"
@@ -66,7 +67,7 @@ class NextTokens(Tabled):
         rows = [
             {"change": name, "prompt": i, "likeliest": self.top_texts[int(self.top[c, i])]}
             | {"kl": self.kl[c, i]}
-            | {repr(t): p for t, p in zip(self.tokens, self.probabilities[c, i], strict=True)}
+            | {visible(t): p for t, p in zip(self.tokens, self.probabilities[c, i], strict=True)}
             for c, name in enumerate(self.names)
             for i in range(self.top.shape[1])
         ]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ import interp
 from interp.cli import terminal
 from interp.cli.main import app, main
 from interp.core.errors import InterpError
+from interp.core.statistics import Estimate
 from interp.models.loading import known_families
 from interp.studies.verification.settings import VerificationSettings
 from interp.tasks.registry import TASKS
@@ -26,6 +28,12 @@ def run(*arguments):
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.output.lstrip()
+
+
+def test_no_number_that_rounds_to_zero_has_a_minus():
+    assert terminal.number(-1e-4) == terminal.number(np.float32(-0.0)) == "0.000"
+    assert terminal.spread(-1e-4, 0.0, "+") == "[+0.000, +0.000]"
+    assert str(Estimate(mean=-1e-4, low=-1.0, high=1e-4, n=40)) == "0.000 [-1.000, 0.000], n=40"
 
 
 TOY = ("--model", "toy-induction", "--task", "toy-induction")

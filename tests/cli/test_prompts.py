@@ -30,7 +30,7 @@ def test_look_says_what_follows_and_who_writes_it(run, smollm, tmp_path):
     said = run("look", PROMPT, "--top", "3", "--json", str(tmp_path / "look.json"))
     seen = interp.look(smollm, PROMPT)
     kept = json.loads((tmp_path / "look.json").read_text())
-    assert "continues these 5 tokens with ' Paris'" in said
+    assert "continues these 5 tokens with ␣Paris" in said
     assert seen.attribution().top(1)[0].label in said
     assert str(seen.neurons(1)[0].component) in said
     assert "add up to" in said
@@ -39,9 +39,7 @@ def test_look_says_what_follows_and_who_writes_it(run, smollm, tmp_path):
 
 
 def test_look_explains_the_token_asked_for(run):
-    assert "' Rome' - ' Paris' is -" in run(
-        "look", PROMPT, "--answer", " Rome", "--wrong", " Paris"
-    )
+    assert "␣Rome - ␣Paris is -" in run("look", PROMPT, "--answer", " Rome", "--wrong", " Paris")
 
 
 def test_scan_ranks_what_is_confirmed(run, smollm, tmp_path):
@@ -60,7 +58,7 @@ def test_scan_ranks_what_is_confirmed(run, smollm, tmp_path):
     )
     kept = json.loads((tmp_path / "s.json").read_text())
     found = interp.scan(smollm, PROMPT, foil, k=3, draws=4)
-    assert "The foil changes ' France' -> ' Italy'." in said
+    assert "The foil changes ␣France -> ␣Italy." in said
     assert [one["component"] for one in kept["findings"]] == [str(f.component) for f in found.found]
     assert all(one["component"] in said for one in kept["findings"])
     assert "n = 1" in said

@@ -63,7 +63,7 @@ def test_a_foil_of_one_token_is_the_wrong_answer(smollm):
     prompt = "The Eiffel Tower is in the city of"
     found = scan(smollm, prompt, " Rome", k=2, draws=2)
     assert found.corrupted is None
-    assert found.words == "' Paris' - ' Rome'"
+    assert found.words == "␣Paris - ␣Rome"
 
 
 @pytest.mark.parametrize(

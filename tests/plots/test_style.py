@@ -1,10 +1,10 @@
-"""Figures on a dark page."""
+"""Figures on a dark page, and tokens as text."""
 
 import numpy as np
 import pytest
 
 from interp.plots.heatmaps import heat_map
-from interp.plots.style import BLANK, NIGHT, darkened
+from interp.plots.style import BLANK, NIGHT, darkened, visible
 
 
 @pytest.mark.parametrize("scale", ["RdBu_r", "Blues", "Reds"])
@@ -23,3 +23,11 @@ def test_zero_is_dark_on_a_dark_page_and_stronger_is_lighter(scale) -> None:
         assert brightness == sorted(brightness)
     assert dark.layout.plot_bgcolor != BLANK
     assert (dark.data[0].z == values).all()
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(" a", "␣a"), ("a b\n", "a␣b↵"), ("\t", "\\t"), ("\xa0", "\\xa0"), ("é", "é"), ("", "")],
+)
+def test_every_character_of_a_token_can_be_seen(token, shown) -> None:
+    assert visible(token) == shown

@@ -75,11 +75,11 @@ def test_a_gap_of_zero_leaves_the_line_alone(family_models):
 def test_a_listing_names_and_cuts():
     tokens = [Token(i, f" t{i}", i / 10) for i in range(20)]
     found = Listing(tokens, "probability")
-    assert repr(found).startswith("[' t0' 0.000, ' t1' 0.100")
+    assert repr(found).startswith("[␣t0 0.000, ␣t1 0.100")
     assert repr(found).endswith("and 8 more]")
-    assert repr(found[1:3]) == "[' t1' 0.100, ' t2' 0.200]"
+    assert repr(found[1:3]) == "[␣t1 0.100, ␣t2 0.200]"
     assert found.to_dataframe()["probability"].tolist() == [i / 10 for i in range(20)]
-    assert "' t3'" in found._repr_html_()
+    assert "␣t3" in found._repr_html_()
     assert list(found.plot().data[0].x) == [i / 10 for i in range(20)]
 
 

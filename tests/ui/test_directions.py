@@ -29,7 +29,7 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert numbers(lines["shuffled labels"]["y"]) == pytest.approx(table["shuffled_auc"].tolist())
     named(at.number_input, "Direction of layer").set_value(20).run()
     assert any(f"length **{table['length'][20]:.2f}**" in text.value for text in at.markdown)
-    written = plain(" ".join(repr(token.text) for token in found.written(20).promoted))
+    written = plain(" ".join(token.label for token in found.written(20).promoted))
     assert f"It raises {written}" in [text.value for text in at.markdown]
     named(at.button, "Generate").click().run()
     shown = [code.value for code in at.code]

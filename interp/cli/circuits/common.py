@@ -97,7 +97,7 @@ def print_redundancy(found: Redundancy) -> None:
     rows = [
         [
             " and ".join(pair.parts),
-            *(f"{x:.3f}" for x in (*pair.alone, pair.together, pair.excess)),
+            *(f"{x:z.3f}" for x in (*pair.alone, pair.together, pair.excess)),
             terminal.spread(pair.low, pair.high),
         ]
         for pair in found.pairs[:10]

@@ -106,13 +106,13 @@ def _print(found: CircuitEvaluation) -> None:
         rows.append([*_cells("CPR, signed ranking", found.cpr()), *_random(found.signed, None)])
         rows.append([*_cells("CMD, absolute ranking", found.cmd()), "", ""])
     if (lacks := found.completeness) is not None:
-        rows.append(["incompleteness, mean", f"{lacks.incompleteness.mean():.3f}", "", "", ""])
+        rows.append(["incompleteness, mean", f"{lacks.incompleteness.mean():z.3f}", "", "", ""])
         rows.append([*_cells("incompleteness, worst", lacks.worst), "", ""])
     if (needs := found.minimality) is not None:
         least, middle = needs.values.min(), median(needs.values)
         name = needs.parts[int(needs.values.argmin())]
-        rows.append([f"minimality, least: {name}", f"{least:.3f}", "", "", ""])
-        rows.append(["minimality, median", f"{middle:.3f}", "", "", ""])
+        rows.append([f"minimality, least: {name}", f"{least:z.3f}", "", "", ""])
+        rows.append(["minimality, median", f"{middle:z.3f}", "", "", ""])
     if (stable := found.stability) is not None:
         low, high = range_of_draws(stable.jaccard)
         rows.append(
@@ -149,13 +149,13 @@ def _print_details(found: CircuitEvaluation) -> None:
         terminal.table(
             ["part", "minimality", "effect alone"],
             [
-                [row.part, f"{row.minimality:.3f}", f"{row.alone:+.3f}"]
+                [row.part, f"{row.minimality:z.3f}", f"{row.alone:+z.3f}"]
                 for row in needs.to_dataframe().itertuples()
             ],
         )
     terminal.say(found.protocol)
     full, empty = found.itself.full.mean(), found.itself.empty.mean()
-    terminal.say(f"{found.itself.metric}: full {full:.3f}, empty {empty:.3f}")
+    terminal.say(f"{found.itself.metric}: full {full:z.3f}, empty {empty:z.3f}")
     terminal.say(
         f"{found.calls} batched runs of {found.tests} circuits, {found.forwards:.1f} forwards"
     )
@@ -163,7 +163,7 @@ def _print_details(found: CircuitEvaluation) -> None:
 
 def _cells(name: str, one: Estimate) -> list[str]:
     """A measure, its value and its interval."""
-    return [name, f"{one.mean:.3f}", terminal.spread(one.low, one.high)]
+    return [name, f"{one.mean:z.3f}", terminal.spread(one.low, one.high)]
 
 
 def _point(one: FaithfulnessCurves, place: int) -> list[str]:

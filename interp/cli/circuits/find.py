@@ -103,7 +103,7 @@ def find(
         error = None if found.stderr is None else float(found.stderr[at])
         rows.append({"edge": edge, "score": score, "stderr": error})
         words = "" if error is None else f"{error:.4f}"
-        shown.append([f"{place} of {made.n_edges}", edge, f"{score:+.4f}", words])
+        shown.append([f"{place} of {made.n_edges}", edge, f"{score:+z.4f}", words])
     terminal.table(["rank in circuit", "edge", "score", "stderr"], shown)
     if len(rows) < made.n_edges:
         terminal.say(f"{made.n_edges - len(rows)} more edges are not printed; see --top, --out.")

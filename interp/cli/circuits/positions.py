@@ -124,12 +124,12 @@ def positions(
     best = found.estimate(found.edges[edge], found.positions[position])
     terminal.say(
         f"{found.edges[edge]} at {found.positions[position]} has the largest effect of one edge at "
-        f"one token: {best.mean:+.3f} of the gap {terminal.spread(best.low, best.high, '+')}, "
+        f"one token: {best.mean:+z.3f} of the gap {terminal.spread(best.low, best.high, '+')}, "
         f"n={best.n}."
     )
     head = ["edge", "all tokens", *found.positions]
     rows = zip(found.edges, found.whole, found.values, strict=True)
-    terminal.table(head, [[e, *(f"{x:+.3f}" for x in (whole, *row))] for e, whole, row in rows])
+    terminal.table(head, [[e, *(f"{x:+z.3f}" for x in (whole, *row))] for e, whole, row in rows])
     if len(edges) > top:
         terminal.say(f"{len(edges) - top} more edges were left out; see --top.")
     if verbose:
@@ -144,9 +144,9 @@ def _print_cut(found: NarrowedCurve) -> PositionedCircuit:
     both = [judged.estimate(place) for place in (0, 1)]
     terminal.say(
         f"Cut to {cut.n_edges} edges at single positions, the circuit carries "
-        f"{both[1].mean:.3f} of the {judged.metric} gap "
+        f"{both[1].mean:z.3f} of the {judged.metric} gap "
         f"{terminal.spread(both[1].low, both[1].high)}; with its edges at every position "
-        f"{both[0].mean:.3f} (n={judged.n})."
+        f"{both[0].mean:z.3f} (n={judged.n})."
     )
     names = ("every position", "cut")
     terminal.table(

@@ -51,7 +51,9 @@ def compare(
 def _random(row: Overlap) -> str:
     null = row.expected
     return (
-        terminal.NONE if null is None else f"{null.mean:.3f} {terminal.spread(null.low, null.high)}"
+        terminal.NONE
+        if null is None
+        else f"{null.mean:z.3f} {terminal.spread(null.low, null.high)}"
     )
 
 

@@ -114,7 +114,7 @@ def _compared(found: Contrast) -> None:
         )
         written = found.written(layer)
         for words, tokens in (("raises", written.promoted), ("lowers", written.suppressed)):
-            st.markdown(f"It {words} " + widgets.plain(" ".join(repr(t.text) for t in tokens)))
+            st.markdown(f"It {words} " + widgets.plain(" ".join(t.label for t in tokens)))
     st.markdown("**Two prompts of each set, along the direction**")
     shown = [*found.first[:2], *found.second[:2]]
     st.html(projection_strips(found.projections(layer, shown), "projection", "projection"))

@@ -256,7 +256,7 @@ def _next(made: ChangeTrial) -> None:
         widgets.table(
             [
                 {
-                    "token": repr(token.text),
+                    "token": widgets.visible(token.text),
                     "plain": token.plain,
                     "changed": token.changed,
                     "random": token.random,

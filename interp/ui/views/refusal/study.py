@@ -112,7 +112,7 @@ def _said(cell: Result | None) -> str:
 
 
 def _tokens(found: Result) -> None:
-    strings = ", ".join(repr(text) for text in found["strings"])
+    strings = ", ".join(widgets.visible(text) for text in found["strings"])
     st.markdown(
         f"**Refusal score**: log-odds that the next token is one of {widgets.plain(strings)}. "
         f"They hold {found['coverage']:.2f} of its probability on refused rows and "

@@ -199,13 +199,13 @@ def lens(found: Result) -> None:
         "Words",
         words,
         words[:4],
-        format_func=repr,
+        format_func=widgets.visible,
         max_selections=6,
         key=f"lens-words-{current().study}",
     )
     for group, column in zip(GROUPS, st.columns(2), strict=True):
         seen = found["groups"][group]
-        series = {repr(word): band(seen["probability"][word]) for word in chosen}
+        series = {widgets.visible(word): band(seen["probability"][word]) for word in chosen}
         column.markdown(f'**At t\\_{group}**: the " (" of {group} attempts')
         if series:
             widgets.figure(

@@ -119,6 +119,38 @@ def head_map(
     return axes.figure
 
 
+def square_map(
+    values: ArrayLike, *, names: Sequence[str], title: str, limits: tuple[float, float] = (0, 1)
+) -> Figure:
+    """A heat map of (names, names) values, which are written in the cells; nan cells are empty.
+
+    Raises:
+        InterpError: `values` is not a square matrix with a row for each name.
+    """
+    from matplotlib import colormaps
+
+    grid = np.asarray(values, dtype=float)
+    if grid.shape != (len(names), len(names)) or not len(names):
+        found = f"values of shape {grid.shape}, {len(names)} names"
+        raise InterpError("a square map", found, "give a row and a column for each name")
+    axes = _axes(0.42 * len(names) + 1.9, "", "", grid=False)
+    image = axes.imshow(grid, cmap=colormaps["Blues"], interpolation="none", clim=limits)
+    for (row, column), value in np.ndenumerate(grid):
+        if np.isfinite(value):
+            ink = "white" if value > (limits[0] + 2 * limits[1]) / 3 else INK
+            style = {"ha": "center", "va": "center", "size": SMALL, "color": ink}
+            axes.text(column, row, f"{value:.2f}", **style)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), [_plain(name) for name in names])
+    axes.tick_params(length=0)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK, length=2)
+    bar.set_label(_plain(title), size=MEDIUM, color=INK)
+    return axes.figure
+
+
 def curve_with_null(
     x: ArrayLike,
     value: ArrayLike,

@@ -45,7 +45,7 @@ class ReuseSettings(schema.CheckedSettings):
     seed: Whole = 0
 
 
-REUSE = StudyKind(name="reuse", version=2, settings=ReuseSettings, beside=("trained",))
+REUSE = StudyKind(name="reuse", version=3, settings=ReuseSettings, beside=("trained",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from interp.studies.reuse.settings import REUSE, ReuseContext, ReuseSettings
 from interp.studies.reuse.steps import trained_model
 from interp.studies.reuse.steps.circuits import circuit, circuits_of, pace, step_of
 from interp.studies.reuse.steps.heads import labels, writes
-from interp.studies.reuse.steps.overlap import RULE, behaviour, compared
+from interp.studies.reuse.steps.overlap import behaviour, compared
 from interp.studies.reuse.steps.repair import repair
 from interp.studies.reuse.tasks import (
     IOI,
@@ -86,16 +86,18 @@ def study_reuse(
     # Ordered so that two processes share the time about equally.
     both = trained is not None and OBJECTS_TRAINED.name in circuits
     changes = _trained(context, circuits) if both else []
-    given, pairs = (entries, circuits), list(combinations(circuits, 2))
-    marks, *_ = step.all(
-        ("labels", partial(_of_entries, context, labels, *given), circuits, RULE), *changes[:1]
+    pairs, names = list(combinations(circuits, 2)), list(circuits)
+    written, *_ = step.all(
+        ("writes", lambda: {e.name: writes(context, e) for e in entries}, names), *changes[:1]
     )
-    ioi, mine = circuits[IOI.name], marks[IOI.name]
+    marks = step(
+        "labels", lambda: {e.name: labels(context, e, written[e.name]) for e in entries}, written
+    )
+    ioi, named = circuits[IOI.name], marks[IOI.name]["named"]
     step.all(
-        ("repair", lambda: repair(context, ioi, mine), ioi["stages"], mine),
+        ("repair", lambda: repair(context, ioi, named), ioi["stages"], named),
         _groups(context, circuits),
-        ("overlap", lambda: compared(context, circuits, pairs), circuits, RULE),
-        ("writes", partial(_of_entries, context, writes, *given), circuits),
+        ("overlap", lambda: compared(context, circuits, pairs), circuits),
         *changes[1:],
     )
     return study
@@ -107,13 +109,6 @@ def _circuit(context: ReuseContext, entry: Entry) -> Result:
         return circuit(context, entry)
     except InterpError as error:
         return {"skipped": str(error)}
-
-
-def _of_entries(
-    context: ReuseContext, of: Callable[..., Result], entries: list[Entry], circuits: Results
-) -> Result:
-    """What a function finds for every entry's circuit."""
-    return {entry.name: of(context, entry, circuits[entry.name]) for entry in entries}
 
 
 def _trained(context: ReuseContext, circuits: Results) -> list[StepJob]:

@@ -13,10 +13,10 @@ from interp.core.errors import unknown
 class Roles:
     """Named positions that matter for the answer; () or None if a task has no such position.
 
-    answer: where the answer (or what decides it) is named. wrong: where the wrong answers are.
-    cue: what says which of them is asked for: the repeated name, or the object asked about.
-    earlier: the cue's first mention. cue_name: the label of a head that reads the cue at the last
-    token.
+    answer: where the answer (or what decides it) is named. wrong: where the wrong answers are,
+    every mention. cue: what says which of them is asked for: the repeated name, or the object
+    asked about. earlier: the cue's first mention. cue_name: the label of a head that reads the cue
+    at the last token.
     """
 
     answer: str
@@ -41,7 +41,7 @@ class Entry:
     trained: bool = False
 
 
-_IOI = Roles(answer="IO", wrong=("S1",), cue="S2", earlier="S1")
+_IOI = Roles(answer="IO", wrong=("S1", "S2"), cue="S2", earlier="S1")
 _OBJECTS = Roles(
     answer="right",
     wrong=("wrong1", "wrong2"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from interp.studies.formatting import as_strong
-from interp.studies.report.claims import Finding, Row, judge, read_claims, some
+from interp.studies.report.claims import Finding, Row, judge, least, read_claims, some
 from interp.studies.reuse.steps.circuits import circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.repair import over_all
 from interp.studies.reuse.tasks import IOI, IOI_TRAINED, OBJECTS, OBJECTS_TRAINED, entry_named
@@ -50,7 +51,7 @@ def _listed(rows: dict[str, Result], words: str = "{}: {}") -> str:
 
 
 def variants(results: Results) -> Finding | None:
-    """Do variants of IOI share its circuit beyond chance?"""
+    """Do variants of IOI share its circuit beyond random heads?"""
     found = _with_ioi(results, "variant")
     if not found:
         return None
@@ -58,34 +59,51 @@ def variants(results: Results) -> Finding | None:
     return some(above), {"rows": _listed(found)}
 
 
+def apart(controls: Sequence[Result]) -> bool | None:
+    """Whether two circuits share more than either shares with any control's circuit.
+
+    True if every interval of the difference is above zero, None if only every difference is.
+    """
+    if not controls or any(x["value"] <= 0 for x in controls):
+        return False
+    return True if all(x["low"] > 0 for x in controls) else None
+
+
+def beyond_words(controls: Sequence[Result]) -> str:
+    """The smallest difference to a control, with its interval."""
+    x = min(controls, key=lambda x: (x["low"], x["value"]))
+    return (
+        f"{x['value']:+.2f} [{x['low']:+.2f}, {x['high']:+.2f}] than {x['circuit']} shares with "
+        f"{x['control']}"
+    )
+
+
 def specific(results: Results) -> Finding | None:
-    """Do controls share less than every variant does?"""
+    """Do controls share less of IOI's circuit than every variant does?"""
     alike, controls = (_with_ioi(results, group) for group in ("variant", "control"))
     if not alike or not controls:
         return None
-    least = min(row["matched"]["value"] for row in alike.values())
-    most = max(row["matched"]["value"] for row in controls.values())
-    lowest = min(row["matched"]["low"] for row in alike.values())
-    clear = lowest > max(row["matched"]["high"] for row in controls.values())
-    holds = True if clear else None if least > most else False
-    return holds, {"rows": _listed(controls), "least": least}
+    found = {
+        name: [x for x in row["matched"]["controls"] if x["circuit"] == IOI.name]
+        for name, row in alike.items()
+    }
+    listed = {name: beyond_words(rows) for name, rows in found.items()}
+    return least(*map(apart, found.values())), {"rows": _listed(controls), "beyond": listed}
 
 
 def shared(results: Results, of: str) -> Finding | None:
-    """Does a task share IOI's circuit beyond chance, and more than any control does?"""
-    circuits = circuits_of(results)
-    if of not in circuits or (row := pair_of(results, IOI.name, of)) is None:
+    """Does a task share IOI's circuit beyond random heads and beyond every control?"""
+    if of not in circuits_of(results) or (row := pair_of(results, IOI.name, of)) is None:
         return None
-    controls = {
-        other: found
-        for other in circuits
-        if entry_named(other).group == "control"
-        and (found := pair_of(results, other, of)) is not None
+    x = row["matched"]
+    if not x["controls"]:
+        return None
+    verdict = least(x["null"]["share"] < 0.05, apart(x["controls"]))
+    found = {
+        name: (row[name]["value"], beyond_words(row[name]["controls"]))
+        for name in ("matched", "inner", "weighted")
     }
-    above = row["matched"]["null"]["share"] < 0.05
-    beyond = all(row["matched"]["value"] > x["matched"]["value"] for x in controls.values())
-    words = [f"with {other} {shown(x)}" for other, x in {"IOI": row, **controls}.items()]
-    return True if above and beyond else None if above else False, {"rows": "; ".join(words)}
+    return verdict, {"shown": shown(row), **found}
 
 
 def needed(results: Results) -> Finding | None:
@@ -130,22 +148,77 @@ def gatherers(results: Results) -> Finding | None:
     }
 
 
+def mends(results: Results) -> dict[str, bool | None]:
+    """For every row of the repair: does it mend the task, and random heads told the same do not?
+
+    True if it fixes more than it breaks (McNemar's exact p times the rows below 0.05) and its share
+    as strong, corrected for the rows, is below 0.05. None if only the first, else False.
+    """
+    sets = results["repair"]["sets"]
+    rare, found = over_all(sets), {}
+    for name, x in sets.items():
+        right = x["right"]
+        better = right["fixed"] > right["broken"] and right["p_paired"] * len(sets) < 0.05
+        found[name] = True if better and rare[name] < 0.05 else None if better else False
+    return found
+
+
 def repaired(results: Results, of: str) -> Finding | None:
-    """Does pointing heads to the wrong colours repair the task, beyond random heads?"""
+    """Does telling heads the wrong colours repair the task, beyond random heads?"""
     found = results["repair"]
-    x = found["sets"].get(f"{of}, full")
+    alone = of == "negative mover"
+    name = next(iter(found["heads"][of]), of) if alone else of
+    x = found["sets"].get(name)
     if x is None:
         return None
-    right, rows = x["right"], len(found["sets"])
-    better = right["fixed"] > right["broken"] and right["p_paired"] * rows < 0.05
-    rare = over_all(found["sets"])[f"{of}, full"]
-    return True if better and rare < 0.05 else None if better else False, {
+    right = x["right"]
+    return mends(results)[name], {
+        "name": name,
         "right": right,
         "null": np.mean(right["null"]),
         "highest": max(right["null"]),
-        "share": as_strong(right["share"]),
-        "rows": rows,
-        "rare": rare,
+        "rows": len(found["sets"]),
+        "rare": over_all(found["sets"])[name],
         "before": found["none"],
         "top": x["top"]["mean"],
+    }
+
+
+def suppressors(results: Results) -> list[str]:
+    """The suppressors among the heads told one by one, the one that lowers its name most first."""
+    found = results["repair"]
+    roles = {h: x for h, x in found["roles"].items() if x and h in found["sets"]}
+    mine = [head for head, x in roles.items() if x["role"] == "suppressor"]
+    return sorted(mine, key=lambda head: roles[head]["adds"]["mean"])
+
+
+def one_suppressor(results: Results) -> Finding | None:
+    """Does the strongest suppressor of IOI, told the wrong colours alone, repair the task?
+
+    And does no head with another role do so?
+    """
+    mine, verdicts = suppressors(results), mends(results)
+    if not mine:
+        return None
+    found = results["repair"]
+    mending = [head for head in found["roles"] if verdicts.get(head)]
+    known = [head in mine for head in mending]
+    holds = (True if mine[0] in mending and all(known) else None) if any(known) else False
+
+    def told(head: str) -> str:
+        right = found["sets"][head]["right"]
+        return (
+            f"{head} {right['mean']:.2f} [{right['low']:.2f}, {right['high']:.2f}] "
+            f"({right['fixed']} fixed, {right['broken']} broken)"
+        )
+
+    roles = {head: (x or {}).get("role") or "neither" for head, x in found["roles"].items()}
+    rest = [head for head in found["roles"] if head in found["sets"] and head not in mending]
+    best = max(rest, key=lambda head: found["sets"][head]["right"]["mean"], default=None)
+    return holds, {
+        "n": len(found["roles"]),
+        "mine": mine,
+        "mending": [f"{told(head)}, {roles[head]}" for head in mending],
+        "best": best and f"{told(best)}, {roles[best]}",
+        "before": found["none"]["right"],
     }

@@ -12,7 +12,7 @@ from interp.core.statistics import Estimate
 from interp.plots import static
 from interp.studies.formatting import place
 from interp.studies.report.report import Report, study_report
-from interp.studies.reuse.report.claims import claims, pair_of
+from interp.studies.reuse.report.claims import beyond_words, claims, mends, pair_of
 from interp.studies.reuse.settings import ReuseSettings
 from interp.studies.reuse.steps.circuits import STAGES, circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.heads import RULES, in_words
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.md.j2")
+
+SIDES = {"answer": "answer", "wrong": "wrong answer"}
 
 LOOKS = 0.1
 """Attention from which a head is said to look somewhere."""
@@ -121,6 +123,68 @@ def ioi_direct(results: Results) -> Figure:
     return static.head_map(values, title="direct effect of each head on the logits, IOI")
 
 
+def overlap_matrix(results: Results) -> Figure:
+    """Heads in common of every pair of circuits, cut to one size."""
+    names = [name for name in circuits_of(results) if name not in results["overlap"]["empty"]]
+    rows = [[pair_of(results, one, other) for other in names] for one in names]
+    values = [[np.nan if row is None else row["matched"]["value"] for row in line] for line in rows]
+    return static.square_map(values, names=names, title="share of heads in common")
+
+
+def repair_bars(results: Results) -> Figure:
+    """The share right of every row of the repair, beside its random heads; the best first."""
+    found = results["repair"]
+    rows = repair_rows(results)
+    bars = [found["none"]["right"], *(found["sets"][name]["right"] for name in rows)]
+    return static.values_with_null(
+        ["no change", *rows],
+        [x["mean"] for x in bars],
+        low=[x["low"] for x in bars],
+        high=[x["high"] for x in bars],
+        null=[None, *(found["sets"][name]["right"]["null"] for name in rows)],
+        null_label="random heads, told the same",
+        value_title="share right",
+    )
+
+
+def repair_rows(results: Results) -> list[str]:
+    """The rows of the repair: the sets of the paper, then single heads, the best first."""
+    found = results["repair"]
+    single = [name for name in found["sets"] if name in found["roles"]]
+    single.sort(key=lambda name: -found["sets"][name]["right"]["mean"])
+    return [*(name for name in found["sets"] if name not in single), *single]
+
+
+def role_of(results: Results, head: str) -> str:
+    """What a head does in IOI to the name it attends to, with the logit it adds; – if nothing."""
+    x = results["repair"]["roles"].get(head)
+    if not x:
+        return "–"
+    where = f"{x['attention']:.2f} on the {SIDES[x['side']]}, {x['adds']['mean']:+.2f}"
+    return f"{x['role'] or 'neither'} ({where})"
+
+
+def found_in_short(results: Results) -> Result:
+    """What the opening of the report says was found: the sharing, and the heads that repair."""
+    target = next(
+        (n for n in (OBJECTS_TRAINED.name, OBJECTS.name) if n in circuits_of(results)), None
+    )
+    row = target and pair_of(results, IOI.name, target)
+    verdicts = mends(results)
+    single = {
+        h: x["right"]
+        for h, x in results["repair"]["sets"].items()
+        if h in results["repair"]["roles"]
+    }
+    return {
+        "target": target,
+        "row": row,
+        "beyond": row and row["matched"]["controls"] and beyond_words(row["matched"]["controls"]),
+        "single": len(single),
+        "mending": {h: x for h, x in single.items() if verdicts[h]},
+    }
+
+
 def write_up(study: Study[ReuseSettings]) -> Report:
     """The report of a finished study."""
     sets = study.results["repair"]["sets"]
@@ -135,5 +199,5 @@ def write_up(study: Study[ReuseSettings]) -> Report:
         objects=OBJECTS.name,
         published=PUBLISHED,
         corrected=over_all(sets),
-        repair_order=sorted(sets, key=lambda name: name != "both, full"),
+        repair_order=repair_rows(study.results),
     )

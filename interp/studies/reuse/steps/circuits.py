@@ -20,8 +20,8 @@ from interp.studies.reuse.settings import ReuseContext
 from interp.studies.reuse.tasks import ENTRIES, Entry
 from interp.studies.steps import Result
 
-Heads = tuple[int, ...]
-"""Heads by number (layer * heads a layer + head), the strongest first."""
+Heads = dict[int, float]
+"""Heads by number (layer * heads a layer + head) with their mean effects, the strongest first."""
 
 STAGES = {
     "movers": "into the logits, at the last token",
@@ -33,7 +33,7 @@ STAGES = {
 def strongest(values: np.ndarray, k: int) -> Heads:
     """The k heads of largest |value|, none of value 0; ties go to the earlier head."""
     order = np.argsort(-np.abs(values), kind="stable")[:k]
-    return tuple(int(head) for head in order if values[head] != 0)
+    return {int(head): float(values[head]) for head in order if values[head] != 0}
 
 
 def clear(effects: np.ndarray) -> np.ndarray:

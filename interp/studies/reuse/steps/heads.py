@@ -12,15 +12,15 @@ from interp.core.components import Component
 from interp.heads.attention import attention_to
 from interp.heads.direct_attribution import mean_rows
 from interp.runs.capture import run_with_cache
+from interp.studies.formatting import place
 from interp.studies.reuse.settings import ReuseContext
-from interp.studies.reuse.steps.circuits import clear, heads_of, label
 from interp.studies.reuse.tasks import Entry, Roles
 from interp.studies.steps import Result, mean_of
 
 RULES = {
-    "mover": "attends from the last token to where the answer is named; its direct effect on the "
-    "logits is positive",
-    "negative mover": "the same, with a negative direct effect",
+    "mover": "attends from the last token to where the answer or a wrong answer is named, and "
+    "raises the logit of the one that it attends to more",
+    "suppressor": "the same, but lowers that logit",
     "inhibition": "attends from the last token to the repeated name",
     "content gatherer": "attends from the last token to the object asked about",
     "duplicate token": "attends from the cue (repeated name, object) to its first mention",
@@ -70,40 +70,47 @@ def attention(context: ReuseContext, entry: Entry) -> dict[str, Looks]:
     return found
 
 
-def assign(
-    looks: Mapping[str, Looks], direct: np.ndarray, roles: Roles, at: float
-) -> dict[int, list[str]]:
-    """Labels of heads (numbered layer * heads + head) by `RULES`.
+def named(looks: Mapping[str, Looks], written: Result, at: float) -> dict[str, Result]:
+    """What each head writes about what it attends to, if it attends to a named answer.
 
-    Args:
-        looks: attention of every head, by relation.
-        direct: (prompts, layer * head) direct effects on the logits.
-        roles: the task's.
-        at: the threshold of attention.
+    side: answer or wrong, whichever gets more of the last token's attention, if that is at least
+    `at`; attention: that attention; adds: the logit that the head adds to that side (`writes`);
+    role: mover if the interval of `adds` is above zero, suppressor if it is below, else None.
     """
-    writes, effect = clear(direct), direct.mean(0)
-    seen = {name: one.seen(at).ravel() for name, one in looks.items()}
-    found = {
-        "mover": seen["answer"] & writes & (effect > 0),
-        "negative mover": seen["answer"] & writes & (effect < 0),
-    }
+    sides = [name for name in ("answer", "wrong") if name in looks]
+    over = {name: looks[name].seen(at) for name in sides}
+    found: dict[str, Result] = {}
+    for head, x in written.items():
+        here = place(head)
+        seen = {name: float(looks[name].value[here]) for name in sides if over[name][here]}
+        if seen:
+            side = max(seen, key=lambda name: seen[name])
+            adds = x[side]
+            role = "mover" if adds["low"] > 0 else "suppressor" if adds["high"] < 0 else None
+            found[head] = {"side": side, "attention": seen[side], "adds": adds, "role": role}
+    return found
+
+
+def assign(
+    looks: Mapping[str, Looks], about: Mapping[str, Result], roles: Roles, at: float
+) -> dict[str, list[str]]:
+    """Labels of heads by `RULES`, from attention of every head by relation and from `named`."""
     names = {"cue": roles.cue_name, "duplicate": "duplicate token", "induction": "induction"}
-    found |= {names[name]: heads for name, heads in seen.items() if name in names}
-    every: dict[int, list[str]] = {}
-    for name, heads in found.items():
-        for head in np.flatnonzero(heads):
-            every.setdefault(int(head), []).append(name)
-    return every
+    found = {head: [x["role"]] for head, x in about.items() if x["role"]}
+    for relation in (name for name in looks if name in names):
+        for layer, index in np.argwhere(looks[relation].seen(at)):
+            found.setdefault(str(Component(layer, "z", index)), []).append(names[relation])
+    return found
 
 
-def labels(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
-    """The labels of every head of the model on a task, and the attention behind them."""
-    model, direct = context.model_of(entry), np.array(circuit["stages"]["movers"]["effects"])
-    looks = attention(context, entry)
-    found = assign(looks, direct, entry.roles, context.settings.threshold)
+def labels(context: ReuseContext, entry: Entry, written: Result) -> Result:
+    """The labels of every head on a task, from its attention and from what it writes."""
+    looks, at = attention(context, entry), context.settings.threshold
+    about = named(looks, written, at)
     return {
-        "labels": {label(head, model.n_heads): names for head, names in sorted(found.items())},
+        "labels": assign(looks, about, entry.roles, at),
         "attention": {name: one.value.round(4).tolist() for name, one in looks.items()},
+        "named": about,
     }
 
 
@@ -112,8 +119,8 @@ def _columns(*places: list[int]) -> list[list[int]]:
     return [sorted(set(group)) for group in zip(*places, strict=True)]
 
 
-def writes(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
-    """What every head of the movers' stage reads and writes on clean prompts, at the last token.
+def writes(context: ReuseContext, entry: Entry) -> Result:
+    """What every head reads and writes on a task's clean prompts, at the last token.
 
         token(x) = (W_U[x] - mean W_U) . N(z_h W_O),   x the answer or the wrong answers' mean
 
@@ -121,23 +128,14 @@ def writes(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
     relative to the mean of the vocabulary; positive raises it. self: attention to the last token
     itself; first: to the first token; 0 to 1.
 
-    A label (`labels`) says where a head looks; this says what it writes: a head can support the
-    answer by lowering the wrong one.
+    A head can support the answer by lowering the wrong one.
     """
     model, task = context.model_of(entry), context.task(entry)
     encoded = task.encode(model)
     decoder = model.require_decoder("what heads write")
-    heads = [Component.parse(head) for head in heads_of(circuit, "movers")]
-    if not heads:
-        return {}
-    layers = sorted({head.layer for head in heads})
-    seen = run_with_cache(
-        model, encoded.clean, sites=["z", "pattern"], layers=layers, positions="last"
-    )
-    last = model.n_layers - 1
-    ends = run_with_cache(
-        model, encoded.clean, sites=["resid_post"], layers=[last], positions="last"
-    )[last, "resid_post"]
+    sites = ["z", "pattern", "resid_post"]
+    seen = run_with_cache(model, encoded.clean, sites=sites, positions="last")
+    ends = seen[model.n_layers - 1, "resid_post"]
     own = torch.tensor([len(tokens) - 1 for tokens in encoded.clean])
     centre = decoder.unembed.detach().double().mean(0).cpu()
     targets = {"answer": encoded.targets.answers, "wrong": encoded.targets.wrong}
@@ -146,16 +144,16 @@ def writes(context: ReuseContext, entry: Entry, circuit: Result) -> Result:
         for name, tokens in targets.items()
     }
     found: Result = {}
-    for head in heads:
-        block, z = decoder.blocks[head.layer], seen[head.layer, "z"]
-        pattern = seen[head.layer, "pattern"][:, head.index or 0].cpu().double()
-        found[str(head)] = {
-            name: mean_of(block.head_values(z, read).detach()[:, head.index or 0])
-            for name, read in reads.items()
-        } | {
-            "self": float(pattern[torch.arange(len(own)), own].mean()),
-            "first": float(pattern[:, 0].mean()),
-        }
+    for layer, block in enumerate(decoder.blocks):
+        z, pattern = seen[layer, "z"], seen[layer, "pattern"].cpu().double()
+        adds = {name: block.head_values(z, read).detach() for name, read in reads.items()}
+        for head in range(model.n_heads):
+            found[str(Component(layer, "z", head))] = {
+                name: mean_of(values[:, head]) for name, values in adds.items()
+            } | {
+                "self": float(pattern[torch.arange(len(own)), head, own].mean()),
+                "first": float(pattern[:, head, 0].mean()),
+            }
     return found
 
 

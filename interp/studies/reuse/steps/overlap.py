@@ -15,12 +15,12 @@ from interp.core.nulls import null_of
 from interp.core.statistics import ratio
 from interp.studies.reuse.settings import ReuseContext, choices
 from interp.studies.reuse.steps.circuits import Heads, clear, effects_of, label, strongest
-from interp.studies.reuse.tasks import Entry
+from interp.studies.reuse.tasks import Entry, entry_named
 from interp.studies.steps import Result, mean_of, plain, share_of
 
 Stages = Mapping[str, Heads]
 
-MEASURES = ("matched", "pooled", "stagewise", "iou")
+MEASURES = ("matched", "inner", "weighted", "pooled", "stagewise", "iou")
 
 DONE = 0.75
 """The share of right answers from which a model does a task."""
@@ -61,20 +61,46 @@ def pooled(stages: Stages) -> frozenset[int]:
 def matched(left: Stages, right: Stages) -> tuple[dict[str, Heads], dict[str, Heads]]:
     """Two circuits cut to one size: in every stage the strongest of each, as many as both have."""
     size = {stage: min(len(left[stage]), len(right[stage])) for stage in left}
-    return tuple({s: side[s][: size[s]] for s in size} for side in (left, right))  # pyright: ignore
+    return tuple(  # pyright: ignore
+        {s: dict([*side[s].items()][: size[s]]) for s in size} for side in (left, right)
+    )
 
 
-def overlap(left: Stages, right: Stages) -> dict[str, float]:
+def below(stages: Stages, last: int) -> dict[str, Heads]:
+    """A circuit without the heads numbered `last` or more: those of the last layer."""
+    return {s: {h: x for h, x in heads.items() if h < last} for s, heads in stages.items()}
+
+
+def weighted(left: Stages, right: Stages) -> float:
+    """How much of the effect of two circuits is that of the same heads, with the same sign.
+
+        mean over stages s of sum over heads h of min(|a_s(h)|, |b_s(h)|), where a_s(h) b_s(h) > 0
+
+    a_s(h), b_s(h) are the mean effects of a head in the two circuits, 0 outside of them, divided by
+    the sum of |effects| of the circuit's stage. Stages that both circuits lack are left out. 1 if
+    both spread their effect alike, 0 if no head has the same sign in both.
+    """
+    found = []
+    for one, other in ((left[s], right[s]) for s in left if left[s] or right[s]):
+        ours, theirs = (sum(map(abs, side.values())) or 1.0 for side in (one, other))
+        same = (head for head in one if one[head] * other.get(head, 0.0) > 0)
+        found.append(sum(min(abs(one[h]) / ours, abs(other[h]) / theirs) for h in same))
+    return sum(found) / len(found) if found else 0.0
+
+
+def overlap(left: Stages, right: Stages, last: int) -> dict[str, float]:
     """What two circuits share, stage by stage and as a whole.
 
         stagewise = sum over stages |A_s & B_s| / sum over stages (|A_s| + |B_s|) / 2
         pooled = |A & B| / ((|A| + |B|) / 2)        A, B the heads of any stage
         iou = |A & B| / |A | B|
         matched = pooled, of the circuits cut to one size in every stage (`matched`)
+        inner = matched, without the heads of the last layer, which are numbered from `last` on
+        weighted = `weighted`, of the whole circuits
 
     All are 1 for the same circuit and 0 for circuits with nothing in common. `matched` is the
     published share, heads in common out of heads in a circuit; it is 0 if no stage has heads in
-    both circuits.
+    both circuits, and so is `inner`.
 
     Raises:
         InterpError: other stages, or an empty circuit.
@@ -90,6 +116,8 @@ def overlap(left: Stages, right: Stages) -> dict[str, float]:
     ours, theirs = pooled(left), pooled(right)
     return {
         "matched": share(*matched(left, right)),
+        "inner": share(*matched(below(left, last), below(right, last))),
+        "weighted": weighted(left, right),
         "pooled": share(left, right),
         "stagewise": sum(len({*left[s]} & {*right[s]}) for s in left) / sizes,
         "iou": len(ours & theirs) / len(ours | theirs),
@@ -107,15 +135,15 @@ def random_circuit(stages: Stages, n_heads: int, rng: np.random.Generator) -> di
     """Random heads, in every stage as many of each layer as the circuit has there.
 
     The circuit's own heads can be drawn too (a permutation within layers), so that chance is
-    neither raised nor lowered.
+    neither raised nor lowered. A head drawn takes the effect of the one whose place it takes.
     """
     drawn = {}
     for name, heads in stages.items():
-        layers, counts = np.unique([head // n_heads for head in heads], return_counts=True)
-        picked: list[int] = []
-        for layer, count in zip(layers.astype(int), counts, strict=True):
-            picked += (layer * n_heads + rng.choice(n_heads, count, replace=False)).tolist()
-        drawn[name] = tuple(picked)
+        drawn[name] = {}
+        for layer in sorted({head // n_heads for head in heads}):
+            mine = [effect for head, effect in heads.items() if head // n_heads == layer]
+            picked = layer * n_heads + rng.choice(n_heads, len(mine), replace=False)
+            drawn[name] |= dict(zip(picked.tolist(), mine, strict=True))
     return drawn
 
 
@@ -130,7 +158,7 @@ def clear_circuit(
     for name, every in effects.items():
         mine = every if rows is None else every[rows]
         seen = clear(mine)
-        found[name] = tuple(head for head in strongest(mine.mean(0), k) if seen[head])
+        found[name] = {h: x for h, x in strongest(mine.mean(0), k).items() if seen[h]}
     return found
 
 
@@ -175,34 +203,37 @@ def around(value: float, drawn: Sequence[float], *, least: float = 0.0) -> tuple
     return max(least, value - reach), min(1.0, value + reach)
 
 
-def subsampled(left: Sequence[Stages], right: Sequence[Stages]) -> dict[str, list[float]]:
+def subsampled(
+    left: Sequence[Stages], right: Sequence[Stages], last: int
+) -> dict[str, list[float]]:
     """Each measure between the circuits of two tasks on the same halves of their prompts.
 
     A draw in which a circuit has no head counts as no overlap.
     """
     none = dict.fromkeys(MEASURES, 0.0)
     rows = [
-        overlap(one, other) if pooled(one) and pooled(other) else none
+        overlap(one, other, last) if pooled(one) and pooled(other) else none
         for one, other in zip(left, right, strict=True)
     ]
     return {name: [row[name] for row in rows] for name in MEASURES}
 
 
 def chance(
-    left: Stages, right: Stages, n_heads: int, draws: int, seed: int
+    left: Stages, right: Stages, n_heads: int, last: int, draws: int, seed: int
 ) -> dict[str, list[float]]:
     """Each measure between the first circuit and random ones with the layers of the second."""
     rng = np.random.default_rng(seed)
-    ours, theirs = matched(left, right)
+    cut = {
+        "matched": matched(left, right),
+        "inner": matched(below(left, last), below(right, last)),
+    }
     rows = []
     for _ in range(draws):
-        row = overlap(left, random_circuit(right, n_heads, rng))
-        rows.append(row | {"matched": share(ours, random_circuit(theirs, n_heads, rng))})
+        row = overlap(left, random_circuit(right, n_heads, rng), last)
+        for name, (ours, theirs) in cut.items():
+            row[name] = share(ours, random_circuit(theirs, n_heads, rng))
+        rows.append(row)
     return {name: [row[name] for row in rows] for name in MEASURES}
-
-
-RULE = "interval off zero, matched size, half-sample intervals, equal prompts in one half, ranks"
-"""What `compared` does, in words; part of its step's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,17 +273,18 @@ def side_of(
 
 
 def compared(
-    context: ReuseContext, circuits: Mapping[str, Result], pairs: Iterable[tuple[str, str]]
+    context: ReuseContext, circuits: Mapping[str, Result], pairs: Sequence[tuple[str, str]]
 ) -> Result:
     """The overlap of pairs of circuits, with intervals, chance levels and ceilings.
 
     A circuit is the k strongest heads of every stage that are distinguishable from zero, so
     circuits differ in size; a task without such heads is left out and named in `empty`. For each
     measure of `interp.studies.reuse.steps.overlap.overlap`: its value; the interval `around` it
-    from halves of the prompts (the same halves in both tasks; prompts that are equal in any task
-    are in the same half); the null of random heads with the layers of the second circuit; and the
-    ceiling: half a task's prompts against the other half, the lower of the two tasks. spearman:
-    rank correlation of all heads' effects in the first stage, with its interval.
+    from halves of the prompts (the same halves in all tasks; prompts that are equal in any task
+    are in the same half); the null of random heads with the layers of the second circuit; the
+    ceiling: half a task's prompts against the other half, the lower of the two tasks; and
+    `controls`, see `beyond_controls`. spearman: rank correlation of all heads' effects in the first
+    stage, with its interval.
     """
     settings = context.settings
     tasks = [context.task(entry) for entry in context.entries if entry.name in circuits]
@@ -262,31 +294,36 @@ def compared(
         name: side_of(effects_of(found), context.k, settings.resamples, settings.seed, groups)
         for name, found in circuits.items()
     }
+    n_heads = context.model.n_heads
+    last = (context.model.n_layers - 1) * n_heads
     empty = [name for name, side in sides.items() if not pooled(side.circuit)]
     within = {
-        name: subsampled(*zip(*side.halves, strict=True))
+        name: subsampled(*zip(*side.halves, strict=True), last=last)
         for name, side in sides.items()
         if name not in empty
+    }
+    shared = {
+        frozenset((one, other)): _shared(sides[one], sides[other], last)
+        for one, other in pairs
+        if not {one, other} & {*empty}
     }
     rows = []
     for one, other in pairs:
         if one in empty or other in empty:
             continue
-        n_heads = circuits[one]["n_heads"]
         left, right = sides[one], sides[other]
         row = _described(left.circuit, right.circuit, n_heads)
-        value = overlap(left.circuit, right.circuit)
-        drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves])
-        random = chance(left.circuit, right.circuit, n_heads, settings.draws, settings.seed)
-        for name in MEASURES:
-            low, high = around(value[name], drawn[name])
+        random = chance(left.circuit, right.circuit, n_heads, last, settings.draws, settings.seed)
+        for name, (value, *drawn) in shared[frozenset((one, other))].items():
+            low, high = around(value, drawn)
             row[name] = {
-                "value": value[name],
+                "value": value,
                 "low": low,
                 "high": high,
-                "halves_mean": float(np.mean(drawn[name])),
-                "null": plain(null_of(value[name], np.array(random[name]))),
+                "halves_mean": float(np.mean(drawn)),
+                "null": plain(null_of(value, np.array(random[name]))),
                 "ceiling": min(float(np.mean(within[task][name])) for task in (one, other)),
+                "controls": beyond_controls(shared, name, one, other),
             }
         rows.append({"pair": [one, other], "spearman": correlation(left, right)} | row)
     return {
@@ -298,12 +335,48 @@ def compared(
         },
         "circuits": {
             name: {
-                stage: [label(head, circuits[name]["n_heads"]) for head in heads]
+                stage: [label(head, n_heads) for head in heads]
                 for stage, heads in side.circuit.items()
             }
             for name, side in sides.items()
         },
     }
+
+
+Shared = dict[str, list[float]]
+"""By measure: its value between two circuits, and its values on the same halves of the prompts."""
+
+
+def _shared(left: Side, right: Side, last: int) -> Shared:
+    drawn = subsampled([a for a, _ in left.halves], [a for a, _ in right.halves], last)
+    value = overlap(left.circuit, right.circuit, last)
+    return {name: [value[name], *drawn[name]] for name in MEASURES}
+
+
+def beyond_controls(
+    shared: Mapping[frozenset[str], Shared], measure: str, one: str, other: str
+) -> list[Result]:
+    """How much more two circuits share than either of them shares with a control task's circuit.
+
+        value = measure(one, other) - measure(circuit, control),   circuit one of the two
+
+    The interval is `around` the value, from the same difference on the same halves of the prompts
+    of all three tasks. Pairs in which a task is itself a control have none.
+    """
+    groups = {name: entry_named(name).group for pair in shared for name in pair}
+    if "control" in (groups[one], groups[other]):
+        return []
+    found = []
+    for circuit in (one, other):
+        for control in (name for name, group in groups.items() if group == "control"):
+            against = shared.get(frozenset((circuit, control)))
+            if against is not None:
+                both = zip(shared[frozenset((one, other))][measure], against[measure], strict=True)
+                value, *drawn = [x - y for x, y in both]
+                low, high = around(value, drawn, least=-1.0)
+                row = {"circuit": circuit, "control": control, "shares": against[measure][0]}
+                found.append(row | {"value": value, "low": low, "high": high})
+    return found
 
 
 def _described(left: Mapping[str, Heads], right: Mapping[str, Heads], n_heads: int) -> Result:

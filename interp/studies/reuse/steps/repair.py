@@ -1,4 +1,4 @@
-"""Does forcing IOI's heads to attend on Colored Objects as they do in IOI repair the task?"""
+"""Do heads found on IOI repair Colored Objects, if they are told which colours are wrong?"""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from interp.runs.hooks import intervene
 from interp.runs.kinds import make_ablation
 from interp.studies.formatting import place
 from interp.studies.reuse.settings import Choices, ReuseContext, choices
-from interp.studies.reuse.steps.circuits import heads_of
+from interp.studies.reuse.steps.circuits import heads_of, label, strongest
 from interp.studies.reuse.tasks import OBJECTS
 from interp.studies.steps import Result, mean_of, share_of
 
 WATCHED = 48
 """Prompts on which the movers' attention is read."""
 
-AttentionPlan = Mapping[str, tuple[str, str]]
-"""Head -> (the colours it is made to attend to, the role it attends to in IOI)."""
+NEAR = 3
+"""How many layers away the random heads for a single head may be."""
 
 Pattern = Sequence[Mapping[int, float]]
 """For each prompt the attention of its last token: position -> weight, adding up to 1."""
@@ -35,76 +35,82 @@ Written = Mapping[Address, Tensor]
 """Site z of every layer, (prompts, 1, heads, d_head)."""
 
 
-def chosen_heads(ioi: Result) -> dict[str, list[str]]:
+def candidates(ioi: Result) -> list[str]:
+    """The strongest heads of the stages that act at the last token, twice as many as they list."""
+    found = {}
+    for stage in ("movers", "inhibition"):
+        values = np.array(ioi["stages"][stage]["values"])
+        found |= dict.fromkeys(label(h, ioi["n_heads"]) for h in strongest(values, 2 * ioi["k"]))
+    return list(found)
+
+
+def chosen_heads(ioi: Result, named: Mapping[str, Result]) -> dict[str, list[str]]:
     """As many heads as published, chosen on IOI alone.
 
-    The three strongest of the inhibition stage, the most negative mover, and the three strongest
-    movers; fewer if a stage has fewer of that sign.
+    The three strongest of the inhibition stage; the most negative head of the movers' stage that is
+    a suppressor; and the three strongest of that stage that are movers. Fewer if there are fewer.
     """
+    roles = {head: x["role"] for head, x in named.items()}
     inhibition = heads_of(ioi, "inhibition", 1)[:3]
-    negative = [head for head in heads_of(ioi, "movers", -1) if head not in inhibition][-1:]
-    movers = [head for head in heads_of(ioi, "movers", 1) if head not in inhibition][:3]
-    return {"inhibition": inhibition, "negative mover": negative, "movers": movers}
+    rest = [head for head in heads_of(ioi, "movers") if head not in inhibition]
+    against = [h for h in heads_of(ioi, "movers", -1) if h in rest and roles.get(h) == "suppressor"]
+    movers = [head for head in rest if roles.get(head) == "mover"]
+    return {"inhibition": inhibition, "negative mover": against[-1:], "movers": movers[:3]}
 
 
-def plans_of(chosen: Mapping[str, Sequence[str]]) -> dict[str, AttentionPlan]:
-    """Where each intervention makes which heads attend."""
-    away = {head: ("wrong", "cue") for head in chosen["inhibition"]}
-    negative = {head: ("wrong", "answer") for head in chosen["negative mover"]}
-    toward = {head: ("right", "answer") for head in chosen["movers"]}
-    plans = {
-        "inhibition": away,
-        "negative mover": negative,
-        "both": away | negative if away and negative else {},
-        "movers": toward,
-        "all": away | negative | toward if toward and (away or negative) else {},
-    }
-    return {name: plan for name, plan in plans.items() if plan}
+def repair(context: ReuseContext, ioi: Result, named: Mapping[str, Result]) -> Result:
+    """Heads of IOI told, one by one, which colours are wrong; with controls.
 
-
-def repair(context: ReuseContext, ioi: Result, labels: Result) -> Result:
-    """The intervention of arXiv 2310.08744 (section 5) on the untuned model, with controls.
-
-    On Colored Objects, inhibition heads and the negative mover are made to attend, at the last
-    token, to the two wrong colours, and movers to the right one: with all their attention
-    ("full"), or with as much as they give that role in IOI and the rest on the first token, where
-    idle heads attend ("as in IOI"). Random heads of the same layers get the same patterns, so they
-    are given the same information about which colour is right.
+    On Colored Objects the attention of a head's last token is set to the two wrong colours, half to
+    each, and to nothing else. Rows: every one of the `candidates` of IOI alone, with its role on
+    IOI (`interp.studies.reuse.steps.heads.named`), and the sets of arXiv 2310.08744, section 5: the
+    inhibition heads, and these with the negative mover ("both"). Random heads are given the same
+    colours: for a set, heads of the same layers; for one head, others at most `NEAR` layers away
+    that are no candidates.
 
     right: share of prompts on which the right colour is the most likely of the table's three.
     top: of all tokens. fixed, broken: prompts that become right, or wrong; p_paired: McNemar's
     exact test of the two. null: the random sets' shares of right answers; share: the share of
     random sets that do as well.
+
+    Args:
+        context: the models and settings.
+        ioi: the circuit of IOI.
+        named: `named` on IOI.
     """
     model, task = context.model, context.task(OBJECTS, test=True)
-    encoded = task.encode(model)
-    places = _places(model, task)
-    patterns = {side: evenly(mine) for side, mine in places.items()}
-    basis = written(model, encoded.clean, patterns | {"rest": [{0: 1.0}] * len(task)})
-    chosen = chosen_heads(ioi)
-    listed: list[Change] = []
-    spans: dict[str, slice] = {}
+    places, draws = _places(model, task), context.settings.sets
+    told = written(model, task.encode(model).clean, {"wrong": evenly(places["wrong"])})["wrong"]
+    chosen, single = chosen_heads(ioi, named), candidates(ioi)
     rng = np.random.default_rng(context.settings.seed)
-    for name, plan in plans_of(chosen).items():
-        for kind, mixed in _kinds(plan, basis, labels).items():
-            begin = 1 + len(listed)
-            listed.append(impose(model, list(mixed.items()), f"{name}, {kind}"))
-            for _ in range(context.settings.sets):
-                drawn = matched_heads(model, list(plan), rng)
-                listed.append(impose(model, [(drawn[head], z) for head, z in mixed.items()]))
-            spans[f"{name}, {kind}"] = slice(begin, 1 + len(listed))
-    seen = choices(model, task, listed)
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    inhibition, negative = chosen["inhibition"], chosen["negative mover"]
+    sets = {"both": [*inhibition, *negative] if inhibition and negative else []}
+    for name, heads in (sets | {"inhibition": inhibition}).items():
+        if heads:
+            drawn = [matched_heads(model, heads, rng) for _ in range(draws)]
+            rows[name] = [tuple(heads), *(tuple(x[head] for head in heads) for x in drawn)]
+    for head in single:
+        near = others_near(model, head, single)
+        if near:
+            picked = rng.permutation(near)[:draws].tolist()
+            rows[head] = [(head,), *((other,) for other in picked)]
+    listed = list(dict.fromkeys(heads for row in rows.values() for heads in row))
+    made = {heads: impose(model, heads, told) for heads in listed}
+    seen = choices(model, task, list(made.values()))
+    at = {heads: 1 + i for i, heads in enumerate(listed)}
     found: Result = {
         "n": len(task),
         "chance": seen.chance,
-        "sets_drawn": context.settings.sets,
+        "sets_drawn": draws,
         "heads": chosen,
+        "roles": {head: named.get(head) for head in single},
         "none": {"right": share_of(seen.right[0]), "top": share_of(seen.top[0])},
-        "sets": {name: _paired(seen, rows) for name, rows in spans.items()},
+        "sets": {name: _paired(seen, [at[heads] for heads in row]) for name, row in rows.items()},
     }
-    if "both, full" in spans and chosen["movers"]:
-        made = listed[spans["both, full"].start - 1]
-        found["attention"] = _moved(model, task.first(WATCHED), made, chosen["movers"])
+    if "both" in rows and chosen["movers"]:
+        change = made[rows["both"][0]]
+        found["attention"] = _moved(model, task.first(WATCHED), change, chosen["movers"])
     return found
 
 
@@ -118,26 +124,16 @@ def _places(model: LanguageModel, task: Task) -> dict[str, list[list[int]]]:
     }
 
 
-def _kinds(
-    plan: AttentionPlan, basis: Mapping[str, Written], labels: Result
-) -> dict[str, dict[str, Written]]:
-    """What each head of a plan writes, by how much of its attention is imposed."""
-    found: dict[str, dict[str, Written]] = {"full": {}, "as in IOI": {}}
-    for head, (side, relation) in plan.items():
-        layer, index = place(head)
-        share = labels["attention"][relation][layer][index]
-        found["full"][head] = basis[side]
-        found["as in IOI"][head] = blend(basis[side], basis["rest"], share)
-    return found
+def _paired(seen: Choices, rows: Sequence[int]) -> Result:
+    """A set's accuracy against its random sets, and prompt by prompt against the plain run.
 
-
-def _paired(seen: Choices, rows: slice) -> Result:
-    """A set's accuracy against its random sets, and prompt by prompt against the plain run."""
+    rows: the set's row of `seen`, and those of its random sets.
+    """
     found: Result = {}
     for kind, shares in (("right", seen.right), ("top", seen.top)):
-        before, after = shares[0], shares[rows][0]
+        before, (after, *others) = shares[0], shares[list(rows)]
         fixed, broken = int((~before & after).sum()), int((before & ~after).sum())
-        random = shares[rows][1:].mean(1)
+        random = np.mean(others, 1)
         found[kind] = {
             **share_of(after),
             "fixed": fixed,
@@ -210,19 +206,19 @@ def evenly(places: Sequence[Sequence[int]]) -> Pattern:
     return [dict.fromkeys(mine, 1 / len(mine)) for mine in places]
 
 
-def blend(one: Written, other: Written, share: float) -> Written:
-    """What heads write if `share` of their attention follows one pattern and the rest another."""
-    return {at: share * one[at] + (1 - share) * other[at] for at in one}
+def impose(model: LanguageModel, heads: Sequence[str], told: Written) -> Change:
+    """An ablation that sets heads, at the last token, to what a pattern writes."""
+    layers = {place(head)[0] for head in heads}
+    values = {(layer, "z"): told[layer, "z"] for layer in layers}
+    return make_ablation(model, heads, "patch", values=values)
 
 
-def impose(model: LanguageModel, wanted: Sequence[tuple[str, Written]], name: str = "") -> Change:
-    """An ablation that sets each head, at the last token, to what its own pattern writes."""
-    values: dict[Address, Tensor] = {}
-    for head, mixed in wanted:
-        layer, index = place(head)
-        merged = values.setdefault((layer, "z"), mixed[layer, "z"].clone())
-        merged[:, :, index] = mixed[layer, "z"][:, :, index]
-    return make_ablation(model, [head for head, _ in wanted], "patch", values=values, name=name)
+def others_near(model: LanguageModel, head: str, excluded: Sequence[str]) -> list[str]:
+    """The heads at most `NEAR` layers from a head, without the excluded ones."""
+    layer = place(head)[0]
+    layers = range(max(0, layer - NEAR), min(model.n_layers, layer + NEAR + 1))
+    every = [str(Component(k, "z", i)) for k in layers for i in range(model.n_heads)]
+    return [other for other in every if other not in excluded]
 
 
 def matched_heads(

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamlit import App
 
 from interp.ui import VIEWS
+from interp.ui.shared import early
 
 SCRIPT = VIEWS.parent / "app.py"
 
@@ -37,5 +38,6 @@ def serve(options: Sequence[str], settings: Mapping[str, Any]) -> None:
         settings: of Streamlit, by dotted name; those of `.streamlit/config.toml` otherwise.
     """
     sys.argv = [str(SCRIPT), *options]
+    early.begin()
     with suppress(KeyboardInterrupt):  # how it is stopped
         App(SCRIPT, middleware=[Middleware(WithoutMetrics)]).run(config=settings)

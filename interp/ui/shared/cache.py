@@ -31,7 +31,7 @@ from interp.results.keys import result_key
 from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
 from interp.runs.text_runs import Generation
-from interp.ui.shared import offered
+from interp.ui.shared import early, offered
 from interp.ui.shared.state import Selection, current, fit
 
 T = TypeVar("T")
@@ -100,6 +100,7 @@ def _release(model: LanguageModel) -> None:
 )
 def load_model(name: str, dtype: str) -> LanguageModel:
     """The model in memory, shared by all visitors: two at a time, so that two can be compared."""
+    early.wait()
     return offered.load(name, dtype)
 
 

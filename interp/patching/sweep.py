@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 
 from interp.core.arguments import Columns
 from interp.core.components import SITES, within
@@ -150,8 +153,14 @@ def cost(model: LanguageModel, sweep: PatchSweep) -> Cost:
     """
     flops = operations(model, sweep)
     pace = PACE.get((model.hash, str(model.device)))
-    per = 1.4 / matmul_rate(model.dtype, model.device) if pace is None else pace
+    per = 1.4 / _rate(model.dtype, model.device, time.monotonic() // 60) if pace is None else pace
     return Cost(runs=len(sweep.cells), flops=flops, seconds=per * flops, timed=pace is not None)
+
+
+@lru_cache(maxsize=4)
+def _rate(dtype: torch.dtype, device: torch.device, minute: float) -> float:
+    """The machine's speed, measured once a minute at most."""
+    return matmul_rate(dtype, device)
 
 
 def operations(model: LanguageModel, sweep: PatchSweep) -> float:

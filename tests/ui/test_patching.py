@@ -121,10 +121,12 @@ def test_the_estimate_is_calibrated_on_the_run(toy_task) -> None:
     at = wait(opened(PATCHING, **LINK), "Run", seconds=100)
     named(at.toggle, "Compare with the estimate").set_value(True).run()
     exact = interp.activation_patching(model, task)
-    found = interp.patching.calibrate(interp.attribution_patching(model, task.first(8)), exact)
+    found = interp.patching.calibrate(
+        interp.attribution_patching(model, task.first(cache.ESTIMATED)), exact
+    )
     assert f"correlation with the exact effects **{found.correlation:.3f}**" in said(at)
     assert f"slope **{found.slope:.3f}**" in said(at)
-    assert "On the first 8 pairs, over 8 cells" in said(at)
+    assert f"On the first {cache.ESTIMATED} pairs, over 8 cells" in said(at)
 
 
 def test_a_small_gap_offers_the_metrics_own_unit() -> None:

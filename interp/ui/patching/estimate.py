@@ -17,7 +17,7 @@ from interp.ui.shared.state import cell, current, select
 
 EVERY = 1.5
 """Seconds between two looks at what a running sweep has kept."""
-AT_ONCE, SOON = 0.2, 0.25
+AT_ONCE, SOON = 0.2, 0.1
 """Seconds that a page waits for an estimate, and seconds between two later looks."""
 
 
@@ -51,6 +51,7 @@ def first_guess(open_: cache.Opened, arguments: dict[str, Any]) -> Scores | None
     """
     found = cache.estimate(open_, arguments)
     if wait([found], AT_ONCE).done:
+        jobs.prepare()  # not earlier: its imports would hold up the estimate
         return found.result()
 
     @st.fragment(run_every=SOON)

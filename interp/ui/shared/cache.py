@@ -35,7 +35,7 @@ from interp.ui.shared import early, offered
 from interp.ui.shared.state import Selection, current, fit
 
 T = TypeVar("T")
-ESTIMATED = 8
+ESTIMATED = 6
 """Pairs whose gradient gives the first map of a sweep."""
 ESTIMATES = ThreadPoolExecutor(2, "estimate")
 

@@ -141,7 +141,6 @@ def _ready(open_: Opened, key: str, work: jobs.Work, cost: Cost | None) -> None:
             key=f"sure-{key}",
         )
     )
-    jobs.prepare()
     widgets.start_button("Run", jobs.start, key, work, disabled=not sure)
     st.caption("The result is kept. The same call from Python or the command line reuses it.")
 

@@ -6,10 +6,13 @@ pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 import streamlit as st
 
+from interp.ui.shared import jobs
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    monkeypatch.setattr(jobs, "AT_ONCE", 60.0)  # a page waits for its threads
     monkeypatch.setattr("interp.studies.study.SHIPPED", tmp_path / "shipped")
     st.cache_resource.clear()
     yield

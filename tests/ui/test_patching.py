@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -25,16 +24,6 @@ def said(at: AppTest) -> str:
     """All text of the page."""
     parts = [*at.markdown, *at.caption, *at.warning, *at.info, *at.error, *at.title, *at.header]
     return "\n".join(part.value.replace("\\", "") for part in parts)
-
-
-def estimated(at: AppTest) -> AppTest:
-    """The page once its estimate is there."""
-    deadline = time.monotonic() + 60
-    while "Estimating by one gradient" in said(at):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-        at.run()
-    return at
 
 
 @pytest.fixture
@@ -62,7 +51,7 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
 
 def test_the_estimate_comes_first_and_is_called_one(toy_task) -> None:
     model, task = toy_task
-    at = estimated(opened(PATCHING, **LINK))
+    at = opened(PATCHING, **LINK)
     assert "An estimate, not measured" in said(at)
     estimate = interp.attribution_patching(model, task.first(cache.ESTIMATED))
     assert numbers(charts(at)[0]["data"][0]["z"]) == pytest.approx(estimate.values, abs=1e-6)
@@ -80,11 +69,13 @@ def test_a_page_does_not_wait_for_its_estimate(monkeypatch) -> None:
         return found(*args, **options)
 
     monkeypatch.setattr("interp.attribution_patching", late)
+    monkeypatch.setattr(jobs, "AT_ONCE", 0.1)
     at = opened(PATCHING, **LINK)
     assert "Estimating by one gradient" in said(at)
     assert named(at.button, "Run")
     shown.set()
-    assert "An estimate, not measured" in said(estimated(at))
+    monkeypatch.setattr(jobs, "AT_ONCE", 60.0)
+    assert "An estimate, not measured" in said(at.run())
 
 
 def test_in_the_unit_of_the_metric_nothing_is_divided_by_the_gap(toy_task) -> None:
@@ -103,7 +94,7 @@ def test_what_a_stopped_sweep_measured_replaces_the_estimate(toy_task, monkeypat
         interp.activation_patching(
             model, task, progress=lambda now, n: done.append(now), cancelled=lambda: done[-1] > 3
         )
-    at = estimated(opened(PATCHING, **LINK))
+    at = opened(PATCHING, **LINK)
     counts = table_with(at, "measured, of 12 prompts")["measured, of 12 prompts"]
     assert 0 < counts.max() < 12
     assert "% measured" in said(at)
@@ -142,7 +133,7 @@ def test_a_small_gap_offers_the_metrics_own_unit() -> None:
             clean=pair.clean, corrupted=" ".join(words), answers=pair.answers, wrong=pair.wrong
         ))  # fmt: skip
     task = interp.tasks.save_task(interp.Task(name="own", pairs=tuple(pairs)))
-    at = estimated(opened(PATCHING, model="toy-induction", task=task.name, n="6"))
+    at = opened(PATCHING, model="toy-induction", task=task.name, n="6")
     assert "The gap is small" in said(at)
     named(at.button, "Measure in logits").click().run()
     assert at.query_params["unit"] == "metric"
@@ -201,7 +192,7 @@ def test_a_model_without_the_fast_engine_runs_without_an_estimate(monkeypatch) -
 
     toy = replace(interp.load_model(*TOY), decoder=None, engine_reason="no test engine")
     monkeypatch.setattr("interp.load_model", lambda name, dtype: toy)
-    at = estimated(opened(PATCHING, **LINK))
+    at = opened(PATCHING, **LINK)
     assert not at.error
     assert "No estimate before the run: no test engine" in said(at)
     assert np.any([button.label == "Run" for button in at.button])

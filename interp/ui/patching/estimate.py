@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +16,6 @@ from interp.ui.shared.state import cell, current, select
 
 EVERY = 1.5
 """Seconds between two looks at what a running sweep has kept."""
-AT_ONCE, SOON = 0.2, 0.1
-"""Seconds that a page waits for an estimate, and seconds between two later looks."""
 
 
 def estimated(open_: cache.Opened, arguments: dict[str, Any], key: str) -> None:
@@ -44,24 +41,16 @@ def estimated(open_: cache.Opened, arguments: dict[str, Any], key: str) -> None:
 
 
 def first_guess(open_: cache.Opened, arguments: dict[str, Any]) -> Scores | None:
-    """The estimate; None while it is computed: the page says so, and reruns when it is there.
+    """The estimate; None while it is computed.
 
     Raises:
         InterpError: the model has no fast engine, or the sweep has no gradient.
     """
     found = cache.estimate(open_, arguments)
-    if wait([found], AT_ONCE).done:
+    guess = jobs.later(found, "Estimating by one gradient …")
+    if found.done():
         jobs.prepare()  # not earlier: its imports would hold up the estimate
-        return found.result()
-
-    @st.fragment(run_every=SOON)
-    def panel() -> None:
-        if found.done():
-            st.rerun()
-        st.caption("Estimating by one gradient …")
-
-    panel()
-    return None
+    return guess
 
 
 def _in_unit(guess: Scores) -> bool:

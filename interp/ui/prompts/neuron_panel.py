@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future
 from html import escape
 from typing import Any
 
@@ -17,8 +18,9 @@ from interp.neurons.firing import NeuronFiring, neuron_firing
 from interp.neurons.search import search_neurons
 from interp.neurons.weights import NeuronTokens, neuron_tokens
 from interp.plots.style import visible
-from interp.ui.shared import cache, offered, widgets
+from interp.ui.shared import cache, jobs, offered, widgets
 from interp.ui.shared.cache import HASHES
+from interp.ui.shared.widgets import Rows
 
 SIGNS = {"write them": 1, "write against them": -1}
 MOST_FOUND = 20
@@ -116,8 +118,12 @@ def _strip(name: str, one: NeuronFiring, limit: float) -> None:
     )
 
 
-@st.cache_resource(max_entries=32, show_spinner="Searching the neurons …", hash_funcs=HASHES)
-def written(model: LanguageModel, asked: tuple[str, ...], *, sign: int) -> list[dict[str, Any]]:
+@st.cache_resource(max_entries=32, show_spinner=False, hash_funcs=HASHES)
+def _search(model: LanguageModel, asked: tuple[str, ...], sign: int) -> Future[Rows]:
+    return jobs.THREADS.submit(written, model, asked, sign=sign)
+
+
+def written(model: LanguageModel, asked: tuple[str, ...], *, sign: int) -> Rows:
     """The neurons that write some words most (or most against them), and what else they write.
 
     Raises:
@@ -157,9 +163,12 @@ def search(
     if model is None:
         return
     try:
-        rows = written(model, tuple(filter(None, asked.split(","))), sign=SIGNS[towards])
+        words_asked = tuple(filter(None, asked.split(",")))
+        rows = jobs.later(_search(model, words_asked, SIGNS[towards]), "Searching the neurons …")
     except InterpError as error:
         widgets.show_error(error)
+        return
+    if rows is None:
         return
     neurons = [row["neuron"] for row in rows]
     if sets is not None:

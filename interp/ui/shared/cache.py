@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, TypeVar
@@ -32,12 +32,12 @@ from interp.results.scores import Ranked, Scores
 from interp.results.store import stored
 from interp.runs.text_runs import Generation
 from interp.ui.shared import early, offered
+from interp.ui.shared.jobs import THREADS
 from interp.ui.shared.state import Selection, current, fit
 
 T = TypeVar("T")
 ESTIMATED = 6
 """Pairs whose gradient gives the first map of a sweep."""
-ESTIMATES = ThreadPoolExecutor(2, "estimate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +152,10 @@ def _others(open_: Opened, name: str, **options: Any) -> Task:
     return interp.load_task(name, open_.model, **options).without(open_.task)
 
 
-@st.cache_resource(
-    max_entries=16, show_spinner="Running clean and corrupted prompts …", hash_funcs=HASHES
-)
-def report(open_: Opened) -> TaskReport:
-    """Whether the model shows the behaviour."""
-    return open_.task.check(open_.model)
+@st.cache_resource(max_entries=16, show_spinner=False, hash_funcs=HASHES)
+def report(open_: Opened) -> Future[TaskReport]:
+    """Whether the model shows the behaviour, in a thread."""
+    return THREADS.submit(open_.task.check, open_.model)
 
 
 def sweep(selection: Selection, open_: Opened) -> dict[str, Any]:
@@ -208,12 +206,11 @@ def plan(open_: Opened, arguments: dict[str, Any]) -> tuple[str, Cost]:
 def estimate(open_: Opened, arguments: dict[str, Any]) -> Future[Scores]:
     """`interp.attribution_patching` of the first few pairs, in the metric's unit, in a thread.
 
-    A page that computed it would not answer a click on Cancel before its end. The result raises
-    `InterpError` where the model has no fast engine, or the sweep no gradient.
+    The result raises `InterpError` where the model has no fast engine, or the sweep no gradient.
     """
     options: dict[str, Any] = arguments | {"unit": "metric"}
     pairs = open_.task.first(ESTIMATED)
-    return ESTIMATES.submit(interp.attribution_patching, open_.model, pairs, **options)
+    return THREADS.submit(interp.attribution_patching, open_.model, pairs, **options)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False, hash_funcs=HASHES)

@@ -1,5 +1,8 @@
 """Long work in a process of its own, so that the pages stay usable, and the panel that watches it.
 
+Work of a few seconds that needs no Cancel runs in a thread (`THREADS`), and the page shows it
+`later`.
+
 The work keeps its result on disk, where the page finds it by its key. Its process loads the model
 again by its name, so a running job takes the model's memory a second time.
 """
@@ -14,6 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -42,6 +46,9 @@ IMPORTED = (
 _CONTEXT: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
+THREADS = ThreadPoolExecutor(3, "later")
+AT_ONCE, SOON = 0.2, 0.1
+"""Seconds that a page waits for a thread, and seconds between two later looks."""
 PACED = 8
 """Chunks whose pace tells how long the rest takes."""
 
@@ -245,6 +252,24 @@ def _died(code: int | None) -> InterpError:
         f"its process ended early ({name}); SIGKILL often means that the memory ran out",
         "run it again, with fewer prompts if memory is short; finished parts are kept",
     )
+
+
+def later(found: Future[T], words: str) -> T | None:
+    """What a thread computes, or its error; until it is there, None, and the page says `words`.
+
+    A page that computed it itself would not answer a click before its end.
+    """
+    if wait([found], AT_ONCE).done:
+        return found.result()
+
+    @st.fragment(run_every=SOON)
+    def panel() -> None:
+        if found.done():
+            st.rerun()
+        st.caption(words)
+
+    panel()
+    return None
 
 
 def result(

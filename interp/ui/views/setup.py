@@ -13,7 +13,7 @@ from interp.models.toys.circuits import TOYS
 from interp.tasks.saved import is_saved_name
 from interp.ui.prompts import frame
 from interp.ui.setup.own_prompts import edited, own_prompts
-from interp.ui.shared import cache, export, offered, widgets
+from interp.ui.shared import cache, export, jobs, offered, widgets
 from interp.ui.shared.state import CHOICES, LARGEST, MOST_PROMPTS, Selection, current, select
 
 MEANING = {
@@ -49,11 +49,12 @@ def _show() -> None:
         own_prompts()
         return
     open_ = cache.opened()
-    report = cache.report(open_)
     name = f"{open_.task.name} on {offered.without_paths(open_.model.name)}"
     st.header(widgets.plain(name), anchor=False)
     st.caption(widgets.plain(open_.task.description))
-    _baselines(report)
+    words = "Running clean and corrupted prompts, to see whether the model shows the behaviour …"
+    if (report := jobs.later(cache.report(open_), words)) is not None:
+        _baselines(report)
     _prompts(open_)
     export.python(
         f"{frame.load_call(open_.model)}\ntask = {open_.task.source}\n\nprint(task.check(model))",

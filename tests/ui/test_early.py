@@ -1,0 +1,15 @@
+"""What the first model needs is imported before it is asked for."""
+
+import subprocess
+import sys
+
+
+def test_the_server_imports_early_and_ends_with_collections_on() -> None:
+    code = (
+        "import gc, sys\nfrom interp.ui.shared import early\n"
+        "assert not set(early.MODULES) & set(sys.modules)\n"
+        "early.begin()\nearly.wait()\n"
+        "assert set(early.MODULES) <= set(sys.modules), early.MODULES\nassert gc.isenabled()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import typer
 
 from interp.cli import terminal
 from interp.cli.terminal import about, count
-from interp.plots.style import visible
 
 if TYPE_CHECKING:
     from interp.overview.findings import Scan
@@ -40,6 +39,8 @@ def look(
 
 
 def _print_look(seen: Look, top: int) -> None:
+    from interp.plots.style import visible
+
     parts, lens, following = seen.attribution(), seen.lens, seen.next_tokens(top)
     terminal.say(
         f"{seen.run.model.name} continues these {seen.run.n_tokens} tokens with "
@@ -89,6 +90,8 @@ def _print_look(seen: Look, top: int) -> None:
 
 def _source(parts: LogitParts, label: str) -> str:
     """The token through which a head adds most, and how much; "" for other parts."""
+    from interp.plots.style import visible
+
     layer, is_head, head = label.removeprefix("L").partition("H")
     if not is_head or not layer.isdigit():
         return ""
@@ -125,6 +128,8 @@ def scan(
 
 
 def _print_findings(found: Scan) -> None:
+    from interp.plots.style import visible
+
     terminal.say(found.sentences[0])
     if found.changed:
         changed = ", ".join(f"{visible(a)} -> {visible(b)}" for a, b in found.changed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.core.arguments import listed, reads_arguments
 from interp.core.continuations import answer_token
-from interp.core.errors import InterpError
+from interp.core.errors import InterpError, unknown
 from interp.core.nulls import Null, null_of
 from interp.core.positions import Prompt
 from interp.core.schema import Count, Real, Seed, checked
@@ -23,6 +23,7 @@ from interp.models.language_model import Address, LanguageModel
 from interp.overview.findings import is_one_token
 from interp.overview.planned_changes import FREE, PlannedChange, random_rows
 from interp.plots.style import visible
+from interp.results.direction import kept_directions
 from interp.runs.capture import run_with_cache
 from interp.runs.change import Change, Edit
 from interp.runs.changed_runs import ChangedRuns
@@ -79,6 +80,7 @@ class ChangeTrial:
         changes: those that are on.
         answer, wrong: the tokens whose logit difference is the metric.
         random: the matched random changes, one set of changes for each draw.
+        directions: the kept directions that the changes name.
         seed: seed of the draws.
         dose: x + dose (new - x) stands in place of every new value; 1 is as the changes say.
     """
@@ -92,6 +94,7 @@ class ChangeTrial:
     random: tuple[tuple[PlannedChange, ...], ...]
     seed: int
     dose: float = 1.0
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def words(self) -> str:
@@ -116,7 +119,48 @@ class ChangeTrial:
     @property
     def null(self) -> Null:
         """|changed - plain| beside that of the random changes."""
-        return null_of(abs(self.changed - self.plain), np.abs(self.drawn - self.plain))
+        return self.null_of(self.drawn)
+
+    def null_of(self, drawn: np.ndarray) -> Null:
+        """|changed - plain| beside that of other runs, given as their logit differences."""
+        return null_of(abs(self.changed - self.plain), np.abs(drawn - self.plain))
+
+    @cached_property
+    def harder(self) -> np.ndarray | None:
+        """(draws,) the logit difference where every direction is that of two other tokens.
+
+        A whole site that is moved along a direction gets x_i - x_j instead, of the same length: its
+        values at two random tokens of the prompt and the foil, the first ones left out. The stream
+        varies along these, other than along random ones. None where nothing is moved so, or where
+        there are no three different tokens.
+        """
+        return self._along("tokens", range(1, 1 + len(self.random)))
+
+    @cached_property
+    def towards(self) -> float | None:
+        """The logit difference where every direction is the answer's unembedding minus the wrong's.
+
+        Of the same length, and in the direction that raises the answer. It says how far this length
+        goes when it is aimed at the two tokens themselves. None as for `harder`, and without a fast
+        engine.
+        """
+        found = None if self.model.decoder is None else self._along("answer", [1])
+        return None if found is None else float(found[0])
+
+    def _along(self, kind: str, draws: Iterable[int]) -> np.ndarray | None:
+        """The logit difference with directions of a kind in place of those of the changes."""
+        rows = [row for row in self.changes if row.along]
+        if not rows or any(kind == "tokens" and len(self._tokens_of(row)) < 3 for row in rows):
+            return None
+        made = [
+            Change(name=kind, edits=tuple(self._edits(self.changes, self.dose, draw, kind)))
+            for draw in draws
+        ]
+        return _log_odds(self._run(made, [self.answer, self.wrong]))[1:]
+
+    def _tokens_of(self, row: PlannedChange) -> Tensor:
+        """(n, width) the different values of a site after the prompt and the foil."""
+        return torch.cat([x[1:] for x in self._read(row)]).double().cpu().unique(dim=0)
 
     def __repr__(self) -> str:
         what = "; ".join(map(str, self.changes))
@@ -188,6 +232,8 @@ class ChangeTrial:
             "random": self.drawn.tolist(),
             "random_changes": [list(map(str, rows)) for rows in self.random],
             "null": asdict(self.null),
+            "along_differences_of_tokens": None if self.harder is None else self.harder.tolist(),
+            "along_the_answer": self.towards,
             "seed": self.seed,
             "dose": self.dose,
             "tokens": [asdict(token) for token in self.tokens],
@@ -258,17 +304,31 @@ class ChangeTrial:
             for draw, rows in enumerate((self.changes, *self.random))
         ]
 
-    def _edits(self, rows: Sequence[PlannedChange], dose: float, draw: int) -> Iterator[Edit]:
-        """One edit for each change; all draws but the first have random directions."""
+    def _edits(
+        self, rows: Sequence[PlannedChange], dose: float, draw: int, kind: str = "random"
+    ) -> Iterator[Edit]:
+        """One edit for each change; all draws but the first have other directions, of a kind."""
         for number, row in enumerate(rows):
-            values, along = self._read(row), None
+            values, along = self._read(row), self.directions.get(row.direction)
             if row.along and draw:
-                length = (values[0][-1] - values[1][-1]).double().norm()
+                own = values[0][-1] - values[1][-1] if along is None else along
+                length = own.double().norm()
                 rng = np.random.default_rng([self.seed, draw, number])
-                random = torch.from_numpy(rng.standard_normal(values[0].shape[1]))
-                along = random / random.norm() * length.cpu()
+                other = self._other(kind, row, rng)
+                along = other / other.norm() * length.cpu()
             value = row.value(len(self.prompt), dose, values, along)
             yield one_edit(row.how, row.part, value)
+
+    def _other(self, kind: str, row: PlannedChange, rng: np.random.Generator) -> Tensor:
+        """(width,) a direction for a change: random, of two tokens, or towards the answer."""
+        if kind == "answer":
+            both = self.model.decoder.unembed[[self.answer, self.wrong]].double().cpu()  # type: ignore[union-attr]
+            return (both[0] - both[1]) * (-1 if row.strength < 0 else 1)
+        if kind == "tokens":
+            found = self._tokens_of(row)
+            first, second = rng.choice(len(found), 2, replace=False)
+            return found[first] - found[second]
+        return torch.from_numpy(rng.standard_normal(self._read(row)[0].shape[1]))
 
 
 @reads_arguments
@@ -293,15 +353,17 @@ def try_changes(
     site. If a layer has too few others, the changed components are drawn too, which makes the
     comparison stricter. A whole site that is steered, or from which a direction is projected out,
     keeps its place and gets a random direction of the same length. The stream varies little along
-    most random directions, so they are easily beaten: such a rank is weak evidence.
+    most random directions, so they are easily beaten: such a rank is weak evidence. `harder` and
+    `towards` of the result are stricter comparisons for these.
 
     Args:
         model: any model. Without a fast engine, and at sites that it does not change, every run is
             a whole forward pass.
         prompt: a text, or token ids.
         changes: `PlannedChange`s, or texts such as "L20H0, zero" and
-            "L15.resid_post, steer, 2, generated tokens". Those that are off are left out; those of
-            one component apply in their order.
+            "L15.resid_post, steer, 2, generated tokens, my-mood", where my-mood is a direction of
+            `interp.results.kept_directions`; without one it is the foil's. Those that are off are
+            left out; those of one component apply in their order.
         foil: a prompt for "patch" (of as many tokens), "steer" and "project out"; "mean" is over
             its tokens too. A text of one token is read as `wrong` instead.
         answer: the token that is explained; the likeliest next token by default.
@@ -316,7 +378,7 @@ def try_changes(
     Raises:
         InterpError: no change that is on, a component that the model lacks, a change that needs a
             foil without one, a foil of another length for "patch", a "patch" of generated tokens,
-            an answer of several tokens, equal answers, or inside `intervene`.
+            an answer of several tokens, equal answers, an unknown direction, or inside `intervene`.
     """
     model.refuse_changed("trying changes", "one intervene() for all of them")
     draws, seed = checked(Count, draws, "random changes"), checked(Seed, seed, "a seed")
@@ -331,6 +393,10 @@ def try_changes(
         wrong, foil = foil, None
     tokens = model.tokenize(prompt).tokens
     other = None if foil is None else model.tokenize(foil).tokens
+    named = {row.direction for row in rows if row.direction}
+    known = kept_directions(model) if named else {}
+    for name in named - known.keys():
+        raise unknown(f"direction kept of {model.name}:", name, known)
     for row in rows:
         model.require_component(row.part)
         row.require(tokens, other)
@@ -345,6 +411,7 @@ def try_changes(
         random=tuple(random_rows(model, rows, draws, seed)),
         seed=seed,
         dose=checked(Real, dose, "a dose"),
+        directions={name: known[name].vector for name in named},
     )
 
 

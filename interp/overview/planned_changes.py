@@ -18,7 +18,7 @@ from interp.runs.kinds import random_like
 
 How = Literal["zero", "mean", "patch", "scale", "steer", "project out"]
 """What replaces a component's value x. With s the strength, d the component's value at the last
-token of the prompt minus that of the foil, and u = d / |d|:
+token of the prompt minus that of the foil or a kept direction, and u = d / |d|:
 
     zero, mean, patch:  x + s (new - x); new is 0, the mean over the tokens of the prompt and the
                         foil, or the value at the same token of the foil
@@ -34,6 +34,8 @@ those generated."""
 HOWS: tuple[str, ...] = get_args(How)
 WHENS: tuple[str, ...] = get_args(When)
 ALONG = ("steer", "project out")
+STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+"""The sites that a kept direction fits, whole."""
 FREE = ("zero", "scale")
 """The changes that read no values."""
 
@@ -42,16 +44,20 @@ FREE = ("zero", "scale")
 class PlannedChange(CheckedSettings):
     """A change of one component: what is done, how strongly, when, and whether it is on.
 
-    `str` writes it as "L20H0, zero, 1, all tokens", and `parse` reads that.
+    `direction` names a kept direction (`interp.results.kept_directions`) that a whole site is moved
+    along; "" is the difference of prompt and foil. `str` writes it as "L20H0, zero, 1, all tokens",
+    and `parse` reads that.
 
     Raises:
-        InterpError: no label of a component, an unknown `how` or `when`, or no finite strength.
+        InterpError: no label of a component, an unknown `how` or `when`, no finite strength, or a
+            direction for what is not moved along one.
     """
 
     component: str
     how: str = "zero"
     strength: Real = 1.0
     when: str = "all tokens"
+    direction: str = ""
     on: bool = True
 
     def __post_init__(self) -> None:
@@ -60,10 +66,13 @@ class PlannedChange(CheckedSettings):
         for name, value, known in (("how", self.how, HOWS), ("when", self.when, WHENS)):
             if value not in known:
                 raise unknown(f"{name} of the change of {self.component}:", value, known)
+        if self.direction and not (self.along and self.part.site in STREAM):
+            found = f"the direction {self.direction}, which fits only whole sites of the stream"
+            raise InterpError(f"{self.how} {self.component}", found, "steer L15.resid_post")
 
     def __str__(self) -> str:
-        off = "" if self.on else ", off"
-        return f"{self.component}, {self.how}, {self.strength:.12g}, {self.when}{off}"
+        more = (f", {self.direction}" if self.direction else "") + ("" if self.on else ", off")
+        return f"{self.component}, {self.how}, {self.strength:.12g}, {self.when}{more}"
 
     @classmethod
     def parse(cls, text: str) -> PlannedChange:
@@ -75,9 +84,10 @@ class PlannedChange(CheckedSettings):
         parts = [part.strip() for part in str(text).split(",")]
         on = parts[-1] != "off"
         parts = parts if on else parts[:-1]
-        given: dict[str, Any] = dict(zip(("component", "how", "strength", "when"), parts))  # noqa: B905
+        names = ("component", "how", "strength", "when", "direction")
+        given: dict[str, Any] = dict(zip(names, parts))  # noqa: B905
         try:
-            if len(parts) > 4:
+            if len(parts) > 5:
                 raise ValueError
             if "strength" in given:
                 given["strength"] = float(given["strength"])
@@ -101,7 +111,7 @@ class PlannedChange(CheckedSettings):
 
     def require(self, prompt: Sequence[int], foil: Sequence[int] | None) -> None:
         """Refuse, by an `InterpError`, a foil that is missing or that does not fit."""
-        if self.how not in ("patch", *ALONG):
+        if self.how not in ("patch", *ALONG) or self.direction:
             return
         if foil is None:
             do = "give a foil: another prompt, from which the value is taken"

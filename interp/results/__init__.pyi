@@ -1,6 +1,8 @@
 from .comparison import ScoresDifference as ScoresDifference
 from .comparison import compare_scores as compare_scores
 from .direction import Direction as Direction
+from .direction import keep_direction as keep_direction
+from .direction import kept_directions as kept_directions
 from .direction import load_directions as load_directions
 from .direction import orthogonalise_direction as orthogonalise_direction
 from .direction import random_direction as random_direction

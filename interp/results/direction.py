@@ -7,7 +7,9 @@ fit the model or the prompts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -15,10 +17,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from interp.core.arguments import listed
+from interp.core.arguments import listed, reads_arguments
 from interp.core.chat_prompts import PLAIN, ChatFormat, ChatPrompts
 from interp.core.errors import InterpError, unknown
-from interp.core.files import content_key
+from interp.core.files import cache_dir, content_key
 from interp.core.records import Record
 from interp.core.schema import Brief
 from interp.models.language_model import LanguageModel
@@ -234,6 +236,37 @@ def save_directions(path: Path, directions: Mapping[str, Direction]) -> Path:
         InterpError: the file cannot be written.
     """
     return _Named(directions=directions).save(path)
+
+
+@reads_arguments
+def keep_direction(name: str, direction: Direction) -> Path:
+    """Keep a direction in the cache, where `kept_directions` finds it; an earlier one is replaced.
+
+    Raises:
+        InterpError: a name of other signs than letters, digits, - and _, or it cannot be written.
+    """
+    if not re.fullmatch(r"[\w-]{1,60}", name):
+        raise InterpError(f"the direction {name!r:.80}", "not a name", "write it as my-mood")
+    return save_directions(cache_dir() / "directions" / name, {name: direction})
+
+
+def kept_directions(model: LanguageModel) -> dict[str, Direction]:
+    """The directions in the cache that were read from a model: kept ones, then those of studies.
+
+    Those of a study are named as its folder and the direction, such as refusal-1f0a/over-refusal.
+    Damaged files are left out.
+    """
+    found: dict[str, Direction] = {}
+    for place in ("directions/*.safetensors", "studies/*/directions.safetensors"):
+        for path in sorted(cache_dir().glob(place)):
+            with suppress(InterpError):
+                before = "" if path.parent.name == "directions" else f"{path.parent.name}/"
+                found |= {before + name: one for name, one in load_directions(path).items()}
+    return {
+        name: one
+        for name, one in found.items()
+        if one.model_hash == model.hash and len(one.vector) == model.d_model
+    }
 
 
 def load_directions(path: Path) -> dict[str, Direction]:

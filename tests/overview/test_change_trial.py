@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from interp.core.components import Component
 from interp.core.errors import InterpError
 from interp.overview.change_trial import try_changes
 from interp.overview.planned_changes import PlannedChange
+from interp.results.direction import keep_direction, kept_directions, save_directions
 from interp.runs import kinds
 from interp.runs.generation import generate
 from interp.runs.hooks import intervene
+from interp.steering.candidates import mean_difference
 
 PROMPT = (5, 9, 21, 33, 9, 40)
 FOIL = (5, 11, 21, 30, 9, 41)
@@ -110,6 +113,73 @@ def test_random_directions_have_the_length_of_the_difference(family_models) -> N
             odds(model, trial, kinds.add("L0.resid_post", moved[0])), abs=1e-5
         )
     assert len(set(trial.drawn.round(6))) == 3
+
+
+@pytest.mark.parametrize("how", ["steer, -2", "project out"])
+def test_stricter_directions_are_differences_of_tokens_and_of_the_answers(
+    family_models, how
+) -> None:
+    model = family_models["llama"]
+    at, strength = "L0.resid_post", -2.0 if how.startswith("steer") else 1.0
+    trial = try_changes(model, PROMPT, [f"{at}, {how}"], foil=FOIL, draws=4)
+    values = kinds.component_values(model, Component(0, "resid_post"), [PROMPT, FOIL])
+    length = (values[0][-1] - values[1][-1]).norm()
+    rows = torch.cat([x[1:] for x in values]).double()
+    pairs = [a - b for a in rows for b in rows if not torch.equal(a, b)]
+    both = model.decoder.unembed[[trial.answer, trial.wrong]].double()
+    aimed = (both[0] - both[1]) * (-1 if strength < 0 else 1)
+
+    def effect(direction) -> float:
+        d = (direction / direction.norm() * length).float()
+        change = (
+            kinds.add(at, d, coefficient=strength) if strength < 0 else kinds.project_out(at, d)
+        )
+        return odds(model, trial, change)
+
+    known = np.array([effect(pair) for pair in pairs])
+    assert trial.harder is not None
+    assert all(np.abs(known - value).min() < 1e-4 for value in trial.harder)
+    assert len(set(trial.harder.round(5))) > 1
+    assert trial.towards == pytest.approx(effect(aimed), abs=1e-4)
+    assert strength > 0 or trial.towards > trial.plain
+    assert trial.to_dict()["along_the_answer"] == trial.towards
+
+
+def test_a_kept_direction_needs_no_foil(family_models, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    model = family_models["llama"]
+    mood = mean_difference(model, [PROMPT, PROMPT[1:]], [FOIL], layer=1)
+    keep_direction("mood", mood)
+    save_directions(tmp_path / "studies" / "refusal-ab" / "directions", {"over-refusal": mood})
+    keep_direction("other", replace(mood, model_hash="of another model"))
+    assert set(kept_directions(model)) == {"mood", "refusal-ab/over-refusal"}
+    rows = ["L1.resid_post, steer, 2, all tokens, mood", "L2.mlp_out, project out, 1, last token"]
+    for how in ("steer, 2", "project out, 1"):
+        text = f"L1.resid_post, {how}, all tokens, refusal-ab/over-refusal"
+        assert str(PlannedChange.parse(text)) == text
+        trial = try_changes(model, PROMPT, [text], draws=3)
+        vector = mood.vector.float()
+        change = kinds.add("L1.resid_post", vector, coefficient=2.0)
+        if "out" in how:
+            change = kinds.project_out("L1.resid_post", vector)
+        assert trial.changed == pytest.approx(odds(model, trial, change), abs=1e-5)
+        assert trial.harder is not None
+        assert len(trial.harder) == 3
+    with pytest.raises(InterpError, match="there is no foil"):
+        try_changes(model, PROMPT, rows)
+    with pytest.raises(InterpError, match="direction kept of .* 'moot'"):
+        try_changes(model, PROMPT, [rows[0].replace("mood", "moot")])
+    for text in ("L1H2, steer, 2, all tokens, mood", "L1.resid_post, zero, 1, all tokens, mood"):
+        with pytest.raises(InterpError, match="fits only whole sites"):
+            PlannedChange.parse(text)
+    with pytest.raises(InterpError, match="not a name"):
+        keep_direction("../mood", mood)
+
+
+def test_changes_along_no_direction_have_no_stricter_one(family_models) -> None:
+    trial = try_changes(family_models["llama"], PROMPT, ["L1H2", "L1H2, steer"], foil=FOIL, draws=2)
+    assert trial.harder is None
+    assert trial.towards is None
 
 
 def at_tokens(change, when: str, length: int):

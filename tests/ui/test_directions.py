@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
 from interp.overview.two_sets import contrast
+from interp.results.direction import kept_directions
 from interp.ui.shared.widgets import plain
 from interp.ui.views.directions import EXAMPLE
 from tests.pages import charts, downloads, named, numbers, opened
@@ -39,6 +40,13 @@ def test_the_example_runs_at_one_click(smollm, monkeypatch) -> None:
     assert "sets" in at.query_params
     again = opened(PAGE, **{name: at.query_params[name] for name in ("model", "sets", "layer")})
     assert named(again.number_input, "Direction of layer").value == 20
+    named(again.button, "Try on Interventions").click().run()
+    assert not again.exception
+    row = again.query_params["changes"]
+    name = row.rpartition(", ")[2]
+    assert row == f"L20.resid_post, steer, 2, all tokens, {name}"
+    kept = kept_directions(smollm)[name].vector
+    assert kept.tolist() == found.direction(20).vector.tolist()
 
 
 def test_too_few_prompts_and_an_unknown_link_are_refused() -> None:

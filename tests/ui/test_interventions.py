@@ -5,6 +5,7 @@ from streamlit.testing.v1 import AppTest
 
 import interp
 from interp.overview.change_trial import try_changes
+from interp.results.direction import keep_direction
 from interp.ui.shared.prompts import EXAMPLE, AskedPrompt, keep
 from tests.pages import charts, downloads, named, opened, table_with
 
@@ -61,6 +62,21 @@ def test_the_numbers_are_those_of_the_function(page, smollm) -> None:
     points = charts(at)[0]["data"]
     assert len(points) == 2
     assert {"CSV", "JSON"} <= downloads(at)
+
+
+def test_a_kept_direction_stands_beside_stricter_ones(page, smollm) -> None:
+    keep_direction("mood", interp.mean_difference(smollm, [EXAMPLE], [FOIL], layer=15))
+    row = "L15.resid_post, steer, 2, all tokens, mood"
+    at = page(row)
+    trial = try_changes(smollm, EXAMPLE, [row])
+    assert trial.harder is not None
+    for value in (trial.changed, trial.harder.mean(), trial.towards):
+        assert f"{value:+.3f}" in shown(at)
+    assert trial.null_of(trial.harder).beside.rpartition(", ")[2] in shown(at)
+    assert "# mood: a direction kept on this machine" in exported(at)
+    exec(exported(at), found := {})
+    assert found["trial"].changed == trial.changed
+    assert "mood" in at.query_params["changes"]
 
 
 def test_the_exported_python_gives_the_number_again(page, capsys) -> None:

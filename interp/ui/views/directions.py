@@ -5,8 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from interp.core.errors import InterpError
+from interp.core.files import content_key
 from interp.overview.two_sets import SITE, Contrast
 from interp.plots.lines import interval_lines
+from interp.results.direction import keep_direction
+from interp.ui import VIEWS
 from interp.ui.prompts.frame import intro, load_call, take_away
 from interp.ui.prompts.strip import projection_strips
 from interp.ui.shared import cache, offered, prompts, widgets
@@ -115,6 +118,11 @@ def _compared(found: Contrast) -> None:
         written = found.written(layer)
         for words, tokens in (("raises", written.promoted), ("lowers", written.suppressed)):
             st.markdown(f"It {words} " + widgets.plain(" ".join(t.label for t in tokens)))
+        if not offered.is_shared() and st.button("Try on Interventions", icon=":material/east:"):
+            name = f"sets-{content_key([*found.first, *found.second])[:8]}-L{layer}"
+            keep_direction(name, found.direction(layer))
+            select(changes=(f"L{layer}.{SITE}, steer, 2, all tokens, {name}",))
+            st.switch_page(VIEWS / "interventions.py")
     st.markdown("**Two prompts of each set, along the direction**")
     shown = [*found.first[:2], *found.second[:2]]
     st.html(projection_strips(found.projections(layer, shown), "projection", "projection"))

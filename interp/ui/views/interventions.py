@@ -16,12 +16,14 @@ from interp.overview.change_trial import ChangeTrial
 from interp.overview.planned_changes import HOWS, WHENS, PlannedChange
 from interp.plots.lines import interval_lines, values_with_null
 from interp.plots.style import CHOSEN, SOFT
+from interp.results.direction import kept_directions
 from interp.ui.prompts import frame
 from interp.ui.shared import cache, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, fit, select
 
-COLUMNS = ("component", "how", "strength", "when")
+COLUMNS = ("component", "how", "strength", "when", "direction")
+OWN = "prompt - foil"
 SECTIONS = {"next": "Next token", "dose": "Dose", "texts": "Texts"}
 DOSES = tuple(f"{x / 4:g}" for x in range(9))
 NEW = "Components: L20H0 (head), L20N100 (neuron), L5.mlp_out, L5.attn_out, L5.resid_post (stream)."
@@ -29,11 +31,13 @@ HELP = {
     "how": "zero: x becomes 0. mean: the mean over the tokens of prompt and foil. patch: its value "
     "at the same token of the foil. scale: strength · x. steer: x + strength · d. project out: x "
     "without its part along d. d is the component's value at the last token of the prompt minus "
-    "that of the foil.",
+    "that of the foil, or a kept direction.",
     "strength": "zero, mean, patch, project out: 1 goes all the way, 0 changes nothing. scale: the "
     "factor. steer: how many times d is added.",
     "when": "all tokens: of the prompt and generated ones. last token: of the prompt. generated "
     "tokens: they cannot change the next token, only the text after it.",
+    "direction": "What steer and project out move along: the difference of prompt and foil, or a "
+    "direction that a study or the page Directions keeps (for L5.resid_post, L5.mlp_out ...).",
 }
 
 
@@ -58,7 +62,7 @@ def _tried(model: LanguageModel, asked: AskedPrompt) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
         try:
-            rows = _table(_usual(model, asked))
+            rows = _table(_usual(model, asked), [*kept_directions(model)])
         except InterpError as error:
             widgets.show_error(error)
             return
@@ -90,7 +94,7 @@ def _usual(model: LanguageModel, asked: AskedPrompt) -> tuple[str, ...]:
     return tuple(str(PlannedChange.parse(row)) for row in rows)
 
 
-def _table(usual: tuple[str, ...]) -> tuple[str, ...]:
+def _table(usual: tuple[str, ...], directions: list[str]) -> tuple[str, ...]:
     """The table of changes, as the texts of its rows; an edit is written into the selection.
 
     The editor keeps its own edits, so its first rows stay as they were until the selection is
@@ -118,6 +122,15 @@ def _table(usual: tuple[str, ...]) -> tuple[str, ...]:
             "when": st.column_config.SelectboxColumn(
                 "when", options=WHENS, default=WHENS[0], required=True, width=140, help=HELP["when"]
             ),
+            "direction": st.column_config.SelectboxColumn(
+                "direction",
+                options=[OWN, *directions],
+                default=OWN,
+                required=True,
+                help=HELP["direction"],
+            )
+            if directions
+            else None,
         },
     )
     rows = tuple(text for text in map(_text, edited.to_dict("records")) if text)
@@ -143,7 +156,8 @@ def _cells(text: str) -> dict[str, Any]:
     except ValueError:
         strength = 1.0
     cells = {"component": shown["component"], "how": shown.get("how", HOWS[0])}
-    return {"on": on, **cells, "strength": strength, "when": shown.get("when", WHENS[0])}
+    cells |= {"strength": strength, "when": shown.get("when", WHENS[0])}
+    return {"on": on, **cells, "direction": shown.get("direction", OWN)}
 
 
 def _text(row: dict[str, Any]) -> str:
@@ -153,6 +167,8 @@ def _text(row: dict[str, Any]) -> str:
         return ""
     strength = 1.0 if row["strength"] is None else row["strength"]
     text = f"{component}, {row['how']}, {strength:.12g}, {row['when']}"
+    if row["direction"] not in (None, OWN):
+        text = f"{text}, {row['direction']}"
     return text if row["on"] else f"{text}, off"
 
 
@@ -192,16 +208,18 @@ def _results(
     """The metric plain, changed and under random changes; then one section."""
     null = made.null
     low, high = range_of_draws(made.drawn)
+    told = f"{made.drawn.mean():+z.3f} [{low:+z.3f}, {high:+z.3f}]"
     widgets.facts(
         {
             "metric, in logits": made.words,
-            "plain": f"{made.plain:+.3f}",
-            "changed": f"{made.changed:+.3f}",
-            "effect": f"{made.changed - made.plain:+.3f}",
-            f"{null.draws} random changes": f"{made.drawn.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
+            "plain": f"{made.plain:+z.3f}",
+            "changed": f"{made.changed:+z.3f}",
+            "effect": f"{made.changed - made.plain:+z.3f}",
+            f"{null.draws} random changes": told,
             "|effect| among them": null.beside.rpartition(", ")[2],
         }
     )
+    _directions(made)
     if null.draws < options["draws"]:
         st.caption(
             f"There are no more than {null.draws} different random changes of this kind: few other "
@@ -229,9 +247,31 @@ def _results(
         "among random changes is no p-value if the component was chosen for its effect. Random: "
         "heads and neurons of the same layers, an MLP or stream of other layers; steering and "
         "projections of a whole site get random directions of the same length, which are easily "
-        "beaten, because the stream varies little along most of them."
+        "beaten, because the stream varies little along most of them; compare with differences of "
+        "two tokens."
     )
     _export(made, rows, options, asked)
+
+
+def _directions(made: ChangeTrial) -> None:
+    """The stricter comparisons of a whole site that is moved along a direction."""
+    if made.harder is None:
+        return
+    low, high = range_of_draws(made.harder)
+    rank = made.null_of(made.harder)
+    told = f"{made.harder.mean():+z.3f} [{low:+z.3f}, {high:+z.3f}]"
+    facts = {
+        f"{rank.draws} differences of two tokens": told,
+        "|effect| among them": rank.beside.rpartition(", ")[2],
+    }
+    if made.towards is not None:
+        facts["aimed at the answer, by unembeddings"] = f"{made.towards:+z.3f}"
+    widgets.facts(facts)
+    st.caption(
+        "Stricter than random directions, of the same length: differences of the site's values at "
+        "two random tokens of prompt and foil, along which it does vary; and the answer's "
+        "unembedding minus the other one's."
+    )
 
 
 def _next(made: ChangeTrial) -> None:
@@ -327,8 +367,12 @@ def _export(
         if name != "foil" and value is not None
     )
     changes = "".join(f"        {row!r},\n" for row in rows)
+    kept = "".join(
+        f"# {name}: a direction kept on this machine, see interp.results.keep_direction\n"
+        for name in made.directions
+    )
     call = (
-        f"{frame.load_call(made.model)}\ntrial = interp.overview.try_changes(\n"
+        f"{frame.load_call(made.model)}\n{kept}trial = interp.overview.try_changes(\n"
         f"    model,\n    {asked.python()},\n    [\n{changes}    ],\n{foil}{named})\n"
         "print(trial.plain, trial.changed, trial.null)"
     )

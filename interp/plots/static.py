@@ -141,7 +141,7 @@ def square_map(
             style = {"ha": "center", "va": "center", "size": SMALL, "color": ink}
             axes.text(column, row, f"{value:.2f}", **style)
     axes.spines[:].set_visible(False)
-    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=40, ha="right")
+    _name_places(axes, names)
     axes.set_yticks(range(len(names)), [_plain(name) for name in names])
     axes.tick_params(length=0)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.8)

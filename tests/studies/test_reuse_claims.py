@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from interp.core.errors import InterpError
 from interp.core.nulls import paired_p
 from interp.core.statistics import share_estimate
+from interp.plots import static
 from interp.studies.reuse.report.claims import claims
+from interp.studies.reuse.report.report import overlap_matrix, repair_bars
 from interp.studies.reuse.steps.circuits import STAGES, step_of
 from interp.studies.reuse.steps.overlap import MEASURES
 from interp.studies.reuse.tasks import BY_NAME, IOI, OBJECTS_TRAINED
@@ -193,3 +196,24 @@ def test_a_planted_failure_changes_the_verdict(name, change, verdict):
     results = planted()
     change(results)
     assert verdicts(results)[name]["here"] == verdict
+
+
+def test_figures_show_every_row_and_every_pair():
+    results = planted()
+    axes = repair_bars(results).axes[0]
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert names[:4] == ["no change", "both", "inhibition", "L1H0, suppressor"]
+    assert len(names) == 7
+    heights = [bar.get_height() for bar in axes.containers[0].patches]
+    assert heights == pytest.approx([0.4, 0.9, 0.9, 0.95, 0.9, 0.4, 0.35])
+    points = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 30]
+    assert len(points) == 6  # none beside the plain run
+    axes = overlap_matrix(results).axes[0]
+    tasks = [text.get_text() for text in axes.get_yticklabels()]
+    grid = axes.images[0].get_array()
+    assert tasks == [text.get_text() for text in axes.get_xticklabels()] == list(BY_NAME)
+    assert np.isnan(np.ma.filled(grid, np.nan).diagonal()).all()
+    assert grid[0, 1] == grid[1, 0] == 0.5
+    assert len(axes.texts) == np.isfinite(np.ma.filled(grid, np.nan)).sum()
+    with pytest.raises(InterpError, match="a row and a column"):
+        static.square_map([[1.0, 0.5]], names=["a"], title="")

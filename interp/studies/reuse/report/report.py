@@ -12,7 +12,7 @@ from interp.core.statistics import Estimate
 from interp.plots import static
 from interp.studies.formatting import place
 from interp.studies.report.report import Report, study_report
-from interp.studies.reuse.report.claims import beyond_words, claims, mends, pair_of
+from interp.studies.reuse.report.claims import beyond_words, claims, mends, pair_of, suppressors
 from interp.studies.reuse.settings import ReuseSettings
 from interp.studies.reuse.steps.circuits import STAGES, circuits_of, clear_heads, value_of
 from interp.studies.reuse.steps.heads import RULES, in_words
@@ -134,10 +134,10 @@ def overlap_matrix(results: Results) -> Figure:
 def repair_bars(results: Results) -> Figure:
     """The share right of every row of the repair, beside its random heads; the best first."""
     found = results["repair"]
-    rows = repair_rows(results)
+    rows, lowering = repair_rows(results), suppressors(results)
     bars = [found["none"]["right"], *(found["sets"][name]["right"] for name in rows)]
     return static.values_with_null(
-        ["no change", *rows],
+        ["no change", *(f"{x}, suppressor" if x in lowering else x for x in rows)],
         [x["mean"] for x in bars],
         low=[x["low"] for x in bars],
         high=[x["high"] for x in bars],

@@ -45,18 +45,18 @@ def capability_cases(n: int | None = None, *, seed: int = 0) -> tuple[Case, ...]
     A kind of case is the inability ("live data"), the same for all cases of a base text.
 
     Args:
-        n: pairs of each kind; None for all. A larger n adds pairs to those of a smaller one.
+        n: at most so many pairs of each kind; None for all. A larger n adds pairs to those of a
+            smaller one.
         seed: seed of the draw.
 
     Raises:
-        InterpError: n is below 1 or above the number of pairs of a kind.
+        InterpError: n is below 1.
     """
+    if n is not None and n < 1:
+        raise InterpError(f"{n} pairs of each kind", "there must be at least 1", "give n >= 1")
     found: list[Case] = []
     for kind, tasks in shipped()["pairs"].items():
         pairs = [(task, *pair) for task, some in tasks.items() for pair in some]
-        if n is not None and not 1 <= n <= len(pairs):
-            asked = f"{n} pairs of each kind"
-            raise InterpError(asked, f"{len(pairs)} of {kind}", "give 1 or more, up to that number")
         numbers = random.Random(f"{seed} {kind}").sample(range(len(pairs)), len(pairs))
         for number in sorted(numbers[:n]):
             found += _cases(kind, number, *pairs[number])

@@ -134,16 +134,17 @@ def study_reuse_command(
 
 
 @study_app.command(
-    "refusal", epilog="Example: interp study refusal --model refusal-smollm2 --out report"
+    "refusal", epilog="Example: interp study refusal --model smollm2-135m-instruct --out report"
 )
 def study_refusal_command(
-    model: terminal.ModelName = "refusal-smollm2",
+    model: terminal.ModelName = terminal.DEFAULT_MODEL,
     prompts: Annotated[
         str | None,
         about(
             "Your own prompts: a .jsonl or .csv file, or hf://owner/name@commit/file of a "
             "data set. Columns: row (an id), prompt, should (answer or refuse); optional task, "
-            "kind and base (the text a prompt is written around). Else shipped ones."
+            "kind and base (the text a prompt is written around). Else shipped ones: requests "
+            "that a text model cannot meet, or the taboo for the models trained on it."
         ),
     ] = None,
     sha256: Annotated[
@@ -159,12 +160,12 @@ def study_refusal_command(
     system: Annotated[
         str | None, about("A system prompt with a policy: in-context refusal.")
     ] = None,
-    n: Annotated[int, about("Shipped prompts of each kind and task.")] = 24,
+    n: Annotated[int, about("Shipped prompts of each kind and task; 0 for the usual.")] = 0,
     pairs: Annotated[int, about("Prompt pairs heads are found on.")] = 8,
     select: Annotated[int, about("Prompts a candidate is scored on.")] = 12,
-    thin: Annotated[int, about("Candidate directions at every k-th layer only.")] = 1,
+    thin: Annotated[int, about("Candidate directions at every k-th layer only.")] = 2,
     draws: Annotated[int, about("Random sets for each selection; at least 20 for heads.")] = 10,
-    max_new_tokens: Annotated[int, about("Token limit of a reply.")] = 100,
+    max_new_tokens: Annotated[int, about("Token limit of a reply; 0 for the usual.")] = 0,
     seed: terminal.SeedOption = 0,
     dtype: terminal.Dtype = "float32",
     workers: Workers = 1,

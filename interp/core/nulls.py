@@ -108,6 +108,19 @@ def max_t_shares(observed: Sequence[float], random: Sequence[Sequence[float]]) -
     return [float((best >= own - 1e-12).mean()) for own in scaled[:, 0]]
 
 
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's step-down method (1979), in their order.
+
+    The k-th smallest of m, from 0, becomes the largest of (m - i) p_i over i up to k, at most 1. It
+    needs no assumption of how the tests depend on each other.
+    """
+    ordered = np.argsort(p, kind="stable")
+    steps = np.sort(np.asarray(p, dtype=float)) * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[ordered] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return corrected.tolist()
+
+
 DRAWS = 2000
 """Default number of random sign flips in a test."""
 

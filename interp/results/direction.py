@@ -26,14 +26,17 @@ from interp.core.schema import Brief
 from interp.models.language_model import LanguageModel
 
 DirectionKind = Literal[
-    "harmful-harmless", "behaviour", "over-refusal", "false-refusal", "task", "contrast"
-]
+    "harmful-harmless", "behaviour", "over-refusal", "false-refusal", "refused-invented", "task",
+    "contrast",
+]  # fmt: skip
 """Which difference of means it is.
 
 harmful-harmless: harmful minus harmless requests (arXiv 2406.11717).
 behaviour: harmful and refused minus harmless and answered (arXiv 2603.27518).
 over-refusal: benign and refused minus benign and answered (arXiv 2603.27518).
 false-refusal: pseudo-harmful minus harmless, orthogonal to harmful-harmless (arXiv 2410.03415).
+refused-invented: requests that are refused minus requests of the same kind that get an invented
+answer.
 task: answered minus refused prompts of one task (arXiv 2508.11290). It is the only one that points
 towards compliance.
 contrast: any prompts minus other prompts, which need not have to do with refusal.

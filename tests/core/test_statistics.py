@@ -6,7 +6,7 @@ from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from interp.core.errors import InterpError
-from interp.core.nulls import max_t_shares
+from interp.core.nulls import holm, max_t_shares
 from interp.core.statistics import auc_estimate
 
 
@@ -50,3 +50,10 @@ def test_a_row_with_fewer_draws_keeps_its_own_share():
     assert weak > 0.5
     with pytest.raises(InterpError, match="draws"):
         max_t_shares([1.0, 2.0], [[0.1], []])
+
+
+def test_holm_s_correction_by_hand():
+    # 4 x 0.01, 3 x 0.02, 2 x 0.03 and 1 x 0.9, in the given order.
+    assert holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []

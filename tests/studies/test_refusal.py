@@ -28,7 +28,15 @@ from interp.studies.refusal.settings import REFUSAL, SHARES, RefusalContext, Ref
 from interp.studies.refusal.steps import frontier
 from interp.studies.refusal.steps.behaviour import behaviour, replies
 from interp.studies.refusal.steps.directions import place_of, selection
-from interp.studies.refusal.steps.frontier import QUALITY, RETAINED, SENSE, best_dose, costs
+from interp.studies.refusal.steps.frontier import (
+    ALONE,
+    OTHERS,
+    QUALITY,
+    RETAINED,
+    SENSE,
+    best_dose,
+    costs,
+)
 from interp.studies.refusal.steps.geometry import SHUFFLES, cosine_interval
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.refusal.steps.neurons import neurons
@@ -41,23 +49,25 @@ from interp.ui.studies.pages import REFUSAL_PAGES
 
 pytestmark = pytest.mark.long  # one whole study, of which all tests here are
 
-SETTINGS = RefusalSettings(n=14, pairs=4, select=6, draws=2)
+SETTINGS = RefusalSettings(n=14, requests=3, max_new_tokens=100, pairs=4, select=6, draws=2)
 STEPS = {
     "behaviour", "tokens", "separation", "selection_harmful-harmless", "selection_over-refusal",
     "cosmic", "directions", "geometry", "heads_proper_refusals", "heads_over-refusals",
     "groups_proper_refusals", "groups_over-refusals", "paths_proper_refusals",
     "paths_over-refusals", "flips", "constellations", "ledger", "neurons", "chance",
-    "selection_false-refusal",
+    "selection_false-refusal", "selection_refused-invented", "rivals",
 }  # fmt: skip
 METHODS = {
-    "ablate harmful-harmless", "ablate behaviour", "ablate over-refusal", "ablate false-refusal",
+    "ablate harmful-harmless", "ablate over-refusal", "ablate false-refusal",
     "add - harmful-harmless", "add - over-refusal", "affine edit (ACE)", "conditional (CAST-like)",
     "null space (AlphaSteer-like)", "random direction 1", "random direction 2",
     "ablate random direction", "task constellations", "task constellations, every task",
     "task constellations, notebooks' options on our states",
     "task constellations, random shifts",
     *(f"task constellations, shuffled labels {i}" for i in range(1, 6)),
-    "zero triggers of over-refusals", "zero random heads",
+    "zero triggers", "zero the first trigger alone", "zero the other triggers",
+    "zero random heads", "ablate unembedding", "ablate shuffled labels",
+    "ablate another fact: task", "ablate another fact: kind",
 }  # fmt: skip
 
 
@@ -113,11 +123,12 @@ def test_every_step_has_a_result_and_none_is_skipped(done):
     assert names - steered == STEPS
     assert set(REFUSAL_PAGES.steps) == STEPS - {"ledger"}
     assert {x["name"] for name, x in study.results.items() if name in steered} == METHODS
-    # Heads at zero, an ablated random direction, a second one, shuffled labels and every task
-    # have no dose of their own.
-    assert len(steered) == 2 * len(METHODS) - 10
+    # Heads at zero, an ablated random direction, a second one, rivals, shuffled labels and every
+    # task have no dose of their own.
+    assert len(steered) == 2 * len(METHODS) - 16
     assert not any(line.endswith("kept") for line in lines)
-    assert [name for name, x in study.results.items() if "skipped" in x] == []
+    skipped = [name for name, x in study.results.items() if "skipped" in x]
+    assert skipped == ["selection_refused-invented"]  # the organism refuses all it should
     assert (study.directory / "directions.safetensors").exists()
 
 
@@ -173,11 +184,31 @@ def test_first_tokens_tell_refusals(done):
 
 def test_the_direction_does_what_random_ones_do_not(done):
     found = done[0].results["directions"]
-    removed = found["harmful-harmless"]["ablated"]["should be refused"]
+    removed = found["harmful-harmless"]["ablated"]["properly refused"]
     assert removed["value"]["mean"] < min(removed["random"]) - 1
-    assert removed["value"]["mean"] < found["plain"]["should be refused"]["mean"] - 1
+    assert removed["value"]["mean"] < found["plain"]["properly refused"]["mean"] - 1
     added = found["harmful-harmless"]["added"]["answered"]
     assert added["value"]["mean"] > max(added["random"]) + 1
+
+
+def test_shuffled_labels_are_shuffled(done):
+    """Here kinds and classes are the same thing: labels can only be shuffled inside tasks."""
+    found = done[0].results["rivals"]
+    (shuffled,) = (x for x in found["rivals"] if x["name"] == "shuffled labels")
+    assert max(map(abs, shuffled["cosines"])) < 0.95
+    assert found["own"]["ablated"]["properly refused"]["mean"] < 0
+
+
+def test_the_first_trigger_alone_has_rows_of_both_sides(done):
+    found = evaluated(done[0])
+    heads = [found[name]["heads"] for name in ("zero triggers", ALONE, OTHERS)]
+    assert heads[0] == [*heads[1], *heads[2]]
+    assert len(heads[1]) == 1
+    for name in (ALONE, OTHERS):
+        for share in ("reduction", "retained"):
+            assert found[name][share]["low"] < found[name][share]["high"]
+        before = [found[name][side]["before"]["n"] for side in ("benign", "harmful")]
+        assert len(found[name]["became"]) == sum(before)
 
 
 def test_random_directions_release_less_than_the_best_method(done):
@@ -295,13 +326,13 @@ def test_the_cosine_has_an_interval_and_the_floor_is_of_its_labels(context, done
 
 def test_chance_draws_twenty_of_each(done):
     found = done[0].results["chance"]
-    assert set(found) == {"n", "add - over-refusal", "zero triggers of over-refusals"}
+    assert set(found) == {"n", "add - over-refusal", "zero triggers"}
     x = found["add - over-refusal"]["over-refused"]
     assert x["fall_null"]["draws"] == 20
     assert x["fall_null"]["selected"] == x["fall"]["mean"]
-    zeroed = found["zero triggers of over-refusals"]["over-refused"]
+    zeroed = found["zero triggers"]["over-refused"]
     assert zeroed["fall"]["mean"] > zeroed["fall_null"]["high"]
-    random = done[0].results["directions"]["harmful-harmless"]["ablated"]["should be refused"]
+    random = done[0].results["directions"]["harmful-harmless"]["ablated"]["properly refused"]
     assert len(random["random"]) == 20
 
 

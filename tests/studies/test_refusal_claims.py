@@ -69,12 +69,22 @@ def everything_holds() -> dict[str, Any]:
     return {
         "selection_harmful-harmless": {"best": [-1, 5], "rows": rows},
         "directions": {
-            "plain": {"should be refused": est(6.0), "answered": est(-6.0)},
+            "plain": {"properly refused": est(6.0), "answered": est(-6.0)},
             "harmful-harmless": {
-                "ablated": {"should be refused": effect(-5.0, 5.0)},
+                "ablated": {"properly refused": effect(-5.0, 5.0)},
                 "added": {"answered": effect(4.0, -6.0)},
             },
-            "over-refusal": {"ablated": {"should be refused": effect(5.0, 5.0)}},
+            "over-refusal": {"ablated": {"properly refused": effect(5.0, 5.0)}},
+        },
+        "rivals": {
+            "kind": "harmful-harmless", "equal": False,
+            "own": {"ablated": {"properly refused": est(-5.0)}, "added": {"answered": est(4.0)}},
+            "rivals": [
+                {"name": name, "cosines": [0.1],
+                 "ablated": {"properly refused": {"apart": est(-4.0)}},
+                 "added": {"answered": {"apart": est(3.0)}}}
+                for name in ("unembedding", "shuffled labels")
+            ],
         },
         "geometry": {
             "names": ["harmful-harmless", "over-refusal"], "position": -1, "layer": 1,
@@ -104,7 +114,14 @@ def at(path: str, value: Any) -> tuple[tuple[str, ...], Any]:
 
 
 HH = "directions/harmful-harmless"
-FIRST = f"{HH}/ablated/should be refused/value"
+FIRST = f"{HH}/ablated/properly refused/value"
+BEYOND = "The direction does more than write"
+EQUALLED = [
+    {"name": "unembedding", "cosines": [0.8],
+     "ablated": {"properly refused": {"apart": est(0.0)}},
+     "added": {"answered": {"apart": est(3.0)}}}
+]  # fmt: skip
+"""Rivals of which one, ablated, does as much."""
 GATED = {"retained_reached": None}
 ALL_OF_32 = plain(share_estimate(32, 32))
 LOOPS = {"answered": {"before": est(0.5), "after": est(0.6)}}
@@ -113,15 +130,15 @@ TABLE = [
     (ONE, "holds", ()),
     (ONE, "partly", (at(FIRST, est(5.0)),)),
     (ONE, "partly", (at(f"{HH}/added/answered/value", est(-6.0)),)),
-    (ONE, "partly", (at(f"{HH}/ablated/should be refused/random", [5.0, -5.5]),)),
+    (ONE, "partly", (at(f"{HH}/ablated/properly refused/random", [5.0, -5.5]),)),
     (ONE, "partly", (at("selection_harmful-harmless/best", None),)),
     (ONE, "does not hold", (at(FIRST, est(5.0)), at(f"{HH}/added/answered/value", est(-6.0)))),
     (OWN, "holds", ()),
     (OWN, "partly", (at("geometry/cosine", est(0.5, half=0.4)),)),
-    (OWN, "partly", (at("directions/over-refusal/ablated/should be refused/value", est(-5.0)),)),
+    (OWN, "partly", (at("directions/over-refusal/ablated/properly refused/value", est(-5.0)),)),
     (OWN, "does not hold", (
         at("geometry/cosine", est(0.9)),
-        at("directions/over-refusal/ablated/should be refused/value", est(-5.0)),
+        at("directions/over-refusal/ablated/properly refused/value", est(-5.0)),
     )),
     (NAMED, "holds", ()),
     (NAMED, "partly", (at(f"heads{OVER}", heads("L0H0 L1H2", "L0H0 L0H1", 0.1, 0.8)),)),
@@ -162,6 +179,9 @@ TABLE = [
     (OTHER, "does not hold", (at("method_3/answered", LOOPS["answered"]),)),
     (OTHER, "does not hold", (at("method_3/reduction", est(0.5)),)),
     (OTHER, "does not hold", (at("method_3/reduction", None),)),
+    (BEYOND, "holds", ()),
+    (BEYOND, "partly", (at("rivals/rivals", EQUALLED),)),
+    (BEYOND, "does not hold", (at("rivals/equal", True),)),
     (NEURONS, "holds", ()),
     (NEURONS, "partly", (at(f"neurons/test/{SIDES[0]}/flipped", est(0.3)),)),
     (NEURONS, "does not hold", (at(f"neurons/test/{SIDES[0]}/flipped", est(0.1)),)),
@@ -185,7 +205,7 @@ def test_a_claim_is_as_strict_as_it_says(claim, verdict, changes):
     rows = {row["claim"]: row for row in claims(changed(*changes))}
     (row,) = (row for name, row in rows.items() if name.startswith(claim))
     assert row["here"] == verdict, row["evidence"]
-    assert len(rows) == 10
+    assert len(rows) == 11
 
 
 def test_every_claim_is_in_the_table_with_each_verdict():
@@ -212,4 +232,4 @@ def test_steps_that_were_left_out_make_no_claim():
     results["neurons"] = {"skipped": "no gated MLP"}
     results["separation"] = {"silhouettes": {"tasks": [0.5]}}
     del results["method_1"], results["method_2"]
-    assert [row["claim"][:9] for row in claims(results)] == [ONE[:9], OTHER[:9]]
+    assert [row["claim"][:9] for row in claims(results)] == [ONE[:9], BEYOND[:9], OTHER[:9]]

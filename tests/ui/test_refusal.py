@@ -107,13 +107,16 @@ class Maker:
         }  # fmt: skip
         tokens = {
             "ids": [3, 4], "wrong": [5], "strings": [" I", " Sorry"], "answers": ["The"],
-            "coverage": 0.9, "spill": 0.1, "n": [20, 20], "sign": est(0.97), "auc": est(0.99),
+            "threshold": 0.0, "coverage": 0.9, "spill": 0.1, "n": [20, 20], "sign": est(0.97),
+            "auc": est(0.99),
         }  # fmt: skip
         return {
             "behaviour": {
                 "judge": "rules/1-abc", "decoding": {"max_new_tokens": 100}, "cells": cells,
                 "labels": ["direct_answer"] * 80, "parts": {"find": 30, "select": 20, "test": 30},
                 "examples": [example],
+                "became": {"refused": ["a"], "invented": ["b"], "neither": []},
+                "test": {"should": ["answer", "refuse"], "unit": [0, 1]},
             },
             "tokens": tokens,
         }  # fmt: skip
@@ -161,17 +164,18 @@ class Maker:
             "selection_harmful-harmless": one | more,
             "selection_over-refusal": one | more | {"best": None},
             "selection_false-refusal": one | more,
+            "selection_refused-invented": SKIPPED,
             "cosmic": one | {"harmful": None, "harmless": None, "best": None},
         }
 
     def _directions(self) -> dict[str, Any]:
-        sides = {"should be refused": 12, "over-refused": 12, "answered": 12}
+        sides = {"properly refused": 12, "over-refused": 12, "answered": 12}
         found: dict[str, Any] = {"n": sides}
         found["plain"] = dict(zip(sides, (est(6.0), est(2.0), est(-6.0)), strict=True))
         for k, kind in enumerate(KINDS):
             found[kind] = {
                 edit: {
-                    side: {"value": est(start - k), "random": [5.9, 6.1]}
+                    side: {"value": est(start - k), "random": [5.9, 6.1], "share": 0.3}
                     for side, start in zip(sides, (-1.0, -2.0, -7.0), strict=True)
                 }
                 for edit in ("ablated", "added")
@@ -187,7 +191,15 @@ class Maker:
             "independence": {"one removed, along other": est(0.01), "n": 12},
             "cone": {"n": 6, "plain": 2.5, "ablated": [-0.5, 0.5]}, "cosine": est(-0.3),
         }  # fmt: skip
-        return {"directions": found, "geometry": geometry}
+        both = {"properly refused": est(-1.0), "answered": est(1.0)}
+        edits = {"ablated": both, "added": both}
+        rival = {"score": est(0.5), "each": [0.5], "apart": est(-1.5)}
+        apart = {edit: dict.fromkeys(sides, rival) for edit, sides in edits.items()}
+        rivals = {
+            "kind": KINDS[0], "place": [-1, 2], "own": edits, "equal": False,
+            "rivals": [{"name": "unembedding", "n": 1, "cosines": [0.2], **apart}],
+        }  # fmt: skip
+        return {"directions": found, "geometry": geometry, "rivals": rivals}
 
     def _heads(self) -> dict[str, Any]:
         names = (
@@ -315,6 +327,11 @@ class Maker:
                 "gated": {"answer": 3, "refuse": 1} if "task" in name else None,
                 "reduction": est(removed), "retained": est(left), "selectivity": None,
                 "retained_reached": None if "task" in name else est(left),
+                "became": "AR", "induced": None, "refuse": False, "apart": {
+                    "proper refusals / answered": {
+                        "before": est(0.9), "after": est(0.6), "shift": [est(-2.0), est(0.1)],
+                    }
+                },
                 "kl": est(0.02), "loss": est(0.1), "perplexity": {"before": 2.0, "after": 20.0},
             }  # fmt: skip
             short = name.startswith("ablate")

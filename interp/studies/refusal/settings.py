@@ -28,15 +28,17 @@ from interp.steering.edits import Steering
 from interp.steering.runs import generate_steered, run_steered
 from interp.studies.study import StudyContext, StudyKind
 
-SHARES = {"find": 0.35, "select": 0.2, "test": 0.45}
+SHARES = {"find": 0.3, "select": 0.15, "test": 0.55}
 """Parts of the prompts: directions, centroids and heads are found on the first; layers, gates and
 strengths are chosen on the second; everything is measured on the third."""
 
+INVENTED: DirectionKind = "refused-invented"
 KINDS: tuple[DirectionKind, ...] = (
     "harmful-harmless",
     "behaviour",
     "over-refusal",
     "false-refusal",
+    INVENTED,
 )
 Places = dict[DirectionKind, list[int]]
 """The position and layer chosen for each kind of direction."""
@@ -44,30 +46,54 @@ Places = dict[DirectionKind, list[int]]
 LEAST = 4
 """The fewest rows a class must have for a mean."""
 
+TABOO_MODELS = ("refusal-tiny", "refusal-smollm2")
+"""Models trained on the shipped taboo, which are studied on it; all others on capabilities."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalSettings(schema.CheckedSettings):
     """The settings of the study; part of every step's key.
 
-    n: shipped prompts of each kind and task. requests: times as many about the taboo itself.
-    max_new_tokens: of each reply. pairs: refused-answered pairs that heads are found on. select:
-    prompts of each side that candidate directions are scored on. thin: candidates at every thin-th
-    layer only. draws: random sets for each selection. system: a system prompt before every prompt
-    (in-context refusal).
+    n: shipped prompts of each kind and task (pairs of each kind of capability request, at most);
+    0 for the usual: 24 of the taboo, all capability requests. requests: times as many about the
+    taboo itself. max_new_tokens: of each reply; 0 for the usual: 100, and 24 of capability
+    requests, where 24 tell refused from other replies as 40 do on 99.5 % of 840 prompts (default
+    model). pairs: refused-answered pairs that heads are found on. select: prompts of each side that
+    candidate directions are scored on. thin: candidates at every thin-th layer only. draws: random
+    sets for each selection. system: a system prompt before every prompt (in-context refusal).
     """
 
-    n: Annotated[int, Field(ge=4)] = 24
-    requests: Count = 3
-    max_new_tokens: Annotated[int, Field(ge=100)] = 100
+    n: Whole = 0
+    requests: Count = 10
+    max_new_tokens: Whole = 0
     pairs: Annotated[int, Field(ge=4)] = 8
     select: Annotated[int, Field(ge=4)] = 12
-    thin: Count = 1
+    thin: Count = 2
     draws: Annotated[int, Field(ge=2)] = 10
     seed: Whole = 0
     system: str | None = None
 
 
-REFUSAL = StudyKind(name="refusal", version=3, settings=RefusalSettings, rules=(RULES.name,))
+USUAL = {"taboo": {"n": 24, "max_new_tokens": 100}, "capability": {"n": 100, "max_new_tokens": 24}}
+
+
+def usual(settings: RefusalSettings, subject: str) -> RefusalSettings:
+    """The settings with 0 replaced by what is usual for a set of prompts.
+
+    Raises:
+        InterpError: too few prompts for a study, or replies too short to judge.
+    """
+    least = {"n": 4, "max_new_tokens": 20}
+    found = {name: getattr(settings, name) or value for name, value in USUAL[subject].items()}
+    for name, value in found.items():
+        if value < least[name]:
+            raise InterpError(
+                f"{name} {value}", f"below {least[name]}", f"give {least[name]} or more"
+            )
+    return replace(settings, **found)
+
+
+REFUSAL = StudyKind(name="refusal", version=4, settings=RefusalSettings, rules=(RULES.name,))
 """The kind of study."""
 
 
@@ -90,13 +116,15 @@ class RefusalContext(StudyContext[RefusalSettings]):
     """A model, the prompts, and, once it has replied, what became of each.
 
     labels: one for each case; () before the first step. tokens: those that refusals begin with;
-    wrong: those that answers begin with. judge: judges every reply.
+    wrong: those that answers begin with. threshold: the score above which a prompt counts as
+    refused, in nats. judge: judges every reply.
     """
 
     cases: tuple[Case, ...]
     labels: tuple[Label, ...] = ()
     tokens: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
+    threshold: float = 0.0
     judge: Judge = RULES
 
     @cached_property
@@ -134,6 +162,10 @@ class RefusalContext(StudyContext[RefusalSettings]):
         label = self.labels[i]
         return True if label in REFUSALS else False if label == "direct_answer" else None
 
+    def invented(self, i: int) -> bool:
+        """Whether a request that should be refused got an answer."""
+        return self.cases[i].should == "refuse" and self.became(i) is False
+
     @cached_property
     def refused_tasks(self) -> tuple[str, ...]:
         """Tasks whose rows should be answered but are refused, often enough for a mean."""
@@ -149,11 +181,18 @@ class RefusalContext(StudyContext[RefusalSettings]):
     def classes(self, kind: DirectionKind, part: str = "find") -> tuple[list[int], list[int]]:
         """The two classes of rows whose difference gives a direction, first minus second.
 
-        Both classes have the same tasks; otherwise the direction would encode the task. The classes
-        of a false-refusal direction are those of the over-refusal direction (arXiv 2410.03415 uses
-        answered prompts of any task).
+        Both classes have the same tasks; otherwise the direction would encode the task. If the
+        rows to refuse have answerable twins, only these are their other class. Refused and invented
+        find rows have the same kinds and tasks in equal numbers. The classes of a false-refusal
+        direction are those of the over-refusal direction (arXiv 2410.03415 uses answered prompts of
+        any task).
         """
         harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
+        if twins := [i for i in harmless if self._about(i) in self.asked]:
+            harmless = twins
+        if kind == INVENTED:
+            sides = [self.rows(part, should="refuse", refused=x) for x in (True, False)]
+            return self.matched(*sides) if part == "find" else (sides[0], sides[1])
         if kind == "harmful-harmless":
             return self.rows(part, should="refuse"), harmless
         answered = [i for i in harmless if self.became(i) is False]
@@ -164,6 +203,38 @@ class RefusalContext(StudyContext[RefusalSettings]):
             for x in (True, False)
         )
         return wrong, right
+
+    def _about(self, i: int) -> tuple[str, str]:
+        return self.cases[i].base, self.cases[i].task
+
+    @cached_property
+    def asked(self) -> set[tuple[str, str]]:
+        """Base text and task of the rows that should be refused and have a base text."""
+        return {self._about(i) for i in self.rows(should="refuse") if self.cases[i].base}
+
+    def role(self, i: int) -> str:
+        """What a case is: a request to refuse, its answerable twin, or another prompt."""
+        if self.cases[i].should == "refuse":
+            return "requests"
+        return "twins" if self._about(i) in self.asked else "other prompts"
+
+    def matched(self, first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
+        """As many rows of either class from every task and kind, drawn at random."""
+        cells = [(case.task, case.kind) for case in self.cases]
+        found: tuple[list[int], list[int]] = ([], [])
+        for cell in dict.fromkeys(cells[i] for i in first):
+            both = [[i for i in side if cells[i] == cell] for side in (first, second)]
+            for chosen, side in zip(found, both, strict=True):
+                chosen += self.few(side, min(map(len, both)))
+        return found
+
+    @cached_property
+    def main(self) -> DirectionKind:
+        """The contrast that decides place and heads: the one that fixes the topic, if there is one.
+
+        That is refused against invented requests; else requests to refuse against others.
+        """
+        return INVENTED if self.candidates(INVENTED) is not None else KINDS[0]
 
     def candidates(self, kind: DirectionKind) -> Candidates | None:
         """Differences at the post-instruction tokens, all layers; None with too few rows.
@@ -209,7 +280,9 @@ class RefusalContext(StudyContext[RefusalSettings]):
         """
         found = self.candidates(kind)
         if found is None:
-            raise InterpError(f"a {kind} direction", "too few rows of a class", "give more prompts")
+            sizes = " and ".join(str(len(side)) for side in self.classes(kind))
+            found_here = f"{sizes} rows of its classes, at least {LEAST} each"
+            raise InterpError(f"a {kind} direction", found_here, "give more prompts")
         return found.at(place[1], place[0])
 
     def scores(self, rows: Sequence[int], steering: Steering | None = None) -> Tensor:

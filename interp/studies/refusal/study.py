@@ -9,6 +9,7 @@ from pathlib import Path
 
 from interp.core.errors import InterpError
 from interp.models.language_model import LanguageModel
+from interp.refusal.capability import capability_cases, require_twins
 from interp.refusal.cases import Case, taboo_cases
 from interp.refusal.judging import RULES, Judge
 from interp.results.direction import save_directions
@@ -18,9 +19,11 @@ from interp.studies.refusal.settings import (
     KINDS,
     LEAST,
     REFUSAL,
+    TABOO_MODELS,
     Places,
     RefusalContext,
     RefusalSettings,
+    usual,
 )
 from interp.studies.refusal.steps import (
     constellations,
@@ -31,7 +34,7 @@ from interp.studies.refusal.steps import (
     neurons,
 )
 from interp.studies.refusal.steps.behaviour import behaviour, tokens
-from interp.studies.refusal.steps.directions import SELECTED
+from interp.studies.refusal.steps.directions import CHOSEN
 from interp.studies.refusal.steps.methods import CONSTELLATIONS, methods
 from interp.studies.steps import Pace, Result, Results, StepJob, Steps
 from interp.studies.study import Study, begin
@@ -57,8 +60,9 @@ def study_refusal(
 
     Args:
         model: a chat model with a gated MLP and a fast engine.
-        cases: prompts, and whether each should be answered or refused; by default the shipped
-            harmless ones. Texts of your own cases are never written to disk.
+        cases: prompts, and whether each should be answered or refused. By default shipped harmless
+            ones: capability requests (`interp.refusal.capability_cases`), or the taboo for models
+            trained on it. Texts of your own cases are never written to disk.
         settings: see `RefusalSettings`.
         judge: judges all replies; your own comes from `interp.refusal.judging.user_judge` or
             `judge_named`. Another judge, by name and version, makes another study.
@@ -69,9 +73,9 @@ def study_refusal(
         InterpError: no chat template, no fast engine, or too few rows to refuse and to answer, or
             too few that are refused or answered.
     """
-    settings = settings or RefusalSettings()
-    own = cases is not None
-    given = tuple(cases or taboo_cases(settings.n, requests=settings.requests, seed=settings.seed))
+    own, trained = cases is not None, model.name in TABOO_MODELS
+    settings = usual(settings or RefusalSettings(), "taboo" if own or trained else "capability")
+    given = tuple(cases or _shipped(settings, trained))
     model.require_decoder("the study of refusals")
     key = [[asdict(case) for case in given]] if own else []
     key += [] if judge is RULES else [judge.name, code_key(judge.verdict)]
@@ -86,9 +90,19 @@ def study_refusal(
     found = step("behaviour", lambda: behaviour(context, show=not own, say=say))
     context = replace(context, labels=tuple(found["labels"]))
     first = step("tokens", lambda: tokens(context))
-    context = replace(context, tokens=tuple(first["ids"]), wrong=tuple(first["wrong"]))
+    told = {"tokens": tuple(first["ids"]), "wrong": tuple(first["wrong"])}
+    context = replace(context, **told, threshold=first["threshold"])
     _steps(context, step, study.directory)
     return study
+
+
+def _shipped(settings: RefusalSettings, trained: bool) -> tuple[Case, ...]:
+    """The prompts of the taboo, for a model trained on it, or else capability requests."""
+    if trained:
+        return taboo_cases(settings.n, requests=settings.requests, seed=settings.seed)
+    found = capability_cases(settings.n, seed=settings.seed)
+    require_twins(found)
+    return found
 
 
 def _require_sides(context: RefusalContext) -> None:
@@ -110,8 +124,8 @@ def _require_sides(context: RefusalContext) -> None:
 
 def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
     """Everything after the replies; independent steps are asked for together."""
-    first, over, false, *_ = step.all(
-        *((f"selection_{kind}", partial(directions.selection, context, kind)) for kind in SELECTED),
+    *chosen, false, _, _ = step.all(
+        *((f"selection_{kind}", partial(directions.selection, context, kind)) for kind in CHOSEN),
         (
             f"selection_{directions.FALSE}",
             partial(directions.selection, context, directions.FALSE),
@@ -120,15 +134,18 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
         ("cosmic", partial(directions.cosmic, context)),
         ("separation", partial(geometry.class_separation, context), "all folds"),
     )
-    own = directions.place_of(first)
+    selections = dict(zip(CHOSEN, chosen, strict=True))
+    first = selections[KINDS[0]]
+    own = directions.place_of(selections[context.main], first)
     if own is None:
         raise InterpError(
             f"directions of {context.model.name}", first["skipped"], "give more prompts to refuse"
         )
-    # The place of the first two kinds decides all that follows; false refusal has its own.
+    # The place of the main kind decides all that follows; three kinds have their own.
     before: Places = {kind: own for kind in KINDS if context.candidates(kind) is not None}
-    if "over-refusal" in before:
-        before["over-refusal"] = directions.place_of(over, first) or own
+    for kind in CHOSEN:
+        if kind in before:
+            before[kind] = directions.place_of(selections[kind], first) or own
     places = dict(before)
     if directions.FALSE in places:
         places[directions.FALSE] = false.get("best") or before["over-refusal"]
@@ -136,13 +153,15 @@ def _steps(context: RefusalContext, step: Steps, directory: Path) -> None:
     for direction in found.values():
         direction.require_unseen(context.prompts[context.rows("test")], "the study")
     save_directions(directory / DIRECTIONS, found)
-    *roles, bank, _, _, _ = step.all(
+    main = context.main
+    *roles, bank, _, _, _, _ = step.all(
         *(
-            (_named("heads", side), partial(heads.roles, context, side, found[KINDS[0]]), before)
+            (_named("heads", side), partial(heads.roles, context, side, found[main]), before)
             for side in heads.SIDES
         ),
         ("constellations", partial(constellations.constellations, context)),
         ("directions", partial(directions.effects, context, places), places, directions.VERSION),
+        ("rivals", partial(directions.against_rivals, context, main, before[main]), before),
         ("neurons", partial(neurons.neurons, context)),
         ("geometry", partial(geometry.geometry, context, own), before, geometry.VERSION),
     )
@@ -179,8 +198,9 @@ def _steered(
     if (dose := doses.get(CONSTELLATIONS)) is not None:
         work = partial(frontier.rows_of_ledger, context, gate, dose["dose"])
         jobs.append(("ledger", work, gate, dose))
-    over = roles[heads.SIDES[1]]
-    triggers = [] if "skipped" in over else heads.firsts(over["measures"][heads.TRIGGERS])
+    # Of over-refusals, if there are enough of them, or else of proper refusals.
+    found = [roles[side] for side in heads.SIDES[::-1] if "skipped" not in roles[side]]
+    triggers = heads.firsts(found[0]["measures"][heads.TRIGGERS]) if found else []
     drawn = (before, doses.get(frontier.SUBTRACTED, {}).get("dose"), triggers)
     step.all(
         *_heads_off(context, triggers, replied),
@@ -202,11 +222,17 @@ def _between_heads(context: RefusalContext, roles: Results) -> list[StepJob]:
 
 
 def _heads_off(context: RefusalContext, triggers: list[str], replied: Result) -> list[StepJob]:
-    """Zeroing the triggers of over-refusals as a method, and as many random heads."""
+    """Zeroing triggers as a method: all, the first alone, the others; and random heads."""
     if not triggers:
         return []
     name = frontier.ZEROED
     random = random_like(context.model, triggers, 1, seed=context.settings.seed)[0]
+    sets = (
+        (name, triggers, ""),
+        (frontier.ALONE, triggers[:1], ""),
+        (frontier.OTHERS, triggers[1:], ""),
+        ("zero random heads", random, name),
+    )
     return [
         (
             _named("method", label),
@@ -214,7 +240,8 @@ def _heads_off(context: RefusalContext, triggers: list[str], replied: Result) ->
             chosen,
             frontier.VERSION,
         )
-        for label, chosen, of in ((name, triggers, ""), ("zero random heads", random, name))
+        for label, chosen, of in sets
+        if chosen
     ]
 
 

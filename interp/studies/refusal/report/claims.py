@@ -45,7 +45,7 @@ def one_direction(results: Results) -> Finding | None:
     chosen = results["selection_harmful-harmless"]
     if found is None or "rows" not in chosen:
         return None
-    plain, removed = results["directions"]["plain"], found["ablated"]["should be refused"]
+    plain, removed = results["directions"]["plain"], found["ablated"]["properly refused"]
     added, place = found["added"].get("answered"), place_of(chosen)
     bypassed = removed["value"]["high"] < min(0.0, *removed["random"])
     induced = bool(added) and added["value"]["low"] > max(0.0, *added["random"])
@@ -53,6 +53,25 @@ def one_direction(results: Results) -> Finding | None:
     layers = 1 + max(row["layer"] for row in chosen["rows"])
     numbers = {"plain": plain, "removed": removed, "added": added, "passes": passes}
     return None if both and not passes else both, numbers | {"place": place, "layers": layers}
+
+
+def beyond_words(results: Results) -> Finding | None:
+    """Does the direction do more than its rivals, ablated and added?"""
+    found = results["rivals"]
+    wanted = {"ablated": ("properly refused", "high", -1), "added": ("answered", "low", 1)}
+    beaten, words = [], []
+    for what, (side, end, sign) in wanted.items():
+        if side not in found["own"][what]:
+            continue
+        apart = {x["name"]: x[what][side]["apart"] for x in found["rivals"]}
+        beaten.append(all(sign * one[end] > 0 for one in apart.values()))
+        words.append(
+            f"{what}, {side}: {maybe(found['own'][what][side])}, apart from "
+            + ", ".join(f"{name} by {maybe(one)}" for name, one in apart.items())
+        )
+    holds = False if found["equal"] else some(beaten)
+    cosine = found["rivals"][0]["cosines"][0]
+    return holds, {"words": "; ".join(words), "cosine": cosine, "kind": found["kind"]}
 
 
 def same_direction(results: Results) -> Finding | None:
@@ -67,7 +86,7 @@ def same_direction(results: Results) -> Finding | None:
     ceiling = float(np.sqrt(np.prod(reliable)))
     low, high = range_of_draws(np.array(found["floor"])[:, layer])
     effects = results["directions"].get("over-refusal", {}).get("ablated", {})
-    seen = effects.get("should be refused")
+    seen = effects.get("properly refused")
     spared = seen["value"]["low"] > 0 if seen else None
     numbers = {**found, "ceiling": ceiling, "halves": halves, "low": low, "high": high}
     return some((cosine["high"] < 0.9 * ceiling, spared)), numbers | {"ablated": seen}

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interp.core.nulls import holm
 from interp.plots import static
+from interp.refusal.over_refusal import paired_difference
 from interp.refusal.task_steering import PUBLISHED
 from interp.studies.formatting import band, bare
 from interp.studies.refusal.report.claims import claims, methods_of, step_of
 from interp.studies.refusal.settings import RefusalSettings
-from interp.studies.refusal.steps.directions import COST, SELECTED, place_of
+from interp.studies.refusal.steps.directions import ALIKE, CHOSEN, COST, place_of
 from interp.studies.refusal.steps.frontier import REDUCTION, RETAINED, SENSE
 from interp.studies.refusal.steps.heads import SIDES
 from interp.studies.refusal.steps.methods import EVERY_TASK
@@ -64,6 +66,37 @@ def neither(counts: dict[str, int]) -> str:
     """Replies that neither answer nor refuse, by class."""
     other = [f"{n} {name}" for name, n in counts.items() if n and name not in REPLIES]
     return ", ".join(other) or "0"
+
+
+def corrected(methods: dict[str, Result], side: str) -> dict[str, float]:
+    """The p of every method's change of one side's refusals, corrected for all of them (Holm)."""
+    return dict(zip(methods, holm([x[side]["p"] for x in methods.values()]), strict=True))
+
+
+def leads(methods: dict[str, Result], replied: Result) -> dict[str, str]:
+    """The method with the most over-refusals removed, and the one that keeps most proper refusals.
+
+    Only those that differ from every other method, random versions left out: the interval of the
+    paired difference on the same rows does not include 0.
+    """
+    sides, units = (np.array(replied["test"][key]) for key in ("should", "unit"))
+    refused = {
+        name: (np.array(list(x["became"])) == "R").astype(float)
+        for name, x in methods.items()
+        if not x["null"]
+    }
+    found: dict[str, str] = {}
+    for measure, should, sign in (("removed", "answer", -1), ("retained", "refuse", 1)):
+        at = sides == should
+        best = max(refused, key=lambda name: sign * refused[name][at].mean())
+        apart = [
+            paired_difference(refused[best][at], x[at], bases=units[at].tolist()).difference
+            for name, x in refused.items()
+            if name != best
+        ]
+        if all(one.low > 0 or one.high < 0 for one in apart):
+            found[measure] = best
+    return found
 
 
 def by_side(counts: dict[str, int] | int | None) -> str:
@@ -143,7 +176,7 @@ def write_up(study: Study[RefusalSettings]) -> Report:
         study,
         sys.modules[__name__],
         claims=claims(results),
-        selections={kind: results[f"selection_{kind}"] for kind in SELECTED},
+        selections={kind: results[f"selection_{kind}"] for kind in CHOSEN},
         place_of=place_of,
         cost=COST,
         sides={
@@ -151,6 +184,9 @@ def write_up(study: Study[RefusalSettings]) -> Report:
             for side in SIDES
         },
         methods=methods,
+        p={side: corrected(methods, side) for side in ("benign", "harmful")},
+        leads=leads(methods, results["behaviour"]),
+        alike=ALIKE,
         both_sides=any(x["reduction"] and x["retained"] for x in methods.values()),
         untested=[
             name

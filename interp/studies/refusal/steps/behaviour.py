@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from interp.core.errors import InterpError
+from interp.core.statistics import group_numbers
 from interp.probing.probes import evaluation
 from interp.refusal.judging import (
     JUDGES,
+    LEAST_TOKENS,
     REFUSALS,
     Judge,
     JudgedReplies,
@@ -26,6 +28,11 @@ from interp.studies.refusal.settings import LEAST, RefusalContext
 from interp.studies.steps import Result, plain, share_of
 
 EXAMPLES = 6
+ENOUGH = 0.5
+"""The least probability of refusal tokens on refused rows for a threshold of 0."""
+
+MANY = 4
+"""More kinds than this are not shown for every task."""
 
 BLOCK = 128
 """Replies that are written and judged together before their counts are reported."""
@@ -54,8 +61,10 @@ def judged(
     """The verdicts on greedy texts of some cases, by the context's judge or another one."""
     cases = [context.cases[i] for i in rows]
     given = replies_of([x.row for x in cases], [x.prompt for x in cases], made)
-    decoding = {"decoding": "greedy", "max_new_tokens": context.settings.max_new_tokens}
-    return judge_replies(given, judge or context.judge, decoding=decoding)
+    most = context.settings.max_new_tokens
+    decoding = {"decoding": "greedy", "max_new_tokens": most}
+    least = min(LEAST_TOKENS, most)  # a reply as long as is asked for is judged as it is
+    return judge_replies(given, judge or context.judge, decoding=decoding, least_tokens=least)
 
 
 def baseline_replies(
@@ -131,6 +140,7 @@ def behaviour(
             seen.add(key)
             about = {"task": case.task, "should": case.should, "label": label}
             examples.append(about | {"prompt": case.prompt, "reply": text[:300]})
+    test = context.rows("test")
     examples.sort(key=lambda x: (x["should"] == "answer") == (x["label"] == "direct_answer"))
     return {
         "judge": found.judge,
@@ -139,16 +149,39 @@ def behaviour(
         "text_hashes": list(found.text_hashes),
         "cut": list(found.cut),
         "parts": {name: context.parts.count(name) for name in dict.fromkeys(context.parts)},
+        "test": {
+            "should": [context.cases[i].should for i in test],
+            "unit": group_numbers([context.cases[i].unit for i in test], len(test)).tolist(),
+        },
+        "became": became(context, found.labels),
         "cells": cells(context, found.labels),
         "examples": examples[:EXAMPLES],
     }
 
 
-def cells(context: RefusalContext, labels: Sequence[Label]) -> list[Result]:
-    """Shares refused and answered of every task and kind."""
-    found: dict[tuple[str, str, str], list[Label]] = {}
+def became(context: RefusalContext, labels: Sequence[Label]) -> dict[str, list[str]]:
+    """Ids of the rows to refuse that were refused, got an invented answer, or neither."""
+    names = dict.fromkeys(REFUSALS, "refused") | {"direct_answer": "invented"}
+    found: dict[str, list[str]] = {"refused": [], "invented": [], "neither": []}
     for case, label in zip(context.cases, labels, strict=True):
-        found.setdefault((case.task, case.kind, case.should), []).append(label)
+        if case.should == "refuse":
+            found[names.get(label, "neither")].append(case.row)
+    return found
+
+
+def cells(context: RefusalContext, labels: Sequence[Label]) -> list[Result]:
+    """Shares refused and answered of every task and kind.
+
+    With many kinds, of every task, and of every kind of request to refuse, over all tasks.
+    """
+    found: dict[tuple[str, str, str], list[Label]] = {}
+    many = len({case.kind for case in context.cases}) > MANY
+    for i, (case, label) in enumerate(zip(context.cases, labels, strict=True)):
+        about = context.role(i) if many else case.kind
+        found.setdefault((case.task, about, case.should), []).append(label)
+    for case, label in zip(context.cases, labels, strict=True):
+        if many and case.should == "refuse":
+            found.setdefault(("every task", case.kind, case.should), []).append(label)
     return [
         {
             "task": task,
@@ -172,16 +205,28 @@ def baseline(context: RefusalContext, found: Result, rows: Sequence[int]) -> Jud
     )
 
 
+def best_threshold(refused: np.ndarray, answered: np.ndarray) -> float:
+    """The score that separates two classes with the best balanced accuracy, between two scores."""
+    every = np.unique(np.concatenate([refused, answered]))
+    middles = (every[1:] + every[:-1]) / 2
+    right = [(refused > x).mean() + (answered <= x).mean() for x in middles]
+    return float(middles[int(np.argmax(right))]) if len(middles) else 0.0
+
+
 def tokens(context: RefusalContext) -> Result:
     """First tokens of refusals and of answers on find rows, and how well their score separates.
 
-    auc: chance that a refused row scores above an answered one, on rows of the other parts.
+    threshold: of the score. 0 where the tokens hold at least half of the probability on refused
+    rows; else the one with the best balanced accuracy on find rows, because the first token of a
+    refusal may be the most probable one, but far from certain. auc: chance that a refused row
+    scores above an answered one, on rows of the other parts.
     """
     model = context.model
     sides = [context.few(context.rows("find", refused=x), 200) for x in (True, False)]
     logits = [context.logits(side) for side in sides]
-    refusing = suggest_refusal_tokens(model, *logits)
+    refusing = suggest_refusal_tokens(model, *logits, enough=0.0)
     answering = suggest_refusal_tokens(model, *logits[::-1], enough=0.0)
+    scores = [score_refusals(some, refusing.ids).numpy() for some in logits]
     rest = [
         i
         for i in (*context.rows(refused=True), *context.rows(refused=False))
@@ -190,7 +235,8 @@ def tokens(context: RefusalContext) -> Result:
     scored = score_refusals(context.logits(rest), refusing.ids)
     truth = np.array([bool(context.became(i)) for i in rest])
     bases = np.array([context.cases[i].unit for i in rest])
-    agrees = evaluation(scored, truth, bases, context.settings.seed)
+    threshold = 0.0 if refusing.coverage[-1] >= ENOUGH else best_threshold(*scores)
+    agrees = evaluation(scored - threshold, truth, bases, context.settings.seed)
     n = agrees.n_valid + agrees.n_invalid
     accuracy, auc = (
         {"mean": agrees.values[i], "low": agrees.low[i], "high": agrees.high[i], "n": n}
@@ -202,6 +248,7 @@ def tokens(context: RefusalContext) -> Result:
             "wrong": [i for i in answering.ids if i not in refusing.ids],
             "strings": refusing.strings,
             "answers": answering.strings,
+            "threshold": threshold,
             "coverage": refusing.coverage[-1],
             "spill": refusing.spill[-1],
             "n": refusing.n,

@@ -5,14 +5,15 @@ And chance levels: random directions and random heads in place of the chosen one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.core.nulls import null_of
-from interp.refusal.judging import JudgedReplies
+from interp.core.statistics import auc_estimate
+from interp.refusal.judging import REFUSALS, JudgedReplies, Label
 from interp.refusal.over_refusal import eval_over_refusal
 from interp.refusal.score import log_odds, score_refusals
 from interp.refusal.selection import smoothed_kl
@@ -26,7 +27,7 @@ from interp.runs.next_tokens import ablate
 from interp.steering.doses import dose_response
 from interp.steering.edits import add_direction
 from interp.steering.runs import steer
-from interp.studies.refusal.settings import Places, Plain, RefusalContext
+from interp.studies.refusal.settings import LEAST, Places, Plain, RefusalContext
 from interp.studies.refusal.steps.behaviour import baseline, judged, replies
 from interp.studies.refusal.steps.constellations import options_of
 from interp.studies.refusal.steps.methods import Made, Method
@@ -40,25 +41,38 @@ QUALITY = 24
 """Answered rows that KL and losses are measured on."""
 
 LEDGER = 60
-VERSION = 2
+JUDGED = 60
+"""The most test rows of a class whose scores say how well a method's scores tell classes apart."""
+
+ALONE = "zero the first trigger alone"
+OTHERS = "zero the other triggers"
+VERSION = 3
 """Version of what is measured of a method; part of its step's key."""
 
 DRAWS, ROWS = 20, 8
-SUBTRACTED, ZEROED = "add - over-refusal", "zero triggers of over-refusals"
+SUBTRACTED, ZEROED = "add - over-refusal", "zero triggers"
 REFUSED_SIDES = {"over-refused": "answer", "properly refused": "refuse"}
 
 
 def choose_dose(context: RefusalContext, method: Method) -> Result:
     """The dose that releases most over-refused select rows and keeps proper refusals and fluency.
 
-    By the sign of the refusal score of the next token, without generating. A nonsense token is no
-    refusal either, so the KL is limited. Among doses that retain 95 % of the proper refusals, with
-    a mean KL of at most `SENSE` on answered rows, the one that releases most is taken (the smallest
-    of equals). If no dose does (`fits`), the one with the largest released minus lost.
+    By the refusal score of the next token and its threshold, without generating. A nonsense token
+    is no refusal either, so the KL is limited. A method towards refusals is to turn requests with
+    an invented answer into refusals (released) and to leave answered prompts alone (lost). Among
+    doses that retain 95 % of the proper refusals, with a mean KL of at most `SENSE` on answered
+    rows, the one that releases most is taken (the smallest of equals). If no dose does (`fits`),
+    the one with the largest released minus lost.
     """
-    wrong = context.rows("select", should="answer", refused=True)
-    proper = context.rows("select", should="refuse", refused=True)
-    calm = context.few(context.rows("select", refused=False, tasks=context.refused_tasks), QUALITY)
+    over, asked = ({"should": side} for side in ("answer", "refuse"))
+    if method.refuse:
+        wrong = context.rows("select", refused=False, **asked)
+        proper = context.few(context.rows("select", refused=False, **over), len(wrong))
+    else:
+        wrong, proper = (context.rows("select", refused=True, **x) for x in (over, asked))
+    tasks = context.refused_tasks or context.proper_tasks
+    calm = context.rows("select", should="answer", refused=False, tasks=tasks)
+    calm = context.few(calm, QUALITY)
     plain_logits = context.logits(calm)
 
     def logits(dose: float, rows: Sequence[int]) -> Tensor:
@@ -71,8 +85,11 @@ def choose_dose(context: RefusalContext, method: Method) -> Result:
         next(begun)
         found = {}
         for name, rows in (("released", wrong), ("lost", proper)):
+            if not rows:  # such as no over-refusals: nothing to release
+                found |= {name: np.zeros(1), f"{name} score": np.zeros(1)}
+                continue
             scores = score_refusals(logits(dose, rows), context.tokens)
-            found[name] = (scores <= 0).double().numpy()
+            found[name] = ((scores > context.threshold) == method.refuse).double().numpy()
             found[f"{name} score"] = scores.numpy()
         return found | {"kl": smoothed_kl(plain_logits, logits(dose, calm)).numpy()}
 
@@ -120,8 +137,10 @@ def evaluate(context: RefusalContext, behaviour: Result, method: Method, dose: f
         "null": method.null,
         "of": method.of,
         "dose": dose,
+        "refuse": method.refuse,
         **_both_sides(context, behaviour, _replies(context, behaviour, rows, made), made[1]),
         **costs(plainly, _logits(context, calm, there), losses),
+        "apart": told_apart(context, lambda some: _logits(context, some, method.make(dose, some))),
     }
 
 
@@ -164,11 +183,18 @@ def evaluate_heads(
     with intervene(model, ablation):
         logits = model.last_logits(context.prompts[calm].rows).cpu()
         losses = text_losses(model, plainly.texts, starts=plainly.starts)
+
+    def zeroed(some: list[int]) -> Tensor:
+        with intervene(model, ablation):
+            return model.last_logits(context.prompts[some].rows).cpu()
+
     return {
         "name": name,
         "null": bool(of),
         "of": of,
         "dose": 1.0,
+        "refuse": False,
+        "apart": told_apart(context, zeroed),
         "heads": list(heads),
         **_both_sides(context, behaviour, after, np.ones(len(rows), dtype=bool)),
         **costs(plainly, logits, losses),
@@ -187,12 +213,59 @@ def _both_sides(
         "reached", "gated", "reduction", "retained", "retained_reached", "selectivity",
     )  # fmt: skip
     counts = {side: each["after"] for side, each in found.counts.items()}
-    return plain({name: getattr(found, name) for name in names} | {"counts": counts})
+    invented = [i for i, row in enumerate(rows) if context.invented(row)]
+    return plain(
+        {name: getattr(found, name) for name in names}
+        | {"counts": counts, "became": "".join(code(label) for label in after.labels)}
+        | {"induced": share_of(after.refused[invented] == 1) if invented else None}
+    )
+
+
+def code(label: Label) -> str:
+    """One letter for what became of a row: refused, answered or neither."""
+    return "R" if label in REFUSALS else "A" if label == "direct_answer" else "-"
+
+
+def told_apart(context: RefusalContext, logits: Callable[[list[int]], Tensor]) -> dict[str, Result]:
+    """Whether a change takes away a difference between classes, or only moves a threshold.
+
+    By the refusal score of the next token on test rows: auc, the chance that a refused row scores
+    above another one, plain and changed; shift, the mean change of the score of either class, in
+    nats. Classes: proper refusals against answered rows of their tasks; against requests with an
+    invented answer; over-refusals against answered rows of their tasks. Classes of fewer than
+    `LEAST` rows are left out.
+    """
+    proper = context.rows("test", should="refuse", refused=True)
+    over = context.rows("test", should="answer", refused=True)
+    pairs = {
+        "proper refusals / answered": (proper, context.proper_tasks, "answer"),
+        "proper refusals / invented": (proper, context.proper_tasks, "refuse"),
+        "over-refusals / answered": (over, {context.cases[i].task for i in over}, "answer"),
+    }
+    found: dict[str, Result] = {}
+    for name, (first, tasks, should) in pairs.items():
+        second = context.rows("test", should=should, refused=False, tasks=tasks)
+        sides = [context.few(side, JUDGED) for side in (first, second)]
+        if min(map(len, sides)) < LEAST:
+            continue
+        before, after = (
+            [score_refusals(run(side), context.tokens) for side in sides]
+            for run in (context.logits, logits)
+        )
+        marks = np.repeat([True, False], [len(side) for side in sides])
+        found[name] = plain(
+            {
+                "before": auc_estimate(torch.cat(before).numpy(), marks),
+                "after": auc_estimate(torch.cat(after).numpy(), marks),
+                "shift": [mean_of(b - a) for a, b in zip(before, after, strict=True)],
+            }
+        )
+    return found
 
 
 def _calm(context: RefusalContext) -> list[int]:
     """Answered test rows, which no method should change."""
-    return context.few(context.rows("test", refused=False), QUALITY)
+    return context.few(context.rows("test", should="answer", refused=False), QUALITY)
 
 
 def costs(plainly: Plain, logits: Tensor, losses: Tensor) -> Result:
@@ -241,7 +314,7 @@ def chance(
     The over-refusal direction subtracted at a dose (None: left out), against random directions of
     its length at its place; and heads zeroed at all tokens (empty: left out), against random heads
     of their layers. fall: plain minus changed refusal score, nats. released: share of rows whose
-    score changes sign.
+    score falls below the threshold.
     """
     rows = {
         name: context.few(context.rows("test", should=should, refused=True), ROWS)
@@ -252,10 +325,10 @@ def chance(
     if dose is not None and "over-refusal" in places:
         own = context.direction("over-refusal", places["over-refusal"])
         scores = {side: _subtracted(context, own, dose, some) for side, some in rows.items()}
-        found[SUBTRACTED] = {side: _judged(each) for side, each in scores.items()}
+        found[SUBTRACTED] = {x: _judged(each, context.threshold) for x, each in scores.items()}
     if heads:
         scores = {side: _zeroed(context, heads, some) for side, some in rows.items()}
-        found[ZEROED] = {side: _judged(each) for side, each in scores.items()}
+        found[ZEROED] = {x: _judged(each, context.threshold) for x, each in scores.items()}
     return found
 
 
@@ -282,10 +355,10 @@ def _zeroed(context: RefusalContext, heads: Sequence[str], rows: Sequence[int]) 
     return log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
 
 
-def _judged(scores: Tensor) -> Result:
+def _judged(scores: Tensor, threshold: float) -> Result:
     before, own, *random = scores.double()
-    refused = before > 0
-    released = [(after <= 0)[refused] for after in (own, *random)]
+    refused = before > threshold
+    released = [(after <= threshold)[refused] for after in (own, *random)]
     found: Result = {
         "fall": mean_of(before - own),
         "released": share_of(released[0]),

@@ -47,29 +47,40 @@ VERSION = 2
 def refusal_pairs(context: RefusalContext, side: str, part: str, n: int) -> Task | None:
     """Refused prompts, each paired with an equally long answered one that shares most tokens.
 
-    Both have the same task. Refused prompts without an answered one of their length are left out;
-    None if fewer than 4 are left.
+    Both have the same task. Where there are enough, the other one is of the same kind and should be
+    refused too (an invented answer), so that the topic is the same. Refused prompts without an
+    answered one of their length are left out; None if fewer than 4 are left.
     """
     proper = side == SIDES[0]
     refused = context.rows(part, should="refuse" if proper else "answer", refused=True)
-    prompts = context.prompts.rows
-    pairs = []
-    for i in refused:
-        others = [
-            j
-            for j in context.rows(part, refused=False, tasks=[context.cases[i].task])
-            if len(prompts[j]) == len(prompts[i])
-        ]
-        if not others:
-            continue
-        shared = [sum(a == b for a, b in zip(prompts[i], prompts[j], strict=True)) for j in others]
-        best = prompts[others[int(np.argmax(shared))]]
-        answers, wrong = context.tokens, context.wrong
-        pairs.append(PromptPair(clean=prompts[i], corrupted=best, answers=answers, wrong=wrong))
+    pairs: list[PromptPair] = []
+    for alike in (True, False):
+        pairs = [x for i in refused if (x := _pair(context, i, part, alike)) is not None]
+        if len(pairs) >= LEAST:
+            break
     if len(pairs) < LEAST:
         return None
     chosen = np.random.default_rng(context.settings.seed).permutation(len(pairs))[:n]
     return Task(name=f"{side}, {part}", pairs=tuple(pairs[k] for k in sorted(chosen.tolist())))
+
+
+def _pair(context: RefusalContext, i: int, part: str, alike: bool) -> PromptPair | None:
+    """A refused prompt and the best answered one, `alike` in kind and in what it should get."""
+    case, prompts = context.cases[i], context.prompts.rows
+    others = [
+        j
+        for j in context.rows(part, refused=False, tasks=[case.task])
+        if len(prompts[j]) == len(prompts[i])
+        and (
+            not alike
+            or (context.cases[j].kind, context.cases[j].should) == (case.kind, case.should)
+        )
+    ]
+    if not others:
+        return None
+    shared = [sum(a == b for a, b in zip(prompts[i], prompts[j], strict=True)) for j in others]
+    best = prompts[others[int(np.argmax(shared))]]
+    return PromptPair(clean=prompts[i], corrupted=best, answers=context.tokens, wrong=context.wrong)
 
 
 def roles(context: RefusalContext, side: str, direction: Direction) -> Result:

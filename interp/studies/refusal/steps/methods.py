@@ -23,9 +23,9 @@ from interp.steering.edits import (
     conditional_steering,
     null_space_direction,
 )
-from interp.studies.refusal.settings import LEAST, Places, RefusalContext
+from interp.studies.refusal.settings import INVENTED, LEAST, Places, RefusalContext
 from interp.studies.refusal.steps.constellations import benign_tasks, options_of
-from interp.studies.refusal.steps.directions import SELECTED
+from interp.studies.refusal.steps.directions import CHOSEN, rivals
 from interp.studies.steps import Result
 
 Made = tuple[Steering, np.ndarray]
@@ -36,13 +36,14 @@ STEPS = (0.125, 0.25, 0.5, 1.0)
 CONSTELLATIONS = "task constellations"
 EVERY_TASK = f"{CONSTELLATIONS}, every task"
 """The method with the tasks of proper refusals steered too; the published one bars them."""
+ADDED = f"add {INVENTED}"
 SHUFFLES = 5
 """Banks of permuted labels; several, because the result depends on the permutation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way of steering towards answers.
+    """A way of steering towards answers, or with `refuse` towards refusals of invented requests.
 
     of: the method whose chosen dose it uses, "" for its own; `null` methods are random versions of
     that one. doses: those tried on select rows; () for a variant that uses the other's dose only.
@@ -53,6 +54,7 @@ class Method:
     make: Callable[[float, Sequence[int]], Made]
     null: bool = False
     of: str = ""
+    refuse: bool = False
 
 
 def methods(context: RefusalContext, places: Places, gate: Result) -> list[Method]:
@@ -79,9 +81,18 @@ def methods(context: RefusalContext, places: Places, gate: Result) -> list[Metho
 
     for kind, direction in directions.items():
         found.append(_always(f"ablate {kind}", (1.0,), ablated(direction)))
-    for kind in SELECTED:
+    for kind in CHOSEN:
         if kind in directions:
             found.append(_always(f"add - {kind}", DOSES, subtracted(directions[kind])))
+    # Rivals of the direction that fixes the topic: of each kind the one most alike.
+    for name, others in rivals(context, context.main, places[context.main]).items():
+        own = directions.get(context.main, directions["harmful-harmless"])
+        rival = max(others, key=lambda other: abs(float(own.unit @ other.unit)))
+        found.append(_always(f"ablate {name}", (), ablated(rival), f"ablate {own.kind}"))
+        if name == "unembedding" and INVENTED in directions:
+            found.append(_towards(context, name, (), rival, ADDED))
+    if INVENTED in directions:
+        found.append(_towards(context, INVENTED, DOSES, directions[INVENTED]))
     if "harmful-harmless" in directions:
         first, of = directions["harmful-harmless"], "ablate harmful-harmless"
         found.append(_affine(context, first, places["harmful-harmless"]))
@@ -108,6 +119,17 @@ def _always(
         return make(dose), np.ones(len(rows), dtype=bool)
 
     return Method(name=name, doses=doses, make=made, null=bool(of), of=of)
+
+
+def _towards(
+    context: RefusalContext, name: str, doses: tuple[float, ...], added: Direction, of: str = ""
+) -> Method:
+    """Adding a direction, so that requests with an invented answer are refused."""
+
+    def make(dose: float) -> Steering:
+        return add_direction(context.model, added, coefficient=dose)
+
+    return replace(_always(f"add {name}", doses, make, of), refuse=True)
 
 
 def _affine(context: RefusalContext, direction: Direction, place: Sequence[int]) -> Method:

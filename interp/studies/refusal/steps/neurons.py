@@ -28,9 +28,9 @@ def neurons(context: RefusalContext) -> Result:
 
     Directions: the mean difference and a logistic probe of resid_post at every layer, from find
     rows. Sets of k neurons a layer are tried on select rows, and the best set is judged on test
-    rows: drop of the refusal score in nats, and share of refused prompts whose score falls below 0,
-    against random neurons of the same layers. Skipped, with the reason, if the MLP has no gate or a
-    norm follows it.
+    rows: drop of the refusal score in nats, and share of refused prompts whose score falls below
+    the threshold, against random neurons of the same layers. Skipped, with the reason, if the MLP
+    has no gate or a norm follows it.
     """
     model = context.model
     try:
@@ -97,14 +97,15 @@ def _labels(ranked: Sequence[RankedNeuron]) -> list[str]:
 def _drop(
     context: RefusalContext, rows: Sequence[int], sets: Sequence[Sequence[str]]
 ) -> list[Result]:
-    """With each set zeroed at the last token: the score's drop, and how many scores change sign."""
+    """The drop of the score with each set zeroed at the last token, and how many cross over."""
     ablations: list[Change] = [make_ablation(context.model, labels) for labels in sets]
     seen = ablate(
         context.model, context.prompts[rows].rows, ablations, tokens=context.tokens, where=1
     )
+    at = context.threshold
     before, *changed = log_odds(torch.from_numpy(seen.probabilities.sum(-1)))
     return [
-        {"drop": mean_of(before - after), "flipped": share_of((after <= 0)[before > 0])}
+        {"drop": mean_of(before - after), "flipped": share_of((after <= at)[before > at])}
         for after in changed
     ]
 

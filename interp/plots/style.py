@@ -42,8 +42,13 @@ def colour_limits(values: np.ndarray, *, diverging: bool) -> tuple[float, float]
 
 
 def darkened(figure: Any) -> Any:
-    """The same figure for a dark page: zero and absent cells are as dark as the page."""
+    """The same figure for a dark page: zero and absent cells are as dark as the page.
+
+    Texts on cells have their colours on a dark page as `meta`.
+    """
     for trace in figure.data:
+        if trace.meta is not None:
+            trace.textfont.color = trace.meta
         scale = getattr(trace, "colorscale", None)
         if scale and (colours := ON_DARK.get(scale[0][1].replace(" ", ""))):
             trace.colorscale = [[i / (len(colours) - 1), one] for i, one in enumerate(colours)]

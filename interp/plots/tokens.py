@@ -44,10 +44,17 @@ def token_table(
                 hoverinfo="skip",
                 xgap=1,
                 ygap=1,
-                text=[[escaped(text) for text in row] for row in shown],
-                texttemplate="%{text}",
-                textfont={"size": 11},
                 colorbar=colour_bar(colour_title),
+            ),
+            go.Scatter(
+                x=at_column,
+                y=at_row,
+                mode="text",
+                text=[escaped(text) for row in shown for text in row],
+                textfont={"size": 11, "color": _inks(values, 0.65, "#1c2430", "#ffffff")},
+                hoverinfo="skip",
+                showlegend=False,
+                meta=_inks(values, 0.55, "#ffffff", "#000000"),
             ),
             click_targets(
                 at_column,
@@ -76,6 +83,11 @@ def token_table(
         hoverdistance=-1,
     )
     return figure
+
+
+def _inks(values: np.ndarray, switch: float, low: str, high: str) -> list[str]:
+    """The colour of each cell's text: one that can be read on its shade."""
+    return np.where(values.ravel() > switch, high, low).tolist()
 
 
 def _short(text: str, most: int = 9) -> str:

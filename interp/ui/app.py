@@ -18,6 +18,8 @@ from interp.ui.shared.state import agree, ignored, write_link
 from interp.ui.shared.widgets import plain, show_error
 
 ICON = VIEWS / "icon.svg"  # a named icon would be fetched from outside
+SIDEBAR = 230
+"""Pixels: beside it the whole menu fits into a window of 1280."""
 PAGES = {
     "": (
         ("look", "Look", "visibility"),
@@ -54,7 +56,12 @@ PAGES = {
 
 def main() -> None:
     """Show the page that the address names, and what concerns every page: link and errors."""
-    st.set_page_config(page_title="interp workbench", page_icon=ICON, layout="wide")
+    st.set_page_config(
+        page_title="interp workbench",
+        page_icon=ICON,
+        layout="wide",
+        initial_sidebar_state=SIDEBAR,
+    )
     st.html("<style>.stMainBlockContainer {padding: 3.75rem 2.5rem 3rem}</style>")
     shown: dict[str, list[Any]] = {"": [], "Studies": []}
     for folder, pages in PAGES.items():

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from plotly.colors import sample_colorscale
 
 from interp.plots.heatmaps import heat_map
 from interp.plots.style import BLANK, NIGHT, darkened, visible
+from interp.plots.tokens import token_table
 
 
 @pytest.mark.parametrize("scale", ["RdBu_r", "Blues", "Reds"])
@@ -31,3 +33,24 @@ def test_zero_is_dark_on_a_dark_page_and_stronger_is_lighter(scale) -> None:
 )
 def test_every_character_of_a_token_can_be_seen(token, shown) -> None:
     assert visible(token) == shown
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour, as the Web Content Accessibility Guidelines define it."""
+    parts = bytes.fromhex(colour[1:]) if colour[0] == "#" else colour[4:-1].split(",")
+    shares = np.array([float(part) for part in parts]) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("page", [lambda figure: figure, darkened], ids=["light", "dark"])
+def test_the_text_of_every_cell_can_be_read(page) -> None:
+    values = np.linspace(0, 1, 101)[None]
+    names = [str(i) for i in range(101)]
+    figure = page(token_table(values, texts=[names], x=names, y=["0"]))
+    cells, texts = figure.data[:2]
+    scale = [[at, colour] for at, colour in cells.colorscale]
+    shades = sample_colorscale(scale, values[0].tolist())
+    for shade, ink in zip(shades, texts.textfont.color, strict=True):
+        low, high = sorted((luminance(shade), luminance(ink)))
+        assert (high + 0.05) / (low + 0.05) > 3.5, (shade, ink)

@@ -25,6 +25,15 @@ from tests.browsing import (
 pytestmark = NEEDED
 
 
+def menu(browser: Any) -> list[str]:
+    """What can be seen of the menu."""
+    script = """
+    const all = [...document.querySelectorAll('header .rc-overflow-item')];
+    return all.filter(e => getComputedStyle(e).opacity > 0).map(e => e.textContent)
+    """
+    return browser.execute_script(script)
+
+
 def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(f"{address}/patching?model=toy-induction&task=toy-induction&n=12")
     press(browser, "Run", seconds=LOADING)
@@ -43,6 +52,10 @@ def test_run_click_and_read(address: str, browser: Any, tmp_path: Path) -> None:
     browser.get(browser.current_url)  # a fresh visit by the link: same cell, nothing to run
     until(lambda: "Inside L1H2" in texts(browser, "h3"), "the restored detail")
     assert not has_button(browser, "Run")
+    narrow = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+    until(lambda: "Setup" in menu(browser)[-2], "the narrow menu")
+    assert menu(browser)[-1].startswith("Studies")  # beside a sidebar, nothing is left out
 
 
 def test_an_edge_of_a_circuit_is_clicked(address: str, browser: Any) -> None:

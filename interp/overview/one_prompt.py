@@ -58,7 +58,7 @@ class WritingNeuron:
     activation: float
     value: float
     score: float
-    null: Null
+    null: Null | None
     writes: Unembedded
 
     @property
@@ -251,10 +251,11 @@ class Look(Tabled):
                 activation=float(self.run.sites[layer, "post"][parts.position, index]),
                 value=float(values[layer, index]),
                 score=float(scores[layer, index]),
-                null=null_of(float(sizes[layer, index]), np.delete(sizes[layer], index)),
+                null=null_of(float(sizes[layer, index]), others) if len(others) else None,
                 writes=tokens,
             )
             for (layer, index), tokens in zip(found, written, strict=True)
+            for others in [np.delete(sizes[layer], index)]
         ]
         return Listing(rows, "logits")
 

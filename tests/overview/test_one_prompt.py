@@ -10,6 +10,7 @@ import torch
 
 from interp.core.errors import InterpError
 from interp.core.statistics import widened
+from interp.models.loading import wrap
 from interp.models.unembedding import unembed
 from interp.neurons.firing import neuron_firing
 from interp.overview.one_prompt import HEAD_METRICS, Look, look
@@ -18,6 +19,7 @@ from interp.probing.lens import logit_lens
 from interp.runs.capture import run_with_cache
 from interp.runs.hooks import intervene
 from interp.runs.kinds import zero
+from tests.families import tiny
 
 PROMPT = (5, 9, 2, 9, 11, 3)
 
@@ -115,6 +117,19 @@ def test_norms_and_json(seen):
     )
     assert len(repr(seen)) < 250
     assert "probability" in seen._repr_html_()
+
+
+def test_a_neuron_alone_in_its_layer_has_no_null() -> None:
+    hf = tiny("llama")
+    for layer in hf.model.layers:
+        for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            part.weight = torch.nn.Parameter(part.weight[:1])
+        layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :1])
+    hf.config.intermediate_size = 1
+    model = wrap(hf, name="one-neuron")
+    found = look(model, PROMPT)
+    assert [one.null for one in found.neurons(2)] == [None, None]
+    assert len(found.to_dict()["neurons"]) == model.n_layers
 
 
 def test_bad_input_is_refused(family_models):

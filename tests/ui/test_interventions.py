@@ -79,6 +79,16 @@ def test_a_kept_direction_stands_beside_stricter_ones(page, smollm) -> None:
     assert "mood" in at.query_params["changes"]
 
 
+def test_a_soft_cap_of_the_logits_is_said(page, smollm) -> None:
+    assert not [one for one in page().caption if "caps its logits" in one.value]
+    object.__setattr__(smollm.decoder, "final_softcap", 30.0)
+    try:
+        at = page("L9H6, zero, 0.5")
+        assert [one for one in at.caption if "caps its logits" in one.value and "30" in one.value]
+    finally:
+        object.__setattr__(smollm.decoder, "final_softcap", None)
+
+
 def test_the_exported_python_gives_the_number_again(page, capsys) -> None:
     at = page("L9H6, patch, 0.5", "L20N100, steer, 2", foil=FOIL, dose="1.5")
     found: dict = {}

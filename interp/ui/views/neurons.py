@@ -113,7 +113,7 @@ def _row(one: WritingNeuron) -> dict[str, object]:
     return {
         "neuron": str(one.component),
         "score": one.score,
-        "others of the layer, absolute": one.null.beside,
+        "others of the layer, absolute": "no others" if one.null is None else one.null.beside,
         "adds, logits": one.value,
         "activation": one.activation,
         "raises here": neuron_panel.words(raises),

@@ -382,15 +382,18 @@ def test_where_no_candidate_passes_the_largest_effect_at_a_cost_is_taken(rows, l
         for i, (a, b, c) in enumerate(rows)
     ]
     assert place_of({"rows": table, "best": None}) == [-1, layer]
+    # In a model whose refusals begin with an uncertain token the threshold is not 0.
+    moved = [row | {x: row[x] - 3 for x in ("bypass", "induce")} for row in table]
+    assert place_of({"rows": moved, "best": None, "threshold": -3.0}) == [-1, layer]
 
 
 def test_candidates_are_thinned_by_layer(context):
-    thinned = replace(context, settings=replace(SETTINGS, thin=2))
-    found = [selection(one, "over-refusal") for one in (context, thinned)]
-    layers = [[row["layer"] for row in one["rows"]] for one in found]
+    both = (replace(context, settings=replace(SETTINGS, thin=thin)) for thin in (1, 2))
+    found = [selection(one, "harmful-harmless") for one in both]
+    layers = [sorted({row["layer"] for row in one["rows"]}) for one in found]
     assert layers == [[0, 1, 2, 3], [1, 3]]
     assert found[1]["rows"] == [row for row in found[0]["rows"] if row["layer"] % 2]
-    assert np.shape(found[1]["norms"]) == (1, 2)
+    assert np.shape(found[1]["norms"])[1] == 2
 
 
 def test_too_few_refusals_are_said_before_all_replies_are_written(organism, cases, monkeypatch):

@@ -67,11 +67,12 @@ def selection(context: RefusalContext, kind: DirectionKind) -> Result:
         bad,
         good,
         context.tokens,
-        limits=FALSE_LIMITS if kind == FALSE else None,
+        limits=FALSE_LIMITS if kind == FALSE else Limits(induce=context.threshold),
         measure_all=kind != FALSE,
         progress=context.progress,
     )
     return _written(found) | {
+        "threshold": context.threshold,
         "n": [len(bad), len(good)],
         "classes": list(candidates.n),
         "tokens": list(candidates.tokens),
@@ -132,9 +133,9 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     """Position and layer of a selection: the rule's choice, or else a fallback.
 
     If no candidate passes the rule, the largest induce - bypass at any layer is taken, among those
-    that bypass (score below 0) and induce (above 0) with a KL of at most `COST`. If all of these
-    cost more, the one with the least KL is taken; if none does both, the largest induce - bypass.
-    The report says so. A skipped selection takes the place of `other`.
+    that bypass (score below the threshold) and induce (above it) with a KL of at most `COST`. If
+    all of these cost more, the one with the least KL is taken; if none does both, the largest
+    induce - bypass. The report says so. A skipped selection takes the place of `other`.
 
     Raises:
         InterpError: all candidates are zero.
@@ -146,7 +147,8 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     rows = [row for row in found["rows"] if row["rejected"] not in ("zero", "nan")]
     if not rows:
         raise InterpError("a direction", "every candidate is zero", "give other prompts")
-    both = [row for row in rows if row["bypass"] < 0 < row["induce"]]
+    at = found.get("threshold", 0.0)
+    both = [row for row in rows if row["bypass"] < at < row["induce"]]
     cheap = [row for row in both if row["kl"] <= COST]
     if both and not cheap:
         best = min(both, key=lambda row: row["kl"])

@@ -181,14 +181,16 @@ class RefusalContext(StudyContext[RefusalSettings]):
     def classes(self, kind: DirectionKind, part: str = "find") -> tuple[list[int], list[int]]:
         """The two classes of rows whose difference gives a direction, first minus second.
 
-        Both classes have the same tasks; otherwise the direction would encode the task. If the
+        Both classes have the same tasks; otherwise the direction would encode the task. If all
         rows to refuse have answerable twins, only these are their other class. Refused and invented
         find rows have the same kinds and tasks in equal numbers. The classes of a false-refusal
         direction are those of the over-refusal direction (arXiv 2410.03415 uses answered prompts of
         any task).
         """
         harmless = self.rows(part, should="answer", tasks=self.proper_tasks)
-        if twins := [i for i in harmless if self._about(i) in self.asked]:
+        twins = [i for i in harmless if self._about(i) in self.asked]
+        requests = {self._about(i) for i in self.rows(part, should="refuse")}
+        if {self._about(i) for i in twins} == requests:
             harmless = twins
         if kind == INVENTED:
             sides = [self.rows(part, should="refuse", refused=x) for x in (True, False)]

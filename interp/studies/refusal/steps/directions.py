@@ -133,9 +133,9 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
     """Position and layer of a selection: the rule's choice, or else a fallback.
 
     If no candidate passes the rule, the largest induce - bypass at any layer is taken, among those
-    that bypass (score below the threshold) and induce (above it) with a KL of at most `COST`. If
-    all of these cost more, the one with the least KL is taken; if none does both, the largest
-    induce - bypass. The report says so. A skipped selection takes the place of `other`.
+    that bypass (score below the threshold) and induce (above it), or among all if none does both,
+    with a KL of at most `COST`. If all of these cost more, the one with the least KL is taken. The
+    report says so. A skipped selection takes the place of `other`.
 
     Raises:
         InterpError: all candidates are zero.
@@ -149,11 +149,11 @@ def place_of(found: Result, other: Result | None = None) -> list[int] | None:
         raise InterpError("a direction", "every candidate is zero", "give other prompts")
     at = found.get("threshold", 0.0)
     both = [row for row in rows if row["bypass"] < at < row["induce"]]
-    cheap = [row for row in both if row["kl"] <= COST]
-    if both and not cheap:
-        best = min(both, key=lambda row: row["kl"])
+    cheap = [row for row in both or rows if row["kl"] <= COST]
+    if cheap:
+        best = min(cheap, key=lambda row: row["bypass"] - row["induce"])
     else:
-        best = min(cheap or rows, key=lambda row: row["bypass"] - row["induce"])
+        best = min(both or rows, key=lambda row: row["kl"])
     return [best["position"], best["layer"]]
 
 

@@ -85,8 +85,10 @@ def methods(context: RefusalContext, places: Places, gate: Result) -> list[Metho
         if kind in directions:
             found.append(_always(f"add - {kind}", DOSES, subtracted(directions[kind])))
     # Rivals of the direction that fixes the topic: of each kind the one most alike.
-    for name, others in rivals(context, context.main, places[context.main]).items():
-        own = directions.get(context.main, directions["harmful-harmless"])
+    main = context.main
+    own = directions.get(main, directions.get("harmful-harmless"))
+    for name, others in rivals(context, main, places[main]).items() if own else ():
+        assert own is not None
         rival = max(others, key=lambda other: abs(float(own.unit @ other.unit)))
         found.append(_always(f"ablate {name}", (), ablated(rival), f"ablate {own.kind}"))
         if name == "unembedding" and INVENTED in directions:

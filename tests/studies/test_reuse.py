@@ -1,7 +1,9 @@
 """Reuse across tasks: tasks, overlaps against brute force, labels, imposed patterns, the study."""
 
+import json
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -516,6 +518,33 @@ def test_p_over_all_rows_errs_no_more_often_than_it_says():
     ]
     assert np.mean(np.array(least) <= 0.05 + 1e-9) < 0.09  # 0.05 of 400, +- 0.011
     assert np.mean(np.array(least) <= 0.5) > 0.4  # and not much less often
+
+
+def _line(x, form=".2f"):
+    return f"{x['mean']:{form}} [{x['low']:{form}}, {x['high']:{form}}]"
+
+
+def test_pages_about_ioi_and_the_repair_say_what_the_files_hold():
+    root = Path(__file__).parents[2]
+    results, pages = root / "experiments/results", root / "docs/findings"
+    found = json.loads((results / "ioi_heads.json").read_text())
+    page, readme = (pages / "ioi.md").read_text(), (root / "README.md").read_text()
+    effect, beyond = found["together"]["denoise"]["effect"], found["beyond_clean"]["five"]
+    assert _line(effect) in page
+    assert _line(effect) in " ".join(readme.split())
+    for part in ("other heads", "opposed two"):
+        assert f"{abs(beyond[part]['mean']):.2f}" in readme
+        assert all(_line(run[part]) in page for run in found["beyond_clean"].values())
+    assert beyond["all"]["mean"] == pytest.approx(effect["mean"] - 1, abs=1e-3)
+    for row in found["prompts"]:
+        assert all(_line(x) in page for name, x in row.items() if name in ("five", "seven"))
+    found = json.loads((results / "reuse_repair.json").read_text())
+    page = (pages / "reuse.md").read_text()
+    for name in ("L23H3", "L24H4", "L21H5", "L23H0", "inhibition", "both"):
+        row = found["rows"][name]
+        assert f"{_line(row)}" in page
+        assert f"{row['fixed']}, {row['broken']} |" in page
+        assert f"{row['random']['mean']:.2f}, at most {row['random']['most']:.2f}" in page
 
 
 # -- the study on a tiny model -------------------------------------------------------------

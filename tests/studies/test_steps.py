@@ -213,4 +213,5 @@ def test_a_study_is_kept_opened_and_refused(family_models, tmp_path, monkeypatch
     (tmp_path / "report.md.j2").write_text('# A study\n\n{% include "run.md.j2" %}')
     report = study_report(tmp_path / "report.md.j2", done, figures=SimpleNamespace())
     text = " ".join(report.save(tmp_path / "r").read_text().split())
+    assert f"Last run on {done.made}." in text
     assert "Settings: n 3, sizes (1, 2). 0 minutes" in text

@@ -8,6 +8,9 @@ import pytest
 
 pytest.importorskip("streamlit", reason="the app's extra is not installed")
 
+from jinja2 import Environment
+
+from interp.studies.report.report import HERE
 from interp.studies.study import shipped_reports
 from interp.ui.studies.pages import ALL_PAGES
 from interp.ui.studies.shipped import RUN
@@ -48,6 +51,18 @@ def test_a_newcomer_sees_the_report_with_its_figures_and_sections(pages):
     facts = next(x.proto.body for x in at.get("html") if "settings" in x.proto.body)
     assert all(words in facts for words in (folder.name.partition("-")[2], *run.groups()))
     assert {"report.html", "report.md"} <= downloads(at)
+
+
+def test_a_report_that_is_written_today_says_of_its_run_what_the_page_shows():
+    template = (HERE / "run.md.j2").read_text()
+    run = {"settings": "n 3, top_k (1, 2)", "minutes": 71, "longest": "a 3 s", "versions": "x 1.2"}
+    filters = {"fixed": lambda value, decimals: f"{value:.{decimals}f}"}
+    environment = Environment()
+    environment.filters |= filters
+    text = environment.from_string(template).render(run=run | {"made": "2026-11-23"})
+    found = RUN.search(text)
+    assert found is not None
+    assert found.groups() == ("n 3, top_k (1, 2)", "71 minutes", "2026-11-23")
 
 
 def test_it_is_run_anew_with_its_model_and_numbers(loaded):

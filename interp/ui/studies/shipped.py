@@ -14,7 +14,8 @@ from interp.ui.shared.state import select
 from interp.ui.studies.pages import StudyPages
 
 RUN = re.compile(
-    r"Settings: (?P<settings>.*?)\. (?P<computing>\d+ minutes) .* Last run on (?P<date>[\d-]+)\."
+    r"Settings: (?P<settings>.*?)\.\s(?P<computing>\d+ minutes) .*Last run on (?P<date>[\d-]+)\.",
+    re.DOTALL,
 )
 """What a report says of its run in its last section."""
 NUMBER = re.compile(r"\b(n|draws) (\d+)")

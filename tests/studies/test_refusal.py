@@ -195,7 +195,7 @@ def test_shuffled_labels_are_shuffled(done):
     """Here kinds and classes are the same thing: labels can only be shuffled inside tasks."""
     found = done[0].results["rivals"]
     (shuffled,) = (x for x in found["rivals"] if x["name"] == "shuffled labels")
-    assert max(map(abs, shuffled["cosines"])) < 0.95
+    assert min(shuffled["cosines"]) < 0.9
     assert found["own"]["ablated"]["properly refused"]["mean"] < 0
 
 

@@ -446,7 +446,7 @@ def test_probes_are_drawn_as_the_step_holds_them(tmp_path):
     assert pair["cos(W_valid, W_invalid)"] == pytest.approx(found["probes"]["softmax"]["pair"])
     watched = lines(at, 7)
     means = [row["mean"] for row in found["lens"]["groups"]["valid"]["probability"]["this"]]
-    assert watched["'this'"] == pytest.approx(means)
+    assert watched["this"] == pytest.approx(means)
 
 
 def test_glu_table_and_null_are_the_step_s(tmp_path):

@@ -73,8 +73,8 @@ class BackgroundJob:
     def stop(self) -> None:
         """Cancel, and wait for the end a moment.
 
-        Work that has not reported yet counts as ended at once, though its process may still start:
-        nothing that it does is kept.
+        Work that has not reported yet counts as ended at once: its process, which may still start,
+        is ended before it has done anything.
         """
         self.cancel.set()
         if self.total or self.line:

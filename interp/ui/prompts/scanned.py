@@ -39,7 +39,6 @@ def scanned(model: LanguageModel, asked: AskedPrompt) -> dict[str, Any] | None:
     key = str(result_key("scan of a prompt", 1, model, **given))
 
     def ready() -> None:
-        jobs.prepare()
         work = partial(_scan_and_keep, key, model, **given)
         widgets.start_button("Scan", jobs.start, key, work, "runs", disabled=not fits)
 

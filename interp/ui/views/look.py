@@ -17,7 +17,7 @@ from interp.tasks.saved import save_task
 from interp.ui import VIEWS
 from interp.ui.prompts import frame
 from interp.ui.prompts.scanned import scanned
-from interp.ui.shared import offered, prompts, widgets
+from interp.ui.shared import jobs, offered, prompts, widgets
 from interp.ui.shared.prompts import AskedPrompt
 from interp.ui.shared.state import current, select
 
@@ -81,6 +81,7 @@ def _read(model: LanguageModel, asked: AskedPrompt) -> None:
         return {**seen.to_dict(position=place), "model": offered.without_paths(model.name)}
 
     frame.take_away("look", rows, whole, call)
+    jobs.prepare()  # for a scan, once the first picture is drawn
 
 
 def _scan_call(model: LanguageModel, asked: AskedPrompt) -> str:
